@@ -1,0 +1,312 @@
+"""Every setting of a training run, as frozen dataclasses that check themselves.
+
+In: names, ranges and defaults, each with its standing (paper / reported / ours). Not in: anything heavy; this
+module imports the standard library alone, so a node or a command line can read the defaults for nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_type_hints
+
+from .errors import InputError
+
+Method = Literal["apt", "dreambooth", "dco", "tlora"]
+IdentifierMode = Literal["learned", "word"]
+AdapterTargets = Literal["attention", "attention+ff"]
+Layers = Literal["up", "mid+up", "all"]
+StabilizationMode = Literal["relative", "raw"]
+AttnSchedule = Literal["constant", "linear", "indicator"]
+AugmentKind = Literal["affine", "flip", "color"]
+LrSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """The LoRA: its size and where it sits. Defaults are DCO's published recipe."""
+
+    rank: int = 32
+    alpha: float | None = None
+    """Scale numerator; the update is multiplied by alpha / rank. None: alpha = rank."""
+    dropout: float = 0.0
+    targets: AdapterTargets = "attention"
+    """`attention`: to_q, to_k, to_v, to_out.0 of self- and cross-attention; `attention+ff`: the feed-forward too."""
+    min_rank: int | None = None
+    """T-LoRA only: the rank left at the noisiest timestep. None: half of `rank`."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _require(self.rank >= 1, "rank", self.rank, "give a whole number of at least 1")
+        _require(self.alpha is None or _positive(self.alpha), "alpha", self.alpha, "give a number above 0")
+        _require(0 <= self.dropout < 1, "dropout", self.dropout, "give a number from 0 up to, not including, 1")
+        _require(
+            self.min_rank is None or 1 <= self.min_rank <= self.rank,
+            "min_rank", self.min_rank, f"give a whole number from 1 to rank ({self.rank})",
+        )
+
+    @property
+    def resolved_alpha(self) -> float:
+        return float(self.rank if self.alpha is None else self.alpha)
+
+    @property
+    def resolved_min_rank(self) -> int:
+        return max(1, self.rank // 2) if self.min_rank is None else self.min_rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class AptConfig:
+    """The three parts of APT, each with its switch. They act when `method` is `apt`."""
+
+    # Adaptive Training Adjustment
+    adaptive_augmentation: bool = True
+    adaptive_loss_weight: bool = True
+    bins: int = 10  # paper
+    ema: float = 0.1  # reported: weight of the new value
+    temperature: float | Literal["auto"] = 1000.0  # reported: the steps of the training schedule
+    """A number T in gamma = 1 - exp(-T * gap), or `auto`: the gap measured relative to the prior's own loss (ours)."""
+    p_max: float = 0.8  # reported
+    max_zoom: float = 3.0  # reported: zoom-out by 1-3x
+    max_degrees: float = 15.0  # reported
+    augment_kinds: tuple[AugmentKind, ...] = ("affine",)
+    """`affine` is the paper's; `flip` (mirror) and `color` (brightness, contrast, saturation) are ours."""
+    augment_variants: int = 32  # ours
+    mask_fill: bool = False
+    """Leave the black fill of augmented pictures out of the denoising loss (ours; the paper trains on it)."""
+
+    # Representation Stabilization
+    stabilization: bool = True
+    dist_weight: float = 1.0  # ours: unpublished
+    dist_layers: Layers = "up"  # ours
+    dist_mode: StabilizationMode = "relative"  # ours
+
+    # Attention Alignment
+    alignment: bool = True
+    attn_weight: float = 1.0  # ours: unpublished
+    attn_layers: Layers = "up"  # ours
+    attn_schedule: AttnSchedule = "constant"
+    """`constant`; `linear`: from 0 at the first step to full at the last; `indicator`: times gamma of each sample's bin."""
+
+    lazy_prior: int = 1
+    """Run the prior pass and its losses every k-th step, the regularisers scaled by k; 1 is the paper's way."""
+    watch_indicator: bool = False
+    """Measure the indicator also where the method does not use it (costs the prior pass; changes no weight)."""
+    balance_every: int = 50
+    """Every so many steps, log the gradient norm of each term; 0 = never."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _require(self.bins >= 1, "bins", self.bins, "give a whole number of at least 1")
+        _require(0 < self.ema <= 1, "ema", self.ema, "give a number above 0 and at most 1")
+        _require(
+            self.temperature == "auto" or _positive(self.temperature),
+            "temperature", self.temperature, "give a number above 0, or auto",
+        )
+        _require(0 <= self.p_max <= 1, "p_max", self.p_max, "give a probability from 0 to 1")
+        _require(_finite(self.max_zoom) and self.max_zoom >= 1, "max_zoom", self.max_zoom, "give a number of at least 1")
+        _require(0 <= self.max_degrees <= 180, "max_degrees", self.max_degrees, "give an angle from 0 to 180")
+        _require(len(self.augment_kinds) > 0, "augment_kinds", "()", "name at least one, or set adaptive_augmentation to false")
+        _require(self.augment_variants >= 1, "augment_variants", self.augment_variants, "give a whole number of at least 1")
+        for name in ("dist_weight", "attn_weight"):
+            value = getattr(self, name)
+            _require(_finite(value) and value >= 0, name, value, "give a number of at least 0")
+        _require(self.lazy_prior >= 1, "lazy_prior", self.lazy_prior, "give a whole number of at least 1")
+        _require(self.balance_every >= 0, "balance_every", self.balance_every, "give a whole number of at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and the batch. Defaults are DCO's published recipe."""
+
+    learning_rate: float = 5e-5
+    embedding_learning_rate: float = 5e-6
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 1e-4
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 = no clipping."""
+    lr_schedule: LrSchedule = "constant"
+    warmup_steps: int = 0
+    batch_size: int = 1
+    accumulation: int = 1
+    """Batches summed into one optimizer step."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        for name in ("learning_rate", "embedding_learning_rate", "weight_decay", "max_grad_norm"):
+            value = getattr(self, name)
+            _require(_finite(value) and value >= 0, name, value, "give a number of at least 0")
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "give a number from 0 up to, not including, 1")
+        _require(_positive(self.epsilon), "epsilon", self.epsilon, "give a number above 0")
+        for name in ("batch_size", "accumulation"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "give a whole number of at least 1")
+        _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "give a whole number of at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How pictures and captions become training samples."""
+
+    resolution: int = 0
+    """Side of a square picture in pixels; other aspects keep its area. 0: the model's own."""
+    bucket_multiple: int = 0
+    """Sides are multiples of this many pixels. 0: 64, or the model's own factor where its resolution is below 512."""
+    caption_template: str = "a photo of {subject}"
+    class_caption: str = "a photo of {class_word}"
+    """Caption of the prior-preservation images that have no caption of their own."""
+    prior_preservation_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.resolution >= 0, "resolution", self.resolution, "give a number of pixels, or 0 for the model's own")
+        _require(self.bucket_multiple >= 0, "bucket_multiple", self.bucket_multiple, "give a number of pixels, or 0")
+        _require("{subject}" in self.caption_template, "caption_template", repr(self.caption_template), "write {subject} where the subject belongs")
+        value = self.prior_preservation_weight
+        _require(_finite(value) and value >= 0, "prior_preservation_weight", value, "give a number of at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """Snapshots and preview samples. Nothing here changes the trained weights."""
+
+    snapshot_every: int = 250
+    """Steps between snapshots (LoRA and embedding kept; the full state of the last two); 0: only at the end."""
+    preview_every: int = 0
+    """Steps between preview samples; 0: none."""
+    preview_prompts: tuple[str, ...] = ()
+    """Prompts with `{subject}`; none: the caption template."""
+    preview_steps: int = 25
+    preview_guidance: float = 5.0
+    preview_seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("snapshot_every", "preview_every", "preview_seed"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "give a whole number of at least 0")
+        _require(self.preview_steps >= 1, "preview_steps", self.preview_steps, "give a whole number of at least 1")
+        _require(_finite(self.preview_guidance) and self.preview_guidance >= 0, "preview_guidance", self.preview_guidance, "give a number of at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    class_word: str
+    """What the subject is, in the model's own words (`toy`, `teddy bear`): the prior reads it in the subject's place."""
+    identifier: str = ""
+    """Name of the subject, the embedding and the LoRA file; empty: `<class-word>_subject`."""
+    identifier_mode: IdentifierMode = "learned"
+    """`learned`: own embedding rows are trained; `word`: a plain trigger word before the class word."""
+    init_word: str = ""
+    """The learned rows start as this word's (or these words'); empty: the class word."""
+    method: Method = "apt"
+    steps: int = 2000
+    seed: int = 0
+    dco_beta: float = 1000.0
+    precision: Precision = "auto"
+    """Base weights and passes; the adapter stays float32. `auto`: bf16 on CUDA (fp16 where it lacks bf16), fp32 on CPU."""
+    gradient_checkpointing: bool | None = None
+    """None: on for SDXL on CUDA, else off."""
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    apt: AptConfig = field(default_factory=AptConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _require(bool(self.class_word.strip()), "class_word", "empty", "say what the subject is, for example toy or dog")
+        _require(
+            NAME_PATTERN.fullmatch(self.name) is not None,
+            "identifier", repr(self.identifier or self.name), "use only letters, digits, _ and -",
+        )
+        _require(self.steps >= 1, "steps", self.steps, "give a whole number of at least 1")
+        _require(self.seed >= 0, "seed", self.seed, "give a whole number of at least 0")
+        _require(_positive(self.dco_beta), "dco_beta", self.dco_beta, "give a number above 0")
+        _require(
+            self.method != "dco" or self.apt.lazy_prior == 1,
+            "lazy_prior", self.apt.lazy_prior, "DCO's loss needs the prior at every step, so set it to 1",
+        )
+
+    @property
+    def name(self) -> str:
+        """The subject's name, also the stem of every file written for it."""
+        return self.identifier or "_".join(self.class_word.split()) + "_subject"
+
+    @property
+    def resolved_init_word(self) -> str:
+        return self.init_word.strip() or self.class_word.strip()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as written to `config.json`."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`; an unknown name is an InputError."""
+        return _build(TrainConfig, values)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that change the trained weights: what a run's content hash is made of.
+
+        `steps` counts only under a learning-rate or attention schedule that reads the total.
+        """
+        values = self.to_dict()
+        del values["output"], values["identifier"], values["apt"]["balance_every"]
+        if not self.reads_total_steps:
+            del values["steps"]
+        values["adapter"]["alpha"] = self.adapter.resolved_alpha
+        values["init_word"] = self.resolved_init_word if self.identifier_mode == "learned" else ""
+        if self.identifier_mode == "word":
+            values["identifier"] = self.name  # the trigger word is read by the text encoder
+        return values
+
+    @property
+    def reads_total_steps(self) -> bool:
+        """Whether the weights at step n depend on how many steps are to come."""
+        constant = ("constant", "constant_with_warmup")
+        linear_attn = self.method == "apt" and self.apt.alignment and self.apt.attn_schedule == "linear"
+        return self.optimizer.lr_schedule not in constant or linear_attn
+
+
+def _require(ok: bool, name: str, value: object, remedy: str) -> None:
+    if not ok:
+        raise InputError(f"{name} is {value}: {remedy}.")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _positive(value: Any) -> bool:
+    return _finite(value) and value > 0
+
+
+def _check_choices(config: Any) -> None:
+    """Refuse a value outside a Literal field's choices."""
+    hints = get_type_hints(type(config))
+    for item in dataclasses.fields(config):
+        choices = get_args(hints[item.name])
+        if choices and all(isinstance(choice, str) for choice in choices):
+            value = getattr(config, item.name)
+            _require(value in choices, item.name, repr(value), "choose one of " + ", ".join(choices))
+    for kind in getattr(config, "augment_kinds", ()):
+        _require(kind in get_args(AugmentKind), "augment_kinds", repr(kind), "choose from " + ", ".join(get_args(AugmentKind)))
+
+
+def _build(cls: type, values: dict[str, Any]) -> Any:
+    hints = get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise InputError(f"{cls.__name__} has no setting named {unknown[0]}: remove it or correct its name.")
+    ready: dict[str, Any] = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            value = _build(hints[name], value)  # type: ignore[arg-type]
+        ready[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**ready)

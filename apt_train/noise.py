@@ -1,0 +1,76 @@
+"""The noise schedule: noisy latents, training targets, and the epsilon behind any prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PredictionType = Literal["epsilon", "v_prediction"]
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """Variance-preserving schedule: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise.
+
+    `alphas_cumprod`: float (num_timesteps,), each in [0, 1], falling; its last entry is 0 under zero-terminal-SNR.
+    """
+
+    alphas_cumprod: Tensor
+    prediction_type: PredictionType = "epsilon"
+
+    @property
+    def num_timesteps(self) -> int:
+        return len(self.alphas_cumprod)
+
+    @property
+    def zero_terminal_snr(self) -> bool:
+        return bool(self.alphas_cumprod[-1] <= 1e-7)
+
+    def signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar), sqrt(1 - alpha_bar) as float32 (N, 1, 1, 1) for int64 timesteps (N,)."""
+        alpha_bar = self.alphas_cumprod.to(timesteps.device)[timesteps].float().view(-1, 1, 1, 1)
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noisy latents; all (N, C, H, W), timesteps int64 (N,)."""
+        signal, sigma = self.signal_and_noise(timesteps)
+        return signal * latents + sigma * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the UNet is trained to predict: the noise, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0."""
+        if self.prediction_type == "epsilon":
+            return noise
+        signal, sigma = self.signal_and_noise(timesteps)
+        return signal * noise - sigma * latents
+
+    def to_epsilon(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """The noise a prediction stands for, so that eps- and v-models feed the indicator alike (ours)."""
+        if self.prediction_type == "epsilon":
+            return prediction
+        signal, sigma = self.signal_and_noise(timesteps)
+        return signal * prediction + sigma * noisy
+
+
+def scaled_linear_schedule(
+    num_timesteps: int = 1000,
+    beta_start: float = 0.00085,
+    beta_end: float = 0.012,
+    prediction_type: PredictionType = "epsilon",
+    zero_terminal_snr: bool = False,
+) -> NoiseSchedule:
+    """Stable Diffusion's own schedule; `zero_terminal_snr` rescales it so that the last step is pure noise."""
+    betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64) ** 2
+    alphas_cumprod = torch.cumprod(1 - betas, dim=0)
+    if zero_terminal_snr:
+        alphas_cumprod = rescale_zero_terminal_snr(alphas_cumprod)
+    return NoiseSchedule(alphas_cumprod.float(), prediction_type)
+
+
+def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """Shift and scale sqrt(alpha_bar) so that its first entry stays and its last is 0 (arXiv 2305.08891, algorithm 1)."""
+    root = alphas_cumprod.sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    return ((root - last) * first / (first - last)) ** 2

@@ -1,0 +1,34 @@
+"""Random draws that depend on what they are for, not on what was drawn before.
+
+Every draw comes from a generator seeded by a key such as (seed, step, index): a resumed run, a batch of 4 and four
+accumulated batches of 1 all draw alike. Generators live on the CPU, so that a device draws what another would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
+import torch
+
+
+def derive_seed(*key: int | str) -> int:
+    """A 63-bit seed from a key; nearby keys give unrelated seeds."""
+    digest = hashlib.sha256("/".join(str(part) for part in key).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """A CPU generator for this key."""
+    return torch.Generator().manual_seed(derive_seed(*key))
+
+
+@contextlib.contextmanager
+def seeded(*key: int | str, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Seed torch's global generators inside the block (dropout, initialisation); put them back after."""
+    device = torch.device(device)
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(derive_seed(*key))
+        yield

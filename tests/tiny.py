@@ -1,0 +1,96 @@
+"""Tiny random networks in the real libraries' own classes: what the tests train instead of real checkpoints.
+
+`tiny_components("sd15")` and `tiny_components("sdxl")` have the two families' shapes (one text encoder; two, with
+pooled vector and size ids) on 8-channel blocks; the word tokenizer is built in memory. Everything is seeded.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
+
+from apt_train.components import Components, Family, TextEncoder
+from apt_train.noise import scaled_linear_schedule
+
+WORDS = (
+    "a photo of toy dog teddy bear sub submarine on grass sand snow in the park red blue green big small ball "
+    "with and hat my painting sketch picture thing zwx ! , . ' s"
+).split()
+
+
+def tiny_tokenizer(max_length: int = 16) -> PreTrainedTokenizerFast:
+    """Lower-casing word tokenizer: <unk> 0, <pad> 1, words from 2, <bos>, <eos> last (the highest id, as in CLIP)."""
+    vocab = {"<unk>": 0, "<pad>": 1, **{word: i for i, word in enumerate(WORDS, start=2)}}
+    vocab |= {"<bos>": len(vocab), "<eos>": len(vocab) + 1}
+    raw = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    raw.normalizer = normalizers.Lowercase()
+    raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    raw.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", vocab["<bos>"]), ("<eos>", vocab["<eos>"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>",
+        model_max_length=max_length,
+    )
+
+
+def tiny_text_encoder(tokenizer: PreTrainedTokenizerFast, width: int = 32, projection: bool = False) -> torch.nn.Module:
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=tokenizer.model_max_length, projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
+
+
+def tiny_unet(sdxl: bool = False) -> UNet2DConditionModel:
+    extra = dict(
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 32,
+        use_linear_projection=True, transformer_layers_per_block=(1, 2), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(2, 4), cross_attention_dim=64,
+    ) if sdxl else dict(
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=2, cross_attention_dim=32,
+    )  # fmt: skip
+    return UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8, **extra
+    ).eval()
+
+
+def tiny_vae() -> AutoencoderKL:
+    """Factor 4: a 64-pixel picture becomes 16 x 16 latents."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4, norm_num_groups=4, layers_per_block=1, sample_size=64, scaling_factor=0.5,
+    ).eval()
+
+
+def tiny_components(kind: str = "sd15", prediction_type: str = "epsilon", seed: int = 0) -> Components:
+    """A model of the given family's shape, float32 on the CPU, deterministic in `seed`."""
+    sdxl = kind == "sdxl"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = tiny_tokenizer()
+        encoders = [TextEncoder(tiny_text_encoder(tokenizer), tokenizer)]
+        if sdxl:
+            second = tiny_text_encoder(tiny_tokenizer(), projection=True)
+            encoders = [
+                TextEncoder(encoders[0].model, tokenizer, layer=-2, final_norm=False, embedding_key="clip_l"),
+                TextEncoder(second, tiny_tokenizer(), layer=-2, final_norm=False, pooled=True, embedding_key="clip_g"),
+            ]
+        unet, vae = tiny_unet(sdxl), tiny_vae()
+    for module in (unet, vae, *(encoder.model for encoder in encoders)):
+        module.requires_grad_(False)
+
+    def encode(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        posterior = vae.encode(images).latent_dist
+        return posterior.mean * 0.5, posterior.std * 0.5
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        return vae.decode(latents / 0.5).sample
+
+    schedule = scaled_linear_schedule(prediction_type=prediction_type)  # type: ignore[arg-type]
+    family = Family(name=kind, resolution=64, vae_factor=4)  # type: ignore[arg-type]
+    return Components(unet, encoders, encode, decode, schedule, family, vae=vae, digest=f"tiny-{kind}-{prediction_type}-{seed}", source=f"tiny-{kind}")
