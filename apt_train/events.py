@@ -30,7 +30,7 @@ class StepEvent:
     denoising: float
     stabilization: float | None
     alignment: float | None
-    grad_norm: float  # before clipping
+    grad_norm: float | None  # before clipping; None: overflow under fp16, the step was skipped
     lr: float  # of the UNet's group
     timestep: list[int]
     gamma: list[float]  # one per bin

@@ -1,0 +1,81 @@
+"""Where prior and tuned look, token by token, on one picture: the maps of the paper's attention figure."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .adapter import adapter_disabled
+from .batch import Sample, collate
+from .capture import attention_maps, capture
+from .rng import generator
+from .setup import Run
+from .step import predict
+from .tensor_file import write_tensors
+
+
+def write_attention(run: Run, path: Path) -> None:
+    """Write the maps of the first picture at the middle timestep: `prior`, `tuned` (columns, h, w), labels as metadata."""
+    prior, tuned, labels = probe(run)
+    write_tensors(path, {"prior": prior, "tuned": tuned}, {"labels": json.dumps(labels)})
+
+
+@torch.no_grad()
+def probe(run: Run, image: int = 0) -> tuple[Tensor, Tensor, list[str]]:
+    """Prior's and tuned's maps, float32 (columns, h, w) on the CPU, and one label per column.
+
+    Mean over heads and the aligned layers, at the resolution of the finest; the noise is the same for both, drawn
+    from the run's seed.
+    """
+    run.components.unet.eval()
+    if run.training_step.timestep_rank is not None:
+        run.training_step.timestep_rank.set(None)
+    sample = _middle_sample(run, image)
+    with adapter_disabled(run.components.unet):
+        prior, labels = _maps(run, sample, tuned=False)
+    tuned, _ = _maps(run, sample, tuned=True)
+    run.components.unet.train()
+    return prior, tuned, labels
+
+
+def _middle_sample(run: Run, image: int) -> Sample:
+    shape = run.subject.bank.latent_shape(image)
+    posterior, noise = torch.randn(2, *shape, generator=generator(run.config.seed, "attention", image))
+    middle = run.components.schedule.num_timesteps // 2
+    return Sample(middle, image, 0, run.subject.bank.latent(image, 0, posterior), noise, None)
+
+
+def _maps(run: Run, sample: Sample, *, tuned: bool) -> tuple[Tensor, list[str]]:
+    components, step = run.components, run.training_step
+    batch = collate([sample], run.subject.captions, run.subject.prepared, run.device)
+    noisy = components.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+    conditioning = run.conditioner.encode(batch.captions, tuned=tuned)
+    with capture(components.unet, features=None, attention=run.config.apt.attn_layers) as captured:
+        predict(components.unet, noisy, batch.timesteps, conditioning, batch.size_ids if step.uses_size_ids else None, run.dtype)
+    maps = attention_maps(components.unet, captured, conditioning.columns, conditioning.num_columns)
+    height, width = batch.latents.shape[-2:]
+    return merge_layers([layer.mean(dim=1)[0] for layer in maps], height / width), conditioning.labels[0]
+
+
+def merge_layers(maps: list[Tensor], aspect: float) -> Tensor:
+    """Maps (positions, columns) of layers of different sizes -> their mean (columns, h, w) at the finest size.
+
+    `aspect`: height / width of the latent.
+    """
+    grids = [_grid(layer, aspect) for layer in maps]
+    size = max((grid.shape[-2:] for grid in grids), key=lambda shape: shape[0] * shape[1])
+    scaled = [F.interpolate(grid[None], size=size, mode="bilinear", align_corners=False)[0] for grid in grids]
+    return torch.stack(scaled).mean(dim=0).cpu().contiguous()
+
+
+def _grid(layer: Tensor, aspect: float) -> Tensor:
+    positions = layer.shape[0]
+    # Odd latents are rounded up on each way down, so the sides are found, not computed: the divisor nearest in aspect.
+    divisors = [h for h in range(1, positions + 1) if positions % h == 0]
+    height = min(divisors, key=lambda h: abs(math.log(h * h / positions / aspect)))
+    return layer.T.reshape(-1, height, positions // height).float()

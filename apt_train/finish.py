@@ -1,0 +1,157 @@
+"""What a run leaves behind: snapshots and previews on the way, the LoRA, the embedding and the report at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy
+from PIL import Image
+from torch import Tensor
+
+from .adapter import adapter_state
+from .attention_probe import write_attention
+from .captions import trigger_text
+from .events import Callback, NoticeEvent, PreviewEvent, StepEvent, TrainResult
+from .export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
+from .metadata import lora_metadata
+from .report import write_report
+from .run_folder import RunFolder
+from .sample import previews
+from .setup import Run, vae_on
+from .snapshot import step_folder, take_state, write_snapshot
+
+
+@dataclass
+class Outcome:
+    """A run and what has come of it so far."""
+
+    run: Run
+    folder: RunFolder | None
+    digest: str
+    losses: list[float] = field(default_factory=list)
+    gamma: list[list[float]] = field(default_factory=list)
+    stopped: bool = False
+    prior_previews: list[Image.Image] | None = None  # drawn once: the prior does not change
+    consistent: bool = True  # False while a step is under way, when parameters and moments may disagree
+
+    def add(self, event: StepEvent) -> None:
+        self.remember(event.loss, event.gamma)
+        if self.folder is not None:
+            self.folder.log(event)
+
+    def remember(self, loss: float, gamma: list[float]) -> None:
+        self.losses.append(loss)
+        self.gamma.append(gamma)
+
+
+def finish(outcome: Outcome) -> TrainResult:
+    """Save the last completed step, export the LoRA, and hand the result over."""
+    run, folder = outcome.run, outcome.folder
+    lora, embeddings = current_lora(run), _embeddings(run)
+    if folder is not None:
+        if run.steps_done and not (step_folder(folder.snapshots, run.steps_done) / "state.json").exists():
+            save_snapshot(outcome)
+        _export(run, lora, embeddings, folder.lora, folder.embedding)
+    return TrainResult(
+        lora=lora,
+        embeddings=embeddings,
+        trigger=trigger_text(run.config.name, run.config.class_word, run.config.identifier_mode),
+        steps_done=run.steps_done,
+        stopped=outcome.stopped,
+        run_dir=folder.path if folder else None,
+        losses=outcome.losses,
+        gamma=numpy.array(outcome.gamma, dtype=numpy.float64).reshape(-1, run.config.apt.bins),
+    )
+
+
+def write_extras(outcome: Outcome) -> None:
+    """Attention maps and report: after the LoRA is safe, as they are no part of it."""
+    if outcome.folder is None:
+        return
+    write_attention(outcome.run, outcome.folder.path / "attention.safetensors")
+    write_report(outcome.folder.path)
+
+
+def save_snapshot(outcome: Outcome) -> None:
+    """LoRA, embedding and full state of the step that has just ended; nothing without a folder."""
+    run, folder = outcome.run, outcome.folder
+    if folder is None:
+        return
+    lora, embeddings = current_lora(run), _embeddings(run)
+    files: dict[str, Callable[[Path], None]] = {
+        folder.lora.name: lambda path: _write_lora(run, lora, path),
+    }
+    if embeddings is not None:
+        files[folder.embedding.name] = lambda path: save_embedding(path, embeddings)
+    write_snapshot(folder.snapshots, take_state(run), files)
+
+
+def current_lora(run: Run) -> dict[str, Tensor]:
+    """The LoRA as it stands, in kohya names."""
+    unet, family = run.components.unet, run.components.family
+    return lora_to_kohya(adapter_state(unet), run.config.adapter.resolved_alpha, family, unet.config)
+
+
+def _embeddings(run: Run) -> dict[str, Tensor] | None:
+    return run.identifier.embeddings() if run.identifier is not None else None
+
+
+def _export(run: Run, lora: dict[str, Tensor], embeddings: dict[str, Tensor] | None, lora_path: Path, embedding_path: Path) -> None:
+    _write_lora(run, lora, lora_path)
+    if embeddings is not None:
+        save_embedding(embedding_path, embeddings)
+
+
+def _write_lora(run: Run, lora: dict[str, Tensor], path: Path) -> None:
+    check_lora_keys(lora, run.components.unet, run.components.family)
+    save_lora(path, lora, _metadata(run))
+
+
+def _metadata(run: Run) -> dict[str, str]:
+    config, components = run.config, run.components
+    return lora_metadata(
+        name=config.name,
+        trigger=trigger_text(config.name, config.class_word, config.identifier_mode),
+        class_word=config.class_word,
+        family=components.family,
+        prediction_type=components.schedule.prediction_type,
+        rank=config.adapter.rank,
+        alpha=config.adapter.resolved_alpha,
+        steps=run.steps_done,
+        config=config.to_dict(),
+        captions=run.subject.captions,
+        base_name=components.source,
+        base_digest=components.digest,
+    )
+
+
+def send_previews(outcome: Outcome, emit: Callback) -> None:
+    """Draw the preview prompts, prior and tuned with the same seeds; save them and tell the caller."""
+    run, output, family = outcome.run, outcome.run.config.output, outcome.run.components.family
+    prompts = list(output.preview_prompts or (run.config.data.caption_template,))
+    side = run.config.data.resolution or family.resolution
+    if run.training_step.timestep_rank is not None:
+        run.training_step.timestep_rank.set(None)  # a LoRA file has no ranks by timestep: show what it will draw
+    with vae_on(run.components, run.device):
+        prior, tuned = previews(
+            run.components, run.conditioner, prompts, seed=output.preview_seed, steps=output.preview_steps,
+            guidance=output.preview_guidance, height=side, width=side, device=run.device, dtype=run.dtype,
+            prior=outcome.prior_previews, on_notice=lambda text: emit(NoticeEvent(text)),
+        )  # fmt: skip
+    outcome.prior_previews = prior
+    event = PreviewEvent(step=run.steps_done, prompts=prompts, prior=prior, tuned=tuned)
+    if outcome.folder is not None:
+        _save_previews(outcome.folder.path / "previews", event)
+    emit(event)
+
+
+def _save_previews(folder: Path, event: PreviewEvent) -> None:
+    folder.mkdir(exist_ok=True)
+    for kind, pictures in (("prior", event.prior), ("tuned", event.tuned)):
+        for i, picture in enumerate(pictures):
+            picture.save(folder / f"step_{event.step:06d}_{i}_{kind}.png")
+
+

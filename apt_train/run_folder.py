@@ -1,0 +1,145 @@
+"""The folder a run lives in: who may use it, what it is a run of, its log.
+
+    config.json  log.jsonl  NAME.safetensors  NAME_embedding.safetensors  previews/  snapshots/  indicator.png ...
+
+In: the folder's identity and its log. Not in: the state inside a snapshot (snapshot.py), the LoRA file (export.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .config import TrainConfig
+from .errors import InputError
+from .events import StepEvent
+from .files import atomic_write, check_file_name, check_writable
+
+FORMAT = 1
+CONFIG, LOG = "config.json", "log.jsonl"
+
+
+def content_hash(source_digest: str, images_digest: str, prior_digest: str, config: TrainConfig) -> str:
+    """What a run is: sha256 hex over the weights, the pictures and every setting that changes the trained weights."""
+    parts = {"weights": source_digest, "images": images_digest, "prior_images": prior_digest, "settings": config.identity()}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class RunFolder:
+    """A run's folder. `open_new` and `open_existing` check and refuse, and write nothing until `start`."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+
+    @staticmethod
+    def open_new(path: str | Path, name: str) -> RunFolder:
+        """A folder for a new run. InputError: it holds a run or other files, or cannot be written."""
+        path = Path(path)
+        if (path / CONFIG).exists():
+            raise InputError(f"{path} already holds a run: choose another output folder, or go on with `apt-train resume {path}`.")
+        if path.is_dir() and any(path.iterdir()):
+            raise InputError(f"{path} is not empty and holds no run: choose an empty or a new output folder.")
+        check_file_name(f"{name}_embedding.safetensors")
+        check_writable(path)
+        return RunFolder(path, name)
+
+    @staticmethod
+    def open_existing(path: str | Path, name: str) -> RunFolder:
+        """The folder of a run to go on with. InputError: it holds none, or cannot be written."""
+        path = Path(path)
+        read_config(path)
+        check_writable(path)
+        return RunFolder(path, name)
+
+    @property
+    def snapshots(self) -> Path:
+        return self.path / "snapshots"
+
+    @property
+    def lora(self) -> Path:
+        return self.path / f"{self.name}.safetensors"
+
+    @property
+    def embedding(self) -> Path:
+        return self.path / f"{self.name}_embedding.safetensors"
+
+    def check_same_run(self, digest: str, config: TrainConfig) -> None:
+        """Refuse to go on with other weights, pictures or settings than the run began with, naming what differs."""
+        saved = read_config(self.path)
+        before = TrainConfig.from_dict(saved["config"])
+        if before.steps != config.steps and config.reads_total_steps:
+            raise InputError(
+                f"{self.path} was planned for {before.steps} steps and its schedule reads the total, so it cannot be "
+                f"continued to {config.steps}: keep the number, or train anew with a constant schedule."
+            )
+        if saved["digest"] != digest:
+            raise InputError(
+                f"{self.path} holds a run of {_difference(before.identity(), config.identity())}: "
+                "give what it began with, or choose another output folder."
+            )
+
+    def start(self, digest: str, config: TrainConfig, record: Mapping[str, Any]) -> None:
+        """Make the folder and write `config.json`; `record`: what the caller wants kept beside the settings."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.path} could not be made ({error.strerror}): choose another output folder.") from error
+        content = {"format": FORMAT, "name": self.name, "digest": digest, "config": config.to_dict(), **record}
+        atomic_write(self.path / CONFIG, lambda path: path.write_text(json.dumps(content, indent=1), encoding="utf-8"))
+
+    def cut_log(self, step: int) -> list[dict[str, Any]]:
+        """Cut `log.jsonl` back to `step` steps (what came after them was not saved); the lines that stay."""
+        lines = [line for line in read_log(self.path) if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        atomic_write(self.path / LOG, lambda path: path.write_text(text, encoding="utf-8"))
+        return lines
+
+    def log(self, event: StepEvent) -> None:
+        """Append a step to `log.jsonl`."""
+        try:
+            with open(self.path / LOG, "a", encoding="utf-8") as file:
+                file.write(json.dumps(event.log_line()) + "\n")
+        except OSError as error:
+            what = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror).lower()
+            raise InputError(f"{LOG} could not be written to {self.path} ({what}): free some space, then resume.") from error
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A run folder's `config.json`. InputError: there is none, or it is not one of ours."""
+    file = Path(path) / CONFIG
+    if not file.is_file():
+        raise InputError(f"{path} holds no run ({CONFIG} is missing): give the folder that a run was written to.")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read ({error}): restore it, or train anew.") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{file} is not of a format this version reads: use the version that wrote it.")
+    return content
+
+
+def read_log(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of `log.jsonl`, one per step; a last line cut short by a crash is left out."""
+    file = Path(path) / LOG
+    lines: list[dict[str, Any]] = []
+    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """In words, the first setting that differs; equal settings mean other weights or pictures."""
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict) and old != new:
+            return _difference(old, new)
+        if old != new:
+            return f"other settings ({key} was {old!r}, now {new!r})"
+    return "another checkpoint, other pictures, captions or masks"
