@@ -1,0 +1,165 @@
+"""Writing files so that a reader never sees half of one.
+
+In: the atomic write every output goes through, and what to say when the disk or the folder will not take it.
+Not in: any format; see `tensor_writer` and `export`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .errors import InputError
+
+_MAX_NAME = 255  # bytes, the common limit of ext4, NTFS, APFS
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_MISSING = (errno.ENOENT, errno.ENOTDIR)
+
+
+def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary path in the same folder, then give the finished file its name.
+
+    The file is flushed to the disk before it takes the name, so `path` holds either what it held before or
+    all of the new content, also after a power cut. Its mode is that of any new file (0666 less the umask).
+    The temporary path has no suffix of its own: a writer that goes by the suffix must be told the format. Any
+    exception of `write` passes on and leaves nothing behind.
+
+    Raises:
+        InputError: the disk is full, the folder is missing or not writable, or the name is not usable.
+    """
+    path = Path(path)
+    check_file_name(path.name)
+    temporary = _temporary_name(path.parent)
+    try:
+        mode = _create(temporary)
+        write(temporary)
+        _set_mode(temporary, mode)
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise InputError(_in_words(error, path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: str | Path) -> None:
+    """Refuse a folder that cannot be written to, or made; nothing is left behind and nothing is made.
+
+    Raises:
+        InputError: `folder`, or the nearest folder above it that exists, takes no new file.
+    """
+    folder = Path(folder)
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise InputError(
+                f"{existing} is a file, so nothing can be written below it: choose another folder."
+            )
+        probe = _temporary_name(existing)
+        _create(probe)
+        probe.unlink()
+    except OSError as error:
+        raise InputError(_in_words(error, folder / "output")) from error
+
+
+def check_file_name(name: str) -> None:
+    """Refuse a file name that some system cannot store, so that a run's files can be carried anywhere.
+
+    Raises:
+        InputError: a device name of Windows (`con`, `nul.txt` ...) or more than 255 bytes.
+    """
+    if name.split(".")[0].lower() in _DEVICES:
+        raise InputError(f"{name} is a reserved name on Windows: choose another name.")
+    if not name or len(name.encode()) > _MAX_NAME:
+        size = len(name.encode())
+        raise InputError(f"The file name {name[:40]!r}... has {size} bytes: choose one of 1 to {_MAX_NAME}.")
+
+
+def _temporary_name(folder: Path) -> Path:
+    return folder / f".{secrets.token_hex(8)}.tmp"
+
+
+def _create(path: Path) -> int:
+    """Make an empty new file; its permission bits, from which the umask is known without changing it."""
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """Undo the private mode of a writer that replaced the file; silent file systems without modes stay so."""
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
+
+
+def _flush(path: Path) -> None:
+    with open(path, "rb+") as file:  # Windows flushes only what is open for writing
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the rename itself last, where the system can: Windows and some network file systems cannot."""
+    if os.name == "nt":
+        return
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _in_words(error: OSError, path: Path) -> str:
+    name, folder = path.name, path.parent
+    if error.errno in _FULL:
+        return f"{name} could not be written to {folder}, the disk is full: free space or choose another folder."
+    if error.errno in _REFUSED:
+        return (
+            f"{name} could not be written: {folder} is not writable, or the file is open in another program: "
+            "change the folder's permissions, close the program, or choose another folder."
+        )
+    if error.errno in _MISSING:
+        return f"{name} could not be written: the folder {folder} does not exist: make it or choose another."
+    reason = (error.strerror or str(error)).lower()
+    return f"{name} could not be written to {folder} ({reason}): choose another folder or name."
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder to fill; it takes the name `path` when the block ends, in place of what was there.
+
+    Files written inside are flushed first, so a folder with the name `path` is whole. Any exception passes on
+    and leaves nothing behind.
+
+    Raises:
+        InputError: the disk is full, or the folder above is not writable.
+    """
+    path = Path(path)
+    draft = _temporary_name(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.mkdir()
+        yield draft
+        for file in draft.iterdir():
+            _flush(file)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(draft, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise InputError(_in_words(error, path)) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)

@@ -1,0 +1,224 @@
+"""What every output goes through: whole files only, in words when the disk will not take them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from apt_train import tensor_writer
+from apt_train.errors import InputError
+from apt_train.files import atomic_write, check_file_name, check_writable
+from apt_train.tensor_writer import data_digest, write_tensors
+
+
+def _failing(number: int):
+    def write(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(number, os.strerror(number))
+
+    return write
+
+
+def test_the_name_appears_with_the_whole_content_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "a.bin"
+    seen: list[list[str]] = []
+
+    def write(path: Path) -> None:
+        path.write_bytes(b"x" * 1000)
+        seen.append(sorted(os.listdir(tmp_path)))
+        assert path.parent == tmp_path
+
+    atomic_write(target, write)
+    assert target.read_bytes() == b"x" * 1000
+    assert os.listdir(tmp_path) == ["a.bin"]
+    assert len(seen[0]) == 1 and "a.bin" not in seen[0]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OSError])
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    target = tmp_path / "a.bin"
+    target.write_bytes(b"old")
+
+    def write(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    with pytest.raises((error, InputError)):
+        atomic_write(target, write)
+    assert target.read_bytes() == b"old" and os.listdir(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "disk is full"),
+        (errno.EACCES, "not writable"),
+        (errno.EROFS, "not writable"),
+        (errno.EIO, os.strerror(errno.EIO).lower()),
+    ],
+)
+def test_system_errors_come_in_words(tmp_path: Path, number: int, words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        atomic_write(tmp_path / "lora.safetensors", _failing(number))
+    message = str(caught.value)
+    assert words in message and "lora.safetensors" in message and str(tmp_path) in message
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a file size limit")
+def test_a_real_full_disk(tmp_path: Path) -> None:
+    """A process that may write 4096 bytes and no more: the system's own refusal, half-way through a tensor."""
+    code = f"""
+import resource, torch
+from pathlib import Path
+from apt_train.errors import InputError
+from apt_train.tensor_writer import write_tensors
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    write_tensors(Path({str(tmp_path)!r}) / "big.safetensors", {{"a": torch.zeros(100_000)}})
+except InputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "big.safetensors could not be written" in done.stdout and "file too large" in done.stdout
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_missing_folder_and_a_file_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="does not exist"):
+        atomic_write(tmp_path / "no" / "a.bin", lambda path: path.write_bytes(b""))
+    with pytest.raises(InputError, match=r"a\.bin could not be written"):
+        atomic_write(tmp_path / "file" / "a.bin", lambda path: path.write_bytes(b""))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_the_mode_is_that_of_any_new_file(tmp_path: Path, umask: int, mode: int) -> None:
+    """Also when the writer is a library that makes private files."""
+    before = os.umask(umask)
+    try:
+        atomic_write(tmp_path / "a", lambda path: save_file({"x": torch.zeros(1)}, path))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+
+
+def test_check_writable_makes_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "deeper")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="is a file"):
+        check_writable(tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_check_writable_refuses_a_read_only_folder(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(InputError, match="not writable"):
+            check_writable(tmp_path / "run")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["con.safetensors", "NUL", "com1.tar.gz", "a" * 300, "é" * 128, ""])
+def test_names_that_some_system_cannot_store(name: str) -> None:
+    with pytest.raises(InputError):
+        check_file_name(name)
+    check_file_name("com1_subject.safetensors")  # reserved is the whole part before the first dot
+
+
+# -- safetensors files
+
+
+def _tensors() -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return {
+        "b.half": torch.randn(3, 5, generator=draw).half(),
+        "a.brain": torch.randn(7, generator=draw).bfloat16(),
+        "c.wide": torch.randn(2, 2, generator=draw).double(),
+        "d.turned": torch.randn(4, 3, generator=draw).t(),
+        "e.scalar": torch.tensor(1.5),
+        "f.flag": torch.tensor([True, False, True]),
+        "g.count": torch.arange(5),
+        "h.empty": torch.zeros(0, 4),
+    }
+
+
+def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
+    tensors, metadata = _tensors(), {"b": "2", "a": 'ä "quoted" \n line', "empty": ""}
+    write_tensors(tmp_path / "x.safetensors", tensors, metadata)
+    found = load_file(tmp_path / "x.safetensors")
+    assert found.keys() == tensors.keys()
+    for key, tensor in tensors.items():
+        assert found[key].dtype == tensor.dtype and torch.equal(found[key], tensor), key
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert file.metadata() == metadata
+
+
+def test_data_lies_as_the_library_lays_it(tmp_path: Path) -> None:
+    """Same tensors, same data region; so hashes of that region agree with those other tools compute."""
+    tensors = {key: tensor.contiguous() for key, tensor in _tensors().items() if key[0] in "bcd"}
+    save_file(tensors, tmp_path / "theirs")
+    write_tensors(tmp_path / "ours", tensors)
+
+    def data(name: str) -> bytes:
+        content = (tmp_path / name).read_bytes()
+        return content[8 + int.from_bytes(content[:8], "little") :]
+
+    assert data("ours") == data("theirs")
+    assert hashlib.sha256(data("ours")).hexdigest() == data_digest(tensors)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.dictionaries(st.text(max_size=8), st.text(max_size=20), max_size=4),
+    st.permutations(sorted(_tensors())),
+)
+def test_equal_content_is_equal_bytes(tmp_path_factory, metadata: dict[str, str], order: list[str]) -> None:
+    """Whatever the order in which the content was put together."""
+    folder, tensors = tmp_path_factory.mktemp("bytes"), _tensors()
+    try:
+        json.dumps(metadata, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # lone surrogates cannot be stored
+        return
+    write_tensors(folder / "1", tensors, metadata)
+    write_tensors(folder / "2", {key: tensors[key] for key in order}, dict(reversed(metadata.items())))
+    assert (folder / "1").read_bytes() == (folder / "2").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["value", "key", "metadata"])
+def test_a_file_that_reads_back_different_never_takes_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    """A disk that stores other bytes than it was given."""
+    target, tensors, metadata = tmp_path / "x.safetensors", {"key_a": torch.ones(4)}, {"name": "value_a"}
+    write_tensors(target, tensors, metadata)
+    old = target.read_bytes()
+    real = tensor_writer.header_bytes
+    swap = {"key": (b"key_a", b"key_b"), "metadata": (b"value_a", b"value_b"), "value": (b"", b"")}[damage]
+    monkeypatch.setattr(
+        tensor_writer, "header_bytes", lambda *a: real(*a).replace(*swap) if swap[0] else real(*a)
+    )
+    if damage == "value":
+        raw = tensor_writer._raw
+        monkeypatch.setattr(tensor_writer, "_raw", lambda tensor: raw(tensor + 1))
+    with pytest.raises(InputError, match=r"x\.safetensors reads back different"):
+        write_tensors(target, tensors, metadata)
+    assert target.read_bytes() == old and os.listdir(tmp_path) == ["x.safetensors"]
