@@ -1,7 +1,7 @@
 """Every setting of a training run, as frozen dataclasses that check themselves.
 
-In: names, ranges and defaults, each with its standing (paper / reported / ours). Not in: anything heavy; this
-module imports the standard library alone, so a node or a command line can read the defaults for nothing.
+In: names, ranges, defaults and one help sentence each, with its standing (paper / reported / ours): the command line
+and the nodes read them from here. Not in: anything heavy; this module imports the standard library alone.
 """
 
 from __future__ import annotations
@@ -27,18 +27,26 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 
 
+def _set(default: Any, help: str) -> Any:
+    """A setting with its default and the sentence that tooltips and `--help` show."""
+    return field(default=default, metadata={"help": help})
+
+
+def _group(cls: type) -> Any:
+    return field(default_factory=cls)
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
     """The LoRA: its size and where it sits. Defaults are DCO's published recipe."""
 
-    rank: int = 32
-    alpha: float | None = None
-    """Scale numerator; the update is multiplied by alpha / rank. None: alpha = rank."""
-    dropout: float = 0.0
-    targets: AdapterTargets = "attention"
-    """`attention`: to_q, to_k, to_v, to_out.0 of self- and cross-attention; `attention+ff`: the feed-forward too."""
-    min_rank: int | None = None
-    """T-LoRA only: the rank left at the noisiest timestep. None: half of `rank`."""
+    rank: int = _set(32, "Rank of the LoRA.")
+    alpha: float | None = _set(None, "Scale of the LoRA: the update is multiplied by alpha / rank. Empty: equal to rank.")
+    dropout: float = _set(0.0, "Share of the LoRA's inputs dropped while training.")
+    targets: AdapterTargets = _set(
+        "attention", "Layers that get a LoRA: q, k, v and out of self- and cross-attention, or the feed-forward layers too."
+    )
+    min_rank: int | None = _set(None, "T-LoRA only: the rank left at the noisiest timestep. Empty: half of rank.")
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -64,40 +72,49 @@ class AptConfig:
     """The three parts of APT, each with its switch. They act when `method` is `apt`."""
 
     # Adaptive Training Adjustment
-    adaptive_augmentation: bool = True
-    adaptive_loss_weight: bool = True
-    bins: int = 10  # paper
-    ema: float = 0.1  # reported: weight of the new value
-    temperature: float | Literal["auto"] = 1000.0  # reported: the steps of the training schedule
-    """A number T in gamma = 1 - exp(-T * gap), or `auto`: the gap measured relative to the prior's own loss (ours)."""
-    p_max: float = 0.8  # reported
-    max_zoom: float = 3.0  # reported: zoom-out by 1-3x
-    max_degrees: float = 15.0  # reported
-    augment_kinds: tuple[AugmentKind, ...] = ("affine",)
-    """`affine` is the paper's; `flip` (mirror) and `color` (brightness, contrast, saturation) are ours."""
-    augment_variants: int = 32  # ours
-    mask_fill: bool = False
-    """Leave the black fill of augmented pictures out of the denoising loss (ours; the paper trains on it)."""
+    adaptive_augmentation: bool = _set(True, "Augment pictures with probability min(gamma, p_max).")
+    adaptive_loss_weight: bool = _set(True, "Weigh the denoising loss by 1 - gamma.")
+    bins: int = _set(10, "Timestep bins of the overfitting indicator (paper: 10).")
+    ema: float = _set(0.1, "Weight of the new value in the indicator's moving averages (reported: 0.1).")
+    temperature: float | Literal["auto"] = _set(
+        1000.0,
+        "T in gamma = 1 - exp(-T * gap) (reported: 1000, the steps of the schedule), or auto: the gap is measured "
+        "relative to the prior's own loss (ours).",
+    )
+    p_max: float = _set(0.8, "Highest probability of augmentation (reported: 0.8).")
+    max_zoom: float = _set(3.0, "Augmentation zooms out by 1 to this factor (reported: 3).")
+    max_degrees: float = _set(15.0, "Augmentation rotates by up to this many degrees either way (reported: 15).")
+    augment_kinds: tuple[AugmentKind, ...] = _set(
+        ("affine",), "Kinds of augmentation: affine is the paper's; flip (mirror) and color are ours."
+    )
+    augment_variants: int = _set(32, "Most augmented variants encoded per picture (ours).")
+    mask_fill: bool = _set(
+        False, "Leave the black fill of augmented pictures out of the denoising loss (ours; the paper trains on it)."
+    )
 
     # Representation Stabilization
-    stabilization: bool = True
-    dist_weight: float = 1.0  # ours: unpublished
-    dist_layers: Layers = "up"  # ours
-    dist_mode: StabilizationMode = "relative"  # ours
+    stabilization: bool = _set(True, "Keep mean and deviation of self-attention features near the prior's.")
+    dist_weight: float = _set(1.0, "Weight of the stabilization term (unpublished; ours).")
+    dist_layers: Layers = _set("up", "Part of the UNet whose features are stabilized (ours: the decoder).")
+    dist_mode: StabilizationMode = _set("relative", "Divide the shift by the prior's variance, or take it raw (ours: relative).")
 
     # Attention Alignment
-    alignment: bool = True
-    attn_weight: float = 1.0  # ours: unpublished
-    attn_layers: Layers = "up"  # ours
-    attn_schedule: AttnSchedule = "constant"
-    """`constant`; `linear`: from 0 at the first step to full at the last; `indicator`: times gamma of each sample's bin."""
+    alignment: bool = _set(True, "Keep cross-attention maps near the prior's.")
+    attn_weight: float = _set(1.0, "Weight of the attention alignment term (unpublished; ours).")
+    attn_layers: Layers = _set("up", "Part of the UNet whose cross-attention is aligned (ours: the decoder).")
+    attn_schedule: AttnSchedule = _set(
+        "constant",
+        "How attn_weight runs: constant; linear, from 0 at the first step to full at the last; indicator, times gamma "
+        "of each sample's bin (ours).",
+    )
 
-    lazy_prior: int = 1
-    """Run the prior pass and its losses every k-th step, the regularisers scaled by k; 1 is the paper's way."""
-    watch_indicator: bool = False
-    """Measure the indicator also where the method does not use it (costs the prior pass; changes no weight)."""
-    balance_every: int = 50
-    """Every so many steps, log the gradient norm of each term; 0 = never."""
+    lazy_prior: int = _set(
+        1, "Run the prior pass and its losses every k-th step, the regularisers scaled by k; 1 is the paper's way."
+    )
+    watch_indicator: bool = _set(
+        False, "Measure the indicator also where the method does not use it: costs the prior pass, changes no weight."
+    )
+    balance_every: int = _set(50, "Log the gradient norm of each term every so many steps; 0: never.")
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -123,19 +140,17 @@ class AptConfig:
 class OptimizerConfig:
     """AdamW and the batch. Defaults are DCO's published recipe."""
 
-    learning_rate: float = 5e-5
-    embedding_learning_rate: float = 5e-6
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 1e-4
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm; 0 = no clipping."""
-    lr_schedule: LrSchedule = "constant"
-    warmup_steps: int = 0
-    batch_size: int = 1
-    accumulation: int = 1
-    """Batches summed into one optimizer step."""
+    learning_rate: float = _set(5e-5, "Learning rate of the LoRA.")
+    embedding_learning_rate: float = _set(5e-6, "Learning rate of the learned identifier.")
+    beta1: float = _set(0.9, "AdamW: decay of the mean of gradients.")
+    beta2: float = _set(0.999, "AdamW: decay of the mean of squared gradients.")
+    epsilon: float = _set(1e-8, "AdamW: added to the denominator.")
+    weight_decay: float = _set(1e-4, "AdamW: weight decay of the LoRA; the identifier has none.")
+    max_grad_norm: float = _set(1.0, "Gradients are scaled down to this norm; 0: no clipping.")
+    lr_schedule: LrSchedule = _set("constant", "Course of the learning rate over the steps.")
+    warmup_steps: int = _set(0, "Steps over which the learning rate rises from 0 (every schedule but constant).")
+    batch_size: int = _set(1, "Pictures in one pass.")
+    accumulation: int = _set(1, "Passes summed into one optimizer step.")
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -154,14 +169,15 @@ class OptimizerConfig:
 class DataConfig:
     """How pictures and captions become training samples."""
 
-    resolution: int = 0
-    """Side of a square picture in pixels; other aspects keep its area. 0: the model's own."""
-    bucket_multiple: int = 0
-    """Sides are multiples of this many pixels. 0: 64, or the model's own factor where its resolution is below 512."""
-    caption_template: str = "a photo of {subject}"
-    class_caption: str = "a photo of {class_word}"
-    """Caption of the prior-preservation images that have no caption of their own."""
-    prior_preservation_weight: float = 1.0
+    resolution: int = _set(0, "Side of a square picture in pixels; other aspects keep its area. 0: the model's own.")
+    bucket_multiple: int = _set(
+        0, "Sides are multiples of this many pixels. 0: 64, or the model's own factor below a resolution of 512."
+    )
+    caption_template: str = _set("a photo of {subject}", "Caption of a picture that has none; {subject} is the subject.")
+    class_caption: str = _set(
+        "a photo of {class_word}", "Caption of a prior-preservation picture that has none; {class_word} is the class word."
+    )
+    prior_preservation_weight: float = _set(1.0, "Weight of the loss on prior-preservation pictures, where given.")
 
     def __post_init__(self) -> None:
         _require(self.resolution >= 0, "resolution", self.resolution, "give a number of pixels, or 0 for the model's own")
@@ -175,15 +191,14 @@ class DataConfig:
 class OutputConfig:
     """Snapshots and preview samples. Nothing here changes the trained weights."""
 
-    snapshot_every: int = 250
-    """Steps between snapshots (LoRA and embedding kept; the full state of the last two); 0: only at the end."""
-    preview_every: int = 0
-    """Steps between preview samples; 0: none."""
-    preview_prompts: tuple[str, ...] = ()
-    """Prompts with `{subject}`; none: the caption template."""
-    preview_steps: int = 25
-    preview_guidance: float = 5.0
-    preview_seed: int = 0
+    snapshot_every: int = _set(
+        250, "Steps between snapshots (LoRA and embedding kept; the full state of the last two); 0: only at the end."
+    )
+    preview_every: int = _set(0, "Steps between preview samples; 0: none.")
+    preview_prompts: tuple[str, ...] = _set((), "Prompts of the previews, with {subject}; none: the caption template.")
+    preview_steps: int = _set(25, "Denoising steps of a preview.")
+    preview_guidance: float = _set(5.0, "Classifier-free guidance scale of a preview.")
+    preview_seed: int = _set(0, "Seed of the previews.")
 
     def __post_init__(self) -> None:
         for name in ("snapshot_every", "preview_every", "preview_seed"):
@@ -196,27 +211,29 @@ class OutputConfig:
 class TrainConfig:
     """One training run."""
 
-    class_word: str
-    """What the subject is, in the model's own words (`toy`, `teddy bear`): the prior reads it in the subject's place."""
-    identifier: str = ""
-    """Name of the subject, the embedding and the LoRA file; empty: `<class-word>_subject`."""
-    identifier_mode: IdentifierMode = "learned"
-    """`learned`: own embedding rows are trained; `word`: a plain trigger word before the class word."""
-    init_word: str = ""
-    """The learned rows start as this word's (or these words'); empty: the class word."""
-    method: Method = "apt"
-    steps: int = 2000
-    seed: int = 0
-    dco_beta: float = 1000.0
-    precision: Precision = "auto"
-    """Base weights and passes; the adapter stays float32. `auto`: bf16 on CUDA (fp16 where it lacks bf16), fp32 on CPU."""
-    gradient_checkpointing: bool | None = None
-    """None: on for SDXL on CUDA, else off."""
-    adapter: AdapterConfig = field(default_factory=AdapterConfig)
-    apt: AptConfig = field(default_factory=AptConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    output: OutputConfig = field(default_factory=OutputConfig)
+    class_word: str = field(
+        metadata={"help": "What the subject is, in the model's own words (toy, teddy bear); the prior reads it instead."}
+    )
+    identifier: str = _set("", "Name of the subject, the embedding and the LoRA file; empty: <class-word>_subject.")
+    identifier_mode: IdentifierMode = _set(
+        "learned", "learned: own embedding rows are trained; word: a plain trigger word before the class word."
+    )
+    init_word: str = _set("", "The learned identifier starts as this word or these words; empty: the class word.")
+    method: Method = _set("apt", "What is trained: APT, plain DreamBooth, DCO, or T-LoRA (DreamBooth with rank by timestep).")
+    steps: int = _set(2000, "Optimizer steps of the whole run.")
+    seed: int = _set(0, "Seed of every random draw.")
+    dco_beta: float = _set(1000.0, "DCO only: sharpness of the preference over the prior.")
+    precision: Precision = _set(
+        "auto", "Of the base weights and passes; the LoRA stays fp32. auto: bf16 on CUDA (fp16 where it lacks bf16), else fp32."
+    )
+    gradient_checkpointing: bool | None = _set(
+        None, "Recompute activations in the backward pass to save memory. Empty: on for SDXL on CUDA, else off."
+    )
+    adapter: AdapterConfig = _group(AdapterConfig)
+    apt: AptConfig = _group(AptConfig)
+    optimizer: OptimizerConfig = _group(OptimizerConfig)
+    data: DataConfig = _group(DataConfig)
+    output: OutputConfig = _group(OutputConfig)
 
     def __post_init__(self) -> None:
         _check_choices(self)
