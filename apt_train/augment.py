@@ -116,8 +116,8 @@ def _source_grid(image: Tensor, zoom: float, degrees: float, shift_x: float, shi
 def _sample(image: Tensor, grid: Tensor, zoom: float, outside: Literal["zeros", "border"]) -> Tensor:
     """Bilinear samples (C, H, W) in float64, of a picture first reduced to about its final size.
 
-    The reduction keeps fine patterns from aliasing. The grid counts in the picture's sides, so the rounding of
-    the reduced size does not change the zoom.
+    The reduction keeps fine patterns from aliasing. The grid counts in the picture's sides, so rounding the
+    reduced size does not change the zoom.
     """
     source = image[None].double()
     if zoom > 1:

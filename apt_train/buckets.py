@@ -119,8 +119,8 @@ def _fit(index: int, image: TrainImage, bucket: Size) -> Prepared:
     mask = None if image.mask is None else resize_mask(image.mask, bucket, box)
     if mask is not None and not mask.max() > 0:
         raise InputError(
-            f"Nothing of {image.name} is left to learn: its mask is black all over the {bucket[1]} x {bucket[0]} "
-            "that are kept; crop the picture around the subject."
+            f"Nothing of {image.name} is left to learn: its mask is black all over the "
+            f"{bucket[1]} x {bucket[0]} that are kept; crop the picture around the subject."
         )
     return Prepared(
         index, image.name, _resize(image.pixels, bucket, box), mask, (height, width), (top, left), bucket

@@ -133,7 +133,7 @@ class LatentBank:
         return min(blocks * self._block, self._max_variants)
 
     def latent(self, image: int, variant: int, noise: Tensor) -> Tensor:
-        """mean + std * noise, float32 (C, h, w) on the CPU, `noise` alike; the mean alone for fixed latents."""
+        """mean + std * noise, all float32 (C, h, w) on the CPU; the mean alone for fixed latents."""
         entry = self._entry(image, variant)
         return entry.mean.clone() if entry.std is None else entry.mean + entry.std * noise
 

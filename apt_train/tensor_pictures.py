@@ -49,7 +49,7 @@ def _checked(name: str, picture: Tensor) -> Tensor:
     height, width, channels = picture.shape
     if channels not in (1, 3, 4) or height * width == 0:
         raise InputError(
-            f"{name} has the shape {tuple(picture.shape)}: give (height, width, channels), channels 1, 3 or 4."
+            f"{name} has the shape {tuple(picture.shape)}: give (height, width, 1, 3 or 4 channels)."
         )
     if not picture.is_floating_point():
         raise InputError(f"{name} holds {picture.dtype} values: give floats from 0 to 1.")
