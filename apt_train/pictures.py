@@ -16,7 +16,7 @@ from torch import Tensor
 from .errors import InputError
 
 # Named, so that a file posing as .png cannot start one of Pillow's rarer decoders (EPS runs a program).
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")  # JPEG covers the MPO of phones
 MAX_PIXELS = 178_956_970  # Pillow's own limit, kept also where a host has switched it off
 Color = tuple[int, int, int]
 
@@ -44,9 +44,7 @@ def read_picture(path: Path, background: Color) -> tuple[Tensor, Tensor | None]:
             return _to_tensors(ImageOps.exif_transpose(image), background)
     except InputError:
         raise
-    except (
-        Exception
-    ) as error:  # decoders raise nearly anything on a broken file; all of it means the same here
+    except Exception as error:  # decoders raise nearly anything on a broken file
         raise InputError(
             f"{path.name} {_reason(error)}: replace it, or leave it out (--skip-bad-images)."
         ) from error
