@@ -125,7 +125,7 @@ def _flush_folder(folder: Path) -> None:
 def _in_words(error: OSError, path: Path) -> str:
     name, folder = path.name, path.parent
     if error.errno in _FULL:
-        return f"{name} could not be written to {folder}, the disk is full: free space or choose another folder."
+        return f"{name} could not be written to {folder}, the disk is full: free space or choose another one."
     if error.errno in _REFUSED:
         return (
             f"{name} could not be written: {folder} is not writable, or the file is open in another program: "

@@ -267,6 +267,6 @@ def _json(value: Any) -> str:
 
 
 def _strings(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """Values as text under their prefix; what is None or empty is left out, what UTF-8 cannot hold becomes `?`."""
+    """Values as text under their prefix; without None and empty ones, `?` for what UTF-8 cannot hold."""
     texts = {prefix + key: str(value) for key, value in values.items() if value is not None and value != ""}
     return {key: text.encode("utf-8", "replace").decode() for key, text in texts.items()}

@@ -82,7 +82,7 @@ def test_system_errors_come_in_words(tmp_path: Path, number: int, words: str) ->
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a file size limit")
 def test_a_real_full_disk(tmp_path: Path) -> None:
-    """A process that may write 4096 bytes and no more: the system's own refusal, half-way through a tensor."""
+    """A process that may write 4096 bytes and no more: the system refuses half-way through a tensor."""
     code = f"""
 import resource, torch
 from pathlib import Path

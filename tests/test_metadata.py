@@ -1,0 +1,218 @@
+"""What a LoRA file says about itself: readable by others, no machine in it, never too long."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from apt_train.components import Family
+from apt_train.config import AdapterConfig, TrainConfig
+from apt_train.export import save_embedding, save_lora
+from apt_train.metadata import MAX_HEADER, embedding_metadata, file_name, fit_metadata, lora_metadata
+from apt_train.tensor_writer import header_bytes
+
+FAMILIES = {name: Family(name, side, 8) for name, side in (("sd15", 512), ("sdxl", 1024), ("custom", 64))}  # type: ignore[arg-type]
+
+
+def _metadata(**changes: Any) -> dict[str, str]:
+    config = TrainConfig(class_word="toy", steps=2000, adapter=AdapterConfig(rank=8, alpha=4.0))
+    arguments: dict[str, Any] = {
+        "name": "toy_subject",
+        "trigger": "toy_subject",
+        "class_word": "toy",
+        "family": FAMILIES["sd15"],
+        "prediction_type": "epsilon",
+        "rank": 8,
+        "alpha": 4.0,
+        "steps": 750,
+        "config": config.to_dict(),
+        "captions": ["a photo of {subject}, red", "a photo of {subject} on grass", "a photo of {subject}, red, small"],
+        "base_name": "model-v1.safetensors",
+    }
+    return lora_metadata(**{**arguments, **changes})
+
+
+def test_what_other_programs_look_for() -> None:
+    found = _metadata()
+    expected = {
+        "ss_base_model_version": "sd_v1",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "8",
+        "ss_network_alpha": "4.0",
+        "ss_output_name": "toy_subject",
+        "ss_sd_model_name": "model-v1.safetensors",
+        "ss_steps": "750",
+        "ss_max_train_steps": "2000",
+        "ss_learning_rate": "5e-05",
+        "ss_resolution": "(512, 512)",
+        "ss_seed": "0",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": "toy_subject",
+        "modelspec.resolution": "512x512",
+        "modelspec.prediction_type": "epsilon",
+        "modelspec.trigger_phrase": "toy_subject",
+        "modelspec.tags": "toy",
+        "apt_class_word": "toy",
+    }
+    assert {key: found.get(key) for key in expected} == expected
+    assert "modelspec.author" not in found and "modelspec.date" not in found and "modelspec.thumbnail" not in found
+    assert all(isinstance(value, str) and value not in ("", "None") for value in found.values())
+
+
+def test_tag_frequency_is_counted_by_comma_with_the_trigger_in_place() -> None:
+    tags = json.loads(_metadata(trigger="zwx toy")["ss_tag_frequency"])
+    assert tags == {"toy_subject": {"red": 2, "a photo of zwx toy": 2, "a photo of zwx toy on grass": 1, "small": 1}}
+    assert list(tags["toy_subject"].values()) == [2, 2, 1, 1]  # the most frequent first
+
+
+@pytest.mark.parametrize(
+    ("family", "base_version", "architecture"),
+    [
+        ("sd15", "sd_v1", "stable-diffusion-v1/lora"),
+        ("sdxl", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
+        ("custom", "custom", "custom/lora"),
+    ],
+)
+def test_families(family: str, base_version: str, architecture: str) -> None:
+    found = _metadata(family=FAMILIES[family], prediction_type="v_prediction", resolution=(96, 64))
+    assert found["ss_base_model_version"] == base_version and found["modelspec.architecture"] == architecture
+    assert found["modelspec.prediction_type"] == "v" and found["modelspec.resolution"] == "96x64"
+
+
+def test_the_settings_come_back_whole() -> None:
+    config = TrainConfig(class_word="teddy bear", method="dco", adapter=AdapterConfig(rank=4))
+    found = _metadata(config=config.to_dict())
+    assert TrainConfig.from_dict(json.loads(found["apt_config"])) == config
+    assert "by DCO in 750 steps" in found["modelspec.description"]
+
+
+def test_the_embedding_is_named_where_one_was_learned() -> None:
+    assert (
+        "embedding:toy_subject_embedding" in _metadata(embedding_name="toy_subject_embedding")["modelspec.usage_hint"]
+    )
+    assert "embedding" not in _metadata(trigger="zwx toy")["modelspec.usage_hint"]
+    assert json.loads(_metadata(summary={"gamma": [0.5]})["apt_summary"]) == {"gamma": [0.5]}
+
+
+@pytest.mark.parametrize(
+    "path", ["/home/ann/models/base.safetensors", "C:\\Users\\ann\\models\\base.safetensors", "~/ann/base.safetensors"]
+)
+def test_no_folder_of_the_users_machine(path: str) -> None:
+    config = {"checkpoint": path, "nested": {"folders": [path]}, "caption_template": "a photo / {subject}"}
+    found = _metadata(base_name=path, config=config, summary={"from": path})
+    assert "ann" not in "".join(found.values())
+    assert found["ss_sd_model_name"] == "base.safetensors"
+    assert json.loads(found["apt_config"])["nested"] == {"folders": ["base.safetensors"]}
+    assert json.loads(found["apt_config"])["caption_template"] == "a photo / {subject}"
+    assert "ann" not in "".join(_embedding(base_name=path).values())
+
+
+def test_file_name() -> None:
+    assert [file_name(p) for p in ("a/b", "a\\b", "b", "C:b", "a/b/", "")] == ["b", "b", "b", "b", "b", ""]
+
+
+def test_a_picture_becomes_a_small_jpeg() -> None:
+    uri = _metadata(thumbnail=Image.new("RGBA", (1024, 512), "red"))["modelspec.thumbnail"]
+    head, data = uri.split(",")
+    assert head == "data:image/jpeg;base64"
+    picture = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert picture.size == (256, 128) and picture.getpixel((5, 5))[0] > 240  # type: ignore[index]
+    assert _metadata(thumbnail=uri)["modelspec.thumbnail"] == uri
+
+
+def test_text_that_no_file_can_hold(tmp_path: Path) -> None:
+    found = _metadata(captions=["broken \udce9 text"])
+    save_lora(tmp_path / "x.safetensors", {"m.alpha": torch.tensor(1.0)}, found)
+    assert "broken ? text" in found["ss_tag_frequency"]
+
+
+# -- the header stays below 1 MiB
+
+
+def _header(metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> int:
+    return len(header_bytes(tensors, metadata))
+
+
+def _many(count: int) -> dict[str, torch.Tensor]:
+    return {
+        f"lora_unet_input_blocks_7_1_transformer_blocks_{i}_attn1_to_q.lora_down.weight": torch.zeros(1)
+        for i in range(count)
+    }
+
+
+def test_short_metadata_is_left_alone() -> None:
+    found = _metadata(thumbnail=Image.new("RGB", (64, 64)))
+    assert fit_metadata(found, _many(2000)) == found
+
+
+def test_the_thumbnail_goes_first_then_the_rare_tags() -> None:
+    captions = [f"common, rare tag number {i}" for i in range(40_000)]
+    found = _metadata(captions=captions, thumbnail="data:image/jpeg;base64," + "A" * 900_000)
+    assert fit_metadata({k: v for k, v in found.items() if k != "ss_tag_frequency"}, _many(100))["modelspec.thumbnail"]
+    fitted = fit_metadata(found, _many(3000))
+    assert _header(fitted, _many(3000)) <= MAX_HEADER < _header(found, _many(3000))
+    assert "modelspec.thumbnail" not in fitted
+    kept = json.loads(fitted["ss_tag_frequency"])["toy_subject"]
+    assert kept["common"] == 40_000 and 10_000 < len(kept) <= 20_000
+    untouched = set(found) - {"modelspec.thumbnail", "ss_tag_frequency"}
+    assert {key: fitted[key] for key in untouched} == {key: found[key] for key in untouched}
+
+
+@pytest.mark.parametrize("limit", [12_000, 4_000])
+def test_anything_can_be_made_to_fit(limit: int) -> None:
+    found = _metadata(class_word="x" * 50_000, captions=["y" * 50_000] * 3)
+    fitted = fit_metadata(found, _many(1), limit)
+    assert _header(fitted, _many(1)) <= limit and fitted["modelspec.title"] == "toy_subject"
+
+
+def test_tensors_that_fill_the_header_alone_do_not_stop_the_file() -> None:
+    assert fit_metadata(_metadata(), _many(5), 100)["modelspec.title"] == "toy_subject"
+
+
+def test_a_file_never_has_a_longer_header(tmp_path: Path) -> None:
+    tensors = {f"m{i}.alpha": torch.tensor(float(i)) for i in range(50)}
+    save_lora(
+        tmp_path / "x.safetensors", tensors, _metadata(captions=["é" * 200_000], thumbnail="data:," + "A" * 2_000_000)
+    )
+    content = (tmp_path / "x.safetensors").read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    assert start <= MAX_HEADER
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        metadata = file.metadata()
+    assert metadata["modelspec.title"] == "toy_subject"
+    assert metadata["sshs_model_hash"] == hashlib.sha256(content[start:]).hexdigest()
+
+
+# -- the embedding's own
+
+
+def _embedding(**changes: Any) -> dict[str, str]:
+    arguments: dict[str, Any] = {
+        "name": "toy_subject",
+        "trigger": "toy_subject",
+        "class_word": "toy",
+        "family": FAMILIES["sdxl"],
+        "steps": 10,
+        "base_name": "model",
+    }
+    return embedding_metadata(**{**arguments, **changes})
+
+
+def test_embedding_metadata(tmp_path: Path) -> None:
+    found = _embedding()
+    assert found["modelspec.architecture"] == "stable-diffusion-xl-v1-base/textual-inversion"
+    assert found["modelspec.title"] == "toy_subject" and found["apt_steps"] == "10"
+    save_embedding(tmp_path / "e.safetensors", {"clip_l": torch.zeros(1, 768)}, found)
+    with safe_open(tmp_path / "e.safetensors", "pt") as file:
+        assert file.metadata() == found
