@@ -1,0 +1,165 @@
+"""The two rooms stay apart: apt_train knows no host and costs nothing to import; the pack loads as the host loads it.
+
+Not here: what the nodes do.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "apt_train"
+HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "execution", "folder_paths", "nodes", "server"}
+LIGHT = ("apt_train", "apt_train.config", "apt_train.errors", "apt_train.events", "apt_train.cli")
+HEAVY = {"torch", "diffusers", "transformers", "peft", "numpy", "PIL", "matplotlib", "safetensors"}
+
+
+@cache
+def trees() -> dict[Path, ast.Module]:
+    """Every source file of the package, parsed."""
+    found = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(PACKAGE.rglob("*.py"))}
+    assert PACKAGE / "config.py" in found
+    return found
+
+
+def absolute_imports(tree: ast.Module) -> Iterator[str]:
+    """The first part of every absolutely imported name, also of imports inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield (node.module or "").split(".")[0]
+
+
+def importers(names: set[str]) -> dict[str, set[str]]:
+    """Which files import any of these, and what."""
+    found = {path.name: names & set(absolute_imports(tree)) for path, tree in trees().items()}
+    return {name: hits for name, hits in found.items() if hits}
+
+
+def test_no_file_imports_the_host() -> None:
+    comfy = {name for tree in trees().values() for name in absolute_imports(tree) if name.startswith("comfy")}
+    assert importers(HOST | comfy) == {}
+
+
+def test_the_package_names_itself_only_relatively() -> None:
+    """In the host it bears another name, and another `apt_train` may be installed beside it."""
+    assert importers({"apt_train"}) == {}
+
+
+def test_relative_imports_stay_inside() -> None:
+    for path, tree in trees().items():
+        depth = len(path.relative_to(PACKAGE).parts)
+        levels = [node.level for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert max(levels, default=0) <= depth, path.name
+
+
+def test_nothing_runs_what_it_reads() -> None:
+    """Strangers' files are read here: no pickle, no eval."""
+    assert importers({"pickle", "dill", "marshal", "shelve"}) == {}
+    forbidden = {"eval", "exec", "__import__", "torch.load", "torch.save"}
+    for path, tree in trees().items():
+        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert not calls & forbidden, path.name
+
+
+def test_no_file_reaches_for_the_network_or_installs() -> None:
+    """No network call at run time: neither by Python's own modules nor through the hub."""
+    assert importers({"requests", "httpx", "aiohttp", "urllib", "socket", "http", "huggingface_hub", "pip"}) == {}
+
+
+def python(code: str, *path: Path) -> str:
+    """Run code in a fresh interpreter that sees `path` before anything else; what it printed."""
+    head = f"import sys; sys.path[:0] = {[str(folder) for folder in path]!r}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", head + textwrap.dedent(code)], capture_output=True, text=True, cwd=path[0]
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_importing_costs_nothing(module: str) -> None:
+    loaded = python(f"import json, {module}; print(json.dumps(sorted(sys.modules)))", ROOT)
+    assert not HEAVY & set(json.loads(loaded))
+
+
+def test_every_public_name_has_a_home() -> None:
+    out = python("import apt_train as a; print(all(getattr(a, name).__name__ == name for name in a.__all__))", ROOT)
+    assert out.strip() == "True"
+
+
+# ---- the pack as the host loads it: an odd name, a hyphenated folder, another apt_train installed ----------
+
+LOAD = """
+import importlib.util
+def load(folder):
+    name = folder.replace(".", "_x_")
+    spec = importlib.util.spec_from_file_location(name, folder + "/__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+"""
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Path:
+    folder = tmp_path / "custom_nodes" / "my-apt-train.v1"
+    shutil.copytree(PACKAGE, folder / "apt_train", ignore=shutil.ignore_patterns("__pycache__", "assets"))
+    shutil.copy(ROOT / "__init__.py", folder)
+    (tmp_path / "site" / "apt_train").mkdir(parents=True)
+    (tmp_path / "site" / "apt_train" / "__init__.py").write_text("other = True\n")
+    return folder
+
+
+def test_without_the_host_the_pack_exports_nothing(pack: Path, tmp_path: Path) -> None:
+    out = python(
+        LOAD + f"pack = load({str(pack)!r})\n"
+        "names = 'comfy_entrypoint', 'NODE_CLASS_MAPPINGS'\n"
+        "print(*(hasattr(pack, name) for name in names), 'apt_train' in sys.modules)",
+        tmp_path / "site",
+    )
+    assert out.split() == ["False", "False", "False"]
+
+
+def test_the_pack_uses_its_own_apt_train(pack: Path, tmp_path: Path) -> None:
+    out = python(
+        LOAD + f"pack = load({str(pack)!r})\n"
+        "import apt_train, importlib\n"
+        "own = importlib.import_module('.apt_train', pack.__name__)\n"
+        "print(apt_train.other, own.__file__, own.TrainConfig(class_word='toy').name, sep='\\n')",
+        tmp_path / "site",
+    )
+    assert out.splitlines() == ["True", str(pack / "apt_train" / "__init__.py"), "toy_subject"]
+
+
+def test_inside_the_host_the_entrypoint_is_handed_on(pack: Path, tmp_path: Path) -> None:
+    host = tmp_path / "host"
+    (host / "comfy_api").mkdir(parents=True)
+    (host / "comfy_api" / "__init__.py").touch()
+    (host / "nodes.py").write_text("raise AssertionError('this is the host\'s own module')\n")
+    (pack / "nodes").mkdir(exist_ok=True)
+    (pack / "nodes" / "__init__.py").write_text("def comfy_entrypoint(): return 'ours'\n")
+    out = python(LOAD + f"print(load({str(pack)!r}).comfy_entrypoint())", host, tmp_path / "site")
+    assert out.strip() == "ours"
+
+
+def test_an_error_in_the_nodes_is_not_hidden(pack: Path, tmp_path: Path) -> None:
+    host = tmp_path / "host"
+    (host / "comfy_api").mkdir(parents=True)
+    (host / "comfy_api" / "__init__.py").touch()
+    (pack / "nodes").mkdir(exist_ok=True)
+    (pack / "nodes" / "__init__.py").write_text("import a_module_that_is_missing\n")
+    with pytest.raises(AssertionError, match="a_module_that_is_missing"):
+        python(LOAD + f"load({str(pack)!r})", host)
