@@ -16,7 +16,7 @@ from .capture import attention_maps, capture
 from .rng import generator
 from .setup import Run
 from .step import predict
-from .tensor_file import write_tensors
+from .tensor_writer import write_tensors
 
 
 def write_attention(run: Run, path: Path) -> None:
@@ -52,7 +52,7 @@ def _middle_sample(run: Run, image: int) -> Sample:
 
 def _maps(run: Run, sample: Sample, *, tuned: bool) -> tuple[Tensor, list[str]]:
     components, step = run.components, run.training_step
-    batch = collate([sample], run.subject.captions, run.subject.prepared, run.device)
+    batch = collate([sample], run.subject.captions, run.subject.size_ids, run.device)
     noisy = components.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     conditioning = run.conditioner.encode(batch.captions, tuned=tuned)
     with capture(components.unet, features=None, attention=run.config.apt.attn_layers) as captured:

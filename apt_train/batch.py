@@ -75,16 +75,16 @@ def _draw_sample(
 
 
 def collate(
-    samples: Sequence[Sample], captions: Sequence[str], prepared: Sequence[Prepared], device: torch.device
+    samples: Sequence[Sample], captions: Sequence[str], size_ids: Sequence[Sequence[float]], device: torch.device
 ) -> Batch:
-    """Samples of one bucket as one batch on `device`; `captions` and `prepared` are by picture."""
+    """Samples of one bucket as one batch on `device`; `captions` and `size_ids` are by picture."""
     return Batch(
         latents=torch.stack([sample.latent for sample in samples]).to(device),
         noise=torch.stack([sample.noise for sample in samples]).to(device),
         timesteps=torch.tensor([sample.timestep for sample in samples], device=device),
         captions=[captions[sample.image] for sample in samples],
         mask=_collate_masks(samples, device),
-        size_ids=torch.tensor([_size_ids(prepared[sample.image]) for sample in samples], device=device),
+        size_ids=torch.tensor([size_ids[sample.image] for sample in samples], device=device),
     )
 
 
@@ -95,6 +95,6 @@ def _collate_masks(samples: Sequence[Sample], device: torch.device) -> Tensor | 
     return torch.stack(whole).to(device)
 
 
-def _size_ids(picture: Prepared) -> list[float]:
-    """Of the picture as it was, also for its augmented variants (ours)."""
+def size_ids_of(picture: Prepared) -> list[float]:
+    """SDXL's size ids of the picture as it was, also for its augmented variants (ours)."""
     return [float(value) for value in (*picture.original_size, *picture.crop, *picture.bucket)]

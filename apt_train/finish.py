@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .adapter import adapter_state
 from .attention_probe import write_attention
-from .captions import trigger_text
+from .captions import mark_subject, trigger_text
 from .events import Callback, NoticeEvent, PreviewEvent, StepEvent, TrainResult
 from .export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
 from .metadata import lora_metadata
@@ -35,7 +35,6 @@ class Outcome:
     gamma: list[list[float]] = field(default_factory=list)
     stopped: bool = False
     prior_previews: list[Image.Image] | None = None  # drawn once: the prior does not change
-    consistent: bool = True  # False while a step is under way, when parameters and moments may disagree
 
     def add(self, event: StepEvent) -> None:
         self.remember(event.loss, event.gamma)
@@ -67,12 +66,15 @@ def finish(outcome: Outcome) -> TrainResult:
     )
 
 
-def write_extras(outcome: Outcome) -> None:
-    """Attention maps and report: after the LoRA is safe, as they are no part of it."""
+def write_extras(outcome: Outcome, emit: Callback) -> None:
+    """Attention maps and report, once the LoRA is safe: they are no part of it, so their failure is only told."""
     if outcome.folder is None:
         return
-    write_attention(outcome.run, outcome.folder.path / "attention.safetensors")
-    write_report(outcome.folder.path)
+    try:
+        write_attention(outcome.run, outcome.folder.path / "attention.safetensors")
+        write_report(outcome.folder.path)
+    except Exception as error:
+        emit(NoticeEvent(f"The LoRA is written, but the report failed ({error}): try `apt-train report {outcome.folder.path}`."))
 
 
 def save_snapshot(outcome: Outcome) -> None:
@@ -132,12 +134,13 @@ def send_previews(outcome: Outcome, emit: Callback) -> None:
     """Draw the preview prompts, prior and tuned with the same seeds; save them and tell the caller."""
     run, output, family = outcome.run, outcome.run.config.output, outcome.run.components.family
     prompts = list(output.preview_prompts or (run.config.data.caption_template,))
+    marked = [mark_subject(prompt, name=run.config.name, class_word=run.config.class_word) for prompt in prompts]
     side = run.config.data.resolution or family.resolution
     if run.training_step.timestep_rank is not None:
         run.training_step.timestep_rank.set(None)  # a LoRA file has no ranks by timestep: show what it will draw
     with vae_on(run.components, run.device):
         prior, tuned = previews(
-            run.components, run.conditioner, prompts, seed=output.preview_seed, steps=output.preview_steps,
+            run.components, run.conditioner, marked, seed=output.preview_seed, steps=output.preview_steps,
             guidance=output.preview_guidance, height=side, width=side, device=run.device, dtype=run.dtype,
             prior=outcome.prior_previews, on_notice=lambda text: emit(NoticeEvent(text)),
         )  # fmt: skip

@@ -84,12 +84,12 @@ def train(
             raise
         except BaseException:
             # Cancelled by the host, out of memory, a bug in a callback: the work so far is the user's.
-            if outcome.consistent:
+            if not run.updating:
                 run.indicator.discard()
                 finish(outcome)
             raise
         result = finish(outcome)
-        write_extras(outcome)
+        write_extras(outcome, emit)
         return result
 
 
@@ -97,10 +97,8 @@ def _run_steps(outcome: Outcome, emit: Callback) -> None:
     run, output = outcome.run, outcome.run.config.output
     for step in range(run.steps_done, run.config.steps):
         started = time.perf_counter()
-        outcome.consistent = False
         values = optimizer_step(run, step)
         run.steps_done = step + 1
-        outcome.consistent = True
         event = StepEvent(step=step + 1, total=run.config.steps, **values, seconds=time.perf_counter() - started)
         outcome.add(event)
         if output.snapshot_every and run.steps_done % output.snapshot_every == 0:
@@ -141,10 +139,8 @@ def optimizer_step(run: Run, step: int) -> dict[str, Any]:
     lr_factor = run.lr_factor(step)
     for group in run.optimizer.param_groups:
         group["lr"] = group["base_lr"] * lr_factor
-    grad_norm = _clip_and_step(run)
-    if run.identifier is not None:
-        run.identifier.renormalize()
-    run.indicator.commit()
+    grad_norm = _clip(run)
+    _update(run)
 
     kept = _mean(preservation)
     total = _mean([output.total.detach() for output in outputs])
@@ -186,16 +182,25 @@ def _backward(run: Run, loss: Tensor) -> None:
     run.scaler.scale(loss).backward()
 
 
-def _clip_and_step(run: Run) -> float | None:
-    """The gradient's norm before clipping; None where fp16 overflowed and the scaler skipped the step."""
+def _clip(run: Run) -> float | None:
+    """The gradient's norm before clipping; None where fp16 overflowed and the scaler will skip the step."""
     parameters, limit = list(run.trainable.values()), run.config.optimizer.max_grad_norm
     run.scaler.unscale_(run.optimizer)
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf))
     if not math.isfinite(norm) and not run.scaler.is_enabled():
         raise TrainingDiverged(_diverged("gradient", run))
+    return norm if math.isfinite(norm) else None
+
+
+def _update(run: Run) -> None:
+    """Move the weights and commit the indicator; whatever fails elsewhere, the step before can still be saved."""
+    run.updating = True
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    return norm if math.isfinite(norm) else None
+    if run.identifier is not None:
+        run.identifier.renormalize()
+    run.indicator.commit()
+    run.updating = False
 
 
 def _diverged(what: str, run: Run) -> str:

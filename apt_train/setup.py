@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import TimestepRank, adapter_parameters, add_adapter, remove_adapter
-from .batch import Batch, collate, draw_samples
-from .buckets import Prepared, prepare
+from .batch import Batch, collate, draw_samples, size_ids_of
+from .buckets import bucket_notes, prepare
 from .captions import caption_for, class_caption
 from .components import Components
 from .conditioning import Conditioner
@@ -33,8 +33,8 @@ class Stream:
 
     name: str  # enters the draws, so that two streams draw apart
     bank: LatentBank
-    prepared: list[Prepared]
     captions: list[str]
+    size_ids: list[list[float]]
 
     def draw(
         self, p_aug: Tensor, *, count: int, batch_size: int, num_timesteps: int, seed: int, step: int,
@@ -46,7 +46,7 @@ class Stream:
             stream=self.name, mask_fill=mask_fill,
         )  # fmt: skip
         chunks = [samples[i : i + batch_size] for i in range(0, count, batch_size)]
-        return [collate(chunk, self.captions, self.prepared, device) for chunk in chunks]
+        return [collate(chunk, self.captions, self.size_ids, device) for chunk in chunks]
 
 
 @dataclass
@@ -69,6 +69,7 @@ class Run:
     scaler: torch.amp.GradScaler  # pyright: ignore[reportPrivateImportUsage]
     training_step: TrainingStep
     steps_done: int = 0
+    updating: bool = False  # inside the update, when parameters and moments may disagree
 
 
 @contextlib.contextmanager
@@ -85,7 +86,7 @@ def prepared_run(
     Raises InputError for anything in the pictures, captions or settings that cannot be trained on.
     """
     dtype = _resolve_dtype(config.precision, device)
-    subject, preservation = _streams(components, images, prior_images, config, device)
+    subject, preservation = _streams(components, images, prior_images, config, device, notify)
     for note in [*components.notes, *images.notes, *(prior_images.notes if prior_images else [])]:
         notify(note)
     if subject.bank.fixed:
@@ -113,22 +114,24 @@ def _resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _streams(
-    components: Components, images: ImageSet, prior_images: ImageSet | None, config: TrainConfig, device: torch.device
-) -> tuple[Stream, Stream | None]:
+    components: Components, images: ImageSet, prior_images: ImageSet | None, config: TrainConfig, device: torch.device,
+    notify: Callable[[str], None],
+) -> tuple[Stream, Stream | None]:  # fmt: skip
     captions = [
         caption_for(image.caption, image.name, template=config.data.caption_template, name=config.name, class_word=config.class_word)
         for image in images.images
     ]  # fmt: skip
-    subject = _stream("subject", components, images, captions, config, device)
+    subject = _stream("subject", components, images, captions, config, device, notify)
     if prior_images is None:
         return subject, None
     texts = [class_caption(image.caption or config.data.class_caption, config.class_word) for image in prior_images.images]
-    return subject, _stream("preservation", components, prior_images, texts, config, device)
+    return subject, _stream("preservation", components, prior_images, texts, config, device, notify)
 
 
 def _stream(
-    name: str, components: Components, images: ImageSet, captions: list[str], config: TrainConfig, device: torch.device
-) -> Stream:
+    name: str, components: Components, images: ImageSet, captions: list[str], config: TrainConfig, device: torch.device,
+    notify: Callable[[str], None],
+) -> Stream:  # fmt: skip
     resolution = config.data.resolution or components.family.resolution
     multiple = config.data.bucket_multiple or (64 if resolution >= 512 else components.size_multiple)
     if multiple % components.size_multiple:
@@ -136,13 +139,15 @@ def _stream(
             f"bucket_multiple is {multiple}: this model needs sides that are multiples of {components.size_multiple}, so give such a number."
         )
     prepared = prepare(images, resolution, multiple)
+    for note in bucket_notes(prepared):
+        notify(note)
     bank = LatentBank(
         prepared, components.encode, seed=config.seed, kinds=config.apt.augment_kinds, max_zoom=config.apt.max_zoom,
-        max_degrees=config.apt.max_degrees, max_variants=config.apt.augment_variants,
+        max_degrees=config.apt.max_degrees, max_variants=config.apt.augment_variants if name == "subject" else 0,
         vae_factor=components.family.vae_factor, on_device=lambda: vae_on(components, device),
     )  # fmt: skip
     bank.encode_plain()
-    return Stream(name, bank, prepared, captions)
+    return Stream(name, bank, captions, [size_ids_of(picture) for picture in prepared])
 
 
 @contextlib.contextmanager
@@ -215,6 +220,7 @@ def _assemble(
     step = TrainingStep(
         components.unet, conditioner, components.schedule, indicator, objective,
         uses_size_ids=components.uses_size_ids, dtype=dtype, save_memory=_checkpoints(components, config, device),
+        chunks=conditioner.num_chunks([*subject.captions, *(preservation.captions if preservation else ())]),
     )  # fmt: skip
     if objective.rank_by_timestep:
         adapter = config.adapter

@@ -54,6 +54,7 @@ class TrainingStep:
     uses_size_ids: bool = False
     dtype: torch.dtype = torch.float32
     save_memory: bool = False
+    chunks: int = 1  # every caption is padded to as many 77-token chunks, so that its batch does not matter
     timestep_rank: TimestepRank | None = None
 
     def __call__(self, batch: Batch, *, with_prior: bool, attn_factor: float = 1.0) -> StepOutput:
@@ -80,7 +81,7 @@ class TrainingStep:
         """Plain denoising loss on prior-preservation pictures with their class captions (DreamBooth's second term)."""
         noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         target = self.schedule.target(batch.latents, batch.noise, batch.timesteps)
-        conditioning = self.conditioner.encode(batch.captions, tuned=False)
+        conditioning = self.conditioner.encode(batch.captions, tuned=False, chunks=self.chunks)
         self._set_rank(batch.timesteps)
         return squared_error(self._predict(noisy, batch, conditioning), target, batch.mask).mean()
 
@@ -95,7 +96,7 @@ class TrainingStep:
         return self._pass(noisy, batch, tuned=True, captured=captured)
 
     def _pass(self, noisy: Tensor, batch: Batch, *, tuned: bool, captured: bool) -> Pass:
-        conditioning = self.conditioner.encode(batch.captions, tuned=tuned)
+        conditioning = self.conditioner.encode(batch.captions, tuned=tuned, chunks=self.chunks)
         goal = self.objective
         features = goal.dist_layers if captured and goal.dist_weight > 0 else None
         attention = goal.attn_layers if captured and goal.attn_weight > 0 else None

@@ -1,0 +1,453 @@
+"""The loop: DreamBooth as its own reference, exact resume, stopping, failing, and what every setting does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from apt_train import finish, loop
+from apt_train.adapter import adapter_parameters, add_adapter
+from apt_train.config import TrainConfig
+from apt_train.errors import InputError
+from apt_train.events import NoticeEvent, PreviewEvent, StopTraining
+from apt_train.export import lora_to_kohya
+from apt_train.rng import generator
+from tests.tiny import tiny_components
+from tests.training import Recorder, pictures, quick_config, run, same_weights
+
+# -- DreamBooth is DreamBooth
+
+
+def dreambooth_reference(config: TrainConfig) -> dict[str, torch.Tensor]:
+    """Plain DreamBooth-LoRA in word mode, written out: what APT with everything off must equal bit for bit."""
+    parts, images = tiny_components(), pictures()
+    unet, betas = parts.unet, torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alpha_bar = torch.cumprod(1 - betas, 0).float()
+    posteriors = [parts.encode(picture.pixels[None].float() / 127.5 - 1) for picture in images.images]
+    encoder, tokenizer = parts.text_encoders[0].model, parts.text_encoders[0].tokenizer
+    ids = tokenizer("a photo of toy_subject toy", padding="max_length", return_tensors="pt").input_ids
+    hidden = encoder(ids).last_hidden_state
+    add_adapter(unet, rank=config.adapter.rank, alpha=config.adapter.resolved_alpha, seed=config.seed)
+    unet.train()
+    parameters, settings = list(adapter_parameters(unet).values()), config.optimizer
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=1e-4)
+    for step in range(config.steps):
+        torch.randint(len(posteriors), (1,), generator=generator(config.seed, "subject", step, "bucket"))
+        latents, noises, times = [], [], []
+        for index in range(settings.batch_size):
+            draws = generator(config.seed, "subject", step, index)
+            times.append(int(torch.randint(1000, (1,), generator=draws)))
+            _, pick, _ = torch.rand(3, generator=draws, dtype=torch.float64).tolist()
+            mean, std = posteriors[int(pick * len(posteriors))]
+            posterior, noise = torch.randn(2, *mean.shape[1:], generator=draws)
+            latents.append(mean[0] + std[0] * posterior)
+            noises.append(noise)
+        x, noise, t = torch.stack(latents), torch.stack(noises), torch.tensor(times)
+        signal, sigma = alpha_bar[t].sqrt().view(-1, 1, 1, 1), (1 - alpha_bar[t]).sqrt().view(-1, 1, 1, 1)
+        prediction = unet(signal * x + sigma * noise, t, hidden.expand(len(times), -1, -1)).sample
+        F.mse_loss(prediction, noise, reduction="none").mean(dim=(1, 2, 3)).mean().backward()
+        torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    state = {name: parameter.detach() for name, parameter in adapter_parameters(unet).items()}
+    return lora_to_kohya(state, config.adapter.resolved_alpha, parts.family, unet.config)
+
+
+APT_OFF: dict[str, Any] = {
+    "method": "apt", "adaptive_augmentation": False, "adaptive_loss_weight": False, "dist_weight": 0.0, "attn_weight": 0.0
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings", [{"method": "dreambooth"}, {"method": "dreambooth", "watch_indicator": True}, APT_OFF], ids=["dreambooth", "watched", "apt-off"]
+)
+def test_dreambooth_equals_the_plain_loop_bit_for_bit(settings: dict[str, Any]) -> None:
+    settings = {"identifier_mode": "word", "steps": 5, "seed": 3, **settings}
+    reference = dreambooth_reference(quick_config(**settings))
+    lora = run(**settings).lora
+    assert lora.keys() == reference.keys()
+    for name, tensor in reference.items():
+        assert torch.equal(lora[name], tensor), name
+    assert any(tensor.abs().max() > 0 for name, tensor in lora.items() if "lora_up" in name), "nothing was trained"
+
+
+def test_the_unet_is_the_base_again_after_training() -> None:
+    parts = tiny_components()
+    before = {name: tensor.clone() for name, tensor in parts.unet.state_dict().items()}
+    run(parts)
+    after = parts.unet.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(parameter.requires_grad for parameter in parts.unet.parameters())
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+@pytest.mark.parametrize("method", ["apt", "dreambooth", "dco", "tlora"])
+def test_every_method_trains_every_family(kind: str, method: str) -> None:
+    result = run(tiny_components(kind), method=method, steps=2)
+    moved = [name for name, tensor in result.lora.items() if name.endswith("lora_up.weight") and tensor.abs().max() > 0]
+    assert len(moved) == sum(name.endswith("lora_up.weight") for name in result.lora)
+    assert result.embeddings is not None and set(result.embeddings) == ({"clip_l", "clip_g"} if kind == "sdxl" else {"clip_l"})
+    assert result.gamma is not None and result.gamma.shape == (2, 10) and len(result.losses) == 2
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
+    assert same_weights(run(), run())
+    assert not same_weights(run(), run(seed=1))
+
+
+def test_a_batch_of_four_draws_what_four_accumulated_batches_draw() -> None:
+    whole, parts = Recorder(), Recorder()
+    run(batch_size=4, accumulation=1, method="dreambooth", on_event=whole)
+    run(batch_size=1, accumulation=4, method="dreambooth", on_event=parts)
+    assert [event.timestep for event in whole.steps] == [event.timestep for event in parts.steps]
+    for one, other in zip(whole.steps, parts.steps, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-4)
+
+
+# -- resume
+
+RESUMED: dict[str, dict[str, Any]] = {
+    "apt": {"dropout": 0.1, "augment_variants": 8},
+    "accumulated": {"accumulation": 2, "batch_size": 1, "lazy_prior": 2},
+    "word-dco": {"method": "dco", "identifier_mode": "word"},
+    "cosine-tlora": {"method": "tlora", "lr_schedule": "cosine", "warmup_steps": 2},
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(name: str, kind: str, tmp_path: Path) -> None:
+    settings = {"steps": 7, "snapshot_every": 2, **RESUMED[name]}
+    whole = run(tiny_components(kind), output_dir=tmp_path / "whole", **settings)
+
+    def stop(event: Any) -> None:
+        if getattr(event, "step", 0) == 3:
+            raise StopTraining
+
+    first = run(tiny_components(kind), output_dir=tmp_path / "parts", on_event=stop, **settings)
+    assert first.stopped and first.steps_done == 3
+    second = run(tiny_components(kind), output_dir=tmp_path / "parts", resume=True, **settings)
+    assert second.steps_done == 7 and not second.stopped
+    assert same_weights(whole, second)
+    assert second.losses == whole.losses and second.gamma.tolist() == whole.gamma.tolist()  # type: ignore[union-attr]
+    logs = [(tmp_path / run_name / "log.jsonl").read_text() for run_name in ("whole", "parts")]
+    assert logs[0] == logs[1]
+    states = [(tmp_path / run_name / "snapshots" / "step_000007" / "state.safetensors").read_bytes() for run_name in ("whole", "parts")]
+    assert states[0] == states[1]
+    files = [(tmp_path / run_name / "toy_subject.safetensors").read_bytes() for run_name in ("whole", "parts")]
+    assert files[0] == files[1]
+
+
+def test_more_steps_continue_a_finished_run(tmp_path: Path) -> None:
+    run(steps=3, output_dir=tmp_path / "run")
+    longer = run(steps=5, output_dir=tmp_path / "run", resume=True)
+    assert longer.steps_done == 5 and same_weights(longer, run(steps=5))
+
+
+def test_more_steps_are_refused_where_the_schedule_reads_the_total(tmp_path: Path) -> None:
+    run(steps=2, lr_schedule="cosine", output_dir=tmp_path / "run")
+    with pytest.raises(InputError, match="planned for 2 steps"):
+        run(steps=3, lr_schedule="cosine", output_dir=tmp_path / "run", resume=True)
+
+
+def test_steps_after_the_last_snapshot_are_cut_from_the_log_after_a_crash(tmp_path: Path) -> None:
+    whole = run(steps=6, snapshot_every=2, output_dir=tmp_path / "whole")
+    run(steps=6, snapshot_every=2, output_dir=tmp_path / "crashed")
+    for folder in ("step_000006", "step_000004"):  # as if the power had gone at step 3, with a torn last line
+        for file in (tmp_path / "crashed" / "snapshots" / folder).glob("state.*"):
+            file.unlink()
+    _restore_state(tmp_path, step=2)
+    with open(tmp_path / "crashed" / "log.jsonl", "a") as file:
+        file.write('{"step": 7, "lo')
+    resumed = run(steps=6, snapshot_every=2, output_dir=tmp_path / "crashed", resume=True)
+    assert same_weights(whole, resumed)
+    assert (tmp_path / "crashed" / "log.jsonl").read_text() == (tmp_path / "whole" / "log.jsonl").read_text()
+
+
+def _restore_state(tmp_path: Path, step: int) -> None:
+    """Give `crashed` the state of `step`, taken from a run that ended there."""
+    run(steps=step, snapshot_every=2, output_dir=tmp_path / "short")
+    for file in (tmp_path / "short" / "snapshots" / f"step_{step:06d}").glob("state.*"):
+        file.rename(tmp_path / "crashed" / "snapshots" / f"step_{step:06d}" / file.name)
+
+
+def test_a_damaged_state_makes_way_for_the_one_before(tmp_path: Path) -> None:
+    whole = run(steps=6, snapshot_every=2, output_dir=tmp_path / "run")
+    state = tmp_path / "run" / "snapshots" / "step_000006" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:100])
+    recorder = Recorder()
+    resumed = run(steps=6, snapshot_every=2, output_dir=tmp_path / "run", resume=True, on_event=recorder)
+    assert [event.step for event in recorder.steps] == [5, 6]
+    assert same_weights(whole, resumed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [({"learning_rate": 0.5}, "learning_rate"), ({"images": pictures(seed=9)}, "pictures"), ({"components": tiny_components(seed=9)}, "checkpoint")],
+)
+def test_resume_refuses_another_run_and_names_what_differs(changed: dict[str, Any], word: str, tmp_path: Path) -> None:
+    run(steps=1, output_dir=tmp_path / "run")
+    with pytest.raises(InputError, match=word):
+        run(**{"steps": 2, "output_dir": tmp_path / "run", "resume": True, **changed})
+
+
+def test_a_new_run_refuses_a_folder_that_holds_one_and_leaves_it_alone(tmp_path: Path) -> None:
+    run(steps=1, output_dir=tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="already holds a run"):
+        run(steps=1, seed=5, output_dir=tmp_path / "run")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_only_the_newest_two_snapshots_keep_their_state_and_all_keep_their_lora(tmp_path: Path) -> None:
+    run(steps=5, snapshot_every=1, output_dir=tmp_path)
+    folders = sorted((tmp_path / "snapshots").iterdir())
+    assert [folder.name for folder in folders] == [f"step_{n:06d}" for n in range(1, 6)]
+    assert [(folder / "state.json").exists() for folder in folders] == [False] * 3 + [True] * 2
+    for folder in folders:
+        assert (folder / "toy_subject.safetensors").exists() and (folder / "toy_subject_embedding.safetensors").exists()
+
+
+def test_the_snapshot_of_the_last_step_is_the_exported_lora(tmp_path: Path) -> None:
+    result = run(steps=3, output_dir=tmp_path)
+    for path in (tmp_path / "toy_subject.safetensors", tmp_path / "snapshots" / "step_000003" / "toy_subject.safetensors"):
+        saved = load_file(path)
+        assert saved.keys() == result.lora.keys()
+        assert all(torch.equal(saved[name], tensor) for name, tensor in result.lora.items())
+
+
+# -- stopping and failing
+
+
+class Cancelled(BaseException):
+    """As hosts raise it: no Exception."""
+
+
+def test_a_cancelled_run_saves_the_last_completed_step_and_goes_on_from_it(tmp_path: Path) -> None:
+    def cancel(event: Any) -> None:
+        if getattr(event, "step", 0) == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        run(output_dir=tmp_path / "run", on_event=cancel)
+    assert (tmp_path / "run" / "toy_subject.safetensors").exists()
+    assert same_weights(run(output_dir=tmp_path / "run", resume=True), run())
+
+
+def test_a_failure_inside_a_step_saves_the_step_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = loop._clip
+
+    def fail(run_: Any) -> Any:
+        if run_.steps_done == 2:
+            raise RuntimeError("a bug")
+        return original(run_)
+
+    monkeypatch.setattr(loop, "_clip", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(output_dir=tmp_path / "run")
+    monkeypatch.setattr(loop, "_clip", original)
+    recorder = Recorder()
+    resumed = run(output_dir=tmp_path / "run", resume=True, on_event=recorder)
+    assert [event.step for event in recorder.steps] == [3, 4]
+    assert same_weights(resumed, run())
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = loop._backward
+
+    def poisoned(run_: Any, loss: torch.Tensor) -> None:
+        original(run_, loss * float("nan") if run_.steps_done == 3 else loss)
+
+    monkeypatch.setattr(loop, "_backward", poisoned)
+    with pytest.raises(loop.TrainingDiverged, match="step 4"):
+        run(output_dir=tmp_path, snapshot_every=2)
+    assert sorted(folder.name for folder in (tmp_path / "snapshots").iterdir()) == ["step_000002"]
+    assert not (tmp_path / "toy_subject.safetensors").exists()
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / "snapshots/step_000002/toy_subject.safetensors").values())
+
+
+def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(loop, "_backward", full)
+    with pytest.raises(InputError, match="lower the resolution"):
+        run()
+
+
+def test_nothing_is_written_without_an_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run().run_dir is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_holds_what_the_readme_says(tmp_path: Path) -> None:
+    run(steps=3, snapshot_every=2, preview_every=2, output_dir=tmp_path, record={"inputs": {"checkpoint": "x"}})
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"toy_subject.safetensors", "toy_subject_embedding.safetensors", "log.jsonl", "config.json", "indicator.png", "snapshots", "previews", "attention.safetensors"} <= names
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["inputs"] == {"checkpoint": "x"} and TrainConfig.from_dict(config["config"]) == quick_config(steps=3, snapshot_every=2, preview_every=2)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert list(lines[0])[:9] == ["step", "loss", "denoising", "stabilization", "alignment", "grad_norm", "lr", "timestep", "gamma"]
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
+
+
+# -- previews and notices
+
+
+def test_previews_come_with_the_same_seed_and_the_prior_stays() -> None:
+    recorder = Recorder()
+    run(steps=4, preview_every=2, preview_prompts=("a {subject} on grass", "a dog"), on_event=recorder)
+    first, second = [event for event in recorder.events if isinstance(event, PreviewEvent)]
+    assert (first.step, second.step) == (2, 4) and first.prompts == ["a {subject} on grass", "a dog"]
+    assert [picture.tobytes() for picture in first.prior] == [picture.tobytes() for picture in second.prior]
+    assert first.tuned[0].tobytes() != second.tuned[0].tobytes() != first.prior[0].tobytes()
+    assert first.tuned[0].size == (64, 64)
+
+
+def test_previews_and_snapshots_do_not_change_the_weights(tmp_path: Path) -> None:
+    assert same_weights(run(), run(preview_every=1, snapshot_every=1, balance_every=1, output_dir=tmp_path))
+
+
+def test_the_user_hears_that_the_word_is_the_class() -> None:
+    recorder = Recorder()
+    run(steps=1, identifier_mode="word", identifier="toy", on_event=recorder)
+    assert any(isinstance(event, NoticeEvent) and "toy" in event.text for event in recorder.events)
+
+
+# -- prior preservation
+
+
+def test_prior_preservation_adds_its_loss_and_never_enters_the_indicator() -> None:
+    plain, kept = Recorder(), Recorder()
+    first = run(steps=1, on_event=plain)
+    second = run(steps=1, on_event=kept, prior_images=pictures(2, seed=5))
+    assert plain.steps[0].prior_preservation is None and kept.steps[0].prior_preservation > 0  # type: ignore[operator]
+    assert kept.steps[0].loss == pytest.approx(plain.steps[0].loss + kept.steps[0].prior_preservation)
+    assert kept.steps[0].gamma == plain.steps[0].gamma
+    assert not same_weights(first, second)
+
+
+def test_masks_change_the_loss_and_not_the_indicator() -> None:
+    mask = torch.zeros(3, 64, 64)
+    mask[:, :32] = 1
+    plain, masked = Recorder(), Recorder()
+    run(steps=1, on_event=plain)
+    run(steps=1, on_event=masked, images=pictures(masks=mask))
+    assert plain.steps[0].denoising != masked.steps[0].denoising
+    assert plain.steps[0].gamma == masked.steps[0].gamma
+
+
+# -- every setting does something
+
+CHANGES: dict[str, Any] = {
+    "class_word": "dog", "identifier_mode": "word", "init_word": "dog", "method": "dreambooth", "steps": 3, "seed": 1,
+    "precision": "bf16", "rank": 3, "alpha": 8.0, "dropout": 0.5, "targets": "attention+ff", "adaptive_augmentation": False,
+    "adaptive_loss_weight": False, "bins": 3, "ema": 1.0, "temperature": "auto", "p_max": 0.0, "max_zoom": 1.0, "max_degrees": 90.0,
+    "augment_kinds": ("affine", "color"), "augment_variants": 1, "mask_fill": True, "stabilization": False, "dist_weight": 50.0,
+    "dist_layers": "all", "dist_mode": "raw", "alignment": False, "attn_weight": 500.0, "attn_layers": "all", "attn_schedule": "linear",
+    "lazy_prior": 2, "learning_rate": 1e-3, "embedding_learning_rate": 1e-1, "beta1": 0.5, "beta2": 0.5, "epsilon": 1e-3, "weight_decay": 1.0,
+    "max_grad_norm": 0.001, "lr_schedule": "cosine", "batch_size": 1, "accumulation": 2, "resolution": 32, "caption_template": "my {subject}",
+}  # fmt: skip
+NEEDS: dict[str, dict[str, Any]] = {
+    "mask_fill": {"adaptive_loss_weight": False},
+    "epsilon": {"max_grad_norm": 0.01},
+    "max_grad_norm": {"epsilon": 1e-3},
+    "beta2": {"epsilon": 1e-3},
+}
+
+
+@pytest.fixture(scope="module")
+def baseline() -> Any:
+    """Eight steps, so that gamma has risen and variants are drawn; kept by what the comparison needs."""
+    kept: dict[str, Any] = {}
+
+    def of(**needs: Any) -> Any:
+        key = json.dumps(needs)
+        kept[key] = kept.get(key) or run(steps=8, dist_weight=10.0, attn_weight=100.0, **needs)
+        return kept[key]
+
+    return of
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_setting_changes_the_trained_weights(name: str, baseline: Any) -> None:
+    needs = NEEDS.get(name, {})
+    settings = {"steps": 8, "dist_weight": 10.0, "attn_weight": 100.0, **needs, name: CHANGES[name]}
+    assert not same_weights(run(**settings), baseline(**needs))
+
+
+def test_settings_that_act_under_conditions(tmp_path: Path) -> None:
+    assert not same_weights(run(method="dco"), run(method="dco", dco_beta=1.0))
+    assert not same_weights(run(method="tlora"), run(method="tlora", min_rank=4))
+    assert not same_weights(run(attn_schedule="indicator", attn_weight=100.0, steps=8), run(attn_weight=100.0, steps=8))
+    warm = {"lr_schedule": "constant_with_warmup"}
+    assert not same_weights(run(**warm, warmup_steps=3), run(**warm))
+    wide = pictures(2, height=48, width=96)
+    assert not same_weights(run(images=wide), run(images=wide, bucket_multiple=32))
+    kept = {"prior_images": pictures(2, seed=5)}
+    assert not same_weights(run(**kept), run(**kept, prior_preservation_weight=0.1))
+    assert not same_weights(run(**kept), run(**kept, class_caption="my {class_word}"))
+    run(identifier="mine", steps=1, output_dir=tmp_path / "named")
+    assert (tmp_path / "named" / "mine.safetensors").exists()
+
+
+def test_gradient_checkpointing_changes_memory_and_no_weight() -> None:
+    assert same_weights(run(gradient_checkpointing=True), run(gradient_checkpointing=False))
+
+
+def test_watching_the_indicator_changes_what_is_seen_and_no_weight() -> None:
+    blind, seeing = run(method="dreambooth"), run(method="dreambooth", watch_indicator=True)
+    assert same_weights(blind, seeing)
+    assert blind.gamma.max() == 0 and seeing.gamma.max() > 0  # type: ignore[union-attr]
+
+
+def test_preview_settings_change_the_preview() -> None:
+    def drawn(**settings: Any) -> bytes:
+        recorder = Recorder()
+        run(steps=1, preview_every=1, on_event=recorder, **settings)
+        return next(event for event in recorder.events if isinstance(event, PreviewEvent)).tuned[0].tobytes()
+
+    base = drawn()
+    assert base == drawn()
+    for change in ({"preview_steps": 3}, {"preview_guidance": 1.0}, {"preview_seed": 1}, {"preview_prompts": ("a dog",)}):
+        assert drawn(**change) != base, change
+
+
+def test_the_balance_of_the_terms_is_logged_when_due() -> None:
+    recorder = Recorder()
+    run(steps=4, balance_every=2, on_event=recorder)
+    assert [event.grad_norm_terms is not None for event in recorder.steps] == [True, False, True, False]
+    terms = recorder.steps[2].grad_norm_terms
+    assert terms is not None and set(terms) == {"denoising", "stabilization", "alignment"} and all(value > 0 for value in terms.values())
+
+
+def test_every_field_of_the_config_is_tested_here() -> None:
+    """A new setting needs a test of its effect: this list grows with it."""
+    elsewhere = {
+        "identifier", "gradient_checkpointing", "dco_beta", "min_rank", "warmup_steps", "bucket_multiple", "class_caption",
+        "prior_preservation_weight", "watch_indicator", "balance_every", "snapshot_every", "preview_every", "preview_prompts",
+        "preview_steps", "preview_guidance", "preview_seed",
+    }  # fmt: skip
+    fields: set[str] = set()
+    for name, value in quick_config().to_dict().items():
+        fields |= set(value) if isinstance(value, dict) else {name}
+    assert fields == set(CHANGES) | elsewhere
+
+
+def test_a_failed_report_does_not_cost_the_lora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path) -> None:
+        raise ValueError("no fonts")
+
+    monkeypatch.setattr(finish, "write_report", broken)
+    recorder = Recorder()
+    result = run(steps=1, output_dir=tmp_path, on_event=recorder)
+    assert result.steps_done == 1 and (tmp_path / "toy_subject.safetensors").exists()
+    assert any(isinstance(event, NoticeEvent) and "no fonts" in event.text for event in recorder.events)

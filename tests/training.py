@@ -1,0 +1,62 @@
+"""A small run, as the tests of the loop use it: three pictures, a tiny model, few steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from apt_train.components import Components
+from apt_train.config import AdapterConfig, AptConfig, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
+from apt_train.dataset import ImageSet
+from apt_train.events import Event, StepEvent, TrainResult
+from apt_train.loop import train
+from tests.tiny import tiny_components
+
+GROUPS = {"adapter": AdapterConfig, "apt": AptConfig, "optimizer": OptimizerConfig, "data": DataConfig, "output": OutputConfig}
+QUICK: dict[str, Any] = {
+    "class_word": "toy", "steps": 4, "rank": 4, "learning_rate": 1e-2, "embedding_learning_rate": 1e-2,
+    "batch_size": 2, "balance_every": 0, "temperature": 100.0, "augment_variants": 4, "preview_steps": 2,
+}  # fmt: skip
+
+
+def quick_config(**settings: Any) -> TrainConfig:
+    """A config from flat names: each setting finds its group."""
+    values: dict[str, Any] = {}
+    for name, value in {**QUICK, **settings}.items():
+        owner = next((group for group, cls in GROUPS.items() if name in {f.name for f in dataclasses.fields(cls)}), None)
+        (values.setdefault(owner, {}) if owner else values)[name] = value
+    return TrainConfig.from_dict(values)
+
+
+def pictures(count: int = 3, seed: int = 0, height: int = 64, width: int = 64, **more: Any) -> ImageSet:
+    """Pictures of noise, each different."""
+    draws = torch.Generator().manual_seed(seed)
+    return ImageSet.from_tensors([torch.rand(height, width, 3, generator=draws) for _ in range(count)], **more)
+
+
+def run(components: Components | None = None, images: ImageSet | None = None, **arguments: Any) -> TrainResult:
+    """`train()` with flat settings; arguments that are no setting go to `train` itself."""
+    passed = {name: arguments.pop(name) for name in ("output_dir", "resume", "on_event", "prior_images", "record") if name in arguments}
+    return train(components or tiny_components(), images or pictures(), quick_config(**arguments), device="cpu", **passed)
+
+
+class Recorder:
+    """An `on_event` callback that keeps everything."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+
+    @property
+    def steps(self) -> list[StepEvent]:
+        return [event for event in self.events if isinstance(event, StepEvent)]
+
+
+def same_weights(first: TrainResult, second: TrainResult) -> bool:
+    """Equal to the bit: LoRA and embedding."""
+    pairs = [(first.lora, second.lora), (first.embeddings or {}, second.embeddings or {})]
+    return all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in pairs)
