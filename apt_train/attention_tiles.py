@@ -1,0 +1,93 @@
+"""Cross-attention maps of the prior and the tuned model, token by token, as one picture (after the paper's figure).
+
+In: maps -> picture. Not in: capturing maps (`capture`), running a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from .grid import font, labelled_grid
+from .palette import INK, PAPER, diverging, heat
+
+TILE = 112  # pixels, the longer side of a map
+PER_ROW = 9
+LEGEND = "mean attention, prior > tuned; one scale per token; difference: blue less, red more than the prior"
+
+
+def attention_tiles(
+    prior: Tensor, tuned: Tensor, labels: Sequence[str], image: Image.Image | None = None
+) -> Image.Image:
+    """Rows prior | tuned | difference, one column per token; long captions go on in further rows.
+
+    Args:
+        prior, tuned: attention of every token, float (columns, h, w), each in [0, 1].
+        labels: one per column.
+        image: the picture the maps belong to, shown as the first column.
+
+    In a column the prior's and the tuned map share one scale, from 0 to the larger one's peak, so that a token that
+    has been dimmed looks dim; the difference (tuned - prior) is blue for less and red for more, in full colour at half
+    that peak. Beneath the label stands the token's mean attention, prior > tuned.
+    """
+    assert prior.shape == tuned.shape and prior.ndim == 3 and len(prior) == len(labels), (
+        "a map and a label per column"
+    )
+    before, after = (maps.detach().float().cpu().numpy().astype(np.float64) for maps in (prior, tuned))
+    columns = [_column(p, t) for p, t in zip(before, after, strict=True)]
+    titles = [
+        f"{name}\n{_percent(p)} > {_percent(t)}" for name, p, t in zip(labels, before, after, strict=True)
+    ]
+    if image is not None:
+        picture = image.convert("RGB").resize(columns[0][0].size, Image.Resampling.LANCZOS)
+        columns, titles = [(picture, None, None), *columns], ["picture", *titles]
+    per_row = min(PER_ROW, len(columns))
+    sheets = [
+        _sheet(columns[i : i + per_row], titles[i : i + per_row], per_row)
+        for i in range(0, len(columns), per_row)
+    ]
+    return _stack(sheets)
+
+
+_Column = tuple[Image.Image, Image.Image | None, Image.Image | None]
+
+
+def _column(prior: NDArray[np.float64], tuned: NDArray[np.float64]) -> _Column:
+    peak = max(float(np.nanmax(prior)), float(np.nanmax(tuned)), 1e-12)
+    return _tile(heat(prior / peak)), _tile(heat(tuned / peak)), _tile(diverging(2 * (tuned - prior) / peak))
+
+
+def _tile(colours: NDArray[np.uint8]) -> Image.Image:
+    height, width = colours.shape[:2]
+    scale = TILE / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC)
+
+
+def _sheet(columns: list[_Column], titles: list[str], per_row: int) -> Image.Image:
+    rows = [[column[r] for column in columns] for r in range(3)]
+    padding = [""] * (per_row - len(columns))
+    return labelled_grid(rows, ["prior", "tuned", "difference"], [*titles, *padding], gap=5, text_size=13)
+
+
+def _stack(sheets: list[Image.Image]) -> Image.Image:
+    """Sheets under each other, the legend beneath them."""
+    gap, face = 14, font(12)
+    width = max(max(sheet.width for sheet in sheets), round(face.getlength(LEGEND)) + 12)
+    height = sum(sheet.height + gap for sheet in sheets) + 12
+    stacked = Image.new("RGB", (width, height), PAPER)
+    y = 0
+    for sheet in sheets:
+        stacked.paste(sheet, (0, y))
+        y += sheet.height + gap
+    ImageDraw.Draw(stacked).text((6, y - gap / 2), LEGEND, INK, face)
+    return stacked
+
+
+def _percent(values: NDArray[np.float64]) -> str:
+    mean = float(np.nanmean(values)) * 100
+    return f"{mean:.0f}%" if mean >= 9.95 else f"{mean:.1f}%"

@@ -1,0 +1,237 @@
+"""A run directory -> pictures, tables, a verdict in words: `report.md`, `report.json` and their PNG files.
+
+In: reading the run's files and writing the report's. Not in: numbers (`run_summary`), words (`verdict`), drawing
+(`plots`, `attention_tiles`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+from .attention_tiles import attention_tiles
+from .config import TrainConfig
+from .errors import InputError
+from .plots import balance_figure, indicator_figure, losses_figure
+from .run_log import RunLog, read_log
+from .run_summary import Summary, summarize
+from .verdict import METHOD_NAMES, advice, paragraph, verdict
+
+__all__ = ["verdict", "write_report"]
+
+CAPTIONS = {
+    "indicator.png": "Overfitting indicator per timestep bin: at 0 the tuned model predicts the noise of the training "
+    "pictures no better than the prior, near 1 far better.",
+    "losses.png": "Loss terms over the steps: faint as logged, thick their moving average. The denoising loss depends "
+    "on the timestep drawn far more than on training, so its average has the timesteps evened out.",
+    "balance.png": "Gradient norm of each weighted term, and its part of their sum.",
+    "attention.png": "Cross-attention per token, with its mean for prior > tuned: tokens of the context that the tuned "
+    "model has dimmed look dark in its row and blue in the difference.",
+}
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Write the report of a finished or broken-off run into its own folder; returns the path of `report.md`.
+
+    Reads `config.json` and `log.jsonl`, and `attention.safetensors` and the previews where there are any. A missing
+    or unreadable file is an InputError, raised before anything is written.
+    """
+    folder = Path(run_dir)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: give the output folder of a training run.")
+    config, num_timesteps = _read_config(folder / "config.json")
+    log = read_log(folder / "log.jsonl")
+    tiles = _read_attention(folder / "attention.safetensors")
+    summary = summarize(log, config, num_timesteps=num_timesteps, snapshots=_snapshots(folder))
+    try:
+        pictures = _draw(folder, log, summary, num_timesteps, tiles)
+        (folder / "report.json").write_text(json.dumps(_as_json(summary), indent=2) + "\n", encoding="utf-8")
+        report = folder / "report.md"
+        report.write_text(
+            _as_markdown(summary, config.name, pictures, _newest_previews(folder)), encoding="utf-8"
+        )
+    except OSError as error:
+        raise InputError(
+            f"The report cannot be written into {folder} ({error.strerror}): free space or mend its rights."
+        ) from None
+    return report
+
+
+def _read_config(path: Path) -> tuple[TrainConfig, int]:
+    """The run's settings and its noise schedule's length (1000 where the file does not say)."""
+    try:
+        stored = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{path.name} cannot be read ({error.strerror}): give the output folder of a training run."
+        ) from None
+    except ValueError:
+        raise InputError(
+            f"{path.name} is not readable JSON: restore it, a report needs the run's settings."
+        ) from None
+    values = stored.get("config") if isinstance(stored, dict) else None
+    if not isinstance(values, dict):
+        raise InputError(f"{path.name} holds no settings of a training run: give the output folder of one.")
+    try:
+        config = TrainConfig.from_dict(values)
+    except (TypeError, AttributeError):
+        raise InputError(
+            f"{path.name} holds settings of the wrong kind: restore it as the run wrote it."
+        ) from None
+    count = stored.get("num_timesteps", 1000)
+    return config, count if isinstance(count, int) and count > 0 else 1000
+
+
+def _read_attention(path: Path) -> Image.Image | None:
+    """The tiles of the maps saved at the end of the run; None where none were saved."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            names = set(file.keys())
+            maps = [file.get_tensor(name).float() for name in ("prior", "tuned")]
+            labels = json.loads((file.metadata() or {})["labels"])
+            picture = file.get_tensor("image") if "image" in names else None
+        assert maps[0].shape == maps[1].shape and maps[0].ndim == 3 and len(labels) == len(maps[0]) > 0
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AssertionError):
+        raise InputError(
+            f"{path.name} is damaged or holds no attention maps: delete it and ask for the report again."
+        ) from None
+    return attention_tiles(maps[0], maps[1], [str(label) for label in labels], _picture(picture))
+
+
+def _picture(pixels: torch.Tensor | None) -> Image.Image | None:
+    """uint8 (3, H, W) -> picture."""
+    return (
+        None
+        if pixels is None
+        else Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
+    )
+
+
+def _draw(
+    folder: Path, log: RunLog, summary: Summary, num_timesteps: int, tiles: Image.Image | None
+) -> list[str]:
+    """Write the figures; returns their names. A figure of an earlier report that this one lacks is removed."""
+    figures: dict[str, Callable[[], Any]] = {
+        "indicator.png": lambda: indicator_figure(
+            log, measured=summary.indicator_measured, num_timesteps=num_timesteps
+        ),
+        "losses.png": lambda: losses_figure(log, num_timesteps=num_timesteps),
+    }
+    if log.balance:
+        figures["balance.png"] = lambda: balance_figure(log)
+    for name, draw in figures.items():
+        draw().savefig(folder / name, format="png")
+    for name in CAPTIONS.keys() - figures.keys():
+        (folder / name).unlink(missing_ok=True)
+    if tiles is not None:
+        tiles.save(folder / "attention.png")
+    return [name for name in CAPTIONS if (folder / name).exists()]
+
+
+def _snapshots(folder: Path) -> list[int]:
+    names = [
+        path.name.removeprefix("step_") for path in (folder / "snapshots").glob("step_*") if path.is_dir()
+    ]
+    return [int(name) for name in names if name.isdigit()]
+
+
+def _newest_previews(folder: Path) -> list[tuple[str, str]]:
+    """(prior, tuned) picture files, inside the run folder, of the last step that drew previews; one pair per prompt."""
+    tuned = sorted((folder / "previews").glob("step_*_tuned.png"), key=_numbers)
+    newest = [path.name for path in tuned if _numbers(path)[:1] == _numbers(tuned[-1])[:1]]
+    return [(f"previews/{name.replace('_tuned', '_prior')}", f"previews/{name}") for name in newest]
+
+
+def _numbers(path: Path) -> list[int]:
+    """Step and prompt in the name of a preview."""
+    return [int(part) for part in path.stem.split("_") if part.isdigit()]
+
+
+def _as_json(summary: Summary) -> dict[str, Any]:
+    values = {"format": 1, **asdict(summary), "advice": advice(summary), "verdict": paragraph(summary)}
+    return _plain(values)
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what is no number is null."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _as_markdown(summary: Summary, name: str, pictures: list[str], previews: list[tuple[str, str]]) -> str:
+    parts = [f"# {name}: report of the run", paragraph(summary), _run_table(summary), _term_table(summary)]
+    if summary.bins:
+        parts.append(_bin_table(summary))
+    parts += [f"![{file}]({file})\n\n{CAPTIONS[file]}" for file in pictures]
+    if previews:
+        rows = [(f"![prior]({prior})", f"![tuned]({tuned})") for prior, tuned in previews]
+        parts.append("Newest previews, the same seed for both:\n\n" + _table(("prior", "tuned"), rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def _run_table(summary: Summary) -> str:
+    rows = [
+        ("method", METHOD_NAMES.get(summary.method, summary.method)),
+        ("steps", f"{summary.steps_done} of {summary.steps_planned}"),
+        ("denoising loss over the last half", summary.trend),
+        (
+            "timestep bins near 1",
+            f"{len(summary.near_one)} of {len(summary.bins)}" if summary.bins else "not measured",
+        ),
+        ("most bins near 1 since step", _or_dash(summary.most_since)),
+        (
+            "weight left to the denoising loss",
+            "-" if summary.data_weight is None else f"{summary.data_weight:.2f}",
+        ),
+        ("steps with clipped gradient", "-" if summary.clipped is None else f"{summary.clipped:.0%}"),
+    ]
+    return _table(("", "value"), rows)
+
+
+def _term_table(summary: Summary) -> str:
+    rows = []
+    for name, term in summary.terms.items():
+        part = summary.balance.get(name)
+        gradient = ("-", "-") if part is None else (f"{part.norm:.3g}", f"{part.share:.0%}")
+        rows.append(
+            (name.replace("_", " "), f"{term.first_quarter:.4g}", f"{term.last_quarter:.4g}", *gradient)
+        )
+    return _table(("term", "first quarter", "last quarter", "gradient norm", "share"), rows)
+
+
+def _bin_table(summary: Summary) -> str:
+    rows = [
+        (
+            f"{item.timesteps[0]}-{item.timesteps[1]}",
+            str(item.samples),
+            f"{item.gamma:.3f}",
+            _or_dash(item.near_one_since),
+        )
+        for item in summary.bins
+    ]
+    return _table(
+        ("timesteps", "samples", f"indicator, mean over the closing {summary.window}", "near 1 since step"),
+        rows,
+    )
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)

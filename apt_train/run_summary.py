@@ -1,0 +1,215 @@
+"""What a run's log amounts to, in numbers: indicator, loss trend, balance of the terms.
+
+In: every number of the report, each with its rule. Not in: words about them (`verdict`), pictures (`plots`).
+The rules (what counts as near 1, as falling, as most) are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from .config import TrainConfig
+from .run_log import TERMS, Floats, RunLog, moving_average
+
+Trend = Literal["falling", "flat", "rising", "unknown"]
+
+NEAR_ONE = 0.9  # here 1 - gamma has shrunk the denoising loss tenfold
+FEWEST_STEPS = 40  # below these no trend can be told from the noise of the timesteps
+SURE = 2.0  # standard errors that two quarters must differ by
+
+
+@dataclass(frozen=True)
+class BinSummary:
+    """One timestep bin of the indicator."""
+
+    bin: int
+    timesteps: tuple[int, int]  # first and last
+    samples: int  # trained in this bin
+    gamma: float  # mean over the closing window
+    near_one_since: int | None  # step from which it stayed at NEAR_ONE; None: `gamma` is below
+
+
+@dataclass(frozen=True)
+class TermSummary:
+    """One loss term, as the mean of the run's first and last quarter; raw, the total weighted."""
+
+    first_quarter: float
+    last_quarter: float
+
+
+@dataclass(frozen=True)
+class BalanceSummary:
+    """One weighted term's gradient norm per step (median over the measurements' later half), its part of their sum."""
+
+    norm: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in numbers; settings that the verdict speaks of are repeated here."""
+
+    method: str
+    class_word: str
+    steps_done: int
+    steps_planned: int
+    indicator_measured: bool
+    window: int  # steps at the end that `gamma` is the mean of
+    bins: list[BinSummary]
+    most_since: int | None  # step from which more than half of the bins are near 1
+    data_weight: (
+        float | None
+    )  # mean of 1 - gamma over the bins at the end; None without the adaptive loss weight
+    trend: Trend  # of the denoising loss, timesteps' own differences taken out
+    terms: dict[str, TermSummary]
+    balance: dict[str, BalanceSummary]
+    clipped: float | None  # part of the steps whose gradient was clipped; None without clipping
+    learning_rate: float
+    temperature: float | str
+    dist_weight: float
+    attn_weight: float
+    augments: bool
+    snapshots: list[int]
+    truncated: bool
+
+    @property
+    def near_one(self) -> list[BinSummary]:
+        return [item for item in self.bins if item.near_one_since is not None]
+
+
+def summarize(
+    log: RunLog, config: TrainConfig, *, num_timesteps: int = 1000, snapshots: Sequence[int] = ()
+) -> Summary:
+    """The numbers of a run. `num_timesteps`: of the noise schedule; `snapshots`: the steps that have one."""
+    apt, runs_apt = config.apt, config.method == "apt"
+    measured = indicator_measured(log, config)
+    window = max(1, len(log) // 10)
+    bins = _bins(log, window, num_timesteps) if measured else []
+    weighs = measured and runs_apt and apt.adaptive_loss_weight
+    limit = config.optimizer.max_grad_norm
+    return Summary(
+        method=config.method,
+        class_word=config.class_word,
+        steps_done=int(log.step[-1]),
+        steps_planned=config.steps,
+        indicator_measured=measured,
+        window=window,
+        bins=bins,
+        most_since=_most_since(bins),
+        data_weight=float(np.mean([1 - item.gamma for item in bins])) if weighs else None,
+        trend=loss_trend(log, num_timesteps),
+        terms={name: _quarters(log.terms[name]) for name in TERMS if np.isfinite(log.terms[name]).any()},
+        balance=_balance(log, apt.lazy_prior),
+        clipped=float(np.mean(log.grad_norm > limit)) if limit > 0 else None,
+        learning_rate=config.optimizer.learning_rate,
+        temperature=apt.temperature,
+        dist_weight=apt.dist_weight if runs_apt and apt.stabilization else 0.0,
+        attn_weight=apt.attn_weight if runs_apt and apt.alignment else 0.0,
+        augments=measured and runs_apt and apt.adaptive_augmentation,
+        snapshots=sorted(snapshots),
+        truncated=log.truncated,
+    )
+
+
+def indicator_measured(log: RunLog, config: TrainConfig) -> bool:
+    """Whether gamma in this log says something: it stays 0 also where the prior was never asked."""
+    if log.gamma.shape[1] == 0:
+        return False
+    apt = config.apt
+    by_indicator = apt.alignment and apt.attn_schedule == "indicator"
+    uses = config.method == "apt" and (apt.adaptive_augmentation or apt.adaptive_loss_weight or by_indicator)
+    return uses or apt.watch_indicator or bool((log.gamma > 0).any())
+
+
+def bin_edges(bins: int, num_timesteps: int = 1000) -> list[tuple[int, int]]:
+    """First and last timestep of every bin, bin = t * bins // num_timesteps."""
+    starts = [-(-b * num_timesteps // bins) for b in range(bins + 1)]
+    return [(low, high - 1) for low, high in zip(starts[:-1], starts[1:], strict=True)]
+
+
+def loss_trend(log: RunLog, num_timesteps: int = 1000) -> Trend:
+    """Whether the evened denoising loss differs between the third and the last quarter by more than chance."""
+    loss = evened_denoising(log, num_timesteps)
+    loss = loss[np.isfinite(loss)]
+    if len(loss) < FEWEST_STEPS:
+        return "unknown"
+    quarter = len(loss) // 4
+    before, after = loss[-2 * quarter : -quarter], loss[-quarter:]
+    error = np.sqrt(before.var(ddof=1) / quarter + after.var(ddof=1) / quarter)
+    change = after.mean() - before.mean()
+    if abs(change) <= SURE * error:
+        return "flat"
+    return "falling" if change < 0 else "rising"
+
+
+def evened_denoising(log: RunLog, num_timesteps: int = 1000) -> Floats:
+    """The denoising loss (S,) as if every step had drawn the same timesteps; its mean stays.
+
+    Its size depends on the timestep far more than on training, so the level of each twentieth of the schedule, fitted
+    by least squares over the run, is taken out. A log too short for that, or without timesteps, stays as it is.
+    """
+    parts_of_schedule = 20
+    loss = log.terms["denoising"]
+    known = np.isfinite(loss) & np.array([len(drawn) > 0 for drawn in log.timesteps])
+    if known.sum() < 2 * parts_of_schedule:
+        return loss
+    drawn_from = np.zeros((len(loss), parts_of_schedule))  # part of each step's samples in each twentieth
+    for row, drawn in zip(drawn_from, log.timesteps, strict=True):
+        places = np.clip(
+            np.array(drawn, dtype=np.int64) * parts_of_schedule // num_timesteps, 0, parts_of_schedule - 1
+        )
+        np.add.at(row, places, 1 / max(1, len(drawn)))
+    levels = np.linalg.lstsq(drawn_from[known], loss[known], rcond=None)[0]
+    return np.where(known, loss - drawn_from @ levels + loss[known].mean(), np.nan)
+
+
+def _bins(log: RunLog, window: int, num_timesteps: int) -> list[BinSummary]:
+    count = log.gamma.shape[1]
+    samples = np.zeros(count, dtype=np.int64)
+    for drawn in log.timesteps:
+        np.add.at(samples, np.clip(np.array(drawn, dtype=np.int64) * count // num_timesteps, 0, count - 1), 1)
+    return [
+        BinSummary(b, edges, int(samples[b]), float(log.gamma[-window:, b].mean()), _since(log, b, window))
+        for b, edges in enumerate(bin_edges(count, num_timesteps))
+    ]
+
+
+def _since(log: RunLog, bin: int, window: int) -> int | None:
+    """First step after which the bin's curve, smoothed over a twentieth of the run, no more dips below NEAR_ONE.
+
+    Dips within the closing window do not count, as long as the window's mean is near 1.
+    """
+    curve = log.gamma[:, bin]
+    if curve[-window:].mean() < NEAR_ONE:
+        return None
+    smooth = moving_average(curve, max(1, len(curve) // 20))
+    below = np.flatnonzero(smooth[: len(curve) - window] < NEAR_ONE)
+    return int(log.step[below[-1] + 1 if len(below) else 0])
+
+
+def _most_since(bins: list[BinSummary]) -> int | None:
+    since = sorted(item.near_one_since for item in bins if item.near_one_since is not None)
+    most = len(bins) // 2 + 1
+    return since[most - 1] if bins and len(since) >= most else None
+
+
+def _quarters(values: Floats) -> TermSummary:
+    known = values[np.isfinite(values)]
+    quarter = max(1, len(known) // 4)
+    return TermSummary(float(known[:quarter].mean()), float(known[-quarter:].mean()))
+
+
+def _balance(log: RunLog, lazy_prior: int) -> dict[str, BalanceSummary]:
+    norms: dict[str, float] = {}
+    for name, values in log.balance.items():
+        known = values[np.isfinite(values)]
+        if len(known):
+            # Regularisers act in every k-th step, scaled by k: per step, a k-th of what was measured.
+            acts = 1 / lazy_prior if name in ("stabilization", "alignment") else 1.0
+            norms[name] = float(np.median(known[len(known) // 2 :])) * acts
+    total = sum(norms.values())
+    return {name: BalanceSummary(norm, norm / total if total > 0 else 0.0) for name, norm in norms.items()}

@@ -1,0 +1,200 @@
+"""A run's numbers in one plain paragraph: what happened, what it may mean, what to change.
+
+In: words. Not in: numbers of its own (`run_summary`). It says what the log can know and, as often, what it cannot:
+the indicator compares losses on the training pictures; likeness and obedience to a prompt only pictures show.
+"""
+
+from __future__ import annotations
+
+from .config import TrainConfig
+from .run_log import RunLog
+from .run_summary import FEWEST_STEPS, NEAR_ONE, BinSummary, Summary, summarize
+
+METHOD_NAMES = {"apt": "APT", "dreambooth": "DreamBooth", "dco": "DCO", "tlora": "T-LoRA"}
+SETTING_OF = {"stabilization": "dist_weight", "alignment": "attn_weight"}
+DOMINATES, IDLE = 0.8, 0.02  # parts of the gradient norms' sum (ours)
+EARLY = 0.15  # of the run's steps (ours)
+
+
+def verdict(log: RunLog, config: TrainConfig) -> str:
+    """The paragraph for a log and its settings."""
+    return paragraph(summarize(log, config))
+
+
+def paragraph(summary: Summary) -> str:
+    """The paragraph for a summary."""
+    said = [_opening(summary), *_indicator(summary), _loss(summary), *_balance(summary)]
+    changes = advice(summary)
+    said.append(
+        "What to change: " + "; ".join(changes) + "."
+        if changes
+        else "Nothing in these numbers asks for a change."
+    )
+    said.append("The pictures have the last word: these numbers come from the training pictures alone.")
+    return " ".join(said)
+
+
+def advice(summary: Summary) -> list[str]:
+    """What to change, most useful first; empty where the numbers ask for nothing."""
+    if _short(summary):
+        return ["train longer before reading anything into a report"]
+    return [*_against_overfitting(summary), *_about_length(summary), *_about_balance(summary)]
+
+
+def _opening(summary: Summary) -> str:
+    name = METHOD_NAMES.get(summary.method, summary.method)
+    steps = _steps(summary.steps_done)
+    if summary.steps_done < summary.steps_planned:
+        steps += f" of the {summary.steps_planned} planned"
+    cut = " The last line of the log was cut off and is left out." if summary.truncated else ""
+    return f'{name} trained "{summary.class_word}" for {steps}.{cut}'
+
+
+def _indicator(summary: Summary) -> list[str]:
+    if not summary.indicator_measured:
+        return [
+            "The overfitting indicator was not measured, because the prior was not run beside the tuned model: "
+            "from its own loss a run cannot tell learning from memorising, so whether it overfits is not known."
+        ]
+    if _short(summary):
+        return [f"With fewer than {FEWEST_STEPS} steps its overfitting indicator has no say yet."]
+    seen = [item for item in summary.bins if item.samples]
+    said = [_near_one(summary)]
+    if len(seen) < len(summary.bins):
+        said.append(
+            f"Only {len(seen)} of {len(summary.bins)} timestep bins were trained at all; the others say nothing."
+        )
+    if summary.data_weight is not None and summary.near_one:
+        said.append(
+            f"The adaptive weight leaves the denoising loss {summary.data_weight:.0%} on average by now."
+        )
+    return said
+
+
+def _near_one(summary: Summary) -> str:
+    near, count = summary.near_one, len(summary.bins)
+    if not near:
+        top = max(summary.bins, key=lambda item: item.gamma)
+        return (
+            f"No timestep bin's overfitting indicator is near 1: the highest is {top.gamma:.2f}, at timesteps "
+            f"{_range(top)}, so by this measure the run does not overfit."
+        )
+    first = min(item.near_one_since or 0 for item in near)
+    where = (
+        f"The overfitting indicator is near 1 ({NEAR_ONE} or more) in {len(near)} of {count} timestep bins"
+    )
+    if summary.most_since is None:
+        return (
+            f"{where} (timesteps {_ranges(near)}), the first of them since step {first}. Published runs on SDXL end "
+            "alike, near 1 at low and middle timesteps and far below at the noisiest, so this alone is no alarm."
+        )
+    return (
+        f"{where} (timesteps {_ranges(near)}), the first of them since step {first}, most since step "
+        f"{summary.most_since}: there the tuned model knows the training pictures far better than the prior does. "
+        "That is overfitting, or a subject far from all the prior knows; the indicator cannot tell these apart."
+    )
+
+
+def _loss(summary: Summary) -> str:
+    if summary.trend == "unknown":
+        return "There are too few steps to say where the denoising loss is going."
+    if summary.trend == "rising" and summary.augments:
+        return (
+            "The denoising loss rose over the last half of the run, as it may when more pictures are augmented: "
+            "no bad sign by itself."
+        )
+    return {
+        "falling": "The denoising loss was still falling at the end.",
+        "flat": "The denoising loss no longer changes by more than chance over the last half of the run.",
+        "rising": "The denoising loss rose over the last half of the run.",
+    }[summary.trend]
+
+
+def _balance(summary: Summary) -> list[str]:
+    if len(summary.balance) < 2:
+        return []
+    shares = ", ".join(f"{name.replace('_', ' ')} {item.share:.0%}" for name, item in summary.balance.items())
+    top, item = max(summary.balance.items(), key=lambda pair: pair[1].share)
+    judged = f"{top.replace('_', ' ')} dominates" if item.share > DOMINATES else "no term drowns the others"
+    return [f"Of the gradient norms' sum each term has: {shares}; {judged}."]
+
+
+def _against_overfitting(summary: Summary) -> list[str]:
+    if summary.most_since is None:
+        return (
+            []
+            if summary.indicator_measured
+            else ["set watch_indicator to see the indicator next time (it costs the prior pass)"]
+        )
+    early = summary.most_since <= EARLY * summary.steps_done
+    kept = [step for step in summary.snapshots if step <= summary.most_since]
+    fewer = f"try about {_steps(summary.most_since)} instead of {summary.steps_done}"
+    if kept:
+        fewer = f"compare the snapshot of step {kept[-1]}, from before most bins were near 1"
+    if early and summary.temperature != "auto":
+        fewer = (
+            f"most bins were near 1 so early that temperature {summary.temperature:g} is too high for this model and "
+            "subject to say much: use temperature auto before trusting the indicator"
+        )
+    return [
+        fewer,
+        f"lower the learning rate from {summary.learning_rate:g}",
+        "add pictures, above all with other grounds and views",
+    ]
+
+
+def _about_length(summary: Summary) -> list[str]:
+    if summary.most_since is not None:
+        return []
+    if summary.trend == "rising" and not summary.augments:
+        return [f"lower the learning rate from {summary.learning_rate:g}"]
+    if summary.trend == "falling" and summary.indicator_measured:
+        return ["if the subject is not yet there, train longer: nothing here speaks against it"]
+    if summary.trend == "flat" and summary.indicator_measured and not summary.near_one:
+        rate = f"raise the learning rate from {summary.learning_rate:g}"
+        return [f"if the subject is not there, {rate}: more steps alone change little"]
+    return []
+
+
+def _about_balance(summary: Summary) -> list[str]:
+    """Regularisers that drown the rest or, where none does, hardly act."""
+    acting = [
+        term for term, name in SETTING_OF.items() if getattr(summary, name) > 0 and term in summary.balance
+    ]
+    shares = {term: summary.balance[term].share for term in acting}
+    drowning = [term for term, share in shares.items() if share > DOMINATES]
+    if drowning:
+        return [f"lower {_weight(summary, term)}, the {term} term drowns the rest" for term in drowning]
+    return [
+        f"raise {_weight(summary, term)}, the {term} term hardly acts"
+        for term, share in shares.items()
+        if share < IDLE
+    ]
+
+
+def _weight(summary: Summary, term: str) -> str:
+    setting = SETTING_OF[term]
+    return f"{setting} from {getattr(summary, setting):g}"
+
+
+def _short(summary: Summary) -> bool:
+    return summary.steps_done < FEWEST_STEPS
+
+
+def _range(item: BinSummary) -> str:
+    return f"{item.timesteps[0]}-{item.timesteps[1]}"
+
+
+def _ranges(bins: list[BinSummary]) -> str:
+    """Neighbouring bins run together: `0-299, 500-599`."""
+    runs: list[list[BinSummary]] = []
+    for item in bins:
+        if runs and runs[-1][-1].bin == item.bin - 1:
+            runs[-1].append(item)
+        else:
+            runs.append([item])
+    return ", ".join(f"{run[0].timesteps[0]}-{run[-1].timesteps[1]}" for run in runs)
+
+
+def _steps(count: int) -> str:
+    return f"{count} step" if count == 1 else f"{count} steps"

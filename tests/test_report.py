@@ -1,0 +1,529 @@
+"""The report of a run: numbers against hand computation, a verdict that follows the curves, pictures, bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+
+from apt_train.attention_tiles import attention_tiles
+from apt_train.config import AptConfig, OptimizerConfig, TrainConfig
+from apt_train.errors import InputError
+from apt_train.grid import fit_label, font, labelled_grid
+from apt_train.live_images import indicator_image, loss_image
+from apt_train.palette import bin_colours, diverging, heat
+from apt_train.report import verdict, write_report
+from apt_train.run_log import block_means, moving_average, read_log
+from apt_train.run_summary import bin_edges, evened_denoising, summarize
+from apt_train.verdict import paragraph
+from tests.synthetic_run import plausible_log, plausible_maps, write_attention, write_run
+from tests.training import run
+
+
+def told(folder: Path, lines, config: TrainConfig | None = None) -> str:
+    """The verdict on these log lines."""
+    write_run(folder, lines, config)
+    return verdict(
+        read_log(folder / "log.jsonl"), config or TrainConfig(class_word="toy", steps=lines[-1]["step"])
+    )
+
+
+def plain_line(step: int, gamma: list[float], **changes) -> dict:
+    line = {
+        "step": step, "loss": 1.0, "denoising": 0.5, "stabilization": 0.2, "alignment": 0.1, "grad_norm": 0.5,
+        "lr": 5e-5, "timestep": [100], "gamma": gamma,
+    }  # fmt: skip
+    return line | changes
+
+
+def colours_in(picture: Image.Image) -> int:
+    return len(picture.convert("RGB").getcolors(1 << 24) or [])
+
+
+# --- the whole report ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_gets_pictures_tables_and_a_verdict(tmp_path) -> None:
+    labels = "<start> a photo of toy_subject on grass <end> <rest>".split()
+    write_run(tmp_path, plausible_log(300))
+    write_attention(tmp_path, labels, with_picture=True)
+    (tmp_path / "previews").mkdir()
+    for name in ("step_000100_0_tuned", "step_000300_0_tuned", "step_000300_0_prior", "step_000300_10_tuned"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "previews" / f"{name}.png")
+    report = write_report(tmp_path)
+    assert report == tmp_path / "report.md"
+    text = report.read_text(encoding="utf-8")
+    sizes = {"indicator.png": (1300, 480), "losses.png": (1300, 660), "balance.png": (1300, 440)}
+    for name, size in sizes.items():
+        with Image.open(tmp_path / name) as picture:
+            assert picture.size == size
+            assert colours_in(picture) > 100
+        assert f"]({name})" in text
+    assert "](attention.png)" in text and "step_000100" not in text
+    assert (
+        "| ![prior](previews/step_000300_0_prior.png) | ![tuned](previews/step_000300_0_tuned.png) |" in text
+    )
+    assert "step_000300_10_tuned.png" in text
+    values = json.loads((tmp_path / "report.json").read_text())
+    assert values["format"] == 1 and values["steps_done"] == 300 and values["verdict"] in text
+    assert "| 0-99 |" in text and "| stabilization |" in text
+
+
+def test_a_run_of_the_trainer_itself_is_reported(tmp_path) -> None:
+    run(steps=4, preview_every=4, snapshot_every=2, balance_every=2, output_dir=tmp_path / "run")
+    report = write_report(tmp_path / "run")
+    text = report.read_text(encoding="utf-8")
+    for name in ("indicator.png", "losses.png", "balance.png", "attention.png"):
+        assert f"]({name})" in text
+    linked = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(linked) == 6 and all((tmp_path / "run" / file).is_file() for file in linked)
+    values = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert values["indicator_measured"] and len(values["bins"]) == 10 and values["snapshots"] == [2, 4]
+    assert set(values["balance"]) == {"denoising", "stabilization", "alignment"}
+
+
+def test_the_same_run_gives_the_same_report(tmp_path) -> None:
+    names = ("report.md", "report.json", "indicator.png", "losses.png", "balance.png")
+    write_report(write_run(tmp_path, plausible_log(120)))
+    before = [(tmp_path / name).read_bytes() for name in names]
+    write_report(tmp_path)
+    assert [(tmp_path / name).read_bytes() for name in names] == before
+
+
+def test_matplotlib_is_left_as_it_was(tmp_path) -> None:
+    settings, backend = dict(matplotlib.rcParams), matplotlib.get_backend()
+    write_report(write_run(tmp_path, plausible_log(5)))
+    assert dict(matplotlib.rcParams) == settings and matplotlib.get_backend() == backend
+
+
+def test_a_figure_of_an_earlier_report_does_not_outlive_its_numbers(tmp_path) -> None:
+    write_report(write_run(tmp_path, plausible_log(100)))
+    assert (tmp_path / "balance.png").exists()
+    text = write_report(write_run(tmp_path, plausible_log(100, balance_every=0))).read_text(encoding="utf-8")
+    assert not (tmp_path / "balance.png").exists() and "balance.png" not in text
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param(plausible_log(1), id="one step"),
+        pytest.param(plausible_log(1, balance_every=1), id="one step with balance"),
+        pytest.param(plausible_log(7, lazy=4, balance_every=2), id="lazy prior"),
+        pytest.param(plausible_log(4000, lazy=3, bins=25), id="thousands of steps"),
+        pytest.param(plausible_log(60, bins=1), id="one bin"),
+        pytest.param(
+            [plain_line(1, [], denoising=None, stabilization=None, alignment=None)], id="null terms"
+        ),
+        pytest.param(
+            [plain_line(1, [0.1], loss=float("nan"), denoising=float("nan"), grad_norm=float("inf"))],
+            id="not a number",
+        ),
+        pytest.param(
+            [plain_line(s, [0.1] * 2, grad_norm_terms={"denoising": 0.0, "alignment": None}) for s in (1, 2)],
+            id="no gradient",
+        ),
+    ],
+)
+def test_odd_runs_get_a_report_too(tmp_path, lines) -> None:
+    write_report(write_run(tmp_path, lines))
+    with Image.open(tmp_path / "losses.png") as picture:
+        assert colours_in(picture) > 10
+    values = json.loads(
+        (tmp_path / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON")
+    )
+    assert values["steps_done"] == lines[-1]["step"]
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_equal_hand_computed_ones(tmp_path) -> None:
+    """20 steps, 2 bins: the low one at 0.95 from step 6 on, the high one at step / 100."""
+    lines = []
+    for step in range(1, 21):
+        gamma = [0.95 if step >= 6 else 0.2, step / 100]
+        lines.append(plain_line(step, gamma, denoising=float(step), grad_norm=step / 10, timestep=[100, 700]))
+        if step % 5 == 0:
+            lines[-1]["grad_norm_terms"] = {"denoising": 1.0 * step, "stabilization": 2.0, "alignment": 2.5}
+        if step % 2 == 0:
+            lines[-1] |= {"stabilization": None, "alignment": None}
+    (tmp_path / "snapshots" / "step_000005").mkdir(parents=True)
+    (tmp_path / "snapshots" / "step_000015").mkdir()
+    config = TrainConfig(
+        class_word="toy", steps=40, optimizer=OptimizerConfig(max_grad_norm=1.5, learning_rate=1e-3)
+    )
+    write_report(write_run(tmp_path, lines, config))
+    values = json.loads((tmp_path / "report.json").read_text())
+    assert (values["steps_done"], values["steps_planned"], values["window"]) == (20, 40, 2)
+    low, high = values["bins"]
+    assert low == {
+        "bin": 0,
+        "timesteps": [0, 499],
+        "samples": 20,
+        "gamma": pytest.approx(0.95),
+        "near_one_since": 6,
+    }
+    assert high == {
+        "bin": 1,
+        "timesteps": [500, 999],
+        "samples": 20,
+        "gamma": pytest.approx(0.195),
+        "near_one_since": None,
+    }
+    assert values["most_since"] is None
+    assert values["data_weight"] == pytest.approx((0.05 + 0.805) / 2)
+    assert values["terms"]["denoising"] == {"first_quarter": 3.0, "last_quarter": 18.0}
+    assert values["terms"]["stabilization"] == {
+        "first_quarter": pytest.approx(0.2),
+        "last_quarter": pytest.approx(0.2),
+    }
+    # the later half of the measurements: steps 15 and 20
+    assert values["balance"]["denoising"] == {"norm": 17.5, "share": pytest.approx(17.5 / 22)}
+    assert values["balance"]["alignment"] == {"norm": 2.5, "share": pytest.approx(2.5 / 22)}
+    assert values["clipped"] == 5 / 20  # above 1.5: steps 16 to 20
+    assert values["snapshots"] == [5, 15] and values["trend"] == "unknown"
+
+
+def test_bins_cover_the_schedule_once() -> None:
+    for bins, total in ((10, 1000), (7, 1000), (3, 100), (1, 1000)):
+        wanted = [t * bins // total for t in range(total)]
+        edges = bin_edges(bins, total)
+        assert [b for b, (low, high) in enumerate(edges) for _ in range(low, high + 1)] == wanted
+
+
+def test_the_trend_is_seen_through_the_timesteps_noise(tmp_path) -> None:
+    def trend(**changes) -> str:
+        write_run(tmp_path, plausible_log(1000, **changes))
+        log = read_log(tmp_path / "log.jsonl")
+        return summarize(log, TrainConfig(class_word="toy")).trend
+
+    assert trend(loss_drop=0.8) == "falling"
+    assert trend(loss_drop=-0.8) == "rising"
+    assert [trend(loss_drop=0.0, seed=seed) for seed in range(8)].count("flat") >= 6
+
+
+def test_evening_takes_out_what_the_timestep_alone_explains(tmp_path) -> None:
+    draws = np.random.default_rng(0)
+    lines = []
+    for step in range(1, 401):
+        drawn = draws.integers(1000, size=2).tolist()
+        level = float(np.mean([1 + t // 50 for t in drawn]))  # a level for each twentieth of the schedule
+        lines.append(plain_line(step, [0.0], timestep=drawn, denoising=level + (0.5 if step > 200 else 0.0)))
+    write_run(tmp_path, lines)
+    even = evened_denoising(read_log(tmp_path / "log.jsonl"))
+    raw = np.array([line["denoising"] for line in lines])
+    assert raw.std() > 3
+    assert even.std() == pytest.approx(0.25, abs=0.02) and even.mean() == pytest.approx(raw.mean())
+    assert even[200:].mean() - even[:200].mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_block_means_and_moving_average() -> None:
+    assert block_means(np.arange(6.0), 3).tolist() == [0.5, 2.5, 4.5]
+    assert block_means(np.arange(3.0), 3).tolist() == [0, 1, 2]
+    holes = block_means(np.array([[1.0, np.nan], [3.0, np.nan], [5.0, 1.0], [7.0, np.nan]]), 2)
+    assert np.array_equal(holes, [[2, np.nan], [6, 1]], equal_nan=True)
+    assert moving_average(np.array([1.0, 2.0, 6.0, np.nan]), 3).tolist() == [1.5, 3.0, 4.0, 6.0]
+    assert moving_average(np.array([1.0, 5.0]), 1).tolist() == [1.0, 5.0]
+    assert np.isnan(moving_average(np.array([np.nan, np.nan, np.nan, 1.0]), 3)).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+# --- words --------------------------------------------------------------------------------------------------------
+
+
+def test_the_verdict_follows_the_indicator(tmp_path) -> None:
+    calm = told(tmp_path, plausible_log(1000, ceiling=(0.6, 0.2)))
+    assert (
+        "No timestep bin's overfitting indicator is near 1: the highest is 0.5" in calm
+        and "does not overfit" in calm
+    )
+    some = told(tmp_path, plausible_log(1000, rise=150, ceiling=(0.99, 0.5)))
+    assert (
+        re.search(r"near 1 \(0.9 or more\) in 2 of 10 timestep bins \(timesteps 0-199\)", some)
+        and "no alarm" in some
+    )
+    most = told(tmp_path, plausible_log(1000, rise=100, ceiling=(0.99, 0.97)))
+    since = re.search(r"in 10 of 10 timestep bins \(timesteps 0-999\).*most since step (\d+):", most)
+    assert since and "cannot tell these apart" in most
+    # the sixth bin's curve: 0.98 (1 - exp(-s / (100 * (1 + 2 * 5/9)))) reaches 0.9 at step 528
+    assert abs(int(since[1]) - 528) < 60
+    assert f"try about {since[1]} steps instead of 1000" in most
+    assert "lower the learning rate from 5e-05" in most and "add pictures" in most
+
+
+def test_the_verdict_names_the_snapshot_before_overfitting(tmp_path) -> None:
+    write_run(tmp_path, plausible_log(1000, rise=100, ceiling=(0.99, 0.97)))
+    log = read_log(tmp_path / "log.jsonl")
+    words = paragraph(summarize(log, TrainConfig(class_word="toy"), snapshots=[750, 250, 500]))
+    assert "compare the snapshot of step 500, from before most bins were near 1" in words
+
+
+def test_an_early_rise_is_blamed_on_the_temperature_only_where_it_is_a_number(tmp_path) -> None:
+    lines = plausible_log(1000, rise=10, ceiling=(0.99, 0.97))
+    assert "temperature 1000 is too high" in told(tmp_path, lines)
+    relative = TrainConfig(class_word="toy", steps=1000, apt=AptConfig(temperature="auto"))
+    assert "temperature" not in told(tmp_path, lines, relative)
+
+
+def test_without_a_prior_pass_overfitting_is_not_known(tmp_path) -> None:
+    lines = [line | {"gamma": [0.0] * 10} for line in plausible_log(200, regularised=False)]
+    words = told(tmp_path, lines, TrainConfig(class_word="teddy bear", steps=400, method="dreambooth"))
+    assert words.startswith('DreamBooth trained "teddy bear" for 200 steps of the 400 planned.')
+    assert "not measured" in words and "not known" in words and "watch_indicator" in words
+    assert "does not overfit" not in words
+    watched = TrainConfig(
+        class_word="toy", steps=200, method="dreambooth", apt=AptConfig(watch_indicator=True)
+    )
+    assert "the highest is 0.00" in told(tmp_path, lines, watched)
+    assert "No timestep bin" in told(
+        tmp_path, plausible_log(200, ceiling=(0.5, 0.2)), TrainConfig(class_word="toy", method="dco")
+    )
+
+
+def test_an_unmeasured_indicator_figure_says_so(tmp_path) -> None:
+    lines = plausible_log(50, regularised=False, bins=10)
+    apt = TrainConfig(class_word="toy", steps=50)
+    write_report(write_run(tmp_path / "apt", lines, apt))
+    flat = [line | {"gamma": []} for line in lines]
+    text = write_report(
+        write_run(tmp_path / "none", flat, TrainConfig(class_word="toy", method="dreambooth"))
+    ).read_text()
+    assert "| timestep bins near 1 | not measured |" in text and "samples" not in text
+    assert (tmp_path / "apt" / "indicator.png").read_bytes() != (
+        tmp_path / "none" / "indicator.png"
+    ).read_bytes()
+
+
+def test_the_verdict_follows_the_loss(tmp_path) -> None:
+    plain = AptConfig(adaptive_augmentation=False)
+    assert "still falling" in told(tmp_path, plausible_log(800, loss_drop=0.8))
+    rising = plausible_log(800, loss_drop=-0.8, ceiling=(0.6, 0.2))
+    assert "no bad sign by itself" in told(tmp_path, rising)
+    words = told(tmp_path, rising, TrainConfig(class_word="toy", steps=800, apt=plain))
+    assert "no bad sign" not in words and "lower the learning rate" in words
+
+
+def test_the_verdict_weighs_the_terms(tmp_path) -> None:
+    def with_norms(denoising: float, stabilization: float, alignment: float) -> str:
+        norms = {"denoising": denoising, "stabilization": stabilization, "alignment": alignment}
+        return told(
+            tmp_path, [line | {"grad_norm_terms": norms} for line in plausible_log(100, ceiling=(0.5, 0.2))]
+        )
+
+    fair = with_norms(1.0, 1.0, 0.5)
+    assert "denoising 40%, stabilization 40%, alignment 20%; no term drowns the others" in fair
+    assert "dist_weight" not in fair and "attn_weight" not in fair
+    drowned = with_norms(1.0, 20.0, 0.1)
+    assert "stabilization dominates" in drowned and "lower dist_weight from 1," in drowned
+    assert "attn_weight" not in drowned  # next to that anything is small
+    idle = with_norms(1.0, 0.01, 0.2)
+    assert "denoising dominates" in idle and "raise dist_weight from 1," in idle and "attn_weight" not in idle
+
+
+def test_terms_of_a_lazy_prior_count_per_step(tmp_path) -> None:
+    """Every fourth step and four times as strong is as strong as in every step."""
+    norms = {"denoising": 1.0, "stabilization": 4.0, "alignment": 2.0}
+    config = TrainConfig(class_word="toy", apt=AptConfig(lazy_prior=4))
+    write_run(tmp_path, [plain_line(s, [0.1], grad_norm_terms=norms) for s in (1, 2)])
+    balance = summarize(read_log(tmp_path / "log.jsonl"), config).balance
+    assert {name: item.norm for name, item in balance.items()} == {
+        "denoising": 1.0,
+        "stabilization": 1.0,
+        "alignment": 0.5,
+    }
+    assert balance["denoising"].share == 0.4
+
+
+def test_a_short_run_is_told_to_wait(tmp_path) -> None:
+    words = told(tmp_path, plausible_log(5, ceiling=(1.0, 1.0), rise=0.1))
+    assert "for 5 steps" in words and "no say yet" in words and "train longer" in words
+    assert "does not overfit" not in words
+    assert "for 1 step." in told(tmp_path, plausible_log(1))
+
+
+def test_bins_never_trained_are_owned_up_to(tmp_path) -> None:
+    lines = [line | {"timestep": [50]} for line in plausible_log(60)]
+    assert "Only 1 of 10 timestep bins were trained" in told(tmp_path, lines)
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def test_a_cut_last_line_is_left_out_and_said(tmp_path) -> None:
+    write_run(tmp_path, plausible_log(100))
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(log.read_bytes()[:-40])
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "for 99 steps of the 100 planned. The last line of the log was cut off" in text
+
+
+def test_a_step_logged_twice_counts_as_last_logged(tmp_path) -> None:
+    lines = [plain_line(1, [0.1]), plain_line(2, [0.2]), plain_line(2, [0.3], loss=7.0)]
+    write_run(tmp_path, lines)
+    log = read_log(tmp_path / "log.jsonl")
+    assert log.step.tolist() == [1, 2] and log.terms["loss"].tolist() == [1.0, 7.0]
+
+
+def set_config(folder: Path, stored: object) -> None:
+    (folder / "config.json").write_text(stored if isinstance(stored, str) else json.dumps(stored))
+
+
+def edit_log(folder: Path, edit) -> None:
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    (folder / "log.jsonl").write_text("\n".join(edit(lines)) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "log.jsonl").unlink(), r"log.jsonl cannot be read"),
+        (lambda f: (f / "config.json").unlink(), r"config.json cannot be read"),
+        (lambda f: (f / "log.jsonl").write_bytes(b""), r"log.jsonl holds no finished step"),
+        (lambda f: (f / "log.jsonl").write_bytes(b"\x00\xff\x13"), r"log.jsonl holds no finished step"),
+        (lambda f: edit_log(f, lambda x: [x[0], "{nonsense", *x[2:]]), r"log.jsonl line 2 is not a step"),
+        (lambda f: edit_log(f, lambda x: [json.dumps({"step": "3"}), *x]), r"log.jsonl line 1 is not a step"),
+        (
+            lambda f: edit_log(f, lambda x: [json.dumps(plain_line(9, [0.1, "high"])), *x]),
+            r"line 1 is not a step",
+        ),
+        (
+            lambda f: edit_log(f, lambda x: [*x, json.dumps(plain_line(99, [0.1]))]),
+            r"log.jsonl changes its number of timestep bins",
+        ),
+        (lambda f: set_config(f, "{"), r"config.json is not readable JSON"),
+        (lambda f: set_config(f, []), r"config.json holds no settings"),
+        (lambda f: set_config(f, {"config": {"class_word": "toy", "speed": 3}}), r"no setting named speed"),
+        (
+            lambda f: set_config(f, {"config": {"class_word": "toy", "apt": 3}}),
+            r"config.json holds settings of the wrong kind",
+        ),
+        (lambda f: (f / "attention.safetensors").write_bytes(b"zz"), r"attention.safetensors is damaged"),
+        (lambda f: write_attention_without_labels(f), r"attention.safetensors is damaged"),
+    ],
+)
+def test_damaged_runs_are_refused_by_name(tmp_path, damage, message) -> None:
+    write_run(tmp_path, plausible_log(10))
+    damage(tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(InputError, match=message):
+        write_report(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before  # nothing half-written
+
+
+def write_attention_without_labels(folder: Path) -> None:
+    save_file(
+        {"prior": torch.zeros(2, 4, 4), "tuned": torch.zeros(2, 4, 4)}, folder / "attention.safetensors"
+    )
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path) -> None:
+    with pytest.raises(InputError, match="is no folder"):
+        write_report(tmp_path / "nowhere")
+
+
+# --- attention tiles ----------------------------------------------------------------------------------------------
+
+
+def test_tiles_show_a_dimmed_token_dim_and_blue() -> None:
+    """One column full of prior attention and empty of tuned, one the other way: solid tiles of known colours."""
+    prior = torch.stack([torch.full((8, 8), 0.8), torch.zeros(8, 8)])
+    tuned = torch.stack([torch.zeros(8, 8), torch.full((8, 8), 0.4)])
+    picture = attention_tiles(prior, tuned, ["toy", "grass"])
+    bright, dark = (tuple(int(c) for c in heat(np.array(value))) for value in (1.0, 0.0))
+    blue, red = (tuple(int(c) for c in diverging(np.array(value))) for value in (-1.0, 1.0))
+    counts = {colour: n for n, colour in picture.getcolors(1 << 20) or []}
+    assert counts[bright] == counts[dark] == 2 * 112 * 112
+    assert counts[blue] == counts[red] == 112 * 112
+
+
+def test_every_label_is_written_with_its_mean_attention(monkeypatch) -> None:
+    written: list[str] = []
+    draw = ImageDraw.ImageDraw.multiline_text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw,
+        "multiline_text",
+        lambda self, xy, text, *a, **k: (written.append(text), draw(self, xy, text, *a, **k))[1],
+    )
+    labels = "<start> a photo of toy_subject on grass in the park <end> <rest>".split()
+    prior, tuned = plausible_maps(len(labels))
+    picture = attention_tiles(prior, tuned, labels, Image.new("RGB", (30, 30), "red"))
+    for label, before, after in zip(labels, prior, tuned, strict=True):
+        (numbers,) = [text.split("\n")[1] for text in written if text.startswith(f"{label}\n")]
+        shown = [float(number.strip(" %")) for number in numbers.split(">")]
+        assert shown == [pytest.approx(float(maps.mean()) * 100, rel=0.06) for maps in (before, after)]
+    assert {"prior", "tuned", "difference", "picture"} <= set(written)
+    assert (255, 0, 0) in {colour for _, colour in picture.getcolors(1 << 20) or []}
+    assert picture.height > 2 * 3 * 112  # more than nine columns go on below
+
+
+def test_tiles_keep_the_maps_aspect_and_survive_empty_maps() -> None:
+    wide = attention_tiles(*plausible_maps(2, (8, 16)), ["a", "b"])
+    square = attention_tiles(*plausible_maps(2, (16, 16)), ["a", "b"])
+    assert square.height - wide.height == 3 * 56
+    assert colours_in(attention_tiles(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4), ["a"])) > 2
+
+
+def test_a_grid_places_pictures_and_leaves_empty_places_empty() -> None:
+    red, blue = Image.new("RGB", (20, 10), "red"), Image.new("RGB", (20, 10), "blue")
+    sheet = labelled_grid([[red, None], [blue, red]], ["one", "two"], ["a", "b"], gap=3)
+    counts = {colour: n for n, colour in sheet.getcolors(1 << 20) or []}
+    assert counts[(255, 0, 0)] == 400 and counts[(0, 0, 255)] == 200
+
+
+def test_long_labels_fit_their_column() -> None:
+    face = font(13)
+    for label in ("a photo of the very same toy", "incomprehensibilities_subject", "short", "two\nlines"):
+        lines = fit_label(label, 80, face).split("\n")
+        assert all(face.getlength(line) <= 80 for line in lines)
+    assert fit_label("two\nlines", 200, face) == "two\nlines"
+    assert ".." in fit_label("incomprehensibilities_subject", 80, face)
+
+
+# --- live pictures ------------------------------------------------------------------------------------------------
+
+
+def test_the_live_indicator_has_its_size_and_every_bins_colour() -> None:
+    gamma = np.linspace(0, 1, 60)[:, None] * np.linspace(1, 0.2, 10)
+    for width, height in ((640, 320), (320, 200)):
+        picture = indicator_image(gamma, width, height)
+        assert picture.size == (width, height)
+        seen = {colour for _, colour in picture.getcolors(1 << 20) or []}
+        assert set(bin_colours(10)) <= seen
+    assert len(set(bin_colours(10))) == 10
+
+
+def test_the_live_indicator_is_drawn_where_the_numbers_say() -> None:
+    """A lone bin at 1 has its line along the top, at 0 along the bottom."""
+    colour = bin_colours(1)[0]
+
+    def height_of(value: float) -> float:
+        picture = np.array(indicator_image(np.full((30, 1), value), 400, 200))[:, 60:300]
+        return float(np.argwhere((picture == colour).all(-1))[:, 0].mean())
+
+    top, middle, bottom = height_of(1.0), height_of(0.5), height_of(0.0)
+    assert top < 40 and bottom > 150 and abs(middle - (top + bottom) / 2) < 2
+
+
+def test_live_pictures_of_nothing_and_of_little() -> None:
+    for gamma in (np.zeros((0, 10)), np.zeros((5, 0)), np.zeros((1, 10)), np.zeros((3, 40))):
+        assert indicator_image(gamma, 200, 100).size == (200, 100)
+    for losses in ([], [1.0], [float("nan"), 2.0], [0.0, 0.0], [-1.0, 2.0, float("inf")], [3.0] * 5000):
+        assert colours_in(loss_image(losses, 200, 100)) > 1
+
+
+def test_the_live_loss_shows_its_fall() -> None:
+    picture = np.array(loss_image(np.linspace(1, 0, 500), 400, 200))
+    line = np.argwhere((picture == (42, 111, 187)).all(-1))
+    left, right = line[line[:, 1] < 120], line[line[:, 1] > 300]
+    assert len(left) and len(right) and left[:, 0].mean() < right[:, 0].mean() - 60
