@@ -54,6 +54,32 @@ def lora_to_kohya(
     return lora
 
 
+def adapter_from_kohya(
+    lora: Mapping[str, Tensor], unet: UNet2DConditionModel, family: Family
+) -> tuple[dict[str, Tensor], int, float]:
+    """The inverse of `lora_to_kohya`: the adapter's weights by module path, its rank, its alpha.
+
+    Raises:
+        InputError: the LoRA does not fit the UNet, or its layers differ in rank or alpha.
+    """
+    try:
+        check_lora_keys(lora, unet, family)
+    except RuntimeError as error:
+        raise InputError(f"The LoRA does not fit this model: {error}") from error
+    paths = {kohya_name(path, family, unet.config): path for path, _ in _linear_layers(unet)}  # type: ignore[arg-type]
+    state = {
+        paths[key.removesuffix(theirs)] + ours: tensor
+        for ours, theirs in _PARTS.items()
+        for key, tensor in lora.items()
+        if key.endswith(theirs)
+    }
+    ranks = {tensor.shape[0] for key, tensor in lora.items() if key.endswith(".lora_down.weight")}
+    alphas = {float(tensor) for key, tensor in lora.items() if key.endswith(".alpha")}
+    if len(ranks) != 1 or len(alphas) != 1:
+        raise InputError("The LoRA's layers differ in rank or alpha: use one that APT Train wrote.")
+    return state, ranks.pop(), alphas.pop()
+
+
 def check_lora_keys(lora: Mapping[str, Tensor], unet: UNet2DConditionModel, family: Family) -> None:
     """Match every key of a LoRA file against the layers of the UNet, by name and by shape.
 

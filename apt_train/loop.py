@@ -63,7 +63,7 @@ def train(
         InputError: something given cannot be used; nothing has been written. Also a full disk, too little memory, or
             a loss that is no number (`TrainingDiverged`): the last good snapshot is kept.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _resolve_device(device)
     emit = on_event or _ignore
     folder = _open_folder(output_dir, config.name, resume)
     digest = content_hash(components.digest, images.digest, prior_images.digest if prior_images else "", config)
@@ -224,6 +224,15 @@ def _gradient_norms(run: Run, parts: Mapping[str, Tensor]) -> dict[str, float]:
 def _mean(values: list[Tensor | None] | list[Tensor]) -> float | None:
     present = [value for value in values if value is not None]
     return float(torch.stack(present).mean()) if present else None
+
+
+def _resolve_device(device: str | torch.device | None) -> torch.device:
+    try:
+        resolved = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"The device {device} cannot be used here: choose cpu, or a device that torch finds.") from error
+    return resolved
 
 
 def _open_folder(output_dir: str | Path | None, name: str, resume: bool) -> RunFolder | None:

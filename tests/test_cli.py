@@ -1,0 +1,262 @@
+"""The command line, as its user meets it: the main job from files, and one sentence for everything that is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from apt_train import cli
+from apt_train.components import Components
+from tests.tiny import tiny_components
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SD1.5-shaped model as a diffusers folder."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    folder = tmp_path_factory.mktemp("model")
+    parts = tiny_components()
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )  # fmt: skip
+    encoder = parts.text_encoders[0]
+    StableDiffusionPipeline(
+        vae=parts.vae, text_encoder=encoder.model, tokenizer=encoder.tokenizer, unet=parts.unet, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    draws = torch.Generator().manual_seed(0)
+    for i in range(3):
+        pixels = torch.randint(0, 256, (70, 80, 3), generator=draws, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    (folder / "1.txt").write_text("a photo of {subject} on grass")
+    return folder
+
+
+def arguments(model: Path, photos: Path, output: Path, *more: str) -> list[str]:
+    return [
+        "run", "--checkpoint", str(model), "--images", str(photos), "--class-word", "toy", "--steps", "3", "--rank", "2",
+        "--output", str(output), "--device", "cpu", *more,
+    ]  # fmt: skip
+
+
+def refused(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence on stderr; exit code 2."""
+    assert cli.main(list(command)) == 2
+    shown = capsys.readouterr().err
+    lines = [line for line in shown.splitlines() if line.startswith("apt-train: ")]
+    assert len(lines) == 1 and "Traceback" not in shown, shown
+    return lines[0]
+
+
+def test_run_writes_a_lora_and_resume_and_report_go_on_from_it(model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "out"
+    assert cli.main(arguments(model, photos, output)) == 0
+    shown = capsys.readouterr()
+    assert "toy_subject.safetensors" in shown.out and "loss" in shown.err
+    first = load_file(output / "toy_subject.safetensors")
+    assert any(tensor.abs().max() > 0 for name, tensor in first.items() if "lora_up" in name)
+    assert cli.main(["resume", str(output), "--steps", "5", "--device", "cpu"]) == 0
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    (output / "indicator.png").unlink()
+    assert cli.main(["report", str(output)]) == 0
+    assert (output / "indicator.png").exists()
+    assert cli.main(arguments(model, photos, tmp_path / "five", "--steps", "5")) == 0
+    assert (output / "toy_subject.safetensors").read_bytes() == (tmp_path / "five" / "toy_subject.safetensors").read_bytes()
+
+
+def test_options_reach_the_run(model: Path, photos: Path, tmp_path: Path) -> None:
+    more = [
+        "--method", "dreambooth", "--no-adaptive-augmentation", "--temperature", "auto", "--augment-kinds", "affine", "flip",
+        "--identifier", "rex", "--identifier-mode", "word", "--alpha", "1.5", "--gradient-checkpointing", "--preview-prompts", "a {subject}", "a dog",
+    ]  # fmt: skip
+    assert cli.main(arguments(model, photos, tmp_path / "out", *more)) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["config"]
+    assert config["method"] == "dreambooth" and config["apt"]["adaptive_augmentation"] is False
+    assert config["apt"]["temperature"] == "auto" and config["apt"]["augment_kinds"] == ["affine", "flip"]
+    assert config["adapter"]["alpha"] == 1.5 and config["gradient_checkpointing"] is True
+    assert config["output"]["preview_prompts"] == ["a {subject}", "a dog"]
+    assert (tmp_path / "out" / "rex.safetensors").exists() and not (tmp_path / "out" / "rex_embedding.safetensors").exists()
+
+
+# -- what bad input gets
+
+
+def _no_images(model: Path, photos: Path, output: Path) -> list[str]:
+    for file in photos.iterdir():
+        file.unlink()
+    return arguments(model, photos, output)
+
+
+def _bad_image(model: Path, photos: Path, output: Path) -> list[str]:
+    (photos / "broken.png").write_bytes(b"not a picture")
+    return arguments(model, photos, output)
+
+
+def _zero_bytes(model: Path, photos: Path, output: Path) -> list[str]:
+    (photos.parent / "empty.safetensors").write_bytes(b"")
+    return arguments(photos.parent / "empty.safetensors", photos, output)
+
+
+def _truncated(model: Path, photos: Path, output: Path) -> list[str]:
+    whole = next((model / "unet").glob("*.safetensors")).read_bytes()
+    (photos.parent / "half.safetensors").write_bytes(whole[: len(whole) // 2])
+    return arguments(photos.parent / "half.safetensors", photos, output)
+
+
+def _pickle(model: Path, photos: Path, output: Path) -> list[str]:
+    (photos.parent / "old.ckpt").write_bytes(b"PK\x03\x04 anything")
+    return arguments(photos.parent / "old.ckpt", photos, output)
+
+
+def _a_lora(model: Path, photos: Path, output: Path) -> list[str]:
+    save_file({"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.zeros(2, 4)}, photos.parent / "l.safetensors")
+    return arguments(photos.parent / "l.safetensors", photos, output)
+
+
+def _a_vae(model: Path, photos: Path, output: Path) -> list[str]:
+    save_file({"encoder.conv_in.weight": torch.zeros(8, 3, 3, 3), "decoder.conv_in.weight": torch.zeros(8, 4, 3, 3)}, photos.parent / "v.safetensors")
+    return arguments(photos.parent / "v.safetensors", photos, output)
+
+
+def _flux(model: Path, photos: Path, output: Path) -> list[str]:
+    save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(6, 2)}, photos.parent / "f.safetensors")
+    return arguments(photos.parent / "f.safetensors", photos, output)
+
+
+def _caption_without_subject(model: Path, photos: Path, output: Path) -> list[str]:
+    (photos / "2.txt").write_text("a house by the sea")
+    return arguments(model, photos, output)
+
+
+def _other_run(model: Path, photos: Path, output: Path) -> list[str]:
+    (photos.parent / "used").mkdir()
+    (photos.parent / "used" / "config.json").write_text("{}")
+    return arguments(model, photos, photos.parent / "used")
+
+
+def _output_is_a_file(model: Path, photos: Path, output: Path) -> list[str]:
+    (photos.parent / "file").write_text("")
+    return arguments(model, photos, photos.parent / "file" / "below")
+
+
+def _with(*more: str):  # noqa: ANN202 - a small factory of the functions above
+    return lambda model, photos, output: arguments(model, photos, output, *more)
+
+
+BAD = {
+    "no images": (_no_images, "no usable pictures"),
+    "unreadable image": (_bad_image, "broken.png"),
+    "zero bytes": (_zero_bytes, "empty.safetensors"),
+    "truncated": (_truncated, "half.safetensors"),
+    "pickle": (_pickle, "pickle"),
+    "a LoRA": (_a_lora, "LoRA"),
+    "a VAE": (_a_vae, "VAE"),
+    "FLUX": (_flux, "FLUX"),
+    "missing checkpoint": (lambda m, p, o: arguments(Path("nowhere"), p, o), "does not exist"),
+    "empty class word": (_with("--class-word", " "), "class_word"),
+    "identifier characters": (_with("--identifier", "../up"), "identifier"),
+    "caption without subject": (_caption_without_subject, "2.png"),
+    "steps 0": (_with("--steps", "0"), "steps"),
+    "steps no number": (_with("--steps", "many"), "steps"),
+    "resolution": (_with("--resolution", "60"), "resolution"),
+    "unknown option": (_with("--stepz", "3"), "--stepz"),
+    "unknown method": (_with("--method", "magic"), "method"),
+    "dco with lazy prior": (_with("--method", "dco", "--lazy-prior", "2"), "lazy_prior"),
+    "another run": (_other_run, "already holds a run"),
+    "output below a file": (_output_is_a_file, "file"),
+    "unknown colour": (_with("--background", "blurple"), "blurple"),
+    "unknown device": (_with("--device", "quantum"), "quantum"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_sentence_and_writes_nothing(case: str, model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make, word = BAD[case]
+    output = tmp_path / "out"
+    command = make(model, photos, output)
+    assert word.lower() in refused(command, capsys).lower()
+    assert not output.exists()
+
+
+def test_unwritable_and_full_disks_in_words(model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system call itself fails, as folder modes do not bind a superuser."""
+    import errno
+
+    original = os.open
+
+    def failing(path: object, *rest: int, **more: int) -> int:
+        if str(tmp_path / "out") in str(path) or str(path).startswith(str(tmp_path / ".")):
+            raise OSError(failing.code, os.strerror(failing.code))  # type: ignore[attr-defined]
+        return original(path, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", failing)
+    for code, word in ((errno.EACCES, "not writable"), (errno.ENOSPC, "disk is full")):
+        failing.code = code  # type: ignore[attr-defined]
+        assert word in refused(arguments(model, photos, tmp_path / "out"), capsys)
+
+
+def test_nan_latents_are_refused(model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import apt_train.checkpoint as checkpoint
+
+    load = checkpoint.load_checkpoint
+
+    def broken(*args: object, **more: object) -> Components:
+        parts = load(*args, **more)  # type: ignore[arg-type]
+        parts.encode = lambda image: (torch.full((1, 4, image.shape[-2] // 4, image.shape[-1] // 4), float("nan")), None)
+        return parts
+
+    monkeypatch.setattr(checkpoint, "load_checkpoint", broken)
+    assert "VAE" in refused(arguments(model, photos, tmp_path / "out"), capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_image_is_skipped_on_request(model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [*_bad_image(model, photos, tmp_path / "out"), "--skip-bad-images"]
+    assert cli.main(command) == 0
+    assert "broken.png" in capsys.readouterr().err
+
+
+def test_resume_and_report_of_a_folder_that_holds_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("resume", "report"):
+        assert "config.json" in refused([command, str(tmp_path)], capsys)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT as a terminal does")
+def test_ctrl_c_saves_exports_and_says_how_to_go_on(model: Path, photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "apt_train", *arguments(model, photos, output, "--steps", "100000")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "step" not in (line := process.stderr.read(80)):
+        assert line, "the run ended before its first step"
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert f"apt-train resume {output}" in out
+    done = len((output / "log.jsonl").read_text().splitlines())
+    assert done < 100000 and load_file(output / "toy_subject.safetensors")
+    assert (output / "snapshots" / f"step_{done:06d}" / "state.safetensors").exists()
+    again = subprocess.run(
+        [sys.executable, "-m", "apt_train", "resume", str(output), "--steps", str(done + 2), "--device", "cpu"], capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
+    assert len((output / "log.jsonl").read_text().splitlines()) == done + 2
