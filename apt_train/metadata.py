@@ -137,7 +137,7 @@ def embedding_metadata(
         "architecture": _ARCHITECTURE[family.name] + "/textual-inversion",
         "implementation": "sgm",
         "title": name,
-        "description": f"The learned words of {name}, a {class_word}, on {base}; belongs to the LoRA {name}.",
+        "description": f"The learned words of {name} ({class_word}) on {base}; belongs to the LoRA {name}.",
         "trigger_phrase": trigger,
         "tags": class_word,
     }
@@ -228,7 +228,7 @@ def _kohya_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _description(name: str, class_word: str, base: str, method: str, steps: int) -> str:
     how = _METHOD_TITLE.get(method, method) or "APT Train"
-    return f"{name}, a {class_word}, learned from a few pictures on {base} by {how} in {steps} steps."
+    return f"{name} ({class_word}), learned from a few pictures on {base} by {how} in {steps} steps."
 
 
 def _usage_hint(trigger: str, embedding_name: str) -> str:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from apt_train import tensor_writer
 from apt_train.errors import InputError
-from apt_train.files import atomic_write, check_file_name, check_writable
+from apt_train.files import atomic_folder, atomic_write, check_file_name, check_writable
 from apt_train.tensor_writer import data_digest, write_tensors
 
 
@@ -48,9 +48,7 @@ def test_the_name_appears_with_the_whole_content_and_nothing_else(tmp_path: Path
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OSError])
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     target = tmp_path / "a.bin"
     target.write_bytes(b"old")
 
@@ -144,6 +142,25 @@ def test_names_that_some_system_cannot_store(name: str) -> None:
     check_file_name("com1_subject.safetensors")  # reserved is the whole part before the first dot
 
 
+def test_a_folder_appears_whole_in_place_of_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "runs" / "step_1"
+    for content in ("old", "new"):
+        with atomic_folder(target) as draft:
+            (draft / "a").write_text(content)
+            assert draft != target and (content == "old") == (not target.exists())
+    assert (target / "a").read_text() == "new" and os.listdir(tmp_path / "runs") == ["step_1"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "full")])
+def test_a_folder_that_fails_keeps_the_old_one(tmp_path: Path, error: BaseException) -> None:
+    with atomic_folder(tmp_path / "step_1") as draft:
+        (draft / "a").write_text("old")
+    with pytest.raises((KeyboardInterrupt, InputError)), atomic_folder(tmp_path / "step_1") as draft:
+        (draft / "a").write_text("half")
+        raise error
+    assert (tmp_path / "step_1" / "a").read_text() == "old" and os.listdir(tmp_path) == ["step_1"]
+
+
 # -- safetensors files
 
 
@@ -213,9 +230,7 @@ def test_a_file_that_reads_back_different_never_takes_the_name(
     old = target.read_bytes()
     real = tensor_writer.header_bytes
     swap = {"key": (b"key_a", b"key_b"), "metadata": (b"value_a", b"value_b"), "value": (b"", b"")}[damage]
-    monkeypatch.setattr(
-        tensor_writer, "header_bytes", lambda *a: real(*a).replace(*swap) if swap[0] else real(*a)
-    )
+    monkeypatch.setattr(tensor_writer, "header_bytes", lambda *a: real(*a).replace(*swap) if swap[0] else real(*a))
     if damage == "value":
         raw = tensor_writer._raw
         monkeypatch.setattr(tensor_writer, "_raw", lambda tensor: raw(tensor + 1))
