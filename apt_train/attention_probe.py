@@ -20,9 +20,12 @@ from .tensor_writer import write_tensors
 
 
 def write_attention(run: Run, path: Path) -> None:
-    """Write the maps of the first picture at the middle timestep: `prior`, `tuned` (columns, h, w), labels as metadata."""
+    """Write the maps of the first picture at the middle timestep.
+
+    `prior`, `tuned`: float32 (columns, h, w); `image`: the picture, uint8 (3, H, W); `labels` as metadata.
+    """
     prior, tuned, labels = probe(run)
-    write_tensors(path, {"prior": prior, "tuned": tuned}, {"labels": json.dumps(labels)})
+    write_tensors(path, {"prior": prior, "tuned": tuned, "image": run.subject.example}, {"labels": json.dumps(labels)})
 
 
 @torch.no_grad()

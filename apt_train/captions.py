@@ -12,6 +12,7 @@ from .errors import InputError
 
 SUBJECT = "{subject}"
 CLASS_WORD = "{class_word}"
+_EMBEDDING_SUFFIX = "_embedding"
 
 
 def caption_for(
@@ -38,19 +39,19 @@ def caption_for(
 
 
 def mark_subject(text: str, *, name: str, class_word: str) -> str:
-    """Write `{subject}` for every NAME and `embedding:NAME` in a caption or prompt, in any case.
+    """Write `{subject}` for every NAME and `embedding:NAME` in a caption or prompt, in any case, also as file stems.
 
     A class word right after a plain NAME goes with it (`NAME toy` is how word mode's prompts name the
     subject), so that the prior does not read `toy toy`.
     """
     text = mark_embedding(text, name=name)
-    spelled = rf"{_pattern(name)}(?:\s+{_pattern(class_word)})?"
+    spelled = rf"{_pattern(name)}(?:{_EMBEDDING_SUFFIX}|\s+{_pattern(class_word)})?"
     return _bounded(spelled).sub(lambda _: SUBJECT, text)
 
 
 def mark_embedding(text: str, *, name: str) -> str:
     """Write `{subject}` for every `embedding:NAME`, the host's spelling that artists paste into captions."""
-    spelled = rf"embedding:{_pattern(name)}(?:\.safetensors)?"
+    spelled = rf"embedding:{_pattern(name)}(?:{_EMBEDDING_SUFFIX})?(?:\.safetensors)?"
     return _bounded(spelled).sub(lambda _: SUBJECT, text)
 
 
@@ -60,12 +61,17 @@ def class_caption(text: str, class_word: str) -> str:
 
 
 def trigger_text(name: str, class_word: str, mode: str) -> str:
-    """What a prompt must say to show the subject: NAME (`learned`) or `NAME class_word` (`word`).
+    """What a prompt must say to show the subject.
 
-    In the host the learned rows are called as `embedding:NAME`.
+    `learned`: the embedding file as the host calls it, `embedding:NAME_embedding`; `word`: `NAME class_word`.
     """
     assert mode in ("learned", "word"), mode
-    return name if mode == "learned" else f"{name} {class_word}"
+    return f"embedding:{embedding_stem(name)}" if mode == "learned" else f"{name} {class_word}"
+
+
+def embedding_stem(name: str) -> str:
+    """Name, without its ending, of the file that holds the learned rows."""
+    return name + _EMBEDDING_SUFFIX
 
 
 def _whole_word(words: str) -> re.Pattern[str]:

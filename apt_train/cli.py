@@ -214,8 +214,9 @@ def _say_done(result: TrainResult, output: Path) -> None:
         print(f"Stopped after {result.steps_done} steps, nothing is lost; go on with: apt-train resume {output}")
     print(f"LoRA: {output / name}.safetensors")
     if result.embeddings is not None:
-        print(f"Embedding: {output / name}_embedding.safetensors (ComfyUI: put it in models/embeddings, prompt embedding:{name}_embedding)")
-    print(f"Write `{result.trigger}` in a prompt. Curves and verdict: {output / 'report.md'}")
+        print(f"Embedding: {output / name}_embedding.safetensors (ComfyUI reads it from models/embeddings)")
+    print(f"In a prompt, write: {result.trigger}")
+    print(f"Curves and verdict: {output / 'report.md'}")
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -78,7 +78,7 @@ class TrainResult:
 
     lora: dict[str, torch.Tensor]  # kohya names, with alpha
     embeddings: dict[str, torch.Tensor] | None  # clip_l (n, width) and, for SDXL, clip_g; None in word mode
-    trigger: str  # what a prompt must say
+    trigger: str  # what a prompt must say: `embedding:NAME_embedding`, in word mode `NAME class_word`
     steps_done: int
     stopped: bool
     run_dir: Path | None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from typing import Any
 
 import numpy
 from PIL import Image
@@ -13,10 +14,10 @@ from torch import Tensor
 
 from .adapter import adapter_state
 from .attention_probe import write_attention
-from .captions import mark_subject, trigger_text
+from .captions import embedding_stem, mark_subject, trigger_text
 from .events import Callback, NoticeEvent, PreviewEvent, StepEvent, TrainResult
 from .export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
-from .metadata import lora_metadata
+from .metadata import embedding_metadata, lora_metadata
 from .report import write_report
 from .run_folder import RunFolder
 from .sample import previews
@@ -53,7 +54,9 @@ def finish(outcome: Outcome) -> TrainResult:
     if folder is not None:
         if run.steps_done and not (step_folder(folder.snapshots, run.steps_done) / "state.json").exists():
             save_snapshot(outcome)
-        _export(run, lora, embeddings, folder.lora, folder.embedding)
+        _write_lora(run, lora, folder.lora)
+        if embeddings is not None:
+            _write_embedding(run, embeddings, folder.embedding)
     return TrainResult(
         lora=lora,
         embeddings=embeddings,
@@ -87,7 +90,7 @@ def save_snapshot(outcome: Outcome) -> None:
         folder.lora.name: lambda path: _write_lora(run, lora, path),
     }
     if embeddings is not None:
-        files[folder.embedding.name] = lambda path: save_embedding(path, embeddings)
+        files[folder.embedding.name] = lambda path: _write_embedding(run, embeddings, path)
     write_snapshot(folder.snapshots, take_state(run), files)
 
 
@@ -101,33 +104,43 @@ def _embeddings(run: Run) -> dict[str, Tensor] | None:
     return run.identifier.embeddings() if run.identifier is not None else None
 
 
-def _export(run: Run, lora: dict[str, Tensor], embeddings: dict[str, Tensor] | None, lora_path: Path, embedding_path: Path) -> None:
-    _write_lora(run, lora, lora_path)
-    if embeddings is not None:
-        save_embedding(embedding_path, embeddings)
-
-
 def _write_lora(run: Run, lora: dict[str, Tensor], path: Path) -> None:
     check_lora_keys(lora, run.components.unet, run.components.family)
-    save_lora(path, lora, _metadata(run))
+    save_lora(path, lora, _lora_metadata(run))
 
 
-def _metadata(run: Run) -> dict[str, str]:
+def _write_embedding(run: Run, embeddings: dict[str, Tensor], path: Path) -> None:
+    save_embedding(path, embeddings, embedding_metadata(**_shared_metadata(run)))
+
+
+def _lora_metadata(run: Run) -> dict[str, str]:
     config, components = run.config, run.components
     return lora_metadata(
-        name=config.name,
-        trigger=trigger_text(config.name, config.class_word, config.identifier_mode),
-        class_word=config.class_word,
-        family=components.family,
+        **_shared_metadata(run),
         prediction_type=components.schedule.prediction_type,
         rank=config.adapter.rank,
         alpha=config.adapter.resolved_alpha,
-        steps=run.steps_done,
         config=config.to_dict(),
         captions=run.subject.captions,
-        base_name=components.source,
-        base_digest=components.digest,
+        resolution=config.data.resolution or None,
+        zero_terminal_snr=components.schedule.zero_terminal_snr,
+        embedding_name=embedding_stem(config.name) if run.identifier is not None else "",
+        summary={"gamma": [round(value, 4) for value in run.indicator.gamma.tolist()]},
     )
+
+
+def _shared_metadata(run: Run) -> dict[str, Any]:
+    """What the LoRA's and the embedding's metadata have in common."""
+    config, components = run.config, run.components
+    return {
+        "name": config.name,
+        "trigger": trigger_text(config.name, config.class_word, config.identifier_mode),
+        "class_word": config.class_word,
+        "family": components.family,
+        "steps": run.steps_done,
+        "base_name": components.source,
+        "base_digest": components.digest,
+    }
 
 
 def send_previews(outcome: Outcome, emit: Callback) -> None:

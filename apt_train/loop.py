@@ -249,7 +249,7 @@ def _begin(outcome: Outcome, resume: bool, record: Mapping[str, Any]) -> None:
     assert folder is not None
     if resume and (state := read_newest_state(folder.snapshots)) is not None:
         restore_state(run, state)
-    folder.start(outcome.digest, run.config, record)
+    folder.start(outcome.digest, run.config, {"num_timesteps": run.components.schedule.num_timesteps, **record})
     drop_newer(folder.snapshots, run.steps_done)
     for line in folder.cut_log(run.steps_done):
         outcome.remember(line["loss"], line["gamma"])

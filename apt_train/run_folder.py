@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .captions import embedding_stem
 from .config import TrainConfig
 from .errors import InputError
 from .events import StepEvent
@@ -43,7 +44,7 @@ class RunFolder:
             raise InputError(f"{path} already holds a run: choose another output folder, or go on with `apt-train resume {path}`.")
         if path.is_dir() and any(path.iterdir()):
             raise InputError(f"{path} is not empty and holds no run: choose an empty or a new output folder.")
-        check_file_name(f"{name}_embedding.safetensors")
+        check_file_name(f"{embedding_stem(name)}.safetensors")
         check_writable(path)
         return RunFolder(path, name)
 
@@ -65,7 +66,7 @@ class RunFolder:
 
     @property
     def embedding(self) -> Path:
-        return self.path / f"{self.name}_embedding.safetensors"
+        return self.path / f"{embedding_stem(self.name)}.safetensors"
 
     def check_same_run(self, digest: str, config: TrainConfig) -> None:
         """Refuse to go on with other weights, pictures or settings than the run began with, naming what differs."""

@@ -35,6 +35,7 @@ class Stream:
     bank: LatentBank
     captions: list[str]
     size_ids: list[list[float]]
+    example: Tensor  # the first picture as trained on, uint8 (3, H, W), for the attention figure
 
     def draw(
         self, p_aug: Tensor, *, count: int, batch_size: int, num_timesteps: int, seed: int, step: int,
@@ -147,7 +148,8 @@ def _stream(
         vae_factor=components.family.vae_factor, on_device=lambda: vae_on(components, device),
     )  # fmt: skip
     bank.encode_plain()
-    return Stream(name, bank, captions, [size_ids_of(picture) for picture in prepared])
+    example = ((prepared[0].image + 1) * 127.5).round().to(torch.uint8)
+    return Stream(name, bank, captions, [size_ids_of(picture) for picture in prepared], example)
 
 
 @contextlib.contextmanager

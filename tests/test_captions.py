@@ -72,7 +72,7 @@ def test_prior_preservation_captions_read_the_class_word() -> None:
 
 
 def test_the_trigger_names_the_subject_in_either_mode() -> None:
-    assert trigger_text("zwx", "toy", "learned") == "zwx"
+    assert trigger_text("zwx", "toy", "learned") == "embedding:zwx_embedding"
     assert trigger_text("zwx", "toy", "word") == "zwx toy"
     for mode in ("learned", "word"):  # what the trigger says is what captions are read by
         assert read(f"a photo of {trigger_text('zwx', 'toy', mode)}", name="zwx") == "a photo of {subject}"
