@@ -1,0 +1,96 @@
+"""A single `.safetensors` checkpoint of SD1.5 or SDXL, in the original Stable Diffusion layout, as `Components`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+from .components import Components, TextEncoder
+from .errors import InputError
+from .families import EncoderSpec, FamilySpec, family_of, load_family
+from .ldm_text import load_text_encoder
+from .ldm_unet import read_layout, unet_config
+from .ldm_vae import load_vae
+from .meta_build import build
+from .noise import NoiseSchedule, PredictionType
+from .schedule_config import schedule_from_config
+from .sniff import UNET, require_checkpoint
+from .tensor_file import TensorFile, open_tensor_file, sha256_of_file
+from .tokenizer_files import find_clip_vocabulary, load_tokenizer
+from .vae_codec import VaeCodec
+
+
+def load_single_file(
+    path: Path,
+    *,
+    tokenizer: str | Path | None,
+    dtype: torch.dtype | None,
+    prediction_type: PredictionType | None,
+) -> Components:
+    """See `load_checkpoint`. What is cheap to check is checked before anything is built."""
+    file = open_tensor_file(path)
+    family = load_family(require_checkpoint(file))
+    vocabulary = find_clip_vocabulary(tokenizer)
+    schedule = single_file_schedule(file, family, prediction_type)
+    encoders = [_text_encoder(file, spec, vocabulary, dtype) for spec in family.text_encoders]
+    vae = load_vae(file, family)
+    unet = load_unet(file, family, dtype)
+    codec = VaeCodec(vae)
+    _check_fit(file, unet, encoders, codec)
+    return Components(
+        unet, encoders, codec.encode, codec.decode, schedule,
+        family_of(unet.config, len(encoders), codec.factor), vae=vae, digest=sha256_of_file(path), source=path.name,
+    )  # fmt: skip
+
+
+def load_unet(file: TensorFile, family: FamilySpec, dtype: torch.dtype | None) -> UNet2DConditionModel:
+    shapes = file.under(UNET)
+    layout = read_layout(shapes)
+    config = unet_config(shapes, layout, family)
+    tensors = {layout.rename(name): tensor for name, tensor in file.load_under(UNET).items()}
+    return build(lambda: UNet2DConditionModel(**config), tensors, what=f"The UNet in {file.path.name}", dtype=dtype)
+
+
+def single_file_schedule(file: TensorFile, family: FamilySpec, prediction_type: PredictionType | None) -> NoiseSchedule:
+    """The family's published schedule; v-prediction and zero-terminal-SNR as the file says.
+
+    It says so by an empty tensor named `v_pred` or `ztsnr`, or by metadata (`modelspec.prediction_type`,
+    `ss_zero_terminal_snr`). Zero SNR counts for v-prediction only: epsilon says nothing at pure noise.
+    """
+    said = file.metadata.get("modelspec.prediction_type", "").lower().replace("-", "_")
+    is_v = "v_pred" in file or said in ("v", "v_prediction")
+    kind: PredictionType = prediction_type or ("v_prediction" if is_v else "epsilon")
+    zero = "ztsnr" in file or file.metadata.get("ss_zero_terminal_snr", "").lower() == "true"
+    return schedule_from_config({**family.scheduler, "rescale_betas_zero_snr": zero and kind == "v_prediction"}, kind)
+
+
+def _text_encoder(file: TensorFile, spec: EncoderSpec, vocabulary: Path, dtype: torch.dtype | None) -> TextEncoder:
+    model = load_text_encoder(file, spec, dtype)
+    own = vocabulary.with_name("tokenizer_2")
+    folder = own if spec.pooled and vocabulary.name == "tokenizer" and own.is_dir() else vocabulary
+    config = model.config
+    tokenizer = load_tokenizer(
+        folder, max_length=config.max_position_embeddings, rows=config.vocab_size, pad_token=spec.pad_token
+    )
+    return TextEncoder(model, tokenizer, spec.layer, spec.final_norm, spec.pooled, spec.embedding_key)
+
+
+def _check_fit(file: TensorFile, unet: UNet2DConditionModel, encoders: list[TextEncoder], codec: VaeCodec) -> None:
+    """Refuse a file whose parts belong to different models."""
+    sizes: list[Any] = [encoder.model.config for encoder in encoders]
+    pairs = [
+        ("text encoders of", sum(size.hidden_size for size in sizes), unet.config["cross_attention_dim"]),
+        ("a VAE of", codec.latent_channels, unet.config["in_channels"]),
+    ]
+    if inputs := unet.config.get("projection_class_embeddings_input_dim"):
+        pooled = sum(size.projection_dim for size, encoder in zip(sizes, encoders, strict=True) if encoder.pooled)
+        pairs.append(("pooled text and size ids of", pooled + 6 * unet.config["addition_time_embed_dim"], inputs))
+    for part, given, read in pairs:
+        if given != read:
+            raise InputError(
+                f"{file.path.name} has {part} {given} channels where its UNet reads {read}: its parts are of different "
+                "models, so use another checkpoint."
+            )
