@@ -183,7 +183,9 @@ def test_the_adapter_is_float32_on_a_bfloat16_base() -> None:
     prediction = output(unet, inputs)
     prediction.float().square().mean().backward()
     assert prediction.dtype == torch.bfloat16
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in parameters)
+    assert all(
+        p.grad is not None and p.grad.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in parameters
+    )
 
 
 # Seeds and state

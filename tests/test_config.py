@@ -67,7 +67,9 @@ def test_settings_cannot_be_changed_or_given_by_position() -> None:
 
 
 def test_reading_the_settings_loads_nothing_heavy() -> None:
-    code = "import sys, apt_train.config; print([m for m in ('torch', 'diffusers', 'peft', 'numpy') if m in sys.modules])"
+    code = (
+        "import sys, apt_train.config; print([m for m in ('torch', 'diffusers', 'peft', 'numpy') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -76,33 +78,82 @@ def test_reading_the_settings_loads_nothing_heavy() -> None:
 
 NAN, INF = float("nan"), float("inf")
 BAD = [
-    (AdapterConfig, "rank", 0), (AdapterConfig, "rank", -4), (AdapterConfig, "alpha", 0.0), (AdapterConfig, "alpha", NAN),
-    (AdapterConfig, "alpha", INF), (AdapterConfig, "dropout", 1.0), (AdapterConfig, "dropout", -0.1),
-    (AdapterConfig, "dropout", NAN), (AdapterConfig, "targets", "conv"), (AdapterConfig, "min_rank", 0),
+    (AdapterConfig, "rank", 0),
+    (AdapterConfig, "rank", -4),
+    (AdapterConfig, "alpha", 0.0),
+    (AdapterConfig, "alpha", NAN),
+    (AdapterConfig, "alpha", INF),
+    (AdapterConfig, "dropout", 1.0),
+    (AdapterConfig, "dropout", -0.1),
+    (AdapterConfig, "dropout", NAN),
+    (AdapterConfig, "targets", "conv"),
+    (AdapterConfig, "min_rank", 0),
     (AdapterConfig, "min_rank", 33),
-    (AptConfig, "bins", 0), (AptConfig, "ema", 0.0), (AptConfig, "ema", 1.1), (AptConfig, "ema", NAN),
-    (AptConfig, "temperature", 0.0), (AptConfig, "temperature", -1.0), (AptConfig, "temperature", INF),
-    (AptConfig, "temperature", "hot"), (AptConfig, "p_max", 1.01), (AptConfig, "p_max", -0.1), (AptConfig, "p_max", NAN),
-    (AptConfig, "max_zoom", 0.9), (AptConfig, "max_zoom", INF), (AptConfig, "max_degrees", -1.0),
-    (AptConfig, "max_degrees", 181.0), (AptConfig, "max_degrees", NAN), (AptConfig, "augment_kinds", ()),
-    (AptConfig, "augment_kinds", ("affine", "blur")), (AptConfig, "augment_variants", 0),
-    (AptConfig, "dist_weight", -1.0), (AptConfig, "dist_weight", NAN), (AptConfig, "attn_weight", INF),
-    (AptConfig, "dist_layers", "down"), (AptConfig, "attn_layers", ""), (AptConfig, "dist_mode", "cosine"),
-    (AptConfig, "attn_schedule", "sine"), (AptConfig, "lazy_prior", 0), (AptConfig, "balance_every", -1),
-    (OptimizerConfig, "learning_rate", -1e-5), (OptimizerConfig, "learning_rate", NAN),
-    (OptimizerConfig, "embedding_learning_rate", INF), (OptimizerConfig, "beta1", 1.0), (OptimizerConfig, "beta2", -0.1),
-    (OptimizerConfig, "beta2", NAN), (OptimizerConfig, "epsilon", 0.0), (OptimizerConfig, "weight_decay", -1.0),
-    (OptimizerConfig, "max_grad_norm", NAN), (OptimizerConfig, "lr_schedule", "step"), (OptimizerConfig, "warmup_steps", -1),
-    (OptimizerConfig, "batch_size", 0), (OptimizerConfig, "accumulation", 0),
-    (DataConfig, "resolution", -64), (DataConfig, "bucket_multiple", -1), (DataConfig, "caption_template", "a photo"),
-    (DataConfig, "prior_preservation_weight", -1.0), (DataConfig, "prior_preservation_weight", NAN),
-    (OutputConfig, "snapshot_every", -1), (OutputConfig, "preview_every", -1), (OutputConfig, "preview_seed", -1),
-    (OutputConfig, "preview_steps", 0), (OutputConfig, "preview_guidance", -1.0), (OutputConfig, "preview_guidance", NAN),
-    (TrainConfig, "identifier", "my toy"), (TrainConfig, "identifier", "a/b"), (TrainConfig, "identifier", "tüy"),
-    (TrainConfig, "identifier", "a.b"), (TrainConfig, "identifier_mode", "both"), (TrainConfig, "method", "lora"),
-    (TrainConfig, "steps", 0), (TrainConfig, "steps", -1), (TrainConfig, "seed", -1), (TrainConfig, "dco_beta", 0.0),
-    (TrainConfig, "dco_beta", NAN), (TrainConfig, "precision", "int8"),
-]  # fmt: skip
+    (AptConfig, "bins", 0),
+    (AptConfig, "ema", 0.0),
+    (AptConfig, "ema", 1.1),
+    (AptConfig, "ema", NAN),
+    (AptConfig, "temperature", 0.0),
+    (AptConfig, "temperature", -1.0),
+    (AptConfig, "temperature", INF),
+    (AptConfig, "temperature", "hot"),
+    (AptConfig, "p_max", 1.01),
+    (AptConfig, "p_max", -0.1),
+    (AptConfig, "p_max", NAN),
+    (AptConfig, "max_zoom", 0.9),
+    (AptConfig, "max_zoom", INF),
+    (AptConfig, "max_degrees", -1.0),
+    (AptConfig, "max_degrees", 181.0),
+    (AptConfig, "max_degrees", NAN),
+    (AptConfig, "augment_kinds", ()),
+    (AptConfig, "augment_kinds", ("affine", "blur")),
+    (AptConfig, "augment_variants", 0),
+    (AptConfig, "dist_weight", -1.0),
+    (AptConfig, "dist_weight", NAN),
+    (AptConfig, "attn_weight", INF),
+    (AptConfig, "dist_layers", "down"),
+    (AptConfig, "attn_layers", ""),
+    (AptConfig, "dist_mode", "cosine"),
+    (AptConfig, "attn_schedule", "sine"),
+    (AptConfig, "lazy_prior", 0),
+    (AptConfig, "balance_every", -1),
+    (OptimizerConfig, "learning_rate", -1e-5),
+    (OptimizerConfig, "learning_rate", NAN),
+    (OptimizerConfig, "embedding_learning_rate", INF),
+    (OptimizerConfig, "beta1", 1.0),
+    (OptimizerConfig, "beta2", -0.1),
+    (OptimizerConfig, "beta2", NAN),
+    (OptimizerConfig, "epsilon", 0.0),
+    (OptimizerConfig, "weight_decay", -1.0),
+    (OptimizerConfig, "max_grad_norm", NAN),
+    (OptimizerConfig, "lr_schedule", "step"),
+    (OptimizerConfig, "warmup_steps", -1),
+    (OptimizerConfig, "batch_size", 0),
+    (OptimizerConfig, "accumulation", 0),
+    (DataConfig, "resolution", -64),
+    (DataConfig, "bucket_multiple", -1),
+    (DataConfig, "caption_template", "a photo"),
+    (DataConfig, "prior_preservation_weight", -1.0),
+    (DataConfig, "prior_preservation_weight", NAN),
+    (OutputConfig, "snapshot_every", -1),
+    (OutputConfig, "preview_every", -1),
+    (OutputConfig, "preview_seed", -1),
+    (OutputConfig, "preview_steps", 0),
+    (OutputConfig, "preview_guidance", -1.0),
+    (OutputConfig, "preview_guidance", NAN),
+    (TrainConfig, "identifier", "my toy"),
+    (TrainConfig, "identifier", "a/b"),
+    (TrainConfig, "identifier", "tüy"),
+    (TrainConfig, "identifier", "a.b"),
+    (TrainConfig, "identifier_mode", "both"),
+    (TrainConfig, "method", "lora"),
+    (TrainConfig, "steps", 0),
+    (TrainConfig, "steps", -1),
+    (TrainConfig, "seed", -1),
+    (TrainConfig, "dco_beta", 0.0),
+    (TrainConfig, "dco_beta", NAN),
+    (TrainConfig, "precision", "int8"),
+]
 
 
 @pytest.mark.parametrize(("cls", "name", "value"), BAD, ids=lambda part: getattr(part, "__name__", repr(part)))
@@ -132,13 +183,23 @@ def test_dco_needs_the_prior_at_every_step() -> None:
 @pytest.mark.parametrize(
     ("cls", "values"),
     [
-        (AptConfig, {"temperature": "auto"}), (AptConfig, {"temperature": 1}), (AptConfig, {"ema": 1}),
-        (AptConfig, {"p_max": 0}), (AptConfig, {"max_zoom": 1}), (AptConfig, {"dist_weight": 0}), (AptConfig, {"balance_every": 0}),
-        (AptConfig, {"augment_kinds": ("flip", "color", "affine")}), (AdapterConfig, {"dropout": 0.99}),
-        (AdapterConfig, {"rank": 4, "min_rank": 4}), (OptimizerConfig, {"max_grad_norm": 0}), (OptimizerConfig, {"beta1": 0}),
-        (OutputConfig, {"snapshot_every": 0}), (TrainConfig, {"identifier": "A-z_9"}), (TrainConfig, {"steps": 1}),
+        (AptConfig, {"temperature": "auto"}),
+        (AptConfig, {"temperature": 1}),
+        (AptConfig, {"ema": 1}),
+        (AptConfig, {"p_max": 0}),
+        (AptConfig, {"max_zoom": 1}),
+        (AptConfig, {"dist_weight": 0}),
+        (AptConfig, {"balance_every": 0}),
+        (AptConfig, {"augment_kinds": ("flip", "color", "affine")}),
+        (AdapterConfig, {"dropout": 0.99}),
+        (AdapterConfig, {"rank": 4, "min_rank": 4}),
+        (OptimizerConfig, {"max_grad_norm": 0}),
+        (OptimizerConfig, {"beta1": 0}),
+        (OutputConfig, {"snapshot_every": 0}),
+        (TrainConfig, {"identifier": "A-z_9"}),
+        (TrainConfig, {"steps": 1}),
     ],
-)  # fmt: skip
+)
 def test_the_ends_of_the_ranges_are_allowed(cls: type, values: dict[str, Any]) -> None:
     config = made(cls, **values)
     assert {name: getattr(config, name) for name in values} == values
@@ -147,12 +208,18 @@ def test_the_ends_of_the_ranges_are_allowed(cls: type, values: dict[str, Any]) -
 # To JSON and back
 
 CHANGED = TrainConfig(
-    class_word="teddy bear", identifier="zwx", method="tlora", steps=7, seed=3, precision="bf16", gradient_checkpointing=True,
+    class_word="teddy bear",
+    identifier="zwx",
+    method="tlora",
+    steps=7,
+    seed=3,
+    precision="bf16",
+    gradient_checkpointing=True,
     adapter=AdapterConfig(rank=4, alpha=2.5, min_rank=1, targets="attention+ff"),
     apt=AptConfig(temperature="auto", augment_kinds=("affine", "flip"), bins=3),
     optimizer=OptimizerConfig(lr_schedule="cosine", learning_rate=1e-3),
     output=OutputConfig(preview_prompts=("a {subject}", "snow"), preview_every=2),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("config", [TrainConfig(class_word="toy"), CHANGED])
@@ -179,15 +246,29 @@ def test_a_bad_value_in_a_dict_is_refused_too() -> None:
 # Identity
 
 SAME = [
-    {"steps": 3000}, {"identifier": "abc"}, {"output": OutputConfig(snapshot_every=1, preview_every=5, preview_seed=4)},
-    {"apt": AptConfig(balance_every=3)}, {"adapter": AdapterConfig(alpha=32.0)}, {"init_word": "toy"},
-]  # fmt: skip
+    {"steps": 3000},
+    {"identifier": "abc"},
+    {"output": OutputConfig(snapshot_every=1, preview_every=5, preview_seed=4)},
+    {"apt": AptConfig(balance_every=3)},
+    {"adapter": AdapterConfig(alpha=32.0)},
+    {"init_word": "toy"},
+]
 OTHER = [
-    {"class_word": "dog"}, {"seed": 1}, {"method": "dreambooth"}, {"init_word": "plush"}, {"identifier_mode": "word"},
-    {"adapter": AdapterConfig(rank=16)}, {"adapter": AdapterConfig(alpha=1.0)}, {"apt": AptConfig(temperature="auto")},
-    {"apt": AptConfig(lazy_prior=2)}, {"optimizer": OptimizerConfig(accumulation=2)}, {"precision": "bf16"},
-    {"optimizer": OptimizerConfig(learning_rate=1e-4)}, {"data": DataConfig(resolution=512)}, {"dco_beta": 2.0},
-]  # fmt: skip
+    {"class_word": "dog"},
+    {"seed": 1},
+    {"method": "dreambooth"},
+    {"init_word": "plush"},
+    {"identifier_mode": "word"},
+    {"adapter": AdapterConfig(rank=16)},
+    {"adapter": AdapterConfig(alpha=1.0)},
+    {"apt": AptConfig(temperature="auto")},
+    {"apt": AptConfig(lazy_prior=2)},
+    {"optimizer": OptimizerConfig(accumulation=2)},
+    {"precision": "bf16"},
+    {"optimizer": OptimizerConfig(learning_rate=1e-4)},
+    {"data": DataConfig(resolution=512)},
+    {"dco_beta": 2.0},
+]
 
 
 @pytest.mark.parametrize("change", SAME, ids=str)

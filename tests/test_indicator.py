@@ -33,7 +33,9 @@ def fed(steps: Steps, **settings: object) -> OverfitIndicator:
     return indicator
 
 
-def brute_force(steps: Steps, bins: int = 10, ema: float = 0.1, temperature: float = 1000.0, total: int = 1000) -> list[float]:
+def brute_force(
+    steps: Steps, bins: int = 10, ema: float = 0.1, temperature: float = 1000.0, total: int = 1000
+) -> list[float]:
     averages: list[tuple[float, float] | None] = [None] * bins
     for step in steps:
         for b in range(bins):
@@ -87,7 +89,11 @@ def test_a_huge_gap_gives_one_at_most() -> None:
 
 @pytest.mark.parametrize(
     ("timesteps", "gap_of", "published"),
-    [(0, (0.0016, 0.0032), (0.80, 0.96)), (300, (0.002, 0.0039), (0.86, 0.98)), (600, (0.00105, 0.00177), (0.65, 0.83))],
+    [
+        (0, (0.0016, 0.0032), (0.80, 0.96)),
+        (300, (0.002, 0.0039), (0.86, 0.98)),
+        (600, (0.00105, 0.00177), (0.65, 0.83)),
+    ],
 )
 def test_published_curves_are_reached_at_their_loss_gaps(
     timesteps: int, gap_of: tuple[float, float], published: tuple[float, float]

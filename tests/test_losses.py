@@ -48,7 +48,9 @@ def test_a_mask_of_nothing_gives_zero_with_a_finite_gradient() -> None:
     prediction = torch.ones(1, 2, 2, 2, requires_grad=True)
     loss = squared_error(prediction, torch.zeros(1, 2, 2, 2), torch.zeros(1, 1, 2, 2))
     loss.sum().backward()
-    assert loss.item() == 0 and prediction.grad is not None and torch.equal(prediction.grad, torch.zeros_like(prediction))
+    assert (
+        loss.item() == 0 and prediction.grad is not None and torch.equal(prediction.grad, torch.zeros_like(prediction))
+    )
 
 
 def test_half_precision_errors_are_taken_in_float32() -> None:
@@ -90,7 +92,9 @@ def test_stabilization_by_hand() -> None:
 
 def test_the_deviation_is_the_populations() -> None:
     prior, tuned = torch.zeros(1, 2, 1), torch.tensor([[[0.0], [2.0]]])
-    assert stabilization_loss([tuned], [prior], mode="raw")[1].item() == pytest.approx(1.0, rel=1e-5)  # n - 1 would give 2
+    assert stabilization_loss([tuned], [prior], mode="raw")[1].item() == pytest.approx(
+        1.0, rel=1e-5
+    )  # n - 1 would give 2
 
 
 @few
@@ -196,7 +200,9 @@ def test_alignment_equals_the_plain_loop(seed: int, layers: int, samples: int) -
     expected = 0.0
     for t, p in zip(tuned, prior, strict=True):
         rows = t.shape[0] * t.shape[1] * t.shape[2]
-        expected += math.fsum((a - b) ** 2 for a, b in zip(t.flatten().tolist(), p.flatten().tolist(), strict=True)) / rows
+        expected += (
+            math.fsum((a - b) ** 2 for a, b in zip(t.flatten().tolist(), p.flatten().tolist(), strict=True)) / rows
+        )
     assert alignment_loss(tuned, prior).item() == pytest.approx(expected / layers, rel=1e-4)
 
 
@@ -239,7 +245,10 @@ def test_lists_of_different_length_are_an_error() -> None:
 
 
 @few
-@given(st.lists(st.tuples(st.floats(0, 0.02), st.floats(0, 0.02)), min_size=1, max_size=4), st.sampled_from([1.0, 100.0, 1000.0]))
+@given(
+    st.lists(st.tuples(st.floats(0, 0.02), st.floats(0, 0.02)), min_size=1, max_size=4),
+    st.sampled_from([1.0, 100.0, 1000.0]),
+)
 def test_dco_equals_minus_log_sigmoid(pairs: list[tuple[float, float]], beta: float) -> None:
     tuned, prior = (torch.tensor([pair[i] for pair in pairs], dtype=torch.float64) for i in (0, 1))
     expected = math.fsum(-math.log(1 / (1 + math.exp(beta * (t - p)))) for t, p in pairs) / len(pairs)

@@ -24,9 +24,12 @@ def drawn(seed: int, count: int = 3) -> tuple[Tensor, Tensor, Tensor]:
 
 def theirs(prediction_type: str = "epsilon", zero: bool = False) -> DDPMScheduler:
     return DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction_type,
         rescale_betas_zero_snr=zero,
-    )  # fmt: skip
+    )
 
 
 def test_noisy_latents_by_hand() -> None:

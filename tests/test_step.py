@@ -1,0 +1,561 @@
+"""One step against its formulas, from the UNet's own outputs by hand: what enters the loss, and what learns."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from apt_train.adapter import TimestepRank, adapter_disabled, adapter_parameters, add_adapter
+from apt_train.batch import Batch
+from apt_train.capture import attention_maps, capture
+from apt_train.components import Components
+from apt_train.conditioning import Conditioner
+from apt_train.config import AptConfig
+from apt_train.identifier import Identifier
+from apt_train.indicator import OverfitIndicator
+from apt_train.losses import alignment_loss, stabilization_loss
+from apt_train.noise import NoiseSchedule, scaled_linear_schedule
+from apt_train.objective import Objective, objective_of
+from apt_train.rng import generator
+from apt_train.step import StepOutput, TrainingStep
+from tests.tiny import tiny_components
+
+KINDS = ("sd15", "sdxl")
+CAPTION = "a photo of {subject} on grass"
+APT = Objective(adaptive_augmentation=True, adaptive_loss_weight=True, dist_weight=0.5, attn_weight=2.0)
+
+
+@dataclass
+class Bench:
+    """A step with what it stands on."""
+
+    step: TrainingStep
+    parts: Components
+    identifier: Identifier
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        rows = {f"identifier.{i}": row for i, row in enumerate(self.identifier.rows)}
+        return {**adapter_parameters(self.parts.unet), **rows}
+
+    def gradients(self, term: Tensor) -> dict[str, Tensor | None]:
+        found = torch.autograd.grad(term, list(self.trainable.values()), allow_unused=True, retain_graph=True)
+        return dict(zip(self.trainable, found, strict=True))
+
+
+def bench(
+    objective: Objective = APT,
+    kind: str = "sd15",
+    prediction: str = "epsilon",
+    *,
+    dtype: torch.dtype = torch.float32,
+    recompute: bool = False,
+    zero_snr: bool = False,
+    fresh: bool = False,
+) -> Bench:
+    """A trained-looking adapter, an identifier away from its class word, and an indicator that has seen an overfit."""
+    parts = tiny_components(kind, prediction)
+    parts.schedule = scaled_linear_schedule(prediction_type=prediction, zero_terminal_snr=zero_snr)  # type: ignore[arg-type]
+    add_adapter(nn.Module.to(parts.unet, dtype), rank=4, alpha=4.0, seed=0)
+    draws = generator("step adapter")
+    with torch.no_grad():
+        for name, parameter in adapter_parameters(parts.unet).items():
+            if ".lora_B." in name and not fresh:
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=draws))
+    parts.unet.train()
+    if recompute:
+        parts.unet.enable_gradient_checkpointing()
+    for encoder in parts.text_encoders:
+        encoder.model.to(dtype)
+    identifier = Identifier.from_init_word(parts.text_encoders, "toy" if fresh else "dog hat")
+    conditioner = Conditioner(parts.text_encoders, identifier, class_word="toy", name="zwx")
+    indicator = OverfitIndicator(temperature=2.0)
+    if not fresh:
+        indicator.update(torch.tensor([120, 850]), torch.tensor([1.9, 1.6]), torch.tensor([1.2, 1.4]))
+    uses_size_ids = kind == "sdxl"
+    step = TrainingStep(
+        parts.unet,
+        conditioner,
+        parts.schedule,
+        indicator,
+        objective,
+        uses_size_ids=uses_size_ids,
+        dtype=dtype,
+        save_memory=recompute,
+    )
+    return Bench(step, parts, identifier)
+
+
+def batch_of(
+    timesteps: tuple[int, ...] = (120, 850), mask: Tensor | None = None, captions: list[str] | None = None
+) -> Batch:
+    draws, count = generator("step batch"), len(timesteps)
+    latents, noise = torch.randn(2, count, 4, 16, 16, generator=draws)
+    size_ids = torch.tensor([[64.0, 80.0, 0.0, 4.0, 64.0, 64.0]] * count)
+    return Batch(latents, noise, torch.tensor(timesteps), captions or [CAPTION] * count, mask, size_ids)
+
+
+def mse(one: Tensor, other: Tensor) -> Tensor:
+    return (one - other).square().mean(dim=(1, 2, 3))
+
+
+@dataclass
+class ByHand:
+    """Both passes of a batch, made without the step."""
+
+    noisy: Tensor
+    prior: Tensor
+    tuned: Tensor
+    dist: Tensor
+    attn: Tensor  # mean over samples
+    maps: tuple[list[Tensor], list[Tensor]]
+
+
+@torch.no_grad()
+def by_hand(made: Bench, batch: Batch) -> ByHand:
+    unet, conditioner = made.parts.unet, made.step.conditioner
+    alpha_bar = made.parts.schedule.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    noisy = alpha_bar.sqrt() * batch.latents + (1 - alpha_bar).sqrt() * batch.noise
+
+    def one(*, tuned: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        text = conditioner.encode(batch.captions, tuned=tuned)
+        extra = {"text_embeds": text.pooled, "time_ids": batch.size_ids} if made.step.uses_size_ids else None
+        with capture(unet, features="up", attention="up") as record:
+            prediction = unet(noisy, batch.timesteps, encoder_hidden_states=text.hidden, added_cond_kwargs=extra).sample
+        maps = attention_maps(unet, record, text.columns, text.num_columns)
+        return prediction, list(record.features.values()), maps
+
+    tuned = one(tuned=True)
+    with adapter_disabled(unet):
+        prior = one(tuned=False)
+    dist = torch.stack(stabilization_loss(tuned[1], prior[1])).sum()
+    return ByHand(noisy, prior[0], tuned[0], dist, alignment_loss(tuned[2], prior[2]), (tuned[2], prior[2]))
+
+
+def run(made: Bench, batch: Batch | None = None, *, with_prior: bool = True, attn_factor: float = 1.0) -> StepOutput:
+    return made.step(batch or batch_of(), with_prior=with_prior, attn_factor=attn_factor)
+
+
+def close(found: Tensor | None, expected: Tensor | float) -> None:
+    assert found is not None
+    torch.testing.assert_close(found.detach(), torch.as_tensor(expected), rtol=1e-4, atol=1e-6)
+
+
+# The total
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_total_is_the_formula_of_the_method(kind: str, prediction: str) -> None:
+    made, batch = bench(APT, kind, prediction), batch_of()
+    hand, schedule = by_hand(made, batch), made.parts.schedule
+    before = made.step.indicator.gamma_at(batch.timesteps)
+    alpha_bar = schedule.alphas_cumprod[batch.timesteps]
+    target = batch.noise
+    epsilon_factor = torch.ones(2)
+    if prediction == "v_prediction":
+        view = alpha_bar.view(-1, 1, 1, 1)
+        target, epsilon_factor = view.sqrt() * batch.noise - (1 - view).sqrt() * batch.latents, alpha_bar
+    # gamma after this pass's observation: EMA of a tenth on the averages that the bench has put in
+    priors, tuneds = epsilon_factor * mse(hand.prior, target), epsilon_factor * mse(hand.tuned, target)
+    gaps = [0.9 * old + 0.1 * (p - t) for old, p, t in zip((0.7, 0.2), priors.tolist(), tuneds.tolist(), strict=True)]
+    gamma = torch.tensor([max(0.0, 1 - math.exp(-2 * gap)) for gap in gaps])
+    assert (gamma - before).abs().min() > 1e-4 and 0 < gamma.min() and gamma.max() < 1
+    data = mse(hand.tuned, target)
+
+    output = run(made, batch)
+    close(output.parts["denoising"], ((1 - gamma) * data).mean())
+    close(output.parts["stabilization"], 0.5 * hand.dist)
+    close(output.parts["alignment"], 2.0 * hand.attn)
+    close(output.total, ((1 - gamma) * data).mean() + 0.5 * hand.dist + 2.0 * hand.attn)
+    # what the log shows is raw
+    close(output.denoising, data.mean())
+    close(output.stabilization, hand.dist)
+    close(output.alignment, hand.attn)
+
+
+def test_gamma_is_read_after_this_pass_and_committed_later() -> None:
+    made = bench()
+    committed = made.step.indicator.gamma
+    run(made)
+    provisional = made.step.indicator.gamma
+    assert not torch.equal(provisional, committed)
+    made.step.indicator.discard()
+    assert torch.equal(made.step.indicator.gamma, committed)
+
+
+def test_a_first_step_with_an_untrained_adapter_has_nothing_to_regularise() -> None:
+    """lora_B is zero and the identifier is the class word: prior and tuned are one, gamma is 0."""
+    made, batch = bench(fresh=True), batch_of()
+    output = run(made, batch)
+    close(output.stabilization, 0.0)
+    close(output.alignment, 0.0)
+    assert made.step.indicator.gamma.max() < 1e-6
+    close(output.total, output.denoising)
+
+
+def test_parts_of_the_method_are_switched_apart() -> None:
+    weight = run(bench(Objective(adaptive_loss_weight=True)))
+    dist, attn = run(bench(Objective(dist_weight=0.5))), run(bench(Objective(attn_weight=2.0)))
+    plain = run(bench(Objective()), with_prior=False)
+    assert set(weight.parts) == set(plain.parts) == {"denoising"}
+    assert set(dist.parts) == {"denoising", "stabilization"} and set(attn.parts) == {"denoising", "alignment"}
+    assert plain.stabilization is plain.alignment is weight.alignment is dist.alignment is attn.stabilization is None
+    assert torch.equal(plain.total, plain.denoising) and weight.total < plain.total
+    both = run(bench(APT))
+    for name, one in (("denoising", weight), ("stabilization", dist), ("alignment", attn)):
+        assert torch.equal(both.parts[name], one.parts[name])
+
+
+def test_watching_the_indicator_changes_no_bit_of_the_loss() -> None:
+    watched, plain = bench(Objective(watch_indicator=True)), bench(Objective())
+    with_prior, without = run(watched), run(plain, with_prior=False)
+    assert torch.equal(with_prior.total, without.total)
+    expected, found = plain.gradients(without.total), watched.gradients(with_prior.total)
+    for name, gradient in expected.items():
+        other = found[name]
+        assert gradient is not None and other is not None and torch.equal(gradient, other)
+    watched.step.indicator.commit()
+    assert not torch.equal(watched.step.indicator.gamma, plain.step.indicator.gamma)
+
+
+def test_a_lazy_prior_scales_the_regularisers_and_keeps_gamma_between() -> None:
+    faithful, lazy = run(bench(APT)), run(bench(replace(APT, lazy_prior=4)))
+    for name in ("stabilization", "alignment"):
+        close(lazy.parts[name], 4 * faithful.parts[name].detach())
+    assert torch.equal(lazy.parts["denoising"], faithful.parts["denoising"])
+    assert torch.equal(lazy.stabilization, faithful.stabilization)  # type: ignore[arg-type]
+    made, batch = bench(replace(APT, lazy_prior=4)), batch_of()
+    gamma = made.step.indicator.gamma_at(batch.timesteps)
+    between = run(made, batch, with_prior=False)
+    data = mse(by_hand(made, batch).tuned, batch.noise)
+    close(between.total, ((1 - gamma) * data).mean())
+    assert set(between.parts) == {"denoising"} and between.stabilization is None
+    assert torch.equal(made.step.indicator.gamma_at(batch.timesteps), gamma)  # nothing was observed
+
+
+def test_a_batch_is_the_mean_of_its_samples() -> None:
+    objective = Objective(dist_weight=0.5, attn_weight=2.0)
+    whole = run(bench(objective))
+    halves = []
+    for i in range(2):
+        both = batch_of()
+        tensors = {name: getattr(both, name)[i : i + 1] for name in ("latents", "noise", "timesteps", "size_ids")}
+        halves.append(run(bench(objective), replace(both, captions=[CAPTION], **tensors)))
+    close(whole.total, torch.stack([half.total.detach() for half in halves]).mean())
+
+
+def test_captions_of_different_length_share_a_batch() -> None:
+    captions = ["{subject}", "a big red toy dog with {subject} in the park on snow and sand with my hat and ball"]
+    output = run(bench(), batch_of(captions=captions))
+    assert torch.isfinite(output.total) and output.total.requires_grad
+
+
+# Masks
+
+
+def test_a_mask_enters_the_data_term_but_not_the_indicator() -> None:
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[..., :4] = 1
+    masked, plain = bench(Objective(watch_indicator=True)), bench(Objective(watch_indicator=True))
+    one, two = run(masked, batch_of(mask=mask)), run(plain)
+    hand = by_hand(plain, batch_of())
+    close(one.denoising, mse(hand.tuned[..., :4], batch_of().noise[..., :4]).mean())
+    assert not torch.allclose(one.total, two.total)
+    assert torch.equal(masked.step.indicator.gamma, plain.step.indicator.gamma)
+
+
+def test_regularisers_see_the_whole_picture_under_a_mask() -> None:
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[..., :4] = 1
+    one, two = run(bench(), batch_of(mask=mask)), run(bench())
+    assert torch.equal(one.parts["stabilization"], two.parts["stabilization"])
+    assert torch.equal(one.parts["alignment"], two.parts["alignment"])
+
+
+# DCO
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_dco_equals_its_formula_on_the_models_own_target(prediction: str, masked: bool) -> None:
+    made = bench(Objective(dco_beta=3.0), prediction=prediction)
+    part = slice(0, 4) if masked else slice(None)
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[..., part] = 1
+    batch = batch_of(mask=mask if masked else None)
+    hand = by_hand(made, batch)
+    target = made.parts.schedule.target(batch.latents, batch.noise, batch.timesteps)[..., part]
+    gaps = mse(hand.tuned[..., part], target) - mse(hand.prior[..., part], target)
+    expected = sum(-math.log(1 / (1 + math.exp(3.0 * gap))) for gap in gaps.tolist()) / 2
+    output = run(made, batch)
+    close(output.total, expected)
+    close(output.denoising, mse(hand.tuned[..., part], target).mean())
+    assert set(output.parts) == {"denoising"}
+
+
+# Schedules of the alignment weight
+
+
+def test_the_linear_schedule_runs_from_nothing_to_full() -> None:
+    objective = Objective(attn_weight=2.0, attn_schedule="linear")
+    assert [objective.attn_factor(step, 5) for step in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert objective.attn_factor(0, 1) in (0.0, 1.0)
+    full, half = run(bench(objective)), run(bench(objective), attn_factor=0.5)
+    close(half.parts["alignment"], 0.5 * full.parts["alignment"].detach())
+    assert torch.equal(half.alignment, full.alignment)  # type: ignore[arg-type]
+    assert Objective(attn_weight=2.0).attn_factor(0, 5) == 1.0
+
+
+def test_the_indicator_schedule_weighs_each_sample_by_its_gamma() -> None:
+    made, batch = bench(Objective(attn_weight=2.0, attn_schedule="indicator")), batch_of()
+    tuned, prior = by_hand(made, batch).maps
+    output = run(made, batch)
+    gamma = made.step.indicator.gamma_at(batch.timesteps)
+    each = torch.stack(
+        [
+            torch.stack([(t[i] - p[i]).square().sum(-1).mean() for t, p in zip(tuned, prior, strict=True)]).mean()
+            for i in range(2)
+        ]
+    )
+    assert (gamma[0] - gamma[1]).abs() > 0.1
+    close(output.parts["alignment"], 2.0 * (gamma * each).mean())
+    close(output.alignment, each.mean())
+
+
+@pytest.mark.parametrize("layers", ["mid+up", "all"])
+def test_more_layers_give_other_terms(layers: Any) -> None:
+    wide, up = run(bench(replace(APT, dist_layers=layers, attn_layers=layers))), run(bench())
+    assert wide.stabilization != up.stabilization and wide.alignment != up.alignment
+
+
+def test_raw_stabilization_is_not_divided() -> None:
+    assert run(bench(replace(APT, dist_mode="raw"))).stabilization != run(bench()).stabilization
+
+
+# What learns
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_every_term_reaches_the_adapter_and_the_identifier_and_nothing_else(kind: str, recompute: bool) -> None:
+    made = bench(APT, kind, recompute=recompute)
+    output = run(made)
+    for name, term in output.parts.items():
+        gradients = made.gradients(term)
+        reached = {key for key, gradient in gradients.items() if gradient is not None and gradient.any()}
+        assert all(gradient is None or torch.isfinite(gradient).all() for gradient in gradients.values())
+        assert {key for key in gradients if key.startswith("identifier")} <= reached, name
+        assert any(key.startswith("up_blocks") for key in reached) and any(
+            key.startswith("down_blocks") for key in reached
+        )
+        if name == "denoising":
+            assert {key for key in gradients if ".attn" in key} <= reached
+    output.total.backward()
+    learned = {id(parameter) for parameter in made.trainable.values()}
+    modules = [made.parts.unet, *(encoder.model for encoder in made.parts.text_encoders)]
+    for parameter in (p for module in modules for p in module.parameters() if id(p) not in learned):
+        assert parameter.grad is None and not parameter.requires_grad
+    assert all(p.grad is not None for p in made.trainable.values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recomputation_changes_no_gradient(kind: str) -> None:
+    plain, recomputed = bench(APT, kind), bench(APT, kind, recompute=True)
+    one, two = run(plain), run(recomputed)
+    assert torch.equal(one.total, two.total)
+    expected, found = plain.gradients(one.total), recomputed.gradients(two.total)
+    for name, gradient in expected.items():
+        assert gradient is not None and found[name] is not None
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_the_prior_gets_no_gradient_and_leaves_the_adapter_on() -> None:
+    made = bench()
+    run(made)
+    assert all(p.requires_grad for p in made.trainable.values())
+    with torch.no_grad():
+        batch, text = batch_of(), made.step.conditioner.encode([CAPTION] * 2, tuned=True)
+        on = made.parts.unet(batch.latents, batch.timesteps, text.hidden).sample
+        with adapter_disabled(made.parts.unet):
+            assert not torch.equal(made.parts.unet(batch.latents, batch.timesteps, text.hidden).sample, on)
+
+
+def test_saturated_gamma_starves_the_data_term_alone() -> None:
+    made = bench()
+    made.step.indicator.update(torch.tensor([120, 850]), torch.tensor([1e6, 1e6]), torch.zeros(2))
+    output = run(made)
+    assert all(g is None or not g.any() for g in made.gradients(output.parts["denoising"]).values())
+    assert any(g is not None and g.any() for g in made.gradients(output.total).values())
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_no_graph_outlives_its_step(recompute: bool) -> None:
+    made, seen = bench(recompute=recompute), []
+    for name, module in made.parts.unet.named_modules():
+        if name == "conv_out" or name.endswith((".attn1", ".attn2.to_q")):
+            module.register_forward_hook(lambda _m, _i, output: seen.append(weakref.ref(output)))
+    output = run(made)
+    assert any(reference() is not None for reference in seen)
+    output.total.backward()
+    made.step.indicator.commit()
+    del output
+    assert seen and not any(reference() is not None for reference in seen)  # without the collector's help
+
+
+# Preservation and ranks
+
+
+def test_preservation_is_plain_denoising_of_the_class_with_the_adapter_on() -> None:
+    made, batch = bench(), batch_of()
+    text = made.step.conditioner.encode(["a photo of toy on grass"] * 2, tuned=False)
+    gamma = made.step.indicator.gamma
+    noisy = made.parts.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+    expected = mse(made.parts.unet(noisy, batch.timesteps, text.hidden).sample, batch.noise).mean()
+    found = made.step.preservation(replace(batch, captions=["a photo of toy on grass"] * 2))
+    close(found, expected.detach())
+    gradients = made.gradients(found)
+    assert gradients["identifier.0"] is None and gradients[next(iter(gradients))] is not None
+    assert torch.equal(made.step.indicator.gamma, gamma)
+
+
+def test_ranks_by_timestep_act_in_the_tuned_pass() -> None:
+    full, made = bench(Objective(rank_by_timestep=True)), bench(Objective(rank_by_timestep=True))
+    made.step.timestep_rank = TimestepRank(made.parts.unet, rank=4, min_rank=1, num_timesteps=1000)
+    whole, ranked = run(full, batch_of((0, 850))), run(made, batch_of((0, 850)))
+    assert not torch.allclose(whole.total, ranked.total)
+    late = made.gradients(run(made, batch_of((900, 990))).total)
+    a = late["up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"]
+    assert a is not None and a[0].any() and not a[1:].any()
+    # rank r at t = 0: the whole adapter
+    one = batch_of((0,))
+    close(run(made, one).total, run(full, one).total.detach())
+
+
+# Prediction types
+
+
+class Guess(nn.Module):
+    """A UNet whose guess of the noise depends on the caption; it speaks epsilon or the corresponding v."""
+
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        super().__init__()
+        self.schedule = schedule
+
+    def forward(
+        self, noisy: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, added_cond_kwargs: Any = None
+    ) -> Any:
+        lean = encoder_hidden_states[:, 4, :2].mean(dim=1).view(-1, 1, 1, 1)  # the subject's position
+        epsilon = 0.8 * noisy + lean
+        self.sample = epsilon
+        if self.schedule.prediction_type == "v_prediction":
+            signal, sigma = self.schedule.signal_and_noise(timesteps)
+            self.sample = (epsilon - sigma * noisy) / signal
+        return self
+
+
+def guessed(prediction: str) -> tuple[Tensor, Tensor]:
+    parts = tiny_components()
+    schedule = scaled_linear_schedule(prediction_type=prediction)  # type: ignore[arg-type]
+    identifier = Identifier.from_init_word(parts.text_encoders, "dog hat")
+    with torch.no_grad():
+        identifier.rows[0].mul_(5)
+    conditioner = Conditioner(parts.text_encoders, identifier, class_word="toy", name="zwx")
+    indicator = OverfitIndicator(temperature=50.0)
+    step = TrainingStep(Guess(schedule), conditioner, schedule, indicator, Objective(watch_indicator=True))  # type: ignore[arg-type]
+    output = step(batch_of((40, 350, 620, 980)), with_prior=True)
+    indicator.commit()
+    return indicator.gamma, output.denoising
+
+
+def test_equal_predictions_give_one_indicator_whatever_the_model_speaks() -> None:
+    (epsilon, epsilon_loss), (v, v_loss) = guessed("epsilon"), guessed("v_prediction")
+    assert (epsilon > 1e-3).sum() >= 1, "without a gap this test says nothing"
+    torch.testing.assert_close(v, epsilon, rtol=1e-3, atol=1e-5)
+    assert v_loss > 1.5 * epsilon_loss  # but each is trained on its own target: v-MSE = epsilon-MSE / alpha_bar
+
+
+@pytest.mark.parametrize("method", [APT, Objective(dco_beta=1000.0)], ids=["apt", "dco"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_zero_terminal_snr_is_finite_at_the_last_timestep(method: Objective, prediction: str) -> None:
+    made = bench(method, prediction=prediction, zero_snr=True)
+    output = run(made, batch_of((999, 999)))
+    output.total.backward()
+    assert torch.isfinite(output.total) and torch.isfinite(made.step.indicator.gamma).all()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in made.trainable.values())
+
+
+# Families and precision
+
+
+def test_sdxls_size_ids_and_pooled_vector_reach_the_unet() -> None:
+    made, batch = bench(Objective(), "sdxl"), batch_of()
+    plain = run(made, batch, with_prior=False).total
+    moved = replace(batch, size_ids=batch.size_ids + 100)
+    assert not torch.allclose(run(made, moved, with_prior=False).total, plain)
+    unet, text = made.parts.unet, made.step.conditioner.encode(batch.captions, tuned=True)
+    noisy = made.parts.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+    extra = {"text_embeds": text.pooled, "time_ids": batch.size_ids}
+    expected = mse(unet(noisy, batch.timesteps, text.hidden, added_cond_kwargs=extra).sample, batch.noise).mean()
+    close(plain, expected.detach())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_bfloat16_base_trains_a_float32_adapter(kind: str, recompute: bool) -> None:
+    half, whole = bench(APT, kind, dtype=torch.bfloat16, recompute=recompute), bench(APT, kind)
+    output = run(half)
+    assert output.total.dtype == torch.float32
+    torch.testing.assert_close(output.total, run(whole).total, rtol=0.05, atol=0.02)
+    output.total.backward()
+    for parameter in half.trainable.values():
+        assert parameter.dtype == torch.float32 and parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32 and torch.isfinite(parameter.grad).all()
+
+
+# Methods
+
+
+def test_a_method_uses_its_own_terms() -> None:
+    apt = AptConfig(dist_weight=0.3, attn_weight=0.7, attn_schedule="linear", mask_fill=True, lazy_prior=1)
+    full = objective_of("apt", apt, 1000.0)
+    assert (full.dist_weight, full.attn_weight, full.attn_schedule, full.mask_fill) == (0.3, 0.7, "linear", True)
+    assert (
+        full.adaptive_augmentation and full.adaptive_loss_weight and full.dco_beta is None and not full.rank_by_timestep
+    )
+    for method, changed in (("dreambooth", {}), ("dco", {"dco_beta": 7.0}), ("tlora", {"rank_by_timestep": True})):
+        assert objective_of(method, apt, 7.0) == Objective(**changed), method  # type: ignore[arg-type]
+    off = objective_of(
+        "apt",
+        AptConfig(adaptive_augmentation=False, adaptive_loss_weight=False, stabilization=False, alignment=False),
+        7.0,
+    )
+    assert off == objective_of("dreambooth", AptConfig(), 7.0)
+
+
+def test_the_prior_runs_where_something_reads_it() -> None:
+    for objective in (
+        Objective(adaptive_augmentation=True),
+        Objective(adaptive_loss_weight=True),
+        Objective(dist_weight=1),
+        Objective(attn_weight=1),
+        Objective(dco_beta=1.0),
+        Objective(watch_indicator=True),
+    ):
+        assert all(objective.needs_prior(step) for step in range(4))
+    assert not any(Objective(p_max=0.5, rank_by_timestep=True).needs_prior(step) for step in range(4))
+    assert [replace(APT, lazy_prior=3).needs_prior(step) for step in range(7)] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
