@@ -31,10 +31,24 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "AdapterConfig", "AptConfig", "Components", "DataConfig", "ImageSet", "InputError", "NoticeEvent",
-    "OptimizerConfig", "OutputConfig", "PreviewEvent", "StepEvent", "StopTraining", "TrainConfig", "TrainResult",
-    "load_checkpoint", "load_images", "train",
-]  # fmt: skip
+    "AdapterConfig",
+    "AptConfig",
+    "Components",
+    "DataConfig",
+    "ImageSet",
+    "InputError",
+    "NoticeEvent",
+    "OptimizerConfig",
+    "OutputConfig",
+    "PreviewEvent",
+    "StepEvent",
+    "StopTraining",
+    "TrainConfig",
+    "TrainResult",
+    "load_checkpoint",
+    "load_images",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -71,7 +71,8 @@ def adapter_parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
 def adapter_state(unet: nn.Module) -> dict[str, Tensor]:
     """The LoRA as float32 tensors on the CPU: lora_A (rank, in), lora_B (out, rank)."""
     return {
-        name: parameter.detach().to("cpu", torch.float32, copy=True) for name, parameter in adapter_parameters(unet).items()
+        name: parameter.detach().to("cpu", torch.float32, copy=True)
+        for name, parameter in adapter_parameters(unet).items()
     }
 
 
@@ -105,7 +106,8 @@ def _own_parameters(layer: nn.Module) -> list[nn.Parameter]:
     return [parameter for name, parameter in layer.named_parameters() if f".{ADAPTER}." in name]
 
 
-def _layers(unet: nn.Module) -> Iterator[tuple[str, BaseTunerLayer]]:
+def _layers(unet: nn.Module) -> Iterator[tuple[str, Any]]:
+    # Any: peft's BaseTunerLayer is a mixin, a module only by its subclasses.
     for name, module in unet.named_modules():
         if isinstance(module, BaseTunerLayer):
             yield name, module

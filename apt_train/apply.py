@@ -58,6 +58,8 @@ def _identifier(components: Components, embeddings: Mapping[str, Tensor] | None,
     identifier = Identifier.from_init_word(components.text_encoders, init_word)
     for key, row in zip(identifier.keys, identifier.rows, strict=True):
         if row.shape != embeddings[key].shape:
-            raise InputError(f"The embedding holds {len(embeddings[key])} rows of {key}, but {init_word!r} has {len(row)} tokens.")
+            raise InputError(
+                f"The embedding holds {len(embeddings[key])} rows of {key}, but {init_word!r} has {len(row)} tokens."
+            )
         row.data.copy_(embeddings[key])
     return identifier

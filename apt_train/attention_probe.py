@@ -59,7 +59,14 @@ def _maps(run: Run, sample: Sample, *, tuned: bool) -> tuple[Tensor, list[str]]:
     noisy = components.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     conditioning = run.conditioner.encode(batch.captions, tuned=tuned)
     with capture(components.unet, features=None, attention=run.config.apt.attn_layers) as captured:
-        predict(components.unet, noisy, batch.timesteps, conditioning, batch.size_ids if step.uses_size_ids else None, run.dtype)
+        predict(
+            components.unet,
+            noisy,
+            batch.timesteps,
+            conditioning,
+            batch.size_ids if step.uses_size_ids else None,
+            run.dtype,
+        )
     maps = attention_maps(components.unet, captured, conditioning.columns, conditioning.num_columns)
     height, width = batch.latents.shape[-2:]
     return merge_layers([layer.mean(dim=1)[0] for layer in maps], height / width), conditioning.labels[0]

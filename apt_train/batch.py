@@ -43,7 +43,15 @@ class Batch:
 
 
 def draw_samples(
-    bank: LatentBank, p_aug: Tensor, *, count: int, num_timesteps: int, seed: int, step: int, stream: str, mask_fill: bool
+    bank: LatentBank,
+    p_aug: Tensor,
+    *,
+    count: int,
+    num_timesteps: int,
+    seed: int,
+    step: int,
+    stream: str,
+    mask_fill: bool,
 ) -> list[Sample]:
     """`count` samples of one bucket; `p_aug`: float (bins,), how likely a sample of each timestep bin is augmented."""
     bucket = _draw_bucket(bank, seed, step, stream)
@@ -71,7 +79,9 @@ def _draw_sample(
     variant = 1 + int(choice * bank.variants) if augmented else 0
     shape = bank.latent_shape(image)
     posterior, noise = torch.randn(2, *shape, generator=draws)
-    return Sample(timestep, image, variant, bank.latent(image, variant, posterior), noise, bank.mask(image, variant, mask_fill))
+    return Sample(
+        timestep, image, variant, bank.latent(image, variant, posterior), noise, bank.mask(image, variant, mask_fill)
+    )
 
 
 def collate(

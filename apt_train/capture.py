@@ -10,7 +10,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -76,9 +76,11 @@ def attention_maps(
     """
     maps = []
     for name, query in captured.queries.items():
-        attention = unet.get_submodule(name)
+        attention: Any = unet.get_submodule(name)
         arguments = (query, captured.keys[name], columns, num_columns, attention.heads, attention.scale)
-        maps.append(checkpoint(_column_map, *arguments, use_reentrant=False) if save_memory else _column_map(*arguments))
+        maps.append(
+            checkpoint(_column_map, *arguments, use_reentrant=False) if save_memory else _column_map(*arguments)
+        )
     return maps
 
 

@@ -54,7 +54,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="apt-train", description="Personalize a diffusion model from 3-10 pictures.", allow_abbrev=False)
+    parser = _Parser(
+        prog="apt-train", description="Personalize a diffusion model from 3-10 pictures.", allow_abbrev=False
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     _add_run(commands.add_parser("run", help="train a LoRA on a folder of pictures", allow_abbrev=False))
     _add_resume(commands.add_parser("resume", help="go on with a run, to its end or to more steps", allow_abbrev=False))
@@ -71,8 +73,13 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     inputs = parser.add_argument_group("inputs")
     inputs.add_argument("--checkpoint", required=True, help="a diffusers folder or a .safetensors file (SD1.5, SDXL)")
-    inputs.add_argument("--images", required=True, help="folder of pictures, with X.txt captions and X-mask.png masks beside them")
-    inputs.add_argument("--tokenizer", help="folder of the CLIP vocabulary, for a single file (else $COMFYUI_PATH, else the local cache)")
+    inputs.add_argument(
+        "--images", required=True, help="folder of pictures, with X.txt captions and X-mask.png masks beside them"
+    )
+    inputs.add_argument(
+        "--tokenizer",
+        help="folder of the CLIP vocabulary, for a single file (else $COMFYUI_PATH, else the local cache)",
+    )
     inputs.add_argument("--prior-images", help="folder of class pictures for prior preservation")
     inputs.add_argument("--background", default="white", help="colour under transparent pictures (default: white)")
     inputs.add_argument("--alpha-masks", action="store_true", help="take transparency as the loss mask")
@@ -108,15 +115,23 @@ def _add_fields(group: argparse._ArgumentGroup, cls: type, skip: set[str]) -> No
         required = item.default is dataclasses.MISSING
         text = item.metadata["help"].replace("%", "%%")
         group.add_argument(
-            "--" + item.name.replace("_", "-"), dest=item.name, required=required, default=argparse.SUPPRESS,
-            help=text if required else f"{text} (default: {_shown(item.default)})", **_kind(hints[item.name]),
-        )  # fmt: skip
+            "--" + item.name.replace("_", "-"),
+            dest=item.name,
+            required=required,
+            default=argparse.SUPPRESS,
+            help=text if required else f"{text} (default: {_shown(item.default)})",
+            **_kind(hints[item.name]),
+        )
 
 
 def _shown(default: Any) -> str:
     if isinstance(default, tuple):
         return " ".join(default) or "none"
-    return {None: "empty", "": "empty", True: "on", False: "off"}.get(default, str(default)) if not _number(default) else str(default)
+    return (
+        {None: "empty", "": "empty", True: "on", False: "off"}.get(default, str(default))
+        if not _number(default)
+        else str(default)
+    )
 
 
 def _number(value: Any) -> bool:
@@ -188,9 +203,16 @@ def _train(config: TrainConfig, inputs: dict[str, Any], output: Path, device: st
     components, images, prior_images = _load(inputs)
     with Progress(device) as progress, stop_on_interrupt(progress):
         result = train(
-            components, images, config, prior_images=prior_images, output_dir=output, resume=resume, device=device,
-            on_event=progress, record={"checkpoint": components.source, "inputs": inputs},
-        )  # fmt: skip
+            components,
+            images,
+            config,
+            prior_images=prior_images,
+            output_dir=output,
+            resume=resume,
+            device=device,
+            on_event=progress,
+            record={"checkpoint": components.source, "inputs": inputs},
+        )
     _say_done(result, output)
     return 0
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .noise import NoiseSchedule
 
 if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 FamilyName = Literal["sd15", "sdxl", "custom"]
 

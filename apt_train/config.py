@@ -41,10 +41,13 @@ class AdapterConfig:
     """The LoRA: its size and where it sits. Defaults are DCO's published recipe."""
 
     rank: int = _set(32, "Rank of the LoRA.")
-    alpha: float | None = _set(None, "Scale of the LoRA: the update is multiplied by alpha / rank. Empty: equal to rank.")
+    alpha: float | None = _set(
+        None, "Scale of the LoRA: the update is multiplied by alpha / rank. Empty: equal to rank."
+    )
     dropout: float = _set(0.0, "Share of the LoRA's inputs dropped while training.")
     targets: AdapterTargets = _set(
-        "attention", "Layers that get a LoRA: q, k, v and out of self- and cross-attention, or the feed-forward layers too."
+        "attention",
+        "Layers that get a LoRA: q, k, v and out of self- and cross-attention, or the feed-forward layers too.",
     )
     min_rank: int | None = _set(None, "T-LoRA only: the rank left at the noisiest timestep. Empty: half of rank.")
 
@@ -55,7 +58,9 @@ class AdapterConfig:
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "give a number from 0 up to, not including, 1")
         _require(
             self.min_rank is None or 1 <= self.min_rank <= self.rank,
-            "min_rank", self.min_rank, f"give a whole number from 1 to rank ({self.rank})",
+            "min_rank",
+            self.min_rank,
+            f"give a whole number from 1 to rank ({self.rank})",
         )
 
     @property
@@ -96,7 +101,9 @@ class AptConfig:
     stabilization: bool = _set(True, "Keep mean and deviation of self-attention features near the prior's.")
     dist_weight: float = _set(1.0, "Weight of the stabilization term (unpublished; ours).")
     dist_layers: Layers = _set("up", "Part of the UNet whose features are stabilized (ours: the decoder).")
-    dist_mode: StabilizationMode = _set("relative", "Divide the shift by the prior's variance, or take it raw (ours: relative).")
+    dist_mode: StabilizationMode = _set(
+        "relative", "Divide the shift by the prior's variance, or take it raw (ours: relative)."
+    )
 
     # Attention Alignment
     alignment: bool = _set(True, "Keep cross-attention maps near the prior's.")
@@ -122,13 +129,24 @@ class AptConfig:
         _require(0 < self.ema <= 1, "ema", self.ema, "give a number above 0 and at most 1")
         _require(
             self.temperature == "auto" or _positive(self.temperature),
-            "temperature", self.temperature, "give a number above 0, or auto",
+            "temperature",
+            self.temperature,
+            "give a number above 0, or auto",
         )
         _require(0 <= self.p_max <= 1, "p_max", self.p_max, "give a probability from 0 to 1")
-        _require(_finite(self.max_zoom) and self.max_zoom >= 1, "max_zoom", self.max_zoom, "give a number of at least 1")
+        _require(
+            _finite(self.max_zoom) and self.max_zoom >= 1, "max_zoom", self.max_zoom, "give a number of at least 1"
+        )
         _require(0 <= self.max_degrees <= 180, "max_degrees", self.max_degrees, "give an angle from 0 to 180")
-        _require(len(self.augment_kinds) > 0, "augment_kinds", "()", "name at least one, or set adaptive_augmentation to false")
-        _require(self.augment_variants >= 1, "augment_variants", self.augment_variants, "give a whole number of at least 1")
+        _require(
+            len(self.augment_kinds) > 0,
+            "augment_kinds",
+            "()",
+            "name at least one, or set adaptive_augmentation to false",
+        )
+        _require(
+            self.augment_variants >= 1, "augment_variants", self.augment_variants, "give a whole number of at least 1"
+        )
         for name in ("dist_weight", "attn_weight"):
             value = getattr(self, name)
             _require(_finite(value) and value >= 0, name, value, "give a number of at least 0")
@@ -158,7 +176,9 @@ class OptimizerConfig:
             value = getattr(self, name)
             _require(_finite(value) and value >= 0, name, value, "give a number of at least 0")
         for name in ("beta1", "beta2"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "give a number from 0 up to, not including, 1")
+            _require(
+                0 <= getattr(self, name) < 1, name, getattr(self, name), "give a number from 0 up to, not including, 1"
+            )
         _require(_positive(self.epsilon), "epsilon", self.epsilon, "give a number above 0")
         for name in ("batch_size", "accumulation"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "give a whole number of at least 1")
@@ -173,16 +193,26 @@ class DataConfig:
     bucket_multiple: int = _set(
         0, "Sides are multiples of this many pixels. 0: 64, or the model's own factor below a resolution of 512."
     )
-    caption_template: str = _set("a photo of {subject}", "Caption of a picture that has none; {subject} is the subject.")
+    caption_template: str = _set(
+        "a photo of {subject}", "Caption of a picture that has none; {subject} is the subject."
+    )
     class_caption: str = _set(
-        "a photo of {class_word}", "Caption of a prior-preservation picture that has none; {class_word} is the class word."
+        "a photo of {class_word}",
+        "Caption of a prior-preservation picture that has none; {class_word} is the class word.",
     )
     prior_preservation_weight: float = _set(1.0, "Weight of the loss on prior-preservation pictures, where given.")
 
     def __post_init__(self) -> None:
-        _require(self.resolution >= 0, "resolution", self.resolution, "give a number of pixels, or 0 for the model's own")
+        _require(
+            self.resolution >= 0, "resolution", self.resolution, "give a number of pixels, or 0 for the model's own"
+        )
         _require(self.bucket_multiple >= 0, "bucket_multiple", self.bucket_multiple, "give a number of pixels, or 0")
-        _require("{subject}" in self.caption_template, "caption_template", repr(self.caption_template), "write {subject} where the subject belongs")
+        _require(
+            "{subject}" in self.caption_template,
+            "caption_template",
+            repr(self.caption_template),
+            "write {subject} where the subject belongs",
+        )
         value = self.prior_preservation_weight
         _require(_finite(value) and value >= 0, "prior_preservation_weight", value, "give a number of at least 0")
 
@@ -204,7 +234,12 @@ class OutputConfig:
         for name in ("snapshot_every", "preview_every", "preview_seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give a whole number of at least 0")
         _require(self.preview_steps >= 1, "preview_steps", self.preview_steps, "give a whole number of at least 1")
-        _require(_finite(self.preview_guidance) and self.preview_guidance >= 0, "preview_guidance", self.preview_guidance, "give a number of at least 0")
+        _require(
+            _finite(self.preview_guidance) and self.preview_guidance >= 0,
+            "preview_guidance",
+            self.preview_guidance,
+            "give a number of at least 0",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,19 +247,24 @@ class TrainConfig:
     """One training run."""
 
     class_word: str = field(
-        metadata={"help": "What the subject is, in the model's own words (toy, teddy bear); the prior reads it instead."}
+        metadata={
+            "help": "What the subject is, in the model's own words (toy, teddy bear); the prior reads it instead."
+        }
     )
     identifier: str = _set("", "Name of the subject, the embedding and the LoRA file; empty: <class-word>_subject.")
     identifier_mode: IdentifierMode = _set(
         "learned", "learned: own embedding rows are trained; word: a plain trigger word before the class word."
     )
     init_word: str = _set("", "The learned identifier starts as this word or these words; empty: the class word.")
-    method: Method = _set("apt", "What is trained: APT, plain DreamBooth, DCO, or T-LoRA (DreamBooth with rank by timestep).")
+    method: Method = _set(
+        "apt", "What is trained: APT, plain DreamBooth, DCO, or T-LoRA (DreamBooth with rank by timestep)."
+    )
     steps: int = _set(2000, "Optimizer steps of the whole run.")
     seed: int = _set(0, "Seed of every random draw.")
     dco_beta: float = _set(1000.0, "DCO only: sharpness of the preference over the prior.")
     precision: Precision = _set(
-        "auto", "Of the base weights and passes; the LoRA stays fp32. auto: bf16 on CUDA (fp16 where it lacks bf16), else fp32."
+        "auto",
+        "Of base weights and passes; the LoRA stays fp32. auto: bf16 on CUDA (fp16 where it lacks bf16), else fp32.",
     )
     gradient_checkpointing: bool | None = _set(
         None, "Recompute activations in the backward pass to save memory. Empty: on for SDXL on CUDA, else off."
@@ -237,17 +277,23 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _require(bool(self.class_word.strip()), "class_word", "empty", "say what the subject is, for example toy or dog")
+        _require(
+            bool(self.class_word.strip()), "class_word", "empty", "say what the subject is, for example toy or dog"
+        )
         _require(
             NAME_PATTERN.fullmatch(self.name) is not None,
-            "identifier", repr(self.identifier or self.name), "use only letters, digits, _ and -",
+            "identifier",
+            repr(self.identifier or self.name),
+            "use only letters, digits, _ and -",
         )
         _require(self.steps >= 1, "steps", self.steps, "give a whole number of at least 1")
         _require(self.seed >= 0, "seed", self.seed, "give a whole number of at least 0")
         _require(_positive(self.dco_beta), "dco_beta", self.dco_beta, "give a number above 0")
         _require(
             self.method != "dco" or self.apt.lazy_prior == 1,
-            "lazy_prior", self.apt.lazy_prior, "DCO's loss needs the prior at every step, so set it to 1",
+            "lazy_prior",
+            self.apt.lazy_prior,
+            "DCO's loss needs the prior at every step, so set it to 1",
         )
 
     @property
@@ -313,7 +359,12 @@ def _check_choices(config: Any) -> None:
             value = getattr(config, item.name)
             _require(value in choices, item.name, repr(value), "choose one of " + ", ".join(choices))
     for kind in getattr(config, "augment_kinds", ()):
-        _require(kind in get_args(AugmentKind), "augment_kinds", repr(kind), "choose from " + ", ".join(get_args(AugmentKind)))
+        _require(
+            kind in get_args(AugmentKind),
+            "augment_kinds",
+            repr(kind),
+            "choose from " + ", ".join(get_args(AugmentKind)),
+        )
 
 
 def _build(cls: type, values: dict[str, Any]) -> Any:

@@ -92,9 +92,18 @@ def _sampler(
     def draw(prompt: str, tuned: bool) -> list[Image.Image]:
         conditioning = conditioner.encode([prompt] * SAMPLES, tuned=tuned)
         return sample(
-            components, conditioning, conditioner.encode([""], tuned=False), seed=seed, steps=settings["sampling"]["steps"],
-            guidance=settings["sampling"]["guidance"], height=side, width=side, device="cpu", dtype=torch.float32, batch_size=SAMPLES,
-        )  # fmt: skip
+            components,
+            conditioning,
+            conditioner.encode([""], tuned=False),
+            seed=seed,
+            steps=settings["sampling"]["steps"],
+            guidance=settings["sampling"]["guidance"],
+            height=side,
+            width=side,
+            device="cpu",
+            dtype=torch.float32,
+            batch_size=SAMPLES,
+        )
 
     return draw
 
@@ -107,7 +116,9 @@ def _write_sheet(output: Path, rows: dict[str, list[list[Image.Image]]], setting
     kept = {name: prompt_kept(pictures, settings) for name, pictures in rows.items()}
     titles = {"prior": "prior", "dreambooth": "DreamBooth", "apt": "APT"}
     labels = [f"{titles[name]}\nsubject {scores[name]:.2f}\nprompt kept {kept[name]:.0%}" for name in rows]
-    tiles = [[column[0].resize((TILE, TILE), Image.Resampling.NEAREST) for column in pictures] for pictures in rows.values()]
+    tiles = [
+        [column[0].resize((TILE, TILE), Image.Resampling.NEAREST) for column in pictures] for pictures in rows.values()
+    ]
     sheet = labelled_grid(tiles, labels, [entry["title"] for entry in settings["prompts"]])
     path = output / "demo.png"
     atomic_write(path, lambda temporary: sheet.save(temporary, format="PNG"))
@@ -123,14 +134,18 @@ def subject_fidelity(pictures: list[list[Image.Image]], settings: dict[str, Any]
     """Mean cosine, by the judge, to held-out pictures of the subject, over the prompts that name it."""
     judge = load_judge()
     heldout = _as_tensor([Image.open(path).convert("RGB") for path in sorted((DEMO / "heldout").glob("*.png"))])
-    named = [column for column, entry in zip(pictures, settings["prompts"], strict=True) if "{subject}" in entry["prompt"]]
+    named = [
+        column for column, entry in zip(pictures, settings["prompts"], strict=True) if "{subject}" in entry["prompt"]
+    ]
     return float(judge.fidelity(_as_tensor([picture for column in named for picture in column]), heldout).mean())
 
 
 def prompt_kept(pictures: list[list[Image.Image]], settings: dict[str, Any]) -> float:
     """Share of the ground, place and style words of the prompts that the judge finds in the pictures."""
     judge = load_judge()
-    hits = [hit for column, entry in zip(pictures, settings["prompts"], strict=True) for hit in _hits(judge, column, entry)]
+    hits = [
+        hit for column, entry in zip(pictures, settings["prompts"], strict=True) for hit in _hits(judge, column, entry)
+    ]
     return sum(hits) / len(hits)
 
 

@@ -42,7 +42,17 @@ class StepEvent:
         """The fields of `log.jsonl`, in order."""
         line: dict[str, Any] = {
             name: getattr(self, name)
-            for name in ("step", "loss", "denoising", "stabilization", "alignment", "grad_norm", "lr", "timestep", "gamma")
+            for name in (
+                "step",
+                "loss",
+                "denoising",
+                "stabilization",
+                "alignment",
+                "grad_norm",
+                "lr",
+                "timestep",
+                "gamma",
+            )
         }
         if self.grad_norm_terms is not None:
             line["grad_norm_terms"] = self.grad_norm_terms

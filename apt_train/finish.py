@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from typing import Any
 
 import numpy
 from PIL import Image
@@ -77,7 +76,11 @@ def write_extras(outcome: Outcome, emit: Callback) -> None:
         write_attention(outcome.run, outcome.folder.path / "attention.safetensors")
         write_report(outcome.folder.path)
     except Exception as error:
-        emit(NoticeEvent(f"The LoRA is written, but the report failed ({error}): try `apt-train report {outcome.folder.path}`."))
+        emit(
+            NoticeEvent(
+                f"The LoRA is written, but the report failed ({error}): try `apt-train report {outcome.folder.path}`."
+            )
+        )
 
 
 def save_snapshot(outcome: Outcome) -> None:
@@ -153,10 +156,19 @@ def send_previews(outcome: Outcome, emit: Callback) -> None:
         run.training_step.timestep_rank.set(None)  # a LoRA file has no ranks by timestep: show what it will draw
     with vae_on(run.components, run.device):
         prior, tuned = previews(
-            run.components, run.conditioner, marked, seed=output.preview_seed, steps=output.preview_steps,
-            guidance=output.preview_guidance, height=side, width=side, device=run.device, dtype=run.dtype,
-            prior=outcome.prior_previews, on_notice=lambda text: emit(NoticeEvent(text)),
-        )  # fmt: skip
+            run.components,
+            run.conditioner,
+            marked,
+            seed=output.preview_seed,
+            steps=output.preview_steps,
+            guidance=output.preview_guidance,
+            height=side,
+            width=side,
+            device=run.device,
+            dtype=run.dtype,
+            prior=outcome.prior_previews,
+            on_notice=lambda text: emit(NoticeEvent(text)),
+        )
     outcome.prior_previews = prior
     event = PreviewEvent(step=run.steps_done, prompts=prompts, prior=prior, tuned=tuned)
     if outcome.folder is not None:
@@ -169,5 +181,3 @@ def _save_previews(folder: Path, event: PreviewEvent) -> None:
     for kind, pictures in (("prior", event.prior), ("tuned", event.tuned)):
         for i, picture in enumerate(pictures):
             picture.save(folder / f"step_{event.step:06d}_{i}_{kind}.png")
-
-

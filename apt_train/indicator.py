@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 AUTO_SCALE = 5.0
-"""`temperature="auto"`: gamma = 1 - exp(-5 * relative gap): .39 where the tuned loss is 10% below the prior's (ours)."""
+"""For "auto": gamma = 1 - exp(-5 * relative gap), .39 where the tuned loss is 10% below the prior's (ours)."""
 
 
 class OverfitIndicator:
@@ -69,8 +69,11 @@ class OverfitIndicator:
         """float64 (bins,), in [0, 1]."""
         (prior, tuned), seen = self._provisional()
         gap = (prior - tuned).clamp(min=0)
-        exponent = AUTO_SCALE * gap / prior.clamp(min=1e-12) if self.temperature == "auto" else self.temperature * gap
-        return torch.where(seen, -torch.expm1(-exponent), torch.zeros_like(gap)).clamp(0, 1)
+        if isinstance(self.temperature, str):
+            exponent = AUTO_SCALE * gap / prior.clamp(min=1e-12)
+        else:
+            exponent = self.temperature * gap
+        return torch.where(seen, -torch.expm1(-exponent), 0.0).clamp(0, 1)
 
     def gamma_at(self, timesteps: Tensor) -> Tensor:
         """gamma of each timestep's bin, float32 (N,) on the timesteps' device."""
@@ -83,7 +86,9 @@ class OverfitIndicator:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         average = torch.tensor(state["average"], dtype=torch.float64)
         if average.shape != self._average.shape:
-            raise ValueError(f"the indicator has {self.bins} bins, the saved one {average.shape[-1]}: use the saved number.")
+            raise ValueError(
+                f"the indicator has {self.bins} bins, the saved one {average.shape[-1]}: use the saved number."
+            )
         self._average, self._seen = average, torch.tensor(state["seen"], dtype=torch.bool)
         self._clear_pending()
 

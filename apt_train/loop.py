@@ -70,9 +70,10 @@ def train(
     if folder is not None and resume:
         folder.check_same_run(digest, config)
 
-    with _memory_in_words(), prepared_run(
-        components, images, prior_images, config, device, lambda text: emit(NoticeEvent(text))
-    ) as run:  # fmt: skip
+    with (
+        _memory_in_words(),
+        prepared_run(components, images, prior_images, config, device, lambda text: emit(NoticeEvent(text))) as run,
+    ):
         outcome = Outcome(run=run, folder=folder, digest=digest)
         if folder is not None:
             _begin(outcome, resume, record or {})
@@ -170,10 +171,15 @@ def _draw(run: Run, step: int, p_aug: Tensor, *, preservation: bool) -> list[Any
     if stream is None:
         return []
     return stream.draw(
-        p_aug, count=settings.batch_size * settings.accumulation, batch_size=settings.batch_size,
-        num_timesteps=run.components.schedule.num_timesteps, seed=run.config.seed, step=step,
-        mask_fill=run.objective.mask_fill, device=run.device,
-    )  # fmt: skip
+        p_aug,
+        count=settings.batch_size * settings.accumulation,
+        batch_size=settings.batch_size,
+        num_timesteps=run.components.schedule.num_timesteps,
+        seed=run.config.seed,
+        step=step,
+        mask_fill=run.objective.mask_fill,
+        device=run.device,
+    )
 
 
 def _backward(run: Run, loss: Tensor) -> None:
@@ -215,7 +221,9 @@ def _gradient_norms(run: Run, parts: Mapping[str, Tensor]) -> dict[str, float]:
     parameters = list(run.trainable.values())
     norms = {}
     for name, term in parts.items():
-        grads = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True) if term.requires_grad else ()
+        grads = (
+            torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True) if term.requires_grad else ()
+        )
         squares = [grad.detach().float().square().sum().cpu() for grad in grads if grad is not None]
         norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
     return norms
@@ -231,7 +239,9 @@ def _resolve_device(device: str | torch.device | None) -> torch.device:
         resolved = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=resolved)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"The device {device} cannot be used here: choose cpu, or a device that torch finds.") from error
+        raise InputError(
+            f"The device {device} cannot be used here: choose cpu, or a device that torch finds."
+        ) from error
     return resolved
 
 

@@ -70,7 +70,7 @@ def scaled_linear_schedule(
 
 
 def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
-    """Shift and scale sqrt(alpha_bar) so that its first entry stays and its last is 0 (arXiv 2305.08891, algorithm 1)."""
+    """Shift and scale sqrt(alpha_bar) so that its first entry stays and its last is 0 (arXiv 2305.08891)."""
     root = alphas_cumprod.sqrt()
     first, last = root[0].clone(), root[-1].clone()
     return ((root - last) * first / (first - last)) ** 2

@@ -33,9 +33,13 @@ class Objective:
     def needs_prior(self, step: int) -> bool:
         """Whether the prior pass runs in this step (0-based)."""
         reasons = (
-            self.adaptive_augmentation, self.adaptive_loss_weight, self.dist_weight > 0, self.attn_weight > 0,
-            self.dco_beta is not None, self.watch_indicator,
-        )  # fmt: skip
+            self.adaptive_augmentation,
+            self.adaptive_loss_weight,
+            self.dist_weight > 0,
+            self.attn_weight > 0,
+            self.dco_beta is not None,
+            self.watch_indicator,
+        )
         return any(reasons) and step % self.lazy_prior == 0
 
     def attn_factor(self, step: int, steps: int) -> float:

@@ -36,13 +36,17 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.close()
 
     def _show(self, event: StepEvent) -> None:
         if self._bar is None:
-            self._bar = tqdm(total=event.total, initial=event.step - 1, unit="step", file=sys.stderr, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=event.total, initial=event.step - 1, unit="step", file=sys.stderr, dynamic_ncols=True
+            )
         gamma = sum(event.gamma) / len(event.gamma)
         self._bar.set_postfix_str(f"loss {event.loss:.4f}, gamma {gamma:.2f}, {self._memory():.1f} GB", refresh=False)
         self._bar.update()

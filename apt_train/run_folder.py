@@ -26,7 +26,12 @@ CONFIG, LOG = "config.json", "log.jsonl"
 
 def content_hash(source_digest: str, images_digest: str, prior_digest: str, config: TrainConfig) -> str:
     """What a run is: sha256 hex over the weights, the pictures and every setting that changes the trained weights."""
-    parts = {"weights": source_digest, "images": images_digest, "prior_images": prior_digest, "settings": config.identity()}
+    parts = {
+        "weights": source_digest,
+        "images": images_digest,
+        "prior_images": prior_digest,
+        "settings": config.identity(),
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -41,7 +46,9 @@ class RunFolder:
         """A folder for a new run. InputError: it holds a run or other files, or cannot be written."""
         path = Path(path)
         if (path / CONFIG).exists():
-            raise InputError(f"{path} already holds a run: choose another output folder, or go on with `apt-train resume {path}`.")
+            raise InputError(
+                f"{path} already holds a run: choose another output folder, or go on with `apt-train resume {path}`."
+            )
         if path.is_dir() and any(path.iterdir()):
             raise InputError(f"{path} is not empty and holds no run: choose an empty or a new output folder.")
         check_file_name(f"{embedding_stem(name)}.safetensors")
@@ -88,7 +95,9 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{self.path} could not be made ({error.strerror}): choose another output folder.") from error
+            raise InputError(
+                f"{self.path} could not be made ({error.strerror}): choose another output folder."
+            ) from error
         content = {"format": FORMAT, "name": self.name, "digest": digest, "config": config.to_dict(), **record}
         atomic_write(self.path / CONFIG, lambda path: path.write_text(json.dumps(content, indent=1), encoding="utf-8"))
 
@@ -106,7 +115,9 @@ class RunFolder:
                 file.write(json.dumps(event.log_line()) + "\n")
         except OSError as error:
             what = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror).lower()
-            raise InputError(f"{LOG} could not be written to {self.path} ({what}): free some space, then resume.") from error
+            raise InputError(
+                f"{LOG} could not be written to {self.path} ({what}): free some space, then resume."
+            ) from error
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

@@ -38,14 +38,28 @@ class Stream:
     example: Tensor  # the first picture as trained on, uint8 (3, H, W), for the attention figure
 
     def draw(
-        self, p_aug: Tensor, *, count: int, batch_size: int, num_timesteps: int, seed: int, step: int,
-        mask_fill: bool, device: torch.device,
-    ) -> list[Batch]:  # fmt: skip
+        self,
+        p_aug: Tensor,
+        *,
+        count: int,
+        batch_size: int,
+        num_timesteps: int,
+        seed: int,
+        step: int,
+        mask_fill: bool,
+        device: torch.device,
+    ) -> list[Batch]:
         """The batches of one optimizer step: `count` samples, `batch_size` at a time."""
         samples = draw_samples(
-            self.bank, p_aug, count=count, num_timesteps=num_timesteps, seed=seed, step=step,
-            stream=self.name, mask_fill=mask_fill,
-        )  # fmt: skip
+            self.bank,
+            p_aug,
+            count=count,
+            num_timesteps=num_timesteps,
+            seed=seed,
+            step=step,
+            stream=self.name,
+            mask_fill=mask_fill,
+        )
         chunks = [samples[i : i + batch_size] for i in range(0, count, batch_size)]
         return [collate(chunk, self.captions, self.size_ids, device) for chunk in chunks]
 
@@ -115,38 +129,62 @@ def _resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _streams(
-    components: Components, images: ImageSet, prior_images: ImageSet | None, config: TrainConfig, device: torch.device,
+    components: Components,
+    images: ImageSet,
+    prior_images: ImageSet | None,
+    config: TrainConfig,
+    device: torch.device,
     notify: Callable[[str], None],
-) -> tuple[Stream, Stream | None]:  # fmt: skip
+) -> tuple[Stream, Stream | None]:
     captions = [
-        caption_for(image.caption, image.name, template=config.data.caption_template, name=config.name, class_word=config.class_word)
+        caption_for(
+            image.caption,
+            image.name,
+            template=config.data.caption_template,
+            name=config.name,
+            class_word=config.class_word,
+        )
         for image in images.images
-    ]  # fmt: skip
+    ]
     subject = _stream("subject", components, images, captions, config, device, notify)
     if prior_images is None:
         return subject, None
-    texts = [class_caption(image.caption or config.data.class_caption, config.class_word) for image in prior_images.images]
+    texts = [
+        class_caption(image.caption or config.data.class_caption, config.class_word) for image in prior_images.images
+    ]
     return subject, _stream("preservation", components, prior_images, texts, config, device, notify)
 
 
 def _stream(
-    name: str, components: Components, images: ImageSet, captions: list[str], config: TrainConfig, device: torch.device,
+    name: str,
+    components: Components,
+    images: ImageSet,
+    captions: list[str],
+    config: TrainConfig,
+    device: torch.device,
     notify: Callable[[str], None],
-) -> Stream:  # fmt: skip
+) -> Stream:
     resolution = config.data.resolution or components.family.resolution
     multiple = config.data.bucket_multiple or (64 if resolution >= 512 else components.size_multiple)
     if multiple % components.size_multiple:
         raise InputError(
-            f"bucket_multiple is {multiple}: this model needs sides that are multiples of {components.size_multiple}, so give such a number."
+            f"bucket_multiple is {multiple}: this model needs sides that are multiples of "
+            f"{components.size_multiple}, so give such a number."
         )
     prepared = prepare(images, resolution, multiple)
     for note in bucket_notes(prepared):
         notify(note)
     bank = LatentBank(
-        prepared, components.encode, seed=config.seed, kinds=config.apt.augment_kinds, max_zoom=config.apt.max_zoom,
-        max_degrees=config.apt.max_degrees, max_variants=config.apt.augment_variants if name == "subject" else 0,
-        vae_factor=components.family.vae_factor, on_device=lambda: vae_on(components, device),
-    )  # fmt: skip
+        prepared,
+        components.encode,
+        seed=config.seed,
+        kinds=config.apt.augment_kinds,
+        max_zoom=config.apt.max_zoom,
+        max_degrees=config.apt.max_degrees,
+        max_variants=config.apt.augment_variants if name == "subject" else 0,
+        vae_factor=components.family.vae_factor,
+        on_device=lambda: vae_on(components, device),
+    )
     bank.encode_plain()
     example = ((prepared[0].image + 1) * 127.5).round().to(torch.uint8)
     return Stream(name, bank, captions, [size_ids_of(picture) for picture in prepared], example)
@@ -189,11 +227,18 @@ def _prepare_captions(
 
 
 @contextlib.contextmanager
-def _adapter_on(components: Components, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def _adapter_on(
+    components: Components, config: TrainConfig, device: torch.device, dtype: torch.dtype
+) -> Iterator[None]:
     unet, adapter = components.unet, config.adapter
     nn.Module.to(unet, device, dtype)  # diffusers' own `to` warns about a cast that is meant
     add_adapter(
-        unet, rank=adapter.rank, alpha=adapter.resolved_alpha, dropout=adapter.dropout, targets=adapter.targets, seed=config.seed
+        unet,
+        rank=adapter.rank,
+        alpha=adapter.resolved_alpha,
+        dropout=adapter.dropout,
+        targets=adapter.targets,
+        seed=config.seed,
     )
     unet.train()
     if _checkpoints(components, config, device):
@@ -213,17 +258,29 @@ def _checkpoints(components: Components, config: TrainConfig, device: torch.devi
 
 
 def _assemble(
-    components: Components, config: TrainConfig, device: torch.device, dtype: torch.dtype, subject: Stream,
-    preservation: Stream | None, identifier: Identifier | None, conditioner: Conditioner,
-) -> Run:  # fmt: skip
+    components: Components,
+    config: TrainConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    subject: Stream,
+    preservation: Stream | None,
+    identifier: Identifier | None,
+    conditioner: Conditioner,
+) -> Run:
     objective = objective_of(config.method, config.apt, config.dco_beta)
     num_timesteps = components.schedule.num_timesteps
     indicator = OverfitIndicator(config.apt.bins, config.apt.ema, config.apt.temperature, num_timesteps)
     step = TrainingStep(
-        components.unet, conditioner, components.schedule, indicator, objective,
-        uses_size_ids=components.uses_size_ids, dtype=dtype, save_memory=_checkpoints(components, config, device),
+        components.unet,
+        conditioner,
+        components.schedule,
+        indicator,
+        objective,
+        uses_size_ids=components.uses_size_ids,
+        dtype=dtype,
+        save_memory=_checkpoints(components, config, device),
         chunks=conditioner.num_chunks([*subject.captions, *(preservation.captions if preservation else ())]),
-    )  # fmt: skip
+    )
     if objective.rank_by_timestep:
         adapter = config.adapter
         step.timestep_rank = TimestepRank(
@@ -231,9 +288,22 @@ def _assemble(
         )
     trainable, optimizer = _optimizer(components.unet, identifier, config)
     return Run(
-        components, config, device, dtype, objective, subject, preservation, identifier, conditioner, indicator,
-        trainable, optimizer, _lr_factor(config), torch.amp.GradScaler(device.type, enabled=dtype == torch.float16), step,  # pyright: ignore[reportPrivateImportUsage]
-    )  # fmt: skip
+        components,
+        config,
+        device,
+        dtype,
+        objective,
+        subject,
+        preservation,
+        identifier,
+        conditioner,
+        indicator,
+        trainable,
+        optimizer,
+        _lr_factor(config),
+        torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        step,  # pyright: ignore[reportPrivateImportUsage]
+    )
 
 
 def _optimizer(
@@ -243,7 +313,9 @@ def _optimizer(
     settings = config.optimizer
     adapter = {f"adapter.{name}": parameter for name, parameter in adapter_parameters(unet).items()}
     rows = {f"identifier.{i}": row for i, row in enumerate(identifier.rows)} if identifier is not None else {}
-    groups = [{"params": list(adapter.values()), "base_lr": settings.learning_rate, "weight_decay": settings.weight_decay}]
+    groups = [
+        {"params": list(adapter.values()), "base_lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    ]
     if rows:
         groups.append({"params": list(rows.values()), "base_lr": settings.embedding_learning_rate, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)

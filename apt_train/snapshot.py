@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .files import atomic_folder
 from .setup import Run
-from .tensor_file import write_tensors
+from .tensor_writer import write_tensors
 
 KEPT_STATES = 2
 

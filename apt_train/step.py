@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from .adapter import TimestepRank, adapter_disabled
@@ -58,7 +58,7 @@ class TrainingStep:
     timestep_rank: TimestepRank | None = None
 
     def __call__(self, batch: Batch, *, with_prior: bool, attn_factor: float = 1.0) -> StepOutput:
-        """Loss of a batch. `with_prior`: run the prior pass and what hangs on it; `attn_factor` scales `attn_weight`."""
+        """Loss of a batch. `with_prior`: run the prior pass and what hangs on it; `attn_factor` scales its weight."""
         noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         target = self.schedule.target(batch.latents, batch.noise, batch.timesteps)
 
@@ -105,7 +105,9 @@ class TrainingStep:
         return Pass(prediction, record, conditioning)
 
     def _predict(self, noisy: Tensor, batch: Batch, conditioning: Conditioning) -> Tensor:
-        return predict(self.unet, noisy, batch.timesteps, conditioning, batch.size_ids if self.uses_size_ids else None, self.dtype)
+        return predict(
+            self.unet, noisy, batch.timesteps, conditioning, batch.size_ids if self.uses_size_ids else None, self.dtype
+        )
 
     def _set_rank(self, timesteps: Tensor) -> None:
         if self.timestep_rank is not None:
@@ -171,6 +173,9 @@ def predict(
     extra = None
     if size_ids is not None:
         assert conditioning.pooled is not None
-        extra = {"text_embeds": conditioning.pooled.to(dtype), "time_ids": size_ids}  # ids stay float32: bf16 rounds 1023
+        extra = {
+            "text_embeds": conditioning.pooled.to(dtype),
+            "time_ids": size_ids,
+        }  # ids stay float32: bf16 rounds 1023
     hidden = conditioning.hidden.to(dtype)
     return unet(noisy.to(dtype), timesteps, encoder_hidden_states=hidden, added_cond_kwargs=extra).sample.float()

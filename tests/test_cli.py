@@ -28,13 +28,24 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     parts = tiny_components()
     scheduler = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
     encoder = parts.text_encoders[0]
     StableDiffusionPipeline(
-        vae=parts.vae, text_encoder=encoder.model, tokenizer=encoder.tokenizer, unet=parts.unet, scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).save_pretrained(folder)  # fmt: skip
+        vae=parts.vae,
+        text_encoder=encoder.model,
+        tokenizer=encoder.tokenizer,
+        unet=parts.unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
     return folder
 
 
@@ -52,9 +63,23 @@ def photos(tmp_path: Path) -> Path:
 
 def arguments(model: Path, photos: Path, output: Path, *more: str) -> list[str]:
     return [
-        "run", "--checkpoint", str(model), "--images", str(photos), "--class-word", "toy", "--steps", "3", "--rank", "2",
-        "--output", str(output), "--device", "cpu", *more,
-    ]  # fmt: skip
+        "run",
+        "--checkpoint",
+        str(model),
+        "--images",
+        str(photos),
+        "--class-word",
+        "toy",
+        "--steps",
+        "3",
+        "--rank",
+        "2",
+        "--output",
+        str(output),
+        "--device",
+        "cpu",
+        *more,
+    ]
 
 
 def refused(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -66,7 +91,9 @@ def refused(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
-def test_run_writes_a_lora_and_resume_and_report_go_on_from_it(model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_writes_a_lora_and_resume_and_report_go_on_from_it(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out"
     assert cli.main(arguments(model, photos, output)) == 0
     shown = capsys.readouterr()
@@ -80,21 +107,41 @@ def test_run_writes_a_lora_and_resume_and_report_go_on_from_it(model: Path, phot
     assert cli.main(["report", str(output)]) == 0
     assert (output / "indicator.png").exists()
     assert cli.main(arguments(model, photos, tmp_path / "five", "--steps", "5")) == 0
-    assert (output / "toy_subject.safetensors").read_bytes() == (tmp_path / "five" / "toy_subject.safetensors").read_bytes()
+    assert (output / "toy_subject.safetensors").read_bytes() == (
+        tmp_path / "five" / "toy_subject.safetensors"
+    ).read_bytes()
 
 
 def test_options_reach_the_run(model: Path, photos: Path, tmp_path: Path) -> None:
     more = [
-        "--method", "dreambooth", "--no-adaptive-augmentation", "--temperature", "auto", "--augment-kinds", "affine", "flip",
-        "--identifier", "rex", "--identifier-mode", "word", "--alpha", "1.5", "--gradient-checkpointing", "--preview-prompts", "a {subject}", "a dog",
-    ]  # fmt: skip
+        "--method",
+        "dreambooth",
+        "--no-adaptive-augmentation",
+        "--temperature",
+        "auto",
+        "--augment-kinds",
+        "affine",
+        "flip",
+        "--identifier",
+        "rex",
+        "--identifier-mode",
+        "word",
+        "--alpha",
+        "1.5",
+        "--gradient-checkpointing",
+        "--preview-prompts",
+        "a {subject}",
+        "a dog",
+    ]
     assert cli.main(arguments(model, photos, tmp_path / "out", *more)) == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())["config"]
     assert config["method"] == "dreambooth" and config["apt"]["adaptive_augmentation"] is False
     assert config["apt"]["temperature"] == "auto" and config["apt"]["augment_kinds"] == ["affine", "flip"]
     assert config["adapter"]["alpha"] == 1.5 and config["gradient_checkpointing"] is True
     assert config["output"]["preview_prompts"] == ["a {subject}", "a dog"]
-    assert (tmp_path / "out" / "rex.safetensors").exists() and not (tmp_path / "out" / "rex_embedding.safetensors").exists()
+    assert (tmp_path / "out" / "rex.safetensors").exists() and not (
+        tmp_path / "out" / "rex_embedding.safetensors"
+    ).exists()
 
 
 # -- what bad input gets
@@ -128,12 +175,18 @@ def _pickle(model: Path, photos: Path, output: Path) -> list[str]:
 
 
 def _a_lora(model: Path, photos: Path, output: Path) -> list[str]:
-    save_file({"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.zeros(2, 4)}, photos.parent / "l.safetensors")
+    save_file(
+        {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.zeros(2, 4)},
+        photos.parent / "l.safetensors",
+    )
     return arguments(photos.parent / "l.safetensors", photos, output)
 
 
 def _a_vae(model: Path, photos: Path, output: Path) -> list[str]:
-    save_file({"encoder.conv_in.weight": torch.zeros(8, 3, 3, 3), "decoder.conv_in.weight": torch.zeros(8, 4, 3, 3)}, photos.parent / "v.safetensors")
+    save_file(
+        {"encoder.conv_in.weight": torch.zeros(8, 3, 3, 3), "decoder.conv_in.weight": torch.zeros(8, 4, 3, 3)},
+        photos.parent / "v.safetensors",
+    )
     return arguments(photos.parent / "v.safetensors", photos, output)
 
 
@@ -185,11 +238,13 @@ BAD = {
     "output below a file": (_output_is_a_file, "file"),
     "unknown colour": (_with("--background", "blurple"), "blurple"),
     "unknown device": (_with("--device", "quantum"), "quantum"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_gets_one_sentence_and_writes_nothing(case: str, model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_gets_one_sentence_and_writes_nothing(
+    case: str, model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make, word = BAD[case]
     output = tmp_path / "out"
     command = make(model, photos, output)
@@ -197,7 +252,9 @@ def test_bad_input_gets_one_sentence_and_writes_nothing(case: str, model: Path, 
     assert not output.exists()
 
 
-def test_unwritable_and_full_disks_in_words(model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_and_full_disks_in_words(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The system call itself fails, as folder modes do not bind a superuser."""
     import errno
 
@@ -214,14 +271,19 @@ def test_unwritable_and_full_disks_in_words(model: Path, photos: Path, tmp_path:
         assert word in refused(arguments(model, photos, tmp_path / "out"), capsys)
 
 
-def test_nan_latents_are_refused(model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_latents_are_refused(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import apt_train.checkpoint as checkpoint
 
     load = checkpoint.load_checkpoint
 
     def broken(*args: object, **more: object) -> Components:
         parts = load(*args, **more)  # type: ignore[arg-type]
-        parts.encode = lambda image: (torch.full((1, 4, image.shape[-2] // 4, image.shape[-1] // 4), float("nan")), None)
+        parts.encode = lambda image: (
+            torch.full((1, 4, image.shape[-2] // 4, image.shape[-1] // 4), float("nan")),
+            None,
+        )
         return parts
 
     monkeypatch.setattr(checkpoint, "load_checkpoint", broken)
@@ -229,7 +291,9 @@ def test_nan_latents_are_refused(model: Path, photos: Path, tmp_path: Path, caps
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bad_image_is_skipped_on_request(model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_image_is_skipped_on_request(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = [*_bad_image(model, photos, tmp_path / "out"), "--skip-bad-images"]
     assert cli.main(command) == 0
     assert "broken.png" in capsys.readouterr().err
@@ -256,7 +320,9 @@ def test_ctrl_c_saves_exports_and_says_how_to_go_on(model: Path, photos: Path, t
     assert done < 100000 and load_file(output / "toy_subject.safetensors")
     assert (output / "snapshots" / f"step_{done:06d}" / "state.safetensors").exists()
     again = subprocess.run(
-        [sys.executable, "-m", "apt_train", "resume", str(output), "--steps", str(done + 2), "--device", "cpu"], capture_output=True, text=True
+        [sys.executable, "-m", "apt_train", "resume", str(output), "--steps", str(done + 2), "--device", "cpu"],
+        capture_output=True,
+        text=True,
     )
     assert again.returncode == 0, again.stderr
     assert len((output / "log.jsonl").read_text().splitlines()) == done + 2

@@ -60,12 +60,18 @@ def dreambooth_reference(config: TrainConfig) -> dict[str, torch.Tensor]:
 
 
 APT_OFF: dict[str, Any] = {
-    "method": "apt", "adaptive_augmentation": False, "adaptive_loss_weight": False, "dist_weight": 0.0, "attn_weight": 0.0
-}  # fmt: skip
+    "method": "apt",
+    "adaptive_augmentation": False,
+    "adaptive_loss_weight": False,
+    "dist_weight": 0.0,
+    "attn_weight": 0.0,
+}
 
 
 @pytest.mark.parametrize(
-    "settings", [{"method": "dreambooth"}, {"method": "dreambooth", "watch_indicator": True}, APT_OFF], ids=["dreambooth", "watched", "apt-off"]
+    "settings",
+    [{"method": "dreambooth"}, {"method": "dreambooth", "watch_indicator": True}, APT_OFF],
+    ids=["dreambooth", "watched", "apt-off"],
 )
 def test_dreambooth_equals_the_plain_loop_bit_for_bit(settings: dict[str, Any]) -> None:
     settings = {"identifier_mode": "word", "steps": 5, "seed": 3, **settings}
@@ -92,7 +98,9 @@ def test_every_method_trains_every_family(kind: str, method: str) -> None:
     result = run(tiny_components(kind), method=method, steps=2)
     moved = [name for name, tensor in result.lora.items() if name.endswith("lora_up.weight") and tensor.abs().max() > 0]
     assert len(moved) == sum(name.endswith("lora_up.weight") for name in result.lora)
-    assert result.embeddings is not None and set(result.embeddings) == ({"clip_l", "clip_g"} if kind == "sdxl" else {"clip_l"})
+    assert result.embeddings is not None and set(result.embeddings) == (
+        {"clip_l", "clip_g"} if kind == "sdxl" else {"clip_l"}
+    )
     assert result.gamma is not None and result.gamma.shape == (2, 10) and len(result.losses) == 2
 
 
@@ -138,7 +146,10 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(name: str, kind: str, 
     assert second.losses == whole.losses and second.gamma.tolist() == whole.gamma.tolist()  # type: ignore[union-attr]
     logs = [(tmp_path / run_name / "log.jsonl").read_text() for run_name in ("whole", "parts")]
     assert logs[0] == logs[1]
-    states = [(tmp_path / run_name / "snapshots" / "step_000007" / "state.safetensors").read_bytes() for run_name in ("whole", "parts")]
+    states = [
+        (tmp_path / run_name / "snapshots" / "step_000007" / "state.safetensors").read_bytes()
+        for run_name in ("whole", "parts")
+    ]
     assert states[0] == states[1]
     files = [(tmp_path / run_name / "toy_subject.safetensors").read_bytes() for run_name in ("whole", "parts")]
     assert files[0] == files[1]
@@ -189,7 +200,11 @@ def test_a_damaged_state_makes_way_for_the_one_before(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changed", "word"),
-    [({"learning_rate": 0.5}, "learning_rate"), ({"images": pictures(seed=9)}, "pictures"), ({"components": tiny_components(seed=9)}, "checkpoint")],
+    [
+        ({"learning_rate": 0.5}, "learning_rate"),
+        ({"images": pictures(seed=9)}, "pictures"),
+        ({"components": tiny_components(seed=9)}, "checkpoint"),
+    ],
 )
 def test_resume_refuses_another_run_and_names_what_differs(changed: dict[str, Any], word: str, tmp_path: Path) -> None:
     run(steps=1, output_dir=tmp_path / "run")
@@ -216,7 +231,10 @@ def test_only_the_newest_two_snapshots_keep_their_state_and_all_keep_their_lora(
 
 def test_the_snapshot_of_the_last_step_is_the_exported_lora(tmp_path: Path) -> None:
     result = run(steps=3, output_dir=tmp_path)
-    for path in (tmp_path / "toy_subject.safetensors", tmp_path / "snapshots" / "step_000003" / "toy_subject.safetensors"):
+    for path in (
+        tmp_path / "toy_subject.safetensors",
+        tmp_path / "snapshots" / "step_000003" / "toy_subject.safetensors",
+    ):
         saved = load_file(path)
         assert saved.keys() == result.lora.keys()
         assert all(torch.equal(saved[name], tensor) for name, tensor in result.lora.items())
@@ -258,7 +276,9 @@ def test_a_failure_inside_a_step_saves_the_step_before(tmp_path: Path, monkeypat
     assert same_weights(resumed, run())
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = loop._backward
 
     def poisoned(run_: Any, loss: torch.Tensor) -> None:
@@ -269,7 +289,10 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_snapshot(tmp_path: Pa
         run(output_dir=tmp_path, snapshot_every=2)
     assert sorted(folder.name for folder in (tmp_path / "snapshots").iterdir()) == ["step_000002"]
     assert not (tmp_path / "toy_subject.safetensors").exists()
-    assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / "snapshots/step_000002/toy_subject.safetensors").values())
+    assert all(
+        torch.isfinite(tensor).all()
+        for tensor in load_file(tmp_path / "snapshots/step_000002/toy_subject.safetensors").values()
+    )
 
 
 def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,12 +313,33 @@ def test_nothing_is_written_without_an_output_folder(tmp_path: Path, monkeypatch
 def test_a_folder_holds_what_the_readme_says(tmp_path: Path) -> None:
     run(steps=3, snapshot_every=2, preview_every=2, output_dir=tmp_path, record={"inputs": {"checkpoint": "x"}})
     names = {path.name for path in tmp_path.iterdir()}
-    assert {"toy_subject.safetensors", "toy_subject_embedding.safetensors", "log.jsonl", "config.json", "indicator.png", "snapshots", "previews", "attention.safetensors"} <= names
+    assert {
+        "toy_subject.safetensors",
+        "toy_subject_embedding.safetensors",
+        "log.jsonl",
+        "config.json",
+        "indicator.png",
+        "snapshots",
+        "previews",
+        "attention.safetensors",
+    } <= names
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["inputs"] == {"checkpoint": "x"} and TrainConfig.from_dict(config["config"]) == quick_config(steps=3, snapshot_every=2, preview_every=2)
+    assert config["inputs"] == {"checkpoint": "x"} and TrainConfig.from_dict(config["config"]) == quick_config(
+        steps=3, snapshot_every=2, preview_every=2
+    )
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
-    assert list(lines[0])[:9] == ["step", "loss", "denoising", "stabilization", "alignment", "grad_norm", "lr", "timestep", "gamma"]
+    assert list(lines[0])[:9] == [
+        "step",
+        "loss",
+        "denoising",
+        "stabilization",
+        "alignment",
+        "grad_norm",
+        "lr",
+        "timestep",
+        "gamma",
+    ]
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
 
 
@@ -348,14 +392,50 @@ def test_masks_change_the_loss_and_not_the_indicator() -> None:
 # -- every setting does something
 
 CHANGES: dict[str, Any] = {
-    "class_word": "dog", "identifier_mode": "word", "init_word": "dog", "method": "dreambooth", "steps": 3, "seed": 1,
-    "precision": "bf16", "rank": 3, "alpha": 8.0, "dropout": 0.5, "targets": "attention+ff", "adaptive_augmentation": False,
-    "adaptive_loss_weight": False, "bins": 3, "ema": 1.0, "temperature": "auto", "p_max": 0.0, "max_zoom": 1.0, "max_degrees": 90.0,
-    "augment_kinds": ("affine", "color"), "augment_variants": 1, "mask_fill": True, "stabilization": False, "dist_weight": 50.0,
-    "dist_layers": "all", "dist_mode": "raw", "alignment": False, "attn_weight": 500.0, "attn_layers": "all", "attn_schedule": "linear",
-    "lazy_prior": 2, "learning_rate": 1e-3, "embedding_learning_rate": 1e-1, "beta1": 0.5, "beta2": 0.5, "epsilon": 1e-3, "weight_decay": 1.0,
-    "max_grad_norm": 0.001, "lr_schedule": "cosine", "batch_size": 1, "accumulation": 2, "resolution": 32, "caption_template": "my {subject}",
-}  # fmt: skip
+    "class_word": "dog",
+    "identifier_mode": "word",
+    "init_word": "dog",
+    "method": "dreambooth",
+    "steps": 3,
+    "seed": 1,
+    "precision": "bf16",
+    "rank": 3,
+    "alpha": 8.0,
+    "dropout": 0.5,
+    "targets": "attention+ff",
+    "adaptive_augmentation": False,
+    "adaptive_loss_weight": False,
+    "bins": 3,
+    "ema": 1.0,
+    "temperature": "auto",
+    "p_max": 0.0,
+    "max_zoom": 1.0,
+    "max_degrees": 90.0,
+    "augment_kinds": ("affine", "color"),
+    "augment_variants": 1,
+    "mask_fill": True,
+    "stabilization": False,
+    "dist_weight": 50.0,
+    "dist_layers": "all",
+    "dist_mode": "raw",
+    "alignment": False,
+    "attn_weight": 500.0,
+    "attn_layers": "all",
+    "attn_schedule": "linear",
+    "lazy_prior": 2,
+    "learning_rate": 1e-3,
+    "embedding_learning_rate": 1e-1,
+    "beta1": 0.5,
+    "beta2": 0.5,
+    "epsilon": 1e-3,
+    "weight_decay": 1.0,
+    "max_grad_norm": 0.001,
+    "lr_schedule": "cosine",
+    "batch_size": 1,
+    "accumulation": 2,
+    "resolution": 32,
+    "caption_template": "my {subject}",
+}
 NEEDS: dict[str, dict[str, Any]] = {
     "mask_fill": {"adaptive_loss_weight": False},
     "epsilon": {"max_grad_norm": 0.01},
@@ -417,7 +497,12 @@ def test_preview_settings_change_the_preview() -> None:
 
     base = drawn()
     assert base == drawn()
-    for change in ({"preview_steps": 3}, {"preview_guidance": 1.0}, {"preview_seed": 1}, {"preview_prompts": ("a dog",)}):
+    for change in (
+        {"preview_steps": 3},
+        {"preview_guidance": 1.0},
+        {"preview_seed": 1},
+        {"preview_prompts": ("a dog",)},
+    ):
         assert drawn(**change) != base, change
 
 
@@ -426,16 +511,33 @@ def test_the_balance_of_the_terms_is_logged_when_due() -> None:
     run(steps=4, balance_every=2, on_event=recorder)
     assert [event.grad_norm_terms is not None for event in recorder.steps] == [True, False, True, False]
     terms = recorder.steps[2].grad_norm_terms
-    assert terms is not None and set(terms) == {"denoising", "stabilization", "alignment"} and all(value > 0 for value in terms.values())
+    assert (
+        terms is not None
+        and set(terms) == {"denoising", "stabilization", "alignment"}
+        and all(value > 0 for value in terms.values())
+    )
 
 
 def test_every_field_of_the_config_is_tested_here() -> None:
     """A new setting needs a test of its effect: this list grows with it."""
     elsewhere = {
-        "identifier", "gradient_checkpointing", "dco_beta", "min_rank", "warmup_steps", "bucket_multiple", "class_caption",
-        "prior_preservation_weight", "watch_indicator", "balance_every", "snapshot_every", "preview_every", "preview_prompts",
-        "preview_steps", "preview_guidance", "preview_seed",
-    }  # fmt: skip
+        "identifier",
+        "gradient_checkpointing",
+        "dco_beta",
+        "min_rank",
+        "warmup_steps",
+        "bucket_multiple",
+        "class_caption",
+        "prior_preservation_weight",
+        "watch_indicator",
+        "balance_every",
+        "snapshot_every",
+        "preview_every",
+        "preview_prompts",
+        "preview_steps",
+        "preview_guidance",
+        "preview_seed",
+    }
     fields: set[str] = set()
     for name, value in quick_config().to_dict().items():
         fields |= set(value) if isinstance(value, dict) else {name}

@@ -14,18 +14,34 @@ from apt_train.events import Event, StepEvent, TrainResult
 from apt_train.loop import train
 from tests.tiny import tiny_components
 
-GROUPS = {"adapter": AdapterConfig, "apt": AptConfig, "optimizer": OptimizerConfig, "data": DataConfig, "output": OutputConfig}
+GROUPS = {
+    "adapter": AdapterConfig,
+    "apt": AptConfig,
+    "optimizer": OptimizerConfig,
+    "data": DataConfig,
+    "output": OutputConfig,
+}
 QUICK: dict[str, Any] = {
-    "class_word": "toy", "steps": 4, "rank": 4, "learning_rate": 1e-2, "embedding_learning_rate": 1e-2,
-    "batch_size": 2, "balance_every": 0, "temperature": 100.0, "augment_variants": 4, "preview_steps": 2,
-}  # fmt: skip
+    "class_word": "toy",
+    "steps": 4,
+    "rank": 4,
+    "learning_rate": 1e-2,
+    "embedding_learning_rate": 1e-2,
+    "batch_size": 2,
+    "balance_every": 0,
+    "temperature": 100.0,
+    "augment_variants": 4,
+    "preview_steps": 2,
+}
 
 
 def quick_config(**settings: Any) -> TrainConfig:
     """A config from flat names: each setting finds its group."""
     values: dict[str, Any] = {}
     for name, value in {**QUICK, **settings}.items():
-        owner = next((group for group, cls in GROUPS.items() if name in {f.name for f in dataclasses.fields(cls)}), None)
+        owner = next(
+            (group for group, cls in GROUPS.items() if name in {f.name for f in dataclasses.fields(cls)}), None
+        )
         (values.setdefault(owner, {}) if owner else values)[name] = value
     return TrainConfig.from_dict(values)
 
@@ -38,8 +54,14 @@ def pictures(count: int = 3, seed: int = 0, height: int = 64, width: int = 64, *
 
 def run(components: Components | None = None, images: ImageSet | None = None, **arguments: Any) -> TrainResult:
     """`train()` with flat settings; arguments that are no setting go to `train` itself."""
-    passed = {name: arguments.pop(name) for name in ("output_dir", "resume", "on_event", "prior_images", "record") if name in arguments}
-    return train(components or tiny_components(), images or pictures(), quick_config(**arguments), device="cpu", **passed)
+    passed = {
+        name: arguments.pop(name)
+        for name in ("output_dir", "resume", "on_event", "prior_images", "record")
+        if name in arguments
+    }
+    return train(
+        components or tiny_components(), images or pictures(), quick_config(**arguments), device="cpu", **passed
+    )
 
 
 class Recorder:
