@@ -1,0 +1,55 @@
+"""A trained LoRA put back on a model draws what the live adapter drew."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from apt_train.apply import personalized
+from apt_train.components import Components
+from apt_train.errors import InputError
+from apt_train.events import PreviewEvent
+from apt_train.sample import sample
+from tests.tiny import tiny_components
+from tests.training import Recorder, run
+
+
+def drawn(parts: Components, conditioner: object, prompt: str, *, tuned: bool) -> bytes:
+    conditioning = conditioner.encode([prompt], tuned=tuned)  # type: ignore[attr-defined]
+    nothing = conditioner.encode([""], tuned=False)  # type: ignore[attr-defined]
+    return sample(
+        parts, conditioning, nothing, seed=0, steps=2, guidance=5.0, height=64, width=64, device="cpu", dtype=torch.float32
+    )[0].tobytes()
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+@pytest.mark.parametrize("settings", [{}, {"identifier_mode": "word", "targets": "attention+ff", "alpha": 2.0}])
+def test_it_draws_what_the_run_drew(kind: str, settings: dict[str, object]) -> None:
+    parts, recorder = tiny_components(kind), Recorder()
+    result = run(parts, preview_every=4, preview_prompts=("a {subject} on grass",), on_event=recorder, **settings)
+    preview = next(event for event in recorder.events if isinstance(event, PreviewEvent))
+    with personalized(parts, result.lora, result.embeddings, name="toy_subject", class_word="toy") as conditioner:
+        assert drawn(parts, conditioner, "a {subject} on grass", tuned=True) == preview.tuned[0].tobytes()
+    with personalized(parts, result.lora, result.embeddings, name="toy_subject", class_word="toy") as conditioner:
+        pass
+    assert drawn(parts, conditioner, "a {subject} on grass", tuned=False) == preview.prior[0].tobytes(), "still on"
+
+
+def test_a_lora_of_another_model_or_another_word_is_refused() -> None:
+    result = run()
+    with pytest.raises(InputError, match="does not fit"), personalized(
+        tiny_components("sdxl"), result.lora, result.embeddings, name="n", class_word="toy"
+    ):
+        pass
+    with pytest.raises(InputError, match="1 rows"), personalized(
+        tiny_components(), result.lora, result.embeddings, name="n", class_word="teddy bear"
+    ):
+        pass
+
+
+def test_a_part_of_a_lora_is_refused_and_leaves_the_model_alone() -> None:
+    parts, result = tiny_components(), run()
+    some = {name: tensor for name, tensor in result.lora.items() if "up_blocks" in name}
+    with pytest.raises(InputError, match="layers"), personalized(parts, some, None, name="n", class_word="toy"):
+        pass
+    assert not any("lora" in name for name, _ in parts.unet.named_parameters())
