@@ -53,7 +53,7 @@ def fresh_scenes(count: int) -> list[draw.Scene]:
 
 def load_pipeline(model: Path) -> StableDiffusionPipeline:
     """The model folder as a quiet fp32 pipeline."""
-    pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

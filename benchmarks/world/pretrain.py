@@ -1,14 +1,15 @@
 """Pretrain the embedded text-to-image model on the drawn world, from nothing, on a CPU.
 
-Stages, each skipped if its result is already in the work folder::
+Stages, in this order (``decoder`` may run beside ``unet``; ``render`` keeps the shards that are there)::
 
     python -m benchmarks.world.pretrain render  --work .cache/world
-    python -m benchmarks.world.pretrain vae     --work .cache/world --steps 5000
+    python -m benchmarks.world.pretrain vae     --work .cache/world --steps 2500 --batch 8
     python -m benchmarks.world.pretrain latents --work .cache/world
-    python -m benchmarks.world.pretrain unet    --work .cache/world --steps 9000
+    python -m benchmarks.world.pretrain unet    --work .cache/world --steps 7000
+    python -m benchmarks.world.pretrain decoder --work .cache/world --steps 2500 --batch 8
     python -m benchmarks.world.pretrain export  --work .cache/world --out apt_train/assets/drawn_world
 
-``vae`` and ``unet`` write checkpoints (safetensors + json) and continue from them when started again; the number
+``vae``, ``unet`` and ``decoder`` write checkpoints (safetensors + json) and continue from them; the number
 of threads and of steps may differ between starts.
 """
 
@@ -527,7 +528,7 @@ def main() -> None:
     parser.add_argument("stage", choices=("render", "vae", "latents", "unet", "decoder", "export"))
     parser.add_argument("--work", type=Path, default=Path(".cache/world"), help="renders, caches and checkpoints")
     parser.add_argument("--out", type=Path, default=Path("apt_train/assets/drawn_world"), help="folder of the export")
-    parser.add_argument("--steps", type=int, default=9000, help="total steps, those of earlier starts included")
+    parser.add_argument("--steps", type=int, default=7000, help="total steps, those of earlier starts included")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of the U-Net")
     parser.add_argument("--kl", type=float, default=1e-4, help="weight of the autoencoder's KL term")
