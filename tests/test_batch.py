@@ -194,6 +194,12 @@ def test_variants_are_uniform_over_those_present() -> None:
     assert chi_square(counts, dict.fromkeys(range(1, 7), 400.0)) < 20.5  # p = 0.001, 5 d.f.
 
 
+def test_picture_and_variant_are_drawn_apart() -> None:
+    samples = many(bank_of([picture(i) for i in range(3)], 3), torch.ones(10), steps=60, count=15)
+    counts = Counter(3 * sample.image + sample.variant - 1 for sample in samples)
+    assert chi_square(counts, dict.fromkeys(range(9), 100.0)) < 26.1  # p = 0.001, 8 d.f.
+
+
 def test_without_variants_the_picture_stays_as_it_is() -> None:
     assert {s.variant for s in draw(bank_of([picture(0)]), torch.ones(10))} == {0}
 
