@@ -11,6 +11,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from .errors import InputError
 from .rng import seeded
 
 ADAPTER = "apt"
@@ -29,8 +30,10 @@ def add_adapter(
 ) -> None:
     """Put a float32 LoRA on the UNet's attention (and feed-forward) layers; the base weights are frozen.
 
-    lora_A starts random from `seed`, lora_B at zero: the output is the base's until the first step.
+    lora_A starts random from `seed`, lora_B at zero: the output is the base's until the first step. InputError: the
+    UNet carries an adapter already.
     """
+    check_no_adapter(unet)
     modules = [*ATTENTION, *(FEED_FORWARD if targets == "attention+ff" else ())]
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules)  # type: ignore[arg-type]
     unet.requires_grad_(False)
@@ -42,6 +45,12 @@ def add_adapter(
         for name, parameter in adapter_parameters(unet).items():
             if ".lora_A." in name:
                 parameter.data.copy_(_kaiming(parameter.shape))
+
+
+def check_no_adapter(unet: nn.Module) -> None:
+    """InputError where the UNet carries an adapter already, ours or another's."""
+    if any(True for _ in _layers(unet)):
+        raise InputError("The UNet carries an adapter already: take it off, or merge it, before training.")
 
 
 def _kaiming(shape: torch.Size) -> Tensor:
@@ -88,11 +97,11 @@ def load_adapter_state(unet: nn.Module, state: dict[str, Tensor]) -> None:
 @contextlib.contextmanager
 def adapter_disabled(unet: nn.Module) -> Iterator[None]:
     """Inside the block the UNet is the prior, to the bit."""
-    layers = [layer for _, layer in _layers(unet)]
+    layers = [layer for _, layer in _layers(unet) if not layer.disable_adapters]  # off already: left to who did it
     before = [(layer, parameter.requires_grad) for layer in layers for parameter in _own_parameters(layer)[:1]]
-    for layer in layers:
-        layer.enable_adapters(False)
     try:
+        for layer in layers:
+            layer.enable_adapters(False)
         yield
     finally:
         for layer in layers:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import InputError
 
@@ -52,7 +52,7 @@ class AdapterConfig:
     min_rank: int | None = _set(None, "T-LoRA only: the rank left at the noisiest timestep. Empty: half of rank.")
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_values(self)
         _require(self.rank >= 1, "rank", self.rank, "give a whole number of at least 1")
         _require(self.alpha is None or _positive(self.alpha), "alpha", self.alpha, "give a number above 0")
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "give a number from 0 up to, not including, 1")
@@ -124,7 +124,7 @@ class AptConfig:
     balance_every: int = _set(50, "Log the gradient norm of each term every so many steps; 0: never.")
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_values(self)
         _require(self.bins >= 1, "bins", self.bins, "give a whole number of at least 1")
         _require(0 < self.ema <= 1, "ema", self.ema, "give a number above 0 and at most 1")
         _require(
@@ -171,7 +171,7 @@ class OptimizerConfig:
     accumulation: int = _set(1, "Passes summed into one optimizer step.")
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_values(self)
         for name in ("learning_rate", "embedding_learning_rate", "weight_decay", "max_grad_norm"):
             value = getattr(self, name)
             _require(_finite(value) and value >= 0, name, value, "give a number of at least 0")
@@ -183,6 +183,8 @@ class OptimizerConfig:
         for name in ("batch_size", "accumulation"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "give a whole number of at least 1")
         _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "give a whole number of at least 0")
+        idle = self.warmup_steps and self.lr_schedule == "constant"
+        _require(not idle, "warmup_steps", self.warmup_steps, "set lr_schedule to constant_with_warmup, or this to 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +205,7 @@ class DataConfig:
     prior_preservation_weight: float = _set(1.0, "Weight of the loss on prior-preservation pictures, where given.")
 
     def __post_init__(self) -> None:
+        _check_values(self)
         _require(
             self.resolution >= 0, "resolution", self.resolution, "give a number of pixels, or 0 for the model's own"
         )
@@ -231,6 +234,7 @@ class OutputConfig:
     preview_seed: int = _set(0, "Seed of the previews.")
 
     def __post_init__(self) -> None:
+        _check_values(self)
         for name in ("snapshot_every", "preview_every", "preview_seed"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "give a whole number of at least 0")
         _require(self.preview_steps >= 1, "preview_steps", self.preview_steps, "give a whole number of at least 1")
@@ -276,7 +280,7 @@ class TrainConfig:
     output: OutputConfig = _group(OutputConfig)
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        _check_values(self)
         _require(
             bool(self.class_word.strip()), "class_word", "empty", "say what the subject is, for example toy or dog"
         )
@@ -350,8 +354,39 @@ def _positive(value: Any) -> bool:
     return _finite(value) and value > 0
 
 
-def _check_choices(config: Any) -> None:
-    """Refuse a value outside a Literal field's choices."""
+def _check_types(config: Any) -> None:
+    """Refuse a value of another type than its field's, in words: settings also come from JSON and from wires."""
+    hints = get_type_hints(type(config))
+    for item in dataclasses.fields(config):
+        value, hint = getattr(config, item.name), hints[item.name]
+        if get_origin(hint) is tuple:
+            ok = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+            _require(ok, item.name, repr(value), "give a list of texts")
+            continue
+        allowed = [_plain_type(part) for part in get_args(hint) if get_origin(hint) is not Literal] or [
+            _plain_type(hint)
+        ]
+        _require(any(_is_a(value, kind) for kind in allowed), item.name, repr(value), f"give {_named(allowed)}")
+
+
+def _plain_type(hint: Any) -> type:
+    return str if get_origin(hint) is Literal else hint
+
+
+def _is_a(value: object, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
+
+
+def _named(kinds: list[type]) -> str:
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "nothing"}
+    return " or ".join(words.get(kind, "its own group of settings") for kind in kinds)
+
+
+def _check_values(config: Any) -> None:
+    """Refuse a value of the wrong type, or outside a Literal field's choices."""
+    _check_types(config)
     hints = get_type_hints(type(config))
     for item in dataclasses.fields(config):
         choices = get_args(hints[item.name])
@@ -367,11 +402,15 @@ def _check_choices(config: Any) -> None:
         )
 
 
-def _build(cls: type, values: dict[str, Any]) -> Any:
+def _build(cls: type, values: Any) -> Any:
+    _require(isinstance(values, dict), cls.__name__, repr(values), "give its settings by name")
     hints = get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise InputError(f"{cls.__name__} has no setting named {unknown[0]}: remove it or correct its name.")
+    for item in dataclasses.fields(cls):
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        _require(not required or item.name in values, item.name, "missing", "give it")
     ready: dict[str, Any] = {}
     for name, value in values.items():
         if dataclasses.is_dataclass(hints[name]):

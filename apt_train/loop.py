@@ -1,20 +1,18 @@
 """`train()`: the only loop.
 
-It reads top to bottom: what a run is made of (setup.py), one optimizer step after the other (step.py), snapshots and
-previews when due (snapshot.py, sample.py), and at the end, however it comes, the files (finish.py).
+It reads top to bottom: what a run is made of (setup.py), one optimizer step after the other (update.py, step.py),
+snapshots and previews when due, and at the end, however it comes, the files (finish.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .components import Components
 from .config import TrainConfig
@@ -22,14 +20,10 @@ from .dataset import ImageSet
 from .errors import InputError
 from .events import Callback, Event, NoticeEvent, StepEvent, StopTraining, TrainResult
 from .finish import Outcome, finish, save_snapshot, send_previews, write_extras
-from .rng import seeded
 from .run_folder import RunFolder, content_hash
-from .setup import Run, prepared_run
+from .setup import Run, prepared_run, resolve_dtype
 from .snapshot import drop_newer, read_newest_state, restore_state
-
-
-class TrainingDiverged(InputError):
-    """The loss or the gradient is not a number any more; the files of the last good snapshot stay as they are."""
+from .update import TrainingDiverged, optimizer_step
 
 
 def train(
@@ -64,21 +58,23 @@ def train(
             a loss that is no number (`TrainingDiverged`): the last good snapshot is kept.
     """
     device = _resolve_device(device)
-    emit = on_event or _ignore
+    listener = _Listener(on_event)
     folder = _open_folder(output_dir, config.name, resume)
-    digest = content_hash(components.digest, images.digest, prior_images.digest if prior_images else "", config)
+    dtype = resolve_dtype(config.precision, device)
+    prior_digest = prior_images.digest if prior_images else ""
+    digest = content_hash(components.digest, images.digest, prior_digest, config, dtype)
     if folder is not None and resume:
-        folder.check_same_run(digest, config)
+        folder.check_same_run(digest, config, dtype)
 
     with (
         _memory_in_words(),
-        prepared_run(components, images, prior_images, config, device, lambda text: emit(NoticeEvent(text))) as run,
+        prepared_run(components, images, prior_images, config, device, dtype, listener.notice) as run,
     ):
         outcome = Outcome(run=run, folder=folder, digest=digest)
         if folder is not None:
             _begin(outcome, resume, record or {})
         try:
-            _run_steps(outcome, emit)
+            _run_steps(outcome, listener)
         except StopTraining:
             outcome.stopped = True
         except TrainingDiverged:
@@ -90,148 +86,49 @@ def train(
                 finish(outcome)
             raise
         result = finish(outcome)
-        write_extras(outcome, emit)
+        write_extras(outcome, listener)
         return result
 
 
-def _run_steps(outcome: Outcome, emit: Callback) -> None:
+def _run_steps(outcome: Outcome, listener: _Listener) -> None:
     run, output = outcome.run, outcome.run.config.output
-    for step in range(run.steps_done, run.config.steps):
+    listener.stop_if_asked()
+    while run.steps_done < run.config.steps:
         started = time.perf_counter()
-        values = optimizer_step(run, step)
-        run.steps_done = step + 1
-        event = StepEvent(step=step + 1, total=run.config.steps, **values, seconds=time.perf_counter() - started)
+        values = optimizer_step(run)
+        seconds = time.perf_counter() - started
+        event = StepEvent(step=run.steps_done, total=run.config.steps, **values, seconds=seconds)
         outcome.add(event)
         if output.snapshot_every and run.steps_done % output.snapshot_every == 0:
             save_snapshot(outcome)
-        emit(event)
+        listener(event)
         if output.preview_every and run.steps_done % output.preview_every == 0:
-            send_previews(outcome, emit)
+            send_previews(outcome, listener)
 
 
-def optimizer_step(run: Run, step: int) -> dict[str, Any]:
-    """One optimizer step (`step` is 0-based); the values of its `StepEvent`."""
-    config, settings = run.config, run.config.optimizer
-    with_prior = run.objective.needs_prior(step)
-    balance_due = bool(config.apt.balance_every) and step % config.apt.balance_every == 0
-    attn_factor = run.objective.attn_factor(step, config.steps)
+class _Listener:
+    """The caller's callback. A stop asked for outside the steps is kept until a step can end the run."""
 
-    # ATA: how likely each timestep bin is augmented; the bank grows before the draw [p_max reported].
-    p_aug = _augmentation_chance(run)
-    run.subject.bank.ensure_variants(run.subject.bank.wanted_variants(float(p_aug.max()), run.objective.p_max))
-    batches = _draw(run, step, p_aug, preservation=False)
-    preserved = _draw(run, step, torch.zeros_like(p_aug), preservation=True)
+    def __init__(self, callback: Callback | None) -> None:
+        self._callback = callback
+        self._stop = False
 
-    outputs, norms, preservation = [], None, []
-    run.optimizer.zero_grad(set_to_none=True)
-    for micro, batch in enumerate(batches):
-        with seeded(config.seed, "dropout", step, micro, device=run.device):
-            output = run.training_step(batch, with_prior=with_prior, attn_factor=attn_factor)
-            if balance_due and micro == 0:
-                norms = _gradient_norms(run, output.parts)
-            _backward(run, output.total / len(batches))
-            if preserved:
-                term = run.training_step.preservation(preserved[micro])
-                _backward(run, config.data.prior_preservation_weight * term / len(batches))
-                preservation.append(term.detach())
-            outputs.append(output)
+    def __call__(self, event: Event) -> None:
+        if self._callback is None:
+            return
+        try:
+            self._callback(event)
+        except StopTraining:
+            if not isinstance(event, NoticeEvent):
+                raise
+            self._stop = True
 
-    # Clip, step, keep the identifier's norm; one indicator update per optimizer step.
-    lr_factor = run.lr_factor(step)
-    for group in run.optimizer.param_groups:
-        group["lr"] = group["base_lr"] * lr_factor
-    grad_norm = _clip(run)
-    _update(run)
+    def notice(self, text: str) -> None:
+        self(NoticeEvent(text))
 
-    kept = _mean(preservation)
-    total = _mean([output.total.detach() for output in outputs])
-    assert total is not None
-    return {
-        "loss": total + config.data.prior_preservation_weight * (kept or 0.0),
-        "denoising": _mean([output.denoising for output in outputs]),
-        "stabilization": _mean([output.stabilization for output in outputs]),
-        "alignment": _mean([output.alignment for output in outputs]),
-        "prior_preservation": kept,
-        "grad_norm": grad_norm,
-        "lr": settings.learning_rate * lr_factor,
-        "timestep": [int(t) for batch in batches for t in batch.timesteps],
-        "gamma": run.indicator.gamma.tolist(),
-        "grad_norm_terms": norms,
-    }
-
-
-def _augmentation_chance(run: Run) -> Tensor:
-    """p_aug = min(gamma_b, p_max) per bin, from the committed gamma; zeros where the method does not augment."""
-    gamma = run.indicator.gamma
-    return gamma.clamp(max=run.objective.p_max) if run.objective.adaptive_augmentation else torch.zeros_like(gamma)
-
-
-def _draw(run: Run, step: int, p_aug: Tensor, *, preservation: bool) -> list[Any]:
-    stream, settings = run.preservation if preservation else run.subject, run.config.optimizer
-    if stream is None:
-        return []
-    return stream.draw(
-        p_aug,
-        count=settings.batch_size * settings.accumulation,
-        batch_size=settings.batch_size,
-        num_timesteps=run.components.schedule.num_timesteps,
-        seed=run.config.seed,
-        step=step,
-        mask_fill=run.objective.mask_fill,
-        device=run.device,
-    )
-
-
-def _backward(run: Run, loss: Tensor) -> None:
-    if not torch.isfinite(loss.detach()).item():
-        raise TrainingDiverged(_diverged("loss", run))
-    run.scaler.scale(loss).backward()
-
-
-def _clip(run: Run) -> float | None:
-    """The gradient's norm before clipping; None where fp16 overflowed and the scaler will skip the step."""
-    parameters, limit = list(run.trainable.values()), run.config.optimizer.max_grad_norm
-    run.scaler.unscale_(run.optimizer)
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf))
-    if not math.isfinite(norm) and not run.scaler.is_enabled():
-        raise TrainingDiverged(_diverged("gradient", run))
-    return norm if math.isfinite(norm) else None
-
-
-def _update(run: Run) -> None:
-    """Move the weights and commit the indicator; whatever fails elsewhere, the step before can still be saved."""
-    run.updating = True
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    if run.identifier is not None:
-        run.identifier.renormalize()
-    run.indicator.commit()
-    run.updating = False
-
-
-def _diverged(what: str, run: Run) -> str:
-    return (
-        f"The {what} became infinite or not a number at step {run.steps_done + 1}: lower the learning rate, or train "
-        "in fp32; what was saved before stays as it is."
-    )
-
-
-def _gradient_norms(run: Run, parts: Mapping[str, Tensor]) -> dict[str, float]:
-    """Norm of each weighted term's gradient, without touching the gradients that train."""
-    parameters = list(run.trainable.values())
-    norms = {}
-    for name, term in parts.items():
-        grads = (
-            torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True) if term.requires_grad else ()
-        )
-        squares = [grad.detach().float().square().sum().cpu() for grad in grads if grad is not None]
-        norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
-    return norms
-
-
-def _mean(values: list[Tensor | None] | list[Tensor]) -> float | None:
-    present = [value for value in values if value is not None]
-    return float(torch.stack(present).mean()) if present else None
+    def stop_if_asked(self) -> None:
+        if self._stop:
+            raise StopTraining
 
 
 def _resolve_device(device: str | torch.device | None) -> torch.device:
@@ -253,20 +150,34 @@ def _open_folder(output_dir: str | Path | None, name: str, resume: bool) -> RunF
     return RunFolder.open_existing(output_dir, name) if resume else RunFolder.open_new(output_dir, name)
 
 
+def _go_on(run: Run, folder: RunFolder) -> None:
+    """Put back the newest state that can be read; a run that never came to a snapshot starts again."""
+    state = read_newest_state(folder.snapshots)
+    if state is None:
+        if any(folder.snapshots.glob("step_*")):
+            raise InputError(
+                f"{folder.path} has snapshots, but no state that can be read: restore a state.safetensors and "
+                "state.json, or train anew in another folder."
+            )
+        return
+    if state.step > run.config.steps:
+        raise InputError(
+            f"{folder.path} is at step {state.step} already: give a total above that, not {run.config.steps}."
+        )
+    restore_state(run, state)
+    drop_newer(folder.snapshots, state.step)
+
+
 def _begin(outcome: Outcome, resume: bool, record: Mapping[str, Any]) -> None:
     """Write the folder's first files, or put back what the newest snapshot holds and cut the log to it."""
     folder, run = outcome.folder, outcome.run
     assert folder is not None
-    if resume and (state := read_newest_state(folder.snapshots)) is not None:
-        restore_state(run, state)
-    folder.start(outcome.digest, run.config, {"num_timesteps": run.components.schedule.num_timesteps, **record})
-    drop_newer(folder.snapshots, run.steps_done)
+    if resume:
+        _go_on(run, folder)
+    facts = {"num_timesteps": run.components.schedule.num_timesteps, "dtype": str(run.dtype)}
+    folder.start(outcome.digest, run.config, {**facts, **record})
     for line in folder.cut_log(run.steps_done):
         outcome.remember(line["loss"], line["gamma"])
-
-
-def _ignore(event: Event) -> None:
-    """The callback of a caller that gave none."""
 
 
 @contextlib.contextmanager
@@ -274,14 +185,15 @@ def _memory_in_words() -> Iterator[None]:
     """Running out of memory is something a user can act on."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:  # pyright: ignore[reportPrivateImportUsage]
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         raise InputError(_OUT_OF_MEMORY) from error
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+        if not any(words in str(error) for words in _ALLOCATION_FAILED):
             raise
         raise InputError(_OUT_OF_MEMORY) from error
 
 
+_ALLOCATION_FAILED = ("can't allocate memory", "backend out of memory", "ALLOC_FAILED")  # CPU, MPS, cuBLAS
 _OUT_OF_MEMORY = (
     "Out of memory: lower the resolution or the batch size (raise accumulation instead), turn gradient checkpointing "
     "on, or lower the rank."

@@ -20,7 +20,7 @@ class Progress:
 
     def __init__(self, device: str | None = None) -> None:
         self.stop_requested = False
-        self._cuda = torch.cuda.is_available() and not (device or "cuda").startswith("cpu")
+        self._device = device
         self._bar: tqdm | None = None
 
     def __call__(self, event: Event) -> None:
@@ -30,7 +30,7 @@ class Progress:
             tqdm.write(f"Preview at step {event.step}: {len(event.tuned)} pictures.", file=sys.stderr)
         else:
             self._show(event)
-        if self.stop_requested:
+        if self.stop_requested and not isinstance(event, NoticeEvent):
             raise StopTraining
 
     def __enter__(self) -> Progress:
@@ -53,8 +53,9 @@ class Progress:
 
     def _memory(self) -> float:
         """GB: the most that CUDA held, or what the process holds."""
-        used = torch.cuda.max_memory_allocated() if self._cuda else psutil.Process().memory_info().rss
-        return used / 1e9
+        if torch.cuda.is_available() and self._device != "cpu":
+            return torch.cuda.max_memory_allocated(self._device) / 1e9
+        return psutil.Process().memory_info().rss / 1e9
 
 
 @contextlib.contextmanager

@@ -30,5 +30,9 @@ def seeded(*key: int | str, device: torch.device | str = "cpu") -> Iterator[None
     device = torch.device(device)
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(derive_seed(*key))
+        seed = derive_seed(*key)
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield

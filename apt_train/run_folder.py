@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .captions import embedding_stem
 from .config import TrainConfig
@@ -20,17 +20,25 @@ from .errors import InputError
 from .events import StepEvent
 from .files import atomic_write, check_file_name, check_writable
 
+if TYPE_CHECKING:
+    import torch
+
 FORMAT = 1
 CONFIG, LOG = "config.json", "log.jsonl"
 
 
-def content_hash(source_digest: str, images_digest: str, prior_digest: str, config: TrainConfig) -> str:
-    """What a run is: sha256 hex over the weights, the pictures and every setting that changes the trained weights."""
+def content_hash(
+    source_digest: str, images_digest: str, prior_digest: str, config: TrainConfig, dtype: torch.dtype
+) -> str:
+    """What a run is: sha256 hex over the weights, the pictures and every setting that changes the trained weights.
+
+    `dtype`: what `precision` came to on the device at hand.
+    """
     parts = {
         "weights": source_digest,
         "images": images_digest,
         "prior_images": prior_digest,
-        "settings": config.identity(),
+        "settings": {**config.identity(), "precision": str(dtype)},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -49,7 +57,7 @@ class RunFolder:
             raise InputError(
                 f"{path} already holds a run: choose another output folder, or go on with `apt-train resume {path}`."
             )
-        if path.is_dir() and any(path.iterdir()):
+        if _holds_something(path):
             raise InputError(f"{path} is not empty and holds no run: choose an empty or a new output folder.")
         check_file_name(f"{embedding_stem(name)}.safetensors")
         check_writable(path)
@@ -75,7 +83,7 @@ class RunFolder:
     def embedding(self) -> Path:
         return self.path / f"{embedding_stem(self.name)}.safetensors"
 
-    def check_same_run(self, digest: str, config: TrainConfig) -> None:
+    def check_same_run(self, digest: str, config: TrainConfig, dtype: torch.dtype) -> None:
         """Refuse to go on with other weights, pictures or settings than the run began with, naming what differs."""
         saved = read_config(self.path)
         before = TrainConfig.from_dict(saved["config"])
@@ -83,6 +91,11 @@ class RunFolder:
             raise InputError(
                 f"{self.path} was planned for {before.steps} steps and its schedule reads the total, so it cannot be "
                 f"continued to {config.steps}: keep the number, or train anew with a constant schedule."
+            )
+        if saved["dtype"] != str(dtype):
+            raise InputError(
+                f"{self.path} was trained in {saved['dtype']}, and this would go on in {dtype}: go on on the same kind "
+                "of device, with the same precision."
             )
         if saved["digest"] != digest:
             raise InputError(
@@ -118,6 +131,13 @@ class RunFolder:
             raise InputError(
                 f"{LOG} could not be written to {self.path} ({what}): free some space, then resume."
             ) from error
+
+
+def _holds_something(path: Path) -> bool:
+    try:
+        return path.is_dir() and any(path.iterdir())
+    except OSError as error:
+        raise InputError(f"{path} cannot be opened ({error.strerror}): choose another output folder.") from error
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

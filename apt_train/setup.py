@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .adapter import TimestepRank, adapter_parameters, add_adapter, remove_adapter
+from .adapter import TimestepRank, adapter_parameters, add_adapter, check_no_adapter, remove_adapter
 from .batch import Batch, collate, draw_samples, size_ids_of
 from .buckets import bucket_notes, prepare
 from .captions import caption_for, class_caption
+from .capture import attention_layers
 from .components import Components
 from .conditioning import Conditioner
 from .config import TrainConfig
@@ -94,38 +96,50 @@ def prepared_run(
     prior_images: ImageSet | None,
     config: TrainConfig,
     device: torch.device,
+    dtype: torch.dtype,
     notify: Callable[[str], None],
 ) -> Iterator[Run]:
     """A run with its adapter on the UNet; when the block ends the adapter is off and the modules are on the CPU.
 
     Raises InputError for anything in the pictures, captions or settings that cannot be trained on.
     """
-    dtype = _resolve_dtype(config.precision, device)
+    _check_layers(components, config)
     subject, preservation = _streams(components, images, prior_images, config, device, notify)
     for note in [*components.notes, *images.notes, *(prior_images.notes if prior_images else [])]:
         notify(note)
     if subject.bank.fixed:
         notify("The VAE gives no standard deviation: each picture's latent is fixed.")
-    identifier, conditioner = _conditioning(components, config, device, dtype)
-    for warning in conditioner.warnings():
-        notify(warning)
-    _prepare_captions(conditioner, subject, preservation, components, config)
-    with _adapter_on(components, config, device, dtype):
-        try:
-            yield _assemble(components, config, device, dtype, subject, preservation, identifier, conditioner)
-        finally:
-            for encoder in components.text_encoders:
-                encoder.model.to("cpu")
+    with _encoders_on(components), _adapter_on(components, config, device, dtype):
+        identifier, conditioner = _conditioning(components, config, device, dtype)
+        for warning in conditioner.warnings():
+            notify(warning)
+        _prepare_captions(conditioner, subject, preservation, components, config)
+        yield _assemble(components, config, device, dtype, subject, preservation, identifier, conditioner)
 
 
-def _resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What the base weights and passes are in. InputError: fp16 on the CPU."""
     if precision == "auto":
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # By capability: torch calls bf16 supported also where it is only emulated.
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     if precision == "fp16" and device.type == "cpu":
         raise InputError("precision is fp16 on the CPU, which trains too slowly and overflows: choose bf16 or fp32.")
     return DTYPES[precision]
+
+
+def _check_layers(components: Components, config: TrainConfig) -> None:
+    """A UNet may have no attention in the part that a regulariser looks at."""
+    goal, unet = objective_of(config.method, config.apt, config.dco_beta), components.unet
+    if goal.dist_weight > 0 and not attention_layers(unet, "attn1", goal.dist_layers):
+        raise InputError(_no_layers("dist_layers", goal.dist_layers, "stabilization"))
+    if goal.attn_weight > 0 and not attention_layers(unet, "attn2", goal.attn_layers):
+        raise InputError(_no_layers("attn_layers", goal.attn_layers, "alignment"))
+
+
+def _no_layers(setting: str, layers: str, switch: str) -> str:
+    return f"{setting} is {layers}, but this model has no attention there: choose all, or switch {switch} off."
 
 
 def _streams(
@@ -165,11 +179,11 @@ def _stream(
     notify: Callable[[str], None],
 ) -> Stream:
     resolution = config.data.resolution or components.family.resolution
-    multiple = config.data.bucket_multiple or (64 if resolution >= 512 else components.size_multiple)
-    if multiple % components.size_multiple:
+    own = components.size_multiple
+    multiple = config.data.bucket_multiple or (math.lcm(64, own) if resolution >= 512 else own)
+    if multiple % own:
         raise InputError(
-            f"bucket_multiple is {multiple}: this model needs sides that are multiples of "
-            f"{components.size_multiple}, so give such a number."
+            f"bucket_multiple is {multiple}: this model needs sides that are multiples of {own}, so give such a number."
         )
     prepared = prepare(images, resolution, multiple)
     for note in bucket_notes(prepared):
@@ -207,11 +221,11 @@ def _conditioning(
     components: Components, config: TrainConfig, device: torch.device, dtype: torch.dtype
 ) -> tuple[Identifier | None, Conditioner]:
     encoders = components.text_encoders
+    identifier = None
+    if config.identifier_mode == "learned":  # before the cast, which would round the rows it starts from
+        identifier = Identifier.from_init_word(encoders, config.resolved_init_word).to(device)
     for encoder in encoders:
         encoder.model.requires_grad_(False).to(device, dtype)
-    identifier = None
-    if config.identifier_mode == "learned":
-        identifier = Identifier.from_init_word(encoders, config.resolved_init_word).to(device)
     return identifier, Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
 
 
@@ -227,23 +241,35 @@ def _prepare_captions(
 
 
 @contextlib.contextmanager
+def _encoders_on(components: Components) -> Iterator[None]:
+    """The text encoders come back to the CPU, however the block ends."""
+    try:
+        yield
+    finally:
+        for encoder in components.text_encoders:
+            encoder.model.to("cpu")
+
+
+@contextlib.contextmanager
 def _adapter_on(
     components: Components, config: TrainConfig, device: torch.device, dtype: torch.dtype
 ) -> Iterator[None]:
+    """The UNet on the device, training, with a fresh LoRA; after the block without it, in eval mode, on the CPU."""
     unet, adapter = components.unet, config.adapter
-    nn.Module.to(unet, device, dtype)  # diffusers' own `to` warns about a cast that is meant
-    add_adapter(
-        unet,
-        rank=adapter.rank,
-        alpha=adapter.resolved_alpha,
-        dropout=adapter.dropout,
-        targets=adapter.targets,
-        seed=config.seed,
-    )
-    unet.train()
-    if _checkpoints(components, config, device):
-        unet.enable_gradient_checkpointing()
+    check_no_adapter(unet)
     try:
+        nn.Module.to(unet, device, dtype)  # diffusers' own `to` warns about a cast that is meant
+        add_adapter(
+            unet,
+            rank=adapter.rank,
+            alpha=adapter.resolved_alpha,
+            dropout=adapter.dropout,
+            targets=adapter.targets,
+            seed=config.seed,
+        )
+        unet.train()
+        if _checkpoints(components, config, device):
+            unet.enable_gradient_checkpointing()
         yield
     finally:
         unet.disable_gradient_checkpointing()

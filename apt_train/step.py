@@ -16,6 +16,7 @@ from .adapter import TimestepRank, adapter_disabled
 from .batch import Batch
 from .capture import Captured, attention_maps, capture
 from .conditioning import Conditioner, Conditioning
+from .errors import InputError
 from .indicator import OverfitIndicator
 from .losses import alignment_loss, dco_per_sample, squared_error, stabilization_loss
 from .noise import NoiseSchedule
@@ -121,6 +122,10 @@ class TrainingStep:
             squared_error(self.schedule.to_epsilon(prediction.detach().float(), noisy, batch.timesteps), batch.noise)
             for prediction in (prior, tuned)
         ]
+        if not torch.isfinite(errors[0]).all():
+            raise InputError(
+                "The model's own prediction is not a number in this precision: train in bf16 or fp32, or check it."
+            )
         self.indicator.observe(batch.timesteps, *errors)
 
     def _data_term(self, loss: Tensor, prior: Pass | None, target: Tensor, batch: Batch) -> StepOutput:

@@ -17,9 +17,11 @@ from tests.training import Recorder, run
 def drawn(parts: Components, conditioner: object, prompt: str, *, tuned: bool) -> bytes:
     conditioning = conditioner.encode([prompt], tuned=tuned)  # type: ignore[attr-defined]
     nothing = conditioner.encode([""], tuned=False)  # type: ignore[attr-defined]
-    return sample(
-        parts, conditioning, nothing, seed=0, steps=2, guidance=5.0, height=64, width=64, device="cpu", dtype=torch.float32
-    )[0].tobytes()
+    size = {"height": 64, "width": 64}
+    pictures = sample(
+        parts, conditioning, nothing, seed=0, steps=2, guidance=5.0, device="cpu", dtype=torch.float32, **size
+    )
+    return pictures[0].tobytes()
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from apt_train import finish, loop
+from apt_train import finish, update
 from apt_train.adapter import adapter_parameters, add_adapter
 from apt_train.config import TrainConfig
 from apt_train.errors import InputError
 from apt_train.events import NoticeEvent, PreviewEvent, StopTraining
 from apt_train.export import lora_to_kohya
 from apt_train.rng import generator
-from tests.tiny import tiny_components
+from tests.tiny import tiny_components, tiny_unet_without_decoder_attention
 from tests.training import Recorder, pictures, quick_config, run, same_weights
 
 # -- DreamBooth is DreamBooth
@@ -259,17 +259,17 @@ def test_a_cancelled_run_saves_the_last_completed_step_and_goes_on_from_it(tmp_p
 
 
 def test_a_failure_inside_a_step_saves_the_step_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = loop._clip
+    original = update._clip
 
     def fail(run_: Any) -> Any:
         if run_.steps_done == 2:
             raise RuntimeError("a bug")
         return original(run_)
 
-    monkeypatch.setattr(loop, "_clip", fail)
+    monkeypatch.setattr(update, "_clip", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         run(output_dir=tmp_path / "run")
-    monkeypatch.setattr(loop, "_clip", original)
+    monkeypatch.setattr(update, "_clip", original)
     recorder = Recorder()
     resumed = run(output_dir=tmp_path / "run", resume=True, on_event=recorder)
     assert [event.step for event in recorder.steps] == [3, 4]
@@ -279,13 +279,13 @@ def test_a_failure_inside_a_step_saves_the_step_before(tmp_path: Path, monkeypat
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_snapshot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = loop._backward
+    original = update._backward
 
     def poisoned(run_: Any, loss: torch.Tensor) -> None:
         original(run_, loss * float("nan") if run_.steps_done == 3 else loss)
 
-    monkeypatch.setattr(loop, "_backward", poisoned)
-    with pytest.raises(loop.TrainingDiverged, match="step 4"):
+    monkeypatch.setattr(update, "_backward", poisoned)
+    with pytest.raises(update.TrainingDiverged, match="step 4"):
         run(output_dir=tmp_path, snapshot_every=2)
     assert sorted(folder.name for folder in (tmp_path / "snapshots").iterdir()) == ["step_000002"]
     assert not (tmp_path / "toy_subject.safetensors").exists()
@@ -299,7 +299,7 @@ def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> No
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(loop, "_backward", full)
+    monkeypatch.setattr(update, "_backward", full)
     with pytest.raises(InputError, match="lower the resolution"):
         run()
 
@@ -553,3 +553,62 @@ def test_a_failed_report_does_not_cost_the_lora(tmp_path: Path, monkeypatch: pyt
     result = run(steps=1, output_dir=tmp_path, on_event=recorder)
     assert result.steps_done == 1 and (tmp_path / "toy_subject.safetensors").exists()
     assert any(isinstance(event, NoticeEvent) and "no fonts" in event.text for event in recorder.events)
+
+
+def test_a_run_whose_states_are_gone_is_refused_and_keeps_its_loras(tmp_path: Path) -> None:
+    run(steps=4, snapshot_every=1, output_dir=tmp_path / "run")
+    for state in (tmp_path / "run").rglob("state.json"):
+        state.unlink()
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match="no state that can be read"):
+        run(steps=6, snapshot_every=1, output_dir=tmp_path / "run", resume=True)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_a_run_without_a_snapshot_starts_again(tmp_path: Path) -> None:
+    run(steps=2, output_dir=tmp_path / "run")
+    for folder in (tmp_path / "run" / "snapshots").iterdir():
+        for file in folder.iterdir():
+            file.unlink()
+        folder.rmdir()
+    assert same_weights(run(steps=2, output_dir=tmp_path / "run", resume=True), run(steps=2))
+
+
+def test_fewer_steps_than_done_are_refused(tmp_path: Path) -> None:
+    run(steps=3, output_dir=tmp_path)
+    with pytest.raises(InputError, match="at step 3 already"):
+        run(steps=2, output_dir=tmp_path, resume=True)
+
+
+def test_a_stop_asked_for_during_set_up_ends_the_run_normally(tmp_path: Path) -> None:
+    def stop(event: Any) -> None:
+        raise StopTraining
+
+    result = run(identifier_mode="word", identifier="toy", output_dir=tmp_path, on_event=stop)
+    assert result.stopped and result.steps_done == 0
+
+
+def test_a_model_without_attention_in_the_chosen_part_is_refused() -> None:
+    parts = tiny_components("sdxl")
+    parts.unet = tiny_unet_without_decoder_attention()
+    with pytest.raises(InputError, match="dist_layers is up"):
+        run(parts)
+    assert run(parts, dist_layers="all", attn_layers="all", steps=1).steps_done == 1
+
+
+def test_an_adapter_already_on_the_unet_is_refused_and_stays() -> None:
+    parts = tiny_components()
+    add_adapter(parts.unet, rank=2, alpha=2)
+    with pytest.raises(InputError, match="carries an adapter"):
+        run(parts)
+    assert len(adapter_parameters(parts.unet)) > 0
+
+
+def test_a_failed_set_up_leaves_the_model_as_it_was() -> None:
+    def fail(event: Any) -> None:
+        raise ValueError("a bug in the callback")
+
+    parts = tiny_components()
+    with pytest.raises(ValueError, match="a bug"):
+        run(parts, identifier_mode="word", identifier="toy", on_event=fail)  # while it hears that the word is the class
+    assert not any("lora" in name for name, _ in parts.unet.named_parameters()) and not parts.unet.training

@@ -88,6 +88,12 @@ def tiny_unet(sdxl: bool = False) -> UNet2DConditionModel:
     ).eval()
 
 
+def tiny_unet_without_decoder_attention() -> UNet2DConditionModel:
+    """SDXL-shaped, with attention on the way down only."""
+    config = dict(tiny_unet(sdxl=True).config)
+    return UNet2DConditionModel.from_config({**config, "up_block_types": ("UpBlock2D", "UpBlock2D")}).eval()
+
+
 def tiny_vae() -> AutoencoderKL:
     """Factor 4: a 64-pixel picture becomes 16 x 16 latents."""
     return AutoencoderKL(
