@@ -24,10 +24,10 @@ from .config import TrainConfig
 from .dataset import ImageSet, load_images
 from .events import TrainResult
 from .files import atomic_write
-from .grid import labelled_grid
 from .judge import Judge, load_judge
 from .loop import train
 from .progress import Progress
+from .report.grid import labelled_grid
 from .sample import sample
 
 ASSETS = Path(__file__).parent / "assets"

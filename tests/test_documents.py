@@ -31,9 +31,15 @@ def test_the_readme_lists_every_option_as_it_is() -> None:
 
 
 def test_the_tree_names_every_module_and_no_other() -> None:
-    named = [name for indent, name in tree() if indent == 2]
-    modules = {path.name for path in (ROOT / "apt_train").iterdir() if path.is_file()}
-    assert set(named) - {"assets/"} == modules
+    named, package = [], ""
+    for indent, name in tree():
+        if indent == 2:
+            package = name if name.endswith("/") else ""
+        if indent in (2, 4) and not name.endswith("/"):
+            named.append(package + name if indent == 4 else name)
+    source = ROOT / "apt_train"
+    modules = {path.relative_to(source).as_posix() for path in source.rglob("*.py")} | {"py.typed"}
+    assert set(named) == modules
     assert len(named) == len(set(named))
 
 

@@ -13,16 +13,16 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
-from apt_train.attention_tiles import attention_tiles
 from apt_train.config import AptConfig, OptimizerConfig, TrainConfig
 from apt_train.errors import InputError
-from apt_train.grid import fit_label, font, labelled_grid
-from apt_train.live_images import indicator_image, loss_image
-from apt_train.palette import bin_colours, diverging, heat
-from apt_train.report import verdict, write_report
-from apt_train.run_log import block_means, moving_average, read_log
-from apt_train.run_summary import bin_edges, evened_denoising, summarize
-from apt_train.verdict import paragraph
+from apt_train.report import write_report
+from apt_train.report.attention_tiles import attention_tiles
+from apt_train.report.grid import fit_label, font, labelled_grid
+from apt_train.report.live_images import indicator_image, loss_image
+from apt_train.report.palette import bin_colours, diverging, heat
+from apt_train.report.run_log import block_means, moving_average, read_log
+from apt_train.report.run_summary import bin_edges, evened_denoising, summarize
+from apt_train.report.verdict import paragraph, verdict
 from tests.synthetic_run import plausible_log, plausible_maps, write_attention, write_run
 from tests.training import run
 
@@ -406,7 +406,7 @@ def edit_log(folder: Path, edit) -> None:
         (lambda f: set_config(f, {"config": {"class_word": "toy", "speed": 3}}), r"no setting named speed"),
         (
             lambda f: set_config(f, {"config": {"class_word": "toy", "apt": 3}}),
-            r"config.json holds settings of the wrong kind",
+            r"AptConfig is 3",
         ),
         (lambda f: (f / "attention.safetensors").write_bytes(b"zz"), r"attention.safetensors is damaged"),
         (lambda f: write_attention_without_labels(f), r"attention.safetensors is damaged"),

@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +183,8 @@ def _render_shard(job: tuple[Path, int]) -> None:
     if path.exists():
         return
     items = [draw.world_item(WORLD_SEED, index) for index in range(shard * SHARD, (shard + 1) * SHARD)]
-    path.with_suffix(".json").write_text(json.dumps([caption for _, caption, _ in items]))
+    about = [{"caption": caption, "scene": asdict(scene)} for _, caption, scene in items]
+    path.with_suffix(".json").write_text(json.dumps(about))
     partial = path.with_suffix(".part.npy")
     np.save(partial, np.stack([picture for picture, _, _ in items]))
     partial.replace(path)
@@ -203,10 +205,19 @@ def load_pictures(work: Path, shards: int | None = None) -> Tensor:
     return torch.cat(arrays).permute(0, 3, 1, 2).contiguous()
 
 
+def _load_about(work: Path) -> list[dict]:
+    paths = sorted(work.glob("shard_[0-9][0-9][0-9].json"))
+    return [about for path in paths for about in json.loads(path.read_text())]
+
+
 def load_captions(work: Path) -> list[str]:
     """Captions in the order of :func:`load_pictures`."""
-    paths = sorted(work.glob("shard_[0-9][0-9][0-9].json"))
-    return [caption for path in paths for caption in json.loads(path.read_text())]
+    return [about["caption"] for about in _load_about(work)]
+
+
+def load_scenes(work: Path) -> list[draw.Scene]:
+    """Scenes in the order of :func:`load_pictures`."""
+    return [draw.Scene(**about["scene"]) for about in _load_about(work)]
 
 
 def to_signed(pictures: Tensor) -> Tensor:
@@ -385,6 +396,14 @@ def min_snr_weight(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float = 5.0
     return snr.clamp(max=gamma) / snr
 
 
+def p2_weight(alphas_cumprod: Tensor, timesteps: Tensor, k: float = 0.2) -> Tensor:
+    """P2 loss weight for epsilon prediction (Choi et al. 2022, eq. 8, gamma 1): 1 / (k + SNR).
+
+    It favours the noise levels at which the layout of a picture is decided: patterns come out in order sooner.
+    """
+    return 1 / (k + alphas_cumprod[timesteps] / (1 - alphas_cumprod[timesteps]))
+
+
 class Trainer:
     """Joint training of the text encoder and the U-Net on cached latents."""
 
@@ -437,7 +456,8 @@ class Trainer:
             context = self.text(tokens).last_hidden_state
             predicted = self.unet(noisy, timesteps, context).sample
         error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
-        return (error * min_snr_weight(self.alphas_cumprod, timesteps)).mean()
+        weight = p2_weight if self.args.weight == "p2" else min_snr_weight
+        return (error * weight(self.alphas_cumprod, timesteps)).mean()
 
     def _step(self, step: int, generator: torch.Generator) -> float:
         set_learning_rate(self.optimizer, step, self.args.steps, warmup=200)
@@ -531,6 +551,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=7000, help="total steps, those of earlier starts included")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate of the U-Net")
+    parser.add_argument("--weight", choices=("min-snr", "p2"), default="min-snr", help="loss weight by noise level")
     parser.add_argument("--kl", type=float, default=1e-4, help="weight of the autoencoder's KL term")
     parser.add_argument("--every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--shards", type=int, default=None, help="use only the first shards for the autoencoder")

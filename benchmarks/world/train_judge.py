@@ -18,7 +18,7 @@ from torch import Tensor
 
 from apt_train.judge import CONFIG, WEIGHTS, Judge, JudgeNetwork, load_judge
 from benchmarks.world import draw
-from benchmarks.world.pretrain import WORLD_SEED, load_pictures, to_signed
+from benchmarks.world.pretrain import WORLD_SEED, load_pictures, load_scenes, to_signed
 
 TEST_SEED = 991
 JUDGED = ("shape", "pattern", "colours", "ground", "place", "style")
@@ -28,7 +28,7 @@ LABELS = {
     "pattern": list(draw.PATTERNS),
     "colours": list(draw.COLOURS),
     "first": list(draw.COLOURS),
-    "angle": ["0", "45", "90"],
+    "angle": ["0", "90"],
     "ground": list(draw.GROUNDS),
     "place": list(draw.PLACES),
     "style": list(draw.STYLES),
@@ -57,7 +57,7 @@ def targets(scenes: list[draw.Scene]) -> dict[str, Tensor]:
         columns["shape"].append(LABELS["shape"].index(scene.shape or "none"))
         columns["pattern"].append(LABELS["pattern"].index(scene.pattern) if there else -100)
         columns["first"].append(LABELS["first"].index(scene.colour) if there else -100)
-        columns["angle"].append(scene.angle // 45 if there and scene.pattern == "striped" else -100)
+        columns["angle"].append(scene.angle // 90 if there and scene.pattern == "striped" else -100)
         for name in ("ground", "place", "style"):
             columns[name].append(LABELS[name].index(getattr(scene, name)))
         for colour in {scene.colour, scene.second} if there else ():
@@ -150,7 +150,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(WORLD_SEED)
     pictures = load_pictures(args.work)
-    wanted = targets([draw.world_scene(WORLD_SEED, index) for index in range(len(pictures))])
+    wanted = targets(load_scenes(args.work))
     network = JudgeNetwork(LABELS)
     fit(network, pictures, wanted, args.epochs, args.batch)
     set_centre(network, pictures[:2000])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from .errors import InputError
+from ..errors import InputError
 from .ldm_unet import context_dim
 from .tensor_file import TensorFile
 

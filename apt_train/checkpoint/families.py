@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .components import Family, FamilyName
+from ..components import Family, FamilyName
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class FamilySpec:
 
 
 def load_family(name: Literal["sd15", "sdxl"]) -> FamilySpec:
-    path = Path(__file__).parent / "assets" / "families" / f"{name}.json"
+    path = Path(__file__).parents[1] / "assets" / "families" / f"{name}.json"
     values = json.loads(path.read_text(encoding="utf-8"))
     encoders = [EncoderSpec(**{**entry, "prefixes": tuple(entry["prefixes"])}) for entry in values.pop("text_encoders")]
     return FamilySpec(**values, text_encoders=tuple(encoders))

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from .components import Components, TextEncoder
-from .errors import InputError
+from ..components import Components, TextEncoder
+from ..errors import InputError
+from ..noise import NoiseSchedule, PredictionType
 from .families import EncoderSpec, FamilySpec, family_of, load_family
 from .ldm_text import load_text_encoder
 from .ldm_unet import read_layout, unet_config
 from .ldm_vae import load_vae
 from .meta_build import build
-from .noise import NoiseSchedule, PredictionType
 from .schedule_config import schedule_from_config
 from .sniff import UNET, require_checkpoint
 from .tensor_file import TensorFile, open_tensor_file, sha256_of_file

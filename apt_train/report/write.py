@@ -17,15 +17,13 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from ..config import TrainConfig
+from ..errors import InputError
 from .attention_tiles import attention_tiles
-from .config import TrainConfig
-from .errors import InputError
 from .plots import balance_figure, indicator_figure, losses_figure
 from .run_log import RunLog, read_log
 from .run_summary import Summary, summarize
-from .verdict import METHOD_NAMES, advice, paragraph, verdict
-
-__all__ = ["verdict", "write_report"]
+from .verdict import METHOD_NAMES, advice, paragraph
 
 CAPTIONS = {
     "indicator.png": "Overfitting indicator per timestep bin: at 0 the tuned model predicts the noise of the training "

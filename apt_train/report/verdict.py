@@ -6,7 +6,7 @@ the indicator compares losses on the training pictures; likeness and obedience t
 
 from __future__ import annotations
 
-from .config import TrainConfig
+from ..config import TrainConfig
 from .run_log import RunLog
 from .run_summary import FEWEST_STEPS, NEAR_ONE, BinSummary, Summary, summarize
 

@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor
 
-from .errors import InputError
+from ..errors import InputError
 from .families import FamilySpec
 from .meta_build import build
 from .tensor_file import TensorFile

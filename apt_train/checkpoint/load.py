@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from .components import Components
+from ..components import Components
+from ..errors import InputError
+from ..noise import PredictionType
 from .diffusers_folder import load_diffusers_folder
-from .errors import InputError
-from .noise import PredictionType
 from .single_file import load_single_file
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import InputError
+from ..errors import InputError
 from .families import FamilySpec
 
 Shapes = Mapping[str, tuple[int, ...]]

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import CLIPTokenizerFast, PreTrainedTokenizerFast  # type: ignore[attr-defined]
 from transformers.utils import logging as transformers_logging
 
-from .errors import InputError
+from ..errors import InputError
 
 _CACHED = (  # repositories in the Hugging Face cache that hold CLIP's vocabulary, and where in them
     ("models--openai--clip-vit-large-patch14", ""),

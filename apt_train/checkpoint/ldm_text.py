@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from .errors import InputError
+from ..errors import InputError
 from .families import EncoderSpec
 from .meta_build import build
 from .tensor_file import TensorFile

@@ -13,12 +13,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig
 
-from .components import Components, TextEncoder
-from .errors import InputError
+from ..components import Components, TextEncoder
+from ..errors import InputError
+from ..noise import PredictionType
 from .families import family_of
 from .ldm_text import build_text_encoder
 from .meta_build import Module, build
-from .noise import PredictionType
 from .schedule_config import schedule_from_config
 from .tensor_file import open_tensor_file, sha256_of_files
 from .tokenizer_files import find_clip_vocabulary, load_tokenizer

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from .config import TrainConfig
+from ..config import TrainConfig
 from .run_log import TERMS, Floats, RunLog, moving_average
 
 Trend = Literal["falling", "flat", "rising", "unknown"]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import InputError
-from .noise import NoiseSchedule, PredictionType, rescale_zero_terminal_snr
+from ..errors import InputError
+from ..noise import NoiseSchedule, PredictionType, rescale_zero_terminal_snr
 
 
 def schedule_from_config(config: Mapping[str, Any], prediction_type: PredictionType | None = None) -> NoiseSchedule:

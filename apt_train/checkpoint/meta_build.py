@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
+from ..errors import InputError
 from .tensor_file import common_dtype
 
 Module = TypeVar("Module", bound=nn.Module)
