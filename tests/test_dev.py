@@ -63,7 +63,7 @@ def test_ctrl_c_waits_for_the_child() -> None:
     )
     assert process.stdout is not None and process.stdout.readline() == "up\n"
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=30) == 5
+    assert process.wait(timeout=120) == 5
 
 
 def test_foreign_packages_and_the_hub_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
