@@ -1,9 +1,10 @@
-"""The workshop: demo, test, lint. Standard library only, Python 3.10 or newer, Linux, macOS and Windows.
+"""The workshop: demo, test, lint, bench. Standard library only, Python 3.10 or newer, Linux, macOS and Windows.
 
     python dev.py demo [options]     train on the embedded model and draw the sheet (options: of apt-train demo)
     python dev.py test [options]     run the tests (options: of pytest)
     python dev.py test --oldest      the same on the oldest libraries that pyproject.toml admits
     python dev.py lint               ruff on everything, pyright on apt_train/
+    python dev.py bench cost         what a step costs by method, as ratios (options: of benchmarks/cost.py)
 
 Each command makes the virtual environment it needs beside this file (`.venv`, or `.venv-oldest`), installs the
 package into it under a constraints file, and runs there. A stamp in the environment remembers what was installed,
@@ -42,11 +43,13 @@ def main(arguments: list[str]) -> int:
         return demo(options)
     if command == "test":
         return test([option for option in options if option != "--oldest"], oldest="--oldest" in options)
+    if command == "bench":
+        return bench(options)
     if command == "lint" and not options:
         return lint()
     if command == "lint":
         raise Failure(f"lint takes no options, it was given {options[0]}: run `python dev.py lint`.")
-    raise Failure(f"there is no command {command}: say demo, test or lint.")
+    raise Failure(f"there is no command {command}: say demo, test, lint or bench.")
 
 
 # ---- the commands ------------------------------------------------------------------------------------------
@@ -76,6 +79,14 @@ def lint() -> int:
         run([python, "-m", "ruff", "check", "."]),
         run([python, "-m", "pyright", "--pythonpath", python]),
     )
+
+
+def bench(options: list[str]) -> int:
+    """`bench NAME`: runs benchmarks/NAME.py with the options that follow."""
+    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__")
+    if not options or options[0] not in names:
+        raise Failure(f"bench needs the name of a benchmark: {' or '.join(names)}.")
+    return run([prepare(*NEWEST, extras=[]), "-m", f"benchmarks.{options[0]}", *options[1:]])
 
 
 # ---- the virtual environment -------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from .config import TrainConfig
 from .dataset import ImageSet, load_images
 from .events import TrainResult
 from .files import atomic_write
-from .judge import Judge, load_judge
+from .judge import load_judge
 from .loop import train
 from .progress import Progress
 from .report.grid import labelled_grid
@@ -112,46 +112,59 @@ def _sampler(
 
 
 def _write_sheet(output: Path, rows: dict[str, list[list[Image.Image]]], settings: dict[str, Any]) -> Path:
-    scores = {name: subject_fidelity(pictures, settings) for name, pictures in rows.items()}
-    kept = {name: prompt_kept(pictures, settings) for name, pictures in rows.items()}
-    titles = {"prior": "prior", "dreambooth": "DreamBooth", "apt": "APT"}
-    labels = [f"{titles[name]}\nsubject {scores[name]:.2f}\nprompt kept {kept[name]:.0%}" for name in rows]
-    tiles = [
-        [column[0].resize((TILE, TILE), Image.Resampling.NEAREST) for column in pictures] for pictures in rows.values()
-    ]
+    numbers = {name: measure(pictures, settings) for name, pictures in rows.items()}
+    labels = [_label(name, numbers[name]) for name in rows]
+    tiles = [[_enlarged(column[0]) for column in pictures] for pictures in rows.values()]
     sheet = labelled_grid(tiles, labels, [entry["title"] for entry in settings["prompts"]])
     path = output / "demo.png"
     atomic_write(path, lambda temporary: sheet.save(temporary, format="PNG"))
-    numbers = {name: {"subject_fidelity": scores[name], "prompt_kept": kept[name]} for name in rows}
-    text = json.dumps({"samples_per_prompt": SAMPLES, **numbers}, indent=1)
+    text = json.dumps({"samples_per_prompt": SAMPLES, **numbers}, indent=1) + "\n"
     atomic_write(output / "demo.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
     for label in labels:
         print(label.replace("\n", ", "))
     return path
 
 
-def subject_fidelity(pictures: list[list[Image.Image]], settings: dict[str, Any]) -> float:
-    """Mean cosine, by the judge, to held-out pictures of the subject, over the prompts that name it."""
-    judge = load_judge()
+def _label(name: str, numbers: dict[str, float]) -> str:
+    title = {"prior": "prior", "dreambooth": "DreamBooth", "apt": "APT"}[name]
+    lines = [f"subject {numbers['subject_fidelity']:.2f}", f"prompt kept {numbers['prompt_kept']:.0%}"]
+    return "\n".join([title, *lines, f"park leaked {numbers['place_leaked']:.0%}"])
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
+    return picture.resize((TILE, TILE), Image.Resampling.NEAREST)
+
+
+def measure(pictures: list[list[Image.Image]], settings: dict[str, Any]) -> dict[str, float]:
+    """What the judge says of one row, pictures per prompt.
+
+    `subject_fidelity`: mean cosine to held-out pictures of the subject, over the prompts that name it. `prompt_kept`:
+    share of the prompts' ground, place, style, shape and colour words found. `place_leaked`: share of pictures that
+    show the place of the training pictures, over prompts that name another ground and no place.
+    """
+    judge, entries = load_judge(), settings["prompts"]
+    seen = [judge.classify(_as_tensor(column)) for column in pictures]
     heldout = _as_tensor([Image.open(path).convert("RGB") for path in sorted((DEMO / "heldout").glob("*.png"))])
-    named = [
-        column for column, entry in zip(pictures, settings["prompts"], strict=True) if "{subject}" in entry["prompt"]
-    ]
-    return float(judge.fidelity(_as_tensor([picture for column in named for picture in column]), heldout).mean())
-
-
-def prompt_kept(pictures: list[list[Image.Image]], settings: dict[str, Any]) -> float:
-    """Share of the ground, place and style words of the prompts that the judge finds in the pictures."""
-    judge = load_judge()
+    named = [column for column, entry in zip(pictures, entries, strict=True) if "{subject}" in entry["prompt"]]
     hits = [
-        hit for column, entry in zip(pictures, settings["prompts"], strict=True) for hit in _hits(judge, column, entry)
+        found == wanted
+        for labels, entry in zip(seen, entries, strict=True)
+        for part, wanted in entry["expect"].items()
+        for found in labels[part]
     ]
-    return sum(hits) / len(hits)
-
-
-def _hits(judge: Judge, column: list[Image.Image], entry: dict[str, Any]) -> list[bool]:
-    seen = judge.classify(_as_tensor(column))
-    return [found == wanted for part, wanted in entry["expect"].items() for found in seen[part]]
+    trained = settings["training_scene"]
+    leaks = [
+        place == trained["place"]
+        for labels, entry in zip(seen, entries, strict=True)
+        if "place" not in entry["expect"] and entry["expect"]["ground"] != trained["ground"]
+        for place in labels["place"]
+    ]
+    subjects = _as_tensor([picture for column in named for picture in column])
+    return {
+        "subject_fidelity": float(judge.fidelity(subjects, heldout).mean()),
+        "prompt_kept": sum(hits) / len(hits),
+        "place_leaked": sum(leaks) / len(leaks),
+    }
 
 
 def _as_tensor(pictures: list[Image.Image]) -> torch.Tensor:

@@ -52,6 +52,7 @@ class JudgeNetwork(nn.Module):
 
     OBJECT_HEADS = ("shape", "pattern", "colours", "first", "angle")
     SCENE_HEADS = ("ground", "place", "style")
+    object_centre: Tensor
 
     def __init__(self, labels: dict[str, list[str]], width: int = 32, embedding: int = 64) -> None:
         super().__init__()
