@@ -42,7 +42,7 @@ def run_demo(output: Path, *, steps: int | None = None, seed: int = 0) -> Path:
 
     InputError: `output` holds something else already.
     """
-    settings = json.loads((DEMO / "recipe.json").read_text(encoding="utf-8"))
+    settings = recipe()
     components, images = load_checkpoint(MODEL), load_images(DEMO / "subject")
     rows: dict[str, list[list[Image.Image]]] = {}
     for method in ("dreambooth", "apt"):
@@ -52,6 +52,11 @@ def run_demo(output: Path, *, steps: int | None = None, seed: int = 0) -> Path:
         rows.setdefault("prior", pictures["prior"])
         rows[method] = pictures["tuned"]
     return _write_sheet(output, rows, settings)
+
+
+def recipe() -> dict[str, Any]:
+    """The demo's settings and prompts: `assets/demo/recipe.json`."""
+    return json.loads((DEMO / "recipe.json").read_text(encoding="utf-8"))
 
 
 def demo_config(settings: dict[str, Any], method: str, *, steps: int | None, seed: int) -> TrainConfig:

@@ -1,0 +1,65 @@
+"""The demo on the embedded model, with as few steps and samples as show that every part of it works."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from apt_train import demo
+from apt_train.errors import InputError
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    return demo.recipe()
+
+
+def heldout() -> list[Image.Image]:
+    return [Image.open(path).convert("RGB") for path in sorted((demo.DEMO / "heldout").glob("*.png"))]
+
+
+def test_the_demo_trains_both_and_draws_the_sheet(tmp_path: Path, settings: dict[str, Any], monkeypatch: Any) -> None:
+    brief = {**settings, "prompts": settings["prompts"][-2:], "sampling": {"steps": 2, "guidance": 4.0}}
+    brief["prompts"][0]["expect"].pop("place")
+    monkeypatch.setattr(demo, "SAMPLES", 1)
+    monkeypatch.setattr(demo, "recipe", lambda: brief)
+    sheet = demo.run_demo(tmp_path / "demo", steps=2)
+    picture = Image.open(sheet)
+    assert picture.width > 2 * demo.TILE and picture.height > 3 * demo.TILE
+    numbers = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    assert set(numbers) == {"samples_per_prompt", "prior", "dreambooth", "apt"}
+    for method in ("dreambooth", "apt"):
+        folder = tmp_path / "demo" / method
+        assert (folder / "my_toy.safetensors").exists() and (folder / "indicator.png").exists()
+        assert json.loads((folder / "config.json").read_text())["config"]["method"] == method
+    with pytest.raises(InputError, match="already holds a run"):
+        demo.run_demo(tmp_path / "demo", steps=2)
+
+
+def test_both_runs_share_one_recipe(settings: dict[str, Any]) -> None:
+    methods = ("dreambooth", "apt")
+    first, second = (demo.demo_config(settings, method, steps=None, seed=0).to_dict() for method in methods)
+    assert {key for key in first if first[key] != second[key]} == {"method"}
+
+
+def test_the_measures_see_the_subject_and_the_prompts(settings: dict[str, Any]) -> None:
+    """On drawn pictures: held-out ones of the subject score high, an empty grey one low."""
+    entries = [entry for entry in settings["prompts"] if entry["expect"]["style"] == "photo"][:4]
+    some = {**settings, "prompts": entries}
+    subject, grey = heldout(), Image.new("RGB", (64, 64), "grey")
+    good = demo.measure([subject[:2]] * len(entries), some)
+    bad = demo.measure([[grey]] * len(entries), some)
+    assert good["subject_fidelity"] > 0.7 > 0.4 > bad["subject_fidelity"]
+    assert 0 <= bad["prompt_kept"] <= good["prompt_kept"] <= 1
+
+
+def test_the_training_pictures_show_the_training_scene(settings: dict[str, Any]) -> None:
+    pictures = [Image.open(path).convert("RGB") for path in sorted((demo.DEMO / "subject").glob("*.png"))]
+    assert len(pictures) == 4
+    elsewhere = [entry for entry in settings["prompts"] if "place" not in entry["expect"] and "snow" in entry["prompt"]]
+    numbers = demo.measure([pictures] * len(elsewhere), {**settings, "prompts": elsewhere})
+    assert numbers["place_leaked"] == 1.0, "all four stand in the park"
