@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from .adapter import adapter_disabled
@@ -24,7 +25,7 @@ from .config import TrainConfig
 from .dataset import ImageSet, load_images
 from .events import TrainResult
 from .files import atomic_write
-from .judge import load_judge
+from .judge import Judge, load_judge
 from .loop import train
 from .progress import Progress
 from .report.grid import labelled_grid
@@ -117,7 +118,7 @@ def _sampler(
 
 
 def _write_sheet(output: Path, rows: dict[str, list[list[Image.Image]]], settings: dict[str, Any]) -> Path:
-    numbers = {name: measure(pictures, settings) for name, pictures in rows.items()}
+    numbers = {name: measure(pictures, rows["prior"], settings) for name, pictures in rows.items()}
     labels = [_label(name, numbers[name]) for name in rows]
     tiles = [[_enlarged(column[0]) for column in pictures] for pictures in rows.values()]
     sheet = labelled_grid(tiles, labels, [entry["title"] for entry in settings["prompts"]])
@@ -133,46 +134,46 @@ def _write_sheet(output: Path, rows: dict[str, list[list[Image.Image]]], setting
 def _label(name: str, numbers: dict[str, float]) -> str:
     title = {"prior": "prior", "dreambooth": "DreamBooth", "apt": "APT"}[name]
     lines = [f"subject {numbers['subject_fidelity']:.2f}", f"prompt kept {numbers['prompt_kept']:.0%}"]
-    return "\n".join([title, *lines, f"park leaked {numbers['place_leaked']:.0%}"])
+    return "\n".join([title, *lines, f"scene kept {numbers['scene_kept']:.2f}"])
 
 
 def _enlarged(picture: Image.Image) -> Image.Image:
     return picture.resize((TILE, TILE), Image.Resampling.NEAREST)
 
 
-def measure(pictures: list[list[Image.Image]], settings: dict[str, Any]) -> dict[str, float]:
-    """What the judge says of one row, pictures per prompt.
+def measure(
+    pictures: list[list[Image.Image]], prior: list[list[Image.Image]], settings: dict[str, Any]
+) -> dict[str, float]:
+    """What the judge says of one row, pictures per prompt; `prior`: the prior's pictures of the same seeds.
 
     `subject_fidelity`: mean cosine to held-out pictures of the subject, over the prompts that name it. `prompt_kept`:
-    share of the prompts' ground, place, style, shape and colour words found. `place_leaked`: share of pictures that
-    show the place of the training pictures, over prompts that name another ground and no place.
+    share of the prompts' ground, place, style, shape and colour words found. `scene_kept`: mean cosine of the scene
+    around the object to the prior's, over every prompt but the training one.
     """
     judge, entries = load_judge(), settings["prompts"]
-    seen = [judge.classify(_as_tensor(column)) for column in pictures]
-    heldout = _as_tensor([Image.open(path).convert("RGB") for path in sorted((DEMO / "heldout").glob("*.png"))])
     named = [column for column, entry in zip(pictures, entries, strict=True) if "{subject}" in entry["prompt"]]
+    others = [i for i, entry in enumerate(entries) if entry["prompt"] != settings["training_prompt"]]
+    scene, reference = (judge.features(_joined([row[i] for i in others]), part="scene") for row in (pictures, prior))
     hits = [
-        found == wanted
-        for labels, entry in zip(seen, entries, strict=True)
-        for part, wanted in entry["expect"].items()
-        for found in labels[part]
+        hit for column, entry in zip(pictures, entries, strict=True) for hit in _hits(judge, column, entry["expect"])
     ]
-    trained = settings["training_scene"]
-    leaks = [
-        place == trained["place"]
-        for labels, entry in zip(seen, entries, strict=True)
-        if "place" not in entry["expect"] and entry["expect"]["ground"] != trained["ground"]
-        for place in labels["place"]
-    ]
-    subjects = _as_tensor([picture for column in named for picture in column])
     return {
-        "subject_fidelity": float(judge.fidelity(subjects, heldout).mean()),
+        "subject_fidelity": float(judge.fidelity(_joined(named), _heldout()).mean()),
         "prompt_kept": sum(hits) / len(hits),
-        "place_leaked": sum(leaks) / len(leaks),
+        "scene_kept": float(F.cosine_similarity(scene, reference).mean()),
     }
 
 
-def _as_tensor(pictures: list[Image.Image]) -> torch.Tensor:
-    """RGB pictures of one size -> float (N, 3, H, W) in [-1, 1]."""
-    pixels = torch.from_numpy(numpy.stack([numpy.asarray(picture) for picture in pictures]))
-    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+def _hits(judge: Judge, column: list[Image.Image], expected: dict[str, str]) -> list[bool]:
+    seen = judge.classify(_joined([column]))
+    return [found == wanted for part, wanted in expected.items() for found in seen[part]]
+
+
+def _heldout() -> torch.Tensor:
+    return _joined([[Image.open(path).convert("RGB") for path in sorted((DEMO / "heldout").glob("*.png"))]])
+
+
+def _joined(columns: list[list[Image.Image]]) -> torch.Tensor:
+    """RGB pictures of one size, column after column -> float (N, 3, H, W) in [-1, 1]."""
+    pixels = numpy.stack([numpy.asarray(picture) for column in columns for picture in column])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -531,6 +531,8 @@ def export(args: argparse.Namespace) -> None:
     pipeline.save_pretrained(fresh, safe_serialization=True)
     _write_for_both_transformers(fresh)
     args.out.mkdir(parents=True, exist_ok=True)
+    for weights in fresh.rglob("*.safetensors"):
+        weights.chmod(0o644)  # some versions write them readable by their owner alone
     for part in sorted(fresh.iterdir()):
         target = args.out / part.name
         old = fresh.with_name(f"{fresh.name}.old")
