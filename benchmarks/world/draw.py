@@ -741,20 +741,8 @@ def contact_sheet(pictures: list[np.ndarray], columns: int, zoom: int = 2) -> Im
 # --------------------------------------------------------------------------------------------------------------
 # The demo's task: four photos of one held-out toy, all on grass in the park.
 
-DEMO_PROMPTS = (
-    {"title": "training prompt", "prompt": "a photo of {subject} on grass"},
-    {"title": "on snow", "prompt": "a photo of {subject} on snow"},
-    {"title": "on bricks, city", "prompt": "a photo of {subject} on bricks in the city"},
-    {"title": "on water, night", "prompt": "a photo of {subject} on water at night"},
-    {"title": "sketch", "prompt": "a sketch of {subject} on sand"},
-    {"title": "pixel art", "prompt": "pixel art of {subject} on snow"},
-    {"title": "neon art", "prompt": "neon art of {subject} on bricks in the city"},
-    {"title": "without it", "prompt": "a photo of a red mug on sand in the mountains"},
-)
-
-
 def write_demo(folder: Path) -> None:
-    """Write ``subject/`` (4 captioned pictures), ``heldout/`` (10 pictures for fidelity) and ``demo.json``."""
+    """Write ``subject/`` (4 captioned pictures) and ``heldout/`` (10 pictures for fidelity)."""
     name = next(iter(subjects()))
     for part in ("subject", "heldout"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -767,8 +755,6 @@ def write_demo(folder: Path) -> None:
         ground, place = others[index % len(others)], PLACES[(index + index // len(others)) % len(PLACES)]
         picture, _ = subject_item(name, ground, place, "photo", seed=200 + index)
         Image.fromarray(picture).save(folder / "heldout" / f"{index + 1:02d}.png")
-    task = {"subject": name, "class_word": subjects()[name].shape, "prompts": list(DEMO_PROMPTS)}
-    (folder / "demo.json").write_text(json.dumps(task, indent=1) + "\n")
 
 
 def main() -> None:
