@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
