@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,7 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("folder", type=Path, help="the run's folder")
     report.set_defaults(command=_report)
     demo = commands.add_parser("demo", help="train on the embedded model and draw one sheet", allow_abbrev=False)
-    demo.add_argument("--output", type=Path, default=Path("runs/demo"), help="where the sheet and the runs go")
+    demo.add_argument(
+        "--output", type=Path, help="where the sheet and the runs go (default: the next free runs/demo-N)"
+    )
     demo.add_argument("--steps", type=int, help="steps of each run; empty: the demo's own")
     demo.set_defaults(command=_demo)
     return parser
@@ -252,8 +255,13 @@ def _demo(options: argparse.Namespace) -> int:
     with _quiet_libraries():
         from .demo import run_demo
 
-        print(f"Sheet: {run_demo(options.output, steps=options.steps)}")
+        print(f"Sheet: {run_demo(options.output or _free_folder('runs/demo'), steps=options.steps)}")
     return 0
+
+
+def _free_folder(stem: str) -> Path:
+    """The first of stem-1, stem-2, ... that does not exist, so that a demo can be run again."""
+    return next(path for path in (Path(f"{stem}-{n}") for n in itertools.count(1)) if not path.exists())
 
 
 @contextlib.contextmanager

@@ -6,8 +6,9 @@ benchmarks/world), the training (loop.py).
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,14 @@ TILE = 128
 def run_demo(output: Path, *, steps: int | None = None, seed: int = 0) -> Path:
     """Train both, draw the sheet, and return its path. The runs stay beside it, with their reports.
 
-    InputError: `output` holds something else already.
+    One torch thread, so that machines with more of them draw the same sheet. InputError: `output` holds something
+    else already.
     """
+    with _one_thread():
+        return _run(output, steps, seed)
+
+
+def _run(output: Path, steps: int | None, seed: int) -> Path:
     settings = recipe()
     components, images = load_checkpoint(MODEL), load_images(DEMO / "subject")
     rows: dict[str, list[list[Image.Image]]] = {}
@@ -53,6 +60,16 @@ def run_demo(output: Path, *, steps: int | None = None, seed: int = 0) -> Path:
         rows.setdefault("prior", pictures["prior"])
         rows[method] = pictures["tuned"]
     return _write_sheet(output, rows, settings)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def recipe() -> dict[str, Any]:

@@ -144,6 +144,15 @@ def test_options_reach_the_run(model: Path, photos: Path, tmp_path: Path) -> Non
     ).exists()
 
 
+def test_a_demo_takes_the_next_free_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo-1").mkdir(parents=True)
+    asked: list[Path] = []
+    monkeypatch.setattr("apt_train.demo.run_demo", lambda output, *, steps: asked.append(output))
+    assert cli.main(["demo"]) == cli.main(["demo", "--output", "here"]) == 0
+    assert asked == [Path("runs/demo-2"), Path("here")]
+
+
 # -- what bad input gets
 
 
