@@ -20,8 +20,9 @@ from .metadata import embedding_metadata, lora_metadata
 from .report import write_report
 from .run_folder import RunFolder
 from .sample import previews
-from .setup import Run, vae_on
+from .setup import Run
 from .snapshot import step_folder, take_state, write_snapshot
+from .streams import vae_on
 
 
 @dataclass

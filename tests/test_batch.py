@@ -14,7 +14,7 @@ from apt_train.batch import Batch, Sample, collate, draw_samples, size_ids_of
 from apt_train.buckets import Prepared
 from apt_train.latent_bank import LatentBank
 from apt_train.rng import derive_seed, generator, seeded
-from apt_train.setup import Stream
+from apt_train.streams import Stream
 
 NO_AUGMENTATION = torch.zeros(10, dtype=torch.float64)
 
