@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from .adapter import add_adapter, load_adapter_state, remove_adapter
+from .adapter import adapter_parameters, add_adapter, load_adapter_state, remove_adapter
 from .components import Components
 from .conditioning import Conditioner
 from .errors import InputError
@@ -41,10 +41,9 @@ def personalized(
     targets = "attention+ff" if any(".ff." in key for key in state) else "attention"
     add_adapter(components.unet, rank=rank, alpha=alpha, targets=targets)
     try:
-        try:
-            load_adapter_state(components.unet, state)
-        except AssertionError as error:
-            raise InputError("The LoRA does not sit on the layers that APT Train adapts: use one it wrote.") from error
+        if adapter_parameters(components.unet).keys() != state.keys():
+            raise InputError("The LoRA does not sit on the layers that APT Train adapts: use one it wrote.")
+        load_adapter_state(components.unet, state)
         identifier = _identifier(components, embeddings, init_word or class_word)
         yield Conditioner(components.text_encoders, identifier, class_word=class_word, name=name)
     finally:

@@ -14,8 +14,8 @@ from .adapter import adapter_disabled
 from .batch import Sample, collate
 from .capture import attention_maps, capture
 from .rng import generator
+from .sample import eval_mode
 from .setup import Run
-from .step import predict
 from .tensor_writer import write_tensors
 
 
@@ -35,14 +35,12 @@ def probe(run: Run, image: int = 0) -> tuple[Tensor, Tensor, list[str]]:
     Mean over heads and the aligned layers, at the resolution of the finest; the noise is the same for both, drawn
     from the run's seed.
     """
-    run.components.unet.eval()
-    if run.training_step.timestep_rank is not None:
-        run.training_step.timestep_rank.set(None)
+    run.training_step.use_all_ranks()
     sample = _middle_sample(run, image)
-    with adapter_disabled(run.components.unet):
-        prior, labels = _maps(run, sample, tuned=False)
-    tuned, _ = _maps(run, sample, tuned=True)
-    run.components.unet.train()
+    with eval_mode(run.components.unet):
+        with adapter_disabled(run.components.unet):
+            prior, labels = _maps(run, sample, tuned=False)
+        tuned, _ = _maps(run, sample, tuned=True)
     return prior, tuned, labels
 
 
@@ -54,19 +52,12 @@ def _middle_sample(run: Run, image: int) -> Sample:
 
 
 def _maps(run: Run, sample: Sample, *, tuned: bool) -> tuple[Tensor, list[str]]:
-    components, step = run.components, run.training_step
+    components = run.components
     batch = collate([sample], run.subject.captions, run.subject.size_ids, run.device)
     noisy = components.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     conditioning = run.conditioner.encode(batch.captions, tuned=tuned)
     with capture(components.unet, features=None, attention=run.config.apt.attn_layers) as captured:
-        predict(
-            components.unet,
-            noisy,
-            batch.timesteps,
-            conditioning,
-            batch.size_ids if step.uses_size_ids else None,
-            run.dtype,
-        )
+        run.training_step.predict(noisy, batch, conditioning)
     maps = attention_maps(components.unet, captured, conditioning.columns, conditioning.num_columns)
     height, width = batch.latents.shape[-2:]
     return merge_layers([layer.mean(dim=1)[0] for layer in maps], height / width), conditioning.labels[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,15 @@ from torch import Tensor
 
 from .adapter import adapter_state
 from .attention_probe import write_attention
-from .captions import embedding_stem, mark_subject, trigger_text
+from .captions import embedding_stem, trigger_text
 from .events import Callback, NoticeEvent, PreviewEvent, StepEvent, TrainResult
 from .export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
+from .files import atomic_write
 from .metadata import embedding_metadata, lora_metadata
 from .report import write_report
 from .run_folder import RunFolder
 from .sample import previews
-from .setup import Run
+from .setup import Run, preview_captions
 from .snapshot import step_folder, take_state, write_snapshot
 from .streams import vae_on
 
@@ -151,15 +153,13 @@ def send_previews(outcome: Outcome, emit: Callback) -> None:
     """Draw the preview prompts, prior and tuned with the same seeds; save them and tell the caller."""
     run, output, family = outcome.run, outcome.run.config.output, outcome.run.components.family
     prompts = list(output.preview_prompts or (run.config.data.caption_template,))
-    marked = [mark_subject(prompt, name=run.config.name, class_word=run.config.class_word) for prompt in prompts]
     side = run.config.data.resolution or family.resolution
-    if run.training_step.timestep_rank is not None:
-        run.training_step.timestep_rank.set(None)  # a LoRA file has no ranks by timestep: show what it will draw
+    run.training_step.use_all_ranks()
     with vae_on(run.components, run.device):
         prior, tuned = previews(
             run.components,
             run.conditioner,
-            marked,
+            preview_captions(run.config),
             seed=output.preview_seed,
             steps=output.preview_steps,
             guidance=output.preview_guidance,
@@ -181,4 +181,4 @@ def _save_previews(folder: Path, event: PreviewEvent) -> None:
     folder.mkdir(exist_ok=True)
     for kind, pictures in (("prior", event.prior), ("tuned", event.tuned)):
         for i, picture in enumerate(pictures):
-            picture.save(folder / f"step_{event.step:06d}_{i}_{kind}.png")
+            atomic_write(folder / f"step_{event.step:06d}_{i}_{kind}.png", partial(picture.save, format="PNG"))

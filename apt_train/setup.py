@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from .adapter import TimestepRank, add_adapter, check_no_adapter, remove_adapter
+from .captions import mark_subject
 from .capture import attention_layers
 from .components import Components
 from .conditioning import Conditioner
@@ -43,7 +44,7 @@ class Run:
     trainable: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     lr_factor: Callable[[int], float]
-    scaler: torch.amp.GradScaler  # pyright: ignore[reportPrivateImportUsage]
+    scaler: torch.amp.GradScaler
     training_step: TrainingStep
     steps_done: int = 0
     updating: bool = False  # inside the update, when parameters and moments may disagree
@@ -114,11 +115,17 @@ def _conditioning(
     return identifier, Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
 
 
+def preview_captions(config: TrainConfig) -> list[str]:
+    """The preview prompts with `{subject}` wherever they name it; none given: the caption template."""
+    prompts = config.output.preview_prompts or (config.data.caption_template,)
+    return [mark_subject(prompt, name=config.name, class_word=config.class_word) for prompt in prompts]
+
+
 def _prepare_captions(
     conditioner: Conditioner, subject: Stream, preservation: Stream | None, components: Components, config: TrainConfig
 ) -> None:
     """Encode what never changes; in word mode that is everything, and the text encoders leave the device."""
-    previews = (*config.output.preview_prompts, config.data.caption_template, "") if config.output.preview_every else ()
+    previews = (*preview_captions(config), "") if config.output.preview_every else ()
     conditioner.precompute([*subject.captions, *(preservation.captions if preservation else ()), *previews])
     if config.identifier_mode == "word":
         for encoder in components.text_encoders:
@@ -213,5 +220,5 @@ def _assemble(
         optimizer,
         lr_factor_of(config),
         torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        step,  # pyright: ignore[reportPrivateImportUsage]
+        step,
     )

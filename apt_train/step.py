@@ -1,7 +1,7 @@
 """One training step: prior pass, tuned pass, losses, indicator, weighted total.
 
-In: what happens between a drawn batch and a loss to call `backward` on. Not in: drawing (batch.py), the optimizer and
-everything that lasts longer than a step (loop.py).
+In: what happens between a drawn batch and a loss to call `backward` on. Not in: drawing (batch.py), the optimizer
+(update.py), everything that lasts longer (setup.py).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class TrainingStep:
         target = self.schedule.target(batch.latents, batch.noise, batch.timesteps)
         conditioning = self.conditioner.encode(batch.captions, tuned=False, chunks=self.chunks)
         self._set_rank(batch.timesteps)
-        return squared_error(self._predict(noisy, batch, conditioning), target, batch.mask).mean()
+        return squared_error(self.predict(noisy, batch, conditioning), target, batch.mask).mean()
 
     # -- the two passes
 
@@ -102,15 +102,27 @@ class TrainingStep:
         features = goal.dist_layers if captured and goal.dist_weight > 0 else None
         attention = goal.attn_layers if captured and goal.attn_weight > 0 else None
         with capture(self.unet, features=features, attention=attention) as record:
-            prediction = self._predict(noisy, batch, conditioning)
+            prediction = self.predict(noisy, batch, conditioning)
         return Pass(prediction, record, conditioning)
 
-    def _predict(self, noisy: Tensor, batch: Batch, conditioning: Conditioning) -> Tensor:
-        return predict(
-            self.unet, noisy, batch.timesteps, conditioning, batch.size_ids if self.uses_size_ids else None, self.dtype
+    def predict(self, noisy: Tensor, batch: Batch, conditioning: Conditioning) -> Tensor:
+        """The UNet's prediction, float32 (N, C, h, w), computed in `dtype`, with the adapter as it is."""
+        extra = None
+        if self.uses_size_ids:
+            assert conditioning.pooled is not None
+            # The ids stay float32: bf16 rounds 1023.
+            extra = {"text_embeds": conditioning.pooled.to(self.dtype), "time_ids": batch.size_ids}
+        hidden = conditioning.hidden.to(self.dtype)
+        result = self.unet(
+            noisy.to(self.dtype), batch.timesteps, encoder_hidden_states=hidden, added_cond_kwargs=extra
         )
+        return result.sample.float()
 
-    def _set_rank(self, timesteps: Tensor) -> None:
+    def use_all_ranks(self) -> None:
+        """T-LoRA outside training: a LoRA file has no ranks by timestep, so show what it will draw."""
+        self._set_rank(None)
+
+    def _set_rank(self, timesteps: Tensor | None) -> None:
         if self.timestep_rank is not None:
             self.timestep_rank.set(timesteps)
 
@@ -164,23 +176,3 @@ class TrainingStep:
         return attention_maps(
             self.unet, result.captured, conditioning.columns, conditioning.num_columns, save_memory=save_memory
         )
-
-
-def predict(
-    unet: UNet2DConditionModel,
-    noisy: Tensor,
-    timesteps: Tensor,
-    conditioning: Conditioning,
-    size_ids: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The UNet's prediction, float32 (N, C, h, w); passes run in `dtype`. `size_ids` (N, 6): SDXL only."""
-    extra = None
-    if size_ids is not None:
-        assert conditioning.pooled is not None
-        extra = {
-            "text_embeds": conditioning.pooled.to(dtype),
-            "time_ids": size_ids,
-        }  # ids stay float32: bf16 rounds 1023
-    hidden = conditioning.hidden.to(dtype)
-    return unet(noisy.to(dtype), timesteps, encoder_hidden_states=hidden, added_cond_kwargs=extra).sample.float()

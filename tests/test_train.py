@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -364,6 +365,31 @@ def test_the_user_hears_that_the_word_is_the_class() -> None:
     recorder = Recorder()
     run(steps=1, identifier_mode="word", identifier="toy", on_event=recorder)
     assert any(isinstance(event, NoticeEvent) and "toy" in event.text for event in recorder.events)
+
+
+def test_in_word_mode_previews_need_no_text_encoder_any_more() -> None:
+    """It has left the device by then: a prompt that says the subject's name is encoded beforehand too."""
+    parts = tiny_components()
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("encoded while training")
+
+    def watch(event: Any) -> None:
+        if getattr(event, "step", 0) == 1:
+            parts.text_encoders[0].model.register_forward_pre_hook(refuse)
+
+    word = {"identifier_mode": "word", "preview_every": 1, "preview_prompts": ("toy_subject toy on grass",)}
+    assert run(parts, steps=2, on_event=watch, **word).steps_done == 2
+
+
+def test_a_disk_that_fills_up_during_a_preview_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("PIL.Image.Image.save", full)
+    with pytest.raises(InputError, match="disk is full"):
+        run(steps=2, preview_every=1, output_dir=tmp_path)
+    assert (tmp_path / "toy_subject.safetensors").exists()
 
 
 # -- prior preservation
