@@ -151,6 +151,23 @@ def embedding_metadata(
     return {**_strings("modelspec.", spec), **_strings("apt_", ours)}
 
 
+def renamed_metadata(
+    metadata: Mapping[str, str], *, embedding: tuple[str, str] | None, stem: str, thumbnail: Image.Image | None = None
+) -> dict[str, str]:
+    """The metadata of a copy under another file name.
+
+    Args:
+        embedding: stem of the learned word's file before and now, wherever the texts name it (the trigger, the hint);
+            None: there is none.
+        stem: the copy's own.
+        thumbnail: a picture for the side bar; None: as it was.
+    """
+    before, now = embedding or ("", "")
+    texts = {key: text.replace(before, now) if before else text for key, text in metadata.items()}
+    picture = {"modelspec.thumbnail": _data_uri(thumbnail)} if thumbnail is not None else {}
+    return {**texts, "ss_output_name": stem, **picture}
+
+
 def fit_metadata(
     metadata: Mapping[str, str], tensors: Mapping[str, Tensor], limit: int = MAX_HEADER
 ) -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
 
 from ..components import Components, TextEncoder
 from ..errors import InputError
@@ -47,11 +49,21 @@ def load_single_file(
 
 
 def load_unet(file: TensorFile, family: FamilySpec, dtype: torch.dtype | None) -> UNet2DConditionModel:
-    shapes = file.under(UNET)
+    return build_unet(file.load_under(UNET), family, f"The UNet in {file.path.name}", dtype)
+
+
+def build_unet(
+    tensors: Mapping[str, Tensor], family: FamilySpec, what: str, dtype: torch.dtype | None
+) -> UNet2DConditionModel:
+    """A UNet from its tensors in the original layout's names (without `model.diffusion_model.`).
+
+    `what` names it in errors. InputError: a shape that diffusers cannot build, or tensors that do not fit it.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     layout = read_layout(shapes)
     config = unet_config(shapes, layout, family)
-    tensors = {layout.rename(name): tensor for name, tensor in file.load_under(UNET).items()}
-    return build(lambda: UNet2DConditionModel(**config), tensors, what=f"The UNet in {file.path.name}", dtype=dtype)
+    named = {layout.rename(name): tensor for name, tensor in tensors.items()}
+    return build(lambda: UNet2DConditionModel(**config), named, what=what, dtype=dtype)
 
 
 def single_file_schedule(file: TensorFile, family: FamilySpec, prediction_type: PredictionType | None) -> NoiseSchedule:

@@ -1,0 +1,73 @@
+"""MODEL, CLIP and VAE wires -> the trainer's `Components`, and the digest of all that they hold."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...apt_train.checkpoint.families import FamilySpec, family_of
+from ...apt_train.components import Components
+from ...apt_train.errors import InputError
+from ...apt_train.noise import NoiseSchedule
+from .model import UNET, family_spec, name_of, notes_of, schedule_of, unet_of
+from .progress import stop_if_cancelled
+from .text import layer_of, require_clip, text_encoders
+from .vae import HostVae
+from .weights import DigestCache
+
+
+@dataclass(frozen=True)
+class Wires:
+    """The three wires of one model, checked to belong together."""
+
+    model: Any
+    clip: Any
+    vae: Any
+    family: FamilySpec
+    schedule: NoiseSchedule
+    codec: HostVae
+
+    @staticmethod
+    def checked(model: Any, clip: Any, vae: Any) -> Wires:
+        """InputError, before anything costly: a kind that cannot be trained, or wires of different models."""
+        for name, wire in (("MODEL", model), ("CLIP", clip), ("VAE", vae)):
+            if wire is None:
+                raise InputError(f"The {name} wire is empty: the loader before it found none; load a full checkpoint.")
+        family = family_spec(model)
+        require_clip(clip, family)
+        return Wires(model, clip, vae, family, schedule_of(model), HostVae(vae, model))
+
+    def digest(self, cache: DigestCache) -> str:
+        """Of everything that training depends on: weights with their LoRAs, schedule, clip skip."""
+        parts = [
+            cache.of(self.model, UNET),
+            cache.of(self.clip.patcher, ""),
+            cache.of_module(self.vae.first_stage_model),
+            str([layer_of(self.clip, spec.embedding_key) for spec in self.family.text_encoders]),
+            self.schedule.prediction_type,
+            hashlib.sha256(self.schedule.alphas_cumprod.numpy().tobytes()).hexdigest(),
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def components(self, dtype: torch.dtype, digest: str) -> Components:
+        """Copies of the weights in `dtype`, on the CPU; Cancel is heard at every call of the UNet and the VAE."""
+        unet = unet_of(self.model, self.family, dtype)
+        unet.register_forward_pre_hook(lambda _module, _inputs: stop_if_cancelled())
+        encoders = text_encoders(self.clip, self.family)
+        return Components(
+            unet, encoders, self._encode, self._decode, self.schedule,
+            family_of(unet.config, len(encoders), self.codec.factor),
+            digest=digest, source=name_of(self.model), notes=notes_of(self.model),
+        )  # fmt: skip
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        stop_if_cancelled()
+        return self.codec.encode(images)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        stop_if_cancelled()
+        return self.codec.decode(latents)

@@ -1,0 +1,33 @@
+"""The three folders of the host that the pack writes to, and paths that stay inside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+
+from ...apt_train.errors import InputError
+
+
+def runs_folder() -> Path:
+    """Where runs live: output/apt_train."""
+    return Path(folder_paths.get_output_directory()) / "apt_train"
+
+
+def loras_folder() -> Path:
+    """Where finished LoRAs go, and the host's loaders look: output/loras."""
+    return Path(folder_paths.get_output_directory()) / "loras"
+
+
+def embeddings_folder() -> Path:
+    """The host's first embeddings folder. InputError: it has none."""
+    folders = folder_paths.get_folder_paths("embeddings")
+    if not folders:
+        raise InputError("ComfyUI has no folder for embeddings: add one (models/embeddings), or train in word mode.")
+    return Path(folders[0])
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder / name` for a plain file name."""
+    assert name and Path(name).name == name and name not in (".", ".."), name
+    return folder / name

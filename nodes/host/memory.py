@@ -1,0 +1,31 @@
+"""Handing the machine over: the host's models leave before training, ours are gone after it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+
+import comfy.model_management
+import torch
+
+
+def device() -> torch.device:
+    """Where the host computes."""
+    return comfy.model_management.get_torch_device()
+
+
+@contextlib.contextmanager
+def training_room() -> Iterator[None]:
+    """Inside the block autograd works and the device is free of the host's models; after it ours have left.
+
+    The host runs nodes under inference mode, whose tensors cannot be trained.
+    """
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+    try:
+        with torch.inference_mode(False):
+            yield
+    finally:
+        gc.collect()
+        comfy.model_management.soft_empty_cache()

@@ -1,0 +1,107 @@
+"""A wired MODEL as the trainer's UNet, family and noise schedule; what cannot be trained is refused by name.
+
+In: which of the host's models these are. Not in: reading weights (`weights`), text (`text`), pictures (`vae`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.model_base
+import comfy.model_sampling
+import comfy.sd
+import comfy.supported_models
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import Tensor
+
+from ...apt_train.checkpoint.families import FamilySpec, load_family
+from ...apt_train.checkpoint.single_file import build_unet
+from ...apt_train.errors import InputError
+from ...apt_train.noise import NoiseSchedule, PredictionType
+from .weights import baked
+
+UNET = "diffusion_model."
+_WORKS = "APT Train trains models of SD1.5 and of SDXL (Pony, Illustrious, NoobAI, SSD-1B and the like)"
+_IGNORED = ("patches", "patches_replace")
+
+
+def family_spec(model: Any) -> FamilySpec:
+    """The family of a MODEL. InputError: any other kind, named."""
+    kind, config = type(model.model), model.model.model_config
+    channels = config.unet_config.get("in_channels", 4)
+    if kind in (comfy.model_base.BaseModel, comfy.model_base.SDXL) and channels == 4:
+        if isinstance(config, comfy.supported_models.SDXL):
+            return load_family("sdxl")
+        if isinstance(config, comfy.supported_models.SD15):
+            return load_family("sd15")
+    what = type(config).__name__
+    if channels == 9:
+        what += " with an inpainting UNet"
+    elif channels == 8:
+        what += " with a picture-editing UNet"
+    raise InputError(f"The MODEL is a {what}: {_WORKS}; load one of these.")
+
+
+def unet_of(model: Any, family: FamilySpec, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The UNet on the CPU, the LoRAs on the MODEL baked in. InputError: one that diffusers cannot build."""
+    return build_unet(baked(model, UNET, dtype), family, "The MODEL", dtype)
+
+
+def schedule_of(model: Any) -> NoiseSchedule:
+    """The noise schedule, honouring ModelSampling nodes. InputError: neither epsilon nor v over a discrete schedule.
+
+    Flow and EDM models have no timesteps that the indicator's bins could be cut from.
+    """
+    sampling = model.get_model_object("model_sampling")
+    kinds: dict[type, PredictionType] = {
+        comfy.model_sampling.EPS: "epsilon",
+        comfy.model_sampling.V_PREDICTION: "v_prediction",
+    }
+    kind = next((base for base in type(sampling).__mro__[1:] if not issubclass(base, torch.nn.Module)), object)
+    if kind not in kinds or not _is_plain(sampling):
+        raise InputError(
+            f"The MODEL samples as {kind.__name__} over {type(sampling).__mro__[1].__name__}: only epsilon and "
+            "v-prediction over the usual 1000 timesteps can be trained, so take the ModelSampling node or the "
+            "distilled model away."
+        )
+    sigmas = sampling.sigmas.detach().to("cpu", torch.float64, copy=True)
+    return NoiseSchedule((1 / (sigmas**2 + 1)).float(), kinds[kind])
+
+
+def _is_plain(sampling: Any) -> bool:
+    """Whether timestep t is the t-th sigma, which distilled and continuous samplings bend."""
+    if not isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
+        return False
+    sigmas = sampling.sigmas.detach()
+    return bool(torch.equal(sampling.timestep(sigmas).float().cpu(), torch.arange(len(sigmas)).float()))
+
+
+def notes_of(model: Any) -> list[str]:
+    """Sentences on what the MODEL carries and training leaves out."""
+    options = model.model_options
+    patches = [name for key in _IGNORED for name in options.get("transformer_options", {}).get(key, {})]
+    if "model_function_wrapper" in options:
+        patches.append("a model wrapper")
+    if not patches:
+        return []
+    return [f"Patches on the MODEL that act only when sampling are left out of training: {', '.join(sorted(patches))}."]
+
+
+def name_of(model: Any) -> str:
+    """The checkpoint's file name where the loader left it, else the kind of model."""
+    made_by = getattr(model, "cached_patcher_init", None)
+    path = made_by[1][0] if made_by and made_by[1] else None
+    return os.path.basename(path) if isinstance(path, str) else type(model.model.model_config).__name__
+
+
+def with_lora(model: Any, lora: Mapping[str, Tensor], strength: float = 1.0) -> Any:
+    """A clone of the MODEL with a LoRA on it. RuntimeError: a module of the LoRA has no place on the MODEL."""
+    patched, _ = comfy.sd.load_lora_for_models(model, None, dict(lora), strength, 0.0)
+    modules = {key.rsplit(".alpha", 1)[0] for key in lora if key.endswith(".alpha")}
+    added = sum(len(patched.patches[key]) - len(model.patches.get(key, ())) for key in patched.patches)
+    if added != len(modules):
+        raise RuntimeError(f"The LoRA has {len(modules)} modules, but the MODEL took {added} of them.")
+    return patched

@@ -1,0 +1,41 @@
+"""What the host shows while a node runs, and its Cancel button."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+from server import PromptServer
+
+PREVIEW_SIZE = 1024  # pixels, the longer side at most
+
+
+def stop_if_cancelled() -> None:
+    """Raise the host's own exception when the user pressed Cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def prompt_id() -> str:
+    """Of the prompt being executed; empty outside one."""
+    context = get_executing_context()
+    return context.prompt_id if context is not None else ""
+
+
+class NodeProgress:
+    """Progress bar, picture and line of text of one node."""
+
+    def __init__(self, node_id: str, total: int) -> None:
+        self._node_id = node_id
+        self._bar = comfy.utils.ProgressBar(total, node_id)
+
+    def show(self, done: int, total: int, picture: Image.Image | None = None) -> None:
+        """Move the bar; a picture appears on the node."""
+        preview: Any = None if picture is None else ("JPEG", picture.convert("RGB"), PREVIEW_SIZE)
+        self._bar.update_absolute(done, total, preview)
+
+    def say(self, text: str) -> None:
+        """Replace the line of text on the node."""
+        PromptServer.instance.send_progress_text(text, self._node_id)

@@ -1,0 +1,61 @@
+"""A wired CLIP as the trainer's text encoders and tokenizers, as deep as CLIP Set Last Layer says.
+
+In: the encoders of SD1.5 and SDXL. Not in: encoding prompts (the trainer does, with gradients the host's CLIP has not).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from ...apt_train.checkpoint.families import EncoderSpec, FamilySpec
+from ...apt_train.checkpoint.ldm_text import build_text_encoder, text_config
+from ...apt_train.components import TextEncoder
+from ...apt_train.errors import InputError
+from .weights import baked
+
+
+def text_encoders(clip: Any, family: FamilySpec) -> list[TextEncoder]:
+    """One per encoder the family reads, on the CPU. InputError: a CLIP of another family, named."""
+    require_clip(clip, family)
+    return [_encoder(clip, spec) for spec in family.text_encoders]
+
+
+def require_clip(clip: Any, family: FamilySpec) -> None:
+    """InputError when the CLIP is not the family's."""
+    found = sorted(name for name, _ in clip.cond_stage_model.named_children())
+    wanted = sorted(spec.embedding_key for spec in family.text_encoders)
+    if found != wanted:
+        raise InputError(
+            f"The CLIP is a {type(clip.cond_stage_model).__name__} ({', '.join(found)}), but this MODEL reads "
+            f"{' and '.join(wanted)}: wire the CLIP of the same checkpoint."
+        )
+
+
+def _encoder(clip: Any, spec: EncoderSpec) -> TextEncoder:
+    key = spec.embedding_key
+    tensors = {
+        name.removeprefix("text_model."): tensor for name, tensor in baked(clip.patcher, f"{key}.transformer.").items()
+    }
+    what = f"The {key} encoder of the CLIP"
+    model = build_text_encoder(text_config(tensors, spec.hidden_act, what), tensors, spec.pooled, what, None)
+    layer, final_norm = layer_of(clip, key)
+    return TextEncoder(model, _tokenizer(clip, spec), layer, final_norm, spec.pooled, key)
+
+
+def layer_of(clip: Any, key: str) -> tuple[int, bool]:
+    """Which hidden states the UNet reads, and whether the final norm comes on top: as the host would encode."""
+    encoder = getattr(clip.cond_stage_model, key)
+    kind, index, _ = encoder.options_default
+    if clip.layer_idx is not None:
+        kind, index = ("last", None) if abs(clip.layer_idx) > encoder.num_layers else ("hidden", clip.layer_idx)
+    if kind == "last":
+        return -1, True
+    return int(index), bool(encoder.layer_norm_hidden_state)
+
+
+def _tokenizer(clip: Any, spec: EncoderSpec) -> Any:
+    """A copy: the padding token is set on it, and the host's own stays as it is."""
+    tokenizer = copy.deepcopy(getattr(clip.tokenizer, spec.embedding_key).tokenizer)
+    tokenizer.pad_token = spec.pad_token
+    return tokenizer

@@ -1,0 +1,154 @@
+"""Finished and broken-off runs on disk: found again by what they were made of, and published for the host's loaders.
+
+    output/apt_train/<subject>_<hash12>/           the run, in the layout of the command line's --output
+    output/loras/<subject>_<hash8>.safetensors     the LoRA at the end of the run; at a picked snapshot ..._s<step>
+    embeddings/<subject>_<hash8>.safetensors       its learned word, likewise
+
+hash12 is of everything that decides the weights but the number of steps, so that a run goes on when steps are raised;
+hash8 is of that and of the steps, so that two trainers in one graph never write the same file.
+
+In: these three places. Not in: training (`training`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+
+from ..apt_train.captions import embedding_stem, trigger_text
+from ..apt_train.config import TrainConfig
+from ..apt_train.errors import InputError
+from ..apt_train.metadata import fit_metadata, renamed_metadata
+from ..apt_train.run_folder import CONFIG, read_log
+from ..apt_train.snapshot import step_folder
+from ..apt_train.tensor_writer import write_tensors
+from .host.folders import embeddings_folder, inside, loras_folder, runs_folder
+from .wires import AptRun
+
+
+@dataclass(frozen=True)
+class Published:
+    """A LoRA as the host's wires carry it, and what a prompt must say."""
+
+    lora: dict[str, Tensor]
+    trigger: str
+
+
+def find_folder(config: TrainConfig, digest: str) -> Path:
+    """The folder of the run with this content hash.
+
+    Where it went on beyond the steps asked for and kept no snapshot there, a folder of its own beside it: training anew
+    gives the same weights, and nothing that was trained is lost.
+    """
+    folder = inside(runs_folder(), f"{config.name}_{digest[:12]}")
+    if steps_done(folder) > config.steps and not _snapshot(folder, config.steps).is_dir():
+        return folder.with_name(f"{folder.name}_to{config.steps}")
+    return folder
+
+
+def steps_done(folder: Path) -> int:
+    """The newest step that the run has saved; 0: none, or no run."""
+    return max(_steps(folder), default=0) if (folder / CONFIG).is_file() else 0
+
+
+def set_aside(folder: Path) -> None:
+    """Make way for a new run: the one that stands there is kept as ..._previous, the one before that goes."""
+    if not folder.exists():
+        return
+    previous = folder.with_name(folder.name + "_previous")
+    try:
+        if previous.exists():
+            shutil.rmtree(previous)
+        folder.rename(previous)
+    except OSError as error:
+        what = f"{folder} cannot be set aside ({error.strerror})"
+        raise InputError(f"{what}: close what uses it, or move it away.") from None
+
+
+def open_run(folder: Path, config: TrainConfig, digest: str) -> AptRun:
+    """The run at `config.steps`, as other nodes get it."""
+    stem = f"{config.name}_{hashlib.sha256(f'{digest}/{config.steps}'.encode()).hexdigest()[:8]}"
+    return AptRun(folder, stem, config.name, config.class_word, _trigger(config, stem), config.steps)
+
+
+def snapshot_steps(run: AptRun) -> list[int]:
+    """The steps that have a snapshot, rising, up to the run's own."""
+    return sorted(step for step in _steps(run.folder) if step <= run.steps)
+
+
+def losses(run: AptRun) -> list[float]:
+    """The total loss of every step."""
+    return [line["loss"] for line in read_log(run.folder) if line["step"] <= run.steps]
+
+
+def publish(run: AptRun, step: int | None = None, *, anew: bool = False) -> Published:
+    """Put a snapshot's LoRA and learned word where the host's loaders and prompts find them; what is there stays.
+
+    `step`: a snapshot's; None: the end of the run. `anew`: write also what is there (the run was trained again).
+    InputError: no such snapshot, or a folder that cannot be written.
+    """
+    picked = run.steps if step is None else step
+    source = _snapshot(run.folder, picked)
+    if not source.is_dir():
+        there = ", ".join(map(str, snapshot_steps(run))) or "none"
+        raise InputError(f"{run.run_id} has no snapshot of step {picked}: choose one of these steps: {there}.")
+    stem = run.stem if picked == run.steps else f"{run.stem}_s{picked}"
+    word = source / f"{embedding_stem(run.subject)}.safetensors"
+    names = (word.stem, stem) if word.is_file() else None
+    lora, metadata = _read(source / f"{run.subject}.safetensors")
+    target = inside(loras_folder(), f"{stem}.safetensors")
+    if anew or not target.is_file():
+        picture = _newest_preview(run.folder, picked)
+        _write(target, lora, renamed_metadata(metadata, embedding=names, stem=stem, thumbnail=picture))
+    if names is not None:
+        _publish_word(word, inside(embeddings_folder(), f"{stem}.safetensors"), anew)
+    return Published(lora, f"embedding:{stem}" if names is not None else run.trigger)
+
+
+def _publish_word(source: Path, target: Path, anew: bool) -> None:
+    if anew or not target.is_file():
+        rows, metadata = _read(source)
+        _write(target, rows, renamed_metadata(metadata, embedding=(source.stem, target.stem), stem=target.stem))
+
+
+def _trigger(config: TrainConfig, stem: str) -> str:
+    if config.identifier_mode == "learned":
+        return f"embedding:{stem}"
+    return trigger_text(config.name, config.class_word, config.identifier_mode)
+
+
+def _write(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{target.parent} cannot be made ({error.strerror}): make it, or mend its rights.") from None
+    write_tensors(target, tensors, fit_metadata(metadata, tensors))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(str(path), framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
+
+
+def _snapshot(folder: Path, step: int) -> Path:
+    return step_folder(folder / "snapshots", step)
+
+
+def _steps(folder: Path) -> list[int]:
+    names = [path.name.removeprefix("step_") for path in (folder / "snapshots").glob("step_*") if path.is_dir()]
+    return [int(name) for name in names if name.isdigit()]
+
+
+def _newest_preview(folder: Path, step: int) -> Image.Image | None:
+    """The last tuned sample drawn up to a step."""
+    drawn = [path for path in (folder / "previews").glob("step_*_0_tuned.png") if int(path.name[5:11]) <= step]
+    if not drawn:
+        return None
+    with Image.open(max(drawn)) as picture:
+        return picture.convert("RGB")

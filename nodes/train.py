@@ -1,0 +1,107 @@
+"""`APT Train`: a checkpoint's wires and a batch of images in, the model with its new LoRA out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from .settings import METHODS, Setting, train_config, widget
+from .wires import AptOptions, AptOptionsWire, AptRunWire
+
+MAIN = (
+    Setting("", "steps"),
+    Setting("adapter", "rank"),
+    Setting("optimizer", "learning_rate"),
+    Setting("data", "resolution"),
+    Setting("optimizer", "batch_size"),
+    Setting("data", "caption_template"),
+)
+SEED = Setting("", "seed")
+CLASS_WORD = Setting("", "class_word")
+
+
+class APTTrain(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="APTTrain",
+            display_name="APT Train",
+            category="training/APT",
+            description="Teaches the model one subject from 3 to 10 pictures and holds back where it begins to "
+            "overfit. Cancel keeps the work: queue again to go on.",
+            search_aliases=["dreambooth", "train lora", "personalize", "finetune", "adaptive personalized training"],
+            is_input_list=True,
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="The model to learn on, SD1.5 or SDXL. LoRAs on it are baked in."),
+                io.Clip.Input("clip", tooltip="Its text encoders, as deep as Clip Set Last Layer says."),
+                io.Vae.Input("vae", tooltip="Its VAE."),
+                io.Image.Input(
+                    "images", tooltip="3 to 10 pictures of the subject: a batch, or lists of different sizes."
+                ),
+                io.String.Input(
+                    "subject", default="", placeholder="my_toy",
+                    tooltip="A name for the subject and its files: letters, digits, _ and -. Empty: "
+                    "<class-word>_subject.",
+                ),
+                widget(CLASS_WORD, placeholder="toy"),
+                *(widget(setting) for setting in MAIN),
+                io.Combo.Input(
+                    "method", options=list(METHODS), default="APT",
+                    tooltip="APT; plain DreamBooth, DCO (consistency with the prior) and T-LoRA (rank by timestep; its "
+                    "LoRA acts with all ranks once saved) to compare with.",
+                ),
+                widget(SEED, control_after_generate=io.ControlAfterGenerate.fixed),
+                io.Combo.Input(
+                    "resume", options=["automatic", "restart"], default="automatic",
+                    tooltip="automatic: go on where this very run was stopped, or load it where it is finished. "
+                    "restart: train anew; the earlier run is kept beside it as ..._previous.",
+                ),
+                io.String.Input(
+                    "captions", optional=True, default="", multiline=True,
+                    tooltip="What the pictures show: a wired list, or a line per picture. Write {subject} or the "
+                    "subject's name where it stands. An empty line takes the caption template.",
+                ),
+                io.Mask.Input(
+                    "masks", optional=True,
+                    tooltip="Which part of each picture is learned: white counts. For Load Image's MASK of a cut-out "
+                    "picture set mask_counts to black in the options.",
+                ),
+                AptOptionsWire.Input("options", optional=True, tooltip="Further settings, from APT Train Options."),
+            ],
+            outputs=[
+                io.Model.Output("model_out", display_name="MODEL", tooltip="The model with the new LoRA on."),
+                io.Clip.Output(
+                    "clip_out", display_name="CLIP",
+                    tooltip="The same CLIP. Take it from here, so that prompts with the trigger run after training.",
+                ),
+                io.LoraModel.Output("lora", display_name="LORA_MODEL", tooltip="The LoRA, for Save LoRA Weights."),
+                AptRunWire.Output("run", display_name="APT_RUN", tooltip="The run, for the monitor and the preview."),
+                io.LossMap.Output("loss_map", display_name="LOSS_MAP", tooltip="The losses, for Plot Loss Graph."),
+                io.String.Output("trigger", display_name="trigger", tooltip="Exactly what a prompt must say."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        import torch
+
+        from .host.components import Wires
+        from .host.model import with_lora
+        from .run_store import losses
+        from .training import Job, finished_run, image_set
+
+        one = {name: values[0] for name, values in inputs.items() if values}
+        options: AptOptions = one.get("options") or AptOptions({})
+        main = {setting: one[setting.name] for setting in (*MAIN, SEED, CLASS_WORD)}
+        config = train_config(main, options, subject=one["subject"], method=one["method"])
+        wires = Wires.checked(one["model"], one["clip"], one["vae"])
+        with torch.inference_mode(False):
+            images = image_set(inputs["images"], inputs.get("captions"), inputs.get("masks") or None, options)
+            prior = image_set(options.prior_images, None, None, options) if options.prior_images else None
+            job = Job(wires, images, prior, config, restart=one["resume"] == "restart")
+            run, published = finished_run(job, cls.hidden.unique_id)
+        model = with_lora(wires.model, published.lora)
+        return io.NodeOutput(model, wires.clip, published.lora, run, {"loss": losses(run)}, published.trigger)

@@ -1,0 +1,115 @@
+"""From wires and widgets to a finished run: found on disk, gone on with, or trained.
+
+In: the order of things. Not in: widgets (`train`), what the browser is told (`watch`), files (`run_store`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..apt_train.config import TrainConfig
+from ..apt_train.dataset import ImageSet
+from ..apt_train.errors import InputError
+from ..apt_train.run_folder import content_hash
+from .host.components import Wires
+from .host.memory import device, training_room
+from .host.weights import DigestCache
+from .run_store import Published, find_folder, open_run, publish, set_aside, steps_done
+from .watch import Watch
+from .wires import AptOptions, AptRun
+
+_DIGESTS = DigestCache()  # lives with the host's process: hashing gigabytes at every queue would be felt
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be trained."""
+
+    wires: Wires
+    images: ImageSet
+    prior_images: ImageSet | None
+    config: TrainConfig
+    restart: bool
+
+
+def image_set(
+    images: Sequence[Tensor], captions: Sequence[str] | None, masks: Sequence[Tensor] | None, options: AptOptions
+) -> ImageSet:
+    """The host's lists as the trainer's pictures.
+
+    `captions`: one per picture, or a single text with a line per picture. A mask of Load Image for a picture without
+    transparency (64 x 64, all zero) counts as none. InputError: as `ImageSet.from_tensors`.
+    """
+    singles = [picture for batch in images for picture in (batch if batch.ndim == 4 else [batch])]
+    lines: Sequence[str] | str | None = captions
+    if captions is not None and len(captions) == 1:
+        lines = captions[0]
+    weights = None if masks is None else _weights(singles, masks, options.mask_counts)
+    return ImageSet.from_tensors(
+        [picture.clone() for picture in singles], lines, weights, options.background, alpha_masks=options.alpha_masks
+    )
+
+
+def _weights(pictures: list[Tensor], masks: Sequence[Tensor], counts: str) -> list[Tensor]:
+    singles = [mask for batch in masks for mask in (batch if batch.ndim == 3 else [batch])]
+    if len(singles) != len(pictures):
+        raise InputError(f"There are {len(singles)} masks for {len(pictures)} images: wire one per image, or none.")
+    return [_weight(picture, mask.clone(), counts) for picture, mask in zip(pictures, singles, strict=True)]
+
+
+def _weight(picture: Tensor, mask: Tensor, counts: str) -> Tensor:
+    is_no_mask = tuple(mask.shape) == (64, 64) != tuple(picture.shape[:2]) and not bool(mask.any())
+    if is_no_mask:
+        return torch.ones(picture.shape[:2])
+    return 1 - mask if counts == "black" else mask
+
+
+def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
+    """The run of this job at its last step; trained as far as it is not on disk yet.
+
+    InputError: what cannot be trained. The host's own exception: the user pressed Cancel; the work is saved, and the
+    same job goes on from there.
+    """
+    digest = job.wires.digest(_DIGESTS)
+    identity = _identity(job, digest)
+    folder = find_folder(job.config, identity)
+    if job.restart:
+        set_aside(folder)
+    run = open_run(folder, job.config, identity)
+    trained = steps_done(folder) < job.config.steps
+    if trained:
+        with Watch(run, job.config, job.wires.schedule.num_timesteps, node_id) as watch, training_room():
+            _train(job, digest, folder, watch)
+    return run, publish(run, anew=trained)
+
+
+def _identity(job: Job, digest: str) -> str:
+    from ..apt_train.setup import resolve_dtype
+
+    dtype = resolve_dtype(job.config.precision, device())
+    prior = job.prior_images.digest if job.prior_images else ""
+    return content_hash(digest, job.images.digest, prior, job.config, dtype)
+
+
+def _train(job: Job, digest: str, folder: Path, watch: Any) -> None:
+    from ..apt_train.loop import train  # brings diffusers and peft: not at the host's start
+    from ..apt_train.setup import resolve_dtype
+
+    components = job.wires.components(resolve_dtype(job.config.precision, device()), digest)
+    train(
+        components,
+        job.images,
+        job.config,
+        prior_images=job.prior_images,
+        output_dir=folder,
+        resume=steps_done(folder) > 0,
+        device=device(),
+        on_event=watch,
+        record={"source": components.source},
+    )

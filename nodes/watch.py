@@ -1,0 +1,128 @@
+"""What an artist sees while a run trains: progress with the time left, a live picture, a line of text; and Cancel.
+
+In: turning the trainer's events into what the node shows. Not in: the monitor's curves (`live`), drawing
+(`apt_train.report.live_images`).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from ..apt_train.config import TrainConfig
+from ..apt_train.events import Event, NoticeEvent, PreviewEvent, StepEvent
+from ..apt_train.report.grid import labelled_grid
+from ..apt_train.report.live_images import heat_image
+from ..apt_train.run_folder import read_log
+from .host.progress import NodeProgress, prompt_id, stop_if_cancelled
+from .live import LiveRun, host_sender
+from .run_store import steps_done
+from .wires import AptRun
+
+PICTURE_EVERY = 1.0  # seconds between live pictures
+SIDE = 256  # pixels, of a sample on the live picture
+
+
+class Watch:
+    """The trainer's callback, for the time of one run; tells the browser how the run ended, however it did."""
+
+    def __init__(self, run: AptRun, config: TrainConfig, num_timesteps: int, node_id: str) -> None:
+        self._config, self._num_timesteps = config, num_timesteps
+        self._progress = NodeProgress(node_id, config.steps)
+        self._live = LiveRun(
+            run_id=run.run_id, node_id=node_id, prompt_id=prompt_id(), total=config.steps, bins=config.apt.bins,
+            num_timesteps=num_timesteps, send=host_sender(),
+        )  # fmt: skip
+        self._step = steps_done(run.folder)
+        self._gamma = [line["gamma"] for line in read_log(run.folder) if line["step"] <= self._step]
+        self._began: tuple[float, int] | None = None  # when the first step of this session ended, and which it was
+        self._samples: PreviewEvent | None = None
+        self._last_picture = 0.0
+
+    def __enter__(self) -> Watch:
+        self._live.start(self._step)
+        self._progress.show(self._step, self._config.steps)
+        self._progress.say("getting ready" if not self._step else f"going on after step {self._step}")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        ended: Literal["done", "stopped", "failed"] = "done"
+        if error is not None:
+            ended = "failed" if isinstance(error, Exception) and "Interrupt" not in type(error).__name__ else "stopped"
+        self._live.finish(ended, self._step)
+        if ended == "stopped":
+            self._progress.say(f"stopped after step {self._step}: queue again to go on")
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepEvent):
+            self._on_step(event)
+        elif isinstance(event, PreviewEvent):
+            self._samples = event
+            self._draw()
+        elif isinstance(event, NoticeEvent):
+            logging.info("APT Train: %s", event.text)
+            self._progress.say(event.text)
+        stop_if_cancelled()
+
+    def _on_step(self, event: StepEvent) -> None:
+        self._step = event.step
+        self._gamma.append(event.gamma)
+        left = self._seconds_left(event)
+        self._live.step(event, left)
+        self._progress.say(line_of(event, left))
+        if time.monotonic() - self._last_picture > PICTURE_EVERY or event.step == event.total:
+            self._draw()
+        else:
+            self._progress.show(event.step, event.total)
+
+    def _seconds_left(self, event: StepEvent) -> float | None:
+        """By the mean of this session's steps, previews and encoding included; None at its first one."""
+        now = time.monotonic()
+        if self._began is None:
+            self._began = now, event.step
+            return None
+        began, first = self._began
+        return (now - began) / (event.step - first) * (event.total - event.step)
+
+    def _draw(self) -> None:
+        picture = live_picture(np.array(self._gamma), self._samples, self._num_timesteps)
+        self._progress.show(self._step, self._config.steps, picture)
+        self._last_picture = time.monotonic()
+
+
+def line_of(event: StepEvent, seconds_left: float | None) -> str:
+    """`step 120 of 2000 · loss 0.113 · gamma 0.42 · 12 min left`; gamma is the mean over the bins."""
+    parts = [f"step {event.step} of {event.total}", f"loss {event.loss:.3g}"]
+    if event.gamma:
+        parts.append(f"gamma {sum(event.gamma) / len(event.gamma):.2f}")
+    if seconds_left is not None:
+        parts.append(f"{duration(seconds_left)} left")
+    return " · ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def live_picture(gamma: np.ndarray, samples: PreviewEvent | None, num_timesteps: int) -> Image.Image:
+    """The indicator's heat map, and beside it the newest sample of prior and tuned model from the same noise."""
+    heat = heat_image(gamma.reshape(len(gamma), -1), 480, SIDE, num_timesteps=num_timesteps)
+    if samples is None:
+        return heat
+    tiles = [picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for picture in (samples.prior[0], samples.tuned[0])]
+    pair = labelled_grid([list(tiles)], [""], ["prior", f"step {samples.step}"])
+    sheet = Image.new("RGB", (heat.width + pair.width, max(heat.height, pair.height)), "white")
+    sheet.paste(heat, (0, 0))
+    sheet.paste(pair, (heat.width, 0))
+    return sheet
