@@ -18,8 +18,10 @@ from apt_train.errors import InputError
 from apt_train.report import write_report
 from apt_train.report.attention_tiles import attention_tiles
 from apt_train.report.grid import fit_label, font, labelled_grid
-from apt_train.report.live_images import indicator_image, loss_image
+from apt_train.report.live_images import heat_image, indicator_image, loss_image
 from apt_train.report.palette import bin_colours, diverging, heat
+from apt_train.report.plots import overview_figure
+from apt_train.report.run_files import read_run
 from apt_train.report.run_log import block_means, moving_average, read_log
 from apt_train.report.run_summary import bin_edges, evened_denoising, summarize
 from apt_train.report.verdict import paragraph, verdict
@@ -357,7 +359,38 @@ def test_bins_never_trained_are_owned_up_to(tmp_path) -> None:
     assert "Only 1 of 10 timestep bins were trained" in told(tmp_path, lines)
 
 
+# --- all in one ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "measured"),
+    [(plausible_log(80), True), (plausible_log(1, balance_every=0), True), ([plain_line(1, [])], False)],
+)
+def test_everything_stands_in_one_picture(tmp_path, lines, measured) -> None:
+    run = read_run(write_run(tmp_path, lines))
+    figure = overview_figure(run.log, measured=measured)
+    figure.savefig(tmp_path / "overview.png", format="png")
+    with Image.open(tmp_path / "overview.png") as picture:
+        assert picture.width == 950 and colours_in(picture) > 100
+    titles = {axes.get_title(loc="left") for part in figure.subfigs for axes in part.axes}
+    assert ("Overfitting indicator by timestep (dashed: near 1)" in titles) == measured
+    assert {"Total (weighted)", "Denoising", "Attention alignment"} <= titles
+
+
 # --- reading ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_read_up_to_a_step(tmp_path) -> None:
+    """A folder may hold more steps than the run that is asked about."""
+    folder = write_run(tmp_path, plausible_log(200))
+    for step in (50, 100, 150):
+        (folder / "snapshots" / f"step_{step:06d}").mkdir(parents=True)
+    run = read_run(folder, until=120)
+    assert run.log.step[-1] == 120 and len(run.log.timesteps) == 120 and run.log.gamma.shape == (120, 10)
+    assert run.log.balance_step.tolist() == [50, 100] and run.snapshots == [50, 100]
+    assert run.summary.steps_done == 120 and read_run(folder).summary.steps_done == 200
+    with pytest.raises(InputError, match="no step up to 0"):
+        read_run(folder, until=0)
 
 
 def test_a_cut_last_line_is_left_out_and_said(tmp_path) -> None:
@@ -515,9 +548,21 @@ def test_the_live_indicator_is_drawn_where_the_numbers_say() -> None:
     assert top < 40 and bottom > 150 and abs(middle - (top + bottom) / 2) < 2
 
 
+def test_the_live_map_has_the_noisiest_bin_on_top_and_time_to_the_right() -> None:
+    """Two bins: the clean one goes from 0 to 1 half way, the noisy one stays at 0.5."""
+    gamma = np.full((100, 2), 0.5)
+    gamma[:50, 0], gamma[50:, 0] = 0.0, 1.0
+    picture = np.array(heat_image(gamma, 400, 200))
+    zero, half, one = (tuple(int(c) for c in heat(np.array(value))) for value in (0.0, 0.5, 1.0))
+    assert {tuple(pixel) for pixel in picture[40:80, 100:330].reshape(-1, 3).tolist()} == {half}
+    assert {tuple(pixel) for pixel in picture[120:160, 70:180].reshape(-1, 3).tolist()} == {zero}
+    assert {tuple(pixel) for pixel in picture[120:160, 240:330].reshape(-1, 3).tolist()} == {one}
+
+
 def test_live_pictures_of_nothing_and_of_little() -> None:
     for gamma in (np.zeros((0, 10)), np.zeros((5, 0)), np.zeros((1, 10)), np.zeros((3, 40))):
         assert indicator_image(gamma, 200, 100).size == (200, 100)
+        assert heat_image(gamma, 200, 100).size == (200, 100)
     for losses in ([], [1.0], [float("nan"), 2.0], [0.0, 0.0], [-1.0, 2.0, float("inf")], [3.0] * 5000):
         assert colours_in(loss_image(losses, 200, 100)) > 1
 

@@ -1,13 +1,16 @@
 """Cross-attention maps of the prior and the tuned model, token by token, as one picture (after the paper's figure).
 
-In: maps -> picture. Not in: capturing maps (`capture`), running a model.
+In: the maps of layers of several sizes -> one map -> picture. Not in: capturing maps (`capture`), running a model.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -20,8 +23,34 @@ PER_ROW = 9
 LEGEND = "mean attention, prior > tuned; one scale per token; difference: blue less, red more than the prior"
 
 
+def merge_layers(maps: Sequence[Tensor], aspect: float) -> Tensor:
+    """Maps (positions, columns) of layers of different sizes -> their mean (columns, h, w) at the finest size.
+
+    `aspect`: height / width of the latent.
+    """
+    grids = [_grid(layer, aspect) for layer in maps]
+    size = max((grid.shape[-2:] for grid in grids), key=lambda shape: shape[0] * shape[1])
+    scaled = [F.interpolate(grid[None], size=size, mode="bilinear", align_corners=False)[0] for grid in grids]
+    return torch.stack(scaled).mean(dim=0).cpu().contiguous()
+
+
+def _grid(layer: Tensor, aspect: float) -> Tensor:
+    positions = layer.shape[0]
+    # Odd latents are rounded up on each way down, so the sides are found, not computed: the divisor nearest in aspect.
+    divisors = [h for h in range(1, positions + 1) if positions % h == 0]
+    height = min(divisors, key=lambda h: abs(math.log(h * h / positions / aspect)))
+    return layer.T.reshape(-1, height, positions // height).float()
+
+
 def attention_tiles(
-    prior: Tensor, tuned: Tensor, labels: Sequence[str], image: Image.Image | None = None
+    prior: Tensor,
+    tuned: Tensor,
+    labels: Sequence[str],
+    image: Image.Image | None = None,
+    *,
+    heading: Sequence[str] = (),
+    per_row: int = PER_ROW,
+    text_size: float = 13,
 ) -> Image.Image:
     """Rows prior | tuned | difference, one column per token; long captions go on in further rows.
 
@@ -29,6 +58,9 @@ def attention_tiles(
         prior, tuned: attention of every token, float (columns, h, w), each in [0, 1].
         labels: one per column.
         image: the picture the maps belong to, shown as the first column.
+        heading: lines above the tiles.
+        per_row: tokens beside each other, at most; fewer and larger letters suit where the sheet is shown small.
+        text_size: of the labels, in pixels.
 
     In a column the prior's and the tuned map share one scale, from 0 to the larger one's peak, so that a token that
     has been dimmed looks dim; the difference (tuned - prior) is blue for less and red for more, in full colour at half

@@ -1,4 +1,4 @@
-"""The report's curves: indicator, losses, balance, as matplotlib figures.
+"""The report's curves: indicator, losses, balance, as matplotlib figures, each alone or all in one.
 
 In: drawing. Not in: pyplot, style sheets or any other state of matplotlib that others share; numbers (`run_summary`).
 """
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from .palette import FAINT, INK, OTHER_TERM, TERM_COLOURS, Rgb, bin_colours, heat
@@ -31,15 +31,8 @@ TITLES = {
 
 def indicator_figure(log: RunLog, *, measured: bool, num_timesteps: int = 1000) -> Figure:
     """One curve per timestep bin over the steps, beside the same numbers as a bins x steps heat map."""
-    figure = Figure(figsize=(13, 4.8), dpi=100, layout="constrained")
-    if not measured:
-        return _message(figure, "The overfitting indicator was not measured in this run.")
-    steps = block_means(log.step.astype(np.float64), MOST_POINTS)
-    gamma = block_means(log.gamma, MOST_POINTS)
-    labels = [f"{low}-{high}" for low, high in bin_edges(gamma.shape[1], num_timesteps)]
-    curves, chart = figure.subplots(1, 2, width_ratios=(1.15, 1))
-    _indicator_curves(curves, steps, gamma, labels)
-    _indicator_heat(figure, chart, (int(log.step[0]), int(log.step[-1])), gamma, labels)
+    figure = _figure(13, 4.8)
+    _draw_indicator(figure, log, measured, num_timesteps)
     return figure
 
 
@@ -48,14 +41,52 @@ def losses_figure(log: RunLog, *, num_timesteps: int = 1000) -> Figure:
 
     The denoising loss is averaged with its timesteps' own levels taken out, which else hide where it goes.
     """
-    shown = [name for name in TERMS if np.isfinite(log.terms[name]).any()]
+    columns, rows = _panel_grid(log)
+    figure = _figure(6.5 * columns, 3.1 * rows + 0.4) if rows else _figure(13, 4.8)
+    _draw_losses(figure, log, num_timesteps)
+    return figure
+
+
+def balance_figure(log: RunLog) -> Figure:
+    """Gradient norm of each term over the steps, beside each term's part of their sum."""
+    figure = _figure(13, 4.4)
+    _draw_balance(figure, log)
+    return figure
+
+
+def overview_figure(log: RunLog, *, measured: bool, num_timesteps: int = 1000) -> Figure:
+    """Indicator, losses and balance under each other, in letters large enough for a small window."""
+    rows = _panel_grid(log)[1]
+    heights = [3.5 if measured else 0.8, 2.1 * rows + 0.4 if rows else 0.8, 2.9 if log.balance else 0.8]
+    figure = _figure(9.5, sum(heights))
+    top, middle, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=heights)[:, 0]
+    _draw_indicator(top, log, measured, num_timesteps)
+    _draw_losses(middle, log, num_timesteps)
+    _draw_balance(bottom, log)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, its size in inches of 100 dots."""
+    return Figure(figsize=(width, height), dpi=100, layout="constrained")
+
+
+def _draw_indicator(figure: FigureBase, log: RunLog, measured: bool, num_timesteps: int) -> None:
+    if not measured:
+        return _message(figure, "The overfitting indicator was not measured in this run.")
+    steps = block_means(log.step.astype(np.float64), MOST_POINTS)
+    gamma = block_means(log.gamma, MOST_POINTS)
+    labels = [f"{low}-{high}" for low, high in bin_edges(gamma.shape[1], num_timesteps)]
+    curves, chart = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    _indicator_curves(curves, steps, gamma, labels)
+    _indicator_heat(figure, chart, (int(log.step[0]), int(log.step[-1])), gamma, labels)
+
+
+def _draw_losses(figure: FigureBase, log: RunLog, num_timesteps: int) -> None:
+    shown = _terms_shown(log)
     if not shown:
-        return _message(
-            Figure(figsize=(13, 4.8), dpi=100, layout="constrained"), "No finite loss in this log."
-        )
-    columns = min(2, len(shown))
-    rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(6.5 * columns, 3.1 * rows + 0.4), dpi=100, layout="constrained")
+        return _message(figure, "No finite loss in this log.")
+    columns, rows = _panel_grid(log)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     window = max(1, len(log) // 25) | 1
     for axes, name in zip(panels, shown, strict=False):
@@ -70,12 +101,9 @@ def losses_figure(log: RunLog, *, num_timesteps: int = 1000) -> Figure:
         else "every step"
     )
     figure.suptitle(f"Losses before their weights ({note})", fontsize=11, color=_hex(INK), x=0.01, ha="left")
-    return figure
 
 
-def balance_figure(log: RunLog) -> Figure:
-    """Gradient norm of each term over the steps, beside each term's part of their sum."""
-    figure = Figure(figsize=(13, 4.4), dpi=100, layout="constrained")
+def _draw_balance(figure: FigureBase, log: RunLog) -> None:
     if not log.balance:
         return _message(
             figure, "The gradient of the single terms was not measured in this run (balance_every)."
@@ -90,7 +118,17 @@ def balance_figure(log: RunLog) -> Figure:
     _dress(left, "Gradient norm of each term", "norm")
     _share_bars(right, steps, norms)
     right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9, reverse=True)
-    return figure
+
+
+def _terms_shown(log: RunLog) -> list[str]:
+    return [name for name in TERMS if np.isfinite(log.terms[name]).any()]
+
+
+def _panel_grid(log: RunLog) -> tuple[int, int]:
+    """Columns and rows of the loss panels; no rows where there is nothing to show."""
+    count = len(_terms_shown(log))
+    columns = min(2, max(1, count))
+    return columns, -(-count // columns)
 
 
 def _indicator_curves(axes: Axes, steps: Floats, gamma: Floats, labels: list[str]) -> None:
@@ -109,7 +147,7 @@ def _indicator_curves(axes: Axes, steps: Floats, gamma: Floats, labels: list[str
 
 
 def _indicator_heat(
-    figure: Figure, axes: Axes, ends: tuple[int, int], gamma: Floats, labels: list[str]
+    figure: FigureBase, axes: Axes, ends: tuple[int, int], gamma: Floats, labels: list[str]
 ) -> None:
     extent = (ends[0] - 0.5, ends[1] + 0.5, -0.5, len(labels) - 0.5)
     image = axes.imshow(
@@ -184,9 +222,8 @@ def _log_scale_if_wide(axes: Axes, values: Floats, lowest: float) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def _message(figure: Figure, text: str) -> Figure:
+def _message(figure: FigureBase, text: str) -> None:
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=13, color=_hex(INK))
-    return figure
 
 
 def _title(name: str) -> str:

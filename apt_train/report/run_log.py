@@ -38,6 +38,22 @@ class RunLog:
     def __len__(self) -> int:
         return len(self.step)
 
+    def until(self, step: int) -> RunLog:
+        """The same log up to a step. InputError: it holds none that early."""
+        kept, measured = self.step <= step, self.balance_step <= step
+        if not kept.any():
+            raise InputError(f"The log holds no step up to {step}: ask for a later one.")
+        return RunLog(
+            step=self.step[kept],
+            terms={name: values[kept] for name, values in self.terms.items()},
+            grad_norm=self.grad_norm[kept],
+            timesteps=self.timesteps[: int(kept.sum())],
+            gamma=self.gamma[kept],
+            balance_step=self.balance_step[measured],
+            balance={name: values[measured] for name, values in self.balance.items()},
+            truncated=self.truncated and bool(kept.all()),
+        )
+
 
 def read_log(path: Path) -> RunLog:
     """The log at `path`. A cut last line is left out; any other unreadable line is an InputError."""

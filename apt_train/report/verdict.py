@@ -7,13 +7,13 @@ the indicator compares losses on the training pictures; likeness and obedience t
 from __future__ import annotations
 
 from ..config import TrainConfig
+from .recommend import snapshot_before_most, too_early_to_trust
 from .run_log import RunLog
 from .run_summary import FEWEST_STEPS, NEAR_ONE, BinSummary, Summary, summarize
 
 METHOD_NAMES = {"apt": "APT", "dreambooth": "DreamBooth", "dco": "DCO", "tlora": "T-LoRA"}
 SETTING_OF = {"stabilization": "dist_weight", "alignment": "attn_weight"}
 DOMINATES, IDLE = 0.8, 0.02  # parts of the gradient norms' sum (ours)
-EARLY = 0.15  # of the run's steps (ours)
 
 
 def verdict(log: RunLog, config: TrainConfig) -> str:
@@ -126,12 +126,11 @@ def _against_overfitting(summary: Summary) -> list[str]:
             if summary.indicator_measured
             else ["set watch_indicator to see the indicator next time (it costs the prior pass)"]
         )
-    early = summary.most_since <= EARLY * summary.steps_done
-    kept = [step for step in summary.snapshots if step <= summary.most_since]
+    before = snapshot_before_most(summary)
     fewer = f"try about {_steps(summary.most_since)} instead of {summary.steps_done}"
-    if kept:
-        fewer = f"compare the snapshot of step {kept[-1]}, from before most bins were near 1"
-    if early and summary.temperature != "auto":
+    if before is not None:
+        fewer = f"compare the snapshot of step {before}, from before most bins were near 1"
+    if too_early_to_trust(summary):
         fewer = (
             f"most bins were near 1 so early that temperature {summary.temperature:g} is too high for this model and "
             "subject to say much: use temperature auto before trusting the indicator"

@@ -1,7 +1,7 @@
 """A run directory -> pictures, tables, a verdict in words: `report.md`, `report.json` and their PNG files.
 
-In: reading the run's files and writing the report's. Not in: numbers (`run_summary`), words (`verdict`), drawing
-(`plots`, `attention_tiles`).
+In: writing the report's files. Not in: reading the run's (`run_files`), numbers (`run_summary`), words (`verdict`),
+drawing (`plots`, `attention_tiles`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 
-from ..config import TrainConfig
 from ..errors import InputError
 from .attention_tiles import attention_tiles
 from .plots import balance_figure, indicator_figure, losses_figure
-from .run_log import RunLog, read_log
-from .run_summary import Summary, summarize
+from .run_files import read_run
+from .run_log import RunLog
+from .run_summary import Summary
 from .verdict import METHOD_NAMES, advice, paragraph
 
 CAPTIONS = {
@@ -43,49 +43,21 @@ def write_report(run_dir: str | Path) -> Path:
     or unreadable file is an InputError, raised before anything is written.
     """
     folder = Path(run_dir)
-    if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: give the output folder of a training run.")
-    config, num_timesteps = _read_config(folder / "config.json")
-    log = read_log(folder / "log.jsonl")
+    run = read_run(folder)
     tiles = _read_attention(folder / "attention.safetensors")
-    summary = summarize(log, config, num_timesteps=num_timesteps, snapshots=_snapshots(folder))
+    summary = run.summary
     try:
-        pictures = _draw(folder, log, summary, num_timesteps, tiles)
+        pictures = _draw(folder, run.log, summary, run.num_timesteps, tiles)
         (folder / "report.json").write_text(json.dumps(_as_json(summary), indent=2) + "\n", encoding="utf-8")
         report = folder / "report.md"
         report.write_text(
-            _as_markdown(summary, config.name, pictures, _newest_previews(folder)), encoding="utf-8"
+            _as_markdown(summary, run.config.name, pictures, _newest_previews(folder)), encoding="utf-8"
         )
     except OSError as error:
         raise InputError(
             f"The report cannot be written into {folder} ({error.strerror}): free space or mend its rights."
         ) from None
     return report
-
-
-def _read_config(path: Path) -> tuple[TrainConfig, int]:
-    """The run's settings and its noise schedule's length (1000 where the file does not say)."""
-    try:
-        stored = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(
-            f"{path.name} cannot be read ({error.strerror}): give the output folder of a training run."
-        ) from None
-    except ValueError:
-        raise InputError(
-            f"{path.name} is not readable JSON: restore it, a report needs the run's settings."
-        ) from None
-    values = stored.get("config") if isinstance(stored, dict) else None
-    if not isinstance(values, dict):
-        raise InputError(f"{path.name} holds no settings of a training run: give the output folder of one.")
-    try:
-        config = TrainConfig.from_dict(values)
-    except (TypeError, AttributeError):
-        raise InputError(
-            f"{path.name} holds settings of the wrong kind: restore it as the run wrote it."
-        ) from None
-    count = stored.get("num_timesteps", 1000)
-    return config, count if isinstance(count, int) and count > 0 else 1000
 
 
 def _read_attention(path: Path) -> Image.Image | None:
@@ -134,13 +106,6 @@ def _draw(
     if tiles is not None:
         tiles.save(folder / "attention.png")
     return [name for name in CAPTIONS if (folder / name).exists()]
-
-
-def _snapshots(folder: Path) -> list[int]:
-    names = [
-        path.name.removeprefix("step_") for path in (folder / "snapshots").glob("step_*") if path.is_dir()
-    ]
-    return [int(name) for name in names if name.isdigit()]
 
 
 def _newest_previews(folder: Path) -> list[tuple[str, str]]:
