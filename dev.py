@@ -156,6 +156,34 @@ def install(python: str, constraints: str, extras: list[str]) -> None:
         raise Failure("the installation failed: mend what pip names above and run the same command again.")
 
 
+# ---- the host ----------------------------------------------------------------------------------------------
+
+
+def find_host() -> tuple[Path, str] | None:
+    """The folder of the ComfyUI to work with, and its Python; None where there is none.
+
+    The folder: $COMFYUI_PATH, else ~/comfy/ComfyUI, else the one whose custom_nodes/ holds this pack. The Python:
+    $COMFYUI_PYTHON, else that of the environment in or beside the folder, else the current one.
+    """
+    named = os.environ.get("COMFYUI_PATH")
+    if named and not (Path(named) / "main.py").is_file():
+        raise Failure(f"COMFYUI_PATH is {named}, where no main.py is: name ComfyUI's own folder, or unset it.")
+    around = [ROOT.parent.parent] if ROOT.parent.name == "custom_nodes" else []
+    places = [Path(named)] if named else [Path.home() / "comfy" / "ComfyUI", *around]
+    found = next((place for place in places if (place / "main.py").is_file()), None)
+    return None if found is None else (found.resolve(), host_python(found.resolve()))
+
+
+def host_python(host: Path) -> str:
+    """The portable Windows release keeps its Python beside the folder."""
+    places = [
+        *(host / venv / inner for venv in (".venv", "venv") for inner in ("bin/python", "Scripts/python.exe")),
+        host.parent / "python_embeded" / "python.exe",
+    ]
+    found = next((str(place) for place in places if place.is_file()), sys.executable)
+    return os.environ.get("COMFYUI_PYTHON") or found
+
+
 # ---- processes ---------------------------------------------------------------------------------------------
 
 

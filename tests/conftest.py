@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -12,13 +13,25 @@ settings.register_profile("project", deadline=None, derandomize=True, print_blob
 settings.load_profile("project")
 
 
+@pytest.fixture
+def reachable() -> set[str]:
+    """The addresses that a test may connect to: none. `tests/host` has its own answer."""
+    return set()
+
+
 @pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_network(monkeypatch: pytest.MonkeyPatch, reachable: set[str]) -> None:
     """A connection or a name look-up fails the test, whoever asks for it."""
 
-    def refuse(*arguments: object, **named: object) -> NoReturn:
-        raise AssertionError(f"a test asked for the network: {arguments[1:] or arguments}")
+    def guarded(real: Callable[..., Any], target: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(*arguments: Any, **named: Any) -> Any:
+            if target(*arguments) not in reachable:
+                raise AssertionError(f"a test asked for the network: {arguments}")
+            return real(*arguments, **named)
+
+        return ask
 
     for name in ("connect", "connect_ex"):
-        monkeypatch.setattr(socket.socket, name, refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+        of_socket = guarded(getattr(socket.socket, name), lambda _socket, address: address[0])
+        monkeypatch.setattr(socket.socket, name, of_socket)
+    monkeypatch.setattr(socket, "getaddrinfo", guarded(socket.getaddrinfo, lambda host, *_: host))

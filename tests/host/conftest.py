@@ -1,0 +1,80 @@
+"""The tests on a real ComfyUI: skipped where there is none; one host process per test file, on a folder of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dev
+
+from . import checkpoints as tiny
+from .server import Host
+
+CACHE = dev.ROOT / ".cache" / "host"
+
+
+@pytest.fixture
+def reachable() -> set[str]:
+    """The host is spoken to; any other address still fails the test."""
+    return {"127.0.0.1"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def place() -> tuple[Path, str]:
+    """The host's folder and its Python."""
+    found = dev.find_host()
+    if found is None:
+        pytest.skip("no ComfyUI found (COMFYUI_PATH, ~/comfy/ComfyUI)")
+    return found
+
+
+@pytest.fixture(scope="session")
+def checkpoints(place: object) -> dict[str, Path]:
+    """The tiny checkpoints by kind, fp16 with TAESD; `sd15_kl` has the usual autoencoder. Written once, then kept."""
+    return {**{kind: cached(kind) for kind in tiny.KINDS}, "sd15_kl": cached("sd15", vae="kl")}
+
+
+@pytest.fixture(scope="module")
+def host(
+    place: tuple[Path, str], checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Host]:
+    """A running host that knows the checkpoints as sd15.safetensors and so on."""
+    folder = tmp_path_factory.mktemp("host")
+    link_checkpoints(folder, checkpoints)
+    with Host(folder, *place) as running:
+        yield running
+
+
+def link_checkpoints(folder: Path, checkpoints: dict[str, Path]) -> None:
+    """Into the models of a host's folder, as KIND.safetensors."""
+    models = folder / "models" / "checkpoints"
+    models.mkdir(parents=True)
+    for kind, path in checkpoints.items():
+        (models / f"{kind}.safetensors").symlink_to(path)
+
+
+def cached(kind: str, vae: str = "taesd") -> Path:
+    """Named after the writer's own text, so that a change there makes new files; older ones go."""
+    text = Path(tiny.__file__).read_bytes()
+    stem = f"{kind}_{vae}"
+    path = CACHE / f"{stem}-{hashlib.sha256(text).hexdigest()[:12]}.safetensors"
+    if not path.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        for old in CACHE.glob(f"{stem}-*.safetensors"):
+            old.unlink(missing_ok=True)
+        tiny.write_checkpoint(path, kind, vae=vae)
+    return path
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """The end of the host's log goes with every failure."""
+    report = yield
+    host = getattr(item, "funcargs", {}).get("host")
+    if report.failed and isinstance(host, Host):
+        report.sections.append(("ComfyUI's log", host.log_text()[-6000:]))
+    return report

@@ -1,0 +1,49 @@
+"""Graphs around the pack's nodes, and pictures for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .server import Host
+from .workflows import Graph, Node, checkpoint
+
+SETTINGS: Mapping[str, Any] = {
+    "subject": "my_toy", "class_word": "toy", "caption_template": "a photo of {subject}", "steps": 3, "rank": 4,
+    "learning_rate": 1e-3, "resolution": 64, "batch_size": 1, "seed": 1, "method": "APT", "resume": "automatic",
+}  # fmt: skip
+
+
+def picture(seed: int, width: int = 64, height: int = 64) -> Image.Image:
+    """Coarse coloured noise: no two seeds alike."""
+    cells = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(cells).resize((width, height), Image.Resampling.NEAREST)
+
+
+def upload_pictures(host: Host, count: int = 2, **size: int) -> list[str]:
+    return [host.upload(f"subject_{seed}.png", picture(seed, **size)) for seed in range(count)]
+
+
+def image_batch(g: Graph, names: list[str]) -> list[Any]:
+    """The pictures as one batch."""
+    wires = [g.node("LoadImage", image=name)[0] for name in names]
+    batch = wires[0]
+    for wire in wires[1:]:
+        batch = g.node("ImageBatch", image1=batch, image2=wire)[0]
+    return batch
+
+
+def train_node(g: Graph, wires: tuple[Any, Any, Any], images: Any, **changes: Any) -> Node:
+    """`APT Train` on a checkpoint's wires."""
+    model, clip, vae = wires
+    return g.node("APTTrain", model=model, clip=clip, vae=vae, images=images, **{**SETTINGS, **changes})
+
+
+def training_graph(names: list[str], kind: str = "sd15", **changes: Any) -> tuple[Graph, Node]:
+    """A graph with the training node alone."""
+    g = Graph()
+    wires = checkpoint(g, f"{kind}.safetensors")
+    return g, train_node(g, wires, image_batch(g, names), **changes)
