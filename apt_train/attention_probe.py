@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .adapter import adapter_disabled
 from .batch import Sample, collate
 from .capture import attention_maps, capture
+from .report.attention_tiles import merge_layers
 from .rng import generator
 from .sample import eval_mode
 from .setup import Run
@@ -61,22 +60,3 @@ def _maps(run: Run, sample: Sample, *, tuned: bool) -> tuple[Tensor, list[str]]:
     maps = attention_maps(components.unet, captured, conditioning.columns, conditioning.num_columns)
     height, width = batch.latents.shape[-2:]
     return merge_layers([layer.mean(dim=1)[0] for layer in maps], height / width), conditioning.labels[0]
-
-
-def merge_layers(maps: list[Tensor], aspect: float) -> Tensor:
-    """Maps (positions, columns) of layers of different sizes -> their mean (columns, h, w) at the finest size.
-
-    `aspect`: height / width of the latent.
-    """
-    grids = [_grid(layer, aspect) for layer in maps]
-    size = max((grid.shape[-2:] for grid in grids), key=lambda shape: shape[0] * shape[1])
-    scaled = [F.interpolate(grid[None], size=size, mode="bilinear", align_corners=False)[0] for grid in grids]
-    return torch.stack(scaled).mean(dim=0).cpu().contiguous()
-
-
-def _grid(layer: Tensor, aspect: float) -> Tensor:
-    positions = layer.shape[0]
-    # Odd latents are rounded up on each way down, so the sides are found, not computed: the divisor nearest in aspect.
-    divisors = [h for h in range(1, positions + 1) if positions % h == 0]
-    height = min(divisors, key=lambda h: abs(math.log(h * h / positions / aspect)))
-    return layer.T.reshape(-1, height, positions // height).float()

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from apt_train.config import AptConfig, OptimizerConfig, TrainConfig
 from apt_train.errors import InputError
 from apt_train.report import write_report
-from apt_train.report.attention_tiles import attention_tiles
+from apt_train.report.attention_tiles import attention_tiles, merge_layers
 from apt_train.report.grid import fit_label, font, labelled_grid
 from apt_train.report.live_images import heat_image, indicator_image, loss_image
 from apt_train.report.palette import bin_colours, diverging, heat
@@ -505,6 +505,38 @@ def test_tiles_keep_the_maps_aspect_and_survive_empty_maps() -> None:
     square = attention_tiles(*plausible_maps(2, (16, 16)), ["a", "b"])
     assert square.height - wide.height == 3 * 56
     assert colours_in(attention_tiles(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4), ["a"])) > 2
+
+
+def test_few_tokens_beside_each_other_suit_a_small_place() -> None:
+    """Rows are filled evenly, and no narrower than the lines above and beneath need."""
+    maps, labels = plausible_maps(7), list("abcdefg")
+    long, short = (attention_tiles(*maps, labels, per_row=n) for n in (7, 4))
+    assert short.width < 5 * 150 < long.width
+    assert short.height > 1.7 * long.height
+    one = attention_tiles(*plausible_maps(1), ["a"])
+    assert one.width < short.width
+
+
+def test_a_heading_stands_above_the_tiles_and_is_wrapped() -> None:
+    maps = plausible_maps(2)
+    plain, one, long = (
+        attention_tiles(*maps, ["a", "b"], heading=heading) for heading in ([], ["prior reads"], ["prior reads " * 20])
+    )
+    assert plain.height < one.height < long.height
+    assert plain.width == one.width == long.width
+    heights = one.height - plain.height
+    assert one.crop((0, heights, *one.size)).tobytes() == plain.tobytes()
+
+
+def test_maps_of_layers_of_different_sizes_meet_at_the_finest() -> None:
+    """Positions are read row by row, at the latent's aspect; the mean over layers keeps every position's sum."""
+    fine = torch.zeros(8 * 16, 2)
+    fine[3 * 16 + 5] = torch.tensor([1.0, 0.0])
+    merged = merge_layers([fine], aspect=0.5)
+    assert merged.shape == (2, 8, 16)
+    assert merged[0, 3, 5] == 1 and merged.sum() == 1
+    rows = [torch.softmax(torch.randn(n, 2), dim=-1) for n in (8 * 16, 4 * 8)]
+    assert torch.allclose(merge_layers(rows, aspect=0.5).sum(dim=0), torch.ones(8, 16))
 
 
 def test_a_grid_places_pictures_and_leaves_empty_places_empty() -> None:

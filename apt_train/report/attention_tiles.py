@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from .grid import font, labelled_grid
+from .grid import fit_label, font, labelled_grid
 from .palette import INK, PAPER, diverging, heat
 
 TILE = 112  # pixels, the longer side of a map
 PER_ROW = 9
+LEAST_WIDTH = 480  # pixels: room for the lines above and beneath, also where one token is shown
 LEGEND = "mean attention, prior > tuned; one scale per token; difference: blue less, red more than the prior"
 
 
@@ -77,12 +78,13 @@ def attention_tiles(
     if image is not None:
         picture = image.convert("RGB").resize(columns[0][0].size, Image.Resampling.LANCZOS)
         columns, titles = [(picture, None, None), *columns], ["picture", *titles]
-    per_row = min(PER_ROW, len(columns))
+    rows = math.ceil(len(columns) / per_row)
+    beside = math.ceil(len(columns) / rows)
     sheets = [
-        _sheet(columns[i : i + per_row], titles[i : i + per_row], per_row)
-        for i in range(0, len(columns), per_row)
+        _sheet(columns[i : i + beside], titles[i : i + beside], beside, text_size)
+        for i in range(0, len(columns), beside)
     ]
-    return _stack(sheets)
+    return _stack(sheets, heading, text_size)
 
 
 _Column = tuple[Image.Image, Image.Image | None, Image.Image | None]
@@ -100,23 +102,28 @@ def _tile(colours: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC)
 
 
-def _sheet(columns: list[_Column], titles: list[str], per_row: int) -> Image.Image:
+def _sheet(columns: list[_Column], titles: list[str], beside: int, text_size: float) -> Image.Image:
     rows = [[column[r] for column in columns] for r in range(3)]
-    padding = [""] * (per_row - len(columns))
-    return labelled_grid(rows, ["prior", "tuned", "difference"], [*titles, *padding], gap=5, text_size=13)
+    padding = [""] * (beside - len(columns))
+    return labelled_grid(rows, ["prior", "tuned", "difference"], [*titles, *padding], gap=5, text_size=text_size)
 
 
-def _stack(sheets: list[Image.Image]) -> Image.Image:
-    """Sheets under each other, the legend beneath them."""
-    gap, face = 14, font(12)
-    width = max(max(sheet.width for sheet in sheets), round(face.getlength(LEGEND)) + 12)
-    height = sum(sheet.height + gap for sheet in sheets) + 12
+def _stack(sheets: list[Image.Image], heading: Sequence[str], text_size: float) -> Image.Image:
+    """Sheets under each other, the heading above and the legend beneath them."""
+    gap, margin, face = 14, 6, font(text_size - 1)
+    width = max(LEAST_WIDTH, *(sheet.width for sheet in sheets))
+    above, below = (fit_label("\n".join(lines), width - 2 * margin, face) for lines in (heading, [LEGEND]))
+    line = round(text_size * 1.3)
+    top = margin + line * (above.count("\n") + 1) if above else 0
+    height = top + sum(sheet.height + gap for sheet in sheets) + line * (below.count("\n") + 1)
     stacked = Image.new("RGB", (width, height), PAPER)
-    y = 0
+    pen = ImageDraw.Draw(stacked)
+    y = top
     for sheet in sheets:
         stacked.paste(sheet, (0, y))
         y += sheet.height + gap
-    ImageDraw.Draw(stacked).text((6, y - gap / 2), LEGEND, INK, face)
+    for text, at in ((above, margin), (below, y - gap / 2)):
+        pen.multiline_text((margin, at), text, INK, face, spacing=line - text_size)
     return stacked
 
 
