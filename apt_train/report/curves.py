@@ -1,0 +1,83 @@
+"""A run's curves as plain data, few enough points for a screen, also while the run still writes its log.
+
+In: log.jsonl -> points. Not in: what they mean (`run_summary`), drawing, who asks for them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ..run_folder import LOG, read_config
+from .run_summary import bin_edges
+
+TERMS = ("loss", "denoising", "stabilization", "alignment")
+MOST_POINTS = 500
+
+Point = dict[str, Any]
+
+
+def run_curves(folder: Path, after: int = 0, most: int = MOST_POINTS) -> dict[str, Any]:
+    """`total` steps, the `bins`' first and last timesteps, and the `points` after a step.
+
+    A point is `{step, loss, denoising, stabilization, alignment, gamma}`, what is no number null. Of more than `most`
+    points neighbours run together: their mean loss, the last one's step and gamma; the last step is always there.
+    InputError: the folder holds no run.
+    """
+    settings = read_config(folder)
+    config = settings["config"]
+    return {
+        "total": config["steps"],
+        "bins": timestep_bins(config["apt"]["bins"], settings.get("num_timesteps", 1000)),
+        "points": thin_out(_points(folder / LOG, after), most),
+    }
+
+
+def timestep_bins(bins: int, num_timesteps: int) -> list[list[int]]:
+    """First and last timestep of every bin, as JSON has them."""
+    return [list(edges) for edges in bin_edges(bins, num_timesteps)]
+
+
+def point_of(line: dict[str, Any]) -> Point:
+    """One step, from its line in the log (`StepEvent.log_line`)."""
+    gamma = [_number(value, 4) for value in line.get("gamma") or ()]
+    return {"step": line["step"], **{term: _number(line.get(term), 6) for term in TERMS}, "gamma": gamma}
+
+
+def thin_out(points: list[Point], most: int) -> list[Point]:
+    """At most `most` points, each of as many steps as its neighbours."""
+    if len(points) <= most:
+        return points
+    ends = [round(block * len(points) / most) for block in range(most + 1)]
+    return [_together(points[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def _together(block: list[Point]) -> Point:
+    return {**block[-1], **{term: _mean([point[term] for point in block]) for term in TERMS}}
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _number(sum(known) / len(known), 6) if known else None
+
+
+def _points(log: Path, after: int) -> list[Point]:
+    """The log's steps after a step. Read from its end, so that asking for the newest costs little; a line that cannot
+    be read, as the one being written, is left out."""
+    points: list[Point] = []
+    for line in reversed(log.read_bytes().splitlines() if log.is_file() else []):
+        try:
+            point = point_of(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if point["step"] <= after:
+            break
+        points.append(point)
+    return points[::-1]
+
+
+def _number(value: Any, digits: int) -> float | None:
+    """Rounded to so many significant digits; None for what is no finite number."""
+    return float(f"{value:.{digits}g}") if isinstance(value, (int, float)) and math.isfinite(value) else None

@@ -1,0 +1,169 @@
+"""How a run goes, told to the browser while it trains, and to a page opened later.
+
+    apt_train.started   {run, node, prompt_id, workflow, total, first_step, bins}
+    apt_train.steps     {run, node, prompt_id, workflow, points, seconds_left}
+    apt_train.finished  {run, node, prompt_id, workflow, state, step}
+    GET /apt_train/runs        the runs of this session, newest first
+    GET /apt_train/runs/RUN    a run's curves, from its log; `?after=STEP`: only what came later
+
+In: messages and routes. Not in: the curves' numbers (`apt_train.report.curves`), what the training node itself shows
+(`watch`), the monitor that draws (`web/`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from ..apt_train.errors import InputError
+from ..apt_train.events import StepEvent
+
+Send = Callable[[str, dict[str, Any]], None]
+
+INTERVAL = 0.25  # seconds between messages with steps, at least
+RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
+STEP = re.compile(r"[0-9]{1,9}")
+
+
+class LiveRun:
+    """Tells the browser how a run goes. Steps are collected and sent a few times a second; none is lost."""
+
+    def __init__(
+        self, *, run_id: str, node_id: str, prompt_id: str, total: int, bins: int, num_timesteps: int, send: Send,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._who = {"run": run_id, "node": node_id, "prompt_id": prompt_id}
+        self._total, self._bins, self._num_timesteps = total, bins, num_timesteps
+        self._send, self._clock = send, clock
+        self._waiting: list[dict[str, Any]] = []
+        self._last_sent = -INTERVAL
+        self._seconds_left: float | None = None
+
+    def start(self, first_step: int) -> None:
+        """`first_step`: the one the run stands at, 0 for a new run; points come for those after it."""
+        from ..apt_train.report.curves import timestep_bins
+
+        bins = timestep_bins(self._bins, self._num_timesteps)
+        self._tell("started", total=self._total, first_step=first_step, bins=bins)
+
+    def step(self, event: StepEvent, seconds_left: float | None) -> None:
+        """One step of the trainer, and how long the rest will take."""
+        from ..apt_train.report.curves import point_of
+
+        self._waiting.append(point_of(event.log_line()))
+        self._seconds_left = seconds_left
+        if self._clock() - self._last_sent >= INTERVAL:
+            self._flush()
+
+    def finish(self, state: Literal["done", "stopped", "failed"], step: int) -> None:
+        """The run stands at `step` and does not go on now."""
+        self._flush()
+        self._tell("finished", state=state, step=step)
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._tell("steps", points=self._waiting, seconds_left=self._seconds_left)
+            self._waiting = []
+            self._last_sent = self._clock()
+
+    def _tell(self, what: str, **message: Any) -> None:
+        self._send(f"apt_train.{what}", {**self._who, **message})
+
+
+class Session:
+    """The runs of this host's process, by what was told of them."""
+
+    def __init__(self) -> None:
+        self._runs: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def note(self, event: str, message: dict[str, Any]) -> None:
+        """Remember a message of `LiveRun`."""
+        key = message["run"], message["node"]
+        if event == "apt_train.started":
+            self._runs.pop(key, None)  # what starts again is the newest
+            who = {name: message.get(name) for name in ("run", "node", "prompt_id", "workflow", "total")}
+            self._runs[key] = {**who, "state": "running", "step": message["first_step"]}
+        elif key in self._runs:
+            newest = message["points"][-1]["step"] if event == "apt_train.steps" else message["step"]
+            self._runs[key] |= {"step": newest, "state": message.get("state", "running")}
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Newest first: `{run, node, prompt_id, workflow, total, state, step}`."""
+        return [dict(run) for run in reversed(list(self._runs.values()))]
+
+
+_SESSION = Session()  # lives with the host's process, like its own queue
+
+
+def host_sender() -> Send:
+    """Messages to the page that queued the prompt, or to all pages where none is named; noted for later ones.
+
+    Each is given the id of the workflow it comes from, so that a page does not take it for another tab's node of the
+    same number; None where the prompt came without a workflow.
+    """
+    from server import PromptServer
+
+    server = PromptServer.instance
+    workflows: dict[str, str | None] = {}
+
+    def send(event: str, message: dict[str, Any]) -> None:
+        prompt = message["prompt_id"]
+        if prompt not in workflows:
+            workflows[prompt] = workflow_of(prompt, server.prompt_queue.get_current_queue_volatile()[0])
+        message = {**message, "workflow": workflows[prompt]}
+        _SESSION.note(event, message)
+        server.send_sync(event, message, server.client_id)
+
+    return send
+
+
+def workflow_of(prompt_id: str, running: list[Any]) -> str | None:
+    """Id of the workflow a prompt was queued from; `running`: the host's (number, prompt id, prompt, extra data...)."""
+    extra = next((item[3] for item in running if item[1] == prompt_id), None) or {}
+    return ((extra.get("extra_pnginfo") or {}).get("workflow") or {}).get("id")
+
+
+def folder_of(root: Path, run: str) -> Path:
+    """The folder of a run that lies directly in `root`. InputError: the name is none, or there is no such run."""
+    folder = root / run if RUN_ID.fullmatch(run) else None
+    if folder is None or folder.resolve().parent != root.resolve() or not folder.is_dir():
+        raise InputError("There is no such run in output/apt_train: ask for one of /apt_train/runs.")
+    return folder
+
+
+def curves_of(root: Path, run: str, after: int = 0) -> dict[str, Any]:
+    """What the route answers about a run of this or an earlier session. InputError: there is none of that name."""
+    from ..apt_train.report.curves import run_curves
+
+    curves = run_curves(folder_of(root, run), after)
+    step = curves["points"][-1]["step"] if curves["points"] else after
+    known = [item["state"] for item in _SESSION.runs() if item["run"] == run]
+    state = known[0] if known else "done" if step >= curves["total"] else "stopped"
+    return {"run": run, "state": state, "step": step, **curves}
+
+
+def register_routes() -> None:
+    """Add the routes to the host's server, before it starts."""
+    from aiohttp import web
+    from server import PromptServer
+
+    from .host.folders import runs_folder
+
+    async def runs(_request: web.Request) -> web.Response:
+        return web.json_response({"runs": _SESSION.runs()})
+
+    async def run(request: web.Request) -> web.Response:
+        after = request.query.get("after", "")
+        work = curves_of, runs_folder(), request.match_info["run"], int(after) if STEP.fullmatch(after) else 0
+        try:
+            # Files are read beside the event loop, which has every page's messages to serve.
+            return web.json_response(await asyncio.get_running_loop().run_in_executor(None, *work))
+        except InputError as error:
+            return web.json_response({"error": str(error)}, status=404)
+
+    PromptServer.instance.routes.get("/apt_train/runs")(runs)
+    PromptServer.instance.routes.get("/apt_train/runs/{run}")(run)
