@@ -1,0 +1,69 @@
+"""What a preview looks at: an artist's picture, a latent, or nothing but noise, as one latent for the sampler."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ...apt_train.errors import InputError
+
+_SDXL_VECTOR = 2816  # size of SDXL's extra conditioning, which only models made for 1024 pixels have
+
+
+def latent_of_picture(image: Tensor, vae: Any, model: Any) -> Tensor:
+    """A picture (N, H, W, C), the first of it -> (1, C, h, w), unscaled.
+
+    Shrunk where it is larger than the model's own size. InputError: no VAE, or one of another kind of model.
+    """
+    if vae is None:
+        raise InputError("image needs a VAE beside it: wire vae, or wire a latent instead of the picture.")
+    format = model.model.latent_format
+    if vae.latent_channels != format.latent_channels:
+        raise InputError(
+            f"The VAE makes latents of {vae.latent_channels} channels, the model reads {format.latent_channels}: "
+            "wire the VAE of the same checkpoint."
+        )
+    height, width = _fit(image.shape[1:3], _own_size(model), int(format.spacial_downscale_ratio))
+    pixels = image[:1, :, :, :3].movedim(-1, 1)
+    if pixels.shape[2:] != (height, width):
+        pixels = comfy.utils.common_upscale(pixels, width, height, "area", "disabled")
+    return _checked(vae.encode(pixels.movedim(1, -1)), model)
+
+
+def latent_of_wire(latent: dict[str, Any], model: Any) -> Tensor:
+    """The first of a LATENT. InputError: one of another kind of model."""
+    return _checked(latent["samples"][:1], model)
+
+
+def empty_latent(model: Any) -> Tensor:
+    """Of the model's own size: with noise on it, plain noise."""
+    format = model.model.latent_format
+    side = _own_size(model) // int(format.spacial_downscale_ratio)
+    return torch.zeros(1, format.latent_channels, side, side)
+
+
+def _checked(latent: Tensor, model: Any) -> Tensor:
+    channels = model.model.latent_format.latent_channels
+    if latent.ndim != 4 or latent.shape[1] != channels:
+        raise InputError(
+            f"The latent has the shape {tuple(latent.shape)}, the model reads {channels} channels of a still "
+            "picture: wire a latent of the same kind of model."
+        )
+    if not torch.isfinite(latent).all():
+        raise InputError("The latent holds values that are no numbers: run the VAE in float32 (--fp32-vae).")
+    return latent.float().cpu()
+
+
+def _own_size(model: Any) -> int:
+    """Pixels of a side."""
+    return 1024 if model.model.model_config.unet_config.get("adm_in_channels") == _SDXL_VECTOR else 512
+
+
+def _fit(size: tuple[int, ...], side: int, multiple: int) -> tuple[int, int]:
+    scale = min(1.0, side / math.sqrt(math.prod(size)))
+    height, width = (max(multiple, round(length * scale / multiple) * multiple) for length in size)
+    return height, width
