@@ -41,7 +41,7 @@ def write_checkpoint(
     if kind == "sd15":
         sd15(weights)
     else:
-        sdxl(weights)
+        sdxl(weights, own=0.4 if kind == "sdxl" else 0.9)
     if kind == "sdxl_v":
         weights.zeros("v_pred", 1)
         weights.zeros("ztsnr", 1)
@@ -96,13 +96,14 @@ class Weights:
 
 
 def sd15(weights: Weights) -> None:
-    unet(weights, Unet(context=768, down=(1, 1), middle=1, up=(1, 1, 1, 1), linear=False))
+    unet(weights, Unet(context=768, down=(1, 1), middle=1, up=(1, 1, 1, 1), linear=False, own=0.1))
     clip_l(weights, "cond_stage_model.transformer.text_model.")
 
 
-def sdxl(weights: Weights) -> None:
+def sdxl(weights: Weights, own: float) -> None:
     """KOALA's depths, the smallest that the host takes for SDXL; the rising path's are free."""
-    unet(weights, Unet(context=2048, down=(0, 2, 5), middle=5, up=(1, 1, 1, 1, 0, 0), linear=True, vector=2816))
+    down, up = (0, 2, 5), (1, 1, 1, 1, 0, 0)
+    unet(weights, Unet(context=2048, down=down, middle=5, up=up, linear=True, own=own, vector=2816))
     clip_l(weights, "conditioner.embedders.0.transformer.text_model.")
     clip_g(weights, "conditioner.embedders.1.model.")
 
@@ -112,23 +113,29 @@ def sdxl(weights: Weights) -> None:
 
 @dataclass(frozen=True)
 class Unet:
-    """Transformer depths: one per level going down (one residual block each), one per block going up (two each)."""
+    """Transformer depths: one per level going down (one residual block each), one per block going up (two each).
+
+    `own` is how much the network adds to what it is given.
+    """
 
     context: int
     down: tuple[int, ...]
     middle: int
     up: tuple[int, ...]
     linear: bool
+    own: float
     vector: int = 0
     width: int = 320
 
 
 def unet(weights: Weights, net: Unet) -> None:
+    """Its answer is what it is given, by the outermost skip connection, and something of timestep, prompt and place."""
     p, c = "model.diffusion_model.", net.width
     embeddings = ["time_embed.0", "time_embed.2"] + (["label_emb.0.0", "label_emb.0.2"] if net.vector else [])
     for name, inputs in zip(embeddings, (c, 4 * c, net.vector, 4 * c), strict=False):
         weights.linear(p + name, 4 * c, inputs)
-    weights.conv(p + "input_blocks.0.0", c, 4)
+    weights.add(p + "input_blocks.0.0.weight", copies(c))
+    weights.zeros(p + "input_blocks.0.0.bias", c)
     number = 1
     for level, depth in enumerate(net.down):
         unet_block(weights, net, f"{p}input_blocks.{number}", c, depth)
@@ -139,10 +146,20 @@ def unet(weights: Weights, net: Unet) -> None:
     residual(weights, p + "middle_block.2", c, c)
     for number, depth in enumerate(net.up):
         unet_block(weights, net, f"{p}output_blocks.{number}", 2 * c, depth)
+        pass_on(weights, f"{p}output_blocks.{number}.0.skip_connection", c, net.own)
         if number % 2 and number < len(net.up) - 1:
             weights.conv(f"{p}output_blocks.{number}.{2 if depth else 1}.conv", c, c)
     weights.norm(p + "out.0", c)
-    weights.conv(p + "out.2", 4, c)
+    weights.add(p + "out.2.weight", copies(c).transpose(0, 1) * 8 / c)
+    weights.zeros(p + "out.2.bias", 4)
+
+
+def copies(channels: int) -> Tensor:
+    """The kernel that writes every latent into channels / 8 pairs of channels, as it is and negated.
+
+    SiLU leaves the difference of a pair as it is, so the same kernel turned round reads the latent back.
+    """
+    return centre(torch.cat([torch.eye(4), -torch.eye(4)]).repeat(channels // 8, 1))
 
 
 def unet_block(weights: Weights, net: Unet, name: str, inputs: int, depth: int) -> None:
@@ -157,27 +174,32 @@ def residual(weights: Weights, name: str, inputs: int, outputs: int) -> None:
     weights.linear(name + ".emb_layers.1", outputs, 4 * outputs)
     weights.norm(name + ".out_layers.0", outputs)
     weights.conv(name + ".out_layers.3", outputs, outputs, gain=0.3)
-    if inputs != outputs:
-        weights.conv(name + ".skip_connection", outputs, inputs, 1)
+
+
+def pass_on(weights: Weights, name: str, channels: int, own: float) -> None:
+    """Of a block going up: the half that comes by the skip connection as it is, a random mixture of the other."""
+    mixture = torch.randn(channels, channels, generator=weights.generator) * own / math.sqrt(channels)
+    weights.add(name + ".weight", torch.cat([mixture, torch.eye(channels)], 1)[:, :, None, None])
+    weights.zeros(name + ".bias", channels)
 
 
 def transformer(weights: Weights, net: Unet, name: str, depth: int) -> None:
     c, kernel = net.width, () if net.linear else (1, 1)
     weights.norm(name + ".norm", c)
     weights.linear(name + ".proj_in", c, c, kernel)
-    weights.linear(name + ".proj_out", c, c, kernel, gain=0.3)
+    weights.linear(name + ".proj_out", c, c, kernel, gain=net.own)
     for block in (f"{name}.transformer_blocks.{number}" for number in range(depth)):
         attention(weights, block + ".attn1", c, c)
-        attention(weights, block + ".attn2", c, net.context)
+        attention(weights, block + ".attn2", c, net.context, gain=2.0)
         weights.linear(block + ".ff.net.0.proj", 8 * c, c)
         weights.linear(block + ".ff.net.2", c, 4 * c)
         for number in (1, 2, 3):
             weights.norm(f"{block}.norm{number}", c)
 
 
-def attention(weights: Weights, name: str, width: int, context: int) -> None:
+def attention(weights: Weights, name: str, width: int, context: int, gain: float = 1.0) -> None:
     for part, inputs in (("to_q", width), ("to_k", context), ("to_v", context)):
-        weights.linear(f"{name}.{part}", width, inputs, bias=False)
+        weights.linear(f"{name}.{part}", width, inputs, gain=gain, bias=False)
     weights.linear(name + ".to_out.0", width, width)
 
 
@@ -231,28 +253,45 @@ def text_linear(weights: Weights, stem: str, outputs: int, inputs: int, *, livin
 
 
 def taesd(weights: Weights, p: str, scale: float) -> None:
-    """The tiny autoencoder. `E` and `D` are its layers in order: b a block, c a convolution, - one without weights."""
+    """The tiny autoencoder: c is its convolution in or out, b a block, d a convolution between blocks."""
     for side, layers, first, last in (("encoder", "cbdbbbdbbbdbbbc", 3, 4), ("decoder", "-c-bbb-dbbb-dbbb-dbc", 4, 3)):
         for number, layer in enumerate(layers):
             name = f"{p}taesd_{side}.{number}"
             if layer == "b":
                 for part in (0, 2, 4):
-                    weights.conv(f"{name}.conv.{part}", 64, 64, gain=0.7)
+                    weights.conv(f"{name}.conv.{part}", 64, 64, gain=0.5)
             elif layer == "d":
-                weights.conv(name, 64, 64, bias=False)
-            elif layer == "c" and number < 2:
-                weights.conv(name, 64, first)
+                weights.add(name + ".weight", centre(torch.eye(64)))
             elif layer == "c":
-                weights.conv(name, last, 64)
+                outwards = number > 1
+                weights.conv(name, last if outwards else 64, 64 if outwards else first)
+    balance(weights, f"{p}taesd_encoder.14", gain=2.0, bias=0.0)
+    balance(weights, f"{p}taesd_decoder.19", gain=0.7, bias=0.5)
     weights.add(p + "vae_scale", torch.tensor(scale))
     weights.zeros(p + "vae_shift")
+
+
+def balance(weights: Weights, name: str, gain: float, bias: float) -> None:
+    """Takes from a last layer what it says of the mean over its inputs, which ReLU leaves large."""
+    weight = weights.tensors[name + ".weight"].float()
+    weights.add(name + ".weight", (weight - weight.mean(1, keepdim=True)) * gain)
+    weights.add(name + ".bias", torch.full((len(weight),), bias))
+
+
+def centre(matrix: Tensor) -> Tensor:
+    """The 3x3 kernel that looks at its own place alone."""
+    kernel = torch.zeros(*matrix.shape, 3, 3)
+    kernel[:, :, 1, 1] = matrix
+    return kernel
 
 
 def kl_vae(weights: Weights, p: str, decoder_width: int) -> None:
     """The usual autoencoder; the host wants its encoder 128 wide and reads the decoder's width off the file."""
     kl_encoder(weights, p + "encoder.", 128)
     kl_decoder(weights, p + "decoder.", decoder_width)
-    weights.conv(p + "quant_conv", 8, 8, 1)
+    mean_and_log_variance = torch.diag(torch.tensor([12.0] * 4 + [1.0] * 4))
+    weights.add(p + "quant_conv.weight", mean_and_log_variance[:, :, None, None])
+    weights.add(p + "quant_conv.bias", torch.tensor([0.0] * 4 + [-4.0] * 4))
     weights.conv(p + "post_quant_conv", 4, 4, 1)
 
 
