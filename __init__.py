@@ -10,4 +10,5 @@ from importlib.util import find_spec
 if __package__ and find_spec("comfy_api") is not None and find_spec(".nodes", __package__) is not None:
     from .nodes import comfy_entrypoint
 
-    __all__ = ["comfy_entrypoint"]
+    WEB_DIRECTORY = "./web"  # scripts of the editor, and the nodes' help pages
+    __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

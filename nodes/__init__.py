@@ -1,4 +1,4 @@
-"""The pack's nodes: the list that the host asks for."""
+"""The pack's nodes: the list that the host asks for, and the routes beside them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,20 @@ from comfy_api.latest import ComfyExtension, io
 
 
 class AptTrainExtension(ComfyExtension):
+    """All nodes; what they compute with is loaded when they run, so that the host's start stays quick."""
+
+    async def on_load(self) -> None:
+        from .live import register_routes
+
+        register_routes()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from .attention_preview import APTAttentionAlignPreview
+        from .monitor import APTOverfitIndicatorMonitor
         from .options import APTTrainOptions
         from .train import APTTrain
 
-        return [APTTrain, APTTrainOptions]
+        return [APTTrain, APTTrainOptions, APTAttentionAlignPreview, APTOverfitIndicatorMonitor]
 
 
 async def comfy_entrypoint() -> AptTrainExtension:

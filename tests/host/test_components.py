@@ -1,0 +1,183 @@
+"""What the trainer sees of the host's wires is what the host computes: UNet, text, VAE, schedule, LoRAs baked in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from .conftest import link_checkpoints
+from .server import Host, HostError
+from .workflows import Graph, checkpoint
+
+PROMPT = "a photo of a red toy, on the grass"
+Wires = tuple[Any, Any, Any]
+
+
+@pytest.fixture(scope="module")
+def host(
+    place: tuple[Path, str], checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Host]:
+    """With the probe among its nodes."""
+    folder = tmp_path_factory.mktemp("host")
+    link_checkpoints(folder, checkpoints)
+    (folder / "custom_nodes" / "probe").mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("probe_node.py"), folder / "custom_nodes" / "probe" / "__init__.py")
+    with Host(folder, *place) as running:
+        yield running
+
+
+def probe(host: Host, g: Graph, wires: Wires, prompt: str = PROMPT) -> dict[str, Any]:
+    model, clip, vae = wires
+    node = g.node("AptProbe", model=model, clip=clip, vae=vae, prompt=prompt)
+    return json.loads(host.run(g.prompt, timeout=300).outputs[node.id]["text"][0])
+
+
+def assert_same(found: dict[str, Any]) -> None:
+    for part in ("unet", "text", "pooled", "vae", "decode", "schedule"):
+        assert found.get(part, 0) < 1e-4, (part, found)
+
+
+def random_lora(path: Path, count: int = 6) -> None:
+    """A strong LoRA on some cross-attention queries of an SD1.5 file, under kohya's names."""
+    lora: dict[str, torch.Tensor] = {}
+    draw = torch.Generator().manual_seed(0)
+    for i in range(count):
+        name = ["down_blocks_0_attentions_0", "mid_block_attentions_0", "up_blocks_0_attentions_0"][i % 3]
+        module = f"lora_unet_{name}_transformer_blocks_0_attn{1 + i // 3}_to_q"
+        lora[f"{module}.lora_down.weight"] = torch.randn(4, 320, generator=draw)
+        lora[f"{module}.lora_up.weight"] = torch.randn(320, 4, generator=draw) / 10
+        lora[f"{module}.alpha"] = torch.tensor(4.0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(lora, path)
+
+
+@pytest.fixture
+def lora(host: Host) -> str:
+    random_lora(host.folder / "models" / "loras" / "strong.safetensors")
+    return "strong.safetensors"
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sdxl_v", "sd15_kl"])
+def test_a_checkpoint(host: Host, kind: str) -> None:
+    g = Graph()
+    found = probe(host, g, checkpoint(g, f"{kind}.safetensors"))
+    assert_same(found)
+    assert (found["v"], found["zero_snr"]) == ((1, 1) if kind == "sdxl_v" else (0, 0))
+    assert (found["std"] > 0) == (kind == "sd15_kl")
+
+
+def test_a_lora_on_the_model_is_baked_in(host: Host, lora: str) -> None:
+    g = Graph()
+    model, clip, vae = checkpoint(g, "sd15.safetensors")
+    plain = probe(host, g, (model, clip, vae))
+    g = Graph()
+    model, clip, vae = checkpoint(g, "sd15.safetensors")
+    patched = g.node("LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=0.8)[0]
+    found = probe(host, g, (patched, clip, vae))
+    assert_same(found)
+    assert found["digest"] != plain["digest"]
+    assert probe(host, g, (patched, clip, vae), prompt="another")["digest"] == found["digest"]
+
+
+@pytest.mark.parametrize(("kind", "layer"), [("sd15", -1), ("sd15", -2), ("sd15", -5), ("sdxl", -1), ("sdxl", -4)])
+def test_clip_skip(host: Host, kind: str, layer: int) -> None:
+    g = Graph()
+    model, clip, vae = checkpoint(g, f"{kind}.safetensors")
+    clip = g.node("CLIPSetLastLayer", clip=clip, stop_at_clip_layer=layer)[0]
+    assert_same(probe(host, g, (model, clip, vae)))
+
+
+def test_a_long_prompt(host: Host) -> None:
+    g = Graph()
+    assert_same(probe(host, g, checkpoint(g, "sdxl.safetensors"), prompt="a photo of many small things, " * 20))
+
+
+def test_model_sampling_nodes(host: Host) -> None:
+    g = Graph()
+    model, clip, vae = checkpoint(g, "sdxl.safetensors")
+    model = g.node("ModelSamplingDiscrete", model=model, sampling="v_prediction", zsnr=True)[0]
+    found = probe(host, g, (model, clip, vae))
+    assert_same(found)
+    assert (found["v"], found["zero_snr"]) == (1, 1)
+
+
+def test_fp8_weights(host: Host, checkpoints: dict[str, Path]) -> None:
+    unet = {
+        name.removeprefix("model.diffusion_model."): tensor
+        for name, tensor in load_file(checkpoints["sd15"]).items()
+        if name.startswith("model.diffusion_model.")
+    }
+    folder = host.folder / "models" / "diffusion_models"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(unet, folder / "unet.safetensors")
+    g = Graph()
+    _, clip, vae = checkpoint(g, "sd15.safetensors")
+    model = g.node("UNETLoader", unet_name="unet.safetensors", weight_dtype="fp8_e4m3fn")[0]
+    assert_same(probe(host, g, (model, clip, vae)))
+
+
+def test_patches_that_act_only_when_sampling_are_told(host: Host) -> None:
+    g = Graph()
+    model, clip, vae = checkpoint(g, "sd15.safetensors")
+    model = g.node("FreeU_V2", model=model, b1=1.3, b2=1.4, s1=0.9, s2=0.2)[0]
+    (note,) = probe(host, g, (model, clip, vae))["notes"]
+    assert "output_block_patch" in note
+
+
+def refusal(host: Host, g: Graph, wires: Wires) -> str:
+    """What the user reads; one sentence or a few."""
+    with pytest.raises(HostError) as caught:
+        probe(host, g, wires)
+    message = str(caught.value).removeprefix("failed: ")
+    assert message.endswith(".") and len(message) < 300
+    return message
+
+
+def test_a_bypass_lora_is_refused(host: Host, lora: str) -> None:
+    g = Graph()
+    model, clip, vae = checkpoint(g, "sd15.safetensors")
+    weights = g.node("LoraLoaderBypassModelOnly", model=model, lora_name=lora, strength_model=1.0)[0]
+    assert "bypass" in refusal(host, g, (weights, clip, vae))
+
+
+def test_hooks_are_refused(host: Host, lora: str) -> None:
+    g = Graph()
+    model, clip, vae = checkpoint(g, "sd15.safetensors")
+    hooks = g.node("CreateHookLoraModelOnly", lora_name=lora, strength_model=1.0)[0]
+    hooked = g.node("SetClipHooks", clip=clip, hooks=hooks, apply_to_conds=True, schedule_clip=False)[0]
+    assert "hooks" in refusal(host, g, (model, hooked, vae))
+
+
+def test_another_sampling_is_refused(host: Host) -> None:
+    g = Graph()
+    model, clip, vae = checkpoint(g, "sd15.safetensors")
+    model = g.node("ModelSamplingDiscrete", model=model, sampling="lcm", zsnr=False)[0]
+    assert "LCM" in refusal(host, g, (model, clip, vae))
+
+
+def test_wires_of_different_models_are_refused(host: Host) -> None:
+    g = Graph()
+    model, _, vae = checkpoint(g, "sdxl.safetensors")
+    _, clip, _ = checkpoint(g, "sd15.safetensors")
+    message = refusal(host, g, (model, clip, vae))
+    assert "SD1ClipModel" in message and "clip_g" in message
+
+
+@pytest.mark.parametrize(("channels", "kind"), [(9, "inpainting"), (8, "picture-editing")])
+def test_other_unets_are_refused_by_name(
+    host: Host, checkpoints: dict[str, Path], channels: int, kind: str
+) -> None:
+    tensors = load_file(checkpoints["sd15"])
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    width, _, height, length = tensors[first].shape
+    tensors[first] = torch.zeros(width, channels, height, length, dtype=tensors[first].dtype)
+    save_file(tensors, host.folder / "models" / "checkpoints" / f"{kind}.safetensors")
+    g = Graph()
+    assert kind in refusal(host, g, checkpoint(g, f"{kind}.safetensors"))

@@ -1,0 +1,410 @@
+"""`APT Train` on the real host: pictures, files, resuming, cancel, lists and masks, what the browser hears."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from .graphs import SETTINGS, image_batch, picture, train_node, training_graph, upload_pictures
+from .server import Host, HostError, Result
+from .workflows import Graph, Node, checkpoint, text_to_image
+
+MODEL, CLIP, LORA, RUN, LOSSES, TRIGGER = range(6)
+
+
+@pytest.fixture(scope="module")
+def names(host: Host) -> list[str]:
+    return upload_pictures(host)
+
+
+def runs(host: Host) -> set[Path]:
+    folder = host.folder / "output" / "apt_train"
+    return set(folder.iterdir()) if folder.exists() else set()
+
+
+def new_run(host: Host, act: Callable[[], Any]) -> Path:
+    """The one run folder that `act` makes."""
+    before = runs(host)
+    act()
+    (made,) = runs(host) - before
+    return made
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "config.json").read_text())["config"]
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "snapshots" / f"step_{step:06d}" / "my_toy.safetensors")
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def closest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    return max(float((one[key] - other[key]).abs().max()) for key in one)
+
+
+def pixels(host: Host, entry: dict[str, str]) -> np.ndarray:
+    return np.asarray(host.image(entry), dtype=np.float64)
+
+
+def shown_text(result: Result, node: Node) -> str:
+    return result.outputs[node.id]["text"][0]
+
+
+# ---- pictures and files ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sdxl_v"])
+def test_the_lora_changes_the_picture_and_comes_back_from_its_file(host: Host, names: list[str], kind: str) -> None:
+    """Trained wire, core Save LoRA + Load LoRA, our own file in output/loras, core Load LoRA Model: one picture."""
+    g, node = training_graph(names, kind, learning_rate=1e-2, seed=11, steps=2)
+    model, clip, vae = checkpoint(g, f"{kind}.safetensors")
+    trigger = g.node("PreviewAny", source=node[TRIGGER])
+    prompt = g.node("StringConcatenate", string_a="a photo of", string_b=node[TRIGGER], delimiter=" ")
+    g.node("SaveLoRA", lora=node[LORA], prefix=f"loras/core_{kind}")
+    g.node("LossGraphNode", loss=node[LOSSES], filename_prefix="loss")
+    trained = text_to_image(g, node[MODEL], node[CLIP], vae, prompt[0])
+    wired = g.node("LoraModelLoader", model=model, lora=node[LORA], strength_model=1.0, bypass=False)
+    again = text_to_image(g, wired[0], node[CLIP], vae, prompt[0])
+    prior = text_to_image(g, model, node[CLIP], vae, prompt[0])
+    result = host.run(g.prompt, timeout=400)
+    entries = [result.outputs[drawn.id]["images"][0] for drawn in (trained, again, prior)]
+    tuned, rewired, before = (pixels(host, entry) for entry in entries)
+    assert np.array_equal(tuned, rewired)
+    assert np.abs(tuned - before).mean() > 0.5
+
+    word = shown_text(result, trigger)
+    stem = word.removeprefix("embedding:")
+    assert stem.startswith("my_toy_") and word != stem
+    assert (host.folder / "models" / "embeddings" / f"{stem}.safetensors").is_file()
+    for name in (f"core_{kind}_00001_.safetensors", f"{stem}.safetensors"):
+        g = Graph()
+        model, clip, vae = checkpoint(g, f"{kind}.safetensors")
+        loaded = g.node("LoraLoader", model=model, clip=clip, lora_name=name, strength_model=1.0, strength_clip=1.0)
+        text_to_image(g, loaded[0], loaded[1], vae, f"a photo of {word}")
+        (entry,) = host.run(g.prompt, timeout=200).images
+        assert np.array_equal(tuned, pixels(host, entry)), name
+    assert "lora key not loaded" not in host.log_text()
+
+
+def test_the_file_says_what_it_is(host: Host, names: list[str]) -> None:
+    g, _ = training_graph(names, seed=12)
+    run = new_run(host, lambda: host.run(g.prompt))
+    (path,) = [path for path in (host.folder / "output" / "loras").glob("my_toy_*") if is_of(path, run)]
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["modelspec.trigger_phrase"] == f"embedding:{path.stem}"
+    assert path.stem in metadata["modelspec.usage_hint"] and "my_toy_embedding" not in json.dumps(metadata)
+    assert metadata["ss_base_model_version"] == "sd_v1" and metadata["ss_sd_model_name"] == "sd15.safetensors"
+    assert str(host.folder) not in json.dumps(metadata)
+
+
+def is_of(lora: Path, run: Path) -> bool:
+    return equal(load_file(lora), load_file(run / "my_toy.safetensors"))
+
+
+def test_the_samples_of_a_run_are_its_thumbnail(host: Host, names: list[str]) -> None:
+    g, _ = training_graph(names, seed=13, options=None)
+    node = next(entry for entry in g.prompt.values() if entry["class_type"] == "APTTrain")
+    node["inputs"]["options"] = options(g, preview_every=2, preview_steps=2)[0]
+    run = new_run(host, lambda: host.run(g.prompt))
+    assert (run / "previews" / "step_000002_0_tuned.png").is_file()
+    found = [path for path in (host.folder / "output" / "loras").glob("my_toy_*") if is_of(path, run)]
+    with safe_open(found[0], "pt") as file:
+        assert file.metadata()["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+
+
+def options(g: Graph, **changes: Any) -> Node:
+    """`APT Train Options` with every widget at its default but these."""
+    return g.node("APTTrainOptions", **{**OPTION_DEFAULTS, **changes})
+
+
+OPTION_DEFAULTS: dict[str, Any] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def option_defaults(host: Host) -> None:
+    """As the editor fills a new node."""
+    for name, (kind, settings) in host.object_info("APTTrainOptions")["input"]["required"].items():
+        OPTION_DEFAULTS[name] = settings["default"] if kind != "IMAGE" else None
+
+
+def test_two_trainers_in_one_graph(host: Host, names: list[str]) -> None:
+    g, first = training_graph(names, seed=14, steps=2)
+    images = g.prompt[first.id]["inputs"]["images"]
+    second = train_node(g, checkpoint(g, "sd15.safetensors"), images, seed=14, steps=3)
+    words = [g.node("PreviewAny", source=node[TRIGGER]) for node in (first, second)]
+    g.node("SaveLoRA", lora=first[LORA], prefix="loras/first")
+    g.node("SaveLoRA", lora=second[LORA], prefix="loras/second")
+    result = host.run(g.prompt)
+    one, other = (shown_text(result, word).removeprefix("embedding:") for word in words)
+    assert one != other
+    folder = host.folder / "output" / "loras"
+    for stem, core in ((one, "first"), (other, "second")):
+        assert equal(load_file(folder / f"{stem}.safetensors"), load_file(folder / f"{core}_00001_.safetensors"))
+
+
+# ---- what goes in ------------------------------------------------------------------------------------------------
+
+
+def test_lists_of_sizes_and_captions_from_a_folder(host: Host) -> None:
+    """Core's folder loader: a list of pictures of different sizes, and their texts as a list."""
+    folder = host.folder / "input" / "toys"
+    folder.mkdir()
+    for seed, size in enumerate([(64, 64), (96, 64)]):
+        picture(seed, *size).save(folder / f"{seed}.png")
+    (folder / "0.txt").write_text("a my_toy on grass")
+    g = Graph()
+    loaded = g.node("LoadImageTextDataSetFromFolder", folder="toys")
+    train_node(g, checkpoint(g, "sd15.safetensors"), loaded[0], captions=loaded[1], seed=15)
+    run = new_run(host, lambda: host.run(g.prompt))
+    with safe_open(run / "my_toy.safetensors", "pt") as file:
+        tags = json.loads(file.metadata()["ss_tag_frequency"])["my_toy"]
+    assert tags == {"a embedding:my_toy_embedding on grass": 1, "a photo of embedding:my_toy_embedding": 1}
+
+
+def test_a_line_of_captions_per_image(host: Host, names: list[str]) -> None:
+    g, _ = training_graph(names, seed=16, captions="a {subject} in the snow\na toy on the table")
+    run = new_run(host, lambda: host.run(g.prompt))
+    with safe_open(run / "my_toy.safetensors", "pt") as file:
+        tags = file.metadata()["ss_tag_frequency"]
+    assert "in the snow" in tags and "a embedding:my_toy_embedding on the table" in tags
+
+
+def test_masks_weigh_the_loss(host: Host, names: list[str]) -> None:
+    """A cut-out picture's mask is white where it is transparent: learned as it is, or turned round."""
+    cutout = picture(5).convert("RGBA")
+    cutout.putalpha(Image.fromarray(np.repeat([[255] * 32 + [0] * 32], 64, axis=0).astype(np.uint8)))
+    name = host.upload("cutout.png", cutout)
+    losses = {}
+    for how in ("none", "white", "black"):
+        g = Graph()
+        loaded = g.node("LoadImage", image=name)
+        masks = {} if how == "none" else {"masks": loaded[1], "options": options(g, mask_counts=how)[0]}
+        train_node(g, checkpoint(g, "sd15.safetensors"), loaded[0], seed=17, method="DreamBooth", **masks)
+        losses[how] = [line["denoising"] for line in log_of(new_run(host, lambda g=g: host.run(g.prompt)))]
+    assert losses["none"] != losses["white"] != losses["black"] != losses["none"]
+    halves = (losses["white"][0] + losses["black"][0]) / 2
+    assert halves == pytest.approx(losses["none"][0], rel=0.02)
+
+
+def test_a_picture_without_transparency_has_no_mask(host: Host, names: list[str]) -> None:
+    """Load Image gives 64 x 64 zeros then; the pictures here have another size."""
+    name = host.upload("wide.png", picture(6, 128, 64))
+    g = Graph()
+    loaded = g.node("LoadImage", image=name)
+    train_node(g, checkpoint(g, "sd15.safetensors"), loaded[0], masks=loaded[1], seed=18, steps=1)
+    host.run(g.prompt)
+
+
+def test_a_lora_on_the_model_is_part_of_what_is_trained_on(host: Host, names: list[str], checkpoints: Any) -> None:
+    """Training on MODEL + LoRA gives what training on the checkpoint with that LoRA merged into its file gives."""
+    module = "middle_block.1.transformer_blocks.0.attn2.to_k"
+    draw = torch.Generator().manual_seed(0)
+    down, up = torch.randn(4, 768, generator=draw), torch.randn(320, 4, generator=draw) / 30
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    lora = {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(4.0)}
+    (host.folder / "models" / "loras").mkdir(exist_ok=True)
+    save_file(lora, host.folder / "models" / "loras" / "prior.safetensors")
+    tensors = {key: value.float() for key, value in load_file(checkpoints["sd15"]).items()}
+    tensors[f"model.diffusion_model.{module}.weight"] += up @ down
+    save_file(tensors, host.folder / "models" / "checkpoints" / "merged.safetensors")
+
+    def trained(kind: str, strength: float) -> dict[str, torch.Tensor]:
+        g = Graph()
+        model, clip, vae = checkpoint(g, f"{kind}.safetensors")
+        if strength:
+            lora_file = {"lora_name": "prior.safetensors", "strength_model": strength}
+            model = g.node("LoraLoaderModelOnly", model=model, **lora_file)[0]
+        train_node(g, (model, clip, vae), image_batch(g, names), seed=19, steps=2, method="DreamBooth")
+        return weights(new_run(host, lambda: host.run(g.prompt)), 2)
+
+    wired, merged, plain = trained("sd15", 1.0), trained("merged", 0.0), trained("sd15", 0.0)
+    assert closest(wired, merged) < 1e-5
+    assert closest(wired, plain) > 1e-4
+
+
+# ---- stop, go on, come back --------------------------------------------------------------------------------------
+
+
+def test_cancel_keeps_the_work_and_the_next_queue_ends_as_if_never_stopped(host: Host, names: list[str]) -> None:
+    g, node = training_graph(names, seed=20, steps=40)
+    with host.events() as events:
+        before = runs(host)
+        queued = host.queue(g.prompt, events.client_id)
+        events.wait_for(lambda event: event.kind == "apt_train.steps" and event.data["points"][-1]["step"] >= 3)
+        host.interrupt()
+        with pytest.raises(HostError, match="interrupted"):
+            host.wait(queued)
+        stopped = events.wait_for("apt_train.finished").data
+    (run,) = runs(host) - before
+    done = len(log_of(run))
+    assert stopped["state"] == "stopped" and stopped["step"] == done and 3 <= done < 40
+    assert (run / "snapshots" / f"step_{done:06d}" / "state.safetensors").is_file()
+
+    with host.events() as events:
+        host.run(g.prompt, client_id=events.client_id)
+        started = events.wait_for("apt_train.started").data
+    assert started["first_step"] == done and started["run"] == run.name
+    assert [line["step"] for line in log_of(run)] == list(range(1, 41))
+
+    moved = run.rename(run.with_name("stopped_once"))
+    host.free()
+    unbroken = new_run(host, lambda: host.run(g.prompt))
+    assert unbroken.name == run.name
+    assert equal(weights(moved, 40), weights(unbroken, 40))
+    assert (moved / "log.jsonl").read_text() == (unbroken / "log.jsonl").read_text()
+
+
+def test_an_unchanged_queue_is_instant_and_an_evicted_one_does_not_train(host: Host, names: list[str]) -> None:
+    g, node = training_graph(names, seed=21)
+    run = new_run(host, lambda: host.run(g.prompt))
+    again = host.run(g.prompt)
+    assert node.id in again.cached and again.seconds < 1
+    written = (run / "log.jsonl").stat().st_mtime_ns
+    host.free()
+    time.sleep(0.5)  # the host frees between prompts
+    evicted = host.run(g.prompt)
+    assert node.id not in evicted.cached
+    assert (run / "log.jsonl").stat().st_mtime_ns == written
+
+
+def test_more_steps_go_on_and_fewer_are_found_or_trained_beside(host: Host, names: list[str]) -> None:
+    g, _ = training_graph(names, seed=22, steps=3)
+    run = new_run(host, lambda: host.run(g.prompt))
+    longer, _ = training_graph(names, seed=22, steps=6)
+    host.run(longer.prompt)
+    assert [line["step"] for line in log_of(run)] == [1, 2, 3, 4, 5, 6]
+    before = runs(host)
+    host.free()
+    host.run(g.prompt)  # the end of the first run is a snapshot of the longer one
+    assert runs(host) == before
+    shorter, _ = training_graph(names, seed=22, steps=2)
+    beside = new_run(host, lambda: host.run(shorter.prompt))
+    assert beside.name == f"{run.name}_to2"
+    assert [line["step"] for line in log_of(run)] == [1, 2, 3, 4, 5, 6]
+    assert [line["loss"] for line in log_of(beside)] == [line["loss"] for line in log_of(run)[:2]]
+
+
+def test_restart_trains_anew_and_keeps_the_earlier_run(host: Host, names: list[str]) -> None:
+    g, _ = training_graph(names, seed=23)
+    run = new_run(host, lambda: host.run(g.prompt))
+    before = weights(run, 3)
+    g, _ = training_graph(names, seed=23, resume="restart")
+    previous = new_run(host, lambda: host.run(g.prompt))
+    assert previous.name == run.name + "_previous"
+    assert equal(weights(run, 3), before) and equal(weights(previous, 3), before)
+
+
+def test_a_missing_file_is_written_again(host: Host, names: list[str]) -> None:
+    g, node = training_graph(names, seed=24)
+    word = g.node("PreviewAny", source=node[TRIGGER])
+    stem = shown_text(host.run(g.prompt), word).removeprefix("embedding:")
+    places = [host.folder / "output" / "loras", host.folder / "models" / "embeddings"]
+    contents = [(place / f"{stem}.safetensors").read_bytes() for place in places]
+    for place in places:
+        (place / f"{stem}.safetensors").unlink()
+    host.free()
+    time.sleep(0.5)
+    host.run(g.prompt)
+    assert [(place / f"{stem}.safetensors").read_bytes() for place in places] == contents
+
+
+def test_a_restarted_host_does_not_train_again(host: Host, names: list[str]) -> None:
+    g, _ = training_graph(names, seed=25)
+    run = new_run(host, lambda: host.run(g.prompt))
+    written = (run / "log.jsonl").stat().st_mtime_ns
+    host.restart()
+    host.run(g.prompt)
+    assert (run / "log.jsonl").stat().st_mtime_ns == written
+
+
+# ---- what is seen ------------------------------------------------------------------------------------------------
+
+
+def test_what_the_browser_hears(host: Host, names: list[str]) -> None:
+    g, node = training_graph(names, seed=26, steps=12)
+    extra = options(g, preview_every=6, preview_steps=2)
+    g.prompt[node.id]["inputs"]["options"] = extra[0]
+    with host.events() as events:
+        prompt_id = host.queue(g.prompt, events.client_id)
+        host.wait(prompt_id)
+        events.wait_for("apt_train.finished")
+        heard = list(events)
+    ours = [event for event in heard if event.kind.startswith("apt_train.")]
+    assert ours[0].kind == "apt_train.started" and ours[-1].kind == "apt_train.finished"
+    assert {event.data["prompt_id"] for event in ours} == {prompt_id}
+    assert {event.data["node"] for event in ours} == {node.id}
+    points = [point for event in ours if event.kind == "apt_train.steps" for point in event.data["points"]]
+    assert [point["step"] for point in points] == list(range(1, 13))
+    assert ours[-1].data["state"] == "done" and ours[-1].data["step"] == 12
+    lines = [event.data["text"] for event in heard if event.kind == "text"]
+    assert any(line.startswith("step 12 of 12 · loss ") and "gamma" in line for line in lines)
+    assert any(" left" in line for line in lines)
+    pictures = [event.image for event in heard if event.kind == "preview" and event.data.get("node_id") == node.id]
+    assert pictures and pictures[-1].width > pictures[0].width  # samples have joined the heat map
+    bars = [event.data["nodes"][node.id]["value"] for event in heard if event.kind == "progress_state"
+            if node.id in event.data["nodes"]]  # fmt: skip
+    assert bars == sorted(bars) and bars[-1] == 12
+
+
+def test_alone_in_a_graph_it_runs_and_shows_its_tooltips(host: Host, names: list[str]) -> None:
+    for node_type in ("APTTrain", "APTTrainOptions"):
+        info = host.object_info(node_type)
+        assert info["category"] == "training/APT" and info["description"] and info["search_aliases"]
+        for group in ("required", "optional"):
+            for name, (_, settings) in info["input"].get(group, {}).items():
+                assert settings.get("tooltip"), (node_type, name)
+        assert all(info["output_tooltips"])
+    assert host.object_info("APTTrain")["output_node"]
+
+
+# ---- refusals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"subject": "../evil"}, "subject is '../evil'"),
+        ({"class_word": " "}, "class_word is empty"),
+        ({"captions": "a house\na garden"}, "does not mention the subject"),
+        ({"captions": "one\ntwo\nthree"}, "3 captions for 2 images"),
+        ({"resolution": 72}, "resolution"),
+        ({"caption_template": "a photo"}, "write {subject}"),
+    ],
+)
+def test_a_refusal_is_a_sentence_and_leaves_nothing(
+    host: Host, names: list[str], changes: dict[str, Any], words: str
+) -> None:
+    before = runs(host)
+    g, node = training_graph(names, **{**SETTINGS, **changes})
+    with pytest.raises(HostError) as caught:
+        host.run(g.prompt)
+    assert caught.value.kind == "failed" and caught.value.node == node.id
+    assert words in str(caught.value) and str(caught.value).endswith(".")
+    assert runs(host) == before
+
+
+def test_masks_that_do_not_fit_are_refused(host: Host, names: list[str]) -> None:
+    g, node = training_graph(names)
+    mask = g.node("SolidMask", value=1.0, width=64, height=64)
+    g.prompt[node.id]["inputs"]["masks"] = mask[0]
+    with pytest.raises(HostError, match="1 masks for 2 images"):
+        host.run(g.prompt)
