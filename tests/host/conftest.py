@@ -54,7 +54,15 @@ def link_checkpoints(folder: Path, checkpoints: dict[str, Path]) -> None:
     models = folder / "models" / "checkpoints"
     models.mkdir(parents=True)
     for kind, path in checkpoints.items():
-        (models / f"{kind}.safetensors").symlink_to(path)
+        link(models / f"{kind}.safetensors", path)
+
+
+def link(name: Path, target: Path) -> None:
+    """A hard link, or a symbolic one where the two lie on different disks."""
+    try:
+        name.hardlink_to(target)
+    except OSError:
+        name.symlink_to(target)
 
 
 def cached(kind: str, vae: str = "taesd") -> Path:

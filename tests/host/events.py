@@ -9,12 +9,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 TEXT, PREVIEW, PREVIEW_WITH_METADATA = 3, 1, 4  # the host's protocol.py
 
@@ -38,21 +39,22 @@ class Events:
 
     def __init__(self, port: int) -> None:
         self.client_id = uuid.uuid4().hex
+        self.address = f"ws://127.0.0.1:{port}/ws?clientId={self.client_id}"
         self.heard: list[Event] = []
         self.news = threading.Condition()
-        self.socket = connect(
-            f"ws://127.0.0.1:{port}/ws?clientId={self.client_id}", proxy=None, max_size=None, compression=None
-        )
-        self.thread = threading.Thread(target=self.listen, daemon=True)
+        self.open = ExitStack()
 
     def __enter__(self) -> Events:
-        self.socket.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
-        self.thread.start()
+        socket = self.open.enter_context(connect(self.address, proxy=None, max_size=None, compression=None))
+        socket.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
+        thread = threading.Thread(target=self.listen, args=(socket,), daemon=True)
+        thread.start()
+        self.open.callback(thread.join, timeout=10)
+        self.open.callback(socket.close)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.socket.close()
-        self.thread.join(timeout=10)
+        self.open.close()
 
     def __iter__(self) -> Iterator[Event]:
         """What was heard so far, in order."""
@@ -70,9 +72,9 @@ class Events:
                 return next(filter(found, self.heard))
         raise TimeoutError(f"not heard within {timeout:.0f} s; heard: {[event.kind for event in self.heard]}")
 
-    def listen(self) -> None:
+    def listen(self, socket: ClientConnection) -> None:
         try:
-            for message in self.socket:
+            for message in socket:
                 event = parse(message, time.monotonic())
                 with self.news:
                     self.heard.append(event)

@@ -9,10 +9,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.parse
@@ -107,17 +105,14 @@ class Host:
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        self.until(self.answers, timeout, "did not answer")
+        try:
+            self.until(self.answers, timeout, "did not answer")
+        except BaseException:
+            self.kill()
+            raise
 
     def stop(self) -> None:
-        """As Ctrl-C in a terminal does, or by force after ten seconds."""
-        if self.process is None:
-            return
-        if sys.platform != "win32":
-            self.process.send_signal(signal.SIGINT)
-        try:
-            self.process.wait(timeout=10 if sys.platform != "win32" else 0)
-        except subprocess.TimeoutExpired:
+        if self.process is not None:
             self.kill()
         self.process = None
 
