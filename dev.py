@@ -1,10 +1,13 @@
-"""The workshop: demo, test, lint, bench. Standard library only, Python 3.10 or newer, Linux, macOS and Windows.
+"""The workshop: demo, test, lint, bench, host. Standard library only, Python 3.10 or newer, Linux, macOS and Windows.
 
     python dev.py demo [options]     train on the embedded model and draw the sheet (options: of apt-train demo)
-    python dev.py test [options]     run the tests (options: of pytest)
+    python dev.py test [options]     run the tests, then those on a real ComfyUI if there is one (options: of pytest)
     python dev.py test --oldest      the same on the oldest libraries that pyproject.toml admits
     python dev.py lint               ruff on everything, pyright on apt_train/
     python dev.py bench cost         what a step costs by method, as ratios (options: of benchmarks/cost.py)
+    python dev.py host [options]     start ComfyUI with this pack and tiny checkpoints (options: of its main.py)
+
+ComfyUI is looked for in $COMFYUI_PATH, then in ~/comfy/ComfyUI, then around this pack where it lies in custom_nodes/.
 
 Each command makes the virtual environment it needs beside this file (`.venv`, or `.venv-oldest`), installs the
 package into it under a constraints file, and runs there. A stamp in the environment remembers what was installed,
@@ -15,9 +18,12 @@ sentence and exit code 2.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +32,10 @@ ROOT = Path(__file__).resolve().parent
 NEWEST = (".venv", "constraints/test.txt")
 OLDEST = (".venv-oldest", "constraints/oldest.txt")
 STAMP = "apt-train-installed.json"
+PACK = "comfyui-apt-train"  # what the pack is called among a host's custom nodes
+HOST_TESTS = "tests/host"
+NOTHING_RUN = 5  # pytest's exit code where it found no test
+NO_HOST = "no ComfyUI found (COMFYUI_PATH, ~/comfy/ComfyUI)"
 
 
 class Failure(Exception):
@@ -45,11 +55,13 @@ def main(arguments: list[str]) -> int:
         return test([option for option in options if option != "--oldest"], oldest="--oldest" in options)
     if command == "bench":
         return bench(options)
+    if command == "host":
+        return host(options)
     if command == "lint" and not options:
         return lint()
     if command == "lint":
         raise Failure(f"lint takes no options, it was given {options[0]}: run `python dev.py lint`.")
-    raise Failure(f"there is no command {command}: say demo, test, lint or bench.")
+    raise Failure(f"there is no command {command}: say demo, test, lint, bench or host.")
 
 
 # ---- the commands ------------------------------------------------------------------------------------------
@@ -61,15 +73,52 @@ def demo(options: list[str]) -> int:
 
 
 def test(options: list[str], *, oldest: bool) -> int:
-    """pytest in one process per core with one torch thread each.
+    """The tests, then those on a host if one is found; named tests alone where the options name some.
+
+    `--oldest` leaves the host's out: a host brings its own libraries, so they would be the same ones again.
+    """
+    found = None if oldest else find_host()
+    python = prepare(*(OLDEST if oldest else NEWEST), extras=["test"])
+    named = named_tests(options)
+    if any(name.startswith(HOST_TESTS) for name in named):
+        return test_on_host(python, found, options)
+    if named:
+        return pytest(python, options)
+    code = pytest(python, [f"--ignore={HOST_TESTS}", *options])
+    return code if oldest else worst(code, test_on_host(python, found, [HOST_TESTS, *options]))
+
+
+def test_on_host(python: str, found: tuple[Path, str] | None, options: list[str]) -> int:
+    """At most two at once, and all of a test file in one process: each file has a host of its own."""
+    if found is None:
+        print(f"dev.py: {NO_HOST}: the host tests are skipped", flush=True)
+        return NOTHING_RUN
+    if lacks := lacking(*found):
+        print(f"dev.py: tests that need it will fail: {lacks}", flush=True)
+    return pytest(python, options, workers=2, spread="loadfile", COMFYUI_PYTHON=found[1])
+
+
+def pytest(python: str, options: list[str], workers: int = 8, spread: str = "worksteal", **variables: str) -> int:
+    """One process per core with one torch thread each.
 
     Threads of several processes would only wait for one another, and the trainer's bit-exactness is promised at
     a fixed thread count.
     """
-    python = prepare(*(OLDEST if oldest else NEWEST), extras=["test"])
     if not any(option.startswith(("-n", "--numprocesses", "--pdb")) for option in options):
-        options = ["-n", str(min(cores(), 8)), "--dist", "worksteal", *options]
-    return run([python, "-m", "pytest", *options], OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+        options = ["-n", str(min(cores(), workers)), "--dist", spread, *options]
+    return run([python, "-m", "pytest", *options], OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", **variables)
+
+
+def named_tests(options: list[str]) -> list[str]:
+    """Those of pytest's options that name a file, a folder or a test in one."""
+    values = {place + 1 for place, option in enumerate(options) if option in ("-k", "-m", "-p", "-o", "-W")}
+    plain = [option for place, option in enumerate(options) if not option.startswith("-") and place not in values]
+    return [option for option in plain if (ROOT / option.partition("::")[0]).exists()]
+
+
+def worst(*codes: int) -> int:
+    """That no test was found counts only where none of the runs found any."""
+    return max((code for code in codes if code != NOTHING_RUN), default=NOTHING_RUN)
 
 
 def lint() -> int:
@@ -87,6 +136,23 @@ def bench(options: list[str]) -> int:
     if not options or options[0] not in names:
         raise Failure(f"bench needs the name of a benchmark: {' or '.join(names)}.")
     return run([prepare(*NEWEST, extras=[]), "-m", f"benchmarks.{options[0]}", *options[1:]])
+
+
+def host(options: list[str]) -> int:
+    """Start ComfyUI with the pack linked and the tiny checkpoints in their place; ends with it."""
+    found = find_host()
+    if found is None:
+        raise Failure(f"{NO_HOST}: install it, or set COMFYUI_PATH to its folder.")
+    place, python = found
+    if lacks := lacking(place, python):
+        raise Failure(lacks)
+    link_pack(place / "custom_nodes")
+    write_checkpoints(place / "models" / "checkpoints", python)
+    if "--port" not in options:
+        options = ["--port", str(free_port()), *options]
+    port = options[options.index("--port") + 1 :][:1]
+    print(f"dev.py: {place} will answer at http://127.0.0.1:{''.join(port)}; Ctrl-C ends it", flush=True)
+    return run([python, str(place / "main.py"), *options])
 
 
 # ---- the virtual environment -------------------------------------------------------------------------------
@@ -163,7 +229,7 @@ def find_host() -> tuple[Path, str] | None:
     """The folder of the ComfyUI to work with, and its Python; None where there is none.
 
     The folder: $COMFYUI_PATH, else ~/comfy/ComfyUI, else the one whose custom_nodes/ holds this pack. The Python:
-    $COMFYUI_PYTHON, else that of the environment in or beside the folder, else the current one.
+    $COMFYUI_PYTHON, else the environment's in or beside the folder, else the current one.
     """
     named = os.environ.get("COMFYUI_PATH")
     if named and not (Path(named) / "main.py").is_file():
@@ -182,6 +248,64 @@ def host_python(host: Path) -> str:
     ]
     found = next((str(place) for place in places if place.is_file()), sys.executable)
     return os.environ.get("COMFYUI_PYTHON") or found
+
+
+def lacking(host: Path, python: str) -> str:
+    """What the host's Python lacks of requirements.txt and how to install it, as a sentence; empty if nothing."""
+    code = "import dev; print(*dev.missing_requirements(), sep=', ')"
+    try:
+        asked = subprocess.run([python, "-c", code], cwd=ROOT, env=environment(), capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return f"{python} does not run: set COMFYUI_PYTHON to the Python that {host} runs on."
+    names = asked.stdout.decode().strip()
+    return f"{host} lacks {names}: run `{python} -m pip install -r {ROOT / 'requirements.txt'}`." if names else ""
+
+
+def missing_requirements() -> list[str]:
+    """Lines of requirements.txt that this interpreter does not meet."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    wanted = [line.partition(">=") for line in lines if line and not line.startswith("#")]
+    return [name + rule + bound for name, rule, bound in wanted if numbers(installed(name)) < numbers(bound)]
+
+
+def installed(name: str) -> str:
+    """The version of a distribution; empty where it is not there."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def link_pack(folder: Path) -> None:
+    """Make the pack one of the host's custom nodes, by a link to where it is."""
+    link = folder / PACK
+    if ROOT.parent == folder or link.resolve() == ROOT:
+        return
+    if link.exists() or link.is_symlink():
+        raise Failure(f"{link} is not this pack: move it away, so that a link to {ROOT} can stand there.")
+    try:
+        link.symlink_to(ROOT, target_is_directory=True)
+    except OSError as error:
+        raise Failure(f"{link} cannot be made ({error.strerror}): copy the pack to that folder.") from error
+
+
+def write_checkpoints(folder: Path, python: str) -> None:
+    """Those that are absent, with the host's own torch."""
+    for kind in ("sd15", "sdxl", "sdxl_v"):
+        absent = not (folder / f"apt_tiny_{kind}.safetensors").exists()
+        if absent and run([python, f"{HOST_TESTS}/checkpoints.py", kind, str(folder)]) != 0:
+            raise Failure(f"the tiny checkpoint {kind} could not be written to {folder}, for the reason above.")
+
+
+def free_port() -> int:
+    """Free now, that is: the system hands out another one for a while."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 # ---- processes ---------------------------------------------------------------------------------------------

@@ -1,4 +1,7 @@
-"""dev.py: what it refuses, what it passes on, and when it installs again. Nothing is installed here."""
+"""dev.py: what it refuses, what it passes on, when it installs again, and how it deals with a host.
+
+Nothing is installed here and no host is started.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,8 @@ def test_a_command_it_does_not_know_is_one_sentence_and_exit_code_2(options: lis
 def test_help_names_every_command(options: list[str]) -> None:
     done = shell(*options)
     assert done.returncode == 0
-    assert all(f"python dev.py {command}" in done.stdout for command in ("demo", "test", "test --oldest", "lint"))
+    commands = ("demo", "test", "test --oldest", "lint", "bench", "host")
+    assert all(f"python dev.py {command}" in done.stdout for command in commands)
 
 
 def test_it_imports_the_standard_library_alone() -> None:
@@ -133,3 +137,178 @@ def test_an_installation_that_failed_leaves_no_stamp(
 def test_only_an_environment_of_this_python_is_usable(tmp_path: Path) -> None:
     assert dev.is_usable(sys.executable)
     assert not dev.is_usable(str(tmp_path / "python"))
+
+
+# ---- the tests and the host: recorded instead of run -----------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, str]]]:
+    """Every command with its variables; all succeed. No host is found until a test says otherwise."""
+    done: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(dev, "prepare", lambda *arguments, **named: "python")
+    monkeypatch.setattr(dev, "run", lambda command, **variables: done.append((command, variables)) or 0)
+    monkeypatch.setattr(dev, "find_host", lambda: None)
+    return done
+
+
+def found(monkeypatch: pytest.MonkeyPatch, folder: Path, lacks: str = "") -> None:
+    monkeypatch.setattr(dev, "find_host", lambda: (folder, "the host's python"))
+    monkeypatch.setattr(dev, "lacking", lambda host, python: lacks)
+
+
+def test_the_host_tests_follow_the_others(
+    runs: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found(monkeypatch, tmp_path)
+    assert dev.main(["test", "-x", "-k", "nodes"]) == 0
+    (first, _), (second, variables) = runs
+    assert "--ignore=tests/host" in first and "tests/host" not in first
+    assert second[-4:] == ["tests/host", "-x", "-k", "nodes"] and "loadfile" in second
+    assert variables["COMFYUI_PYTHON"] == "the host's python"
+
+
+def test_without_a_host_one_line_says_so(
+    runs: list[tuple[list[str], dict[str, str]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert dev.main(["test"]) == 0
+    assert len(runs) == 1 and "--ignore=tests/host" in runs[0][0]
+    said = "dev.py: no ComfyUI found (COMFYUI_PATH, ~/comfy/ComfyUI): the host tests are skipped\n"
+    assert capsys.readouterr().out == said
+
+
+def test_what_a_host_lacks_is_said_before_its_tests(
+    runs: list[tuple[list[str], dict[str, str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found(monkeypatch, tmp_path, lacks="it lacks peft: install it.")
+    dev.main(["test"])
+    assert "will fail: it lacks peft: install it." in capsys.readouterr().out and len(runs) == 2
+
+
+@pytest.mark.parametrize("name", ["tests/test_dev.py", "tests/test_dev.py::test_x", "tests/host"])
+def test_a_named_test_is_the_only_one(
+    runs: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    found(monkeypatch, tmp_path)
+    dev.main(["test", "-x", name])
+    assert [command[-2:] for command, _ in runs] == [["-x", name]]
+    assert ("loadfile" in runs[0][0]) == (name == "tests/host")
+
+
+def test_the_oldest_libraries_are_not_the_hosts(
+    runs: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found(monkeypatch, tmp_path)
+    dev.main(["test", "--oldest"])
+    assert len(runs) == 1 and "--ignore=tests/host" in runs[0][0]
+
+
+def test_the_worse_result_counts() -> None:
+    assert [dev.worst(0, 1), dev.worst(1, 0), dev.worst(0, 5), dev.worst(5, 5)] == [1, 1, 0, 5]
+
+
+def test_the_host_is_started_with_pack_and_checkpoints(
+    runs: list[tuple[list[str], dict[str, str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found(monkeypatch, tmp_path)
+    (tmp_path / "custom_nodes").mkdir()
+    models = tmp_path / "models" / "checkpoints"
+    models.mkdir(parents=True)
+    (models / "apt_tiny_sdxl.safetensors").touch()
+    assert dev.main(["host", "--cpu"]) == 0
+    *writers, (start, _) = runs
+    assert [command[-2:] for command, _ in writers] == [["sd15", str(models)], ["sdxl_v", str(models)]]
+    assert (tmp_path / "custom_nodes" / dev.PACK).resolve() == ROOT
+    port = start[start.index("--port") + 1]
+    assert start == ["the host's python", str(tmp_path / "main.py"), "--port", port, "--cpu"]
+    assert f"http://127.0.0.1:{port};" in capsys.readouterr().out
+
+
+def test_a_port_that_was_asked_for_is_kept(
+    runs: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found(monkeypatch, tmp_path)
+    (tmp_path / "custom_nodes").mkdir()
+    dev.main(["host", "--port", "8188"])
+    assert runs[-1][0][2:] == ["--port", "8188"]
+
+
+def test_what_a_host_lacks_is_one_sentence_and_nothing_is_started(
+    runs: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found(monkeypatch, tmp_path, lacks="it lacks peft: install it.")
+    with pytest.raises(dev.Failure, match="it lacks peft"):
+        dev.main(["host"])
+    assert runs == []
+
+
+@pytest.mark.parametrize("named", ["", "/no/such/place"])
+def test_no_host_is_one_sentence_and_exit_code_2(named: str, tmp_path: Path) -> None:
+    empty = {**os.environ, "COMFYUI_PATH": named, "HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
+    command = [sys.executable, str(ROOT / "dev.py"), "host"]
+    done = subprocess.run(command, capture_output=True, text=True, env=empty)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("dev.py: ") and done.stderr.count("\n") == 1
+    assert (named or "no ComfyUI found") in done.stderr and "COMFYUI_PATH" in done.stderr
+
+
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A world with three hosts: `named`, `home/comfy/ComfyUI` and `around`, whose custom_nodes/ holds the pack."""
+    for place in ("named", "home/comfy/ComfyUI", "around"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "main.py").touch()
+    monkeypatch.setattr(dev, "ROOT", tmp_path / "around" / "custom_nodes" / "pack")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path / "named"))
+    monkeypatch.delenv("COMFYUI_PYTHON", raising=False)
+    return tmp_path
+
+
+def test_the_order_in_which_a_host_is_looked_for(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dev.find_host() == ((places / "named").resolve(), sys.executable)
+    monkeypatch.delenv("COMFYUI_PATH")
+    assert dev.find_host() == ((places / "home" / "comfy" / "ComfyUI").resolve(), sys.executable)
+    (places / "home" / "comfy" / "ComfyUI" / "main.py").unlink()
+    assert dev.find_host() == ((places / "around").resolve(), sys.executable)
+    (places / "around" / "main.py").unlink()
+    assert dev.find_host() is None
+
+
+def test_a_hosts_python_is_its_environments_unless_another_is_named(
+    places: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = places / "named" / ".venv" / "bin" / "python"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert dev.find_host() == ((places / "named").resolve(), str((places / "named").resolve() / ".venv/bin/python"))
+    monkeypatch.setenv("COMFYUI_PYTHON", "mine")
+    assert dev.find_host() == ((places / "named").resolve(), "mine")
+
+
+def test_the_pack_is_linked_once_and_never_over_something_else(tmp_path: Path) -> None:
+    dev.link_pack(tmp_path)
+    dev.link_pack(tmp_path)
+    link = tmp_path / dev.PACK
+    assert link.resolve() == ROOT
+    link.unlink()
+    link.mkdir()
+    with pytest.raises(dev.Failure, match="is not this pack"):
+        dev.link_pack(tmp_path)
+
+
+def test_requirements_that_are_not_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dev, "ROOT", tmp_path)
+    (tmp_path / "requirements.txt").write_text("# all\npytest>=8\npytest>=999.1\nno-such-thing>=0.1\n")
+    assert dev.missing_requirements() == ["pytest>=999.1", "no-such-thing>=0.1"]
+
+
+def test_a_host_that_lacks_something_gets_its_own_pip_command() -> None:
+    assert dev.lacking(ROOT, sys.executable) == ""
+    assert "COMFYUI_PYTHON" in dev.lacking(ROOT, "/no/such/python")

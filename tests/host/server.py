@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -28,7 +27,6 @@ import dev
 
 from .events import Events
 
-PACK = "comfyui-apt-train"  # a name with hyphens, as the host's manager makes it
 ARGUMENTS = (
     *("--cpu", "--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:"),
     *("--listen", "127.0.0.1"),
@@ -96,8 +94,8 @@ class Host:
         """Returns once it answers; a host that ends before that, or is slower, is an error with its log's end."""
         for name in ("models/checkpoints", "models/loras", "models/embeddings", "custom_nodes", "input", "output"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        copy_pack(self.folder / "custom_nodes" / PACK)
-        self.port = free_port()
+        copy_pack(self.folder / "custom_nodes" / dev.PACK)
+        self.port = dev.free_port()
         command = [self.python, str(self.place / "main.py"), "--base-directory", str(self.folder)]
         command += [*ARGUMENTS, "--port", str(self.port), *self.options]
         variables = {**dev.environment(), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **self.variables}
@@ -256,7 +254,7 @@ def failure(messages: Mapping[str, Mapping[str, Any]]) -> HostError:
     return HostError("interrupted", f"at {details.get('node_type')}", details)
 
 
-# ---- forms, files and ports --------------------------------------------------------------------------------------
+# ---- forms and files --------------------------------------------------------------------------------------------
 
 
 def multipart(values: Mapping[str, str], name: str, image: bytes) -> tuple[bytes, str]:
@@ -282,10 +280,3 @@ def copy_pack(target: Path) -> None:
         if (dev.ROOT / name).is_file():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(dev.ROOT / name, target / name)
-
-
-def free_port() -> int:
-    """Free now, that is: the system hands out another one for a while."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -10,8 +10,10 @@ import psutil
 import pytest
 from PIL import Image
 
+from dev import PACK
+
 from .checkpoints import KINDS
-from .server import PACK, Host, HostError
+from .server import Host, HostError
 from .workflows import Graph, checkpoint, text_to_image
 
 
