@@ -140,10 +140,9 @@ def curves_of(root: Path, run: str, after: int = 0) -> dict[str, Any]:
     from ..apt_train.report.curves import run_curves
 
     curves = run_curves(folder_of(root, run), after)
-    step = curves["points"][-1]["step"] if curves["points"] else after
     known = [item["state"] for item in _SESSION.runs() if item["run"] == run]
-    state = known[0] if known else "done" if step >= curves["total"] else "stopped"
-    return {"run": run, "state": state, "step": step, **curves}
+    state = known[0] if known else "done" if curves["step"] >= curves["total"] else "stopped"
+    return {"run": run, "state": state, **curves}
 
 
 def register_routes() -> None:

@@ -181,6 +181,7 @@ def test_curves_are_read_from_the_log(live, tmp_path) -> None:
     assert [point["step"] for point in later["points"]] == [28, 29, 30]
     nothing_new = live.curves_of(tmp_path, "toy_1", after=30)
     assert nothing_new["points"] == [] and nothing_new["step"] == 30
+    assert live.curves_of(tmp_path, "toy_1", after=99)["step"] == 30  # the log was cut back
     run_folder(tmp_path, "toy_2", 30)
     assert live.curves_of(tmp_path, "toy_2")["state"] == "done"
 
@@ -202,14 +203,15 @@ def test_long_runs_are_thinned_out_without_losing_the_end(tmp_path) -> None:
 
 
 def test_neighbours_run_together_by_their_mean() -> None:
-    points = [point_of(event(step, loss=float(step), gamma=[step / 10]).log_line()) for step in range(1, 5)]
+    points = [point_of(event(step, loss=float(step), gamma=[step / 10]).log_line()) for step in range(1, 6)]
     points[0]["alignment"] = points[3]["alignment"] = points[2]["alignment"] = None
-    thin = thin_out(points, 2)
+    thin = thin_out(points, 3)
     assert [(p["step"], p["loss"], p["alignment"], p["gamma"]) for p in thin] == [
         (2, 1.5, 0.125, [0.2]),
         (4, 3.5, None, [0.4]),
+        (5, 5.0, 0.125, [0.5]),
     ]
-    assert thin_out(points, 4) is points
+    assert thin_out(points, 5) is points
 
 
 @pytest.mark.parametrize(

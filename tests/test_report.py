@@ -20,7 +20,7 @@ from apt_train.report.attention_tiles import attention_tiles, merge_layers
 from apt_train.report.grid import fit_label, font, labelled_grid
 from apt_train.report.live_images import heat_image, indicator_image, loss_image
 from apt_train.report.palette import bin_colours, diverging, heat
-from apt_train.report.plots import overview_figure
+from apt_train.report.plots import as_picture, overview_figure
 from apt_train.report.run_files import read_run
 from apt_train.report.run_log import block_means, moving_average, read_log
 from apt_train.report.run_summary import bin_edges, evened_denoising, summarize
@@ -369,9 +369,9 @@ def test_bins_never_trained_are_owned_up_to(tmp_path) -> None:
 def test_everything_stands_in_one_picture(tmp_path, lines, measured) -> None:
     run = read_run(write_run(tmp_path, lines))
     figure = overview_figure(run.log, measured=measured)
-    figure.savefig(tmp_path / "overview.png", format="png")
-    with Image.open(tmp_path / "overview.png") as picture:
-        assert picture.width == 950 and colours_in(picture) > 100
+    for width in (500, 1024):
+        picture = as_picture(figure, width)
+        assert picture.width == width and picture.mode == "RGB" and colours_in(picture) > 100
     titles = {axes.get_title(loc="left") for part in figure.subfigs for axes in part.axes}
     assert ("Overfitting indicator by timestep (dashed: near 1)" in titles) == measured
     assert {"Total (weighted)", "Denoising", "Attention alignment"} <= titles

@@ -20,18 +20,20 @@ Point = dict[str, Any]
 
 
 def run_curves(folder: Path, after: int = 0, most: int = MOST_POINTS) -> dict[str, Any]:
-    """`total` steps, the `bins`' first and last timesteps, and the `points` after a step.
+    """`total` steps, the last logged `step`, the `bins`' first and last timesteps, and the `points` after a step.
 
     A point is `{step, loss, denoising, stabilization, alignment, gamma}`, what is no number null. Of more than `most`
-    points neighbours run together: their mean loss, the last one's step and gamma; the last step is always there.
+    points neighbours run together: their mean loss, the last one's step and gamma; the last step is there as it is.
     InputError: the folder holds no run.
     """
     settings = read_config(folder)
     config = settings["config"]
+    points, step = _points(folder / LOG, after)
     return {
         "total": config["steps"],
+        "step": step,
         "bins": timestep_bins(config["apt"]["bins"], settings.get("num_timesteps", 1000)),
-        "points": thin_out(_points(folder / LOG, after), most),
+        "points": thin_out(points, most),
     }
 
 
@@ -47,11 +49,12 @@ def point_of(line: dict[str, Any]) -> Point:
 
 
 def thin_out(points: list[Point], most: int) -> list[Point]:
-    """At most `most` points, each of as many steps as its neighbours."""
+    """At most `most` (2 or more) points, each of as many steps as its neighbours; the last step stays alone."""
     if len(points) <= most:
         return points
-    ends = [round(block * len(points) / most) for block in range(most + 1)]
-    return [_together(points[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    blocks, before = most - 1, len(points) - 1
+    ends = [round(block * before / blocks) for block in range(blocks + 1)]
+    return [*(_together(points[a:b]) for a, b in zip(ends[:-1], ends[1:], strict=True)), points[-1]]
 
 
 def _together(block: list[Point]) -> Point:
@@ -63,19 +66,24 @@ def _mean(values: list[float | None]) -> float | None:
     return _number(sum(known) / len(known), 6) if known else None
 
 
-def _points(log: Path, after: int) -> list[Point]:
-    """The log's steps after a step. Read from its end, so that asking for the newest costs little; a line that cannot
-    be read, as the one being written, is left out."""
+def _points(log: Path, after: int) -> tuple[list[Point], int]:
+    """The log's steps after a step, and its last one (0: none).
+
+    Read from the end, so that asking for the newest costs little. A line that cannot be read, as the one being written,
+    is left out.
+    """
     points: list[Point] = []
+    last = 0
     for line in reversed(log.read_bytes().splitlines() if log.is_file() else []):
         try:
             point = point_of(json.loads(line))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
+        last = last or point["step"]
         if point["step"] <= after:
             break
         points.append(point)
-    return points[::-1]
+    return points[::-1], last
 
 
 def _number(value: Any, digits: int) -> float | None:

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from PIL import Image
 
 from .palette import FAINT, INK, OTHER_TERM, TERM_COLOURS, Rgb, bin_colours, heat
 from .run_log import TERMS, Floats, RunLog, block_means, moving_average
@@ -64,6 +66,14 @@ def overview_figure(log: RunLog, *, measured: bool, num_timesteps: int = 1000) -
     _draw_losses(middle, log, num_timesteps)
     _draw_balance(bottom, log)
     return figure
+
+
+def as_picture(figure: Figure, width: int) -> Image.Image:
+    """The figure as pixels, `width` of them across; letters grow with it."""
+    figure.set_dpi(width / figure.get_figwidth())
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
 def _figure(width: float, height: float) -> Figure:

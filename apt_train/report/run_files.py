@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ..config import TrainConfig
@@ -25,7 +26,7 @@ class RunRecord:
     log: RunLog
     snapshots: list[int]  # steps that have one, rising
 
-    @property
+    @cached_property
     def summary(self) -> Summary:
         """The run in numbers."""
         return summarize(self.log, self.config, num_timesteps=self.num_timesteps, snapshots=self.snapshots)

@@ -1,0 +1,120 @@
+"""`Overfit Indicator Monitor`: a run's curves as a picture, its verdict in words, and a snapshot to go on with.
+
+In: the node. Not in: the live curves on it (`web/`, fed by `live`), the recommendation's rule
+(`apt_train.report.recommend`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from comfy_api.latest import io, ui
+
+from ..apt_train.errors import InputError
+from .run_store import publish, snapshot_steps
+from .wires import AptRun, AptRunWire
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..apt_train.report.recommend import Recommendation
+    from ..apt_train.report.run_files import RunRecord
+
+
+class APTOverfitIndicatorMonitor(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="APTOverfitIndicatorMonitor",
+            display_name="Overfit Indicator Monitor",
+            category="training/APT",
+            description="Draws how a run of APT Train goes while it trains, says in words whether it overfits, and "
+            "hands on the LoRA of the snapshot you choose.",
+            search_aliases=["overfitting", "training curves", "loss graph", "pick snapshot", "checkpoint", "gamma"],
+            is_output_node=True,
+            inputs=[
+                AptRunWire.Input("run", tooltip="APT_RUN of APT Train."),
+                io.Combo.Input(
+                    "snapshot", options=["recommended", "last", "step"], default="recommended",
+                    tooltip="Whose LoRA goes on. recommended: the latest snapshot from before most timestep bins' "
+                    "indicator was near 1, or the last where none was. The rule sees the training pictures alone: "
+                    "compare pictures. step: the one below.",
+                ),
+                io.Int.Input(
+                    "step", default=250, min=1, max=10_000_000,
+                    tooltip="The snapshot to take when snapshot says step. APT Train Options sets how often they are "
+                    "kept.",
+                ),
+                io.Int.Input(
+                    "width", display_name="picture width", default=1024, min=512, max=4096, step=8, advanced=True,
+                    tooltip="Width of the picture in pixels; letters grow with it.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "curves", display_name="IMAGE",
+                    tooltip="The indicator per timestep bin over the steps, as curves and as a heat map; the losses; "
+                    "the balance of the terms.",
+                ),
+                io.String.Output(
+                    "verdict", display_name="verdict",
+                    tooltip="What the curves say and what they cannot know, what to change, which snapshot and why.",
+                ),
+                io.LoraModel.Output(
+                    "lora", display_name="LORA_MODEL",
+                    tooltip="The chosen snapshot's LoRA, for Load LoRA Model and Save LoRA Weights.",
+                ),
+                io.String.Output(
+                    "trigger", display_name="trigger",
+                    tooltip="Exactly what a prompt must say to show the subject as that snapshot knows it.",
+                ),
+                io.Int.Output("picked", display_name="picked step", tooltip="The step of the chosen snapshot."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, run: AptRun, snapshot: str, step: int, width: int) -> io.NodeOutput:
+        import torch
+
+        from ..apt_train.report.recommend import recommended_snapshot
+        from ..apt_train.report.run_files import read_run
+
+        record = read_run(run.folder, until=run.steps)
+        advised = recommended_snapshot(record.summary)
+        picked = picked_step(run, snapshot, step, advised.step)
+        with torch.inference_mode(False):
+            published = publish(run, picked)
+        curves, words = picture(record, width), verdict(record, advised, picked)
+        shown = {**ui.PreviewImage(curves).as_dict(), "text": (words,), "run": (run.run_id,)}
+        return io.NodeOutput(curves, words, published.lora, published.trigger, picked, ui=shown)
+
+
+def picked_step(run: AptRun, snapshot: str, step: int, recommended: int) -> int:
+    """The step whose snapshot is handed on. InputError: `step` was asked for and has none."""
+    if snapshot != "step":
+        return run.steps if snapshot == "last" else recommended
+    steps = snapshot_steps(run)
+    if step not in steps:
+        there = ", ".join(map(str, steps)) or "none"
+        raise InputError(f"{run.run_id} has no snapshot of step {step}: choose one of these steps: {there}.")
+    return step
+
+
+def picture(record: RunRecord, width: int) -> torch.Tensor:
+    """Everything the log says in one picture, float (1, H, W, 3) in [0, 1]."""
+    import numpy as np
+    import torch
+
+    from ..apt_train.report.plots import as_picture, overview_figure
+
+    measured = record.summary.indicator_measured
+    figure = overview_figure(record.log, measured=measured, num_timesteps=record.num_timesteps)
+    return torch.from_numpy(np.array(as_picture(figure, width), dtype=np.float32) / 255)[None]
+
+
+def verdict(record: RunRecord, advised: Recommendation, picked: int) -> str:
+    """The run in words, the recommendation with its reason, and what was picked instead of it."""
+    from ..apt_train.report.verdict import paragraph
+
+    words = f"{paragraph(record.summary)} Recommended is step {advised.step}: {advised.reason}"
+    return words if picked == advised.step else f"{words} Picked is step {picked}."

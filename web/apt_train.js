@@ -1,0 +1,146 @@
+/**
+ * Overfit Indicator Monitor, in the editor: the curves of the training node upstream, live.
+ *
+ * In: the extension, which ties monitors to the graph and to the host's messages. Not in: finding the training node
+ * (`upstream`), runs (`runs`), the element on the node (`monitor_view`).
+ */
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { MonitorView } from "./monitor_view.js";
+import { Runs } from "./runs.js";
+import { locatorOf, trainersOf } from "./upstream.js";
+
+const MONITOR = "APTOverfitIndicatorMonitor";
+const FIRST_SIZE = [440, 480];
+const PICTURE_HEIGHT = 420;
+
+const runs = new Runs(ask);
+const monitors = new Map(); // node -> {view, shown, executed}
+let ticking = null;
+
+async function ask(route) {
+  try {
+    const response = await api.fetchApi(route);
+    return response.ok ? await response.json() : null;
+  } catch {
+    return null; // the host is away; the page's own notice says so
+  }
+}
+
+/** Give a new monitor its element. */
+function attach(node) {
+  const view = new MonitorView();
+  const monitor = { view, shown: null, executed: null };
+  const widget = node.addDOMWidget("live_curves", "apt_train_curves", view.element, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => view.leastHeight + 20, // 10 above and beneath are the host's margin
+  });
+  widget.serialize = false; // nothing of it goes into the workflow
+  node.setSize?.([Math.max(node.size[0], FIRST_SIZE[0]), Math.max(node.size[1], FIRST_SIZE[1])]);
+  after(node, "onExecuted", (output) => take(node, monitor, output, runs.nextOrder()));
+  after(node, "onConnectionsChange", () => setTimeout(() => refresh(node, monitor)));
+  after(node, "onRemoved", () => detach(node));
+  monitors.set(node, monitor);
+  ticking ??= setInterval(tick, 1000);
+  runs.list();
+}
+
+function detach(node) {
+  monitors.get(node)?.view.dispose();
+  monitors.delete(node);
+  if (!monitors.size) ticking = clearInterval(ticking) ?? null;
+}
+
+/** Let something follow a node's own callback. */
+function after(node, name, then) {
+  const before = node[name];
+  node[name] = function (...args) {
+    const answer = before?.apply(this, args);
+    then(...args);
+    return answer;
+  };
+}
+
+/**
+ * What the node itself has returned: the verdict, and which run it was about, also one that needed no training.
+ *
+ * `order`: its place among the runs heard of; 0 for what it had returned before the page showed it again.
+ */
+function take(node, monitor, output, order) {
+  if (output?.text) monitor.view.say([output.text].flat().join("\n"));
+  const run = output?.run?.[0];
+  if (!run || monitor.executed?.order > order) return;
+  monitor.executed = { run, order };
+  setTimeout(() => grow(node));
+  const trainers = trainersOf(node, app.rootGraph);
+  if (order && trainers.size === 1) runs.note(run, [...trainers][0], app.rootGraph.id);
+  refresh(node, monitor);
+}
+
+/** Make room for the verdict and the picture beneath it; never take any away. */
+function grow(node) {
+  const least = node.computeSize?.()[1] ?? 0;
+  const picture = node.widgets?.some((widget) => widget.type === "IMAGE_PREVIEW") ? 0 : PICTURE_HEIGHT;
+  if (node.size[1] < least + picture) node.setSize([node.size[0], least + picture]);
+}
+
+/** Show the newest run of the training nodes upstream. */
+function refresh(node, monitor) {
+  if (!node.graph) return;
+  const trainers = trainersOf(node, app.rootGraph);
+  const made = trainers.size ? runs.madeBy(trainers, app.rootGraph.id) : undefined;
+  const newest = [made, trainers.size ? monitor.executed : undefined]
+    .filter(Boolean)
+    .sort((a, b) => b.order - a.order)[0];
+  monitor.shown = newest?.run ?? null;
+  const series = newest && runs.get(newest.run);
+  monitor.view.show(series ?? null, missing(trainers));
+  if (newest) runs.keepUp(newest.run);
+}
+
+function missing(trainers) {
+  return trainers.size
+    ? "Queue the workflow: the curves appear here while APT Train runs."
+    : "Connect APT_RUN of an APT Train node.";
+}
+
+function refreshAll() {
+  for (const [node, monitor] of monitors) refresh(node, monitor);
+}
+
+function tick() {
+  for (const [node, monitor] of monitors) {
+    if (document.visibilityState === "visible") refresh(node, monitor);
+    monitor.view.sharpen();
+  }
+}
+
+app.registerExtension({
+  name: "APTTrain.Monitor",
+
+  init() {
+    api.addEventListener("apt_train.started", ({ detail }) => runs.started(detail));
+    api.addEventListener("apt_train.steps", ({ detail }) => runs.stepped(detail));
+    api.addEventListener("apt_train.finished", ({ detail }) => runs.finished(detail));
+    // Another page's run is told to that page alone; that the queue moved is told to all.
+    for (const event of ["status", "reconnected"]) {
+      api.addEventListener(event, () => monitors.size && runs.list());
+    }
+    runs.addEventListener("change", refreshAll);
+  },
+
+  nodeCreated(node) {
+    if (node.comfyClass === MONITOR) attach(node);
+  },
+
+  afterConfigureGraph() {
+    refreshAll();
+  },
+
+  /** Another workflow came to the front: the page hands its nodes what they had returned. */
+  onNodeOutputsUpdated(outputs) {
+    for (const [node, monitor] of monitors) take(node, monitor, outputs?.[locatorOf(node, app.rootGraph)], 0);
+  },
+});

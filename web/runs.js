@@ -1,0 +1,223 @@
+/**
+ * The curves of runs, as this page has heard of them: by live messages, or asked from the pack's routes.
+ *
+ * In: points by run, which run a training node made last, asking and asking again. Not in: the graph, drawing. Nothing
+ * is written into the workflow; which run belongs to which node is also kept in the browser's own storage.
+ *
+ * Emits `change` with the run's id as detail.
+ */
+
+const MOST_POINTS = 1600; // beyond this neighbours run together; no node is that wide
+const QUIET = 5000; // ms without news after which a going run is asked for
+const ASK_EVERY = 1900; // ms, a little less than two of the monitors' looks
+const STORED = "apt_train.runs";
+const MOST_STORED = 200;
+
+/** One run: `points` rise by step, each `{step, loss, gamma, count}`, count being the steps it stands for. */
+class Series {
+  constructor(run) {
+    this.run = run;
+    this.total = 0;
+    this.bins = [];
+    this.points = [];
+    this.state = "running";
+    this.step = 0;
+    this.secondsLeft = null;
+    this.loaded = false; // whether the points go back to the first step
+    this.heard = 0; // ms
+    this.asked = 0; // ms
+  }
+
+  /** Add points; what a run that was taken up again tells anew replaces what was there. */
+  add(points) {
+    for (const point of points) {
+      while (this.points.length && this.points[this.points.length - 1].step >= point.step) this.points.pop();
+      const before = this.points.length ? this.points[this.points.length - 1].step : 0;
+      this.points.push({ ...point, count: Math.max(1, point.step - before) });
+      this.step = point.step;
+    }
+    while (this.points.length > MOST_POINTS) this.points = inPairs(this.points);
+  }
+
+  cutAfter(step) {
+    this.points = this.points.filter((point) => point.step <= step);
+  }
+}
+
+export class Runs extends EventTarget {
+  /** `ask(route)`: the parsed answer, or null where there is none. */
+  constructor(ask, storage = globalThis.localStorage) {
+    super();
+    this._ask = ask;
+    this._storage = storage;
+    this._series = new Map(); // run id -> Series
+    this._made = new Map(); // workflow|node -> {run, order}
+    this._order = 0;
+    this._listing = null;
+    this._recall();
+  }
+
+  get(run) {
+    return this._series.get(run);
+  }
+
+  /** The run that one of these training nodes made last: `{run, order}`, or undefined. */
+  madeBy(nodes, workflow) {
+    let newest;
+    for (const node of nodes) {
+      for (const key of [`${workflow ?? ""}|${node}`, `|${node}`]) {
+        const made = this._made.get(key);
+        if (made && (!newest || made.order > newest.order)) newest = made;
+      }
+    }
+    return newest;
+  }
+
+  /** Remember that a node of a workflow made a run. */
+  note(run, node, workflow) {
+    this._made.delete(`${workflow ?? ""}|${node}`);
+    this._made.set(`${workflow ?? ""}|${node}`, { run, order: ++this._order });
+    this._store();
+  }
+
+  nextOrder() {
+    return ++this._order;
+  }
+
+  // ---- live messages
+
+  started(message) {
+    const series = this._open(message.run);
+    Object.assign(series, { total: message.total, bins: message.bins, state: "running", secondsLeft: null });
+    series.step = message.first_step;
+    series.cutAfter(message.first_step);
+    series.loaded = message.first_step === 0;
+    this.note(message.run, message.node, message.workflow);
+    this._heard(series);
+  }
+
+  stepped(message) {
+    const known = this._series.has(message.run);
+    const series = this._open(message.run);
+    const last = series.points.length ? series.points[series.points.length - 1].step : 0;
+    if (message.points[0].step > last + 1) series.loaded = false; // some went by unheard
+    series.add(message.points);
+    Object.assign(series, { state: "running", secondsLeft: message.seconds_left });
+    if (!known) this.note(message.run, message.node, message.workflow);
+    this._heard(series);
+  }
+
+  finished(message) {
+    const series = this._open(message.run);
+    Object.assign(series, { state: message.state, step: message.step, secondsLeft: null });
+    this._heard(series);
+  }
+
+  // ---- asking
+
+  /** Ask which runs this session of the host knows, so that a reopened page finds its own. */
+  list() {
+    this._listing ??= setTimeout(() => this._list(), 200); // the host's messages come in bursts
+  }
+
+  async _list() {
+    this._listing = null;
+    const answer = await this._ask("/apt_train/runs");
+    for (const item of [...(answer?.runs ?? [])].reverse()) {
+      const known = this.madeBy([item.node], item.workflow);
+      if (known?.run !== item.run) this.note(item.run, item.node, item.workflow);
+      const series = this._open(item.run);
+      if (series.state !== item.state && Date.now() - series.heard > QUIET) {
+        series.state = item.state;
+        series.asked = 0;
+        if (item.step !== series.step) series.loaded = false;
+      }
+    }
+    this._changed();
+  }
+
+  /** Keep a run that is being looked at up to date: ask for what is missing, and for news where none come. */
+  async keepUp(run) {
+    const series = this._open(run);
+    const now = Date.now();
+    const quiet = series.state === "running" && now - series.heard > QUIET;
+    if ((series.loaded && !quiet) || now - series.asked < ASK_EVERY) return;
+    series.asked = now;
+    const after = series.loaded ? series.step : 0;
+    const answer = await this._ask(`/apt_train/runs/${encodeURIComponent(run)}${after ? `?after=${after}` : ""}`);
+    if (answer) this._take(series, answer, after);
+    else this._forget(series);
+  }
+
+  _take(series, answer, after) {
+    const live = series.points.filter((point) => point.step > answer.step);
+    if (!after || answer.step < after) series.points = [];
+    series.add(answer.points);
+    series.add(live);
+    series.step = Math.max(answer.step, live.length ? live[live.length - 1].step : 0);
+    series.loaded = !after || answer.step >= after;
+    Object.assign(series, { total: answer.total, bins: answer.bins, state: answer.state });
+    if (!live.length) series.secondsLeft = null;
+    this._changed(series.run);
+  }
+
+  /** No such run, or no such route: what is drawn stays, and it is not asked for again. */
+  _forget(series) {
+    series.loaded = true;
+    series.heard = Infinity;
+    if (!series.points.length) {
+      for (const [key, made] of this._made) if (made.run === series.run) this._made.delete(key);
+      this._store();
+    }
+    this._changed(series.run);
+  }
+
+  _open(run) {
+    if (!this._series.has(run)) this._series.set(run, new Series(run));
+    return this._series.get(run);
+  }
+
+  _heard(series) {
+    series.heard = Date.now();
+    this._changed(series.run);
+  }
+
+  _changed(run) {
+    this.dispatchEvent(new CustomEvent("change", { detail: run }));
+  }
+
+  // ---- the browser's storage: it may be full, or forbidden
+
+  _recall() {
+    try {
+      for (const [key, run] of JSON.parse(this._storage?.getItem(STORED) ?? "[]")) {
+        this._made.set(key, { run, order: ++this._order });
+      }
+    } catch {
+      this._made.clear();
+    }
+  }
+
+  _store() {
+    const named = [...this._made].filter(([key]) => !/^[0-]*\|/.test(key)).slice(-MOST_STORED);
+    try {
+      this._storage?.setItem(STORED, JSON.stringify(named.map(([key, made]) => [key, made.run])));
+    } catch {
+      // then only this page remembers
+    }
+  }
+}
+
+function inPairs(points) {
+  const pairs = [];
+  for (let i = 0; i < points.length; i += 2) {
+    const [a, b] = [points[i], points[i + 1]];
+    pairs.push(b ? { ...b, loss: meanLoss(a, b), count: a.count + b.count } : a);
+  }
+  return pairs;
+}
+
+function meanLoss(a, b) {
+  if (a.loss == null || b.loss == null) return a.loss ?? b.loss;
+  return (a.loss * a.count + b.loss * b.count) / (a.count + b.count);
+}
