@@ -207,7 +207,9 @@ def _both(
 ) -> _Maps:  # fmt: skip
     """The prior's maps and the tuned model's, layer by layer."""
     count = len(columns.labels)
-    before, after = attention.encode_text(clip, texts.prior), attention.encode_text(tuned_clip, texts.tuned)
+    before = after = attention.encode_text(clip, texts.prior)
+    if tuned_clip is not clip or texts.tuned != texts.prior:
+        after = attention.encode_text(tuned_clip, texts.tuned)
     prior = attention.attention_of(model, before, view, columns.prior, count, layers)
     other = attention.attention_of(tuned, after, view, columns.tuned, count, layers)
     if {layer: maps.shape for layer, maps in prior.items()} != {layer: maps.shape for layer, maps in other.items()}:
