@@ -15,7 +15,7 @@ from ...apt_train.errors import InputError
 from ...apt_train.noise import NoiseSchedule
 from .model import UNET, family_spec, name_of, notes_of, schedule_of, unet_of
 from .progress import stop_if_cancelled
-from .text import layer_of, require_clip, text_encoders
+from .text import require_clip, text_digest, text_encoders
 from .vae import HostVae
 from .weights import DigestCache
 
@@ -45,9 +45,8 @@ class Wires:
         """Of everything that training depends on: weights with their LoRAs, schedule, clip skip."""
         parts = [
             cache.of(self.model, UNET),
-            cache.of(self.clip.patcher, ""),
+            text_digest(self.clip, self.family, cache),
             cache.of_module(self.vae.first_stage_model),
-            str([layer_of(self.clip, spec.embedding_key) for spec in self.family.text_encoders]),
             self.schedule.prediction_type,
             hashlib.sha256(self.schedule.alphas_cumprod.numpy().tobytes()).hexdigest(),
         ]

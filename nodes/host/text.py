@@ -12,7 +12,9 @@ from ...apt_train.checkpoint.families import EncoderSpec, FamilySpec
 from ...apt_train.checkpoint.ldm_text import build_text_encoder, text_config
 from ...apt_train.components import TextEncoder
 from ...apt_train.errors import InputError
-from .weights import baked
+from .weights import DigestCache, baked
+
+_PROJECTION = "text_projection.weight"  # read for SDXL's pooled vector alone; SD1.5 files lack it
 
 
 def text_encoders(clip: Any, family: FamilySpec) -> list[TextEncoder]:
@@ -30,6 +32,16 @@ def require_clip(clip: Any, family: FamilySpec) -> None:
             f"The CLIP is a {type(clip.cond_stage_model).__name__} ({', '.join(found)}), but this MODEL reads "
             f"{' and '.join(wanted)}: wire the CLIP of the same checkpoint."
         )
+
+
+def text_digest(clip: Any, family: FamilySpec, cache: DigestCache) -> str:
+    """Of the weights that the encoders read, and of how deep they are read."""
+    parts = []
+    for spec in family.text_encoders:
+        unread = frozenset[str]() if spec.pooled else frozenset({_PROJECTION})
+        weights = cache.of(clip.patcher, f"{spec.embedding_key}.transformer.", unread)
+        parts.append(f"{weights} {layer_of(clip, spec.embedding_key)}")
+    return "\n".join(parts)
 
 
 def _encoder(clip: Any, spec: EncoderSpec) -> TextEncoder:

@@ -79,12 +79,16 @@ class DigestCache:
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[Any, dict[Any, str]] = WeakKeyDictionary()
 
-    def of(self, patcher: Any, prefix: str) -> str:
-        """Hex. Equal for equal weights with equal patches, in whatever order or place they were loaded."""
+    def of(self, patcher: Any, prefix: str, unread: frozenset[str] = frozenset()) -> str:
+        """Hex, of the weights under a prefix but those that nobody reads.
+
+        Equal for equal weights with equal patches, wherever they are loaded. `unread`: weights that a file lacks stand as
+        the memory happened to be.
+        """
         known = self._known.setdefault(patcher.model, {})
         key = (prefix, patcher.patches_uuid)
         if key not in known:
-            known[key] = _digest(patcher, prefix, known)
+            known[key] = _digest(patcher, prefix, unread, known)
         return known[key]
 
     def of_module(self, module: torch.nn.Module) -> str:
@@ -95,10 +99,12 @@ class DigestCache:
         return known[""]
 
 
-def _digest(patcher: Any, prefix: str, known: dict[Any, str]) -> str:
+def _digest(patcher: Any, prefix: str, unread: frozenset[str], known: dict[Any, str]) -> str:
     """Patched weights are hashed as baked; the hashes of the others are kept, for the next set of patches."""
     require_bakeable(patcher)
-    parts = patcher.get_key_patches(prefix)
+    parts = {
+        key: entry for key, entry in patcher.get_key_patches(prefix).items() if key.removeprefix(prefix) not in unread
+    }
     plain = {key: entry for key, entry in parts.items() if len(entry) == 1}
     missing = {key: entry[0][0] for key, entry in plain.items() if ("plain", key) not in known}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashlib lets other threads run
