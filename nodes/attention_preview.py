@@ -58,9 +58,9 @@ class APTAttentionAlignPreview(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, tuned: Any, clip: Any, prompt: str, noise_level: float, layers: str, tokens: str, seed: int,
-        trigger: str = "", class_word: str = "", run: AptRun | None = None, image: Tensor | None = None,
-        vae: Any = None, latent: dict[str, Any] | None = None, tuned_clip: Any = None,
+        cls, model: Any, tuned: Any, clip: Any, prompt: str, trigger: str, class_word: str, noise_level: float,
+        layers: str, tokens: str, seed: int, image: Tensor | None = None, vae: Any = None,
+        latent: dict[str, Any] | None = None, run: AptRun | None = None, tuned_clip: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
         attention.require_pair(model, model if isinstance(tuned, dict) else tuned)
         texts = Texts.of(prompt, *_subject(trigger, class_word, run))
@@ -131,7 +131,6 @@ def _inputs() -> list[Any]:
         io.String.Input(
             "trigger",
             default="",
-            optional=True,
             tooltip=(
                 "What the tuned model reads for {subject}, for example embedding:my_toy or sks toy. Empty: the "
                 "run's; without a run, the class word."
@@ -140,7 +139,6 @@ def _inputs() -> list[Any]:
         io.String.Input(
             "class_word",
             default="",
-            optional=True,
             tooltip=(
                 "What the prior reads for {subject}: the kind of thing it is, for example toy. Empty: the run's; "
                 "without a run, the trigger."

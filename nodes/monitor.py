@@ -113,8 +113,10 @@ def picture(record: RunRecord, width: int) -> torch.Tensor:
 
 
 def verdict(record: RunRecord, advised: Recommendation, picked: int) -> str:
-    """The run in words, the recommendation with its reason, and what was picked instead of it."""
+    """What goes on and what is recommended, with its reason; then the run in words."""
     from ..apt_train.report.verdict import paragraph
 
-    words = f"{paragraph(record.summary)} Recommended is step {advised.step}: {advised.reason}"
-    return words if picked == advised.step else f"{words} Picked is step {picked}."
+    goes_on = f"Step {picked} goes on, as recommended"
+    if picked != advised.step:
+        goes_on = f"Step {picked} goes on; recommended is step {advised.step}"
+    return f"{goes_on}: {advised.reason}\n\n{paragraph(record.summary)}"

@@ -24,6 +24,7 @@ from torch import Tensor
 from ..apt_train.captions import embedding_stem, trigger_text
 from ..apt_train.config import TrainConfig
 from ..apt_train.errors import InputError
+from ..apt_train.events import PreviewEvent
 from ..apt_train.metadata import fit_metadata, renamed_metadata
 from ..apt_train.run_folder import CONFIG, read_log
 from ..apt_train.snapshot import step_folder
@@ -52,9 +53,14 @@ def find_folder(config: TrainConfig, digest: str) -> Path:
     return folder
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether a run began there, though it may have been killed before it saved a step."""
+    return (folder / CONFIG).is_file()
+
+
 def steps_done(folder: Path) -> int:
     """The newest step that the run has saved; 0: none, or no run."""
-    return max(_steps(folder), default=0) if (folder / CONFIG).is_file() else 0
+    return max(_steps(folder), default=0) if holds_run(folder) else 0
 
 
 def set_aside(folder: Path) -> None:
@@ -104,7 +110,8 @@ def publish(run: AptRun, step: int | None = None, *, anew: bool = False) -> Publ
     lora, metadata = _read(source / f"{run.subject}.safetensors")
     target = inside(loras_folder(), f"{stem}.safetensors")
     if anew or not target.is_file():
-        picture = _newest_preview(run.folder, picked)
+        samples = newest_samples(run.folder, picked)
+        picture = samples.tuned[0] if samples else None
         _write(target, lora, renamed_metadata(metadata, embedding=names, stem=stem, thumbnail=picture))
     if names is not None:
         _publish_word(word, inside(embeddings_folder(), f"{stem}.safetensors"), anew)
@@ -145,10 +152,21 @@ def _steps(folder: Path) -> list[int]:
     return [int(name) for name in names if name.isdigit()]
 
 
-def _newest_preview(folder: Path, step: int) -> Image.Image | None:
-    """The last tuned sample drawn up to a step."""
-    drawn = [path for path in (folder / "previews").glob("step_*_0_tuned.png") if int(path.name[5:11]) <= step]
-    if not drawn:
+def gamma(run: AptRun) -> list[list[float]]:
+    """The indicator after every step, one value per bin."""
+    return [line["gamma"] for line in read_log(run.folder) if line["step"] <= run.steps]
+
+
+def newest_samples(folder: Path, step: int) -> PreviewEvent | None:
+    """The last pair of samples of the first preview prompt drawn up to a step; None: none were."""
+    drawn = {int(path.name[5:11]): path for path in (folder / "previews").glob("step_*_0_tuned.png")}
+    last = max((at for at in drawn if at <= step), default=None)
+    if last is None:
         return None
-    with Image.open(max(drawn)) as picture:
+    prior = drawn[last].with_name(drawn[last].name.replace("tuned", "prior"))
+    return PreviewEvent(step=last, prompts=[""], prior=[_picture(prior)], tuned=[_picture(drawn[last])])
+
+
+def _picture(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
         return picture.convert("RGB")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from .settings import METHODS, Setting, train_config, widget
 from .wires import AptOptions, AptOptionsWire, AptRunWire
@@ -90,8 +90,10 @@ class APTTrain(io.ComfyNode):
 
         from .host.components import Wires
         from .host.model import with_lora
+        from .host.pictures import image_tensor
         from .run_store import losses
         from .training import Job, finished_run, image_set
+        from .watch import picture_of
 
         one = {name: values[0] for name, values in inputs.items() if values}
         options: AptOptions = one.get("options") or AptOptions({})
@@ -104,4 +106,6 @@ class APTTrain(io.ComfyNode):
             job = Job(wires, images, prior, config, restart=one["resume"] == "restart")
             run, published = finished_run(job, cls.hidden.unique_id)
         model = with_lora(wires.model, published.lora)
-        return io.NodeOutput(model, wires.clip, published.lora, run, {"loss": losses(run)}, published.trigger)
+        shown = ui.PreviewImage(image_tensor(picture_of(run, wires.schedule.num_timesteps)), cls=cls)
+        loss_map = {"loss": losses(run)}
+        return io.NodeOutput(model, wires.clip, published.lora, run, loss_map, published.trigger, ui=shown)

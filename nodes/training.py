@@ -20,8 +20,8 @@ from ..apt_train.run_folder import content_hash
 from .host.components import Wires
 from .host.memory import device, training_room
 from .host.weights import DigestCache
-from .run_store import Published, find_folder, open_run, publish, set_aside, steps_done
-from .watch import Watch
+from .run_store import Published, find_folder, holds_run, open_run, publish, set_aside, steps_done
+from .watch import Watch, say_finished
 from .wires import AptOptions, AptRun
 
 _DIGESTS = DigestCache()  # lives with the host's process: hashing gigabytes at every queue would be felt
@@ -86,7 +86,9 @@ def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
     if trained:
         with Watch(run, job.config, job.wires.schedule.num_timesteps, node_id) as watch, training_room():
             _train(job, digest, folder, watch)
-    return run, publish(run, anew=trained)
+    published = publish(run, anew=trained)
+    say_finished(node_id, run, published.trigger, trained)
+    return run, published
 
 
 def _identity(job: Job, digest: str) -> str:
@@ -108,7 +110,7 @@ def _train(job: Job, digest: str, folder: Path, watch: Any) -> None:
         job.config,
         prior_images=job.prior_images,
         output_dir=folder,
-        resume=steps_done(folder) > 0,
+        resume=holds_run(folder),
         device=device(),
         on_event=watch,
         record={"source": components.source},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from types import TracebackType
 from typing import Literal
 
@@ -18,10 +19,9 @@ from ..apt_train.config import TrainConfig
 from ..apt_train.events import Event, NoticeEvent, PreviewEvent, StepEvent
 from ..apt_train.report.grid import labelled_grid
 from ..apt_train.report.live_images import heat_image
-from ..apt_train.run_folder import read_log
 from .host.progress import NodeProgress, prompt_id, stop_if_cancelled
 from .live import LiveRun, host_sender
-from .run_store import steps_done
+from .run_store import gamma, newest_samples, steps_done
 from .wires import AptRun
 
 PICTURE_EVERY = 1.0  # seconds between live pictures
@@ -39,9 +39,9 @@ class Watch:
             num_timesteps=num_timesteps, send=host_sender(),
         )  # fmt: skip
         self._step = steps_done(run.folder)
-        self._gamma = [line["gamma"] for line in read_log(run.folder) if line["step"] <= self._step]
+        self._gamma = gamma(replace(run, steps=self._step))
         self._began: tuple[float, int] | None = None  # when the first step of this session ended, and which it was
-        self._samples: PreviewEvent | None = None
+        self._samples = newest_samples(run.folder, self._step)
         self._last_picture = 0.0
 
     def __enter__(self) -> Watch:
@@ -95,6 +95,17 @@ class Watch:
         picture = live_picture(np.array(self._gamma), self._samples, self._num_timesteps)
         self._progress.show(self._step, self._config.steps, picture)
         self._last_picture = time.monotonic()
+
+
+def say_finished(node_id: str, run: AptRun, trigger: str, trained: bool) -> None:
+    """The last line on the node: what a prompt must say, and where the run lies."""
+    how = "done" if trained else "found, not trained again"
+    NodeProgress(node_id, run.steps).say(f"{how}: {run.steps} steps · prompts say {trigger} · run {run.run_id}")
+
+
+def picture_of(run: AptRun, num_timesteps: int) -> Image.Image:
+    """The live picture as it stands at the run's end."""
+    return live_picture(np.array(gamma(run)), newest_samples(run.folder, run.steps), num_timesteps)
 
 
 def line_of(event: StepEvent, seconds_left: float | None) -> str:

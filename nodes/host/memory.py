@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import traceback
 from collections.abc import Iterator
 
 import comfy.model_management
@@ -26,6 +27,16 @@ def training_room() -> Iterator[None]:
     try:
         with torch.inference_mode(False):
             yield
+    except BaseException as error:
+        _let_go(error)
+        raise
     finally:
         gc.collect()
         comfy.model_management.soft_empty_cache()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empty the frames that an exception has left: they would keep the model until the host has reported it."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

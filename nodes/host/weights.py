@@ -82,8 +82,8 @@ class DigestCache:
     def of(self, patcher: Any, prefix: str, unread: frozenset[str] = frozenset()) -> str:
         """Hex, of the weights under a prefix but those that nobody reads.
 
-        Equal for equal weights with equal patches, wherever they are loaded. `unread`: weights that a file lacks stand as
-        the memory happened to be.
+        Equal for equal weights with equal patches, wherever they are loaded. `unread`: weights a file may lack: the
+        host leaves them as the memory happened to be.
         """
         known = self._known.setdefault(patcher.model, {})
         key = (prefix, patcher.patches_uuid)

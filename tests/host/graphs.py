@@ -47,3 +47,16 @@ def training_graph(names: list[str], kind: str = "sd15", **changes: Any) -> tupl
     g = Graph()
     wires = checkpoint(g, f"{kind}.safetensors")
     return g, train_node(g, wires, image_batch(g, names), **changes)
+
+
+def option_defaults(host: Host) -> dict[str, Any]:
+    """The widgets of `APT Train Options` as the editor fills a new node."""
+    inputs = host.object_info("APTTrainOptions")["input"]["required"]
+    return {name: settings["default"] for name, (_, settings) in inputs.items()}
+
+
+def options(host: Host, g: Graph, **changes: Any) -> Node:
+    """`APT Train Options` with every widget at its default but these; lists wrapped as the editor sends them."""
+    values = {**option_defaults(host), **changes}
+    values["augment_kinds"] = {"__value__": values["augment_kinds"]}
+    return g.node("APTTrainOptions", **values)

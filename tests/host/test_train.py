@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from .graphs import SETTINGS, image_batch, picture, train_node, training_graph, upload_pictures
+from .graphs import SETTINGS, image_batch, options, picture, train_node, training_graph, upload_pictures
 from .server import Host, HostError, Result
 from .workflows import Graph, Node, checkpoint, text_to_image
 
@@ -77,7 +77,7 @@ def test_the_lora_changes_the_picture_and_comes_back_from_its_file(
 ) -> None:
     """The trained wire, core Save LoRA with core Load LoRA, and our own file in output/loras: one picture."""
     g, node = training_graph(names, kind, learning_rate=1e-2, seed=11, steps=2)
-    g.prompt[node.id]["inputs"]["options"] = options(g, identifier_mode=mode)[0]
+    g.prompt[node.id]["inputs"]["options"] = options(host, g, identifier_mode=mode)[0]
     model, _, vae = checkpoint(g, f"{kind}.safetensors")
     trigger = g.node("PreviewAny", source=node[TRIGGER])
     prompt = g.node("StringConcatenate", string_a="a photo of", string_b=node[TRIGGER], delimiter=" ")
@@ -136,31 +136,13 @@ def is_of(lora: Path, run: Path) -> bool:
 
 
 def test_the_samples_of_a_run_are_its_thumbnail(host: Host, names: list[str]) -> None:
-    g, _ = training_graph(names, seed=13, options=None)
-    node = next(entry for entry in g.prompt.values() if entry["class_type"] == "APTTrain")
-    node["inputs"]["options"] = options(g, preview_every=2, preview_steps=2)[0]
+    g, node = training_graph(names, seed=13)
+    g.prompt[node.id]["inputs"]["options"] = options(host, g, preview_every=2, preview_steps=2)[0]
     run = new_run(host, lambda: host.run(g.prompt))
     assert (run / "previews" / "step_000002_0_tuned.png").is_file()
     (found,) = [path for path in (host.folder / "output" / "loras").glob("my_toy_*") if is_of(path, run)]
     with safe_open(found, "pt") as file:
         assert file.metadata()["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
-
-
-def options(g: Graph, **changes: Any) -> Node:
-    """`APT Train Options` with every widget at its default but these; lists as the editor sends them."""
-    values = {**OPTION_DEFAULTS, **changes}
-    wrapped = {name: {"__value__": value} for name, value in values.items() if name == "augment_kinds"}
-    return g.node("APTTrainOptions", **{**values, **wrapped})
-
-
-OPTION_DEFAULTS: dict[str, Any] = {}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def option_defaults(host: Host) -> None:
-    """As the editor fills a new node."""
-    for name, (kind, settings) in host.object_info("APTTrainOptions")["input"]["required"].items():
-        OPTION_DEFAULTS[name] = settings["default"] if kind != "IMAGE" else None
 
 
 def test_two_trainers_in_one_graph(host: Host, names: list[str]) -> None:
@@ -214,7 +196,7 @@ def test_masks_weigh_the_loss(host: Host, names: list[str]) -> None:
     for how in ("none", "white", "black"):
         g = Graph()
         loaded = g.node("LoadImage", image=name)
-        masks = {} if how == "none" else {"masks": loaded[1], "options": options(g, mask_counts=how)[0]}
+        masks = {} if how == "none" else {"masks": loaded[1], "options": options(host, g, mask_counts=how)[0]}
         train_node(g, checkpoint(g, "sd15.safetensors"), loaded[0], seed=17, method="DreamBooth", **masks)
         losses[how] = [line["denoising"] for line in log_of(new_run(host, lambda g=g: host.run(g.prompt)))]
     assert losses["none"] != losses["white"] != losses["black"] != losses["none"]
@@ -353,12 +335,24 @@ def test_a_restarted_host_does_not_train_again(host: Host, names: list[str]) -> 
     assert (run / "log.jsonl").stat().st_mtime_ns == written
 
 
+def test_a_run_killed_before_it_saved_anything_begins_again(host: Host, names: list[str]) -> None:
+    g, _ = training_graph(names, seed=27, steps=12)
+    before = runs(host)
+    with host.events() as events:
+        host.queue(g.prompt, events.client_id)
+        events.wait_for("apt_train.steps")
+        host.restart()
+    host.run(g.prompt)
+    (run,) = runs(host) - before
+    assert [line["step"] for line in log_of(run)] == list(range(1, 13))
+
+
 # ---- what is seen ------------------------------------------------------------------------------------------------
 
 
 def test_what_the_browser_hears(host: Host, names: list[str]) -> None:
     g, node = training_graph(names, seed=26, steps=12)
-    extra = options(g, preview_every=6, preview_steps=2)
+    extra = options(host, g, preview_every=6, preview_steps=2)
     g.prompt[node.id]["inputs"]["options"] = extra[0]
     with host.events() as events:
         prompt_id = host.queue(g.prompt, events.client_id)
