@@ -168,6 +168,18 @@ def test_the_host_tests_follow_the_others(
     assert variables["COMFYUI_PYTHON"] == "the host's python"
 
 
+@pytest.mark.parametrize(("code", "number"), [(1, 2), (5, 2), (2, 1), (4, 1), (130, 1)])
+def test_after_ctrl_c_nothing_more_is_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, number: int
+) -> None:
+    """Failures and no tests at all do not keep the host tests back."""
+    done: list[list[str]] = []
+    found(monkeypatch, tmp_path)
+    monkeypatch.setattr(dev, "prepare", lambda *arguments, **named: "python")
+    monkeypatch.setattr(dev, "run", lambda command, **variables: done.append(command) or code)
+    assert (dev.main(["test"]), len(done)) == (code, number)
+
+
 def test_without_a_host_one_line_says_so(
     runs: list[tuple[list[str], dict[str, str]]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,7 +72,7 @@ def cached(kind: str, vae: str = "taesd") -> Path:
     path = CACHE / f"{stem}-{hashlib.sha256(text).hexdigest()[:12]}.safetensors"
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        for old in CACHE.glob(f"{stem}-*.safetensors"):
+        for old in set(CACHE.glob(f"{stem}-*.safetensors")) - {path}:
             old.unlink(missing_ok=True)
         tiny.write_checkpoint(path, kind, vae=vae)
     return path

@@ -134,6 +134,11 @@ def test_after_a_restart_the_folder_is_as_it_was(host: Host) -> None:
     assert difference(before, picture(host, drawing("sd15", seed=13))) == 0
 
 
+def test_a_host_that_does_not_start_says_why(place: tuple[Path, str], tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="unrecognized arguments: --no-such-option"):
+        Host(tmp_path, *place, options=("--no-such-option",)).start()
+
+
 def test_no_other_address_is_reachable() -> None:
     with socket.socket() as probe, pytest.raises(AssertionError, match="asked for the network"):
         probe.connect(("192.0.2.1", 80))
