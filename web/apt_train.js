@@ -14,6 +14,7 @@ import { locatorOf, trainersOf } from "./upstream.js";
 const MONITOR = "APTOverfitIndicatorMonitor";
 const FIRST_SIZE = [440, 480];
 const PICTURE_HEIGHT = 420;
+const LEAST_PICTURE_HEIGHT = 220; // the host's own
 
 const runs = new Runs(ask);
 const monitors = new Map(); // node -> {view, shown, executed}
@@ -69,21 +70,23 @@ function after(node, name, then) {
  * `order`: its place among the runs heard of; 0 for what it had returned before the page showed it again.
  */
 function take(node, monitor, output, order) {
-  if (output?.text) monitor.view.say([output.text].flat().join("\n"));
-  const run = output?.run?.[0];
+  if (!output) return;
+  const untouched = node.size[1] <= FIRST_SIZE[1];
+  if (output.text) monitor.view.say([output.text].flat().join("\n"));
+  setTimeout(() => grow(node, untouched ? PICTURE_HEIGHT : LEAST_PICTURE_HEIGHT));
+  const run = output.run?.[0];
   if (!run || monitor.executed?.order > order) return;
   monitor.executed = { run, order };
-  setTimeout(() => grow(node));
   const trainers = trainersOf(node, app.rootGraph);
   if (order && trainers.size === 1) runs.note(run, [...trainers][0], app.rootGraph.id);
   refresh(node, monitor);
 }
 
-/** Make room for the verdict and the picture beneath it; never take any away. */
-function grow(node) {
-  const least = node.computeSize?.()[1] ?? 0;
-  const picture = node.widgets?.some((widget) => widget.type === "IMAGE_PREVIEW") ? 0 : PICTURE_HEIGHT;
-  if (node.size[1] < least + picture) node.setSize([node.size[0], least + picture]);
+/** Make room for the verdict and, `picture` high, what the host draws beneath it; never take any away. */
+function grow(node, picture) {
+  const drawn = node.widgets?.some((widget) => widget.name.startsWith("$$canvas-image-preview"));
+  const height = (node.computeSize?.()[1] ?? 0) + (drawn ? 0 : picture);
+  if (node.size[1] < height) node.setSize([node.size[0], height]);
 }
 
 /** Show the newest run of the training nodes upstream. */

@@ -29,11 +29,16 @@ export function drawCurves(pen, width, height, series, colours) {
   pen.font = `${size}px ${FONT}`;
   const names = series.bins.map(([low, high]) => `${low}-${high}`);
   const legend = Math.max(...names.map((name) => pen.measureText(name).width), 0) + size * 1.8;
-  const box = { left: size * 2.9, right: width - Math.max(legend, 10), size };
   const middle = Math.round((height - size * 2) * 0.6);
+  const upper = { top: size * 1.6, bottom: middle, low: 0, high: 1, ticks: [0, 0.5, 1] };
+  const lower = { top: middle + size * 2.4, bottom: height - size * 1.9, ...lossSpan(series.points) };
+  const lines = Math.floor((lower.bottom - lower.top) / size / 2);
+  lower.ticks = ticksBetween(lower.low, lower.high, Math.max(2, Math.min(4, lines)));
+  const left = Math.max(...[...upper.ticks, ...lower.ticks].map((tick) => pen.measureText(String(tick)).width)) + 8;
   const steps = [series.points[0]?.step ?? 1, series.points[series.points.length - 1]?.step ?? 1];
-  const upper = { ...box, top: size * 1.6, bottom: middle, low: 0, high: 1, steps };
-  const lower = { ...box, top: middle + size * 2.4, bottom: height - size * 1.9, steps, ...lossSpan(series.points) };
+  const shared = { left, right: width - Math.max(legend, 10), size, steps };
+  Object.assign(upper, shared);
+  Object.assign(lower, shared);
   drawIndicator(pen, upper, series, names, colours);
   drawLoss(pen, lower, series.points, colours);
 }
@@ -44,7 +49,7 @@ export function binColours(count, dark) {
 }
 
 function drawIndicator(pen, frame, series, names, colours) {
-  drawFrame(pen, frame, [0, 0.5, 1], "overfitting indicator γ by timestep", colours);
+  drawFrame(pen, frame, "overfitting indicator γ by timestep", colours);
   drawDashes(pen, frame, colours);
   const bins = binColours(names.length, colours.dark);
   const blank = series.points.length > 20 && series.points.every(({ gamma }) => gamma.every((value) => !value));
@@ -54,8 +59,7 @@ function drawIndicator(pen, frame, series, names, colours) {
 }
 
 function drawLoss(pen, frame, points, colours) {
-  const lines = Math.max(2, Math.min(4, Math.floor((frame.bottom - frame.top) / frame.size / 2)));
-  drawFrame(pen, frame, ticksBetween(frame.low, frame.high, lines), "loss, thick: its moving average", colours);
+  drawFrame(pen, frame, "loss, thick: its moving average", colours);
   drawSteps(pen, frame, colours);
   const colour = css(LOSS, colours.dark);
   pen.globalAlpha = 0.4;
@@ -95,13 +99,13 @@ function lossSpan(points) {
   return high > low ? { low, high: high + (high - low) * 0.05 } : { low, high: low + 1 };
 }
 
-function drawFrame(pen, frame, ticks, title, { ink, faint }) {
+function drawFrame(pen, frame, title, { ink, faint }) {
   pen.textBaseline = "middle";
   pen.lineWidth = 1;
   pen.strokeStyle = faint;
   pen.fillStyle = ink;
   pen.textAlign = "right";
-  for (const tick of ticks) {
+  for (const tick of frame.ticks) {
     const y = Math.round(yOf(frame, tick)) + 0.5;
     stroke(pen, [[frame.left, y], [frame.right, y]]);
     pen.fillText(String(tick), frame.left - 5, y);

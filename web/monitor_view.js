@@ -8,14 +8,15 @@ import { drawCurves } from "./chart.js";
 
 const LEAST_HEIGHT = 250;
 const VERDICT_HEIGHT = 110;
-const SHARPEST = 4; // canvas pixels per CSS pixel at most, for a node zoomed in on
+const SMOOTH = 2; // canvas pixels per CSS pixel at least: a node rarely lies on whole pixels
+const SHARPEST = 4; // and at most, for a node zoomed in on
 
 export class MonitorView {
   constructor() {
     this.element = make("div", {
       display: "flex", flexDirection: "column", gap: "4px", padding: "6px", boxSizing: "border-box",
       overflow: "hidden", borderRadius: "6px", background: "var(--comfy-input-bg, #222)",
-      color: "var(--input-text, #ddd)", font: "12px/1.35 system-ui, sans-serif", minHeight: "0",
+      color: "var(--input-text, #ddd)", font: "12px/1.35 system-ui, sans-serif", minHeight: `${LEAST_HEIGHT}px`,
     });
     this.element.className = "apt-train-monitor";
     this.line = make("div", { fontVariantNumeric: "tabular-nums", flex: "none" });
@@ -25,6 +26,7 @@ export class MonitorView {
     this.verdict = make("div", {
       flex: "none", maxHeight: `${VERDICT_HEIGHT - 10}px`, overflowY: "auto", whiteSpace: "pre-wrap", userSelect: "text", display: "none",
     });
+    this.canvas.setAttribute("role", "img");
     this.place.append(this.canvas);
     this.element.append(this.line, this.place, this.verdict);
     // A wheel turned over a verdict longer than its place scrolls it and does not zoom the graph.
@@ -41,12 +43,14 @@ export class MonitorView {
   show(series, text) {
     this._series = series;
     this.line.textContent = series ? statusOf(series) : text;
+    this.canvas.setAttribute("aria-label", this.line.textContent);
     this._later();
   }
 
   say(verdict) {
     this.verdict.textContent = verdict ?? "";
     this.verdict.style.display = verdict ? "block" : "none";
+    this.element.style.minHeight = `${this.leastHeight}px`;
   }
 
   /** CSS pixels that the line, legible curves and the verdict need. */
@@ -94,7 +98,7 @@ export class MonitorView {
   /** Canvas pixels per CSS pixel: the screen's, times how far the graph is zoomed in. */
   _density() {
     const zoom = this.place.clientWidth ? this.place.getBoundingClientRect().width / this.place.clientWidth : 1;
-    return Math.min(SHARPEST, Math.max(1, (globalThis.devicePixelRatio || 1) * zoom));
+    return Math.min(SHARPEST, Math.max(SMOOTH, (globalThis.devicePixelRatio || 1) * zoom));
   }
 
   _colours() {
@@ -113,6 +117,7 @@ export function statusOf(series) {
   const gamma = (last?.gamma ?? []).filter((value) => value != null);
   if (gamma.length) parts.push(`mean gamma ${(gamma.reduce((a, b) => a + b) / gamma.length).toFixed(2)}`);
   if (series.state === "running" && series.secondsLeft != null) parts.push(`${duration(series.secondsLeft)} left`);
+  if (series.state === "running" && !last) parts.push("getting ready");
   if (series.state === "stopped") parts.push("queue again to go on");
   return parts.join(" · ");
 }
