@@ -51,7 +51,9 @@ function attach(node) {
 function detach(node) {
   monitors.get(node)?.view.dispose();
   monitors.delete(node);
-  if (!monitors.size) ticking = clearInterval(ticking) ?? null;
+  if (monitors.size) return;
+  clearInterval(ticking);
+  ticking = null;
 }
 
 /** Let something follow a node's own callback. */

@@ -200,7 +200,9 @@ export function ticksBetween(low, high, about) {
   const apart = (unit) => Math.abs(Math.log((unit * ten) / rough));
   const width = ten * [1, 2, 5, 10].reduce((best, unit) => (apart(unit) < apart(best) ? unit : best));
   const ticks = [];
-  for (let i = Math.ceil(low / width); i * width <= high * (1 + 1e-9); i++) ticks.push(Number((i * width).toPrecision(6)));
+  for (let i = Math.ceil(low / width); i * width <= high * (1 + 1e-9); i++) {
+    ticks.push(Number((i * width).toPrecision(6)));
+  }
   return ticks;
 }
 

@@ -24,7 +24,8 @@ export class MonitorView {
     this.place = make("div", { position: "relative", flex: "1 1 0", minHeight: "0" });
     this.canvas = make("canvas", { position: "absolute", inset: "0", width: "100%", height: "100%" });
     this.verdict = make("div", {
-      flex: "none", maxHeight: `${VERDICT_HEIGHT - 10}px`, overflowY: "auto", whiteSpace: "pre-wrap", userSelect: "text", display: "none",
+      flex: "none", maxHeight: `${VERDICT_HEIGHT - 10}px`, overflowY: "auto", whiteSpace: "pre-wrap",
+      userSelect: "text", display: "none",
     });
     this.canvas.setAttribute("role", "img");
     this.place.append(this.canvas);
