@@ -10,8 +10,6 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
-PREVIEW_SIZE = 1024  # pixels, the longer side at most
-
 
 def stop_if_cancelled() -> None:
     """Raise the host's own exception when the user pressed Cancel."""
@@ -33,7 +31,8 @@ class NodeProgress:
 
     def show(self, done: int, total: int, picture: Image.Image | None = None) -> None:
         """Move the bar; a picture appears on the node."""
-        preview: Any = None if picture is None else ("JPEG", picture.convert("RGB"), PREVIEW_SIZE)
+        # The third entry is the size that the host scales the longer side to: its own, so that letters stay sharp.
+        preview: Any = None if picture is None else ("JPEG", picture.convert("RGB"), max(picture.size))
         self._bar.update_absolute(done, total, preview)
 
     def say(self, text: str) -> None:

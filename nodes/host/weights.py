@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import comfy.lora
+import comfy.model_patcher
 import torch
 from torch import Tensor
 
@@ -27,23 +30,40 @@ def baked(patcher: Any, prefix: str, dtype: torch.dtype | None = None) -> dict[s
     ones are cast to; None: their own type, float32 where that has less than 16 bits.
     """
     require_bakeable(patcher)
-    found = {}
-    for key, parts in patcher.get_key_patches(prefix).items():
-        if key.rsplit(".", 1)[-1] not in _SCALES:
-            found[key.removeprefix(prefix)] = _baked_one(key, parts, dtype)
-    return found
+    return {part.key.removeprefix(prefix): _baked_one(part, dtype) for part in _parts(patcher, prefix)}
 
 
-def _baked_one(key: str, parts: list[Any], dtype: torch.dtype | None) -> Tensor:
-    (weight, convert), patches = parts[0], parts[1:]
-    plain = _plain(key, weight)
+@dataclass(frozen=True)
+class _Part:
+    """A weight before its patches, and what turns its stored form into numbers."""
+
+    key: str
+    weight: Tensor
+    convert: Callable[..., Tensor] | None
+    patches: list[Any]
+
+
+def _parts(patcher: Any, prefix: str) -> Iterator[_Part]:
+    """As the patcher's own `get_key_patches`, which stumbles over the scales of quantised models."""
+    for key in patcher.model_state_dict():
+        if not key.startswith(prefix) or key.rsplit(".", 1)[-1] in _SCALES:
+            continue
+        weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
+        if key in patcher.backup:  # patched on the device: the weight as it was
+            weight = patcher.backup[key].weight
+        if key in patcher.hook_backup:
+            weight = patcher.hook_backup[key][0]
+        yield _Part(key, weight, convert, patcher.patches.get(key, []))
+
+
+def _baked_one(part: _Part, dtype: torch.dtype | None) -> Tensor:
+    plain = _plain(part.key, part.weight)
     if not plain.is_floating_point():
         return plain.to("cpu", copy=True)
     target = dtype or (plain.dtype if plain.dtype.itemsize >= 2 else torch.float32)
-    if not patches:
-        return convert(plain.to("cpu", target, copy=True), inplace=True)
-    full = convert(plain.to("cpu", torch.float32, copy=True), inplace=True)
-    return comfy.lora.calculate_weight(patches, full, key).to(target, copy=True)
+    full = plain.to("cpu", torch.float32 if part.patches else target, copy=True)
+    full = full if part.convert is None else part.convert(full, inplace=True)
+    return comfy.lora.calculate_weight(part.patches, full, part.key).to(target) if part.patches else full
 
 
 def _plain(key: str, weight: Tensor) -> Tensor:
@@ -102,17 +122,17 @@ class DigestCache:
 def _digest(patcher: Any, prefix: str, unread: frozenset[str], known: dict[Any, str]) -> str:
     """Patched weights are hashed as baked; the hashes of the others are kept, for the next set of patches."""
     require_bakeable(patcher)
-    parts = {
-        key: entry for key, entry in patcher.get_key_patches(prefix).items() if key.removeprefix(prefix) not in unread
-    }
-    plain = {key: entry for key, entry in parts.items() if len(entry) == 1}
-    missing = {key: entry[0][0] for key, entry in plain.items() if ("plain", key) not in known}
+    parts = [part for part in _parts(patcher, prefix) if part.key.removeprefix(prefix) not in unread]
+    new = {part.key: part.weight for part in parts if not part.patches and ("plain", part.key) not in known}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashlib lets other threads run
-        for key, digest in zip(missing, pool.map(_hash, missing, missing.values()), strict=True):
+        for key, digest in zip(new, pool.map(_hash, new, new.values()), strict=True):
             known["plain", key] = digest
-    hashes = {key: known["plain", key] for key in plain}
-    hashes |= {key: _hash(key, _baked_one(key, entry, None)) for key, entry in parts.items() if len(entry) > 1}
-    return _joined(hashes)
+    return _joined(
+        {
+            part.key: _hash(part.key, _baked_one(part, None)) if part.patches else known["plain", part.key]
+            for part in parts
+        }
+    )
 
 
 def _hash(key: str, tensor: Tensor) -> str:

@@ -86,22 +86,17 @@ def test_a_lora_on_the_model_is_baked_in(host: Host, lora: str) -> None:
     assert probe(host, g, (patched, clip, vae), prompt="another")["digest"] == found["digest"]
 
 
-@pytest.mark.parametrize(("kind", "layer"), [("sd15", -1), ("sd15", -2), ("sd15", -5), ("sdxl", -1), ("sdxl", -4)])
-def test_clip_skip(host: Host, kind: str, layer: int) -> None:
+@pytest.mark.parametrize(("kind", "layer"), [("sd15", -1), ("sd15", -2), ("sd15", -5), ("sdxl", -4)])
+def test_clip_skip_and_long_prompts(host: Host, kind: str, layer: int) -> None:
     g = Graph()
     model, clip, vae = checkpoint(g, f"{kind}.safetensors")
     clip = g.node("CLIPSetLastLayer", clip=clip, stop_at_clip_layer=layer)[0]
-    assert_same(probe(host, g, (model, clip, vae)))
-
-
-def test_a_long_prompt(host: Host) -> None:
-    g = Graph()
-    assert_same(probe(host, g, checkpoint(g, "sdxl.safetensors"), prompt="a photo of many small things, " * 20))
+    assert_same(probe(host, g, (model, clip, vae), prompt="a photo of many small things, " * 20))  # several chunks
 
 
 def test_model_sampling_nodes(host: Host) -> None:
     g = Graph()
-    model, clip, vae = checkpoint(g, "sdxl.safetensors")
+    model, clip, vae = checkpoint(g, "sd15.safetensors")
     model = g.node("ModelSamplingDiscrete", model=model, sampling="v_prediction", zsnr=True)[0]
     found = probe(host, g, (model, clip, vae))
     assert_same(found)
@@ -109,14 +104,9 @@ def test_model_sampling_nodes(host: Host) -> None:
 
 
 def test_fp8_weights(host: Host, checkpoints: dict[str, Path]) -> None:
-    unet = {
-        name.removeprefix("model.diffusion_model."): tensor
-        for name, tensor in load_file(checkpoints["sd15"]).items()
-        if name.startswith("model.diffusion_model.")
-    }
     folder = host.folder / "models" / "diffusion_models"
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(unet, folder / "unet.safetensors")
+    save_file(unet_of(checkpoints["sd15"]), folder / "unet.safetensors")
     g = Graph()
     _, clip, vae = checkpoint(g, "sd15.safetensors")
     model = g.node("UNETLoader", unet_name="unet.safetensors", weight_dtype="fp8_e4m3fn")[0]
@@ -181,3 +171,54 @@ def test_other_unets_are_refused_by_name(
     save_file(tensors, host.folder / "models" / "checkpoints" / f"{kind}.safetensors")
     g = Graph()
     assert kind in refusal(host, g, checkpoint(g, f"{kind}.safetensors"))
+
+
+# Just enough of a file for the host to know the model; the weights it lacks stay unset.
+OTHER_FAMILIES: dict[str, dict[str, tuple[int, ...]]] = {
+    "SD3": {
+        "joint_blocks.0.context_block.attn.qkv.weight": (192, 64), "x_embedder.proj.weight": (64, 16, 2, 2),
+        "final_layer.linear.weight": (64, 64), "y_embedder.mlp.0.weight": (64, 2048),
+        "context_embedder.weight": (64, 4096), "pos_embed": (1, 64, 64),
+    },
+    "Flux": {
+        "double_blocks.0.img_attn.norm.key_norm.scale": (128,), "img_in.weight": (3072, 64),
+        "guidance_in.in_layer.weight": (3072, 256), "vector_in.in_layer.weight": (3072, 768),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+def test_other_families_are_refused_by_name(host: Host, family: str) -> None:
+    folder = host.folder / "models" / "diffusion_models"
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: torch.zeros(shape, dtype=torch.float16) for name, shape in OTHER_FAMILIES[family].items()}
+    save_file(tensors, folder / f"{family}.safetensors")
+    g = Graph()
+    _, clip, vae = checkpoint(g, "sd15.safetensors")
+    model = g.node("UNETLoader", unet_name=f"{family}.safetensors", weight_dtype="default")[0]
+    message = refusal(host, g, (model, clip, vae))
+    assert family in message and "SDXL" in message
+
+
+def test_quantised_weights_are_dequantised(host: Host, checkpoints: dict[str, Path]) -> None:
+    """fp8 with a scale per layer, as the host's own quantised files hold it."""
+    tensors = unet_of(checkpoints["sd15"])
+    quantised = {name for name in tensors if name.endswith(("attn2.to_q.weight", "attn1.to_v.weight"))}
+    for name in quantised:
+        scale = tensors[name].float().abs().max() / 448
+        tensors[name] = (tensors[name].float() / scale).to(torch.float8_e4m3fn)
+        stem = name.removesuffix(".weight")
+        tensors[f"{stem}.weight_scale"] = scale
+        tensors[f"{stem}.comfy_quant"] = torch.tensor(
+            list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8
+        )
+    save_file(tensors, host.folder / "models" / "diffusion_models" / "quantised.safetensors")
+    g = Graph()
+    _, clip, vae = checkpoint(g, "sd15.safetensors")
+    model = g.node("UNETLoader", unet_name="quantised.safetensors", weight_dtype="default")[0]
+    assert_same(probe(host, g, (model, clip, vae)))
+
+
+def unet_of(path: Path) -> dict[str, torch.Tensor]:
+    prefix = "model.diffusion_model."
+    return {name.removeprefix(prefix): value for name, value in load_file(path).items() if name.startswith(prefix)}
