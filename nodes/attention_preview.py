@@ -232,7 +232,8 @@ def _shown(
     sheet = attention_tiles(prior, tuned, labels, picture, heading=heading, per_row=PER_ROW, text_size=TEXT_SIZE)
     tiles = torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255)[None]  # HWC -> BHWC
     text = table(comparison, columns.labels, shown, heading)
-    return io.NodeOutput(tiles, comparison.alignment, text, ui=ui.PreviewImage(tiles, cls=cls))
+    on_node = {**ui.PreviewImage(tiles, cls=cls).as_dict(), "sheet_size": list(sheet.size)}
+    return io.NodeOutput(tiles, comparison.alignment, text, ui=on_node)
 
 
 def _pil(image: Tensor) -> Image.Image:

@@ -23,7 +23,10 @@ from .workflows import Graph, Node, checkpoint
 
 PROMPT = "a photo of {subject} on the beach"
 LABELS = ["<start>", "a", "photo", "of", "<subject>", "on", "the", "beach", "<end>", "<rest>"]
-SETTINGS = {"prompt": PROMPT, "noise_level": 0.5, "layers": "decoder", "tokens": "", "seed": 0, "class_word": "toy"}
+SETTINGS: Mapping[str, Any] = {
+    "prompt": PROMPT, "trigger": "", "class_word": "toy", "noise_level": 0.5, "layers": "decoder", "tokens": "",
+    "seed": 0,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,9 @@ class Preview:
     def seen(self, host: Host, outputs: Mapping[str, Any]) -> Seen:
         (entry,) = outputs[self.node.id]["images"]
         score, table = (outputs[node.id]["text"][0] for node in (self.score, self.table))
-        return Seen(host.image(entry), float(score), table)
+        image = host.image(entry)
+        assert outputs[self.node.id]["sheet_size"] == list(image.size)  # the editor makes the node fit
+        return Seen(image, float(score), table)
 
 
 def preview(g: Graph, model: Any, tuned: Any, clip: Any, **inputs: Any) -> Preview:
@@ -400,6 +405,8 @@ def test_pictures_that_cannot_be_looked_at_are_refused(host: Host, wires: list[s
 def test_every_input_and_output_says_what_it_is(host: Host) -> None:
     info = host.object_info("APTAttentionAlignPreview")
     inputs = {**info["input"]["required"], **info["input"]["optional"]}
+    order = ["model", "tuned", "clip", "prompt", "trigger", "class_word", "noise_level", "layers", "tokens", "seed"]
+    assert info["input_order"]["required"] == order and info["input"]["required"]["trigger"][1]["default"] == ""
     assert len(inputs) == 15 and all(len(spec[1]["tooltip"]) > 20 for spec in inputs.values())
     assert info["output_name"] == ["tiles", "alignment", "table"] and all(info["output_tooltips"])
     assert inputs["tuned"][0] == "MODEL,LORA_MODEL" and info["output_node"]
