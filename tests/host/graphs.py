@@ -23,6 +23,13 @@ def picture(seed: int, width: int = 64, height: int = 64) -> Image.Image:
     return Image.fromarray(cells).resize((width, height), Image.Resampling.NEAREST)
 
 
+def half_transparent(image: Image.Image) -> Image.Image:
+    """The right half cut away."""
+    image = image.convert("RGBA")
+    image.paste((0, 0, 0, 0), (image.width // 2, 0, image.width, image.height))
+    return image
+
+
 def upload_pictures(host: Host, count: int = 2, **size: int) -> list[str]:
     return [host.upload(f"subject_{seed}.png", picture(seed, **size)) for seed in range(count)]
 

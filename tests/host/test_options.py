@@ -10,9 +10,8 @@ import pytest
 
 from apt_train.config import TrainConfig
 
-from .graphs import SETTINGS, option_defaults, options, training_graph, upload_pictures
+from .graphs import SETTINGS, half_transparent, option_defaults, options, picture, training_graph, upload_pictures
 from .server import Host
-from .workflows import Graph
 
 # Another value than the default for every widget; the ones left out are tested elsewhere, with what they do.
 CHANGED: dict[str, Any] = {
@@ -114,12 +113,12 @@ def test_prior_preservation_pictures(host: Host, names: list[str]) -> None:
 def test_alpha_masks_and_background(host: Host) -> None:
     """Images with a fourth channel: laid on the background, or their transparency taken as the mask."""
     name = upload_pictures(host, 1)[0]
+    cutout = host.upload("cutout.png", half_transparent(picture(5)))
     seen = set()
     for changes in ({}, {"background": "#ff0000"}, {"alpha_masks": True}):
-        g = Graph()
         g, node = training_graph([name], steps=1, seed=7)
-        mask = g.node("SolidMask", value=0.5, width=64, height=64)
-        joined = g.node("JoinImageWithAlpha", image=g.prompt[node.id]["inputs"]["images"], alpha=mask[0])
+        mask = g.node("LoadImage", image=cutout)
+        joined = g.node("JoinImageWithAlpha", image=g.prompt[node.id]["inputs"]["images"], alpha=mask[1])
         g.prompt[node.id]["inputs"] |= {"images": joined[0], "options": options(host, g, **changes)[0]}
         before = set((host.folder / "output").glob("apt_train/*"))
         host.run(g.prompt)

@@ -11,11 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from .graphs import SETTINGS, image_batch, options, picture, train_node, training_graph, upload_pictures
+from .graphs import (
+    SETTINGS,
+    half_transparent,
+    image_batch,
+    options,
+    picture,
+    train_node,
+    training_graph,
+    upload_pictures,
+)
 from .server import Host, HostError, Result
 from .workflows import Graph, Node, checkpoint, text_to_image
 
@@ -189,9 +197,7 @@ def test_a_line_of_captions_per_image(host: Host, names: list[str]) -> None:
 
 def test_masks_weigh_the_loss(host: Host, names: list[str]) -> None:
     """A cut-out picture's mask is white where it is transparent: learned as it is, or turned round."""
-    cutout = picture(5).convert("RGBA")
-    cutout.putalpha(Image.fromarray(np.repeat([[255] * 32 + [0] * 32], 64, axis=0).astype(np.uint8)))
-    name = host.upload("cutout.png", cutout)
+    name = host.upload("cutout.png", half_transparent(picture(5)))
     losses = {}
     for how in ("none", "white", "black"):
         g = Graph()
