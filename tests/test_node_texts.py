@@ -1,0 +1,271 @@
+"""What the editor shows of the nodes: their languages and help pages agree with the schemas. Without the host.
+
+Not here: whether the host serves these files (`tests/host/test_node_texts.py`), whether what they say is true.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .node_texts import ENGLISH, LOCALES, ROOT, Node, Slot, english_text, node_defs, nodes
+
+DOCS = ROOT / "web" / "docs"
+LANGUAGES = sorted(path.name for path in LOCALES.iterdir() if path.is_dir())
+OTHERS = [language for language in LANGUAGES if language != "en"]
+NODES = list(nodes().values())
+MESSAGE_SYNTAX = set("{}@$|")  # the editor compiles names and descriptions, where these have a meaning; tooltips not
+SECTIONS = ("Input", "Output", "What is refused")
+
+
+def texts(values: Any, path: str = "") -> dict[str, str]:
+    """Every text of a locale file by its key."""
+    if isinstance(values, str):
+        return {path: values}
+    found: dict[str, str] = {}
+    for key, value in values.items():
+        found |= texts(value, f"{path}.{key}" if path else key)
+    return found
+
+
+def locale(language: str) -> dict[str, Any]:
+    return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+# ---- the schemas themselves --------------------------------------------------------------------------------------
+
+
+def test_every_node_and_slot_says_what_it_is() -> None:
+    """One sentence at least, which ends as a sentence does."""
+    assert len(NODES) >= 4
+    for key, text in texts(node_defs()).items():
+        assert text.strip() == text != "", key
+        if key.endswith((".tooltip", ".description")):
+            assert text.endswith("."), f"{key}: {text}"
+
+
+def test_keys_are_ones_that_the_editor_can_look_up() -> None:
+    """It looks texts up by a path with dots."""
+    for node in NODES:
+        for name in (node.node_id, *(slot.id for slot in (*node.inputs, *node.outputs))):
+            assert re.fullmatch(r"[A-Za-z0-9_]+", name), f"{node.node_id}: {name}"
+
+
+def test_reading_the_schemas_leaves_nothing_behind() -> None:
+    """No stand-in for torch or the host stays among the modules, also where torch had not been imported before."""
+    code = (
+        "import sys; from tests.node_texts import nodes\n"
+        "before = set(sys.modules); nodes(); left = sorted(set(sys.modules) - before)\n"
+        "print([name for name in left if name.partition('.')[0] not in sys.stdlib_module_names])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+# ---- languages ---------------------------------------------------------------------------------------------------
+
+
+def test_the_english_file_is_what_the_schemas_say() -> None:
+    assert ENGLISH.read_text(encoding="utf-8") == english_text(), "run `python -m tests.node_texts`"
+
+
+def test_a_language_holds_nothing_but_what_is_tested_here() -> None:
+    files = {path.relative_to(LOCALES).as_posix() for path in LOCALES.rglob("*") if path.is_file()}
+    assert files == {f"{language}/nodeDefs.json" for language in LANGUAGES}
+    assert {"en", "zh"} <= set(LANGUAGES)
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_a_translation_has_the_same_keys(language: str) -> None:
+    assert set(texts(locale(language))) == set(texts(node_defs()))
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_names_and_descriptions_are_no_messages_to_compile(language: str) -> None:
+    for key, text in texts(locale(language)).items():
+        if not key.endswith(".tooltip"):
+            assert not MESSAGE_SYNTAX & set(text), f"{key}: {text}"
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_a_translation_keeps_what_is_typed_or_looked_for(language: str) -> None:
+    """Placeholders, file names, settings, abbreviations and numbers stand in it as they are."""
+    translated = texts(locale(language))
+    for key, text in texts(node_defs()).items():
+        if not key.endswith(".name"):
+            assert [word for word in verbatim(text) if word not in translated[key]] == [], f"{key}: {translated[key]}"
+
+
+def verbatim(text: str) -> set[str]:
+    patterns = (
+        r"\{[a-z_]+\}",  # {subject}
+        r"<[a-z-]+>",  # <rest>
+        r"#[a-z]+",  # #rrggbb
+        r"embedding:\w+",
+        r"\w*_[A-Za-z]\w*",  # mask_counts, APT_RUN
+        r"\b[A-Z]{2,}\b",  # CLIP
+        r"(?:SD)?\d+(?:\.\d+)?",
+        r"\w+\([^()]*\)",  # min(gamma, p_max)
+    )
+    return {word for pattern in patterns for word in re.findall(pattern, text)}
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_a_translation_names_choices_as_the_widget_shows_them(language: str) -> None:
+    """A choice that the English tooltip explains: the editor does not translate the choices themselves."""
+    translated = locale(language)
+    for node in NODES:
+        for slot in node.inputs:
+            told = [choice for choice in choices(slot) if re.search(rf"\b{re.escape(choice)}\b", slot.tooltip)]
+            text = translated[node.node_id]["inputs"][slot.id]["tooltip"]
+            assert [choice for choice in told if choice not in text] == [], f"{node.node_id}.{slot.id}: {text}"
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_a_translation_tells_the_setting_s_own_name(language: str) -> None:
+    """Errors and help pages call an input by its id: a tooltip begins with it, unless the name is the id."""
+    for node_id, texts_of_node in locale(language).items():
+        for slot, shown in texts_of_node["inputs"].items():
+            named = shown["name"].casefold() == slot
+            assert named or shown["tooltip"].startswith((f"{slot}：", f"{slot}: ")), f"{node_id}.{slot}"
+
+
+def test_chinese_is_chinese() -> None:
+    for key, text in texts(locale("zh")).items():
+        if key.endswith((".tooltip", ".description")):
+            assert re.search(r"[\u4e00-\u9fff]", text) and text.endswith("。"), f"{key}: {text}"
+
+
+# ---- help pages --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a page's table: cells by the table's own headings, and the section it stands in."""
+
+    section: str
+    cells: dict[str, str]
+
+    @property
+    def names(self) -> list[str]:
+        """What the first cell puts in code."""
+        return re.findall(r"`([^`]+)`", next(iter(self.cells.values())))
+
+
+def page(node: Node) -> str:
+    return (DOCS / f"{node.node_id}.md").read_text(encoding="utf-8")
+
+
+def rows(text: str) -> Iterator[Row]:
+    """Every row; a row with another number of cells than its table's head fails."""
+    section, head = "", None
+    for line in text.splitlines():
+        if line.startswith("#"):
+            section = line.lstrip("# ")
+        if not line.startswith("|"):
+            head = None
+            continue
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if head is None:
+            head = cells
+        else:
+            assert len(cells) == len(head), line
+            if set(cells) != {"---"}:
+                yield Row(section, dict(zip(head, cells, strict=True)))
+
+
+def rows_of(text: str, *heads: str) -> list[Row]:
+    """The rows of the tables whose first heading is one of these."""
+    return [row for row in rows(text) if next(iter(row.cells)) in heads]
+
+
+def choices(slot: Slot) -> list[str]:
+    return list(slot.more.get("options", ()))
+
+
+def shown_default(slot: Slot) -> str:
+    """A widget's default as a page tells it."""
+    default = slot.more["default"]
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if isinstance(default, (list, tuple)):
+        return ", ".join(default) or "empty"
+    if isinstance(default, float):
+        return f"{default:.12f}".rstrip("0").rstrip(".")
+    return str(default) or "empty"
+
+
+def test_every_node_has_a_page_and_every_page_a_node() -> None:
+    assert {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.*")} == {f"{name}.md" for name in nodes()}
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.node_id)
+def test_a_page_explains_every_input_and_no_other(node: Node) -> None:
+    named = [name for row in rows_of(page(node), "input", "setting") for name in row.names]
+    assert sorted(named) == sorted(slot.id for slot in node.inputs)
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.node_id)
+def test_a_page_finds_inputs_under_the_names_that_the_node_shows(node: Node) -> None:
+    """Where that is not the id: `group · id` stands in the group's section, another name beside the id."""
+    by_name = {row.names[0]: row for row in rows_of(page(node), "input", "setting")}
+    for slot in node.inputs:
+        row, (group, _, rest) = by_name[slot.id], slot.name.partition(" · ")
+        if rest:
+            assert (row.section, slot.id) == (group, rest)
+        elif slot.name != slot.id:
+            assert f"({slot.name})" in next(iter(row.cells.values()))
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.node_id)
+def test_a_page_explains_every_output_in_order(node: Node) -> None:
+    named = [name for row in rows_of(page(node), "output") for name in row.names]
+    assert named == [slot.name for slot in node.outputs]
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.node_id)
+def test_a_page_tells_defaults_and_choices_as_they_are(node: Node) -> None:
+    by_name = {row.names[0]: row for row in rows_of(page(node), "setting")}
+    widgets = [slot for slot in node.inputs if "default" in slot.more]
+    assert widgets
+    for slot in widgets:
+        cells = by_name[slot.id].cells
+        assert cells["default"] == shown_default(slot), slot.id
+        told = {*re.findall(r"`([^`]+)`", " ".join(cells.values())), cells["default"]}
+        assert set(choices(slot)) <= told, slot.id
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.node_id)
+def test_a_page_is_markdown_that_the_help_panel_shows(node: Node) -> None:
+    """The panel removes tags it does not know, so that a bare <word> would vanish; links leave the panel."""
+    text = page(node)
+    assert text.startswith(f"# {node.display_name}\n")
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert [section for section in SECTIONS if not any(heading.startswith(section) for heading in headings)] == []
+    bare = re.sub(r"`[^`\n]*`", "", text)
+    assert re.findall(r"<\S", bare) == []
+    assert [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")] == []
+
+
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.node_id)
+def test_settings_a_page_mentions_exist(node: Node) -> None:
+    """`name_with_underscores` in a text is an input, an output or a choice of one of the nodes."""
+    known = {slot.id for other in NODES for slot in (*other.inputs, *other.outputs)}
+    known |= {slot.name for other in NODES for slot in other.outputs} | {"my_toy"}
+    known |= {choice for other in NODES for slot in other.inputs for choice in choices(slot)}
+    mentioned = set(re.findall(r"`([A-Za-z]+(?:_[A-Za-z]+)+)`", page(node)))
+    assert mentioned - known == set()
+
+
+def test_nothing_names_a_folder_of_somebody_s_machine() -> None:
+    for path in (*DOCS.rglob("*.md"), *LOCALES.rglob("*.json")):
+        text = Path(path).read_text(encoding="utf-8")
+        assert re.findall(r"/(?:home|root|Users|tmp|work)/|[A-Z]:\\\\", text) == [], path.name
