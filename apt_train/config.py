@@ -40,7 +40,7 @@ def _group(cls: type) -> Any:
 class AdapterConfig:
     """The LoRA: its size and where it sits. Defaults are DCO's published recipe."""
 
-    rank: int = _set(32, "Rank of the LoRA.")
+    rank: int = _set(32, "Rank of the LoRA: how much it can hold; its file grows with it.")
     alpha: float | None = _set(
         None, "Scale of the LoRA: the update is multiplied by alpha / rank. Empty: equal to rank."
     )
@@ -77,8 +77,8 @@ class AptConfig:
     """The three parts of APT, each with its switch. They act when `method` is `apt`."""
 
     # Adaptive Training Adjustment
-    adaptive_augmentation: bool = _set(True, "Augment pictures with probability min(gamma, p_max).")
-    adaptive_loss_weight: bool = _set(True, "Weigh the denoising loss by 1 - gamma.")
+    adaptive_augmentation: bool = _set(True, "Augment pictures with probability min(gamma, p_max) (reported).")
+    adaptive_loss_weight: bool = _set(True, "Weigh the denoising loss by 1 - gamma (reported).")
     bins: int = _set(10, "Timestep bins of the overfitting indicator (paper: 10).")
     ema: float = _set(0.1, "Weight of the new value in the indicator's moving averages (reported: 0.1).")
     temperature: float | Literal["auto"] = _set(
@@ -98,7 +98,9 @@ class AptConfig:
     )
 
     # Representation Stabilization
-    stabilization: bool = _set(True, "Keep mean and deviation of self-attention features near the prior's.")
+    stabilization: bool = _set(
+        True, "Keep mean and deviation of self-attention features near the prior's (paper; their distance is ours)."
+    )
     dist_weight: float = _set(1.0, "Weight of the stabilization term (unpublished; ours).")
     dist_layers: Layers = _set("up", "Part of the UNet whose features are stabilized (ours: the decoder).")
     dist_mode: StabilizationMode = _set(
@@ -106,17 +108,19 @@ class AptConfig:
     )
 
     # Attention Alignment
-    alignment: bool = _set(True, "Keep cross-attention maps near the prior's.")
+    alignment: bool = _set(True, "Keep cross-attention maps near the prior's (paper; their distance is ours).")
     attn_weight: float = _set(1.0, "Weight of the attention alignment term (unpublished; ours).")
     attn_layers: Layers = _set("up", "Part of the UNet whose cross-attention is aligned (ours: the decoder).")
     attn_schedule: AttnSchedule = _set(
         "constant",
-        "How attn_weight runs: constant; linear, from 0 at the first step to full at the last; indicator, times gamma "
-        "of each sample's bin (ours).",
+        "How attn_weight runs: constant; or, ours, linear from 0 at the first step to full at the last, or indicator, "
+        "times gamma of each sample's bin.",
     )
 
     lazy_prior: int = _set(
-        1, "Run the prior pass and its losses every k-th step, the regularisers scaled by k; 1 is the paper's way."
+        1,
+        "Run the prior pass and its losses every k-th step, the regularisers scaled by k; 1 is the paper's way, more "
+        "is faster (ours).",
     )
     watch_indicator: bool = _set(
         False, "Measure the indicator also where the method does not use it: costs the prior pass, changes no weight."
@@ -167,7 +171,7 @@ class OptimizerConfig:
     max_grad_norm: float = _set(1.0, "Gradients are scaled down to this norm; 0: no clipping.")
     lr_schedule: LrSchedule = _set("constant", "Course of the learning rate over the steps.")
     warmup_steps: int = _set(0, "Steps over which the learning rate rises from 0 (every schedule but constant).")
-    batch_size: int = _set(1, "Pictures in one pass.")
+    batch_size: int = _set(1, "Pictures in one pass; memory grows with it.")
     accumulation: int = _set(1, "Passes summed into one optimizer step.")
 
     def __post_init__(self) -> None:
@@ -252,12 +256,14 @@ class TrainConfig:
 
     class_word: str = field(
         metadata={
-            "help": "What the subject is, in the model's own words (toy, teddy bear); the prior reads it instead."
+            "help": "What the subject is, in words the model knows (toy, teddy bear); the prior reads it where the "
+            "tuned model reads the subject."
         }
     )
     identifier: str = _set("", "Name of the subject, the embedding and the LoRA file; empty: <class-word>_subject.")
     identifier_mode: IdentifierMode = _set(
-        "learned", "learned: own embedding rows are trained; word: a plain trigger word before the class word."
+        "learned",
+        "learned: a new word for the subject is trained too; word: a plain trigger word before the class word.",
     )
     init_word: str = _set("", "The learned identifier starts as this word or these words; empty: the class word.")
     method: Method = _set(

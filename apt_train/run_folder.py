@@ -133,6 +133,11 @@ class RunFolder:
             ) from error
 
 
+def step_folder(snapshots: Path, step: int) -> Path:
+    """A snapshot's folder."""
+    return snapshots / f"step_{step:06d}"
+
+
 def _holds_something(path: Path) -> bool:
     try:
         return path.is_dir() and any(path.iterdir())

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .files import atomic_folder
+from .run_folder import step_folder
 from .setup import Run
 from .tensor_writer import write_tensors
 
@@ -74,10 +75,6 @@ def restore_state(run: Run, state: State) -> None:
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def step_folder(snapshots: Path, step: int) -> Path:
-    return snapshots / f"step_{step:06d}"
 
 
 def write_snapshot(snapshots: Path, state: State, files: dict[str, Any]) -> Path:

@@ -31,8 +31,9 @@ class APTAttentionAlignPreview(io.ComfyNode):
             category="training/APT",
             description=(
                 "Shows where a model looks for each word of a prompt before and after tuning. A tuned model that "
-                "still reads the rest of a prompt keeps its attention on it; an overfitted one dims every word but "
-                "the subject. Works for any two versions of one SD1.5 or SDXL model, also with LoRAs made elsewhere."
+                "still reads the rest of a prompt keeps its attention on it; an overfitted one tends to dim every word "
+                "but the subject. Works for any two versions of one SD1.5 or SDXL model, also with LoRAs made "
+                "elsewhere."
             ),
             search_aliases=["attention map", "cross attention", "compare lora", "overfitting", "DAAM", "heat map"],
             is_output_node=True,
@@ -159,7 +160,10 @@ def _inputs() -> list[Any]:
             "layers",
             options=list(attention.LAYERS),
             default="decoder",
-            tooltip="Which cross-attention is looked at: the decoder's (as training aligns by default), more, or all.",
+            tooltip=(
+                "Which cross-attention is looked at: the decoder's, as training aligns by default; the middle's too; "
+                "or all."
+            ),
         ),
         io.String.Input(
             "tokens",

@@ -37,8 +37,9 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
                 io.Combo.Input(
                     "snapshot", options=["recommended", "last", "step"], default="recommended",
                     tooltip="Whose LoRA goes on. recommended: the latest snapshot from before most timestep bins' "
-                    "indicator was near 1, or the last where none was. The rule sees the training pictures alone: "
-                    "compare pictures. step: the one below.",
+                    "indicator was near 1, the earliest where none is that early, the last where the curves cannot "
+                    "say: the verdict gives the reason. The rule sees the training pictures alone: compare pictures. "
+                    "step: the one below.",
                 ),
                 io.Int.Input(
                     "step", default=250, min=1, max=10_000_000,
@@ -66,7 +67,8 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
                 ),
                 io.String.Output(
                     "trigger", display_name="trigger",
-                    tooltip="Exactly what a prompt must say to show the subject as that snapshot knows it.",
+                    tooltip="Exactly what a prompt must say to show the subject as that snapshot knows it; APT Train's "
+                    "own trigger is the last step's.",
                 ),
                 io.Int.Output("picked", display_name="picked step", tooltip="The step of the chosen snapshot."),
             ],
@@ -102,14 +104,12 @@ def picked_step(run: AptRun, snapshot: str, step: int, recommended: int) -> int:
 
 def picture(record: RunRecord, width: int) -> torch.Tensor:
     """Everything the log says in one picture, float (1, H, W, 3) in [0, 1]."""
-    import numpy as np
-    import torch
-
     from ..apt_train.report.plots import as_picture, overview_figure
+    from .host.pictures import image_tensor
 
     measured = record.summary.indicator_measured
     figure = overview_figure(record.log, measured=measured, num_timesteps=record.num_timesteps)
-    return torch.from_numpy(np.array(as_picture(figure, width), dtype=np.float32) / 255)[None]
+    return image_tensor(as_picture(figure, width))
 
 
 def verdict(record: RunRecord, advised: Recommendation, picked: int) -> str:

@@ -55,8 +55,8 @@ class APTTrainOptions(io.ComfyNode):
             node_id="APTTrainOptions",
             display_name="APT Train Options",
             category="training/APT",
-            description="Every further setting of APT Train, by group. A value left alone is the published recipe's "
-            "or, where the tooltip says ours, our own choice.",
+            description="Every further setting of APT Train, by group. A value left alone is the paper's, or of "
+            "DCO's published recipe, or where the tooltip says ours, our own choice.",
             search_aliases=["apt options", "apt settings", "training options", "dreambooth options"],
             inputs=[
                 *_widgets(),

@@ -26,8 +26,7 @@ from ..apt_train.config import TrainConfig
 from ..apt_train.errors import InputError
 from ..apt_train.events import PreviewEvent
 from ..apt_train.metadata import fit_metadata, renamed_metadata
-from ..apt_train.run_folder import CONFIG, read_log
-from ..apt_train.snapshot import step_folder
+from ..apt_train.run_folder import CONFIG, read_log, step_folder
 from ..apt_train.tensor_writer import write_tensors
 from .host.folders import embeddings_folder, inside, loras_folder, runs_folder
 from .wires import AptRun
@@ -64,14 +63,16 @@ def steps_done(folder: Path) -> int:
 
 
 def set_aside(folder: Path) -> None:
-    """Make way for a new run: the one that stands there is kept as ..._previous, the one before that goes."""
+    """Make way for a new run: the one that stands there becomes ..._previous, unless that one has more steps."""
     if not folder.exists():
         return
     previous = folder.with_name(folder.name + "_previous")
+    goes = folder if steps_done(previous) > steps_done(folder) else previous
     try:
-        if previous.exists():
-            shutil.rmtree(previous)
-        folder.rename(previous)
+        if goes.exists():
+            shutil.rmtree(goes)
+        if goes != folder:
+            folder.rename(previous)
     except OSError as error:
         what = f"{folder} cannot be set aside ({error.strerror})"
         raise InputError(f"{what}: close what uses it, or move it away.") from None

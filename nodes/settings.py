@@ -22,18 +22,23 @@ GROUPS = ("apt", "adapter", "optimizer", "data", "output")
 # A number's widget: least, most, step. Everything is checked again, in words, by the dataclasses.
 _RANGES: dict[str, tuple[float, float, float]] = {
     "steps": (1, 1_000_000, 1), "rank": (1, 1024, 1), "batch_size": (1, 256, 1), "accumulation": (1, 1024, 1),
-    "resolution": (0, 4096, 8), "bucket_multiple": (0, 512, 8), "seed": (0, 0xFFFFFFFFFFFFFFFF, 1),
+    "resolution": (0, 4096, 64), "bucket_multiple": (0, 512, 8), "seed": (0, 0xFFFFFFFFFFFFFFFF, 1),
     "learning_rate": (0, 1, 1e-7), "embedding_learning_rate": (0, 1, 1e-7), "epsilon": (1e-12, 1, 1e-12),
     "beta1": (0, 0.9999, 1e-4), "beta2": (0, 0.99999, 1e-5), "weight_decay": (0, 10, 1e-5),
     "max_grad_norm": (0, 1000, 0.1), "warmup_steps": (0, 1_000_000, 1), "dropout": (0, 0.99, 0.01),
     "alpha": (0, 4096, 0.5), "min_rank": (0, 1024, 1), "bins": (1, 1000, 1), "ema": (0.001, 1, 0.001),
-    "temperature": (0, 1e6, 1), "p_max": (0, 1, 0.01), "max_zoom": (1, 10, 0.1), "max_degrees": (0, 180, 1),
+    "p_max": (0, 1, 0.01), "max_zoom": (1, 10, 0.05), "max_degrees": (0, 180, 0.5),
     "augment_variants": (1, 1024, 1), "dist_weight": (0, 1e4, 0.01), "attn_weight": (0, 1e4, 0.01),
     "lazy_prior": (1, 64, 1), "balance_every": (0, 100_000, 1), "dco_beta": (0.001, 1e6, 1),
     "prior_preservation_weight": (0, 100, 0.05), "snapshot_every": (0, 1_000_000, 1),
     "preview_every": (0, 1_000_000, 1), "preview_steps": (1, 1000, 1), "preview_guidance": (0, 100, 0.1),
     "preview_seed": (0, 0x7FFFFFFF, 1),
 }  # fmt: skip
+_ON_NODES = {
+    "class_word": " Required.",
+    "preview_prompts": " One per line; the first is shown while training.",
+    "preview_every": " The samples of prior and tuned model appear on the training node.",
+}
 _CHECKPOINTING = {"auto": None, "on": True, "off": False}
 
 
@@ -64,6 +69,8 @@ def widget(setting: Setting, *, label: str | None = None, tooltip: str | None = 
     shared = {"display_name": label, "tooltip": tooltip or _help(setting), **more}
     if name == "gradient_checkpointing":
         return io.Combo.Input(name, options=list(_CHECKPOINTING), default="auto", **shared)
+    if name == "temperature":
+        return io.String.Input(name, default=f"{default:g}", **shared)
     if get_origin(kind) is tuple:
         choices = get_args(get_args(kind)[0])
         if choices:
@@ -82,10 +89,8 @@ def widget(setting: Setting, *, label: str | None = None, tooltip: str | None = 
 
 
 def _help(setting: Setting) -> str:
-    """The field's help, where an empty field is a 0 (or `auto`) on a node."""
-    text = setting.field.metadata["help"]
-    if setting.name == "temperature":
-        return text.replace("or auto: ", "or 0 for auto: ")
+    """The field's help, where an empty field is a 0 (or `auto`) on a node; and what is true of nodes alone."""
+    text = setting.field.metadata["help"] + _ON_NODES.get(setting.name, "")
     return text.replace("Empty:", "auto:" if setting.name == "gradient_checkpointing" else "0:")
 
 
@@ -94,13 +99,20 @@ def value_of(setting: Setting, shown: Any) -> Any:
     if setting.name == "gradient_checkpointing":
         return _CHECKPOINTING[shown]
     if setting.name == "temperature":
-        return float(shown) or "auto"
+        return _temperature(shown)
     if get_origin(setting.kind) is tuple:
         lines = shown.splitlines() if isinstance(shown, str) else shown
         return tuple(line.strip() for line in lines if line.strip())
     if type(None) in get_args(setting.kind):
         return shown or None
     return shown
+
+
+def _temperature(text: str) -> float | str:
+    try:
+        return "auto" if text.strip().lower() == "auto" else float(text)
+    except ValueError:
+        raise InputError(f"temperature is {text!r}: give a number above 0, or auto.") from None
 
 
 def train_config(main: dict[Setting, Any], options: AptOptions | None, *, subject: str, method: str) -> TrainConfig:

@@ -36,8 +36,8 @@ class APTTrain(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input("model", tooltip="The model to learn on, SD1.5 or SDXL. LoRAs on it are baked in."),
-                io.Clip.Input("clip", tooltip="Its text encoders, as deep as Clip Set Last Layer says."),
-                io.Vae.Input("vae", tooltip="Its VAE."),
+                io.Clip.Input("clip", tooltip="Its text encoders, as deep as CLIP Set Last Layer says."),
+                io.Vae.Input("vae", tooltip="Its VAE: turns the pictures into latents, and samples into pictures."),
                 io.Image.Input(
                     "images", tooltip="3 to 10 pictures of the subject: a batch, or lists of different sizes."
                 ),
@@ -57,17 +57,19 @@ class APTTrain(io.ComfyNode):
                 io.Combo.Input(
                     "resume", options=["automatic", "restart"], default="automatic",
                     tooltip="automatic: go on where this very run was stopped, or load it where it is finished. "
-                    "restart: train anew; the earlier run is kept beside it as ..._previous.",
+                    "restart: train anew at every execution; the run that got furthest is kept beside it as "
+                    "..._previous.",
                 ),
                 io.String.Input(
                     "captions", optional=True, default="", multiline=True,
                     tooltip="What the pictures show: a wired list, or a line per picture. Write {subject} or the "
-                    "subject's name where it stands. An empty line takes the caption template.",
+                    "subject's name where it stands; without either, the class word is taken for it, and a caption "
+                    "with none of the three is refused. An empty line takes the caption template.",
                 ),
                 io.Mask.Input(
                     "masks", optional=True,
-                    tooltip="Which part of each picture is learned: white counts. For Load Image's MASK of a cut-out "
-                    "picture set mask_counts to black in the options.",
+                    tooltip="Which part of each picture is learned: white counts. Load Image's MASK of a cut-out "
+                    "picture is white on the background and would train that: set mask_counts to black in the options.",
                 ),
                 AptOptionsWire.Input("options", optional=True, tooltip="Further settings, from APT Train Options."),
             ],
@@ -106,6 +108,6 @@ class APTTrain(io.ComfyNode):
             job = Job(wires, images, prior, config, restart=one["resume"] == "restart")
             run, published = finished_run(job, cls.hidden.unique_id)
         model = with_lora(wires.model, published.lora)
-        shown = ui.PreviewImage(image_tensor(picture_of(run, wires.schedule.num_timesteps)), cls=cls)
+        shown = ui.PreviewImage(image_tensor(picture_of(run, config, wires.schedule.num_timesteps)), cls=cls)
         loss_map = {"loss": losses(run)}
         return io.NodeOutput(model, wires.clip, published.lora, run, loss_map, published.trigger, ui=shown)

@@ -18,14 +18,15 @@ from PIL import Image
 from ..apt_train.config import TrainConfig
 from ..apt_train.events import Event, NoticeEvent, PreviewEvent, StepEvent
 from ..apt_train.report.grid import labelled_grid
-from ..apt_train.report.live_images import heat_image
+from ..apt_train.report.live_images import heat_image, loss_image
+from ..apt_train.report.run_summary import measures_indicator
 from .host.progress import NodeProgress, prompt_id, stop_if_cancelled
 from .live import LiveRun, host_sender
-from .run_store import gamma, newest_samples, steps_done
+from .run_store import gamma, losses, newest_samples, steps_done
 from .wires import AptRun
 
 PICTURE_EVERY = 1.0  # seconds between live pictures
-SIDE = 256  # pixels, of a sample on the live picture
+CHART, SIDE = 480, 256  # pixels: width of the live picture's chart; its height, and the side of a sample
 
 
 class Watch:
@@ -39,7 +40,8 @@ class Watch:
             num_timesteps=num_timesteps, send=host_sender(),
         )  # fmt: skip
         self._step = steps_done(run.folder)
-        self._gamma = gamma(replace(run, steps=self._step))
+        so_far = replace(run, steps=self._step)
+        self._gamma, self._losses = gamma(so_far), losses(so_far)
         self._began: tuple[float, int] | None = None  # when the first step of this session ended, and which it was
         self._samples = newest_samples(run.folder, self._step)
         self._last_picture = 0.0
@@ -74,9 +76,10 @@ class Watch:
     def _on_step(self, event: StepEvent) -> None:
         self._step = event.step
         self._gamma.append(event.gamma)
+        self._losses.append(event.loss)
         left = self._seconds_left(event)
         self._live.step(event, left)
-        self._progress.say(line_of(event, left))
+        self._progress.say(line_of(event, left, measured=self._measured()))
         if time.monotonic() - self._last_picture > PICTURE_EVERY or event.step == event.total:
             self._draw()
         else:
@@ -91,8 +94,12 @@ class Watch:
         began, first = self._began
         return (now - began) / (event.step - first) * (event.total - event.step)
 
+    def _measured(self) -> bool:
+        return _is_measured(self._config, self._gamma)
+
     def _draw(self) -> None:
-        picture = live_picture(np.array(self._gamma), self._samples, self._num_timesteps)
+        chart = _chart(self._gamma, self._losses, self._measured(), self._num_timesteps)
+        picture = beside(chart, self._samples)
         self._progress.show(self._step, self._config.steps, picture)
         self._last_picture = time.monotonic()
 
@@ -103,15 +110,17 @@ def say_finished(node_id: str, run: AptRun, trigger: str, trained: bool) -> None
     NodeProgress(node_id, run.steps).say(f"{how}: {run.steps} steps · prompts say {trigger} · run {run.run_id}")
 
 
-def picture_of(run: AptRun, num_timesteps: int) -> Image.Image:
+def picture_of(run: AptRun, config: TrainConfig, num_timesteps: int) -> Image.Image:
     """The live picture as it stands at the run's end."""
-    return live_picture(np.array(gamma(run)), newest_samples(run.folder, run.steps), num_timesteps)
+    values = gamma(run)
+    chart = _chart(values, losses(run), _is_measured(config, values), num_timesteps)
+    return beside(chart, newest_samples(run.folder, run.steps))
 
 
-def line_of(event: StepEvent, seconds_left: float | None) -> str:
-    """`step 120 of 2000 · loss 0.113 · gamma 0.42 · 12 min left`; gamma is the mean over the bins."""
+def line_of(event: StepEvent, seconds_left: float | None, *, measured: bool) -> str:
+    """`step 120 of 2000 · loss 0.113 · gamma 0.42 · 12 min left`; gamma, where measured, is the mean over the bins."""
     parts = [f"step {event.step} of {event.total}", f"loss {event.loss:.3g}"]
-    if event.gamma:
+    if measured:
         parts.append(f"gamma {sum(event.gamma) / len(event.gamma):.2f}")
     if seconds_left is not None:
         parts.append(f"{duration(seconds_left)} left")
@@ -126,14 +135,25 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def live_picture(gamma: np.ndarray, samples: PreviewEvent | None, num_timesteps: int) -> Image.Image:
-    """The indicator's heat map, and beside it the newest sample of prior and tuned model from the same noise."""
-    heat = heat_image(gamma.reshape(len(gamma), -1), 480, SIDE, num_timesteps=num_timesteps)
+def _is_measured(config: TrainConfig, values: list[list[float]]) -> bool:
+    """Whether gamma says something: where nobody asks the prior it stays 0."""
+    return measures_indicator(config) or any(any(row) for row in values[-1:])
+
+
+def _chart(values: list[list[float]], loss: list[float], measured: bool, num_timesteps: int) -> Image.Image:
+    """The indicator's heat map; where it is not measured, the loss."""
+    if not measured or not values:
+        return loss_image(loss, CHART, SIDE)
+    return heat_image(np.array(values), CHART, SIDE, num_timesteps=num_timesteps)
+
+
+def beside(chart: Image.Image, samples: PreviewEvent | None) -> Image.Image:
+    """A chart, and at its right the newest sample of prior and tuned model from the same noise."""
     if samples is None:
-        return heat
+        return chart
     tiles = [picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for picture in (samples.prior[0], samples.tuned[0])]
     pair = labelled_grid([list(tiles)], [""], ["prior", f"step {samples.step}"])
-    sheet = Image.new("RGB", (heat.width + pair.width, max(heat.height, pair.height)), "white")
-    sheet.paste(heat, (0, 0))
-    sheet.paste(pair, (heat.width, 0))
+    sheet = Image.new("RGB", (chart.width + pair.width, max(chart.height, pair.height)), "white")
+    sheet.paste(chart, (0, 0))
+    sheet.paste(pair, (chart.width, 0))
     return sheet

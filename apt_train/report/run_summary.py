@@ -119,10 +119,15 @@ def indicator_measured(log: RunLog, config: TrainConfig) -> bool:
     """Whether gamma in this log says something: it stays 0 also where the prior was never asked."""
     if log.gamma.shape[1] == 0:
         return False
+    return measures_indicator(config) or bool((log.gamma > 0).any())
+
+
+def measures_indicator(config: TrainConfig) -> bool:
+    """Whether a run with these settings asks the prior for its loss."""
     apt = config.apt
     by_indicator = apt.alignment and apt.attn_schedule == "indicator"
     uses = config.method == "apt" and (apt.adaptive_augmentation or apt.adaptive_loss_weight or by_indicator)
-    return uses or apt.watch_indicator or bool((log.gamma > 0).any())
+    return uses or apt.watch_indicator
 
 
 def bin_edges(bins: int, num_timesteps: int = 1000) -> list[tuple[int, int]]:

@@ -11,12 +11,12 @@ import pytest
 from apt_train.config import TrainConfig
 
 from .graphs import SETTINGS, half_transparent, option_defaults, options, picture, training_graph, upload_pictures
-from .server import Host
+from .server import Host, HostError
 
 # Another value than the default for every widget; the ones left out are tested elsewhere, with what they do.
 CHANGED: dict[str, Any] = {
     "identifier_mode": "word", "init_word": "thing", "dco_beta": 500.0, "adaptive_augmentation": False,
-    "adaptive_loss_weight": False, "bins": 5, "ema": 0.2, "temperature": 50.0, "p_max": 0.5, "max_zoom": 2.0,
+    "adaptive_loss_weight": False, "bins": 5, "ema": 0.2, "temperature": "50", "p_max": 0.5, "max_zoom": 2.0,
     "max_degrees": 10.0, "augment_kinds": ["affine", "flip"], "augment_variants": 4, "mask_fill": True,
     "stabilization": False, "dist_weight": 0.5, "dist_layers": "mid+up", "dist_mode": "raw", "alignment": False,
     "attn_weight": 0.25, "attn_layers": "all", "attn_schedule": "indicator", "watch_indicator": True,
@@ -56,6 +56,8 @@ def flat(config: dict[str, Any]) -> dict[str, Any]:
 def as_stored(name: str, shown: Any) -> Any:
     if name == "gradient_checkpointing":
         return shown == "on"
+    if name == "temperature":
+        return float(shown)
     return shown.splitlines() if name == "preview_prompts" else shown
 
 
@@ -84,8 +86,10 @@ def test_without_options_the_settings_are_the_same(host: Host, names: list[str])
     assert set((host.folder / "output").glob("apt_train/*")) == before
 
 
-def test_temperature_0_is_auto(host: Host, names: list[str]) -> None:
-    assert settings_of(host, names, temperature=0.0)["temperature"] == "auto"
+def test_temperature_may_be_auto_and_nothing_else_but_a_number(host: Host, names: list[str]) -> None:
+    assert settings_of(host, names, temperature="auto")["temperature"] == "auto"
+    with pytest.raises(HostError, match="temperature is 'warm': give a number above 0, or auto."):
+        settings_of(host, names, temperature="warm")
 
 
 def test_snapshots_and_previews_stand_in_the_run(host: Host, names: list[str]) -> None:

@@ -318,6 +318,24 @@ def test_restart_trains_anew_and_keeps_the_earlier_run(host: Host, names: list[s
     assert equal(weights(run, 3), before) and equal(weights(previous, 3), before)
 
 
+def test_a_cancelled_restart_does_not_cost_the_finished_run(host: Host, names: list[str]) -> None:
+    g, _ = training_graph(names, seed=28, steps=8)
+    run = new_run(host, lambda: host.run(g.prompt))
+    finished = weights(run, 8)
+    g, _ = training_graph(names, seed=28, steps=8, resume="restart")
+    cancel_after_a_step(host, g)
+    host.run(g.prompt)
+    assert equal(weights(run.with_name(run.name + "_previous"), 8), finished)
+
+
+def test_without_the_indicator_the_node_shows_the_loss(host: Host, names: list[str]) -> None:
+    g, node = training_graph(names, seed=29, method="DreamBooth")
+    with host.events() as events:
+        host.run(g.prompt, client_id=events.client_id)
+        lines = [event.data["text"] for event in events.of("text")]
+    assert lines and not any("gamma" in line for line in lines)
+
+
 def test_a_missing_file_is_written_again(host: Host, names: list[str]) -> None:
     g, node = training_graph(names, seed=24)
     word = g.node("PreviewAny", source=node[TRIGGER])
