@@ -78,6 +78,29 @@ def test_no_file_reaches_for_the_network_or_installs() -> None:
     assert importers({"requests", "httpx", "aiohttp", "urllib", "socket", "http", "huggingface_hub", "pip"}) == {}
 
 
+# ---- the nodes: relative imports alone, and the host's internals in one room ---------------------------------
+
+NODES = ROOT / "nodes"
+PROMISED = {"comfy_api"}  # the host's versioned interface, for every node file
+BESIDE = {"live.py": {"server", "aiohttp"}}  # routes and messages have no place in it
+
+
+def test_the_hosts_internals_are_touched_in_one_room() -> None:
+    for path in sorted(NODES.glob("*.py")):
+        found = set(absolute_imports(ast.parse(path.read_text(encoding="utf-8"))))
+        foreign = found & (HOST | {"aiohttp", "app", "utils"}) - PROMISED - BESIDE.get(path.name, set())
+        assert not foreign, f"{path.name}: {foreign}"
+
+
+def test_the_nodes_import_the_pack_relatively_and_never_run_what_they_read() -> None:
+    for path in sorted(NODES.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        foreign = {"apt_train", "nodes", "pickle", "subprocess", "requests", "urllib"}
+        assert not set(absolute_imports(tree)) & foreign, path
+        calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        assert not calls & {"eval", "exec", "__import__", "torch.load", "torch.save"}, path
+
+
 def python(code: str, *path: Path) -> str:
     """Run code in a fresh interpreter that sees `path` before anything else; what it printed."""
     head = f"import sys; sys.path[:0] = {[str(folder) for folder in path]!r}\n"

@@ -20,9 +20,9 @@ def read(name: str) -> str:
 
 
 def tree() -> list[tuple[int, str]]:
-    """Indentation and name of the entries of CONTRIBUTING's tree; its captions (no two spaces inside) are left out."""
+    """Indentation and name of the entries of CONTRIBUTING's tree: what has a description, and folders alone."""
     block = read("CONTRIBUTING.md").partition("## The tree")[2].split("```")[1]
-    entries = re.findall(r"^( *)(\S+) {2,}\S", block, re.MULTILINE)
+    entries = re.findall(r"^( *)(\S+/(?=$)|\S+(?= {2,}\S))", block, re.MULTILINE)
     return [(len(indent), name) for indent, name in entries]
 
 
@@ -30,15 +30,18 @@ def test_the_readme_lists_every_option_as_it_is() -> None:
     assert readme_text() == options_text(), "run `python -m tests.readme_options`"
 
 
-def test_the_tree_names_every_module_and_no_other() -> None:
-    named, package = [], ""
+@pytest.mark.parametrize("top", ["apt_train/", "nodes/"])
+def test_the_tree_names_every_module_and_no_other(top: str) -> None:
+    named, home, package = [], "", ""
     for indent, name in tree():
+        if indent == 0:
+            home = name
         if indent == 2:
             package = name if name.endswith("/") else ""
-        if indent in (2, 4) and not name.endswith("/"):
+        if home == top and indent in (2, 4) and not name.endswith("/"):
             named.append(package + name if indent == 4 else name)
-    source = ROOT / "apt_train"
-    modules = {path.relative_to(source).as_posix() for path in source.rglob("*.py")} | {"py.typed"}
+    source = ROOT / top
+    modules = {path.relative_to(source).as_posix() for path in (*source.rglob("*.py"), *source.rglob("py.typed"))}
     assert set(named) == modules
     assert len(named) == len(set(named))
 
