@@ -1,0 +1,394 @@
+"""What training SD1.5 and SDXL takes of a GPU's memory: arithmetic, not a measurement.
+
+    python dev.py bench memory [--json PATH]     takes a minute or two
+
+The published architectures are built on torch's meta device, where tensors have a size and no content, and the
+project's own training step runs on them, forward and backward: text encoders with a learned identifier, prior pass,
+tuned pass, losses, recomputation. Weights, LoRA and optimizer are counted by their elements, activations as the bytes
+of all other tensors alive at a time. Fused attention is stood in for by a function that keeps what the fused kernels
+keep. No GPU and no weights are needed; nobody has held the result against a real run. Not in: time (cost.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import weakref
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
+
+from apt_train.adapter import adapter_parameters, add_adapter
+from apt_train.batch import Batch
+from apt_train.checkpoint.families import FamilySpec, load_family
+from apt_train.components import Components, Family, TextEncoder
+from apt_train.conditioning import Conditioner
+from apt_train.config import AdapterConfig, AptConfig, Method
+from apt_train.demo import MODEL
+from apt_train.identifier import Identifier
+from apt_train.indicator import OverfitIndicator
+from apt_train.noise import scaled_linear_schedule
+from apt_train.objective import objective_of
+from apt_train.step import TrainingStep
+
+META, GIB = torch.device("meta"), 2**30
+CASES: tuple[tuple[Literal["sd15", "sdxl"], int], ...] = (("sd15", 512), ("sdxl", 1024), ("sdxl", 768))
+METHODS: dict[Method, str] = {"apt": "APT", "dreambooth": "DreamBooth"}
+VAE_FIELDS = ("model", "side", "weights", "encode", "decode")
+
+# What the families' files leave to a checkpoint's tensors to tell, as published.
+_CROSS, _CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
+UNETS: dict[str, dict[str, Any]] = {
+    "sd15": dict(
+        block_out_channels=(320, 640, 1280, 1280), down_block_types=(_CROSS, _CROSS, _CROSS, "DownBlock2D"),
+        up_block_types=("UpBlock2D", _CROSS_UP, _CROSS_UP, _CROSS_UP),
+    ),
+    "sdxl": dict(
+        block_out_channels=(320, 640, 1280), down_block_types=("DownBlock2D", _CROSS, _CROSS),
+        up_block_types=(_CROSS_UP, _CROSS_UP, "UpBlock2D"), transformer_layers_per_block=(1, 2, 10),
+        use_linear_projection=True, projection_class_embeddings_input_dim=2816,
+    ),
+}  # fmt: skip
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+BIG_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Bytes of one way to train. `adapter`: LoRA with gradients and two moments, all float32.
+
+    Activations are whatever else is alive: `kept` at the end of the forward pass, `peak` at the worst moment of the
+    step. Total: all of it at once, the gradients counted in full though some do not exist yet at that moment.
+    """
+
+    model: str
+    side: int  # pixels
+    checkpointing: bool
+    method: Method
+    unet: int
+    text_encoders: int
+    adapter: int
+    kept: int
+    peak: int
+
+    @property
+    def total(self) -> int:
+        return self.unet + self.text_encoders + self.adapter + self.peak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="also write the bytes to this file")
+    options = parser.parse_args()
+    models = {name: published(name) for name, _ in CASES}
+    rows = [
+        row_of(models[name], method, side, checkpointing=checkpointing)
+        for name, side in CASES
+        for checkpointing in (False, True)
+        for method in METHODS
+    ]
+    vae = [dict(zip(VAE_FIELDS, (name, side, *vae_bytes(models[name], side)), strict=True)) for name, side in CASES]
+    print(report(rows, vae), end="")
+    if options.json:
+        steps = [{**asdict(row), "total": row.total} for row in rows]
+        values = {"unit": "bytes", "measured": False, "steps": steps, "vae": vae}
+        options.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+# -- the models
+
+
+def published(name: Literal["sd15", "sdxl"]) -> Components:
+    """A family's published architecture on meta, in bf16, its LoRA on the UNet; the VAE in float32."""
+    family, rank = load_family(name), AdapterConfig().rank
+    with META:
+        unet = UNet2DConditionModel(**_unet_config(family))
+        nn.Module.to(unet, torch.bfloat16)  # diffusers' own `to` warns about a cast that is meant
+        add_adapter(unet, rank=rank, alpha=rank)
+        encoders = _text_encoders(family)
+        vae = AutoencoderKL(
+            **family.vae, block_out_channels=(128, 256, 512, 512), latent_channels=4, layers_per_block=2,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        )  # fmt: skip
+    vae.eval().requires_grad_(False)
+    return Components(
+        unet=unet.train(),
+        text_encoders=encoders,
+        encode=lambda images: (vae.encode(images).latent_dist.mean, None),
+        decode=lambda latents: vae.decode(latents).sample,
+        schedule=scaled_linear_schedule(),
+        family=Family(family.name, family.resolution, vae_factor=8),
+        vae=vae,
+    )
+
+
+def _unet_config(family: FamilySpec) -> dict[str, Any]:
+    config = {**family.unet, **UNETS[family.name], "cross_attention_dim": family.cross_attention_dim}
+    return {**config, "attention_head_dim": tuple(family.heads(width) for width in config["block_out_channels"])}
+
+
+def _text_encoders(family: FamilySpec) -> list[TextEncoder]:
+    """CLIP-L, and OpenCLIP bigG where there is a second. The words' ids come from the embedded model's tokenizer:
+    which they are does not change a size."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(MODEL / "tokenizer", model_max_length=77)
+    encoders = []
+    for spec, sizes in zip(family.text_encoders, (CLIP_L, BIG_G), strict=False):
+        config = CLIPTextConfig(
+            **sizes, hidden_act=spec.hidden_act, vocab_size=49408, projection_dim=sizes["hidden_size"]
+        )
+        model = (CLIPTextModelWithProjection if spec.pooled else CLIPTextModel)(config).to(torch.bfloat16)
+        encoders.append(TextEncoder(model, tokenizer, spec.layer, spec.final_norm, spec.pooled, spec.embedding_key))
+    return encoders
+
+
+# -- counting
+
+
+def row_of(parts: Components, method: Method, side: int, *, checkpointing: bool) -> Row:
+    """A batch of one picture of `side` x `side` pixels; `parts` as `published` gives them, or smaller, on any device.
+
+    The identifier is learned, the text encoders therefore on the device.
+    """
+    kept, peak = step_bytes(parts, method, side, checkpointing=checkpointing)
+    adapter = list(adapter_parameters(parts.unet).values())
+    return Row(
+        model=parts.family.name,
+        side=side,
+        checkpointing=checkpointing,
+        method=method,
+        unet=weight_bytes(parts.unet.parameters()) - weight_bytes(adapter),
+        text_encoders=sum(weight_bytes(encoder.model.parameters()) for encoder in parts.text_encoders),
+        adapter=4 * weight_bytes(adapter),
+        kept=kept,
+        peak=peak,
+    )
+
+
+def weight_bytes(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+def step_bytes(parts: Components, method: Method, side: int, *, checkpointing: bool) -> tuple[int, int]:
+    """Activations of one training step, forward and backward: alive after the forward pass, and at the most."""
+    step = _training_step(parts, method, checkpointing=checkpointing)
+    identifier = step.conditioner.identifier
+    assert identifier is not None
+    modules = [parts.unet, identifier, *(encoder.model for encoder in parts.text_encoders)]
+    live = LiveBytes(modules)
+    trained = [*adapter_parameters(parts.unet).values(), *identifier.parameters()]
+    with _checkpointing(parts.unet, checkpointing), _gradients_left_out(live, trained), fused_attention(), live:
+        batch = _batch(parts, side)
+        output = step(batch, with_prior=step.objective.needs_prior(0))
+        kept = live.now
+        output.total.backward()
+    return kept, live.peak
+
+
+def _training_step(parts: Components, method: Method, *, checkpointing: bool) -> TrainingStep:
+    encoders, weight = parts.text_encoders, parts.unet.conv_in.weight
+    for encoder in encoders:
+        encoder.model.requires_grad_(False)
+    identifier = Identifier.from_init_word(encoders, "toy").to(weight.device)
+    return TrainingStep(
+        parts.unet,
+        Conditioner(encoders, identifier, class_word="toy", name="sks"),
+        parts.schedule,
+        OverfitIndicator(),
+        objective_of(method, AptConfig(), dco_beta=1000.0),
+        uses_size_ids=parts.uses_size_ids,
+        dtype=weight.dtype,
+        save_memory=checkpointing,
+    )
+
+
+def _batch(parts: Components, side: int) -> Batch:
+    device, latent = parts.unet.conv_in.weight.device, side // parts.family.vae_factor
+    latents = torch.zeros(1, parts.unet.config["in_channels"], latent, latent, device=device)
+    timesteps = torch.zeros(1, dtype=torch.int64, device=device)
+    sizes = torch.zeros(1, 6, device=device)
+    return Batch(latents, torch.zeros_like(latents), timesteps, ["a photo of {subject} on grass"], None, sizes)
+
+
+def vae_bytes(parts: Components, side: int) -> tuple[int, int, int]:
+    """Weights, and what is alive beside them at the most while one picture is encoded, and decoded."""
+    assert parts.vae is not None
+    peaks = []
+    for run, channels, size in ((parts.encode, 3, side), (parts.decode, 4, side // parts.family.vae_factor)):
+        live = LiveBytes([parts.vae])
+        with torch.no_grad(), fused_attention(), live:
+            run(torch.zeros(1, channels, size, size, device=META))
+        peaks.append(live.peak)
+    return weight_bytes(parts.vae.parameters()), peaks[0], peaks[1]
+
+
+class LiveBytes(TorchDispatchMode):
+    """Inside the block: the bytes of all tensors made there and still alive, `now` and at the `peak`.
+
+    A storage counts once, however many views it has, until it is freed; those of `modules` do not count. Temporaries
+    inside an operation stay unseen: they are the kernel's own.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        known = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        self._bytes = {_key(tensor): 0 for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = _read_back(func, args, kwargs or {})
+        result = func(*args, **(kwargs or {})) if result is None else result
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._see(tensor)
+        return result
+
+    def leave_out(self, tensor: Tensor) -> None:
+        """Do not count this one any more."""
+        self.now -= self._bytes[_key(tensor)]
+        self._bytes[_key(tensor)] = 0
+
+    def _see(self, tensor: Tensor) -> None:
+        key = _key(tensor)
+        if key not in self._bytes:
+            self._bytes[key] = tensor.untyped_storage().nbytes()
+            self.now += self._bytes[key]
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(tensor.untyped_storage(), self._freed, key)
+
+    def _freed(self, key: int) -> None:
+        self.now -= self._bytes.pop(key)
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # on meta there is no address of data to tell storages apart by
+
+
+def _read_back(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """What the trainer reads off the device, where a meta tensor has nothing to read: `all is finite`, losses of 0."""
+    if not (args and isinstance(args[0], Tensor) and args[0].is_meta):
+        return None
+    if func is torch.ops.aten._local_scalar_dense.default:
+        return True
+    if func is torch.ops.aten._to_copy.default and kwargs.get("device") == torch.device("cpu"):
+        return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+    return None
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Keeps for the backward pass what flash and memory-efficient kernels keep; the values are zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        count, heads, length, width = query.shape
+        output = query.new_zeros(count, length, heads, width).transpose(1, 2)  # laid out as on CUDA
+        logsumexp = query.new_zeros(count, heads, length, dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, logsumexp)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        query, key, value, _, _ = ctx.saved_tensors
+        return torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+
+
+@contextlib.contextmanager
+def fused_attention() -> Iterator[None]:
+    """Inside the block the stand-in runs in the place of torch's attention."""
+    real = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = lambda query, key, value, **_: _FusedAttention.apply(query, key, value)
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = real
+
+
+@contextlib.contextmanager
+def _checkpointing(unet: UNet2DConditionModel, on: bool) -> Iterator[None]:
+    if on:
+        unet.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        unet.disable_gradient_checkpointing()
+
+
+@contextlib.contextmanager
+def _gradients_left_out(live: LiveBytes, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Gradients of the trained parameters count with these, not among the activations; none is left afterwards."""
+    handles = [p.register_post_accumulate_grad_hook(lambda p: live.leave_out(p.grad)) for p in parameters]
+    try:
+        yield
+    finally:
+        for handle, parameter in zip(handles, parameters, strict=True):
+            handle.remove()
+            parameter.grad = None
+
+
+# -- what is printed
+
+
+def report(rows: list[Row], vae: list[dict[str, Any]]) -> str:
+    """The tables, in GiB, and what they leave out."""
+    steps = [
+        (r.model, r.side, "on" if r.checkpointing else "off", METHODS[r.method])
+        + tuple(_gib(n) for n in (r.unet + r.text_encoders, r.adapter, r.kept, r.peak, r.total))
+        for r in rows
+    ]
+    resident = {r.model: r.unet + r.text_encoders + r.adapter for r in rows}
+    between = [
+        (v["model"], v["side"], *(_gib(n) for n in (v["weights"], v["encode"], v["decode"])))
+        + tuple(_gib(resident[v["model"]] + v["weights"] + v[way]) for way in ("encode", "decode"))
+        for v in vae
+    ]
+    words = ", ".join(f"{_gib(n)} for {model}" for model, n in {r.model: r.text_encoders for r in rows}.items())
+    return TEXT.format(steps=_cells(steps), vae=_cells(between), words=words, rank=AdapterConfig().rank)
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.1f}"
+
+
+def _cells(rows: Iterable[Iterable[object]]) -> str:
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+TEXT = """\
+Arithmetic, not a measurement: nobody has held it against a GPU yet. GiB; batch 1, bf16, a caption of 77 tokens, a
+float32 LoRA of rank {rank} on the attention layers, a learned identifier, fused attention.
+
+| model | pixels | checkpointing | method | weights | LoRA + optimizer | kept for backward | activations | total |
+|---|---|---|---|---|---|---|---|---|
+{steps}
+
+- checkpointing: of gradients; by default on for SDXL, off for SD1.5.
+- weights: UNet and text encoders. In word mode the text encoders leave the device; that takes off
+  {words}.
+- LoRA + optimizer: weights, gradients and AdamW's two moments.
+- kept for backward: activations alive when the forward pass has ended.
+- activations: those alive at the worst moment of the step. Beside the kept ones these are what the prior pass left for
+  the losses, or in the backward pass the block that is recomputed and its gradients.
+- total: weights, LoRA + optimizer, activations.
+
+Between the steps the VAE joins them, in float32: APT encodes augmented pictures, previews are decoded.
+
+| model | pixels | VAE | encoding | decoding | total while encoding | total while decoding |
+|---|---|---|---|---|---|---|
+{vae}
+
+Not counted: the CUDA context, the allocator's rounding and fragmentation, the kernels' workspaces (convolutions' above
+all) and whatever else uses the GPU. Without fused attention the activations are more.
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""The memory benchmark's counting, on tiny networks: by hand, against a real run, against autograd's own hooks."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from apt_train.adapter import add_adapter
+from apt_train.components import Components
+from apt_train.config import Method
+from benchmarks import memory
+from benchmarks.memory import META, LiveBytes, Row, fused_attention, row_of, step_bytes, weight_bytes
+from tests.tiny import tiny_components
+
+KINDS, SIDE, RANK = ("sd15", "sdxl"), 64, 4
+METHODS: tuple[Method, ...] = ("apt", "dreambooth")
+CPU = torch.device("cpu")
+
+
+def tiny(kind: str, device: torch.device) -> Components:
+    parts = tiny_components(kind)
+    for module in (parts.unet, *(encoder.model for encoder in parts.text_encoders)):
+        nn.Module.to(module, device)
+    add_adapter(parts.unet, rank=RANK, alpha=RANK)
+    parts.unet.train()
+    return parts
+
+
+@functools.cache
+def row(kind: str, checkpointing: bool, method: Method) -> Row:
+    return row_of(tiny(kind, META), method, SIDE, checkpointing=checkpointing)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_and_lora_are_those_summed_by_hand(kind: str) -> None:
+    parts, found = tiny_components(kind), row(kind, True, "apt")
+    linear = [m for n, m in parts.unet.named_modules() if n.endswith(("to_q", "to_k", "to_v", "to_out.0"))]
+    lora = sum(RANK * (layer.in_features + layer.out_features) for layer in linear)
+    assert found.adapter == (1 + 1 + 2) * 4 * lora  # weights, gradients, two moments
+    assert found.unet == 4 * sum(tensor.numel() for tensor in parts.unet.state_dict().values())
+    tensors = [tensor for encoder in parts.text_encoders for tensor in encoder.model.state_dict().values()]
+    assert found.text_encoders == 4 * sum(tensor.numel() for tensor in tensors)
+    assert found.total == found.unet + found.text_encoders + found.adapter + found.peak
+
+
+def test_published_models_have_their_published_sizes() -> None:
+    parts = memory.published("sd15")
+    assert weight_bytes(p for n, p in parts.unet.named_parameters() if ".lora_" not in n) == 2 * 859_520_964
+    assert weight_bytes(parts.text_encoders[0].model.parameters()) == 2 * 123_060_480
+    assert parts.vae is not None and weight_bytes(parts.vae.parameters()) == 4 * 83_653_863
+    step = memory._training_step(parts, "apt", checkpointing=False)
+    assert step.conditioner.encode(["a photo of {subject}"], tuned=True).hidden.shape == (1, 77, 768)
+
+
+@pytest.mark.slow
+def test_published_sdxl_has_its_published_size() -> None:
+    parts = memory.published("sdxl")
+    assert weight_bytes(p for n, p in parts.unet.named_parameters() if ".lora_" not in n) == 2 * 2_567_463_684
+    sizes = [weight_bytes(encoder.model.parameters()) for encoder in parts.text_encoders]
+    assert sizes == [2 * 123_060_480, 2 * 694_659_840]
+    step = memory._training_step(parts, "apt", checkpointing=False)
+    conditioning = step.conditioner.encode(["a photo of {subject}"], tuned=True)
+    assert conditioning.pooled is not None
+    assert (conditioning.hidden.shape, conditioning.pooled.shape) == ((1, 77, 2048), (1, 1280))
+
+
+def test_checkpointing_keeps_less_and_apt_more() -> None:
+    for method in METHODS:
+        plain, recomputed = row("sdxl", False, method), row("sdxl", True, method)
+        assert 0 < recomputed.kept < plain.kept / 2
+        assert recomputed.kept < recomputed.peak < plain.peak
+    for checkpointing in (False, True):
+        apt, dreambooth = (row("sdxl", checkpointing, method) for method in METHODS)
+        assert apt.kept > dreambooth.kept and apt.peak > dreambooth.peak
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("kind", "checkpointing"), [("sd15", True), ("sdxl", False), ("sdxl", True)])
+def test_meta_counts_what_a_real_run_on_the_cpu_does(kind: str, checkpointing: bool, method: Method) -> None:
+    counted = row(kind, checkpointing, method)
+    kept, peak = step_bytes(tiny(kind, CPU), method, SIDE, checkpointing=checkpointing)
+    assert counted.kept == kept
+    assert counted.peak == pytest.approx(peak, abs=512)  # the odd scalar
+
+
+@pytest.mark.parametrize("device", [CPU, META])
+def test_what_is_kept_is_what_autograd_saves(device: torch.device) -> None:
+    """Counted a second time, by autograd's hooks; beside it stand inputs, embeddings and scalars alone."""
+    parts = tiny("sdxl", device)
+    modules = [parts.unet, *(encoder.model for encoder in parts.text_encoders)]
+    weights = {memory._key(tensor) for module in modules for tensor in module.parameters()}
+    step = memory._training_step(parts, "apt", checkpointing=True)
+    saved: dict[int, tuple[weakref.ref, int]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage, key = tensor.untyped_storage(), memory._key(tensor)
+        if key not in weights:
+            saved[key] = weakref.ref(storage), storage.nbytes()
+        return tensor.detach()
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with memory._checkpointing(parts.unet, True), fused_attention(), hooks, LiveBytes(modules) as live:
+        batch = memory._batch(parts, SIDE)
+        output = step(batch, with_prior=True)
+    # Some are saved for a result that nobody asks for the gradient of, and freed with it.
+    counted = sum(size for storage, size in saved.values() if storage() is not None)
+    cached = [one for pair in step.conditioner._cache.values() for one in pair if one is not None]
+    beside = weight_bytes([batch.latents, batch.noise, batch.timesteps, batch.size_ids, *cached])
+    assert output.total.requires_grad
+    assert counted <= live.now <= counted + beside + 512
+
+
+def test_the_stand_in_for_attention_keeps_what_a_fused_kernel_keeps() -> None:
+    """Here torch's own flash kernel for the CPU; outside the block it is in place again."""
+
+    def kept() -> tuple[list[tuple[tuple[int, ...], torch.dtype]], Tensor]:
+        saved: list[tuple[tuple[int, ...], torch.dtype]] = []
+        query, key = (torch.ones(1, 2, n, 8, dtype=torch.bfloat16, requires_grad=True) for n in (6, 3))
+
+        def pack(tensor: Tensor) -> Tensor:
+            saved.append((tuple(tensor.shape), tensor.dtype))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = F.scaled_dot_product_attention(query, key, key, attn_mask=None, dropout_p=0.0)
+        output.sum().backward()
+        return sorted(saved, key=str), output
+
+    with fused_attention():
+        stood_in, output = kept()
+    real, expected = kept()
+    assert stood_in == real and len(real) == 5
+    assert output.shape == expected.shape and not output.any() and expected.all()
+
+
+def test_a_freed_tensor_counts_for_the_peak_alone() -> None:
+    module = nn.Linear(8, 8)
+    with LiveBytes([module]) as live:
+        first = torch.zeros(100)
+        view = first[10:]
+        first = torch.zeros(50)
+        assert live.now == 600
+        del view
+        module.weight.detach()
+    assert (live.now, live.peak, first.numel()) == (200, 600, 50)
+
+
+def test_the_report_says_what_it_is_and_adds_up() -> None:
+    gib = memory.GIB
+    row = Row("sdxl", 1024, True, "apt", 5 * gib, 2 * gib, gib, gib, 2 * gib)
+    vae = {"model": "sdxl", "side": 1024, "weights": gib, "encode": 2 * gib, "decode": 3 * gib}
+    text = memory.report([row], [vae])
+    assert "| sdxl | 1024 | on | APT | 7.0 | 1.0 | 1.0 | 2.0 | 10.0 |" in text
+    assert "| sdxl | 1024 | 1.0 | 2.0 | 3.0 | 11.0 | 12.0 |" in text
+    assert "2.0 for sdxl" in text
+    assert "not a measurement" in text and "Not counted" in text
