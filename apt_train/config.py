@@ -277,7 +277,7 @@ class TrainConfig:
         "Of base weights and passes; the LoRA stays fp32. auto: bf16 on CUDA (fp16 where it lacks bf16), else fp32.",
     )
     gradient_checkpointing: bool | None = _set(
-        None, "Recompute activations in the backward pass to save memory. Empty: on for SDXL on CUDA, else off."
+        None, "Recompute activations in the backward pass to save memory. Empty: on for SDXL on a GPU, else off."
     )
     adapter: AdapterConfig = _group(AdapterConfig)
     apt: AptConfig = _group(AptConfig)
@@ -330,7 +330,15 @@ class TrainConfig:
         `steps` counts only under a learning-rate or attention schedule that reads the total.
         """
         values = self.to_dict()
-        del values["output"], values["identifier"], values["apt"]["balance_every"]
+        del values["output"], values["identifier"], values["gradient_checkpointing"]
+        if self.method == "apt":
+            del values["apt"]["balance_every"], values["apt"]["watch_indicator"]
+        else:  # what the indicator's own state and log depend on
+            values["apt"] = {name: values["apt"][name] for name in ("bins", "ema", "temperature", "lazy_prior")}
+        if self.method != "dco":
+            del values["dco_beta"]
+        if self.method != "tlora":
+            del values["adapter"]["min_rank"]
         if not self.reads_total_steps:
             del values["steps"]
         values["adapter"]["alpha"] = self.adapter.resolved_alpha

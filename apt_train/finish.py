@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -38,6 +39,7 @@ class Outcome:
     gamma: list[list[float]] = field(default_factory=list)
     stopped: bool = False
     prior_previews: list[Image.Image] | None = None  # drawn once: the prior does not change
+    previews_failed: bool = False
 
     def add(self, event: StepEvent) -> None:
         self.remember(event.loss, event.gamma)
@@ -147,6 +149,20 @@ def _shared_metadata(run: Run) -> dict[str, Any]:
         "base_name": components.source,
         "base_digest": components.digest,
     }
+
+
+def try_previews(outcome: Outcome, emit: Callback) -> None:
+    """Previews are no part of the training: where they need more memory than there is, it goes on without them."""
+    if outcome.previews_failed:
+        return
+    try:
+        send_previews(outcome, emit)
+    except (RuntimeError, MemoryError) as error:
+        outcome.previews_failed = True
+        reason = str(error).partition("\n")[0]
+        emit(NoticeEvent(f"The previews failed ({reason}): training goes on without them."))
+    if outcome.previews_failed and outcome.run.device.type == "cuda":
+        torch.cuda.empty_cache()  # behind the block that still held what the sampling had taken
 
 
 def send_previews(outcome: Outcome, emit: Callback) -> None:

@@ -46,7 +46,7 @@ class OverfitIndicator:
     def observe(self, timesteps: Tensor, prior_loss: Tensor, tuned_loss: Tensor) -> None:
         """Take in per-sample losses (N,) of a part of an optimizer step."""
         bins = self.bin_of(timesteps)
-        losses = torch.stack([prior_loss.detach(), tuned_loss.detach()]).to("cpu", torch.float64)
+        losses = torch.stack([prior_loss.detach(), tuned_loss.detach()]).cpu().double()  # Apple's GPU has no float64
         self._pending_sum.index_add_(1, bins, losses)
         self._pending_count.index_add_(0, bins, torch.ones(len(bins), dtype=torch.float64))
 

@@ -19,9 +19,10 @@ from .config import TrainConfig
 from .dataset import ImageSet
 from .errors import InputError
 from .events import Callback, Event, NoticeEvent, StepEvent, StopTraining, TrainResult
-from .finish import Outcome, finish, save_snapshot, send_previews, write_extras
+from .finish import Outcome, finish, save_snapshot, try_previews, write_extras
+from .precision import resolve_dtype
 from .run_folder import RunFolder, content_hash
-from .setup import Run, prepared_run, resolve_dtype
+from .setup import Run, prepared_run
 from .snapshot import drop_newer, read_newest_state, restore_state
 from .update import TrainingDiverged, optimizer_step
 
@@ -103,7 +104,7 @@ def _run_steps(outcome: Outcome, listener: _Listener) -> None:
             save_snapshot(outcome)
         listener(event)
         if output.preview_every and run.steps_done % output.preview_every == 0:
-            send_previews(outcome, listener)
+            try_previews(outcome, listener)
 
 
 class _Listener:
@@ -193,7 +194,7 @@ def _memory_in_words() -> Iterator[None]:
         raise InputError(_OUT_OF_MEMORY) from error
 
 
-_ALLOCATION_FAILED = ("can't allocate memory", "backend out of memory", "ALLOC_FAILED")  # CPU, MPS, cuBLAS
+_ALLOCATION_FAILED = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # CPU, accelerators, cuBLAS
 _OUT_OF_MEMORY = (
     "Out of memory: lower the resolution or the batch size (raise accumulation instead), turn gradient checkpointing "
     "on, or lower the rank."

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
+RECIPE = 1  # raised whenever the same weights, pictures and settings come to train to something else
 CONFIG, LOG = "config.json", "log.jsonl"
 
 
@@ -35,6 +36,7 @@ def content_hash(
     `dtype`: what `precision` came to on the device at hand.
     """
     parts = {
+        "recipe": RECIPE,
         "weights": source_digest,
         "images": images_digest,
         "prior_images": prior_digest,
@@ -59,7 +61,8 @@ class RunFolder:
             )
         if _holds_something(path):
             raise InputError(f"{path} is not empty and holds no run: choose an empty or a new output folder.")
-        check_file_name(f"{embedding_stem(name)}.safetensors")
+        for stem in (name, embedding_stem(name)):
+            check_file_name(f"{stem}.safetensors")
         check_writable(path)
         return RunFolder(path, name)
 
@@ -139,8 +142,11 @@ def step_folder(snapshots: Path, step: int) -> Path:
 
 
 def _holds_something(path: Path) -> bool:
+    """Anything but what a file browser leaves, or a writer that was killed."""
     try:
-        return path.is_dir() and any(path.iterdir())
+        return path.is_dir() and any(
+            not item.name.startswith(".") and item.name not in ("desktop.ini", "Thumbs.db") for item in path.iterdir()
+        )
     except OSError as error:
         raise InputError(f"{path} cannot be opened ({error.strerror}): choose another output folder.") from error
 

@@ -24,8 +24,6 @@ from .optimizer import build_optimizer, lr_factor_of
 from .step import TrainingStep
 from .streams import Stream, build_streams
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 @dataclass
 class Run:
@@ -76,18 +74,6 @@ def prepared_run(
             notify(warning)
         _prepare_captions(conditioner, subject, preservation, components, config)
         yield _assemble(components, config, device, dtype, subject, preservation, identifier, conditioner)
-
-
-def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What the base weights and passes are in. InputError: fp16 on the CPU."""
-    if precision == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        # By capability: torch calls bf16 supported also where it is only emulated.
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if precision == "fp16" and device.type == "cpu":
-        raise InputError("precision is fp16 on the CPU, which trains too slowly and overflows: choose bf16 or fp32.")
-    return DTYPES[precision]
 
 
 def _check_layers(components: Components, config: TrainConfig) -> None:
@@ -172,7 +158,7 @@ def _adapter_on(
 def _checkpoints(components: Components, config: TrainConfig, device: torch.device) -> bool:
     if config.gradient_checkpointing is not None:
         return config.gradient_checkpointing
-    return components.family.is_sdxl and device.type == "cuda"
+    return components.family.is_sdxl and device.type != "cpu"
 
 
 def _assemble(

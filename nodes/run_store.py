@@ -25,11 +25,14 @@ from ..apt_train.captions import embedding_stem, trigger_text
 from ..apt_train.config import TrainConfig
 from ..apt_train.errors import InputError
 from ..apt_train.events import PreviewEvent
+from ..apt_train.files import check_writable
 from ..apt_train.metadata import fit_metadata, renamed_metadata
-from ..apt_train.run_folder import CONFIG, read_log, step_folder
+from ..apt_train.run_folder import CONFIG, read_config, read_log, step_folder
 from ..apt_train.tensor_writer import write_tensors
 from .host.folders import embeddings_folder, inside, loras_folder, runs_folder
 from .wires import AptRun
+
+RESTARTED = "restarted"  # in config.json, beside the settings
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,24 @@ def set_aside(folder: Path) -> None:
         raise InputError(f"{what}: close what uses it, or move it away.") from None
 
 
+def was_restarted(folder: Path) -> bool:
+    """Whether the run there was begun by `restart`."""
+    return holds_run(folder) and bool(read_config(folder).get(RESTARTED))
+
+
+def is_restart_to_finish(folder: Path, steps: int) -> bool:
+    """Whether a restart was cancelled there: the next one goes on with it, as after every Cancel."""
+    return was_restarted(folder) and steps_done(folder) < steps
+
+
+def check_places(config: TrainConfig) -> None:
+    """InputError, before hours of training: a folder that the result could not be written to."""
+    check_writable(runs_folder())
+    check_writable(loras_folder())
+    if config.identifier_mode == "learned":
+        check_writable(embeddings_folder())
+
+
 def open_run(folder: Path, config: TrainConfig, digest: str) -> AptRun:
     """The run at `config.steps`, as other nodes get it."""
     stem = f"{config.name}_{hashlib.sha256(f'{digest}/{config.steps}'.encode()).hexdigest()[:8]}"
@@ -92,6 +113,23 @@ def snapshot_steps(run: AptRun) -> list[int]:
 def losses(run: AptRun) -> list[float]:
     """The total loss of every step."""
     return [line["loss"] for line in read_log(run.folder) if line["step"] <= run.steps]
+
+
+class PublishedFiles:
+    """What this process has published: the host's cache does not notice when such a file is deleted."""
+
+    def __init__(self) -> None:
+        self._paths: set[Path] = set()
+
+    def add(self, path: Path) -> None:
+        self._paths.add(path)
+
+    def missing(self) -> list[str]:
+        """The files that are gone, by name."""
+        return sorted(path.name for path in self._paths if not path.is_file())
+
+
+PUBLISHED = PublishedFiles()
 
 
 def publish(run: AptRun, step: int | None = None, *, anew: bool = False) -> Published:
@@ -110,6 +148,7 @@ def publish(run: AptRun, step: int | None = None, *, anew: bool = False) -> Publ
     names = (word.stem, stem) if word.is_file() else None
     lora, metadata = _read(source / f"{run.subject}.safetensors")
     target = inside(loras_folder(), f"{stem}.safetensors")
+    PUBLISHED.add(target)
     if anew or not target.is_file():
         samples = newest_samples(run.folder, picked)
         picture = samples.tuned[0] if samples else None
@@ -120,6 +159,7 @@ def publish(run: AptRun, step: int | None = None, *, anew: bool = False) -> Publ
 
 
 def _publish_word(source: Path, target: Path, anew: bool) -> None:
+    PUBLISHED.add(target)
     if anew or not target.is_file():
         rows, metadata = _read(source)
         _write(target, rows, renamed_metadata(metadata, embedding=(source.stem, target.stem), stem=target.stem))
@@ -140,8 +180,9 @@ def _write(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Copies: tensors of a mapped file would hold it open for as long as the host keeps them."""
     with safe_open(str(path), framework="pt") as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
+        return {key: file.get_tensor(key).clone() for key in file.keys()}, dict(file.metadata() or {})
 
 
 def _snapshot(folder: Path, step: int) -> Path:

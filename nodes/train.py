@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..apt_train.errors import InputError
 from .settings import METHODS, Setting, train_config, widget
 from .wires import AptOptions, AptOptionsWire, AptRunWire
 
@@ -87,6 +88,13 @@ class APTTrain(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def fingerprint_inputs(cls, **_inputs: Any) -> list[str]:
+        """Another one as long as a published file is missing: then the node runs, and writes it again."""
+        from .run_store import PUBLISHED
+
+        return PUBLISHED.missing()
+
+    @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         import torch
 
@@ -97,6 +105,8 @@ class APTTrain(io.ComfyNode):
         from .training import Job, finished_run, image_set
         from .watch import picture_of
 
+        if len(inputs["model"]) > 1:
+            raise InputError(f"{len(inputs['model'])} MODELs are wired at once: train on one at a time.")
         one = {name: values[0] for name, values in inputs.items() if values}
         options: AptOptions = one.get("options") or AptOptions({})
         main = {setting: one[setting.name] for setting in (*MAIN, SEED, CLASS_WORD)}

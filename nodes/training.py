@@ -16,11 +16,25 @@ from torch import Tensor
 from ..apt_train.config import TrainConfig
 from ..apt_train.dataset import ImageSet
 from ..apt_train.errors import InputError
+from ..apt_train.precision import resolve_dtype
 from ..apt_train.run_folder import content_hash
 from .host.components import Wires
-from .host.memory import device, training_room
+from .host.memory import training_room
+from .host.progress import NodeProgress
 from .host.weights import DigestCache
-from .run_store import Published, find_folder, holds_run, open_run, publish, set_aside, steps_done
+from .run_store import (
+    RESTARTED,
+    Published,
+    check_places,
+    find_folder,
+    holds_run,
+    is_restart_to_finish,
+    open_run,
+    publish,
+    set_aside,
+    steps_done,
+    was_restarted,
+)
 from .watch import Watch, say_finished
 from .wires import AptOptions, AptRun
 
@@ -48,7 +62,7 @@ def image_set(
     """
     singles = [picture for batch in images for picture in (batch if batch.ndim == 4 else [batch])]
     lines: Sequence[str] | str | None = captions
-    if captions is not None and len(captions) == 1:
+    if captions is not None and len(captions) == 1 and len(singles) > 1:
         lines = captions[0]
     weights = None if masks is None else _weights(singles, masks, options.mask_counts)
     return ImageSet.from_tensors(
@@ -76,10 +90,12 @@ def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
     InputError: what cannot be trained. The host's own exception: the user pressed Cancel; the work is saved, and the
     same job goes on from there.
     """
+    check_places(job.config)
+    NodeProgress(node_id, job.config.steps).say("reading the weights")
     digest = job.wires.digest(_DIGESTS)
     identity = _identity(job, digest)
     folder = find_folder(job.config, identity)
-    if job.restart:
+    if job.restart and not is_restart_to_finish(folder, job.config.steps):
         set_aside(folder)
     run = open_run(folder, job.config, identity)
     trained = steps_done(folder) < job.config.steps
@@ -92,18 +108,16 @@ def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
 
 
 def _identity(job: Job, digest: str) -> str:
-    from ..apt_train.setup import resolve_dtype
-
-    dtype = resolve_dtype(job.config.precision, device())
+    dtype = resolve_dtype(job.config.precision, job.wires.device)
     prior = job.prior_images.digest if job.prior_images else ""
     return content_hash(digest, job.images.digest, prior, job.config, dtype)
 
 
 def _train(job: Job, digest: str, folder: Path, watch: Any) -> None:
-    from ..apt_train.loop import train  # brings diffusers and peft: not at the host's start
-    from ..apt_train.setup import resolve_dtype
+    from ..apt_train.loop import train  # brings diffusers and peft: seconds, needed only here
 
-    components = job.wires.components(resolve_dtype(job.config.precision, device()), digest)
+    device = job.wires.device
+    components = job.wires.components(resolve_dtype(job.config.precision, device), digest)
     train(
         components,
         job.images,
@@ -111,7 +125,7 @@ def _train(job: Job, digest: str, folder: Path, watch: Any) -> None:
         prior_images=job.prior_images,
         output_dir=folder,
         resume=holds_run(folder),
-        device=device(),
+        device=device,
         on_event=watch,
-        record={"source": components.source},
+        record={"source": components.source, RESTARTED: job.restart or was_restarted(folder)},
     )

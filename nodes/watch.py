@@ -47,9 +47,9 @@ class Watch:
         self._last_picture = 0.0
 
     def __enter__(self) -> Watch:
-        self._live.start(self._step)
-        self._progress.show(self._step, self._config.steps)
+        self._progress.show(self._step, self._config.steps)  # raises where Cancel was pressed already
         self._progress.say("getting ready" if not self._step else f"going on after step {self._step}")
+        self._live.start(self._step)
         return self
 
     def __exit__(

@@ -267,7 +267,9 @@ OTHER = [
     {"precision": "bf16"},
     {"optimizer": OptimizerConfig(learning_rate=1e-4)},
     {"data": DataConfig(resolution=512)},
-    {"dco_beta": 2.0},
+    {"method": "dco", "dco_beta": 2.0},
+    {"method": "tlora", "adapter": AdapterConfig(min_rank=2)},
+    {"apt": AptConfig(dist_weight=2.0)},
 ]
 
 

@@ -392,6 +392,22 @@ def test_a_disk_that_fills_up_during_a_preview_is_told(tmp_path: Path, monkeypat
     assert (tmp_path / "toy_subject.safetensors").exists()
 
 
+def test_a_preview_that_fails_does_not_end_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampling may need more memory than training: it is told once, and not tried again."""
+
+    def too_large(*_: Any, **__: Any) -> None:
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)")
+
+    monkeypatch.setattr("apt_train.finish.previews", too_large)
+    recorder = Recorder()
+    result = run(steps=3, preview_every=1, on_event=recorder)
+    assert result.steps_done == 3
+    notices = [event.text for event in recorder.events if isinstance(event, NoticeEvent)]
+    told = [text for text in notices if "previews failed" in text]
+    assert len(told) == 1 and "out of memory" in told[0]
+    assert same_weights(result, run(steps=3))
+
+
 # -- prior preservation
 
 

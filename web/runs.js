@@ -97,13 +97,13 @@ export class Runs extends EventTarget {
   }
 
   stepped(message) {
-    const known = this._series.has(message.run);
     const series = this._open(message.run);
     const last = series.points.length ? series.points[series.points.length - 1].step : 0;
     if (message.points[0].step > last + 1) series.loaded = false; // some went by unheard
     series.add(message.points);
     Object.assign(series, { state: "running", secondsLeft: message.seconds_left });
-    if (!known) this.note(message.run, message.node, message.workflow);
+    const made = this.madeBy([message.node], message.workflow);
+    if (made?.run !== message.run) this.note(message.run, message.node, message.workflow);
     this._heard(series);
   }
 
@@ -127,6 +127,7 @@ export class Runs extends EventTarget {
       const known = this.madeBy([item.node], item.workflow);
       if (known?.run !== item.run) this.note(item.run, item.node, item.workflow);
       const series = this._open(item.run);
+      if (!series.points.length) Object.assign(series, { step: item.step, loaded: !item.step });
       if (series.state !== item.state && Date.now() - series.heard > QUIET) {
         series.state = item.state;
         series.asked = 0;
@@ -140,7 +141,8 @@ export class Runs extends EventTarget {
   async keepUp(run) {
     const series = this._open(run);
     const now = Date.now();
-    const quiet = series.state === "running" && now - series.heard > QUIET;
+    // Before its first step a run has nothing to tell, and perhaps no folder yet.
+    const quiet = series.state === "running" && series.step > 0 && now - series.heard > QUIET;
     if ((series.loaded && !quiet) || now - series.asked < ASK_EVERY) return;
     series.asked = now;
     const after = series.loaded ? series.step : 0;

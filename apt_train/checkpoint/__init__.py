@@ -1,5 +1,21 @@
-"""Checkpoints become `Components`: a single file in the original layout, or a diffusers folder."""
+"""Checkpoints become `Components`: a single file in the original layout, or a diffusers folder.
 
-from .load import load_checkpoint
+`load_checkpoint` loads on first use: diffusers and transformers take seconds, and not all that is here needs them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .load import load_checkpoint
 
 __all__ = ["load_checkpoint"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "load_checkpoint":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .load import load_checkpoint
+
+    return load_checkpoint

@@ -41,12 +41,17 @@ class Wires:
         require_clip(clip, family)
         return Wires(model, clip, vae, family, schedule_of(model), HostVae(vae, model))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the MODEL computes: the host's device, or the one that a Select Model Device node chose."""
+        return self.model.load_device
+
     def digest(self, cache: DigestCache) -> str:
         """Of everything that training depends on: weights with their LoRAs, schedule, clip skip."""
         parts = [
             cache.of(self.model, UNET),
             text_digest(self.clip, self.family, cache),
-            cache.of_module(self.vae.first_stage_model),
+            f"{cache.of_module(self.vae.first_stage_model)} {self.vae.vae_dtype}",
             self.schedule.prediction_type,
             hashlib.sha256(self.schedule.alphas_cumprod.numpy().tobytes()).hexdigest(),
         ]

@@ -11,11 +11,6 @@ import comfy.model_management
 import torch
 
 
-def device() -> torch.device:
-    """Where the host computes."""
-    return comfy.model_management.get_torch_device()
-
-
 @contextlib.contextmanager
 def training_room() -> Iterator[None]:
     """Inside the block autograd works and the device is free of the host's models; after it ours have left.

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_base
 import comfy.model_sampling
 import comfy.sd
 import comfy.supported_models
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from ...apt_train.checkpoint.families import FamilySpec, load_family
-from ...apt_train.checkpoint.single_file import build_unet
 from ...apt_train.errors import InputError
 from ...apt_train.noise import NoiseSchedule, PredictionType
 from .weights import baked
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 UNET = "diffusion_model."
 _WORKS = "APT Train trains models of SD1.5 and of SDXL (Pony, Illustrious, NoobAI, SSD-1B and the like)"
@@ -47,6 +48,8 @@ def family_spec(model: Any) -> FamilySpec:
 
 def unet_of(model: Any, family: FamilySpec, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet on the CPU, the LoRAs on the MODEL baked in. InputError: one that diffusers cannot build."""
+    from ...apt_train.checkpoint.single_file import build_unet
+
     return build_unet(baked(model, UNET, dtype), family, "The MODEL", dtype)
 
 
@@ -67,7 +70,7 @@ def schedule_of(model: Any) -> NoiseSchedule:
             "v-prediction over the usual 1000 timesteps can be trained, so take the ModelSampling node or the "
             "distilled model away."
         )
-    sigmas = sampling.sigmas.detach().to("cpu", torch.float64, copy=True)
+    sigmas = sampling.sigmas.detach().cpu().double()  # in two goes: Apple's GPU knows no float64
     return NoiseSchedule((1 / (sigmas**2 + 1)).float(), kinds[kind])
 
 

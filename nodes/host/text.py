@@ -9,7 +9,6 @@ import copy
 from typing import Any
 
 from ...apt_train.checkpoint.families import EncoderSpec, FamilySpec
-from ...apt_train.checkpoint.ldm_text import build_text_encoder, text_config
 from ...apt_train.components import TextEncoder
 from ...apt_train.errors import InputError
 from .weights import DigestCache, baked
@@ -45,6 +44,8 @@ def text_digest(clip: Any, family: FamilySpec, cache: DigestCache) -> str:
 
 
 def _encoder(clip: Any, spec: EncoderSpec) -> TextEncoder:
+    from ...apt_train.checkpoint.ldm_text import build_text_encoder, text_config
+
     key = spec.embedding_key
     tensors = {
         name.removeprefix("text_model."): tensor for name, tensor in baked(clip.patcher, f"{key}.transformer.").items()

@@ -15,12 +15,15 @@ from weakref import WeakKeyDictionary
 
 import comfy.lora
 import comfy.model_patcher
+import comfy.utils
 import torch
+from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
 from ...apt_train.errors import InputError
+from .progress import stop_if_cancelled
 
-_SCALES = ("weight_scale", "scale_weight", "input_scale", "scale_input", "comfy_quant", "scaled_fp8")
+_PLAIN = "load the model as fp16, bf16, fp32 or fp8 instead"
 
 
 def baked(patcher: Any, prefix: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -46,14 +49,26 @@ class _Part:
 def _parts(patcher: Any, prefix: str) -> Iterator[_Part]:
     """As the patcher's own `get_key_patches`, which stumbles over the scales of quantised models."""
     for key in patcher.model_state_dict():
-        if not key.startswith(prefix) or key.rsplit(".", 1)[-1] in _SCALES:
+        if not key.startswith(prefix) or _belongs_to_a_quantised(patcher.model, key):
             continue
+        stop_if_cancelled()
         weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
         if key in patcher.backup:  # patched on the device: the weight as it was
             weight = patcher.backup[key].weight
         if key in patcher.hook_backup:
             weight = patcher.hook_backup[key][0]
         yield _Part(key, weight, convert, patcher.patches.get(key, []))
+
+
+def _belongs_to_a_quantised(model: torch.nn.Module, key: str) -> bool:
+    """Whether a key is a quantised layer's scale or label, which its weight already knows."""
+    owner, _, name = key.rpartition(".")
+    layer = comfy.utils.get_attr(model, owner) if owner else model
+    if name in ("weight", "bias") or not isinstance(getattr(layer, "weight", None), QuantizedTensor):
+        return False
+    if name == "pre_quant_scale":
+        raise InputError(f"The layer {owner} scales its input before it is quantised, which cannot be baked: {_PLAIN}.")
+    return True
 
 
 def _baked_one(part: _Part, dtype: torch.dtype | None) -> Tensor:
@@ -69,14 +84,11 @@ def _baked_one(part: _Part, dtype: torch.dtype | None) -> Tensor:
 def _plain(key: str, weight: Tensor) -> Tensor:
     """A weight as an ordinary tensor."""
     weight = weight.detach()
+    if isinstance(weight, QuantizedTensor):
+        return weight.dequantize()
     if type(weight) is Tensor:
         return weight
-    if hasattr(weight, "dequantize"):  # the host's QuantizedTensor
-        return weight.dequantize()
-    raise InputError(
-        f"The weight {key} is kept as a {type(weight).__name__}, which cannot be read: load the model as fp16, "
-        "bf16, fp32 or fp8 instead."
-    )
+    raise InputError(f"The weight {key} is kept as a {type(weight).__name__}, which cannot be read: {_PLAIN}.")
 
 
 def require_bakeable(patcher: Any) -> None:
@@ -91,6 +103,10 @@ def require_bakeable(patcher: Any) -> None:
             "The model carries weight hooks (a LoRA with a schedule), which cannot be baked: load the LoRA without "
             "hooks."
         )
+    replaced = [name for name in patcher.object_patches if name.split(".")[0] == "diffusion_model"]
+    if replaced or patcher.weight_wrapper_patches:
+        what = ", ".join([*replaced, *patcher.weight_wrapper_patches][:3])
+        raise InputError(f"The model has parts replaced or compiled ({what}): take the node that does it away.")
 
 
 class DigestCache:

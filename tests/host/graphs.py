@@ -11,6 +11,7 @@ from PIL import Image
 from .server import Host
 from .workflows import Graph, Node, checkpoint
 
+MODEL, CLIP, LORA, RUN, LOSSES, TRIGGER = range(6)  # the outputs of APT Train
 SETTINGS: Mapping[str, Any] = {
     "subject": "my_toy", "class_word": "toy", "caption_template": "a photo of {subject}", "steps": 3, "rank": 4,
     "learning_rate": 1e-3, "resolution": 64, "batch_size": 1, "seed": 1, "method": "APT", "resume": "automatic",
