@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -137,6 +138,16 @@ def _in_words(error: OSError, path: Path) -> str:
     return f"{name} could not be written to {folder} ({reason}): choose another folder or name."
 
 
+def _rename_folder(draft: Path, path: Path) -> None:
+    """Windows refuses as long as a virus scanner or an indexer reads one of the new files: it is asked again."""
+    for wait in (0.1, 0.3, 1.0, 3.0) if os.name == "nt" else ():
+        try:
+            return os.replace(draft, path)
+        except PermissionError:
+            time.sleep(wait)
+    os.replace(draft, path)
+
+
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A temporary folder to fill; it takes the name `path` when the block ends, in place of what was there.
@@ -157,7 +168,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             _flush(file)
         if path.exists():
             shutil.rmtree(path)
-        os.replace(draft, path)
+        _rename_folder(draft, path)
         _flush_folder(path.parent)
     except OSError as error:
         raise InputError(_in_words(error, path)) from error

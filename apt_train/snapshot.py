@@ -6,6 +6,7 @@ resume from. A folder is written under another name and renamed, so one with its
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -86,8 +87,9 @@ def write_snapshot(snapshots: Path, state: State, files: dict[str, Any]) -> Path
         write_tensors(draft / "state.safetensors", state.tensors)
         (draft / "state.json").write_text(json.dumps(state.values))
     for old in _state_folders(snapshots)[KEPT_STATES:]:
-        (old / "state.json").unlink()
-        (old / "state.safetensors").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # open in another program: it goes with the next snapshot
+            (old / "state.json").unlink()
+            (old / "state.safetensors").unlink(missing_ok=True)
     return folder
 
 

@@ -20,12 +20,14 @@ const runs = new Runs(ask);
 const monitors = new Map(); // node -> {view, shown, executed}
 let ticking = null;
 
+/** What a route answers; null where there is no such thing, undefined where the host is away and may come back. */
 async function ask(route) {
   try {
     const response = await api.fetchApi(route);
-    return response.ok ? await response.json() : null;
+    if (response.ok) return await response.json();
+    return response.status === 404 ? null : undefined;
   } catch {
-    return null; // the host is away; the page's own notice says so
+    return undefined; // the page's own notice says so
   }
 }
 

@@ -148,7 +148,7 @@ export class Runs extends EventTarget {
     const after = series.loaded ? series.step : 0;
     const answer = await this._ask(`/apt_train/runs/${encodeURIComponent(run)}${after ? `?after=${after}` : ""}`);
     if (answer) this._take(series, answer, after);
-    else this._forget(series);
+    else if (answer === null) this._forget(series);
   }
 
   _take(series, answer, after) {
