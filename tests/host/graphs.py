@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..node_texts import nodes
 from .server import Host
 from .workflows import Graph, Node, checkpoint
 
@@ -16,6 +17,9 @@ SETTINGS: Mapping[str, Any] = {
     "subject": "my_toy", "class_word": "toy", "caption_template": "a photo of {subject}", "steps": 3, "rank": 4,
     "learning_rate": 1e-3, "resolution": 64, "batch_size": 1, "seed": 1, "method": "APT", "resume": "automatic",
 }  # fmt: skip
+# A learned word takes the text encoder's backward pass, most of the time on a tiny model.
+QUICK: Mapping[str, Any] = {"identifier_mode": "word", "balance_every": 0}
+LEARNED: Mapping[str, Any] = {"identifier_mode": "learned"}
 
 
 def picture(seed: int, width: int = 64, height: int = 64) -> Image.Image:
@@ -44,27 +48,37 @@ def image_batch(g: Graph, names: list[str]) -> list[Any]:
     return batch
 
 
-def train_node(g: Graph, wires: tuple[Any, Any, Any], images: Any, **changes: Any) -> Node:
-    """`APT Train` on a checkpoint's wires."""
+def train_node(
+    g: Graph, wires: tuple[Any, Any, Any], images: Any, setting: Mapping[str, Any] | None = None, **changes: Any
+) -> Node:
+    """`APT Train` on a checkpoint's wires, with an options node.
+
+    `setting`: widgets of the options beside QUICK's. `changes`: of the node's own inputs; `options=None` for none.
+    """
     model, clip, vae = wires
-    return g.node("APTTrain", model=model, clip=clip, vae=vae, images=images, **{**SETTINGS, **changes})
+    wired = changes.pop("options", ...)
+    if wired is ...:
+        wired = options(g, **{**QUICK, **(setting or {})})[0]
+    extra = {} if wired is None else {"options": wired}
+    return g.node("APTTrain", model=model, clip=clip, vae=vae, images=images, **{**SETTINGS, **changes, **extra})
 
 
-def training_graph(names: list[str], kind: str = "sd15", **changes: Any) -> tuple[Graph, Node]:
-    """A graph with the training node alone."""
+def training_graph(
+    names: list[str], kind: str = "sd15", setting: Mapping[str, Any] | None = None, **changes: Any
+) -> tuple[Graph, Node]:
+    """A graph with the training node alone, and what it needs."""
     g = Graph()
     wires = checkpoint(g, f"{kind}.safetensors")
-    return g, train_node(g, wires, image_batch(g, names), **changes)
+    return g, train_node(g, wires, image_batch(g, names), setting, **changes)
 
 
-def option_defaults(host: Host) -> dict[str, Any]:
+def option_defaults() -> dict[str, Any]:
     """The widgets of `APT Train Options` as the editor fills a new node."""
-    inputs = host.object_info("APTTrainOptions")["input"]["required"]
-    return {name: settings["default"] for name, (_, settings) in inputs.items()}
+    return {slot.id: slot.more["default"] for slot in nodes()["APTTrainOptions"].inputs if "default" in slot.more}
 
 
-def options(host: Host, g: Graph, **changes: Any) -> Node:
+def options(g: Graph, **changes: Any) -> Node:
     """`APT Train Options` with every widget at its default but these; lists wrapped as the editor sends them."""
-    values = {**option_defaults(host), **changes}
+    values = {**option_defaults(), **changes}
     values["augment_kinds"] = {"__value__": values["augment_kinds"]}
     return g.node("APTTrainOptions", **values)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from .graphs import options, training_graph, upload_pictures
+from .graphs import LEARNED, training_graph, upload_pictures
 from .server import Host, HostError, Result
 from .workflows import Graph, Node
 
@@ -21,17 +21,16 @@ def names(host: Host) -> list[str]:
     return upload_pictures(host)
 
 
-def graph(host: Host, names: list[str], **changes: Any) -> tuple[Graph, Node]:
+def graph(names: list[str], **changes: Any) -> tuple[Graph, Node]:
     """A run of 4 steps with a snapshot at every second one, monitored."""
-    g, node = training_graph(names, steps=4, seed=31)
-    g.prompt[node.id]["inputs"]["options"] = options(host, g, snapshot_every=2)[0]
+    g, node = training_graph(names, setting={"snapshot_every": 2, **LEARNED}, steps=4, seed=31)
     settings = {"snapshot": "last", "step": 1, "width": 800, **changes}
     return g, g.node("APTOverfitIndicatorMonitor", run=node[3], **settings)
 
 
 def shown(host: Host, names: list[str], **changes: Any) -> tuple[Result, list[str], Node, str]:
     """What the monitor gives: verdict, trigger and step as texts, and the LoRA saved by the core node."""
-    g, monitor = graph(host, names, **changes)
+    g, monitor = graph(names, **changes)
     texts = [g.node("PreviewAny", source=monitor[output]) for output in (VERDICT, TRIGGER, PICKED)]
     prefix = f"loras/picked_{changes.get('snapshot', 'last')}"
     g.node("SaveLoRA", lora=monitor[LORA], prefix=prefix)
@@ -75,7 +74,7 @@ def test_the_recommended_snapshot_says_why(host: Host, names: list[str]) -> None
 
 
 def test_a_step_without_a_snapshot_is_refused_with_those_there_are(host: Host, names: list[str]) -> None:
-    g, monitor = graph(host, names, snapshot="step", step=3)
+    g, monitor = graph(names, snapshot="step", step=3)
     with pytest.raises(HostError) as caught:
         host.run(g.prompt)
     assert caught.value.node == monitor.id

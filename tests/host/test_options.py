@@ -10,7 +10,16 @@ import pytest
 
 from apt_train.config import TrainConfig
 
-from .graphs import SETTINGS, half_transparent, option_defaults, options, picture, training_graph, upload_pictures
+from .graphs import (
+    QUICK,
+    SETTINGS,
+    half_transparent,
+    option_defaults,
+    options,
+    picture,
+    training_graph,
+    upload_pictures,
+)
 from .server import Host, HostError
 
 # Another value than the default for every widget; the ones left out are tested elsewhere, with what they do.
@@ -28,6 +37,7 @@ CHANGED: dict[str, Any] = {
     "preview_prompts": "a {subject} in snow\na {subject}", "preview_steps": 2, "preview_guidance": 3.0,
     "preview_seed": 3,
 }  # fmt: skip
+DEFAULTS = {name: option_defaults()[name] for name in QUICK}
 ELSEWHERE = {"mask_counts", "alpha_masks", "background"}
 
 
@@ -38,8 +48,7 @@ def names(host: Host) -> list[str]:
 
 def settings_of(host: Host, names: list[str], **changes: Any) -> dict[str, Any]:
     """The run's settings, flat: no two have one name."""
-    g, node = training_graph(names, steps=2)
-    g.prompt[node.id]["inputs"]["options"] = options(host, g, **changes)[0]
+    g, _ = training_graph(names, setting={**DEFAULTS, **changes}, steps=2)
     before = set((host.folder / "output").glob("apt_train/*"))
     host.run(g.prompt)
     (run,) = set((host.folder / "output").glob("apt_train/*")) - before
@@ -62,7 +71,7 @@ def as_stored(name: str, shown: Any) -> Any:
 
 
 def test_every_widget_reaches_the_run(host: Host, names: list[str]) -> None:
-    defaults = option_defaults(host)
+    defaults = option_defaults()
     assert CHANGED.keys() == defaults.keys() - ELSEWHERE
     assert not [name for name, value in CHANGED.items() if value == defaults[name]]
     found = settings_of(host, names, **CHANGED)
@@ -80,7 +89,7 @@ def test_widgets_left_alone_are_the_dataclasses_defaults(host: Host, names: list
 
 def test_without_options_the_settings_are_the_same(host: Host, names: list[str]) -> None:
     """The run is found again, so it is the same one."""
-    g, _ = training_graph(names, steps=2)
+    g, _ = training_graph(names, steps=2, options=None)
     before = set((host.folder / "output").glob("apt_train/*"))
     host.run(g.prompt)
     assert set((host.folder / "output").glob("apt_train/*")) == before
@@ -93,8 +102,8 @@ def test_temperature_may_be_auto_and_nothing_else_but_a_number(host: Host, names
 
 
 def test_snapshots_and_previews_stand_in_the_run(host: Host, names: list[str]) -> None:
-    g, node = training_graph(names, steps=2, seed=5)
-    g.prompt[node.id]["inputs"]["options"] = options(host, g, snapshot_every=1, preview_every=1, preview_steps=2)[0]
+    often = {"snapshot_every": 1, "preview_every": 1, "preview_steps": 2}
+    g, _ = training_graph(names, setting=often, steps=2, seed=5)
     before = set((host.folder / "output").glob("apt_train/*"))
     host.run(g.prompt)
     (run,) = set((host.folder / "output").glob("apt_train/*")) - before
@@ -106,7 +115,7 @@ def test_prior_preservation_pictures(host: Host, names: list[str]) -> None:
     """They make another run, whose log has their loss."""
     g, node = training_graph(names, steps=2, seed=6)
     prior = g.node("LoadImage", image=names[0])
-    g.prompt[node.id]["inputs"]["options"] = options(host, g, prior_images=prior[0])[0]
+    g.prompt[node.id]["inputs"]["options"] = options(g, **QUICK, prior_images=prior[0])[0]
     before = set((host.folder / "output").glob("apt_train/*"))
     host.run(g.prompt)
     (run,) = set((host.folder / "output").glob("apt_train/*")) - before
@@ -123,7 +132,7 @@ def test_alpha_masks_and_background(host: Host) -> None:
         g, node = training_graph([name], steps=1, seed=7)
         mask = g.node("LoadImage", image=cutout)
         joined = g.node("JoinImageWithAlpha", image=g.prompt[node.id]["inputs"]["images"], alpha=mask[1])
-        g.prompt[node.id]["inputs"] |= {"images": joined[0], "options": options(host, g, **changes)[0]}
+        g.prompt[node.id]["inputs"] |= {"images": joined[0], "options": options(g, **QUICK, **changes)[0]}
         before = set((host.folder / "output").glob("apt_train/*"))
         host.run(g.prompt)
         (run,) = set((host.folder / "output").glob("apt_train/*")) - before

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from .graphs import TRIGGER, training_graph, upload_pictures
+from .graphs import LEARNED, TRIGGER, training_graph, upload_pictures
 from .server import Host, HostError
 from .trained import equal, log_of, new_run, runs, shown_text, weights
 from .workflows import Graph
@@ -18,7 +18,7 @@ def names(host: Host) -> list[str]:
 
 
 def test_cancel_keeps_the_work_and_the_next_queue_ends_as_if_never_stopped(host: Host, names: list[str]) -> None:
-    g, node = training_graph(names, seed=20, steps=12)
+    g, node = training_graph(names, setting=LEARNED, seed=20, steps=10)
     with host.events() as events:
         before = runs(host)
         queued = host.queue(g.prompt, events.client_id)
@@ -29,20 +29,20 @@ def test_cancel_keeps_the_work_and_the_next_queue_ends_as_if_never_stopped(host:
         stopped = events.wait_for("apt_train.finished").data
     (run,) = runs(host) - before
     done = len(log_of(run))
-    assert stopped["state"] == "stopped" and stopped["step"] == done and 2 <= done < 12
+    assert stopped["state"] == "stopped" and stopped["step"] == done and 2 <= done < 10
     assert (run / "snapshots" / f"step_{done:06d}" / "state.safetensors").is_file()
 
     with host.events() as events:
         host.run(g.prompt, client_id=events.client_id)
         started = events.wait_for("apt_train.started").data
     assert started["first_step"] == done and started["run"] == run.name
-    assert [line["step"] for line in log_of(run)] == list(range(1, 13))
+    assert [line["step"] for line in log_of(run)] == list(range(1, 11))
 
     moved = run.rename(run.with_name("stopped_once"))
     host.free()
     unbroken = new_run(host, lambda: host.run(g.prompt))
     assert unbroken.name == run.name
-    assert equal(weights(moved, 12), weights(unbroken, 12))
+    assert equal(weights(moved, 10), weights(unbroken, 10))
     assert (moved / "log.jsonl").read_text() == (unbroken / "log.jsonl").read_text()
 
 
@@ -87,20 +87,20 @@ def test_restart_trains_anew_and_keeps_the_earlier_run(host: Host, names: list[s
 
 
 def test_a_cancelled_restart_does_not_cost_the_finished_run(host: Host, names: list[str]) -> None:
-    g, _ = training_graph(names, seed=28, steps=8)
+    g, _ = training_graph(names, seed=28, steps=20)
     run = new_run(host, lambda: host.run(g.prompt))
-    finished = weights(run, 8)
-    g, _ = training_graph(names, seed=28, steps=8, resume="restart")
+    finished = weights(run, 20)
+    g, _ = training_graph(names, seed=28, steps=20, resume="restart")
     cancel_after_a_step(host, g)
     with host.events() as events:
         host.run(g.prompt, client_id=events.client_id)
         assert events.wait_for("apt_train.started").data["first_step"] >= 1  # goes on, as after every Cancel
-    assert equal(weights(run, 8), finished)
-    assert equal(weights(run.with_name(run.name + "_previous"), 8), finished)
+    assert equal(weights(run, 20), finished)
+    assert equal(weights(run.with_name(run.name + "_previous"), 20), finished)
 
 
 def test_a_missing_file_is_written_again(host: Host, names: list[str]) -> None:
-    g, node = training_graph(names, seed=24)
+    g, node = training_graph(names, setting=LEARNED, seed=24)
     word = g.node("PreviewAny", source=node[TRIGGER])
     stem = shown_text(host.run(g.prompt), word).removeprefix("embedding:")
     places = [host.folder / "output" / "loras", host.folder / "models" / "embeddings"]
@@ -121,7 +121,7 @@ def test_a_restarted_host_does_not_train_again(host: Host, names: list[str]) -> 
 
 
 def test_a_run_killed_before_it_saved_anything_begins_again(host: Host, names: list[str]) -> None:
-    g, _ = training_graph(names, seed=27, steps=12)
+    g, _ = training_graph(names, seed=27, steps=30)
     before = runs(host)
     with host.events() as events:
         host.queue(g.prompt, events.client_id)
@@ -129,7 +129,7 @@ def test_a_run_killed_before_it_saved_anything_begins_again(host: Host, names: l
         host.restart()
     host.run(g.prompt)
     (run,) = runs(host) - before
-    assert [line["step"] for line in log_of(run)] == list(range(1, 13))
+    assert [line["step"] for line in log_of(run)] == list(range(1, 31))
 
 
 def test_ten_runs_in_a_row_leave_the_memory_as_it_was(host: Host, names: list[str]) -> None:

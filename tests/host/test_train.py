@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from .graphs import (
     CLIP,
+    LEARNED,
     LORA,
     LOSSES,
     MODEL,
@@ -21,7 +22,6 @@ from .graphs import (
     TRIGGER,
     half_transparent,
     image_batch,
-    options,
     picture,
     train_node,
     training_graph,
@@ -45,8 +45,7 @@ def test_the_lora_changes_the_picture_and_comes_back_from_its_file(
     host: Host, names: list[str], kind: str, mode: str
 ) -> None:
     """The trained wire, core Save LoRA with core Load LoRA, and our own file in output/loras: one picture."""
-    g, node = training_graph(names, kind, learning_rate=1e-2, seed=11, steps=2)
-    g.prompt[node.id]["inputs"]["options"] = options(host, g, identifier_mode=mode)[0]
+    g, node = training_graph(names, kind, {"identifier_mode": mode}, learning_rate=1e-2, seed=11, steps=2)
     model, _, vae = checkpoint(g, f"{kind}.safetensors")
     trigger = g.node("PreviewAny", source=node[TRIGGER])
     prompt = g.node("StringConcatenate", string_a="a photo of", string_b=node[TRIGGER], delimiter=" ")
@@ -89,7 +88,7 @@ def test_load_lora_model_takes_the_wire(host: Host, names: list[str]) -> None:
 
 
 def test_the_file_says_what_it_is(host: Host, names: list[str]) -> None:
-    g, _ = training_graph(names, seed=12)
+    g, _ = training_graph(names, setting=LEARNED, seed=12)
     run = new_run(host, lambda: host.run(g.prompt))
     (path,) = [path for path in (host.folder / "output" / "loras").glob("my_toy_*") if is_of(path, run)]
     with safe_open(path, "pt") as file:
@@ -105,8 +104,7 @@ def is_of(lora: Path, run: Path) -> bool:
 
 
 def test_the_samples_of_a_run_are_its_thumbnail(host: Host, names: list[str]) -> None:
-    g, node = training_graph(names, seed=13)
-    g.prompt[node.id]["inputs"]["options"] = options(host, g, preview_every=2, preview_steps=2)[0]
+    g, _ = training_graph(names, setting={"preview_every": 2, "preview_steps": 2}, seed=13)
     run = new_run(host, lambda: host.run(g.prompt))
     assert (run / "previews" / "step_000002_0_tuned.png").is_file()
     (found,) = [path for path in (host.folder / "output" / "loras").glob("my_toy_*") if is_of(path, run)]
@@ -115,9 +113,9 @@ def test_the_samples_of_a_run_are_its_thumbnail(host: Host, names: list[str]) ->
 
 
 def test_two_trainers_in_one_graph(host: Host, names: list[str]) -> None:
-    g, first = training_graph(names, seed=14, steps=2)
+    g, first = training_graph(names, setting=LEARNED, seed=14, steps=2)
     images = g.prompt[first.id]["inputs"]["images"]
-    second = train_node(g, checkpoint(g, "sd15.safetensors"), images, seed=14, steps=3)
+    second = train_node(g, checkpoint(g, "sd15.safetensors"), images, LEARNED, seed=14, steps=3)
     words = [g.node("PreviewAny", source=node[TRIGGER]) for node in (first, second)]
     g.node("SaveLoRA", lora=first[LORA], prefix="loras/first")
     g.node("SaveLoRA", lora=second[LORA], prefix="loras/second")
@@ -145,7 +143,7 @@ def test_lists_of_sizes_and_captions_from_a_folder(host: Host) -> None:
     run = new_run(host, lambda: host.run(g.prompt))
     with safe_open(run / "my_toy.safetensors", "pt") as file:
         tags = json.loads(file.metadata()["ss_tag_frequency"])["my_toy"]
-    assert tags == {"a embedding:my_toy_embedding on grass": 1, "a photo of embedding:my_toy_embedding": 1}
+    assert tags == {"a my_toy toy on grass": 1, "a photo of my_toy toy": 1}
 
 
 def test_a_line_of_captions_per_image(host: Host, names: list[str]) -> None:
@@ -153,7 +151,7 @@ def test_a_line_of_captions_per_image(host: Host, names: list[str]) -> None:
     run = new_run(host, lambda: host.run(g.prompt))
     with safe_open(run / "my_toy.safetensors", "pt") as file:
         tags = file.metadata()["ss_tag_frequency"]
-    assert "in the snow" in tags and "a embedding:my_toy_embedding on the table" in tags
+    assert "in the snow" in tags and "a my_toy toy on the table" in tags
 
 
 def test_masks_weigh_the_loss(host: Host, names: list[str]) -> None:
@@ -163,8 +161,8 @@ def test_masks_weigh_the_loss(host: Host, names: list[str]) -> None:
     for how in ("none", "white", "black"):
         g = Graph()
         loaded = g.node("LoadImage", image=name)
-        masks = {} if how == "none" else {"masks": loaded[1], "options": options(host, g, mask_counts=how)[0]}
-        train_node(g, checkpoint(g, "sd15.safetensors"), loaded[0], seed=17, method="DreamBooth", **masks)
+        wired, setting = ({}, {}) if how == "none" else ({"masks": loaded[1]}, {"mask_counts": how})
+        train_node(g, checkpoint(g, "sd15.safetensors"), loaded[0], setting, seed=17, method="DreamBooth", **wired)
         losses[how] = [line["denoising"] for line in log_of(new_run(host, lambda g=g: host.run(g.prompt)))]
     assert losses["none"] != losses["white"] != losses["black"] != losses["none"]
     halves = (losses["white"][0] + losses["black"][0]) / 2
@@ -213,9 +211,7 @@ def test_a_lora_on_the_model_is_part_of_what_is_trained_on(host: Host, names: li
 
 
 def test_what_the_browser_hears(host: Host, names: list[str]) -> None:
-    g, node = training_graph(names, seed=26, steps=12)
-    extra = options(host, g, preview_every=6, preview_steps=2)
-    g.prompt[node.id]["inputs"]["options"] = extra[0]
+    g, node = training_graph(names, setting={"preview_every": 6, "preview_steps": 2}, seed=26, steps=12)
     with host.events() as events:
         prompt_id = host.queue(g.prompt, events.client_id)
         host.wait(prompt_id)
