@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,22 @@ def checkpoints(place: object) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def host(
-    place: tuple[Path, str], checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Host]:
-    """A running host that knows the checkpoints as sd15.safetensors and so on."""
+def folder(
+    request: pytest.FixtureRequest, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A host's folder that knows the checkpoints as sd15.safetensors and so on; with the test file's NODE, if any."""
     folder = tmp_path_factory.mktemp("host")
     link_checkpoints(folder, checkpoints)
+    if node := getattr(request.module, "NODE", None):
+        home = folder / "custom_nodes" / Path(node).stem
+        home.mkdir(parents=True)
+        shutil.copy(Path(__file__).with_name(node), home / "__init__.py")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def host(place: tuple[Path, str], folder: Path) -> Iterator[Host]:
+    """A running host on that folder."""
     with Host(folder, *place) as running:
         yield running
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from .conftest import link_checkpoints
 from .graphs import picture
 from .server import Host, HostError
 from .workflows import Graph, Node, checkpoint
 
+NODE = "witness_node.py"
 PROMPT = "a photo of {subject} on the beach"
 LABELS = ["<start>", "a", "photo", "of", "<subject>", "on", "the", "beach", "<end>", "<rest>"]
 SETTINGS: Mapping[str, Any] = {
@@ -30,14 +29,8 @@ SETTINGS: Mapping[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def host(
-    place: tuple[Path, str], checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Host]:
+def host(place: tuple[Path, str], folder: Path) -> Iterator[Host]:
     """With the witness among its nodes, LoRAs and embeddings."""
-    folder = tmp_path_factory.mktemp("host")
-    link_checkpoints(folder, checkpoints)
-    (folder / "custom_nodes" / "witness").mkdir(parents=True)
-    shutil.copy(Path(__file__).with_name("witness_node.py"), folder / "custom_nodes" / "witness" / "__init__.py")
     for name in ("loras", "embeddings"):
         (folder / "models" / name).mkdir(parents=True)
     loras, decoder = folder / "models" / "loras", "lora_unet_output_blocks_{}_1_transformer_blocks_0_attn2_to_k"

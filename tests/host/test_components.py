@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from .conftest import link_checkpoints
 from .server import Host, HostError
 from .workflows import Graph, checkpoint
 
+NODE = "probe_node.py"
 PROMPT = "a photo of a red toy, on the grass"
 Wires = tuple[Any, Any, Any]
-
-
-@pytest.fixture(scope="module")
-def host(
-    place: tuple[Path, str], checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Host]:
-    """With the probe among its nodes."""
-    folder = tmp_path_factory.mktemp("host")
-    link_checkpoints(folder, checkpoints)
-    (folder / "custom_nodes" / "probe").mkdir(parents=True)
-    shutil.copy(Path(__file__).with_name("probe_node.py"), folder / "custom_nodes" / "probe" / "__init__.py")
-    with Host(folder, *place) as running:
-        yield running
 
 
 def probe(host: Host, g: Graph, wires: Wires, prompt: str = PROMPT) -> dict[str, Any]:
