@@ -1,0 +1,77 @@
+"""What the notes in the example workflows say."""
+
+from __future__ import annotations
+
+_PICTURES = """\
+1. **Your pictures**: choose 3 to 10 of your own in place of the example: one subject, sharp, before different \
+backgrounds. For more than four copy a *Load Image* node and wire it into the list's next input."""
+_MODEL = "**Model**: choose a {} checkpoint. Its file belongs in `models/checkpoints`."
+_WORDS = """\
+**APT Train**: `subject` is a name you make up, `class_word` what kind of thing it is: toy, dog, backpack."""
+_CANCEL = "**Cancel** keeps the work: run again to go on."
+
+
+def _train_and_generate(family: str, side: str) -> str:
+    return f"""\
+## Teach the model one thing, then draw it
+
+{_PICTURES}
+2. {_MODEL.format(family)}
+3. {_WORDS}
+4. **Prompt**: say what you want to see, with `{{subject}}` where your subject goes. The wire `trigger` fills it in.
+5. **Run**. Training takes its time once; then another prompt or seed draws at once. {_CANCEL}
+
+{side}
+"""
+
+
+_FILES = """\
+The finished LoRA lies in `output/loras`, and its word in `models/embeddings`: use them in any other workflow."""
+TRAIN_AND_GENERATE = _train_and_generate("Stable Diffusion 1.5", _FILES)
+SDXL_TRAIN_AND_GENERATE = _train_and_generate(
+    "SDXL", f"{_FILES}\n\nShort of memory? Set `resolution` on APT Train to 768 or 512, where 0 is SDXL's own 1024."
+)
+
+COMPARE = f"""\
+## One seed, three models
+
+What does training do to the rest of the model? The same prompt and seed, drawn by the model as it was, after \
+DreamBooth, and after APT; both trained on the same pictures, with the same seed, for as many steps.
+
+{_PICTURES}
+2. {_MODEL.format("Stable Diffusion 1.5")}
+3. **The same for all three**: say what kind of thing your subject is (class word), and write a prompt that your \
+pictures do not show: another place, another style.
+4. **Run**: two trainings, one after the other. {_CANCEL}
+
+Look for two things: is it your subject, and is the rest of the prompt still there?
+"""
+
+ATTENTION = f"""\
+## Where do both models look?
+
+Each word of a prompt steers some part of the picture. An overfitted model looks at your subject for every word, and \
+the rest of the prompt goes unheard.
+
+{_PICTURES}
+2. {_MODEL.format("Stable Diffusion 1.5")}
+3. {_WORDS}
+4. **Prompt**: `{{subject}}` is where your subject goes: the tuned model reads its trigger there, the model as it was \
+the class word.
+5. **Run**. For each word the sheet shows where the prior looks, where the tuned model looks, and the difference; \
+`tokens` picks some of the words.
+"""
+
+MONITOR = f"""\
+## Watch it overfit, and take the step before
+
+{_PICTURES}
+2. {_MODEL.format("Stable Diffusion 1.5")}
+3. {_WORDS}
+4. **Run**. The monitor draws while APT Train runs. γ near 1 in most of its curves: the model has begun to learn the \
+pictures by heart. {_CANCEL}
+5. **Pick**: `snapshot` hands on the recommended one, the last, or the `step` you name; snapshots are kept every 250 \
+steps (*APT Train Options* changes that). Its LoRA lies in `output/loras`.
+
+The two pictures share seed and prompt: on the snapshot, and on the last step. Trust your eyes over the rule.
+"""

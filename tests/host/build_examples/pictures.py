@@ -1,0 +1,109 @@
+"""Pictures of the editor: thumbnails of the examples, and the screenshot of a finished run."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+import dev
+
+from ..editor import Editor
+from ..server import Host
+from .examples import NEGATIVE, SD15, canvas, checkpoint, drawn, encoded, pictures, prompt, saved, training
+from .sketch import Sketch, group, script
+
+SUBJECT = dev.ROOT / "apt_train" / "assets" / "demo" / "subject"
+SIDE = 640  # pixels, of a thumbnail: the template browser shows squares
+GROUND = "#1a1a1a"  # the editor's own
+# Which groups or nodes of an example its thumbnail shows, none for all; and whether the workflow has run before.
+SHOTS: dict[str, tuple[list[str], bool]] = {
+    "train_and_generate": (["1 · Your pictures", "3 · Train"], True),
+    "compare_prior_dreambooth_apt": ([], False),
+    "attention_preview": (["APT Attention Align Preview"], True),
+    "monitor_and_pick_snapshot": (["3 · Train", "Watch it overfit, or not"], True),
+    "sdxl_train_and_generate": (["Read me", "2 · Model", "1 · Your pictures"], False),
+}
+TINY: dict[str, Any] = {"steps": 100, "resolution": 64, "learning_rate": 1e-3, "rank": 8}  # for a random model
+
+
+def thumbnail(name: str, editor: Editor) -> bytes:
+    """Of the example that is open, as a JPEG."""
+    shown, has_run = SHOTS[name]
+    if has_run:
+        run_on_subject(editor)
+    clip = editor.do(script("frame.js"), shown, [100, 120, 100 + 2 * SIDE, 120 + 2 * SIDE])
+    editor.page.wait_for_timeout(2000)
+    picture = Image.open(io.BytesIO(editor.screenshot(clip=clip))).convert("RGB")
+    square = Image.new("RGB", (2 * SIDE, 2 * SIDE), GROUND)
+    square.paste(picture, ((square.width - picture.width) // 2, (square.height - picture.height) // 2))
+    content = io.BytesIO()
+    square.resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(content, "JPEG", quality=85, optimize=True)
+    return content.getvalue()
+
+
+def run_on_subject(editor: Editor) -> None:
+    """With the demo's pictures in place of the example picture, and settings for a random model."""
+    editor.do(
+        """([names]) => app.graph.nodes.filter((node) => node.type === "LoadImage").forEach((node, number) => {
+          node.widgets[0].value = names[number];
+          node.widgets[0].callback?.(names[number]);
+        })""",
+        subject(editor.host),
+    )
+    editor.set("APTTrain", **TINY)
+    editor.set("EmptyLatentImage", width=64, height=64)
+    finish(editor)
+
+
+def subject(host: Host) -> list[str]:
+    """The demo's pictures, large; the names that Load Image knows them by."""
+    return [host.upload(f"my_toy_{path.name}", enlarged(path)) for path in sorted(SUBJECT.glob("*.png"))]
+
+
+def enlarged(path: Path) -> Image.Image:
+    return Image.open(path).convert("RGB").resize((512, 512), Image.Resampling.BICUBIC)
+
+
+def finish(editor: Editor) -> None:
+    """Runs what is open; with a real checkpoint that takes its time. Waits until the notice of it has gone."""
+    editor.host.wait(editor.queue(), timeout=24 * 3600)
+    editor.page.wait_for_timeout(8000)
+
+
+def screenshot(editor: Editor, *, real: bool) -> bytes:
+    """A finished run, as a PNG: the pictures, the training node, the monitor, and what the picked snapshot draws.
+
+    `real`: the checkpoint is a real one, and is given the steps and the size that it needs.
+    """
+    s = Sketch()
+    run_and_draw(s, subject(editor.host), {} if real else TINY, 512 if real else 64)
+    s.draw(editor)
+    finish(editor)
+    width, height = editor.page.viewport_size["width"], editor.page.viewport_size["height"]
+    editor.do(script("frame.js"), [], [70, 100, width - 12, height - 60])  # beside the bars
+    editor.page.wait_for_timeout(2000)
+    return editor.screenshot()
+
+
+def run_and_draw(s: Sketch, names: list[str], settings: dict[str, Any], side: int) -> None:
+    loader = checkpoint(s, SD15)
+    loaders, images = pictures(s, names)
+    train = training(s, loader, images, **settings)
+    monitor = s.node("APTOverfitIndicatorMonitor", {"run": train["APT_RUN"]}, size=(500, 1110))
+    wires = {"model": loader["MODEL"], "lora": monitor["LORA_MODEL"]}
+    tuned = s.node("LoraModelLoader", wires, title="The snapshot's LoRA", size=(330, 0))
+    text = prompt(s, monitor["trigger"])
+    positive = encoded(s, train["CLIP"], text["STRING"], "Positive")
+    negative = encoded(s, train["CLIP"], NEGATIVE, "Negative")
+    latent = canvas(s, side)
+    sampler, picture = drawn(s, tuned["model"], positive, negative, latent, loader["VAE"])
+    save = saved(s, picture, "my_toy", size=(330, 430))
+    s.column(group("Pictures", [*loaders[::2], images], loaders[1::2]), group("Model", [loader]))
+    s.column(group("Train", [train]))
+    s.column(group("Watch it overfit, or not", [monitor]))
+    s.column(
+        group("Draw with the picked snapshot", [tuned, text, positive, negative, latent], [sampler, picture, save])
+    )
