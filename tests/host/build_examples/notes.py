@@ -50,7 +50,7 @@ Look for two things: is it your subject, and is the rest of the prompt still the
 ATTENTION = f"""\
 ## Where do both models look?
 
-Each word of a prompt steers some part of the picture. An overfitted model looks at your subject for every word, and \
+Each word of a prompt steers some part of the picture. An overfitted model tends to dim every word but your subject, and \
 the rest of the prompt goes unheard.
 
 {_PICTURES}
