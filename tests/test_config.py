@@ -252,6 +252,10 @@ SAME = [
     {"apt": AptConfig(balance_every=3)},
     {"adapter": AdapterConfig(alpha=32.0)},
     {"init_word": "toy"},
+    {"gradient_checkpointing": True},
+    {"apt": AptConfig(watch_indicator=True)},
+    {"dco_beta": 2.0},  # read by DCO alone
+    {"adapter": AdapterConfig(min_rank=2)},  # by T-LoRA alone
 ]
 OTHER = [
     {"class_word": "dog"},
@@ -277,6 +281,12 @@ OTHER = [
 def test_what_changes_no_weight_is_not_part_of_a_runs_identity(change: dict[str, Any]) -> None:
     base = TrainConfig(class_word="toy")
     assert dataclasses.replace(base, **change).identity() == base.identity()
+
+
+def test_apts_settings_count_under_apt_alone() -> None:
+    one = TrainConfig(class_word="toy", method="dreambooth")
+    other = TrainConfig(class_word="toy", method="dreambooth", apt=AptConfig(dist_weight=2.0, p_max=0.1))
+    assert one.identity() == other.identity()
 
 
 @pytest.mark.parametrize("change", OTHER, ids=str)

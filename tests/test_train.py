@@ -344,6 +344,20 @@ def test_a_folder_holds_what_the_readme_says(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
 
 
+@pytest.mark.parametrize("name", ["con", "nul"])
+def test_a_name_that_some_system_cannot_store_is_refused_before_training(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="reserved name on Windows"):
+        run(identifier=name, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_file_browser_leaves_does_not_make_a_folder_full(tmp_path: Path) -> None:
+    for name in (".DS_Store", "desktop.ini", ".0123.tmp"):
+        (tmp_path / name).touch()
+    run(output_dir=tmp_path)
+    assert (tmp_path / "toy_subject.safetensors").exists()
+
+
 # -- previews and notices
 
 
