@@ -90,7 +90,7 @@ def test_a_run_is_seen_while_it_goes_and_by_a_page_opened_again(host: Host, edit
     after(editor, 5)  # what it had missed, and what has come since
     assert host.history(queued) is None
     assert ink(curves(editor))
-    host.wait(queued)
+    host.wait(queued, timeout=300)
     editor.until(f"() => {LINE}.startsWith('done')")
     assert "16 / 16" in line(editor) and ink(curves(editor))
     assert "Step 16" in editor.do(f"() => {PANEL}.lastElementChild.textContent")
@@ -111,7 +111,7 @@ def test_a_run_inside_a_subgraph_is_seen_too(host: Host, editor: Editor) -> None
     early, live = curves(editor), live_picture(editor)
     after(editor, 4)
     assert differ(early, curves(editor)) and differ(live, live_picture(editor))
-    host.wait(queued)
+    host.wait(queued, timeout=300)
     editor.until(f"() => {LINE}.startsWith('done')")
     editor.do("() => app.canvas.setGraph(app.rootGraph)")
 
