@@ -50,8 +50,8 @@ Look for two things: is it your subject, and is the rest of the prompt still the
 ATTENTION = f"""\
 ## Where do both models look?
 
-Each word of a prompt steers some part of the picture. An overfitted model tends to dim every word but your subject, and \
-the rest of the prompt goes unheard.
+Each word of a prompt steers some part of the picture. An overfitted model tends to dim every word but your subject, \
+and the rest of the prompt goes unheard.
 
 {_PICTURES}
 2. {_MODEL.format("Stable Diffusion 1.5")}
