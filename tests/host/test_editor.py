@@ -194,7 +194,7 @@ def test_the_help_page_opens(editor: Editor, node_type: str) -> None:
     help_of(editor, node_type)
     page = (dev.ROOT / "web" / "docs" / f"{node_type}.md").read_text(encoding="utf-8")
     (title,) = re.findall(r"^# (.+)$", page, re.MULTILINE)
-    editor.page.get_by_role("heading", name=title, exact=True).wait_for(timeout=10_000)
+    editor.page.get_by_role("heading", name=title, exact=True).wait_for(timeout=60_000)
 
 
 def new_node(editor: Editor, node_type: str) -> None:
@@ -222,7 +222,7 @@ def help_of(editor: Editor, node_type: str) -> None:
         }"""
     )
     editor.page.mouse.click(*place)
-    editor.page.get_by_test_id("info-button").click(timeout=10_000)
+    editor.page.get_by_test_id("info-button").click(timeout=60_000)
     editor.page.wait_for_timeout(1000)
 
 
@@ -245,7 +245,7 @@ def card(path: Path) -> str:
 def browse(editor: Editor) -> None:
     """Opens the template browser."""
     editor.do("() => { app.extensionManager.command.execute('Comfy.BrowseTemplates') }")
-    editor.page.get_by_test_id("template-filter-bar").wait_for(timeout=20_000)
+    editor.page.get_by_test_id("template-filter-bar").wait_for(timeout=60_000)
 
 
 def test_the_blueprint_is_found_and_put_into_a_graph(host: Host, editor: Editor) -> None:
@@ -255,6 +255,6 @@ def test_the_blueprint_is_found_and_put_into_a_graph(host: Host, editor: Editor)
     editor.do("async () => { await app.extensionManager.command.execute('Comfy.NewBlankWorkflow') }")
     editor.page.mouse.dblclick(800, 600)
     editor.page.keyboard.type(BLUEPRINT.stem)
-    editor.page.get_by_text("Subgraph Blueprints / Training / APT").first.wait_for(timeout=10_000)
+    editor.page.get_by_text("Subgraph Blueprints / Training / APT").first.wait_for(timeout=60_000)
     editor.page.keyboard.press("Enter")
     editor.until("([title]) => app.graph.nodes.some((node) => node.title === title)", BLUEPRINT.stem)

@@ -87,16 +87,16 @@ def test_restart_trains_anew_and_keeps_the_earlier_run(host: Host, names: list[s
 
 
 def test_a_cancelled_restart_does_not_cost_the_finished_run(host: Host, names: list[str]) -> None:
-    g, _ = training_graph(names, seed=28, steps=20)
+    g, _ = training_graph(names, seed=28, steps=12)
     run = new_run(host, lambda: host.run(g.prompt))
-    finished = weights(run, 20)
-    g, _ = training_graph(names, seed=28, steps=20, resume="restart")
+    finished = weights(run, 12)
+    g, _ = training_graph(names, seed=28, steps=12, resume="restart")
     cancel_after_a_step(host, g)
     with host.events() as events:
         host.run(g.prompt, client_id=events.client_id)
         assert events.wait_for("apt_train.started").data["first_step"] >= 1  # goes on, as after every Cancel
-    assert equal(weights(run, 20), finished)
-    assert equal(weights(run.with_name(run.name + "_previous"), 20), finished)
+    assert equal(weights(run, 12), finished)
+    assert equal(weights(run.with_name(run.name + "_previous"), 12), finished)
 
 
 def test_a_missing_file_is_written_again(host: Host, names: list[str]) -> None:
@@ -121,7 +121,7 @@ def test_a_restarted_host_does_not_train_again(host: Host, names: list[str]) -> 
 
 
 def test_a_run_killed_before_it_saved_anything_begins_again(host: Host, names: list[str]) -> None:
-    g, _ = training_graph(names, seed=27, steps=30)
+    g, _ = training_graph(names, seed=27, steps=16)
     before = runs(host)
     with host.events() as events:
         host.queue(g.prompt, events.client_id)
@@ -129,7 +129,7 @@ def test_a_run_killed_before_it_saved_anything_begins_again(host: Host, names: l
         host.restart()
     host.run(g.prompt)
     (run,) = runs(host) - before
-    assert [line["step"] for line in log_of(run)] == list(range(1, 31))
+    assert [line["step"] for line in log_of(run)] == list(range(1, 17))
 
 
 def test_ten_runs_in_a_row_leave_the_memory_as_it_was(host: Host, names: list[str]) -> None:

@@ -40,7 +40,10 @@ def names(host: Host) -> list[str]:
 # ---- pictures and files ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "mode"), [("sd15", "learned"), ("sdxl", "word"), ("sdxl_v", "learned")])
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("sd15", "learned"), ("sdxl_v", "learned"), pytest.param("sdxl", "word", marks=pytest.mark.slow)],
+)
 def test_the_lora_changes_the_picture_and_comes_back_from_its_file(
     host: Host, names: list[str], kind: str, mode: str
 ) -> None:
