@@ -70,7 +70,7 @@ def overview_figure(log: RunLog, *, measured: bool, num_timesteps: int = 1000) -
 
 def as_picture(figure: Figure, width: int) -> Image.Image:
     """The figure as pixels, `width` of them across; letters grow with it."""
-    figure.set_dpi(width / figure.get_figwidth())
+    figure.set_dpi((width + 0.01) / figure.get_figwidth())  # matplotlib cuts the product off, rounding errors and all
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
