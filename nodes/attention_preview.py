@@ -226,6 +226,7 @@ def _shown(
     image: Tensor | None,
 ) -> io.NodeOutput:  # fmt: skip
     from ..apt_train.report.attention_tiles import attention_tiles, merge_layers
+    from .host.pictures import image_tensor
 
     comparison = compare(*maps)
     heading = [f"alignment {comparison.alignment:.4f} (1: equal); {says[0]}", *says[1:]]
@@ -234,7 +235,7 @@ def _shown(
     labels = [columns.labels[i] for i in shown]
     picture = None if image is None else _pil(image)
     sheet = attention_tiles(prior, tuned, labels, picture, heading=heading, per_row=PER_ROW, text_size=TEXT_SIZE)
-    tiles = torch.from_numpy(np.asarray(sheet, dtype=np.float32) / 255)[None]  # HWC -> BHWC
+    tiles = image_tensor(sheet)
     text = table(comparison, columns.labels, shown, heading)
     on_node = {**ui.PreviewImage(tiles, cls=cls).as_dict(), "sheet_size": list(sheet.size)}
     return io.NodeOutput(tiles, comparison.alignment, text, ui=on_node)
