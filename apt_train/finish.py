@@ -155,18 +155,20 @@ def try_previews(outcome: Outcome, emit: Callback) -> None:
     """Previews are no part of the training: where they need more memory than there is, it goes on without them."""
     if outcome.previews_failed:
         return
+    reason = ""
     try:
-        send_previews(outcome, emit)
+        event = _draw_previews(outcome, emit)
     except (RuntimeError, MemoryError) as error:
-        outcome.previews_failed = True
-        reason = str(error).partition("\n")[0]
-        emit(NoticeEvent(f"The previews failed ({reason}): training goes on without them."))
-    if outcome.previews_failed and outcome.run.device.type == "cuda":
+        outcome.previews_failed, reason = True, str(error).partition("\n")[0]
+    if not outcome.previews_failed:
+        return emit(event)
+    if outcome.run.device.type == "cuda":
         torch.cuda.empty_cache()  # behind the block that still held what the sampling had taken
+    emit(NoticeEvent(f"The previews failed ({reason}): training goes on without them."))
 
 
-def send_previews(outcome: Outcome, emit: Callback) -> None:
-    """Draw the preview prompts, prior and tuned with the same seeds; save them and tell the caller."""
+def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:
+    """Draw the preview prompts, prior and tuned with the same seeds, and save them. `emit`: for notices."""
     run, output, family = outcome.run, outcome.run.config.output, outcome.run.components.family
     prompts = list(output.preview_prompts or (run.config.data.caption_template,))
     side = run.config.data.resolution or family.resolution
@@ -190,7 +192,7 @@ def send_previews(outcome: Outcome, emit: Callback) -> None:
     event = PreviewEvent(step=run.steps_done, prompts=prompts, prior=prior, tuned=tuned)
     if outcome.folder is not None:
         _save_previews(outcome.folder.path / "previews", event)
-    emit(event)
+    return event
 
 
 def _save_previews(folder: Path, event: PreviewEvent) -> None:

@@ -141,6 +141,12 @@ def step_folder(snapshots: Path, step: int) -> Path:
     return snapshots / f"step_{step:06d}"
 
 
+def snapshot_steps(path: Path) -> list[int]:
+    """The steps that a run's folder has a snapshot of, rising."""
+    names = [item.name.removeprefix("step_") for item in (path / "snapshots").glob("step_*") if item.is_dir()]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def _holds_something(path: Path) -> bool:
     """Anything but what a file browser leaves, or a writer that was killed."""
     try:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
 
-from ..apt_train.errors import InputError
-from .run_store import publish, snapshot_steps
+from .run_store import publish
 from .wires import AptRun, AptRunWire
 
 if TYPE_CHECKING:
@@ -83,23 +82,12 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
 
         record = read_run(run.folder, until=run.steps)
         advised = recommended_snapshot(record.summary)
-        picked = picked_step(run, snapshot, step, advised.step)
+        picked = {"recommended": advised.step, "last": run.steps, "step": step}[snapshot]
         with torch.inference_mode(False):
             published = publish(run, picked)
         curves, words = picture(record, width), verdict(record, advised, picked)
         shown = {**ui.PreviewImage(curves).as_dict(), "text": (words,), "run": (run.run_id,)}
         return io.NodeOutput(curves, words, published.lora, published.trigger, picked, ui=shown)
-
-
-def picked_step(run: AptRun, snapshot: str, step: int, recommended: int) -> int:
-    """The step whose snapshot is handed on. InputError: `step` was asked for and has none."""
-    if snapshot != "step":
-        return run.steps if snapshot == "last" else recommended
-    steps = snapshot_steps(run)
-    if step not in steps:
-        there = ", ".join(map(str, steps)) or "none"
-        raise InputError(f"{run.run_id} has no snapshot of step {step}: choose one of these steps: {there}.")
-    return step
 
 
 def picture(record: RunRecord, width: int) -> torch.Tensor:

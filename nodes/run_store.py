@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
+from ..apt_train import run_folder
 from ..apt_train.captions import embedding_stem, trigger_text
 from ..apt_train.config import TrainConfig
 from ..apt_train.errors import InputError
@@ -62,7 +63,7 @@ def holds_run(folder: Path) -> bool:
 
 def steps_done(folder: Path) -> int:
     """The newest step that the run has saved; 0: none, or no run."""
-    return max(_steps(folder), default=0) if holds_run(folder) else 0
+    return max(run_folder.snapshot_steps(folder), default=0) if holds_run(folder) else 0
 
 
 def set_aside(folder: Path) -> None:
@@ -107,7 +108,7 @@ def open_run(folder: Path, config: TrainConfig, digest: str) -> AptRun:
 
 def snapshot_steps(run: AptRun) -> list[int]:
     """The steps that have a snapshot, rising, up to the run's own."""
-    return sorted(step for step in _steps(run.folder) if step <= run.steps)
+    return [step for step in run_folder.snapshot_steps(run.folder) if step <= run.steps]
 
 
 def losses(run: AptRun) -> list[float]:
@@ -139,10 +140,10 @@ def publish(run: AptRun, step: int | None = None, *, anew: bool = False) -> Publ
     InputError: no such snapshot, or a folder that cannot be written.
     """
     picked = run.steps if step is None else step
-    source = _snapshot(run.folder, picked)
-    if not source.is_dir():
+    if picked not in snapshot_steps(run):
         there = ", ".join(map(str, snapshot_steps(run))) or "none"
         raise InputError(f"{run.run_id} has no snapshot of step {picked}: choose one of these steps: {there}.")
+    source = _snapshot(run.folder, picked)
     stem = run.stem if picked == run.steps else f"{run.stem}_s{picked}"
     word = source / f"{embedding_stem(run.subject)}.safetensors"
     names = (word.stem, stem) if word.is_file() else None
@@ -187,11 +188,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _snapshot(folder: Path, step: int) -> Path:
     return step_folder(folder / "snapshots", step)
-
-
-def _steps(folder: Path) -> list[int]:
-    names = [path.name.removeprefix("step_") for path in (folder / "snapshots").glob("step_*") if path.is_dir()]
-    return [int(name) for name in names if name.isdigit()]
 
 
 def gamma(run: AptRun) -> list[list[float]]:

@@ -62,11 +62,11 @@ class Setting:
         return get_type_hints(TrainConfig)[self.group] if self.group else TrainConfig
 
 
-def widget(setting: Setting, *, label: str | None = None, tooltip: str | None = None, **more: Any) -> io.Input:
-    """The widget of a setting, with the dataclass's default and help. `label`, `tooltip`: in place of its own."""
+def widget(setting: Setting, *, label: str | None = None, **more: Any) -> io.Input:
+    """The widget of a setting, with the dataclass's default and help. `label`: in place of its name."""
     kind, name = setting.kind, setting.name
     default = PREVIEW_EVERY if name == "preview_every" else setting.field.default
-    shared = {"display_name": label, "tooltip": tooltip or _help(setting), **more}
+    shared = {"display_name": label, "tooltip": _help(setting), **more}
     if name == "gradient_checkpointing":
         return io.Combo.Input(name, options=list(_CHECKPOINTING), default="auto", **shared)
     if name == "temperature":

@@ -18,6 +18,7 @@ from ..apt_train.dataset import ImageSet
 from ..apt_train.errors import InputError
 from ..apt_train.precision import resolve_dtype
 from ..apt_train.run_folder import content_hash
+from ..apt_train.tensor_pictures import unbatch
 from .host.components import Wires
 from .host.memory import training_room
 from .host.progress import NodeProgress
@@ -60,7 +61,7 @@ def image_set(
     `captions`: one per picture, or a single text with a line per picture. A mask of Load Image for a picture without
     transparency (64 x 64, all zero) counts as none. InputError: as `ImageSet.from_tensors`.
     """
-    singles = [picture for batch in images for picture in (batch if batch.ndim == 4 else [batch])]
+    singles = unbatch(images, 3)
     lines: Sequence[str] | str | None = captions
     if captions is not None and len(captions) == 1 and len(singles) > 1:
         lines = captions[0]
@@ -71,7 +72,7 @@ def image_set(
 
 
 def _weights(pictures: list[Tensor], masks: Sequence[Tensor], counts: str) -> list[Tensor]:
-    singles = [mask for batch in masks for mask in (batch if batch.ndim == 3 else [batch])]
+    singles = unbatch(masks, 2)
     if len(singles) != len(pictures):
         raise InputError(f"There are {len(singles)} masks for {len(pictures)} images: wire one per image, or none.")
     return [_weight(picture, mask.clone(), counts) for picture, mask in zip(pictures, singles, strict=True)]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..config import TrainConfig
 from ..errors import InputError
+from ..run_folder import snapshot_steps
 from .run_log import RunLog, read_log
 from .run_summary import Summary, summarize
 
@@ -37,7 +38,7 @@ def read_run(folder: Path, until: int | None = None) -> RunRecord:
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: give the output folder of a training run.")
     config, num_timesteps = _read_config(folder / "config.json")
-    log, snapshots = read_log(folder / "log.jsonl"), _snapshots(folder)
+    log, snapshots = read_log(folder / "log.jsonl"), snapshot_steps(folder)
     if until is not None:
         log, snapshots = log.until(until), [step for step in snapshots if step <= until]
     return RunRecord(config, num_timesteps, log, snapshots)
@@ -66,10 +67,3 @@ def _read_config(path: Path) -> tuple[TrainConfig, int]:
         ) from None
     count = stored.get("num_timesteps", 1000)
     return config, count if isinstance(count, int) and count > 0 else 1000
-
-
-def _snapshots(folder: Path) -> list[int]:
-    names = [
-        path.name.removeprefix("step_") for path in (folder / "snapshots").glob("step_*") if path.is_dir()
-    ]
-    return sorted(int(name) for name in names if name.isdigit())

@@ -138,3 +138,16 @@ def test_alpha_masks_and_background(host: Host) -> None:
         (run,) = set((host.folder / "output").glob("apt_train/*")) - before
         seen.add(json.loads((run / "log.jsonl").read_text().splitlines()[0])["denoising"])
     assert len(seen) == 3
+
+
+def test_the_training_nodes_own_widgets_reach_the_run(host: Host, names: list[str]) -> None:
+    changed = {"class_word": "doll", "caption_template": "my {subject}", "steps": 1, "rank": 3, "learning_rate": 2e-3}
+    changed |= {"resolution": 128, "batch_size": 2, "seed": 9, "method": "DreamBooth", "subject": "other toy"}
+    g, _ = training_graph(names, **changed)
+    before = set((host.folder / "output").glob("apt_train/*"))
+    host.run(g.prompt)
+    (run,) = set((host.folder / "output").glob("apt_train/*")) - before
+    found = flat(json.loads((run / "config.json").read_text())["config"])
+    expected = {**changed, "method": "dreambooth", "identifier": "other_toy"}
+    del expected["subject"]
+    assert {name: found[name] for name in expected} == expected
