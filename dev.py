@@ -78,7 +78,7 @@ def test(options: list[str], *, oldest: bool) -> int:
     `--oldest` leaves the host's out: a host brings its own libraries, so they would be the same ones again.
     """
     found = None if oldest else find_host()
-    python = prepare(*(OLDEST if oldest else NEWEST), extras=["test"])
+    python = prepare(*(OLDEST if oldest else NEWEST), extras=["bench", "test"])
     named = named_tests(options)
     if any(name.startswith(HOST_TESTS) for name in named):
         return test_on_host(python, found, options)
@@ -125,7 +125,7 @@ def worst(*codes: int) -> int:
 
 def lint() -> int:
     """Both linters, the second also when the first finds something."""
-    python = prepare(*NEWEST, extras=["lint", "test"])
+    python = prepare(*NEWEST, extras=["bench", "lint", "test"])
     return max(
         run([python, "-m", "ruff", "check", "."]),
         run([python, "-m", "pyright", "--pythonpath", python]),
@@ -133,11 +133,13 @@ def lint() -> int:
 
 
 def bench(options: list[str]) -> int:
-    """`bench NAME`: runs benchmarks/NAME.py with the options that follow."""
-    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "__init__")
+    """`bench NAME`: runs benchmarks/NAME.py, or the package of that name, with the options that follow."""
+    folder = ROOT / "benchmarks"
+    files = [path.stem for path in folder.glob("*.py") if path.stem != "__init__"]
+    names = sorted([*files, *(path.parent.name for path in folder.glob("*/__main__.py"))])
     if not options or options[0] not in names:
         raise Failure(f"bench needs the name of a benchmark: {' or '.join(names)}.")
-    return run([prepare(*NEWEST, extras=[]), "-m", f"benchmarks.{options[0]}", *options[1:]])
+    return run([prepare(*NEWEST, extras=["bench"]), "-m", f"benchmarks.{options[0]}", *options[1:]])
 
 
 def host(options: list[str]) -> int:

@@ -101,7 +101,7 @@ def sample(
     with torch.no_grad(), eval_mode(components.unet):
         for first in range(0, len(conditioning.hidden), batch_size):
             rows = range(first, min(first + batch_size, len(conditioning.hidden)))
-            predict = _guided(
+            predict = guided_unet(
                 components, conditioning, unconditional, rows, guidance, (height, width), device, dtype
             )
             noise = torch.stack([initial_noise(seed, k, shape) for k in rows])
@@ -170,7 +170,7 @@ def _latent_shape(components: Components, height: int, width: int) -> tuple[int,
     return int(components.unet.config["in_channels"]), height // factor, width // factor
 
 
-def _guided(
+def guided_unet(
     components: Components,
     conditioning: Conditioning,
     unconditional: Conditioning,

@@ -37,6 +37,8 @@ OBJECTS = ("ball", "box", "mug", "car", "hat", "duck")
 KINDS = ("toy", "bag", "vase")
 SHAPES = OBJECTS + KINDS
 PATTERNS = ("plain", "striped", "dotted", "checkered")
+# Drawn for the benchmark's subjects alone: pretraining never sees them and no caption names them.
+NOVEL_PATTERNS = ("halved", "ringed", "crossed")
 GROUNDS = ("grass", "sand", "snow", "water", "bricks", "wood")
 PLACES = ("park", "city", "mountains", "night")
 STYLES = ("photo", "sketch", "painting", "pixel art", "neon art")
@@ -523,6 +525,12 @@ def _pattern(name: str, angle: int) -> np.ndarray:
         du = (u / step + 0.5 * (row % 2)) % 1 - 0.5
         dv = v / step - row
         return du**2 + dv**2 < 0.31**2
+    if name == "halved":
+        return v > 0.1
+    if name == "ringed":
+        return np.floor(np.hypot(u, v - 0.15) / 0.3).astype(int) % 2 == 1
+    if name == "crossed":
+        return np.minimum(np.abs(u), np.abs(v - 0.15)) < 0.2
     return np.zeros((_BIG, _BIG), bool)
 
 

@@ -1,0 +1,169 @@
+"""Units as curves over training steps, and what two variants differ by at equal steps or at equal fidelity.
+
+"Less overfitting" can be nothing but "less training". So besides the same step, variants are compared at the same
+*level*: the first point of a variant's own curve at which its fidelity has come a given share of the way from the
+prior's to the best that the baseline reaches on the same subject and seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from .grid import PRIOR
+
+BASELINE = "dreambooth"
+LEVELS = (0.5, 0.75, 0.9)
+LEVEL = 0.75  # of the tables
+SAMPLED = ("fidelity", "recognised", "aligned", "kept", "leak", "scene", "copied", "aligned_elsewhere")
+KINDS = ("subject", "class", "other")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One unit: `steps` (S,), from 0, and named measures (S,); what was not measured at a step is NaN."""
+
+    subject: str
+    group: str
+    seed: int
+    variant: str
+    steps: np.ndarray
+    values: dict[str, np.ndarray]
+    recommended: int | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What curves are paired by."""
+        return self.subject, self.seed
+
+    def at_step(self, name: str, step: int) -> float:
+        rows = np.flatnonzero(self.steps == step)
+        return float(self.values[name][rows[0]]) if len(rows) else float("nan")
+
+    def sampled(self) -> np.ndarray:
+        """Rows at which pictures were drawn."""
+        return np.flatnonzero(np.isfinite(self.values["fidelity"]))
+
+    def crossing(self, fidelity: float) -> float | None:
+        """The step, between two drawn ones, at which the fidelity first reaches a value; None: it never does."""
+        rows = self.sampled()
+        steps, heights = self.steps[rows], self.values["fidelity"][rows]
+        for left, right in zip(range(len(rows) - 1), range(1, len(rows)), strict=True):
+            if heights[left] < fidelity <= heights[right]:
+                share = (fidelity - heights[left]) / (heights[right] - heights[left])
+                return float(steps[left] + share * (steps[right] - steps[left]))
+        return float(steps[0]) if len(rows) and heights[0] >= fidelity else None
+
+    def value_at(self, name: str, step: float) -> float:
+        """A measure between two of its steps, on the straight line between them."""
+        known = np.isfinite(self.values[name])
+        return float(np.interp(step, self.steps[known], self.values[name][known])) if known.any() else float("nan")
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its 95% interval (Student's t) over `n` units."""
+
+    mean: float
+    half: float
+    n: int
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Mean:
+        known = np.array([value for value in values if np.isfinite(value)])
+        if len(known) == 0:
+            return Mean(float("nan"), float("nan"), 0)
+        if len(known) == 1:
+            return Mean(float(known[0]), float("nan"), 1)
+        half = stats.t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / np.sqrt(len(known))
+        return Mean(float(known.mean()), float(half), len(known))
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.n > 1 and abs(self.mean) > self.half
+
+
+def curves_of(units: Sequence[dict[str, Any]]) -> list[Curve]:
+    """All trained units, each beginning with the prior's measures of its subject and seed."""
+    floors = {_key(unit): unit["snapshots"][0] for unit in units if unit["unit"]["variant"] == PRIOR}
+    return [_curve(unit, floors[_key(unit)]) for unit in units if unit["unit"]["variant"] != PRIOR and _key(unit) in floors]
+
+
+def floors_of(units: Sequence[dict[str, Any]]) -> dict[str, Mean]:
+    """The prior against itself at other seeds: every sampled measure's floor."""
+    rows = [_measures(unit["snapshots"][0], None) for unit in units if unit["unit"]["variant"] == PRIOR]
+    return {name: Mean.of([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+
+
+def at_step(curves: Sequence[Curve], variant: str, name: str, step: int) -> dict[tuple[str, int], float]:
+    """A measure at a step, by unit."""
+    return {curve.key: curve.at_step(name, step) for curve in curves if curve.variant == variant}
+
+
+def at_level(
+    curves: Sequence[Curve], variant: str, name: str, level: float = LEVEL, baseline: str = BASELINE
+) -> dict[tuple[str, int], float]:
+    """A measure where a variant reaches a share of the baseline's way from the prior to its best fidelity, by unit.
+
+    NaN where it never does.
+    """
+    goals = {curve.key: _goal(curve, level) for curve in curves if curve.variant == baseline}
+    found = {}
+    for curve in curves:
+        if curve.variant == variant and curve.key in goals:
+            step = curve.crossing(goals[curve.key])
+            value = step if name == "step" else None if step is None else curve.value_at(name, step)
+            found[curve.key] = float("nan") if value is None else value
+    return found
+
+
+def difference(ours: dict[tuple[str, int], float], theirs: dict[tuple[str, int], float]) -> Mean:
+    """The mean of paired differences, with its interval; units that one of both lacks are left out."""
+    return Mean.of([ours[key] - theirs[key] for key in ours if key in theirs])
+
+
+def _goal(curve: Curve, level: float) -> float:
+    heights = curve.values["fidelity"][curve.sampled()]
+    return float(heights[0] + level * (heights.max() - heights[0]))
+
+
+def _curve(unit: dict[str, Any], floor: dict[str, Any]) -> Curve:
+    losses = floor["prior_losses"]
+    rows = [_measures(floor, losses), *(_measures(snapshot, losses) for snapshot in unit["snapshots"])]
+    names = {name for row in rows for name in row}
+    about = unit["unit"]
+    return Curve(
+        about["subject"],
+        about["group"],
+        about["seed"],
+        about["variant"],
+        np.array([0, *(snapshot["step"] for snapshot in unit["snapshots"])]),
+        {name: np.array([row.get(name, np.nan) for row in rows]) for name in sorted(names)},
+        unit.get("recommended"),
+    )
+
+
+def _measures(snapshot: dict[str, Any], prior: dict[str, list[float]] | None) -> dict[str, float]:
+    """One snapshot's numbers under flat names. Gaps are the prior's loss less the tuned model's, over all bins."""
+    found = dict(snapshot.get("score", {}))
+    for place, suffix in (("elsewhere", ""), ("scene", "_scene")):
+        for name in ("fid", "precision", "recall"):
+            if place in snapshot.get("distances", {}):
+                found[name + suffix] = snapshot["distances"][place][name]
+    drift = snapshot.get("drift") or {kind: [0.0] for kind in KINDS}
+    found |= {f"drift_{kind}": float(np.mean(drift[kind])) for kind in KINDS if kind in drift}
+    if prior is not None:
+        tuned = snapshot.get("losses", prior)
+        gaps = {name: float(np.mean(np.subtract(prior[name], tuned[name]))) for name in prior}
+        found |= {f"gap_{name}": value for name, value in gaps.items()}
+        found["memorised"] = gaps["training"] - gaps["heldout"]
+    return found
+
+
+def _key(unit: dict[str, Any]) -> tuple[str, int]:
+    return unit["unit"]["subject"], unit["unit"]["seed"]

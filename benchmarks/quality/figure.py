@@ -1,0 +1,66 @@
+"""The figure: what each variant pays for its fidelity, one line a variant from the prior to its last snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from .curves import Curve, Mean, at_step
+from .tables import MEASURES, THOUSANDS, variants_of
+
+PANELS = ("fid", "recall", "drift_other", "aligned", "copied", "kept")
+COLOURS = ("#333333", "#888888", "#8c56a8", "#00808a", "#e0a800", "#e07b00", "#d7263d", "#2a6fbb", "#1a9850")
+
+
+def cost_of_fidelity(curves: Sequence[Curve], floors: dict[str, Mean], title: str) -> Image.Image:
+    """A panel per measure over subject fidelity; whiskers are 95% intervals, the dotted line is the prior's floor."""
+    names = [name for name in PANELS if any(name in curve.values for curve in curves)]
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.6 * rows + 0.9), dpi=100, layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+    for axis, name in zip(axes, names, strict=False):
+        _panel(axis, curves, name, floors.get(name))
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
+    figure.suptitle(title, fontsize=11)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def _panel(axis: Axes, curves: Sequence[Curve], name: str, floor: Mean | None) -> None:
+    scale = 1000 if name in THOUSANDS else 1
+    if floor is not None and name != "kept" and not name.startswith("drift"):
+        axis.axhline(scale * floor.mean, color="#999999", linestyle=":", linewidth=1)
+    for variant, colour in zip(variants_of(curves), COLOURS * 3, strict=False):
+        steps = _sampled_steps(curves, variant)
+        across = [Mean.of([*at_step(curves, variant, "fidelity", step).values()]) for step in steps]
+        up = [Mean.of([*at_step(curves, variant, name, step).values()]) for step in steps]
+        axis.errorbar(
+            [mean.mean for mean in across],
+            [scale * mean.mean for mean in up],
+            yerr=[scale * np.nan_to_num(mean.half) for mean in up],
+            color=colour,
+            marker="o",
+            markersize=3,
+            linewidth=1.4,
+            elinewidth=0.7,
+            label=variant,
+        )
+    heading, direction = MEASURES[name]
+    axis.set_title(f"{heading} ({'higher' if direction > 0 else 'lower'} is better)", fontsize=9)
+    axis.set_xlabel("subject fidelity", fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _sampled_steps(curves: Sequence[Curve], variant: str) -> list[int]:
+    return sorted({int(s) for curve in curves if curve.variant == variant for s in curve.steps[curve.sampled()]})

@@ -1,0 +1,72 @@
+"""The grids: which subjects, seeds and variants are run, fixed in writing before they are.
+
+A *variant* is a method with its settings; every variant shares the task's recipe, so that they differ in the loss
+alone. The grid `verdict` is the evidence; the others chose its constants on the other half of the subjects.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from apt_train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Variant:
+    """`settings`: TrainConfig values over the recipe's; `preservation`: with pictures of the class by the prior."""
+
+    settings: dict[str, Any]
+    preservation: bool = False
+
+    def config(self, recipe: dict[str, Any], class_word: str, seed: int) -> TrainConfig:
+        return TrainConfig.from_dict(merged(recipe, self.settings, {"class_word": class_word, "seed": seed}))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`probe_at`: steps at which losses and drift are measured; `sample_at`: at which pictures are drawn too."""
+
+    subjects: tuple[str, ...]
+    seeds: tuple[int, ...]
+    variants: dict[str, Variant]
+    probe_at: tuple[int, ...]
+    sample_at: tuple[int, ...]
+    share: float = 1.0  # of the usual number of prompts
+    recipe: dict[str, Any] | None = None  # over the task's
+
+    def units(self) -> list[Unit]:
+        """All of them, seed by seed and subject by subject, so that an unfinished grid is a balanced one."""
+        return [
+            Unit(subject, seed, variant) for seed in self.seeds for subject in self.subjects for variant in self.variants
+        ]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One training run and what is measured of it."""
+
+    subject: str
+    seed: int
+    variant: str
+
+    @property
+    def name(self) -> str:
+        """The stem of its file: letters, digits and -_+ alone."""
+        plain = re.sub(r"[^A-Za-z0-9_+.]+", "-", self.variant)
+        return f"{self.subject}-seed{self.seed}-{plain}"
+
+
+def merged(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Nested settings, later ones over earlier ones."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for name, value in layer.items():
+            both = isinstance(value, dict) and isinstance(result.get(name), dict)
+            result[name] = merged(result[name], value) if both else value
+    return result
+
+
+PRIOR = "prior"
+"""The variant that trains nothing: the prior's pictures at other seeds, the floor of every distance."""

@@ -1,0 +1,50 @@
+"""Pictures of a benchmark's prompts, by the prior or by a personalized model, with the same noise for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from apt_train.components import Components
+from apt_train.conditioning import Conditioner
+from apt_train.sample import sample
+from apt_train.streams import vae_on
+
+from .task import Task
+
+
+def draw_pictures(
+    task: Task, components: Components, conditioner: Conditioner, texts: Sequence[str], *, tuned: bool, seed: int
+) -> list[Image.Image]:
+    """One picture per prompt; picture k starts from the noise of (seed, k)."""
+    side = components.family.resolution
+    with torch.no_grad(), vae_on(components, conditioner.device):
+        return sample(
+            components,
+            conditioner.encode(list(texts), tuned=tuned),
+            conditioner.encode([""], tuned=False),
+            seed=seed,
+            steps=task.sampling_steps,
+            guidance=task.guidance,
+            height=side,
+            width=side,
+            device=conditioner.device,
+            dtype=components.unet.dtype,
+            batch_size=task.sampling_batch,
+        )
+
+
+def prior_pictures(
+    task: Task, components: Components, conditioner: Conditioner, texts: Sequence[str], seed: int
+) -> list[Image.Image]:
+    """The prior's, drawn once and kept; the adapter must be off."""
+
+    def make() -> dict[str, torch.Tensor]:
+        pictures = draw_pictures(task, components, conditioner, texts, tuned=False, seed=seed)
+        return {"pixels": torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))}
+
+    key = {"of": "pictures", "texts": list(texts), "class": conditioner.class_word, "seed": seed}
+    return [Image.fromarray(pixels.numpy()) for pixels in task.cached(components, key, make)["pixels"]]

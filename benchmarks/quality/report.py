@@ -1,0 +1,44 @@
+"""What a grid's units amount to: `table.md`, `figure.png` and `summary.json` beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from apt_train.errors import InputError
+from apt_train.files import atomic_write
+
+from .curves import BASELINE, LEVEL, curves_of, floors_of
+from .figure import cost_of_fidelity
+from .grid import Grid
+from .store import read_units
+from .tables import level_table, numbers, step_table
+
+
+def write_report(name: str, grid: Grid, folder: Path) -> str:
+    """Write the three files; returns the tables. InputError: no unit of the grid is there."""
+    units = read_units(folder, grid)
+    curves = curves_of(units)
+    if not curves:
+        raise InputError(f"{folder} holds no trained unit of the grid {name} with its prior: run it first.")
+    last = max(int(curve.steps[curve.sampled()].max()) for curve in curves)
+    text = "\n\n".join(
+        [
+            f"`{name}`: {len(units)} of {len(grid.units())} units.",
+            f"At step {last}, means with 95% intervals:",
+            step_table(units, curves, last),
+            f"At equal fidelity ({LEVEL:.0%} of the way from the prior to {BASELINE}'s best), differences to "
+            f"{BASELINE}, paired by subject and seed; bold where the 95% interval leaves zero out:",
+            level_table(curves),
+        ]
+    )
+    picture = cost_of_fidelity(curves, floors_of(units), f"{name}: what fidelity costs ({len(units)} units)")
+    summary = json.dumps({"grid": name, "units": len(units), **numbers(units, curves)}, indent=1) + "\n"
+    _write(folder / "table.md", text + "\n")
+    _write(folder / "summary.json", summary)
+    atomic_write(folder / "figure.png", lambda temporary: picture.save(temporary, format="PNG"))
+    return text
+
+
+def _write(path: Path, text: str) -> None:
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

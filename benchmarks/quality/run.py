@@ -1,0 +1,43 @@
+"""Running what is missing of a grid, some units at a time, each in a process with one thread."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+
+from .grid import Grid, Unit
+from .store import missing, write_unit
+from .task import Task
+from .unit import run_unit
+
+MakeTask = Callable[[], Task]
+_TASKS: dict[str, Task] = {}  # of this worker process: the model is loaded once
+
+
+def run_grid(make_task: MakeTask, grid: Grid, folder: Path, workers: int) -> None:
+    """Run and write every unit that has no file. `make_task` is called in each worker; it must pickle."""
+    todo, started = missing(folder, grid), time.monotonic()
+    print(f"{len(grid.units()) - len(todo)} of {len(grid.units())} units are there, {len(todo)} to run", flush=True)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        runs = {pool.submit(_run_one, make_task, grid, unit, folder): unit for unit in todo}
+        try:
+            for done, run in enumerate(as_completed(runs), start=1):
+                run.result()
+                minutes = (time.monotonic() - started) / 60
+                left = minutes / done * (len(todo) - done)
+                print(f"{done}/{len(todo)} {runs[run].name}: {minutes:.0f} min, about {left:.0f} left", flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _run_one(make_task: MakeTask, grid: Grid, unit: Unit, folder: Path) -> None:
+    torch.set_num_threads(1)  # the trainer's bit-exactness holds at a fixed thread count
+    task = _TASKS.get("one") or _TASKS.setdefault("one", make_task())
+    write_unit(folder, unit, run_unit(task, grid, unit))

@@ -1,0 +1,91 @@
+"""What a benchmark asks of a subject: its training pictures, held-out pictures, prompts.
+
+In: plain data, and how it becomes the trainer's pictures. Not in: where subjects come from (`world_subjects`,
+`real_subjects`), who judges the pictures (`world_judge`, `real_judge`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from apt_train.dataset import ImageSet
+
+Kind = Literal["subject", "class", "other"]
+KINDS: tuple[Kind, ...] = ("subject", "class", "other")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and what a judge should see in its picture.
+
+    `kind`: `subject` names it as `{subject}`; `class` says the bare class word in its place; `other` is about other
+    things. `expect`: attribute -> label, for judges that read attributes.
+    """
+
+    text: str
+    kind: Kind
+    expect: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """A picture of the subject; the caption names it as `{subject}`."""
+
+    picture: Image.Image
+    caption: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One subject: `training` is what a run sees, `heldout` shows it elsewhere; `group` is for tables (near, far)."""
+
+    name: str
+    class_word: str
+    training: list[Captioned]
+    heldout: list[Captioned]
+    prompts: list[Prompt]
+    group: str = ""
+
+    @property
+    def images(self) -> ImageSet:
+        """The training pictures as the trainer takes them."""
+        return image_set([item.picture for item in self.training], [item.caption for item in self.training])
+
+
+class Judge(Protocol):
+    """Who looks at the pictures of one subject."""
+
+    space: str
+    """Name of the feature space of `features`."""
+
+    def features(self, pictures: Sequence[Image.Image]) -> dict[str, np.ndarray]:
+        """Named feature spaces, each float64 (N, D), for distances between sets. `all` covers the whole picture."""
+        ...
+
+    def score(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[Prompt], prior: Sequence[Image.Image]
+    ) -> dict[str, float]:
+        """What the pictures of these prompts show; `prior`: the prior's pictures of the same prompts and noise."""
+        ...
+
+
+def image_set(pictures: list[Image.Image], captions: list[str] | None) -> ImageSet:
+    """Pictures of any sizes as the trainer takes them."""
+    return ImageSet.from_tensors([as_hwc(picture) for picture in pictures], captions)
+
+
+def as_hwc(picture: Image.Image) -> torch.Tensor:
+    """float (H, W, 3) in [0, 1]."""
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
+
+
+def as_signed(pictures: Sequence[Image.Image]) -> torch.Tensor:
+    """Pictures of one size as float (N, 3, H, W) in [-1, 1]."""
+    pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,0 +1,127 @@
+"""The figures of a grid as Markdown tables and as plain numbers for JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .curves import BASELINE, LEVEL, LEVELS, Curve, Mean, at_level, at_step, difference, floors_of
+
+MEASURES = {
+    "fidelity": ("subject fidelity", 1),
+    "recognised": ("recognised", 1),
+    "kept": ("kept", 1),
+    "aligned": ("prompt words", 1),
+    "aligned_elsewhere": ("words elsewhere", 1),
+    "fid": ("FID", -1),
+    "precision": ("precision", 1),
+    "recall": ("recall", 1),
+    "fid_scene": ("FID, scene", -1),
+    "drift_other": ("drift x 1000", -1),
+    "drift_class": ("drift of the class x 1000", -1),
+    "copied": ("copied", -1),
+    "leak": ("leak", -1),
+    "memorised": ("memorised x 1000", -1),
+    "hps": ("HPS", 1),
+}
+"""Measure -> its heading, and whether more of it is better (1) or worse (-1)."""
+THOUSANDS = ("drift_other", "drift_class", "memorised")
+
+
+def step_table(units: Sequence[dict[str, Any]], curves: Sequence[Curve], step: int) -> str:
+    """Means with 95% intervals at one step, a row a variant, under the floor."""
+    names = _known(curves)
+    floor = floors_of(units)
+    rows = [_row("prior, other seeds", {name: floor.get(name) for name in names})]
+    for variant in variants_of(curves):
+        rows.append(_row(variant, {name: Mean.of([*at_step(curves, variant, name, step).values()]) for name in names}))
+    return _table("variant", names, rows)
+
+
+def level_table(curves: Sequence[Curve], level: float = LEVEL) -> str:
+    """Differences to the baseline at equal fidelity, paired; in bold those whose interval leaves zero out."""
+    names = ["step", *(name for name in _known(curves) if name not in ("fidelity", "recognised"))]
+    rows = []
+    for variant in variants_of(curves):
+        if variant != BASELINE:
+            found = level_differences(curves, variant, names, level)
+            rows.append(_row(variant, found, signed=True))
+    return _table(f"variant - {BASELINE}", names, rows)
+
+
+def level_differences(
+    curves: Sequence[Curve], variant: str, names: Sequence[str], level: float = LEVEL
+) -> dict[str, Mean]:
+    """A variant's paired differences to the baseline where both have come as far."""
+    return {
+        name: difference(at_level(curves, variant, name, level), at_level(curves, BASELINE, name, level))
+        for name in names
+    }
+
+
+def numbers(units: Sequence[dict[str, Any]], curves: Sequence[Curve]) -> dict[str, Any]:
+    """Everything the tables say, and the other levels and steps, as plain numbers."""
+    names = _known(curves)
+    steps = sorted({int(step) for curve in curves for step in curve.steps[curve.sampled()]})
+    return {
+        "floor": {name: _plain(mean) for name, mean in floors_of(units).items()},
+        "at_step": {
+            variant: {
+                step: {name: _plain(Mean.of([*at_step(curves, variant, name, step).values()])) for name in names}
+                for step in steps
+            }
+            for variant in variants_of(curves)
+        },
+        "at_level": {
+            variant: {
+                level: {
+                    name: _plain(mean)
+                    for name, mean in level_differences(curves, variant, ["step", *names], level).items()
+                }
+                for level in LEVELS
+            }
+            for variant in variants_of(curves)
+            if variant != BASELINE
+        },
+    }
+
+
+def variants_of(curves: Sequence[Curve]) -> list[str]:
+    """In the order in which they come."""
+    return list(dict.fromkeys(curve.variant for curve in curves))
+
+
+def _known(curves: Sequence[Curve]) -> list[str]:
+    """The table's measures that these curves have."""
+    return [name for name in MEASURES if any(name in curve.values for curve in curves)]
+
+
+def _row(title: str, means: dict[str, Mean | None], signed: bool = False) -> list[str]:
+    counts = {mean.n for mean in means.values() if mean is not None and mean.n}
+    return [title, f"{max(counts, default=0)}", *(_cell(name, mean, signed) for name, mean in means.items())]
+
+
+def _cell(name: str, mean: Mean | None, signed: bool) -> str:
+    if mean is None or mean.n == 0:
+        return "-"
+    scale = 1000 if name in THOUSANDS else 1
+    digits = 0 if name == "step" else 1 if name in ("fid", "fid_scene") else 2 if scale > 1 else 3
+    text = f"{scale * mean.mean:{'+' if signed else ''}.{digits}f}"
+    if mean.n > 1:
+        text += f" ±{scale * mean.half:.{digits}f}"
+    return f"**{text}**" if signed and mean.clear else text
+
+
+def _table(first: str, names: Sequence[str], rows: list[list[str]]) -> str:
+    headings = ["step reached" if name == "step" else MEASURES[name][0] for name in names]
+    lines = [[first, "n", *headings], ["---", "---:", *("---:" for _ in names)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _plain(mean: Mean) -> dict[str, float | int | None]:
+    """NaN is no JSON."""
+    return {
+        "mean": None if mean.n == 0 else float(f"{mean.mean:.5g}"),
+        "half": None if mean.n < 2 else float(f"{mean.half:.3g}"),
+        "n": mean.n,
+    }

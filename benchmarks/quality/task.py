@@ -1,0 +1,49 @@
+"""What a benchmark runs on: a checkpoint, its subjects, who judges them, the recipe all methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from apt_train.checkpoint import load_checkpoint
+from apt_train.components import Components
+
+from .cache import cached
+from .subjects import Judge, Subject
+
+
+@dataclass(frozen=True)
+class Task:
+    """`recipe`: TrainConfig values of every method; `subject(name)` and `judge(subject)` make the rest."""
+
+    name: str
+    checkpoint: Path
+    recipe: dict[str, Any]
+    subject: Callable[[str], Subject]
+    judge: Callable[[Subject], Judge]
+    sampling_steps: int
+    guidance: float
+    sampling_batch: int = 32
+    device: str = "cpu"
+    cache: Path = Path(".cache/quality")
+    preservation_pictures: int = 48
+    loss_repeats: int = 2  # noises per picture and timestep bin in the loss probes
+    drift_prompts: int = 8  # per kind of prompt in the drift probes
+    _components: dict[str, Components] = field(default_factory=dict)
+
+    def components(self) -> Components:
+        """The checkpoint, loaded once per process."""
+        if not self._components:
+            self._components["one"] = load_checkpoint(self.checkpoint)
+        return self._components["one"]
+
+    def cached(
+        self, components: Components, key: dict[str, Any], make: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Something the prior alone decides; see `cache`."""
+        sampling = {"steps": self.sampling_steps, "guidance": self.guidance, "precision": str(components.unet.dtype)}
+        return cached(self.cache, {**key, "model": components.digest, **sampling}, make)

@@ -1,0 +1,195 @@
+"""One unit: train a subject by one variant, measure it at its snapshots, and say it in a small JSON object."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from apt_train.apply import personalized
+from apt_train.components import Components
+from apt_train.conditioning import Conditioner
+from apt_train.config import TrainConfig
+from apt_train.dataset import ImageSet
+from apt_train.loop import train
+from apt_train.precision import resolve_dtype
+from apt_train.report.recommend import recommended_snapshot
+from apt_train.report.run_files import read_run
+from apt_train.run_folder import RunFolder, step_folder
+
+from .distances import set_distances
+from .grid import PRIOR, Grid, Unit, merged
+from .pictures import draw_pictures, prior_pictures
+from .probe import Probe, by_bin, errors, probes_of
+from .subjects import KINDS, Judge, Subject, image_set
+from .task import Task
+
+REFERENCE_SEEDS = (101, 102)  # of the prior's pictures that distances are taken to; runs are sampled with their own
+PRESERVATION_SEED = 201
+GAMMA_EVERY = 10  # steps between the values of gamma that are kept
+
+
+def run_unit(task: Task, grid: Grid, unit: Unit) -> dict[str, Any]:
+    """Train, measure, and return what is committed."""
+    components, subject = task.components(), task.subject(unit.subject)
+    with _on(components, task.device):
+        bench = _Bench(task, components, subject, task.judge(subject), unit.seed)
+        if unit.variant == PRIOR:
+            return {"unit": _about(unit, subject), "snapshots": [bench.prior()]}
+        return _trained(bench, grid, unit)
+
+
+def _trained(bench: _Bench, grid: Grid, unit: Unit) -> dict[str, Any]:
+    variant = grid.variants[unit.variant]
+    config = variant.config(merged(bench.task.recipe, grid.recipe or {}), bench.subject.class_word, unit.seed)
+    preservation = bench.preservation() if variant.preservation else None
+    bench.prepare()
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            bench.components,
+            bench.subject.images,
+            config,
+            prior_images=preservation,
+            output_dir=folder,
+            device=bench.task.device,
+        )
+        to(bench.components, bench.task.device)
+        snapshots = [
+            bench.snapshot(RunFolder(Path(folder), config.name), config, step, sampled=step in grid.sample_at)
+            for step in sorted({*grid.probe_at, *grid.sample_at})
+        ]
+        run = read_run(Path(folder))
+    every = run.log.gamma[GAMMA_EVERY - 1 :: GAMMA_EVERY]
+    return {
+        "unit": _about(unit, bench.subject),
+        "settings": variant.settings,
+        "recommended": recommended_snapshot(run.summary).step,
+        "gamma": np.round(every, 3).tolist(),
+        "snapshots": snapshots,
+    }
+
+
+def _about(unit: Unit, subject: Subject) -> dict[str, Any]:
+    return {"subject": unit.subject, "group": subject.group, "seed": unit.seed, "variant": unit.variant}
+
+
+class _Bench:
+    """One subject's pictures, probes and judge, on one model."""
+
+    def __init__(self, task: Task, components: Components, subject: Subject, judge: Judge, seed: int) -> None:
+        self.task, self.components, self.subject, self.judge, self.seed = task, components, subject, judge, seed
+        self._prior = Conditioner(components.text_encoders, None, class_word=subject.class_word, name="the_subject")
+        assert [prompt.kind for prompt in subject.prompts] == sorted(
+            (prompt.kind for prompt in subject.prompts), key=KINDS.index
+        ), "prompts come kind by kind"
+        self._probes: dict[str, Probe] = {}
+        self._reference: dict[str, np.ndarray] = {}
+
+    def prepare(self) -> None:
+        """Everything that the prior alone decides, before any adapter is on."""
+        self._probes = probes_of(self.task, self.components, self._prior, self.subject)
+        self._reference = _joined([self.judge.features(self._pictures(seed)) for seed in REFERENCE_SEEDS])
+
+    def preservation(self) -> ImageSet:
+        """The prior's own pictures of the class, as DreamBooth's second term takes them."""
+        texts = [f"a photo of a {self.subject.class_word}"] * self.task.preservation_pictures
+        pictures = prior_pictures(self.task, self.components, self._prior, texts, PRESERVATION_SEED)
+        return image_set(pictures, texts)
+
+    def prior(self) -> dict[str, Any]:
+        """The prior measured as if it were a trained model, against itself at the reference's seeds."""
+        self.prepare()
+        again = self._pictures(self.seed + 50)
+        losses = {name: self._by_bin(name, self._probes[name].prior) for name in ("training", "augmented", "heldout")}
+        return _rounded({"step": 0, "prior_losses": losses, **self._judged(again)})
+
+    def snapshot(self, folder: RunFolder, config: TrainConfig, step: int, *, sampled: bool) -> dict[str, Any]:
+        """The model of one snapshot: its probes, and with `sampled` its pictures."""
+        place = step_folder(folder.snapshots, step)
+        embedding = place / folder.embedding.name
+        with personalized(
+            self.components,
+            load_file(place / folder.lora.name),
+            load_file(embedding) if embedding.exists() else None,
+            name=config.name,
+            class_word=config.class_word,
+            init_word=config.init_word,
+        ) as conditioner:
+            to(self.components, self.task.device)
+            found: dict[str, Any] = {"step": step, **self._probed(conditioner)}
+            if sampled:
+
+                def draw(texts: list[str]) -> list[Image.Image]:
+                    return draw_pictures(self.task, self.components, conditioner, texts, tuned=True, seed=self.seed)
+
+                found |= self._judged(self._by_kind(draw))
+        return _rounded(found)
+
+    def _probed(self, conditioner: Conditioner) -> dict[str, Any]:
+        values = {
+            name: self._by_bin(name, errors(self.components, conditioner, probe, tuned=True))
+            for name, probe in self._probes.items()
+        }
+        losses = {name: values.pop(name) for name in ("training", "augmented", "heldout")}
+        return {"losses": losses, "drift": values}
+
+    def _by_bin(self, name: str, values: torch.Tensor) -> list[float]:
+        return by_bin(values, self._probes[name].timesteps, self.components.schedule.num_timesteps)
+
+    def _judged(self, pictures: list[Image.Image]) -> dict[str, Any]:
+        score = self.judge.score(pictures, self.subject.prompts, self._pictures(self.seed))
+        features = self.judge.features(pictures)
+        kinds = np.array([prompt.kind for prompt in self.subject.prompts])
+        twice = np.tile(kinds, len(REFERENCE_SEEDS))
+        elsewhere = set_distances(features["all"][kinds != "subject"], self._reference["all"][twice != "subject"])
+        distances = {"elsewhere": elsewhere}
+        if "scene" in features:
+            distances["scene"] = set_distances(features["scene"], self._reference["scene"])
+        return {"score": score, "distances": distances}
+
+    def _pictures(self, seed: int) -> list[Image.Image]:
+        """The prior's of all prompts; what subjects have in common is drawn once."""
+        return self._by_kind(lambda texts: prior_pictures(self.task, self.components, self._prior, texts, seed))
+
+    def _by_kind(self, draw: Callable[[list[str]], list[Image.Image]]) -> list[Image.Image]:
+        """Pictures of all prompts, kind by kind, so that picture k of a kind starts from the same noise for all."""
+        texts = ([prompt.text for prompt in self.subject.prompts if prompt.kind == kind] for kind in KINDS)
+        return [picture for of_kind in texts if of_kind for picture in draw(of_kind)]
+
+
+def to(components: Components, device: str) -> None:
+    """UNet and text encoders to where they are measured, in the trainer's precision; the VAE moves as it is needed."""
+    dtype = resolve_dtype("auto", torch.device(device))
+    for module in (components.unet, *(encoder.model for encoder in components.text_encoders)):
+        torch.nn.Module.to(module, device, dtype)
+
+
+@contextlib.contextmanager
+def _on(components: Components, device: str) -> Iterator[None]:
+    to(components, device)
+    components.unet.eval()
+    try:
+        yield
+    finally:
+        for module in (components.unet, *(encoder.model for encoder in components.text_encoders)):
+            module.to("cpu")
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _rounded(value: Any) -> Any:
+    """Five significant digits: far below the noise, and the files stay small."""
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value

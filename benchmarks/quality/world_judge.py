@@ -1,0 +1,130 @@
+"""The judge of the drawn world's subjects: is it the subject, is it what the prompt asked for, is it a copy?
+
+The drawn world can draw its subject in every style, so likeness is measured against true pictures of the same style,
+and "it is the subject" means: nearer to the subject than to every look-alike, which is the same shape with the
+pattern or one colour changed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from apt_train.judge import load_judge
+from benchmarks.world import draw
+
+from .subjects import Prompt, Subject, as_signed
+from .world_subjects import LOOKS, Look, elsewhere
+
+REFERENCES = 8  # true pictures of the subject per style
+LOOK_ALIKE_PICTURES = 4  # of each look-alike per style
+ALIGNED = ("shape", "colours", "ground", "place", "style")
+
+
+class WorldJudge:
+    """Reads pictures of one drawn-world subject. See `Judge`."""
+
+    space = "embedding of the drawn world's judge (object and scene)"
+
+    def __init__(self, subject: Subject) -> None:
+        self._judge = load_judge()
+        self._look = LOOKS[subject.name]
+        self._training = as_signed([item.picture for item in subject.training])
+
+    def features(self, pictures: Sequence[Image.Image]) -> dict[str, np.ndarray]:
+        images = as_signed(pictures)
+        return {part: self._judge.features(images, part).double().numpy() for part in ("all", "scene")}
+
+    def score(
+        self, pictures: Sequence[Image.Image], prompts: Sequence[Prompt], prior: Sequence[Image.Image]
+    ) -> dict[str, float]:
+        """Means over the prompts of each kind.
+
+        `fidelity`: cosine of the object to true pictures of the subject in the asked style; `recognised`: share nearer
+        to the subject than to any look-alike; `aligned`: share of the prompt's words found; `kept`: share recognised
+        with every word found; `leak`: share of the class word's pictures that are recognised as the subject;
+        `scene`: cosine of the scene to the prior's picture of the same noise; `copied`: largest cosine of the whole
+        picture to a training picture.
+        """
+        images, reference = as_signed(pictures), as_signed(prior)
+        fidelity, recognised = self._likeness(images, prompts)
+        hits = self._hits(images, prompts)
+        aligned = np.array([np.mean(row) for row in hits])
+        whole = np.array([all(row) for row in hits])
+        scene = F.cosine_similarity(
+            self._judge.features(images, "scene"), self._judge.features(reference, "scene")
+        ).numpy()
+        kinds = np.array([prompt.kind for prompt in prompts])
+        named, klass = kinds == "subject", kinds == "class"
+        return {
+            "fidelity": float(fidelity[named].mean()),
+            "recognised": float(recognised[named].mean()),
+            "aligned": float(aligned[named].mean()),
+            "kept": float((recognised & whole)[named].mean()),
+            "scene": float(scene[named].mean()),
+            "copied": float(self.copied(images[torch.from_numpy(named)]).mean()),
+            "leak": float(recognised[klass].mean()),
+            "aligned_elsewhere": float(aligned[~named].mean()),
+        }
+
+    def copied(self, images: torch.Tensor) -> np.ndarray:
+        """Largest cosine of each whole picture to a training picture, (N,)."""
+        ours, theirs = (F.normalize(self._judge.features(x, "all"), dim=1) for x in (images, self._training))
+        return (ours @ theirs.T).max(dim=1).values.numpy()
+
+    def _likeness(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
+        """Cosine to the subject in the asked style, and whether no look-alike is nearer; each (N,)."""
+        ours = F.normalize(self._judge.features(images), dim=1)
+        cosine, nearest = np.zeros(len(prompts)), np.zeros(len(prompts), bool)
+        for row, prompt in enumerate(prompts):
+            centres = look_alike_centres(self._look, prompt.expect.get("style", "photo"))
+            cosine[row] = float((true_pictures(self._look, prompt.expect.get("style", "photo")) @ ours[row]).mean())
+            nearest[row] = int((centres @ ours[row]).argmax()) == 0
+        return cosine, nearest
+
+    def _hits(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> list[list[bool]]:
+        seen = self._judge.classify(images)
+        return [
+            [seen[name][row] == prompt.expect[name] for name in ALIGNED if name in prompt.expect]
+            for row, prompt in enumerate(prompts)
+        ]
+
+
+def look_alikes(look: Look) -> list[Look]:
+    """The subject first, then the same shape with another pattern, or with one colour changed."""
+    patterns = [name for name in draw.PATTERNS + draw.NOVEL_PATTERNS if name != look.pattern]
+    others = [name for name in draw.COLOURS if name not in (look.colour, look.second)]
+    return [
+        look,
+        *(replace(look, pattern=name, angle=0) for name in patterns),
+        *(replace(look, colour=name) for name in others),
+        *(replace(look, second=name) for name in others),
+    ]
+
+
+@functools.lru_cache(maxsize=64)
+def true_pictures(look: Look, style: str) -> torch.Tensor:
+    """Unit object embeddings of true pictures in a style, (REFERENCES, D)."""
+    return _embedded(look, style, REFERENCES, 300)
+
+
+@functools.lru_cache(maxsize=64)
+def look_alike_centres(look: Look, style: str) -> torch.Tensor:
+    """Unit centres of the subject and its look-alikes in a style, (L, D); the subject's comes first."""
+    means = [_embedded(other, style, LOOK_ALIKE_PICTURES, 400).mean(0) for other in look_alikes(look)]
+    return F.normalize(torch.stack(means), dim=1)
+
+
+def _embedded(look: Look, style: str, count: int, seed: int) -> torch.Tensor:
+    grounds = elsewhere(look)
+    pictures = []
+    for i in range(count):
+        scene = replace(look.scene, ground=grounds[i % len(grounds)], place=draw.PLACES[i % 4], style=style)
+        pictures.append(Image.fromarray(draw.render(scene, np.random.default_rng(seed + i))))
+    return F.normalize(load_judge().features(as_signed(pictures)), dim=1)

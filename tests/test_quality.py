@@ -1,0 +1,305 @@
+"""The quality benchmark: subjects, judge, probes, distances, curves, and a unit from training to its JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from apt_train.adapter import add_adapter, remove_adapter
+from apt_train.conditioning import Conditioner
+from benchmarks.quality.curves import Curve, Mean, at_level, at_step, curves_of, difference
+from benchmarks.quality.distances import Projection, frechet_distance, precision_and_recall, set_distances
+from benchmarks.quality.grid import PRIOR, Grid, Unit, Variant, merged
+from benchmarks.quality.grids import GRIDS, METHODS
+from benchmarks.quality.probe import BINS, by_bin, errors, probes_of
+from benchmarks.quality.report import write_report
+from benchmarks.quality.store import missing, read_units, write_unit
+from benchmarks.quality.task import Task
+from benchmarks.quality.unit import run_unit, to
+from benchmarks.quality.world_judge import WorldJudge, look_alikes
+from benchmarks.quality.world_subjects import LOOKS, TUNING, VERDICT, world_subject
+from benchmarks.quality.world_task import world_task
+from benchmarks.world import draw
+
+NEAR, FAR = TUNING[0], TUNING[5]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def drawn(look: Any, style: str = "photo", seed: int = 9) -> Image.Image:
+    return Image.fromarray(draw.render(replace(look.scene, style=style), np.random.default_rng(seed)))
+
+
+# -- subjects
+
+
+def test_no_constant_is_chosen_on_a_subject_of_the_verdict() -> None:
+    looks = {look.scene.look for look in TUNING}
+    assert len(TUNING) == len(VERDICT) == 6 and not looks & {look.scene.look for look in VERDICT}
+    assert [look.far for look in TUNING] == [look.far for look in VERDICT] == [False] * 3 + [True] * 3
+
+
+def test_the_world_holds_no_subject() -> None:
+    scenes = [draw.world_scene(0, index) for index in range(4000)]
+    assert not {look.scene.look for look in TUNING + VERDICT} & {scene.look for scene in scenes}
+    assert not {scene.pattern for scene in scenes} & set(draw.NOVEL_PATTERNS)
+
+
+@pytest.mark.parametrize("look", VERDICT, ids=lambda look: look.name)
+def test_a_subject_is_shown_on_one_ground_and_asked_for_on_the_others(look: Any) -> None:
+    subject = world_subject(look.name)
+    assert len(subject.training) == 4 and len(subject.images.images) == 4
+    assert {item.caption for item in subject.training} == {f"a photo of {{subject}} on {look.ground}"}
+    named = [prompt for prompt in subject.prompts if prompt.kind == "subject"]
+    assert len(named) == 64 and not any(prompt.expect["ground"] == look.ground for prompt in named)
+    assert not any(look.ground in item.caption for item in subject.heldout)
+    assert all("{subject}" not in prompt.text for prompt in subject.prompts if prompt.kind != "subject")
+
+
+def test_prompts_about_other_things_are_the_same_for_all_subjects() -> None:
+    first, other = (
+        [prompt.text for prompt in world_subject(look.name).prompts if prompt.kind == "other"] for look in VERDICT[:2]
+    )
+    assert first == other and len(set(first)) > 100
+
+
+# -- judge
+
+
+@pytest.mark.parametrize("look", [NEAR, FAR], ids=lambda look: look.name)
+def test_the_judge_tells_a_subject_from_its_look_alikes(look: Any) -> None:
+    subject = world_subject(look.name, share=0.25)
+    prompts = [prompt for prompt in subject.prompts if prompt.kind == "subject"][:8]
+    placed = [replace(look.scene, **prompt.expect) for prompt in prompts]
+    true = [Image.fromarray(draw.render(scene, np.random.default_rng(i))) for i, scene in enumerate(placed)]
+    other = look_alikes(look)[1]
+    false = [
+        Image.fromarray(draw.render(replace(other.scene, **prompt.expect), np.random.default_rng(i)))
+        for i, prompt in enumerate(prompts)
+    ]
+    judge, klass = WorldJudge(subject), [prompt for prompt in subject.prompts if prompt.kind == "class"][:1]
+    right = judge.score([*true, true[0]], [*prompts, *klass], [*true, true[0]])
+    wrong = judge.score([*false, false[0]], [*prompts, *klass], [*true, true[0]])
+    assert right["recognised"] >= 0.75 and wrong["recognised"] <= 0.25
+    assert right["fidelity"] > wrong["fidelity"] + 0.1
+    assert right["aligned"] == wrong["aligned"] == 1.0
+    assert right["kept"] == right["recognised"] and right["leak"] == 1.0 and wrong["leak"] == 0.0
+
+
+def test_a_training_picture_counts_as_copied() -> None:
+    subject = world_subject(NEAR.name, share=0.1)
+    judge = WorldJudge(subject)
+    from benchmarks.quality.subjects import as_signed
+
+    copies = judge.copied(as_signed([item.picture for item in subject.training]))
+    elsewhere = judge.copied(as_signed([item.picture for item in subject.heldout]))
+    assert copies == pytest.approx(np.ones(4), abs=1e-5) and elsewhere.max() < 0.95
+
+
+# -- distances
+
+
+def test_fid_is_the_frechet_distance_of_two_gaussians() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(4000, 3))
+    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(first + [2.0, 0, 0], first) == pytest.approx(4.0, rel=1e-6)
+    # the same mean, deviation 3 against 1 in one direction: (3 - 1)^2
+    assert frechet_distance(first * [3.0, 1, 1], first) == pytest.approx(4.0, rel=0.1)
+
+
+def test_precision_falls_with_strangers_and_recall_with_what_is_missing() -> None:
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(200, 4)), rng.normal(size=(200, 4)) + 20
+    both = np.concatenate([left, right])
+    again = np.concatenate([rng.normal(size=(100, 4)), rng.normal(size=(100, 4)) + 20])
+    half = rng.normal(size=(200, 4))
+    strangers = np.concatenate([again[:100], rng.normal(size=(100, 4)) - 60])
+    assert min(precision_and_recall(again, both)) > 0.9
+    precision, recall = precision_and_recall(half, both)
+    assert precision > 0.9 and recall == pytest.approx(0.5, abs=0.05)
+    assert precision_and_recall(strangers, both)[0] == pytest.approx(0.5, abs=0.05)
+
+
+def test_ten_samples_a_dimension() -> None:
+    rng = np.random.default_rng(0)
+    reference = rng.normal(size=(400, 50)) * np.linspace(3, 0.1, 50)
+    assert Projection.fit(reference, samples=160).dimensions == 16
+    found = set_distances(rng.normal(size=(60, 50)), reference)
+    assert found["dimensions"] == 6 and 0 < found["explained"] < 1 and found["fid"] > 0
+
+
+# -- curves
+
+
+def curve(variant: str, fidelity: list[float], cost: list[float], subject: str = "s", seed: int = 0) -> Curve:
+    steps = np.array([0, 100, 200, 400])
+    return Curve(
+        subject, "near", seed, variant, steps, {"fidelity": np.array(fidelity), "fid": np.array(cost, dtype=float)}
+    )
+
+
+def test_equal_fidelity_is_where_a_variant_first_gets_there() -> None:
+    base = curve("dreambooth", [0.1, 0.3, 0.5, 0.4], [0, 1, 3, 5])
+    slow = curve("apt", [0.1, 0.2, 0.3, 0.5], [0, 1, 2, 2])
+    never = curve("dco", [0.1, 0.1, 0.2, 0.2], [0, 0, 0, 0])
+    curves = [base, slow, never]
+    # three quarters of the way from .1 to dreambooth's best, .5: .4
+    assert at_level(curves, "dreambooth", "step")["s", 0] == pytest.approx(150)
+    assert at_level(curves, "dreambooth", "fid")["s", 0] == pytest.approx(2)
+    assert at_level(curves, "apt", "step")["s", 0] == pytest.approx(300)
+    assert at_level(curves, "apt", "fid")["s", 0] == pytest.approx(2)
+    assert np.isnan(at_level(curves, "dco", "fid")["s", 0])
+    assert at_step(curves, "apt", "fid", 400) == {("s", 0): 2.0}
+
+
+def test_differences_are_paired() -> None:
+    ours = {("a", 0): 1.0, ("b", 0): 11.0, ("c", 0): float("nan")}
+    theirs = {("a", 0): 0.0, ("b", 0): 10.0, ("c", 0): 5.0, ("d", 0): 7.0}
+    found = difference(ours, theirs)
+    assert (found.mean, found.half, found.n) == (1.0, 0.0, 2) and found.clear
+
+
+def test_the_interval_is_students() -> None:
+    found = Mean.of([1.0, 2.0, 3.0, float("nan")])
+    assert found.n == 3 and found.mean == 2.0
+    assert found.half == pytest.approx(4.302653 * 1 / 3**0.5, rel=1e-5)  # t(.975, 2 degrees of freedom)
+    assert Mean.of([]).n == 0 and not Mean.of([5.0]).clear
+
+
+# -- the grids
+
+
+@pytest.mark.parametrize("name", sorted(GRIDS))
+def test_every_grid_can_be_run(name: str) -> None:
+    grid, task = GRIDS[name], world_task()
+    assert set(grid.subjects) <= set(LOOKS) and PRIOR in grid.variants
+    assert not set(grid.subjects) & {look.name for look in (TUNING if name == "verdict" else VERDICT)}
+    for variant in grid.variants.values():
+        config = variant.config(merged(task.recipe, grid.recipe or {}), "toy", 0)
+        every = config.output.snapshot_every
+        assert all(step % every == 0 and step <= config.steps for step in (*grid.probe_at, *grid.sample_at))
+
+
+def test_the_verdict_has_every_method_and_enough_of_each() -> None:
+    grid = GRIDS["verdict"]
+    assert set(METHODS) <= set(grid.variants) and len(grid.subjects) >= 6 and len(grid.seeds) >= 3
+    recipes = {
+        name: (c.optimizer, c.adapter.rank, c.steps)
+        for name, c in ((name, v.config(world_task().recipe, "toy", 0)) for name, v in METHODS.items())
+    }
+    assert len(set(recipes.values())) == 1, "methods differ in the loss alone"
+
+
+# -- probes and units, on the embedded model
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Task:
+    return replace(
+        world_task(share=0.07),
+        sampling_steps=2,
+        cache=tmp_path_factory.mktemp("cache"),
+        loss_repeats=1,
+        drift_prompts=2,
+        preservation_pictures=2,
+        _components={},
+    )
+
+
+def test_the_untrained_model_has_the_priors_losses_and_no_drift(small: Task) -> None:
+    components, subject = small.components(), world_subject(NEAR.name, share=0.07)
+    to(components, "cpu")
+    conditioner = Conditioner(components.text_encoders, None, class_word="toy", name="x")
+    probes = probes_of(small, components, conditioner, subject)
+    assert set(probes) == {"training", "augmented", "heldout", "subject", "class", "other"}
+    add_adapter(components.unet, rank=2, alpha=2.0, seed=0)
+    try:
+        for name in ("training", "class", "other"):
+            found = errors(components, conditioner, probes[name], tuned=False)
+            assert torch.allclose(found, probes[name].prior, atol=1e-6)
+        for name, parameter in components.unet.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.3)
+        moved = errors(components, conditioner, probes["other"], tuned=False)
+        per_bin = by_bin(moved, probes["other"].timesteps, components.schedule.num_timesteps)
+        assert len(per_bin) == BINS and min(per_bin) > 1e-5
+    finally:
+        remove_adapter(components.unet)
+
+
+GRID = Grid(
+    subjects=(NEAR.name,),
+    seeds=(0,),
+    variants={
+        PRIOR: Variant({}),
+        "dreambooth": Variant({"method": "dreambooth", "apt": {"watch_indicator": True}}),
+        "preservation": Variant({"method": "dreambooth"}, preservation=True),
+    },
+    probe_at=(2, 4),
+    sample_at=(4,),
+    recipe={"steps": 4, "output": {"snapshot_every": 2}, "adapter": {"rank": 2}},
+)
+
+
+@pytest.fixture(scope="module")
+def results(small: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    for unit in missing(folder, GRID):
+        write_unit(folder, unit, run_unit(small, GRID, unit))
+    return folder
+
+
+def test_a_unit_says_what_was_measured(results: Path) -> None:
+    assert missing(results, GRID) == []
+    found = {unit["unit"]["variant"]: unit for unit in read_units(results, GRID)}
+    unit = found["dreambooth"]
+    assert [snapshot["step"] for snapshot in unit["snapshots"]] == [2, 4]
+    assert "score" not in unit["snapshots"][0] and unit["snapshots"][0]["drift"]["other"][0] > 0
+    assert np.shape(unit["snapshots"][1]["losses"]["heldout"]) == (BINS,)
+    assert found["preservation"]["snapshots"][1]["losses"] != unit["snapshots"][1]["losses"]
+    text = json.dumps(unit)
+    assert "NaN" not in text and len(text) < 8000
+    assert all(path.stat().st_size < 8000 for path in results.iterdir())
+
+
+def test_a_unit_is_the_same_when_run_again(small: Task, results: Path) -> None:
+    unit = Unit(NEAR.name, 0, "dreambooth")
+    again = json.loads(json.dumps(run_unit(small, GRID, unit)))
+    assert again == next(u for u in read_units(results, GRID) if u["unit"]["variant"] == "dreambooth")
+
+
+def test_only_missing_units_are_run(results: Path, tmp_path: Path) -> None:
+    for path in results.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / f"{NEAR.name}-seed0-preservation.json").unlink()
+    assert [unit.variant for unit in missing(tmp_path, GRID)] == ["preservation"]
+
+
+def test_curves_begin_at_the_prior(results: Path) -> None:
+    for found in curves_of(read_units(results, GRID)):
+        assert found.steps.tolist() == [0, 2, 4] and found.values["drift_other"][0] == 0
+        assert found.values["memorised"][0] == 0 and np.isnan(found.values["fidelity"][1])
+
+
+def test_the_report_states_how_many_units_it_stands_on(results: Path, tmp_path: Path) -> None:
+    for path in results.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    text = write_report("small", GRID, tmp_path)
+    assert "3 of 3 units" in text and "prior, other seeds" in text
+    assert json.loads((tmp_path / "summary.json").read_text())["at_step"]["dreambooth"]["4"]["fid"]["n"] == 1
+    assert Image.open(tmp_path / "figure.png").width > 800
