@@ -4,6 +4,7 @@
     python dev.py test [options]     run the tests, then those on a real ComfyUI if there is one (options: of pytest)
     python dev.py test --oldest      the same on the oldest libraries that pyproject.toml admits
     python dev.py lint               ruff on everything, pyright on apt_train/
+    python dev.py bench quality      what each method learns, and what it costs the prior (docs/benchmark.md)
     python dev.py bench cost         what a step costs by method, as ratios (options: of benchmarks/cost.py)
     python dev.py host [options]     start ComfyUI with this pack and tiny checkpoints (options: of its main.py)
 

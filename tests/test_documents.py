@@ -12,7 +12,7 @@ from apt_train.cli import build_parser
 from .readme_options import options_text, readme_text
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/log.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/log.md", "docs/benchmark.md")
 
 
 def read(name: str) -> str:
@@ -30,7 +30,7 @@ def test_the_readme_lists_every_option_as_it_is() -> None:
     assert readme_text() == options_text(), "run `python -m tests.readme_options`"
 
 
-@pytest.mark.parametrize("top", ["apt_train/", "nodes/"])
+@pytest.mark.parametrize("top", ["apt_train/", "nodes/", "benchmarks/quality/"])
 def test_the_tree_names_every_module_and_no_other(top: str) -> None:
     named, home, package = [], "", ""
     for indent, name in tree():

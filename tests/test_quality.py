@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,19 @@ from PIL import Image
 
 from apt_train.adapter import add_adapter, remove_adapter
 from apt_train.conditioning import Conditioner
+from apt_train.errors import InputError
+from benchmarks.quality import run
 from benchmarks.quality.curves import Curve, Mean, at_level, at_step, curves_of, difference
 from benchmarks.quality.distances import Projection, frechet_distance, precision_and_recall, set_distances
 from benchmarks.quality.grid import PRIOR, Grid, Unit, Variant, merged
 from benchmarks.quality.grids import GRIDS, METHODS
+from benchmarks.quality.pictures import prior_pictures
 from benchmarks.quality.probe import BINS, by_bin, errors, probes_of
 from benchmarks.quality.report import write_report
 from benchmarks.quality.store import missing, read_units, write_unit
+from benchmarks.quality.tables import level_table
 from benchmarks.quality.task import Task
-from benchmarks.quality.unit import run_unit, to
+from benchmarks.quality.unit import _ranks_by_timestep, run_unit, to
 from benchmarks.quality.world_judge import WorldJudge, look_alikes
 from benchmarks.quality.world_subjects import LOOKS, TUNING, VERDICT, world_subject
 from benchmarks.quality.world_task import world_task
@@ -70,11 +75,13 @@ def test_a_subject_is_shown_on_one_ground_and_asked_for_on_the_others(look: Any)
     assert all("{subject}" not in prompt.text for prompt in subject.prompts if prompt.kind != "subject")
 
 
-def test_prompts_about_other_things_are_the_same_for_all_subjects() -> None:
-    first, other = (
-        [prompt.text for prompt in world_subject(look.name).prompts if prompt.kind == "other"] for look in VERDICT[:2]
+def test_prompts_about_other_things_are_the_same_for_all_subjects_of_a_class() -> None:
+    toys = [look for look in LOOKS.values() if look.shape == "toy"][:2]
+    first, second = (
+        [prompt.text for prompt in world_subject(look.name).prompts if prompt.kind == "other"] for look in toys
     )
-    assert first == other and len(set(first)) > 100
+    assert first == second and len(set(first)) > 100
+    assert not any("toy" in text for text in first), "their own class has prompts of its own"
 
 
 # -- judge
@@ -167,6 +174,14 @@ def test_equal_fidelity_is_where_a_variant_first_gets_there() -> None:
     assert at_step(curves, "apt", "fid", 400) == {("s", 0): 2.0}
 
 
+def test_where_not_all_get_there_nothing_is_bold() -> None:
+    base = [curve("dreambooth", [0.1, 0.3, 0.5, 0.4], [0, 1, 3, 5], subject=s) for s in "ab"]
+    both = [curve("apt", [0.1, 0.2, 0.3, 0.5], [0, 0, 0, 0], subject=s) for s in "ab"]
+    one = [both[0], curve("apt", [0.1, 0.1, 0.1, 0.1], [0, 0, 0, 0], subject="b")]
+    assert "| apt | 2 of 2 |" in level_table([*base, *both]) and "**-2.0" in level_table([*base, *both])
+    assert "| apt | 1 of 2 |" in level_table([*base, *one]) and "**" not in level_table([*base, *one])
+
+
 def test_differences_are_paired() -> None:
     ours = {("a", 0): 1.0, ("b", 0): 11.0, ("c", 0): float("nan")}
     theirs = {("a", 0): 0.0, ("b", 0): 10.0, ("c", 0): 5.0, ("d", 0): 7.0}
@@ -197,7 +212,8 @@ def test_every_grid_can_be_run(name: str) -> None:
 
 def test_the_verdict_has_every_method_and_enough_of_each() -> None:
     grid = GRIDS["verdict"]
-    assert set(METHODS) <= set(grid.variants) and len(grid.subjects) >= 6 and len(grid.seeds) >= 3
+    asked = {"prior", "dreambooth", "dreambooth+preservation", "dco", "t-lora", "+ata", "+ata+rs", "apt"}
+    assert asked <= set(grid.variants) and len(grid.subjects) >= 6 and len(grid.seeds) >= 3
     recipes = {
         name: (c.optimizer, c.adapter.rank, c.steps)
         for name, c in ((name, v.config(world_task().recipe, "toy", 0)) for name, v in METHODS.items())
@@ -229,12 +245,13 @@ def test_the_untrained_model_has_the_priors_losses_and_no_drift(small: Task) -> 
     assert set(probes) == {"training", "augmented", "heldout", "subject", "class", "other"}
     add_adapter(components.unet, rank=2, alpha=2.0, seed=0)
     try:
-        for name in ("training", "class", "other"):
+        for name in ("class", "other", "training"):
             found = errors(components, conditioner, probes[name], tuned=False)
             assert torch.allclose(found, probes[name].prior, atol=1e-6)
         for name, parameter in components.unet.named_parameters():
             if "lora_B" in name:
                 parameter.data.normal_(std=0.3)
+        assert not torch.allclose(errors(components, conditioner, probes["training"], tuned=False), found, atol=1e-3)
         moved = errors(components, conditioner, probes["other"], tuned=False)
         per_bin = by_bin(moved, probes["other"].timesteps, components.schedule.num_timesteps)
         assert len(per_bin) == BINS and min(per_bin) > 1e-5
@@ -260,7 +277,7 @@ GRID = Grid(
 def results(small: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
     for unit in missing(folder, GRID):
-        write_unit(folder, unit, run_unit(small, GRID, unit))
+        write_unit(folder, GRID, unit, run_unit(small, GRID, unit))
     return folder
 
 
@@ -271,6 +288,8 @@ def test_a_unit_says_what_was_measured(results: Path) -> None:
     assert [snapshot["step"] for snapshot in unit["snapshots"]] == [2, 4]
     assert "score" not in unit["snapshots"][0] and unit["snapshots"][0]["drift"]["other"][0] > 0
     assert np.shape(unit["snapshots"][1]["losses"]["heldout"]) == (BINS,)
+    assert unit["unit"]["space"] == WorldJudge.space and len(unit["unit"]["pictures"]) == 16
+    assert found["prior"]["snapshots"][0]["true"]["score"]["fidelity"] > 0.7
     assert found["preservation"]["snapshots"][1]["losses"] != unit["snapshots"][1]["losses"]
     text = json.dumps(unit)
     assert "NaN" not in text and len(text) < 8000
@@ -280,7 +299,8 @@ def test_a_unit_says_what_was_measured(results: Path) -> None:
 def test_a_unit_is_the_same_when_run_again(small: Task, results: Path) -> None:
     unit = Unit(NEAR.name, 0, "dreambooth")
     again = json.loads(json.dumps(run_unit(small, GRID, unit)))
-    assert again == next(u for u in read_units(results, GRID) if u["unit"]["variant"] == "dreambooth")
+    before = next(u for u in read_units(results, GRID) if u["unit"]["variant"] == "dreambooth")
+    assert {"made": before["made"], **again} == before
 
 
 def test_only_missing_units_are_run(results: Path, tmp_path: Path) -> None:
@@ -288,6 +308,103 @@ def test_only_missing_units_are_run(results: Path, tmp_path: Path) -> None:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / f"{NEAR.name}-seed0-preservation.json").unlink()
     assert [unit.variant for unit in missing(tmp_path, GRID)] == ["preservation"]
+
+
+def test_a_unit_of_other_settings_does_not_count(results: Path, tmp_path: Path) -> None:
+    for path in results.glob("*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    stronger = Variant({"method": "dreambooth", "apt": {"watch_indicator": True}, "optimizer": {"learning_rate": 1.0}})
+    for changed in (
+        replace(GRID, variants={**GRID.variants, "dreambooth": stronger}),
+        replace(GRID, share=0.5),
+        replace(GRID, sample_at=(2, 4)),
+        replace(GRID, task="another checkpoint"),
+    ):
+        with pytest.raises(InputError, match="other settings"):
+            missing(tmp_path, changed)
+
+
+def test_the_priors_pictures_are_never_drawn_with_a_lora_on(small: Task) -> None:
+    components = small.components()
+    conditioner = Conditioner(components.text_encoders, None, class_word="toy", name="x")
+    add_adapter(components.unet, rank=2, alpha=2.0, seed=0)
+    try:
+        with pytest.raises(InputError):
+            prior_pictures(small, components, conditioner, ["a photo of a toy"], seed=0)
+    finally:
+        remove_adapter(components.unet)
+
+
+def test_a_unit_needs_no_other_unit(small: Task, results: Path, tmp_path: Path) -> None:
+    """With nothing kept of the prior it finds the same figures: what it keeps was drawn without its LoRA."""
+    unit = Unit(NEAR.name, 0, "preservation")
+    alone = json.loads(json.dumps(run_unit(replace(small, cache=tmp_path), GRID, unit)))
+    assert alone["snapshots"] == next(
+        u["snapshots"] for u in read_units(results, GRID) if u["unit"]["variant"] == "preservation"
+    )
+
+
+def test_t_lora_masks_its_ranks_when_it_is_measured(small: Task) -> None:
+    components = small.components()
+    to(components, "cpu")
+    config = Variant({"method": "tlora", "adapter": {"rank": 8, "min_rank": 1}}).config({}, "toy", 0)
+    add_adapter(components.unet, rank=8, alpha=8.0, seed=0)
+    try:
+        for name, parameter in components.unet.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.3)
+        noisy, text = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 128)
+
+        def ask(timestep: int) -> torch.Tensor:
+            with torch.no_grad():
+                return components.unet(noisy, torch.tensor(timestep), encoder_hidden_states=text).sample
+
+        plain = ask(0), ask(999)
+        with _ranks_by_timestep(components, config):
+            masked = ask(0), ask(999)
+        assert torch.allclose(masked[0], plain[0]) and not torch.allclose(masked[1], plain[1], atol=1e-3)
+        assert torch.equal(ask(999), plain[1]), "nothing stays on the UNet"
+    finally:
+        remove_adapter(components.unet)
+
+
+def _fails(task: Task, grid: Grid, unit: Unit) -> dict[str, Any]:
+    if unit.variant == "dreambooth":
+        raise RuntimeError("diverged")
+    return {"unit": {"subject": unit.subject, "variant": unit.variant, "seed": unit.seed}}
+
+
+class _Inline:
+    """A pool of this process, which needs no model loaded a second time."""
+
+    def __init__(self, workers: int, mp_context: Any) -> None:
+        self.workers = workers
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def submit(self, function: Any, *arguments: Any) -> Future[None]:
+        future: Future[None] = Future()
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def test_a_unit_that_fails_does_not_keep_the_others_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "run_unit", _fails)
+    monkeypatch.setattr(run, "ProcessPoolExecutor", _Inline)
+    monkeypatch.setattr(run, "_TASKS", {})
+    with pytest.raises(InputError, match="1 units failed .*dreambooth"):
+        run.run_grid(world_task, GRID, tmp_path, 2)
+    assert "diverged" in capsys.readouterr().err
+    assert [unit.variant for unit in missing(tmp_path, GRID)] == ["dreambooth"]
 
 
 def test_curves_begin_at_the_prior(results: Path) -> None:
@@ -300,6 +417,6 @@ def test_the_report_states_how_many_units_it_stands_on(results: Path, tmp_path: 
     for path in results.glob("*.json"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     text = write_report("small", GRID, tmp_path)
-    assert "3 of 3 units" in text and "prior, other seeds" in text
+    assert "3 of 3 units" in text and "prior, other seeds" in text and "true pictures" in text
     assert json.loads((tmp_path / "summary.json").read_text())["at_step"]["dreambooth"]["4"]["fid"]["n"] == 1
     assert Image.open(tmp_path / "figure.png").width > 800

@@ -2,7 +2,7 @@
 
     python dev.py bench quality                     the verdict's grid: what is missing is run, then the report
     python dev.py bench quality --short             the same machinery in minutes: a lead, no finding
-    python dev.py bench quality --grid temperature  a grid that chose a constant
+    python dev.py bench quality --grid parts        a grid that chose a constant
     python dev.py bench quality --report            only the tables and the figure, from what is there
 
 Every unit (subject, seed, variant) is one small JSON; stop it when you like, the next call goes on. On a checkpoint
@@ -79,7 +79,7 @@ def _real(options: argparse.Namespace) -> tuple[MakeTask, Grid, str]:
     if options.subjects is None or options.clip is None or options.out is None:
         raise InputError("--checkpoint needs --subjects, --clip and --out: name those folders too.")
     share = SHORT.share if options.short else 1.0
-    steps = (500, 1000, 2000)
+    steps = (50, 100) if options.short else (250, 500, 1000, 2000)
     grid = Grid(
         subjects=tuple(subject_names(options.subjects)),
         seeds=tuple(range(1 if options.short else options.seeds)),
@@ -87,6 +87,7 @@ def _real(options: argparse.Namespace) -> tuple[MakeTask, Grid, str]:
         probe_at=steps,
         sample_at=steps,
         share=share,
+        task=f"{options.checkpoint} {options.subjects} {options.clip} {options.dino} {options.hps}",
     )
     make = functools.partial(
         real_task,

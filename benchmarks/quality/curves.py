@@ -91,12 +91,23 @@ class Mean:
 def curves_of(units: Sequence[dict[str, Any]]) -> list[Curve]:
     """All trained units, each beginning with the prior's measures of its subject and seed."""
     floors = {_key(unit): unit["snapshots"][0] for unit in units if unit["unit"]["variant"] == PRIOR}
-    return [_curve(unit, floors[_key(unit)]) for unit in units if unit["unit"]["variant"] != PRIOR and _key(unit) in floors]
+    trained = (unit for unit in units if unit["unit"]["variant"] != PRIOR)
+    return [_curve(unit, floors[_key(unit)]) for unit in trained if _key(unit) in floors]
 
 
 def floors_of(units: Sequence[dict[str, Any]]) -> dict[str, Mean]:
     """The prior against itself at other seeds: every sampled measure's floor."""
     rows = [_measures(unit["snapshots"][0], None) for unit in units if unit["unit"]["variant"] == PRIOR]
+    return {name: Mean.of([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+
+
+def ceilings_of(units: Sequence[dict[str, Any]]) -> dict[str, Mean]:
+    """True pictures of what the prompts ask for, where a judge can have them: the most there is to reach."""
+    rows = [
+        _measures({**unit["snapshots"][0]["true"], "drift": {}}, None)
+        for unit in units
+        if unit["unit"]["variant"] == PRIOR and "true" in unit["snapshots"][0]
+    ]
     return {name: Mean.of([row[name] for row in rows]) for name in (rows[0] if rows else {})}
 
 
@@ -155,13 +166,14 @@ def _measures(snapshot: dict[str, Any], prior: dict[str, list[float]] | None) ->
         for name in ("fid", "precision", "recall"):
             if place in snapshot.get("distances", {}):
                 found[name + suffix] = snapshot["distances"][place][name]
-    drift = snapshot.get("drift") or {kind: [0.0] for kind in KINDS}
+    drift = snapshot.get("drift", {kind: [0.0] for kind in KINDS})
     found |= {f"drift_{kind}": float(np.mean(drift[kind])) for kind in KINDS if kind in drift}
     if prior is not None:
         tuned = snapshot.get("losses", prior)
         gaps = {name: float(np.mean(np.subtract(prior[name], tuned[name]))) for name in prior}
         found |= {f"gap_{name}": value for name, value in gaps.items()}
-        found["memorised"] = gaps["training"] - gaps["heldout"]
+        if "heldout" in gaps:
+            found["memorised"] = gaps["training"] - gaps["heldout"]
     return found
 
 

@@ -1,8 +1,8 @@
 """Distances between two sets of pictures in a feature space: FID, improved precision and recall.
 
 torchmetrics computes FID and prdc the neighbourhoods (k = 3, arXiv 1904.06991); here they are only given features. A
-Gaussian of D dimensions needs many more samples than D, so features are projected on the reference's first principal
-components, few enough for ten samples a dimension.
+Gaussian of D dimensions needs many more samples than D, so for FID features are projected on the reference's first
+principal components, few enough for ten samples a dimension. Neighbourhoods know no such rule and see all of them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 SAMPLES_PER_DIMENSION = 10
 NEIGHBOURS = 3
+FID_SCALE = 1000.0  # unit features have distances far below 1
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,11 @@ def precision_and_recall(pictures: np.ndarray, reference: np.ndarray) -> tuple[f
 
 
 def set_distances(pictures: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """FID, precision and recall of features (N, D) against a reference's (M, D), and the dimensions used."""
+    """FID (x 1000), precision and recall of unit features (N, D) against (M, D), and FID's dimensions."""
     project = Projection.fit(reference, samples=len(pictures))
-    ours, theirs = project(pictures), project(reference)
-    precision, recall = precision_and_recall(ours, theirs)
+    precision, recall = precision_and_recall(pictures, reference)
     return {
-        "fid": frechet_distance(ours, theirs),
+        "fid": FID_SCALE * frechet_distance(project(pictures), project(reference)),
         "precision": precision,
         "recall": recall,
         "dimensions": project.dimensions,

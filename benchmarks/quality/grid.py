@@ -6,11 +6,19 @@ alone. The grid `verdict` is the evidence; the others chose its constants on the
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from apt_train.config import TrainConfig
+from apt_train.indicator import AUTO_SCALE
+from apt_train.run_folder import RECIPE
+
+VERSION = 1
+"""Of the measures: raised where what they say of the same pictures changes."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +43,20 @@ class Grid:
     sample_at: tuple[int, ...]
     share: float = 1.0  # of the usual number of prompts
     recipe: dict[str, Any] | None = None  # over the task's
+    task: str = ""  # what it runs on: checkpoint, sampling, judge
+
+    def digest(self, unit: Unit) -> str:
+        """Of every setting that the unit's figures depend on; a unit of another digest is not this grid's."""
+        variant = self.variants[unit.variant]
+        trained = {} if unit.variant == PRIOR else {"settings": variant.settings, "preservation": variant.preservation}
+        measured = [] if unit.variant == PRIOR else [self.probe_at, self.sample_at, self.recipe]
+        made = [VERSION, RECIPE, AUTO_SCALE, self.task, self.share, trained, measured]
+        return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
 
     def units(self) -> list[Unit]:
         """All of them, seed by seed and subject by subject, so that an unfinished grid is a balanced one."""
-        return [
-            Unit(subject, seed, variant) for seed in self.seeds for subject in self.subjects for variant in self.variants
-        ]
+        places = itertools.product(self.seeds, self.subjects, self.variants)
+        return [Unit(subject, seed, variant) for seed, subject, variant in places]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from apt_train.adapter import check_no_adapter
 from apt_train.components import Components
 from apt_train.conditioning import Conditioner
 from apt_train.sample import sample
@@ -40,11 +41,13 @@ def draw_pictures(
 def prior_pictures(
     task: Task, components: Components, conditioner: Conditioner, texts: Sequence[str], seed: int
 ) -> list[Image.Image]:
-    """The prior's, drawn once and kept; the adapter must be off."""
+    """The prior's, drawn once and kept. InputError: a LoRA is on the UNet, whose pictures would be kept as its."""
+    check_no_adapter(components.unet)
+    class_word = conditioner.class_word if any("{subject}" in text for text in texts) else None
 
     def make() -> dict[str, torch.Tensor]:
         pictures = draw_pictures(task, components, conditioner, texts, tuned=False, seed=seed)
         return {"pixels": torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))}
 
-    key = {"of": "pictures", "texts": list(texts), "class": conditioner.class_word, "seed": seed}
+    key = {"of": "pictures", "texts": list(texts), "class": class_word, "seed": seed}
     return [Image.fromarray(pixels.numpy()) for pixels in task.cached(components, key, make)["pixels"]]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import ImageOps
 from torch import Tensor
 
 from apt_train.augment import draw_variant
@@ -23,7 +24,6 @@ from .subjects import KINDS, Captioned, Subject, as_signed
 from .task import Task
 
 BINS = 10
-BATCH = 40
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,20 @@ def probes_of(task: Task, components: Components, conditioner: Conditioner, subj
     made: dict[str, Probe] = {}
 
     def keep(name: str, captions: list[str], make: Callable[[], Probe]) -> None:
-        key = {"of": "probe", "name": name, "captions": captions, "subject": subject.name, "bins": BINS}
+        key = {"of": "probe", "name": name, "captions": captions, "pictures": subject.digest, "bins": BINS}
         key |= {"repeats": task.loss_repeats, "class": subject.class_word}
         made[name] = Probe(captions, **task.cached(components, key, lambda: make().tensors()))
 
     for name, items in (("training", subject.training), ("augmented", subject.training), ("heldout", subject.heldout)):
+        if not items:
+            continue
         repeats = task.loss_repeats if name != "heldout" else 1
         captions = [item.caption for item in items for _ in range(BINS * repeats)]
         keep(
             name,
             captions,
             lambda items=items, captions=captions, augment=name == "augmented": _loss_probe(
-                components, conditioner, items, captions, augment
+                task, components, conditioner, items, captions, augment
             ),
         )
     for kind in KINDS:
@@ -67,10 +69,12 @@ def probes_of(task: Task, components: Components, conditioner: Conditioner, subj
 
 
 @torch.no_grad()
-def errors(components: Components, conditioner: Conditioner, probe: Probe, *, tuned: bool) -> Tensor:
+def errors(
+    components: Components, conditioner: Conditioner, probe: Probe, *, tuned: bool, batch: int = 32
+) -> Tensor:
     """Mean squared error of epsilon per sample, float32 (N,), of the model as it stands."""
     found = []
-    for rows in torch.arange(len(probe.captions)).split(BATCH):
+    for rows in torch.arange(len(probe.captions)).split(batch):
         captions = [probe.captions[row] for row in rows.tolist()]
         noisy, times = probe.noisy[rows].to(conditioner.device), probe.timesteps[rows].to(conditioner.device)
         epsilon = _epsilon(components, conditioner, noisy, times, captions, tuned)
@@ -85,7 +89,12 @@ def by_bin(values: Tensor, timesteps: Tensor, num_timesteps: int) -> list[float]
 
 
 def _loss_probe(
-    components: Components, conditioner: Conditioner, items: Sequence[Captioned], captions: list[str], augment: bool
+    task: Task,
+    components: Components,
+    conditioner: Conditioner,
+    items: Sequence[Captioned],
+    captions: list[str],
+    augment: bool,
 ) -> Probe:
     """Every picture at every bin, its timestep and noise its own."""
     repeats, total = len(captions) // len(items), components.schedule.num_timesteps
@@ -100,14 +109,15 @@ def _loss_probe(
     latent, timesteps, noise = torch.stack(latents), torch.stack(times), torch.stack(noises)
     noisy = components.schedule.add_noise(latent, noise, timesteps)
     probe = Probe(captions, noisy, timesteps, noise, torch.zeros(len(captions)))
-    return Probe(captions, noisy, timesteps, noise, errors(components, conditioner, probe, tuned=False))
+    prior = errors(components, conditioner, probe, tuned=False, batch=task.sampling_batch)
+    return Probe(captions, noisy, timesteps, noise, prior)
 
 
 @torch.no_grad()
 def _latent(components: Components, item: Captioned, key: tuple[str | int, ...] | None) -> Tensor:
     """The posterior's mean; with a key of one augmented variant, the affine map at its published range."""
     side = components.family.resolution
-    picture = as_signed([item.picture.convert("RGB").resize((side, side))])[0]
+    picture = as_signed([ImageOps.fit(item.picture.convert("RGB"), (side, side))])[0]
     if key is not None:
         picture, _, _ = draw_variant(
             picture, None, kinds=("affine",), max_zoom=3.0, max_degrees=15.0, generator=generator(*key, "variant")
@@ -145,7 +155,7 @@ def _drift_probe(task: Task, components: Components, conditioner: Conditioner, t
         goal = torch.cat(
             [
                 _epsilon(components, conditioner, noisy[rows], times[rows].to(noisy.device), captions[rows], False)
-                for rows in (slice(i, i + BATCH) for i in range(0, len(captions), BATCH))
+                for rows in (slice(i, i + task.sampling_batch) for i in range(0, len(captions), task.sampling_batch))
             ]
         )
     return Probe(captions, noisy.cpu(), times, goal.cpu(), torch.zeros(len(captions)))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from apt_train.errors import InputError
 from apt_train.files import atomic_write
 
 from .grid import Grid, Unit
@@ -14,20 +15,31 @@ RESULTS = Path(__file__).parents[1] / "results" / "quality"
 
 
 def missing(folder: Path, grid: Grid) -> list[Unit]:
-    """The grid's units that have no file yet, in the grid's order."""
+    """The grid's units that have no file yet, in the grid's order. InputError: see `read_units`."""
+    read_units(folder, grid)
     return [unit for unit in grid.units() if not unit_path(folder, unit).exists()]
 
 
-def write_unit(folder: Path, unit: Unit, record: dict[str, Any]) -> None:
+def write_unit(folder: Path, grid: Grid, unit: Unit, record: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, separators=(",", ":")) + "\n"
+    text = json.dumps({"made": grid.digest(unit), **record}, separators=(",", ":")) + "\n"
     atomic_write(unit_path(folder, unit), lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_units(folder: Path, grid: Grid) -> list[dict[str, Any]]:
-    """The grid's units that are there; files of units that are no longer in the grid are left alone."""
-    paths = (unit_path(folder, unit) for unit in grid.units())
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    """The grid's units that are there; files of units that are no longer in the grid are left alone.
+
+    InputError: a unit was made by other settings than the grid's, so it must not count as one of it.
+    """
+    found = []
+    for unit in grid.units():
+        path = unit_path(folder, unit)
+        if path.exists():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["made"] != grid.digest(unit):
+                raise InputError(f"{path} was made by other settings: remove it, or name another folder with --out.")
+            found.append(record)
+    return found
 
 
 def unit_path(folder: Path, unit: Unit) -> Path:

@@ -6,6 +6,7 @@ In: plain data, and how it becomes the trainer's pictures. Not in: where subject
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -53,6 +54,11 @@ class Subject:
     group: str = ""
 
     @property
+    def digest(self) -> str:
+        """Of all its pictures and captions: what is kept of a subject must not outlive them."""
+        return digest_of([*self.training, *self.heldout])
+
+    @property
     def images(self) -> ImageSet:
         """The training pictures as the trainer takes them."""
         return image_set([item.picture for item in self.training], [item.caption for item in self.training])
@@ -74,10 +80,26 @@ class Judge(Protocol):
         """What the pictures of these prompts show; `prior`: the prior's pictures of the same prompts and noise."""
         ...
 
+    def ideal(self, prompts: Sequence[Prompt], prior: Sequence[Image.Image]) -> list[Image.Image] | None:
+        """True pictures of what the prompts ask for, the prior's where the subject is not named; None: there are none.
+
+        Their scores are the most that a model can reach with this judge.
+        """
+        ...
+
 
 def image_set(pictures: list[Image.Image], captions: list[str] | None) -> ImageSet:
     """Pictures of any sizes as the trainer takes them."""
     return ImageSet.from_tensors([as_hwc(picture) for picture in pictures], captions)
+
+
+def digest_of(items: Sequence[Captioned]) -> str:
+    """sha256 over pixels, sizes and captions, in order."""
+    digest = hashlib.sha256()
+    for item in items:
+        picture = item.picture.convert("RGB")
+        digest.update(f"{picture.size} {item.caption}\0".encode() + picture.tobytes())
+    return digest.hexdigest()
 
 
 def as_hwc(picture: Image.Image) -> torch.Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from .curves import BASELINE, LEVEL, LEVELS, Curve, Mean, at_level, at_step, difference, floors_of
+from .curves import BASELINE, LEVEL, LEVELS, Curve, Mean, at_level, at_step, ceilings_of, difference, floors_of
 
 MEASURES = {
     "fidelity": ("subject fidelity", 1),
@@ -22,30 +23,35 @@ MEASURES = {
     "copied": ("copied", -1),
     "leak": ("leak", -1),
     "memorised": ("memorised x 1000", -1),
+    "clip_i": ("CLIP-I", 1),
     "hps": ("HPS", 1),
+    "hps_elsewhere": ("HPS elsewhere", 1),
 }
 """Measure -> its heading, and whether more of it is better (1) or worse (-1)."""
 THOUSANDS = ("drift_other", "drift_class", "memorised")
 
 
 def step_table(units: Sequence[dict[str, Any]], curves: Sequence[Curve], step: int) -> str:
-    """Means with 95% intervals at one step, a row a variant, under the floor."""
+    """Means with 95% intervals at one step, a row a variant, under the floor and what true pictures would score."""
     names = _known(curves)
-    floor = floors_of(units)
-    rows = [_row("prior, other seeds", {name: floor.get(name) for name in names})]
+    bounds = {"prior, other seeds": floors_of(units), "true pictures": ceilings_of(units)}
+    rows = [_row(title, {name: bound.get(name) for name in names}) for title, bound in bounds.items() if bound]
     for variant in variants_of(curves):
         rows.append(_row(variant, {name: Mean.of([*at_step(curves, variant, name, step).values()]) for name in names}))
     return _table("variant", names, rows)
 
 
 def level_table(curves: Sequence[Curve], level: float = LEVEL) -> str:
-    """Differences to the baseline at equal fidelity, paired; in bold those whose interval leaves zero out."""
+    """Differences to the baseline at equal fidelity, paired; in bold those whose interval leaves zero out.
+
+    n: how many units came as far, of all; where not all did, the rest would be the easy ones, so nothing is bold.
+    """
     names = ["step", *(name for name in _known(curves) if name not in ("fidelity", "recognised"))]
     rows = []
     for variant in variants_of(curves):
         if variant != BASELINE:
             found = level_differences(curves, variant, names, level)
-            rows.append(_row(variant, found, signed=True))
+            rows.append(_row(variant, found, of=len(at_level(curves, variant, "step", level))))
     return _table(f"variant - {BASELINE}", names, rows)
 
 
@@ -96,20 +102,23 @@ def _known(curves: Sequence[Curve]) -> list[str]:
     return [name for name in MEASURES if any(name in curve.values for curve in curves)]
 
 
-def _row(title: str, means: dict[str, Mean | None], signed: bool = False) -> list[str]:
-    counts = {mean.n for mean in means.values() if mean is not None and mean.n}
-    return [title, f"{max(counts, default=0)}", *(_cell(name, mean, signed) for name, mean in means.items())]
+def _row(title: str, means: dict[str, Mean | None], of: int | None = None) -> list[str]:
+    """`of`: how many there could be, for differences."""
+    count = max((mean.n for mean in means.values() if mean is not None), default=0)
+    signed, bold = of is not None, count == of
+    shown = f"{count}" if of is None else f"{count} of {of}"
+    return [title, shown, *(_cell(name, mean, signed, bold) for name, mean in means.items())]
 
 
-def _cell(name: str, mean: Mean | None, signed: bool) -> str:
-    if mean is None or mean.n == 0:
+def _cell(name: str, mean: Mean | None, signed: bool, bold: bool) -> str:
+    if mean is None or mean.n == 0 or not math.isfinite(mean.mean):
         return "-"
     scale = 1000 if name in THOUSANDS else 1
     digits = 0 if name == "step" else 1 if name in ("fid", "fid_scene") else 2 if scale > 1 else 3
     text = f"{scale * mean.mean:{'+' if signed else ''}.{digits}f}"
     if mean.n > 1:
         text += f" ±{scale * mean.half:.{digits}f}"
-    return f"**{text}**" if signed and mean.clear else text
+    return f"**{text}**" if bold and mean.clear else text
 
 
 def _table(first: str, names: Sequence[str], rows: list[list[str]]) -> str:

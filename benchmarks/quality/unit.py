@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from apt_train.adapter import TimestepRank
 from apt_train.apply import personalized
 from apt_train.components import Components
 from apt_train.conditioning import Conditioner
@@ -33,6 +34,7 @@ from .task import Task
 
 REFERENCE_SEEDS = (101, 102)  # of the prior's pictures that distances are taken to; runs are sampled with their own
 PRESERVATION_SEED = 201
+LOSSES = ("training", "augmented", "heldout")
 GAMMA_EVERY = 10  # steps between the values of gamma that are kept
 
 
@@ -42,7 +44,7 @@ def run_unit(task: Task, grid: Grid, unit: Unit) -> dict[str, Any]:
     with _on(components, task.device):
         bench = _Bench(task, components, subject, task.judge(subject), unit.seed)
         if unit.variant == PRIOR:
-            return {"unit": _about(unit, subject), "snapshots": [bench.prior()]}
+            return {"unit": _about(unit, bench), "snapshots": [bench.prior()]}
         return _trained(bench, grid, unit)
 
 
@@ -68,7 +70,7 @@ def _trained(bench: _Bench, grid: Grid, unit: Unit) -> dict[str, Any]:
         run = read_run(Path(folder))
     every = run.log.gamma[GAMMA_EVERY - 1 :: GAMMA_EVERY]
     return {
-        "unit": _about(unit, bench.subject),
+        "unit": _about(unit, bench),
         "settings": variant.settings,
         "recommended": recommended_snapshot(run.summary).step,
         "gamma": np.round(every, 3).tolist(),
@@ -76,8 +78,33 @@ def _trained(bench: _Bench, grid: Grid, unit: Unit) -> dict[str, Any]:
     }
 
 
-def _about(unit: Unit, subject: Subject) -> dict[str, Any]:
-    return {"subject": unit.subject, "group": subject.group, "seed": unit.seed, "variant": unit.variant}
+def _about(unit: Unit, bench: _Bench) -> dict[str, Any]:
+    return {
+        "subject": unit.subject,
+        "group": bench.subject.group,
+        "seed": unit.seed,
+        "variant": unit.variant,
+        "space": bench.judge.space,
+        "pictures": bench.subject.digest[:16],
+    }
+
+
+@contextlib.contextmanager
+def _ranks_by_timestep(components: Components, config: TrainConfig) -> Iterator[None]:
+    """T-LoRA as published masks its ranks when it draws, too; a plain LoRA file cannot say so, we can."""
+    if config.method != "tlora":
+        yield
+        return
+    adapter, total = config.adapter, components.schedule.num_timesteps
+    ranks = TimestepRank(
+        components.unet, rank=adapter.rank, min_rank=adapter.resolved_min_rank, num_timesteps=total
+    )
+    follow = components.unet.register_forward_pre_hook(lambda unet, inputs: ranks.set(inputs[1].reshape(-1)))
+    try:
+        yield
+    finally:
+        follow.remove()
+        ranks.remove()
 
 
 class _Bench:
@@ -91,11 +118,13 @@ class _Bench:
         ), "prompts come kind by kind"
         self._probes: dict[str, Probe] = {}
         self._reference: dict[str, np.ndarray] = {}
+        self._same_noise: list[Image.Image] = []
 
     def prepare(self) -> None:
         """Everything that the prior alone decides, before any adapter is on."""
         self._probes = probes_of(self.task, self.components, self._prior, self.subject)
         self._reference = _joined([self.judge.features(self._pictures(seed)) for seed in REFERENCE_SEEDS])
+        self._same_noise = self._pictures(self.seed)
 
     def preservation(self) -> ImageSet:
         """The prior's own pictures of the class, as DreamBooth's second term takes them."""
@@ -104,11 +133,16 @@ class _Bench:
         return image_set(pictures, texts)
 
     def prior(self) -> dict[str, Any]:
-        """The prior measured as if it were a trained model, against itself at the reference's seeds."""
+        """The prior measured as if it were a trained model, against itself at the reference's seeds.
+
+        Where the judge can draw what was asked for, that is measured too, as `true`: the best there can be.
+        """
         self.prepare()
         again = self._pictures(self.seed + 50)
-        losses = {name: self._by_bin(name, self._probes[name].prior) for name in ("training", "augmented", "heldout")}
-        return _rounded({"step": 0, "prior_losses": losses, **self._judged(again)})
+        losses = {name: self._by_bin(name, self._probes[name].prior) for name in LOSSES if name in self._probes}
+        found = {"step": 0, "prior_losses": losses, **self._judged(again)}
+        true = self.judge.ideal(self.subject.prompts, again)
+        return _rounded(found if true is None else {**found, "true": self._judged(true)})
 
     def snapshot(self, folder: RunFolder, config: TrainConfig, step: int, *, sampled: bool) -> dict[str, Any]:
         """The model of one snapshot: its probes, and with `sampled` its pictures."""
@@ -123,33 +157,38 @@ class _Bench:
             init_word=config.init_word,
         ) as conditioner:
             to(self.components, self.task.device)
-            found: dict[str, Any] = {"step": step, **self._probed(conditioner)}
-            if sampled:
+            with _ranks_by_timestep(self.components, config):
+                found = self._measured(conditioner, sampled)
+        return _rounded({"step": step, **found})
 
-                def draw(texts: list[str]) -> list[Image.Image]:
-                    return draw_pictures(self.task, self.components, conditioner, texts, tuned=True, seed=self.seed)
+    def _measured(self, conditioner: Conditioner, sampled: bool) -> dict[str, Any]:
+        """The model as it stands."""
+        found = self._probed(conditioner)
+        if not sampled:
+            return found
 
-                found |= self._judged(self._by_kind(draw))
-        return _rounded(found)
+        def draw(texts: list[str]) -> list[Image.Image]:
+            return draw_pictures(self.task, self.components, conditioner, texts, tuned=True, seed=self.seed)
+
+        return {**found, **self._judged(self._by_kind(draw))}
 
     def _probed(self, conditioner: Conditioner) -> dict[str, Any]:
-        values = {
-            name: self._by_bin(name, errors(self.components, conditioner, probe, tuned=True))
-            for name, probe in self._probes.items()
-        }
-        losses = {name: values.pop(name) for name in ("training", "augmented", "heldout")}
+        batch, values = self.task.sampling_batch, {}
+        for name, probe in self._probes.items():
+            found = errors(self.components, conditioner, probe, tuned=True, batch=batch)
+            values[name] = self._by_bin(name, found)
+        losses = {name: values.pop(name) for name in LOSSES if name in values}
         return {"losses": losses, "drift": values}
 
     def _by_bin(self, name: str, values: torch.Tensor) -> list[float]:
         return by_bin(values, self._probes[name].timesteps, self.components.schedule.num_timesteps)
 
     def _judged(self, pictures: list[Image.Image]) -> dict[str, Any]:
-        score = self.judge.score(pictures, self.subject.prompts, self._pictures(self.seed))
+        score = self.judge.score(pictures, self.subject.prompts, self._same_noise)
         features = self.judge.features(pictures)
-        kinds = np.array([prompt.kind for prompt in self.subject.prompts])
-        twice = np.tile(kinds, len(REFERENCE_SEEDS))
-        elsewhere = set_distances(features["all"][kinds != "subject"], self._reference["all"][twice != "subject"])
-        distances = {"elsewhere": elsewhere}
+        other = np.array([prompt.kind == "other" for prompt in self.subject.prompts])
+        others = np.tile(other, len(REFERENCE_SEEDS))
+        distances = {"elsewhere": set_distances(features["all"][other], self._reference["all"][others])}
         if "scene" in features:
             distances["scene"] = set_distances(features["scene"], self._reference["scene"])
         return {"score": score, "distances": distances}

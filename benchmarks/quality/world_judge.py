@@ -30,7 +30,7 @@ ALIGNED = ("shape", "colours", "ground", "place", "style")
 class WorldJudge:
     """Reads pictures of one drawn-world subject. See `Judge`."""
 
-    space = "embedding of the drawn world's judge (object and scene)"
+    space = "unit embedding of the drawn world's judge (object and scene)"
 
     def __init__(self, subject: Subject) -> None:
         self._judge = load_judge()
@@ -39,7 +39,7 @@ class WorldJudge:
 
     def features(self, pictures: Sequence[Image.Image]) -> dict[str, np.ndarray]:
         images = as_signed(pictures)
-        return {part: self._judge.features(images, part).double().numpy() for part in ("all", "scene")}
+        return {part: F.normalize(self._judge.features(images, part).double()).numpy() for part in ("all", "scene")}
 
     def score(
         self, pictures: Sequence[Image.Image], prompts: Sequence[Prompt], prior: Sequence[Image.Image]
@@ -72,6 +72,13 @@ class WorldJudge:
             "leak": float(recognised[klass].mean()),
             "aligned_elsewhere": float(aligned[~named].mean()),
         }
+
+    def ideal(self, prompts: Sequence[Prompt], prior: Sequence[Image.Image]) -> list[Image.Image]:
+        """The world draws its subjects itself."""
+        return [
+            _render(replace(self._look.scene, **prompt.expect), 500 + row) if prompt.kind == "subject" else picture
+            for row, (prompt, picture) in enumerate(zip(prompts, prior, strict=True))
+        ]
 
     def copied(self, images: torch.Tensor) -> np.ndarray:
         """Largest cosine of each whole picture to a training picture, (N,)."""
@@ -126,5 +133,9 @@ def _embedded(look: Look, style: str, count: int, seed: int) -> torch.Tensor:
     pictures = []
     for i in range(count):
         scene = replace(look.scene, ground=grounds[i % len(grounds)], place=draw.PLACES[i % 4], style=style)
-        pictures.append(Image.fromarray(draw.render(scene, np.random.default_rng(seed + i))))
+        pictures.append(_render(scene, seed + i))
     return F.normalize(load_judge().features(as_signed(pictures)), dim=1)
+
+
+def _render(scene: draw.Scene, seed: int) -> Image.Image:
+    return Image.fromarray(draw.render(scene, np.random.default_rng(seed)))

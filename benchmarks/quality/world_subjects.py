@@ -97,7 +97,7 @@ def _captioned(look: Look, ground: str, place: str, seed: int) -> Captioned:
 
 
 def _prompts(look: Look, share: float) -> list[Prompt]:
-    """The subject elsewhere, its class word elsewhere, and the world's other things: the last the same for all."""
+    """The subject elsewhere, its class word elsewhere, and the world's other things."""
     count = [max(4, round(share * number)) for number in (SUBJECT_PROMPTS, CLASS_PROMPTS, OTHER_PROMPTS)]
     rng = np.random.default_rng(list(look.name.encode()))
     named = [_placed("{subject}", "subject", scene) for scene in _scenes(rng, elsewhere(look), count[0])]
@@ -106,7 +106,7 @@ def _prompts(look: Look, share: float) -> list[Prompt]:
         _placed(f"a {look.shape}", "class", scene, {"shape": look.shape})
         for scene in _scenes(rng, list(draw.GROUNDS), count[1])
     ]
-    return [*named, *klass, *_other_prompts(count[2])]
+    return [*named, *klass, *_other_prompts(count[2], look.shape)]
 
 
 def _scenes(rng: np.random.Generator, grounds: list[str], count: int) -> list[draw.Scene]:
@@ -124,13 +124,13 @@ def _placed(what: str, kind: str, scene: draw.Scene, expect: dict[str, str] | No
     return Prompt(f"{text} {draw.PLACE_PHRASE[scene.place]}", kind, {**(expect or {}), **where})  # type: ignore[arg-type]
 
 
-def _other_prompts(count: int) -> list[Prompt]:
-    """Scenes of the world in full: another object, or none."""
+def _other_prompts(count: int, shape: str) -> list[Prompt]:
+    """Scenes of the world in full: an object of another class, or none. The same for all subjects of a class."""
     rng = np.random.default_rng(4242)
     prompts: list[Prompt] = []
     while len(prompts) < count:
         scene = draw.random_scene(rng)
-        if draw.is_held_out(scene):
+        if draw.is_held_out(scene) or scene.shape == shape:
             continue
         expect = {name: label for name, label in truth(scene).items() if label and name != "pattern"}
         prompts.append(Prompt(draw.full_caption(scene), "other", expect))

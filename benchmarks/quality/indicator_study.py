@@ -1,0 +1,225 @@
+"""Does the indicator say when a run overfits, and which snapshot is the one to take?
+
+Held-out pictures give the truth: what training gained on its own pictures and not on others of the same subject was
+memorised. In: gamma against that truth, other temperatures replayed on the same runs, rules that choose a snapshot.
+Not in: what the methods are worth (`tables`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter, methodcaller
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from apt_train.indicator import AUTO_SCALE
+
+from .curves import Curve, Mean, curves_of
+from .grid import PRIOR
+from .unit import GAMMA_EVERY
+
+SATURATED = 0.95
+TRUTHS = ("memorised", "memorised_share", "learned_share")
+BASELINES: dict[str, Callable[[Bins], np.ndarray]] = {
+    "the bin's number alone, falling": lambda item: -np.arange(len(item.prior), dtype=float),
+    "the step alone": lambda item: np.full(len(item.prior), float(item.step)),
+    "the run's own gamma": lambda item: item.gamma,
+}
+"""What a temperature has to beat: these know nothing of losses, but for the last."""
+TEMPERATURES: tuple[float | str, ...] = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, "auto")
+
+
+@dataclass(frozen=True)
+class Bins:
+    """One snapshot of one run, per timestep bin (B,): relative to the prior's loss, and absolute."""
+
+    unit: tuple[str, int, str]
+    step: int
+    gamma: np.ndarray  # as the run's indicator had it
+    prior: np.ndarray  # the prior's loss on the training pictures
+    gain: np.ndarray  # prior - tuned on the training pictures
+    heldout: np.ndarray  # prior - tuned on held-out pictures
+
+    @property
+    def relative(self) -> np.ndarray:
+        """The gain as a share of the prior's loss."""
+        return self.gain / self.prior
+
+    @property
+    def memorised(self) -> np.ndarray:
+        """The gain that held-out pictures do not share."""
+        return self.gain - self.heldout
+
+    @property
+    def memorised_share(self) -> np.ndarray:
+        """The same as a share of the prior's loss: bins differ a hundredfold in that."""
+        return self.memorised / self.prior
+
+    @property
+    def learned_share(self) -> np.ndarray:
+        """What held-out pictures gained, as a share of the prior's loss."""
+        return self.heldout / self.prior
+
+    def gamma_at(self, temperature: float | str) -> np.ndarray:
+        """What the indicator would say of these losses at another temperature."""
+        exponent = AUTO_SCALE * self.relative if isinstance(temperature, str) else temperature * self.gain
+        return np.clip(-np.expm1(-np.maximum(exponent, 0)), 0, 1)
+
+
+def bins_of(units: Sequence[dict[str, Any]]) -> list[Bins]:
+    """Every probed snapshot of every run that has gamma."""
+    floors = {
+        (unit["unit"]["subject"], unit["unit"]["seed"]): unit["snapshots"][0]["prior_losses"]
+        for unit in units
+        if unit["unit"]["variant"] == PRIOR
+    }
+    found = []
+    for unit in units:
+        about = unit["unit"]
+        prior = floors.get((about["subject"], about["seed"]))
+        if prior is None or not np.any(unit.get("gamma", 0)):
+            continue
+        name = (about["subject"], about["seed"], about["variant"])
+        found += [_bins(name, snapshot, unit["gamma"], prior) for snapshot in unit["snapshots"]]
+    return found
+
+
+def _bins(name: tuple[str, int, str], snapshot: dict[str, Any], gamma: list[list[float]], prior: Any) -> Bins:
+    losses = snapshot["losses"]
+    before = {place: np.array(prior[place]) for place in ("training", "heldout")}
+    after = {place: np.array(losses[place]) for place in ("training", "heldout")}
+    return Bins(
+        name,
+        snapshot["step"],
+        np.array(gamma[snapshot["step"] // GAMMA_EVERY - 1]),
+        before["training"],
+        before["training"] - after["training"],
+        before["heldout"] - after["heldout"],
+    )
+
+
+def temperature_table(units: Sequence[dict[str, Any]], variant: str = "dreambooth") -> str:
+    """Temperatures replayed on the same runs: how gamma climbs, how many bins say nothing any more, what it tracks."""
+    runs = [item for item in bins_of(units) if item.unit[2] == variant]
+    steps = sorted({item.step for item in runs})
+    lines = [
+        "| predictor | "
+        + " | ".join(f"gamma at {step}" for step in steps)
+        + " | bins above .95 at the first | rank correlation with what was memorised "
+        "| ... as a share of the prior's loss | ... with what was learned, as a share |",
+        "|---" * (len(steps) + 5) + "|",
+    ]
+    for name, predict in BASELINES.items():
+        lines.append(f"| {name} |" + " |" * (len(steps) + 1) + f" {' | '.join(_pooled(runs, predict))} |")
+    for temperature in TEMPERATURES:
+        means = [np.mean([item.gamma_at(temperature).mean() for item in runs if item.step == step]) for step in steps]
+        full = np.mean([(item.gamma_at(temperature) > SATURATED).mean() for item in runs if item.step == steps[0]])
+        tracks = _pooled(runs, methodcaller("gamma_at", temperature))
+        cells = [f"T {temperature}", *(f"{mean:.2f}" for mean in means), f"{full:.0%}", *tracks]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _pooled(runs: Sequence[Bins], predict: Callable[[Bins], np.ndarray]) -> list[str]:
+    """Spearman's rho with each truth over all bins and snapshots of a run: the mean over the runs, its interval."""
+    units = dict.fromkeys(item.unit for item in runs)
+    by_unit = [[item for item in runs if item.unit == unit] for unit in units]
+    return [_said(Mean.of([_rho(mine, predict, attrgetter(truth)) for mine in by_unit])) for truth in TRUTHS]
+
+
+def _rho(runs: Sequence[Bins], predict: Callable[[Bins], np.ndarray], truth: Callable[[Bins], np.ndarray]) -> float:
+    ours, theirs = (np.concatenate([values(item) for item in runs]) for values in (predict, truth))
+    if not np.ptp(ours) or not np.ptp(theirs):  # a constant has no rank
+        return float("nan")
+    return float(stats.spearmanr(np.round(ours, 6), theirs).statistic)
+
+
+# -- which snapshot
+
+Rule = Callable[[Curve, Sequence[Bins]], int]
+"""A run's sampled curve and its bins -> the step to take."""
+
+
+def utility(curve: Curve) -> dict[int, float]:
+    """By step: pictures of the subject that show it as asked, less pictures of its class that show it unasked."""
+    rows = [row for row in curve.sampled() if curve.steps[row] > 0]
+    return {int(curve.steps[row]): float(curve.values["kept"][row] - curve.values["leak"][row]) for row in rows}
+
+
+def last(curve: Curve, bins: Sequence[Bins]) -> int:
+    return max(utility(curve))
+
+
+def shipped(curve: Curve, bins: Sequence[Bins]) -> int:
+    """What the Monitor recommends: the latest drawn snapshot up to it, the first drawn one where there is none."""
+    assert curve.recommended is not None
+    return max((step for step in utility(curve) if step <= curve.recommended), default=min(utility(curve)))
+
+
+def relative_gap(limit: float) -> Rule:
+    """The last snapshot whose mean relative gap on the training pictures is at most `limit`."""
+
+    def rule(curve: Curve, bins: Sequence[Bins]) -> int:
+        below = [item.step for item in bins if item.step in utility(curve) and item.relative.mean() <= limit]
+        return max(below, default=min(utility(curve)))
+
+    return rule
+
+
+def class_drift(limit: float) -> Rule:
+    """The last snapshot that has drifted from the prior on prompts of the bare class by at most `limit` (epsilon^2)."""
+
+    def rule(curve: Curve, bins: Sequence[Bins]) -> int:
+        below = [step for step in utility(curve) if curve.at_step("drift_class", step) <= limit]
+        return max(below, default=min(utility(curve)))
+
+    return rule
+
+
+def most_specific(curve: Curve, bins: Sequence[Bins]) -> int:
+    """The snapshot whose drift on the subject's prompts is the largest multiple of that on its class's."""
+    return max(
+        utility(curve), key=lambda step: curve.at_step("drift_subject", step) / curve.at_step("drift_class", step)
+    )
+
+
+RULES: dict[str, Rule] = {
+    "always the last": last,
+    "the Monitor's": shipped,
+    "relative gap at most .15": relative_gap(0.15),
+    "relative gap at most .2": relative_gap(0.2),
+    "relative gap at most .25": relative_gap(0.25),
+    "relative gap at most .3": relative_gap(0.3),
+    "drift of the class at most .01": class_drift(0.01),
+    "drift of the class at most .02": class_drift(0.02),
+    "drift of the class at most .03": class_drift(0.03),
+    "most specific drift": most_specific,
+}
+
+
+def snapshot_table(units: Sequence[dict[str, Any]], variants: Sequence[str]) -> str:
+    """What each rule loses against the best snapshot by hindsight, in `utility`, by variant and over all."""
+    curves = {(*curve.key, curve.variant): curve for curve in curves_of(units)}
+    runs: dict[tuple[str, int, str], list[Bins]] = {}
+    for item in bins_of(units):
+        runs.setdefault(item.unit, []).append(item)
+    lines = ["| rule | " + " | ".join(variants) + " | all |", "|---" * (len(variants) + 2) + "|"]
+    for name, rule in RULES.items():
+        cells = []
+        for chosen in [(variant,) for variant in variants] + [tuple(variants)]:
+            lost = [_lost(curves[key], bins, rule) for key, bins in runs.items() if key[2] in chosen and key in curves]
+            cells.append(_said(Mean.of(lost)))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _lost(curve: Curve, bins: Sequence[Bins], rule: Rule) -> float:
+    worth = utility(curve)
+    return max(worth.values()) - worth[rule(curve, bins)]
+
+
+def _said(mean: Mean) -> str:
+    return f"{mean.mean:.2f} ±{mean.half:.2f} (n {mean.n})" if mean.n > 1 else f"{mean.mean:.2f} (n {mean.n})"

@@ -1,0 +1,56 @@
+"""The tables of docs/benchmark.md, written between their markers from the committed units.
+
+    python -m benchmarks.quality.page
+
+The prose around them is written by hand; a test compares the tables with the units.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from apt_train.files import atomic_write
+
+from .curves import curves_of
+from .grids import GRIDS
+from .indicator_study import bins_of, snapshot_table, temperature_table
+from .store import RESULTS, read_units
+from .tables import level_table, step_table
+
+PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
+_BLOCK = re.compile(r"<!-- table: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def with_tables(page: str) -> str:
+    """The page with every block made anew. KeyError: a block that nobody makes."""
+    return _BLOCK.sub(lambda block: f"<!-- table: {block[1]} -->\n{_table(block[1])}\n<!-- end -->", page)
+
+
+def _table(title: str) -> str:
+    """`what grid`, e.g. `step verdict`."""
+    what, _, name = title.partition(" ")
+    units = read_units(RESULTS / name, GRIDS[name])
+    curves = curves_of(units)
+    if not curves:
+        return "*(not run yet)*"
+    last = max(int(curve.steps[curve.sampled()].max()) for curve in curves)
+    with_gamma = dict.fromkeys(item.unit[2] for item in bins_of(units))
+    makers: dict[str, Callable[[], str]] = {
+        "step": lambda: step_table(units, curves, last),
+        "level": lambda: level_table(curves),
+        "temperature": lambda: temperature_table(units),
+        "snapshots": lambda: snapshot_table(units, list(with_gamma)),
+        "units": lambda: f"{len(units)} of {len(GRIDS[name].units())} units of the grid `{name}` are there.",
+    }
+    return makers[what]()
+
+
+def main() -> None:
+    page = with_tables(PAGE.read_text(encoding="utf-8"))
+    atomic_write(PAGE, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The benchmark's questions about the indicator: replayed temperatures, and rules that choose a snapshot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from apt_train.indicator import OverfitIndicator
+from benchmarks.quality import page
+from benchmarks.quality.curves import Curve
+from benchmarks.quality.indicator_study import (
+    RULES,
+    Bins,
+    bins_of,
+    class_drift,
+    relative_gap,
+    shipped,
+    snapshot_table,
+    temperature_table,
+    utility,
+)
+
+
+def bins(step: int, gain: float, heldout: float = 0.0) -> Bins:
+    prior = np.linspace(0.3, 0.01, 10)
+    return Bins(("s", 0, "dreambooth"), step, np.zeros(10), prior, gain * prior, heldout * prior)
+
+
+@pytest.mark.parametrize("temperature", [10.0, 1000.0, "auto"])
+def test_a_replayed_temperature_is_the_indicators_own_formula(temperature: Any) -> None:
+    item = bins(100, 0.2)
+    indicator = OverfitIndicator(temperature=temperature)
+    times = torch.arange(10) * 100
+    indicator.update(times, torch.from_numpy(item.prior), torch.from_numpy(item.prior - item.gain))
+    assert item.gamma_at(temperature) == pytest.approx(indicator.gamma.numpy(), abs=1e-6)
+
+
+def test_what_was_memorised_is_what_heldout_pictures_do_not_share() -> None:
+    item = bins(100, 0.2, heldout=0.05)
+    assert item.memorised_share == pytest.approx(np.full(10, 0.15))
+    assert item.learned_share == pytest.approx(np.full(10, 0.05))
+
+
+@pytest.fixture
+def curve() -> Curve:
+    values = {
+        "fidelity": [0.1, 0.3, np.nan, 0.5, 0.6],
+        "kept": [0.0, 0.2, np.nan, 0.5, 0.6],
+        "leak": [0.0, 0.0, np.nan, 0.1, 0.7],
+        "drift_class": [0.0, 0.01, 0.02, 0.03, 0.1],
+        "drift_subject": [0.0, 0.01, 0.03, 0.06, 0.1],
+    }
+    steps = np.array([0, 100, 150, 200, 400])
+    return Curve("s", "near", 0, "dreambooth", steps, {k: np.array(v) for k, v in values.items()}, recommended=150)
+
+
+def test_rules_choose_among_the_snapshots_that_were_drawn(curve: Curve) -> None:
+    runs = [bins(100, 0.1), bins(150, 0.15), bins(200, 0.2), bins(400, 0.4)]
+    assert utility(curve) == pytest.approx({100: 0.2, 200: 0.4, 400: -0.1})
+    assert RULES["always the last"](curve, runs) == 400
+    assert shipped(curve, runs) == 100
+    assert relative_gap(0.16)(curve, runs) == 100 and relative_gap(0.25)(curve, runs) == 200
+    assert relative_gap(0.05)(curve, runs) == 100, "where all are above the limit, the earliest"
+    assert class_drift(0.03)(curve, runs) == 200
+    assert RULES["most specific drift"](curve, runs) == 200
+
+
+def unit(variant: str, gamma: list[list[float]] | None) -> dict[str, Any]:
+    losses = {name: [0.1] * 10 for name in ("training", "augmented", "heldout")}
+    score = {"fidelity": 0.5, "kept": 0.4, "leak": 0.1}
+    about = {"subject": "s", "group": "near", "seed": 0, "variant": variant}
+    if variant == "prior":
+        return {"unit": about, "snapshots": [{"step": 0, "prior_losses": losses, "score": {**score, "fidelity": 0.1}}]}
+    tuned = {**losses, "training": [0.08] * 10}
+    drift = {name: [0.01] * 10 for name in ("subject", "class", "other")}
+    snapshot = {"step": 10, "losses": tuned, "drift": drift, "score": score}
+    return {"unit": about, "gamma": gamma, "recommended": 10, "snapshots": [snapshot]}
+
+
+def test_runs_without_an_indicator_are_left_out() -> None:
+    units = [unit("prior", None), unit("dreambooth", [[0.5] * 10]), unit("t-lora", [[0.0] * 10])]
+    found = bins_of(units)
+    assert [item.unit[2] for item in found] == ["dreambooth"]
+    assert found[0].relative == pytest.approx(np.full(10, 0.2))
+    assert "(n 1)" in snapshot_table(units, ["dreambooth"])
+    assert "| T auto | 0.63 |" in temperature_table(units)  # 1 - exp(-5 x .2)
+
+
+def test_the_page_shows_what_the_units_say() -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert text.count("<!-- table:") == text.count("<!-- end -->") > 5
+    assert page.with_tables(text) == text, "run `python -m benchmarks.quality.page`"
