@@ -210,6 +210,13 @@ def test_every_grid_can_be_run(name: str) -> None:
         assert all(step % every == 0 and step <= config.steps for step in (*grid.probe_at, *grid.sample_at))
 
 
+def test_a_variant_may_tell_the_trainer_other_words() -> None:
+    plain = Variant({"method": "dreambooth"}).config({}, "toy", 3)
+    other = Variant({"class_word": "red {class_word}", "init_word": "{class_word}"}).config({}, "toy", 3)
+    assert (plain.class_word, plain.resolved_init_word, plain.seed) == ("toy", "toy", 3)
+    assert (other.class_word, other.resolved_init_word) == ("red toy", "toy")
+
+
 def test_the_verdict_has_every_method_and_enough_of_each() -> None:
     grid = GRIDS["verdict"]
     asked = {"prior", "dreambooth", "dreambooth+preservation", "dco", "t-lora", "+ata", "+ata+rs", "apt"}

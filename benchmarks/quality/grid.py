@@ -23,13 +23,19 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Variant:
-    """`settings`: TrainConfig values over the recipe's; `preservation`: with pictures of the class by the prior."""
+    """`settings`: TrainConfig values over the recipe's; `preservation`: with pictures of the class by the prior.
+
+    `class_word` and `init_word` among the settings, with the subject's own as `{class_word}`, are told to the trainer in
+    its place; the prompts keep the subject's own.
+    """
 
     settings: dict[str, Any]
     preservation: bool = False
 
     def config(self, recipe: dict[str, Any], class_word: str, seed: int) -> TrainConfig:
-        return TrainConfig.from_dict(merged(recipe, self.settings, {"class_word": class_word, "seed": seed}))
+        words = {"class_word": "{class_word}", "init_word": "", **self.settings}
+        told = {name: words[name].format(class_word=class_word) for name in ("class_word", "init_word")}
+        return TrainConfig.from_dict(merged(recipe, self.settings, {**told, "seed": seed}))
 
 
 @dataclass(frozen=True)

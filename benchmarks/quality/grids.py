@@ -35,6 +35,7 @@ def apt(*parts: str, **settings: Any) -> Variant:
 # The world's prior knows objects of one size and no black borders; SDXL's knows both.
 GENTLE: dict[str, Any] = {"max_zoom": 1.25, "max_degrees": 9.0, "mask_fill": True}
 
+NO_PART = apt()
 FLOOR = {PRIOR: Variant({})}
 DREAMBOOTH = {"dreambooth": Variant({"method": "dreambooth", "apt": {"watch_indicator": True}})}
 
@@ -84,6 +85,21 @@ GRIDS: dict[str, Grid] = {
             "t-lora, min_rank 4": Variant({"method": "tlora", "adapter": {"min_rank": 4}}),
             "t-lora, min_rank 8": Variant({"method": "tlora", "adapter": {"min_rank": 8}}),
             "dreambooth+preservation": Variant({"method": "dreambooth"}, preservation=True),
+        }
+    ),
+    # The paper's future work and its limit: schedules of the alignment, other augmentations, and a class word that
+    # carries a wrong attribute ("monster toy"), with and without an init word of its own.
+    "future": tuning(
+        {
+            "aa linear": apt("aa", attn_schedule="linear"),
+            "aa by indicator": apt("aa", attn_schedule="indicator", temperature="auto"),
+            "flip": apt("augment", temperature="auto", augment_kinds=["flip"]),
+            "flip and color": apt("augment", temperature="auto", augment_kinds=["flip", "color"]),
+            "wrong class word": Variant({**NO_PART.settings, "class_word": "red {class_word}"}),
+            "wrong class word, rs + aa": Variant({**apt("rs", "aa").settings, "class_word": "red {class_word}"}),
+            "wrong class word, plain init": Variant(
+                {**apt("rs", "aa").settings, "class_word": "red {class_word}", "init_word": "{class_word}"}
+            ),
         }
     ),
     "verdict": Grid(
