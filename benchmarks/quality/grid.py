@@ -25,8 +25,8 @@ VERSION = 1
 class Variant:
     """`settings`: TrainConfig values over the recipe's; `preservation`: with pictures of the class by the prior.
 
-    `class_word` and `init_word` among the settings, with the subject's own as `{class_word}`, are told to the trainer in
-    its place; the prompts keep the subject's own.
+    `class_word` and `init_word` among the settings, with the subject's own as `{class_word}`, are told to the trainer;
+    the prompts keep the subject's own.
     """
 
     settings: dict[str, Any]
