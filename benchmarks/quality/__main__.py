@@ -18,10 +18,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from apt_train.demo import MODEL
 from apt_train.errors import InputError
 
 from .grid import Grid
-from .grids import GRIDS, METHODS, SHORT
+from .grids import FRAMED, GRIDS, METHODS, SHORT
 from .report import write_report
 from .run import MakeTask, run_grid
 from .store import RESULTS
@@ -51,6 +52,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--workers", type=int, default=_cores(), help="processes of one thread (default: the cores)")
     parser.add_argument("--out", type=Path, help="folder of the units (default: the committed one of the grid)")
+    parser.add_argument("--model", type=Path, help="for --grid framed: what benchmarks/world/framed.py wrote")
     real = parser.add_argument_group("on a checkpoint of yours")
     real.add_argument("--checkpoint", type=Path, help="SD1.5 or SDXL, a .safetensors or a diffusers folder")
     real.add_argument("--subjects", type=Path, help="a folder per subject: pictures, class_word.txt, heldout/")
@@ -69,7 +71,9 @@ def _what(options: argparse.Namespace) -> tuple[MakeTask, Grid, str]:
     if options.short:
         return functools.partial(world_task, SHORT.share), SHORT, "short"
     grid = GRIDS[options.grid]
-    return functools.partial(world_task, grid.share), grid, options.grid
+    if (grid.task == FRAMED) != (options.model is not None) and not options.report:
+        raise InputError("--model and --grid framed belong together: give both, or neither.")
+    return functools.partial(world_task, grid.share, options.model or MODEL), grid, options.grid
 
 
 def _real(options: argparse.Namespace) -> tuple[MakeTask, Grid, str]:

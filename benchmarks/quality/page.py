@@ -17,7 +17,7 @@ from .curves import curves_of
 from .grids import GRIDS
 from .indicator_study import bins_of, snapshot_table, temperature_table
 from .store import RESULTS, read_units
-from .tables import level_table, step_table
+from .tables import bins_table, level_table, step_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
 _BLOCK = re.compile(r"<!-- table: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
@@ -29,8 +29,8 @@ def with_tables(page: str) -> str:
 
 
 def _table(title: str) -> str:
-    """`what grid`, e.g. `step verdict`."""
-    what, _, name = title.partition(" ")
+    """`what grid`, e.g. `step verdict`, or `level verdict 0.9`."""
+    what, name, *level = title.split()
     units = read_units(RESULTS / name, GRIDS[name])
     curves = curves_of(units)
     if not curves:
@@ -39,7 +39,8 @@ def _table(title: str) -> str:
     with_gamma = dict.fromkeys(item.unit[2] for item in bins_of(units))
     makers: dict[str, Callable[[], str]] = {
         "step": lambda: step_table(units, curves, last),
-        "level": lambda: level_table(curves),
+        "level": lambda: level_table(curves, *map(float, level)),
+        "bins": lambda: bins_table(units, last),
         "temperature": lambda: temperature_table(units),
         "snapshots": lambda: snapshot_table(units, list(with_gamma)),
         "units": lambda: f"{len(units)} of {len(GRIDS[name].units())} units of the grid `{name}` are there.",

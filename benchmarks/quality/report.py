@@ -8,11 +8,11 @@ from pathlib import Path
 from apt_train.errors import InputError
 from apt_train.files import atomic_write
 
-from .curves import BASELINE, LEVEL, curves_of, floors_of
+from .curves import BASELINE, LEVELS, curves_of, floors_of
 from .figure import cost_of_fidelity
 from .grid import Grid
 from .store import read_units
-from .tables import level_table, numbers, step_table
+from .tables import bins_table, level_table, numbers, step_table
 
 
 def write_report(name: str, grid: Grid, folder: Path) -> str:
@@ -22,16 +22,19 @@ def write_report(name: str, grid: Grid, folder: Path) -> str:
     if not curves:
         raise InputError(f"{folder} holds no trained unit of the grid {name} with its prior: run it first.")
     last = max(int(curve.steps[curve.sampled()].max()) for curve in curves)
-    text = "\n\n".join(
-        [
-            f"`{name}`: {len(units)} of {len(grid.units())} units.",
-            f"At step {last}, means with 95% intervals:",
-            step_table(units, curves, last),
-            f"At equal fidelity ({LEVEL:.0%} of the way from the prior to {BASELINE}'s best), differences to "
-            f"{BASELINE}, paired by subject and seed; bold where the 95% interval leaves zero out:",
-            level_table(curves),
+    parts = [
+        f"`{name}`: {len(units)} of {len(grid.units())} units.",
+        f"At step {last}, means with 95% intervals:",
+        step_table(units, curves, last),
+    ]
+    for level in LEVELS:
+        parts += [
+            f"At equal fidelity ({level:.0%} of the way from the prior to {BASELINE}'s best), differences to "
+            f"{BASELINE}, paired by subject and seed; bold where all got there and the 95% interval leaves zero out:",
+            level_table(curves, level),
         ]
-    )
+    parts += [f"Drift on other prompts by timestep bin at step {last}, x 1000:", bins_table(units, last)]
+    text = "\n\n".join(parts)
     picture = cost_of_fidelity(curves, floors_of(units), f"{name}: what fidelity costs ({len(units)} units)")
     summary = json.dumps({"grid": name, "units": len(units), **numbers(units, curves)}, indent=1) + "\n"
     _write(folder / "table.md", text + "\n")

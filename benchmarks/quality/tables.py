@@ -55,6 +55,21 @@ def level_table(curves: Sequence[Curve], level: float = LEVEL) -> str:
     return _table(f"variant - {BASELINE}", names, rows)
 
 
+def bins_table(units: Sequence[dict[str, Any]], step: int, kind: str = "other") -> str:
+    """Drift (x 1000) by timestep bin at one step, on prompts of a kind; means over the units, from clean to noise."""
+    found: dict[str, list[list[float]]] = {}
+    for unit in units:
+        for snapshot in unit["snapshots"]:
+            if snapshot["step"] == step and "drift" in snapshot:
+                found.setdefault(unit["unit"]["variant"], []).append(snapshot["drift"][kind])
+    count = max((len(rows[0]) for rows in found.values()), default=0)
+    lines = [["variant", "n", *(str(b) for b in range(count))], ["---", *["---:"] * (count + 1)]]
+    for variant, rows in found.items():
+        means = [Mean.of(column).mean for column in zip(*rows, strict=True)]
+        lines.append([variant, f"{len(rows)}", *(f"{1000 * mean:.2f}" for mean in means)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def level_differences(
     curves: Sequence[Curve], variant: str, names: Sequence[str], level: float = LEVEL
 ) -> dict[str, Mean]:
@@ -89,7 +104,29 @@ def numbers(units: Sequence[dict[str, Any]], curves: Sequence[Curve]) -> dict[st
             for variant in variants_of(curves)
             if variant != BASELINE
         },
+        "at_level_by_subject": {
+            variant: {
+                level: {
+                    name: _plain(
+                        difference(
+                            by_subject(at_level(curves, variant, name, level)),
+                            by_subject(at_level(curves, BASELINE, name, level)),
+                        )
+                    )
+                    for name in names
+                }
+                for level in LEVELS
+            }
+            for variant in variants_of(curves)
+            if variant != BASELINE
+        },
     }
+
+
+def by_subject(values: dict[tuple[str, int], float]) -> dict[tuple[str, int], float]:
+    """Means over a subject's seeds, which are not independent of one another."""
+    subjects = dict.fromkeys(subject for subject, _ in values)
+    return {(name, 0): Mean.of([v for (s, _), v in values.items() if s == name]).mean for name in subjects}
 
 
 def variants_of(curves: Sequence[Curve]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 from apt_train.demo import MODEL, recipe
@@ -14,15 +15,18 @@ from .world_subjects import world_subject
 SAMPLING_STEPS = 8  # of DDIM; features of 25-step pictures have a cosine of .993 with these
 
 
-def world_task(share: float = 1.0) -> Task:
-    """The demo's recipe (rank 16, learning rate 1e-3, batch 2); `share`: of the usual number of prompts."""
+def world_task(share: float = 1.0, model: Path = MODEL) -> Task:
+    """The demo's recipe (rank 16, learning rate 1e-3, batch 2); `share`: of the usual number of prompts.
+
+    `model`: the embedded one, or another of the drawn world.
+    """
     demo = recipe()
     shared: dict[str, Any] = {
         name: value for name, value in demo["recipe"].items() if name in ("steps", "adapter", "optimizer")
     }
     return Task(
         name="drawn world",
-        checkpoint=MODEL,
+        checkpoint=model,
         recipe={**shared, "identifier": "the_subject"},
         subject=functools.partial(world_subject, share=share),
         judge=WorldJudge,
