@@ -174,6 +174,11 @@ def test_equal_fidelity_is_where_a_variant_first_gets_there() -> None:
     assert at_step(curves, "apt", "fid", 400) == {("s", 0): 2.0}
 
 
+def test_a_baseline_that_learned_nothing_gives_no_level() -> None:
+    base = curve("dreambooth", [0.3, 0.2, 0.1, 0.2], [0, 1, 3, 5])
+    assert np.isnan(at_level([base, curve("apt", [0.3, 0.4, 0.5, 0.6], [0, 0, 0, 0])], "apt", "fid")["s", 0])
+
+
 def test_where_not_all_get_there_nothing_is_bold() -> None:
     base = [curve("dreambooth", [0.1, 0.3, 0.5, 0.4], [0, 1, 3, 5], subject=s) for s in "ab"]
     both = [curve("apt", [0.1, 0.2, 0.3, 0.5], [0, 0, 0, 0], subject=s) for s in "ab"]

@@ -139,8 +139,9 @@ def difference(ours: dict[tuple[str, int], float], theirs: dict[tuple[str, int],
 
 
 def _goal(curve: Curve, level: float) -> float:
+    """NaN where the baseline never rose above the prior: there is no way to be part of."""
     heights = curve.values["fidelity"][curve.sampled()]
-    return float(heights[0] + level * (heights.max() - heights[0]))
+    return float(heights[0] + level * (heights.max() - heights[0])) if heights.max() > heights[0] else float("nan")
 
 
 def _curve(unit: dict[str, Any], floor: dict[str, Any]) -> Curve:
