@@ -78,6 +78,18 @@ GRIDS: dict[str, Grid] = {
             "weight, T 1000 + rs + aa": apt("weight", "rs", "aa"),
         }
     ),
+    # How strong may the regularisers be beside a data term that (1 - gamma) has made small, and on which layers?
+    "weights": tuning(
+        {
+            "weight": apt("weight"),
+            "weight + rs .1": apt("weight", "rs", dist_weight=0.1),
+            "weight + rs .01": apt("weight", "rs", dist_weight=0.01),
+            "weight + rs .1, all layers": apt("weight", "rs", dist_weight=0.1, dist_layers="all"),
+            "weight + aa .1": apt("weight", "aa", attn_weight=0.1),
+            "weight + aa .01": apt("weight", "aa", attn_weight=0.01),
+            "weight + rs .1 + aa .1": apt("weight", "rs", "aa", dist_weight=0.1, attn_weight=0.1),
+        }
+    ),
     # Does the published augmentation harm, or does the drawn world's prior not know its pictures? The same on a prior
     # that does: --model, made by benchmarks/world/framed.py.
     "framed": tuning(
