@@ -13,7 +13,7 @@ from PIL import Image
 from .curves import Curve, Mean, at_step
 from .tables import MEASURES, THOUSANDS, variants_of
 
-PANELS = ("fid", "recall", "drift_other", "aligned", "copied", "kept")
+PANELS = ("fid", "drift_other", "drift_class", "aligned", "copied", "kept")
 COLOURS = ("#333333", "#888888", "#8c56a8", "#00808a", "#e0a800", "#e07b00", "#d7263d", "#2a6fbb", "#1a9850")
 
 
