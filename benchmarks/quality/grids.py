@@ -36,15 +36,17 @@ NO_PART = apt()
 FLOOR = {PRIOR: Variant({})}
 DREAMBOOTH = {"dreambooth": Variant({"method": "dreambooth", "apt": {"watch_indicator": True}})}
 
+# APT's parts as the paper adds them up, at the shipped defaults. The constants are to be settled by the sweeps below
+# before the verdict is run, and then no more.
 METHODS: dict[str, Variant] = {
     **FLOOR,
     **DREAMBOOTH,
     "dreambooth+preservation": Variant({"method": "dreambooth"}, preservation=True),
     "dco": Variant({"method": "dco"}),
     "t-lora": Variant({"method": "tlora"}),
-    "+ata": apt("augment", "weight", temperature="auto"),
-    "+ata+rs": apt("augment", "weight", "rs", temperature="auto"),
-    "apt": apt("augment", "weight", "rs", "aa", temperature="auto"),
+    "+ata": apt("augment", "weight"),
+    "+ata+rs": apt("augment", "weight", "rs"),
+    "apt": apt("augment", "weight", "rs", "aa"),
 }
 
 
