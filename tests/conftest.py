@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("project", deadline=None, derandomize=True, print_blob=True)
@@ -35,3 +36,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch, reachable: set[str]) -> None:
         of_socket = guarded(getattr(socket.socket, name), lambda _socket, address: address[0])
         monkeypatch.setattr(socket.socket, name, of_socket)
     monkeypatch.setattr(socket, "getaddrinfo", guarded(socket.getaddrinfo, lambda host, *_: host))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks this small run slower on several threads, and much slower when the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -37,16 +36,7 @@ from benchmarks.world import draw
 NEAR, FAR = TUNING[0], TUNING[5]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def drawn(look: Any, style: str = "photo", seed: int = 9) -> Image.Image:
-    return Image.fromarray(draw.render(replace(look.scene, style=style), np.random.default_rng(seed)))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # -- subjects

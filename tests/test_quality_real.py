@@ -10,7 +10,7 @@ import functools
 import json
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,12 +45,7 @@ MEASURES = {"fidelity", "clip_i", "aligned", "copied", "leak", "aligned_elsewher
 NETWORKS = ("clip", "dino", "hps")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def noise(seed: int, width: int = 48, height: int = 40) -> Image.Image:
