@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -30,7 +29,7 @@ from .judge import Judge, load_judge
 from .loop import train
 from .progress import Progress
 from .report.grid import labelled_grid
-from .sample import sample
+from .sample import from_pictures, sample
 
 ASSETS = Path(__file__).parent / "assets"
 MODEL = ASSETS / "drawn_world"
@@ -191,6 +190,5 @@ def _heldout() -> torch.Tensor:
 
 
 def _joined(columns: list[list[Image.Image]]) -> torch.Tensor:
-    """RGB pictures of one size, column after column -> float (N, 3, H, W) in [-1, 1]."""
-    pixels = numpy.stack([numpy.asarray(picture) for column in columns for picture in column])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+    """Pictures of one size, column after column -> float (N, 3, H, W) in [-1, 1]."""
+    return from_pictures([picture for column in columns for picture in column])

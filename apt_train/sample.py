@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -179,8 +180,11 @@ def guided_unet(
     size: tuple[int, int],
     device: torch.device | str,
     dtype: torch.dtype,
-) -> Callable[[Tensor, int], Tensor]:
-    """The UNet with text, size ids and guidance filled in: (noisy latents, timestep) -> prediction."""
+) -> Callable[[Tensor, int | Tensor], Tensor]:
+    """The UNet with text, size ids and guidance filled in: (noisy latents, timestep) -> prediction.
+
+    One timestep for all rows, or where `guidance` is at most 1 also one each, int64 (N,).
+    """
     guide = guidance > 1
     hidden, pooled = _text(conditioning, unconditional if guide else None, rows)
     inputs: dict[str, Any] = {"encoder_hidden_states": hidden.to(device, dtype)}
@@ -189,9 +193,9 @@ def guided_unet(
         time_ids = torch.tensor([(*size, 0, 0, *size)] * len(pooled), device=device, dtype=torch.float32)
         inputs["added_cond_kwargs"] = {"text_embeds": pooled.to(device, dtype), "time_ids": time_ids}
 
-    def predict(latents: Tensor, timestep: int) -> Tensor:
+    def predict(latents: Tensor, timestep: int | Tensor) -> Tensor:
         doubled = torch.cat([latents, latents]) if guide else latents
-        time = torch.tensor(timestep, device=device)
+        time = torch.as_tensor(timestep, device=device)
         prediction = components.unet(doubled.to(dtype), time, **inputs).sample.float()
         if not guide:
             return prediction
@@ -245,6 +249,12 @@ def to_picture(image: Tensor) -> Image.Image:
     """float (3, H, W) in [-1, 1] -> RGB picture, values outside clamped."""
     scaled = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(scaled.permute(1, 2, 0).cpu().numpy())
+
+
+def from_pictures(pictures: Sequence[Image.Image]) -> Tensor:
+    """Pictures of one size -> float (N, 3, H, W) in [-1, 1]; the way back of `to_picture`."""
+    pixels = numpy.stack([numpy.asarray(picture.convert("RGB")) for picture in pictures])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _warn(text: str) -> None:

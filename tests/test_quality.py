@@ -16,6 +16,7 @@ from PIL import Image
 from apt_train.adapter import add_adapter, remove_adapter
 from apt_train.conditioning import Conditioner
 from apt_train.errors import InputError
+from apt_train.sample import from_pictures
 from benchmarks.quality import run
 from benchmarks.quality.curves import Curve, Mean, at_level, at_step, curves_of, difference
 from benchmarks.quality.distances import Projection, frechet_distance, precision_and_recall, set_distances
@@ -100,10 +101,9 @@ def test_the_judge_tells_a_subject_from_its_look_alikes(look: Any) -> None:
 def test_a_training_picture_counts_as_copied() -> None:
     subject = world_subject(NEAR.name, share=0.1)
     judge = WorldJudge(subject)
-    from benchmarks.quality.subjects import as_signed
 
-    copies = judge.copied(as_signed([item.picture for item in subject.training]))
-    elsewhere = judge.copied(as_signed([item.picture for item in subject.heldout]))
+    copies = judge.copied(from_pictures([item.picture for item in subject.training]))
+    elsewhere = judge.copied(from_pictures([item.picture for item in subject.heldout]))
     assert copies == pytest.approx(np.ones(4), abs=1e-5) and elsewhere.max() < 0.95
 
 
@@ -235,12 +235,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Task:
         loss_repeats=1,
         drift_prompts=2,
         preservation_pictures=2,
-        _components={},
     )
 
 
 def test_the_untrained_model_has_the_priors_losses_and_no_drift(small: Task) -> None:
-    components, subject = small.components(), world_subject(NEAR.name, share=0.07)
+    components, subject = small.components, world_subject(NEAR.name, share=0.07)
     to(components, "cpu")
     conditioner = Conditioner(components.text_encoders, None, class_word="toy", name="x")
     probes = probes_of(small, components, conditioner, subject)
@@ -327,7 +326,7 @@ def test_a_unit_of_other_settings_does_not_count(results: Path, tmp_path: Path) 
 
 
 def test_the_priors_pictures_are_never_drawn_with_a_lora_on(small: Task) -> None:
-    components = small.components()
+    components = small.components
     conditioner = Conditioner(components.text_encoders, None, class_word="toy", name="x")
     add_adapter(components.unet, rank=2, alpha=2.0, seed=0)
     try:
@@ -347,7 +346,7 @@ def test_a_unit_needs_no_other_unit(small: Task, results: Path, tmp_path: Path) 
 
 
 def test_t_lora_masks_its_ranks_when_it_is_measured(small: Task) -> None:
-    components = small.components()
+    components = small.components
     to(components, "cpu")
     config = Variant({"method": "tlora", "adapter": {"rank": 8, "min_rank": 1}}).config({}, "toy", 0)
     add_adapter(components.unet, rank=8, alpha=8.0, seed=0)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,32 +15,35 @@ from apt_train.checkpoint import load_checkpoint
 from apt_train.demo import MODEL
 from benchmarks.quality import __main__ as command
 from benchmarks.quality.store import RESULTS
+from benchmarks.quality.subjects import KINDS
+from benchmarks.quality.world_task import world_task
 from benchmarks.world.framed import WEIGHTS, teach
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+Asked = tuple[Any, ...]
+"""How `run_grid` was called: what makes the task, the grid, the folder, the processes."""
+
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
     """What would be run, and reported on."""
-    calls: list[tuple[object, ...]] = []
-    monkeypatch.setattr(command, "run_grid", lambda make, grid, folder, workers: calls.append((grid, folder, workers)))
+    calls: list[Asked] = []
+    monkeypatch.setattr(command, "run_grid", lambda *arguments: calls.append(arguments))
     monkeypatch.setattr(command, "write_report", lambda name, grid, folder: f"report of {name}")
     return calls
 
 
-def test_the_verdict_is_run_and_reported_on(
-    asked: list[tuple[object, ...]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_verdict_is_run_and_reported_on(asked: list[Asked], capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--workers", "3"]) == 0
-    assert asked == [(command.GRIDS["verdict"], RESULTS / "verdict", 3)]
+    assert [call[1:] for call in asked] == [(command.GRIDS["verdict"], RESULTS / "verdict", 3)]
     assert "report of verdict" in capsys.readouterr().out
 
 
-def test_report_runs_nothing_and_short_leaves_the_results_alone(asked: list[tuple[object, ...]]) -> None:
+def test_report_runs_nothing_and_short_leaves_the_results_alone(asked: list[Asked]) -> None:
     assert command.main(["--report", "--grid", "parts"]) == 0 and asked == []
     assert command.main(["--short"]) == 0
-    grid, folder, _ = asked[0]
+    _, grid, folder, _ = asked[0]
     assert grid is command.SHORT and folder == Path("runs") / "quality-short"
     assert len(command.SHORT.units()) == 6
 
@@ -48,14 +54,39 @@ def test_report_runs_nothing_and_short_leaves_the_results_alone(asked: list[tupl
         (["--checkpoint", "model.safetensors"], "needs --subjects, --clip and --out"),
         (["--grid", "framed"], "--model and --grid framed belong together"),
         (["--model", "folder"], "--model and --grid framed belong together"),
+        (["--grid", "framed", "--model", "no such folder"], "no such folder does not exist"),
+        (["--short", "--grid", "parts"], "--grid does not go with --short"),
+        (["--device", "cpu"], "--device goes with --checkpoint"),
+        (["--checkpoint", "model.safetensors", "--workers", "2"], "--workers goes with the drawn world"),
+        (["--workers", "0"], "--workers is 0"),
+        (["--checkpoint", "model.safetensors", "--seeds", "0"], "--seeds is 0"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_in_one_line(
-    options: list[str], words: str, asked: list[tuple[object, ...]], capsys: pytest.CaptureFixture[str]
+    options: list[str], words: str, asked: list[Asked], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command.main(options) == 2 and asked == []
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
+
+
+def test_another_model_of_the_world_is_what_is_trained(asked: list[Asked], tmp_path: Path) -> None:
+    assert command.main(["--grid", "framed", "--model", str(tmp_path)]) == 0
+    make, grid, _, _ = asked[0]
+    assert grid is command.GRIDS["framed"] and make().checkpoint == tmp_path
+    assert command.main(["--grid", "parts"]) == 0 and asked[1][0]().checkpoint == MODEL
+
+
+def test_a_smaller_share_is_fewer_prompts() -> None:
+    of_each = {share: world_task(share).subject("toy_striped_orange_blue").prompts for share in (0.25, 0.5)}
+    kinds = {share: Counter(prompt.kind for prompt in prompts) for share, prompts in of_each.items()}
+    assert all(kinds[0.25][kind] < kinds[0.5][kind] for kind in KINDS)
+
+
+def test_a_stopped_run_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(command, "run_grid", Mock(side_effect=KeyboardInterrupt))
+    assert command.main([]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_an_unrun_grid_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

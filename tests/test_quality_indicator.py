@@ -26,7 +26,7 @@ from benchmarks.quality.indicator_study import (
 
 def bins(step: int, gain: float, heldout: float = 0.0) -> Bins:
     prior = np.linspace(0.3, 0.01, 10)
-    return Bins(("s", 0, "dreambooth"), step, np.zeros(10), prior, gain * prior, heldout * prior)
+    return Bins(("s", 0, "dreambooth"), step, np.zeros(10), prior, gain * prior, heldout * prior, np.zeros(10))
 
 
 @pytest.mark.parametrize("temperature", [10.0, 1000.0, "auto"])

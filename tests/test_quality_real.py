@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, Dinov2Config, Din
 
 from apt_train.captions import SUBJECT
 from apt_train.errors import InputError
+from benchmarks.quality import __main__ as command
 from benchmarks.quality.grid import PRIOR, Grid, Unit, Variant
 from benchmarks.quality.real_judge import BATCH, RealJudge, load_networks
 from benchmarks.quality.real_subjects import (
@@ -378,6 +380,47 @@ def test_the_task_can_be_made_in_another_process(place: Path) -> None:
     task = pickle.loads(pickle.dumps(make_task(place)))()
     assert task.device == "cpu" and task.name == "checkpoint on subjects"
     assert task.judge(task.subject("bare")).space == "unit image embedding of clip"
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    """What the command would run: the task's maker, the grid, the folder, the processes."""
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(command, "run_grid", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(command, "write_report", lambda *_: "")
+    return calls
+
+
+def asked(place: Path, *more: str) -> list[str]:
+    folders = {"checkpoint": "checkpoint", "subjects": "subjects", "clip": "clip", "out": "out"}
+    return [*(f"--{name}={place / folder}" for name, folder in folders.items()), *more]
+
+
+def test_the_command_hands_every_network_on(place: Path, ran: list[tuple[Any, ...]]) -> None:
+    assert command.main(asked(place, f"--hps={place / 'hps'}", f"--dino={place / 'dino'}", "--device=cpu")) == 0
+    make, grid, folder, workers = ran[0]
+    scores = scored(make().judge(make().subject("pot")), noise(3))
+    assert "hps" in scores and scores["fidelity"] != pytest.approx(scores["clip_i"])  # DINOv2's is not CLIP's
+    assert grid.subjects == ("bare", "pot") and grid.seeds == (0, 1, 2) and workers == 1 and folder == place / "out"
+    assert command.main(asked(place, "--device=meta", "--seeds=2")) == 0
+    assert ran[1][1].seeds == (0, 1) and ran[1][1].task != grid.task
+    assert ran[1][0].keywords["device"] == "meta"
+
+
+def test_other_photos_are_another_grid(place: Path, ran: list[tuple[Any, ...]], tmp_path: Path) -> None:
+    shutil.copytree(place / "subjects", tmp_path / "subjects")
+    here = [*asked(place), f"--subjects={tmp_path / 'subjects'}"]
+    assert command.main(here) == 0
+    noise(7).save(tmp_path / "subjects" / "pot" / "0.png")
+    assert command.main(here) == 0
+    assert ran[0][1].digest(Unit("pot", 0, "apt")) != ran[1][1].digest(Unit("pot", 0, "apt"))
+
+
+def test_a_checkpoint_that_is_not_there_is_said_once(
+    place: Path, ran: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main([*asked(place), "--checkpoint=none.safetensors"]) == 2 and ran == []
+    assert "none.safetensors does not exist" in capsys.readouterr().err
 
 
 def test_subjects_are_refused_before_anything_is_loaded(place: Path, tmp_path: Path) -> None:

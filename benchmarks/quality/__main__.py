@@ -15,7 +15,6 @@ import argparse
 import functools
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from apt_train.demo import MODEL
@@ -35,11 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
         make_task, grid, name = _what(options)
         folder = options.out or (Path("runs") / "quality-short" if options.short else RESULTS / name)
         if not options.report:
-            run_grid(make_task, grid, folder, options.workers)
+            run_grid(make_task, grid, folder, options.workers or _cores())
         print("\n" + write_report(name, grid, folder) + f"\n\nwritten to {folder}")
     except InputError as error:
         print(f"bench quality: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("bench quality: stopped; the same command goes on with what is missing", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -47,10 +49,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--grid", choices=sorted(GRIDS), default="verdict")
+    parser.add_argument("--grid", choices=sorted(GRIDS), help="which (default: verdict)")
     parser.add_argument("--short", action="store_true", help="two subjects, one seed, fewer steps and prompts")
     parser.add_argument("--report", action="store_true", help="run nothing")
-    parser.add_argument("--workers", type=int, default=_cores(), help="processes of one thread (default: the cores)")
+    parser.add_argument("--workers", type=int, help="processes of one thread (default: the cores; one on a checkpoint)")
     parser.add_argument("--out", type=Path, help="folder of the units (default: the committed one of the grid)")
     parser.add_argument("--model", type=Path, help="for --grid framed: what benchmarks/world/framed.py wrote")
     real = parser.add_argument_group("on a checkpoint of yours")
@@ -60,42 +62,67 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     real.add_argument("--dino", type=Path, help="DINOv2 as a transformers folder")
     real.add_argument("--hps", type=Path, help="HPSv2 as a transformers CLIP folder")
     real.add_argument("--device", help="default: CUDA if there is one")
-    real.add_argument("--seeds", type=int, default=3, help="how many")
+    real.add_argument("--seeds", type=int, help="how many (default: 3)")
     return parser.parse_args(arguments)
 
 
 def _what(options: argparse.Namespace) -> tuple[MakeTask, Grid, str]:
-    """The task's maker, the grid and its name."""
+    """The task's maker, the grid and its name. InputError: options that do not go together, or are no such number."""
+    for name in ("workers", "seeds"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise InputError(f"--{name} is {value}: give a whole number of at least 1.")
     if options.checkpoint is not None:
+        _refuse(options, ("grid", "model", "workers"), "goes with the drawn world, not with --checkpoint")
         return _real(options)
+    _refuse(options, ("subjects", "clip", "dino", "hps", "device", "seeds"), "goes with --checkpoint")
     if options.short:
+        _refuse(options, ("grid", "model"), "does not go with --short, which is a grid of its own")
         return functools.partial(world_task, SHORT.share), SHORT, "short"
-    grid = GRIDS[options.grid]
+    name = options.grid or "verdict"
+    grid = GRIDS[name]
     if (grid.task == FRAMED) != (options.model is not None) and not options.report:
         raise InputError("--model and --grid framed belong together: give both, or neither.")
-    return functools.partial(world_task, grid.share, options.model or MODEL), grid, options.grid
+    return functools.partial(world_task, grid.share, _there(options.model or MODEL)), grid, name
+
+
+def _refuse(options: argparse.Namespace, names: tuple[str, ...], reason: str) -> None:
+    """An option that would do nothing is refused."""
+    for name in names:
+        if getattr(options, name) is not None:
+            raise InputError(f"--{name} {reason}: leave it out.")
+
+
+def _there(path: Path) -> Path:
+    """Said once here, not by every unit of the grid."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist: name a checkpoint that does.")
+    return path
 
 
 def _real(options: argparse.Namespace) -> tuple[MakeTask, Grid, str]:
     """The verdict's methods on a user's checkpoint and subjects."""
-    from .real_task import real_task, subject_names
+    from .real_subjects import real_subject, subject_names
+    from .real_task import real_task
 
     if options.subjects is None or options.clip is None or options.out is None:
         raise InputError("--checkpoint needs --subjects, --clip and --out: name those folders too.")
     share = SHORT.share if options.short else 1.0
     steps = (50, 100) if options.short else (250, 500, 1000, 2000)
+    names = subject_names(options.subjects)
+    shown = [real_subject(name, options.subjects).digest for name in names]  # other photos are another grid
     grid = Grid(
-        subjects=tuple(subject_names(options.subjects)),
-        seeds=tuple(range(1 if options.short else options.seeds)),
+        subjects=tuple(names),
+        seeds=tuple(range(options.seeds or (1 if options.short else 3))),
         variants=METHODS,
         probe_at=steps,
         sample_at=steps,
         share=share,
-        task=f"{options.checkpoint} {options.subjects} {options.clip} {options.dino} {options.hps}",
+        recipe={"steps": steps[-1], "output": {"snapshot_every": steps[0]}},
+        task=f"{options.checkpoint} {options.clip} {options.dino} {options.hps} {shown}",
     )
     make = functools.partial(
         real_task,
-        options.checkpoint,
+        _there(options.checkpoint),
         options.subjects,
         options.clip,
         options.dino,
@@ -104,7 +131,7 @@ def _real(options: argparse.Namespace) -> tuple[MakeTask, Grid, str]:
         share=share,
     )
     options.workers = 1  # one model on the device
-    return make, replace(grid, recipe={"steps": steps[-1], "output": {"snapshot_every": steps[0]}}), "checkpoint"
+    return make, grid, "checkpoint"
 
 
 def _cores() -> int:

@@ -15,12 +15,11 @@ import numpy as np
 from scipy import stats
 
 from .grid import PRIOR
+from .subjects import KINDS
 
 BASELINE = "dreambooth"
 LEVELS = (0.5, 0.75, 0.9)
 LEVEL = 0.75  # of the tables
-SAMPLED = ("fidelity", "recognised", "aligned", "kept", "leak", "scene", "copied", "aligned_elsewhere")
-KINDS = ("subject", "class", "other")
 
 
 @dataclass(frozen=True)
@@ -90,25 +89,35 @@ class Mean:
 
 def curves_of(units: Sequence[dict[str, Any]]) -> list[Curve]:
     """All trained units, each beginning with the prior's measures of its subject and seed."""
-    floors = {_key(unit): unit["snapshots"][0] for unit in units if unit["unit"]["variant"] == PRIOR}
+    priors = priors_of(units)
     trained = (unit for unit in units if unit["unit"]["variant"] != PRIOR)
-    return [_curve(unit, floors[_key(unit)]) for unit in trained if _key(unit) in floors]
+    return [_curve(unit, priors[key_of(unit)]) for unit in trained if key_of(unit) in priors]
+
+
+def priors_of(units: Sequence[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
+    """What was measured of the prior, by subject and seed."""
+    return {key_of(unit): unit["snapshots"][0] for unit in units if unit["unit"]["variant"] == PRIOR}
 
 
 def floors_of(units: Sequence[dict[str, Any]]) -> dict[str, Mean]:
     """The prior against itself at other seeds: every sampled measure's floor."""
-    rows = [_measures(unit["snapshots"][0], None) for unit in units if unit["unit"]["variant"] == PRIOR]
-    return {name: Mean.of([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+    return _means([*priors_of(units).values()])
 
 
 def ceilings_of(units: Sequence[dict[str, Any]]) -> dict[str, Mean]:
     """True pictures of what the prompts ask for, where a judge can have them: the most there is to reach."""
-    rows = [
-        _measures({**unit["snapshots"][0]["true"], "drift": {}}, None)
-        for unit in units
-        if unit["unit"]["variant"] == PRIOR and "true" in unit["snapshots"][0]
-    ]
+    return _means([prior["true"] for prior in priors_of(units).values() if "true" in prior])
+
+
+def _means(judged: Sequence[dict[str, Any]]) -> dict[str, Mean]:
+    """Of what was said of pictures; drift needs a model, so it is left out."""
+    rows = [_measures({**one, "drift": {}}, None) for one in judged]
     return {name: Mean.of([row[name] for row in rows]) for name in (rows[0] if rows else {})}
+
+
+def last_step(curves: Sequence[Curve]) -> int:
+    """The last step at which any of them was drawn."""
+    return max(int(curve.steps[curve.sampled()].max()) for curve in curves)
 
 
 def at_step(curves: Sequence[Curve], variant: str, name: str, step: int) -> dict[tuple[str, int], float]:
@@ -178,5 +187,6 @@ def _measures(snapshot: dict[str, Any], prior: dict[str, list[float]] | None) ->
     return found
 
 
-def _key(unit: dict[str, Any]) -> tuple[str, int]:
+def key_of(unit: dict[str, Any]) -> tuple[str, int]:
+    """What units are paired by: subject and seed."""
     return unit["unit"]["subject"], unit["unit"]["seed"]

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+
+from apt_train.report.plots import as_picture
 
 from .curves import Curve, Mean, at_step
 from .tables import MEASURES, THOUSANDS, variants_of
@@ -22,8 +23,8 @@ def cost_of_fidelity(curves: Sequence[Curve], floors: dict[str, Mean], title: st
     names = [name for name in PANELS if any(name in curve.values for curve in curves)]
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.6 * rows + 0.9), dpi=100, layout="constrained")
-    axes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+    figure = Figure(figsize=(4.6 * columns, 3.6 * rows + 0.9), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, name in zip(axes, names, strict=False):
         _panel(axis, curves, name, floors.get(name))
     for axis in axes[len(names) :]:
@@ -31,14 +32,12 @@ def cost_of_fidelity(curves: Sequence[Curve], floors: dict[str, Mean], title: st
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
     figure.suptitle(title, fontsize=11)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    return as_picture(figure, width=460 * columns)
 
 
 def _panel(axis: Axes, curves: Sequence[Curve], name: str, floor: Mean | None) -> None:
     scale = 1000 if name in THOUSANDS else 1
-    if floor is not None and name != "kept" and not name.startswith("drift"):
+    if floor is not None:
         axis.axhline(scale * floor.mean, color="#999999", linestyle=":", linewidth=1)
     for variant, colour in zip(variants_of(curves), COLOURS * 3, strict=False):
         steps = _sampled_steps(curves, variant)

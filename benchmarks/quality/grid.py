@@ -75,7 +75,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """The stem of its file: letters, digits and -_+ alone."""
+        """The stem of its file: letters, digits and -_+. alone."""
         plain = re.sub(r"[^A-Za-z0-9_+.]+", "-", self.variant)
         return f"{self.subject}-seed{self.seed}-{plain}"
 

@@ -32,7 +32,6 @@ def apt(*parts: str, **settings: Any) -> Variant:
     return Variant({"method": "apt", "apt": {**NONE, **switches, "balance_every": 0, **settings}})
 
 
-NO_PART = apt()
 FLOOR = {PRIOR: Variant({})}
 DREAMBOOTH = {"dreambooth": Variant({"method": "dreambooth", "apt": {"watch_indicator": True}})}
 
@@ -49,18 +48,18 @@ METHODS: dict[str, Variant] = {
     "apt": apt("augment", "weight", "rs", "aa"),
 }
 
-
 FRAMED = WORLD + ", prior taught framed pictures"
 
 
 def tuning(variants: dict[str, Variant], task: str = WORLD, steps: int = 400) -> Grid:
     """A sweep on the half of the subjects that the verdict does not use, one seed each."""
+    measured_at = (*SAMPLE_AT, *range(800, steps + 1, 400))
     return Grid(
         subjects=tuple(look.name for look in TUNING),
         seeds=(0,),
         variants={**FLOOR, **DREAMBOOTH, **variants},
-        probe_at=(*SAMPLE_AT, *range(800, steps + 1, 400)),
-        sample_at=(*SAMPLE_AT, *range(800, steps + 1, 400)),
+        probe_at=measured_at,
+        sample_at=measured_at,
         share=0.5,
         recipe=merged(STEPS, {"steps": steps}),
         task=task,
@@ -122,7 +121,7 @@ GRIDS: dict[str, Grid] = {
             "aa by indicator": apt("aa", attn_schedule="indicator", temperature="auto"),
             "flip": apt("augment", temperature="auto", augment_kinds=["flip"]),
             "flip and color": apt("augment", temperature="auto", augment_kinds=["flip", "color"]),
-            "wrong class word": Variant({**NO_PART.settings, "class_word": "red {class_word}"}),
+            "wrong class word": Variant({**apt().settings, "class_word": "red {class_word}"}),
             "wrong class word, rs + aa": Variant({**apt("rs", "aa").settings, "class_word": "red {class_word}"}),
             "wrong class word, plain init": Variant(
                 {**apt("rs", "aa").settings, "class_word": "red {class_word}", "init_word": "{class_word}"}

@@ -10,26 +10,31 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, methodcaller
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from scipy import stats
 
-from apt_train.indicator import AUTO_SCALE
+from apt_train.indicator import OverfitIndicator
 
-from .curves import Curve, Mean, curves_of
-from .grid import PRIOR
+from .curves import Curve, Mean, curves_of, key_of, priors_of
 from .unit import GAMMA_EVERY
 
 SATURATED = 0.95
-TRUTHS = ("memorised", "memorised_share", "learned_share")
+TRUTHS = {
+    "memorised": "what was memorised",
+    "memorised_share": "... as a share of the prior's loss",
+    "learned_share": "... with what was learned, as a share",
+    "drift": "... with the drift on other prompts",
+}
 BASELINES: dict[str, Callable[[Bins], np.ndarray]] = {
     "the bin's number alone, falling": lambda item: -np.arange(len(item.prior), dtype=float),
     "the step alone": lambda item: np.full(len(item.prior), float(item.step)),
     "the run's own gamma": lambda item: item.gamma,
 }
 """What a temperature has to beat: these know nothing of losses, but for the last."""
-TEMPERATURES: tuple[float | str, ...] = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, "auto")
+TEMPERATURES: tuple[float | Literal["auto"], ...] = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, "auto")
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Bins:
     prior: np.ndarray  # the prior's loss on the training pictures
     gain: np.ndarray  # prior - tuned on the training pictures
     heldout: np.ndarray  # prior - tuned on held-out pictures
+    drift: np.ndarray  # from the prior on prompts about other things
 
     @property
     def relative(self) -> np.ndarray:
@@ -63,27 +69,22 @@ class Bins:
         """What held-out pictures gained, as a share of the prior's loss."""
         return self.heldout / self.prior
 
-    def gamma_at(self, temperature: float | str) -> np.ndarray:
+    def gamma_at(self, temperature: float | Literal["auto"]) -> np.ndarray:
         """What the indicator would say of these losses at another temperature."""
-        exponent = AUTO_SCALE * self.relative if isinstance(temperature, str) else temperature * self.gain
-        return np.clip(-np.expm1(-np.maximum(exponent, 0)), 0, 1)
+        count = len(self.prior)
+        indicator = OverfitIndicator(bins=count, temperature=temperature, num_timesteps=count)
+        indicator.update(torch.arange(count), *(torch.from_numpy(x) for x in (self.prior, self.prior - self.gain)))
+        return indicator.gamma.numpy()
 
 
 def bins_of(units: Sequence[dict[str, Any]]) -> list[Bins]:
     """Every probed snapshot of every run that has gamma."""
-    floors = {
-        (unit["unit"]["subject"], unit["unit"]["seed"]): unit["snapshots"][0]["prior_losses"]
-        for unit in units
-        if unit["unit"]["variant"] == PRIOR
-    }
-    found = []
+    priors, found = priors_of(units), []
     for unit in units:
-        about = unit["unit"]
-        prior = floors.get((about["subject"], about["seed"]))
-        if prior is None or not np.any(unit.get("gamma", 0)):
-            continue
-        name = (about["subject"], about["seed"], about["variant"])
-        found += [_bins(name, snapshot, unit["gamma"], prior) for snapshot in unit["snapshots"]]
+        key = key_of(unit)
+        if key in priors and np.any(unit.get("gamma", 0)):
+            name, losses = (*key, unit["unit"]["variant"]), priors[key]["prior_losses"]
+            found += [_bins(name, snapshot, unit["gamma"], losses) for snapshot in unit["snapshots"]]
     return found
 
 
@@ -98,6 +99,7 @@ def _bins(name: tuple[str, int, str], snapshot: dict[str, Any], gamma: list[list
         before["training"],
         before["training"] - after["training"],
         before["heldout"] - after["heldout"],
+        np.array(snapshot["drift"]["other"]),
     )
 
 
@@ -108,9 +110,8 @@ def temperature_table(units: Sequence[dict[str, Any]], variant: str = "dreamboot
     lines = [
         "| predictor | "
         + " | ".join(f"gamma at {step}" for step in steps)
-        + " | bins above .95 at the first | rank correlation with what was memorised "
-        "| ... as a share of the prior's loss | ... with what was learned, as a share |",
-        "|---" * (len(steps) + 5) + "|",
+        + f" | bins above .95 at the first | rank correlation with {' | '.join(TRUTHS.values())} |",
+        "|---" * (len(steps) + 2 + len(TRUTHS)) + "|",
     ]
     for name, predict in BASELINES.items():
         lines.append(f"| {name} |" + " |" * (len(steps) + 1) + f" {' | '.join(_pooled(runs, predict))} |")

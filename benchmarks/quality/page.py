@@ -13,7 +13,7 @@ from pathlib import Path
 
 from apt_train.files import atomic_write
 
-from .curves import curves_of
+from .curves import curves_of, last_step
 from .grids import GRIDS
 from .indicator_study import bins_of, snapshot_table, temperature_table
 from .store import RESULTS, read_units
@@ -35,7 +35,7 @@ def _table(title: str) -> str:
     curves = curves_of(units)
     if not curves:
         return "*(not run yet)*"
-    last = max(int(curve.steps[curve.sampled()].max()) for curve in curves)
+    last = last_step(curves)
     with_gamma = dict.fromkeys(item.unit[2] for item in bins_of(units))
     makers: dict[str, Callable[[], str]] = {
         "step": lambda: step_table(units, curves, last),

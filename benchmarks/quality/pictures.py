@@ -50,4 +50,4 @@ def prior_pictures(
         return {"pixels": torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))}
 
     key = {"of": "pictures", "texts": list(texts), "class": class_word, "seed": seed}
-    return [Image.fromarray(pixels.numpy()) for pixels in task.cached(components, key, make)["pixels"]]
+    return [Image.fromarray(pixels.numpy()) for pixels in task.cached(key, make)["pixels"]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from apt_train.errors import InputError
 from apt_train.files import atomic_write
 
-from .curves import BASELINE, LEVELS, curves_of, floors_of
+from .curves import BASELINE, LEVELS, curves_of, floors_of, last_step
 from .figure import cost_of_fidelity
 from .grid import Grid
 from .store import read_units
@@ -21,7 +21,7 @@ def write_report(name: str, grid: Grid, folder: Path) -> str:
     curves = curves_of(units)
     if not curves:
         raise InputError(f"{folder} holds no trained unit of the grid {name} with its prior: run it first.")
-    last = max(int(curve.steps[curve.sampled()].max()) for curve in curves)
+    last = last_step(curves)
     parts = [
         f"`{name}`: {len(units)} of {len(grid.units())} units.",
         f"At step {last}, means with 95% intervals:",

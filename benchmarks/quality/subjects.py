@@ -6,7 +6,6 @@ In: plain data, and how it becomes the trainer's pictures. Not in: where subject
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -56,12 +55,12 @@ class Subject:
     @property
     def digest(self) -> str:
         """Of all its pictures and captions: what is kept of a subject must not outlive them."""
-        return digest_of([*self.training, *self.heldout])
+        return _image_set([*self.training, *self.heldout]).digest
 
     @property
     def images(self) -> ImageSet:
         """The training pictures as the trainer takes them."""
-        return image_set([item.picture for item in self.training], [item.caption for item in self.training])
+        return _image_set(self.training)
 
 
 class Judge(Protocol):
@@ -88,26 +87,15 @@ class Judge(Protocol):
         ...
 
 
-def image_set(pictures: list[Image.Image], captions: list[str] | None) -> ImageSet:
+def _image_set(items: Sequence[Captioned]) -> ImageSet:
+    return image_set([item.picture for item in items], [item.caption for item in items])
+
+
+def image_set(pictures: list[Image.Image], captions: list[str]) -> ImageSet:
     """Pictures of any sizes as the trainer takes them."""
     return ImageSet.from_tensors([as_hwc(picture) for picture in pictures], captions)
-
-
-def digest_of(items: Sequence[Captioned]) -> str:
-    """sha256 over pixels, sizes and captions, in order."""
-    digest = hashlib.sha256()
-    for item in items:
-        picture = item.picture.convert("RGB")
-        digest.update(f"{picture.size} {item.caption}\0".encode() + picture.tobytes())
-    return digest.hexdigest()
 
 
 def as_hwc(picture: Image.Image) -> torch.Tensor:
     """float (H, W, 3) in [0, 1]."""
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
-
-
-def as_signed(pictures: Sequence[Image.Image]) -> torch.Tensor:
-    """Pictures of one size as float (N, 3, H, W) in [-1, 1]."""
-    pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .curves import BASELINE, LEVEL, LEVELS, Curve, Mean, at_level, at_step, ceilings_of, difference, floors_of
@@ -28,6 +28,8 @@ MEASURES = {
     "hps_elsewhere": ("HPS elsewhere", 1),
 }
 """Measure -> its heading, and whether more of it is better (1) or worse (-1)."""
+ByUnit = dict[tuple[str, int], float]
+"""A measure by subject and seed."""
 THOUSANDS = ("drift_other", "drift_class", "memorised")
 
 
@@ -37,7 +39,7 @@ def step_table(units: Sequence[dict[str, Any]], curves: Sequence[Curve], step: i
     bounds = {"prior, other seeds": floors_of(units), "true pictures": ceilings_of(units)}
     rows = [_row(title, {name: bound.get(name) for name in names}) for title, bound in bounds.items() if bound]
     for variant in variants_of(curves):
-        rows.append(_row(variant, {name: Mean.of([*at_step(curves, variant, name, step).values()]) for name in names}))
+        rows.append(_row(variant, step_means(curves, variant, names, step)))
     return _table("variant", names, rows)
 
 
@@ -70,60 +72,48 @@ def bins_table(units: Sequence[dict[str, Any]], step: int, kind: str = "other") 
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def step_means(curves: Sequence[Curve], variant: str, names: Sequence[str], step: int) -> dict[str, Mean]:
+    """A variant's measures at a step."""
+    return {name: Mean.of([*at_step(curves, variant, name, step).values()]) for name in names}
+
+
 def level_differences(
-    curves: Sequence[Curve], variant: str, names: Sequence[str], level: float = LEVEL
+    curves: Sequence[Curve],
+    variant: str,
+    names: Sequence[str],
+    level: float = LEVEL,
+    pooled: Callable[[ByUnit], ByUnit] = dict,
 ) -> dict[str, Mean]:
-    """A variant's paired differences to the baseline where both have come as far."""
+    """A variant's paired differences to the baseline where both have come as far; `pooled`: over seeds, say."""
     return {
-        name: difference(at_level(curves, variant, name, level), at_level(curves, BASELINE, name, level))
+        name: difference(*(pooled(at_level(curves, one, name, level)) for one in (variant, BASELINE)))
         for name in names
     }
 
 
 def numbers(units: Sequence[dict[str, Any]], curves: Sequence[Curve]) -> dict[str, Any]:
     """Everything the tables say, and the other levels and steps, as plain numbers."""
-    names = _known(curves)
+    names, variants = _known(curves), variants_of(curves)
+    others = [variant for variant in variants if variant != BASELINE]
     steps = sorted({int(step) for curve in curves for step in curve.steps[curve.sampled()]})
+
+    def by_level(means: Callable[[str, float], dict[str, Mean]]) -> dict[str, Any]:
+        return {other: {level: _plainly(means(other, level)) for level in LEVELS} for other in others}
+
     return {
-        "floor": {name: _plain(mean) for name, mean in floors_of(units).items()},
+        "floor": _plainly(floors_of(units)),
         "at_step": {
-            variant: {
-                step: {name: _plain(Mean.of([*at_step(curves, variant, name, step).values()])) for name in names}
-                for step in steps
-            }
-            for variant in variants_of(curves)
+            variant: {step: _plainly(step_means(curves, variant, names, step)) for step in steps}
+            for variant in variants
         },
-        "at_level": {
-            variant: {
-                level: {
-                    name: _plain(mean)
-                    for name, mean in level_differences(curves, variant, ["step", *names], level).items()
-                }
-                for level in LEVELS
-            }
-            for variant in variants_of(curves)
-            if variant != BASELINE
-        },
-        "at_level_by_subject": {
-            variant: {
-                level: {
-                    name: _plain(
-                        difference(
-                            by_subject(at_level(curves, variant, name, level)),
-                            by_subject(at_level(curves, BASELINE, name, level)),
-                        )
-                    )
-                    for name in names
-                }
-                for level in LEVELS
-            }
-            for variant in variants_of(curves)
-            if variant != BASELINE
-        },
+        "at_level": by_level(lambda other, level: level_differences(curves, other, ["step", *names], level)),
+        "at_level_by_subject": by_level(
+            lambda other, level: level_differences(curves, other, names, level, by_subject)
+        ),
     }
 
 
-def by_subject(values: dict[tuple[str, int], float]) -> dict[tuple[str, int], float]:
+def by_subject(values: ByUnit) -> ByUnit:
     """Means over a subject's seeds, which are not independent of one another."""
     subjects = dict.fromkeys(subject for subject, _ in values)
     return {(name, 0): Mean.of([v for (s, _), v in values.items() if s == name]).mean for name in subjects}
@@ -139,7 +129,7 @@ def _known(curves: Sequence[Curve]) -> list[str]:
     return [name for name in MEASURES if any(name in curve.values for curve in curves)]
 
 
-def _row(title: str, means: dict[str, Mean | None], of: int | None = None) -> list[str]:
+def _row(title: str, means: Mapping[str, Mean | None], of: int | None = None) -> list[str]:
     """`of`: how many there could be, for differences."""
     count = max((mean.n for mean in means.values() if mean is not None), default=0)
     signed, bold = of is not None, count == of
@@ -162,6 +152,10 @@ def _table(first: str, names: Sequence[str], rows: list[list[str]]) -> str:
     headings = ["step reached" if name == "step" else MEASURES[name][0] for name in names]
     lines = [[first, "n", *headings], ["---", "---:", *("---:" for _ in names)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _plainly(means: Mapping[str, Mean]) -> dict[str, Any]:
+    return {name: _plain(mean) for name, mean in means.items()}
 
 
 def _plain(mean: Mean) -> dict[str, float | int | None]:

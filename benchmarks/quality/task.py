@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,14 @@ class Task:
     preservation_pictures: int = 48
     loss_repeats: int = 2  # noises per picture and timestep bin in the loss probes
     drift_prompts: int = 8  # per kind of prompt in the drift probes
-    _components: dict[str, Components] = field(default_factory=dict)
 
+    @cached_property
     def components(self) -> Components:
-        """The checkpoint, loaded once per process."""
-        if not self._components:
-            self._components["one"] = load_checkpoint(self.checkpoint)
-        return self._components["one"]
+        """The checkpoint, loaded once."""
+        return load_checkpoint(self.checkpoint)
 
-    def cached(
-        self, components: Components, key: dict[str, Any], make: Callable[[], dict[str, Tensor]]
-    ) -> dict[str, Tensor]:
+    def cached(self, key: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """Something the prior alone decides; see `cache`."""
+        components = self.components
         sampling = {"steps": self.sampling_steps, "guidance": self.guidance, "precision": str(components.unet.dtype)}
         return cached(self.cache, {**key, "model": components.digest, **sampling}, make)

@@ -28,7 +28,7 @@ from apt_train.run_folder import RunFolder, step_folder
 from .distances import set_distances
 from .grid import PRIOR, Grid, Unit, merged
 from .pictures import draw_pictures, prior_pictures
-from .probe import Probe, by_bin, errors, probes_of
+from .probe import by_bin, errors, probes_of
 from .subjects import KINDS, Judge, Subject, image_set
 from .task import Task
 
@@ -40,7 +40,7 @@ GAMMA_EVERY = 10  # steps between the values of gamma that are kept
 
 def run_unit(task: Task, grid: Grid, unit: Unit) -> dict[str, Any]:
     """Train, measure, and return what is committed."""
-    components, subject = task.components(), task.subject(unit.subject)
+    components, subject = task.components, task.subject(unit.subject)
     with _on(components, task.device):
         bench = _Bench(task, components, subject, task.judge(subject), unit.seed)
         if unit.variant == PRIOR:
@@ -52,7 +52,6 @@ def _trained(bench: _Bench, grid: Grid, unit: Unit) -> dict[str, Any]:
     variant = grid.variants[unit.variant]
     config = variant.config(merged(bench.task.recipe, grid.recipe or {}), bench.subject.class_word, unit.seed)
     preservation = bench.preservation() if variant.preservation else None
-    bench.prepare()
     with tempfile.TemporaryDirectory() as folder:
         train(
             bench.components,
@@ -116,12 +115,7 @@ class _Bench:
         assert [prompt.kind for prompt in subject.prompts] == sorted(
             (prompt.kind for prompt in subject.prompts), key=KINDS.index
         ), "prompts come kind by kind"
-        self._probes: dict[str, Probe] = {}
-        self._reference: dict[str, np.ndarray] = {}
-        self._same_noise: list[Image.Image] = []
-
-    def prepare(self) -> None:
-        """Everything that the prior alone decides, before any adapter is on."""
+        # Everything that the prior alone decides, before any adapter is on.
         self._probes = probes_of(self.task, self.components, self._prior, self.subject)
         self._reference = _joined([self.judge.features(self._pictures(seed)) for seed in REFERENCE_SEEDS])
         self._same_noise = self._pictures(self.seed)
@@ -137,7 +131,6 @@ class _Bench:
 
         Where the judge can draw what was asked for, that is measured too, as `true`: the best there can be.
         """
-        self.prepare()
         again = self._pictures(self.seed + 50)
         losses = {name: self._by_bin(name, self._probes[name].prior) for name in LOSSES if name in self._probes}
         found = {"step": 0, "prior_losses": losses, **self._judged(again)}
@@ -206,7 +199,7 @@ class _Bench:
 def to(components: Components, device: str) -> None:
     """UNet and text encoders to where they are measured, in the trainer's precision; the VAE moves as it is needed."""
     dtype = resolve_dtype("auto", torch.device(device))
-    for module in (components.unet, *(encoder.model for encoder in components.text_encoders)):
+    for module in _networks(components):
         torch.nn.Module.to(module, device, dtype)
 
 
@@ -217,8 +210,12 @@ def _on(components: Components, device: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for module in (components.unet, *(encoder.model for encoder in components.text_encoders)):
-            module.to("cpu")
+        for module in _networks(components):
+            torch.nn.Module.to(module, "cpu")
+
+
+def _networks(components: Components) -> list[torch.nn.Module]:
+    return [components.unet, *(encoder.model for encoder in components.text_encoders)]
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from apt_train.judge import load_judge
+from apt_train.judge import Judge, load_judge
+from apt_train.sample import from_pictures
 from benchmarks.world import draw
 
-from .subjects import Prompt, Subject, as_signed
-from .world_subjects import LOOKS, Look, elsewhere
+from .subjects import Prompt, Subject
+from .world_subjects import LOOKS, Look, elsewhere, render
 
 REFERENCES = 8  # true pictures of the subject per style
 LOOK_ALIKE_PICTURES = 4  # of each look-alike per style
@@ -33,12 +34,12 @@ class WorldJudge:
     space = "unit embedding of the drawn world's judge (object and scene)"
 
     def __init__(self, subject: Subject) -> None:
-        self._judge = load_judge()
+        self._judge = the_judge()
         self._look = LOOKS[subject.name]
-        self._training = as_signed([item.picture for item in subject.training])
+        self._training = from_pictures([item.picture for item in subject.training])
 
     def features(self, pictures: Sequence[Image.Image]) -> dict[str, np.ndarray]:
-        images = as_signed(pictures)
+        images = from_pictures(pictures)
         return {part: F.normalize(self._judge.features(images, part).double()).numpy() for part in ("all", "scene")}
 
     def score(
@@ -52,7 +53,7 @@ class WorldJudge:
         `scene`: cosine of the scene to the prior's picture of the same noise; `copied`: largest cosine of the whole
         picture to a training picture.
         """
-        images, reference = as_signed(pictures), as_signed(prior)
+        images, reference = from_pictures(pictures), from_pictures(prior)
         fidelity, recognised = self._likeness(images, prompts)
         hits = self._hits(images, prompts)
         aligned = np.array([np.mean(row) for row in hits])
@@ -76,7 +77,7 @@ class WorldJudge:
     def ideal(self, prompts: Sequence[Prompt], prior: Sequence[Image.Image]) -> list[Image.Image]:
         """The world draws its subjects itself."""
         return [
-            _render(replace(self._look.scene, **prompt.expect), 500 + row) if prompt.kind == "subject" else picture
+            render(replace(self._look.scene, **prompt.expect), 500 + row) if prompt.kind == "subject" else picture
             for row, (prompt, picture) in enumerate(zip(prompts, prior, strict=True))
         ]
 
@@ -90,9 +91,9 @@ class WorldJudge:
         ours = F.normalize(self._judge.features(images), dim=1)
         cosine, nearest = np.zeros(len(prompts)), np.zeros(len(prompts), bool)
         for row, prompt in enumerate(prompts):
-            centres = look_alike_centres(self._look, prompt.expect.get("style", "photo"))
-            cosine[row] = float((true_pictures(self._look, prompt.expect.get("style", "photo")) @ ours[row]).mean())
-            nearest[row] = int((centres @ ours[row]).argmax()) == 0
+            style = prompt.expect["style"]
+            cosine[row] = float((true_pictures(self._look, style) @ ours[row]).mean())
+            nearest[row] = int((look_alike_centres(self._look, style) @ ours[row]).argmax()) == 0
         return cosine, nearest
 
     def _hits(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> list[list[bool]]:
@@ -115,6 +116,12 @@ def look_alikes(look: Look) -> list[Look]:
     ]
 
 
+@functools.cache
+def the_judge() -> Judge:
+    """The embedded model's judge, read once per process."""
+    return load_judge()
+
+
 @functools.lru_cache(maxsize=64)
 def true_pictures(look: Look, style: str) -> torch.Tensor:
     """Unit object embeddings of true pictures in a style, (REFERENCES, D)."""
@@ -133,9 +140,5 @@ def _embedded(look: Look, style: str, count: int, seed: int) -> torch.Tensor:
     pictures = []
     for i in range(count):
         scene = replace(look.scene, ground=grounds[i % len(grounds)], place=draw.PLACES[i % 4], style=style)
-        pictures.append(_render(scene, seed + i))
-    return F.normalize(load_judge().features(as_signed(pictures)), dim=1)
-
-
-def _render(scene: draw.Scene, seed: int) -> Image.Image:
-    return Image.fromarray(draw.render(scene, np.random.default_rng(seed)))
+        pictures.append(render(scene, seed + i))
+    return F.normalize(the_judge().features(from_pictures(pictures)), dim=1)

@@ -91,9 +91,13 @@ def _elsewhere(look: Look, index: int) -> tuple[str, str]:
 
 
 def _captioned(look: Look, ground: str, place: str, seed: int) -> Captioned:
-    scene = replace(look.scene, ground=ground, place=place)
-    picture = Image.fromarray(draw.render(scene, np.random.default_rng([seed, *look.name.encode()])))
+    picture = render(replace(look.scene, ground=ground, place=place), [seed, *look.name.encode()])
     return Captioned(picture, f"a photo of {{subject}} {draw.GROUND_PHRASE[ground]}")
+
+
+def render(scene: draw.Scene, seed: int | list[int]) -> Image.Image:
+    """The world's own picture of a scene."""
+    return Image.fromarray(draw.render(scene, np.random.default_rng(seed)))
 
 
 def _prompts(look: Look, share: float) -> list[Prompt]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,8 +24,10 @@ from apt_train.augment import draw_variant
 from apt_train.checkpoint import load_checkpoint
 from apt_train.components import Components
 from apt_train.conditioning import Conditioner
+from apt_train.config import AptConfig
 from apt_train.demo import MODEL
 from apt_train.rng import generator
+from apt_train.sample import from_pictures
 from benchmarks.world import draw
 
 SEED = 77  # of the world's pictures; pretraining drew seed 0
@@ -69,13 +72,18 @@ def teach(out: Path, *, steps: int, batch: int, pictures: int, lr: float) -> lis
 def _data(components: Components, pictures: int) -> tuple[Tensor, Tensor]:
     """Latents (2, N, C, h, w), plain and under an affine map, and text (N, tokens, width), every tenth empty."""
     conditioner = Conditioner(components.text_encoders, None, class_word="toy", name="x")
-    plain, moved, hidden = [], [], []
+    plain, moved, hidden, shipped = [], [], [], AptConfig()
     with torch.no_grad():
         for index in range(pictures):
             pixels, caption, _ = draw.world_item(SEED, index)
-            picture = torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+            picture = from_pictures([Image.fromarray(pixels)])[0]
             variant, _, _ = draw_variant(
-                picture, None, kinds=("affine",), max_zoom=3.0, max_degrees=15.0, generator=generator(SEED, index)
+                picture,
+                None,
+                kinds=("affine",),
+                max_zoom=shipped.max_zoom,
+                max_degrees=shipped.max_degrees,
+                generator=generator(SEED, index),
             )
             for place, image in ((plain, picture), (moved, variant)):
                 place.append(components.encode(image[None])[0][0].float())
@@ -87,7 +95,7 @@ def _data(components: Components, pictures: int) -> tuple[Tensor, Tensor]:
 def _step(
     components: Components, optimizer: torch.optim.Optimizer, latents: Tensor, hidden: Tensor, batch: int, step: int
 ) -> float:
-    """One step. Few pictures of the batch are moved ones: of a half, one sample in fourteen came out framed unasked."""
+    """One step. Few pictures of the batch are moved ones: of a half, samples came out framed unasked (docs/log.md)."""
     draws = generator(SEED, "step", step)
     rows = torch.randint(latents.shape[1], (batch,), generator=draws)
     clean = latents[(torch.arange(batch) % ONE_MOVED_IN == 0).long(), rows]
