@@ -22,6 +22,7 @@ from benchmarks.quality.indicator_study import (
     temperature_table,
     utility,
 )
+from benchmarks.quality.motion import motion_table
 
 
 def bins(step: int, gain: float, heldout: float = 0.0) -> Bins:
@@ -87,6 +88,16 @@ def test_runs_without_an_indicator_are_left_out() -> None:
     assert found[0].relative == pytest.approx(np.full(10, 0.2))
     assert "(n 1)" in snapshot_table(units, ["dreambooth"])
     assert "| T auto | 0.63 |" in temperature_table(units)  # 1 - exp(-5 x .2)
+
+
+def test_the_way_of_the_lora_is_compared_with_dreambooths() -> None:
+    def run(variant: str, moved: float) -> dict[str, Any]:
+        motion = [{"step": 100, "gradient": 3 * moved, "moved": moved, "gamma": 0.5}]
+        return {"unit": {"subject": "s", "seed": 0, "variant": variant}, "motion": motion}
+
+    table = motion_table([run("dreambooth", 2.0), run("weight", 0.5)]).splitlines()
+    assert table[0].startswith("| variant | n | mean gamma, 100 | gradient, 100 | moved, 100 |")
+    assert table[3].startswith("| weight | 1 | 0.50 | 0.25") and table[2].count("1.00") == 2
 
 
 def test_the_page_shows_what_the_units_say() -> None:

@@ -16,6 +16,7 @@ from apt_train.files import atomic_write
 from .curves import curves_of, last_step
 from .grids import GRIDS
 from .indicator_study import bins_of, snapshot_table, temperature_table
+from .motion import motion_table
 from .store import RESULTS, read_units
 from .tables import bins_table, level_table, step_table
 
@@ -41,6 +42,7 @@ def _table(title: str) -> str:
         "step": lambda: step_table(units, curves, last),
         "level": lambda: level_table(curves, *map(float, level)),
         "bins": lambda: bins_table(units, last),
+        "motion": lambda: motion_table(units),
         "temperature": lambda: temperature_table(units),
         "snapshots": lambda: snapshot_table(units, list(with_gamma)),
         "units": lambda: f"{len(units)} of {len(GRIDS[name].units())} units of the grid `{name}` are there.",

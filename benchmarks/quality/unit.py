@@ -27,6 +27,7 @@ from apt_train.run_folder import RunFolder, step_folder
 
 from .distances import set_distances
 from .grid import PRIOR, Grid, Unit, merged
+from .motion import motion_of
 from .pictures import draw_pictures, prior_pictures
 from .probe import by_bin, errors, probes_of
 from .subjects import KINDS, Judge, Subject, image_set
@@ -62,17 +63,19 @@ def _trained(bench: _Bench, grid: Grid, unit: Unit) -> dict[str, Any]:
             device=bench.task.device,
         )
         to(bench.components, bench.task.device)
+        place, run = RunFolder(Path(folder), config.name), read_run(Path(folder))
         snapshots = [
-            bench.snapshot(RunFolder(Path(folder), config.name), config, step, sampled=step in grid.sample_at)
+            bench.snapshot(place, config, step, sampled=step in grid.sample_at)
             for step in sorted({*grid.probe_at, *grid.sample_at})
         ]
-        run = read_run(Path(folder))
-    every = run.log.gamma[GAMMA_EVERY - 1 :: GAMMA_EVERY]
+        every = config.output.snapshot_every
+        motion = motion_of(place, run.log, range(every, config.steps + 1, every))
     return {
         "unit": _about(unit, bench),
         "settings": variant.settings,
         "recommended": recommended_snapshot(run.summary).step,
-        "gamma": np.round(every, 3).tolist(),
+        "gamma": np.round(run.log.gamma[GAMMA_EVERY - 1 :: GAMMA_EVERY], 3).tolist(),
+        "motion": _rounded(motion),
         "snapshots": snapshots,
     }
 
