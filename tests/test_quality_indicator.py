@@ -14,6 +14,7 @@ from benchmarks.quality.curves import Curve
 from benchmarks.quality.indicator_study import (
     RULES,
     Bins,
+    across_table,
     bins_of,
     class_drift,
     relative_gap,
@@ -88,6 +89,21 @@ def test_runs_without_an_indicator_are_left_out() -> None:
     assert found[0].relative == pytest.approx(np.full(10, 0.2))
     assert "(n 1)" in snapshot_table(units, ["dreambooth"])
     assert "| T auto | 0.63 |" in temperature_table(units)  # 1 - exp(-5 x .2)
+
+
+def test_gamma_is_compared_between_runs_of_a_subject() -> None:
+    def run(variant: str, gamma: float, memorised: float) -> dict[str, Any]:
+        made = unit(variant, [[gamma] * 10])
+        made["snapshots"][0]["losses"]["training"] = [0.1 - memorised] * 10
+        return made
+
+    units = [unit("prior", None), run("a", 0.2, 0.01), run("b", 0.5, 0.02), run("c", 0.9, 0.03)]
+    agrees = across_table(units, 10).splitlines()
+    assert len(agrees) == 13 and agrees[2].startswith("| 0 | 3 | 1.00") and agrees[-1].startswith("| mean | 3 | 1.00")
+    other_scale = {**run("d", 0.9, 0.0), "settings": {"apt": {"temperature": "auto"}}}
+    assert across_table([*units, other_scale], 10).splitlines()[-1].startswith("| mean | 3 | 1.00")
+    units[3] = run("c", 0.1, 0.03)
+    assert across_table(units, 10).splitlines()[-1].startswith("| mean | 3 | -0.50")
 
 
 def test_the_way_of_the_lora_is_compared_with_dreambooths() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter, methodcaller
 from typing import Any, Literal
 
@@ -27,6 +28,11 @@ TRUTHS = {
     "memorised_share": "... as a share of the prior's loss",
     "learned_share": "... with what was learned, as a share",
     "drift": "... with the drift on other prompts",
+}
+ACROSS = {
+    "memorised_share": "with the share memorised",
+    "learned_share": "with the share learned",
+    "drift": TRUTHS["drift"].removeprefix("... "),
 }
 BASELINES: dict[str, Callable[[Bins], np.ndarray]] = {
     "the bin's number alone, falling": lambda item: -np.arange(len(item.prior), dtype=float),
@@ -129,6 +135,38 @@ def _pooled(runs: Sequence[Bins], predict: Callable[[Bins], np.ndarray]) -> list
     units = dict.fromkeys(item.unit for item in runs)
     by_unit = [[item for item in runs if item.unit == unit] for unit in units]
     return [_said(Mean.of([_rho(mine, predict, attrgetter(truth)) for mine in by_unit])) for truth in TRUTHS]
+
+
+# -- between runs
+
+
+def across_table(units: Sequence[dict[str, Any]], step: int) -> str:
+    """Of runs on one subject at one step: does the one with the higher gamma overfit more? By bin, and by their means.
+
+    Spearman's rho over variants and seeds, the mean over the subjects with its interval. A gamma of another temperature
+    has another scale, so runs at the shipped one alone.
+    """
+    runs: dict[str, list[Bins]] = {}
+    for item in bins_of([unit for unit in units if "temperature" not in unit.get("settings", {}).get("apt", {})]):
+        if item.step == step:
+            runs.setdefault(item.unit[0], []).append(item)
+    lines = [f"| bin | runs a subject | {' | '.join(f'rank correlation {name}' for name in ACROSS.values())} |"]
+    lines.append("|---" * (len(ACROSS) + 2) + "|")
+    if not runs:
+        return "\n".join(lines)
+    count, most = len(next(iter(runs.values()))[0].prior), max(map(len, runs.values()))
+    for name, pick in [*((str(bin), partial(_only, bin)) for bin in range(count)), ("mean", _mean)]:
+        rhos = [[_rho(mine, pick("gamma"), pick(truth)) for mine in runs.values()] for truth in ACROSS]
+        lines.append(f"| {name} | {most} | {' | '.join(_said(Mean.of(rho)) for rho in rhos)} |")
+    return "\n".join(lines)
+
+
+def _only(bin: int, name: str) -> Callable[[Bins], np.ndarray]:
+    return lambda item: getattr(item, name)[bin : bin + 1]
+
+
+def _mean(name: str) -> Callable[[Bins], np.ndarray]:
+    return lambda item: getattr(item, name).mean(keepdims=True)
 
 
 def _rho(runs: Sequence[Bins], predict: Callable[[Bins], np.ndarray], truth: Callable[[Bins], np.ndarray]) -> float:

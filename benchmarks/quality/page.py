@@ -15,12 +15,13 @@ from apt_train.files import atomic_write
 
 from .curves import curves_of, last_step
 from .grids import GRIDS
-from .indicator_study import bins_of, snapshot_table, temperature_table
+from .indicator_study import across_table, bins_of, snapshot_table, temperature_table
 from .motion import motion_table
 from .store import RESULTS, read_units
 from .tables import bins_table, level_table, step_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
+GROUPS = ("near", "far")
 _BLOCK = re.compile(r"<!-- table: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -30,9 +31,14 @@ def with_tables(page: str) -> str:
 
 
 def _table(title: str) -> str:
-    """`what grid`, e.g. `step verdict`, or `level verdict 0.9`."""
-    what, name, *level = title.split()
-    units = read_units(RESULTS / name, GRIDS[name])
+    """`what grid`, e.g. `step verdict`, `level verdict 0.9`, or `level verdict near` for one group of subjects."""
+    what, name, *more = title.split()
+    groups, level = [word for word in more if word in GROUPS], [float(word) for word in more if word not in GROUPS]
+    units = [
+        unit
+        for unit in read_units(RESULTS / name, GRIDS[name])
+        if not groups or unit["unit"]["group"] in groups
+    ]
     curves = curves_of(units)
     if not curves:
         return "*(not run yet)*"
@@ -40,10 +46,11 @@ def _table(title: str) -> str:
     with_gamma = dict.fromkeys(item.unit[2] for item in bins_of(units))
     makers: dict[str, Callable[[], str]] = {
         "step": lambda: step_table(units, curves, last),
-        "level": lambda: level_table(curves, *map(float, level)),
+        "level": lambda: level_table(curves, *level),
         "bins": lambda: bins_table(units, last),
         "motion": lambda: motion_table(units),
         "temperature": lambda: temperature_table(units),
+        "across": lambda: across_table(units, last),
         "snapshots": lambda: snapshot_table(units, list(with_gamma)),
         "units": lambda: f"{len(units)} of {len(GRIDS[name].units())} units of the grid `{name}` are there.",
     }
