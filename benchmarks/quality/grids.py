@@ -92,7 +92,14 @@ GRIDS: dict[str, Grid] = {
         }
     ),
     # (1 - gamma) learns slowly: where does it come to with three times the steps, and DreamBooth with it?
-    "longer": tuning({"weight": apt("weight"), "rs": apt("rs")}, steps=1200),
+    "longer": tuning(
+        {
+            "weight": apt("weight"),
+            "weight + rs .01 + aa .01": apt("weight", "rs", "aa", dist_weight=0.01, attn_weight=0.01),
+            "rs": apt("rs"),
+        },
+        steps=1200,
+    ),
     # Does the published augmentation harm, or does the drawn world's prior not know its pictures? The same on a prior
     # that does: --model, made by benchmarks/world/framed.py.
     "framed": tuning(
