@@ -214,8 +214,9 @@ def test_a_variant_may_tell_the_trainer_other_words() -> None:
 
 def test_the_verdict_has_every_method_and_enough_of_each() -> None:
     grid = GRIDS["verdict"]
-    asked = {"prior", "dreambooth", "dreambooth+preservation", "dco", "t-lora", "+ata", "+ata+rs", "apt"}
-    assert asked <= set(grid.variants) and len(grid.subjects) >= 6 and len(grid.seeds) >= 3
+    baselines = {"prior", "dreambooth", "dreambooth+preservation", "dco", "t-lora"}
+    parts = {"weight", "weight+augment", "weight+rs", "weight+aa", "apt"}
+    assert baselines | parts == set(grid.variants) and len(grid.subjects) >= 6 and len(grid.seeds) >= 3
     recipes = {
         name: (c.optimizer, c.adapter.rank, c.steps)
         for name, c in ((name, v.config(world_task().recipe, "toy", 0)) for name, v in METHODS.items())
