@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,6 +26,7 @@ from benchmarks.world.framed import WEIGHTS, teach
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+ROOT = Path(__file__).parents[1]
 Asked = tuple[Any, ...]
 """How `run_grid` was called: what makes the task, the grid, the folder, the processes."""
 
@@ -87,6 +93,21 @@ def test_a_stopped_run_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr(command, "run_grid", Mock(side_effect=KeyboardInterrupt))
     assert command.main([]) == 130
     assert "the same command goes on" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
+def test_a_killed_run_leaves_no_worker_behind(tmp_path: Path) -> None:
+    options = ["--grid", "parts", "--workers", "2", "--out", str(tmp_path)]
+    asked_for = [sys.executable, "-m", "benchmarks.quality", *options]
+    with subprocess.Popen(asked_for, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None and "54 to run" in run.stdout.readline()
+        process, until = psutil.Process(run.pid), time.monotonic() + 60
+        while len(workers := process.children(recursive=True)) < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+        run.terminate()
+        said = run.communicate(timeout=60)[1]
+    assert run.returncode == 130 and "the same command goes on" in said and len(workers) >= 2
+    assert psutil.wait_procs(workers, timeout=10)[1] == []
 
 
 def test_an_unrun_grid_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

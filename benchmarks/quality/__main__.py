@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -139,4 +140,5 @@ def _cores() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` stops the workers as Ctrl-C does
     sys.exit(main())

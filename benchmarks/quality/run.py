@@ -41,6 +41,8 @@ def run_grid(make_task: MakeTask, grid: Grid, folder: Path, workers: int) -> Non
                 left = minutes / done * (len(todo) - done)
                 print(f"{done}/{len(todo)} {runs[run].name}: {minutes:.0f} min, about {left:.0f} left", flush=True)
         except BaseException:
+            for worker in multiprocessing.active_children():  # they would go on alone; half a unit is not kept anyway
+                worker.terminate()
             pool.shutdown(cancel_futures=True)
             raise
     if failed:
