@@ -21,7 +21,7 @@ from apt_train.run_folder import RunFolder, step_folder
 from .curves import BASELINE, Mean, key_of
 
 Part = dict[str, float]
-SHOWN = (100, 200, 400, 800, 1200)
+SHOWN = (100, 400, 800, 1200)
 """Ends of the intervals in the table, where a run has them."""
 
 
@@ -72,4 +72,4 @@ def motion_table(units: Sequence[dict[str, Any]]) -> str:
 def _cells(pairs: Sequence[tuple[Part, Part]]) -> list[str]:
     gamma = Mean.of([ours["gamma"] for ours, _ in pairs])
     ratios = [Mean.of([ours[name] / theirs[name] for ours, theirs in pairs]) for name in ("gradient", "moved")]
-    return [f"{gamma.mean:.2f}", *(f"{ratio.mean:.2f} ±{ratio.half:.2f}" for ratio in ratios)]
+    return [f"{gamma.mean:.2f}", *(f"{ratio.mean:.2g} ±{ratio.half:.1g}" for ratio in ratios)]
