@@ -105,6 +105,8 @@ GRIDS: dict[str, Grid] = {
         },
         steps=1200,
     ),
+    # T = 1000 all but stops near DreamBooth's best, auto never: what lies between them?
+    "temperature": tuning({f"weight, T {T}": apt("weight", temperature=float(T)) for T in (100, 300, 1000)}, steps=800),
     # Does the published augmentation harm, or does the drawn world's prior not know its pictures? The same on a prior
     # that does: --model, made by benchmarks/world/framed.py.
     "framed": tuning(
@@ -132,6 +134,7 @@ GRIDS: dict[str, Grid] = {
         {
             "aa linear": apt("aa", attn_schedule="linear"),
             "aa by indicator": apt("aa", attn_schedule="indicator", temperature="auto"),
+            "weight + preservation": Variant(apt("weight").settings, preservation=True),
             "flip": apt("augment", temperature="auto", augment_kinds=["flip"]),
             "flip and color": apt("augment", temperature="auto", augment_kinds=["flip", "color"]),
             "wrong class word": Variant({**apt().settings, "class_word": "red {class_word}"}),
