@@ -186,8 +186,14 @@ class Host:
         self.post("/interrupt", **({"prompt_id": prompt_id} if prompt_id else {}))
 
     def free(self, *, unload_models: bool = True, free_memory: bool = True) -> None:
-        """Asks; the host does it when its queue is empty. `free_memory` drops the cached results too."""
+        """Returns when it is done. `free_memory` drops the cached results too.
+
+        The host looks for such a wish after a prompt, so a prompt queued at once might still find the cache: it is
+        given one of no consequence to look after.
+        """
         self.post("/free", unload_models=unload_models, free_memory=free_memory)
+        blank = {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}}
+        self.run({"1": blank, "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}})
 
     def upload(self, name: str, image: Image.Image) -> str:
         """Puts a PNG among the host's input pictures; returns the name LoadImage knows it by."""
