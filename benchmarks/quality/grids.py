@@ -38,7 +38,7 @@ FLOOR = {PRIOR: Variant({})}
 DREAMBOOTH = {"dreambooth": Variant({"method": "dreambooth", "apt": {"watch_indicator": True}})}
 
 # The baselines at their published constants. APT's parts each beside the loss weight, which the sweeps found to do most
-# of the work, then all together; the temperature is the published one, the regularisers' weights are the sweeps'.
+# of the work, then all together; the temperature is the published one but in the last, the regularisers' weights the sweeps'.
 RS, AA = {"dist_weight": 0.01}, {"attn_weight": 0.01}
 METHODS: dict[str, Variant] = {
     **FLOOR,
@@ -51,6 +51,7 @@ METHODS: dict[str, Variant] = {
     "weight+rs": apt("weight", "rs", **RS),
     "weight+aa": apt("weight", "aa", **AA),
     "apt": apt("augment", "weight", "rs", "aa", **RS, **AA),
+    "weight, T 300": apt("weight", temperature=300.0),  # joined after seed 0 of the others, chosen by `temperature` alone
 }
 
 FRAMED = WORLD + ", prior taught framed pictures"
