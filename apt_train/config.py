@@ -101,7 +101,9 @@ class AptConfig:
     stabilization: bool = _set(
         True, "Keep mean and deviation of self-attention features near the prior's (paper; their distance is ours)."
     )
-    dist_weight: float = _set(1.0, "Weight of the stabilization term (unpublished; ours).")
+    dist_weight: float = _set(
+        0.01, "Weight of the stabilization term (unpublished; ours, settled by docs/benchmark.md)."
+    )
     dist_layers: Layers = _set("up", "Part of the UNet whose features are stabilized (ours: the decoder).")
     dist_mode: StabilizationMode = _set(
         "relative", "Divide the shift by the prior's variance, or take it raw (ours: relative)."
@@ -109,7 +111,9 @@ class AptConfig:
 
     # Attention Alignment
     alignment: bool = _set(True, "Keep cross-attention maps near the prior's (paper; their distance is ours).")
-    attn_weight: float = _set(1.0, "Weight of the attention alignment term (unpublished; ours).")
+    attn_weight: float = _set(
+        0.01, "Weight of the attention alignment term (unpublished; ours, settled by docs/benchmark.md)."
+    )
     attn_layers: Layers = _set("up", "Part of the UNet whose cross-attention is aligned (ours: the decoder).")
     attn_schedule: AttnSchedule = _set(
         "constant",
@@ -226,7 +230,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
-    """Snapshots and preview samples. Nothing here changes the trained weights."""
+    """Snapshots, preview samples, drift. Nothing here changes the trained weights."""
 
     snapshot_every: int = _set(
         250, "Steps between snapshots (LoRA and embedding kept; the full state of the last two); 0: only at the end."
@@ -236,6 +240,19 @@ class OutputConfig:
     preview_steps: int = _set(25, "Denoising steps of a preview.")
     preview_guidance: float = _set(5.0, "Classifier-free guidance scale of a preview.")
     preview_seed: int = _set(0, "Seed of the previews.")
+    watch_drift: bool = _set(
+        True,
+        "At every snapshot, measure how far the model has left the prior on drift_prompts and on the subject's (ours).",
+    )
+    drift_prompts: tuple[str, ...] = _set(
+        (
+            "a portrait of a woman",
+            "a bowl of fruit on a table",
+            "a city street at night",
+            "a landscape with mountains and a lake",
+        ),
+        "Prompts without the subject, for watch_drift (ours); those that name the class word are left out.",
+    )
 
     def __post_init__(self) -> None:
         _check_values(self)
@@ -248,6 +265,8 @@ class OutputConfig:
             self.preview_guidance,
             "give a number of at least 0",
         )
+        for prompt in self.drift_prompts:
+            _require("{subject}" not in prompt, "drift_prompts", repr(prompt), "leave the subject out of it")
 
 
 @dataclass(frozen=True, kw_only=True)

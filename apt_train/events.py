@@ -36,6 +36,7 @@ class StepEvent:
     gamma: list[float]  # one per bin
     grad_norm_terms: dict[str, float] | None = None
     prior_preservation: float | None = None
+    drift: dict[str, float] | None = None  # `subject` and `unrelated`, of `drift.Drift`; None: not measured here
     seconds: float = 0.0  # this step's wall time; not logged, so that logs of equal runs are equal
 
     def log_line(self) -> dict[str, Any]:
@@ -58,6 +59,8 @@ class StepEvent:
             line["grad_norm_terms"] = self.grad_norm_terms
         if self.prior_preservation is not None:
             line["prior_preservation"] = self.prior_preservation
+        if self.drift is not None:
+            line["drift"] = self.drift
         return line
 
 

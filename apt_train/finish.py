@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class Outcome:
     stopped: bool = False
     prior_previews: list[Image.Image] | None = None  # drawn once: the prior does not change
     previews_failed: bool = False
+    drift_failed: bool = False
 
     def add(self, event: StepEvent) -> None:
         self.remember(event.loss, event.gamma)
@@ -151,6 +153,24 @@ def _shared_metadata(run: Run) -> dict[str, Any]:
     }
 
 
+def try_drift(outcome: Outcome, emit: Callback) -> dict[str, float] | None:
+    """How far the model has left the prior; None where that is not measured, or can no longer be."""
+    run, reason = outcome.run, "it came to no number"
+    if run.drift is None or outcome.drift_failed:
+        return None
+    run.training_step.use_all_ranks()
+    try:
+        drift = asdict(run.drift.measure())
+        if all(map(math.isfinite, drift.values())):
+            return drift
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).partition("\n")[0]
+    outcome.drift_failed = True
+    _free_memory(run.device)
+    emit(NoticeEvent(f"The drift from the prior could not be measured ({reason}): training goes on without it."))
+    return None
+
+
 def try_previews(outcome: Outcome, emit: Callback) -> None:
     """Previews are no part of the training: where they need more memory than there is, it goes on without them."""
     if outcome.previews_failed:
@@ -162,9 +182,14 @@ def try_previews(outcome: Outcome, emit: Callback) -> None:
         outcome.previews_failed, reason = True, str(error).partition("\n")[0]
     if not outcome.previews_failed:
         return emit(event)
-    if outcome.run.device.type == "cuda":
-        torch.cuda.empty_cache()  # behind the block that still held what the sampling had taken
+    _free_memory(outcome.run.device)
     emit(NoticeEvent(f"The previews failed ({reason}): training goes on without them."))
+
+
+def _free_memory(device: torch.device) -> None:
+    """Called behind the block that held what a failed sampling had taken."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:

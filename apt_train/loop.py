@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from .config import TrainConfig
 from .dataset import ImageSet
 from .errors import InputError
 from .events import Callback, Event, NoticeEvent, StepEvent, StopTraining, TrainResult
-from .finish import Outcome, finish, save_snapshot, try_previews, write_extras
+from .finish import Outcome, finish, save_snapshot, try_drift, try_previews, write_extras
 from .precision import resolve_dtype
 from .run_folder import RunFolder, content_hash
 from .setup import Run, prepared_run
@@ -99,8 +100,12 @@ def _run_steps(outcome: Outcome, listener: _Listener) -> None:
         values = optimizer_step(run)
         seconds = time.perf_counter() - started
         event = StepEvent(step=run.steps_done, total=run.config.steps, **values, seconds=seconds)
-        outcome.add(event)
-        if output.snapshot_every and run.steps_done % output.snapshot_every == 0:
+        keeps = output.snapshot_every > 0 and run.steps_done % output.snapshot_every == 0
+        try:
+            event = replace(event, drift=try_drift(outcome, listener)) if keeps else event
+        finally:  # the step is done, also where measuring is broken off
+            outcome.add(event)
+        if keeps:
             save_snapshot(outcome)
         listener(event)
         if output.preview_every and run.steps_done % output.preview_every == 0:

@@ -16,6 +16,7 @@ from .components import Components
 from .conditioning import Conditioner
 from .config import TrainConfig
 from .dataset import ImageSet
+from .drift import DriftWatch, unrelated_prompts
 from .errors import InputError
 from .identifier import Identifier
 from .indicator import OverfitIndicator
@@ -44,6 +45,7 @@ class Run:
     lr_factor: Callable[[int], float]
     scaler: torch.amp.GradScaler
     training_step: TrainingStep
+    drift: DriftWatch | None  # None: nothing to measure
     steps_done: int = 0
     updating: bool = False  # inside the update, when parameters and moments may disagree
 
@@ -107,12 +109,33 @@ def preview_captions(config: TrainConfig) -> list[str]:
     return [mark_subject(prompt, name=config.name, class_word=config.class_word) for prompt in prompts]
 
 
+def _drift_prompts(config: TrainConfig) -> list[str]:
+    """What drift is measured on beside the subject; none: it is not measured."""
+    output = config.output
+    if not (output.watch_drift and output.snapshot_every):
+        return []
+    return unrelated_prompts(output.drift_prompts, config.class_word)
+
+
+def _drift_watch(
+    components: Components, config: TrainConfig, device: torch.device, dtype: torch.dtype, conditioner: Conditioner
+) -> DriftWatch | None:
+    """In batches of the training's own size, which have their place in memory."""
+    if not (unrelated := _drift_prompts(config)):
+        return None
+    side, caption = config.data.resolution or components.family.resolution, config.data.caption_template
+    rows = config.optimizer.batch_size
+    return DriftWatch(components, conditioner, caption, unrelated, side=side, rows=rows, device=device, dtype=dtype)
+
+
 def _prepare_captions(
     conditioner: Conditioner, subject: Stream, preservation: Stream | None, components: Components, config: TrainConfig
 ) -> None:
     """Encode what never changes; in word mode that is everything, and the text encoders leave the device."""
-    previews = (*preview_captions(config), "") if config.output.preview_every else ()
-    conditioner.precompute([*subject.captions, *(preservation.captions if preservation else ()), *previews])
+    drawn = (*preview_captions(config), "") if config.output.preview_every else ()
+    watched = (config.data.caption_template, *_drift_prompts(config), "") if _drift_prompts(config) else ()
+    preserved = preservation.captions if preservation else ()
+    conditioner.precompute([*subject.captions, *preserved, *drawn, *watched])
     if config.identifier_mode == "word":
         for encoder in components.text_encoders:
             encoder.model.to("cpu")
@@ -207,4 +230,5 @@ def _assemble(
         lr_factor_of(config),
         torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         step,
+        _drift_watch(components, config, device, dtype, conditioner),
     )

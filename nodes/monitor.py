@@ -35,10 +35,10 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
                 AptRunWire.Input("run", tooltip="APT_RUN of APT Train."),
                 io.Combo.Input(
                     "snapshot", options=["recommended", "last", "step"], default="recommended",
-                    tooltip="Whose LoRA goes on. recommended: the latest snapshot from before most timestep bins' "
-                    "indicator was near 1, the earliest where none is that early, the last where the curves cannot "
-                    "say: the verdict gives the reason. The rule sees the training pictures alone: compare pictures. "
-                    "step: the one below.",
+                    tooltip="Whose LoRA goes on. recommended: the last snapshot that changes prompts without the "
+                    "subject at most 0.3 times as much as the subject's own (the drift ratio), the last of all where "
+                    "that cannot be said: the verdict gives the reason. The rule does not see likeness: compare "
+                    "pictures. step: the one below.",
                 ),
                 io.Int.Input(
                     "step", default=250, min=1, max=10_000_000,
@@ -53,8 +53,8 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     "curves", display_name="IMAGE",
-                    tooltip="The indicator per timestep bin over the steps, as curves and as a heat map; the losses; "
-                    "the balance of the terms.",
+                    tooltip="The indicator per timestep bin over the steps, as curves and as a heat map; the drift "
+                    "from the prior; the losses; the balance of the terms.",
                 ),
                 io.String.Output(
                     "verdict", display_name="verdict",

@@ -14,12 +14,14 @@ from .wires import AptOptions, AptOptionsWire
 ON_TRAIN = {"learning_rate", "batch_size", "rank", "resolution", "caption_template"}  # shown by the training node
 _PERFORMANCE = (Setting("", "precision"), Setting("", "gradient_checkpointing"), Setting("apt", "lazy_prior"))
 _SUBJECT = (Setting("", "identifier_mode"), Setting("", "init_word"), Setting("", "dco_beta"))
+# A workflow keeps widgets' values by their place: what was added later stands last, so that older ones still load.
+_ADDED = (Setting("output", "watch_drift"), Setting("output", "drift_prompts"))
 # What is turned seldom waits behind the node's "advanced" switch.
 _SELDOM = {
     "bins", "ema", "max_zoom", "max_degrees", "augment_variants", "dist_layers", "dist_mode", "attn_layers",
     "watch_indicator", "balance_every", "dropout", "min_rank", "beta1", "beta2", "epsilon", "weight_decay",
     "max_grad_norm", "bucket_multiple", "class_caption", "preview_steps", "preview_guidance", "preview_seed",
-    "dco_beta",
+    "dco_beta", "drift_prompts",
 }  # fmt: skip
 
 
@@ -32,7 +34,7 @@ def groups() -> dict[str, list[Setting]]:
         "optimizer": _all("optimizer", OptimizerConfig),
         "data": _all("data", DataConfig),
         "performance": list(_PERFORMANCE),
-        "snapshots": _all("output", OutputConfig),
+        "snapshots": [setting for setting in _all("output", OutputConfig) if setting not in _ADDED],
     }
 
 
@@ -40,10 +42,10 @@ def _all(group: str, home: type) -> list[Setting]:
     return [Setting(group, item.name) for item in dataclasses.fields(home) if item.name not in ON_TRAIN]
 
 
-def _widgets() -> list[io.Input]:
+def _widgets(groups: dict[str, list[Setting]]) -> list[io.Input]:
     return [
         widget(setting, label=f"{heading} · {setting.name}", advanced=setting.name in _SELDOM or None)
-        for heading, settings in groups().items()
+        for heading, settings in groups.items()
         for setting in settings
     ]
 
@@ -59,7 +61,7 @@ class APTTrainOptions(io.ComfyNode):
             "DCO's published recipe, or where the tooltip says ours, our own choice.",
             search_aliases=["apt options", "apt settings", "training options", "dreambooth options"],
             inputs=[
-                *_widgets(),
+                *_widgets(groups()),
                 io.Combo.Input(
                     "mask_counts", options=["white", "black"], default="white", display_name="data · mask_counts",
                     tooltip="Which part of a wired mask is learned. black: for Load Image's MASK of a cut-out picture, "
@@ -73,6 +75,7 @@ class APTTrainOptions(io.ComfyNode):
                     "background", default="white", display_name="data · background",
                     tooltip="Colour (a name or #rrggbb) behind transparent parts of images that have a fourth channel.",
                 ),
+                *_widgets({"snapshots": list(_ADDED)}),
                 io.Image.Input(
                     "prior_images", optional=True,
                     tooltip="Pictures of the class (other toys, say) for DreamBooth's prior preservation. They are "
@@ -87,7 +90,7 @@ class APTTrainOptions(io.ComfyNode):
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         shown = {name: values[0] for name, values in inputs.items() if name != "prior_images" and values}
         settings: dict[str, dict[str, Any]] = {}
-        for setting in (setting for group in groups().values() for setting in group):
+        for setting in (setting for group in (*groups().values(), _ADDED) for setting in group):
             settings.setdefault(setting.group, {})[setting.name] = value_of(setting, shown[setting.name])
         return io.NodeOutput(
             AptOptions(

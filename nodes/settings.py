@@ -37,6 +37,7 @@ _RANGES: dict[str, tuple[float, float, float]] = {
 _ON_NODES = {
     "class_word": " Required.",
     "preview_prompts": " One per line; the first is shown while training.",
+    "drift_prompts": " One per line.",
     "preview_every": " The samples of prior and tuned model appear on the training node.",
 }
 _CHECKPOINTING = {"auto": None, "on": True, "off": False}

@@ -44,6 +44,7 @@ class Watch:
         self._gamma, self._losses = gamma(so_far), losses(so_far)
         self._began: tuple[float, int] | None = None  # when the first step of this session ended, and which it was
         self._samples = newest_samples(run.folder, self._step)
+        self._drift: dict[str, float] | None = None
         self._last_picture = 0.0
 
     def __enter__(self) -> Watch:
@@ -79,7 +80,8 @@ class Watch:
         self._losses.append(event.loss)
         left = self._seconds_left(event)
         self._live.step(event, left)
-        self._progress.say(line_of(event, left, measured=self._measured()))
+        self._drift = event.drift or self._drift
+        self._progress.say(line_of(event, left, measured=self._measured(), drift=self._drift))
         if time.monotonic() - self._last_picture > PICTURE_EVERY or event.step == event.total:
             self._draw()
         else:
@@ -117,11 +119,18 @@ def picture_of(run: AptRun, config: TrainConfig, num_timesteps: int) -> Image.Im
     return beside(chart, newest_samples(run.folder, run.steps))
 
 
-def line_of(event: StepEvent, seconds_left: float | None, *, measured: bool) -> str:
-    """`step 120 of 2000 · loss 0.113 · gamma 0.42 · 12 min left`; gamma, where measured, is the mean over the bins."""
+def line_of(
+    event: StepEvent, seconds_left: float | None, *, measured: bool, drift: dict[str, float] | None = None
+) -> str:
+    """`step 120 of 2000 · loss 0.113 · gamma 0.42 · drift ratio 0.12 · 12 min left`.
+
+    gamma, where measured, is the mean over the bins; `drift`: the newest that was measured.
+    """
     parts = [f"step {event.step} of {event.total}", f"loss {event.loss:.3g}"]
     if measured:
         parts.append(f"gamma {sum(event.gamma) / len(event.gamma):.2f}")
+    if drift is not None and drift["subject"]:
+        parts.append(f"drift ratio {drift['unrelated'] / drift['subject']:.2f}")
     if seconds_left is not None:
         parts.append(f"{duration(seconds_left)} left")
     return " · ".join(parts)

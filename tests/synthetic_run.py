@@ -25,11 +25,13 @@ def plausible_log(
     regularised: bool = True,
     lazy: int = 1,
     balance_every: int = 50,
+    ratios: tuple[float, float] | None = None,
     seed: int = 0,
 ) -> list[Line]:
     """Lines of a log: gamma of bin b climbs to between the ceilings (low and high timesteps) with time constant `rise`.
 
-    The denoising loss depends on the timestep, scatters, and falls by the part `loss_drop` over the run.
+    The denoising loss depends on the timestep, scatters, and falls by the part `loss_drop` over the run. `ratios`: of
+    the drift, at the start and at the end, measured every 50 steps.
     """
     draws = np.random.default_rng(seed)
     top = np.linspace(*ceiling, bins)
@@ -56,6 +58,9 @@ def plausible_log(
                 else {"denoising": 0.5}
             )
             line["grad_norm_terms"] = {name: size * draws.lognormal(0, 0.2) for name, size in parts.items()}
+        if ratios and step % 50 == 0:
+            subject = 0.02 * (1 - np.exp(-step / 300))
+            line["drift"] = {"subject": subject, "unrelated": subject * float(np.interp(step, (0, steps), ratios))}
         lines.append(line)
     return lines
 

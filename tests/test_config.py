@@ -30,7 +30,7 @@ def test_defaults_are_the_published_recipe() -> None:
     assert (config.method, config.steps, config.dco_beta, config.identifier_mode) == ("apt", 2000, 1000.0, "learned")
     assert (apt.bins, apt.ema, apt.temperature, apt.p_max) == (10, 0.1, 1000.0, 0.8)
     assert (apt.max_zoom, apt.max_degrees, apt.augment_variants, apt.mask_fill) == (3.0, 15.0, 32, False)
-    assert (apt.dist_weight, apt.attn_weight, apt.dist_layers, apt.attn_layers) == (1.0, 1.0, "up", "up")
+    assert (apt.dist_weight, apt.attn_weight, apt.dist_layers, apt.attn_layers) == (0.01, 0.01, "up", "up")
     assert (apt.dist_mode, apt.attn_schedule, apt.lazy_prior, apt.balance_every) == ("relative", "constant", 1, 50)
     assert apt.adaptive_augmentation and apt.adaptive_loss_weight and apt.stabilization and apt.alignment
     assert (adapter.rank, adapter.resolved_alpha, adapter.targets) == (32, 32.0, "attention")

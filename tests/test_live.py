@@ -77,7 +77,8 @@ def test_a_run_is_told_from_start_to_finish(live) -> None:
     run.step(event(2), 98.0)
     run.finish("done", 2)
     who = {"run": "toy_0123456789ab", "node": "5:12", "prompt_id": "p"}
-    point = {"loss": 0.5, "denoising": 0.25, "stabilization": None, "alignment": 0.125, "gamma": [0.5, 0.25]}
+    terms = {"loss": 0.5, "denoising": 0.25, "stabilization": None, "alignment": 0.125}
+    point = {**terms, "gamma": [0.5, 0.25], "drift_ratio": None}
     assert heard.messages == [
         ("apt_train.started", {**who, "total": 100, "first_step": 0, "bins": [[0, 499], [500, 999]]}),
         ("apt_train.steps", {**who, "points": [{"step": 1, **point}], "seconds_left": None}),
@@ -212,6 +213,13 @@ def test_neighbours_run_together_by_their_mean() -> None:
         (5, 5.0, 0.125, [0.5]),
     ]
     assert thin_out(points, 5) is points
+
+
+def test_the_newest_drift_ratio_outlives_thinning() -> None:
+    measured = {2: {"subject": 0.02, "unrelated": 0.004}, 5: {"subject": 0.0, "unrelated": 0.0}}
+    points = [point_of(event(step, drift=measured.get(step)).log_line()) for step in range(1, 6)]
+    assert [point["drift_ratio"] for point in points] == [None, 0.2, None, None, None]
+    assert [point["drift_ratio"] for point in thin_out(points, 3)] == [0.2, None, None]
 
 
 @pytest.mark.parametrize(

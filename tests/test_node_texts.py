@@ -200,7 +200,7 @@ def shown_default(slot: Slot) -> str:
         return ", ".join(default) or "empty"
     if isinstance(default, float):
         return f"{default:.12f}".rstrip("0").rstrip(".")
-    return str(default) or "empty"
+    return "; ".join(str(default).splitlines()) or "empty"
 
 
 def test_every_node_has_a_page_and_every_page_a_node() -> None:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from apt_train.config import TrainConfig
 from apt_train.indicator import OverfitIndicator
+from apt_train.report.run_log import read_log
+from apt_train.report.run_summary import summarize
 from benchmarks.quality import page
 from benchmarks.quality.curves import Curve
-from benchmarks.quality.indicator_study import (
-    RULES,
-    Bins,
-    across_table,
-    bins_of,
-    class_drift,
-    relative_gap,
-    shipped,
-    snapshot_table,
-    temperature_table,
-    utility,
-)
+from benchmarks.quality.indicator_rule import indicated_snapshot
+from benchmarks.quality.indicator_study import Bins, across_table, bins_of, temperature_table
 from benchmarks.quality.motion import motion_table
+from benchmarks.quality.snapshot_study import (
+    RULES,
+    drift_at_most,
+    drift_ratio,
+    indicated,
+    relative_gap,
+    snapshot_table,
+    worth,
+)
+from tests.synthetic_run import plausible_log, write_run
 
 
 def bins(step: int, gain: float, heldout: float = 0.0) -> Bins:
@@ -54,6 +58,7 @@ def curve() -> Curve:
         "leak": [0.0, 0.0, np.nan, 0.1, 0.7],
         "drift_class": [0.0, 0.01, 0.02, 0.03, 0.1],
         "drift_subject": [0.0, 0.01, 0.03, 0.06, 0.1],
+        "drift_other": [0.0, 0.002, 0.01, 0.02, 0.08],
     }
     steps = np.array([0, 100, 150, 200, 400])
     return Curve("s", "near", 0, "dreambooth", steps, {k: np.array(v) for k, v in values.items()}, recommended=150)
@@ -61,13 +66,28 @@ def curve() -> Curve:
 
 def test_rules_choose_among_the_snapshots_that_were_drawn(curve: Curve) -> None:
     runs = [bins(100, 0.1), bins(150, 0.15), bins(200, 0.2), bins(400, 0.4)]
-    assert utility(curve) == pytest.approx({100: 0.2, 200: 0.4, 400: -0.1})
+    assert worth(curve, 1.0) == pytest.approx({100: 0.2, 200: 0.4, 400: -0.1})
+    assert worth(curve, 0.5) == pytest.approx({100: 0.2, 200: 0.45, 400: 0.25})
     assert RULES["always the last"](curve, runs) == 400
-    assert shipped(curve, runs) == 100
+    assert indicated(curve, runs) == 100
     assert relative_gap(0.16)(curve, runs) == 100 and relative_gap(0.25)(curve, runs) == 200
     assert relative_gap(0.05)(curve, runs) == 100, "where all are above the limit, the earliest"
-    assert class_drift(0.03)(curve, runs) == 200
+    assert drift_at_most("class", 0.03)(curve, runs) == 200 and drift_at_most("other", 0.03)(curve, runs) == 200
+    assert drift_ratio(0.3)(curve, runs) == 100 and drift_ratio(0.4)(curve, runs) == 200
+    assert drift_ratio(0.1)(curve, runs) == 400, "where all are above the limit, the last"
     assert RULES["most specific drift"](curve, runs) == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [({}, 500), ({"snapshots": [700, 1000]}, 700), ({"ceiling": (0.6, 0.2)}, 1000), ({"rise": 10}, 1000)],
+    ids=["before most are near 1", "none that early", "most are not near 1", "too early to say anything"],
+)
+def test_the_snapshot_that_the_indicator_alone_would_choose(tmp_path: Path, changes: dict, step: int) -> None:
+    snapshots = changes.pop("snapshots", [250, 500, 750, 1000])
+    write_run(tmp_path, plausible_log(1000, **{"rise": 100.0, "ceiling": (0.99, 0.97), **changes}))
+    config = TrainConfig(class_word="toy", steps=1000)
+    assert indicated_snapshot(summarize(read_log(tmp_path / "log.jsonl"), config, snapshots=snapshots)) == step
 
 
 def unit(variant: str, gamma: list[list[float]] | None) -> dict[str, Any]:
@@ -87,7 +107,7 @@ def test_runs_without_an_indicator_are_left_out() -> None:
     found = bins_of(units)
     assert [item.unit[2] for item in found] == ["dreambooth"]
     assert found[0].relative == pytest.approx(np.full(10, 0.2))
-    assert "(n 1)" in snapshot_table(units, ["dreambooth"])
+    assert "(n 1)" in snapshot_table(units)
     assert "| T auto | 0.63 |" in temperature_table(units)  # 1 - exp(-5 x .2)
 
 

@@ -3,93 +3,93 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from apt_train.config import AptConfig, TrainConfig
-from apt_train.report.recommend import UNPROVEN, recommended_snapshot
+from apt_train.config import TrainConfig
+from apt_train.report.recommend import UNSEEN, last_before_spilling, recommended_snapshot
 from apt_train.report.run_log import read_log
-from apt_train.report.run_summary import Summary, summarize
+from apt_train.report.run_summary import SPILLS, Summary, summarize
 from apt_train.report.verdict import paragraph
-from tests.synthetic_run import plausible_log, write_run
+from tests.synthetic_run import Line, plausible_log, write_run
 
 
-def summary_of(tmp_path, steps: int = 1000, snapshots: list[int] | None = None, **changes: Any) -> Summary:
-    """A run whose bins all climb to near 1, most of them by about step 528, unless `changes` say otherwise."""
-    temperature = changes.pop("temperature", 1000.0)
-    write_run(tmp_path, plausible_log(steps, **{"rise": 100.0, "ceiling": (0.99, 0.97), **changes}))
-    config = TrainConfig(class_word="toy", steps=steps, apt=AptConfig(temperature=temperature))
-    return summarize(read_log(tmp_path / "log.jsonl"), config, snapshots=snapshots or [])
+def summary_of(folder: Path, lines: list[Line]) -> Summary:
+    write_run(folder, lines)
+    steps = len(lines)
+    snapshots = list(range(50, steps + 1, 50))
+    return summarize(read_log(folder / "log.jsonl"), TrainConfig(class_word="toy", steps=steps), snapshots=snapshots)
 
 
-def test_the_latest_snapshot_from_before_most_bins_were_near_1(tmp_path) -> None:
-    summary = summary_of(tmp_path, snapshots=[250, 500, 750, 1000])
-    assert summary.most_since is not None and 500 < summary.most_since < 600
+def with_ratios(folder: Path, ratios: list[float]) -> Summary:
+    """A run with a snapshot every 50 steps, whose drift had these ratios."""
+    lines = plausible_log(50 * len(ratios), ceiling=(0.6, 0.2))
+    for number, ratio in enumerate(ratios, start=1):
+        lines[50 * number - 1]["drift"] = {"subject": 0.01, "unrelated": 0.01 * ratio}
+    return summary_of(folder, lines)
+
+
+def test_the_last_snapshot_that_does_not_spill(tmp_path: Path) -> None:
+    choice = recommended_snapshot(with_ratios(tmp_path, [0.1, 0.2, 0.28, 0.35, 0.5]))
+    assert choice.step == 150 and "0.28" in choice.reason and "0.50" in choice.reason
+
+
+def test_a_ratio_that_came_down_again_counts_and_the_limit_itself_does_not_spill(tmp_path: Path) -> None:
+    assert recommended_snapshot(with_ratios(tmp_path, [0.1, 0.4, 0.2, 0.4])).step == 150
+    assert recommended_snapshot(with_ratios(tmp_path, [0.1, SPILLS - 1e-9, SPILLS + 1e-6])).step == 100
+
+
+def test_where_it_never_spills_the_last(tmp_path: Path) -> None:
+    choice = recommended_snapshot(with_ratios(tmp_path, [0.4, 0.2, 0.22]))
+    assert choice.step == 150 and "0.22" in choice.reason and "nothing speaks for an earlier one" in choice.reason
+
+
+def test_where_it_always_spills_no_snapshot_is_a_cure(tmp_path: Path) -> None:
+    summary = with_ratios(tmp_path, [0.5, 0.6, 0.7])
     choice = recommended_snapshot(summary)
-    assert choice.step == 500 and f"before step {summary.most_since}" in choice.reason
+    assert choice.step == 150 and "at every snapshot" in choice.reason
+    assert last_before_spilling(summary) is None
+    assert "switch adaptive_augmentation off" in paragraph(summary)
 
 
-def test_a_snapshot_of_the_very_step_is_no_longer_from_before(tmp_path) -> None:
-    since = summary_of(tmp_path).most_since
-    assert since is not None
-    assert recommended_snapshot(summary_of(tmp_path, snapshots=[100, since])).step == 100
-    assert recommended_snapshot(summary_of(tmp_path, snapshots=[100, since - 1])).step == since - 1
+def test_steps_after_the_last_measured_snapshot_go_on_with_it(tmp_path: Path) -> None:
+    lines = plausible_log(120, ratios=(0.1, 0.1))
+    assert recommended_snapshot(summary_of(tmp_path, lines)).step == 120
 
 
-def test_without_a_snapshot_that_early_the_earliest_and_a_word_on_it(tmp_path) -> None:
-    choice = recommended_snapshot(summary_of(tmp_path, snapshots=[1000, 750]))
-    assert choice.step == 750 and "the earliest there is" in choice.reason and "snapshot_every" in choice.reason
-    for only in ([1000], []):
-        choice = recommended_snapshot(summary_of(tmp_path, snapshots=only))
-        assert choice.step == 1000 and "the only one there is" in choice.reason
-
-
-def test_where_most_are_not_near_1_the_last(tmp_path) -> None:
-    none = recommended_snapshot(summary_of(tmp_path, snapshots=[500, 1000], ceiling=(0.6, 0.2)))
-    assert none.step == 1000 and "none of 10 timestep bins is near 1" in none.reason
-    some = recommended_snapshot(summary_of(tmp_path, snapshots=[500, 1000], rise=150, ceiling=(0.99, 0.5)))
-    assert some.step == 1000 and "2 of 10 timestep bins are near 1" in some.reason
-
-
-def test_an_indicator_that_was_not_measured_recommends_nothing_but_the_last(tmp_path) -> None:
-    lines = [line | {"gamma": [0.0] * 10} for line in plausible_log(200, regularised=False)]
-    write_run(tmp_path, lines)
-    config = TrainConfig(class_word="toy", steps=200, method="dreambooth")
-    choice = recommended_snapshot(summarize(read_log(tmp_path / "log.jsonl"), config, snapshots=[100, 200]))
+def test_without_a_measure_simply_the_last(tmp_path: Path) -> None:
+    choice = recommended_snapshot(summary_of(tmp_path, plausible_log(200, rise=50.0, ceiling=(0.99, 0.97))))
     assert choice.step == 200 and "not measured" in choice.reason
+    still = plausible_log(100)
+    still[49]["drift"] = {"subject": 0.0, "unrelated": 0.0}
+    assert "not measured" in recommended_snapshot(summary_of(tmp_path, still)).reason
 
 
-def test_a_short_run_has_no_say(tmp_path) -> None:
-    choice = recommended_snapshot(summary_of(tmp_path, steps=39, rise=0.1, snapshots=[10, 39]))
-    assert choice.step == 39 and "no say yet" in choice.reason
-
-
-def test_a_temperature_out_of_scale_is_not_read_as_overfitting(tmp_path) -> None:
-    fixed = recommended_snapshot(summary_of(tmp_path, rise=10, snapshots=[10, 500, 1000]))
-    assert fixed.step == 1000 and "temperature 1000" in fixed.reason
-    relative = recommended_snapshot(summary_of(tmp_path, rise=10, snapshots=[10, 500, 1000], temperature="auto"))
-    assert relative.step == 10
+def test_a_short_run_has_no_say(tmp_path: Path) -> None:
+    lines = plausible_log(39)
+    lines[9]["drift"], lines[38]["drift"] = {"subject": 1.0, "unrelated": 0.1}, {"subject": 1.0, "unrelated": 0.9}
+    choice = recommended_snapshot(summary_of(tmp_path, lines))
+    assert choice.step == 39 and "little to choose from" in choice.reason
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {},
-        {"snapshots": [250, 500, 1000]},
-        {"snapshots": [700, 1000]},
-        {"rise": 10, "snapshots": [10, 500]},
-        {"rise": 10, "snapshots": [10, 500], "temperature": "auto"},
-        {"ceiling": (0.6, 0.2), "snapshots": [500]},
-        {"rise": 150, "ceiling": (0.99, 0.5), "snapshots": [500]},
+        {"ratios": (0.1, 0.2)},
+        {"ratios": (0.1, 0.6)},
+        {"ratios": (0.5, 0.6)},
+        {"ratios": (0.1, 0.6), "rise": 10.0, "ceiling": (0.99, 0.97)},
+        {"rise": 10.0, "ceiling": (0.99, 0.97)},
     ],
 )
-def test_the_verdict_never_names_another_snapshot(tmp_path, changes) -> None:
-    summary = summary_of(tmp_path, **changes)
+def test_the_verdict_never_names_another_snapshot(tmp_path: Path, changes: dict[str, Any]) -> None:
+    summary = summary_of(tmp_path, plausible_log(400, **changes))
     choice, words = recommended_snapshot(summary), paragraph(summary)
-    assert choice.reason.endswith(UNPROVEN)
+    assert choice.reason.endswith(UNSEEN)
     named = re.search(r"snapshot of step (\d+)", words)
     if named:
-        assert int(named[1]) == choice.step
-    if choice.step == summary.steps_done and len(summary.snapshots) > 1:
-        assert "compare the snapshot" not in words
+        assert int(named[1]) == choice.step < 400
+    assert bool(named) == (choice.step < 400)

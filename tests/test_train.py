@@ -593,6 +593,8 @@ def test_every_field_of_the_config_is_tested_here() -> None:
         "preview_steps",
         "preview_guidance",
         "preview_seed",
+        "watch_drift",  # tests/test_drift.py
+        "drift_prompts",
     }
     fields: set[str] = set()
     for name, value in quick_config().to_dict().items():

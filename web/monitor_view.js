@@ -109,7 +109,7 @@ export class MonitorView {
   }
 }
 
-/** `step 120 / 2000 · loss 0.113 · mean gamma 0.42 · 12 min left` */
+/** `step 120 / 2000 · loss 0.113 · mean gamma 0.42 · drift ratio 0.12 · 12 min left` */
 export function statusOf(series) {
   const last = series.points[series.points.length - 1];
   const opening = { running: "", done: "done · ", stopped: "stopped · ", failed: "failed · " }[series.state] ?? "";
@@ -117,6 +117,8 @@ export function statusOf(series) {
   if (last?.loss != null) parts.push(`loss ${last.loss.toPrecision(3)}`);
   const gamma = (last?.gamma ?? []).filter((value) => value != null);
   if (gamma.length) parts.push(`mean gamma ${(gamma.reduce((a, b) => a + b) / gamma.length).toFixed(2)}`);
+  const drift = series.points.findLast((point) => point.drift_ratio != null)?.drift_ratio;
+  if (drift != null) parts.push(`drift ratio ${drift.toFixed(2)}`);
   if (series.state === "running" && series.secondsLeft != null) parts.push(`${duration(series.secondsLeft)} left`);
   if (series.state === "running" && !last) parts.push("getting ready");
   if (series.state === "stopped") parts.push("queue again to go on");

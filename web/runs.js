@@ -13,7 +13,7 @@ const ASK_EVERY = 1900; // ms, a little less than two of the monitors' looks
 const STORED = "apt_train.runs";
 const MOST_STORED = 200;
 
-/** One run: `points` rise by step, each `{step, loss, gamma, count}`, count being the steps it stands for. */
+/** One run: `points` rise by step, each `{step, loss, gamma, drift_ratio, count}`, count being the steps it stands for. */
 class Series {
   constructor(run) {
     this.run = run;
@@ -214,7 +214,8 @@ function inPairs(points) {
   const pairs = [];
   for (let i = 0; i < points.length; i += 2) {
     const [a, b] = [points[i], points[i + 1]];
-    pairs.push(b ? { ...b, loss: meanLoss(a, b), count: a.count + b.count } : a);
+    const drift = b?.drift_ratio ?? a.drift_ratio;
+    pairs.push(b ? { ...b, drift_ratio: drift, loss: meanLoss(a, b), count: a.count + b.count } : a);
   }
   return pairs;
 }

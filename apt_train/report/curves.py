@@ -22,8 +22,9 @@ Point = dict[str, Any]
 def run_curves(folder: Path, after: int = 0, most: int = MOST_POINTS) -> dict[str, Any]:
     """`total` steps, the last logged `step`, the `bins`' first and last timesteps, and the `points` after a step.
 
-    A point is `{step, loss, denoising, stabilization, alignment, gamma}`, what is no number null. Of more than `most`
-    points neighbours run together: their mean loss, the last one's step and gamma; the last step is there as it is.
+    A point is `{step, loss, denoising, stabilization, alignment, gamma, drift_ratio}`, what is no number null. Of more
+    than `most` points neighbours run together: their mean loss, the last one's step and gamma, the last drift ratio
+    that was measured; the last step is there as it is.
     InputError: the folder holds no run.
     """
     settings = read_config(folder)
@@ -45,7 +46,14 @@ def timestep_bins(bins: int, num_timesteps: int) -> list[list[int]]:
 def point_of(line: dict[str, Any]) -> Point:
     """One step, from its line in the log (`StepEvent.log_line`)."""
     gamma = [_number(value, 4) for value in line.get("gamma") or ()]
-    return {"step": line["step"], **{term: _number(line.get(term), 6) for term in TERMS}, "gamma": gamma}
+    terms = {term: _number(line.get(term), 6) for term in TERMS}
+    return {"step": line["step"], **terms, "gamma": gamma, "drift_ratio": _drift_ratio(line.get("drift"))}
+
+
+def _drift_ratio(drift: dict[str, Any] | None) -> float | None:
+    if not drift or not drift["subject"]:
+        return None
+    return _number(drift["unrelated"] / drift["subject"], 4)
 
 
 def thin_out(points: list[Point], most: int) -> list[Point]:
@@ -58,7 +66,9 @@ def thin_out(points: list[Point], most: int) -> list[Point]:
 
 
 def _together(block: list[Point]) -> Point:
-    return {**block[-1], **{term: _mean([point[term] for point in block]) for term in TERMS}}
+    ratios = [point["drift_ratio"] for point in block if point["drift_ratio"] is not None]
+    means = {term: _mean([point[term] for point in block]) for term in TERMS}
+    return {**block[-1], **means, "drift_ratio": ratios[-1] if ratios else None}
 
 
 def _mean(values: list[float | None]) -> float | None:

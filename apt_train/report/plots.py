@@ -16,11 +16,13 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from .palette import FAINT, INK, OTHER_TERM, TERM_COLOURS, Rgb, bin_colours, heat
-from .run_log import TERMS, Floats, RunLog, block_means, moving_average
-from .run_summary import NEAR_ONE, bin_edges, evened_denoising
+from .run_log import DRIFT, TERMS, Floats, RunLog, block_means, moving_average
+from .run_summary import NEAR_ONE, SPILLS, bin_edges, evened_denoising
 
 MOST_POINTS = 1200  # more than that no screen shows
 MOST_BARS = 60
+DRIFT_NAMES = ("on the subject's prompt", "on prompts without it")
+DRIFT_COLOURS = (TERM_COLOURS["denoising"], TERM_COLOURS["stabilization"])
 
 TITLES = {
     "loss": "Total (weighted)",
@@ -56,15 +58,24 @@ def balance_figure(log: RunLog) -> Figure:
     return figure
 
 
+def drift_figure(log: RunLog) -> Figure:
+    """Drift from the prior at each snapshot: on prompts without the subject over that on its own, beside the two."""
+    figure = _figure(13, 4.0)
+    _draw_drift(figure, log)
+    return figure
+
+
 def overview_figure(log: RunLog, *, measured: bool, num_timesteps: int = 1000) -> Figure:
-    """Indicator, losses and balance under each other, in letters large enough for a small window."""
+    """Indicator, drift, losses and balance under each other, in letters large enough for a small window."""
     rows = _panel_grid(log)[1]
-    heights = [3.5 if measured else 0.8, 2.1 * rows + 0.4 if rows else 0.8, 2.9 if log.balance else 0.8]
+    losses, part = 2.1 * rows + 0.4 if rows else 0.8, 2.9
+    heights = [3.5 if measured else 0.8, part if len(log.drift_step) else 0.8, losses, part if log.balance else 0.8]
     figure = _figure(9.5, sum(heights))
-    top, middle, bottom = figure.subfigures(3, 1, squeeze=False, height_ratios=heights)[:, 0]
-    _draw_indicator(top, log, measured, num_timesteps)
-    _draw_losses(middle, log, num_timesteps)
-    _draw_balance(bottom, log)
+    first, second, third, fourth = figure.subfigures(4, 1, squeeze=False, height_ratios=heights)[:, 0]
+    _draw_indicator(first, log, measured, num_timesteps)
+    _draw_drift(second, log)
+    _draw_losses(third, log, num_timesteps)
+    _draw_balance(fourth, log)
     return figure
 
 
@@ -90,6 +101,23 @@ def _draw_indicator(figure: FigureBase, log: RunLog, measured: bool, num_timeste
     curves, chart = figure.subplots(1, 2, width_ratios=(1.15, 1))
     _indicator_curves(curves, steps, gamma, labels)
     _indicator_heat(figure, chart, (int(log.step[0]), int(log.step[-1])), gamma, labels)
+
+
+def _draw_drift(figure: FigureBase, log: RunLog) -> None:
+    if not len(log.drift_step):
+        return _message(figure, "The drift from the prior was not measured in this run (watch_drift, snapshot_every).")
+    subject, unrelated = (np.where(log.drift[name] > 0, log.drift[name], np.nan) for name in DRIFT)
+    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    ratio, marks = unrelated / subject, {"marker": "o", "markersize": 4, "linewidth": 1.8}
+    left.plot(log.drift_step, ratio, color=_hex(DRIFT_COLOURS[1]), **marks)
+    left.axhline(SPILLS, color=_hex(INK), linewidth=0.8, linestyle=(0, (4, 4)), zorder=1)
+    left.set_ylim(0, max(2 * SPILLS, 1.1 * float(np.nan_to_num(ratio).max())))
+    _dress(left, f"Drift ratio (dashed: {SPILLS:g})", "without / with subject")
+    for name, values, colour in zip(DRIFT_NAMES, (subject, unrelated), DRIFT_COLOURS, strict=True):
+        right.plot(log.drift_step, values, color=_hex(colour), label=name, **marks)
+    _log_scale_if_wide(right, np.concatenate([subject, unrelated]), lowest=0.0)
+    _dress(right, "Drift from the prior", "squared difference of epsilon")
+    right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
 
 
 def _draw_losses(figure: FigureBase, log: RunLog, num_timesteps: int) -> None:

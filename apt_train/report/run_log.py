@@ -17,6 +17,7 @@ from ..errors import InputError
 
 Floats = NDArray[np.float64]
 
+DRIFT = ("subject", "unrelated")
 TERMS = ("loss", "denoising", "stabilization", "alignment", "prior_preservation")
 
 
@@ -33,6 +34,8 @@ class RunLog:
     gamma: Floats  # (S, bins); (S, 0) where the run logged none
     balance_step: NDArray[np.int64]  # (K,) the steps whose gradient was measured term by term
     balance: dict[str, Floats]  # gradient norm of each term (K,)
+    drift_step: NDArray[np.int64]  # (D,) the steps at which drift was measured
+    drift: dict[str, Floats]  # from the prior, each of DRIFT (D,)
     truncated: bool = False  # the last line was cut off, as after a crash
 
     def __len__(self) -> int:
@@ -40,7 +43,7 @@ class RunLog:
 
     def until(self, step: int) -> RunLog:
         """The same log up to a step. InputError: it holds none that early."""
-        kept, measured = self.step <= step, self.balance_step <= step
+        kept, measured, drifted = (steps <= step for steps in (self.step, self.balance_step, self.drift_step))
         if not kept.any():
             raise InputError(f"The log holds no step up to {step}: ask for a later one.")
         return RunLog(
@@ -51,6 +54,8 @@ class RunLog:
             gamma=self.gamma[kept],
             balance_step=self.balance_step[measured],
             balance={name: values[measured] for name, values in self.balance.items()},
+            drift_step=self.drift_step[drifted],
+            drift={name: values[drifted] for name, values in self.drift.items()},
             truncated=self.truncated and bool(kept.all()),
         )
 
@@ -118,10 +123,12 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     numbers = [record.get(name) for name in (*TERMS, "grad_norm")]
     lists = [record.get("timestep"), record.get("gamma")]
-    terms = record.get("grad_norm_terms")
+    parts = [record.get("grad_norm_terms"), record.get("drift")]
     sound = all(_is_number(value) for value in numbers)
     sound &= all(isinstance(items, list) and all(_is_number(item) for item in items) for items in lists)
-    sound &= terms is None or (isinstance(terms, dict) and all(_is_number(value) for value in terms.values()))
+    sound &= all(
+        part is None or (isinstance(part, dict) and all(_is_number(value) for value in part.values())) for part in parts
+    )
     return record if sound else None
 
 
@@ -135,6 +142,7 @@ def _columns(records: list[dict[str, Any]], name: str, truncated: bool) -> RunLo
             f"{name} changes its number of timestep bins on the way: it mixes two runs, report on one."
         )
     measured = [record for record in records if record.get("grad_norm_terms")]
+    drifted = [record for record in records if record.get("drift")]
     parts = list(dict.fromkeys(part for record in measured for part in record["grad_norm_terms"]))
     return RunLog(
         step=np.array([record["step"] for record in records], dtype=np.int64),
@@ -146,6 +154,8 @@ def _columns(records: list[dict[str, Any]], name: str, truncated: bool) -> RunLo
         balance={
             part: _floats([record["grad_norm_terms"].get(part) for record in measured]) for part in parts
         },
+        drift_step=np.array([record["step"] for record in drifted], dtype=np.int64),
+        drift={name: _floats([record["drift"].get(name) for record in drifted]) for name in DRIFT},
         truncated=truncated,
     )
 

@@ -19,6 +19,7 @@ Trend = Literal["falling", "flat", "rising", "unknown"]
 
 NEAR_ONE = 0.9  # here 1 - gamma has shrunk the denoising loss tenfold
 FEWEST_STEPS = 40  # below these no trend can be told from the noise of the timesteps
+SPILLS = 0.3  # a drift ratio above it: prompts without the subject change too (settled by docs/benchmark.md)
 SURE = 2.0  # standard errors that two quarters must differ by
 
 
@@ -50,6 +51,16 @@ class BalanceSummary:
 
 
 @dataclass(frozen=True)
+class DriftSummary:
+    """How far one snapshot has left the prior, and how much of that has nothing to do with the subject."""
+
+    step: int
+    subject: float  # mean squared difference of epsilon on the subject's own prompt
+    unrelated: float  # and on prompts without it
+    ratio: float  # unrelated / subject
+
+
+@dataclass(frozen=True)
 class Summary:
     """A run in numbers; settings that the verdict speaks of are repeated here."""
 
@@ -67,6 +78,7 @@ class Summary:
     trend: Trend  # of the denoising loss, timesteps' own differences taken out
     terms: dict[str, TermSummary]
     balance: dict[str, BalanceSummary]
+    drift: list[DriftSummary]  # by step; empty: not measured
     clipped: float | None  # part of the steps whose gradient was clipped; None without clipping
     learning_rate: float
     temperature: float | str
@@ -104,6 +116,7 @@ def summarize(
         trend=loss_trend(log, num_timesteps),
         terms={name: _quarters(log.terms[name]) for name in TERMS if np.isfinite(log.terms[name]).any()},
         balance=_balance(log, apt.lazy_prior),
+        drift=_drift(log),
         clipped=float(np.mean(log.grad_norm > limit)) if limit > 0 else None,
         learning_rate=config.optimizer.learning_rate,
         temperature=apt.temperature,
@@ -206,6 +219,16 @@ def _quarters(values: Floats) -> TermSummary:
     known = values[np.isfinite(values)]
     quarter = max(1, len(known) // 4)
     return TermSummary(float(known[:quarter].mean()), float(known[-quarter:].mean()))
+
+
+def _drift(log: RunLog) -> list[DriftSummary]:
+    """Without snapshots that have not moved at all: they have no ratio."""
+    measured = zip(log.drift_step, log.drift["subject"], log.drift["unrelated"], strict=True)
+    return [
+        DriftSummary(int(step), float(subject), float(unrelated), float(unrelated / subject))
+        for step, subject, unrelated in measured
+        if subject > 0 and np.isfinite(unrelated)
+    ]
 
 
 def _balance(log: RunLog, lazy_prior: int) -> dict[str, BalanceSummary]:

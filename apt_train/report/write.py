@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
 from .attention_tiles import attention_tiles
-from .plots import balance_figure, indicator_figure, losses_figure
+from .plots import balance_figure, drift_figure, indicator_figure, losses_figure
 from .run_files import read_run
 from .run_log import RunLog
 from .run_summary import Summary
@@ -28,6 +28,8 @@ from .verdict import METHOD_NAMES, advice, paragraph
 CAPTIONS = {
     "indicator.png": "Overfitting indicator per timestep bin: at 0 the tuned model predicts the noise of the training "
     "pictures no better than the prior, near 1 far better.",
+    "drift.png": "How far each snapshot has left the prior on prompts without the subject, over how far on the "
+    "subject's own: while it learns the subject this stays low, where it overfits it climbs.",
     "losses.png": "Loss terms over the steps: faint as logged, thick their moving average. The denoising loss depends "
     "on the timestep drawn far more than on training, so its average has the timesteps evened out.",
     "balance.png": "Gradient norm of each weighted term, and its part of their sum.",
@@ -97,6 +99,8 @@ def _draw(
         ),
         "losses.png": lambda: losses_figure(log, num_timesteps=num_timesteps),
     }
+    if len(log.drift_step):
+        figures["drift.png"] = lambda: drift_figure(log)
     if log.balance:
         figures["balance.png"] = lambda: balance_figure(log)
     for name, draw in figures.items():
@@ -159,6 +163,7 @@ def _run_table(summary: Summary) -> str:
             "weight left to the denoising loss",
             "-" if summary.data_weight is None else f"{summary.data_weight:.2f}",
         ),
+        ("drift ratio at the last snapshot measured", f"{summary.drift[-1].ratio:.2f}" if summary.drift else "-"),
         ("steps with clipped gradient", "-" if summary.clipped is None else f"{summary.clipped:.0%}"),
     ]
     return _table(("", "value"), rows)

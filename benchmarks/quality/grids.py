@@ -38,7 +38,8 @@ FLOOR = {PRIOR: Variant({})}
 DREAMBOOTH = {"dreambooth": Variant({"method": "dreambooth", "apt": {"watch_indicator": True}})}
 
 # The baselines at their published constants. APT's parts each beside the loss weight, which the sweeps found to do most
-# of the work, then all together; the temperature is the published one but in the last, the regularisers' weights the sweeps'.
+# of the work, then all together; the regularisers' weights are the sweeps'. The temperature is the published one; 300,
+# the grid `temperature`'s, joined after seed 0 of the others.
 RS, AA = {"dist_weight": 0.01}, {"attn_weight": 0.01}
 METHODS: dict[str, Variant] = {
     **FLOOR,
@@ -51,7 +52,7 @@ METHODS: dict[str, Variant] = {
     "weight+rs": apt("weight", "rs", **RS),
     "weight+aa": apt("weight", "aa", **AA),
     "apt": apt("augment", "weight", "rs", "aa", **RS, **AA),
-    "weight, T 300": apt("weight", temperature=300.0),  # joined after seed 0 of the others, chosen by `temperature` alone
+    "weight, T 300": apt("weight", temperature=300.0),
 }
 
 FRAMED = WORLD + ", prior taught framed pictures"

@@ -1,8 +1,8 @@
-"""Does the indicator say when a run overfits, and which snapshot is the one to take?
+"""Does the indicator say when a run overfits?
 
 Held-out pictures give the truth: what training gained on its own pictures and not on others of the same subject was
-memorised. In: gamma against that truth, other temperatures replayed on the same runs, rules that choose a snapshot.
-Not in: what the methods are worth (`tables`).
+memorised. In: gamma against that truth, other temperatures replayed on the same runs.
+Not in: rules that choose a snapshot (`snapshot_study`), what the methods are worth (`tables`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy import stats
 
 from apt_train.indicator import OverfitIndicator
 
-from .curves import Curve, Mean, curves_of, key_of, priors_of
+from .curves import Mean, key_of, priors_of
 from .unit import GAMMA_EVERY
 
 SATURATED = 0.95
@@ -134,7 +134,7 @@ def _pooled(runs: Sequence[Bins], predict: Callable[[Bins], np.ndarray]) -> list
     """Spearman's rho with each truth over all bins and snapshots of a run: the mean over the runs, its interval."""
     units = dict.fromkeys(item.unit for item in runs)
     by_unit = [[item for item in runs if item.unit == unit] for unit in units]
-    return [_said(Mean.of([_rho(mine, predict, attrgetter(truth)) for mine in by_unit])) for truth in TRUTHS]
+    return [said(Mean.of([_rho(mine, predict, attrgetter(truth)) for mine in by_unit])) for truth in TRUTHS]
 
 
 # -- between runs
@@ -157,7 +157,7 @@ def across_table(units: Sequence[dict[str, Any]], step: int) -> str:
     count, most = len(next(iter(runs.values()))[0].prior), max(map(len, runs.values()))
     for name, pick in [*((str(bin), partial(_only, bin)) for bin in range(count)), ("mean", _mean)]:
         rhos = [[_rho(mine, pick("gamma"), pick(truth)) for mine in runs.values()] for truth in ACROSS]
-        lines.append(f"| {name} | {most} | {' | '.join(_said(Mean.of(rho)) for rho in rhos)} |")
+        lines.append(f"| {name} | {most} | {' | '.join(said(Mean.of(rho)) for rho in rhos)} |")
     return "\n".join(lines)
 
 
@@ -176,89 +176,5 @@ def _rho(runs: Sequence[Bins], predict: Callable[[Bins], np.ndarray], truth: Cal
     return float(stats.spearmanr(np.round(ours, 6), theirs).statistic)
 
 
-# -- which snapshot
-
-Rule = Callable[[Curve, Sequence[Bins]], int]
-"""A run's sampled curve and its bins -> the step to take."""
-
-
-def utility(curve: Curve) -> dict[int, float]:
-    """By step: pictures of the subject that show it as asked, less pictures of its class that show it unasked."""
-    rows = [row for row in curve.sampled() if curve.steps[row] > 0]
-    return {int(curve.steps[row]): float(curve.values["kept"][row] - curve.values["leak"][row]) for row in rows}
-
-
-def last(curve: Curve, bins: Sequence[Bins]) -> int:
-    return max(utility(curve))
-
-
-def shipped(curve: Curve, bins: Sequence[Bins]) -> int:
-    """What the Monitor recommends: the latest drawn snapshot up to it, the first drawn one where there is none."""
-    assert curve.recommended is not None
-    return max((step for step in utility(curve) if step <= curve.recommended), default=min(utility(curve)))
-
-
-def relative_gap(limit: float) -> Rule:
-    """The last snapshot whose mean relative gap on the training pictures is at most `limit`."""
-
-    def rule(curve: Curve, bins: Sequence[Bins]) -> int:
-        below = [item.step for item in bins if item.step in utility(curve) and item.relative.mean() <= limit]
-        return max(below, default=min(utility(curve)))
-
-    return rule
-
-
-def class_drift(limit: float) -> Rule:
-    """The last snapshot that has drifted from the prior on prompts of the bare class by at most `limit` (epsilon^2)."""
-
-    def rule(curve: Curve, bins: Sequence[Bins]) -> int:
-        below = [step for step in utility(curve) if curve.at_step("drift_class", step) <= limit]
-        return max(below, default=min(utility(curve)))
-
-    return rule
-
-
-def most_specific(curve: Curve, bins: Sequence[Bins]) -> int:
-    """The snapshot whose drift on the subject's prompts is the largest multiple of that on its class's."""
-    return max(
-        utility(curve), key=lambda step: curve.at_step("drift_subject", step) / curve.at_step("drift_class", step)
-    )
-
-
-RULES: dict[str, Rule] = {
-    "always the last": last,
-    "the Monitor's": shipped,
-    "relative gap at most .15": relative_gap(0.15),
-    "relative gap at most .2": relative_gap(0.2),
-    "relative gap at most .25": relative_gap(0.25),
-    "relative gap at most .3": relative_gap(0.3),
-    "drift of the class at most .01": class_drift(0.01),
-    "drift of the class at most .02": class_drift(0.02),
-    "drift of the class at most .03": class_drift(0.03),
-    "most specific drift": most_specific,
-}
-
-
-def snapshot_table(units: Sequence[dict[str, Any]], variants: Sequence[str]) -> str:
-    """What each rule loses against the best snapshot by hindsight, in `utility`, by variant and over all."""
-    curves = {(*curve.key, curve.variant): curve for curve in curves_of(units)}
-    runs: dict[tuple[str, int, str], list[Bins]] = {}
-    for item in bins_of(units):
-        runs.setdefault(item.unit, []).append(item)
-    lines = ["| rule | " + " | ".join(variants) + " | all |", "|---" * (len(variants) + 2) + "|"]
-    for name, rule in RULES.items():
-        cells = []
-        for chosen in [(variant,) for variant in variants] + [tuple(variants)]:
-            lost = [_lost(curves[key], bins, rule) for key, bins in runs.items() if key[2] in chosen and key in curves]
-            cells.append(_said(Mean.of(lost)))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _lost(curve: Curve, bins: Sequence[Bins], rule: Rule) -> float:
-    worth = utility(curve)
-    return max(worth.values()) - worth[rule(curve, bins)]
-
-
-def _said(mean: Mean) -> str:
+def said(mean: Mean) -> str:
     return f"{mean.mean:.2f} ±{mean.half:.2f} (n {mean.n})" if mean.n > 1 else f"{mean.mean:.2f} (n {mean.n})"

@@ -15,8 +15,9 @@ from apt_train.files import atomic_write
 
 from .curves import curves_of, last_step
 from .grids import GRIDS
-from .indicator_study import across_table, bins_of, snapshot_table, temperature_table
+from .indicator_study import across_table, temperature_table
 from .motion import motion_table
+from .snapshot_study import snapshot_table
 from .store import RESULTS, read_units
 from .tables import bins_table, level_table, step_table
 
@@ -43,7 +44,6 @@ def _table(title: str) -> str:
     if not curves:
         return "*(not run yet)*"
     last = last_step(curves)
-    with_gamma = dict.fromkeys(item.unit[2] for item in bins_of(units))
     makers: dict[str, Callable[[], str]] = {
         "step": lambda: step_table(units, curves, last),
         "level": lambda: level_table(curves, *level),
@@ -51,7 +51,7 @@ def _table(title: str) -> str:
         "motion": lambda: motion_table(units),
         "temperature": lambda: temperature_table(units),
         "across": lambda: across_table(units, last),
-        "snapshots": lambda: snapshot_table(units, list(with_gamma)),
+        "snapshots": lambda: snapshot_table(units),
         "units": lambda: f"{len(units)} of {len(GRIDS[name].units())} units of the grid `{name}` are there.",
     }
     return makers[what]()

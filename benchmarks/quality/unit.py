@@ -21,12 +21,12 @@ from apt_train.config import TrainConfig
 from apt_train.dataset import ImageSet
 from apt_train.loop import train
 from apt_train.precision import resolve_dtype
-from apt_train.report.recommend import recommended_snapshot
 from apt_train.report.run_files import read_run
 from apt_train.run_folder import RunFolder, step_folder
 
 from .distances import set_distances
 from .grid import PRIOR, Grid, Unit, merged
+from .indicator_rule import indicated_snapshot
 from .motion import motion_of
 from .pictures import draw_pictures, prior_pictures
 from .probe import by_bin, errors, probes_of
@@ -51,7 +51,8 @@ def run_unit(task: Task, grid: Grid, unit: Unit) -> dict[str, Any]:
 
 def _trained(bench: _Bench, grid: Grid, unit: Unit) -> dict[str, Any]:
     variant = grid.variants[unit.variant]
-    config = variant.config(merged(bench.task.recipe, grid.recipe or {}), bench.subject.class_word, unit.seed)
+    recipe = merged(bench.task.recipe, grid.recipe or {}, {"output": {"watch_drift": False}})  # the probes measure it
+    config = variant.config(recipe, bench.subject.class_word, unit.seed)
     preservation = bench.preservation() if variant.preservation else None
     with tempfile.TemporaryDirectory() as folder:
         train(
@@ -73,7 +74,7 @@ def _trained(bench: _Bench, grid: Grid, unit: Unit) -> dict[str, Any]:
     return {
         "unit": _about(unit, bench),
         "settings": variant.settings,
-        "recommended": recommended_snapshot(run.summary).step,
+        "recommended": indicated_snapshot(run.summary),
         "gamma": np.round(run.log.gamma[GAMMA_EVERY - 1 :: GAMMA_EVERY], 3).tolist(),
         "motion": _rounded(motion),
         "snapshots": snapshots,

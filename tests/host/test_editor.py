@@ -179,6 +179,15 @@ def ink(picture: Image.Image) -> bool:
     return picture.getbbox() is not None
 
 
+def test_the_line_says_the_newest_drift_ratio(host: Host, editor: Editor) -> None:
+    (module,) = [path for path in host.get("/extensions") if path.endswith("/monitor_view.js")]
+    ratios = [None, 0.25, None]
+    points = [{"step": step, "loss": 0.5, "gamma": [], "drift_ratio": ratio} for step, ratio in enumerate(ratios, 1)]
+    said = "async ([path, points]) => (await import(path)).statusOf({ points, total: 9, state: 'running' })"
+    assert editor.do(said, module, points) == "step 3 / 9 · loss 0.500 · drift ratio 0.25"
+    assert "drift" not in editor.do(said, module, points[:1])
+
+
 # ---- around it -------------------------------------------------------------------------------------------------
 
 

@@ -86,6 +86,7 @@ def test_a_page_opened_later_gets_the_curves(host: Host, names: list[str]) -> No
     assert run in [entry["run"] for entry in host.get("/apt_train/runs")["runs"]]
     curves = host.get(f"/apt_train/runs/{run}")
     assert curves["total"] == 4 and [point["step"] for point in curves["points"]] == [1, 2, 3, 4]
+    assert [point["drift_ratio"] is not None for point in curves["points"]] == [False, True, False, True]
     assert len(curves["bins"]) == len(curves["points"][0]["gamma"]) == 10
     host.restart()
     assert host.get(f"/apt_train/runs/{run}")["points"] == curves["points"]

@@ -35,7 +35,7 @@ CHANGED: dict[str, Any] = {
     "class_caption": "a picture of {class_word}", "prior_preservation_weight": 0.5, "precision": "bf16",
     "gradient_checkpointing": "on", "lazy_prior": 2, "snapshot_every": 1, "preview_every": 0,
     "preview_prompts": "a {subject} in snow\na {subject}", "preview_steps": 2, "preview_guidance": 3.0,
-    "preview_seed": 3,
+    "preview_seed": 3, "watch_drift": False, "drift_prompts": "a dog in snow\na city",
 }  # fmt: skip
 DEFAULTS = {name: option_defaults()[name] for name in QUICK}
 ELSEWHERE = {"mask_counts", "alpha_masks", "background"}
@@ -67,7 +67,7 @@ def as_stored(name: str, shown: Any) -> Any:
         return shown == "on"
     if name == "temperature":
         return float(shown)
-    return shown.splitlines() if name == "preview_prompts" else shown
+    return shown.splitlines() if name in ("preview_prompts", "drift_prompts") else shown
 
 
 def test_every_widget_reaches_the_run(host: Host, names: list[str]) -> None:

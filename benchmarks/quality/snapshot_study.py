@@ -1,0 +1,117 @@
+"""Which snapshot is the one to take? Rules that need no held-out picture, against the best choice by hindsight.
+
+What a snapshot is worth depends on how much the class word counts: `WORTHS` has three answers, and a rule that is good
+for one of them can be poor for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .curves import BASELINE, Curve, Mean, curves_of
+from .indicator_study import Bins, bins_of, said
+
+WORTHS = {"kept": 0.0, "kept less half the leak": 0.5, "kept less leak": 1.0}
+"""Pictures of the subject that show it as asked, less (a part of) pictures of its class that show it unasked."""
+
+Rule = Callable[[Curve, Sequence[Bins]], int]
+"""A run's sampled curve and its bins -> the step to take."""
+
+
+def worth(curve: Curve, leak: float) -> dict[int, float]:
+    """By drawn step, `leak` being the weight of the class word's pictures."""
+    kept, leaked = curve.values["kept"], curve.values["leak"]
+    return {int(curve.steps[row]): float(kept[row] - leak * leaked[row]) for row in _drawn(curve)}
+
+
+def steps_of(curve: Curve) -> list[int]:
+    """The snapshots to choose from."""
+    return [int(curve.steps[row]) for row in _drawn(curve)]
+
+
+def last(curve: Curve, bins: Sequence[Bins]) -> int:
+    return max(steps_of(curve))
+
+
+def indicated(curve: Curve, bins: Sequence[Bins]) -> int:
+    """By the indicator (`indicator_rule`): the latest drawn snapshot up to its choice, the first where none is."""
+    assert curve.recommended is not None
+    return max((step for step in steps_of(curve) if step <= curve.recommended), default=min(steps_of(curve)))
+
+
+def relative_gap(limit: float) -> Rule:
+    """The last snapshot whose mean relative gap on the training pictures is at most `limit`."""
+
+    def rule(curve: Curve, bins: Sequence[Bins]) -> int:
+        below = [item.step for item in bins if item.step in steps_of(curve) and item.relative.mean() <= limit]
+        return max(below, default=min(steps_of(curve)))
+
+    return rule
+
+
+def drift_at_most(kind: str, limit: float) -> Rule:
+    """The last snapshot that has drifted by at most `limit` (epsilon^2) on prompts of a kind (class, other)."""
+
+    def rule(curve: Curve, bins: Sequence[Bins]) -> int:
+        below = [step for step in steps_of(curve) if curve.at_step(f"drift_{kind}", step) <= limit]
+        return max(below, default=min(steps_of(curve)))
+
+    return rule
+
+
+def drift_ratio(limit: float) -> Rule:
+    """The last snapshot that drifts on other prompts at most `limit` times as far as on the subject's; else the last.
+
+    What `apt_train.report.recommend` does with its own, smaller probe.
+    """
+
+    def rule(curve: Curve, bins: Sequence[Bins]) -> int:
+        steps, drift = steps_of(curve), curve.at_step
+        ratios = {step: drift("drift_other", step) / drift("drift_subject", step) for step in steps}
+        return max((step for step, ratio in ratios.items() if ratio <= limit), default=max(ratios))
+
+    return rule
+
+
+def most_specific(curve: Curve, bins: Sequence[Bins]) -> int:
+    """The snapshot whose drift on the subject's prompts is the largest multiple of that on its class's."""
+    return max(
+        steps_of(curve), key=lambda step: curve.at_step("drift_subject", step) / curve.at_step("drift_class", step)
+    )
+
+
+RULES: dict[str, Rule] = {
+    "always the last": last,
+    "the indicator's": indicated,
+    **{f"relative gap at most {limit:g}": relative_gap(limit) for limit in (0.15, 0.2, 0.25, 0.3)},
+    **{f"drift of the class at most {limit:g}": drift_at_most("class", limit) for limit in (0.01, 0.02, 0.03)},
+    **{f"drift elsewhere at most {limit:g}": drift_at_most("other", limit) for limit in (0.003, 0.006, 0.01)},
+    **{f"drift ratio at most {limit:g}": drift_ratio(limit) for limit in (0.2, 0.25, 0.3, 0.35, 0.4)},
+    "most specific drift": most_specific,
+}
+
+
+def snapshot_table(units: Sequence[dict[str, Any]]) -> str:
+    """What each rule loses against the best snapshot by hindsight, over all runs and over DreamBooth's, by worth."""
+    curves = {(*curve.key, curve.variant): curve for curve in curves_of(units)}
+    runs: dict[tuple[str, int, str], list[Bins]] = {}
+    for item in bins_of(units):
+        runs.setdefault(item.unit, []).append(item)
+    runs = {key: bins for key, bins in runs.items() if key in curves}
+    groups = {"": runs, f", {BASELINE}": {key: bins for key, bins in runs.items() if key[2] == BASELINE}}
+    columns = [(leak, name + of, chosen) for name, leak in WORTHS.items() for of, chosen in groups.items()]
+    lines = ["| rule | " + " | ".join(title for _, title, _ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, rule in RULES.items():
+        lost = ([_lost(curves[key], bins, rule, leak) for key, bins in chosen.items()] for leak, _, chosen in columns)
+        lines.append(f"| {name} | " + " | ".join(said(Mean.of(values)) for values in lost) + " |")
+    return "\n".join(lines)
+
+
+def _lost(curve: Curve, bins: Sequence[Bins], rule: Rule, leak: float) -> float:
+    found = worth(curve, leak)
+    return max(found.values()) - found[rule(curve, bins)]
+
+
+def _drawn(curve: Curve) -> list[int]:
+    return [row for row in curve.sampled() if curve.steps[row] > 0]
