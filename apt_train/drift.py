@@ -20,7 +20,7 @@ from torch import Tensor
 from .adapter import adapter_disabled
 from .components import Components
 from .conditioning import Conditioner
-from .sample import ddim, eval_mode, guided_unet, initial_noise, sampling_timesteps
+from .sample import ddim, eval_mode, guided_unet, initial_noise, latent_shape, sampling_timesteps
 
 Predict = Callable[[Tensor, int | Tensor], Tensor]  # (noisy latents, timestep) -> the model's own prediction
 
@@ -97,10 +97,7 @@ class DriftWatch:
         texts, schedule = self._texts[rows], self._components.schedule
         first = range(len(self._texts))[rows]
         half = len(self._texts) // 2
-        shape = (
-            int(self._components.unet.config["in_channels"]),
-            *[self._side // self._components.family.vae_factor] * 2,
-        )
+        shape = latent_shape(self._components, self._side, self._side)
         noise = torch.stack([initial_noise(SEED, k % half, shape) for k in first]).to(self._device)
         guided = self._predictor(texts, tuned=False, guidance=GUIDANCE)
         times = sampling_timesteps(schedule, STEPS)

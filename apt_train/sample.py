@@ -96,7 +96,7 @@ def sample(
             so does the picture, to the bit.
         on_notice: hears about pictures that are not numbers (they come back grey); None: a Python warning.
     """
-    shape = _latent_shape(components, height, width)
+    shape = latent_shape(components, height, width)
     times = sampling_timesteps(components.schedule, steps)
     pictures: list[Image.Image] = []
     with torch.no_grad(), eval_mode(components.unet):
@@ -162,7 +162,8 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def _latent_shape(components: Components, height: int, width: int) -> tuple[int, int, int]:
+def latent_shape(components: Components, height: int, width: int) -> tuple[int, int, int]:
+    """(C, h, w) of a picture so many pixels high and wide. InputError: the model has none of that size."""
     factor = components.family.vae_factor
     if height <= 0 or width <= 0 or height % factor or width % factor:
         raise InputError(

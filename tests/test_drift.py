@@ -151,19 +151,6 @@ def test_a_resumed_run_measures_what_an_unbroken_one_does(tmp_path: Path) -> Non
     assert (tmp_path / "parts" / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
 
 
-def test_in_word_mode_it_needs_no_text_encoder_any_more() -> None:
-    parts = tiny_components()
-
-    def refuse(*_: Any) -> None:
-        raise AssertionError("encoded while training")
-
-    def watch(event: Any) -> None:
-        if getattr(event, "step", 0) == 1:
-            parts.text_encoders[0].model.register_forward_pre_hook(refuse)
-
-    assert run(parts, steps=2, on_event=watch, identifier_mode="word", snapshot_every=2).steps_done == 2
-
-
 @pytest.mark.parametrize("failure", [RuntimeError("MPS backend out of memory"), Drift(float("nan"), 0.1)])
 def test_where_it_cannot_be_measured_training_goes_on(monkeypatch: pytest.MonkeyPatch, failure: Any) -> None:
     def fail(_: Any) -> Drift:

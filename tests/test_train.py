@@ -381,7 +381,12 @@ def test_the_user_hears_that_the_word_is_the_class() -> None:
     assert any(isinstance(event, NoticeEvent) and "toy" in event.text for event in recorder.events)
 
 
-def test_in_word_mode_previews_need_no_text_encoder_any_more() -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [{"preview_every": 1, "preview_prompts": ("toy_subject toy on grass",)}, {"snapshot_every": 1}],
+    ids=["previews", "drift"],
+)
+def test_in_word_mode_nothing_needs_the_text_encoder_any_more(settings: dict[str, Any]) -> None:
     """It has left the device by then: a prompt that says the subject's name is encoded beforehand too."""
     parts = tiny_components()
 
@@ -392,8 +397,7 @@ def test_in_word_mode_previews_need_no_text_encoder_any_more() -> None:
         if getattr(event, "step", 0) == 1:
             parts.text_encoders[0].model.register_forward_pre_hook(refuse)
 
-    word = {"identifier_mode": "word", "preview_every": 1, "preview_prompts": ("toy_subject toy on grass",)}
-    assert run(parts, steps=2, on_event=watch, **word).steps_done == 2
+    assert run(parts, steps=2, on_event=watch, identifier_mode="word", **settings).steps_done == 2
 
 
 def test_a_disk_that_fills_up_during_a_preview_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
