@@ -36,7 +36,7 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
                 io.Combo.Input(
                     "snapshot", options=["recommended", "last", "step"], default="recommended",
                     tooltip="Whose LoRA goes on. recommended: the last snapshot that changes prompts without the "
-                    "subject at most 0.3 times as much as the subject's own (the drift ratio), the last of all where "
+                    "subject at most 0.2 times as much as the subject's own (the drift ratio), the last of all where "
                     "that cannot be said: the verdict gives the reason. The rule does not see likeness: compare "
                     "pictures. step: the one below.",
                 ),

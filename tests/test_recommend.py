@@ -32,18 +32,18 @@ def with_ratios(folder: Path, ratios: list[float]) -> Summary:
 
 
 def test_the_last_snapshot_that_does_not_spill(tmp_path: Path) -> None:
-    choice = recommended_snapshot(with_ratios(tmp_path, [0.1, 0.2, 0.28, 0.35, 0.5]))
-    assert choice.step == 150 and "0.28" in choice.reason and "0.50" in choice.reason
+    choice = recommended_snapshot(with_ratios(tmp_path, [0.1, 0.15, 0.18, 0.25, 0.5]))
+    assert choice.step == 150 and "0.18" in choice.reason and "0.50" in choice.reason
 
 
 def test_a_ratio_that_came_down_again_counts_and_the_limit_itself_does_not_spill(tmp_path: Path) -> None:
-    assert recommended_snapshot(with_ratios(tmp_path, [0.1, 0.4, 0.2, 0.4])).step == 150
+    assert recommended_snapshot(with_ratios(tmp_path, [0.1, 0.4, 0.15, 0.4])).step == 150
     assert recommended_snapshot(with_ratios(tmp_path, [0.1, SPILLS - 1e-9, SPILLS + 1e-6])).step == 100
 
 
 def test_where_it_never_spills_the_last(tmp_path: Path) -> None:
-    choice = recommended_snapshot(with_ratios(tmp_path, [0.4, 0.2, 0.22]))
-    assert choice.step == 150 and "0.22" in choice.reason and "nothing speaks for an earlier one" in choice.reason
+    choice = recommended_snapshot(with_ratios(tmp_path, [0.4, 0.15, 0.18]))
+    assert choice.step == 150 and "0.18" in choice.reason and "nothing speaks for an earlier one" in choice.reason
 
 
 def test_where_it_always_spills_no_snapshot_is_a_cure(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_short_run_has_no_say(tmp_path: Path) -> None:
     "changes",
     [
         {},
-        {"ratios": (0.1, 0.2)},
+        {"ratios": (0.1, 0.15)},
         {"ratios": (0.1, 0.6)},
         {"ratios": (0.5, 0.6)},
         {"ratios": (0.1, 0.6), "rise": 10.0, "ceiling": (0.99, 0.97)},

@@ -19,7 +19,7 @@ Trend = Literal["falling", "flat", "rising", "unknown"]
 
 NEAR_ONE = 0.9  # here 1 - gamma has shrunk the denoising loss tenfold
 FEWEST_STEPS = 40  # below these no trend can be told from the noise of the timesteps
-SPILLS = 0.3  # a drift ratio above it: prompts without the subject change too (settled by docs/benchmark.md)
+SPILLS = 0.2  # a drift ratio above it: prompts without the subject change too (settled by docs/benchmark.md)
 SURE = 2.0  # standard errors that two quarters must differ by
 
 
