@@ -273,6 +273,8 @@ def test_the_verdict_follows_the_drift(tmp_path) -> None:
     assert "compare the snapshot of step 200, the last one with a drift ratio of at most 0.2" in spills
     assert "lower the learning rate from 5e-05" in spills and "add pictures" in spills
     assert "train longer" not in spills
+    calm = told(tmp_path, plausible_log(1000, ratios=(0.1, 0.52), ceiling=(0.6, 0.2)))
+    assert "that is overfitting" in calm and "does not overfit" not in calm, "of two measures the drift decides"
     always = plausible_log(1000, ratios=(0.5, 0.5), **climbs)
     assert "switch adaptive_augmentation off" in told(tmp_path, always)
     plain = TrainConfig(class_word="toy", steps=1000, apt=AptConfig(adaptive_augmentation=False))

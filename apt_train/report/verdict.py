@@ -75,9 +75,10 @@ def _near_one(summary: Summary) -> str:
     near, count = summary.near_one, len(summary.bins)
     if not near:
         top = max(summary.bins, key=lambda item: item.gamma)
+        so = "" if summary.drift else ", so by this measure the run does not overfit"
         return (
             f"No timestep bin's overfitting indicator is near 1: the highest is {top.gamma:.2f}, at timesteps "
-            f"{_range(top)}, so by this measure the run does not overfit."
+            f"{_range(top)}{so}."
         )
     first = min(item.near_one_since or 0 for item in near)
     where = (
