@@ -31,7 +31,8 @@ def recommended_snapshot(summary: Summary) -> Recommendation:
     if last < FEWEST_STEPS:
         return Recommendation(last, f"with fewer than {FEWEST_STEPS} steps there is little to choose from.")
     if not summary.drift:
-        return Recommendation(last, f"the drift from the prior was not measured, so this is simply the last. {UNSEEN}")
+        reason = "the drift from the prior was not measured (it is every snapshot_every steps, with watch_drift on),"
+        return Recommendation(last, f"{reason} so this is simply the last. {UNSEEN}")
     end = summary.drift[-1]
     if end.ratio <= SPILLS:
         reason = f"the drift ratio is {end.ratio:.2f}, at most {SPILLS:g}, so nothing speaks for an earlier one."

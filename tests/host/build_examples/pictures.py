@@ -78,8 +78,9 @@ def screenshot(editor: Editor, *, real: bool) -> bytes:
 
     `real`: the checkpoint is a real one, and is given the steps and the size that it needs.
     """
-    s = Sketch()
-    run_and_draw(s, subject(editor.host), {} if real else TINY, 512 if real else 64)
+    s, names = Sketch(), subject(editor.host)
+    editor.reopen()  # a page that was there first marks pictures it has not heard of as missing
+    run_and_draw(s, names, {} if real else TINY, 512 if real else 64)
     s.draw(editor)
     finish(editor)
     width, height = editor.page.viewport_size["width"], editor.page.viewport_size["height"]
