@@ -96,6 +96,7 @@ GRIDS: dict[str, Grid] = {
             "weight + aa .1": apt("weight", "aa", attn_weight=0.1),
             "weight + aa .01": apt("weight", "aa", attn_weight=0.01),
             "weight + rs .1 + aa .1": apt("weight", "rs", "aa", dist_weight=0.1, attn_weight=0.1),
+            "weight + rs .01 + aa .01": apt("weight", "rs", "aa", **RS, **AA),
         }
     ),
     # (1 - gamma) learns slowly: where does it come to with three times the steps, and DreamBooth with it?
