@@ -1,15 +1,15 @@
-"""How far the tuned model has left the prior: on the subject's own prompt, and on prompts without the subject.
+"""How far the tuned model has left the prior: on the subject's own captions, and on prompts without the subject.
 
 Ours. Both models predict the noise along the prior's own guided trajectories; drift is the mean squared difference of
-the two. Learning a subject moves the model on the subject's prompt, overfitting moves it everywhere, so the *ratio* of
-the two is what to watch (docs/benchmark.md says what it is worth); it has no scale of its own. No picture is needed.
+the two. Learning a subject moves the model on the subject's captions, overfitting moves it everywhere, so the *ratio*
+of the two is what to watch as it changes (docs/benchmark.md says what it is worth). Its level depends on the prompts.
+No picture is needed.
 
 In: the measure. Not in: when it is taken (`loop`), what is made of it (`report`).
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .adapter import adapter_disabled
+from .captions import SUBJECT
 from .components import Components
 from .conditioning import Conditioner
 from .sample import ddim, eval_mode, guided_unet, initial_noise, latent_shape, sampling_timesteps
@@ -25,26 +26,38 @@ from .sample import ddim, eval_mode, guided_unet, initial_noise, latent_shape, s
 Predict = Callable[[Tensor, int | Tensor], Tensor]  # (noisy latents, timestep) -> the model's own prediction
 
 SEED, GUIDANCE = 0, 5.0
-STEPS, EVERY = 10, 2  # of the trajectories, and which of their points are measured
+STEPS, EVERY = 10, 2  # of the trajectories, and which of their points are measured: not the last, all but clean, one
 
 
 @dataclass(frozen=True)
 class Drift:
-    """Mean squared difference of epsilon, tuned less prior, on each kind of prompt."""
+    """Mean squared difference of epsilon, tuned less prior, on each kind of prompt.
+
+    `ratio`: unrelated over subject at each noise level, the mean over those where the subject's has moved; 0 where none
+    has. By levels because the drift at low noise is many times that at high noise.
+    """
 
     subject: float
     unrelated: float
+    ratio: float
 
-    @property
-    def ratio(self) -> float:
-        """Unrelated over subject; 0 where nothing has moved at all."""
-        return self.unrelated / self.subject if self.subject > 0 else (math.inf if self.unrelated > 0 else 0.0)
+
+def drift_of(subject: Tensor, unrelated: Tensor) -> Drift:
+    """From the mean squared differences at each noise level, both (P,)."""
+    moved = subject > 0
+    ratio = float((unrelated[moved] / subject[moved]).mean()) if bool(moved.any()) else 0.0
+    return Drift(float(subject.mean()), float(unrelated.mean()), ratio)
 
 
 def unrelated_prompts(prompts: tuple[str, ...], class_word: str) -> list[str]:
-    """Those that do not name the class, in any case, as whole words."""
-    named = re.compile(rf"(?<!\w){re.escape(class_word.strip())}(?!\w)", re.IGNORECASE)
+    """Those that do not name the class, in any case, as whole words, also in a plain plural."""
+    named = re.compile(rf"(?<!\w){re.escape(class_word.strip())}(?:e?s)?(?!\w)", re.IGNORECASE)
     return [prompt for prompt in prompts if not named.search(prompt)]
+
+
+def starting_texts(captions: list[str], words: str) -> list[str]:
+    """The captions with plain words in the subject's place."""
+    return [caption.replace(SUBJECT, words) for caption in captions]
 
 
 @dataclass(frozen=True)
@@ -58,16 +71,18 @@ class _Path:
 class DriftWatch:
     """Measures the adapter as it stands, always on the same trajectories.
 
-    They start from fixed noise, one trajectory per unrelated prompt and as many of the subject's caption (`{subject}`
-    in it), `side` pixels square, `rows` in one UNet call. They are the prior's, made at the first `measure` and kept on
-    the CPU: two latents a point.
+    `captions`: of the subject (`{subject}` in them), as many as there are `unrelated` prompts; `words`: what stood for
+    the subject before the first step, so that an untrained model has not drifted whatever it was initialised with. Each
+    trajectory starts from fixed noise, `side` pixels square, `rows` prompts in one UNet call (guided ones count twice).
+    They are the prior's, made at the first `measure` and kept on the CPU: two latents a point.
     """
 
     def __init__(
         self,
         components: Components,
         conditioner: Conditioner,
-        caption: str,
+        captions: list[str],
+        words: str,
         unrelated: list[str],
         *,
         side: int,
@@ -75,30 +90,30 @@ class DriftWatch:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        assert unrelated, "no prompts to measure on"
+        assert len(captions) == len(unrelated) > 0, "as many of both kinds"
         self._components, self._conditioner = components, conditioner
-        self._texts = [caption] * len(unrelated) + unrelated
+        self._tuned = captions + unrelated
+        self._prior = starting_texts(captions, words) + unrelated
         self._side, self._rows, self._device, self._dtype = side, rows, device, dtype
         self._paths: list[_Path] = []
 
     @torch.no_grad()
     def measure(self) -> Drift:
         """Of the adapter and the identifier as they are now; weights, modes and random draws stay as they are."""
+        total = len(self._tuned)
         with eval_mode(self._components.unet):
             if not self._paths:
                 with adapter_disabled(self._components.unet):
-                    self._paths = [self._path(slice(k, k + self._rows)) for k in range(0, len(self._texts), self._rows)]
-            moved = torch.cat([self._moved(path) for path in self._paths])
-        half = len(moved) // 2
-        return Drift(subject=float(moved[:half].mean()), unrelated=float(moved[half:].mean()))
+                    self._paths = [self._path(range(total)[k : k + self._rows]) for k in range(0, total, self._rows)]
+            moved = torch.cat([self._moved(path) for path in self._paths], dim=1)
+        subject, unrelated = (part.mean(dim=1) for part in moved.chunk(2, dim=1))
+        return drift_of(subject, unrelated)
 
-    def _path(self, rows: slice) -> _Path:
+    def _path(self, rows: range) -> _Path:
         """The prior's way from noise to picture for some of the prompts, and what it predicts there."""
-        texts, schedule = self._texts[rows], self._components.schedule
-        first = range(len(self._texts))[rows]
-        half = len(self._texts) // 2
-        shape = latent_shape(self._components, self._side, self._side)
-        noise = torch.stack([initial_noise(SEED, k % half, shape) for k in first]).to(self._device)
+        texts, schedule = [self._prior[k] for k in rows], self._components.schedule
+        shape, half = latent_shape(self._components, self._side, self._side), len(self._prior) // 2
+        noise = torch.stack([initial_noise(SEED, k % half, shape) for k in rows]).to(self._device)
         guided = self._predictor(texts, tuned=False, guidance=GUIDANCE)
         times = sampling_timesteps(schedule, STEPS)
         seen: list[Tensor] = []
@@ -108,19 +123,20 @@ class DriftWatch:
             return guided(latents, timestep)
 
         ddim(schedule, watched, noise, times)
-        points = list(zip(times, seen, strict=True))[EVERY - 1 :: EVERY]
+        points = list(zip(times, seen, strict=True))[::EVERY]
         plain = self._predictor(texts, tuned=False)
-        return _Path(texts, [(time, noisy, self._epsilon(plain, noisy, time)) for time, noisy in points])
+        tuned = [self._tuned[k] for k in rows]
+        return _Path(tuned, [(time, noisy, self._epsilon(plain, noisy, time)) for time, noisy in points])
 
     def _moved(self, path: _Path) -> Tensor:
-        """Squared difference per prompt, the mean over its trajectory, float32 (N,)."""
+        """Squared difference at each point of each prompt's trajectory, float32 (P, N)."""
         predict = self._predictor(path.texts, tuned=True)
         return torch.stack(
             [
                 (self._epsilon(predict, noisy, time) - prior).square().mean(dim=(1, 2, 3))
                 for time, noisy, prior in path.points
             ]
-        ).mean(dim=0)
+        )
 
     def _predictor(self, texts: list[str], *, tuned: bool, guidance: float = 1.0) -> Predict:
         text = self._conditioner.encode(texts, tuned=tuned)

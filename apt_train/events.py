@@ -36,7 +36,7 @@ class StepEvent:
     gamma: list[float]  # one per bin
     grad_norm_terms: dict[str, float] | None = None
     prior_preservation: float | None = None
-    drift: dict[str, float] | None = None  # `subject` and `unrelated`, of `drift.Drift`; None: not measured here
+    drift: dict[str, float] | None = None  # the fields of `drift.Drift`; None: not measured here
     seconds: float = 0.0  # this step's wall time; not logged, so that logs of equal runs are equal
 
     def log_line(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -10,13 +11,13 @@ import torch
 from torch import nn
 
 from .adapter import TimestepRank, add_adapter, check_no_adapter, remove_adapter
-from .captions import mark_subject
+from .captions import mark_subject, trigger_text
 from .capture import attention_layers
 from .components import Components
 from .conditioning import Conditioner
 from .config import TrainConfig
 from .dataset import ImageSet
-from .drift import DriftWatch, unrelated_prompts
+from .drift import DriftWatch, starting_texts, unrelated_prompts
 from .errors import InputError
 from .identifier import Identifier
 from .indicator import OverfitIndicator
@@ -117,15 +118,47 @@ def _drift_prompts(config: TrainConfig) -> list[str]:
     return unrelated_prompts(output.drift_prompts, config.class_word)
 
 
+def _drift_captions(subject: Stream, config: TrainConfig) -> list[str]:
+    """Captions of the subject, as many as there are prompts without it."""
+    different = itertools.cycle(dict.fromkeys(subject.captions))
+    return list(itertools.islice(different, len(_drift_prompts(config))))
+
+
+def _starting_words(config: TrainConfig) -> str:
+    """What stands for the subject before the first step."""
+    if config.identifier_mode == "learned":
+        return config.resolved_init_word
+    return trigger_text(config.name, config.class_word, "word")
+
+
+def _drift_texts(subject: Stream, config: TrainConfig) -> list[str]:
+    """Everything that the drift's measure encodes."""
+    captions = _drift_captions(subject, config)
+    return [*captions, *starting_texts(captions, _starting_words(config)), *_drift_prompts(config), ""]
+
+
 def _drift_watch(
-    components: Components, config: TrainConfig, device: torch.device, dtype: torch.dtype, conditioner: Conditioner
+    components: Components,
+    config: TrainConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    subject: Stream,
+    conditioner: Conditioner,
 ) -> DriftWatch | None:
-    """In batches of the training's own size, which have their place in memory."""
+    """In batches of the training's own size, which with their gradients have their place in memory."""
     if not (unrelated := _drift_prompts(config)):
         return None
-    side, caption = config.data.resolution or components.family.resolution, config.data.caption_template
-    rows = config.optimizer.batch_size
-    return DriftWatch(components, conditioner, caption, unrelated, side=side, rows=rows, device=device, dtype=dtype)
+    return DriftWatch(
+        components,
+        conditioner,
+        _drift_captions(subject, config),
+        _starting_words(config),
+        unrelated,
+        side=config.data.resolution or components.family.resolution,
+        rows=config.optimizer.batch_size,
+        device=device,
+        dtype=dtype,
+    )
 
 
 def _prepare_captions(
@@ -133,7 +166,7 @@ def _prepare_captions(
 ) -> None:
     """Encode what never changes; in word mode that is everything, and the text encoders leave the device."""
     drawn = (*preview_captions(config), "") if config.output.preview_every else ()
-    watched = (config.data.caption_template, *_drift_prompts(config), "") if _drift_prompts(config) else ()
+    watched = _drift_texts(subject, config) if _drift_prompts(config) else []
     preserved = preservation.captions if preservation else ()
     conditioner.precompute([*subject.captions, *preserved, *drawn, *watched])
     if config.identifier_mode == "word":
@@ -230,5 +263,5 @@ def _assemble(
         lr_factor_of(config),
         torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         step,
-        _drift_watch(components, config, device, dtype, conditioner),
+        _drift_watch(components, config, device, dtype, subject, conditioner),
     )

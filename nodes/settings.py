@@ -28,7 +28,7 @@ _RANGES: dict[str, tuple[float, float, float]] = {
     "max_grad_norm": (0, 1000, 0.1), "warmup_steps": (0, 1_000_000, 1), "dropout": (0, 0.99, 0.01),
     "alpha": (0, 4096, 0.5), "min_rank": (0, 1024, 1), "bins": (1, 1000, 1), "ema": (0.001, 1, 0.001),
     "p_max": (0, 1, 0.01), "max_zoom": (1, 10, 0.05), "max_degrees": (0, 180, 0.5),
-    "augment_variants": (1, 1024, 1), "dist_weight": (0, 1e4, 0.01), "attn_weight": (0, 1e4, 0.01),
+    "augment_variants": (1, 1024, 1), "dist_weight": (0, 1e4, 0.001), "attn_weight": (0, 1e4, 0.001),
     "lazy_prior": (1, 64, 1), "balance_every": (0, 100_000, 1), "dco_beta": (0.001, 1e6, 1),
     "prior_preservation_weight": (0, 100, 0.05), "snapshot_every": (0, 1_000_000, 1),
     "preview_every": (0, 1_000_000, 1), "preview_steps": (1, 1000, 1), "preview_guidance": (0, 100, 0.1),

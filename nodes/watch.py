@@ -129,8 +129,8 @@ def line_of(
     parts = [f"step {event.step} of {event.total}", f"loss {event.loss:.3g}"]
     if measured:
         parts.append(f"gamma {sum(event.gamma) / len(event.gamma):.2f}")
-    if drift is not None and drift["subject"]:
-        parts.append(f"drift ratio {drift['unrelated'] / drift['subject']:.2f}")
+    if drift is not None:
+        parts.append(f"drift ratio {drift['ratio']:.2f}")
     if seconds_left is not None:
         parts.append(f"{duration(seconds_left)} left")
     return " · ".join(parts)

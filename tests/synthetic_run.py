@@ -60,7 +60,8 @@ def plausible_log(
             line["grad_norm_terms"] = {name: size * draws.lognormal(0, 0.2) for name, size in parts.items()}
         if ratios and step % 50 == 0:
             subject = 0.02 * (1 - np.exp(-step / 300))
-            line["drift"] = {"subject": subject, "unrelated": subject * float(np.interp(step, (0, steps), ratios))}
+            ratio = float(np.interp(step, (0, steps), ratios))
+            line["drift"] = {"subject": subject, "unrelated": subject * ratio, "ratio": ratio}
         lines.append(line)
     return lines
 

@@ -13,22 +13,23 @@ from apt_train.adapter import adapter_parameters, add_adapter
 from apt_train.components import Components
 from apt_train.conditioning import Conditioner
 from apt_train.config import OutputConfig
-from apt_train.drift import GUIDANCE, SEED, STEPS, Drift, DriftWatch, unrelated_prompts
+from apt_train.drift import GUIDANCE, SEED, STEPS, Drift, DriftWatch, drift_of, unrelated_prompts
 from apt_train.errors import InputError
 from apt_train.events import NoticeEvent
 from apt_train.identifier import Identifier
 from apt_train.sample import initial_noise
 from tests.tiny import tiny_components
-from tests.training import Recorder, run, same_weights
+from tests.training import Recorder, pictures, run, same_weights
 
 UNRELATED = ["a city on grass", "a dog in snow"]
+CAPTIONS = ["a photo of {subject}", "a photo of {subject} on grass"]
 
 
-def watched(parts: Components, **changes: Any) -> tuple[DriftWatch, Identifier]:
-    identifier = Identifier.from_init_word(parts.text_encoders, "toy")
+def watched(parts: Components, init_word: str = "toy", **changes: Any) -> tuple[DriftWatch, Identifier]:
+    identifier = Identifier.from_init_word(parts.text_encoders, init_word)
     conditioner = Conditioner(parts.text_encoders, identifier, class_word="toy", name="toy_subject")
     settings = {"side": 32, "rows": 3, "device": torch.device("cpu"), "dtype": torch.float32, **changes}
-    return DriftWatch(parts, conditioner, "a photo of {subject}", UNRELATED, **settings), identifier
+    return DriftWatch(parts, conditioner, CAPTIONS, init_word, UNRELATED, **settings), identifier
 
 
 def moved_adapter(parts: Components, size: float = 0.02) -> None:
@@ -39,11 +40,13 @@ def moved_adapter(parts: Components, size: float = 0.02) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
-def test_a_model_that_has_not_moved_has_not_drifted(kind: str) -> None:
+@pytest.mark.parametrize("init_word", ["toy", "dog"])
+def test_a_model_that_has_not_moved_has_not_drifted(kind: str, init_word: str) -> None:
+    """Whatever its word was initialised with."""
     parts = tiny_components(kind)
     add_adapter(parts.unet, rank=4, alpha=4, seed=0)
-    watch, identifier = watched(parts)
-    assert watch.measure() == Drift(0.0, 0.0) and watch.measure().ratio == 0.0
+    watch, identifier = watched(parts, init_word)
+    assert watch.measure() == Drift(0.0, 0.0, 0.0)
     with torch.no_grad():
         for rows in identifier.rows:
             rows.mul_(-1)
@@ -51,12 +54,18 @@ def test_a_model_that_has_not_moved_has_not_drifted(kind: str) -> None:
     assert word_alone.subject > 0 and word_alone.unrelated == 0, "other prompts do not read the word"
     moved_adapter(parts)
     both = watch.measure()
-    assert both.unrelated > 0 and both.ratio == both.unrelated / both.subject
+    assert both.unrelated > 0 and both.ratio > 0
+
+
+def test_the_ratio_is_taken_at_each_noise_level() -> None:
+    found = drift_of(torch.tensor([1.0, 100.0, 0.0]), torch.tensor([0.5, 10.0, 7.0]))
+    assert (found.ratio, found.subject) == (pytest.approx(0.3), pytest.approx(101 / 3))
+    assert drift_of(torch.zeros(2), torch.ones(2)).ratio == 0.0
 
 
 @torch.no_grad()
-def reference(parts: Components, prompt: str, place: int) -> float:
-    """The same for one prompt without the subject, written out; `place`: whose noise it starts from."""
+def reference(parts: Components, prior_text: str, tuned_text: torch.Tensor | str, place: int) -> torch.Tensor:
+    """The same for one prompt, written out, by point; `place`: whose noise it starts from."""
     prior_unet = tiny_components().unet  # the same weights, never trained
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alpha_bar = torch.cumprod(1 - betas, 0).float()
@@ -65,21 +74,18 @@ def reference(parts: Components, prompt: str, place: int) -> float:
     def text(words: str) -> torch.Tensor:
         return encoder(tokenizer(words, padding="max_length", return_tensors="pt").input_ids).last_hidden_state
 
-    def prior(x: torch.Tensor, t: int, words: str) -> torch.Tensor:
-        with torch.no_grad():
-            return prior_unet(x, t, text(words)).sample
-
+    tuned_hidden = text(tuned_text) if isinstance(tuned_text, str) else tuned_text
     x, found = initial_noise(SEED, place, (4, 8, 8))[None], []
     times = [901 - 100 * i for i in range(STEPS)]
     for i, t in enumerate(times):
-        plain, empty = prior(x, t, prompt), prior(x, t, "")
-        if i % 2:
-            found.append((parts.unet(x, t, text(prompt)).sample - plain).square().mean())
+        plain, empty = prior_unet(x, t, text(prior_text)).sample, prior_unet(x, t, text("")).sample
+        if i % 2 == 0:
+            found.append((parts.unet(x, t, tuned_hidden).sample - plain).square().mean())
         epsilon = empty + GUIDANCE * (plain - empty)
         clean = (x - (1 - alpha_bar[t]).sqrt() * epsilon) / alpha_bar[t].sqrt()
         then = alpha_bar[times[i + 1] if i + 1 < len(times) else 0]
         x = then.sqrt() * clean + (1 - then).sqrt() * epsilon
-    return float(torch.stack(found).mean())
+    return torch.stack(found)
 
 
 def test_drift_is_the_difference_along_the_priors_own_way() -> None:
@@ -87,9 +93,21 @@ def test_drift_is_the_difference_along_the_priors_own_way() -> None:
     add_adapter(parts.unet, rank=4, alpha=4, seed=0)
     parts.unet.eval()
     moved_adapter(parts)
-    watch, _ = watched(parts)
-    expected = sum(reference(parts, prompt, place) for place, prompt in enumerate(UNRELATED)) / len(UNRELATED)
-    assert watch.measure().unrelated == pytest.approx(expected, rel=1e-4)
+    watch, identifier = watched(parts)
+    with torch.no_grad():
+        for rows in identifier.rows:
+            rows.mul_(-1)
+    learned = Conditioner(parts.text_encoders, identifier, class_word="toy", name="toy_subject")
+    own = []
+    for place, caption in enumerate(CAPTIONS):
+        tuned = learned.encode([caption], tuned=True).hidden
+        own.append(reference(parts, caption.replace("{subject}", "toy"), tuned, place))
+    other = [reference(parts, prompt, prompt, place) for place, prompt in enumerate(UNRELATED)]
+    expected = drift_of(torch.stack(own).mean(dim=0), torch.stack(other).mean(dim=0))
+    measured = watch.measure()
+    assert measured.subject == pytest.approx(expected.subject, rel=1e-3)
+    assert measured.unrelated == pytest.approx(expected.unrelated, rel=1e-3)
+    assert measured.ratio == pytest.approx(expected.ratio, rel=1e-3)
 
 
 def test_batches_make_no_difference_and_the_modes_stay() -> None:
@@ -97,12 +115,14 @@ def test_batches_make_no_difference_and_the_modes_stay() -> None:
     add_adapter(parts.unet, rank=4, alpha=4, dropout=0.5, seed=0)
     moved_adapter(parts)
     parts.unet.train()
+    parts.unet.mid_block.eval()
     trains = {name: parameter.requires_grad for name, parameter in parts.unet.named_parameters()}
+    modes = [module.training for module in parts.unet.modules()]
     one, four = (watched(parts, rows=rows)[0].measure() for rows in (1, 4))
     assert one.subject == pytest.approx(four.subject, rel=1e-4) and one.unrelated == pytest.approx(
         four.unrelated, rel=1e-4
     )
-    assert parts.unet.training
+    assert modes == [module.training for module in parts.unet.modules()] and True in modes and False in modes
     assert trains == {name: parameter.requires_grad for name, parameter in parts.unet.named_parameters()}
 
 
@@ -129,15 +149,28 @@ def test_its_settings_decide_on_what_it_is_measured() -> None:
     assert drifts(steps=1, snapshot_every=1, watch_drift=False) == [None]
     assert drifts(steps=1, snapshot_every=0) == [None]
     assert drifts(steps=1, snapshot_every=1, drift_prompts=("a toy", "my toy")) == [None], "they name the class"
-    assert unrelated_prompts(("a Toy here", "toys", "a toybox", "snow"), "toy") == ["toys", "a toybox", "snow"]
+    assert unrelated_prompts(("a Toy here", "toys", "a toybox", "snow"), "toy") == ["a toybox", "snow"]
+    captioned = pictures(captions="my {subject}\na red {subject}\n")
+    assert drifts(steps=1, snapshot_every=1, images=captioned) != [plain], "on the training captions"
     assert unrelated_prompts(OutputConfig().drift_prompts, "toy") == list(OutputConfig().drift_prompts)
-    with pytest.raises(InputError, match="leave the subject out"):
-        OutputConfig(drift_prompts=("a {subject}",))
+    for prompt in ("a {subject}", "embedding:toy_subject"):
+        with pytest.raises(InputError, match="leave the subject out"):
+            OutputConfig(drift_prompts=(prompt,))
 
 
-def test_no_weight_and_no_log_but_its_own_is_changed(tmp_path: Path) -> None:
-    plain = run(snapshot_every=1, watch_drift=False, output_dir=tmp_path / "plain")
-    watched = run(snapshot_every=1, output_dir=tmp_path / "watched")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"dropout": 0.5, "gradient_checkpointing": True},
+        {"method": "tlora"},
+        {"method": "dco", "identifier_mode": "word"},
+    ],
+    ids=["apt", "dropout", "t-lora", "word"],
+)
+def test_no_weight_and_no_log_but_its_own_is_changed(tmp_path: Path, settings: dict[str, Any]) -> None:
+    plain = run(snapshot_every=1, watch_drift=False, output_dir=tmp_path / "plain", **settings)
+    watched = run(snapshot_every=1, output_dir=tmp_path / "watched", **settings)
     assert same_weights(plain, watched)
     lines = [json.loads(line) for line in (tmp_path / "watched" / "log.jsonl").read_text().splitlines()]
     assert all(line.pop("drift")["subject"] > 0 for line in lines)
@@ -151,7 +184,7 @@ def test_a_resumed_run_measures_what_an_unbroken_one_does(tmp_path: Path) -> Non
     assert (tmp_path / "parts" / "log.jsonl").read_bytes() == (tmp_path / "whole" / "log.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("failure", [RuntimeError("MPS backend out of memory"), Drift(float("nan"), 0.1)])
+@pytest.mark.parametrize("failure", [RuntimeError("MPS backend out of memory"), Drift(float("nan"), 0.1, 0.1)])
 def test_where_it_cannot_be_measured_training_goes_on(monkeypatch: pytest.MonkeyPatch, failure: Any) -> None:
     def fail(_: Any) -> Drift:
         if isinstance(failure, Drift):

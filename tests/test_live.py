@@ -216,7 +216,7 @@ def test_neighbours_run_together_by_their_mean() -> None:
 
 
 def test_the_newest_drift_ratio_outlives_thinning() -> None:
-    measured = {2: {"subject": 0.02, "unrelated": 0.004}, 5: {"subject": 0.0, "unrelated": 0.0}}
+    measured = {2: {"subject": 0.02, "unrelated": 0.004, "ratio": 0.2}}
     points = [point_of(event(step, drift=measured.get(step)).log_line()) for step in range(1, 6)]
     assert [point["drift_ratio"] for point in points] == [None, 0.2, None, None, None]
     assert [point["drift_ratio"] for point in thin_out(points, 3)] == [0.2, None, None]

@@ -21,18 +21,21 @@ from benchmarks.quality.motion import motion_table
 from benchmarks.quality.snapshot_study import (
     RULES,
     drift_at_most,
-    drift_ratio,
     indicated,
     relative_gap,
+    risen,
     snapshot_table,
     worth,
 )
 from tests.synthetic_run import plausible_log, write_run
 
 
-def bins(step: int, gain: float, heldout: float = 0.0) -> Bins:
+def bins(step: int, gain: float, heldout: float = 0.0, ratio: float = 0.1) -> Bins:
     prior = np.linspace(0.3, 0.01, 10)
-    return Bins(("s", 0, "dreambooth"), step, np.zeros(10), prior, gain * prior, heldout * prior, np.zeros(10))
+    own = np.linspace(0.1, 0.01, 10)
+    other = np.array([9.0, *ratio * own[1:]])  # what happens in the cleanest bin does not count
+    unit = ("s", 0, "dreambooth")
+    return Bins(unit, step, np.zeros(10), prior, gain * prior, heldout * prior, other, own)
 
 
 @pytest.mark.parametrize("temperature", [10.0, 1000.0, "auto"])
@@ -65,7 +68,8 @@ def curve() -> Curve:
 
 
 def test_rules_choose_among_the_snapshots_that_were_drawn(curve: Curve) -> None:
-    runs = [bins(100, 0.1), bins(150, 0.15), bins(200, 0.2), bins(400, 0.4)]
+    steps, gains, ratios = (100, 150, 200, 400), (0.1, 0.15, 0.2, 0.4), (0.2, 0.1, 0.15, 0.35)
+    runs = [bins(step, gain, ratio=ratio) for step, gain, ratio in zip(steps, gains, ratios, strict=True)]
     assert worth(curve, 1.0) == pytest.approx({100: 0.2, 200: 0.4, 400: -0.1})
     assert worth(curve, 0.5) == pytest.approx({100: 0.2, 200: 0.45, 400: 0.25})
     assert RULES["always the last"](curve, runs) == 400
@@ -73,8 +77,9 @@ def test_rules_choose_among_the_snapshots_that_were_drawn(curve: Curve) -> None:
     assert relative_gap(0.16)(curve, runs) == 100 and relative_gap(0.25)(curve, runs) == 200
     assert relative_gap(0.05)(curve, runs) == 100, "where all are above the limit, the earliest"
     assert drift_at_most("class", 0.03)(curve, runs) == 200 and drift_at_most("other", 0.03)(curve, runs) == 200
-    assert drift_ratio(0.3)(curve, runs) == 100 and drift_ratio(0.4)(curve, runs) == 200
-    assert drift_ratio(0.1)(curve, runs) == 400, "where all are above the limit, the last"
+    assert runs[0].drift_ratio == pytest.approx(0.2)
+    assert risen(1.2)(curve, runs) == 200, "the lowest of the drawn ones is .15, at 200"
+    assert risen(3)(curve, runs) == 400 and risen(2)(curve, runs) == 200
     assert RULES["most specific drift"](curve, runs) == 200
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from apt_train.config import TrainConfig
-from apt_train.report.recommend import UNSEEN, last_before_spilling, recommended_snapshot
+from apt_train.report.recommend import UNSEEN, last_before_rising, recommended_snapshot
 from apt_train.report.run_log import read_log
 from apt_train.report.run_summary import SPILLS, Summary, summarize
 from apt_train.report.verdict import paragraph
@@ -23,53 +24,63 @@ def summary_of(folder: Path, lines: list[Line]) -> Summary:
     return summarize(read_log(folder / "log.jsonl"), TrainConfig(class_word="toy", steps=steps), snapshots=snapshots)
 
 
-def with_ratios(folder: Path, ratios: list[float]) -> Summary:
+def with_ratios(folder: Path, ratios: list[float], steps: int = 0) -> Summary:
     """A run with a snapshot every 50 steps, whose drift had these ratios."""
-    lines = plausible_log(50 * len(ratios), ceiling=(0.6, 0.2))
+    lines = plausible_log(steps or 50 * len(ratios), ceiling=(0.6, 0.2))
     for number, ratio in enumerate(ratios, start=1):
-        lines[50 * number - 1]["drift"] = {"subject": 0.01, "unrelated": 0.01 * ratio}
+        lines[50 * number - 1]["drift"] = {"subject": 0.01, "unrelated": 0.01 * ratio, "ratio": ratio}
     return summary_of(folder, lines)
 
 
-def test_the_last_snapshot_that_does_not_spill(tmp_path: Path) -> None:
-    choice = recommended_snapshot(with_ratios(tmp_path, [0.1, 0.15, 0.18, 0.25, 0.5]))
-    assert choice.step == 150 and "0.18" in choice.reason and "0.50" in choice.reason
+def test_the_last_snapshot_before_the_ratio_rose(tmp_path: Path) -> None:
+    choice = recommended_snapshot(with_ratios(tmp_path, [0.2, 0.1, 0.28, 0.35, 0.5]))
+    assert choice.step == 150 and "0.50 at step 250" in choice.reason and "lowest 0.10" in choice.reason
 
 
-def test_a_ratio_that_came_down_again_counts_and_the_limit_itself_does_not_spill(tmp_path: Path) -> None:
-    assert recommended_snapshot(with_ratios(tmp_path, [0.1, 0.4, 0.15, 0.4])).step == 150
-    assert recommended_snapshot(with_ratios(tmp_path, [0.1, SPILLS - 1e-9, SPILLS + 1e-6])).step == 100
+def test_what_the_rule_compares_is_a_factor_and_no_level(tmp_path: Path) -> None:
+    ratios = [0.2, 0.1, 0.28, 0.35, 0.5]
+    scaled = [recommended_snapshot(with_ratios(tmp_path / str(k), [k * r for r in ratios])).step for k in (0.1, 5)]
+    assert scaled == [150, 150]
 
 
-def test_where_it_never_spills_the_last(tmp_path: Path) -> None:
-    choice = recommended_snapshot(with_ratios(tmp_path, [0.4, 0.15, 0.18]))
-    assert choice.step == 150 and "0.18" in choice.reason and "nothing speaks for an earlier one" in choice.reason
+def test_a_ratio_that_came_down_again_counts_and_the_limit_itself_has_not_risen(tmp_path: Path) -> None:
+    assert recommended_snapshot(with_ratios(tmp_path, [0.1, 0.4, 0.2, 0.4])).step == 150
+    assert recommended_snapshot(with_ratios(tmp_path, [0.1, 0.1 * SPILLS - 1e-9, 0.1 * SPILLS + 1e-6])).step == 100
 
 
-def test_where_it_always_spills_no_snapshot_is_a_cure(tmp_path: Path) -> None:
-    summary = with_ratios(tmp_path, [0.5, 0.6, 0.7])
-    choice = recommended_snapshot(summary)
-    assert choice.step == 150 and "at every snapshot" in choice.reason
-    assert last_before_spilling(summary) is None
-    assert "switch adaptive_augmentation off" in paragraph(summary)
+def test_a_high_start_is_no_rise(tmp_path: Path) -> None:
+    """As rounding makes it in half precision, where little has moved."""
+    choice = recommended_snapshot(with_ratios(tmp_path, [0.9, 0.5, 0.3, 0.4]))
+    assert choice.step == 200 and "has not risen 3-fold" in choice.reason
 
 
-def test_steps_after_the_last_measured_snapshot_go_on_with_it(tmp_path: Path) -> None:
-    lines = plausible_log(120, ratios=(0.1, 0.1))
-    assert recommended_snapshot(summary_of(tmp_path, lines)).step == 120
+def test_a_snapshot_that_is_gone_is_not_recommended(tmp_path: Path) -> None:
+    summary = dataclasses.replace(with_ratios(tmp_path, [0.1, 0.15, 0.2, 0.5]), snapshots=[50, 100, 200])
+    assert recommended_snapshot(summary).step == 100
+    assert recommended_snapshot(dataclasses.replace(summary, snapshots=[200])).step == 200
+    assert last_before_rising(dataclasses.replace(summary, snapshots=[200])) is None
 
 
-def test_without_a_measure_simply_the_last(tmp_path: Path) -> None:
-    choice = recommended_snapshot(summary_of(tmp_path, plausible_log(200, rise=50.0, ceiling=(0.99, 0.97))))
-    assert choice.step == 200 and "not measured" in choice.reason
+def test_steps_after_the_last_measured_snapshot_are_said_to_be_such(tmp_path: Path) -> None:
+    choice = recommended_snapshot(with_ratios(tmp_path, [0.1, 0.12], steps=120))
+    assert choice.step == 120 and "0.12 at step 100" in choice.reason
+
+
+def test_with_less_than_two_measures_simply_the_last(tmp_path: Path) -> None:
+    never = recommended_snapshot(summary_of(tmp_path / "a", plausible_log(200, rise=50.0, ceiling=(0.99, 0.97))))
+    assert never.step == 200 and "not measured at two snapshots" in never.reason
+    once = recommended_snapshot(with_ratios(tmp_path / "b", [0.9]))
+    assert once.step == 50 and "not measured at two snapshots" in once.reason
     still = plausible_log(100)
-    still[49]["drift"] = {"subject": 0.0, "unrelated": 0.0}
-    assert "not measured" in recommended_snapshot(summary_of(tmp_path, still)).reason
+    for step in (50, 100):
+        still[step - 1]["drift"] = {"subject": 0.0, "unrelated": 0.0, "ratio": 0.0}
+    assert "not measured at two snapshots" in recommended_snapshot(summary_of(tmp_path / "c", still)).reason
 
 
 def test_a_short_run_has_no_say(tmp_path: Path) -> None:
     lines = plausible_log(39)
-    lines[9]["drift"], lines[38]["drift"] = {"subject": 1.0, "unrelated": 0.1}, {"subject": 1.0, "unrelated": 0.9}
+    for step, ratio in ((9, 0.1), (39, 0.9)):
+        lines[step - 1]["drift"] = {"subject": 1.0, "unrelated": ratio, "ratio": ratio}
     choice = recommended_snapshot(summary_of(tmp_path, lines))
     assert choice.step == 39 and "little to choose from" in choice.reason
 

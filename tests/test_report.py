@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -24,7 +25,7 @@ from apt_train.report.plots import as_picture, drift_figure, overview_figure
 from apt_train.report.run_files import read_run
 from apt_train.report.run_log import block_means, moving_average, read_log
 from apt_train.report.run_summary import bin_edges, evened_denoising, summarize
-from apt_train.report.verdict import verdict
+from apt_train.report.verdict import paragraph, verdict
 from tests.synthetic_run import plausible_log, plausible_maps, write_attention, write_run
 from tests.training import run
 
@@ -260,25 +261,31 @@ def test_the_verdict_follows_the_indicator(tmp_path) -> None:
     assert since and "cannot tell these apart" in most
     # the sixth bin's curve: 0.98 (1 - exp(-s / (100 * (1 + 2 * 5/9)))) reaches 0.9 at step 528
     assert abs(int(since[1]) - 528) < 60
-    assert "set watch_drift" in most, "without it nothing more can be said"
+    assert "have the drift measured" in most, "without it nothing more can be said"
 
 
 def test_the_verdict_follows_the_drift(tmp_path) -> None:
-    climbs = {"rise": 100, "ceiling": (0.99, 0.97)}
-    stays = told(tmp_path, plausible_log(1000, ratios=(0.1, 0.13), **climbs))
-    assert "0.13 times as far" in stays and "stays with the subject" in stays
+    def told_of(ratios: tuple[float, float], **changes: Any) -> str:
+        write_run(tmp_path, plausible_log(1000, **{"ratios": ratios, "rise": 100, "ceiling": (0.99, 0.97), **changes}))
+        config = TrainConfig(class_word="toy", steps=1000, method=method)
+        return paragraph(summarize(read_log(tmp_path / "log.jsonl"), config, snapshots=range(50, 1001, 50)))
+
+    method: Any = "apt"
+    stays = told_of((0.1, 0.13))
+    assert "At step 1000 the model had left the prior 0.13 times as far" in stays and "it has not risen much" in stays
     assert "lower the learning rate" not in stays and "compare" not in stays, "an indicator near 1 alone is no alarm"
-    spills = told(tmp_path, plausible_log(1000, ratios=(0.1, 0.52), **climbs))
-    assert "0.52 times as far" in spills and "that is overfitting" in spills
-    assert "compare the snapshot of step 200, the last one with a drift ratio of at most 0.2" in spills
+    spills = told_of((0.1, 0.52))
+    assert "0.52 times as far" in spills and "a sign of overfitting" in spills
+    # its lowest is .121, of step 50; .1 + .42 s / 1000 passes three times that, .363, after step 626
+    assert "compare the snapshot of step 600, from before the drift ratio rose" in spills
     assert "lower the learning rate from 5e-05" in spills and "add pictures" in spills
     assert "train longer" not in spills
-    calm = told(tmp_path, plausible_log(1000, ratios=(0.1, 0.52), ceiling=(0.6, 0.2)))
-    assert "that is overfitting" in calm and "does not overfit" not in calm, "of two measures the drift decides"
-    always = plausible_log(1000, ratios=(0.5, 0.5), **climbs)
-    assert "switch adaptive_augmentation off" in told(tmp_path, always)
-    plain = TrainConfig(class_word="toy", steps=1000, apt=AptConfig(adaptive_augmentation=False))
-    assert "adaptive_augmentation" not in told(tmp_path, always, plain)
+    calm = told_of((0.1, 0.52), ceiling=(0.6, 0.2))
+    assert "a sign of overfitting" in calm and "does not overfit" not in calm, "of two measures the drift decides"
+    method = "dreambooth"
+    unasked = [line | {"gamma": [0.0] * 10} for line in plausible_log(200, ratios=(0.1, 0.12), regularised=False)]
+    words = told(tmp_path, unasked, TrainConfig(class_word="toy", steps=200, method="dreambooth"))
+    assert "indicator was not measured" in words and "not known" not in words and "not risen much" in words
 
 
 def test_drift_is_drawn_where_it_was_measured(tmp_path) -> None:
@@ -300,7 +307,7 @@ def test_without_a_prior_pass_overfitting_is_not_known(tmp_path) -> None:
     lines = [line | {"gamma": [0.0] * 10} for line in plausible_log(200, regularised=False)]
     words = told(tmp_path, lines, TrainConfig(class_word="teddy bear", steps=400, method="dreambooth"))
     assert words.startswith('DreamBooth trained "teddy bear" for 200 steps of the 400 planned.')
-    assert "not measured" in words and "not known" in words and "set watch_drift" in words
+    assert "not measured" in words and "not known" in words and "have the drift measured" in words
     assert "does not overfit" not in words
     watched = TrainConfig(
         class_word="toy", steps=200, method="dreambooth", apt=AptConfig(watch_indicator=True)

@@ -383,7 +383,7 @@ def test_the_user_hears_that_the_word_is_the_class() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"preview_every": 1, "preview_prompts": ("toy_subject toy on grass",)}, {"snapshot_every": 1}],
+    [{"preview_every": 2, "preview_prompts": ("toy_subject toy on grass",)}, {"snapshot_every": 2}],
     ids=["previews", "drift"],
 )
 def test_in_word_mode_nothing_needs_the_text_encoder_any_more(settings: dict[str, Any]) -> None:

@@ -47,13 +47,8 @@ def point_of(line: dict[str, Any]) -> Point:
     """One step, from its line in the log (`StepEvent.log_line`)."""
     gamma = [_number(value, 4) for value in line.get("gamma") or ()]
     terms = {term: _number(line.get(term), 6) for term in TERMS}
-    return {"step": line["step"], **terms, "gamma": gamma, "drift_ratio": _drift_ratio(line.get("drift"))}
-
-
-def _drift_ratio(drift: dict[str, Any] | None) -> float | None:
-    if not drift or not drift["subject"]:
-        return None
-    return _number(drift["unrelated"] / drift["subject"], 4)
+    ratio = (line.get("drift") or {}).get("ratio")
+    return {"step": line["step"], **terms, "gamma": gamma, "drift_ratio": _number(ratio, 4)}
 
 
 def thin_out(points: list[Point], most: int) -> list[Point]:

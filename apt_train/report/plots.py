@@ -106,13 +106,15 @@ def _draw_indicator(figure: FigureBase, log: RunLog, measured: bool, num_timeste
 def _draw_drift(figure: FigureBase, log: RunLog) -> None:
     if not len(log.drift_step):
         return _message(figure, "The drift from the prior was not measured in this run (watch_drift, snapshot_every).")
-    subject, unrelated = (np.where(log.drift[name] > 0, log.drift[name], np.nan) for name in DRIFT)
+    subject, unrelated = (np.where(log.drift[name] > 0, log.drift[name], np.nan) for name in DRIFT[:2])
+    ratio, marks = log.drift["ratio"], {"marker": "o", "markersize": 4, "linewidth": 1.8}
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
-    ratio, marks = unrelated / subject, {"marker": "o", "markersize": 4, "linewidth": 1.8}
     left.plot(log.drift_step, ratio, color=_hex(DRIFT_COLOURS[1]), **marks)
-    left.axhline(SPILLS, color=_hex(INK), linewidth=0.8, linestyle=(0, (4, 4)), zorder=1)
-    left.set_ylim(0, max(2 * SPILLS, 1.1 * float(np.nan_to_num(ratio).max())))
-    _dress(left, f"Drift ratio (dashed: {SPILLS:g})", "without / with subject")
+    known = ratio[np.isfinite(ratio)]
+    if len(known):
+        left.axhline(SPILLS * known.min(), color=_hex(INK), linewidth=0.8, linestyle=(0, (4, 4)), zorder=1)
+        left.set_ylim(0, max(1e-6, 1.1 * SPILLS * known.min(), 1.1 * known.max()))
+    _dress(left, f"Drift ratio (dashed: {SPILLS:g} times the lowest)", "without / with subject")
     for name, values, colour in zip(DRIFT_NAMES, (subject, unrelated), DRIFT_COLOURS, strict=True):
         right.plot(log.drift_step, values, color=_hex(colour), label=name, **marks)
     _log_scale_if_wide(right, np.concatenate([subject, unrelated]), lowest=0.0)

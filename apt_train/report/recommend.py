@@ -3,9 +3,8 @@
 In: the rule and its reason in words; the verdict's advice reads the same rule, so the two never disagree. Not in:
 numbers (`run_summary`), the rest of the verdict (`verdict`).
 
-The rule is ours: the last snapshot that changes prompts without the subject at most `SPILLS` as much as the subject's
-own. On the drawn world it is as good as always taking the last one, and better where a run went on for too long; a rule
-on the indicator alone, which this replaces, was worse than the last (docs/benchmark.md). Likeness it cannot see.
+The rule is ours: the last snapshot whose drift ratio is at most `SPILLS` times the lowest that the run had until then.
+What it is worth, and that it is worth little where a run is not too long, stands in docs/benchmark.md.
 """
 
 from __future__ import annotations
@@ -26,27 +25,38 @@ class Recommendation:
 
 
 def recommended_snapshot(summary: Summary) -> Recommendation:
-    """The last snapshot with a drift ratio of at most `SPILLS`; the last step where nothing speaks for an earlier."""
+    """The last snapshot before the drift ratio rose; the last step where it has not, or was not measured."""
     last = summary.steps_done
     if last < FEWEST_STEPS:
         return Recommendation(last, f"with fewer than {FEWEST_STEPS} steps there is little to choose from.")
-    if not summary.drift:
-        reason = "the drift from the prior was not measured (it is every snapshot_every steps, with watch_drift on),"
-        return Recommendation(last, f"{reason} so this is simply the last. {UNSEEN}")
-    end = summary.drift[-1]
-    if end.ratio <= SPILLS:
-        reason = f"the drift ratio is {end.ratio:.2f}, at most {SPILLS:g}, so nothing speaks for an earlier one."
-        return Recommendation(last, f"{reason} {UNSEEN}")
-    kept = last_before_spilling(summary)
-    if kept is None:
-        reason = f"the drift ratio was above {SPILLS:g} at every snapshot: an earlier one is no cure; this is the last."
-        return Recommendation(last, f"{reason} {UNSEEN}")
-    reason = f"the last snapshot with a drift ratio of at most {SPILLS:g} ({kept.ratio:.2f}, the end {end.ratio:.2f}):"
-    return Recommendation(kept.step, f"{reason} later ones change prompts without the subject, too. {UNSEEN}")
+    if len(summary.drift) < 2:
+        reason = "the drift ratio was not measured at two snapshots or more (watch_drift, snapshot_every), so this is"
+        return Recommendation(last, f"{reason} simply the last. {UNSEEN}")
+    end, lowest = summary.drift[-1], lowest_ratio(summary)
+    measured = f"{end.ratio:.2f} at step {end.step}, the run's lowest {lowest:.2f}"
+    before = last_before_rising(summary)
+    if before is None:
+        return Recommendation(last, f"the drift ratio has not risen {SPILLS:g}-fold ({measured}). {UNSEEN}")
+    reason = f"the last snapshot from before the drift ratio rose more than {SPILLS:g}-fold ({measured}): later ones"
+    return Recommendation(before.step, f"{reason} change prompts without the subject, too. {UNSEEN}")
 
 
-def last_before_spilling(summary: Summary) -> DriftSummary | None:
-    """The last snapshot with a drift ratio of at most `SPILLS`, where the end's is above; None: there is none."""
-    if not summary.drift or summary.drift[-1].ratio <= SPILLS:
+def has_risen(summary: Summary) -> bool:
+    """Whether the newest drift ratio is more than `SPILLS` times the run's lowest."""
+    return len(summary.drift) > 1 and summary.drift[-1].ratio > SPILLS * lowest_ratio(summary)
+
+
+def lowest_ratio(summary: Summary) -> float:
+    return min(item.ratio for item in summary.drift)
+
+
+def last_before_rising(summary: Summary) -> DriftSummary | None:
+    """The last snapshot there is with at most `SPILLS` times the lowest ratio until then; None: no rise, or no such."""
+    if not has_risen(summary):
         return None
-    return next((item for item in reversed(summary.drift) if item.ratio <= SPILLS), None)
+    kept, lowest = None, summary.drift[0].ratio
+    for item in summary.drift:
+        lowest = min(lowest, item.ratio)
+        if item.ratio <= SPILLS * lowest and item.step in summary.snapshots:
+            kept = item
+    return kept

@@ -17,7 +17,7 @@ from ..errors import InputError
 
 Floats = NDArray[np.float64]
 
-DRIFT = ("subject", "unrelated")
+DRIFT = ("subject", "unrelated", "ratio")
 TERMS = ("loss", "denoising", "stabilization", "alignment", "prior_preservation")
 
 

@@ -13,13 +13,13 @@ from typing import Literal
 import numpy as np
 
 from ..config import TrainConfig
-from .run_log import TERMS, Floats, RunLog, moving_average
+from .run_log import DRIFT, TERMS, Floats, RunLog, moving_average
 
 Trend = Literal["falling", "flat", "rising", "unknown"]
 
 NEAR_ONE = 0.9  # here 1 - gamma has shrunk the denoising loss tenfold
 FEWEST_STEPS = 40  # below these no trend can be told from the noise of the timesteps
-SPILLS = 0.2  # a drift ratio above it: prompts without the subject change too (settled by docs/benchmark.md)
+SPILLS = 3.0  # times its lowest, and the drift ratio has risen: other prompts change too (ours, docs/benchmark.md)
 SURE = 2.0  # standard errors that two quarters must differ by
 
 
@@ -57,7 +57,7 @@ class DriftSummary:
     step: int
     subject: float  # mean squared difference of epsilon on the subject's own prompt
     unrelated: float  # and on prompts without it
-    ratio: float  # unrelated / subject
+    ratio: float  # unrelated / subject, by noise level, their mean
 
 
 @dataclass(frozen=True)
@@ -223,11 +223,11 @@ def _quarters(values: Floats) -> TermSummary:
 
 def _drift(log: RunLog) -> list[DriftSummary]:
     """Without snapshots that have not moved at all: they have no ratio."""
-    measured = zip(log.drift_step, log.drift["subject"], log.drift["unrelated"], strict=True)
+    measured = zip(log.drift_step, *(log.drift[name] for name in DRIFT), strict=True)
     return [
-        DriftSummary(int(step), float(subject), float(unrelated), float(unrelated / subject))
-        for step, subject, unrelated in measured
-        if subject > 0 and np.isfinite(unrelated)
+        DriftSummary(int(step), float(subject), float(unrelated), float(ratio))
+        for step, subject, unrelated, ratio in measured
+        if subject > 0 and np.isfinite(ratio)
     ]
 
 

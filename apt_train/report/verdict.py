@@ -7,9 +7,9 @@ the indicator compares losses on the training pictures; likeness and obedience t
 from __future__ import annotations
 
 from ..config import TrainConfig
-from .recommend import last_before_spilling
+from .recommend import has_risen, last_before_rising, lowest_ratio
 from .run_log import RunLog
-from .run_summary import FEWEST_STEPS, NEAR_ONE, SPILLS, BinSummary, Summary, summarize
+from .run_summary import FEWEST_STEPS, NEAR_ONE, BinSummary, Summary, summarize
 
 METHOD_NAMES = {"apt": "APT", "dreambooth": "DreamBooth", "dco": "DCO", "tlora": "T-LoRA"}
 SETTING_OF = {"stabilization": "dist_weight", "alignment": "attn_weight"}
@@ -52,10 +52,9 @@ def _opening(summary: Summary) -> str:
 
 def _indicator(summary: Summary) -> list[str]:
     if not summary.indicator_measured:
-        return [
-            "The overfitting indicator was not measured, because the prior was not run beside the tuned model: "
-            "from its own loss a run cannot tell learning from memorising, so whether it overfits is not known."
-        ]
+        because = "The overfitting indicator was not measured, because the prior was not run beside the tuned model"
+        unknown = "from its own loss a run cannot tell learning from memorising, so whether it overfits is not known"
+        return [f"{because}." if summary.drift else f"{because}: {unknown}."]
     if _short(summary):
         return [f"With fewer than {FEWEST_STEPS} steps its overfitting indicator has no say yet."]
     seen = [item for item in summary.bins if item.samples]
@@ -101,12 +100,14 @@ def _drift(summary: Summary) -> list[str]:
         return []
     end = summary.drift[-1]
     moved = (
-        f"On prompts without the subject the model has left the prior {end.ratio:.2f} times as far as on the subject's "
-        "(the drift ratio)"
+        f"At step {end.step} the model had left the prior {end.ratio:.2f} times as far on prompts without the subject "
+        "as on the subject's own (the drift ratio)"
     )
-    if end.ratio <= SPILLS:
-        return [f"{moved}, at most {SPILLS:g}: what it learned stays with the subject."]
-    return [f"{moved}, above {SPILLS:g}: other pictures change too, and that is overfitting."]
+    if len(summary.drift) < 2:
+        return [f"{moved}; measured once, that says little."]
+    if not has_risen(summary):
+        return [f"{moved}, its lowest was {lowest_ratio(summary):.2f}: it has not risen much."]
+    return [f"{moved}, its lowest was {lowest_ratio(summary):.2f}: other pictures change too, a sign of overfitting."]
 
 
 def _loss(summary: Summary) -> str:
@@ -135,27 +136,23 @@ def _balance(summary: Summary) -> list[str]:
 
 def _against_overfitting(summary: Summary) -> list[str]:
     """By the drift alone: the indicator is near 1 also where a subject is well learned and nothing else has changed."""
-    if not summary.drift:
+    if len(summary.drift) < 2:
         if summary.indicator_measured and summary.most_since is None:
             return []
-        return ["set watch_drift and snapshot_every to see next time how far the model leaves the prior elsewhere"]
-    if summary.drift[-1].ratio <= SPILLS:
+        return ["have the drift measured (watch_drift on, snapshot_every well below the steps)"]
+    if not has_risen(summary):
         return []
     changes = [
         f"lower the learning rate from {summary.learning_rate:g}",
         "add pictures, above all with other grounds and views",
     ]
-    if (kept := last_before_spilling(summary)) is not None:
-        compare = f"compare the snapshot of step {kept.step}, the last one with a drift ratio of at most {SPILLS:g}"
-        return [compare, *changes]
-    if summary.augments:
-        off = "switch adaptive_augmentation off: a model that does not know such pictures learns to draw them"
-        return [off, *changes]
+    if (kept := last_before_rising(summary)) is not None:
+        return [f"compare the snapshot of step {kept.step}, from before the drift ratio rose", *changes]
     return changes
 
 
 def _about_length(summary: Summary) -> list[str]:
-    if summary.drift[-1].ratio > SPILLS if summary.drift else summary.most_since is not None:
+    if has_risen(summary) or (len(summary.drift) < 2 and summary.most_since is not None):
         return []
     if summary.trend == "rising" and not summary.augments:
         return [f"lower the learning rate from {summary.learning_rate:g}"]

@@ -54,6 +54,7 @@ class Bins:
     gain: np.ndarray  # prior - tuned on the training pictures
     heldout: np.ndarray  # prior - tuned on held-out pictures
     drift: np.ndarray  # from the prior on prompts about other things
+    own_drift: np.ndarray  # and on the subject's
 
     @property
     def relative(self) -> np.ndarray:
@@ -64,6 +65,14 @@ class Bins:
     def memorised(self) -> np.ndarray:
         """The gain that held-out pictures do not share."""
         return self.gain - self.heldout
+
+    @property
+    def drift_ratio(self) -> float:
+        """Drift on other prompts over that on the subject's, the mean over the bins but the cleanest.
+
+        As the trainer's own probe has it (`apt_train.drift`), which measures other prompts at five timesteps.
+        """
+        return float((self.drift[1:] / self.own_drift[1:]).mean())
 
     @property
     def memorised_share(self) -> np.ndarray:
@@ -105,7 +114,7 @@ def _bins(name: tuple[str, int, str], snapshot: dict[str, Any], gamma: list[list
         before["training"],
         before["training"] - after["training"],
         before["heldout"] - after["heldout"],
-        np.array(snapshot["drift"]["other"]),
+        *(np.array(snapshot["drift"][kind]) for kind in ("other", "subject")),
     )
 
 

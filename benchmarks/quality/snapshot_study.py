@@ -60,16 +60,16 @@ def drift_at_most(kind: str, limit: float) -> Rule:
     return rule
 
 
-def drift_ratio(limit: float) -> Rule:
-    """The last snapshot that drifts on other prompts at most `limit` times as far as on the subject's; else the last.
+def risen(factor: float) -> Rule:
+    """The last snapshot whose drift ratio is at most `factor` times the run's lowest until then.
 
-    What `apt_train.report.recommend` does with its own, smaller probe.
+    What `apt_train.report.recommend` does with the trainer's own, smaller probe.
     """
 
     def rule(curve: Curve, bins: Sequence[Bins]) -> int:
-        steps, drift = steps_of(curve), curve.at_step
-        ratios = {step: drift("drift_other", step) / drift("drift_subject", step) for step in steps}
-        return max((step for step, ratio in ratios.items() if ratio <= limit), default=max(ratios))
+        ratios = {item.step: item.drift_ratio for item in bins if item.step in steps_of(curve)}
+        lowest = {step: min(ratios[before] for before in ratios if before <= step) for step in ratios}
+        return max(step for step, ratio in ratios.items() if ratio <= factor * lowest[step])
 
     return rule
 
@@ -87,7 +87,7 @@ RULES: dict[str, Rule] = {
     **{f"relative gap at most {limit:g}": relative_gap(limit) for limit in (0.15, 0.2, 0.25, 0.3)},
     **{f"drift of the class at most {limit:g}": drift_at_most("class", limit) for limit in (0.01, 0.02, 0.03)},
     **{f"drift elsewhere at most {limit:g}": drift_at_most("other", limit) for limit in (0.003, 0.006, 0.01)},
-    **{f"drift ratio at most {limit:g}": drift_ratio(limit) for limit in (0.2, 0.25, 0.3, 0.35, 0.4)},
+    **{f"drift ratio at most {factor:g} times its lowest": risen(factor) for factor in (1.5, 2, 2.5, 3, 4)},
     "most specific drift": most_specific,
 }
 
