@@ -242,7 +242,7 @@ class OutputConfig:
     preview_seed: int = _set(0, "Seed of the previews.")
     watch_drift: bool = _set(
         True,
-        "At every snapshot, measure how far the model has left the prior on drift_prompts and on the subject's (ours).",
+        "At every snapshot, measure how far the model has left the prior on drift_prompts and on its captions (ours).",
     )
     drift_prompts: tuple[str, ...] = _set(
         (

@@ -35,10 +35,10 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
                 AptRunWire.Input("run", tooltip="APT_RUN of APT Train."),
                 io.Combo.Input(
                     "snapshot", options=["recommended", "last", "step"], default="recommended",
-                    tooltip="Whose LoRA goes on. recommended: the last snapshot that changes prompts without the "
-                    "subject at most 0.2 times as much as the subject's own (the drift ratio), the last of all where "
-                    "that cannot be said: the verdict gives the reason. The rule does not see likeness: compare "
-                    "pictures. step: the one below.",
+                    tooltip="Whose LoRA goes on. recommended: the last snapshot from before the drift ratio (how much "
+                    "prompts without the subject change, over the subject's own) rose to more than three times its "
+                    "lowest, the last of all where it did not: the verdict gives the reason. The rule does not see "
+                    "likeness: compare pictures. step: the one below.",
                 ),
                 io.Int.Input(
                     "step", default=250, min=1, max=10_000_000,

@@ -69,7 +69,7 @@ MONITOR = f"""\
 2. {_MODEL.format("Stable Diffusion 1.5")}
 3. {_WORDS}
 4. **Run**. The monitor draws while APT Train runs. γ near 1: it knows the pictures well at that noise level. The \
-*drift ratio*, from the first snapshot on: whether other pictures change too; above 0.2 it overfits. {_CANCEL}
+*drift ratio*, from the first snapshot on, says whether other pictures change too: it rises when they do. {_CANCEL}
 5. **Pick**: `snapshot` hands on the recommended one, the last, or the `step` you name; snapshots are kept every 250 \
 steps (*APT Train Options* changes that). Its LoRA lies in `output/loras`.
 
