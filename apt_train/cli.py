@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -129,7 +130,7 @@ def _add_fields(group: argparse._ArgumentGroup, cls: type, skip: set[str]) -> No
 
 def _shown(default: Any) -> str:
     if isinstance(default, tuple):
-        return " ".join(default) or "none"
+        return shlex.join(default) or "none"
     return (
         {None: "empty", "": "empty", True: "on", False: "off"}.get(default, str(default))
         if not _number(default)

@@ -195,6 +195,12 @@ def gamma(run: AptRun) -> list[list[float]]:
     return [line["gamma"] for line in read_log(run.folder) if line["step"] <= run.steps]
 
 
+def newest_drift(run: AptRun) -> dict[str, float] | None:
+    """The drift from the prior as it was last measured; None: it was not."""
+    measured = [line["drift"] for line in read_log(run.folder) if line["step"] <= run.steps and line.get("drift")]
+    return measured[-1] if measured else None
+
+
 def newest_samples(folder: Path, step: int) -> PreviewEvent | None:
     """The last pair of samples of the first preview prompt drawn up to a step; None: none were."""
     drawn = {int(path.name[5:11]): path for path in (folder / "previews").glob("step_*_0_tuned.png")}

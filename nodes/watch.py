@@ -22,7 +22,7 @@ from ..apt_train.report.live_images import heat_image, loss_image
 from ..apt_train.report.run_summary import measures_indicator
 from .host.progress import NodeProgress, prompt_id, stop_if_cancelled
 from .live import LiveRun, host_sender
-from .run_store import gamma, losses, newest_samples, steps_done
+from .run_store import gamma, losses, newest_drift, newest_samples, steps_done
 from .wires import AptRun
 
 PICTURE_EVERY = 1.0  # seconds between live pictures
@@ -44,7 +44,7 @@ class Watch:
         self._gamma, self._losses = gamma(so_far), losses(so_far)
         self._began: tuple[float, int] | None = None  # when the first step of this session ended, and which it was
         self._samples = newest_samples(run.folder, self._step)
-        self._drift: dict[str, float] | None = None
+        self._drift = newest_drift(so_far)
         self._last_picture = 0.0
 
     def __enter__(self) -> Watch:

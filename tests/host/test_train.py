@@ -214,7 +214,8 @@ def test_a_lora_on_the_model_is_part_of_what_is_trained_on(host: Host, names: li
 
 
 def test_what_the_browser_hears(host: Host, names: list[str]) -> None:
-    g, node = training_graph(names, setting={"preview_every": 6, "preview_steps": 2}, seed=26, steps=12)
+    often = {"preview_every": 6, "preview_steps": 2, "snapshot_every": 6}
+    g, node = training_graph(names, setting=often, seed=26, steps=12)
     with host.events() as events:
         prompt_id = host.queue(g.prompt, events.client_id)
         host.wait(prompt_id)
@@ -229,6 +230,7 @@ def test_what_the_browser_hears(host: Host, names: list[str]) -> None:
     assert ours[-1].data["state"] == "done" and ours[-1].data["step"] == 12
     lines = [event.data["text"] for event in heard if event.kind == "text"]
     assert any(line.startswith("step 12 of 12 · loss ") and "gamma" in line for line in lines)
+    assert [" · drift ratio 0." in line for line in lines if line.startswith(("step 5 ", "step 12 "))] == [False, True]
     assert any(" left" in line for line in lines)
     pictures = [event.image for event in heard if event.kind == "preview" and event.data.get("node_id") == node.id]
     assert pictures and pictures[-1].width > pictures[0].width  # samples have joined the heat map
