@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ from .tables import MEASURES, THOUSANDS, variants_of
 
 PANELS = ("fid", "drift_other", "drift_class", "aligned", "copied", "kept")
 COLOURS = ("#333333", "#888888", "#8c56a8", "#00808a", "#e0a800", "#e07b00", "#d7263d", "#2a6fbb", "#1a9850")
+STYLES = ("-", "--", ":")  # for more variants than colours
 
 
 def cost_of_fidelity(curves: Sequence[Curve], floors: dict[str, Mean], title: str) -> Image.Image:
@@ -39,7 +41,7 @@ def _panel(axis: Axes, curves: Sequence[Curve], name: str, floor: Mean | None) -
     scale = 1000 if name in THOUSANDS else 1
     if floor is not None:
         axis.axhline(scale * floor.mean, color="#999999", linestyle=":", linewidth=1)
-    for variant, colour in zip(variants_of(curves), COLOURS * 3, strict=False):
+    for variant, (style, colour) in zip(variants_of(curves), itertools.product(STYLES, COLOURS), strict=False):
         steps = _sampled_steps(curves, variant)
         across = [Mean.of([*at_step(curves, variant, "fidelity", step).values()]) for step in steps]
         up = [Mean.of([*at_step(curves, variant, name, step).values()]) for step in steps]
@@ -48,6 +50,7 @@ def _panel(axis: Axes, curves: Sequence[Curve], name: str, floor: Mean | None) -
             [scale * mean.mean for mean in up],
             yerr=[scale * np.nan_to_num(mean.half) for mean in up],
             color=colour,
+            linestyle=style,
             marker="o",
             markersize=3,
             linewidth=1.4,
