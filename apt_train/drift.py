@@ -55,11 +55,6 @@ def unrelated_prompts(prompts: tuple[str, ...], class_word: str) -> list[str]:
     return [prompt for prompt in prompts if not named.search(prompt)]
 
 
-def starting_texts(captions: list[str], words: str) -> list[str]:
-    """The captions with plain words in the subject's place."""
-    return [caption.replace(SUBJECT, words) for caption in captions]
-
-
 @dataclass(frozen=True)
 class _Path:
     """Some prompts' trajectories: by point its timestep, noisy latents and the prior's epsilon, both (N, C, h, w)."""
@@ -93,9 +88,14 @@ class DriftWatch:
         assert len(captions) == len(unrelated) > 0, "as many of both kinds"
         self._components, self._conditioner = components, conditioner
         self._tuned = captions + unrelated
-        self._prior = starting_texts(captions, words) + unrelated
+        self._prior = [caption.replace(SUBJECT, words) for caption in captions] + unrelated
         self._side, self._rows, self._device, self._dtype = side, rows, device, dtype
         self._paths: list[_Path] = []
+
+    @property
+    def texts(self) -> list[str]:
+        """All that it encodes."""
+        return [*self._tuned, *self._prior, ""]
 
     @torch.no_grad()
     def measure(self) -> Drift:

@@ -17,7 +17,7 @@ from .components import Components
 from .conditioning import Conditioner
 from .config import TrainConfig
 from .dataset import ImageSet
-from .drift import DriftWatch, starting_texts, unrelated_prompts
+from .drift import DriftWatch, unrelated_prompts
 from .errors import InputError
 from .identifier import Identifier
 from .indicator import OverfitIndicator
@@ -75,8 +75,9 @@ def prepared_run(
         identifier, conditioner = _conditioning(components, config, device, dtype)
         for warning in conditioner.warnings():
             notify(warning)
-        _prepare_captions(conditioner, subject, preservation, components, config)
-        yield _assemble(components, config, device, dtype, subject, preservation, identifier, conditioner)
+        drift = _drift_watch(components, config, device, dtype, subject, conditioner)
+        _prepare_captions(conditioner, subject, preservation, drift, components, config)
+        yield _assemble(components, config, device, dtype, subject, preservation, identifier, conditioner, drift)
 
 
 def _check_layers(components: Components, config: TrainConfig) -> None:
@@ -110,33 +111,6 @@ def preview_captions(config: TrainConfig) -> list[str]:
     return [mark_subject(prompt, name=config.name, class_word=config.class_word) for prompt in prompts]
 
 
-def _drift_prompts(config: TrainConfig) -> list[str]:
-    """What drift is measured on beside the subject; none: it is not measured."""
-    output = config.output
-    if not (output.watch_drift and output.snapshot_every):
-        return []
-    return unrelated_prompts(output.drift_prompts, config.class_word)
-
-
-def _drift_captions(subject: Stream, config: TrainConfig) -> list[str]:
-    """Captions of the subject, as many as there are prompts without it."""
-    different = itertools.cycle(dict.fromkeys(subject.captions))
-    return list(itertools.islice(different, len(_drift_prompts(config))))
-
-
-def _starting_words(config: TrainConfig) -> str:
-    """What stands for the subject before the first step."""
-    if config.identifier_mode == "learned":
-        return config.resolved_init_word
-    return trigger_text(config.name, config.class_word, "word")
-
-
-def _drift_texts(subject: Stream, config: TrainConfig) -> list[str]:
-    """Everything that the drift's measure encodes."""
-    captions = _drift_captions(subject, config)
-    return [*captions, *starting_texts(captions, _starting_words(config)), *_drift_prompts(config), ""]
-
-
 def _drift_watch(
     components: Components,
     config: TrainConfig,
@@ -145,14 +119,17 @@ def _drift_watch(
     subject: Stream,
     conditioner: Conditioner,
 ) -> DriftWatch | None:
-    """In batches of the training's own size, which with their gradients have their place in memory."""
-    if not (unrelated := _drift_prompts(config)):
+    """None where nothing is to be measured. In batches of the training's own size, which have their place in memory."""
+    output = config.output
+    unrelated = unrelated_prompts(output.drift_prompts, config.class_word)
+    if not (output.watch_drift and output.snapshot_every and unrelated):
         return None
+    learned = config.identifier_mode == "learned"
     return DriftWatch(
         components,
         conditioner,
-        _drift_captions(subject, config),
-        _starting_words(config),
+        list(itertools.islice(itertools.cycle(dict.fromkeys(subject.captions)), len(unrelated))),
+        config.resolved_init_word if learned else trigger_text(config.name, config.class_word, "word"),
         unrelated,
         side=config.data.resolution or components.family.resolution,
         rows=config.optimizer.batch_size,
@@ -162,11 +139,16 @@ def _drift_watch(
 
 
 def _prepare_captions(
-    conditioner: Conditioner, subject: Stream, preservation: Stream | None, components: Components, config: TrainConfig
+    conditioner: Conditioner,
+    subject: Stream,
+    preservation: Stream | None,
+    drift: DriftWatch | None,
+    components: Components,
+    config: TrainConfig,
 ) -> None:
     """Encode what never changes; in word mode that is everything, and the text encoders leave the device."""
     drawn = (*preview_captions(config), "") if config.output.preview_every else ()
-    watched = _drift_texts(subject, config) if _drift_prompts(config) else []
+    watched = drift.texts if drift else ()
     preserved = preservation.captions if preservation else ()
     conditioner.precompute([*subject.captions, *preserved, *drawn, *watched])
     if config.identifier_mode == "word":
@@ -226,6 +208,7 @@ def _assemble(
     preservation: Stream | None,
     identifier: Identifier | None,
     conditioner: Conditioner,
+    drift: DriftWatch | None,
 ) -> Run:
     objective = objective_of(config.method, config.apt, config.dco_beta)
     num_timesteps = components.schedule.num_timesteps
@@ -263,5 +246,5 @@ def _assemble(
         lr_factor_of(config),
         torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         step,
-        _drift_watch(components, config, device, dtype, subject, conditioner),
+        drift,
     )

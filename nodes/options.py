@@ -42,10 +42,10 @@ def _all(group: str, home: type) -> list[Setting]:
     return [Setting(group, item.name) for item in dataclasses.fields(home) if item.name not in ON_TRAIN]
 
 
-def _widgets(groups: dict[str, list[Setting]]) -> list[io.Input]:
+def _widgets(by_heading: dict[str, list[Setting]]) -> list[io.Input]:
     return [
         widget(setting, label=f"{heading} · {setting.name}", advanced=setting.name in _SELDOM or None)
-        for heading, settings in groups.items()
+        for heading, settings in by_heading.items()
         for setting in settings
     ]
 

@@ -150,12 +150,27 @@ def test_its_settings_decide_on_what_it_is_measured() -> None:
     assert drifts(steps=1, snapshot_every=0) == [None]
     assert drifts(steps=1, snapshot_every=1, drift_prompts=("a toy", "my toy")) == [None], "they name the class"
     assert unrelated_prompts(("a Toy here", "toys", "a toybox", "snow"), "toy") == ["a toybox", "snow"]
-    captioned = pictures(captions="my {subject}\na red {subject}\n")
-    assert drifts(steps=1, snapshot_every=1, images=captioned) != [plain], "on the training captions"
     assert unrelated_prompts(OutputConfig().drift_prompts, "toy") == list(OutputConfig().drift_prompts)
     for prompt in ("a {subject}", "embedding:toy_subject"):
         with pytest.raises(InputError, match="leave the subject out"):
             OutputConfig(drift_prompts=(prompt,))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({}, "toy"), ({"init_word": "dog"}, "dog"), ({"identifier_mode": "word"}, "toy_subject toy")],
+)
+def test_the_subjects_half_is_its_captions_from_what_it_started_as(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], words: str
+) -> None:
+    made: list[DriftWatch] = []
+    monkeypatch.setattr("apt_train.setup.DriftWatch", lambda *a, **k: made.append(DriftWatch(*a, **k)) or made[0])
+    captioned = pictures(captions="my {subject}\na red {subject}\nmy {subject}")
+    run(steps=1, snapshot_every=1, images=captioned, drift_prompts=("a dog", "snow", "a city"), **settings)
+    tuned = ["my {subject}", "a red {subject}", "my {subject}"]
+    prior = [f"my {words}", f"a red {words}", f"my {words}"]
+    other = ["a dog", "snow", "a city"]
+    assert made[0].texts == [*tuned, *other, *prior, *other, ""]
 
 
 @pytest.mark.parametrize(

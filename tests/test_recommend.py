@@ -12,7 +12,7 @@ import pytest
 from apt_train.config import TrainConfig
 from apt_train.report.recommend import UNSEEN, last_before_rising, recommended_snapshot
 from apt_train.report.run_log import read_log
-from apt_train.report.run_summary import SPILLS, Summary, summarize
+from apt_train.report.run_summary import RISE, Summary, summarize
 from apt_train.report.verdict import paragraph
 from tests.synthetic_run import Line, plausible_log, write_run
 
@@ -45,7 +45,7 @@ def test_what_the_rule_compares_is_a_factor_and_no_level(tmp_path: Path) -> None
 
 def test_a_ratio_that_came_down_again_counts_and_the_limit_itself_has_not_risen(tmp_path: Path) -> None:
     assert recommended_snapshot(with_ratios(tmp_path, [0.1, 0.4, 0.2, 0.4])).step == 150
-    assert recommended_snapshot(with_ratios(tmp_path, [0.1, 0.1 * SPILLS - 1e-9, 0.1 * SPILLS + 1e-6])).step == 100
+    assert recommended_snapshot(with_ratios(tmp_path, [0.1, 0.1 * RISE - 1e-9, 0.1 * RISE + 1e-6])).step == 100
 
 
 def test_a_high_start_is_no_rise(tmp_path: Path) -> None:

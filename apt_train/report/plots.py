@@ -17,7 +17,7 @@ from PIL import Image
 
 from .palette import FAINT, INK, OTHER_TERM, TERM_COLOURS, Rgb, bin_colours, heat
 from .run_log import DRIFT, TERMS, Floats, RunLog, block_means, moving_average
-from .run_summary import NEAR_ONE, SPILLS, bin_edges, evened_denoising
+from .run_summary import NEAR_ONE, RISE, bin_edges, evened_denoising
 
 MOST_POINTS = 1200  # more than that no screen shows
 MOST_BARS = 60
@@ -112,9 +112,9 @@ def _draw_drift(figure: FigureBase, log: RunLog) -> None:
     left.plot(log.drift_step, ratio, color=_hex(DRIFT_COLOURS[1]), **marks)
     known = ratio[np.isfinite(ratio)]
     if len(known):
-        left.axhline(SPILLS * known.min(), color=_hex(INK), linewidth=0.8, linestyle=(0, (4, 4)), zorder=1)
-        left.set_ylim(0, max(1e-6, 1.1 * SPILLS * known.min(), 1.1 * known.max()))
-    _dress(left, f"Drift ratio (dashed: {SPILLS:g} times the lowest)", "without / with subject")
+        left.axhline(RISE * known.min(), color=_hex(INK), linewidth=0.8, linestyle=(0, (4, 4)), zorder=1)
+        left.set_ylim(0, max(1e-6, 1.1 * RISE * known.min(), 1.1 * known.max()))
+    _dress(left, f"Drift ratio (dashed: {RISE:g} times the lowest)", "without / with subject")
     for name, values, colour in zip(DRIFT_NAMES, (subject, unrelated), DRIFT_COLOURS, strict=True):
         right.plot(log.drift_step, values, color=_hex(colour), label=name, **marks)
     _log_scale_if_wide(right, np.concatenate([subject, unrelated]), lowest=0.0)

@@ -3,7 +3,7 @@
 In: the rule and its reason in words; the verdict's advice reads the same rule, so the two never disagree. Not in:
 numbers (`run_summary`), the rest of the verdict (`verdict`).
 
-The rule is ours: the last snapshot whose drift ratio is at most `SPILLS` times the lowest that the run had until then.
+The rule is ours: the last snapshot whose drift ratio is at most `RISE` times the lowest that the run had until then.
 What it is worth, and that it is worth little where a run is not too long, stands in docs/benchmark.md.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .run_summary import FEWEST_STEPS, SPILLS, DriftSummary, Summary
+from .run_summary import FEWEST_STEPS, RISE, DriftSummary, Summary
 
 UNSEEN = "This rule does not see likeness: let pictures decide."
 
@@ -36,14 +36,14 @@ def recommended_snapshot(summary: Summary) -> Recommendation:
     measured = f"{end.ratio:.2f} at step {end.step}, the run's lowest {lowest:.2f}"
     before = last_before_rising(summary)
     if before is None:
-        return Recommendation(last, f"the drift ratio has not risen {SPILLS:g}-fold ({measured}). {UNSEEN}")
-    reason = f"the last snapshot from before the drift ratio rose more than {SPILLS:g}-fold ({measured}): later ones"
+        return Recommendation(last, f"the drift ratio has not risen {RISE:g}-fold ({measured}). {UNSEEN}")
+    reason = f"the last snapshot from before the drift ratio rose more than {RISE:g}-fold ({measured}): later ones"
     return Recommendation(before.step, f"{reason} change prompts without the subject, too. {UNSEEN}")
 
 
 def has_risen(summary: Summary) -> bool:
-    """Whether the newest drift ratio is more than `SPILLS` times the run's lowest."""
-    return len(summary.drift) > 1 and summary.drift[-1].ratio > SPILLS * lowest_ratio(summary)
+    """Whether the newest drift ratio is more than `RISE` times the run's lowest."""
+    return len(summary.drift) > 1 and summary.drift[-1].ratio > RISE * lowest_ratio(summary)
 
 
 def lowest_ratio(summary: Summary) -> float:
@@ -51,12 +51,12 @@ def lowest_ratio(summary: Summary) -> float:
 
 
 def last_before_rising(summary: Summary) -> DriftSummary | None:
-    """The last snapshot there is with at most `SPILLS` times the lowest ratio until then; None: no rise, or no such."""
+    """The last snapshot there is with at most `RISE` times the lowest ratio until then; None: no rise, or no such."""
     if not has_risen(summary):
         return None
     kept, lowest = None, summary.drift[0].ratio
     for item in summary.drift:
         lowest = min(lowest, item.ratio)
-        if item.ratio <= SPILLS * lowest and item.step in summary.snapshots:
+        if item.ratio <= RISE * lowest and item.step in summary.snapshots:
             kept = item
     return kept

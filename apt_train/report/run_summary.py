@@ -19,7 +19,7 @@ Trend = Literal["falling", "flat", "rising", "unknown"]
 
 NEAR_ONE = 0.9  # here 1 - gamma has shrunk the denoising loss tenfold
 FEWEST_STEPS = 40  # below these no trend can be told from the noise of the timesteps
-SPILLS = 3.0  # times its lowest, and the drift ratio has risen: other prompts change too (ours, docs/benchmark.md)
+RISE = 3.0  # times its lowest, and the drift ratio has risen: other prompts change too (ours, docs/benchmark.md)
 SURE = 2.0  # standard errors that two quarters must differ by
 
 
