@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from apt_train.config import TrainConfig
-from apt_train.report.recommend import UNSEEN, last_before_rising, recommended_snapshot
+from apt_train.report.recommend import UNPROVEN, last_before_rising, recommended_snapshot
 from apt_train.report.run_log import read_log
 from apt_train.report.run_summary import RISE, Summary, summarize
 from apt_train.report.verdict import paragraph
@@ -57,7 +57,8 @@ def test_a_high_start_is_no_rise(tmp_path: Path) -> None:
 def test_a_snapshot_that_is_gone_is_not_recommended(tmp_path: Path) -> None:
     summary = dataclasses.replace(with_ratios(tmp_path, [0.1, 0.15, 0.2, 0.5]), snapshots=[50, 100, 200])
     assert recommended_snapshot(summary).step == 100
-    assert recommended_snapshot(dataclasses.replace(summary, snapshots=[200])).step == 200
+    none_left = recommended_snapshot(dataclasses.replace(summary, snapshots=[200]))
+    assert none_left.step == 200 and "rose more than 3-fold" in none_left.reason and "is left" in none_left.reason
     assert last_before_rising(dataclasses.replace(summary, snapshots=[200])) is None
 
 
@@ -99,7 +100,7 @@ def test_a_short_run_has_no_say(tmp_path: Path) -> None:
 def test_the_verdict_never_names_another_snapshot(tmp_path: Path, changes: dict[str, Any]) -> None:
     summary = summary_of(tmp_path, plausible_log(400, **changes))
     choice, words = recommended_snapshot(summary), paragraph(summary)
-    assert choice.reason.endswith(UNSEEN)
+    assert choice.reason.endswith(UNPROVEN)
     named = re.search(r"snapshot of step (\d+)", words)
     if named:
         assert int(named[1]) == choice.step < 400
