@@ -3,9 +3,9 @@
 In: the rule and its reason in words; the verdict's advice reads the same rule, so the two never disagree. Not in:
 numbers (`run_summary`), the rest of the verdict (`verdict`).
 
-The rule is ours: the last snapshot whose drift ratio is at most `RISE` times the lowest that the run had until then. On
-the drawn world no rule chose better than "always the last" beyond chance (docs/benchmark.md), and it says so wherever it
-speaks.
+The rule is ours: the last snapshot whose drift ratio is at most `RISE` times the lowest that the run had until then.
+On the drawn world no rule chose better than "always the last" beyond chance (docs/benchmark.md), and it says so
+wherever it speaks.
 """
 
 from __future__ import annotations
