@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .grid import PRIOR, Grid, Variant, merged
-from .world_subjects import TUNING, VERDICT
+from .world_subjects import TUNING, VERDICT, Look
 from .world_task import SAMPLING_STEPS
 
 STEPS: dict[str, Any] = {"steps": 400, "output": {"snapshot_every": 50}}
@@ -58,11 +58,13 @@ METHODS: dict[str, Variant] = {
 FRAMED = WORLD + ", prior taught framed pictures"
 
 
-def tuning(variants: dict[str, Variant], task: str = WORLD, steps: int = 400) -> Grid:
-    """A sweep on the half of the subjects that the verdict does not use, one seed each."""
+def tuning(
+    variants: dict[str, Variant], task: str = WORLD, steps: int = 400, looks: tuple[Look, ...] = TUNING
+) -> Grid:
+    """A sweep on the half of the subjects that the verdict does not use, or some of them, one seed each."""
     measured_at = (*SAMPLE_AT, *range(800, steps + 1, 400))
     return Grid(
-        subjects=tuple(look.name for look in TUNING),
+        subjects=tuple(look.name for look in looks),
         seeds=(0,),
         variants={**FLOOR, **DREAMBOOTH, **variants},
         probe_at=measured_at,
@@ -132,9 +134,12 @@ GRIDS: dict[str, Grid] = {
         steps=800,
     ),
     # The paper's future work and its limit: schedules of the alignment, other augmentations, and a class word that
-    # carries a wrong attribute ("monster toy"), with and without an init word of its own.
+    # carries a wrong attribute ("monster toy"), with and without an init word of its own. Two near subjects and two far
+    # ones, none of them red; at weights of 1, as the alignment must be strong for its schedule to be seen.
     "future": tuning(
         {
+            "aa": apt("aa"),
+            "rs + aa": apt("rs", "aa"),
             "aa linear": apt("aa", attn_schedule="linear"),
             "aa by indicator": apt("aa", attn_schedule="indicator", temperature="auto"),
             "weight + preservation": Variant(apt("weight").settings, preservation=True),
@@ -145,7 +150,8 @@ GRIDS: dict[str, Grid] = {
             "wrong class word, plain init": Variant(
                 {**apt("rs", "aa").settings, "class_word": "red {class_word}", "init_word": "{class_word}"}
             ),
-        }
+        },
+        looks=(*TUNING[:2], *TUNING[4:]),
     ),
     "verdict": Grid(
         subjects=tuple(look.name for look in VERDICT),
