@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .config import AdapterConfig, AptConfig, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
     from .dataset import ImageSet, load_images
     from .errors import InputError
-    from .events import NoticeEvent, PreviewEvent, StepEvent, StopTraining, TrainResult
+    from .events import BusyEvent, NoticeEvent, PreviewEvent, StepEvent, StopTraining, TrainResult
     from .loop import train
 
 __version__ = "0.1.0"
@@ -25,7 +25,7 @@ _HOME = {
     "config": ("AdapterConfig", "AptConfig", "DataConfig", "OptimizerConfig", "OutputConfig", "TrainConfig"),
     "dataset": ("ImageSet", "load_images"),
     "errors": ("InputError",),
-    "events": ("NoticeEvent", "PreviewEvent", "StepEvent", "StopTraining", "TrainResult"),
+    "events": ("BusyEvent", "NoticeEvent", "PreviewEvent", "StepEvent", "StopTraining", "TrainResult"),
     "loop": ("train",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -33,6 +33,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "AdapterConfig",
     "AptConfig",
+    "BusyEvent",
     "Components",
     "DataConfig",
     "ImageSet",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy
@@ -81,7 +81,14 @@ class NoticeEvent:
     text: str
 
 
-Event = StepEvent | PreviewEvent | NoticeEvent
+@dataclass(frozen=True)
+class BusyEvent:
+    """Before each UNet call of what trains nothing. Nothing to show: it lets a caller stop there, too, by raising."""
+
+    what: Literal["drift", "previews"]
+
+
+Event = StepEvent | PreviewEvent | NoticeEvent | BusyEvent
 Callback = Callable[[Event], None]
 
 

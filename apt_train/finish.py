@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from .adapter import adapter_state
 from .attention_probe import write_attention
 from .captions import embedding_stem, trigger_text
-from .events import Callback, NoticeEvent, PreviewEvent, StepEvent, TrainResult
+from .events import BusyEvent, Callback, NoticeEvent, PreviewEvent, StepEvent, TrainResult
 from .export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
 from .files import atomic_write
 from .metadata import embedding_metadata, lora_metadata
@@ -159,12 +160,13 @@ def try_drift(outcome: Outcome, emit: Callback) -> dict[str, float] | None:
     if run.drift is None or outcome.drift_failed:
         return None
     run.training_step.use_all_ranks()
-    try:
-        drift = asdict(run.drift.measure())
-        if all(map(math.isfinite, drift.values())):
-            return drift
-    except (RuntimeError, MemoryError) as error:
-        reason = str(error).partition("\n")[0]
+    with _interruptible(run, emit, "drift"):
+        try:
+            drift = asdict(run.drift.measure())
+            if all(map(math.isfinite, drift.values())):
+                return drift
+        except (RuntimeError, MemoryError) as error:
+            reason = str(error).partition("\n")[0]
     outcome.drift_failed = True
     _free_memory(run.device)
     emit(NoticeEvent(f"The drift from the prior could not be measured ({reason}): training goes on without it."))
@@ -176,14 +178,41 @@ def try_previews(outcome: Outcome, emit: Callback) -> None:
     if outcome.previews_failed:
         return
     reason = ""
-    try:
-        event = _draw_previews(outcome, emit)
-    except (RuntimeError, MemoryError) as error:
-        outcome.previews_failed, reason = True, str(error).partition("\n")[0]
+    with _interruptible(outcome.run, emit, "previews"):
+        try:
+            event = _draw_previews(outcome, emit)
+        except (RuntimeError, MemoryError) as error:
+            outcome.previews_failed, reason = True, str(error).partition("\n")[0]
     if not outcome.previews_failed:
         return emit(event)
     _free_memory(outcome.run.device)
     emit(NoticeEvent(f"The previews failed ({reason}): training goes on without them."))
+
+
+class _Answer(BaseException):
+    """Carries what a callback raised past those who handle failures of the work it interrupts."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+@contextlib.contextmanager
+def _interruptible(run: Run, emit: Callback, what: Literal["drift", "previews"]) -> Iterator[None]:
+    """Inside the block the caller is asked before every UNet call; what it raises comes out as it is."""
+
+    def ask(*_: object) -> None:
+        try:
+            emit(BusyEvent(what))
+        except BaseException as error:
+            raise _Answer(error) from error
+
+    hook = run.components.unet.register_forward_pre_hook(ask)
+    try:
+        yield
+    except _Answer as answer:
+        raise answer.error from None
+    finally:
+        hook.remove()
 
 
 def _free_memory(device: torch.device) -> None:

@@ -51,8 +51,8 @@ def train(
         output_dir: where the run lives; None: nothing is written.
         resume: go on with the run in `output_dir` (on the CPU: bit for bit as if it had never stopped).
         device: None: CUDA if there is one, else the CPU.
-        on_event: gets every `StepEvent`, `PreviewEvent` and `NoticeEvent`; it may raise `StopTraining`, which ends the
-            run normally. Any other exception passes on after the last completed step has been saved.
+        on_event: gets every `StepEvent`, `PreviewEvent`, `NoticeEvent` and `BusyEvent`; it may raise `StopTraining`,
+            which ends the run normally. Any other exception passes on after the last completed step has been saved.
         record: kept in `config.json` beside the settings.
 
     Raises:
@@ -74,7 +74,7 @@ def train(
     ):
         outcome = Outcome(run=run, folder=folder, digest=digest)
         if folder is not None:
-            _begin(outcome, resume, record or {})
+            _begin(outcome, resume, record or {}, listener)
         try:
             _run_steps(outcome, listener)
         except StopTraining:
@@ -174,15 +174,19 @@ def _go_on(run: Run, folder: RunFolder) -> None:
     drop_newer(folder.snapshots, state.step)
 
 
-def _begin(outcome: Outcome, resume: bool, record: Mapping[str, Any]) -> None:
+def _begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: _Listener) -> None:
     """Write the folder's first files, or put back what the newest snapshot holds and cut the log to it."""
     folder, run = outcome.folder, outcome.run
     assert folder is not None
+    rescaled = False
     if resume:
+        rescaled = folder.config().output.drift_prompts != run.config.output.drift_prompts
         _go_on(run, folder)
     facts = {"num_timesteps": run.components.schedule.num_timesteps, "dtype": str(run.dtype)}
     folder.start(outcome.digest, run.config, {**facts, **record})
-    for line in folder.cut_log(run.steps_done):
+    if rescaled:  # what is measured on other prompts is on another scale
+        listener.notice("The drift prompts are others than before: the drift measured so far is dropped.")
+    for line in folder.cut_log(run.steps_done, without=("drift",) if rescaled else ()):
         outcome.remember(line["loss"], line["gamma"])
 
 

@@ -28,7 +28,7 @@ class Progress:
             tqdm.write(event.text, file=sys.stderr)
         elif isinstance(event, PreviewEvent):
             tqdm.write(f"Preview at step {event.step}: {len(event.tuned)} pictures.", file=sys.stderr)
-        else:
+        elif isinstance(event, StepEvent):
             self._show(event)
         if self.stop_requested and not isinstance(event, NoticeEvent):
             raise StopTraining

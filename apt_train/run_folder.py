@@ -86,10 +86,13 @@ class RunFolder:
     def embedding(self) -> Path:
         return self.path / f"{embedding_stem(self.name)}.safetensors"
 
+    def config(self) -> TrainConfig:
+        """The settings that the run was last trained with."""
+        return TrainConfig.from_dict(read_config(self.path)["config"])
+
     def check_same_run(self, digest: str, config: TrainConfig, dtype: torch.dtype) -> None:
         """Refuse to go on with other weights, pictures or settings than the run began with, naming what differs."""
-        saved = read_config(self.path)
-        before = TrainConfig.from_dict(saved["config"])
+        saved, before = read_config(self.path), self.config()
         if before.steps != config.steps and config.reads_total_steps:
             raise InputError(
                 f"{self.path} was planned for {before.steps} steps and its schedule reads the total, so it cannot be "
@@ -117,9 +120,13 @@ class RunFolder:
         content = {"format": FORMAT, "name": self.name, "digest": digest, "config": config.to_dict(), **record}
         atomic_write(self.path / CONFIG, lambda path: path.write_text(json.dumps(content, indent=1), encoding="utf-8"))
 
-    def cut_log(self, step: int) -> list[dict[str, Any]]:
-        """Cut `log.jsonl` back to `step` steps (what came after them was not saved); the lines that stay."""
-        lines = [line for line in read_log(self.path) if line["step"] <= step]
+    def cut_log(self, step: int, *, without: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+        """Cut `log.jsonl` back to `step` steps (what came after them was not saved); the lines that stay.
+
+        `without`: fields that go, because what follows could not be compared with them.
+        """
+        kept = (line for line in read_log(self.path) if line["step"] <= step)
+        lines = [{name: value for name, value in line.items() if name not in without} for line in kept]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         atomic_write(self.path / LOG, lambda path: path.write_text(text, encoding="utf-8"))
         return lines

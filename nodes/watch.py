@@ -26,6 +26,7 @@ from .run_store import gamma, losses, newest_drift, newest_samples, steps_done
 from .wires import AptRun
 
 PICTURE_EVERY = 1.0  # seconds between live pictures
+BUSY = {"drift": "measuring the drift from the prior", "previews": "drawing previews"}
 CHART, SIDE = 480, 256  # pixels: width of the live picture's chart; its height, and the side of a sample
 
 
@@ -46,6 +47,7 @@ class Watch:
         self._samples = newest_samples(run.folder, self._step)
         self._drift = newest_drift(so_far)
         self._last_picture = 0.0
+        self._busy = ""
 
     def __enter__(self) -> Watch:
         self._progress.show(self._step, self._config.steps)  # raises where Cancel was pressed already
@@ -72,10 +74,13 @@ class Watch:
         elif isinstance(event, NoticeEvent):
             logging.info("APT Train: %s", event.text)
             self._progress.say(event.text)
+        elif self._busy != event.what:
+            self._busy = event.what
+            self._progress.say(BUSY[event.what])
         stop_if_cancelled()
 
     def _on_step(self, event: StepEvent) -> None:
-        self._step = event.step
+        self._step, self._busy = event.step, ""
         self._gamma.append(event.gamma)
         self._losses.append(event.loss)
         left = self._seconds_left(event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from apt_train.adapter import adapter_parameters, add_adapter
 from apt_train.components import Components
 from apt_train.conditioning import Conditioner
 from apt_train.config import OutputConfig
-from apt_train.drift import GUIDANCE, SEED, STEPS, Drift, DriftWatch, drift_of, unrelated_prompts
+from apt_train.drift import EVERY, GUIDANCE, SEED, STEPS, Drift, DriftWatch, drift_of, unrelated_prompts
 from apt_train.errors import InputError
-from apt_train.events import NoticeEvent
+from apt_train.events import BusyEvent, Event, NoticeEvent, StopTraining
 from apt_train.identifier import Identifier
 from apt_train.sample import initial_noise
 from tests.tiny import tiny_components
@@ -214,13 +215,43 @@ def test_where_it_cannot_be_measured_training_goes_on(monkeypatch: pytest.Monkey
     assert [event.drift for event in recorder.steps] == [None] * 3
 
 
-def test_a_run_broken_off_while_measuring_has_logged_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(_: Any) -> Drift:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("error", [StopTraining(), KeyboardInterrupt(), RuntimeError("cancelled by the host")])
+def test_a_run_broken_off_while_measuring_has_logged_its_step(tmp_path: Path, error: BaseException) -> None:
+    """Also by an error of a kind that the measuring itself may fail with: it is the caller's, and passes."""
+    settings = {"steps": 4, "snapshot_every": 2, "output_dir": tmp_path / "parts"}
+    heard: list[Event] = []
 
-    with monkeypatch.context() as patch:
-        patch.setattr(DriftWatch, "measure", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run(steps=4, snapshot_every=2, output_dir=tmp_path)
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
-    assert run(steps=4, snapshot_every=2, output_dir=tmp_path, resume=True).steps_done == 4
+    def interrupt(event: Event) -> None:
+        heard.append(event)
+        if sum(isinstance(event, BusyEvent) for event in heard) == 3:
+            raise error
+
+    with contextlib.nullcontext() if isinstance(error, StopTraining) else pytest.raises(type(error)):
+        assert run(on_event=interrupt, **settings).stopped
+    assert not any(isinstance(event, NoticeEvent) for event in heard[-3:]), "it is told as no failure"
+    (_, last) = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert last["step"] == 2 and "drift" not in last
+    resumed = run(resume=True, **settings)
+    assert resumed.steps_done == 4 and same_weights(resumed, run(steps=4))
+
+
+def test_a_caller_is_asked_before_every_call_of_the_unet() -> None:
+    """Trajectories of the prior and its prediction once, the tuned model's every time; two batches of prompts."""
+    recorder = Recorder()
+    run(steps=2, snapshot_every=1, batch_size=2, drift_prompts=("a dog", "snow"), on_event=recorder)
+    order = ["drift" if isinstance(event, BusyEvent) else type(event).__name__ for event in recorder.events]
+    points = STEPS // EVERY
+    assert order == ["drift"] * 2 * (STEPS + 2 * points) + ["StepEvent"] + ["drift"] * 2 * points + ["StepEvent"]
+
+
+def test_other_prompts_drop_what_was_measured_on_the_first(tmp_path: Path) -> None:
+    run(steps=2, snapshot_every=1, output_dir=tmp_path)
+    recorder = Recorder()
+    more = {"steps": 4, "snapshot_every": 1, "output_dir": tmp_path, "resume": True, "on_event": recorder}
+    run(**more, drift_prompts=("a dog",))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert ["drift" in line for line in lines] == [False, False, True, True]
+    assert [event.text for event in recorder.events if isinstance(event, NoticeEvent) and "dropped" in event.text]
+    run(**{**more, "steps": 5}, drift_prompts=("a dog",))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert ["drift" in line for line in lines] == [False, False, True, True, True], "the same prompts keep it"

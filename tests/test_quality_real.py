@@ -22,9 +22,11 @@ from PIL import Image
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
 from apt_train.captions import SUBJECT
+from apt_train.config import AptConfig
 from apt_train.errors import InputError
 from benchmarks.quality import __main__ as command
 from benchmarks.quality.grid import PRIOR, Grid, Unit, Variant
+from benchmarks.quality.grids import GRIDS
 from benchmarks.quality.real_judge import BATCH, RealJudge, load_networks
 from benchmarks.quality.real_subjects import (
     OTHERS,
@@ -39,6 +41,7 @@ from benchmarks.quality.real_task import real_task
 from benchmarks.quality.subjects import KINDS, Prompt
 from benchmarks.quality.task import Task
 from benchmarks.quality.unit import run_unit
+from benchmarks.quality.world_task import world_task
 from tests.tiny_checkpoint import tiny_modules, write_clip_vocabulary, write_diffusers_folder
 
 SIDE = 32  # pixels that the judges see
@@ -374,6 +377,16 @@ def test_a_clip_without_vocabulary_is_refused(place: Path, tmp_path: Path) -> No
 def make_task(place: Path) -> Callable[[], Task]:
     paths = {network: place / network for network in NETWORKS}
     return functools.partial(real_task, place / "checkpoint", place / "subjects", **paths, device="cpu", share=0.05)
+
+
+def test_a_variant_means_the_same_as_on_the_drawn_world(place: Path) -> None:
+    """Also where it names no constant, and a default has changed since the grids were fixed."""
+    variants = {name: grid.variants[name] for grid in (GRIDS["parts"], GRIDS["verdict"]) for name in grid.variants}
+    real, world = make_task(place)().recipe, world_task().recipe
+    for variant in variants.values():
+        one, other = (variant.config(recipe, "toy", 0).apt for recipe in (real, world))
+        assert one == other
+    assert variants["aa"].config(real, "toy", 0).apt.attn_weight == 1.0 != AptConfig().attn_weight
 
 
 def test_the_task_can_be_made_in_another_process(place: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 from pathlib import Path
@@ -16,7 +17,7 @@ from apt_train import finish, update
 from apt_train.adapter import adapter_parameters, add_adapter
 from apt_train.config import TrainConfig
 from apt_train.errors import InputError
-from apt_train.events import NoticeEvent, PreviewEvent, StopTraining
+from apt_train.events import BusyEvent, NoticeEvent, PreviewEvent, StopTraining
 from apt_train.export import lora_to_kohya
 from apt_train.rng import generator
 from tests.tiny import tiny_components, tiny_unet_without_decoder_attention
@@ -257,6 +258,21 @@ def test_a_cancelled_run_saves_the_last_completed_step_and_goes_on_from_it(tmp_p
         run(output_dir=tmp_path / "run", on_event=cancel)
     assert (tmp_path / "run" / "toy_subject.safetensors").exists()
     assert same_weights(run(output_dir=tmp_path / "run", resume=True), run())
+
+
+@pytest.mark.parametrize("error", [StopTraining(), RuntimeError("cancelled by the host")])
+def test_a_run_broken_off_while_previews_are_drawn_keeps_its_steps(tmp_path: Path, error: Exception) -> None:
+    settings = {"preview_every": 2, "output_dir": tmp_path / "run"}
+
+    def cancel(event: Any) -> None:
+        if isinstance(event, BusyEvent):
+            assert event.what == "previews"
+            raise error
+
+    with contextlib.nullcontext() if isinstance(error, StopTraining) else pytest.raises(RuntimeError, match="host"):
+        assert run(on_event=cancel, **settings).steps_done == 2
+    assert not (tmp_path / "run" / "previews").exists()
+    assert same_weights(run(resume=True, **settings), run())
 
 
 def test_a_failure_inside_a_step_saves_the_step_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

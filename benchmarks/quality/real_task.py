@@ -9,7 +9,7 @@ import torch
 
 from .real_judge import RealJudge, load_networks
 from .real_subjects import real_subject, subject_names
-from .task import Task
+from .task import CONSTANTS, Task
 
 SAMPLING_STEPS, GUIDANCE = 25, 7.5  # of DDIM (ours); within what is usual for either family
 SAMPLING_BATCH = 8  # guidance doubles it in the UNet
@@ -27,6 +27,8 @@ def real_task(
 ) -> Task:
     """The trainer's defaults, which are DCO's published recipe (rank 32, learning rate 5e-5, batch 1, 2000 steps).
 
+    APT's constants are the grids' own, so that units mean the same when a default changes.
+
     Args:
         checkpoint: A .safetensors or a diffusers folder.
         subjects: See `real_subjects`.
@@ -42,7 +44,7 @@ def real_task(
     return Task(
         name=f"{checkpoint.stem} on {subjects.resolve().name}",
         checkpoint=checkpoint,
-        recipe={"identifier": "the_subject"},
+        recipe={"identifier": "the_subject", "apt": CONSTANTS},
         subject=functools.partial(real_subject, folder=subjects, share=share),
         judge=functools.partial(RealJudge, networks=load_networks(clip, dino, hps, device=place)),
         sampling_steps=SAMPLING_STEPS,

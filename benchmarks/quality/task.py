@@ -16,6 +16,9 @@ from apt_train.components import Components
 from .cache import cached
 from .subjects import Judge, Subject
 
+# What a variant means that names none of them: the grids were fixed before the shipped defaults were settled by them.
+CONSTANTS = {"temperature": 1000.0, "dist_weight": 1.0, "attn_weight": 1.0}
+
 
 @dataclass(frozen=True)
 class Task:

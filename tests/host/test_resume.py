@@ -46,6 +46,22 @@ def test_cancel_keeps_the_work_and_the_next_queue_ends_as_if_never_stopped(host:
     assert (moved / "log.jsonl").read_text() == (unbroken / "log.jsonl").read_text()
 
 
+def test_cancel_is_heard_while_the_drift_is_measured(host: Host, names: list[str]) -> None:
+    """Which takes longer than any step: here of forty prompts, some thousand calls of the UNet."""
+    prompts = "\n".join(f"scene number {number}" for number in range(40))
+    setting = {"drift_prompts": prompts, "snapshot_every": 2}
+    g, _ = training_graph(names, setting=setting, seed=26, steps=4)
+    with host.events() as events:
+        before = runs(host)
+        queued = host.queue(g.prompt, events.client_id)
+        events.wait_for(lambda event: event.kind == "text" and "measuring the drift" in event.data["text"])
+        host.interrupt()
+        with pytest.raises(HostError, match="interrupted"):
+            host.wait(queued)
+    (run,) = runs(host) - before
+    assert [line["step"] for line in log_of(run)] == [1, 2] and "drift" not in log_of(run)[-1]
+
+
 def test_an_unchanged_queue_is_instant_and_an_evicted_one_does_not_train(host: Host, names: list[str]) -> None:
     g, node = training_graph(names, seed=21)
     run = new_run(host, lambda: host.run(g.prompt))
