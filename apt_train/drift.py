@@ -34,7 +34,8 @@ class Drift:
     """Mean squared difference of epsilon, tuned less prior, on each kind of prompt.
 
     `ratio`: unrelated over subject at each noise level, the mean over those where the subject's has moved; 0 where none
-    has. By levels because the drift at low noise is many times that at high noise.
+    has. By levels because the drift at low noise is many times that at high noise. In bfloat16 rounding adds some 1e-5
+    to either once the adapter has moved at all, which pulls the ratio towards 1 while it has moved little.
     """
 
     subject: float

@@ -58,6 +58,23 @@ def test_a_model_that_has_not_moved_has_not_drifted(kind: str, init_word: str) -
     assert both.unrelated > 0 and both.ratio > 0
 
 
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_in_half_precision_rounding_adds_a_little_and_nothing_before_the_first_step(kind: str) -> None:
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        parts = tiny_components(kind)
+        for module in (parts.unet, *(encoder.model for encoder in parts.text_encoders)):
+            torch.nn.Module.to(module, dtype)
+        add_adapter(parts.unet, rank=4, alpha=4, seed=0)
+        watch, _ = watched(parts, dtype=dtype)
+        assert watch.measure() == Drift(0.0, 0.0, 0.0)
+        moved_adapter(parts, 0.05)
+        found[dtype] = watch.measure()
+    exact, rounded = found.values()
+    assert exact.unrelated > 4e-5 and rounded != exact
+    assert abs(rounded.subject - exact.subject) < 2e-5 and abs(rounded.unrelated - exact.unrelated) < 2e-5
+
+
 def test_the_ratio_is_taken_at_each_noise_level() -> None:
     found = drift_of(torch.tensor([1.0, 100.0, 0.0]), torch.tensor([0.5, 10.0, 7.0]))
     assert (found.ratio, found.subject) == (pytest.approx(0.3), pytest.approx(101 / 3))
