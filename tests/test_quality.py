@@ -18,7 +18,7 @@ from apt_train.conditioning import Conditioner
 from apt_train.errors import InputError
 from apt_train.sample import from_pictures
 from benchmarks.quality import run
-from benchmarks.quality.curves import Curve, Mean, at_level, at_step, curves_of, difference
+from benchmarks.quality.curves import Curve, Mean, at_level, at_step, curves_of, differences
 from benchmarks.quality.distances import Projection, frechet_distance, precision_and_recall, set_distances
 from benchmarks.quality.grid import PRIOR, Grid, Unit, Variant, merged
 from benchmarks.quality.grids import GRIDS, METHODS
@@ -26,7 +26,7 @@ from benchmarks.quality.pictures import prior_pictures
 from benchmarks.quality.probe import BINS, by_bin, errors, probes_of
 from benchmarks.quality.report import write_report
 from benchmarks.quality.store import missing, read_units, write_unit
-from benchmarks.quality.tables import level_table
+from benchmarks.quality.tables import by_subject, level_differences, level_table
 from benchmarks.quality.task import Task
 from benchmarks.quality.unit import _ranks_by_timestep, run_unit, to
 from benchmarks.quality.world_judge import WorldJudge, look_alikes
@@ -180,8 +180,34 @@ def test_where_not_all_get_there_nothing_is_bold() -> None:
 def test_differences_are_paired() -> None:
     ours = {("a", 0): 1.0, ("b", 0): 11.0, ("c", 0): float("nan")}
     theirs = {("a", 0): 0.0, ("b", 0): 10.0, ("c", 0): 5.0, ("d", 0): 7.0}
-    found = difference(ours, theirs)
+    assert differences(ours, theirs) == {("a", 0): 1.0, ("b", 0): 1.0}
+    found = Mean.of([*differences(ours, theirs).values()])
     assert (found.mean, found.half, found.n) == (1.0, 0.0, 2) and found.clear
+
+
+def test_seeds_are_pooled_after_pairing() -> None:
+    """A seed where the variant never came as far must not count for the baseline alone."""
+    base = [
+        curve("dreambooth", [0.1, 0.3, 0.5, 0.4], [0, fid, fid, fid], subject=subject, seed=seed)
+        for subject, seed, fid in (("a", 0, 4), ("a", 1, 100), ("b", 0, 4))
+    ]
+    ours = [
+        curve("apt", fidelity, [0, 3, 3, 3], subject=subject, seed=seed)
+        for subject, seed, fidelity in (
+            ("a", 0, [0.1, 0.3, 0.5, 0.4]), ("a", 1, [0.1, 0.1, 0.1, 0.1]), ("b", 0, [0.1, 0.3, 0.5, 0.4])
+        )
+    ]  # fmt: skip
+    found = level_differences([*base, *ours], "apt", ["fid"], pooled=by_subject)["fid"]
+    assert (found.mean, found.n) == (-1.0, 2)
+
+
+def test_a_table_may_compare_with_another_variant() -> None:
+    base = [curve("dreambooth", [0.1, 0.3, 0.5, 0.4], [0, 1, 3, 5], subject=s) for s in "ab"]
+    others = [curve("dco", [0.1, 0.2, 0.3, 0.5], [0, 1, 1, 1], subject=s) for s in "ab"]
+    ours = [curve("apt", [0.1, 0.2, 0.3, 0.5], [0, 7, 7, 7], subject=s) for s in "ab"]
+    table = level_table([*base, *others, *ours], against="dco")
+    assert "| variant - dco |" in table and "| dreambooth | 2 of 2 |" in table and "| dco |" not in table
+    assert "**+6.0" in next(line for line in table.splitlines() if line.startswith("| apt |"))
 
 
 def test_the_interval_is_students() -> None:

@@ -142,9 +142,12 @@ def at_level(
     return found
 
 
-def difference(ours: dict[tuple[str, int], float], theirs: dict[tuple[str, int], float]) -> Mean:
-    """The mean of paired differences, with its interval; units that one of both lacks are left out."""
-    return Mean.of([ours[key] - theirs[key] for key in ours if key in theirs])
+def differences(
+    ours: dict[tuple[str, int], float], theirs: dict[tuple[str, int], float]
+) -> dict[tuple[str, int], float]:
+    """Ours less theirs, by unit; units that one of both lacks, or where one is no number, are left out."""
+    gaps = {key: ours[key] - theirs[key] for key in ours if key in theirs}
+    return {key: gap for key, gap in gaps.items() if np.isfinite(gap)}
 
 
 def _goal(curve: Curve, level: float) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from apt_train.files import atomic_write
 
-from .curves import curves_of, last_step
+from .curves import BASELINE, curves_of, last_step
 from .grids import GRIDS
 from .indicator_study import across_table, temperature_table
 from .motion import motion_table
@@ -32,7 +32,11 @@ def with_tables(page: str) -> str:
 
 
 def _table(title: str) -> str:
-    """`what grid`, e.g. `step verdict`, `level verdict 0.9`, or `level verdict near` for one group of subjects."""
+    """`what grid`, e.g. `step verdict`, `level verdict 0.9`, or `level verdict near` for one group of subjects.
+
+    `level verdict 0.9 against dco` compares with that variant.
+    """
+    title, _, against = title.partition(" against ")
     what, name, *more = title.split()
     groups, level = [word for word in more if word in GROUPS], [float(word) for word in more if word not in GROUPS]
     units = [
@@ -46,7 +50,7 @@ def _table(title: str) -> str:
     last = last_step(curves)
     makers: dict[str, Callable[[], str]] = {
         "step": lambda: step_table(units, curves, last),
-        "level": lambda: level_table(curves, *level),
+        "level": lambda: level_table(curves, *level, against=against or BASELINE),
         "bins": lambda: bins_table(units, last),
         "motion": lambda: motion_table(units),
         "temperature": lambda: temperature_table(units),

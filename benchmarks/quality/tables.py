@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .curves import BASELINE, LEVEL, LEVELS, Curve, Mean, at_level, at_step, ceilings_of, difference, floors_of
+from .curves import BASELINE, LEVEL, LEVELS, Curve, Mean, at_level, at_step, ceilings_of, differences, floors_of
 
 MEASURES = {
     "fidelity": ("subject fidelity", 1),
@@ -43,18 +43,19 @@ def step_table(units: Sequence[dict[str, Any]], curves: Sequence[Curve], step: i
     return _table("variant", names, rows)
 
 
-def level_table(curves: Sequence[Curve], level: float = LEVEL) -> str:
-    """Differences to the baseline at equal fidelity, paired; in bold those whose interval leaves zero out.
+def level_table(curves: Sequence[Curve], level: float = LEVEL, against: str = BASELINE) -> str:
+    """Differences to a variant at equal fidelity, paired; in bold those whose interval leaves zero out.
 
-    n: how many units came as far, of all; where not all did, the rest would be the easy ones, so nothing is bold.
+    The fidelity is a share of the baseline's way, whoever is compared with. n: how many units came as far, of all;
+    where not all did, the rest would be the easy ones, so nothing is bold.
     """
     names = ["step", *(name for name in _known(curves) if name not in ("fidelity", "recognised"))]
     rows = []
     for variant in variants_of(curves):
-        if variant != BASELINE:
-            found = level_differences(curves, variant, names, level)
+        if variant != against:
+            found = level_differences(curves, variant, names, level, against=against)
             rows.append(_row(variant, found, of=len(at_level(curves, variant, "step", level))))
-    return _table(f"variant - {BASELINE}", names, rows)
+    return _table(f"variant - {against}", names, rows)
 
 
 def bins_table(units: Sequence[dict[str, Any]], step: int, kind: str = "other") -> str:
@@ -83,12 +84,14 @@ def level_differences(
     names: Sequence[str],
     level: float = LEVEL,
     pooled: Callable[[ByUnit], ByUnit] = dict,
+    against: str = BASELINE,
 ) -> dict[str, Mean]:
-    """A variant's paired differences to the baseline where both have come as far; `pooled`: over seeds, say."""
-    return {
-        name: difference(*(pooled(at_level(curves, one, name, level)) for one in (variant, BASELINE)))
-        for name in names
-    }
+    """A variant's paired differences to another where both have come as far; `pooled`: over seeds, say."""
+
+    def found(name: str) -> ByUnit:
+        return pooled(differences(*(at_level(curves, one, name, level) for one in (variant, against))))
+
+    return {name: Mean.of([*found(name).values()]) for name in names}
 
 
 def numbers(units: Sequence[dict[str, Any]], curves: Sequence[Curve]) -> dict[str, Any]:
