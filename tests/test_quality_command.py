@@ -58,8 +58,8 @@ def test_report_runs_nothing_and_short_leaves_the_results_alone(asked: list[Aske
     ("options", "words"),
     [
         (["--checkpoint", "model.safetensors"], "needs --subjects, --clip and --out"),
-        (["--grid", "framed"], "--model and --grid framed belong together"),
-        (["--model", "folder"], "--model and --grid framed belong together"),
+        (["--grid", "framed"], "--model goes with --grid framed or ablation"),
+        (["--model", "folder"], "--model goes with --grid framed or ablation"),
         (["--grid", "framed", "--model", "no such folder"], "no such folder does not exist"),
         (["--short", "--grid", "parts"], "--grid does not go with --short"),
         (["--device", "cpu"], "--device goes with --checkpoint"),

@@ -124,6 +124,17 @@ GRIDS: dict[str, Grid] = {
         },
         task=FRAMED,
     ),
+    # The paper's ablation, each part added to the last, where the prior knows what the augmentation makes: also --model.
+    "ablation": tuning(
+        {
+            "weight": apt("weight", temperature=300.0),
+            "ata": apt("augment", "weight", temperature=300.0),
+            "ata + rs": apt("augment", "weight", "rs", temperature=300.0, **RS),
+            "ata + rs + aa": apt("augment", "weight", "rs", "aa", temperature=300.0, **RS, **AA),
+        },
+        task=FRAMED,
+        steps=800,
+    ),
     # The baselines' own constants deserve the same care: DCO's beta was published for SDXL's losses.
     "baselines": tuning(
         {
