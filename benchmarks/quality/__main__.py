@@ -55,7 +55,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--workers", type=int, help="processes of one thread (default: the cores; one on a checkpoint)")
     parser.add_argument("--out", type=Path, help="folder of the units (default: the committed one of the grid)")
-    parser.add_argument("--model", type=Path, help="for --grid framed and ablation: what benchmarks/world/framed.py wrote")
+    parser.add_argument("--model", type=Path, help="for framed and ablation: what benchmarks/world/framed.py wrote")
     real = parser.add_argument_group("on a checkpoint of yours")
     real.add_argument("--checkpoint", type=Path, help="SD1.5 or SDXL, a .safetensors or a diffusers folder")
     real.add_argument("--subjects", type=Path, help="a folder per subject: pictures, class_word.txt, heldout/")

@@ -124,7 +124,7 @@ GRIDS: dict[str, Grid] = {
         },
         task=FRAMED,
     ),
-    # The paper's ablation, each part added to the last, where the prior knows what the augmentation makes: also --model.
+    # The paper's ablation, each part added to the last, where the prior knows the augmented pictures: also --model.
     "ablation": tuning(
         {
             "weight": apt("weight", temperature=300.0),
