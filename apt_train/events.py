@@ -86,6 +86,7 @@ class BusyEvent:
     """Before each UNet call of what trains nothing. Nothing to show: it lets a caller stop there, too, by raising."""
 
     what: Literal["drift", "previews"]
+    step: int  # that has ended; its own event may be still to come
 
 
 Event = StepEvent | PreviewEvent | NoticeEvent | BusyEvent

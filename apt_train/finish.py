@@ -202,7 +202,7 @@ def _interruptible(run: Run, emit: Callback, what: Literal["drift", "previews"])
 
     def ask(*_: object) -> None:
         try:
-            emit(BusyEvent(what))
+            emit(BusyEvent(what, run.steps_done))
         except BaseException as error:
             raise _Answer(error) from error
 
@@ -210,7 +210,7 @@ def _interruptible(run: Run, emit: Callback, what: Literal["drift", "previews"])
     try:
         yield
     except _Answer as answer:
-        raise answer.error from None
+        raise answer.error from answer.error.__cause__
     finally:
         hook.remove()
 

@@ -18,6 +18,7 @@ import torch
 from .components import Components
 from .config import TrainConfig
 from .dataset import ImageSet
+from .drift import unrelated_prompts
 from .errors import InputError
 from .events import Callback, Event, NoticeEvent, StepEvent, StopTraining, TrainResult
 from .finish import Outcome, finish, save_snapshot, try_drift, try_previews, write_extras
@@ -178,16 +179,21 @@ def _begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: 
     """Write the folder's first files, or put back what the newest snapshot holds and cut the log to it."""
     folder, run = outcome.folder, outcome.run
     assert folder is not None
-    rescaled = False
+    rescaled = resume and _drift_prompts(folder.config()) != _drift_prompts(run.config)
     if resume:
-        rescaled = folder.config().output.drift_prompts != run.config.output.drift_prompts
         _go_on(run, folder)
+    if rescaled:  # another scale; cut before config.json says so, as the next call sees only what that says
+        folder.cut_log(run.steps_done, without=("drift",))
     facts = {"num_timesteps": run.components.schedule.num_timesteps, "dtype": str(run.dtype)}
     folder.start(outcome.digest, run.config, {**facts, **record})
-    if rescaled:  # what is measured on other prompts is on another scale
-        listener.notice("The drift prompts are others than before: the drift measured so far is dropped.")
-    for line in folder.cut_log(run.steps_done, without=("drift",) if rescaled else ()):
+    for line in folder.cut_log(run.steps_done):
         outcome.remember(line["loss"], line["gamma"])
+    if rescaled:
+        listener.notice("The drift prompts are others than before: the drift measured so far is dropped.")
+
+
+def _drift_prompts(config: TrainConfig) -> list[str]:
+    return unrelated_prompts(config.output.drift_prompts, config.class_word)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..apt_train.config import TrainConfig
-from ..apt_train.events import Event, NoticeEvent, PreviewEvent, StepEvent
+from ..apt_train.events import BusyEvent, Event, NoticeEvent, PreviewEvent, StepEvent
 from ..apt_train.report.grid import labelled_grid
 from ..apt_train.report.live_images import heat_image, loss_image
 from ..apt_train.report.run_summary import measures_indicator
@@ -41,11 +41,11 @@ class Watch:
             num_timesteps=num_timesteps, send=host_sender(),
         )  # fmt: skip
         self._step = steps_done(run.folder)
-        so_far = replace(run, steps=self._step)
-        self._gamma, self._losses = gamma(so_far), losses(so_far)
+        self._so_far = replace(run, steps=self._step)
+        self._gamma, self._losses = gamma(self._so_far), losses(self._so_far)
         self._began: tuple[float, int] | None = None  # when the first step of this session ended, and which it was
         self._samples = newest_samples(run.folder, self._step)
-        self._drift = newest_drift(so_far)
+        self._drift: dict[str, float] | None = None
         self._last_picture = 0.0
         self._busy = ""
 
@@ -74,13 +74,20 @@ class Watch:
         elif isinstance(event, NoticeEvent):
             logging.info("APT Train: %s", event.text)
             self._progress.say(event.text)
-        elif self._busy != event.what:
+        else:
+            self._on_busy(event)
+        stop_if_cancelled()
+
+    def _on_busy(self, event: BusyEvent) -> None:
+        self._step = event.step
+        if self._busy != event.what:
             self._busy = event.what
             self._progress.say(BUSY[event.what])
-        stop_if_cancelled()
 
     def _on_step(self, event: StepEvent) -> None:
         self._step, self._busy = event.step, ""
+        if self._began is None:  # not before: the trainer may have dropped what was measured on other prompts
+            self._drift = newest_drift(self._so_far)
         self._gamma.append(event.gamma)
         self._losses.append(event.loss)
         left = self._seconds_left(event)

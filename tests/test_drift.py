@@ -68,11 +68,12 @@ def test_in_half_precision_rounding_adds_a_little_and_nothing_before_the_first_s
         add_adapter(parts.unet, rank=4, alpha=4, seed=0)
         watch, _ = watched(parts, dtype=dtype)
         assert watch.measure() == Drift(0.0, 0.0, 0.0)
-        moved_adapter(parts, 0.05)
+        moved_adapter(parts, 0.2)
         found[dtype] = watch.measure()
     exact, rounded = found.values()
-    assert exact.unrelated > 4e-5 and rounded != exact
-    assert abs(rounded.subject - exact.subject) < 2e-5 and abs(rounded.unrelated - exact.unrelated) < 2e-5
+    assert rounded != exact
+    assert rounded.subject == pytest.approx(exact.subject, rel=0.2)
+    assert rounded.unrelated == pytest.approx(exact.unrelated, rel=0.2)
 
 
 def test_the_ratio_is_taken_at_each_noise_level() -> None:
@@ -269,6 +270,21 @@ def test_other_prompts_drop_what_was_measured_on_the_first(tmp_path: Path) -> No
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert ["drift" in line for line in lines] == [False, False, True, True]
     assert [event.text for event in recorder.events if isinstance(event, NoticeEvent) and "dropped" in event.text]
-    run(**{**more, "steps": 5}, drift_prompts=("a dog",))
+    run(**{**more, "steps": 5}, drift_prompts=("a dog", "my toy"))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert ["drift" in line for line in lines] == [False, False, True, True, True], "the same prompts keep it"
+    found = ["drift" in line for line in lines]
+    assert found == [False, False, True, True, True], "a prompt that names the class counts for nothing"
+
+
+def test_what_is_measured_on_other_prompts_is_dropped_whatever_comes_between(tmp_path: Path) -> None:
+    def cancel(event: Event) -> None:
+        if isinstance(event, NoticeEvent) and "dropped" in event.text:
+            raise KeyboardInterrupt
+
+    run(steps=2, snapshot_every=1, output_dir=tmp_path)
+    more = {"steps": 3, "snapshot_every": 1, "output_dir": tmp_path, "resume": True, "drift_prompts": ("a dog",)}
+    with pytest.raises(KeyboardInterrupt):
+        run(**more, on_event=cancel)
+    run(**more)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert ["drift" in line for line in lines] == [False, False, True]

@@ -206,6 +206,8 @@ def test_a_table_may_compare_with_another_variant() -> None:
     others = [curve("dco", [0.1, 0.2, 0.3, 0.5], [0, 1, 1, 1], subject=s) for s in "ab"]
     ours = [curve("apt", [0.1, 0.2, 0.3, 0.5], [0, 7, 7, 7], subject=s) for s in "ab"]
     table = level_table([*base, *others, *ours], against="dco")
+    with pytest.raises(KeyError):
+        level_table([*base, *ours], against="dco")
     assert "| variant - dco |" in table and "| dreambooth | 2 of 2 |" in table and "| dco |" not in table
     assert "**+6.0" in next(line for line in table.splitlines() if line.startswith("| apt |"))
 

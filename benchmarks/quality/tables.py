@@ -46,10 +46,12 @@ def step_table(units: Sequence[dict[str, Any]], curves: Sequence[Curve], step: i
 def level_table(curves: Sequence[Curve], level: float = LEVEL, against: str = BASELINE) -> str:
     """Differences to a variant at equal fidelity, paired; in bold those whose interval leaves zero out.
 
-    The fidelity is a share of the baseline's way, whoever is compared with. n: how many units came as far, of all;
-    where not all did, the rest would be the easy ones, so nothing is bold.
+    The fidelity is a share of the baseline's way, whoever is compared with. n: how many pairs came as far, of all;
+    where not all did, the rest would be the easy ones, so nothing is bold. KeyError: nobody is called `against`.
     """
     names = ["step", *(name for name in _known(curves) if name not in ("fidelity", "recognised"))]
+    if against not in (BASELINE, *variants_of(curves)):  # a grid may not have come to the baseline yet
+        raise KeyError(against)
     rows = []
     for variant in variants_of(curves):
         if variant != against:

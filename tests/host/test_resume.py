@@ -58,7 +58,9 @@ def test_cancel_is_heard_while_the_drift_is_measured(host: Host, names: list[str
         host.interrupt()
         with pytest.raises(HostError, match="interrupted"):
             host.wait(queued)
+        stopped = events.wait_for("apt_train.finished").data
     (run,) = runs(host) - before
+    assert stopped["state"] == "stopped" and stopped["step"] == 2
     assert [line["step"] for line in log_of(run)] == [1, 2] and "drift" not in log_of(run)[-1]
 
 
