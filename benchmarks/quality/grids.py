@@ -129,8 +129,12 @@ GRIDS: dict[str, Grid] = {
         {
             "weight": apt("weight", temperature=300.0),
             "ata": apt("augment", "weight", temperature=300.0),
+            "ata, fill masked": apt("augment", "weight", temperature=300.0, mask_fill=True),
             "ata + rs": apt("augment", "weight", "rs", temperature=300.0, **RS),
             "ata + rs + aa": apt("augment", "weight", "rs", "aa", temperature=300.0, **RS, **AA),
+            "ata + rs + aa, fill masked": apt(
+                "augment", "weight", "rs", "aa", temperature=300.0, mask_fill=True, **RS, **AA
+            ),
         },
         task=FRAMED,
         steps=800,
