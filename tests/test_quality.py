@@ -199,6 +199,10 @@ def test_seeds_are_pooled_after_pairing() -> None:
     ]  # fmt: skip
     found = level_differences([*base, *ours], "apt", ["fid"], pooled=by_subject)["fid"]
     assert (found.mean, found.n) == (-1.0, 2)
+    (row,) = [line for line in level_table([*base, *ours], pooled=by_subject).splitlines() if line.startswith("| apt")]
+    assert "| 2 of 2 |" in row and "-1.0 ±0.0" in row and "**" not in row, "one run of the three did not come there"
+    (row,) = [line for line in level_table([*base, *ours[::2]], pooled=by_subject).splitlines() if "| apt" in line]
+    assert "**-1.0 ±0.0**" in row
 
 
 def test_a_table_may_compare_with_another_variant() -> None:

@@ -19,10 +19,10 @@ from .indicator_study import across_table, temperature_table
 from .motion import motion_table
 from .snapshot_study import snapshot_table
 from .store import RESULTS, read_units
-from .tables import bins_table, level_table, step_table
+from .tables import bins_table, by_subject, level_table, step_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
-GROUPS = ("near", "far")
+GROUPS, SUBJECTS = ("near", "far"), "subjects"
 _BLOCK = re.compile(r"<!-- table: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -34,11 +34,12 @@ def with_tables(page: str) -> str:
 def _table(title: str) -> str:
     """`what grid`, e.g. `step verdict`, `level verdict 0.9`, or `level verdict near` for one group of subjects.
 
-    `level verdict 0.9 against dco` compares with that variant.
+    `level verdict 0.9 against dco` compares with that variant; `subjects` instead of a group takes seeds together.
     """
     title, _, against = title.partition(" against ")
     what, name, *more = title.split()
-    groups, level = [word for word in more if word in GROUPS], [float(word) for word in more if word not in GROUPS]
+    groups, pooled = [word for word in more if word in GROUPS], by_subject if SUBJECTS in more else dict
+    level = [float(word) for word in more if word not in (*GROUPS, SUBJECTS)]
     units = [
         unit
         for unit in read_units(RESULTS / name, GRIDS[name])
@@ -50,7 +51,7 @@ def _table(title: str) -> str:
     last = last_step(curves)
     makers: dict[str, Callable[[], str]] = {
         "step": lambda: step_table(units, curves, last),
-        "level": lambda: level_table(curves, *level, against=against or BASELINE),
+        "level": lambda: level_table(curves, *level, against=against or BASELINE, pooled=pooled),
         "bins": lambda: bins_table(units, last),
         "motion": lambda: motion_table(units),
         "temperature": lambda: temperature_table(units),

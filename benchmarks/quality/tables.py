@@ -43,11 +43,17 @@ def step_table(units: Sequence[dict[str, Any]], curves: Sequence[Curve], step: i
     return _table("variant", names, rows)
 
 
-def level_table(curves: Sequence[Curve], level: float = LEVEL, against: str = BASELINE) -> str:
+def level_table(
+    curves: Sequence[Curve],
+    level: float = LEVEL,
+    against: str = BASELINE,
+    pooled: Callable[[ByUnit], ByUnit] = dict,
+) -> str:
     """Differences to a variant at equal fidelity, paired; in bold those whose interval leaves zero out.
 
-    The fidelity is a share of the baseline's way, whoever is compared with. n: how many pairs came as far, of all;
-    where not all did, the rest would be the easy ones, so nothing is bold. KeyError: nobody is called `against`.
+    The fidelity is a share of the baseline's way, whoever is compared with. `pooled`: `by_subject`, say. n: how many
+    pairs came as far, of all; where not all runs did, the rest would be the easy ones, so nothing is bold.
+    KeyError: nobody is called `against`.
     """
     names = ["step", *(name for name in _known(curves) if name not in ("fidelity", "recognised"))]
     if against not in (BASELINE, *variants_of(curves)):  # a grid may not have come to the baseline yet
@@ -55,8 +61,10 @@ def level_table(curves: Sequence[Curve], level: float = LEVEL, against: str = BA
     rows = []
     for variant in variants_of(curves):
         if variant != against:
-            found = level_differences(curves, variant, names, level, against=against)
-            rows.append(_row(variant, found, of=len(at_level(curves, variant, "step", level))))
+            found = level_differences(curves, variant, names, level, pooled, against)
+            runs = at_level(curves, variant, "step", level)
+            came = level_differences(curves, variant, ["step"], level, against=against)["step"].n
+            rows.append(_row(variant, found, of=len(pooled(runs)), bold=came == len(runs)))
     return _table(f"variant - {against}", names, rows)
 
 
@@ -134,10 +142,10 @@ def _known(curves: Sequence[Curve]) -> list[str]:
     return [name for name in MEASURES if any(name in curve.values for curve in curves)]
 
 
-def _row(title: str, means: Mapping[str, Mean | None], of: int | None = None) -> list[str]:
-    """`of`: how many there could be, for differences."""
+def _row(title: str, means: Mapping[str, Mean | None], of: int | None = None, bold: bool = False) -> list[str]:
+    """`of`: how many there could be, for differences; `bold`: where the interval leaves zero out."""
     count = max((mean.n for mean in means.values() if mean is not None), default=0)
-    signed, bold = of is not None, count == of
+    signed = of is not None
     shown = f"{count}" if of is None else f"{count} of {of}"
     return [title, shown, *(_cell(name, mean, signed, bold) for name, mean in means.items())]
 
