@@ -247,7 +247,7 @@ def test_a_variant_may_tell_the_trainer_other_words() -> None:
 def test_the_verdict_has_every_method_and_enough_of_each() -> None:
     grid = GRIDS["verdict"]
     baselines = {"prior", "dreambooth", "dreambooth+preservation", "dco", "t-lora"}
-    parts = {"weight", "weight+augment", "weight+augment+rs", "weight+rs", "weight+aa", "apt", "weight, T 300"}
+    parts = {"weight", "weight+augment", "weight+rs", "weight+aa", "apt", "weight, T 300"}
     assert baselines | parts == set(grid.variants) and len(grid.subjects) >= 6 and len(grid.seeds) >= 3
     recipes = {
         name: (c.optimizer, c.adapter.rank, c.steps)

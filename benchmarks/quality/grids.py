@@ -38,8 +38,8 @@ FLOOR = {PRIOR: Variant({})}
 DREAMBOOTH = {"dreambooth": Variant({"method": "dreambooth", "apt": {"watch_indicator": True}})}
 
 # The baselines at their published constants. APT's parts each beside the loss weight, which the sweeps found to do most
-# of the work, then added up as the paper does; the regularisers' weights are the sweeps'. The temperature is the
-# published one. 300, the grid `temperature`'s, joined after seed 0 of the others, weight+augment+rs after seed 1.
+# of the work, then all together (added up one by one: the grid `ablation`); the regularisers' weights are the sweeps'.
+# The temperature is the published one. 300, the grid `temperature`'s, joined after seed 0 of the others.
 RS, AA = {"dist_weight": 0.01}, {"attn_weight": 0.01}
 METHODS: dict[str, Variant] = {
     **FLOOR,
@@ -49,7 +49,6 @@ METHODS: dict[str, Variant] = {
     "t-lora": Variant({"method": "tlora"}),
     "weight": apt("weight"),
     "weight+augment": apt("weight", "augment"),
-    "weight+augment+rs": apt("weight", "augment", "rs", **RS),
     "weight+rs": apt("weight", "rs", **RS),
     "weight+aa": apt("weight", "aa", **AA),
     "apt": apt("augment", "weight", "rs", "aa", **RS, **AA),
