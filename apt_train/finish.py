@@ -202,9 +202,10 @@ def _interruptible(run: Run, emit: Callback, what: Literal["drift", "previews"])
 
     def ask(*_: object) -> None:
         try:
-            emit(BusyEvent(what, run.steps_done))
+            return emit(BusyEvent(what, run.steps_done))
         except BaseException as error:
-            raise _Answer(error) from error
+            answer = _Answer(error)
+        raise answer  # here, where the two are not chained: what comes out would lead back to itself
 
     hook = run.components.unet.register_forward_pre_hook(ask)
     try:

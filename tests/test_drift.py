@@ -246,6 +246,10 @@ def test_a_run_broken_off_while_measuring_has_logged_its_step(tmp_path: Path, er
 
     with contextlib.nullcontext() if isinstance(error, StopTraining) else pytest.raises(type(error)):
         assert run(on_event=interrupt, **settings).stopped
+    chain: list[BaseException | None] = [error]
+    while (last_raised := chain[-1]) is not None:
+        chain.append(last_raised.__cause__ or last_raised.__context__)
+        assert error not in chain[1:], "whoever follows the chain comes to its end"
     assert not any(isinstance(event, NoticeEvent) for event in heard[-3:]), "it is told as no failure"
     (_, last) = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert last["step"] == 2 and "drift" not in last

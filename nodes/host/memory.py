@@ -32,6 +32,8 @@ def training_room() -> Iterator[None]:
 
 def _let_go(error: BaseException | None) -> None:
     """Empty the frames that an exception has left: they would keep the model until the host has reported it."""
-    while error is not None:
+    seen: set[int] = set()  # causes and contexts may lead back to where they began
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
