@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from apt_train.drift import EVERY, GUIDANCE, SEED, STEPS, Drift, DriftWatch, dri
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, Event, NoticeEvent, StopTraining
 from apt_train.identifier import Identifier
+from apt_train.progress import Progress, stop_on_interrupt
 from apt_train.sample import initial_noise
 from tests.tiny import tiny_components
 from tests.training import Recorder, pictures, run, same_weights
@@ -264,6 +266,23 @@ def test_a_caller_is_asked_before_every_call_of_the_unet() -> None:
     order = ["drift" if isinstance(event, BusyEvent) else type(event).__name__ for event in recorder.events]
     points = STEPS // EVERY
     assert order == ["drift"] * 2 * (STEPS + 2 * points) + ["StepEvent"] + ["drift"] * 2 * points + ["StepEvent"]
+
+
+def test_ctrl_c_is_heard_while_the_drift_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """By the terminal's own callback, between two UNet calls and not after them; these draw nothing themselves."""
+    busy: list[Event] = []
+    with Progress() as progress, stop_on_interrupt(progress):
+
+        def hear(event: Event) -> None:
+            if isinstance(event, BusyEvent):
+                busy.append(event)
+                if len(busy) == 3:
+                    signal.raise_signal(signal.SIGINT)
+            progress(event)
+
+        result = run(steps=4, snapshot_every=2, on_event=hear)
+    assert result.stopped and result.steps_done == 2 and len(busy) == 3
+    assert "Ctrl-C again" in (told := capsys.readouterr().err) and "1/4" in told and "2/4" not in told
 
 
 def test_other_prompts_drop_what_was_measured_on_the_first(tmp_path: Path) -> None:

@@ -138,6 +138,18 @@ GRIDS: dict[str, Grid] = {
         task=FRAMED,
         steps=800,
     ),
+    # How often may a picture be augmented where the prior knows such pictures? 0 is `weight`, .8 the published `ata`, as
+    # in `ablation`: also --model.
+    "p_max": tuning(
+        {
+            "weight": apt("weight", temperature=300.0),
+            "ata, p_max .1": apt("augment", "weight", temperature=300.0, p_max=0.1),
+            "ata, p_max .4": apt("augment", "weight", temperature=300.0, p_max=0.4),
+            "ata": apt("augment", "weight", temperature=300.0),
+        },
+        task=FRAMED,
+        steps=800,
+    ),
     # The baselines' own constants deserve the same care: DCO's beta was published for SDXL's losses.
     "baselines": tuning(
         {
