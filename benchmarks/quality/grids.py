@@ -138,8 +138,8 @@ GRIDS: dict[str, Grid] = {
         task=FRAMED,
         steps=800,
     ),
-    # How often may a picture be augmented where the prior knows such pictures? 0 is `weight`, .8 the published `ata`, as
-    # in `ablation`: also --model.
+    # How often may a picture be augmented where the prior knows such pictures? 0 is `weight`, .8 the published `ata`,
+    # both as in `ablation`: also --model.
     "p_max": tuning(
         {
             "weight": apt("weight", temperature=300.0),
