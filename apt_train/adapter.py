@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -36,6 +37,9 @@ def add_adapter(
     check_no_adapter(unet)
     modules = [*ATTENTION, *(FEED_FORWARD if targets == "attention+ff" else ())]
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules)  # type: ignore[arg-type]
+    # Asked for by name, as peft else asks every quantisation library that is installed and gives up where another
+    # pack's torchao is too old for it.
+    config._register_custom_module({nn.Linear: Linear})
     unet.requires_grad_(False)
     with seeded(seed, "adapter"):
         inject_adapter_in_model(config, unet, adapter_name=ADAPTER)

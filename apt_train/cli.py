@@ -31,7 +31,10 @@ _GROUPS: dict[str, tuple[str, type]] = {
     "data": ("data", DataConfig),
     "output": ("snapshots and previews", OutputConfig),
 }
-_INPUTS = ("checkpoint", "images", "tokenizer", "prior_images", "background", "alpha_masks", "skip_bad_images")
+_INPUTS = (
+    "checkpoint", "prediction_type", "images", "tokenizer", "prior_images", "background", "alpha_masks",
+    "skip_bad_images",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,6 +80,11 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     inputs = parser.add_argument_group("inputs")
     inputs.add_argument("--checkpoint", required=True, help="a diffusers folder or a .safetensors file (SD1.5, SDXL)")
+    inputs.add_argument(
+        "--prediction-type",
+        choices=("epsilon", "v_prediction"),
+        help="what the model predicts, for a file that does not say so itself (else epsilon)",
+    )
     inputs.add_argument(
         "--images", required=True, help="folder of pictures, with X.txt captions and X-mask.png masks beside them"
     )
@@ -229,7 +237,8 @@ def _load(inputs: dict[str, Any]) -> tuple[Components, ImageSet, ImageSet | None
         reading = {name: inputs[name] for name in ("background", "alpha_masks", "skip_bad_images")}
         images = load_images(inputs["images"], **reading)
         prior = load_images(inputs["prior_images"], **reading) if inputs["prior_images"] else None
-        return load_checkpoint(inputs["checkpoint"], tokenizer=inputs["tokenizer"]), images, prior
+        told = {"tokenizer": inputs["tokenizer"], "prediction_type": inputs.get("prediction_type")}
+        return load_checkpoint(inputs["checkpoint"], **told), images, prior
 
 
 def _say_done(result: TrainResult, output: Path) -> None:

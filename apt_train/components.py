@@ -9,14 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, nn
 
+from .errors import InputError
 from .noise import NoiseSchedule
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 FamilyName = Literal["sd15", "sdxl", "custom"]
+
+
+def loses(source: torch.dtype, target: torch.dtype) -> bool:
+    """Whether a cast may round. Floats of one byte fit into all that is trained in."""
+    return source.itemsize > 1 and torch.promote_types(source, target) != target
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,18 @@ class TextEncoder:
     final_norm: bool = True  # apply the final layer norm to that layer's output
     pooled: bool = False  # its projected vector at EOS is the UNet's `text_embeds`
     embedding_key: str = "clip_l"  # name of its rows in an embedding file
+    _kept_table: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def table(self) -> Tensor:
+        """The token embeddings (vocabulary, width) as they were loaded, also after a run that has rounded the model."""
+        own: nn.Embedding = self.model.get_input_embeddings()  # type: ignore[operator]
+        return own.weight if self._kept_table is None else self._kept_table
+
+    def keep_table(self, dtype: torch.dtype) -> None:
+        """Called before the model is cast to `dtype`: the next identifier must start from the same rows as this one."""
+        if self._kept_table is None and loses(self.table.dtype, dtype):
+            self._kept_table = self.table.detach().cpu()
 
 
 @dataclass
@@ -67,6 +86,19 @@ class Components:
     digest: str = ""  # of the source weights; enters a run's content hash
     source: str = ""  # for messages and metadata: a file or folder name, no path
     notes: list[str] = field(default_factory=list)  # sentences the user should see once
+    rounded_to: torch.dtype | None = None  # what an earlier run has rounded the weights to, in place
+
+    def use(self, dtype: torch.dtype) -> None:
+        """Note that a run casts UNet and text encoders to `dtype`. InputError: an earlier one has rounded them."""
+        if self.rounded_to not in (None, dtype):
+            raise InputError(
+                f"An earlier run has rounded this model to {self.rounded_to}, and this one is to train in {dtype}: "
+                "load the checkpoint again."
+            )
+        modules = [self.unet, *(encoder.model for encoder in self.text_encoders)]
+        held = {parameter.dtype for module in modules for parameter in module.parameters()}
+        if any(loses(one, dtype) for one in held):
+            self.rounded_to = dtype
 
     @property
     def size_multiple(self) -> int:

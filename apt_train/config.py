@@ -21,7 +21,7 @@ Layers = Literal["up", "mid+up", "all"]
 StabilizationMode = Literal["relative", "raw"]
 AttnSchedule = Literal["constant", "linear", "indicator"]
 AugmentKind = Literal["affine", "flip", "color"]
-LrSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+LrSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")

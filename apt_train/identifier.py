@@ -54,7 +54,7 @@ class Identifier(nn.Module):
                 raise InputError(
                     f"init_word {init_word!r} has no token in the model's vocabulary: choose another."
                 )
-            weight = token_embedding(encoder.model).weight
+            weight = encoder.table
             rows.append(weight[torch.tensor(found, device=weight.device)])
             ids.append(found)
         return Identifier(rows, ids, [encoder.embedding_key for encoder in encoders], init_word)

@@ -7,6 +7,7 @@ snapshots and previews when due, and at the end, however it comes, the files (fi
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -26,6 +27,7 @@ from .precision import resolve_dtype
 from .run_folder import RunFolder, content_hash
 from .setup import Run, prepared_run
 from .snapshot import drop_newer, read_newest_state, restore_state
+from .streams import subject_captions
 from .update import TrainingDiverged, optimizer_step
 
 
@@ -60,18 +62,23 @@ def train(
         InputError: something given cannot be used; nothing has been written. Also a full disk, too little memory, or
             a loss that is no number (`TrainingDiverged`): the last good snapshot is kept.
     """
+    _refuse_ranks()
     device = _resolve_device(device)
     listener = _Listener(on_event)
     folder = _open_folder(output_dir, config.name, resume)
     dtype = resolve_dtype(config.precision, device)
     prior_digest = prior_images.digest if prior_images else ""
-    digest = content_hash(components.digest, images.digest, prior_digest, config, dtype)
+    captions = subject_captions(images, config)
+    digest = content_hash(
+        components.digest, components.schedule, images.digest, captions, prior_digest, config, dtype
+    )
     if folder is not None and resume:
         folder.check_same_run(digest, config, dtype)
 
     with (
         _memory_in_words(),
         prepared_run(components, images, prior_images, config, device, dtype, listener.notice) as run,
+        folder.held() if folder is not None else contextlib.nullcontext(),
     ):
         outcome = Outcome(run=run, folder=folder, digest=digest)
         if folder is not None:
@@ -86,7 +93,8 @@ def train(
             # Cancelled by the host, out of memory, a bug in a callback: the work so far is the user's.
             if not run.updating:
                 run.indicator.discard()
-                finish(outcome)
+                if run.steps_done:
+                    finish(outcome)
             raise
         result = finish(outcome)
         write_extras(outcome, listener)
@@ -138,6 +146,13 @@ class _Listener:
             raise StopTraining
 
 
+def _refuse_ranks() -> None:
+    """Several ranks would each train the whole run, in one folder and on one device."""
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    if ranks not in ("", "1"):
+        raise InputError(f"This was launched with {ranks} processes, but trains in one: start it without a launcher.")
+
+
 def _resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         resolved = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -182,10 +197,12 @@ def _begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: 
     rescaled = resume and _drift_prompts(folder.config()) != _drift_prompts(run.config)
     if resume:
         _go_on(run, folder)
+    else:
+        RunFolder.open_new(folder.path, folder.name)  # again: another process may have come first
     if rescaled:  # another scale; cut before config.json says so, as the next call sees only what that says
         folder.cut_log(run.steps_done, without=("drift",))
     facts = {"num_timesteps": run.components.schedule.num_timesteps, "dtype": str(run.dtype)}
-    folder.start(outcome.digest, run.config, {**facts, **record})
+    folder.start(outcome.digest, run.config, {**folder.record(), **facts, **record})
     for line in folder.cut_log(run.steps_done):
         outcome.remember(line["loss"], line["gamma"])
     if rescaled:

@@ -7,12 +7,15 @@ In: the folder's identity and its log. Not in: the state inside a snapshot (snap
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from .captions import embedding_stem
 from .config import TrainConfig
@@ -23,22 +26,35 @@ from .files import atomic_write, check_file_name, check_writable
 if TYPE_CHECKING:
     import torch
 
+    from .noise import NoiseSchedule
+
 FORMAT = 1
 RECIPE = 1  # raised whenever the same weights, pictures and settings come to train to something else
-CONFIG, LOG = "config.json", "log.jsonl"
+CONFIG, LOG, LOCK = "config.json", "log.jsonl", ".lock"
+_OURS = ("format", "name", "digest", "config", "num_timesteps", "dtype")  # in config.json; the rest is the callers'
 
 
 def content_hash(
-    source_digest: str, images_digest: str, prior_digest: str, config: TrainConfig, dtype: torch.dtype
+    source_digest: str,
+    schedule: NoiseSchedule,
+    images_digest: str,
+    captions: Sequence[str],
+    prior_digest: str,
+    config: TrainConfig,
+    dtype: torch.dtype,
 ) -> str:
     """What a run is: sha256 hex over the weights, the pictures and every setting that changes the trained weights.
 
-    `dtype`: what `precision` came to on the device at hand.
+    `schedule`: with what the model predicts, which the same file can be told either way. `captions`: as trained on,
+    since the subject's name decides what in them stands for it. `dtype`: what `precision` came to on the device.
     """
     parts = {
         "recipe": RECIPE,
         "weights": source_digest,
+        "predicts": schedule.prediction_type,
+        "schedule": hashlib.sha256(schedule.alphas_cumprod.cpu().float().numpy().tobytes()).hexdigest(),
         "images": images_digest,
+        "captions": list(captions),
         "prior_images": prior_digest,
         "settings": {**config.identity(), "precision": str(dtype)},
     }
@@ -55,11 +71,11 @@ class RunFolder:
     def open_new(path: str | Path, name: str) -> RunFolder:
         """A folder for a new run. InputError: it holds a run or other files, or cannot be written."""
         path = Path(path)
-        if (path / CONFIG).exists():
+        if (path / CONFIG).exists() and not _never_stepped(path):
             raise InputError(
                 f"{path} already holds a run: choose another output folder, or go on with `apt-train resume {path}`."
             )
-        if _holds_something(path):
+        if _holds_something(path) and not _never_stepped(path):
             raise InputError(f"{path} is not empty and holds no run: choose an empty or a new output folder.")
         for stem in (name, embedding_stem(name)):
             check_file_name(f"{stem}.safetensors")
@@ -90,6 +106,30 @@ class RunFolder:
         """The settings that the run was last trained with."""
         return TrainConfig.from_dict(read_config(self.path)["config"])
 
+    def record(self) -> dict[str, Any]:
+        """What callers have had kept beside the settings; empty for a new run."""
+        kept = read_config(self.path) if (self.path / CONFIG).is_file() else {}
+        return {name: value for name, value in kept.items() if name not in _OURS}
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside the block no other process trains in this folder, which is made if it is not there yet.
+
+        The lock is the system's, so it goes with a process that is killed. InputError: another one holds it.
+        """
+        self._make()
+        lock = FileLock(self.path / LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InputError(f"{self.path} is being trained in by another process: wait for it, or end it.") from None
+        except (OSError, NotImplementedError):  # some network file systems have no locks
+            pass
+        try:
+            yield
+        finally:
+            lock.release()
+
     def check_same_run(self, digest: str, config: TrainConfig, dtype: torch.dtype) -> None:
         """Refuse to go on with other weights, pictures or settings than the run began with, naming what differs."""
         saved, before = read_config(self.path), self.config()
@@ -110,15 +150,17 @@ class RunFolder:
             )
 
     def start(self, digest: str, config: TrainConfig, record: Mapping[str, Any]) -> None:
-        """Make the folder and write `config.json`; `record`: what the caller wants kept beside the settings."""
+        """Write `config.json`; `record`: what the caller wants kept beside the settings."""
+        content = {"format": FORMAT, "name": self.name, "digest": digest, "config": config.to_dict(), **record}
+        atomic_write(self.path / CONFIG, lambda path: path.write_text(json.dumps(content, indent=1), encoding="utf-8"))
+
+    def _make(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(
                 f"{self.path} could not be made ({error.strerror}): choose another output folder."
             ) from error
-        content = {"format": FORMAT, "name": self.name, "digest": digest, "config": config.to_dict(), **record}
-        atomic_write(self.path / CONFIG, lambda path: path.write_text(json.dumps(content, indent=1), encoding="utf-8"))
 
     def cut_log(self, step: int, *, without: tuple[str, ...] = ()) -> list[dict[str, Any]]:
         """Cut `log.jsonl` back to `step` steps (what came after them was not saved); the lines that stay.
@@ -154,12 +196,20 @@ def snapshot_steps(path: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
+def _never_stepped(path: Path) -> bool:
+    """A run that ended before its first step has left nothing that anyone could miss."""
+    return _visible(path) == {CONFIG, LOG} and (path / LOG).stat().st_size == 0
+
+
 def _holds_something(path: Path) -> bool:
     """Anything but what a file browser leaves, or a writer that was killed."""
+    return bool(_visible(path))
+
+
+def _visible(path: Path) -> set[str]:
     try:
-        return path.is_dir() and any(
-            not item.name.startswith(".") and item.name not in ("desktop.ini", "Thumbs.db") for item in path.iterdir()
-        )
+        names = {item.name for item in path.iterdir()} if path.is_dir() else set()
+        return {name for name in names if not name.startswith(".") and name not in ("desktop.ini", "Thumbs.db")}
     except OSError as error:
         raise InputError(f"{path} cannot be opened ({error.strerror}): choose another output folder.") from error
 

@@ -66,6 +66,8 @@ def prepared_run(
     Raises InputError for anything in the pictures, captions or settings that cannot be trained on.
     """
     _check_layers(components, config)
+    _check_previews(components, config)
+    components.use(dtype)
     subject, preservation = build_streams(components, images, prior_images, config, device, notify)
     for note in [*components.notes, *images.notes, *(prior_images.notes if prior_images else [])]:
         notify(note)
@@ -89,6 +91,13 @@ def _check_layers(components: Components, config: TrainConfig) -> None:
         raise InputError(_no_layers("attn_layers", goal.attn_layers, "alignment"))
 
 
+def _check_previews(components: Components, config: TrainConfig) -> None:
+    """Before the first of them ends a run that has trained for hours."""
+    most, given = components.schedule.num_timesteps, config.output.preview_steps
+    if config.output.preview_every and given > most:
+        raise InputError(f"preview_steps is {given}, but this model's schedule has {most}: give {most} or fewer.")
+
+
 def _no_layers(setting: str, layers: str, switch: str) -> str:
     return f"{setting} is {layers}, but this model has no attention there: choose all, or switch {switch} off."
 
@@ -101,6 +110,7 @@ def _conditioning(
     if config.identifier_mode == "learned":  # before the cast, which would round the rows it starts from
         identifier = Identifier.from_init_word(encoders, config.resolved_init_word).to(device)
     for encoder in encoders:
+        encoder.keep_table(dtype)
         encoder.model.requires_grad_(False).to(device, dtype)
     return identifier, Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
 

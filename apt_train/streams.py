@@ -60,15 +60,9 @@ class Stream:
         return [collate(chunk, self.captions, self.size_ids, device) for chunk in chunks]
 
 
-def build_streams(
-    components: Components,
-    images: ImageSet,
-    prior_images: ImageSet | None,
-    config: TrainConfig,
-    device: torch.device,
-    notify: Callable[[str], None],
-) -> tuple[Stream, Stream | None]:
-    captions = [
+def subject_captions(images: ImageSet, config: TrainConfig) -> list[str]:
+    """The pictures' captions as they are trained on, with `{subject}`. InputError: one that does not name it."""
+    return [
         caption_for(
             image.caption,
             image.name,
@@ -78,6 +72,17 @@ def build_streams(
         )
         for image in images.images
     ]
+
+
+def build_streams(
+    components: Components,
+    images: ImageSet,
+    prior_images: ImageSet | None,
+    config: TrainConfig,
+    device: torch.device,
+    notify: Callable[[str], None],
+) -> tuple[Stream, Stream | None]:
+    captions = subject_captions(images, config)
     subject = _stream("subject", components, images, captions, config, device, notify)
     if prior_images is None:
         return subject, None

@@ -51,7 +51,7 @@ def optimizer_step(run: Run) -> dict[str, Any]:
 
     # ATA: how likely each timestep bin is augmented; the bank grows before the draw [p_max reported].
     p_aug = _augmentation_chance(run)
-    run.subject.bank.ensure_variants(run.subject.bank.wanted_variants(float(p_aug.max()), run.objective.p_max))
+    _grow_bank(run, p_aug)
     batches = _draw(run, p_aug)
     preserved = _draw_preservation(run)
 
@@ -87,6 +87,18 @@ def _augmentation_chance(run: Run) -> Tensor:
     """p_aug = min(gamma_b, p_max) per bin, from the committed gamma; zeros where the method does not augment."""
     gamma = run.indicator.gamma
     return gamma.clamp(max=run.objective.p_max) if run.objective.adaptive_augmentation else torch.zeros_like(gamma)
+
+
+def _grow_bank(run: Run, p_aug: Tensor) -> None:
+    """InputError: there is no room for the VAE beside the UNet, which a smaller step would not change."""
+    bank = run.subject.bank
+    try:
+        bank.ensure_variants(bank.wanted_variants(float(p_aug.max()), run.objective.p_max))
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        raise InputError(
+            "Out of memory where the VAE encodes augmented pictures beside the UNet: lower the resolution, choose "
+            "identifier_mode word, whose text encoders leave the device, or switch adaptive_augmentation off."
+        ) from error
 
 
 def _draw(run: Run, p_aug: Tensor) -> list[Batch]:
@@ -136,9 +148,12 @@ def _clip(run: Run) -> float | None:
     parameters, limit = list(run.trainable.values()), run.config.optimizer.max_grad_norm
     run.scaler.unscale_(run.optimizer)
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf))
-    if not math.isfinite(norm) and not run.scaler.is_enabled():
-        raise TrainingDiverged(_diverged("gradient", run))
-    return norm if math.isfinite(norm) else None
+    if math.isfinite(norm):
+        return norm
+    if run.scaler.get_scale() >= 1 and run.scaler.is_enabled():
+        return None
+    # Without a scale above one it was no overflow of ours, and the next steps would be skipped like this one.
+    raise TrainingDiverged(_diverged("gradient", run))
 
 
 def _update(run: Run) -> None:
@@ -171,8 +186,8 @@ def _balance_due(run: Run) -> bool:
     return step % every < lazy  # the first step with a prior pass at or after a multiple
 
 
-def _gradient_norms(run: Run, parts: Mapping[str, Tensor]) -> dict[str, float]:
-    """Norm of each weighted term's gradient, without touching the gradients that train.
+def _gradient_norms(run: Run, parts: Mapping[str, Tensor]) -> dict[str, float] | None:
+    """Norm of each weighted term's gradient, without touching the gradients that train; None where one overflows.
 
     Scaled as in training: under fp16 plain gradients would underflow.
     """
@@ -185,7 +200,7 @@ def _gradient_norms(run: Run, parts: Mapping[str, Tensor]) -> dict[str, float]:
             grads = torch.autograd.grad(scaled, parameters, retain_graph=True, allow_unused=True)
         squares = [(grad.detach().float() / scale).square().sum().cpu() for grad in grads if grad is not None]
         norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
-    return norms
+    return norms if all(map(math.isfinite, norms.values())) else None
 
 
 def _values(run: Run, seen: _Seen) -> dict[str, float | None]:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -320,3 +324,21 @@ def test_a_rank_left_out_by_every_sample_gets_no_gradient() -> None:
         if ".lora_B." in name:
             beyond, within = parameter.grad[:, 2:], parameter.grad[:, :2]
         assert not beyond.any() and within.any(), name
+
+
+def test_another_packs_old_torchao_does_not_matter(tmp_path: Path) -> None:
+    """peft gives up on any module where it finds one that it is too new for, though nothing here is quantised."""
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").touch()
+    (about := tmp_path / "torchao-0.1.0.dist-info").mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.1.0\n")
+    code = (
+        "import importlib.metadata; assert importlib.metadata.version('torchao') == '0.1.0'\n"
+        "from tests.test_adapter import inputs_of, output, tuned_unet\n"
+        "print(output(tuned_unet(), inputs_of('sd15')).double().sum().item().hex())"
+    )
+    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.split()[-1] == output(tuned_unet(), inputs_of("sd15")).double().sum().item().hex()

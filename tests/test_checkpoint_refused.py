@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 
 from apt_train.checkpoint import load_checkpoint
 from apt_train.errors import InputError
@@ -305,10 +305,17 @@ def test_folder_with_an_unfit_unet_or_scheduler(folder):
     config = json.loads((folder / "unet" / "config.json").read_text())
     (folder / "unet" / "config.json").write_text(json.dumps({**config, "class_embed_type": "identity"}))
     assert "class_embed_type" in refusal(folder)
-    (folder / "unet" / "config.json").write_text(json.dumps(config))
+    UNet2DConditionModel.from_config({**config, "time_cond_proj_dim": 256}).save_pretrained(folder / "unet")
+    assert "time_cond_proj_dim" in refusal(folder)
+    tiny_modules("sd15").unet.save_pretrained(folder / "unet")
+    vae = json.loads((folder / "vae" / "config.json").read_text())
+    (folder / "vae" / "config.json").write_text(json.dumps({**vae, "latents_mean": [0.5] * 4}))
+    assert "latents_mean" in refusal(folder)
+    (folder / "vae" / "config.json").write_text(json.dumps(vae))
     for scheduler, expected in (
         (FlowMatchEulerDiscreteScheduler(), "flow-matching"),
         (DDIMScheduler(prediction_type="sample"), "prediction_type is sample"),
+        (EDMEulerScheduler(), "EDM"),
     ):
         scheduler.save_pretrained(folder / "scheduler")
         with pytest.raises(InputError, match=expected):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from apt_train import cli
@@ -311,6 +312,21 @@ def test_a_bad_image_is_skipped_on_request(
 def test_resume_and_report_of_a_folder_that_holds_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("resume", "report"):
         assert "config.json" in refused([command, str(tmp_path)], capsys)
+
+
+def test_what_a_model_predicts_can_be_said_and_is_said_again_on_resume(
+    model: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Of a model that says nothing, or the wrong thing, of itself; the LoRA file says it on."""
+    output = tmp_path / "out"
+    assert cli.main(arguments(model, photos, output, "--prediction-type", "v_prediction")) == 0
+    with safe_open(str(output / "toy_subject.safetensors"), framework="pt") as file:
+        assert file.metadata()["modelspec.prediction_type"] == "v"
+    assert cli.main(["resume", str(output), "--steps", "4", "--device", "cpu"]) == 0
+    plain = json.loads((output / "config.json").read_text())
+    del plain["inputs"]["prediction_type"]  # as before there was the option
+    (output / "config.json").write_text(json.dumps(plain))
+    assert cli.main(["resume", str(output), "--steps", "5", "--device", "cpu"]) == 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT as a terminal does")

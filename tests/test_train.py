@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 
 from apt_train import finish, update
 from apt_train.adapter import adapter_parameters, add_adapter
-from apt_train.config import TrainConfig
+from apt_train.config import LrSchedule, TrainConfig
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, NoticeEvent, PreviewEvent, StopTraining
 from apt_train.export import lora_to_kohya
@@ -546,6 +547,8 @@ def test_settings_that_act_under_conditions(tmp_path: Path) -> None:
     assert not same_weights(run(attn_schedule="indicator", attn_weight=100.0, steps=8), run(attn_weight=100.0, steps=8))
     warm = {"lr_schedule": "constant_with_warmup"}
     assert not same_weights(run(**warm, warmup_steps=3), run(**warm))
+    courses = [run(lr_schedule=schedule) for schedule in get_args(LrSchedule) if schedule != "constant_with_warmup"]
+    assert not any(same_weights(a, b) for a, b in itertools.combinations(courses, 2))
     wide = pictures(2, height=48, width=96)
     assert not same_weights(run(images=wide), run(images=wide, bucket_multiple=32))
     kept = {"prior_images": pictures(2, seed=5)}

@@ -147,6 +147,11 @@ def _load_vae(part: Path) -> AutoencoderKL | AutoencoderTiny:
     name = config.get("_class_name", "AutoencoderKL")
     if name not in kinds:
         raise InputError(f"{part.parent.name} has a VAE of the kind {name}: only {' and '.join(kinds)} work.")
+    if config.get("latents_mean") or config.get("latents_std"):
+        raise InputError(
+            f"{part.parent.name} has a VAE with latents_mean or latents_std, a scale that SD1.5 and SDXL do not have: "
+            "give a model of their shape."
+        )
     kind = kinds[name]
     tensors = {_new_attention_name(name): tensor for name, tensor in _load_tensors(part).items()}
     return build(lambda: _from_config(kind, config), tensors, what=_what(part), dtype=torch.float32)
@@ -200,7 +205,7 @@ def _check_fit(folder: Path, unet: UNet2DConditionModel, codec: VaeCodec) -> Non
             f"{folder.name} is {kinds.get(found, 'a model')} whose UNet takes {found} channels where the VAE gives "
             f"{latent}: give the plain text-to-image model."
         )
-    for setting in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
+    for setting in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim"):
         if unet.config.get(setting) is not None:
             raise InputError(
                 f"{folder.name} has a UNet with {setting}, an input of its own: give a model that reads text alone."

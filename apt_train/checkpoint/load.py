@@ -5,6 +5,7 @@ Ready modules need no loading: build `Components` from them. Nothing here opens 
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -45,8 +46,11 @@ def load_checkpoint(
         raise InputError(f"The checkpoint {path} does not exist: check the path.")
     load = load_diffusers_folder if path.is_dir() else load_single_file
     try:
-        return load(path, tokenizer=tokenizer, dtype=dtype, prediction_type=prediction_type)
+        components = load(path, tokenizer=tokenizer, dtype=dtype, prediction_type=prediction_type)
     except OSError as error:
         raise InputError(
             f"The checkpoint {path} cannot be read ({error}): check the file and its permissions."
         ) from None
+    if dtype is not None:  # rounded weights are another model
+        components.digest = hashlib.sha256(f"{components.digest} {dtype}".encode()).hexdigest()
+    return components

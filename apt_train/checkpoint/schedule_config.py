@@ -17,8 +17,10 @@ def schedule_from_config(config: Mapping[str, Any], prediction_type: PredictionT
     """Schedule from `num_train_timesteps`, `beta_*`, `trained_betas`, `rescale_betas_zero_snr`, `prediction_type`.
 
     Absent entries mean what they mean in diffusers. `prediction_type` given here wins over the configuration's.
-    InputError: a flow-matching scheduler, an unknown beta schedule, or a model predicting the picture itself.
+    InputError: a flow-matching or EDM scheduler, an unknown beta schedule, or a model predicting the picture itself.
     """
+    if "EDM" in str(config.get("_class_name", "")) or "sigma_data" in config:
+        raise InputError("The scheduler is an EDM one: only the noise schedules of SD1.5 and SDXL can be trained.")
     if "FlowMatch" in str(config.get("_class_name", "")):
         raise InputError(
             "The scheduler is a flow-matching one: only the noise schedules of SD1.5 and SDXL can be trained."

@@ -1,0 +1,197 @@
+"""What a run is and who may train in its folder: another model, name or precision is another run; one at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from apt_train.components import Components
+from apt_train.errors import InputError
+from apt_train.events import Event, StepEvent
+from apt_train.run_folder import read_config, read_log
+from tests.tiny import tiny_components
+from tests.training import Recorder, pictures, run, same_weights
+
+
+def predicting_v() -> Components:
+    parts = tiny_components()
+    return dataclasses.replace(parts, schedule=dataclasses.replace(parts.schedule, prediction_type="v_prediction"))
+
+
+def with_another_schedule() -> Components:
+    parts = tiny_components()
+    curve = parts.schedule.alphas_cumprod**2
+    return dataclasses.replace(parts, schedule=dataclasses.replace(parts.schedule, alphas_cumprod=curve))
+
+
+# -- what is another run
+
+
+@pytest.mark.parametrize("other", [predicting_v, with_another_schedule])
+def test_the_same_weights_under_another_schedule_are_another_run(tmp_path: Path, other: Any) -> None:
+    run(steps=1, output_dir=tmp_path)
+    with pytest.raises(InputError, match="another checkpoint"):
+        run(other(), steps=2, output_dir=tmp_path, resume=True)
+    assert run(steps=2, output_dir=tmp_path, resume=True).steps_done == 2
+
+
+@pytest.mark.parametrize(("caption", "is_the_same"), [("bob next to a toy", False), ("a toy on grass", True)])
+def test_another_name_is_another_run_only_where_a_caption_says_it(
+    tmp_path: Path, caption: str, is_the_same: bool
+) -> None:
+    images = pictures(captions=[caption] * 3)
+    hashes = []
+    for name in ("bob", "ann"):
+        run(images=images, identifier=name, steps=1, output_dir=tmp_path / name)
+        hashes.append(read_config(tmp_path / name)["digest"])
+    assert (hashes[0] == hashes[1]) is is_the_same
+
+
+# -- the same components again
+
+
+def half() -> dict[str, Any]:
+    return {"precision": "bf16", "steps": 4, "snapshot_every": 2}
+
+
+def test_a_model_that_was_trained_on_in_half_precision_gives_the_same_run_again(tmp_path: Path) -> None:
+    """The identifier starts from the rows as they were loaded, and not from rounded ones."""
+    again = tiny_components()
+    first = run(again, **half())
+    assert same_weights(run(again, **half()), first) and same_weights(run(**half()), first)
+    run(again, **{**half(), "steps": 2}, output_dir=tmp_path)
+    assert same_weights(run(again, **half(), output_dir=tmp_path, resume=True), first)
+
+
+def test_a_rounded_model_is_refused_where_it_was_to_be_exact() -> None:
+    used = tiny_components()
+    run(used, precision="fp32", steps=1)
+    run(used, precision="bf16", steps=1)
+    with pytest.raises(InputError, match=r"rounded this model to torch\.bfloat16.*load the checkpoint again"):
+        run(used, precision="fp32", steps=1)
+    assert run(used, precision="bf16", steps=1).steps_done == 1
+
+
+# -- one at a time
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_trains(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def second(event: Event) -> None:
+        if isinstance(event, StepEvent) and event.step == 2:
+            with pytest.raises(InputError) as caught:
+                run(output_dir=tmp_path, resume=True)
+            refused.append(str(caught.value))
+
+    run(output_dir=tmp_path, on_event=second)
+    assert len(refused) == 1 and "by another process" in refused[0]
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3, 4]
+    assert run(steps=5, output_dir=tmp_path, resume=True).steps_done == 5
+
+
+def test_a_launcher_of_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="2 processes"):
+        run(output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert run(steps=1).steps_done == 1
+
+
+# -- what stays in the folder
+
+
+def test_a_resumed_run_keeps_what_its_first_caller_had_recorded(tmp_path: Path) -> None:
+    run(steps=1, output_dir=tmp_path, record={"inputs": {"images": "here"}, "note": 1})
+    run(steps=2, output_dir=tmp_path, resume=True, record={"note": 2})
+    kept = read_config(tmp_path)
+    assert kept["inputs"] == {"images": "here"} and kept["note"] == 2 and kept["config"]["steps"] == 2
+
+
+def test_a_run_that_fails_in_its_first_step_leaves_no_lora_and_no_full_folder(tmp_path: Path) -> None:
+    broken = tiny_components()
+    broken.unet.conv_out.weight.data.fill_(float("nan"))
+    with pytest.raises(InputError, match="not a number"):
+        run(broken, output_dir=tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert run(output_dir=tmp_path).steps_done == 4
+
+
+def test_a_run_with_a_step_is_never_replaced(tmp_path: Path) -> None:
+    run(steps=1, output_dir=tmp_path)
+    before = (tmp_path / "log.jsonl").read_text()
+    with pytest.raises(InputError, match="already holds a run"):
+        run(output_dir=tmp_path)
+    assert (tmp_path / "log.jsonl").read_text() == before
+
+
+def test_preview_steps_beyond_the_schedule_are_refused_before_training(tmp_path: Path) -> None:
+    recorder = Recorder()
+    with pytest.raises(InputError, match="preview_steps is 1500.*give 1000 or fewer"):
+        run(preview_every=2, preview_steps=1500, output_dir=tmp_path / "run", on_event=recorder)
+    assert not recorder.steps and not (tmp_path / "run").exists()
+    assert json.dumps(run(preview_steps=1500).steps_done) == "4"  # none are drawn
+
+
+# -- precision that overflows
+
+
+@pytest.fixture
+def poisoned_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scaler as fp16 has it, and gradients that are no numbers behind a loss that is one."""
+    from apt_train import setup, update
+
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(setup.torch.amp, "GradScaler", lambda *_, **__: scaler("cpu", enabled=True))
+    plain = update._backward
+
+    def backward(run_: Any, loss: torch.Tensor) -> None:
+        plain(run_, loss)
+        for parameter in run_.trainable.values():
+            parameter.grad = torch.full_like(parameter, float("nan"))
+
+    monkeypatch.setattr(update, "_backward", backward)
+
+
+@pytest.mark.usefixtures("poisoned_gradients")
+def test_an_overflow_that_no_smaller_scale_mends_ends_the_run(tmp_path: Path) -> None:
+    """Seventeen halvings bring the scale from 65536 below one."""
+    with pytest.raises(InputError, match="gradient became infinite or not a number at step 18"):
+        run(steps=40, output_dir=tmp_path)
+    assert [line["step"] for line in read_log(tmp_path)] == list(range(1, 18))
+
+
+def test_norms_that_overflow_are_not_written_into_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from apt_train import update
+
+    plain = torch.autograd.grad
+    monkeypatch.setattr(
+        update.torch.autograd, "grad", lambda *a, **k: [g if g is None else g * float("inf") for g in plain(*a, **k)]
+    )
+    run(steps=2, balance_every=1, output_dir=tmp_path)
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    for text in (tmp_path / "log.jsonl").read_text().splitlines():
+        assert "grad_norm_terms" not in json.loads(text, parse_constant=refuse)
+
+
+# -- memory
+
+
+def test_no_room_for_the_vae_is_told_with_what_would_make_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    from apt_train.latent_bank import LatentBank
+
+    def full(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(LatentBank, "_encode_variant", full)
+    with pytest.raises(InputError, match="VAE encodes augmented pictures.*identifier_mode word.*adaptive_augmentation"):
+        run(steps=8)
