@@ -51,6 +51,19 @@ class ImageSet:
     digest: str  # sha256 over pixels, captions and masks in order; file and folder names do not count
     notes: list[str] = field(default_factory=list)  # sentences to show once
 
+    def repeats(self) -> list[str]:
+        """A sentence for each picture that is there more than once: it counts as often, and is most often left over."""
+        alike: dict[bytes, list[str]] = {}
+        for image in self.images:
+            content = f"{tuple(image.pixels.shape)}".encode() + image.pixels.numpy().tobytes()
+            alike.setdefault(hashlib.sha256(content).digest(), []).append(image.name)
+        return [
+            f"{', '.join(names[:-1])} and {names[-1]} are the same picture, which counts {len(names)} times: leave "
+            "one if that is not meant."
+            for names in alike.values()
+            if len(names) > 1
+        ]
+
     @classmethod
     def from_tensors(
         cls,

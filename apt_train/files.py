@@ -15,9 +15,11 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from .errors import InputError
 
+_T = TypeVar("_T")
 _MAX_NAME = 255  # bytes, the common limit of ext4, NTFS, APFS
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 
@@ -45,7 +47,7 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         _set_mode(temporary, mode)
         _flush(temporary)
-        os.replace(temporary, path)
+        patiently(os.replace, temporary, path)
         _flush_folder(path.parent)
     except OSError as error:
         raise InputError(_in_words(error, path)) from error
@@ -138,14 +140,17 @@ def _in_words(error: OSError, path: Path) -> str:
     return f"{name} could not be written to {folder} ({reason}): choose another folder or name."
 
 
-def _rename_folder(draft: Path, path: Path) -> None:
-    """Windows refuses as long as a virus scanner or an indexer reads one of the new files: it is asked again."""
+def patiently(act: Callable[..., _T], *arguments: Any, **options: Any) -> _T:
+    """Do something to a file or folder. Windows refuses while a scanner, an indexer or a reader of ours holds it open:
+
+    it is asked again for some seconds, and what it says last passes on.
+    """
     for wait in (0.1, 0.3, 1.0, 3.0) if os.name == "nt" else ():
         try:
-            return os.replace(draft, path)
+            return act(*arguments, **options)
         except PermissionError:
             time.sleep(wait)
-    os.replace(draft, path)
+    return act(*arguments, **options)
 
 
 @contextlib.contextmanager
@@ -168,7 +173,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             _flush(file)
         if path.exists():
             shutil.rmtree(path)
-        _rename_folder(draft, path)
+        patiently(os.replace, draft, path)
         _flush_folder(path.parent)
     except OSError as error:
         raise InputError(_in_words(error, path)) from error

@@ -21,7 +21,7 @@ from .captions import embedding_stem
 from .config import TrainConfig
 from .errors import InputError
 from .events import StepEvent
-from .files import atomic_write, check_file_name, check_writable
+from .files import atomic_write, check_file_name, check_writable, patiently
 
 if TYPE_CHECKING:
     import torch
@@ -176,7 +176,7 @@ class RunFolder:
     def log(self, event: StepEvent) -> None:
         """Append a step to `log.jsonl`."""
         try:
-            with open(self.path / LOG, "a", encoding="utf-8") as file:
+            with patiently(open, self.path / LOG, "a", encoding="utf-8") as file:
                 file.write(json.dumps(event.log_line()) + "\n")
         except OSError as error:
             what = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror).lower()

@@ -69,7 +69,7 @@ def prepared_run(
     _check_previews(components, config)
     components.use(dtype)
     subject, preservation = build_streams(components, images, prior_images, config, device, notify)
-    for note in [*components.notes, *images.notes, *(prior_images.notes if prior_images else [])]:
+    for note in [*components.notes, *images.notes, *images.repeats(), *(prior_images.notes if prior_images else [])]:
         notify(note)
     if subject.bank.fixed:
         notify("The VAE gives no standard deviation: each picture's latent is fixed.")

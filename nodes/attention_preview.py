@@ -16,6 +16,7 @@ from ..apt_train.rng import generator
 from .attention_table import compare, table
 from .host import attention, looked_at
 from .host.prompt_reading import read_prompt
+from .host.requirements import check_installed
 from .prompt_columns import Columns, Texts, choose, match
 from .wires import AptRun, AptRunWire
 
@@ -63,6 +64,7 @@ class APTAttentionAlignPreview(io.ComfyNode):
         layers: str, tokens: str, seed: int, image: Tensor | None = None, vae: Any = None,
         latent: dict[str, Any] | None = None, run: AptRun | None = None, tuned_clip: Any = None,
     ) -> io.NodeOutput:  # fmt: skip
+        check_installed()
         attention.require_pair(model, model if isinstance(tuned, dict) else tuned)
         texts = Texts.of(prompt, *_subject(trigger, class_word, run))
         read = partial(read_prompt, clip)

@@ -3,6 +3,7 @@
     apt_train.started   {run, node, prompt_id, workflow, total, first_step, bins}
     apt_train.steps     {run, node, prompt_id, workflow, points, seconds_left}
     apt_train.finished  {run, node, prompt_id, workflow, state, step}
+    apt_train.found     {run, node, prompt_id, workflow, total, step, bins}, of a run that was not trained again
     GET /apt_train/runs        the runs of this session, newest first
     GET /apt_train/runs/RUN    a run's curves, from its log; `?after=STEP`: only what came later
 
@@ -45,10 +46,11 @@ class LiveRun:
 
     def start(self, first_step: int) -> None:
         """`first_step`: the one the run stands at, 0 for a new run; points come for those after it."""
-        from ..apt_train.report.curves import timestep_bins
+        self._tell("started", total=self._total, first_step=first_step, bins=self._timesteps_of_bins())
 
-        bins = timestep_bins(self._bins, self._num_timesteps)
-        self._tell("started", total=self._total, first_step=first_step, bins=bins)
+    def found(self, step: int) -> None:
+        """In the place of all else: the run stands at `step` and needs no training."""
+        self._tell("found", total=self._total, step=step, bins=self._timesteps_of_bins())
 
     def step(self, event: StepEvent, seconds_left: float | None) -> None:
         """One step of the trainer, and how long the rest will take."""
@@ -63,6 +65,11 @@ class LiveRun:
         """The run stands at `step` and does not go on now."""
         self._flush()
         self._tell("finished", state=state, step=step)
+
+    def _timesteps_of_bins(self) -> Any:
+        from ..apt_train.report.curves import timestep_bins
+
+        return timestep_bins(self._bins, self._num_timesteps)
 
     def _flush(self) -> None:
         if self._waiting:
@@ -83,10 +90,11 @@ class Session:
     def note(self, event: str, message: dict[str, Any]) -> None:
         """Remember a message of `LiveRun`."""
         key = message["run"], message["node"]
-        if event == "apt_train.started":
-            self._runs.pop(key, None)  # what starts again is the newest
+        if event in ("apt_train.started", "apt_train.found"):
+            self._runs.pop(key, None)  # what starts again, or is found again, is the newest
             who = {name: message.get(name) for name in ("run", "node", "prompt_id", "workflow", "total")}
-            self._runs[key] = {**who, "state": "running", "step": message["first_step"]}
+            stands = message["first_step"] if event == "apt_train.started" else message["step"]
+            self._runs[key] = {**who, "state": "running" if event == "apt_train.started" else "done", "step": stands}
         elif key in self._runs:
             newest = message["points"][-1]["step"] if event == "apt_train.steps" else message["step"]
             self._runs[key] |= {"step": newest, "state": message.get("state", "running")}

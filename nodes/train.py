@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..apt_train.errors import InputError
+from .host.requirements import check_installed
 from .settings import METHODS, Setting, train_config, widget
 from .wires import AptOptions, AptOptionsWire, AptRunWire
 
@@ -58,8 +59,8 @@ class APTTrain(io.ComfyNode):
                 io.Combo.Input(
                     "resume", options=["automatic", "restart"], default="automatic",
                     tooltip="automatic: go on where this very run was stopped, or load it where it is finished. "
-                    "restart: train anew at every execution; the run that got furthest is kept beside it as "
-                    "..._previous.",
+                    "restart: train a finished run anew, at every execution; the one that got furthest is kept beside "
+                    "it as ..._previous. A restart that was cancelled goes on.",
                 ),
                 io.String.Input(
                     "captions", optional=True, default="", multiline=True,
@@ -88,14 +89,18 @@ class APTTrain(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, **_inputs: Any) -> list[str]:
-        """Another one as long as a published file is missing: then the node runs, and writes it again."""
+    def fingerprint_inputs(cls, **inputs: Any) -> list[str]:
+        """Another one as long as a published file is missing: then the node runs, and writes it again.
+
+        Not where running means training anew: a file that was moved away is no reason for that.
+        """
         from .run_store import PUBLISHED
 
-        return PUBLISHED.missing()
+        return [] if inputs.get("resume") == ["restart"] else PUBLISHED.missing()
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
+        check_installed()
         import torch
 
         from .host.components import Wires

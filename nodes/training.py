@@ -37,7 +37,7 @@ from .run_store import (
     steps_done,
     was_restarted,
 )
-from .watch import Watch, say_finished
+from .watch import Watch, say_finished, tell_found
 from .wires import AptOptions, AptRun
 
 _DIGESTS = DigestCache()  # lives with the host's process: hashing gigabytes at every queue would be felt
@@ -104,6 +104,8 @@ def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
     if trained:
         with Watch(run, job.config, job.wires.schedule.num_timesteps, node_id) as watch, training_room():
             _train(job, digest, folder, watch)
+    else:
+        tell_found(run, job.config, job.wires.schedule.num_timesteps, node_id)
     published = publish(run, anew=trained)
     say_finished(node_id, run, published.trigger, trained)
     return run, published

@@ -36,10 +36,7 @@ class Watch:
     def __init__(self, run: AptRun, config: TrainConfig, num_timesteps: int, node_id: str) -> None:
         self._config, self._num_timesteps = config, num_timesteps
         self._progress = NodeProgress(node_id, config.steps)
-        self._live = LiveRun(
-            run_id=run.run_id, node_id=node_id, prompt_id=prompt_id(), total=config.steps, bins=config.apt.bins,
-            num_timesteps=num_timesteps, send=host_sender(),
-        )  # fmt: skip
+        self._live = _live_run(run, config, num_timesteps, node_id)
         self._step = steps_done(run.folder)
         self._so_far = replace(run, steps=self._step)
         self._gamma, self._losses = gamma(self._so_far), losses(self._so_far)
@@ -63,7 +60,9 @@ class Watch:
             ended = "failed" if isinstance(error, Exception) and "Interrupt" not in type(error).__name__ else "stopped"
         self._live.finish(ended, self._step)
         if ended == "stopped":
-            self._progress.say(f"stopped after step {self._step}: queue again to go on")
+            usable = self._step and not self._config.reads_total_steps
+            how = f", or set steps to {self._step} to use it as it is" if usable else ""
+            self._progress.say(f"stopped after step {self._step}: queue again to go on{how}")
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StepEvent):
@@ -116,6 +115,18 @@ class Watch:
         picture = beside(chart, self._samples)
         self._progress.show(self._step, self._config.steps, picture)
         self._last_picture = time.monotonic()
+
+
+def tell_found(run: AptRun, config: TrainConfig, num_timesteps: int, node_id: str) -> None:
+    """The monitors hear of a run that needed no training, too: it is now the one its node has made."""
+    _live_run(run, config, num_timesteps, node_id).found(run.steps)
+
+
+def _live_run(run: AptRun, config: TrainConfig, num_timesteps: int, node_id: str) -> LiveRun:
+    return LiveRun(
+        run_id=run.run_id, node_id=node_id, prompt_id=prompt_id(), total=config.steps, bins=config.apt.bins,
+        num_timesteps=num_timesteps, send=host_sender(),
+    )  # fmt: skip
 
 
 def say_finished(node_id: str, run: AptRun, trigger: str, trained: bool) -> None:

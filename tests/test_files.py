@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from apt_train import tensor_writer
+from apt_train import files, tensor_writer
 from apt_train.errors import InputError
 from apt_train.files import atomic_folder, atomic_write, check_file_name, check_writable
 from apt_train.tensor_writer import data_digest, write_tensors
@@ -115,6 +116,39 @@ def test_the_mode_is_that_of_any_new_file(tmp_path: Path, umask: int, mode: int)
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == mode
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """As far as waiting goes; the waits that were made."""
+    waits: list[float] = []
+    monkeypatch.setattr(files, "os", SimpleNamespace(**{**vars(os), "name": "nt"}))
+    monkeypatch.setattr(files.time, "sleep", waits.append)
+    return waits
+
+
+def test_windows_is_asked_again_while_another_program_reads(tmp_path: Path, windows: list[float]) -> None:
+    answers = iter([PermissionError(13, "in use"), PermissionError(13, "in use"), None])
+    real = os.replace
+
+    def replace(*names: object) -> None:
+        if (error := next(answers)) is not None:
+            raise error
+        real(*names)  # type: ignore[arg-type]
+
+    files.os.replace = replace  # type: ignore[assignment]
+    atomic_write(tmp_path / "a", lambda path: path.write_text("new"))
+    assert (tmp_path / "a").read_text() == "new" and windows == [0.1, 0.3]
+
+
+def test_what_stays_in_use_is_told_after_some_seconds(tmp_path: Path, windows: list[float]) -> None:
+    def replace(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "in use")
+
+    files.os.replace = replace  # type: ignore[assignment]
+    with pytest.raises(InputError, match="open in another program"):
+        atomic_write(tmp_path / "a", lambda path: path.write_text("new"))
+    assert sum(windows) == pytest.approx(4.4) and list(tmp_path.iterdir()) == []
 
 
 def test_check_writable_makes_nothing(tmp_path: Path) -> None:

@@ -110,6 +110,13 @@ def test_nothing_to_flush_sends_no_empty_steps(live) -> None:
     assert [name for name, _ in heard.messages] == ["apt_train.started", "apt_train.finished"]
 
 
+def test_a_found_run_is_one_message(live) -> None:
+    heard = Heard()
+    live_run(live, heard).found(40)
+    ((name, message),) = heard.messages
+    assert name == "apt_train.found" and message["step"] == 40 and message["total"] == 100 and len(message["bins"]) == 2
+
+
 def test_what_is_no_number_is_null() -> None:
     point = point_of(event(3, loss=float("nan"), denoising=float("inf"), gamma=[float("nan"), 0.123456]).log_line())
     assert point["loss"] is None and point["denoising"] is None and point["gamma"] == [None, 0.1235]
@@ -131,6 +138,9 @@ def test_the_session_lists_its_runs_newest_first(live) -> None:
     session.note("apt_train.started", again)
     listed = [(run["run"], run["state"], run["total"]) for run in session.runs()]
     assert listed == [("a", "running", 12), ("b", "stopped", 9)]
+    session.note("apt_train.found", {**again, "run": "b", "total": 9, "step": 9})
+    listed = [(run["run"], run["state"], run["step"]) for run in session.runs()]
+    assert listed == [("b", "done", 9), ("a", "running", 2)]
 
 
 def test_the_sender_names_the_workflow_and_the_page(live, monkeypatch) -> None:

@@ -17,12 +17,24 @@ from safetensors.torch import load_file
 from apt_train import finish, update
 from apt_train.adapter import adapter_parameters, add_adapter
 from apt_train.config import LrSchedule, TrainConfig
+from apt_train.dataset import ImageSet
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, NoticeEvent, PreviewEvent, StopTraining
 from apt_train.export import lora_to_kohya
 from apt_train.rng import generator
 from tests.tiny import tiny_components, tiny_unet_without_decoder_attention
 from tests.training import Recorder, pictures, quick_config, run, same_weights
+
+
+def test_a_picture_that_is_there_twice_is_told() -> None:
+    """The examples' spare loaders all name the host's own picture."""
+    different, recorder = pictures(2), Recorder()
+    twice = ImageSet.from_tensors([picture.pixels.permute(1, 2, 0) / 255 for picture in [*different.images] * 2])
+    run(images=twice, steps=1, on_event=recorder)
+    told = [event.text for event in recorder.events if isinstance(event, NoticeEvent) and "same picture" in event.text]
+    assert len(told) == 2 and told[0].startswith("picture 1 and picture 3 are the same picture, which counts 2 times")
+    assert different.repeats() == []
+
 
 # -- DreamBooth is DreamBooth
 

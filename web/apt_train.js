@@ -9,7 +9,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { MonitorView } from "./monitor_view.js";
 import { Runs } from "./runs.js";
-import { locatorOf, trainersOf } from "./upstream.js";
+import { isIn, locatorOf, trainersOf } from "./upstream.js";
 
 const MONITOR = "APTOverfitIndicatorMonitor";
 const FIRST_SIZE = [440, 480];
@@ -17,7 +17,7 @@ const PICTURE_HEIGHT = 420;
 const LEAST_PICTURE_HEIGHT = 220; // the host's own
 
 const runs = new Runs(ask);
-const monitors = new Map(); // node -> {view, shown, executed}
+const monitors = new Map(); // node -> {view, shown, executed, lost}
 let ticking = null;
 
 /** What a route answers; null where there is no such thing, undefined where the host is away and may come back. */
@@ -34,7 +34,7 @@ async function ask(route) {
 /** Give a new monitor its element. */
 function attach(node) {
   const view = new MonitorView();
-  const monitor = { view, shown: null, executed: null };
+  const monitor = { view, shown: null, executed: null, lost: 0 };
   const widget = node.addDOMWidget("live_curves", "apt_train_curves", view.element, {
     serialize: false,
     hideOnZoom: false,
@@ -44,7 +44,14 @@ function attach(node) {
   node.setSize?.([Math.max(node.size[0], FIRST_SIZE[0]), Math.max(node.size[1], FIRST_SIZE[1])]);
   after(node, "onExecuted", (output) => take(node, monitor, output, runs.nextOrder()));
   after(node, "onConnectionsChange", () => setTimeout(() => refresh(node, monitor)));
+  // Not before it is in a graph: the editor makes copies that never are, whose removal nobody would be told of.
+  after(node, "onAdded", () => begin(node, monitor));
   after(node, "onRemoved", () => detach(node));
+  if (node.graph) begin(node, monitor);
+}
+
+function begin(node, monitor) {
+  monitor.view.watch();
   monitors.set(node, monitor);
   ticking ??= setInterval(tick, 1000);
   runs.list();
@@ -119,6 +126,12 @@ function refreshAll() {
 
 function tick() {
   for (const [node, monitor] of monitors) {
+    // Nobody is told of what lay in a subgraph of a workflow that was closed. Thrice, as one may just be loading.
+    monitor.lost = isIn(node, app.rootGraph) ? 0 : monitor.lost + 1;
+    if (monitor.lost > 2) {
+      detach(node);
+      continue;
+    }
     if (document.visibilityState === "visible") refresh(node, monitor);
     monitor.view.sharpen();
   }
@@ -131,6 +144,7 @@ app.registerExtension({
     api.addEventListener("apt_train.started", ({ detail }) => runs.started(detail));
     api.addEventListener("apt_train.steps", ({ detail }) => runs.stepped(detail));
     api.addEventListener("apt_train.finished", ({ detail }) => runs.finished(detail));
+    api.addEventListener("apt_train.found", ({ detail }) => runs.found(detail));
     // Another page's run is told to that page alone; that the queue moved is told to all.
     for (const event of ["status", "reconnected"]) {
       api.addEventListener(event, () => monitors.size && runs.list());

@@ -34,8 +34,12 @@ export class MonitorView {
     this.verdict.addEventListener("wheel", (event) => this._scrolls() && event.stopPropagation(), { passive: true });
     this._series = null;
     this._resized = new ResizeObserver(() => this._later());
-    this._resized.observe(this.place);
     this._themed = new MutationObserver(() => this._later());
+  }
+
+  /** Redraw when the size or the theme changes, until it is disposed of. */
+  watch() {
+    this._resized.observe(this.place);
     this._themed.observe(document.documentElement, { attributes: true, attributeFilter: ["style", "class"] });
     this._themed.observe(document.body, { attributes: true, attributeFilter: ["class"] });
   }

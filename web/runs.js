@@ -113,6 +113,15 @@ export class Runs extends EventTarget {
     this._heard(series);
   }
 
+  /** A run of an earlier queue, or of an earlier session: its points are asked for where they are not known. */
+  found(message) {
+    const series = this._open(message.run);
+    if (!series.points.length) Object.assign(series, { step: message.step, loaded: false, asked: 0 });
+    Object.assign(series, { total: message.total, bins: message.bins, state: "done", secondsLeft: null });
+    this.note(message.run, message.node, message.workflow);
+    this._heard(series);
+  }
+
   // ---- asking
 
   /** Ask which runs this session of the host knows, so that a reopened page finds its own. */

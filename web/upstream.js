@@ -19,6 +19,11 @@ export function trainersOf(monitor, root) {
   return found;
 }
 
+/** Whether a node lies in the graph that is open, or in one of its subgraphs. */
+export function isIn(node, root) {
+  return Boolean(node.graph && root && pathsTo(node.graph, root).length);
+}
+
 /** The key by which the host's page files a node's outputs: `subgraph's id:node`, at the root only the node. */
 export function locatorOf(node, root) {
   return node.graph === root || !node.graph ? String(node.id) : `${node.graph.id}:${node.id}`;

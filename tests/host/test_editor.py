@@ -188,6 +188,56 @@ def test_the_line_says_the_newest_drift_ratio(host: Host, editor: Editor) -> Non
     assert "drift" not in editor.do(said, module, points[:1])
 
 
+def test_a_run_that_is_found_again_is_the_newest_again(host: Host, editor: Editor) -> None:
+    """Also when the page asks which runs there were, as it does whenever the queue has moved."""
+    (module,) = [path for path in host.get("/extensions") if path.endswith("/web/runs.js") or path.endswith("/runs.js")]
+    seen = editor.do(
+        """async ([path]) => {
+          const { Runs } = await import(path);
+          const who = { node: "1", workflow: "w", total: 2 };
+          const listed = ["a", "b"].map((run) => ({ ...who, run, state: "done", step: 2 })); // newest first
+          const runs = new Runs(async () => ({ runs: listed }), null);
+          for (const run of ["a", "b"]) {
+            runs.started({ ...who, run, first_step: 0, bins: [] });
+            runs.finished({ ...who, run, state: "done", step: 2 });
+          }
+          const newest = () => runs.madeBy(["1"], "w").run;
+          const before = newest();
+          runs.found({ ...who, run: "a", step: 2, bins: [] });
+          const found = newest();
+          await runs._list();
+          return [before, found, newest(), runs.get("a").state, runs.get("a").loaded];
+        }""",
+        module,
+    )
+    assert seen == ["b", "a", "a", "done", False]
+
+
+def test_a_copy_of_a_monitor_that_is_never_placed_leaves_nothing_running(editor: Editor) -> None:
+    """The editor makes one at every Ctrl+C. Nor does one that lay in a subgraph of a workflow that was closed."""
+    new_node(editor, MONITOR)
+    editor.page.wait_for_timeout(4000)
+    counted = editor.do(
+        """async () => {
+          const [set, clear] = [window.setInterval, window.clearInterval];
+          const going = new Set();
+          window.setInterval = (...given) => { const id = set(...given); going.add(id); return id };
+          window.clearInterval = (id) => { going.delete(id); clear(id) };
+          const [placed] = app.graph.nodes;
+          app.graph.remove(placed); // stops what went before
+          const again = LiteGraph.createNode(placed.type);
+          const unplaced = going.size;
+          app.graph.add(again);
+          const one = going.size;
+          again.clone();
+          app.graph.remove(again);
+          Object.assign(window, { setInterval: set, clearInterval: clear });
+          return [unplaced, one, going.size];
+        }"""
+    )
+    assert counted == [0, 1, 0]
+
+
 # ---- around it -------------------------------------------------------------------------------------------------
 
 

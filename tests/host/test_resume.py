@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
 
+from .events import Events
 from .graphs import LEARNED, TRIGGER, training_graph, upload_pictures
 from .server import Host, HostError
 from .trained import equal, log_of, new_run, runs, shown_text, weights
@@ -46,6 +48,24 @@ def test_cancel_keeps_the_work_and_the_next_queue_ends_as_if_never_stopped(host:
     assert (moved / "log.jsonl").read_text() == (unbroken / "log.jsonl").read_text()
 
 
+def test_a_cancelled_run_is_used_as_it_is_where_steps_say_so(host: Host, names: list[str]) -> None:
+    """The line on the node says how, and nothing is trained for it."""
+    g, _ = training_graph(names, setting=LEARNED, seed=33, steps=200)
+    before = runs(host)
+    with host.events() as events:
+        cancel(host, host.queue(g.prompt, events.client_id), events)
+        line = events.wait_for(lambda event: event.kind == "text" and "stopped after step" in event.data["text"])
+    (run,) = runs(host) - before
+    steps = re.search(r"set steps to (\d+) to use it as it is", line.data["text"])
+    assert steps is not None and len(log_of(run)) == int(steps[1])
+    written = (run / "log.jsonl").stat().st_mtime_ns
+    g, node = training_graph(names, setting=LEARNED, seed=33, steps=int(steps[1]))
+    word = g.node("PreviewAny", source=node[TRIGGER])
+    stem = shown_text(host.run(g.prompt), word).removeprefix("embedding:")
+    assert (host.folder / "output" / "loras" / f"{stem}.safetensors").is_file()
+    assert (run / "log.jsonl").stat().st_mtime_ns == written
+
+
 def test_cancel_is_heard_while_the_drift_is_measured(host: Host, names: list[str]) -> None:
     """Which takes longer than any step: here of forty prompts, some thousand calls of the UNet."""
     prompts = "\n".join(f"scene number {number}" for number in range(40))
@@ -72,8 +92,12 @@ def test_an_unchanged_queue_is_instant_and_an_evicted_one_does_not_train(host: H
     written = (run / "log.jsonl").stat().st_mtime_ns
     host.free()
     time.sleep(0.5)  # the host frees between prompts
-    evicted = host.run(g.prompt)
-    assert node.id not in evicted.cached
+    with host.events() as events:
+        evicted = host.run(g.prompt, client_id=events.client_id)
+        found = events.wait_for("apt_train.found").data
+    assert node.id not in evicted.cached and (found["run"], found["step"]) == (run.name, 3)
+    newest = host.get("/apt_train/runs")["runs"][0]
+    assert (newest["run"], newest["state"]) == (run.name, "done")
     assert (run / "log.jsonl").stat().st_mtime_ns == written
 
 
@@ -102,6 +126,27 @@ def test_restart_trains_anew_and_keeps_the_earlier_run(host: Host, names: list[s
     previous = new_run(host, lambda: host.run(g.prompt))
     assert previous.name == run.name + "_previous"
     assert equal(weights(run, 3), before) and equal(weights(previous, 3), before)
+
+
+def test_a_restarted_run_that_is_given_more_steps_goes_on(host: Host, names: list[str]) -> None:
+    g, _ = training_graph(names, seed=34, steps=2, resume="restart")
+    run = new_run(host, lambda: host.run(g.prompt))
+    longer, _ = training_graph(names, seed=34, steps=4, resume="restart")
+    with host.events() as events:
+        host.run(longer.prompt, client_id=events.client_id)
+        assert events.wait_for("apt_train.started").data["first_step"] == 2
+    assert not run.with_name(run.name + "_previous").exists()
+
+
+def test_with_restart_a_file_that_was_moved_away_is_no_reason_to_train(host: Host, names: list[str]) -> None:
+    g, node = training_graph(names, setting=LEARNED, seed=35, steps=1, resume="restart")
+    word = g.node("PreviewAny", source=node[TRIGGER])
+    run = new_run(host, lambda: host.run(g.prompt))
+    stem = shown_text(host.run(g.prompt), word).removeprefix("embedding:")
+    (host.folder / "output" / "loras" / f"{stem}.safetensors").unlink()
+    written = (run / "log.jsonl").stat().st_mtime_ns
+    assert all(node.id in host.run(g.prompt).cached for _ in range(2))
+    assert (run / "log.jsonl").stat().st_mtime_ns == written
 
 
 def test_a_cancelled_restart_does_not_cost_the_finished_run(host: Host, names: list[str]) -> None:
@@ -171,8 +216,12 @@ def test_ten_runs_in_a_row_leave_the_memory_as_it_was(host: Host, names: list[st
 
 def cancel_after_a_step(host: Host, g: Graph) -> None:
     with host.events() as events:
-        queued = host.queue(g.prompt, events.client_id)
-        events.wait_for("apt_train.steps")
-        host.interrupt()
-        with pytest.raises(HostError, match="interrupted"):
-            host.wait(queued)
+        cancel(host, host.queue(g.prompt, events.client_id), events)
+
+
+def cancel(host: Host, queued: str, events: Events) -> None:
+    """After a step."""
+    events.wait_for("apt_train.steps")
+    host.interrupt()
+    with pytest.raises(HostError, match="interrupted"):
+        host.wait(queued)
