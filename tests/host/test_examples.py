@@ -252,6 +252,8 @@ def test_the_blueprint_trains_and_draws(host: Host, editor: Editor) -> None:
         "class_word",
         "prompt",
         "steps",
+        "width",
+        "height",
     }
     editor.do(AROUND)
     prompt = small(editor.prompt())

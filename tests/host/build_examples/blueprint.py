@@ -13,7 +13,7 @@ TITLE = "Personalize and generate"
 CATEGORY = "Training/APT"
 DESCRIPTION = (
     "Teaches the model one subject from 3 to 10 pictures with APT Train, then draws it: write {subject} in the prompt "
-    "where it goes. Another prompt or seed draws without training again."
+    "where it goes. Another prompt or seed draws without training again. Drawn at 512 x 512; for SDXL set 1024."
 )
 
 
@@ -38,6 +38,7 @@ def blueprint(editor: Editor) -> dict[str, Any]:
     inputs = [
         ("class_word", train.number, "class_word"), ("prompt", text.number, "string"),
         ("steps", train.number, "steps"), ("seed", sampler.number, "seed"),
+        ("width", latent.number, "width"), ("height", latent.number, "height"),
     ]  # fmt: skip
     editor.do(script("wrap.js"), TITLE, members, inputs, [("trigger", train.number, "trigger")])
     return described(published(editor), train.number)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 _PICTURES = """\
 1. **Your pictures**: choose 3 to 10 of your own in place of the example: one subject, sharp, before different \
-backgrounds. For more than four copy a *Load Image* node and wire it into the list's next input."""
+backgrounds. Fewer than four: delete the spare *Load Image*. More: copy one and wire it into the list's next input."""
 _MODEL = "**Model**: choose a {} checkpoint. Its file belongs in `models/checkpoints`."
 _WORDS = """\
 **APT Train**: `subject` is a name you make up, `class_word` what kind of thing it is: toy, dog, backpack."""
-_CANCEL = "**Cancel** keeps the work: run again to go on."
+_CANCEL = "**Cancel** keeps the work: run again to go on, or set `steps` to the step it names to use it as it is."
 
 
 def _train_and_generate(family: str, side: str) -> str:
