@@ -3,7 +3,7 @@
     python dev.py demo [options]     train on the embedded model and draw the sheet (options: of apt-train demo)
     python dev.py test [options]     run the tests, then those on a real ComfyUI if there is one (options: of pytest)
     python dev.py test --oldest      the same on the oldest libraries that pyproject.toml admits
-    python dev.py lint               ruff on everything, pyright on apt_train/
+    python dev.py lint               ruff (rules and format) on everything, pyright on apt_train/
     python dev.py bench quality      what each method learns, and what it costs the prior (docs/benchmark.md)
     python dev.py bench cost         what a step costs by method, as ratios (options: of benchmarks/cost.py)
     python dev.py host [options]     start ComfyUI with this pack and tiny checkpoints (options: of its main.py)
@@ -125,10 +125,11 @@ def worst(*codes: int) -> int:
 
 
 def lint() -> int:
-    """Both linters, the second also when the first finds something."""
+    """All of them, also when one finds something."""
     python = prepare(*NEWEST, extras=["bench", "lint", "test"])
     return max(
         run([python, "-m", "ruff", "check", "."]),
+        run([python, "-m", "ruff", "format", "--check", "--quiet", "."]),
         run([python, "-m", "pyright", "--pythonpath", python]),
     )
 

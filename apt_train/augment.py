@@ -19,9 +19,7 @@ COLOR_RANGE = 0.2  # ours: brightness, contrast and saturation change by at most
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601: how bright red, green and blue look
 
 
-def affine(
-    image: Tensor, zoom: float, degrees: float, shift_x: float, shift_y: float
-) -> tuple[Tensor, Tensor]:
+def affine(image: Tensor, zoom: float, degrees: float, shift_x: float, shift_y: float) -> tuple[Tensor, Tensor]:
     """Shrink, turn and move a picture on a black canvas of its own size.
 
     That it is an affine map before the VAE, and the ranges, are reported; the black fill is the paper's

@@ -56,8 +56,7 @@ def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
     _check_resolution(resolution, multiple)
     area = resolution**2
     widest = {
-        height: area // height // multiple * multiple
-        for height in range(multiple, area // multiple + 1, multiple)
+        height: area // height // multiple * multiple for height in range(multiple, area // multiple + 1, multiple)
     }
     sizes = {(height, width) for height, width in widest.items() if width}
     sizes |= {(width, height) for height, width in sizes}  # so that tall and wide pictures have equal choice
@@ -69,18 +68,12 @@ def bucket_notes(prepared: Sequence[Prepared]) -> list[str]:
     notes = []
     counts = Counter(item.bucket for item in prepared)
     if len(counts) > 1:
-        listed = ", ".join(
-            f"{width} x {height}: {count}" for (height, width), count in sorted(counts.items())
-        )
-        notes.append(
-            f"The pictures fall in {len(counts)} sizes ({listed}); a batch holds pictures of one size."
-        )
+        listed = ", ".join(f"{width} x {height}: {count}" for (height, width), count in sorted(counts.items()))
+        notes.append(f"The pictures fall in {len(counts)} sizes ({listed}); a batch holds pictures of one size.")
     small = [item.name for item in prepared if _scale(item.original_size, item.bucket) > 1]
     if small:
         names = ", ".join(small[:5]) + (" and others" if len(small) > 5 else "")
-        notes.append(
-            f"Smaller than the training size, so enlarged: {names}; larger originals give sharper results."
-        )
+        notes.append(f"Smaller than the training size, so enlarged: {names}; larger originals give sharper results.")
     return notes
 
 
@@ -122,9 +115,7 @@ def _fit(index: int, image: TrainImage, bucket: Size) -> Prepared:
             f"Nothing of {image.name} is left to learn: its mask is black all over the "
             f"{bucket[1]} x {bucket[0]} that are kept; crop the picture around the subject."
         )
-    return Prepared(
-        index, image.name, _resize(image.pixels, bucket, box), mask, (height, width), (top, left), bucket
-    )
+    return Prepared(index, image.name, _resize(image.pixels, bucket, box), mask, (height, width), (top, left), bucket)
 
 
 def _resize(pixels: Tensor, size: Size, box: tuple[float, float, float, float]) -> Tensor:

@@ -15,9 +15,7 @@ CLASS_WORD = "{class_word}"
 _EMBEDDING_SUFFIX = "_embedding"
 
 
-def caption_for(
-    image_caption: str | None, image_name: str, *, template: str, name: str, class_word: str
-) -> str:
+def caption_for(image_caption: str | None, image_name: str, *, template: str, name: str, class_word: str) -> str:
     """The caption of one picture, holding `{subject}` at least once.
 
     An empty caption becomes the template. Else `{subject}`, `embedding:NAME` or NAME (a whole word) marks the

@@ -142,8 +142,7 @@ class Conditioner:
         chunks = layout.tuned if tuned else layout.prior
         chunks = chunks + [self._filler()] * (count - len(chunks))
         encoded = [
-            _move(self._run(parts), device) if parts[0].learned else self._cached(parts, device)
-            for parts in chunks
+            _move(self._run(parts), device) if parts[0].learned else self._cached(parts, device) for parts in chunks
         ]
         return torch.cat([hidden for hidden, _ in encoded]), encoded[0][1]
 
@@ -170,9 +169,7 @@ class Conditioner:
         return torch.cat(hidden, dim=-1), pooled
 
 
-def encode_chunk(
-    encoder: TextEncoder, chunk: Chunk, rows: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
+def encode_chunk(encoder: TextEncoder, chunk: Chunk, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """One chunk through one encoder: hidden (L, width) and, where the encoder has it, the pooled vector (P,).
 
     The pooled vector is read at the chunk's own end token, not where transformers looks for one (the highest

@@ -95,9 +95,7 @@ class ImageSet:
         weights = _one_each(None if masks is None else unbatch(masks, 2), len(pictures), "masks")
         found = [
             _from_tensor(f"picture {place}", picture, line, weight, color, alpha_masks)
-            for place, (picture, line, weight) in enumerate(
-                zip(pictures, lines, weights, strict=True), start=1
-            )
+            for place, (picture, line, weight) in enumerate(zip(pictures, lines, weights, strict=True), start=1)
         ]
         return cls(found, _digest(found))
 
@@ -139,14 +137,10 @@ def load_images(
         images.append(_train_image(path.name, pixels, _caption_beside(path, files.captions), mask, mask_name))
     if not images:
         raise InputError(
-            " ".join(
-                [*files.notes, f"There are no usable pictures in {folder}: put png, jpg or webp files there."]
-            )
+            " ".join([*files.notes, f"There are no usable pictures in {folder}: put png, jpg or webp files there."])
         )
     if alpha_masks and all(image.mask is None for image in images):
-        files.notes.append(
-            "Alpha masks were asked for, but no picture has transparent parts: there are no loss masks."
-        )
+        files.notes.append("Alpha masks were asked for, but no picture has transparent parts: there are no loss masks.")
     return ImageSet(images, _digest(images), files.notes)
 
 
@@ -180,9 +174,7 @@ def _sort_files(folder: Path) -> _Files:
             )
     for stem, path in files.captions.items():
         if stem not in stems:
-            files.notes.append(
-                f"{path.name} belongs to no picture: give it the name of the picture it describes."
-            )
+            files.notes.append(f"{path.name} belongs to no picture: give it the name of the picture it describes.")
     return files
 
 
@@ -208,9 +200,7 @@ def _caption_beside(picture: Path, captions: dict[str, Path]) -> str | None:
     except UnicodeDecodeError:
         raise InputError(f"{path.name} is not UTF-8 text: save it as UTF-8.") from None
     except OSError as error:
-        raise InputError(
-            f"{path.name} cannot be read ({error.strerror}): make it readable or remove it."
-        ) from error
+        raise InputError(f"{path.name} cannot be read ({error.strerror}): make it readable or remove it.") from error
     return _tidy(text)
 
 
@@ -218,9 +208,7 @@ def _tidy(caption: str | None) -> str | None:
     return " ".join((caption or "").split()) or None
 
 
-def _train_image(
-    name: str, pixels: Tensor, caption: str | None, mask: Tensor | None, mask_name: str
-) -> TrainImage:
+def _train_image(name: str, pixels: Tensor, caption: str | None, mask: Tensor | None, mask_name: str) -> TrainImage:
     if mask is not None:
         mask = fit_mask(mask, (pixels.shape[-2], pixels.shape[-1]), mask_name, name)
     return TrainImage(name, pixels, caption, mask)

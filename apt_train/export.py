@@ -46,9 +46,7 @@ def lora_to_kohya(
         module, part = _split(key)
         name = kohya_name(module, family, unet_config)
         if name is None:
-            raise RuntimeError(
-                f"{key} has no name in a LoRA file: only attention and feed-forward layers do."
-            )
+            raise RuntimeError(f"{key} has no name in a LoRA file: only attention and feed-forward layers do.")
         lora[name + part] = tensor.detach().to("cpu", torch.float32).contiguous()
         lora[name + ".alpha"] = torch.tensor(float(alpha))
     return lora
@@ -150,9 +148,7 @@ def _split(key: str) -> tuple[str, str]:
     for ours, theirs in _PARTS.items():
         if key.endswith(ours):
             return key.removesuffix(ours), theirs
-    raise RuntimeError(
-        f"{key} is no weight of a LoRA: it ends neither in lora_A.weight nor in lora_B.weight."
-    )
+    raise RuntimeError(f"{key} is no weight of a LoRA: it ends neither in lora_A.weight nor in lora_B.weight.")
 
 
 def _layer_shapes(unet: nn.Module, family: Family) -> dict[str, tuple[int, int]]:
@@ -182,9 +178,7 @@ def _check_shapes(name: str, lora: Mapping[str, Tensor], layer: tuple[int, int])
         ("alpha", alpha, ()),
     ):
         if tuple(found.shape) != wanted:
-            raise RuntimeError(
-                f"{name}.{part} has shape {tuple(found.shape)}, but the UNet's layer needs {wanted}."
-            )
+            raise RuntimeError(f"{name}.{part} has shape {tuple(found.shape)}, but the UNet's layer needs {wanted}.")
 
 
 def _require_finite(tensors: Mapping[str, Tensor], name: str) -> None:

@@ -66,9 +66,7 @@ def check_writable(folder: str | Path) -> None:
     try:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         if not existing.is_dir():
-            raise InputError(
-                f"{existing} is a file, so nothing can be written below it: choose another folder."
-            )
+            raise InputError(f"{existing} is a file, so nothing can be written below it: choose another folder.")
         probe = _temporary_name(existing)
         _create(probe)
         probe.unlink()

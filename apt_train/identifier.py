@@ -51,9 +51,7 @@ class Identifier(nn.Module):
         for encoder in encoders:
             found = Vocabulary.of(encoder).ids(init_word)
             if not found:
-                raise InputError(
-                    f"init_word {init_word!r} has no token in the model's vocabulary: choose another."
-                )
+                raise InputError(f"init_word {init_word!r} has no token in the model's vocabulary: choose another.")
             weight = encoder.table
             rows.append(weight[torch.tensor(found, device=weight.device)])
             ids.append(found)
@@ -70,8 +68,7 @@ class Identifier(nn.Module):
     def embeddings(self) -> dict[str, Tensor]:
         """Rows by embedding key, `{"clip_l": (n, 768), "clip_g": (n, 1280)}`, float32 copies on the CPU."""
         return {
-            key: row.detach().to("cpu", torch.float32, copy=True)
-            for key, row in zip(self.keys, self.rows, strict=True)
+            key: row.detach().to("cpu", torch.float32, copy=True) for key, row in zip(self.keys, self.rows, strict=True)
         }
 
 

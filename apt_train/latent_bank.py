@@ -100,9 +100,7 @@ class LatentBank:
         if self._entries:
             return
         with self._on_device():
-            self._entries.append(
-                [self._encode_one(item.name, item.image, item.mask, None) for item in self._prepared]
-            )
+            self._entries.append([self._encode_one(item.name, item.image, item.mask, None) for item in self._prepared])
         if self._max_variants == 0:
             self._prepared = []
 
@@ -174,9 +172,7 @@ class LatentBank:
         mean, std = self._encode(picture[None])
         mean, std = _kept(mean), None if std is None else _kept(std)
         expected = picture.shape[-2] // self._factor, picture.shape[-1] // self._factor
-        assert tuple(mean.shape[-2:]) == expected, (
-            f"encode gave {tuple(mean.shape)} for {tuple(picture.shape)}"
-        )
+        assert tuple(mean.shape[-2:]) == expected, f"encode gave {tuple(mean.shape)} for {tuple(picture.shape)}"
         if not all(bool(torch.isfinite(part).all()) for part in (mean, std) if part is not None):
             raise InputError(
                 f"The VAE gives latents that are not finite for {name}: it overflows in half precision, or "

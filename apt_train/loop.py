@@ -69,9 +69,7 @@ def train(
     dtype = resolve_dtype(config.precision, device)
     prior_digest = prior_images.digest if prior_images else ""
     captions = subject_captions(images, config)
-    digest = content_hash(
-        components.digest, components.schedule, images.digest, captions, prior_digest, config, dtype
-    )
+    digest = content_hash(components.digest, components.schedule, images.digest, captions, prior_digest, config, dtype)
     if folder is not None and resume:
         folder.check_same_run(digest, config, dtype)
 

@@ -168,9 +168,7 @@ def renamed_metadata(
     return {**texts, "ss_output_name": stem, **picture}
 
 
-def fit_metadata(
-    metadata: Mapping[str, str], tensors: Mapping[str, Tensor], limit: int = MAX_HEADER
-) -> dict[str, str]:
+def fit_metadata(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], limit: int = MAX_HEADER) -> dict[str, str]:
     """The metadata, shortened until the file's header has at most `limit` bytes.
 
     What goes, in this order: the thumbnail, the rarer half of the tags again and again, the settings and
@@ -207,9 +205,7 @@ def _halve_tags(metadata: dict[str, str]) -> bool:
     text = metadata.pop("ss_tag_frequency", None)
     if text is None:
         return False
-    folders = {
-        folder: dict(list(tags.items())[: len(tags) // 2]) for folder, tags in json.loads(text).items()
-    }
+    folders = {folder: dict(list(tags.items())[: len(tags) // 2]) for folder, tags in json.loads(text).items()}
     if any(folders.values()):
         metadata["ss_tag_frequency"] = _json(folders)
     return True
@@ -217,9 +213,7 @@ def _halve_tags(metadata: dict[str, str]) -> bool:
 
 def _tags(captions: Sequence[str], trigger: str) -> dict[str, int]:
     """How often each comma-separated part of the captions occurs, the most frequent first."""
-    parts = (
-        part.strip() for caption in captions for part in caption.replace("{subject}", trigger).split(",")
-    )
+    parts = (part.strip() for caption in captions for part in caption.replace("{subject}", trigger).split(","))
     counts = Counter(part for part in parts if part)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 

@@ -26,9 +26,7 @@ def parse_color(background: str) -> Color:
     try:
         return ImageColor.getrgb(background)[:3]
     except (ValueError, AttributeError, TypeError):
-        raise InputError(
-            f"background is {background!r}: give a colour name such as white, or #rrggbb."
-        ) from None
+        raise InputError(f"background is {background!r}: give a colour name such as white, or #rrggbb.") from None
 
 
 def read_picture(path: Path, background: Color) -> tuple[Tensor, Tensor | None]:
@@ -45,9 +43,7 @@ def read_picture(path: Path, background: Color) -> tuple[Tensor, Tensor | None]:
     except InputError:
         raise
     except Exception as error:  # decoders raise nearly anything on a broken file
-        raise InputError(
-            f"{path.name} {_reason(error)}: replace it, or leave it out (--skip-bad-images)."
-        ) from error
+        raise InputError(f"{path.name} {_reason(error)}: replace it, or leave it out (--skip-bad-images).") from error
 
 
 def read_mask(path: Path) -> Tensor:
@@ -72,15 +68,11 @@ def fit_mask(mask: Tensor, size: tuple[int, int], mask_name: str, name: str) -> 
             "make the mask from the same picture, at any size of the same shape."
         )
     if not mask.max() > 0:
-        raise InputError(
-            f"{mask_name} is black all over, so nothing is left to learn: paint the subject white."
-        )
+        raise InputError(f"{mask_name} is black all over, so nothing is left to learn: paint the subject white.")
     return None if mask.min() == 1 else resize_mask(mask, size)
 
 
-def resize_mask(
-    mask: Tensor, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
-) -> Tensor:
+def resize_mask(mask: Tensor, size: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> Tensor:
     """Float32 (1, H, W) in [0, 1] to `size`, (height, width); of its part `box`: left, top, right, bottom."""
     if box is None and tuple(mask.shape[-2:]) == size:
         return mask

@@ -130,9 +130,7 @@ def sampling_timesteps(schedule: NoiseSchedule, steps: int) -> list[int]:
     return [min(i * (total // steps) + 1, total - 1) for i in reversed(range(steps))]
 
 
-def ddim(
-    schedule: NoiseSchedule, predict: Callable[[Tensor, int], Tensor], noise: Tensor, times: list[int]
-) -> Tensor:
+def ddim(schedule: NoiseSchedule, predict: Callable[[Tensor, int], Tensor], noise: Tensor, times: list[int]) -> Tensor:
     """Deterministic DDIM (arXiv 2010.02502, eta 0) from `noise` (N, C, h, w) down `times`: clean latents.
 
     `predict(noisy, timestep)`: the model's own prediction. Ends at alpha_bar_0, as Stable Diffusion does.
@@ -206,9 +204,7 @@ def guided_unet(
     return predict
 
 
-def _text(
-    conditioning: Conditioning, unconditional: Conditioning | None, rows: range
-) -> tuple[Tensor, Tensor | None]:
+def _text(conditioning: Conditioning, unconditional: Conditioning | None, rows: range) -> tuple[Tensor, Tensor | None]:
     """Hidden states and pooled vectors of the given rows, the unconditional ones first where there are any."""
     hidden, pooled = conditioning.hidden[rows.start : rows.stop], conditioning.pooled
     pooled = None if pooled is None else pooled[rows.start : rows.stop]
@@ -229,9 +225,7 @@ def _rows(tensor: Tensor, rows: range) -> Tensor:
     return tensor.expand(len(rows), *tensor.shape[1:]) if len(tensor) == 1 else tensor[rows.start : rows.stop]
 
 
-def _decode(
-    components: Components, latents: Tensor, rows: range, on_notice: Notice | None
-) -> list[Image.Image]:
+def _decode(components: Components, latents: Tensor, rows: range, on_notice: Notice | None) -> list[Image.Image]:
     """Latents -> pictures, one by one: half the memory's peak, and the same picture in any batch."""
     pictures = []
     for k, latent in zip(rows, latents, strict=True):

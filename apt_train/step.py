@@ -113,9 +113,7 @@ class TrainingStep:
             # The ids stay float32: bf16 rounds 1023.
             extra = {"text_embeds": conditioning.pooled.to(self.dtype), "time_ids": batch.size_ids}
         hidden = conditioning.hidden.to(self.dtype)
-        result = self.unet(
-            noisy.to(self.dtype), batch.timesteps, encoder_hidden_states=hidden, added_cond_kwargs=extra
-        )
+        result = self.unet(noisy.to(self.dtype), batch.timesteps, encoder_hidden_states=hidden, added_cond_kwargs=extra)
         return result.sample.float()
 
     def use_all_ranks(self) -> None:

@@ -37,9 +37,7 @@ def unbatch(tensors: Sequence[Tensor] | Tensor, dims: int) -> list[Tensor]:
     for part in parts:
         if part.dim() not in (dims, dims + 1):
             layout = "(height, width, channels)" if dims == 3 else "(height, width)"
-            raise InputError(
-                f"A tensor has the shape {tuple(part.shape)}: give {layout}, or a batch of these."
-            )
+            raise InputError(f"A tensor has the shape {tuple(part.shape)}: give {layout}, or a batch of these.")
         single.extend([part] if part.dim() == dims else part.unbind(0))
     return single
 
@@ -48,9 +46,7 @@ def _checked(name: str, picture: Tensor) -> Tensor:
     """Float32 (H, W, C) on the CPU, clamped to [0, 1]; anything else is an InputError."""
     height, width, channels = picture.shape
     if channels not in (1, 3, 4) or height * width == 0:
-        raise InputError(
-            f"{name} has the shape {tuple(picture.shape)}: give (height, width, 1, 3 or 4 channels)."
-        )
+        raise InputError(f"{name} has the shape {tuple(picture.shape)}: give (height, width, 1, 3 or 4 channels).")
     if not picture.is_floating_point():
         raise InputError(f"{name} holds {picture.dtype} values: give floats from 0 to 1.")
     picture = picture.detach().to("cpu", torch.float32, copy=True)

@@ -26,9 +26,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def write_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file atomically, after reading it back: keys, shapes, dtypes, values and metadata.
 
     Tensors of any device and layout; the file holds them contiguous. A file that reads back different never

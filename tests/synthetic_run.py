@@ -71,9 +71,7 @@ def write_run(folder: Path, lines: list[Line], config: TrainConfig | None = None
     folder.mkdir(parents=True, exist_ok=True)
     config = config or TrainConfig(class_word="toy", steps=lines[-1]["step"])
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    (folder / "config.json").write_text(
-        json.dumps({"format": 1, "config": config.to_dict()}), encoding="utf-8"
-    )
+    (folder / "config.json").write_text(json.dumps({"format": 1, "config": config.to_dict()}), encoding="utf-8")
     return folder
 
 

@@ -39,12 +39,14 @@ def test_it_draws_what_the_run_drew(kind: str, settings: dict[str, object]) -> N
 
 def test_a_lora_of_another_model_or_another_word_is_refused() -> None:
     result = run()
-    with pytest.raises(InputError, match="does not fit"), personalized(
-        tiny_components("sdxl"), result.lora, result.embeddings, name="n", class_word="toy"
+    with (
+        pytest.raises(InputError, match="does not fit"),
+        personalized(tiny_components("sdxl"), result.lora, result.embeddings, name="n", class_word="toy"),
     ):
         pass
-    with pytest.raises(InputError, match="1 rows"), personalized(
-        tiny_components(), result.lora, result.embeddings, name="n", class_word="teddy bear"
+    with (
+        pytest.raises(InputError, match="1 rows"),
+        personalized(tiny_components(), result.lora, result.embeddings, name="n", class_word="teddy bear"),
     ):
         pass
 

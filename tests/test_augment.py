@@ -35,9 +35,7 @@ def brightest(image: torch.Tensor) -> tuple[int, int]:
     return place // image.shape[-1], place % image.shape[-1]
 
 
-def reference(
-    image: torch.Tensor, zoom: float, degrees: float, shift_x: float, shift_y: float, taps: int = 4
-):
+def reference(image: torch.Tensor, zoom: float, degrees: float, shift_x: float, shift_y: float, taps: int = 4):
     """Per pixel the mean of taps x taps bilinear readings of the source, black beyond it."""
     channels, height, width = image.shape
     out = torch.full((channels, height, width), -1.0)
@@ -56,9 +54,7 @@ def reference(
     return out, inside
 
 
-def place_in_source(
-    x: float, y: float, zoom: float, angle: float, height: int, width: int
-) -> tuple[float, float]:
+def place_in_source(x: float, y: float, zoom: float, angle: float, height: int, width: int) -> tuple[float, float]:
     """Undo the turn with up as +y, then the zoom; (row, column) from the top left corner."""
     up = -y
     back_x = math.cos(-angle) * x - math.sin(-angle) * up
@@ -201,9 +197,7 @@ def test_a_mask_goes_with_its_picture_and_continues_into_the_fill():
 
 def draw(kinds=("affine",), mask=None, seed=0, image=None, max_zoom=3.0, max_degrees=15.0):
     image = smooth_picture(24, 36) if image is None else image
-    return draw_variant(
-        image, mask, kinds=kinds, max_zoom=max_zoom, max_degrees=max_degrees, generator=generator(seed)
-    )
+    return draw_variant(image, mask, kinds=kinds, max_zoom=max_zoom, max_degrees=max_degrees, generator=generator(seed))
 
 
 def test_upright_variants_lie_wholly_on_the_canvas_at_uniform_zooms_and_places():

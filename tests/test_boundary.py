@@ -171,7 +171,7 @@ def test_inside_the_host_the_entrypoint_is_handed_on(pack: Path, tmp_path: Path)
     host = tmp_path / "host"
     (host / "comfy_api").mkdir(parents=True)
     (host / "comfy_api" / "__init__.py").touch()
-    (host / "nodes.py").write_text("raise AssertionError('this is the host\'s own module')\n")
+    (host / "nodes.py").write_text("raise AssertionError('this is the host's own module')\n")
     (pack / "nodes").mkdir(exist_ok=True)
     (pack / "nodes" / "__init__.py").write_text("def comfy_entrypoint(): return 'ours'\n")
     out = python(LOAD + f"print(load({str(pack)!r}).comfy_entrypoint())", host, tmp_path / "site")

@@ -44,9 +44,7 @@ def test_a_class_of_two_words_is_found_with_any_space_between() -> None:
         read("my bear on sand", class_word="teddy bear", name="ted")
 
 
-@pytest.mark.parametrize(
-    "text", ["a photo of toys", "a toymaker", "toy_subject2 on grass", "a toy-shop", "grass"]
-)
+@pytest.mark.parametrize("text", ["a photo of toys", "a toymaker", "toy_subject2 on grass", "a toy-shop", "grass"])
 def test_a_caption_without_the_subject_is_refused_by_file_name(text: str) -> None:
     with pytest.raises(InputError, match=r"grass\.png.*\{subject\}.*toy_subject"):
         read(text)

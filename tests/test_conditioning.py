@@ -162,9 +162,7 @@ def test_packing_loses_nothing_and_never_overfills(sizes: list[int], room: int) 
 def test_both_versions_and_the_batch_get_the_same_number_of_chunks() -> None:
     one = learned(tiny_components(), "teddy bear", "toy")
     caption = "a big red ball with a small blue hat on green grass {subject} and sand"  # 14 words + subject
-    short = (
-        "a big red ball with a small blue hat on grass and {subject}"  # 12 words: 14 tokens tuned, 13 prior
-    )
+    short = "a big red ball with a small blue hat on grass and {subject}"  # 12 words: 14 tokens tuned, 13 prior
     assert len(ids(one, caption, tuned=True)) == len(ids(one, caption, tuned=False)) == 2
     edge = short + " !"  # 13 words: 15 tokens tuned (2 chunks), 14 prior (1 chunk)
     assert (len(ids(one, edge, tuned=True)), len(ids(one, edge, tuned=False))) == (2, 1)
@@ -191,9 +189,7 @@ def test_each_chunk_is_encoded_alone_and_pooled_from_the_first() -> None:
     assert torch.equal(long.hidden, torch.cat([first.hidden, second.hidden], dim=1))
     assert long.pooled is not None and first.pooled is not None and torch.equal(long.pooled, first.pooled)
     assert long.columns[0, 15] == long.num_columns - 2  # the first chunk's end is <end>
-    assert (
-        long.columns[0, 16] == long.columns[0, 19] == long.num_columns - 1
-    )  # the second one's start and end: rest
+    assert long.columns[0, 16] == long.columns[0, 19] == long.num_columns - 1  # the second one's start and end: rest
     assert long.columns[0, 17:19].tolist() == [15, 16]
 
 
@@ -248,9 +244,7 @@ def test_the_layer_and_its_norm(kind: str, layer: int, final_norm: bool) -> None
     parts = tiny_components(kind)
     encoder = replace(parts.text_encoders[-1], layer=layer, final_norm=final_norm)
     tower: Any = getattr(encoder.model, "text_model", encoder.model)
-    torch.nn.init.normal_(
-        tower.final_layer_norm.bias
-    )  # a fresh norm of normed states would be nearly invisible
+    torch.nn.init.normal_(tower.final_layer_norm.bias)  # a fresh norm of normed states would be nearly invisible
     seen: list[torch.Tensor] = []
     handle = tower.encoder.layers[layer].register_forward_hook(
         lambda _m, _i, out: seen.append(out[0] if isinstance(out, tuple) else out)
@@ -296,9 +290,7 @@ def clip_parts(tmp_path: Path) -> list[TextEncoder]:
     models = [tiny_text_encoder(t, projection=i == 1) for i, t in enumerate(tokenizers)]  # type: ignore[arg-type]
     return [
         TextEncoder(models[0], tokenizers[0], layer=-2, final_norm=False),
-        TextEncoder(
-            models[1], tokenizers[1], layer=-2, final_norm=False, pooled=True, embedding_key="clip_g"
-        ),
+        TextEncoder(models[1], tokenizers[1], layer=-2, final_norm=False, pooled=True, embedding_key="clip_g"),
     ]
 
 
@@ -308,9 +300,7 @@ def test_byte_pairs_pad_as_each_tokenizer_does(clip_parts: list[TextEncoder]) ->
     vocab = clip_parts[0].tokenizer.get_vocab()
     pieces = ["<|startoftext|>", "on</w>", "sub</w>", ",</w>", "su", "b", "s</w>", "<|endoftext|>"]
     for encoder, pad in enumerate(("<|endoftext|>", "!")):
-        assert ids(one, caption, tuned=True, encoder=encoder) == [
-            [vocab[p] for p in pieces] + [vocab[pad]] * 8
-        ]
+        assert ids(one, caption, tuned=True, encoder=encoder) == [[vocab[p] for p in pieces] + [vocab[pad]] * 8]
     out = one.encode([caption], tuned=True)
     assert out.labels[0] == ["<start>", "on", "<subject>", ",", "su", "b", "s", "<end>", "<rest>"]
     whole = [reference(encoder, "on sub, subs") for encoder in clip_parts]
@@ -322,12 +312,7 @@ def test_byte_pairs_read_word_by_word_as_they_read_a_sentence(clip_parts: list[T
     one = Conditioner(clip_parts, None, class_word="toy", name="zwx")
     for text in ("A Toy's sub-on, toy. 12 on", "zwx_1 on  the\nsub!"):
         expected = clip_parts[0].tokenizer(text, add_special_tokens=False).input_ids
-        found = [
-            i
-            for chunk in ids(one, text, tuned=False)
-            for i in chunk
-            if i < clip_parts[0].tokenizer.bos_token_id
-        ]
+        found = [i for chunk in ids(one, text, tuned=False) for i in chunk if i < clip_parts[0].tokenizer.bos_token_id]
         assert found == expected
 
 
@@ -356,9 +341,7 @@ def test_a_tokenizer_without_a_length_takes_the_models() -> None:
 
 def test_the_hosts_spelling_in_a_prompt_is_the_subject() -> None:
     one = learned(tiny_components())
-    named, braced = (
-        one.encode([text], tuned=True) for text in ("a embedding:zwx on sand", "a {subject} on sand")
-    )
+    named, braced = (one.encode([text], tuned=True) for text in ("a embedding:zwx on sand", "a {subject} on sand"))
     assert torch.equal(named.hidden, braced.hidden) and named.labels == braced.labels
     assert named.hidden.requires_grad
 

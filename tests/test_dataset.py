@@ -167,11 +167,7 @@ def test_a_mask_of_the_same_shape_is_resized_and_another_refused(tmp_path):
     mask.paste((255, 255, 255, 255), (0, 0, 10, 10))
     mask.save(tmp_path / "a-mask.png")
     found = load_images(tmp_path).images[0].mask
-    assert (
-        found is not None
-        and found.shape == (1, 20, 40)
-        and found.mean().item() == pytest.approx(0.5, abs=1e-3)
-    )
+    assert found is not None and found.shape == (1, 20, 40) and found.mean().item() == pytest.approx(0.5, abs=1e-3)
     assert found[0, 10, 10] == 1 and found[0, 10, 30] == 0
     save(tmp_path / "a-mask.png", 255, (20, 20), "L")
     refused(lambda: load_images(tmp_path), "a-mask.png", "20 x 20", "a.png", "40 x 20")
@@ -303,9 +299,7 @@ def test_tensor_captions_and_masks_must_match_in_number():
     first, second = ImageSet.from_tensors(images, masks=masks).images
     assert first.mask is not None and first.mask[0, 0].tolist() == [0.25, 0.25, 1, 1] and second.mask is None
     refused(lambda: ImageSet.from_tensors(images, masks=masks[:1]), "1 masks", "2 images")
-    refused(
-        lambda: ImageSet.from_tensors(images, masks=torch.ones(2, 4, 9)), "the mask of picture 1", "9 x 4"
-    )
+    refused(lambda: ImageSet.from_tensors(images, masks=torch.ones(2, 4, 9)), "the mask of picture 1", "9 x 4")
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,7 @@ from tests.training import run
 def told(folder: Path, lines, config: TrainConfig | None = None) -> str:
     """The verdict on these log lines."""
     write_run(folder, lines, config)
-    return verdict(
-        read_log(folder / "log.jsonl"), config or TrainConfig(class_word="toy", steps=lines[-1]["step"])
-    )
+    return verdict(read_log(folder / "log.jsonl"), config or TrainConfig(class_word="toy", steps=lines[-1]["step"]))
 
 
 def plain_line(step: int, gamma: list[float], **changes) -> dict:
@@ -70,9 +68,7 @@ def test_a_run_gets_pictures_tables_and_a_verdict(tmp_path) -> None:
             assert colours_in(picture) > 100
         assert f"]({name})" in text
     assert "](attention.png)" in text and "step_000100" not in text
-    assert (
-        "| ![prior](previews/step_000300_0_prior.png) | ![tuned](previews/step_000300_0_tuned.png) |" in text
-    )
+    assert "| ![prior](previews/step_000300_0_prior.png) | ![tuned](previews/step_000300_0_tuned.png) |" in text
     assert "step_000300_10_tuned.png" in text
     values = json.loads((tmp_path / "report.json").read_text())
     assert values["format"] == 1 and values["steps_done"] == 300 and values["verdict"] in text
@@ -121,9 +117,7 @@ def test_a_figure_of_an_earlier_report_does_not_outlive_its_numbers(tmp_path) ->
         pytest.param(plausible_log(7, lazy=4, balance_every=2), id="lazy prior"),
         pytest.param(plausible_log(4000, lazy=3, bins=25), id="thousands of steps"),
         pytest.param(plausible_log(60, bins=1), id="one bin"),
-        pytest.param(
-            [plain_line(1, [], denoising=None, stabilization=None, alignment=None)], id="null terms"
-        ),
+        pytest.param([plain_line(1, [], denoising=None, stabilization=None, alignment=None)], id="null terms"),
         pytest.param(
             [plain_line(1, [0.1], loss=float("nan"), denoising=float("nan"), grad_norm=float("inf"))],
             id="not a number",
@@ -159,9 +153,7 @@ def test_numbers_equal_hand_computed_ones(tmp_path) -> None:
             lines[-1] |= {"stabilization": None, "alignment": None}
     (tmp_path / "snapshots" / "step_000005").mkdir(parents=True)
     (tmp_path / "snapshots" / "step_000015").mkdir()
-    config = TrainConfig(
-        class_word="toy", steps=40, optimizer=OptimizerConfig(max_grad_norm=1.5, learning_rate=1e-3)
-    )
+    config = TrainConfig(class_word="toy", steps=40, optimizer=OptimizerConfig(max_grad_norm=1.5, learning_rate=1e-3))
     write_report(write_run(tmp_path, lines, config))
     values = json.loads((tmp_path / "report.json").read_text())
     assert (values["steps_done"], values["steps_planned"], values["window"]) == (20, 40, 2)
@@ -248,13 +240,11 @@ def test_block_means_and_moving_average() -> None:
 def test_the_verdict_follows_the_indicator(tmp_path) -> None:
     calm = told(tmp_path, plausible_log(1000, ceiling=(0.6, 0.2)))
     assert (
-        "No timestep bin's overfitting indicator is near 1: the highest is 0.5" in calm
-        and "does not overfit" in calm
+        "No timestep bin's overfitting indicator is near 1: the highest is 0.5" in calm and "does not overfit" in calm
     )
     some = told(tmp_path, plausible_log(1000, rise=150, ceiling=(0.99, 0.5)))
     assert (
-        re.search(r"near 1 \(0.9 or more\) in 2 of 10 timestep bins \(timesteps 0-199\)", some)
-        and "no alarm" in some
+        re.search(r"near 1 \(0.9 or more\) in 2 of 10 timestep bins \(timesteps 0-199\)", some) and "no alarm" in some
     )
     most = told(tmp_path, plausible_log(1000, rise=100, ceiling=(0.99, 0.97)))
     since = re.search(r"in 10 of 10 timestep bins \(timesteps 0-999\).*most since step (\d+):", most)
@@ -309,9 +299,7 @@ def test_without_a_prior_pass_overfitting_is_not_known(tmp_path) -> None:
     assert words.startswith('DreamBooth trained "teddy bear" for 200 steps of the 400 planned.')
     assert "not measured" in words and "not known" in words and "have the drift measured" in words
     assert "does not overfit" not in words
-    watched = TrainConfig(
-        class_word="toy", steps=200, method="dreambooth", apt=AptConfig(watch_indicator=True)
-    )
+    watched = TrainConfig(class_word="toy", steps=200, method="dreambooth", apt=AptConfig(watch_indicator=True))
     assert "the highest is 0.00" in told(tmp_path, lines, watched)
     assert "No timestep bin" in told(
         tmp_path, plausible_log(200, ceiling=(0.5, 0.2)), TrainConfig(class_word="toy", method="dco")
@@ -327,9 +315,7 @@ def test_an_unmeasured_indicator_figure_says_so(tmp_path) -> None:
         write_run(tmp_path / "none", flat, TrainConfig(class_word="toy", method="dreambooth"))
     ).read_text()
     assert "| timestep bins near 1 | not measured |" in text and "samples" not in text
-    assert (tmp_path / "apt" / "indicator.png").read_bytes() != (
-        tmp_path / "none" / "indicator.png"
-    ).read_bytes()
+    assert (tmp_path / "apt" / "indicator.png").read_bytes() != (tmp_path / "none" / "indicator.png").read_bytes()
 
 
 def test_the_verdict_follows_the_loss(tmp_path) -> None:
@@ -344,9 +330,7 @@ def test_the_verdict_follows_the_loss(tmp_path) -> None:
 def test_the_verdict_weighs_the_terms(tmp_path) -> None:
     def with_norms(denoising: float, stabilization: float, alignment: float) -> str:
         norms = {"denoising": denoising, "stabilization": stabilization, "alignment": alignment}
-        return told(
-            tmp_path, [line | {"grad_norm_terms": norms} for line in plausible_log(100, ceiling=(0.5, 0.2))]
-        )
+        return told(tmp_path, [line | {"grad_norm_terms": norms} for line in plausible_log(100, ceiling=(0.5, 0.2))])
 
     fair = with_norms(1.0, 1.0, 0.5)
     assert "denoising 40%, stabilization 40%, alignment 20%; no term drowns the others" in fair
@@ -480,9 +464,7 @@ def test_damaged_runs_are_refused_by_name(tmp_path, damage, message) -> None:
 
 
 def write_attention_without_labels(folder: Path) -> None:
-    save_file(
-        {"prior": torch.zeros(2, 4, 4), "tuned": torch.zeros(2, 4, 4)}, folder / "attention.safetensors"
-    )
+    save_file({"prior": torch.zeros(2, 4, 4), "tuned": torch.zeros(2, 4, 4)}, folder / "attention.safetensors")
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path) -> None:

@@ -31,9 +31,7 @@ def text(components: Components, rows: int, length: int = 7, seed: int = 0) -> t
 
 
 def draw(components: Components, conditioning, unconditional=None, **changes) -> list[Image.Image]:
-    settings = (
-        dict(seed=3, steps=5, guidance=4.0, height=64, width=64, device="cpu", dtype=torch.float32) | changes
-    )
+    settings = dict(seed=3, steps=5, guidance=4.0, height=64, width=64, device="cpu", dtype=torch.float32) | changes
     return sample(components, conditioning, unconditional or text(components, 1, seed=9), **settings)
 
 
@@ -48,16 +46,12 @@ def latents_of(components: Components, monkeypatch: pytest.MonkeyPatch, *args, *
     """What `sample` hands to the decoder."""
     seen: list[Tensor] = []
     decode = components.decode
-    monkeypatch.setattr(
-        components, "decode", lambda latents: (seen.append(latents.clone()), decode(latents))[1]
-    )
+    monkeypatch.setattr(components, "decode", lambda latents: (seen.append(latents.clone()), decode(latents))[1])
     draw(components, *args, **changes)
     return torch.cat(seen)
 
 
-def pipeline_latents(
-    components: Components, scheduler: DDIMScheduler, conditioning, empty, guidance: float
-) -> Tensor:
+def pipeline_latents(components: Components, scheduler: DDIMScheduler, conditioning, empty, guidance: float) -> Tensor:
     """The same pictures by diffusers' pipeline of the family."""
     rows = len(conditioning.hidden)
     inputs = dict(
@@ -65,9 +59,7 @@ def pipeline_latents(
         latents=torch.stack([initial_noise(3, k, (4, 16, 24)) for k in range(rows)]),
         height=64, width=96, num_inference_steps=5, guidance_scale=guidance, output_type="latent",
     )  # fmt: skip
-    parts = dict(
-        vae=components.vae, text_encoder=None, tokenizer=None, unet=components.unet, scheduler=scheduler
-    )
+    parts = dict(vae=components.vae, text_encoder=None, tokenizer=None, unet=components.unet, scheduler=scheduler)
     if components.uses_size_ids:
         pipeline = StableDiffusionXLPipeline(
             **parts, text_encoder_2=components.text_encoders[1].model, tokenizer_2=None, add_watermarker=False
@@ -160,12 +152,8 @@ def test_guidance_reads_the_unconditional_text_only_above_one(monkeypatch) -> No
     components = tiny_components()
     conditioning = text(components, 1)
     for guidance, differs in ((1.0, False), (3.0, True)):
-        one = latents_of(
-            components, monkeypatch, conditioning, text(components, 1, seed=5), guidance=guidance
-        )
-        other = latents_of(
-            components, monkeypatch, conditioning, text(components, 1, seed=6), guidance=guidance
-        )
+        one = latents_of(components, monkeypatch, conditioning, text(components, 1, seed=5), guidance=guidance)
+        other = latents_of(components, monkeypatch, conditioning, text(components, 1, seed=6), guidance=guidance)
         assert (not torch.equal(one, other)) == differs
 
 
@@ -260,17 +248,11 @@ def test_previews_pair_the_prior_with_the_tuned(adapted) -> None:
     assert [asked for asked in conditioner.asked] == [
         (("",), False), (("a {subject}", "my {subject}"), False), (("a {subject}", "my {subject}"), True),
     ]  # fmt: skip
-    untouched, _ = previews(
-        base, WordyConditioner(base), ["a {subject}", "my {subject}"], **settings, prior=None
-    )
-    assert [p.tobytes() for p in prior] == [
-        p.tobytes() for p in untouched
-    ]  # the adapter off is the base model
+    untouched, _ = previews(base, WordyConditioner(base), ["a {subject}", "my {subject}"], **settings, prior=None)
+    assert [p.tobytes() for p in prior] == [p.tobytes() for p in untouched]  # the adapter off is the base model
     assert all(a.tobytes() != b.tobytes() for a, b in zip(prior, tuned, strict=True))
     kept, again = previews(adapted, conditioner, ["a {subject}", "my {subject}"], **settings, prior=prior)
-    assert kept is prior and [p.tobytes() for p in again] == [
-        p.tobytes() for p in tuned
-    ]  # no dropout, same seeds
+    assert kept is prior and [p.tobytes() for p in again] == [p.tobytes() for p in tuned]  # no dropout, same seeds
     assert (("a {subject}", "my {subject}"), False) not in conditioner.asked[3:]
     assert adapted.unet.training
 

@@ -67,14 +67,10 @@ def attention_tiles(
     has been dimmed looks dim; the difference (tuned - prior) is blue for less and red for more, in full colour at half
     that peak. Beneath the label stands the token's mean attention, prior > tuned.
     """
-    assert prior.shape == tuned.shape and prior.ndim == 3 and len(prior) == len(labels), (
-        "a map and a label per column"
-    )
+    assert prior.shape == tuned.shape and prior.ndim == 3 and len(prior) == len(labels), "a map and a label per column"
     before, after = (maps.detach().float().cpu().numpy().astype(np.float64) for maps in (prior, tuned))
     columns = [_column(p, t) for p, t in zip(before, after, strict=True)]
-    titles = [
-        f"{name}\n{_percent(p)} > {_percent(t)}" for name, p, t in zip(labels, before, after, strict=True)
-    ]
+    titles = [f"{name}\n{_percent(p)} > {_percent(t)}" for name, p, t in zip(labels, before, after, strict=True)]
     if image is not None:
         picture = image.convert("RGB").resize(columns[0][0].size, Image.Resampling.LANCZOS)
         columns, titles = [(picture, None, None), *columns], ["picture", *titles]

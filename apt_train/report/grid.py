@@ -38,9 +38,7 @@ def labelled_grid(
     line = round(text_size * 1.25)
     top = gap + line * max((name.count("\n") + 1 for name in names), default=0)
     left = (
-        gap
-        + max((round(face.getlength(part)) for label in row_labels for part in label.split("\n")), default=0)
-        + gap
+        gap + max((round(face.getlength(part)) for label in row_labels for part in label.split("\n")), default=0) + gap
     )
     width = left + len(column_labels) * (tile[0] + gap)
     sheet = Image.new("RGB", (width, top + len(rows) * (tile[1] + gap)), background)

@@ -28,9 +28,7 @@ class _Curve:
     label: str = ""
 
 
-def indicator_image(
-    gamma: ArrayLike, width: int = 640, height: int = 320, *, num_timesteps: int = 1000
-) -> Image.Image:
+def indicator_image(gamma: ArrayLike, width: int = 640, height: int = 320, *, num_timesteps: int = 1000) -> Image.Image:
     """The overfitting indicator so far, (steps, bins) in [0, 1]: a curve per bin, timesteps at the right."""
     values = np.asarray(gamma, dtype=np.float64)
     steps, bins = values.shape
@@ -39,8 +37,7 @@ def indicator_image(
     shown = block_means(values, 2 * width)
     edges = bin_edges(bins, num_timesteps)
     curves = [
-        _Curve(shown[:, b], colour, 1.6, f"{edges[b][0]}-{edges[b][1]}")
-        for b, colour in enumerate(bin_colours(bins))
+        _Curve(shown[:, b], colour, 1.6, f"{edges[b][0]}-{edges[b][1]}") for b, colour in enumerate(bin_colours(bins))
     ]
     return _chart(curves, steps, (0.0, 1.0), "overfitting indicator by timestep", width, height)
 
@@ -124,9 +121,7 @@ def _curves(
     for curve in curves:
         xs = np.linspace(frame[0], frame[2], max(2, len(curve.values)))[-len(curve.values) :]
         points = [
-            (x * scale, _y(v, span, frame) * scale)
-            for x, v in zip(xs, curve.values, strict=True)
-            if np.isfinite(v)
+            (x * scale, _y(v, span, frame) * scale) for x, v in zip(xs, curve.values, strict=True) if np.isfinite(v)
         ]
         if len(points) > 1:
             pen.line(points, curve.colour, round(curve.width * scale), joint="curve")
@@ -136,9 +131,7 @@ def _curves(
     return large.resize((width, height), Image.Resampling.BOX)
 
 
-def _labels(
-    pen: ImageDraw.ImageDraw, curves: list[_Curve], x: float, frame: tuple[float, ...], face: Font
-) -> None:
+def _labels(pen: ImageDraw.ImageDraw, curves: list[_Curve], x: float, frame: tuple[float, ...], face: Font) -> None:
     """Names in the curves' colours down the right side, noisiest on top; every second one where it gets too tight."""
     if not curves:
         return
@@ -157,9 +150,7 @@ def _step_ticks(pen: ImageDraw.ImageDraw, steps: int, frame: tuple[float, ...], 
         pen.text((x, frame[3] + 3), str(1 + round(part * (steps - 1))), INK, face, anchor=place)
 
 
-def _colour_scale(
-    image: Image.Image, pen: ImageDraw.ImageDraw, frame: tuple[int, int, int, int], face: Font
-) -> None:
+def _colour_scale(image: Image.Image, pen: ImageDraw.ImageDraw, frame: tuple[int, int, int, int], face: Font) -> None:
     """What the colours mean, from 0 at the bottom to 1 at the top, right of the frame."""
     left, right = frame[2] + 10, frame[2] + 20
     _paste(image, heat(np.linspace(1, 0, frame[3] - frame[1])[:, None]), (left, frame[1], right, frame[3]))

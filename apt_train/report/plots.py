@@ -135,19 +135,13 @@ def _draw_losses(figure: FigureBase, log: RunLog, num_timesteps: int) -> None:
         _loss_panel(axes, log.step, log.terms[name], smooth, TITLES[name], TERM_COLOURS[name])
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
-    note = (
-        f"thick: mean over {window} steps, denoising with timesteps evened out"
-        if window > 1
-        else "every step"
-    )
+    note = f"thick: mean over {window} steps, denoising with timesteps evened out" if window > 1 else "every step"
     figure.suptitle(f"Losses before their weights ({note})", fontsize=11, color=_hex(INK), x=0.01, ha="left")
 
 
 def _draw_balance(figure: FigureBase, log: RunLog) -> None:
     if not log.balance:
-        return _message(
-            figure, "The gradient of the single terms was not measured in this run (balance_every)."
-        )
+        return _message(figure, "The gradient of the single terms was not measured in this run (balance_every).")
     steps = block_means(log.balance_step.astype(np.float64), MOST_BARS)
     norms = {name: block_means(values, MOST_BARS) for name, values in log.balance.items()}
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
@@ -186,9 +180,7 @@ def _indicator_curves(axes: Axes, steps: Floats, gamma: Floats, labels: list[str
     )  # fmt: skip
 
 
-def _indicator_heat(
-    figure: FigureBase, axes: Axes, ends: tuple[int, int], gamma: Floats, labels: list[str]
-) -> None:
+def _indicator_heat(figure: FigureBase, axes: Axes, ends: tuple[int, int], gamma: Floats, labels: list[str]) -> None:
     extent = (ends[0] - 0.5, ends[1] + 0.5, -0.5, len(labels) - 0.5)
     image = axes.imshow(
         gamma.T,

@@ -53,17 +53,13 @@ def _read_config(path: Path) -> tuple[TrainConfig, int]:
             f"{path.name} cannot be read ({error.strerror}): give the output folder of a training run."
         ) from None
     except ValueError:
-        raise InputError(
-            f"{path.name} is not readable JSON: restore it, a report needs the run's settings."
-        ) from None
+        raise InputError(f"{path.name} is not readable JSON: restore it, a report needs the run's settings.") from None
     values = stored.get("config") if isinstance(stored, dict) else None
     if not isinstance(values, dict):
         raise InputError(f"{path.name} holds no settings of a training run: give the output folder of one.")
     try:
         config = TrainConfig.from_dict(values)
     except (TypeError, AttributeError):
-        raise InputError(
-            f"{path.name} holds settings of the wrong kind: restore it as the run wrote it."
-        ) from None
+        raise InputError(f"{path.name} holds settings of the wrong kind: restore it as the run wrote it.") from None
     count = stored.get("num_timesteps", 1000)
     return config, count if isinstance(count, int) and count > 0 else 1000

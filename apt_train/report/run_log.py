@@ -26,9 +26,7 @@ class RunLog:
     """S steps of a run; a number that a step did not compute is NaN."""
 
     step: NDArray[np.int64]  # (S,), rising, from 1
-    terms: dict[
-        str, Floats
-    ]  # each of TERMS (S,), raw: before weights and 1 - gamma; `loss` is the weighted total
+    terms: dict[str, Floats]  # each of TERMS (S,), raw: before weights and 1 - gamma; `loss` is the weighted total
     grad_norm: Floats  # (S,), before clipping
     timesteps: list[list[int]]  # of each step's samples
     gamma: Floats  # (S, bins); (S, 0) where the run logged none
@@ -65,9 +63,7 @@ def read_log(path: Path) -> RunLog:
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
-        raise InputError(
-            f"{path.name} cannot be read ({error.strerror}): give the folder of a training run."
-        ) from None
+        raise InputError(f"{path.name} cannot be read ({error.strerror}): give the folder of a training run.") from None
     records: dict[int, dict[str, Any]] = {}
     truncated = False
     for number, line in enumerate(lines, start=1):
@@ -77,13 +73,9 @@ def read_log(path: Path) -> RunLog:
         elif number == len(lines):
             truncated = True
         elif line.strip():
-            raise InputError(
-                f"{path.name} line {number} is not a step of a training log: mend or remove that line."
-            )
+            raise InputError(f"{path.name} line {number} is not a step of a training log: mend or remove that line.")
     if not records:
-        raise InputError(
-            f"{path.name} holds no finished step: train at least one step before asking for a report."
-        )
+        raise InputError(f"{path.name} holds no finished step: train at least one step before asking for a report.")
     return _columns([records[step] for step in sorted(records)], path.name, truncated)
 
 
@@ -138,9 +130,7 @@ def _is_number(value: object) -> bool:
 
 def _columns(records: list[dict[str, Any]], name: str, truncated: bool) -> RunLog:
     if len({len(record["gamma"]) for record in records}) != 1:
-        raise InputError(
-            f"{name} changes its number of timestep bins on the way: it mixes two runs, report on one."
-        )
+        raise InputError(f"{name} changes its number of timestep bins on the way: it mixes two runs, report on one.")
     measured = [record for record in records if record.get("grad_norm_terms")]
     drifted = [record for record in records if record.get("drift")]
     parts = list(dict.fromkeys(part for record in measured for part in record["grad_norm_terms"]))
@@ -151,9 +141,7 @@ def _columns(records: list[dict[str, Any]], name: str, truncated: bool) -> RunLo
         timesteps=[[int(t) for t in record["timestep"] if t is not None] for record in records],
         gamma=np.array([record["gamma"] for record in records], dtype=np.float64),
         balance_step=np.array([record["step"] for record in measured], dtype=np.int64),
-        balance={
-            part: _floats([record["grad_norm_terms"].get(part) for record in measured]) for part in parts
-        },
+        balance={part: _floats([record["grad_norm_terms"].get(part) for record in measured]) for part in parts},
         drift_step=np.array([record["step"] for record in drifted], dtype=np.int64),
         drift={name: _floats([record["drift"].get(name) for record in drifted]) for name in DRIFT},
         truncated=truncated,

@@ -72,9 +72,7 @@ class Summary:
     window: int  # steps at the end that `gamma` is the mean of
     bins: list[BinSummary]
     most_since: int | None  # step from which more than half of the bins are near 1
-    data_weight: (
-        float | None
-    )  # mean of 1 - gamma over the bins at the end; None without the adaptive loss weight
+    data_weight: float | None  # mean of 1 - gamma over the bins at the end; None without the adaptive loss weight
     trend: Trend  # of the denoising loss, timesteps' own differences taken out
     terms: dict[str, TermSummary]
     balance: dict[str, BalanceSummary]
@@ -93,9 +91,7 @@ class Summary:
         return [item for item in self.bins if item.near_one_since is not None]
 
 
-def summarize(
-    log: RunLog, config: TrainConfig, *, num_timesteps: int = 1000, snapshots: Sequence[int] = ()
-) -> Summary:
+def summarize(log: RunLog, config: TrainConfig, *, num_timesteps: int = 1000, snapshots: Sequence[int] = ()) -> Summary:
     """The numbers of a run. `num_timesteps`: of the noise schedule; `snapshots`: the steps that have one."""
     apt, runs_apt = config.apt, config.method == "apt"
     measured = indicator_measured(log, config)
@@ -177,9 +173,7 @@ def evened_denoising(log: RunLog, num_timesteps: int = 1000) -> Floats:
         return loss
     drawn_from = np.zeros((len(loss), parts_of_schedule))  # part of each step's samples in each twentieth
     for row, drawn in zip(drawn_from, log.timesteps, strict=True):
-        places = np.clip(
-            np.array(drawn, dtype=np.int64) * parts_of_schedule // num_timesteps, 0, parts_of_schedule - 1
-        )
+        places = np.clip(np.array(drawn, dtype=np.int64) * parts_of_schedule // num_timesteps, 0, parts_of_schedule - 1)
         np.add.at(row, places, 1 / max(1, len(drawn)))
     levels = np.linalg.lstsq(drawn_from[known], loss[known], rcond=None)[0]
     return np.where(known, loss - drawn_from @ levels + loss[known].mean(), np.nan)

@@ -26,9 +26,7 @@ def paragraph(summary: Summary) -> str:
     said = [_opening(summary), *_indicator(summary), *_drift(summary), _loss(summary), *_balance(summary)]
     changes = advice(summary)
     said.append(
-        "What to change: " + "; ".join(changes) + "."
-        if changes
-        else "Nothing in these numbers asks for a change."
+        "What to change: " + "; ".join(changes) + "." if changes else "Nothing in these numbers asks for a change."
     )
     said.append("The pictures have the last word: likeness and obedience to a prompt these numbers do not show.")
     return " ".join(said)
@@ -64,9 +62,7 @@ def _indicator(summary: Summary) -> list[str]:
             f"Only {len(seen)} of {len(summary.bins)} timestep bins were trained at all; the others say nothing."
         )
     if summary.data_weight is not None and summary.near_one:
-        said.append(
-            f"The adaptive weight leaves the denoising loss {summary.data_weight:.0%} on average by now."
-        )
+        said.append(f"The adaptive weight leaves the denoising loss {summary.data_weight:.0%} on average by now.")
     return said
 
 
@@ -80,9 +76,7 @@ def _near_one(summary: Summary) -> str:
             f"{_range(top)}{so}."
         )
     first = min(item.near_one_since or 0 for item in near)
-    where = (
-        f"The overfitting indicator is near 1 ({NEAR_ONE} or more) in {len(near)} of {count} timestep bins"
-    )
+    where = f"The overfitting indicator is near 1 ({NEAR_ONE} or more) in {len(near)} of {count} timestep bins"
     if summary.most_since is None:
         return (
             f"{where} (timesteps {_ranges(near)}), the first of them since step {first}. Published runs on SDXL end "
@@ -166,9 +160,7 @@ def _about_length(summary: Summary) -> list[str]:
 
 def _about_balance(summary: Summary) -> list[str]:
     """Regularisers that drown the rest. A small share asks for nothing: in our benchmark ten times less did as well."""
-    acting = [
-        term for term, name in SETTING_OF.items() if getattr(summary, name) > 0 and term in summary.balance
-    ]
+    acting = [term for term, name in SETTING_OF.items() if getattr(summary, name) > 0 and term in summary.balance]
     drowning = [term for term in acting if summary.balance[term].share > DOMINATES]
     return [f"lower {_weight(summary, term)}, the {term} term drowns the rest" for term in drowning]
 

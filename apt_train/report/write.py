@@ -52,9 +52,7 @@ def write_report(run_dir: str | Path) -> Path:
         pictures = _draw(folder, run.log, summary, run.num_timesteps, tiles)
         (folder / "report.json").write_text(json.dumps(_as_json(summary), indent=2) + "\n", encoding="utf-8")
         report = folder / "report.md"
-        report.write_text(
-            _as_markdown(summary, run.config.name, pictures, _newest_previews(folder)), encoding="utf-8"
-        )
+        report.write_text(_as_markdown(summary, run.config.name, pictures, _newest_previews(folder)), encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"The report cannot be written into {folder} ({error.strerror}): free space or mend its rights."
@@ -82,16 +80,10 @@ def _read_attention(path: Path) -> Image.Image | None:
 
 def _picture(pixels: torch.Tensor | None) -> Image.Image | None:
     """uint8 (3, H, W) -> picture."""
-    return (
-        None
-        if pixels is None
-        else Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
-    )
+    return None if pixels is None else Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
-def _draw(
-    folder: Path, log: RunLog, summary: Summary, num_timesteps: int, tiles: Image.Image | None
-) -> list[str]:
+def _draw(folder: Path, log: RunLog, summary: Summary, num_timesteps: int, tiles: Image.Image | None) -> list[str]:
     """Write the figures; returns their names. A figure of an earlier report that this one lacks is removed."""
     figures: dict[str, Callable[[], Any]] = {
         "indicator.png": lambda: indicator_figure(
@@ -174,9 +166,7 @@ def _term_table(summary: Summary) -> str:
     for name, term in summary.terms.items():
         part = summary.balance.get(name)
         gradient = ("-", "-") if part is None else (f"{part.norm:.3g}", f"{part.share:.0%}")
-        rows.append(
-            (name.replace("_", " "), f"{term.first_quarter:.4g}", f"{term.last_quarter:.4g}", *gradient)
-        )
+        rows.append((name.replace("_", " "), f"{term.first_quarter:.4g}", f"{term.last_quarter:.4g}", *gradient))
     return _table(("term", "first quarter", "last quarter", "gradient norm", "share"), rows)
 
 

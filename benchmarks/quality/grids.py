@@ -58,9 +58,7 @@ METHODS: dict[str, Variant] = {
 FRAMED = WORLD + ", prior taught framed pictures"
 
 
-def tuning(
-    variants: dict[str, Variant], task: str = WORLD, steps: int = 400, looks: tuple[Look, ...] = TUNING
-) -> Grid:
+def tuning(variants: dict[str, Variant], task: str = WORLD, steps: int = 400, looks: tuple[Look, ...] = TUNING) -> Grid:
     """A sweep on the half of the subjects that the verdict does not use, or some of them, one seed each."""
     measured_at = (*SAMPLE_AT, *range(800, steps + 1, 400))
     return Grid(

@@ -40,11 +40,7 @@ def _table(title: str) -> str:
     what, name, *more = title.split()
     groups, pooled = [word for word in more if word in GROUPS], by_subject if SUBJECTS in more else dict
     level = [float(word) for word in more if word not in (*GROUPS, SUBJECTS)]
-    units = [
-        unit
-        for unit in read_units(RESULTS / name, GRIDS[name])
-        if not groups or unit["unit"]["group"] in groups
-    ]
+    units = [unit for unit in read_units(RESULTS / name, GRIDS[name]) if not groups or unit["unit"]["group"] in groups]
     curves = curves_of(units)
     if not curves:
         return "*(not run yet)*"

@@ -68,9 +68,7 @@ def _kept(task: Task, subject: Subject, name: str, captions: list[str], make: Ca
     return Probe(captions, **task.cached(key, lambda: make().tensors()))
 
 
-def errors(
-    components: Components, conditioner: Conditioner, probe: Probe, *, tuned: bool, batch: int = 32
-) -> Tensor:
+def errors(components: Components, conditioner: Conditioner, probe: Probe, *, tuned: bool, batch: int = 32) -> Tensor:
     """Mean squared error of epsilon per sample, float32 (N,), of the model as it stands."""
     epsilon = _epsilon(components, conditioner, probe.noisy, probe.timesteps, probe.captions, tuned, batch)
     return (epsilon - probe.goal).square().mean(dim=(1, 2, 3))

@@ -99,9 +99,7 @@ def _ranks_by_timestep(components: Components, config: TrainConfig) -> Iterator[
         yield
         return
     adapter, total = config.adapter, components.schedule.num_timesteps
-    ranks = TimestepRank(
-        components.unet, rank=adapter.rank, min_rank=adapter.resolved_min_rank, num_timesteps=total
-    )
+    ranks = TimestepRank(components.unet, rank=adapter.rank, min_rank=adapter.resolved_min_rank, num_timesteps=total)
     follow = components.unet.register_forward_pre_hook(lambda unet, inputs: ranks.set(inputs[1].reshape(-1)))
     try:
         yield

@@ -748,6 +748,7 @@ def contact_sheet(pictures: list[np.ndarray], columns: int, zoom: int = 2) -> Im
 # --------------------------------------------------------------------------------------------------------------
 # The demo's task: four photos of one held-out toy, all on grass in the park.
 
+
 def write_demo(folder: Path) -> None:
     """Write ``subject/`` (4 captioned pictures) and ``heldout/`` (10 pictures for fidelity)."""
     name = next(iter(subjects()))

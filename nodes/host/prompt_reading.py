@@ -106,6 +106,6 @@ def _words(tokens: _Tokens, tokenizer: Any) -> list[Piece]:
 
 def _places(reading: Reading) -> list[Any]:
     """What the tokenizers of one CLIP must agree on: ids and positions; an embedding's rows differ in content."""
-    return [
-        (piece.positions, [key for key in piece.keys if isinstance(key, int)]) for piece in reading.pieces
-    ] + [reading.length]
+    return [(piece.positions, [key for key in piece.keys if isinstance(key, int)]) for piece in reading.pieces] + [
+        reading.length
+    ]

@@ -146,9 +146,7 @@ def test_wires_of_different_models_are_refused(host: Host) -> None:
 
 
 @pytest.mark.parametrize(("channels", "kind"), [(9, "inpainting"), (8, "picture-editing")])
-def test_other_unets_are_refused_by_name(
-    host: Host, checkpoints: dict[str, Path], channels: int, kind: str
-) -> None:
+def test_other_unets_are_refused_by_name(host: Host, checkpoints: dict[str, Path], channels: int, kind: str) -> None:
     tensors = load_file(checkpoints["sd15"])
     first = "model.diffusion_model.input_blocks.0.0.weight"
     width, _, height, length = tensors[first].shape
