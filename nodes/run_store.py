@@ -17,8 +17,9 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..apt_train import run_folder
@@ -133,10 +134,11 @@ class PublishedFiles:
 PUBLISHED = PublishedFiles()
 
 
-def publish(run: AptRun, step: int | None = None, *, anew: bool = False) -> Published:
-    """Put a snapshot's LoRA and learned word where the host's loaders and prompts find them; what is there stays.
+def publish(run: AptRun, step: int | None = None) -> Published:
+    """Put a snapshot's LoRA and learned word where the host's loaders and prompts find them.
 
-    `step`: a snapshot's; None: the end of the run. `anew`: write also what is there (the run was trained again).
+    A file that holds these very weights stays; one of an earlier training, which on a GPU differs in its last bits,
+    does not. `step`: a snapshot's; None: the end of the run.
     InputError: no such snapshot, or a folder that cannot be written.
     """
     picked = run.steps if step is None else step
@@ -150,20 +152,28 @@ def publish(run: AptRun, step: int | None = None, *, anew: bool = False) -> Publ
     lora, metadata = _read(source / f"{run.subject}.safetensors")
     target = inside(loras_folder(), f"{stem}.safetensors")
     PUBLISHED.add(target)
-    if anew or not target.is_file():
+    if not _holds(target, lora):
         samples = newest_samples(run.folder, picked)
         picture = samples.tuned[0] if samples else None
         _write(target, lora, renamed_metadata(metadata, embedding=names, stem=stem, thumbnail=picture))
     if names is not None:
-        _publish_word(word, inside(embeddings_folder(), f"{stem}.safetensors"), anew)
+        _publish_word(word, inside(embeddings_folder(), f"{stem}.safetensors"))
     return Published(lora, f"embedding:{stem}" if names is not None else run.trigger)
 
 
-def _publish_word(source: Path, target: Path, anew: bool) -> None:
+def _publish_word(source: Path, target: Path) -> None:
     PUBLISHED.add(target)
-    if anew or not target.is_file():
-        rows, metadata = _read(source)
+    rows, metadata = _read(source)
+    if not _holds(target, rows):
         _write(target, rows, renamed_metadata(metadata, embedding=(source.stem, target.stem), stem=target.stem))
+
+
+def _holds(target: Path, tensors: dict[str, Tensor]) -> bool:
+    try:
+        there, _ = _read(target)
+    except (OSError, SafetensorError):
+        return False
+    return there.keys() == tensors.keys() and all(torch.equal(there[name], tensors[name]) for name in there)
 
 
 def _trigger(config: TrainConfig, stem: str) -> str:

@@ -106,7 +106,7 @@ def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
             _train(job, digest, folder, watch)
     else:
         tell_found(run, job.config, job.wires.schedule.num_timesteps, node_id)
-    published = publish(run, anew=trained)
+    published = publish(run)
     say_finished(node_id, run, published.trigger, trained)
     return run, published
 

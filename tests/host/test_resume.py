@@ -6,6 +6,7 @@ import re
 import time
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from .events import Events
 from .graphs import LEARNED, TRIGGER, training_graph, upload_pictures
@@ -170,6 +171,22 @@ def test_a_missing_file_is_written_again(host: Host, names: list[str]) -> None:
     contents = [(place / f"{stem}.safetensors").read_bytes() for place in places]
     for place in places:
         (place / f"{stem}.safetensors").unlink()
+    host.run(g.prompt)
+    assert [(place / f"{stem}.safetensors").read_bytes() for place in places] == contents
+
+
+def test_files_of_an_earlier_training_make_way(host: Host, names: list[str]) -> None:
+    """Else the loaders would draw with other weights than the wire, where these could not be written once."""
+    g, node = training_graph(names, setting=LEARNED, seed=36, steps=1)
+    word = g.node("PreviewAny", source=node[TRIGGER])
+    stem = shown_text(host.run(g.prompt), word).removeprefix("embedding:")
+    places = [host.folder / "output" / "loras", host.folder / "models" / "embeddings"]
+    contents = [(place / f"{stem}.safetensors").read_bytes() for place in places]
+    for place in places:
+        file = place / f"{stem}.safetensors"
+        save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
+    host.free()
+    time.sleep(0.5)
     host.run(g.prompt)
     assert [(place / f"{stem}.safetensors").read_bytes() for place in places] == contents
 
