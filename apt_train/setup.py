@@ -67,12 +67,12 @@ def prepared_run(
     """
     _check_layers(components, config)
     _check_previews(components, config)
-    components.use(dtype)
     subject, preservation = build_streams(components, images, prior_images, config, device, notify)
     for note in [*components.notes, *images.notes, *images.repeats(), *(prior_images.notes if prior_images else [])]:
         notify(note)
     if subject.bank.fixed:
         notify("The VAE gives no standard deviation: each picture's latent is fixed.")
+    components.use(dtype)
     with _encoders_on(components), _adapter_on(components, config, device, dtype):
         identifier, conditioner = _conditioning(components, config, device, dtype)
         for warning in conditioner.warnings():

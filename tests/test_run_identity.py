@@ -70,6 +70,8 @@ def test_a_model_that_was_trained_on_in_half_precision_gives_the_same_run_again(
 
 def test_a_rounded_model_is_refused_where_it_was_to_be_exact() -> None:
     used = tiny_components()
+    with pytest.raises(InputError, match="bucket_multiple"):
+        run(used, precision="bf16", bucket_multiple=3)  # comes to no cast
     run(used, precision="fp32", steps=1)
     run(used, precision="bf16", steps=1)
     with pytest.raises(InputError, match=r"rounded this model to torch\.bfloat16.*load the checkpoint again"):
