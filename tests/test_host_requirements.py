@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.node_modules import ROOT, node_module
 
 
 @pytest.fixture
-def requirements(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`nodes/host/requirements.py` as the host loads it, without what needs the host beside it."""
-    folders = {"pack_under_test": ROOT, "pack_under_test.nodes": ROOT / "nodes"}
-    for name, folder in {**folders, "pack_under_test.nodes.host": ROOT / "nodes" / "host"}.items():
-        module = ModuleType(name)
-        module.__path__ = [str(folder)]
-        monkeypatch.setitem(sys.modules, name, module)
-    yield importlib.import_module("pack_under_test.nodes.host.requirements")
-    for name in [name for name in sys.modules if name.startswith("pack_under_test.")]:
-        del sys.modules[name]
+def requirements() -> Iterator[Any]:
+    with node_module("host.requirements") as module:
+        yield module
 
 
 def hide(requirements: Any, monkeypatch: pytest.MonkeyPatch, *hidden: str) -> None:

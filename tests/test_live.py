@@ -5,9 +5,9 @@ Not here: the host's own server and sockets, and the page that draws.
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -18,21 +18,14 @@ from apt_train.config import AptConfig, TrainConfig
 from apt_train.events import StepEvent
 from apt_train.report.curves import point_of, run_curves, thin_out
 from apt_train.run_folder import FORMAT
+from tests.node_modules import node_module
 from tests.synthetic_run import plausible_log, write_run
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
-def live(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`nodes/live.py` beside `apt_train`, as the host loads them, without the nodes that need the host."""
-    for name, folder in (("pack_under_test", ROOT), ("pack_under_test.nodes", ROOT / "nodes")):
-        module = ModuleType(name)
-        module.__path__ = [str(folder)]
-        monkeypatch.setitem(sys.modules, name, module)
-    yield importlib.import_module("pack_under_test.nodes.live")
-    for name in [name for name in sys.modules if name.startswith("pack_under_test.")]:
-        del sys.modules[name]
+def live() -> Iterator[Any]:
+    with node_module("live") as module:
+        yield module
 
 
 def event(step: int, **changes: Any) -> StepEvent:
