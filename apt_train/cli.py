@@ -245,6 +245,8 @@ def _say_done(result: TrainResult, output: Path) -> None:
     from .run_folder import read_config
 
     name = read_config(output)["name"]
+    if not result.steps_done:
+        return print("Stopped before the first step, nothing was trained: run the same command again.")
     if result.stopped:
         print(f"Stopped after {result.steps_done} steps, nothing is lost; go on with: apt-train resume {output}")
     print(f"LoRA: {output / name}.safetensors")

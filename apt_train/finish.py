@@ -55,11 +55,11 @@ class Outcome:
 
 
 def finish(outcome: Outcome) -> TrainResult:
-    """Save the last completed step, export the LoRA, and hand the result over."""
+    """Save the last completed step, export the LoRA, hand the result over; before the first step nothing is written."""
     run, folder = outcome.run, outcome.folder
     lora, embeddings = current_lora(run), _embeddings(run)
-    if folder is not None:
-        if run.steps_done and not (step_folder(folder.snapshots, run.steps_done) / "state.json").exists():
+    if folder is not None and run.steps_done:
+        if not (step_folder(folder.snapshots, run.steps_done) / "state.json").exists():
             save_snapshot(outcome)
         _write_lora(run, lora, folder.lora)
         if embeddings is not None:

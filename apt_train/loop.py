@@ -91,11 +91,11 @@ def train(
             # Cancelled by the host, out of memory, a bug in a callback: the work so far is the user's.
             if not run.updating:
                 run.indicator.discard()
-                if run.steps_done:
-                    finish(outcome)
+                finish(outcome)
             raise
         result = finish(outcome)
-        write_extras(outcome, listener)
+        if run.steps_done:
+            write_extras(outcome, listener)
         return result
 
 
@@ -200,7 +200,7 @@ def _begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: 
     if rescaled:  # another scale; cut before config.json says so, as the next call sees only what that says
         folder.cut_log(run.steps_done, without=("drift",))
     facts = {"num_timesteps": run.components.schedule.num_timesteps, "dtype": str(run.dtype)}
-    folder.start(outcome.digest, run.config, {**folder.record(), **facts, **record})
+    folder.start(outcome.digest, run.config, {**(folder.record() if resume else {}), **facts, **record})
     for line in folder.cut_log(run.steps_done):
         outcome.remember(line["loss"], line["gamma"])
     if rescaled:

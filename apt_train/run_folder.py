@@ -107,9 +107,8 @@ class RunFolder:
         return TrainConfig.from_dict(read_config(self.path)["config"])
 
     def record(self) -> dict[str, Any]:
-        """What callers have had kept beside the settings; empty for a new run."""
-        kept = read_config(self.path) if (self.path / CONFIG).is_file() else {}
-        return {name: value for name, value in kept.items() if name not in _OURS}
+        """What callers have had kept beside the settings."""
+        return {name: value for name, value in read_config(self.path).items() if name not in _OURS}
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -118,7 +117,7 @@ class RunFolder:
         The lock is the system's, so it goes with a process that is killed. InputError: another one holds it.
         """
         self._make()
-        lock = FileLock(self.path / LOCK, timeout=0)
+        lock = FileLock(self.path / LOCK, timeout=1)  # a scanner may hold a lock file that was just let go
         try:
             lock.acquire()
         except Timeout:

@@ -68,9 +68,14 @@ def steps_done(folder: Path) -> int:
 
 
 def set_aside(folder: Path) -> None:
-    """Make way for a new run: the one that stands there becomes ..._previous, unless that one has more steps."""
+    """Make way for a new run: the one that stands there becomes ..._previous, unless that one has more steps.
+
+    InputError: another process is training there, or a file is in use.
+    """
     if not folder.exists():
         return
+    with run_folder.RunFolder(folder, "").held():
+        pass  # let go again before the folder moves, which Windows would refuse
     previous = folder.with_name(folder.name + "_previous")
     goes = folder if steps_done(previous) > steps_done(folder) else previous
     try:
@@ -89,8 +94,8 @@ def was_restarted(folder: Path) -> bool:
 
 
 def is_restart_to_finish(folder: Path, steps: int) -> bool:
-    """Whether a restart was cancelled there: the next one goes on with it, as after every Cancel."""
-    return was_restarted(folder) and steps_done(folder) < steps
+    """Whether a restart was cancelled there: it is gone on with, or taken as it is, as after every Cancel."""
+    return was_restarted(folder) and steps_done(folder) < max(steps, read_config(folder)["config"]["steps"])
 
 
 def check_places(config: TrainConfig) -> None:

@@ -92,11 +92,12 @@ class APTTrain(io.ComfyNode):
     def fingerprint_inputs(cls, **inputs: Any) -> list[str]:
         """Another one as long as a published file is missing: then the node runs, and writes it again.
 
-        Not where running means training anew: a file that was moved away is no reason for that.
+        Not where running may mean training anew: a file that was moved away is no reason for that. (Of a wired `resume`
+        the host tells nothing here.)
         """
         from .run_store import PUBLISHED
 
-        return [] if inputs.get("resume") == ["restart"] else PUBLISHED.missing()
+        return PUBLISHED.missing() if inputs.get("resume") == ["automatic"] else []
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +22,17 @@ def requirements() -> Iterator[Any]:
 def hide(requirements: Any, monkeypatch: pytest.MonkeyPatch, *hidden: str) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(requirements, "find_spec", lambda name: None if name in hidden else real(name))
+    loaded = {name: module for name, module in sys.modules.items() if name not in hidden}
+    monkeypatch.setattr(requirements, "sys", SimpleNamespace(modules=loaded, executable=sys.executable))
 
 
 def test_what_is_installed_is_not_mentioned(requirements: Any) -> None:
+    requirements.check_installed()
+
+
+def test_a_stand_in_without_a_place_counts_as_there(requirements: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`find_spec` itself raises for one."""
+    monkeypatch.setitem(sys.modules, "psutil", ModuleType("psutil"))
     requirements.check_installed()
 
 

@@ -117,7 +117,8 @@ export class Runs extends EventTarget {
   found(message) {
     const series = this._open(message.run);
     if (!series.points.length) Object.assign(series, { step: message.step, loaded: false, asked: 0 });
-    Object.assign(series, { total: message.total, bins: message.bins, state: "done", secondsLeft: null });
+    const total = Math.max(message.total, series.step); // it may have gone on beyond what is asked for now
+    Object.assign(series, { total, bins: message.bins, state: "done", secondsLeft: null });
     this.note(message.run, message.node, message.workflow);
     this._heard(series);
   }

@@ -15,9 +15,14 @@ _MODULE_OF = {"pillow": "PIL"}  # where the import is called otherwise than the 
 def check_installed() -> None:
     """InputError, with the command that installs it: something of requirements.txt is not there."""
     names = [line.partition(">=")[0] for line in _FILE.read_text(encoding="utf-8").splitlines() if line[:1].isalnum()]
-    missing = [name for name in names if find_spec(_MODULE_OF.get(name, name)) is None]
+    missing = [name for name in names if not _is_there(_MODULE_OF.get(name, name))]
     if missing:
         raise InputError(f"APT Train needs {', '.join(missing)}: run {_command()}, then restart ComfyUI.")
+
+
+def _is_there(module: str) -> bool:
+    """What is loaded already need not be looked for; another pack's stand-in would have no place to be found in."""
+    return module in sys.modules or find_spec(module) is not None
 
 
 def _command() -> str:

@@ -206,36 +206,50 @@ def test_a_run_that_is_found_again_is_the_newest_again(host: Host, editor: Edito
           runs.found({ ...who, run: "a", step: 2, bins: [] });
           const found = newest();
           await runs._list();
-          return [before, found, newest(), runs.get("a").state, runs.get("a").loaded];
+          runs.stepped({ ...who, run: "b", points: [{ step: 4, loss: 1, gamma: [] }], seconds_left: 0 });
+          runs.found({ ...who, run: "b", step: 2, bins: [] }); // which had gone on beyond what is asked for now
+          return [before, found, runs.get("a").state, runs.get("a").loaded, newest(), runs.get("b").total];
         }""",
         module,
     )
-    assert seen == ["b", "a", "a", "done", False]
+    assert seen == ["b", "a", "done", False, "b", 4]
 
 
-def test_a_copy_of_a_monitor_that_is_never_placed_leaves_nothing_running(editor: Editor) -> None:
-    """The editor makes one at every Ctrl+C. Nor does one that lay in a subgraph of a workflow that was closed."""
+def test_a_monitor_that_is_in_no_open_graph_keeps_nothing_running(editor: Editor) -> None:
+    """Neither a copy that is never placed (the editor makes one at every Ctrl+C) nor one that lay in a subgraph of a
+    workflow that was closed; one in a subgraph that is open goes on."""
     new_node(editor, MONITOR)
-    editor.page.wait_for_timeout(4000)
-    counted = editor.do(
-        """async () => {
+    editor.page.wait_for_timeout(4000)  # those of earlier tests
+    editor.do(
+        """() => {
           const [set, clear] = [window.setInterval, window.clearInterval];
-          const going = new Set();
-          window.setInterval = (...given) => { const id = set(...given); going.add(id); return id };
+          const going = (window.aptGoing = new Set());
+          window.setInterval = (...given) => {
+            const id = set(...given);
+            if (given[0].name === "tick" && given[1] === 1000) going.add(id);
+            return id;
+          };
           window.clearInterval = (id) => { going.delete(id); clear(id) };
-          const [placed] = app.graph.nodes;
-          app.graph.remove(placed); // stops what went before
-          const again = LiteGraph.createNode(placed.type);
-          const unplaced = going.size;
-          app.graph.add(again);
-          const one = going.size;
-          again.clone();
-          app.graph.remove(again);
-          Object.assign(window, { setInterval: set, clearInterval: clear });
-          return [unplaced, one, going.size];
         }"""
     )
-    assert counted == [0, 1, 0]
+    going = "() => window.aptGoing.size"
+    unplaced = editor.do(
+        """() => {
+          const [placed] = app.graph.nodes;
+          app.graph.remove(placed); // stops what went before
+          window.aptNode = LiteGraph.createNode(placed.type);
+          return window.aptGoing.size;
+        }"""
+    )
+    placed = editor.do("() => { app.graph.add(window.aptNode); window.aptNode.clone(); return window.aptGoing.size }")
+    assert (unplaced, placed) == (0, 1)
+    editor.do("() => { app.graph.convertToSubgraph(new Set([window.aptNode])) }")
+    editor.page.wait_for_timeout(5000)
+    assert editor.do(going) == 1
+    new_node(editor, "KSampler")
+    editor.page.wait_for_timeout(5000)
+    assert editor.do(going) == 0
+    editor.reopen()
 
 
 # ---- around it -------------------------------------------------------------------------------------------------

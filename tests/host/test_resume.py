@@ -6,6 +6,7 @@ import re
 import time
 
 import pytest
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from .events import Events
@@ -49,9 +50,13 @@ def test_cancel_keeps_the_work_and_the_next_queue_ends_as_if_never_stopped(host:
     assert (moved / "log.jsonl").read_text() == (unbroken / "log.jsonl").read_text()
 
 
-def test_a_cancelled_run_is_used_as_it_is_where_steps_say_so(host: Host, names: list[str]) -> None:
+@pytest.mark.parametrize(("resume", "seed"), [("automatic", 33), ("restart", 37)])
+def test_a_cancelled_run_is_used_as_it_is_where_steps_say_so(
+    host: Host, names: list[str], resume: str, seed: int
+) -> None:
     """The line on the node says how, and nothing is trained for it."""
-    g, _ = training_graph(names, setting=LEARNED, seed=33, steps=200)
+    like = {"setting": LEARNED, "seed": seed, "resume": resume}
+    g, _ = training_graph(names, **like, steps=200)
     before = runs(host)
     with host.events() as events:
         cancel(host, host.queue(g.prompt, events.client_id), events)
@@ -60,7 +65,7 @@ def test_a_cancelled_run_is_used_as_it_is_where_steps_say_so(host: Host, names: 
     steps = re.search(r"set steps to (\d+) to use it as it is", line.data["text"])
     assert steps is not None and len(log_of(run)) == int(steps[1])
     written = (run / "log.jsonl").stat().st_mtime_ns
-    g, node = training_graph(names, setting=LEARNED, seed=33, steps=int(steps[1]))
+    g, node = training_graph(names, **like, steps=int(steps[1]))
     word = g.node("PreviewAny", source=node[TRIGGER])
     stem = shown_text(host.run(g.prompt), word).removeprefix("embedding:")
     assert (host.folder / "output" / "loras" / f"{stem}.safetensors").is_file()
@@ -161,6 +166,16 @@ def test_a_cancelled_restart_does_not_cost_the_finished_run(host: Host, names: l
         assert events.wait_for("apt_train.started").data["first_step"] >= 1  # goes on, as after every Cancel
     assert equal(weights(run, 12), finished)
     assert equal(weights(run.with_name(run.name + "_previous"), 12), finished)
+
+
+def test_a_restart_is_refused_while_another_process_trains_there(host: Host, names: list[str]) -> None:
+    """Else it would move the folder away from under the other one."""
+    g, _ = training_graph(names, seed=38, steps=1)
+    run = new_run(host, lambda: host.run(g.prompt))
+    g, _ = training_graph(names, seed=38, steps=1, resume="restart")
+    with FileLock(run / ".lock"), pytest.raises(HostError, match="by another process"):
+        host.run(g.prompt)
+    assert weights(run, 1) and not run.with_name(run.name + "_previous").exists()
 
 
 def test_a_missing_file_is_written_again(host: Host, names: list[str]) -> None:
