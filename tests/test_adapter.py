@@ -327,18 +327,23 @@ def test_a_rank_left_out_by_every_sample_gets_no_gradient() -> None:
 
 
 def test_another_packs_old_torchao_does_not_matter(tmp_path: Path) -> None:
-    """peft gives up on any module where it finds one that it is too new for, though nothing here is quantised."""
+    """peft gives up on any module where it finds one that it is too new for, though nothing here is quantised.
+
+    The stand-in is empty, so it comes to sight only once diffusers is loaded, which in its older versions reads more of
+    one than its number.
+    """
     (tmp_path / "torchao").mkdir()
     (tmp_path / "torchao" / "__init__.py").touch()
     (about := tmp_path / "torchao-0.1.0.dist-info").mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.1.0\n")
     code = (
+        "import sys, diffusers.models.unets.unet_2d_condition\n"
+        f"sys.path.insert(0, {str(tmp_path)!r})\n"
         "import importlib.metadata; assert importlib.metadata.version('torchao') == '0.1.0'\n"
         "from tests.test_adapter import inputs_of, output, tuned_unet\n"
         "print(output(tuned_unet(), inputs_of('sd15')).double().sum().item().hex())"
     )
-    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
-    command = [sys.executable, "-c", code]
-    answer = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+    command, place = [sys.executable, "-c", code], str(Path(__file__).parents[1])
+    answer = subprocess.run(command, env={**os.environ, "PYTHONPATH": place}, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.split()[-1] == output(tuned_unet(), inputs_of("sd15")).double().sum().item().hex()
