@@ -38,7 +38,7 @@ def add_adapter(
     modules = [*ATTENTION, *(FEED_FORWARD if targets == "attention+ff" else ())]
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules)  # type: ignore[arg-type]
     # Asked for by name, as peft else asks every quantisation library that is installed and gives up where another
-    # pack's torchao is too old for it.
+    # package's torchao is too old for it.
     config._register_custom_module({nn.Linear: Linear})
     unet.requires_grad_(False)
     with seeded(seed, "adapter"):

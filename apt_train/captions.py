@@ -7,8 +7,13 @@ after training. Not in: tokens (`tokens.py`) and embeddings (`conditioning.py`).
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from .config import TrainConfig
+    from .dataset import ImageSet
 
 SUBJECT = "{subject}"
 CLASS_WORD = "{class_word}"
@@ -34,6 +39,20 @@ def caption_for(image_caption: str | None, image_name: str, *, template: str, na
             f"write {SUBJECT}, {name} or {class_word!r} in it where the subject belongs, or leave it empty."
         )
     return text
+
+
+def subject_captions(images: ImageSet, config: TrainConfig) -> list[str]:
+    """The pictures' captions as they are trained on, with `{subject}`. InputError: one that does not name it."""
+    return [
+        caption_for(
+            image.caption,
+            image.name,
+            template=config.data.caption_template,
+            name=config.name,
+            class_word=config.class_word,
+        )
+        for image in images.images
+    ]
 
 
 def mark_subject(text: str, *, name: str, class_word: str) -> str:

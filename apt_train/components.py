@@ -26,6 +26,11 @@ def loses(source: torch.dtype, target: torch.dtype) -> bool:
     return source.itemsize > 1 and torch.promote_types(source, target) != target
 
 
+def token_embedding(model: nn.Module) -> nn.Embedding:
+    """A text encoder's table of token embeddings."""
+    return model.get_input_embeddings()  # type: ignore[operator]
+
+
 @dataclass(frozen=True)
 class Family:
     """What kind of model this is.
@@ -53,13 +58,12 @@ class TextEncoder:
     final_norm: bool = True  # apply the final layer norm to that layer's output
     pooled: bool = False  # its projected vector at EOS is the UNet's `text_embeds`
     embedding_key: str = "clip_l"  # name of its rows in an embedding file
-    _kept_table: Tensor | None = field(default=None, repr=False)
+    _kept_table: Tensor | None = field(default=None, init=False, repr=False)
 
     @property
     def table(self) -> Tensor:
         """The token embeddings (vocabulary, width) as they were loaded, also after a run that has rounded the model."""
-        own: nn.Embedding = self.model.get_input_embeddings()  # type: ignore[operator]
-        return own.weight if self._kept_table is None else self._kept_table
+        return token_embedding(self.model).weight if self._kept_table is None else self._kept_table
 
     def keep_table(self, dtype: torch.dtype) -> None:
         """Called before the model is cast to `dtype`: the next identifier must start from the same rows as this one."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .captions import mark_embedding, trigger_text
-from .components import TextEncoder
-from .identifier import Identifier, rows_in_place, token_embedding
+from .components import TextEncoder, token_embedding
+from .identifier import Identifier, rows_in_place
 from .tokens import Chunk, TokenLayout, Vocabulary, lay_out
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .components import TextEncoder
+from .components import TextEncoder, token_embedding
 from .errors import InputError
 from .tokens import Vocabulary
 
@@ -70,11 +70,6 @@ class Identifier(nn.Module):
         return {
             key: row.detach().to("cpu", torch.float32, copy=True) for key, row in zip(self.keys, self.rows, strict=True)
         }
-
-
-def token_embedding(model: nn.Module) -> nn.Embedding:
-    """A text encoder's table of token embeddings."""
-    return model.get_input_embeddings()  # type: ignore[operator]
 
 
 @contextlib.contextmanager

@@ -27,7 +27,6 @@ from .precision import resolve_dtype
 from .run_folder import RunFolder, content_hash
 from .setup import Run, prepared_run
 from .snapshot import drop_newer, read_newest_state, restore_state
-from .streams import subject_captions
 from .update import TrainingDiverged, optimizer_step
 
 
@@ -67,16 +66,15 @@ def train(
     listener = _Listener(on_event)
     folder = _open_folder(output_dir, config.name, resume)
     dtype = resolve_dtype(config.precision, device)
-    prior_digest = prior_images.digest if prior_images else ""
-    captions = subject_captions(images, config)
-    digest = content_hash(components.digest, components.schedule, images.digest, captions, prior_digest, config, dtype)
+    digest = content_hash(components.digest, components.schedule, images, prior_images, config, dtype)
     if folder is not None and resume:
         folder.check_same_run(digest, config, dtype)
 
     with (
         _memory_in_words(),
+        _held(folder if resume else None),  # before the model takes the room of the one that trains there
         prepared_run(components, images, prior_images, config, device, dtype, listener.notice) as run,
-        folder.held() if folder is not None else contextlib.nullcontext(),
+        _held(None if resume else folder),  # not before all is known to be usable, as it makes the folder
     ):
         outcome = Outcome(run=run, folder=folder, digest=digest)
         if folder is not None:
@@ -142,6 +140,10 @@ class _Listener:
     def stop_if_asked(self) -> None:
         if self._stop:
             raise StopTraining
+
+
+def _held(folder: RunFolder | None) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if folder is None else folder.held()
 
 
 def _refuse_ranks() -> None:

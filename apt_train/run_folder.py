@@ -11,13 +11,13 @@ import contextlib
 import errno
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from .captions import embedding_stem
+from .captions import embedding_stem, subject_captions
 from .config import TrainConfig
 from .errors import InputError
 from .events import StepEvent
@@ -26,6 +26,7 @@ from .files import atomic_write, check_file_name, check_writable, patiently
 if TYPE_CHECKING:
     import torch
 
+    from .dataset import ImageSet
     from .noise import NoiseSchedule
 
 FORMAT = 1
@@ -37,25 +38,25 @@ _OURS = ("format", "name", "digest", "config", "num_timesteps", "dtype")  # in c
 def content_hash(
     source_digest: str,
     schedule: NoiseSchedule,
-    images_digest: str,
-    captions: Sequence[str],
-    prior_digest: str,
+    images: ImageSet,
+    prior_images: ImageSet | None,
     config: TrainConfig,
     dtype: torch.dtype,
 ) -> str:
     """What a run is: sha256 hex over the weights, the pictures and every setting that changes the trained weights.
 
-    `schedule`: with what the model predicts, which the same file can be told either way. `captions`: as trained on,
-    since the subject's name decides what in them stands for it. `dtype`: what `precision` came to on the device.
+    Also over what the model predicts, which the same file can be told either way, and the captions as they are trained
+    on, as the subject's name decides what in them stands for it. `dtype`: what `precision` came to on the device.
+    InputError: a caption that does not name the subject.
     """
     parts = {
         "recipe": RECIPE,
         "weights": source_digest,
         "predicts": schedule.prediction_type,
         "schedule": hashlib.sha256(schedule.alphas_cumprod.cpu().float().numpy().tobytes()).hexdigest(),
-        "images": images_digest,
-        "captions": list(captions),
-        "prior_images": prior_digest,
+        "images": images.digest,
+        "captions": subject_captions(images, config),
+        "prior_images": prior_images.digest if prior_images else "",
         "settings": {**config.identity(), "precision": str(dtype)},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -71,11 +72,12 @@ class RunFolder:
     def open_new(path: str | Path, name: str) -> RunFolder:
         """A folder for a new run. InputError: it holds a run or other files, or cannot be written."""
         path = Path(path)
-        if (path / CONFIG).exists() and not _never_stepped(path):
+        found = _visible(path)
+        if CONFIG in found and not _never_stepped(path):
             raise InputError(
                 f"{path} already holds a run: choose another output folder, or go on with `apt-train resume {path}`."
             )
-        if _holds_something(path) and not _never_stepped(path):
+        if found and CONFIG not in found:
             raise InputError(f"{path} is not empty and holds no run: choose an empty or a new output folder.")
         for stem in (name, embedding_stem(name)):
             check_file_name(f"{stem}.safetensors")
@@ -200,12 +202,8 @@ def _never_stepped(path: Path) -> bool:
     return _visible(path) == {CONFIG, LOG} and (path / LOG).stat().st_size == 0
 
 
-def _holds_something(path: Path) -> bool:
-    """Anything but what a file browser leaves, or a writer that was killed."""
-    return bool(_visible(path))
-
-
 def _visible(path: Path) -> set[str]:
+    """The names of all but what a file browser leaves, or a writer that was killed."""
     try:
         names = {item.name for item in path.iterdir()} if path.is_dir() else set()
         return {name for name in names if not name.startswith(".") and name not in ("desktop.ini", "Thumbs.db")}

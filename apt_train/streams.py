@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .batch import Batch, collate, draw_samples, size_ids_of
 from .buckets import bucket_notes, prepare
-from .captions import caption_for, class_caption
+from .captions import class_caption, subject_captions
 from .components import Components
 from .config import TrainConfig
 from .dataset import ImageSet
@@ -58,20 +58,6 @@ class Stream:
         )
         chunks = [samples[i : i + batch_size] for i in range(0, count, batch_size)]
         return [collate(chunk, self.captions, self.size_ids, device) for chunk in chunks]
-
-
-def subject_captions(images: ImageSet, config: TrainConfig) -> list[str]:
-    """The pictures' captions as they are trained on, with `{subject}`. InputError: one that does not name it."""
-    return [
-        caption_for(
-            image.caption,
-            image.name,
-            template=config.data.caption_template,
-            name=config.name,
-            class_word=config.class_word,
-        )
-        for image in images.images
-    ]
 
 
 def build_streams(

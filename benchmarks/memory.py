@@ -351,7 +351,10 @@ def report(rows: list[Row], vae: list[dict[str, Any]]) -> str:
         for v in vae
     ]
     words = ", ".join(f"{_gib(n)} for {model}" for model, n in {r.model: r.text_encoders for r in rows}.items())
-    return TEXT.format(steps=_cells(steps), vae=_cells(between), words=words, rank=AdapterConfig().rank)
+    loras = {r.model: r.adapter / 4e9 for r in rows}  # GB; weights, gradients and two moments are of one size
+    files = ", ".join(f"{size:.2f} and {3 * size:.2f} for {model}" for model, size in loras.items())
+    rank = AdapterConfig().rank
+    return TEXT.format(steps=_cells(steps), vae=_cells(between), words=words, files=files, rank=rank)
 
 
 def _gib(count: int) -> str:
@@ -378,6 +381,9 @@ float32 LoRA of rank {rank} on the attention layers, a learned identifier, fused
 - activations: those alive at the worst moment of the step. Beside the kept ones these are what the prior pass left for
   the losses, or in the backward pass the block that is recomputed and its gradients.
 - total: weights, LoRA + optimizer, activations.
+
+On disk, in GB, a snapshot and the state beside it in the newest two:
+{files}.
 
 Between the steps the VAE joins them, in float32: APT encodes augmented pictures, previews are decoded.
 

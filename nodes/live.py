@@ -66,7 +66,7 @@ class LiveRun:
         self._flush()
         self._tell("finished", state=state, step=step)
 
-    def _timesteps_of_bins(self) -> Any:
+    def _timesteps_of_bins(self) -> list[list[int]]:
         from ..apt_train.report.curves import timestep_bins
 
         return timestep_bins(self._bins, self._num_timesteps)
@@ -90,11 +90,11 @@ class Session:
     def note(self, event: str, message: dict[str, Any]) -> None:
         """Remember a message of `LiveRun`."""
         key = message["run"], message["node"]
-        if event in ("apt_train.started", "apt_train.found"):
+        stands = {"apt_train.started": ("running", "first_step"), "apt_train.found": ("done", "step")}.get(event)
+        if stands is not None:
             self._runs.pop(key, None)  # what starts again, or is found again, is the newest
             who = {name: message.get(name) for name in ("run", "node", "prompt_id", "workflow", "total")}
-            stands = message["first_step"] if event == "apt_train.started" else message["step"]
-            self._runs[key] = {**who, "state": "running" if event == "apt_train.started" else "done", "step": stands}
+            self._runs[key] = {**who, "state": stands[0], "step": message[stands[1]]}
         elif key in self._runs:
             newest = message["points"][-1]["step"] if event == "apt_train.steps" else message["step"]
             self._runs[key] |= {"step": newest, "state": message.get("state", "running")}

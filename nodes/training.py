@@ -18,7 +18,6 @@ from ..apt_train.dataset import ImageSet
 from ..apt_train.errors import InputError
 from ..apt_train.precision import resolve_dtype
 from ..apt_train.run_folder import content_hash
-from ..apt_train.streams import subject_captions
 from ..apt_train.tensor_pictures import unbatch
 from .host.components import Wires
 from .host.memory import training_room
@@ -113,9 +112,7 @@ def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
 
 def _identity(job: Job, digest: str) -> str:
     dtype = resolve_dtype(job.config.precision, job.wires.device)
-    prior = job.prior_images.digest if job.prior_images else ""
-    captions = subject_captions(job.images, job.config)
-    return content_hash(digest, job.wires.schedule, job.images.digest, captions, prior, job.config, dtype)
+    return content_hash(digest, job.wires.schedule, job.images, job.prior_images, job.config, dtype)
 
 
 def _train(job: Job, digest: str, folder: Path, watch: Any) -> None:

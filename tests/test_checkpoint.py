@@ -155,6 +155,7 @@ def test_weights_keep_the_files_type_unless_another_is_asked(tmp_path, vocabular
     assert {p.dtype for p in kept.unet.parameters()} == {written}
     assert kept.vae.dtype == torch.float32  # type: ignore[union-attr]
     asked = load_checkpoint(path, tokenizer=vocabulary, dtype=torch.float32)
+    assert asked.digest not in (kept.digest, load_checkpoint(path, tokenizer=vocabulary, dtype=torch.bfloat16).digest)
     assert asked.unet.dtype == asked.text_encoders[0].model.dtype == torch.float32
     assert torch.equal(asked.unet.conv_in.weight, tiny_modules("sd15").unet.conv_in.weight.to(written).float())
 

@@ -157,5 +157,5 @@ def test_the_report_says_what_it_is_and_adds_up() -> None:
     text = memory.report([row], [vae])
     assert "| sdxl | 1024 | on | APT | 7.0 | 1.0 | 1.0 | 2.0 | 10.0 |" in text
     assert "| sdxl | 1024 | 1.0 | 2.0 | 3.0 | 11.0 | 12.0 |" in text
-    assert "2.0 for sdxl" in text
+    assert "2.0 for sdxl" in text and "0.27 and 0.81 for sdxl" in text
     assert "not a measurement" in text and "Not counted" in text

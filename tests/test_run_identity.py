@@ -13,7 +13,7 @@ import torch
 from apt_train.components import Components
 from apt_train.errors import InputError
 from apt_train.events import Event, StepEvent, StopTraining
-from apt_train.run_folder import read_config, read_log
+from apt_train.run_folder import RunFolder, read_config, read_log
 from tests.tiny import tiny_components
 from tests.training import Recorder, pictures, run, same_weights
 
@@ -95,6 +95,18 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_trains(tmp_p
     assert len(refused) == 1 and "by another process" in refused[0]
     assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3, 4]
     assert run(steps=5, output_dir=tmp_path, resume=True).steps_done == 5
+
+
+def test_it_is_refused_before_its_model_takes_any_room(tmp_path: Path) -> None:
+    """Which on one card would end in "out of memory", of either of the two."""
+
+    def encode(_: torch.Tensor) -> Any:
+        raise AssertionError("the VAE ran")
+
+    run(steps=1, output_dir=tmp_path)
+    waiting = dataclasses.replace(tiny_components(), encode=encode)
+    with RunFolder(tmp_path, "toy_subject").held(), pytest.raises(InputError, match="by another process"):
+        run(waiting, steps=2, output_dir=tmp_path, resume=True)
 
 
 def test_a_launcher_of_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,12 +19,10 @@ def schedule_from_config(config: Mapping[str, Any], prediction_type: PredictionT
     Absent entries mean what they mean in diffusers. `prediction_type` given here wins over the configuration's.
     InputError: a flow-matching or EDM scheduler, an unknown beta schedule, or a model predicting the picture itself.
     """
-    if "EDM" in str(config.get("_class_name", "")) or "sigma_data" in config:
-        raise InputError("The scheduler is an EDM one: only the noise schedules of SD1.5 and SDXL can be trained.")
-    if "FlowMatch" in str(config.get("_class_name", "")):
-        raise InputError(
-            "The scheduler is a flow-matching one: only the noise schedules of SD1.5 and SDXL can be trained."
-        )
+    name = str(config.get("_class_name", ""))
+    other = "a flow-matching" if "FlowMatch" in name else "an EDM" if "EDM" in name or "sigma_data" in config else ""
+    if other:
+        raise InputError(f"The scheduler is {other} one: only the noise schedules of SD1.5 and SDXL can be trained.")
     kind = prediction_type or config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction"):
         raise InputError(f"prediction_type is {kind}: only models that predict epsilon or v_prediction can be trained.")
