@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
-from .adapter import adapter_parameters, add_adapter, load_adapter_state, remove_adapter
+from .adapter import Adapter, RankByTimestep, add_adapter
 from .components import Components
 from .conditioning import Conditioner
 from .errors import InputError
 from .export import adapter_from_kohya
 from .identifier import Identifier
+
+
+class Personalized(NamedTuple):
+    """A model with a trained LoRA on: `conditioner` reads `{subject}` as the trained identifier."""
+
+    conditioner: Conditioner
+    adapter: Adapter
 
 
 @contextlib.contextmanager
@@ -27,27 +35,30 @@ def personalized(
     name: str,
     class_word: str,
     init_word: str = "",
-) -> Iterator[Conditioner]:
-    """Inside the block the UNet carries the LoRA; the conditioner reads `{subject}` as the trained identifier.
+    min_rank: int | None = None,
+) -> Iterator[Personalized]:
+    """Inside the block the UNet carries the LoRA.
 
     Args:
         lora: in kohya names, as in `TrainResult.lora`.
         embeddings: as in `TrainResult.embeddings`; None: the plain words `name class_word` (word mode).
+        min_rank: of a T-LoRA; its ranks act by timestep inside `adapter.at_each_call()`.
 
     Raises:
         InputError: the LoRA does not fit this model.
     """
     state, rank, alpha = adapter_from_kohya(lora, components.unet, components.family)
     targets = "attention+ff" if any(".ff." in key for key in state) else "attention"
-    add_adapter(components.unet, rank=rank, alpha=alpha, targets=targets)
+    ranks = None if min_rank is None else RankByTimestep(rank, min_rank, components.schedule.num_timesteps)
+    adapter = add_adapter(components.unet, rank=rank, alpha=alpha, targets=targets, ranks=ranks)
     try:
-        if adapter_parameters(components.unet).keys() != state.keys():
+        if adapter.parameters.keys() != state.keys():
             raise InputError("The LoRA does not sit on the layers that APT Train adapts: use one it wrote.")
-        load_adapter_state(components.unet, state)
+        adapter.load(state)
         identifier = _identifier(components, embeddings, init_word or class_word)
-        yield Conditioner(components.text_encoders, identifier, class_word=class_word, name=name)
+        yield Personalized(Conditioner(components.text_encoders, identifier, class_word=class_word, name=name), adapter)
     finally:
-        remove_adapter(components.unet)
+        adapter.remove()
 
 
 def _identifier(components: Components, embeddings: Mapping[str, Tensor] | None, init_word: str) -> Identifier | None:

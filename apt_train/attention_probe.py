@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .adapter import adapter_disabled
 from .batch import Sample, collate
-from .capture import attention_maps, capture
+from .capture import Capture, attention_maps
 from .report.attention_tiles import merge_layers
 from .rng import generator
 from .sample import eval_mode
@@ -34,10 +33,9 @@ def probe(run: Run, image: int = 0) -> tuple[Tensor, Tensor, list[str]]:
     Mean over heads and the aligned layers, at the resolution of the finest; the noise is the same for both, drawn
     from the run's seed.
     """
-    run.training_step.use_all_ranks()
     sample = _middle_sample(run, image)
     with eval_mode(run.components.unet):
-        with adapter_disabled(run.components.unet):
+        with run.adapter.disabled():
             prior, labels = _maps(run, sample, tuned=False)
         tuned, _ = _maps(run, sample, tuned=True)
     return prior, tuned, labels
@@ -55,8 +53,8 @@ def _maps(run: Run, sample: Sample, *, tuned: bool) -> tuple[Tensor, list[str]]:
     batch = collate([sample], run.subject.captions, run.subject.size_ids, run.device)
     noisy = components.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     conditioning = run.conditioner.encode(batch.captions, tuned=tuned)
-    with capture(components.unet, features=None, attention=run.config.apt.attn_layers) as captured:
+    with Capture(components.unet, features=None, attention=run.config.apt.attn_layers).record() as captured:
         run.training_step.predict(noisy, batch, conditioning)
-    maps = attention_maps(components.unet, captured, conditioning.columns, conditioning.num_columns)
+    maps = attention_maps(captured, conditioning.columns, conditioning.num_columns)
     height, width = batch.latents.shape[-2:]
     return merge_layers([layer.mean(dim=1)[0] for layer in maps], height / width), conditioning.labels[0]

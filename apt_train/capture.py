@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ class Captured:
     features: dict[str, Tensor] = field(default_factory=dict)  # attn1's output (N, positions, channels)
     queries: dict[str, Tensor] = field(default_factory=dict)  # attn2 (N, positions, heads * head_dim)
     keys: dict[str, Tensor] = field(default_factory=dict)  # attn2 (N, tokens, heads * head_dim)
+    heads: dict[str, tuple[int, float]] = field(default_factory=dict)  # attn2: their number, the scale of the scores
 
 
 def attention_layers(unet: nn.Module, kind: Literal["attn1", "attn2"], layers: Layers) -> dict[str, nn.Module]:
@@ -39,36 +40,45 @@ def attention_layers(unet: nn.Module, kind: Literal["attn1", "attn2"], layers: L
     return {name: module for name, module in unet.named_modules() if pattern.fullmatch(name)}
 
 
-@contextlib.contextmanager
-def capture(unet: nn.Module, *, features: Layers | None, attention: Layers | None) -> Iterator[Captured]:
-    """Record one forward pass made inside the block; None: nothing of that kind.
+class Capture:
+    """Reads chosen layers of a UNet in its forward passes; the layers are found here, once.
 
-    The hooks are gone when the block ends, before the backward pass, so a recomputation records nothing.
+    `features`, `attention`: the part whose self- and cross-attention is read; None: nothing of that kind. To be made
+    after the adapter is on, as that takes the place of layers.
     """
-    captured, handles = Captured(), []
 
-    def record(store: dict[str, Tensor], name: str, module: nn.Module) -> None:
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            assert name not in store, f"{name} ran twice in one captured pass"
-            store[name] = output
+    def __init__(self, unet: nn.Module, *, features: Layers | None, attention: Layers | None) -> None:
+        self._features = attention_layers(unet, "attn1", features) if features else {}
+        self._attention: dict[str, Any] = dict(attention_layers(unet, "attn2", attention)) if attention else {}
 
-        handles.append(module.register_forward_hook(hook))
+    @contextlib.contextmanager
+    def record(self) -> Iterator[Captured]:
+        """Record one forward pass made inside the block.
 
-    try:
-        for name, module in attention_layers(unet, "attn1", features).items() if features else ():
-            record(captured.features, name, module)
-        for name, module in attention_layers(unet, "attn2", attention).items() if attention else ():
-            record(captured.queries, name, module.get_submodule("to_q"))
-            record(captured.keys, name, module.get_submodule("to_k"))
-        yield captured
-    finally:
-        for handle in handles:
-            handle.remove()
+        The hooks are gone when the block ends, before the backward pass, so a recomputation records nothing.
+        """
+        heads = {name: (module.heads, module.scale) for name, module in self._attention.items()}
+        captured = Captured(heads=heads)
+        wanted = [(captured.features, name, module) for name, module in self._features.items()]
+        for name, module in self._attention.items():
+            wanted += [(captured.queries, name, module.to_q), (captured.keys, name, module.to_k)]
+        handles = [module.register_forward_hook(_keep_in(store, name)) for store, name, module in wanted]
+        try:
+            yield captured
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
-def attention_maps(
-    unet: nn.Module, captured: Captured, columns: Tensor, num_columns: int, *, save_memory: bool = False
-) -> list[Tensor]:
+def _keep_in(store: dict[str, Tensor], name: str) -> Callable[[nn.Module, object, Tensor], None]:
+    def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        assert name not in store, f"{name} ran twice in one captured pass"
+        store[name] = output
+
+    return hook
+
+
+def attention_maps(captured: Captured, columns: Tensor, num_columns: int, *, save_memory: bool = False) -> list[Tensor]:
     """Cross-attention maps softmax(Q K^T / sqrt(d)), summed into matched columns, one per captured layer.
 
     `columns`: int64 (N, tokens), the column of each token. Result: float32 (N, heads, positions, num_columns); rows
@@ -76,8 +86,7 @@ def attention_maps(
     """
     maps = []
     for name, query in captured.queries.items():
-        attention: Any = unet.get_submodule(name)
-        arguments = (query, captured.keys[name], columns, num_columns, attention.heads, attention.scale)
+        arguments = (query, captured.keys[name], columns, num_columns, *captured.heads[name])
         maps.append(
             checkpoint(_column_map, *arguments, use_reentrant=False) if save_memory else _column_map(*arguments)
         )

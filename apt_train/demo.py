@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .adapter import adapter_disabled
 from .apply import personalized
 from .checkpoint import load_checkpoint
 from .components import Components
@@ -96,11 +95,12 @@ def _draw(
 ) -> dict[str, list[list[Image.Image]]]:
     """Prior and tuned pictures per prompt, `SAMPLES` of each, with the same seeds."""
     prompts = [entry["prompt"] for entry in settings["prompts"]]
-    with personalized(
-        components, result.lora, result.embeddings, name=config.name, class_word=config.class_word
-    ) as conditioner:
+    with personalized(components, result.lora, result.embeddings, name=config.name, class_word=config.class_word) as (
+        conditioner,
+        adapter,
+    ):
         draw = _sampler(components, conditioner, settings, seed)
-        with adapter_disabled(components.unet):
+        with adapter.disabled():
             prior = [draw(prompt, False) for prompt in prompts] if config.method == "dreambooth" else []
         return {"prior": prior, "tuned": [draw(prompt, True) for prompt in prompts]}
 

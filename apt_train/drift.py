@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .adapter import adapter_disabled
+from .adapter import Adapter
 from .captions import SUBJECT
 from .components import Components
 from .conditioning import Conditioner
@@ -76,6 +76,7 @@ class DriftWatch:
     def __init__(
         self,
         components: Components,
+        adapter: Adapter,
         conditioner: Conditioner,
         captions: list[str],
         words: str,
@@ -87,7 +88,7 @@ class DriftWatch:
         dtype: torch.dtype,
     ) -> None:
         assert len(captions) == len(unrelated) > 0, "as many of both kinds"
-        self._components, self._conditioner = components, conditioner
+        self._components, self._adapter, self._conditioner = components, adapter, conditioner
         self._tuned = captions + unrelated
         self._prior = [caption.replace(SUBJECT, words) for caption in captions] + unrelated
         self._side, self._rows, self._device, self._dtype = side, rows, device, dtype
@@ -104,7 +105,7 @@ class DriftWatch:
         total = len(self._tuned)
         with eval_mode(self._components.unet):
             if not self._paths:
-                with adapter_disabled(self._components.unet):
+                with self._adapter.disabled():
                     self._paths = [self._path(range(total)[k : k + self._rows]) for k in range(0, total, self._rows)]
             moved = torch.cat([self._moved(path) for path in self._paths], dim=1)
         subject, unrelated = (part.mean(dim=1) for part in moved.chunk(2, dim=1))

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .adapter import adapter_state
 from .attention_probe import write_attention
 from .captions import embedding_stem, trigger_text
 from .events import BusyEvent, Callback, NoticeEvent, PreviewEvent, StepEvent, TrainResult
@@ -108,7 +107,7 @@ def save_snapshot(outcome: Outcome) -> None:
 def current_lora(run: Run) -> dict[str, Tensor]:
     """The LoRA as it stands, in kohya names."""
     unet, family = run.components.unet, run.components.family
-    return lora_to_kohya(adapter_state(unet), run.config.adapter.resolved_alpha, family, unet.config)
+    return lora_to_kohya(run.adapter.state(), run.config.adapter.resolved_alpha, family, unet.config)
 
 
 def _embeddings(run: Run) -> dict[str, Tensor] | None:
@@ -159,7 +158,6 @@ def try_drift(outcome: Outcome, emit: Callback) -> dict[str, float] | None:
     run, reason = outcome.run, "it came to no number"
     if run.drift is None or outcome.drift_failed:
         return None
-    run.training_step.use_all_ranks()
     with _interruptible(run, emit, "drift"):
         try:
             drift = asdict(run.drift.measure())
@@ -227,10 +225,10 @@ def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:
     run, output, family = outcome.run, outcome.run.config.output, outcome.run.components.family
     prompts = list(output.preview_prompts or (run.config.data.caption_template,))
     side = run.config.data.resolution or family.resolution
-    run.training_step.use_all_ranks()
     with vae_on(run.components, run.device):
         prior, tuned = previews(
             run.components,
+            run.adapter,
             run.conditioner,
             preview_captions(run.config),
             seed=output.preview_seed,

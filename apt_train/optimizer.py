@@ -7,25 +7,23 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .adapter import adapter_parameters
+from .adapter import Adapter
 from .config import TrainConfig
 from .identifier import Identifier
 
 
 def build_optimizer(
-    unet: nn.Module, identifier: Identifier | None, config: TrainConfig
+    adapter: Adapter, identifier: Identifier | None, config: TrainConfig
 ) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
     """AdamW over the adapter and, without weight decay, the identifier's rows; each group keeps its own rate."""
     settings = config.optimizer
-    adapter = {f"adapter.{name}": parameter for name, parameter in adapter_parameters(unet).items()}
+    lora = {f"adapter.{name}": parameter for name, parameter in adapter.parameters.items()}
     rows = {f"identifier.{i}": row for i, row in enumerate(identifier.rows)} if identifier is not None else {}
-    groups = [
-        {"params": list(adapter.values()), "base_lr": settings.learning_rate, "weight_decay": settings.weight_decay}
-    ]
+    groups = [{"params": list(lora.values()), "base_lr": settings.learning_rate, "weight_decay": settings.weight_decay}]
     if rows:
         groups.append({"params": list(rows.values()), "base_lr": settings.embedding_learning_rate, "weight_decay": 0.0})
     optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
-    return {**adapter, **rows}, optimizer
+    return {**lora, **rows}, optimizer
 
 
 def lr_factor_of(config: TrainConfig) -> Callable[[int], float]:

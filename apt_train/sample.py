@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .adapter import adapter_disabled
+from .adapter import Adapter
 from .components import Components
 from .errors import InputError
 from .noise import NoiseSchedule
@@ -37,6 +37,7 @@ class PromptEncoder(Protocol):
 
 def previews(
     components: Components,
+    adapter: Adapter,
     conditioner: PromptEncoder,
     prompts: list[str],
     *,
@@ -65,7 +66,7 @@ def previews(
     with torch.no_grad():
         unconditional = conditioner.encode([""], tuned=False)
         if prior is None:
-            with adapter_disabled(components.unet):
+            with adapter.disabled():
                 prior = draw(conditioner.encode(prompts, tuned=False))
         return prior, draw(conditioner.encode(prompts, tuned=True))
 

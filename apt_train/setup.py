@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .adapter import TimestepRank, add_adapter, check_no_adapter, remove_adapter
+from .adapter import Adapter, RankByTimestep, add_adapter, check_no_adapter
 from .captions import mark_subject, trigger_text
 from .capture import attention_layers
 from .components import Components
@@ -32,6 +32,7 @@ class Run:
     """A run in progress. `trainable`: every trained parameter by name, adapter and identifier."""
 
     components: Components
+    adapter: Adapter
     config: TrainConfig
     device: torch.device
     dtype: torch.dtype
@@ -73,13 +74,15 @@ def prepared_run(
     if subject.bank.fixed:
         notify("The VAE gives no standard deviation: each picture's latent is fixed.")
     components.use(dtype)
-    with _encoders_on(components), _adapter_on(components, config, device, dtype):
+    with _encoders_on(components), _adapter_on(components, config, device, dtype) as adapter:
         identifier, conditioner = _conditioning(components, config, device, dtype)
         for warning in conditioner.warnings():
             notify(warning)
-        drift = _drift_watch(components, config, device, dtype, subject, conditioner)
+        drift = _drift_watch(components, adapter, config, device, dtype, subject, conditioner)
         _prepare_captions(conditioner, subject, preservation, drift, components, config)
-        yield _assemble(components, config, device, dtype, subject, preservation, identifier, conditioner, drift)
+        yield _assemble(
+            components, adapter, config, device, dtype, subject, preservation, identifier, conditioner, drift
+        )
 
 
 def _check_layers(components: Components, config: TrainConfig) -> None:
@@ -123,6 +126,7 @@ def preview_captions(config: TrainConfig) -> list[str]:
 
 def _drift_watch(
     components: Components,
+    adapter: Adapter,
     config: TrainConfig,
     device: torch.device,
     dtype: torch.dtype,
@@ -137,6 +141,7 @@ def _drift_watch(
     learned = config.identifier_mode == "learned"
     return DriftWatch(
         components,
+        adapter,
         conditioner,
         list(itertools.islice(itertools.cycle(dict.fromkeys(subject.captions)), len(unrelated))),
         config.resolved_init_word if learned else trigger_text(config.name, config.class_word, "word"),
@@ -179,28 +184,38 @@ def _encoders_on(components: Components) -> Iterator[None]:
 @contextlib.contextmanager
 def _adapter_on(
     components: Components, config: TrainConfig, device: torch.device, dtype: torch.dtype
-) -> Iterator[None]:
+) -> Iterator[Adapter]:
     """The UNet on the device, training, with a fresh LoRA; after the block without it, in eval mode, on the CPU."""
-    unet, adapter = components.unet, config.adapter
+    unet, settings = components.unet, config.adapter
     check_no_adapter(unet)
     try:
         nn.Module.to(unet, device, dtype)  # diffusers' own `to` warns about a cast that is meant
-        add_adapter(
+        adapter = add_adapter(
             unet,
-            rank=adapter.rank,
-            alpha=adapter.resolved_alpha,
-            dropout=adapter.dropout,
-            targets=adapter.targets,
+            rank=settings.rank,
+            alpha=settings.resolved_alpha,
+            dropout=settings.dropout,
+            targets=settings.targets,
             seed=config.seed,
+            ranks=_ranks_of(components, config),
         )
-        unet.train()
-        if _checkpoints(components, config, device):
-            unet.enable_gradient_checkpointing()
-        yield
+        try:
+            unet.train()
+            if _checkpoints(components, config, device):
+                unet.enable_gradient_checkpointing()
+            yield adapter
+        finally:
+            adapter.remove()
     finally:
         unet.disable_gradient_checkpointing()
-        remove_adapter(unet)
         nn.Module.to(unet.eval(), "cpu")
+
+
+def _ranks_of(components: Components, config: TrainConfig) -> RankByTimestep | None:
+    if not objective_of(config.method, config.apt, config.dco_beta).rank_by_timestep:
+        return None
+    settings = config.adapter
+    return RankByTimestep(settings.rank, settings.resolved_min_rank, components.schedule.num_timesteps)
 
 
 def _checkpoints(components: Components, config: TrainConfig, device: torch.device) -> bool:
@@ -211,6 +226,7 @@ def _checkpoints(components: Components, config: TrainConfig, device: torch.devi
 
 def _assemble(
     components: Components,
+    adapter: Adapter,
     config: TrainConfig,
     device: torch.device,
     dtype: torch.dtype,
@@ -225,6 +241,7 @@ def _assemble(
     indicator = OverfitIndicator(config.apt.bins, config.apt.ema, config.apt.temperature, num_timesteps)
     step = TrainingStep(
         components.unet,
+        adapter,
         conditioner,
         components.schedule,
         indicator,
@@ -234,14 +251,10 @@ def _assemble(
         save_memory=_checkpoints(components, config, device),
         chunks=conditioner.num_chunks([*subject.captions, *(preservation.captions if preservation else ())]),
     )
-    if objective.rank_by_timestep:
-        adapter = config.adapter
-        step.timestep_rank = TimestepRank(
-            components.unet, rank=adapter.rank, min_rank=adapter.resolved_min_rank, num_timesteps=num_timesteps
-        )
-    trainable, optimizer = build_optimizer(components.unet, identifier, config)
+    trainable, optimizer = build_optimizer(adapter, identifier, config)
     return Run(
         components,
+        adapter,
         config,
         device,
         dtype,

@@ -6,15 +6,16 @@ In: what happens between a drawn batch and a loss to call `backward` on. Not in:
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from .adapter import TimestepRank, adapter_disabled
+from .adapter import Adapter
 from .batch import Batch
-from .capture import Captured, attention_maps, capture
+from .capture import Capture, Captured, attention_maps
 from .conditioning import Conditioner, Conditioning
 from .errors import InputError
 from .indicator import OverfitIndicator
@@ -48,6 +49,7 @@ class TrainingStep:
     """The step of one run: call it with a batch, call `backward` on `total`."""
 
     unet: UNet2DConditionModel
+    adapter: Adapter
     conditioner: Conditioner
     schedule: NoiseSchedule
     indicator: OverfitIndicator
@@ -56,7 +58,14 @@ class TrainingStep:
     dtype: torch.dtype = torch.float32
     save_memory: bool = False
     chunks: int = 1  # every caption is padded to as many 77-token chunks, so that its batch does not matter
-    timestep_rank: TimestepRank | None = None
+
+    def __post_init__(self) -> None:
+        goal = self.objective
+        self._regularised = Capture(
+            self.unet,
+            features=goal.dist_layers if goal.dist_weight > 0 else None,
+            attention=goal.attn_layers if goal.attn_weight > 0 else None,
+        )
 
     def __call__(self, batch: Batch, *, with_prior: bool, attn_factor: float = 1.0) -> StepOutput:
         """Loss of a batch. `with_prior`: run the prior pass and what hangs on it; `attn_factor` scales its weight."""
@@ -65,7 +74,7 @@ class TrainingStep:
 
         # The prior: adapter off, class caption, no gradient [ours; the paper keeps a frozen copy].
         prior = self._prior_pass(noisy, batch) if with_prior else None
-        tuned = self._tuned_pass(noisy, batch, captured=with_prior)
+        tuned = self._pass(noisy, batch, tuned=True, captured=with_prior)
 
         # The indicator sees this pass before the weight is taken [reported].
         if prior is not None:
@@ -83,25 +92,17 @@ class TrainingStep:
         noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         target = self.schedule.target(batch.latents, batch.noise, batch.timesteps)
         conditioning = self.conditioner.encode(batch.captions, tuned=False, chunks=self.chunks)
-        self._set_rank(batch.timesteps)
         return squared_error(self.predict(noisy, batch, conditioning), target, batch.mask).mean()
 
     # -- the two passes
 
     def _prior_pass(self, noisy: Tensor, batch: Batch) -> Pass:
-        with torch.no_grad(), adapter_disabled(self.unet):
+        with torch.no_grad(), self.adapter.disabled():
             return self._pass(noisy, batch, tuned=False, captured=True)
-
-    def _tuned_pass(self, noisy: Tensor, batch: Batch, *, captured: bool) -> Pass:
-        self._set_rank(batch.timesteps)
-        return self._pass(noisy, batch, tuned=True, captured=captured)
 
     def _pass(self, noisy: Tensor, batch: Batch, *, tuned: bool, captured: bool) -> Pass:
         conditioning = self.conditioner.encode(batch.captions, tuned=tuned, chunks=self.chunks)
-        goal = self.objective
-        features = goal.dist_layers if captured and goal.dist_weight > 0 else None
-        attention = goal.attn_layers if captured and goal.attn_weight > 0 else None
-        with capture(self.unet, features=features, attention=attention) as record:
+        with self._regularised.record() if captured else nullcontext(Captured()) as record:
             prediction = self.predict(noisy, batch, conditioning)
         return Pass(prediction, record, conditioning)
 
@@ -115,14 +116,6 @@ class TrainingStep:
         hidden = conditioning.hidden.to(self.dtype)
         result = self.unet(noisy.to(self.dtype), batch.timesteps, encoder_hidden_states=hidden, added_cond_kwargs=extra)
         return result.sample.float()
-
-    def use_all_ranks(self) -> None:
-        """T-LoRA outside training: a LoRA file has no ranks by timestep, so show what it will draw."""
-        self._set_rank(None)
-
-    def _set_rank(self, timesteps: Tensor | None) -> None:
-        if self.timestep_rank is not None:
-            self.timestep_rank.set(timesteps)
 
     # -- the terms
 
@@ -171,6 +164,4 @@ class TrainingStep:
     def _maps(self, result: Pass) -> list[Tensor]:
         conditioning = result.conditioning
         save_memory = self.save_memory and result.prediction.requires_grad
-        return attention_maps(
-            self.unet, result.captured, conditioning.columns, conditioning.num_columns, save_memory=save_memory
-        )
+        return attention_maps(result.captured, conditioning.columns, conditioning.num_columns, save_memory=save_memory)

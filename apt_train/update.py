@@ -59,11 +59,12 @@ def optimizer_step(run: Run) -> dict[str, Any]:
     norms = None
     for micro, batch in enumerate(batches):
         with seeded(run.config.seed, "dropout", step, micro, device=run.device):
-            output = _subject_pass(run, batch)
-            if micro == 0 and _balance_due(run):
-                norms = _gradient_norms(run, output.parts)
-            seen.add(output)
-            _backward(run, output.total / len(batches))
+            with run.adapter.at(batch.timesteps):
+                output = _subject_pass(run, batch)
+                if micro == 0 and _balance_due(run):
+                    norms = _gradient_norms(run, output.parts)
+                seen.add(output)
+                _backward(run, output.total / len(batches))
             if preserved:
                 _preservation_pass(run, preserved[micro], len(batches), seen)
 
@@ -132,9 +133,10 @@ def _subject_pass(run: Run, batch: Batch) -> StepOutput:
 
 
 def _preservation_pass(run: Run, batch: Batch, parts: int, seen: _Seen) -> None:
-    term = run.training_step.preservation(batch)
-    seen.preservation.append(term.detach())
-    _backward(run, run.config.data.prior_preservation_weight * term / parts)
+    with run.adapter.at(batch.timesteps):
+        term = run.training_step.preservation(batch)
+        seen.preservation.append(term.detach())
+        _backward(run, run.config.data.prior_preservation_weight * term / parts)
 
 
 def _backward(run: Run, loss: Tensor) -> None:

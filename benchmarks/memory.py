@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
-from apt_train.adapter import adapter_parameters, add_adapter
+from apt_train.adapter import Adapter, add_adapter
 from apt_train.batch import Batch
 from apt_train.checkpoint.families import FamilySpec, load_family
 from apt_train.components import Components, Family, TextEncoder
@@ -160,7 +160,7 @@ def row_of(parts: Components, method: Method, side: int, *, checkpointing: bool)
     The identifier is learned, the text encoders therefore on the device.
     """
     kept, peak = step_bytes(parts, method, side, checkpointing=checkpointing)
-    adapter = list(adapter_parameters(parts.unet).values())
+    adapter = list(Adapter(parts.unet).parameters.values())
     return Row(
         model=parts.family.name,
         side=side,
@@ -185,7 +185,7 @@ def step_bytes(parts: Components, method: Method, side: int, *, checkpointing: b
     assert identifier is not None
     modules = [parts.unet, identifier, *(encoder.model for encoder in parts.text_encoders)]
     live = LiveBytes(modules)
-    trained = [*adapter_parameters(parts.unet).values(), *identifier.parameters()]
+    trained = [*step.adapter.parameters.values(), *identifier.parameters()]
     with _checkpointing(parts.unet, checkpointing), _gradients_left_out(live, trained), fused_attention(), live:
         batch = _batch(parts, side)
         output = step(batch, with_prior=step.objective.needs_prior(0))
@@ -201,6 +201,7 @@ def _training_step(parts: Components, method: Method, *, checkpointing: bool) ->
     identifier = Identifier.from_init_word(encoders, "toy").to(weight.device)
     return TrainingStep(
         parts.unet,
+        Adapter(parts.unet),
         Conditioner(encoders, identifier, class_word="toy", name="sks"),
         parts.schedule,
         OverfitIndicator(),

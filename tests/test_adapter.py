@@ -15,16 +15,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from apt_train.adapter import (
-    TimestepRank,
-    adapter_disabled,
-    adapter_parameters,
-    adapter_state,
-    add_adapter,
-    load_adapter_state,
-    remove_adapter,
-)
+from apt_train.adapter import Adapter, RankByTimestep, add_adapter
+from apt_train.capture import Capture
 from apt_train.rng import generator
+from benchmarks.memory import published
 from tests.tiny import tiny_components
 
 KINDS = ("sd15", "sdxl")
@@ -57,7 +51,7 @@ def tuned_unet(kind: str = "sd15", dtype: torch.dtype = torch.float32, **setting
 def fill(unet: nn.Module) -> None:
     draws = generator("filled")
     with torch.no_grad():
-        for name, parameter in adapter_parameters(unet).items():
+        for name, parameter in Adapter(unet).parameters.items():
             if ".lora_B." in name:
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=draws))
 
@@ -82,7 +76,7 @@ def test_off_is_the_base_to_the_bit_after_training_steps(kind: str) -> None:
     base, unet, inputs = tiny_components(kind).unet, tiny_components(kind).unet, inputs_of(kind)
     add_adapter(unet, rank=4, alpha=4.0, dropout=0.1, seed=0)
     unet.train()
-    optimizer = torch.optim.AdamW(adapter_parameters(unet).values(), lr=1e-2)
+    optimizer = torch.optim.AdamW(Adapter(unet).parameters.values(), lr=1e-2)
     for _ in range(3):
         optimizer.zero_grad()
         output(unet, inputs).square().mean().backward()
@@ -90,7 +84,7 @@ def test_off_is_the_base_to_the_bit_after_training_steps(kind: str) -> None:
     unet.eval()
     with torch.no_grad():
         expected = output(base, inputs)
-        with adapter_disabled(unet):
+        with Adapter(unet).disabled():
             assert torch.equal(output(unet, inputs), expected)
         assert not torch.equal(output(unet, inputs), expected)
     weights = {name.replace("base_layer.", ""): p for name, p in unet.named_parameters() if ".apt." not in name}
@@ -104,7 +98,7 @@ def test_removing_leaves_the_module_as_it_was(kind: str) -> None:
     modules = dict(unet.named_modules())
     add_adapter(unet, rank=4, alpha=4.0, targets="attention+ff", seed=0)
     fill(unet)
-    remove_adapter(unet)
+    Adapter(unet).remove()
     assert {name: id(module) for name, module in unet.named_modules()} == {name: id(m) for name, m in modules.items()}
     assert unet.__dict__.keys() == before.__dict__.keys()
     assert repr(unet) == repr(before)
@@ -114,28 +108,72 @@ def test_removing_leaves_the_module_as_it_was(kind: str) -> None:
     with torch.no_grad():
         assert torch.equal(output(unet, inputs), output(before, inputs))
     add_adapter(unet, rank=2, alpha=2.0, seed=0)  # and another run may begin
-    assert all(2 in p.shape for p in adapter_parameters(unet).values())
+    assert all(2 in p.shape for p in Adapter(unet).parameters.values())
 
 
 def test_the_adapter_is_on_again_after_an_exception() -> None:
     unet, inputs = tuned_unet(), inputs_of("sd15")
     with torch.no_grad():
         tuned = output(unet, inputs)
-        with pytest.raises(RuntimeError, match="stop"), adapter_disabled(unet):
+        with pytest.raises(RuntimeError, match="stop"), Adapter(unet).disabled():
             raise RuntimeError("stop")
         assert torch.equal(output(unet, inputs), tuned)
-    assert all(p.requires_grad for p in adapter_parameters(unet).values())
+    assert all(p.requires_grad for p in Adapter(unet).parameters.values())
 
 
 @pytest.mark.parametrize("trains", [True, False])
 def test_switching_off_and_on_leaves_gradients_as_they_were(trains: bool) -> None:
     unet = tuned_unet()
-    for parameter in adapter_parameters(unet).values():
+    for parameter in Adapter(unet).parameters.values():
         parameter.requires_grad_(trains)
-    with adapter_disabled(unet):
+    with Adapter(unet).disabled():
         pass
-    assert all(p.requires_grad is trains for p in adapter_parameters(unet).values())
+    assert all(p.requires_grad is trains for p in Adapter(unet).parameters.values())
     assert not any(p.requires_grad for name, p in unet.named_parameters() if ".apt." not in name)
+
+
+def test_off_inside_off_is_off_to_the_end_of_the_outer_block() -> None:
+    unet, inputs = tuned_unet(), inputs_of("sd15")
+    adapter, base = Adapter(unet), tiny_components().unet
+    with torch.no_grad():
+        with adapter.disabled():
+            with adapter.disabled():
+                pass
+            assert torch.equal(output(unet, inputs), output(base, inputs))
+        assert not torch.equal(output(unet, inputs), output(base, inputs))
+
+
+def test_an_adapter_that_cannot_be_put_on_whole_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    unet = tiny_components().unet
+    before = repr(unet)
+    monkeypatch.setattr(nn.init, "kaiming_uniform_", no_memory)
+    with pytest.raises(MemoryError):
+        add_adapter(unet, rank=4, alpha=4.0, seed=0)
+    assert repr(unet) == before
+
+
+def test_a_step_walks_over_no_module_tree() -> None:
+    """SDXL's has 7,530 modules: one walk over it takes longer than the whole of what is allowed here."""
+    unet = published("sdxl").unet
+    adapter, regularised = Adapter(unet), Capture(unet, features="up", attention="up")
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        with adapter.disabled(), regularised.record():
+            pass
+        with adapter.at(torch.zeros(1)), regularised.record():
+            pass
+    finally:
+        sys.setprofile(None)
+    assert calls < 5_000
 
 
 # What is trained
@@ -159,7 +197,7 @@ def test_it_sits_on_the_named_layers_and_no_others(kind: str, targets: str) -> N
     }
     shapes = {name: tuple(unet.get_submodule(name).weight.shape) for name in expected}  # type: ignore[union-attr]
     add_adapter(unet, rank=3, alpha=3.0, targets=targets, seed=0)  # type: ignore[arg-type]
-    state = adapter_state(unet)
+    state = Adapter(unet).state()
     assert {name.rsplit(".lora_", 1)[0] for name in state} == expected
     for name, (rows, columns) in shapes.items():
         assert state[f"{name}.lora_A.weight"].shape == (3, columns)
@@ -169,11 +207,11 @@ def test_it_sits_on_the_named_layers_and_no_others(kind: str, targets: str) -> N
 def test_the_update_is_b_a_times_alpha_over_rank() -> None:
     unet = tuned_unet(rank=4, alpha=2.0)
     name = "up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-    layer, state = unet.get_submodule(name), adapter_state(unet)
+    layer, state = unet.get_submodule(name), Adapter(unet).state()
     x = torch.randn(2, 5, state[f"{name}.lora_A.weight"].shape[1], generator=generator("x"))
     with torch.no_grad():
         full = layer(x)
-        with adapter_disabled(unet):
+        with Adapter(unet).disabled():
             base = layer(x)
     update = 2.0 / 4 * (x @ state[f"{name}.lora_A.weight"].T @ state[f"{name}.lora_B.weight"].T)
     torch.testing.assert_close(full - base, update, rtol=1e-4, atol=1e-5)
@@ -181,7 +219,7 @@ def test_the_update_is_b_a_times_alpha_over_rank() -> None:
 
 def test_the_adapter_is_float32_on_a_bfloat16_base() -> None:
     unet, inputs = tuned_unet(dtype=torch.bfloat16), inputs_of("sd15", dtype=torch.bfloat16)
-    parameters = adapter_parameters(unet).values()
+    parameters = Adapter(unet).parameters.values()
     assert all(p.dtype == torch.float32 for p in parameters)
     assert all(p.dtype == torch.bfloat16 for name, p in unet.named_parameters() if ".apt." not in name)
     prediction = output(unet, inputs)
@@ -199,7 +237,7 @@ def test_the_seed_decides_and_the_bases_dtype_does_not() -> None:
     def drawn(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         unet = tiny_components().unet.to(dtype)
         add_adapter(unet, rank=4, alpha=4.0, seed=seed)
-        return adapter_state(unet)
+        return Adapter(unet).state()
 
     one, same, other, half = drawn(0), drawn(0), drawn(1), drawn(0, torch.bfloat16)
     for name, value in one.items():
@@ -224,10 +262,10 @@ def test_adding_draws_nothing_from_the_callers_generator() -> None:
 
 def test_the_state_goes_there_and_back(kind: str) -> None:
     unet, inputs = tuned_unet(kind), inputs_of(kind)
-    state = adapter_state(unet)
+    state = Adapter(unet).state()
     other = tiny_components(kind).unet
     add_adapter(other, rank=4, alpha=2.0, seed=77)
-    load_adapter_state(other, state)
+    Adapter(other).load(state)
     with torch.no_grad():
         assert torch.equal(output(other, inputs), output(unet, inputs))
     assert all(value.dtype == torch.float32 and not value.requires_grad for value in state.values())
@@ -236,21 +274,23 @@ def test_the_state_goes_there_and_back(kind: str) -> None:
 
 def test_the_state_is_a_copy() -> None:
     unet = tuned_unet()
-    state = adapter_state(unet)
+    state = Adapter(unet).state()
     before = {name: value.clone() for name, value in state.items()}
     with torch.no_grad():
-        for parameter in adapter_parameters(unet).values():
+        for parameter in Adapter(unet).parameters.values():
             parameter.add_(1)
     assert all(torch.equal(state[name], value) for name, value in before.items())
 
 
 # T-LoRA
 
+RANKS = RankByTimestep(rank=4, min_rank=1, num_timesteps=1000)
+POSITIONAL = ("sample", "timestep", "encoder_hidden_states")
+
 
 @pytest.mark.parametrize(("rank", "least", "total"), [(32, 16, 1000), (8, 1, 1000), (5, 2, 7), (4, 4, 1000)])
 def test_ranks_follow_the_published_formula(rank: int, least: int, total: int) -> None:
-    ranks = TimestepRank(nn.Module(), rank=rank, min_rank=least, num_timesteps=total)
-    found = ranks.ranks_at(torch.arange(total)).tolist()
+    found = RankByTimestep(rank, least, total).at(torch.arange(total)).tolist()
     assert found == [((rank - least) * (total - t)) // total + least for t in range(total)]
     assert found[0] == rank and found[-1] in (least, least + (rank - least) // total)
     assert found == sorted(found, reverse=True)
@@ -259,7 +299,7 @@ def test_ranks_follow_the_published_formula(rank: int, least: int, total: int) -
 def truncated(unet: UNet2DConditionModel, rank: int) -> UNet2DConditionModel:
     """The same adapter with the rows of lora_A beyond `rank` at zero."""
     with torch.no_grad():
-        for name, parameter in adapter_parameters(unet).items():
+        for name, parameter in Adapter(unet).parameters.items():
             if ".lora_A." in name:
                 parameter[rank:] = 0
     return unet
@@ -267,29 +307,63 @@ def truncated(unet: UNet2DConditionModel, rank: int) -> UNet2DConditionModel:
 
 def test_each_sample_has_its_own_rank() -> None:
     unet, inputs = tuned_unet(), inputs_of("sd15")
-    ranks = TimestepRank(unet, rank=4, min_rank=1, num_timesteps=1000)
-    timesteps = inputs["timestep"]
-    assert isinstance(timesteps, Tensor) and ranks.ranks_at(timesteps).tolist() == [3, 1]
+    adapter, timesteps = Adapter(unet, RANKS), inputs["timestep"]
+    assert isinstance(timesteps, Tensor) and RANKS.at(timesteps).tolist() == [3, 1]
     with torch.no_grad():
         full = output(unet, inputs)
-        ranks.set(timesteps)
-        masked = output(unet, inputs)
+        with adapter.at(timesteps):
+            masked = output(unet, inputs)
         for i, rank in enumerate((3, 1)):
             expected = output(truncated(tuned_unet(), rank), inputs)
             torch.testing.assert_close(masked[i], expected[i], rtol=1e-4, atol=1e-5)
             assert not torch.allclose(masked[i], full[i], atol=1e-4)
-        ranks.set(None)
-        assert torch.equal(output(unet, inputs), full)
-        ranks.set(timesteps)
-        ranks.remove()
-        assert torch.equal(output(unet, inputs), full)
+        assert torch.equal(output(unet, inputs), full), "all ranks again behind the block"
+        with pytest.raises(RuntimeError, match="stop"), adapter.at(timesteps):
+            raise RuntimeError("stop")
+        assert torch.equal(output(unet, inputs), full), "also behind one that failed"
+
+
+def test_each_call_can_follow_its_own_timesteps() -> None:
+    unet, inputs = tuned_unet(), inputs_of("sd15")
+    adapter, timesteps = Adapter(unet, RANKS), inputs["timestep"]
+    assert isinstance(timesteps, Tensor)
+
+    def called(at: Tensor) -> Tensor:
+        return unet(inputs["sample"], at, inputs["encoder_hidden_states"]).sample
+
+    with torch.no_grad():
+        full = called(timesteps)
+        with adapter.at_each_call():
+            found = [called(timesteps), called(timesteps.flip(0))]
+        for at, prediction in zip((timesteps, timesteps.flip(0)), found, strict=True):
+            with adapter.at(at):
+                assert torch.equal(called(at), prediction)
+            assert not torch.equal(called(at), prediction)
+        assert torch.equal(called(timesteps), full)
+
+
+def test_an_adapter_without_ranks_by_timestep_always_has_all() -> None:
+    unet, inputs = tuned_unet(), inputs_of("sd15")
+    adapter = Adapter(unet)
+    with torch.no_grad():
+        full = output(unet, inputs)
+        with adapter.at(torch.tensor([900, 900])):
+            assert torch.equal(output(unet, inputs), full)
+        with adapter.at_each_call():
+            assert torch.equal(unet(*(inputs[name] for name in POSITIONAL)).sample, full)
 
 
 def test_ranks_do_not_touch_the_prior() -> None:
     unet, inputs = tuned_unet(), inputs_of("sd15")
-    TimestepRank(unet, rank=4, min_rank=1, num_timesteps=1000).set(torch.tensor([900, 900]))
-    with torch.no_grad(), adapter_disabled(unet):
+    adapter = Adapter(unet, RANKS)
+    with torch.no_grad(), adapter.at(torch.tensor([900, 900])), adapter.disabled():
         assert torch.equal(output(unet, inputs), output(tiny_components().unet, inputs))
+
+
+def test_taking_it_off_leaves_no_hook() -> None:
+    unet = tuned_unet()
+    Adapter(unet, RANKS).remove()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in unet.modules())
 
 
 def gradients(*, recompute: bool, dropout: float = 0.0) -> dict[str, Tensor]:
@@ -297,11 +371,10 @@ def gradients(*, recompute: bool, dropout: float = 0.0) -> dict[str, Tensor]:
     unet.train()
     if recompute:
         unet.enable_gradient_checkpointing()
-    ranks = TimestepRank(unet, rank=4, min_rank=1, num_timesteps=1000)
-    ranks.set(torch.tensor([100, 900]))
     torch.manual_seed(0)
-    output(unet, inputs).square().mean().backward()
-    return {name: p.grad for name, p in adapter_parameters(unet).items() if p.grad is not None}
+    with Adapter(unet, RANKS).at(torch.tensor([100, 900])):
+        output(unet, inputs).square().mean().backward()
+    return {name: p.grad for name, p in Adapter(unet).parameters.items() if p.grad is not None}
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -315,10 +388,9 @@ def test_gradient_checkpointing_recomputes_with_the_same_ranks_and_dropout(dropo
 
 def test_a_rank_left_out_by_every_sample_gets_no_gradient() -> None:
     unet, inputs = tuned_unet(), inputs_of("sd15")
-    ranks = TimestepRank(unet, rank=4, min_rank=1, num_timesteps=1000)
-    ranks.set(torch.tensor([600, 900]))  # ranks 2 and 1
-    output(unet, inputs).square().mean().backward()
-    for name, parameter in adapter_parameters(unet).items():
+    with Adapter(unet, RANKS).at(torch.tensor([600, 900])):  # ranks 2 and 1
+        output(unet, inputs).square().mean().backward()
+    for name, parameter in Adapter(unet).parameters.items():
         assert parameter.grad is not None
         beyond, within = (parameter.grad[2:], parameter.grad[:2])
         if ".lora_B." in name:

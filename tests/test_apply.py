@@ -30,9 +30,9 @@ def test_it_draws_what_the_run_drew(kind: str, settings: dict[str, object]) -> N
     parts, recorder = tiny_components(kind), Recorder()
     result = run(parts, preview_every=4, preview_prompts=("a {subject} on grass",), on_event=recorder, **settings)
     preview = next(event for event in recorder.events if isinstance(event, PreviewEvent))
-    with personalized(parts, result.lora, result.embeddings, name="toy_subject", class_word="toy") as conditioner:
+    with personalized(parts, result.lora, result.embeddings, name="toy_subject", class_word="toy") as (conditioner, _):
         assert drawn(parts, conditioner, "a {subject} on grass", tuned=True) == preview.tuned[0].tobytes()
-    with personalized(parts, result.lora, result.embeddings, name="toy_subject", class_word="toy") as conditioner:
+    with personalized(parts, result.lora, result.embeddings, name="toy_subject", class_word="toy") as (conditioner, _):
         pass
     assert drawn(parts, conditioner, "a {subject} on grass", tuned=False) == preview.prior[0].tobytes(), "still on"
 

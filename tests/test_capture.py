@@ -11,8 +11,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from apt_train.adapter import adapter_parameters, add_adapter
-from apt_train.capture import Captured, attention_layers, attention_maps, attention_probabilities, capture
+from apt_train.adapter import Adapter, add_adapter
+from apt_train.capture import Capture, Captured, attention_layers, attention_maps, attention_probabilities
 from apt_train.losses import alignment_loss, stabilization_loss
 from apt_train.rng import generator
 from tests.tiny import tiny_components
@@ -37,7 +37,7 @@ def tuned_unet(kind: str, *, recompute: bool = False) -> UNet2DConditionModel:
     add_adapter(unet, rank=4, alpha=4.0, seed=0)
     draws = generator("capture adapter")
     with torch.no_grad():
-        for name, parameter in adapter_parameters(unet).items():
+        for name, parameter in Adapter(unet).parameters.items():
             if ".lora_B." in name:
                 parameter.copy_(0.5 * torch.randn(parameter.shape, generator=draws))
     unet.train()
@@ -114,9 +114,9 @@ class Scores:
 @pytest.mark.parametrize("kind", KINDS)
 def test_maps_equal_the_scores_of_diffusers_own_processor(kind: str) -> None:
     unet, inputs, theirs = tuned_unet(kind).eval(), inputs_of(kind), {}
-    with torch.no_grad(), capture(unet, features=None, attention="all") as record:
+    with torch.no_grad(), Capture(unet, features=None, attention="all").record() as record:
         prediction = unet(**inputs).sample
-        maps = dict(zip(record.queries, attention_maps(unet, record, *every_token()), strict=True))
+        maps = dict(zip(record.queries, attention_maps(record, *every_token()), strict=True))
     for name, module in attention_layers(unet, "attn2", "all").items():
         module.set_processor(Scores(theirs, name))  # type: ignore[operator]
     with torch.no_grad():
@@ -137,7 +137,7 @@ def test_features_are_attn1s_output_after_its_projection(kind: str) -> None:
     for name, module in attention_layers(unet, "attn1", "all").items():
         # to_out[1], the dropout, is the last thing before the residual
         module.to_out[1].register_forward_hook(lambda _m, _i, output, name=name: seen.__setitem__(name, output))  # type: ignore[index,union-attr]
-    with torch.no_grad(), capture(unet, features="all", attention=None) as record:
+    with torch.no_grad(), Capture(unet, features="all", attention=None).record() as record:
         unet(**inputs)
     assert record.features.keys() == seen.keys() and not record.queries and not record.keys
     for name, found in record.features.items():
@@ -148,7 +148,7 @@ def test_capturing_changes_nothing() -> None:
     unet, inputs = tuned_unet("sd15"), inputs_of("sd15")
     with torch.no_grad():
         plain = unet(**inputs).sample
-        with capture(unet, features="all", attention="all"):
+        with Capture(unet, features="all", attention="all").record():
             assert torch.equal(unet(**inputs).sample, plain)
 
 
@@ -158,10 +158,10 @@ def test_capturing_changes_nothing() -> None:
 def test_columns_are_summed_by_token() -> None:
     unet, inputs = tiny_components().unet, inputs_of("sd15")
     columns = torch.tensor([[0, 1, 2, 2, 2, 3, *[4] * 10], [0, 1, 1, 2, 3, *[4] * 11]])  # a span in either, apart
-    with torch.no_grad(), capture(unet, features=None, attention="up") as record:
+    with torch.no_grad(), Capture(unet, features=None, attention="up").record() as record:
         unet(**inputs)
-    merged = attention_maps(unet, record, columns, 6)  # column 5 is another sample's
-    for whole, found in zip(attention_maps(unet, record, *every_token()), merged, strict=True):
+    merged = attention_maps(record, columns, 6)  # column 5 is another sample's
+    for whole, found in zip(attention_maps(record, *every_token()), merged, strict=True):
         expected = torch.zeros(*whole.shape[:-1], 6)
         for n in range(2):
             for token in range(TOKENS):
@@ -187,8 +187,8 @@ def losses(
     unet: UNet2DConditionModel, record: Captured, prior: Captured, save_memory: bool
 ) -> tuple[Tensor, list[Tensor]]:
     columns = torch.tensor([[0, 1, 1, 2, *[3] * 12]]).expand(2, -1)
-    maps = attention_maps(unet, record, columns, 4, save_memory=save_memory)
-    reference = attention_maps(unet, prior, columns, 4)
+    maps = attention_maps(record, columns, 4, save_memory=save_memory)
+    reference = attention_maps(prior, columns, 4)
     mu, sigma = stabilization_loss(list(record.features.values()), list(prior.features.values()))
     return mu + sigma + alignment_loss(maps, reference), maps
 
@@ -196,9 +196,9 @@ def losses(
 def gradients(kind: str, *, recompute: bool, save_memory: bool = False) -> tuple[dict[str, Tensor], list[Tensor]]:
     unet, inputs = tuned_unet(kind, recompute=recompute), inputs_of(kind)
     base = tiny_components(kind).unet
-    with torch.no_grad(), capture(base, features="all", attention="all") as prior:
+    with torch.no_grad(), Capture(base, features="all", attention="all").record() as prior:
         base(**inputs)
-    with capture(unet, features="all", attention="all") as record:
+    with Capture(unet, features="all", attention="all").record() as record:
         prediction = unet(**inputs).sample
     layers = {kind_: dict(getattr(record, kind_)) for kind_ in ("features", "queries", "keys")}
     loss, maps = losses(unet, record, prior, save_memory)
@@ -207,7 +207,7 @@ def gradients(kind: str, *, recompute: bool, save_memory: bool = False) -> tuple
         after = getattr(record, kind_)
         assert after.keys() == before.keys() and all(after[name] is value for name, value in before.items())
     assert hooks_on(unet) == 0
-    return {name: p.grad for name, p in adapter_parameters(unet).items() if p.grad is not None}, [
+    return {name: p.grad for name, p in Adapter(unet).parameters.items() if p.grad is not None}, [
         m.detach() for m in maps
     ]
 
@@ -215,7 +215,7 @@ def gradients(kind: str, *, recompute: bool, save_memory: bool = False) -> tuple
 @pytest.mark.parametrize("kind", KINDS)
 def test_recomputation_gives_the_same_maps_and_gradients(kind: str) -> None:
     plain, plain_maps = gradients(kind, recompute=False)
-    assert plain.keys() == adapter_parameters(tuned_unet(kind)).keys()
+    assert plain.keys() == Adapter(tuned_unet(kind)).parameters.keys()
     for settings in (
         {"recompute": True},
         {"recompute": True, "save_memory": True},
@@ -234,11 +234,11 @@ def test_recomputation_gives_the_same_maps_and_gradients(kind: str) -> None:
 def test_captured_tensors_alone_carry_gradients(recompute: bool) -> None:
     """Under reentrant checkpointing they would not: the loss here has no other way to the adapter."""
     unet, inputs = tuned_unet("sd15", recompute=recompute), inputs_of("sd15")
-    with capture(unet, features="up", attention="up") as record:
+    with Capture(unet, features="up", attention="up").record() as record:
         unet(**inputs)
     layers = list(record.features)
     torch.stack([x.square().mean() for x in (*record.features.values(), *record.queries.values())]).sum().backward()
-    grads = {name: p.grad for name, p in adapter_parameters(unet).items()}
+    grads = {name: p.grad for name, p in Adapter(unet).parameters.items()}
     assert all(
         gradient is not None and gradient.any() for name, gradient in grads.items() if name.startswith("down_blocks.0")
     )
@@ -251,21 +251,21 @@ def test_captured_tensors_alone_carry_gradients(recompute: bool) -> None:
 
 def test_hooks_are_gone_after_the_block_and_after_an_exception() -> None:
     unet, inputs = tuned_unet("sd15"), inputs_of("sd15")
-    with torch.no_grad(), capture(unet, features="all", attention="all"):
+    with torch.no_grad(), Capture(unet, features="all", attention="all").record():
         assert hooks_on(unet) == sum(3 for _ in attention_layers(unet, "attn1", "all"))
         unet(**inputs)
     assert hooks_on(unet) == 0
-    with pytest.raises(KeyboardInterrupt), capture(unet, features="all", attention="all"):
+    with pytest.raises(KeyboardInterrupt), Capture(unet, features="all", attention="all").record():
         raise KeyboardInterrupt
     assert hooks_on(unet) == 0
-    with pytest.raises(RuntimeError), capture(unet, features="up", attention="up"):
+    with pytest.raises(RuntimeError), Capture(unet, features="up", attention="up").record():
         unet(**{**inputs, "encoder_hidden_states": torch.zeros(2, TOKENS, 7)})
     assert hooks_on(unet) == 0
 
 
 def test_a_second_pass_in_one_block_is_refused() -> None:
     unet, inputs = tiny_components().unet, inputs_of("sd15")
-    with torch.no_grad(), capture(unet, features="up", attention=None):
+    with torch.no_grad(), Capture(unet, features="up", attention=None).record():
         unet(**inputs)
         with pytest.raises(AssertionError, match="twice"):
             unet(**inputs)
@@ -273,7 +273,7 @@ def test_a_second_pass_in_one_block_is_refused() -> None:
 
 def test_nothing_asked_for_is_nothing_recorded() -> None:
     unet, inputs = tiny_components().unet, inputs_of("sd15")
-    with torch.no_grad(), capture(unet, features=None, attention=None) as record:
+    with torch.no_grad(), Capture(unet, features=None, attention=None).record() as record:
         assert hooks_on(unet) == 0
         unet(**inputs)
-    assert record == Captured() and attention_maps(unet, record, *every_token()) == []
+    assert record == Captured() and attention_maps(record, *every_token()) == []

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from apt_train.adapter import adapter_parameters, add_adapter
+from apt_train.adapter import Adapter, add_adapter
 from apt_train.components import Components
 from apt_train.conditioning import Conditioner
 from apt_train.config import OutputConfig
@@ -32,13 +32,13 @@ def watched(parts: Components, init_word: str = "toy", **changes: Any) -> tuple[
     identifier = Identifier.from_init_word(parts.text_encoders, init_word)
     conditioner = Conditioner(parts.text_encoders, identifier, class_word="toy", name="toy_subject")
     settings = {"side": 32, "rows": 3, "device": torch.device("cpu"), "dtype": torch.float32, **changes}
-    return DriftWatch(parts, conditioner, CAPTIONS, init_word, UNRELATED, **settings), identifier
+    return DriftWatch(parts, Adapter(parts.unet), conditioner, CAPTIONS, init_word, UNRELATED, **settings), identifier
 
 
 def moved_adapter(parts: Components, size: float = 0.02) -> None:
     draws = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in adapter_parameters(parts.unet).values():
+        for parameter in Adapter(parts.unet).parameters.values():
             parameter += size * torch.randn(parameter.shape, generator=draws)
 
 

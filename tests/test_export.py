@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from apt_train.adapter import adapter_disabled, adapter_parameters, adapter_state, add_adapter
+from apt_train.adapter import Adapter, add_adapter
 from apt_train.components import Components, Family
 from apt_train.errors import InputError
 from apt_train.export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
@@ -40,12 +40,12 @@ def _train_a_little(unet: nn.Module, rank: int, alpha: float, targets: str) -> N
     add_adapter(unet, rank=rank, alpha=alpha, targets=targets)  # type: ignore[arg-type]
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in adapter_parameters(unet).values():
+        for parameter in Adapter(unet).parameters.values():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=draw))
 
 
 def _lora(parts: Components, alpha: float = 1.5) -> dict[str, Tensor]:
-    return lora_to_kohya(adapter_state(parts.unet), alpha, parts.family, parts.unet.config)
+    return lora_to_kohya(Adapter(parts.unet).state(), alpha, parts.family, parts.unet.config)
 
 
 def _output(unet: nn.Module) -> Tensor:
@@ -89,7 +89,7 @@ def test_diffusers_draws_with_the_file_as_with_the_live_adapter(
 ) -> None:
     live = _adapted(kind, rank=3, alpha=alpha, targets=targets)
     expected = _output(live.unet)
-    with adapter_disabled(live.unet):
+    with Adapter(live.unet).disabled():
         base = _output(live.unet)
     save_lora(tmp_path / "toy.safetensors", _lora(live, alpha), {"modelspec.title": "toy"})
 
@@ -130,7 +130,7 @@ def _cut_unet(cut: str) -> UNet2DConditionModel:
 def test_sdxl_cuts_load_in_diffusers(tmp_path: Path, cut: str) -> None:
     live = _cut_unet(cut)
     _train_a_little(live, rank=2, alpha=1.0, targets="attention+ff")
-    lora = lora_to_kohya(adapter_state(live), 1.0, SDXL, live.config)
+    lora = lora_to_kohya(Adapter(live).state(), 1.0, SDXL, live.config)
     check_lora_keys(lora, live, SDXL)
     save_lora(tmp_path / "x.safetensors", lora, {})
 
@@ -238,7 +238,7 @@ def test_every_key_is_matched_or_named(kind: str) -> None:
 
 def test_names_of_the_other_family_are_refused() -> None:
     parts = _adapted("sdxl")
-    diffusers_names = lora_to_kohya(adapter_state(parts.unet), 1.5, SD15, parts.unet.config)
+    diffusers_names = lora_to_kohya(Adapter(parts.unet).state(), 1.5, SD15, parts.unet.config)
     with pytest.raises(RuntimeError, match="no layer of the UNet has that name"):
         check_lora_keys(diffusers_names, parts.unet, parts.family)
 

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLP
 from PIL import Image, ImageChops
 from torch import Tensor
 
-from apt_train.adapter import add_adapter
+from apt_train.adapter import Adapter, add_adapter
 from apt_train.components import Components
 from apt_train.conditioning import Conditioner
 from apt_train.errors import InputError
@@ -243,15 +243,19 @@ def adapted() -> Iterator[Components]:
 def test_previews_pair_the_prior_with_the_tuned(adapted) -> None:
     base = tiny_components()
     settings = dict(seed=1, steps=3, guidance=3.0, height=64, width=64, device="cpu", dtype=torch.float32)
-    conditioner = WordyConditioner(adapted)
-    prior, tuned = previews(adapted, conditioner, ["a {subject}", "my {subject}"], **settings)
+    conditioner, prompts = WordyConditioner(adapted), ["a {subject}", "my {subject}"]
+    prior, tuned = previews(adapted, Adapter(adapted.unet), conditioner, prompts, **settings)
     assert [asked for asked in conditioner.asked] == [
         (("",), False), (("a {subject}", "my {subject}"), False), (("a {subject}", "my {subject}"), True),
     ]  # fmt: skip
-    untouched, _ = previews(base, WordyConditioner(base), ["a {subject}", "my {subject}"], **settings, prior=None)
+    untouched, _ = previews(
+        base, Adapter(base.unet), WordyConditioner(base), ["a {subject}", "my {subject}"], **settings, prior=None
+    )
     assert [p.tobytes() for p in prior] == [p.tobytes() for p in untouched]  # the adapter off is the base model
     assert all(a.tobytes() != b.tobytes() for a, b in zip(prior, tuned, strict=True))
-    kept, again = previews(adapted, conditioner, ["a {subject}", "my {subject}"], **settings, prior=prior)
+    kept, again = previews(
+        adapted, Adapter(adapted.unet), conditioner, ["a {subject}", "my {subject}"], **settings, prior=prior
+    )
     assert kept is prior and [p.tobytes() for p in again] == [p.tobytes() for p in tuned]  # no dropout, same seeds
     assert (("a {subject}", "my {subject}"), False) not in conditioner.asked[3:]
     assert adapted.unet.training
@@ -267,12 +271,12 @@ def test_previews_read_the_learned_identifier_through_the_real_conditioner(kind)
         "a photo of {subject} on grass",
         "grass and sand " * 5 + "{subject}",
     ]  # the second in two chunks
-    prior, tuned = previews(components, conditioner, prompts, **settings)
+    prior, tuned = previews(components, Adapter(components.unet), conditioner, prompts, **settings)
     assert all(
         largest_difference(a, b) <= 1 for a, b in zip(prior, tuned, strict=True)
     )  # untrained rows: the class word
     with torch.no_grad():
         for rows in identifier.rows:
             rows.neg_()
-    _, moved = previews(components, conditioner, prompts, **settings, prior=prior)
+    _, moved = previews(components, Adapter(components.unet), conditioner, prompts, **settings, prior=prior)
     assert all(a.tobytes() != b.tobytes() for a, b in zip(prior, moved, strict=True))

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from apt_train.adapter import TimestepRank, adapter_disabled, adapter_parameters, add_adapter
+from apt_train.adapter import Adapter, RankByTimestep, add_adapter
 from apt_train.batch import Batch
-from apt_train.capture import attention_maps, capture
+from apt_train.capture import Capture, attention_maps
 from apt_train.components import Components
 from apt_train.conditioning import Conditioner
 from apt_train.config import AptConfig
@@ -28,6 +28,7 @@ from tests.tiny import tiny_components
 
 KINDS = ("sd15", "sdxl")
 CAPTION = "a photo of {subject} on grass"
+RANKS = RankByTimestep(rank=4, min_rank=1, num_timesteps=1000)
 APT = Objective(adaptive_augmentation=True, adaptive_loss_weight=True, dist_weight=0.5, attn_weight=2.0)
 
 
@@ -42,7 +43,7 @@ class Bench:
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
         rows = {f"identifier.{i}": row for i, row in enumerate(self.identifier.rows)}
-        return {**adapter_parameters(self.parts.unet), **rows}
+        return {**Adapter(self.parts.unet).parameters, **rows}
 
     def gradients(self, term: Tensor) -> dict[str, Tensor | None]:
         found = torch.autograd.grad(term, list(self.trainable.values()), allow_unused=True, retain_graph=True)
@@ -65,7 +66,7 @@ def bench(
     add_adapter(nn.Module.to(parts.unet, dtype), rank=4, alpha=4.0, seed=0)
     draws = generator("step adapter")
     with torch.no_grad():
-        for name, parameter in adapter_parameters(parts.unet).items():
+        for name, parameter in Adapter(parts.unet).parameters.items():
             if ".lora_B." in name and not fresh:
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=draws))
     parts.unet.train()
@@ -81,6 +82,7 @@ def bench(
     uses_size_ids = kind == "sdxl"
     step = TrainingStep(
         parts.unet,
+        Adapter(parts.unet, RANKS if objective.rank_by_timestep else None),
         conditioner,
         parts.schedule,
         indicator,
@@ -126,13 +128,13 @@ def by_hand(made: Bench, batch: Batch) -> ByHand:
     def one(*, tuned: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         text = conditioner.encode(batch.captions, tuned=tuned)
         extra = {"text_embeds": text.pooled, "time_ids": batch.size_ids} if made.step.uses_size_ids else None
-        with capture(unet, features="up", attention="up") as record:
+        with Capture(unet, features="up", attention="up").record() as record:
             prediction = unet(noisy, batch.timesteps, encoder_hidden_states=text.hidden, added_cond_kwargs=extra).sample
-        maps = attention_maps(unet, record, text.columns, text.num_columns)
+        maps = attention_maps(record, text.columns, text.num_columns)
         return prediction, list(record.features.values()), maps
 
     tuned = one(tuned=True)
-    with adapter_disabled(unet):
+    with Adapter(unet).disabled():
         prior = one(tuned=False)
     dist = torch.stack(stabilization_loss(tuned[1], prior[1])).sum()
     return ByHand(noisy, prior[0], tuned[0], dist, alignment_loss(tuned[2], prior[2]), (tuned[2], prior[2]))
@@ -383,7 +385,7 @@ def test_the_prior_gets_no_gradient_and_leaves_the_adapter_on() -> None:
     with torch.no_grad():
         batch, text = batch_of(), made.step.conditioner.encode([CAPTION] * 2, tuned=True)
         on = made.parts.unet(batch.latents, batch.timesteps, text.hidden).sample
-        with adapter_disabled(made.parts.unet):
+        with Adapter(made.parts.unet).disabled():
             assert not torch.equal(made.parts.unet(batch.latents, batch.timesteps, text.hidden).sample, on)
 
 
@@ -426,16 +428,18 @@ def test_preservation_is_plain_denoising_of_the_class_with_the_adapter_on() -> N
 
 
 def test_ranks_by_timestep_act_in_the_tuned_pass() -> None:
-    full, made = bench(Objective(rank_by_timestep=True)), bench(Objective(rank_by_timestep=True))
-    made.step.timestep_rank = TimestepRank(made.parts.unet, rank=4, min_rank=1, num_timesteps=1000)
-    whole, ranked = run(full, batch_of((0, 850))), run(made, batch_of((0, 850)))
-    assert not torch.allclose(whole.total, ranked.total)
-    late = made.gradients(run(made, batch_of((900, 990))).total)
+    full, made = bench(Objective()), bench(Objective(rank_by_timestep=True))
+    with made.step.adapter.at(torch.tensor([0, 850])):
+        ranked = run(made, batch_of((0, 850)))
+    assert not torch.allclose(run(full, batch_of((0, 850))).total, ranked.total)
+    with made.step.adapter.at(torch.tensor([900, 990])):
+        late = made.gradients(run(made, batch_of((900, 990))).total)
     a = late["up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"]
     assert a is not None and a[0].any() and not a[1:].any()
     # rank r at t = 0: the whole adapter
     one = batch_of((0,))
-    close(run(made, one).total, run(full, one).total.detach())
+    with made.step.adapter.at(torch.tensor([0])):
+        close(run(made, one).total, run(full, one).total.detach())
 
 
 # Prediction types
@@ -468,7 +472,8 @@ def guessed(prediction: str) -> tuple[Tensor, Tensor]:
         identifier.rows[0].mul_(5)
     conditioner = Conditioner(parts.text_encoders, identifier, class_word="toy", name="zwx")
     indicator = OverfitIndicator(temperature=50.0)
-    step = TrainingStep(Guess(schedule), conditioner, schedule, indicator, Objective(watch_indicator=True))  # type: ignore[arg-type]
+    guess = Guess(schedule)
+    step = TrainingStep(guess, Adapter(guess), conditioner, schedule, indicator, Objective(watch_indicator=True))  # type: ignore[arg-type]
     output = step(batch_of((40, 350, 620, 980)), with_prior=True)
     indicator.commit()
     return indicator.gamma, output.denoising

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from apt_train import finish, update
-from apt_train.adapter import adapter_parameters, add_adapter
+from apt_train.adapter import Adapter, add_adapter
 from apt_train.config import LrSchedule, TrainConfig
 from apt_train.dataset import ImageSet
 from apt_train.errors import InputError
@@ -50,7 +50,7 @@ def dreambooth_reference(config: TrainConfig) -> dict[str, torch.Tensor]:
     hidden = encoder(ids).last_hidden_state
     add_adapter(unet, rank=config.adapter.rank, alpha=config.adapter.resolved_alpha, seed=config.seed)
     unet.train()
-    parameters, settings = list(adapter_parameters(unet).values()), config.optimizer
+    parameters, settings = list(Adapter(unet).parameters.values()), config.optimizer
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=1e-4)
     for step in range(config.steps):
         torch.randint(len(posteriors), (1,), generator=generator(config.seed, "subject", step, "bucket"))
@@ -70,7 +70,7 @@ def dreambooth_reference(config: TrainConfig) -> dict[str, torch.Tensor]:
         torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-    state = {name: parameter.detach() for name, parameter in adapter_parameters(unet).items()}
+    state = {name: parameter.detach() for name, parameter in Adapter(unet).parameters.items()}
     return lora_to_kohya(state, config.adapter.resolved_alpha, parts.family, unet.config)
 
 
@@ -694,7 +694,7 @@ def test_an_adapter_already_on_the_unet_is_refused_and_stays() -> None:
     add_adapter(parts.unet, rank=2, alpha=2)
     with pytest.raises(InputError, match="carries an adapter"):
         run(parts)
-    assert len(adapter_parameters(parts.unet)) > 0
+    assert len(Adapter(parts.unet).parameters) > 0
 
 
 def test_a_failed_set_up_leaves_the_model_as_it_was() -> None:

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from apt_train.adapter import TimestepRank
 from apt_train.apply import personalized
 from apt_train.components import Components
 from apt_train.conditioning import Conditioner
@@ -92,22 +91,6 @@ def _about(unit: Unit, bench: _Bench) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _ranks_by_timestep(components: Components, config: TrainConfig) -> Iterator[None]:
-    """T-LoRA as published masks its ranks when it draws, too; a plain LoRA file cannot say so, we can."""
-    if config.method != "tlora":
-        yield
-        return
-    adapter, total = config.adapter, components.schedule.num_timesteps
-    ranks = TimestepRank(components.unet, rank=adapter.rank, min_rank=adapter.resolved_min_rank, num_timesteps=total)
-    follow = components.unet.register_forward_pre_hook(lambda unet, inputs: ranks.set(inputs[1].reshape(-1)))
-    try:
-        yield
-    finally:
-        follow.remove()
-        ranks.remove()
-
-
 class _Bench:
     """One subject's pictures, probes and judge, on one model."""
 
@@ -150,9 +133,10 @@ class _Bench:
             name=config.name,
             class_word=config.class_word,
             init_word=config.init_word,
-        ) as conditioner:
+            min_rank=config.adapter.resolved_min_rank if config.method == "tlora" else None,
+        ) as (conditioner, adapter):
             to(self.components, self.task.device)
-            with _ranks_by_timestep(self.components, config):
+            with adapter.at_each_call():  # T-LoRA as published masks its ranks when it draws, too
                 found = self._measured(conditioner, sampled)
         return _rounded({"step": step, **found})
 

@@ -1,0 +1,168 @@
+"""The LoRA on a UNet, by peft: its layers are found once, then no step walks over the module tree again.
+
+In: on and off, ranks by timestep, the weights in and out. Not in: names in a file (`export`, `lora_names`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora.layer import Linear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..rng import seeded
+from .ranks import RankByTimestep
+
+ADAPTER = "apt"
+_OFF = "_disable_adapters"  # what peft's layers ask in their forward pass
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+
+
+class Adapter:
+    """The LoRA that a UNet carries.
+
+    `parameters`: float32, by module path without the adapter's own name (`...attn1.to_q.lora_A.weight`). `ranks`: which
+    of its ranks act at which timestep, inside `at`; None: all of them always.
+    """
+
+    def __init__(self, unet: nn.Module, ranks: RankByTimestep | None = None) -> None:
+        self._unet, self._ranks = unet, ranks
+        self._layers = dict(_layers(unet))
+        self.parameters: dict[str, nn.Parameter] = {
+            name.replace(f".{ADAPTER}.", "."): parameter
+            for name, parameter in unet.named_parameters()
+            if f".{ADAPTER}." in name
+        }
+        # peft's own switch visits every parameter, and a module's `__setattr__` is slow: seconds in a run, for a flag.
+        self._switches = [vars(layer) for layer in self._layers.values()]
+        self._mask: Tensor | None = None
+        # They stay on, so that gradient checkpointing recomputes with the same mask.
+        downs = [layer.lora_A[ADAPTER] for layer in self._layers.values()] if ranks else []
+        self._hooks = [down.register_forward_hook(self._apply_mask) for down in downs]
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Inside the block the UNet is the prior, to the bit."""
+        on = [switch for switch in self._switches if not switch.get(_OFF)]  # off already: left to who did it
+        try:
+            for switch in on:
+                switch[_OFF] = True
+            yield
+        finally:
+            for switch in on:
+                switch[_OFF] = False
+
+    @contextlib.contextmanager
+    def at(self, timesteps: Tensor) -> Iterator[None]:
+        """Inside the block each sample has the ranks of its timestep, int64 (N,); also in a backward pass there."""
+        self._mask = self._ranks.mask(timesteps) if self._ranks else None
+        try:
+            yield
+        finally:
+            self._mask = None
+
+    @contextlib.contextmanager
+    def at_each_call(self) -> Iterator[None]:
+        """Inside the block each call of the UNet has the ranks of its own timesteps, as T-LoRA draws pictures.
+
+        A LoRA file cannot say so, and other programs draw with all ranks.
+        """
+
+        def follow(_unet: nn.Module, inputs: tuple[Any, ...]) -> None:
+            self._mask = self._ranks.mask(inputs[1].reshape(-1)) if self._ranks else None
+
+        hook = self._unet.register_forward_pre_hook(follow)
+        try:
+            yield
+        finally:
+            hook.remove()
+            self._mask = None
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of the weights, float32 on the CPU: lora_A (rank, in), lora_B (out, rank)."""
+        return {
+            name: parameter.detach().to("cpu", torch.float32, copy=True) for name, parameter in self.parameters.items()
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        assert self.parameters.keys() == state.keys(), "the saved adapter sits on other layers"
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state[name])
+
+    def remove(self) -> None:
+        """Take the LoRA off: the UNet is as it was before `add_adapter`."""
+        for hook in self._hooks:
+            hook.remove()
+        for name, layer in self._layers.items():
+            parent, _, child = name.rpartition(".")
+            setattr(self._unet.get_submodule(parent), child, layer.get_base_layer())
+        self._layers, self._switches = {}, []
+        if hasattr(self._unet, "peft_config"):
+            del self._unet.peft_config
+
+    def _apply_mask(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        return None if self._mask is None else output * self._mask[:, None, :].to(output.dtype)
+
+
+def add_adapter(
+    unet: nn.Module,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    targets: Literal["attention", "attention+ff"] = "attention",
+    seed: int = 0,
+    ranks: RankByTimestep | None = None,
+) -> Adapter:
+    """Put a float32 LoRA on the UNet's attention (and feed-forward) layers; the base weights are frozen.
+
+    lora_A starts random from `seed`, lora_B at zero: the output is the base's until the first step. InputError: the
+    UNet carries an adapter already.
+    """
+    check_no_adapter(unet)
+    modules = [*ATTENTION, *(FEED_FORWARD if targets == "attention+ff" else ())]
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules)  # type: ignore[arg-type]
+    # Asked for by name, as peft else asks every quantisation library that is installed and gives up where another
+    # package's torchao is too old for it.
+    config._register_custom_module({nn.Linear: Linear})
+    unet.requires_grad_(False)
+    try:
+        with seeded(seed, "adapter"):
+            inject_adapter_in_model(config, unet, adapter_name=ADAPTER)
+            adapter = Adapter(unet, ranks)
+            _draw(adapter.parameters)
+    except BaseException:  # out of memory, say: no half of a LoRA stays
+        Adapter(unet).remove()
+        raise
+    return adapter
+
+
+def check_no_adapter(unet: nn.Module) -> None:
+    """InputError where the UNet carries an adapter already, ours or another's."""
+    if any(True for _ in _layers(unet)):
+        raise InputError("The UNet carries an adapter already: take it off, or merge it, before training.")
+
+
+def _draw(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Anew in float32 on the CPU: peft draws in the base's dtype on its device, where the bits would differ."""
+    for parameter in parameters.values():
+        parameter.data = parameter.data.float()
+    for name, parameter in parameters.items():
+        if ".lora_A." in name:
+            parameter.data.copy_(nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=5**0.5))
+
+
+def _layers(unet: nn.Module) -> Iterator[tuple[str, Any]]:
+    # Any: peft's BaseTunerLayer is a mixin, a module only by its subclasses.
+    for name, module in unet.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            yield name, module
