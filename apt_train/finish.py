@@ -23,10 +23,10 @@ from .export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
 from .files import atomic_write
 from .metadata import embedding_metadata, lora_metadata
 from .report import write_report
-from .run_folder import RunFolder, step_folder
+from .run.folder import RunFolder, step_folder
+from .run.snapshot import take_state, write_snapshot
 from .sample import previews
 from .setup import Run, preview_captions
-from .snapshot import take_state, write_snapshot
 from .streams import vae_on
 
 

@@ -24,9 +24,9 @@ from .errors import InputError
 from .events import Callback, Event, NoticeEvent, StepEvent, StopTraining, TrainResult
 from .finish import Outcome, finish, save_snapshot, try_drift, try_previews, write_extras
 from .precision import resolve_dtype
-from .run_folder import RunFolder, content_hash
+from .run.folder import RunFolder, content_hash
+from .run.snapshot import drop_newer, read_newest_state, restore_state
 from .setup import Run, prepared_run
-from .snapshot import drop_newer, read_newest_state, restore_state
 from .update import TrainingDiverged, optimizer_step
 
 

@@ -22,14 +22,14 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..apt_train import run_folder
 from ..apt_train.captions import embedding_stem, trigger_text
 from ..apt_train.config import TrainConfig
 from ..apt_train.errors import InputError
 from ..apt_train.events import PreviewEvent
 from ..apt_train.files import check_writable
 from ..apt_train.metadata import fit_metadata, renamed_metadata
-from ..apt_train.run_folder import CONFIG, read_config, read_log, step_folder
+from ..apt_train.run import folder as run_folder
+from ..apt_train.run.folder import CONFIG, read_config, read_log, step_folder
 from ..apt_train.tensor_writer import write_tensors
 from .host.folders import embeddings_folder, inside, loras_folder, runs_folder
 from .wires import AptRun

@@ -17,7 +17,7 @@ from ..apt_train.config import TrainConfig
 from ..apt_train.dataset import ImageSet
 from ..apt_train.errors import InputError
 from ..apt_train.precision import resolve_dtype
-from ..apt_train.run_folder import content_hash
+from ..apt_train.run.folder import content_hash
 from ..apt_train.tensor_pictures import unbatch
 from .host.components import Wires
 from .host.memory import training_room

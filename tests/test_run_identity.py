@@ -13,7 +13,7 @@ import torch
 from apt_train.components import Components
 from apt_train.errors import InputError
 from apt_train.events import Event, StepEvent, StopTraining
-from apt_train.run_folder import RunFolder, read_config, read_log
+from apt_train.run.folder import RunFolder, read_config, read_log
 from tests.tiny import tiny_components
 from tests.training import Recorder, pictures, run, same_weights
 

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..run_folder import LOG, read_config
+from ..run.folder import LOG, read_config
 from .run_summary import bin_edges
 
 TERMS = ("loss", "denoising", "stabilization", "alignment")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..config import TrainConfig
 from ..errors import InputError
-from ..run_folder import snapshot_steps
+from ..run.folder import snapshot_steps
 from .run_log import RunLog, read_log
 from .run_summary import Summary, summarize
 

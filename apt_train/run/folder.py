@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from .captions import embedding_stem, subject_captions
-from .config import TrainConfig
-from .errors import InputError
-from .events import StepEvent
-from .files import atomic_write, check_file_name, check_writable, patiently
+from ..captions import embedding_stem, subject_captions
+from ..config import TrainConfig
+from ..errors import InputError
+from ..events import StepEvent
+from ..files import atomic_write, check_file_name, check_writable, patiently
 
 if TYPE_CHECKING:
     import torch
 
-    from .dataset import ImageSet
-    from .noise import NoiseSchedule
+    from ..dataset import ImageSet
+    from ..noise import NoiseSchedule
 
 FORMAT = 1
 RECIPE = 1  # raised whenever the same weights, pictures and settings come to train to something else

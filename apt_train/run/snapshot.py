@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .files import atomic_folder
-from .run_folder import step_folder
-from .setup import Run
-from .tensor_writer import write_tensors
+from ..files import atomic_folder
+from ..setup import Run
+from ..tensor_writer import write_tensors
+from .folder import step_folder
 
 KEPT_STATES = 2
 
