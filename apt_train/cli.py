@@ -197,7 +197,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from .run.folder import read_config
+    from .run.config_file import read_config
 
     saved = read_config(options.folder)
     if "inputs" not in saved:
@@ -242,7 +242,7 @@ def _load(inputs: dict[str, Any]) -> tuple[Components, ImageSet, ImageSet | None
 
 
 def _say_done(result: TrainResult, output: Path) -> None:
-    from .run.folder import read_config
+    from .run.config_file import read_config
 
     name = read_config(output)["name"]
     if not result.steps_done:
