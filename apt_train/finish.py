@@ -18,6 +18,7 @@ from torch import Tensor
 from .adapter import adapter_state
 from .attention_probe import write_attention
 from .captions import embedding_stem, trigger_text
+from .errors import InputError
 from .events import BusyEvent, Callback, NoticeEvent, PreviewEvent, StepEvent, TrainResult
 from .export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
 from .files import atomic_write
@@ -187,14 +188,14 @@ def try_drift(outcome: Outcome, emit: Callback) -> dict[str, float] | None:
 
 
 def try_previews(outcome: Outcome, emit: Callback) -> None:
-    """Previews are no part of the training: where they need more memory than there is, it goes on without them."""
+    """Previews are no part of the training: where they cannot be drawn or saved, it goes on without them."""
     if outcome.previews_failed:
         return
     reason = ""
     with _interruptible(outcome.run, emit, "previews"):
         try:
             event = _draw_previews(outcome, emit)
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, InputError) as error:
             outcome.previews_failed, reason = True, str(error).partition("\n")[0]
     if not outcome.previews_failed:
         return emit(event)

@@ -173,18 +173,16 @@ class RunFolder:
         """Append a step to `log.jsonl`. InputError: the disk takes no more, or the folder is gone."""
         raw = line_bytes(event.log_line())
         self._log.append(raw)
-        if self._is_gone():
+        lost = [not (self.path / name).exists() for name in (CONFIG, LOG)]
+        if all(lost):
             raise InputError(
                 f"{self.path} was deleted or moved while training: what this run had trained is saved there again, and "
                 f"goes on with `apt-train resume {self.path}`."
             )
-        missing = not (self.path / LOG).exists()
-        try:
-            append(self.path / LOG, b"".join(self._log) if missing else raw)
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-            what, do = ("the disk is full", "free some space") if full else (_reason(error), "let it be written to")
-            raise InputError(f"{LOG} could not be written to {self.path} ({what}): {do}, then resume.") from error
+        if any(lost):
+            self.complete()
+        else:
+            self._append(raw)
 
     def complete(self) -> None:
         """Write again what the folder has lost of its first files since the run started. InputError: it cannot be."""
@@ -192,10 +190,15 @@ class RunFolder:
         if self._config and not (self.path / CONFIG).exists():
             write_config(self.path, self._config)
         if self._log and not (self.path / LOG).exists():
-            append(self.path / LOG, b"".join(self._log))
+            self._append(b"".join(self._log))
 
-    def _is_gone(self) -> bool:
-        return not (self.path / LOG).exists() and not (self.path / CONFIG).exists()
+    def _append(self, raw: bytes) -> None:
+        try:
+            append(self.path / LOG, raw)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+            what, do = ("the disk is full", "free some space") if full else (_reason(error), "let it be written to")
+            raise InputError(f"{LOG} could not be written to {self.path} ({what}): {do}, then resume.") from error
 
 
 def check_folder(path: Path) -> None:

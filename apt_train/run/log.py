@@ -95,7 +95,7 @@ def line_bytes(line: Line) -> bytes:
 
 def append(path: Path, raw: bytes) -> None:
     """Append whole lines. OSError: they could not be written."""
-    with patiently(open, path, "ab") as file:
+    with patiently(lambda: open(path, "ab")) as file:
         file.write(raw)
 
 
