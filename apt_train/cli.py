@@ -197,12 +197,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from .run.config_file import read_config
+    from .run.config_file import read_config, read_settings
 
     saved = read_config(options.folder)
     if "inputs" not in saved:
         raise InputError(f"{options.folder} was not written by `apt-train run`: resume it where it was started.")
-    config = TrainConfig.from_dict(saved["config"])
+    config, _ = read_settings(options.folder)
     if options.steps is not None:
         config = dataclasses.replace(config, steps=options.steps)
     return _train(config, saved["inputs"], options.folder, options.device, resume=True)

@@ -405,6 +405,12 @@ def test_a_resume_writes_a_damaged_lora_of_its_last_step_again(trained: Path, tm
     assert lora.read_bytes() == (trained / "snapshots" / "step_000004" / lora.name).read_bytes()
 
 
+def test_a_checksum_counts_for_a_name_in_other_letters(trained: Path, tmp_path: Path) -> None:
+    """On file systems that do not know them apart the same subject in other letters finds this run."""
+    folder = shutil.copytree(trained / "snapshots" / "step_000004", tmp_path / "step_000004")
+    check_kept((folder / "toy_subject.safetensors").rename(folder / "Toy_Subject.safetensors"))
+
+
 def test_a_lora_of_an_earlier_version_is_checked_by_its_own_digest(trained: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(trained / "snapshots" / "step_000004", tmp_path / "step_000004")
     (folder / "checksums.json").unlink()

@@ -97,7 +97,7 @@ def check_kept(file: Path) -> None:
     if not file.is_file():
         raise Damaged(f"{file.name} is missing")
     if sums is not None:
-        if sums.get(file.name) != file_sha256(file):
+        if sums.get(file.name.lower()) != file_sha256(file):
             raise Damaged(f"{file.name} does not match its checksum")
         return
     try:
@@ -123,14 +123,14 @@ def is_intact(folder: Path, files: list[str]) -> bool:
 
 
 def _checksums(path: Path) -> dict[str, str] | None:
-    """By file name; None: the snapshot is of an earlier version."""
+    """By file name in small letters, as some file systems do not know them apart; None: of an earlier version."""
     if not path.exists():
         return None
     try:
         content = json.loads(path.read_bytes())
-        if content["format"] == FORMAT and isinstance(content["sha256"], dict):
-            return content["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        if content["format"] == FORMAT:
+            return {name.lower(): value for name, value in content["sha256"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise Damaged(f"{path.name} cannot be read")
 

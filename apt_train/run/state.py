@@ -12,7 +12,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,9 +20,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import InputError
-from ..setup import Run
 from ..tensor_writer import write_tensors
 from .names import STATE_TENSORS, STATE_VALUES
+
+if TYPE_CHECKING:
+    from ..setup import Run
 
 FORMAT = 1
 _VALUES = {"step", "indicator", "variants", "scaler"}  # all that states of earlier versions hold: they have no checksum
