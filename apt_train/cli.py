@@ -187,7 +187,7 @@ def config_from(options: argparse.Namespace) -> TrainConfig:
 
 def _run(options: argparse.Namespace) -> int:
     config = config_from(options)
-    from .run_folder import RunFolder
+    from .run.folder import RunFolder
 
     RunFolder.open_new(options.output, config.name)  # refuse before gigabytes are read
     inputs = {name: getattr(options, name) for name in _INPUTS}
@@ -197,12 +197,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from .run_folder import read_config
+    from .run.config_file import read_config, read_settings
 
     saved = read_config(options.folder)
     if "inputs" not in saved:
         raise InputError(f"{options.folder} was not written by `apt-train run`: resume it where it was started.")
-    config = TrainConfig.from_dict(saved["config"])
+    config, _ = read_settings(options.folder)
     if options.steps is not None:
         config = dataclasses.replace(config, steps=options.steps)
     return _train(config, saved["inputs"], options.folder, options.device, resume=True)
@@ -242,7 +242,7 @@ def _load(inputs: dict[str, Any]) -> tuple[Components, ImageSet, ImageSet | None
 
 
 def _say_done(result: TrainResult, output: Path) -> None:
-    from .run_folder import read_config
+    from .run.config_file import read_config
 
     name = read_config(output)["name"]
     if not result.steps_done:

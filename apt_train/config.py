@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import InputError
+from .run.names import check_subject_name
 
 Method = Literal["apt", "dreambooth", "dco", "tlora"]
 IdentifierMode = Literal["learned", "word"]
@@ -133,7 +134,7 @@ class AptConfig:
 
     def __post_init__(self) -> None:
         _check_values(self)
-        _require(self.bins >= 1, "bins", self.bins, "give a whole number of at least 1")
+        _require(1 <= self.bins <= 1000, "bins", self.bins, "give a whole number from 1 to 1000")
         _require(0 < self.ema <= 1, "ema", self.ema, "give a number above 0 and at most 1")
         _require(
             self.temperature == "auto" or _positive(self.temperature),
@@ -316,6 +317,7 @@ class TrainConfig:
             repr(self.identifier or self.name),
             "use only letters, digits, _ and -",
         )
+        check_subject_name(self.name)
         _require(self.steps >= 1, "steps", self.steps, "give a whole number of at least 1")
         _require(self.seed >= 0, "seed", self.seed, "give a whole number of at least 0")
         _require(_positive(self.dco_beta), "dco_beta", self.dco_beta, "give a number above 0")

@@ -17,15 +17,18 @@ from torch import Tensor
 
 from .attention_probe import write_attention
 from .captions import embedding_stem, trigger_text
+from .errors import InputError
 from .events import BusyEvent, Callback, NoticeEvent, PreviewEvent, StepEvent, TrainResult
 from .export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
 from .files import atomic_write
 from .metadata import embedding_metadata, lora_metadata
 from .report import write_report
-from .run_folder import RunFolder, step_folder
+from .run.folder import RunFolder, check_folder
+from .run.names import ATTENTION, PREVIEWS, STATE_VALUES, step_folder
+from .run.snapshot import is_intact, write_snapshot
+from .run.state import take_state
 from .sample import previews
 from .setup import Run, preview_captions
-from .snapshot import take_state, write_snapshot
 from .streams import vae_on
 
 
@@ -44,13 +47,14 @@ class Outcome:
     drift_failed: bool = False
 
     def add(self, event: StepEvent) -> None:
-        self.remember(event.loss, event.gamma)
+        self.remember(event.loss, list(event.gamma))
         if self.folder is not None:
             self.folder.log(event)
 
-    def remember(self, loss: float, gamma: list[float]) -> None:
-        self.losses.append(loss)
-        self.gamma.append(gamma)
+    def remember(self, loss: float | None, gamma: list[float | None]) -> None:
+        """A step's numbers; what a damaged log no longer says is NaN."""
+        self.losses.append(math.nan if loss is None else loss)
+        self.gamma.append([math.nan if value is None else value for value in gamma])
 
 
 def finish(outcome: Outcome) -> TrainResult:
@@ -58,7 +62,8 @@ def finish(outcome: Outcome) -> TrainResult:
     run, folder = outcome.run, outcome.folder
     lora, embeddings = current_lora(run), _embeddings(run)
     if folder is not None and run.steps_done:
-        if not (step_folder(folder.snapshots, run.steps_done) / "state.json").exists():
+        folder.complete()
+        if not _is_saved(run, folder):
             save_snapshot(outcome)
         _write_lora(run, lora, folder.lora)
         if embeddings is not None:
@@ -75,12 +80,19 @@ def finish(outcome: Outcome) -> TrainResult:
     )
 
 
+def _is_saved(run: Run, folder: RunFolder) -> bool:
+    """Whether the snapshot of the step that the run stands at is there, as it was written."""
+    names = [folder.lora.name] + ([folder.embedding.name] if run.identifier is not None else [])
+    place = step_folder(folder.snapshots, run.steps_done)
+    return (place / STATE_VALUES).exists() and is_intact(place, names)
+
+
 def write_extras(outcome: Outcome, emit: Callback) -> None:
     """Attention maps and report, once the LoRA is safe: they are no part of it, so their failure is only told."""
     if outcome.folder is None:
         return
     try:
-        write_attention(outcome.run, outcome.folder.path / "attention.safetensors")
+        write_attention(outcome.run, outcome.folder.path / ATTENTION)
         write_report(outcome.folder.path)
     except Exception as error:
         emit(
@@ -101,6 +113,8 @@ def save_snapshot(outcome: Outcome) -> None:
     }
     if embeddings is not None:
         files[folder.embedding.name] = lambda path: _write_embedding(run, embeddings, path)
+    folder.complete()
+    check_folder(folder.snapshots)
     write_snapshot(folder.snapshots, take_state(run), files)
 
 
@@ -172,14 +186,14 @@ def try_drift(outcome: Outcome, emit: Callback) -> dict[str, float] | None:
 
 
 def try_previews(outcome: Outcome, emit: Callback) -> None:
-    """Previews are no part of the training: where they need more memory than there is, it goes on without them."""
+    """Previews are no part of the training: where they cannot be drawn or saved, it goes on without them."""
     if outcome.previews_failed:
         return
     reason = ""
     with _interruptible(outcome.run, emit, "previews"):
         try:
             event = _draw_previews(outcome, emit)
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, InputError) as error:
             outcome.previews_failed, reason = True, str(error).partition("\n")[0]
     if not outcome.previews_failed:
         return emit(event)
@@ -244,12 +258,12 @@ def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:
     outcome.prior_previews = prior
     event = PreviewEvent(step=run.steps_done, prompts=prompts, prior=prior, tuned=tuned)
     if outcome.folder is not None:
-        _save_previews(outcome.folder.path / "previews", event)
+        _save_previews(outcome.folder.path / PREVIEWS, event)
     return event
 
 
 def _save_previews(folder: Path, event: PreviewEvent) -> None:
-    folder.mkdir(exist_ok=True)
+    check_folder(folder)
     for kind, pictures in (("prior", event.prior), ("tuned", event.tuned)):
         for i, picture in enumerate(pictures):
             atomic_write(folder / f"step_{event.step:06d}_{i}_{kind}.png", partial(picture.save, format="PNG"))

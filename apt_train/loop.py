@@ -24,9 +24,11 @@ from .errors import InputError
 from .events import Callback, Event, NoticeEvent, StepEvent, StopTraining, TrainResult
 from .finish import Outcome, finish, save_snapshot, try_drift, try_previews, write_extras
 from .precision import resolve_dtype
-from .run_folder import RunFolder, content_hash
+from .run.folder import RunFolder, content_hash
+from .run.names import snapshot_folders
+from .run.snapshot import read_newest_state, set_aside_newer
+from .run.state import check_state, restore_state
 from .setup import Run, prepared_run
-from .snapshot import drop_newer, read_newest_state, restore_state
 from .update import TrainingDiverged, optimizer_step
 
 
@@ -172,14 +174,14 @@ def _open_folder(output_dir: str | Path | None, name: str, resume: bool) -> RunF
     return RunFolder.open_existing(output_dir, name) if resume else RunFolder.open_new(output_dir, name)
 
 
-def _go_on(run: Run, folder: RunFolder) -> None:
-    """Put back the newest state that can be read; a run that never came to a snapshot starts again."""
-    state = read_newest_state(folder.snapshots)
+def _go_on(run: Run, folder: RunFolder, listener: _Listener) -> None:
+    """Put back the newest state that is as it was written; a run that never came to a snapshot starts again."""
+    state, faults = read_newest_state(folder.snapshots, lambda found: check_state(run, found))
     if state is None:
-        if any(folder.snapshots.glob("step_*")):
+        if snapshot_folders(folder.snapshots):
             raise InputError(
-                f"{folder.path} has snapshots, but no state that can be read: restore a state.safetensors and "
-                "state.json, or train anew in another folder."
+                f"{folder.path} has snapshots, but no state that can be read ({'; '.join(faults)}): restore a "
+                "state.safetensors and state.json, or train anew in another folder."
             )
         return
     if state.step > run.config.steps:
@@ -187,7 +189,12 @@ def _go_on(run: Run, folder: RunFolder) -> None:
             f"{folder.path} is at step {state.step} already: give a total above that, not {run.config.steps}."
         )
     restore_state(run, state)
-    drop_newer(folder.snapshots, state.step)
+    kept = [place.name for place in set_aside_newer(folder.snapshots, state.step)]
+    if faults:
+        listener.notice(
+            f"The newest state cannot be used ({'; '.join(faults)}), so the run goes on from step {state.step}; what "
+            f"came after it is kept as {', '.join(kept)} in {folder.snapshots.name}."
+        )
 
 
 def _begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: _Listener) -> None:
@@ -196,15 +203,20 @@ def _begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: 
     assert folder is not None
     rescaled = resume and _drift_prompts(folder.config()) != _drift_prompts(run.config)
     if resume:
-        _go_on(run, folder)
+        _go_on(run, folder, listener)
     else:
         RunFolder.open_new(folder.path, folder.name)  # again: another process may have come first
+    bins = run.config.apt.bins
     if rescaled:  # another scale; cut before config.json says so, as the next call sees only what that says
-        folder.cut_log(run.steps_done, without=("drift",))
+        folder.cut_log(run.steps_done, bins=bins, without=("drift",))
     facts = {"num_timesteps": run.components.schedule.num_timesteps, "dtype": str(run.dtype)}
     folder.start(outcome.digest, run.config, {**(folder.record() if resume else {}), **facts, **record})
-    for line in folder.cut_log(run.steps_done):
-        outcome.remember(line["loss"], line["gamma"])
+    log = folder.cut_log(run.steps_done, bins=bins)
+    for line in log.lines:
+        if len(line["gamma"]) == bins:
+            outcome.remember(line["loss"], line["gamma"])
+    for note in filter(None, (log.notice(), log.gap(run.steps_done))):
+        listener.notice(note)
     if rescaled:
         listener.notice("The drift prompts are others than before: the drift measured so far is dropped.")
 

@@ -12,7 +12,10 @@ In: these three places. Not in: training (`training`).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +25,23 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..apt_train import run_folder
-from ..apt_train.captions import embedding_stem, trigger_text
+from ..apt_train.captions import trigger_text
 from ..apt_train.config import TrainConfig
 from ..apt_train.errors import InputError
 from ..apt_train.events import PreviewEvent
 from ..apt_train.files import check_writable
 from ..apt_train.metadata import fit_metadata, renamed_metadata
-from ..apt_train.run_folder import CONFIG, read_config, read_log, step_folder
+from ..apt_train.run import names
+from ..apt_train.run.config_file import read_config, read_settings
+from ..apt_train.run.folder import RunFolder
+from ..apt_train.run.log import Line, read_log
+from ..apt_train.run.snapshot import check_kept
+from ..apt_train.run.state import Damaged
 from ..apt_train.tensor_writer import write_tensors
 from .host.folders import embeddings_folder, inside, loras_folder, runs_folder
 from .wires import AptRun
 
+_SAMPLE = re.compile(r"step_([0-9]{6,9})_0_tuned\.png")
 RESTARTED = "restarted"  # in config.json, beside the settings
 
 
@@ -59,12 +67,12 @@ def find_folder(config: TrainConfig, digest: str) -> Path:
 
 def holds_run(folder: Path) -> bool:
     """Whether a run began there, though it may have been killed before it saved a step."""
-    return (folder / CONFIG).is_file()
+    return (folder / names.CONFIG).is_file()
 
 
 def steps_done(folder: Path) -> int:
     """The newest step that the run has saved; 0: none, or no run."""
-    return max(run_folder.snapshot_steps(folder), default=0) if holds_run(folder) else 0
+    return max(names.snapshot_steps(folder), default=0) if holds_run(folder) else 0
 
 
 def set_aside(folder: Path) -> None:
@@ -74,7 +82,7 @@ def set_aside(folder: Path) -> None:
     """
     if not folder.exists():
         return
-    with run_folder.RunFolder(folder, "").held():
+    with RunFolder(folder, "").held():
         pass  # let go again before the folder moves, which Windows would refuse
     previous = folder.with_name(folder.name + "_previous")
     goes = folder if steps_done(previous) > steps_done(folder) else previous
@@ -104,6 +112,8 @@ def check_places(config: TrainConfig) -> None:
     check_writable(loras_folder())
     if config.identifier_mode == "learned":
         check_writable(embeddings_folder())
+        if embeddings_folder().resolve() == loras_folder().resolve():  # the LoRA and its word have one name there
+            raise InputError(f"{loras_folder()} holds both LoRAs and embeddings: give embeddings another folder.")
 
 
 def open_run(folder: Path, config: TrainConfig, digest: str) -> AptRun:
@@ -114,12 +124,12 @@ def open_run(folder: Path, config: TrainConfig, digest: str) -> AptRun:
 
 def snapshot_steps(run: AptRun) -> list[int]:
     """The steps that have a snapshot, rising, up to the run's own."""
-    return [step for step in run_folder.snapshot_steps(run.folder) if step <= run.steps]
+    return [step for step in names.snapshot_steps(run.folder) if step <= run.steps]
 
 
 def losses(run: AptRun) -> list[float]:
     """The total loss of every step."""
-    return [line["loss"] for line in read_log(run.folder) if line["step"] <= run.steps]
+    return [math.nan if line["loss"] is None else line["loss"] for line in _log(run)]
 
 
 class PublishedFiles:
@@ -151,19 +161,45 @@ def publish(run: AptRun, step: int | None = None) -> Published:
         there = ", ".join(map(str, snapshot_steps(run))) or "none"
         raise InputError(f"{run.run_id} has no snapshot of step {picked}: choose one of these steps: {there}.")
     source = _snapshot(run.folder, picked)
+    fault = _fault(run, picked)
+    if fault:
+        raise InputError(f"{run.run_id}'s snapshot of step {picked} is damaged ({fault}): {_way_out(run, picked)}.")
     stem = run.stem if picked == run.steps else f"{run.stem}_s{picked}"
-    word = source / f"{embedding_stem(run.subject)}.safetensors"
-    names = (word.stem, stem) if word.is_file() else None
-    lora, metadata = _read(source / f"{run.subject}.safetensors")
+    word = source / names.embedding_file(run.subject)
+    stems = (word.stem, stem) if word.is_file() else None
+    lora, metadata = _read(source / names.lora_file(run.subject))
     target = inside(loras_folder(), f"{stem}.safetensors")
     PUBLISHED.add(target)
     if not _holds(target, lora):
         samples = newest_samples(run.folder, picked)
         picture = samples.tuned[0] if samples else None
-        _write(target, lora, renamed_metadata(metadata, embedding=names, stem=stem, thumbnail=picture))
-    if names is not None:
+        _write(target, lora, renamed_metadata(metadata, embedding=stems, stem=stem, thumbnail=picture))
+    if stems is not None:
         _publish_word(word, inside(embeddings_folder(), f"{stem}.safetensors"))
-    return Published(lora, f"embedding:{stem}" if names is not None else run.trigger)
+    return Published(lora, f"embedding:{stem}" if stems is not None else run.trigger)
+
+
+def is_damaged(run: AptRun) -> bool:
+    """Whether the run's end is there, but not as it was written: its training goes on, which writes it again."""
+    return run.steps in snapshot_steps(run) and _fault(run, run.steps) is not None
+
+
+def _fault(run: AptRun, step: int) -> str | None:
+    """What is wrong with a snapshot's LoRA or learned word, in a few words; None: nothing."""
+    files = [names.lora_file(run.subject)]
+    files += [names.embedding_file(run.subject)] if run.trigger.startswith("embedding:") else []
+    try:
+        for file in files:
+            check_kept(_snapshot(run.folder, step) / file)
+    except Damaged as fault:
+        return str(fault)
+    return None
+
+
+def _way_out(run: AptRun, step: int) -> str:
+    others = sorted((at for at in snapshot_steps(run) if at != step), key=lambda at: (abs(at - step), -at))
+    nearest = next((at for at in others if _fault(run, at) is None), None)
+    return "train it anew with restart" if nearest is None else f"choose step {nearest}, the nearest that is intact"
 
 
 def _publish_word(source: Path, target: Path) -> None:
@@ -202,28 +238,35 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _snapshot(folder: Path, step: int) -> Path:
-    return step_folder(folder / "snapshots", step)
+    return names.step_folder(folder / names.SNAPSHOTS, step)
 
 
 def gamma(run: AptRun) -> list[list[float]]:
     """The indicator after every step, one value per bin."""
-    return [line["gamma"] for line in read_log(run.folder) if line["step"] <= run.steps]
+    return [[math.nan if value is None else value for value in line["gamma"]] for line in _log(run)]
 
 
 def newest_drift(run: AptRun) -> dict[str, float] | None:
     """The drift from the prior as it was last measured; None: it was not."""
-    measured = [line["drift"] for line in read_log(run.folder) if line["step"] <= run.steps and line.get("drift")]
+    measured = [line["drift"] for line in _log(run) if (line.get("drift") or {}).get("ratio") is not None]
     return measured[-1] if measured else None
+
+
+def _log(run: AptRun) -> list[Line]:
+    """What can be read of the log, up to the run's own last step."""
+    bins = read_settings(run.folder)[0].apt.bins if holds_run(run.folder) else None
+    return [line for line in read_log(run.folder / names.LOG, bins).lines if line["step"] <= run.steps]
 
 
 def newest_samples(folder: Path, step: int) -> PreviewEvent | None:
     """The last pair of samples of the first preview prompt drawn up to a step; None: none were."""
-    drawn = {int(path.name[5:11]): path for path in (folder / "previews").glob("step_*_0_tuned.png")}
-    last = max((at for at in drawn if at <= step), default=None)
-    if last is None:
-        return None
-    prior = drawn[last].with_name(drawn[last].name.replace("tuned", "prior"))
-    return PreviewEvent(step=last, prompts=[""], prior=[_picture(prior)], tuned=[_picture(drawn[last])])
+    tuned = (folder / names.PREVIEWS).glob("step_*_0_tuned.png")
+    drawn = {int(match[1]): path for path in tuned if (match := _SAMPLE.fullmatch(path.name))}
+    for at in sorted((at for at in drawn if at <= step), reverse=True):
+        prior = drawn[at].with_name(drawn[at].name.replace("tuned", "prior"))
+        with contextlib.suppress(OSError, ValueError, SyntaxError):  # a picture that cannot be read
+            return PreviewEvent(step=at, prompts=[""], prior=[_picture(prior)], tuned=[_picture(drawn[at])])
+    return None
 
 
 def _picture(path: Path) -> Image.Image:

@@ -17,7 +17,7 @@ from ..apt_train.config import TrainConfig
 from ..apt_train.dataset import ImageSet
 from ..apt_train.errors import InputError
 from ..apt_train.precision import resolve_dtype
-from ..apt_train.run_folder import content_hash
+from ..apt_train.run.folder import content_hash
 from ..apt_train.tensor_pictures import unbatch
 from .host.components import Wires
 from .host.memory import training_room
@@ -29,6 +29,7 @@ from .run_store import (
     check_places,
     find_folder,
     holds_run,
+    is_damaged,
     is_restart_to_finish,
     open_run,
     publish,
@@ -99,7 +100,7 @@ def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
     if job.restart and not is_restart_to_finish(folder, job.config.steps):
         set_aside(folder)
     run = open_run(folder, job.config, identity)
-    trained = steps_done(folder) < job.config.steps
+    trained = steps_done(folder) < job.config.steps or (steps_done(folder) == run.steps and is_damaged(run))
     if trained:
         with Watch(run, job.config, job.wires.schedule.num_timesteps, node_id) as watch, training_room():
             _train(job, digest, folder, watch)

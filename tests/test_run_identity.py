@@ -13,7 +13,9 @@ import torch
 from apt_train.components import Components
 from apt_train.errors import InputError
 from apt_train.events import Event, StepEvent, StopTraining
-from apt_train.run_folder import RunFolder, read_config, read_log
+from apt_train.run.config_file import read_config
+from apt_train.run.folder import RunFolder
+from apt_train.run.log import read_log
 from tests.tiny import tiny_components
 from tests.training import Recorder, pictures, run, same_weights
 
@@ -93,7 +95,7 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_trains(tmp_p
 
     run(output_dir=tmp_path, on_event=second)
     assert len(refused) == 1 and "by another process" in refused[0]
-    assert [line["step"] for line in read_log(tmp_path)] == [1, 2, 3, 4]
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl").lines] == [1, 2, 3, 4]
     assert run(steps=5, output_dir=tmp_path, resume=True).steps_done == 5
 
 
@@ -208,7 +210,7 @@ def test_an_overflow_that_no_smaller_scale_mends_ends_the_run(tmp_path: Path) ->
     """Seventeen halvings bring the scale from 65536 below one."""
     with pytest.raises(InputError, match="gradient became infinite or not a number at step 18"):
         run(steps=40, output_dir=tmp_path)
-    assert [line["step"] for line in read_log(tmp_path)] == list(range(1, 18))
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl").lines] == list(range(1, 18))
 
 
 def test_norms_that_overflow_are_not_written_into_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

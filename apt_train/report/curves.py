@@ -5,12 +5,13 @@ In: log.jsonl -> points. Not in: what they mean (`run_summary`), drawing, who as
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from ..run_folder import LOG, read_config
+from ..run.config_file import read_settings
+from ..run.log import read_log
+from ..run.names import LOG
 from .run_summary import bin_edges
 
 TERMS = ("loss", "denoising", "stabilization", "alignment")
@@ -27,14 +28,13 @@ def run_curves(folder: Path, after: int = 0, most: int = MOST_POINTS) -> dict[st
     that was measured; the last step is there as it is.
     InputError: the folder holds no run.
     """
-    settings = read_config(folder)
-    config = settings["config"]
-    points, step = _points(folder / LOG, after)
+    config, num_timesteps = read_settings(folder)
+    lines = read_log(folder / LOG, config.apt.bins).lines
     return {
-        "total": config["steps"],
-        "step": step,
-        "bins": timestep_bins(config["apt"]["bins"], settings.get("num_timesteps", 1000)),
-        "points": thin_out(points, most),
+        "total": config.steps,
+        "step": lines[-1]["step"] if lines else 0,
+        "bins": timestep_bins(config.apt.bins, num_timesteps),
+        "points": thin_out([point_of(line) for line in lines if line["step"] > after], most),
     }
 
 
@@ -69,26 +69,6 @@ def _together(block: list[Point]) -> Point:
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return _number(sum(known) / len(known), 6) if known else None
-
-
-def _points(log: Path, after: int) -> tuple[list[Point], int]:
-    """The log's steps after a step, and its last one (0: none).
-
-    Read from the end, so that asking for the newest costs little. A line that cannot be read, as the one being written,
-    is left out.
-    """
-    points: list[Point] = []
-    last = 0
-    for line in reversed(log.read_bytes().splitlines() if log.is_file() else []):
-        try:
-            point = point_of(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-        last = last or point["step"]
-        if point["step"] <= after:
-            break
-        points.append(point)
-    return points[::-1], last
 
 
 def _number(value: Any, digits: int) -> float | None:

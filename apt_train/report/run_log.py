@@ -1,12 +1,12 @@
-"""Reading a run's `log.jsonl` back as arrays.
+"""A run's log as arrays.
 
-In: the lines' checks and the curves' smoothing. Not in: what the numbers mean (`run_summary`).
+In: the columns and the curves' smoothing. Not in: which lines of the file count (`run.log`), what the numbers mean
+(`run_summary`).
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..run import log as log_file
+from ..run.log import TERMS
 
 Floats = NDArray[np.float64]
 
 DRIFT = ("subject", "unrelated", "ratio")
-TERMS = ("loss", "denoising", "stabilization", "alignment", "prior_preservation")
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class RunLog:
     drift_step: NDArray[np.int64]  # (D,) the steps at which drift was measured
     drift: dict[str, Floats]  # from the prior, each of DRIFT (D,)
     truncated: bool = False  # the last line was cut off, as after a crash
+    left_out: list[int] = field(default_factory=list)  # numbers of the lines that are no step of this run
 
     def __len__(self) -> int:
         return len(self.step)
@@ -55,28 +57,18 @@ class RunLog:
             drift_step=self.drift_step[drifted],
             drift={name: values[drifted] for name, values in self.drift.items()},
             truncated=self.truncated and bool(kept.all()),
+            left_out=self.left_out,
         )
 
 
-def read_log(path: Path) -> RunLog:
-    """The log at `path`. A cut last line is left out; any other unreadable line is an InputError."""
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InputError(f"{path.name} cannot be read ({error.strerror}): give the folder of a training run.") from None
-    records: dict[int, dict[str, Any]] = {}
-    truncated = False
-    for number, line in enumerate(lines, start=1):
-        record = _parse(line)
-        if record is not None:
-            records[record["step"]] = record
-        elif number == len(lines):
-            truncated = True
-        elif line.strip():
-            raise InputError(f"{path.name} line {number} is not a step of a training log: mend or remove that line.")
-    if not records:
+def read_log(path: Path, bins: int | None = None) -> RunLog:
+    """The log at `path`; `bins`: how many the run's settings say. InputError: there is none, or no step in it."""
+    if not path.exists():
+        raise InputError(f"{path.name} cannot be read, as it is missing: give the folder of a training run.")
+    log = log_file.read_log(path, bins)
+    if not log.lines:
         raise InputError(f"{path.name} holds no finished step: train at least one step before asking for a report.")
-    return _columns([records[step] for step in sorted(records)], path.name, truncated)
+    return _columns(log)
 
 
 def block_means(values: Floats, most: int) -> Floats:
@@ -105,35 +97,11 @@ def _mean(block: Floats) -> Floats:
     return np.where(count > 0, np.where(known, block, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """One step as logged, or None where the line is none."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(record, dict) or type(record.get("step")) is not int or "loss" not in record:
-        return None
-    numbers = [record.get(name) for name in (*TERMS, "grad_norm")]
-    lists = [record.get("timestep"), record.get("gamma")]
-    parts = [record.get("grad_norm_terms"), record.get("drift")]
-    sound = all(_is_number(value) for value in numbers)
-    sound &= all(isinstance(items, list) and all(_is_number(item) for item in items) for items in lists)
-    sound &= all(
-        part is None or (isinstance(part, dict) and all(_is_number(value) for value in part.values())) for part in parts
-    )
-    return record if sound else None
-
-
-def _is_number(value: object) -> bool:
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
-
-
-def _columns(records: list[dict[str, Any]], name: str, truncated: bool) -> RunLog:
-    if len({len(record["gamma"]) for record in records}) != 1:
-        raise InputError(f"{name} changes its number of timestep bins on the way: it mixes two runs, report on one.")
+def _columns(log: log_file.Log) -> RunLog:
+    records = log.lines
     measured = [record for record in records if record.get("grad_norm_terms")]
     drifted = [record for record in records if record.get("drift")]
-    parts = list(dict.fromkeys(part for record in measured for part in record["grad_norm_terms"]))
+    parts = list(dict.fromkeys(part for record in measured for part in record["grad_norm_terms"] if part in TERMS))
     return RunLog(
         step=np.array([record["step"] for record in records], dtype=np.int64),
         terms={term: _floats([record.get(term) for record in records]) for term in TERMS},
@@ -144,7 +112,8 @@ def _columns(records: list[dict[str, Any]], name: str, truncated: bool) -> RunLo
         balance={part: _floats([record["grad_norm_terms"].get(part) for record in measured]) for part in parts},
         drift_step=np.array([record["step"] for record in drifted], dtype=np.int64),
         drift={name: _floats([record["drift"].get(name) for record in drifted]) for name in DRIFT},
-        truncated=truncated,
+        truncated=log.cut,
+        left_out=log.left_out,
     )
 
 

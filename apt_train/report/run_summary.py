@@ -7,7 +7,7 @@ The rules (what counts as near 1, as falling, as most) are ours.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -85,6 +85,7 @@ class Summary:
     augments: bool
     snapshots: list[int]
     truncated: bool
+    left_out: list[int] = field(default_factory=list)  # numbers of the log's lines that are no step
 
     @property
     def near_one(self) -> list[BinSummary]:
@@ -121,6 +122,7 @@ def summarize(log: RunLog, config: TrainConfig, *, num_timesteps: int = 1000, sn
         augments=measured and runs_apt and apt.adaptive_augmentation,
         snapshots=sorted(snapshots),
         truncated=log.truncated,
+        left_out=log.left_out,
     )
 
 

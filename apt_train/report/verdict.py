@@ -45,7 +45,16 @@ def _opening(summary: Summary) -> str:
     if summary.steps_done < summary.steps_planned:
         steps += f" of the {summary.steps_planned} planned"
     cut = " The last line of the log was cut off and is left out." if summary.truncated else ""
-    return f'{name} trained "{summary.class_word}" for {steps}.{cut}'
+    return f'{name} trained "{summary.class_word}" for {steps}.{cut}{_left_out(summary.left_out)}'
+
+
+def _left_out(lines: list[int]) -> str:
+    """Lines of a damaged log, by number."""
+    if not lines:
+        return ""
+    numbers = ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
+    what = f"Line {numbers} of the log is" if len(lines) == 1 else f"Lines {numbers} of the log are"
+    return f" {what} unreadable or repeated and left out."
 
 
 def _indicator(summary: Summary) -> list[str]:

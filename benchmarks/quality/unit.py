@@ -21,7 +21,8 @@ from apt_train.dataset import ImageSet
 from apt_train.loop import train
 from apt_train.precision import resolve_dtype
 from apt_train.report.run_files import read_run
-from apt_train.run_folder import RunFolder, step_folder
+from apt_train.run.folder import RunFolder
+from apt_train.run.names import step_folder
 
 from .distances import set_distances
 from .grid import PRIOR, Grid, Unit, merged

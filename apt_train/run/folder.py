@@ -1,8 +1,9 @@
-"""The folder a run lives in: who may use it, what it is a run of, its log.
+"""The folder a run lives in: who may use it, what it is a run of.
 
     config.json  log.jsonl  NAME.safetensors  NAME_embedding.safetensors  previews/  snapshots/  indicator.png ...
 
-In: the folder's identity and its log. Not in: the state inside a snapshot (snapshot.py), the LoRA file (export.py).
+In: the folder's identity, its first files and its log. Not in: how single files are read and written (`config_file`,
+`log`, `state`, `snapshot`), the LoRA file (`export`).
 """
 
 from __future__ import annotations
@@ -15,24 +16,32 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
-from .captions import embedding_stem, subject_captions
-from .config import TrainConfig
-from .errors import InputError
-from .events import StepEvent
-from .files import atomic_write, check_file_name, check_writable, patiently
+from ..captions import subject_captions
+from ..config import TrainConfig
+from ..errors import InputError
+from ..events import StepEvent
+from ..files import check_writable
+from .config_file import OURS, check_complete, read_config, read_settings, write_config
+from .lock import held
+from .log import Log, append, cut_log, line_bytes, read_log
+from .names import (
+    CONFIG,
+    LOG,
+    RUN_FILES,
+    RUN_FOLDERS,
+    SNAPSHOTS,
+    check_subject_name,
+    embedding_file,
+    lora_file,
+)
 
 if TYPE_CHECKING:
     import torch
 
-    from .dataset import ImageSet
-    from .noise import NoiseSchedule
+    from ..dataset import ImageSet
+    from ..noise import NoiseSchedule
 
-FORMAT = 1
 RECIPE = 1  # raised whenever the same weights, pictures and settings come to train to something else
-CONFIG, LOG, LOCK = "config.json", "log.jsonl", ".lock"
-_OURS = ("format", "name", "digest", "config", "num_timesteps", "dtype")  # in config.json; the rest is the callers'
 
 
 def content_hash(
@@ -67,6 +76,8 @@ class RunFolder:
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
+        self._config: dict[str, Any] = {}
+        self._log: list[bytes] = []  # all of it, should the folder go while the run trains
 
     @staticmethod
     def open_new(path: str | Path, name: str) -> RunFolder:
@@ -79,8 +90,7 @@ class RunFolder:
             )
         if found and CONFIG not in found:
             raise InputError(f"{path} is not empty and holds no run: choose an empty or a new output folder.")
-        for stem in (name, embedding_stem(name)):
-            check_file_name(f"{stem}.safetensors")
+        check_subject_name(name)
         check_writable(path)
         return RunFolder(path, name)
 
@@ -88,48 +98,41 @@ class RunFolder:
     def open_existing(path: str | Path, name: str) -> RunFolder:
         """The folder of a run to go on with. InputError: it holds none, or cannot be written."""
         path = Path(path)
-        read_config(path)
+        check_complete(path)
+        _check_kinds(path, name)
+        _check_other_name(path, name)
         check_writable(path)
         return RunFolder(path, name)
 
     @property
     def snapshots(self) -> Path:
-        return self.path / "snapshots"
+        return self.path / SNAPSHOTS
 
     @property
     def lora(self) -> Path:
-        return self.path / f"{self.name}.safetensors"
+        return self.path / lora_file(self.name)
 
     @property
     def embedding(self) -> Path:
-        return self.path / f"{embedding_stem(self.name)}.safetensors"
+        return self.path / embedding_file(self.name)
 
     def config(self) -> TrainConfig:
         """The settings that the run was last trained with."""
-        return TrainConfig.from_dict(read_config(self.path)["config"])
+        return read_settings(self.path)[0]
 
     def record(self) -> dict[str, Any]:
         """What callers have had kept beside the settings."""
-        return {name: value for name, value in read_config(self.path).items() if name not in _OURS}
+        return {name: value for name, value in read_config(self.path).items() if name not in OURS}
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Inside the block no other process trains in this folder, which is made if it is not there yet.
 
-        The lock is the system's, so it goes with a process that is killed. InputError: another one holds it.
+        InputError: another one does.
         """
         self._make()
-        lock = FileLock(self.path / LOCK, timeout=1)  # a scanner may hold a lock file that was just let go
-        try:
-            lock.acquire()
-        except Timeout:
-            raise InputError(f"{self.path} is being trained in by another process: wait for it, or end it.") from None
-        except (OSError, NotImplementedError):  # some network file systems have no locks
-            pass
-        try:
+        with held(self.path):
             yield
-        finally:
-            lock.release()
 
     def check_same_run(self, digest: str, config: TrainConfig, dtype: torch.dtype) -> None:
         """Refuse to go on with other weights, pictures or settings than the run began with, naming what differs."""
@@ -152,49 +155,60 @@ class RunFolder:
 
     def start(self, digest: str, config: TrainConfig, record: Mapping[str, Any]) -> None:
         """Write `config.json`; `record`: what the caller wants kept beside the settings."""
-        content = {"format": FORMAT, "name": self.name, "digest": digest, "config": config.to_dict(), **record}
-        atomic_write(self.path / CONFIG, lambda path: path.write_text(json.dumps(content, indent=1), encoding="utf-8"))
+        self._config = {"name": self.name, "digest": digest, "config": config.to_dict(), **record}
+        write_config(self.path, self._config)
 
     def _make(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"{self.path} could not be made ({error.strerror}): choose another output folder."
-            ) from error
+        check_folder(self.path)
 
-    def cut_log(self, step: int, *, without: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-        """Cut `log.jsonl` back to `step` steps (what came after them was not saved); the lines that stay.
+    def cut_log(self, step: int, *, bins: int, without: tuple[str, ...] = ()) -> Log:
+        """Cut `log.jsonl` back to `step` steps (what came after them was not saved); what can be read of it then.
 
         `without`: fields that go, because what follows could not be compared with them.
         """
-        kept = (line for line in read_log(self.path) if line["step"] <= step)
-        lines = [{name: value for name, value in line.items() if name not in without} for line in kept]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        atomic_write(self.path / LOG, lambda path: path.write_text(text, encoding="utf-8"))
-        return lines
+        self._log = [cut_log(self.path / LOG, step, without=without)]
+        return read_log(self.path / LOG, bins)
 
     def log(self, event: StepEvent) -> None:
-        """Append a step to `log.jsonl`."""
-        try:
-            with patiently(open, self.path / LOG, "a", encoding="utf-8") as file:
-                file.write(json.dumps(event.log_line()) + "\n")
-        except OSError as error:
-            what = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror).lower()
+        """Append a step to `log.jsonl`. InputError: the disk takes no more, or the folder is gone."""
+        raw = line_bytes(event.log_line())
+        self._log.append(raw)
+        lost = [not (self.path / name).exists() for name in (CONFIG, LOG)]
+        if all(lost):
             raise InputError(
-                f"{LOG} could not be written to {self.path} ({what}): free some space, then resume."
-            ) from error
+                f"{self.path} was deleted or moved while training: what this run had trained is saved there again, and "
+                f"goes on with `apt-train resume {self.path}`."
+            )
+        if any(lost):
+            self.complete()
+        else:
+            self._append(raw)
+
+    def complete(self) -> None:
+        """Write again what the folder has lost of its first files since the run started. InputError: it cannot be."""
+        self._make()
+        if self._config and not (self.path / CONFIG).exists():
+            write_config(self.path, self._config)
+        if self._log and not (self.path / LOG).exists():
+            self._append(b"".join(self._log))
+
+    def _append(self, raw: bytes) -> None:
+        try:
+            append(self.path / LOG, raw)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+            what, do = ("the disk is full", "free some space") if full else (_reason(error), "let it be written to")
+            raise InputError(f"{LOG} could not be written to {self.path} ({what}): {do}, then resume.") from error
 
 
-def step_folder(snapshots: Path, step: int) -> Path:
-    """A snapshot's folder."""
-    return snapshots / f"step_{step:06d}"
-
-
-def snapshot_steps(path: Path) -> list[int]:
-    """The steps that a run's folder has a snapshot of, rising."""
-    names = [item.name.removeprefix("step_") for item in (path / "snapshots").glob("step_*") if item.is_dir()]
-    return sorted(int(name) for name in names if name.isdigit())
+def check_folder(path: Path) -> None:
+    """Make a folder of a run where it is missing. InputError: a file stands in its place, or it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file, where a run has a folder: move it away, then resume.") from None
+        raise InputError(f"{path} cannot be made ({_reason(error)}): choose another output folder.") from error
 
 
 def _never_stepped(path: Path) -> bool:
@@ -211,30 +225,27 @@ def _visible(path: Path) -> set[str]:
         raise InputError(f"{path} cannot be opened ({error.strerror}): choose another output folder.") from error
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """A run folder's `config.json`. InputError: there is none, or it is not one of ours."""
-    file = Path(path) / CONFIG
-    if not file.is_file():
-        raise InputError(f"{path} holds no run ({CONFIG} is missing): give the folder that a run was written to.")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read ({error}): restore it, or train anew.") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{file} is not of a format this version reads: use the version that wrote it.")
-    return content
+def _check_kinds(path: Path, name: str) -> None:
+    """InputError: a folder where a run has a file, or a file where it has a folder."""
+    for file in (*RUN_FILES, lora_file(name), embedding_file(name)):
+        if (path / file).is_dir():
+            raise InputError(f"{path / file} is a folder, where a run has a file: move it away, then resume.")
+    for folder in RUN_FOLDERS:
+        if (path / folder).exists() and not (path / folder).is_dir():
+            raise InputError(f"{path / folder} is a file, where a run has a folder: move it away, then resume.")
 
 
-def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of `log.jsonl`, one per step; a last line cut short by a crash is left out."""
-    file = Path(path) / LOG
-    lines: list[dict[str, Any]] = []
-    for text in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
+def _check_other_name(path: Path, name: str) -> None:
+    """InputError: a LoRA of the new name would be the embedding of the old one, or the other way round."""
+    before = read_config(path)["name"]
+    if lora_file(name).lower() == embedding_file(before).lower() or (
+        embedding_file(name).lower() == lora_file(before).lower()
+    ):
+        raise InputError(f"identifier is {name!r}, which {path} has a file of as {before!r}: choose another name.")
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:

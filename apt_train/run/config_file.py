@@ -1,0 +1,84 @@
+"""`config.json`, what a run is and was trained with: the one reader and the one writer.
+
+In: its format and what must stand in it. Not in: what makes two runs the same (`folder`), the settings themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config import TrainConfig
+from ..errors import InputError
+from ..files import atomic_write
+from .names import CONFIG, clashing_file
+
+FORMAT = 1
+OURS = ("format", "name", "digest", "config", "num_timesteps", "dtype")  # the rest is the callers'
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A run folder's `config.json`. InputError: there is none, or it is not one of ours."""
+    file = Path(path) / CONFIG
+    if not file.is_file():
+        raise InputError(
+            f"{path} holds no run ({CONFIG} cannot be read, as it is missing): give the folder that a run was written "
+            "to."
+        )
+    try:
+        content = json.loads(file.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}): restore it, or train anew.") from error
+    except (ValueError, RecursionError):
+        raise InputError(f"{file} is not readable JSON: restore it, or train anew.") from None
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        raise InputError(f"{file} holds no settings of a training run: give the folder that a run was written to.")
+    if type(content.get("format")) is not int or content["format"] != FORMAT:
+        raise InputError(f"{file} is not of a format this version reads: use the version that wrote it.")
+    _refuse_clash(file, content["config"])
+    return content
+
+
+def read_settings(path: str | Path) -> tuple[TrainConfig, int]:
+    """A run's settings, and the length of its noise schedule (1000 where the file does not say).
+
+    InputError: as `read_config`, or settings that this version does not have.
+    """
+    content = read_config(path)
+    try:
+        config = TrainConfig.from_dict(content["config"])
+    except InputError as error:
+        raise InputError(f"{Path(path) / CONFIG} cannot be used: {error}") from None
+    except (TypeError, AttributeError, OverflowError):
+        raise InputError(f"{CONFIG} holds settings of the wrong kind: restore it as the run wrote it.") from None
+    count = content.get("num_timesteps")
+    return config, count if type(count) is int and 0 < count <= 1_000_000 else 1000
+
+
+def check_complete(path: str | Path) -> None:
+    """InputError: what a run is compared by when it is resumed does not stand in its `config.json`."""
+    content = read_config(path)
+    for name in ("name", "digest", "dtype"):
+        if not isinstance(content.get(name), str):
+            raise InputError(f"{Path(path) / CONFIG} does not say its {name}: restore it, or train anew.")
+
+
+def write_config(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `config.json` into a folder."""
+    text = json.dumps({"format": FORMAT, **content}, indent=1)
+    atomic_write(path / CONFIG, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def _refuse_clash(file: Path, settings: Mapping[str, Any]) -> None:
+    """Earlier versions took such names, and wrote two things under one."""
+    name = settings.get("identifier")
+    clash = clashing_file(name) if isinstance(name, str) else None
+    if clash is None:
+        return
+    learned = settings.get("identifier_mode", "learned") == "learned"
+    raise InputError(
+        f"{file.parent} holds a run named {name!r}, whose LoRA was overwritten by its own {clash}: "
+        + (f"write another identifier into its {CONFIG}, then resume." if learned else "train anew under another name.")
+    )

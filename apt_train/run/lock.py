@@ -1,0 +1,121 @@
+"""Who trains in a folder: one process at a time.
+
+The system's lock, which goes with a process that is killed. Some network file systems have none: there a file names
+the process that holds the folder, and counts for nothing once that process has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from ..errors import InputError
+from .names import LOCK, LOCK_WITHOUT_SYSTEM
+
+try:
+    import fcntl
+except ImportError:  # Windows, whose locks are part of opening a file
+    fcntl = None
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Inside the block no other process trains in this folder. InputError: another one does."""
+    lock = FileLock(path / LOCK, timeout=1)  # a scanner may hold a lock file that was just let go
+    try:
+        has_locks = _has_locks(path)
+        if has_locks:
+            lock.acquire()
+    except Timeout:
+        raise InputError(f"{path} is being trained in by another process: wait for it, or end it.") from None
+    except (OSError, NotImplementedError):
+        has_locks = False
+    with contextlib.nullcontext() if has_locks else _held_by_file(path / LOCK_WITHOUT_SYSTEM):
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _has_locks(path: Path) -> bool:
+    """Tried on a file of our own: on the lock itself a file system without any can look like one that is held."""
+    if fcntl is None:
+        return True
+    probe = path / f".{uuid.uuid4().hex[:16]}.tmp"
+    try:
+        with open(probe, "xb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _held_by_file(file: Path) -> Iterator[None]:
+    ours = {"host": _host(), "pid": os.getpid(), "token": uuid.uuid4().hex}
+    if _has_ended(_holder(file)):
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+    try:
+        with open(file, "x", encoding="utf-8") as opened:
+            json.dump(ours, opened)
+    except OSError as error:
+        raise InputError(_refusal(file, error)) from None
+    try:
+        if _holder(file) != ours:  # two found the same ended process: the later one has it
+            raise InputError(_refusal(file, FileExistsError()))
+        yield
+    finally:
+        if _holder(file) == ours:
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def _refusal(file: Path, error: OSError) -> str:
+    if not isinstance(error, FileExistsError):
+        return f"{file.parent} cannot be locked ({error.strerror}): choose an output folder on another disk."
+    holder = _holder(file) or {}
+    return (
+        f"{file.parent} is being trained in by another process ({holder.get('pid')} on {holder.get('host')}): wait for "
+        f"it, end it, or delete {file.name} there if it has ended."
+    )
+
+
+def _holder(file: Path) -> dict[str, object] | None:
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _has_ended(holder: dict[str, object] | None) -> bool:
+    """Whether it is known that the process has ended: one of another machine, or of Windows, cannot be asked after."""
+    pid = (holder or {}).get("pid")
+    if holder is None or holder.get("host") != _host() or type(pid) is not int or pid < 1 or os.name == "nt":
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
+
+
+def _host() -> str:
+    """This machine, or this container: a process is known by its number only inside it."""
+    try:
+        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return platform.node()

@@ -1,0 +1,163 @@
+"""`log.jsonl`, a line of JSON per step: the one reader, the one writer, and what becomes of lines that are no step.
+
+The rules, the same for resume, report and monitor:
+  - A step is an object with a whole `step` from 1 and numbers where `StepEvent.log_line` has them. NaN reads as null.
+  - Of a step logged twice the last line counts. Steps count in rising order, wherever they stand.
+  - Of lines with different numbers of timestep bins those count that have as many as the settings say, else as most.
+  - Every other line is left out, told by its number, and stays in the file. Only a last line without an end that is no
+    step goes at the next resume: a killed writer leaves it.
+
+The file has no `format` of its own: it is that of `config.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..files import atomic_write, patiently
+from .names import LOG
+
+Line = dict[str, Any]
+
+TERMS = ("loss", "denoising", "stabilization", "alignment", "prior_preservation")
+LONGEST_LINE = 1 << 23  # bytes; some hundred are usual
+LARGEST = 3.5e38  # of float32, in which training computes
+LAST_STEP = 999_999_999
+
+
+@dataclass(frozen=True)
+class Log:
+    """What can be read of a log."""
+
+    lines: list[Line]  # one per step, rising
+    left_out: list[int]  # numbers, from 1, of the lines that are no step of this run, or whose step stands again below
+    cut: bool = False  # the last line has no end, as after a crash; it is not among `left_out`
+
+    def notice(self) -> str:
+        """One sentence about the lines that are left out; empty: there are none."""
+        if not self.left_out:
+            return ""
+        shown, more = self.left_out[:5], len(self.left_out) - 5
+        numbers = ", ".join(map(str, shown)) + (f" and {more} more" if more > 0 else "")
+        what = f"line {numbers} is" if len(self.left_out) == 1 else f"lines {numbers} are"
+        return f"{LOG} is damaged: {what} left out, as unreadable or repeated, but stay in the file."
+
+    def gap(self, step: int) -> str:
+        """One sentence about the steps up to `step` that the log no longer has; empty: it has them all."""
+        lost = step - sum(line["step"] <= step for line in self.lines)
+        if not lost:
+            return ""
+        return f"{LOG} no longer has {lost} of the {step} steps that were trained: the LoRA does, the curves do not."
+
+
+def read_log(path: Path, bins: int | None = None) -> Log:
+    """The log at `path`; without a file, an empty one.
+
+    `bins`: how many the settings say. InputError: the file cannot be opened.
+    """
+    read = list(_read(path))
+    expected = _bins_of([line for _, line in read if line is not None], bins)
+    steps: dict[int, tuple[int, Line]] = {}
+    left_out = []
+    for number, (raw, line) in enumerate(read, start=1):
+        if line is not None and len(line["gamma"]) == expected:
+            left_out += [steps[line["step"]][0]] if line["step"] in steps else []
+            steps[line["step"]] = number, line
+        elif raw.strip():
+            left_out.append(number)
+    cut = bool(read) and _is_cut(*read[-1])
+    lines = [steps[step][1] for step in sorted(steps)]
+    return Log(lines, sorted(set(left_out) - ({len(read)} if cut else set())), cut)
+
+
+def cut_log(path: Path, step: int, *, without: tuple[str, ...] = ()) -> bytes:
+    """Cut the log back to `step` steps, as what came after them was not saved; the file's content then.
+
+    `without`: fields that go, because what follows could not be compared with them. All other lines stay to the byte.
+    """
+    kept = [_without(raw, line, without) for raw, line in _read(path) if not _goes(raw, line, step)]
+    text = b"".join(raw if raw.endswith(b"\n") else raw + b"\n" for raw in kept)
+    if not path.is_file() or path.read_bytes() != text:
+        atomic_write(path, lambda draft: draft.write_bytes(text))
+    return text
+
+
+def line_bytes(line: Line) -> bytes:
+    return json.dumps(line).encode() + b"\n"
+
+
+def append(path: Path, raw: bytes) -> None:
+    """Append whole lines. OSError: they could not be written."""
+    with patiently(lambda: open(path, "ab")) as file:
+        file.write(raw)
+
+
+def _read(path: Path) -> Iterator[tuple[bytes, Line | None]]:
+    """Every line as it stands, and as a step where it is one."""
+    if not path.exists():
+        return
+    try:
+        with open(path, "rb") as file:
+            for raw in file:
+                yield raw, _step(raw)
+    except OSError as error:
+        raise InputError(f"{path.name} cannot be read ({error.strerror}): give the folder of a training run.") from None
+
+
+def _step(raw: bytes) -> Line | None:
+    if len(raw) > LONGEST_LINE:
+        return None
+    try:
+        line = json.loads(raw.decode("utf-8-sig"), parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) and _is_step(line) else None
+
+
+def _is_step(line: Line) -> bool:
+    if type(line.get("step")) is not int or not 1 <= line["step"] <= LAST_STEP or "loss" not in line:
+        return False
+    numbers = [line.get(name) for name in (*TERMS, "grad_norm")]
+    lists = [line.get("timestep"), line.get("gamma")]
+    parts = [line.get("grad_norm_terms"), line.get("drift")]
+    return (
+        all(_is_number(value) for value in numbers)
+        and all(isinstance(items, list) and all(map(_is_number, items)) for items in lists)
+        and all(part is None or (isinstance(part, dict) and all(map(_is_number, part.values()))) for part in parts)
+    )
+
+
+def _is_number(value: object) -> bool:
+    if value is None:
+        return True
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= LARGEST and not math.isnan(value)
+
+
+def _bins_of(lines: list[Line], bins: int | None) -> int:
+    counts = Counter(len(line["gamma"]) for line in lines)
+    if bins in counts or not counts:
+        return bins or 0
+    return counts.most_common(1)[0][0]
+
+
+def _is_cut(raw: bytes, line: Line | None) -> bool:
+    return line is None and bool(raw.strip()) and not raw.endswith(b"\n")
+
+
+def _goes(raw: bytes, line: Line | None, step: int) -> bool:
+    return _is_cut(raw, line) or (line is not None and line["step"] > step)
+
+
+def _without(raw: bytes, line: Line | None, names: tuple[str, ...]) -> bytes:
+    if line is None or not any(name in line for name in names):
+        return raw
+    return line_bytes({name: value for name, value in line.items() if name not in names})

@@ -1,0 +1,140 @@
+"""A run's snapshots: written, found, checked before they are used.
+
+A snapshot folder `step_000500` holds the LoRA and the embedding (kept for good, with their checksums) and, in the
+newest two, the state to resume from. A folder is written under another name and renamed, so one with its proper name
+was finished.
+
+In: folders and which of them can be used. Not in: what a state is (`state`), the LoRA file (`export`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..errors import InputError
+from ..files import atomic_folder, patiently
+from ..tensor_writer import data_digest
+from .names import CHECKSUMS, STATE_TENSORS, STATE_VALUES, snapshot_folders, step_folder
+from .state import Damaged, State, file_sha256, read_state, write_state
+
+FORMAT = 1  # of checksums.json
+KEPT_STATES = 2
+
+
+def write_snapshot(snapshots: Path, state: State, files: Mapping[str, Callable[[Path], None]]) -> Path:
+    """Write a snapshot folder; `files`: file name -> function that writes that path. Older states beyond two go.
+
+    What stands in the snapshot's place already is set aside. InputError: the disk or the folder takes no files.
+    """
+    folder = step_folder(snapshots, state.step)
+    if os.path.lexists(folder):
+        set_aside(folder)
+    with atomic_folder(folder) as draft:
+        for name, write in files.items():
+            write(draft / name)
+        sums = {name: file_sha256(draft / name) for name in files}
+        (draft / CHECKSUMS).write_text(json.dumps({"format": FORMAT, "sha256": sums}), encoding="utf-8")
+        write_state(draft, state)
+    for old in _with_state(snapshots)[KEPT_STATES:]:
+        with contextlib.suppress(OSError):  # open in another program: it goes with the next snapshot
+            (old / STATE_VALUES).unlink()
+            (old / STATE_TENSORS).unlink(missing_ok=True)
+    return folder
+
+
+def read_newest_state(snapshots: Path, check: Callable[[State], None]) -> tuple[State | None, list[str]]:
+    """The newest state that can be used, and of every newer snapshot why its own cannot.
+
+    A damaged one makes way for the one before it. `check` raises `Damaged` for a state that does not fit the run.
+    None: there is none. InputError: another version wrote it.
+    """
+    reasons = []
+    for step, folder in reversed(snapshot_folders(snapshots).items()):
+        try:
+            if not (folder / STATE_VALUES).exists():
+                raise Damaged(f"{STATE_VALUES} is missing")
+            state = read_state(folder)
+            check(state)
+            if state.step != step:
+                raise Damaged(f"{STATE_VALUES} is of step {state.step}")
+            return state, reasons
+        except Damaged as fault:
+            reasons.append(f"step {step}: {fault}")
+    return None, reasons
+
+
+def set_aside_newer(snapshots: Path, step: int) -> list[Path]:
+    """Give the snapshots beyond `step` another name, as a resumed run writes its own; the new places."""
+    return [set_aside(folder) for at, folder in snapshot_folders(snapshots).items() if at > step]
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what stands in a snapshot's place, and lose nothing of it; its new place. InputError: it cannot be."""
+    number, place = 1, path.with_name(f"{path.name}_set_aside")
+    while os.path.lexists(place):
+        number += 1
+        place = path.with_name(f"{path.name}_set_aside_{number}")
+    try:
+        patiently(os.rename, path, place)
+    except OSError as error:
+        raise InputError(f"{path} is in the way of a snapshot ({error.strerror}): move it away.") from None
+    return place
+
+
+def check_kept(file: Path) -> None:
+    """A snapshot's LoRA or embedding, before it is used. Damaged: it is not what was written.
+
+    Snapshots of earlier versions have no checksums; their LoRA names the digest of its own tensors.
+    """
+    sums = _checksums(file.with_name(CHECKSUMS))
+    if not file.is_file():
+        raise Damaged(f"{file.name} is missing")
+    if sums is not None:
+        if sums.get(file.name.lower()) != file_sha256(file):
+            raise Damaged(f"{file.name} does not match its checksum")
+        return
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}
+            digest = (opened.metadata() or {}).get("sshs_model_hash")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{file.name} cannot be read") from error
+    if not tensors or not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise Damaged(f"{file.name} holds values that training never has")
+    if digest is not None and digest != data_digest(tensors):
+        raise Damaged(f"{file.name} does not match its checksum")
+
+
+def is_intact(folder: Path, files: list[str]) -> bool:
+    """Whether a snapshot's LoRA and embedding are as they were written."""
+    try:
+        for name in files:
+            check_kept(folder / name)
+    except Damaged:
+        return False
+    return True
+
+
+def _checksums(path: Path) -> dict[str, str] | None:
+    """By file name in small letters, as some file systems do not know them apart; None: of an earlier version."""
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_bytes())
+        if content["format"] == FORMAT:
+            return {name.lower(): value for name, value in content["sha256"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise Damaged(f"{path.name} cannot be read")
+
+
+def _with_state(snapshots: Path) -> list[Path]:
+    """Snapshots with a state to resume from, newest first."""
+    return [folder for folder in reversed(snapshot_folders(snapshots).values()) if (folder / STATE_VALUES).exists()]

@@ -1,0 +1,178 @@
+"""The full state of a run: taken, written with checksums, read, checked, put back.
+
+    state.safetensors  parameters and optimizer moments
+    state.json         {format, step, indicator, variants, scaler, tensors_sha256, sha256}, the last over all before it
+
+In: one snapshot's state. Not in: which snapshot it is read from (`snapshot`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import InputError
+from ..tensor_writer import write_tensors
+from .names import STATE_TENSORS, STATE_VALUES
+
+if TYPE_CHECKING:
+    from ..setup import Run
+
+FORMAT = 1
+_VALUES = {"step", "indicator", "variants", "scaler"}  # all that states of earlier versions hold: they have no checksum
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, beside its `step`
+
+
+class Damaged(Exception):
+    """What is wrong with a file that was written by a run, in a few words."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything the next step depends on, on the CPU."""
+
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return self.values["step"]
+
+
+def take_state(run: Run) -> State:
+    """Copy a run's state: parameters, optimizer moments, indicator, scaler, number of variants in the bank.
+
+    Random generators are not in it: every draw is seeded by its step.
+    """
+    tensors = {name: _copy(parameter) for name, parameter in run.trainable.items()}
+    for name, parameter in run.trainable.items():
+        for key, value in run.optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{key}/{name}"] = _copy(value)
+    values = {
+        "step": run.steps_done,
+        "indicator": run.indicator.state_dict(),
+        "variants": run.subject.bank.variants,
+        "scaler": run.scaler.state_dict(),
+    }
+    return State(tensors, values)
+
+
+def restore_state(run: Run, state: State) -> None:
+    """Put a checked state back into a run made from the same inputs."""
+    with torch.no_grad():
+        for name, parameter in run.trainable.items():
+            parameter.copy_(state.tensors[name])
+    for name, tensor in state.tensors.items():
+        if name.startswith("optimizer/"):
+            _, key, owner = name.split("/", 2)
+            parameter = run.trainable[owner]
+            # AdamW keeps its step count on the CPU, its moments beside the parameter.
+            device = "cpu" if key == "step" else parameter.device
+            run.optimizer.state[parameter][key] = tensor.to(device, copy=True)
+    run.indicator.load_state_dict(state.values["indicator"])
+    run.scaler.load_state_dict(state.values["scaler"])
+    run.subject.bank.ensure_variants(state.values["variants"])
+    run.steps_done = state.step
+
+
+def write_state(folder: Path, state: State) -> None:
+    """Write a state's two files into a folder."""
+    write_tensors(folder / STATE_TENSORS, state.tensors)
+    content = {"format": FORMAT, **state.values, "tensors_sha256": file_sha256(folder / STATE_TENSORS)}
+    text = json.dumps({**content, "sha256": _digest(content)})
+    (folder / STATE_VALUES).write_text(text, encoding="utf-8")
+
+
+def read_state(folder: Path) -> State:
+    """A state as it was written. Damaged: it is not what was written; InputError: a newer version wrote it."""
+    values = _read_values(folder / STATE_VALUES)
+    tensors = folder / STATE_TENSORS
+    try:
+        if "tensors_sha256" in values and file_sha256(tensors) != values.pop("tensors_sha256"):
+            raise Damaged(f"{STATE_TENSORS} does not match its checksum")
+        return State(load_file(tensors), values)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{STATE_TENSORS} cannot be read") from error
+
+
+def check_state(run: Run, state: State) -> None:
+    """Damaged: the state is not one that this run could have written, by names, shapes, types and values."""
+    _check_tensors(run, state.tensors)
+    values = state.values
+    sound = type(values["step"]) is int and values["step"] >= 1
+    sound &= type(values["variants"]) is int and values["variants"] >= 0
+    sound &= _is_like(values["indicator"], run.indicator.state_dict())
+    sound &= _is_like(values["scaler"], run.scaler.state_dict())
+    if not sound:
+        raise Damaged(f"{STATE_VALUES} does not fit the run")
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_values(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{path.name} cannot be read") from error
+    if not isinstance(content, dict):
+        raise Damaged(f"{path.name} holds no values")
+    if content.keys() == _VALUES:
+        return content
+    claimed = content.pop("sha256", None)
+    if _digest(content) != claimed:
+        raise Damaged(f"{path.name} does not match its checksum")
+    if content.pop("format", None) != FORMAT or content.keys() != _VALUES | {"tensors_sha256"}:
+        raise InputError(f"{path} was written by another version of APT Train: go on with the version that wrote it.")
+    return content
+
+
+def _check_tensors(run: Run, tensors: dict[str, Tensor]) -> None:
+    expected = {}
+    for name, parameter in run.trainable.items():
+        expected[name] = parameter.shape
+        moments = {f"optimizer/{key}/{name}": parameter.shape for key in _MOMENTS}
+        moments[f"optimizer/step/{name}"] = torch.Size([])
+        if moments.keys() & tensors.keys():  # under fp16 the first steps may all have been skipped
+            expected |= moments
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        raise Damaged(f"{name} is {'missing from' if name in expected else 'unknown in'} {STATE_TENSORS}")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name] or tensor.dtype != torch.float32:
+            raise Damaged(f"{name} in {STATE_TENSORS} has another shape or type than the run's")
+        if not torch.isfinite(tensor).all() or ("/exp_avg_sq/" in name and bool((tensor < 0).any())):
+            raise Damaged(f"{name} in {STATE_TENSORS} holds values that training never has")
+
+
+def _is_like(value: Any, model: Any) -> bool:
+    """Whether a JSON value has the keys, lengths and kinds of another; its numbers are finite."""
+    if isinstance(model, dict):
+        fits = isinstance(value, dict) and value.keys() == model.keys()
+        return fits and all(_is_like(value[name], model[name]) for name in model)
+    if isinstance(model, list):
+        return isinstance(value, list) and len(value) == len(model) and all(map(_is_like, value, model))
+    if isinstance(model, bool) or isinstance(value, bool):
+        return isinstance(model, bool) and isinstance(value, bool)
+    return isinstance(value, (int, float)) and abs(value) < 1e300

@@ -1,0 +1,121 @@
+"""What the nodes read of a run's folder: a snapshot is checked before it is published, and copies count for nothing.
+
+Not here: the host (`tests/host`); its modules are stood in for.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from apt_train.config import TrainConfig
+from apt_train.run.snapshot import write_snapshot
+from apt_train.run.state import State
+from apt_train.tensor_writer import write_tensors
+from tests.node_modules import node_module
+from tests.synthetic_run import plausible_log, write_run
+
+STEPS = (2, 4, 6)
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    folders, latest = ModuleType("folder_paths"), ModuleType("comfy_api.latest")
+    folders.get_output_directory = lambda: str(tmp_path / "output")  # type: ignore[attr-defined]
+    folders.get_folder_paths = lambda _: [str(tmp_path / "embeddings")]  # type: ignore[attr-defined]
+    latest.io = SimpleNamespace(Custom=lambda name: name)  # type: ignore[attr-defined]
+    for name, module in {
+        "folder_paths": folders,
+        "comfy_api": ModuleType("comfy_api"),
+        "comfy_api.latest": latest,
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    with node_module("run_store") as module:
+        yield module
+
+
+@pytest.fixture
+def run(store: Any, tmp_path: Path) -> Any:
+    """A run of six steps with a snapshot at every second, as the node hands it on."""
+    folder = write_run(tmp_path / "output" / "apt_train" / "toy_0", plausible_log(6))
+    for step in STEPS:
+        tensors = {"lora_unet_a.alpha": torch.tensor(float(step))}
+        files = {
+            "toy.safetensors": lambda path, tensors=tensors: write_tensors(path, tensors),
+            "toy_embedding.safetensors": lambda path: write_tensors(path, {"clip_l": torch.ones(1, 2)}),
+        }
+        write_snapshot(folder / "snapshots", State({"a": torch.ones(1)}, {"step": step}), files)
+    return store.open_run(folder, TrainConfig(class_word="toy", identifier="toy", steps=6), "0" * 64)
+
+
+def flip(run: Any, step: int, name: str) -> None:
+    file = run.folder / "snapshots" / f"step_{step:06d}" / name
+    whole = bytearray(file.read_bytes())
+    whole[-2] ^= 4
+    file.write_bytes(whole)
+
+
+def test_an_intact_snapshot_is_published(store: Any, run: Any, tmp_path: Path) -> None:
+    published = store.publish(run, 4)
+    assert published.lora["lora_unet_a.alpha"] == 4 and published.trigger == f"embedding:{run.stem}_s4"
+    assert (tmp_path / "output" / "loras" / f"{run.stem}_s4.safetensors").is_file()
+
+
+@pytest.mark.parametrize("name", ["toy.safetensors", "toy_embedding.safetensors"])
+def test_a_damaged_snapshot_is_not_published_and_the_nearest_intact_one_offered(
+    store: Any, run: Any, tmp_path: Path, name: str
+) -> None:
+    flip(run, 6, name)
+    flip(run, 4, "toy.safetensors")
+    assert store.is_damaged(run)
+    told = rf"step 6 is damaged \({name} does not match its checksum\): choose step 2, the nearest that is intact"
+    with pytest.raises(store.InputError, match=told):
+        store.publish(run)
+    assert not list((tmp_path / "output").glob("loras/*")) and not (tmp_path / "embeddings").exists()
+    flip(run, 2, "toy.safetensors")
+    with pytest.raises(store.InputError, match="restart"):
+        store.publish(run)
+
+
+def test_a_missing_lora_is_damage_too(store: Any, run: Any) -> None:
+    (run.folder / "snapshots" / "step_000006" / "toy.safetensors").unlink()
+    with pytest.raises(store.InputError, match=r"toy\.safetensors is missing\): choose step 4"):
+        store.publish(run)
+    assert store.is_damaged(run)
+
+
+def test_copies_of_snapshots_and_odd_pictures_count_for_nothing(store: Any, run: Any) -> None:
+    for name in ("step_000004 copy", "step_best", "step_8", "step_000009_set_aside"):
+        (run.folder / "snapshots" / name).mkdir()
+    (run.folder / "snapshots" / "step_000008").write_text("")
+    assert store.snapshot_steps(run) == list(STEPS) and store.steps_done(run.folder) == 6
+    previews = run.folder / "previews"
+    previews.mkdir()
+    for name in ("step_best_0_tuned", "step_000004_0_tuned", "step_000004_0_prior", "step_000002 copy_0_tuned"):
+        Image.new("RGB", (4, 4)).save(previews / f"{name}.png")
+    (previews / "step_000006_0_tuned.png").write_bytes(b"\x89PNG cut")
+    assert store.newest_samples(run.folder, 6).step == 4
+
+
+def test_a_damaged_log_costs_the_node_no_readable_step(store: Any, run: Any) -> None:
+    log = run.folder / "log.jsonl"
+    lines = log.read_bytes().splitlines()
+    log.write_bytes(b"\n".join([lines[0], b"{nonsense", b'{"step": "3"}', *lines[3:]]) + b"\n")
+    assert len(store.losses(run)) == len(store.gamma(run)) == 4
+    log.write_text(json.dumps({"loss": None, "step": 1, "timestep": [], "gamma": [None] * 10}) + "\n")
+    assert len(store.losses(run)) == 1 and store.newest_drift(run) is None
+
+
+def test_one_folder_for_loras_and_embeddings_is_refused(store: Any, tmp_path: Path) -> None:
+    sys.modules["folder_paths"].get_folder_paths = lambda _: [str(tmp_path / "output" / "loras")]  # type: ignore[attr-defined]
+    store.check_places(TrainConfig(class_word="toy", identifier_mode="word"))
+    with pytest.raises(store.InputError, match="give embeddings another folder"):
+        store.check_places(TrainConfig(class_word="toy"))
