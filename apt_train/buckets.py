@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .dataset import ImageSet, TrainImage
 from .errors import InputError
-from .pictures import resize_mask
+from .pictures import resize_mask, to_image
 from .wording import listed
 
 MAX_ASPECT = 3.0  # ours: longer pictures are cropped to this shape
@@ -135,6 +135,5 @@ def _fit(index: int, image: TrainImage, bucket: Size) -> Prepared:
 
 def _resize(pixels: Tensor, size: Size, box: tuple[float, float, float, float]) -> Tensor:
     """Uint8 (3, H, W) to float32 in [-1, 1]; in whole numbers until then, so alike on every machine."""
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())  # CHW -> HWC
-    image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box)
+    image = to_image(pixels).resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1

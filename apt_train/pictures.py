@@ -90,8 +90,17 @@ def read_picture(path: Path, background: Color, *, is_mask: bool = False) -> Pic
 def read_mask(path: Path) -> Tensor:
     """A mask file's brightness, float32 (1, H, W) in [0, 1]; transparent counts as black."""
     pixels = read_picture(path, (0, 0, 0), is_mask=True).pixels
-    grey = Image.fromarray(pixels.permute(1, 2, 0).numpy()).convert("L")
-    return torch.from_numpy(_unit(grey))[None]
+    return torch.from_numpy(_unit(to_image(pixels).convert("L")))[None]
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """Uint8 (3, H, W) as Pillow's picture; strip by strip, as large ones would be in memory three times."""
+    _, height, width = pixels.shape
+    image, rows = Image.new("RGB", (width, height)), max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        strip = pixels[:, top : top + rows].permute(1, 2, 0).contiguous()  # CHW -> HWC
+        image.paste(Image.fromarray(strip.numpy()), (0, top))
+    return image
 
 
 def fit_mask(mask: Tensor, size: tuple[int, int], mask_name: str, name: str) -> Tensor | None:
@@ -219,7 +228,7 @@ def _turned(picture: Tensor, orientation: int) -> Tensor:
     if orientation in (2, 4, 5, 7):
         picture = picture.flip(-1)
     quarters = {3: 2, 4: 2, 5: 3, 6: 1, 7: 1, 8: 3}.get(orientation, 0)
-    return picture.rot90(-quarters, (-2, -1)).contiguous()
+    return picture.rot90(-quarters, (-2, -1)).contiguous() if quarters else picture
 
 
 def _has_frames(image: Image.Image) -> bool:
