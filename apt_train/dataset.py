@@ -283,13 +283,13 @@ def _lines(captions: Sequence[str | None] | str | None, count: int) -> tuple[lis
 
 
 def _caption_lines(captions: Sequence[str | None] | str | None, count: int) -> list[str | None] | None:
-    """One string holds a line per picture; blank lines at its end do not count beyond the pictures."""
+    """One string holds a line per picture; blank lines at its end count only where they make up the number."""
     if captions is None or not isinstance(captions, str):
         return None if captions is None else list(captions)
     if not captions.strip():
         return None
     lines: list[str | None] = list(captions.replace("\r\n", "\n").split("\n"))
-    while len(lines) > count and not (lines[-1] or "").strip():
+    while 1 < len(lines) != count and not (lines[-1] or "").strip():
         lines.pop()
     return lines
 
