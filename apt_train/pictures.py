@@ -6,7 +6,10 @@ Not in: folders, captions, pairing of masks (`dataset`), resizing to buckets (`b
 
 from __future__ import annotations
 
+import contextlib
 import io
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -60,7 +63,7 @@ def readable_suffixes() -> tuple[str, ...]:
 def is_picture(path: Path) -> bool:
     """Whether a file's content, whatever its ending, is a picture of a format that is read."""
     try:
-        with Image.open(path, formats=_formats("")):
+        with _quiet(), Image.open(path, formats=_formats("")):
             return True
     except Image.DecompressionBombError:
         return True
@@ -76,15 +79,17 @@ def read_picture(path: Path, background: Color, *, is_mask: bool = False) -> Pic
     """
     name = printable(path.name)
     _check_file(name, path)
-    try:
-        return _read(name, path, background, is_mask)
-    except InputError:
-        raise
-    except Exception as error:  # decoders raise nearly anything on a broken file
-        picture = _read_without_metadata(name, path, background, is_mask)
-        if picture is None:
-            raise InputError(f"{name} {_reason(error)}: replace it, or leave it out (--skip-bad-images).") from error
-        return picture
+    with _quiet():
+        try:
+            return _read(name, path, background, is_mask)
+        except InputError:
+            raise
+        except Exception as error:  # decoders raise nearly anything on a broken file
+            picture = _read_without_metadata(name, path, background, is_mask)
+            if picture is None:
+                remedy = "replace it, or leave it out (--skip-bad-images)"
+                raise InputError(f"{name} {_reason(error)}: {remedy}.") from error
+            return picture
 
 
 def read_mask(path: Path) -> Tensor:
@@ -129,6 +134,14 @@ def resize_mask(mask: Tensor, size: tuple[int, int], box: tuple[float, float, fl
     image = Image.fromarray(mask[0].numpy())  # mode F
     image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
     return torch.from_numpy(np.array(image))[None].clamp(0, 1)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's own warnings, which name no picture; what matters of them is a remark or an error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _reads_avif() -> bool:
