@@ -202,16 +202,37 @@ def profile_of(primaries: tuple[tuple[float, float], ...], description: bytes = 
 
 def grey_profile(gamma: float) -> bytes:
     """A grey profile of one gamma, version 2."""
-    curve = b"curv" + struct.pack(">IIH", 0, 1, round(gamma * 256)) + b"\0\0"
-    white = b"XYZ " + struct.pack(">I3i", 0, 63190, 65536, 54061)
-    text = b"desc" + struct.pack(">II", 0, 5) + b"grey\0" + bytes(78)
-    tags, offset, table = (text, white, curve), 128 + 4 + 3 * 12, b""
-    for name, tag in zip((b"desc", b"wtpt", b"kTRC"), tags, strict=True):
+    curve = b"curv" + struct.pack(">IIH", 0, 1, round(gamma * 256))
+    return _profile(b"mntr", b"GRAY", b"XYZ ", {b"desc": _text(b"grey"), b"wtpt": D50, b"kTRC": curve})
+
+
+def print_profile() -> bytes:
+    """A CMYK profile, version 2: paper is white, black ink black, any other a middle grey."""
+    identity = bytes(range(256))
+    lightness = [0 if ink % 2 else 128 if ink else 255 for ink in range(16)]  # of 2 x 2 x 2 x 2 amounts, black last
+    corners = b"".join(bytes([light, 128, 128]) for light in lightness)  # Lab
+    matrix = struct.pack(">9i", *(65536 * (i % 4 == 0) for i in range(9)))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0]) + matrix + 4 * identity + corners + 3 * identity
+    return _profile(b"prtr", b"CMYK", b"Lab ", {b"desc": _text(b"ink"), b"wtpt": D50, b"A2B0": table})
+
+
+D50 = b"XYZ " + struct.pack(">I3i", 0, 63190, 65536, 54061)
+
+
+def _text(words: bytes) -> bytes:
+    return b"desc" + struct.pack(">II", 0, len(words) + 1) + words + bytes(79)
+
+
+def _profile(kind: bytes, space: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """An ICC profile of version 2 out of its tags."""
+    tags = {name: tag + bytes(-len(tag) % 4) for name, tag in tags.items()}
+    offset, table = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags))
+    for name, tag in tags.items():
         table += struct.pack(">4sII", name, offset, len(tag))
         offset += len(tag)
-    header = struct.pack(">I4sI4s4s4s", offset, b"lcms", 0x02400000, b"mntr", b"GRAY", b"XYZ ")
-    header += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061) + bytes(48)
-    return header[:128] + struct.pack(">I", 3) + table + b"".join(tags)
+    head = struct.pack(">I4sI4s4s4s", offset, b"lcms", 0x02400000, kind, space, connection)
+    head += bytes(12) + b"acsp" + bytes(28) + D50[8:] + bytes(48)
+    return head[:128] + table + b"".join(tags.values())
 
 
 def first_colour(path: Path, **options: object) -> list[int]:
@@ -278,6 +299,19 @@ def test_a_grey_profile_is_honoured(tmp_path: Path, mode: str) -> None:
     linear = 100 / 255
     expected = 255 * (1.055 * linear ** (1 / 2.4) - 0.055)
     assert first_colour(tmp_path / "a.png") == pytest.approx([expected] * 3, abs=2)
+
+
+@needs_lcms
+@pytest.mark.parametrize(("ink", "seen"), [((0, 0, 0, 0), 255), ((255, 0, 0, 0), 119), ((0, 0, 255, 255), 3)])
+@pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
+def test_a_printers_profile_is_honoured(tmp_path: Path, name: str, ink: tuple[int, ...], seen: int) -> None:
+    image = Image.new("CMYK", (16, 16), ink)
+    image.save(tmp_path / name, icc_profile=print_profile(), **({"quality": 100} if name == "a.jpg" else {}))
+    assert first_colour(tmp_path / name) == pytest.approx([seen] * 3, abs=5)
+    image.save(tmp_path / name, icc_profile=profile_of(P3))  # of no use for inks
+    image.save(tmp_path / f"b{name[1:]}")
+    assert first_colour(tmp_path / name) == first_colour(tmp_path / f"b{name[1:]}")
+    assert "colour profile" in load_images(tmp_path).notes[0]
 
 
 @needs_lcms
