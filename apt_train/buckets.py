@@ -18,9 +18,11 @@ from torch import Tensor
 
 from .dataset import ImageSet, TrainImage
 from .errors import InputError
-from .pictures import resize_mask
+from .pictures import resize_mask, to_image
+from .wording import listed
 
 MAX_ASPECT = 3.0  # ours: longer pictures are cropped to this shape
+TOLD_CROP = 0.25  # ours: share of a picture whose loss is said
 Size = tuple[int, int]  # height, width
 
 
@@ -48,7 +50,7 @@ def prepare(images: ImageSet, resolution: int, multiple: int) -> list[Prepared]:
         InputError: when the resolution is no multiple of it, or a crop loses all that a loss mask leaves.
     """
     sizes = bucket_sizes(resolution, multiple)
-    return [_fit(index, image, _nearest(sizes, image)) for index, image in enumerate(images.images)]
+    return [_fit(index, image, _nearest(sizes, image.size)) for index, image in enumerate(images.images)]
 
 
 def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
@@ -64,17 +66,30 @@ def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
 
 
 def bucket_notes(prepared: Sequence[Prepared]) -> list[str]:
-    """What the user should know: the sizes if there are several, and the pictures that were enlarged."""
+    """What the user should know: the sizes if there are several, the pictures enlarged, and those cropped by much."""
     notes = []
     counts = Counter(item.bucket for item in prepared)
     if len(counts) > 1:
-        listed = ", ".join(f"{width} x {height}: {count}" for (height, width), count in sorted(counts.items()))
-        notes.append(f"The pictures fall in {len(counts)} sizes ({listed}); a batch holds pictures of one size.")
+        sizes = ", ".join(f"{width} x {height}: {count}" for (height, width), count in sorted(counts.items()))
+        notes.append(f"The pictures fall in {len(counts)} sizes ({sizes}); a batch holds pictures of one size.")
     small = [item.name for item in prepared if _scale(item.original_size, item.bucket) > 1]
     if small:
-        names = ", ".join(small[:5]) + (" and others" if len(small) > 5 else "")
-        notes.append(f"Smaller than the training size, so enlarged: {names}; larger originals give sharper results.")
+        notes.append(
+            f"Smaller than the training size, so enlarged: {listed(small)}; larger originals give sharper results."
+        )
+    cropped = {item.name: share for item in prepared if (share := _lost(item)) > TOLD_CROP}
+    if cropped:
+        names = listed([f"{name} loses {share:.0%}" for name, share in cropped.items()])
+        notes.append(
+            f"Cropped to the middle, as the shape is far from any training size: {names}; crop by hand instead."
+        )
     return notes
+
+
+def _lost(item: Prepared) -> float:
+    """The share of the picture that is cropped away."""
+    (height, width), scale = item.original_size, _scale(item.original_size, item.bucket)
+    return 1 - item.bucket[0] * item.bucket[1] / (height * width * scale**2)
 
 
 def _check_resolution(resolution: int, multiple: int) -> None:
@@ -86,9 +101,9 @@ def _check_resolution(resolution: int, multiple: int) -> None:
     raise InputError(f"resolution is {resolution}, no multiple of {multiple}: give {nearest}.")
 
 
-def _nearest(sizes: list[Size], image: TrainImage) -> Size:
+def _nearest(sizes: list[Size], original: Size) -> Size:
     """The bucket of the nearest shape, by the ratio of the aspects; of equals the largest, then the first."""
-    height, width = image.pixels.shape[-2:]
+    height, width = original
 
     def distance(size: Size) -> tuple[float, int]:
         # Rounded, so that mirrored shapes tie on every machine.
@@ -102,24 +117,23 @@ def _scale(original: Size, bucket: Size) -> float:
 
 
 def _fit(index: int, image: TrainImage, bucket: Size) -> Prepared:
-    height, width = image.pixels.shape[-2:]
+    (height, width), (pixels, mask) = image.size, image.read()
     scale = _scale((height, width), bucket)
     covering = max(bucket[0], round(height * scale)), max(bucket[1], round(width * scale))
     top, left = (covering[0] - bucket[0]) // 2, (covering[1] - bucket[1]) // 2
     # The crop in the picture's own pixels: only what is kept is resized, whatever the picture's shape.
     y, x = height / covering[0], width / covering[1]
     box = (left * x, top * y, (left + bucket[1]) * x, (top + bucket[0]) * y)
-    mask = None if image.mask is None else resize_mask(image.mask, bucket, box)
+    mask = None if mask is None else resize_mask(mask, bucket, box)
     if mask is not None and not mask.max() > 0:
         raise InputError(
             f"Nothing of {image.name} is left to learn: its mask is black all over the "
             f"{bucket[1]} x {bucket[0]} that are kept; crop the picture around the subject."
         )
-    return Prepared(index, image.name, _resize(image.pixels, bucket, box), mask, (height, width), (top, left), bucket)
+    return Prepared(index, image.name, _resize(pixels, bucket, box), mask, (height, width), (top, left), bucket)
 
 
 def _resize(pixels: Tensor, size: Size, box: tuple[float, float, float, float]) -> Tensor:
     """Uint8 (3, H, W) to float32 in [-1, 1]; in whole numbers until then, so alike on every machine."""
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())  # CHW -> HWC
-    image = image.resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box)
+    image = to_image(pixels).resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1

@@ -26,7 +26,8 @@ def to_pixels(name: str, picture: Tensor, background: Color) -> tuple[Tensor, Te
 
 
 def to_mask(name: str, mask: Tensor) -> Tensor:
-    """Float (H, W) in [0, 1] to float32 (1, H, W)."""
+    """Float (H, W) in [0, 1], or bool, to float32 (1, H, W)."""
+    mask = mask.float() if mask.dtype == torch.bool else mask
     return _checked(name, mask[..., None])[..., 0][None]
 
 
@@ -35,6 +36,10 @@ def unbatch(tensors: Sequence[Tensor] | Tensor, dims: int) -> list[Tensor]:
     parts = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     single: list[Tensor] = []
     for part in parts:
+        if not isinstance(part, Tensor):
+            raise InputError(
+                f"Pictures and masks are tensors, but there is a {type(part).__name__}: give float tensors."
+            )
         if part.dim() not in (dims, dims + 1):
             layout = "(height, width, channels)" if dims == 3 else "(height, width)"
             raise InputError(f"A tensor has the shape {tuple(part.shape)}: give {layout}, or a batch of these.")

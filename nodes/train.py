@@ -64,9 +64,10 @@ class APTTrain(io.ComfyNode):
                 ),
                 io.String.Input(
                     "captions", optional=True, default="", multiline=True,
-                    tooltip="What the pictures show: a wired list, or a line per picture. Write {subject} or the "
-                    "subject's name where it stands; without either, the class word is taken for it, and a caption "
-                    "with none of the three is refused. An empty line takes the caption template.",
+                    tooltip="What the pictures show: a wired list, or a line per picture; a single one counts for "
+                    "all. Write {subject} or the subject's name where it stands; without either, the class word is "
+                    "taken for it, and a caption with none of the three is refused. An empty line takes the caption "
+                    "template.",
                 ),
                 io.Mask.Input(
                     "masks", optional=True,

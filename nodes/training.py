@@ -83,6 +83,7 @@ def _weight(picture: Tensor, mask: Tensor, counts: str) -> Tensor:
     is_no_mask = tuple(mask.shape) == (64, 64) != tuple(picture.shape[:2]) and not bool(mask.any())
     if is_no_mask:
         return torch.ones(picture.shape[:2])
+    mask = mask.float() if mask.dtype == torch.bool else mask
     return 1 - mask if counts == "black" else mask
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -52,7 +54,7 @@ def test_pictures_are_taken_by_name_in_any_case_of_the_ending(tmp_path):
     (tmp_path / "deeper.png").mkdir()
     images = load_images(tmp_path)
     assert [image.name for image in images.images] == ["a.jpg", "b.PNG", "c.WebP", "d.JPEG"]
-    assert images.notes == []
+    assert images.notes == ["notes.md and deeper.png/ are not read: neither picture nor caption nor mask."]
     for image in images.images:
         assert image.pixels.shape == (3, 12, 20) and image.pixels.dtype == torch.uint8
         assert image.caption is None and image.mask is None
@@ -138,10 +140,51 @@ def test_captions_stand_beside_their_pictures(tmp_path):
     assert len(images.notes) == 1 and "lost.txt" in images.notes[0]
 
 
-def test_a_caption_of_another_encoding_is_refused(tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_caption_may_say_its_encoding(tmp_path, encoding):
     save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_bytes("schön".encode("utf-16"))
-    refused(lambda: load_images(tmp_path), "a.txt", "UTF-8")
+    (tmp_path / "a.txt").write_bytes("ein schönes {subject} \U0001f9f8".encode(encoding))
+    assert load_images(tmp_path).images[0].caption == "ein schönes {subject} \U0001f9f8"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.txt", "schön".encode("cp1252"), "not UTF-8"),
+        ("a.txt", "ein {subject}".encode("utf-16-le"), "zero bytes"),
+        ("a.txt", b"\xff\xfe\x00\xd8", "not UTF-8"),
+        ("a.caption", b"\x89PNG\r\n\x1a\n\0", "not UTF-8"),
+        ("a.txt", b"word " * 10_000_000, "48 MB"),
+        ("a.txt", b"word " * 20_000, "98 kB"),
+    ],
+)
+def test_a_caption_that_is_no_text_is_refused(tmp_path, name, content, words):
+    save(tmp_path / "a.png")
+    (tmp_path / name).write_bytes(content)
+    refused(lambda: load_images(tmp_path), name, words)
+    refused(lambda: load_images(tmp_path, skip_bad_images=True), name, words)
+
+
+@pytest.mark.parametrize(
+    ("files", "caption", "counts"),
+    [
+        ({"a.caption": "one"}, "one", None),
+        ({"a.CAPTION": "one"}, "one", None),
+        ({"a.png.txt": "one"}, "one", None),
+        ({"a.txt": "one", "a.caption": " one\n"}, "one", None),
+        ({"a.txt": "one", "a.caption": "two"}, "one", "a.txt counts"),
+        ({"a.txt": "one", "a.png.txt": "two"}, "one", "a.txt counts"),
+        ({"a.txt": " \n", "a.caption": "two"}, "two", "a.caption counts"),
+        ({"a.txt": "", "a.caption": ""}, None, None),
+    ],
+)
+def test_captions_of_other_trainers_are_read_and_which_counts_is_said(tmp_path, files, caption, counts):
+    save(tmp_path / "a.png")
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    images = load_images(tmp_path)
+    assert images.images[0].caption == caption
+    assert [note.split(";")[0] for note in images.notes] == ([counts] if counts else [])
 
 
 # --- folders: masks
@@ -292,8 +335,7 @@ def test_tensor_captions_and_masks_must_match_in_number():
     assert [image.caption for image in lines] == ["one {subject}", "two"]
     assert [image.caption for image in ImageSet.from_tensors(images, "\ntwo").images] == [None, "two"]
     assert [image.caption for image in ImageSet.from_tensors(images, "").images] == [None, None]
-    refused(lambda: ImageSet.from_tensors(images, "one"), "1 captions", "2 images")
-    refused(lambda: ImageSet.from_tensors(images, ["a", "b", "c"]), "3 captions", "2 images")
+    refused(lambda: ImageSet.from_tensors(images, ["a", "b", "c"]), "3 captions", "2 images", "caption template")
     masks = torch.ones(2, 4, 4)
     masks[0, :, :2] = 0.25
     first, second = ImageSet.from_tensors(images, masks=masks).images
@@ -302,10 +344,55 @@ def test_tensor_captions_and_masks_must_match_in_number():
     refused(lambda: ImageSet.from_tensors(images, masks=torch.ones(2, 4, 9)), "the mask of picture 1", "9 x 4")
 
 
+@pytest.mark.parametrize("captions", ["one {subject}", "one {subject}\n", ["one {subject}"]])
+def test_a_single_caption_counts_for_all_pictures_and_says_so(captions):
+    several = ImageSet.from_tensors(torch.rand(3, 4, 4, 3), captions)
+    assert [image.caption for image in several.images] == ["one {subject}"] * 3
+    assert len(several.notes) == 1 and "all 3 pictures" in several.notes[0]
+    alone = ImageSet.from_tensors(torch.rand(1, 4, 4, 3), captions)
+    assert alone.images[0].caption == "one {subject}" and alone.notes == []
+    for empty in ([None], [""], " \n"):
+        assert ImageSet.from_tensors(torch.rand(3, 4, 4, 3), empty).notes == []
+
+
+def test_captions_that_are_no_text_are_refused():
+    refused(lambda: ImageSet.from_tensors(torch.rand(2, 4, 4, 3), [1, 2]), "captions", "string")
+
+
+@pytest.mark.parametrize(
+    ("masks", "parts"),
+    [
+        (torch.full((1, 4, 4), float("nan")), ["the mask of picture 1", "not a number"]),
+        (torch.full((1, 4, 4), 255.0), ["the mask of picture 1", "0 to 1"]),
+        (torch.ones(1, 4, 4, dtype=torch.uint8), ["the mask of picture 1", "uint8"]),
+        (torch.zeros(1, 4, 4), ["the mask of picture 1", "black"]),
+        (torch.ones(1, 0, 4), ["the mask of picture 1", "(0, 4, 1)"]),
+        (torch.ones(4), ["(4,)", "(height, width)"]),
+        ([None], ["NoneType"]),
+    ],
+)
+def test_masks_of_another_layout_are_refused(masks, parts):
+    refused(lambda: ImageSet.from_tensors(torch.rand(1, 4, 4, 3), masks=masks), *parts)
+
+
+def test_a_mask_may_be_true_and_false():
+    mask = torch.tensor([[[True, True, False, False]]]).expand(1, 4, 4)
+    found = ImageSet.from_tensors(torch.rand(1, 4, 4, 3), masks=mask).images[0].mask
+    assert found is not None and found[0, 0].tolist() == [1, 1, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("images", "parts"),
     [
         ([], ["no images"]),
+        (torch.rand(0, 4, 4, 3), ["no images"]),
+        (torch.rand(1, 0, 4, 3), ["picture 1", "(0, 4, 3)"]),
+        (torch.full((1, 4, 4, 3), float("inf")), ["picture 1", "0 to 1"]),
+        (torch.rand(1, 4, 4, 3) - 1, ["picture 1", "0 to 1"]),
+        (torch.rand(1, 4, 4, 5), ["picture 1", "(4, 4, 5)"]),
+        (torch.rand(1, 4, 4, 3).to(torch.complex64), ["picture 1", "complex64"]),
+        ([torch.rand(4, 4, 3), None], ["NoneType"]),
+        (np.zeros((1, 4, 4, 3)), ["ndarray"]),
         (torch.rand(4, 4), ["(4, 4)", "channels"]),
         (torch.rand(1, 4, 4, 2), ["picture 1", "(4, 4, 2)"]),
         (torch.rand(1, 3, 16, 16), ["picture 1", "(3, 16, 16)"]),
@@ -346,6 +433,79 @@ def test_the_digest_depends_on_content_and_order_alone(tmp_path):
         save(tmp_path / folder / f"{names[0]}.png", RED)
         save(tmp_path / folder / f"{names[1]}.png", BLUE)
     assert load_images(tmp_path / "one").digest == load_images(tmp_path / "two").digest
+
+
+# --- pictures that are there several times
+
+
+def equal_pictures(*counts: int) -> ImageSet:
+    """So many equal pictures of each kind."""
+    return ImageSet.from_tensors(
+        [torch.full((2, 2, 3), kind / 255) for kind, count in enumerate(counts) for _ in range(count)]
+    )
+
+
+def test_forty_equal_pictures_are_said_shortly():
+    (said,) = equal_pictures(40).repeats()
+    assert said.startswith("picture 1, picture 2, picture 3 and 37 others are the same picture, which counts 40 times")
+
+
+def test_many_pairs_of_equal_pictures_are_said_shortly():
+    said = equal_pictures(*[2] * 40).repeats()
+    assert len(said) == 6 and "35 more" in said[-1]
+
+
+def test_equal_files_are_told(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        save(tmp_path / name, BLUE if name == "b.png" else RED)
+    (said,) = load_images(tmp_path).repeats()
+    assert said.startswith("a.png and c.png are the same picture, which counts 2 times")
+
+
+# --- memory
+
+
+def large_values() -> int:
+    """How many tensors and arrays of the size of a test's picture are alive."""
+    gc.collect()
+    return sum(
+        type(value) in (torch.Tensor, np.ndarray) and math.prod(value.shape) >= 200 * 100 for value in gc.get_objects()
+    )
+
+
+def test_pictures_of_a_folder_are_not_kept_in_memory(tmp_path):
+    for index in range(8):
+        save(tmp_path / f"{index}.png", (index, 0, 0, 100), (200, 100), "RGBA")
+        halves((200, 100)).convert("L").save(tmp_path / f"{index}-mask.png")
+    before = large_values()
+    images = load_images(tmp_path)
+    assert len(images.images) == 8 and all(image.has_mask for image in images.images)
+    assert large_values() == before
+    prepared = prepare(images, 16, 8)
+    assert len(prepared) == 8 and large_values() == before
+
+
+def test_a_stored_picture_is_read_as_it_was(tmp_path):
+    draws = torch.randint(256, (2, 40, 30, 3), generator=generator("stored")).to(torch.uint8)
+    for name, pixels in zip(("a", "b"), draws, strict=True):
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{name}.png")
+    save(tmp_path / "b-mask.png", 100, (30, 40), "L")
+    stored, held = load_images(tmp_path), ImageSet.from_tensors(draws / 255, masks=torch.full((2, 40, 30), 100 / 255))
+    assert torch.equal(stored.images[1].pixels, held.images[1].pixels)
+    assert torch.equal(stored.images[1].mask, held.images[1].mask)
+    assert torch.equal(prepare(stored, 16, 8)[1].image, prepare(held, 16, 8)[1].image)
+    assert stored.repeats() == held.repeats() == []
+
+
+@pytest.mark.parametrize("changed", ["a.png", "a-mask.png"])
+def test_a_picture_that_changes_while_it_is_in_use_is_refused(tmp_path, changed):
+    save(tmp_path / "a.png", size=(8, 8))
+    save(tmp_path / "a-mask.png", 100, (8, 8), "L")
+    images = load_images(tmp_path)
+    save(tmp_path / changed, 200, (8, 8), "L")
+    refused(lambda: prepare(images, 16, 8), "a.png", "has changed")
+    (tmp_path / changed).unlink()
+    refused(lambda: prepare(images, 16, 8), changed, "cannot be read")
 
 
 # --- buckets
@@ -443,3 +603,11 @@ def test_notes_tell_of_many_sizes_and_enlarged_pictures():
     sizes, small = bucket_notes(mixed)
     assert "2 sizes" in sizes and "32 x 32: 2" in sizes
     assert "2.png" in small and "0.png" not in small
+
+
+def test_a_panorama_that_loses_most_of_itself_is_told():
+    assert not any("0.png" in note for note in bucket_notes(prepare(image_set((64, 180)), 64, 16)))
+    panoramas = bucket_notes(prepare(image_set((100, 800), (64, 64), (800, 100)), 64, 16))[-1]
+    assert "0.png loses 62% and 2.png loses 62%" in panoramas and "1.png" not in panoramas
+    many = bucket_notes(prepare(image_set(*[(10, 80)] * 40), 64, 16))[-1]
+    assert "35 others" in many and len(many) < 300

@@ -22,8 +22,9 @@ from PIL import Image
 
 from apt_train.captions import SUBJECT, caption_for
 from apt_train.config import NAME_PATTERN
-from apt_train.dataset import SUFFIXES, TrainImage, load_images
+from apt_train.dataset import TrainImage, load_images
 from apt_train.errors import InputError
+from apt_train.pictures import readable_suffixes
 
 from .subjects import Captioned, Prompt, Subject
 
@@ -158,7 +159,7 @@ def _class_word(place: Path) -> str:
 
 def _captioned(place: Path, class_word: str) -> list[Captioned]:
     """A folder's pictures, upright and without alpha, with captions that hold `{subject}`."""
-    if place.is_dir() and not any(path.suffix.lower() in SUFFIXES for path in place.iterdir()):
+    if place.is_dir() and not any(path.suffix.lower() in readable_suffixes() for path in place.iterdir()):
         raise InputError(f"There are no pictures in {place}: put png, jpg or webp files of the subject there.")
     try:
         found = load_images(place)
@@ -166,7 +167,7 @@ def _captioned(place: Path, class_word: str) -> list[Captioned]:
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     for note in found.notes:
-        if not note.startswith(CLASS_WORD_FILE):
+        if not note.startswith((CLASS_WORD_FILE, HELDOUT_FOLDER)):
             warnings.warn(f"{place}: {note}", stacklevel=2)
     return captioned
 

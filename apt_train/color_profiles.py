@@ -1,0 +1,83 @@
+"""Colours as a picture's ICC profile means them, turned into sRGB, which the models were trained on.
+
+In: reading a profile, and whether it says more than sRGB. Not in: opening files, alpha (`pictures`).
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageCms, features
+
+from .bare_picture import MAX_PROFILE
+
+# Completed with the pictures' names.
+UNREADABLE = "The colour profile of {names} cannot be used, so the numbers are taken as sRGB: save it as sRGB."
+IGNORED = "This Pillow was built without LittleCMS, so the colour profile of {names} is ignored: save it as sRGB."
+
+_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}
+_GREYS = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
+# Profiles that call themselves sRGB differ from each other by rounding; Display P3 differs by 50.
+_SAME = 2
+
+
+@dataclass(frozen=True)
+class ToSrgb:
+    """The way from one profile's colours to sRGB."""
+
+    mode: str  # L, RGB or CMYK: what `apply` takes
+    transform: Any
+
+    def apply(self, image: Image.Image) -> Image.Image:
+        """An 8-bit picture of `mode` to sRGB."""
+        converted = ImageCms.applyTransform(image, self.transform)
+        assert converted is not None
+        return converted
+
+
+def to_srgb(image: Image.Image) -> tuple[ToSrgb | None, str | None]:
+    """How the picture's colours become sRGB, None where they are sRGB; and a remark with `{names}`, if any.
+
+    A profile is judged by what it does, not by its name: where no colour moves by more than rounding, the pixels are
+    left exactly as they are.
+    """
+    profile = image.info.get("icc_profile", b"")
+    if profile == b"":
+        return None, None
+    if not features.check("littlecms2"):
+        return None, IGNORED
+    try:
+        conversion = _conversion(profile, image.mode)
+        return (None if _is_identity(conversion) else conversion), None
+    except Exception:  # LittleCMS raises nearly anything on a broken profile
+        return None, UNREADABLE
+
+
+def _conversion(profile: bytes | None, mode: str) -> ToSrgb:
+    if profile is None or len(profile) > MAX_PROFILE:
+        raise ValueError("no usable profile")
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    core: Any = source.profile
+    takes = _MODES[core.xcolor_space.strip()]
+    # A grey picture may carry the RGB profile of the program that wrote it; CMYK fits CMYK alone.
+    if (takes == "CMYK") != (mode == "CMYK") or (takes == "L" and mode not in _GREYS):
+        raise ValueError("a profile for another kind of picture")
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    return ToSrgb(takes, ImageCms.buildTransform(source, srgb, takes, "RGB"))
+
+
+def _is_identity(conversion: ToSrgb) -> bool:
+    if conversion.mode == "CMYK":
+        return False
+    probe = _probe() if conversion.mode == "RGB" else Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    before = np.asarray(probe.convert("RGB")).astype(int)
+    return bool(np.abs(np.asarray(conversion.apply(probe)).astype(int) - before).max() <= _SAME)
+
+
+def _probe() -> Image.Image:
+    """Colours all over the cube, 16 steps a side, as one row."""
+    levels = np.arange(0, 256, 17, dtype=np.uint8)
+    return Image.fromarray(np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3))

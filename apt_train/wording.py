@@ -1,0 +1,18 @@
+"""Names in a sentence for users: the first few of many, and nothing in them that a terminal or a log cannot take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """`a, b and c`; of more than `most` names the first ones and how many others: `a, b and 7 others`."""
+    shown, more = list(names[:most]), len(names) - most
+    if more > 0:
+        shown.append(f"{more} others" if more > 1 else "1 other")
+    return f"{', '.join(shown[:-1])} and {shown[-1]}" if len(shown) > 1 else "".join(shown)
+
+
+def printable(name: str) -> str:
+    """A file's name without line breaks, control characters and bytes that are no text."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)

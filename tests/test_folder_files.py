@@ -1,0 +1,252 @@
+"""What of a folder becomes a picture, a caption or a mask, and that everything else in it is named once.
+
+Not here: what pictures and captions hold (`test_pictures`, `test_dataset`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image, features
+
+from apt_train.dataset import ImageSet, load_images
+from apt_train.errors import InputError
+
+SIZE = (8, 8)
+READS_AVIF = "avif" in features.modules and bool(features.check_module("avif"))
+
+
+def save(path: Path, color: object = (200, 80, 60), mode: str = "RGB", **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, SIZE, color).save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+def names(images: ImageSet) -> list[str]:
+    return [image.name for image in images.images]
+
+
+def said_once(images: ImageSet, name: str) -> str:
+    """The one note that names the file."""
+    (note,) = [note for note in images.notes if name in note]
+    assert note.count(name) == 1 and note.endswith(".")
+    return note
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with one picture, a.png."""
+    save(tmp_path / "set" / "a.png")
+    return tmp_path / "set"
+
+
+# ---- pictures
+
+
+@pytest.mark.parametrize(
+    ("name", "written_as"),
+    [
+        ("b.jfif", "JPEG"),
+        ("b.jpe", "JPEG"),
+        ("b.JFIF", "JPEG"),
+        ("b.apng", "PNG"),
+        ("b.bmp", "BMP"),
+        ("b.gif", "GIF"),
+        ("b.tif", "TIFF"),
+        ("b.TIFF", "TIFF"),
+        ("b.tga", "TGA"),
+        ("b.heic", "JPEG"),
+        ("b.png", "TIFF"),
+        ("b", "PNG"),
+        ("photo of b", "WEBP"),
+        pytest.param("b.avif", "AVIF", marks=pytest.mark.skipif(not READS_AVIF, reason="this Pillow has no AVIF")),
+    ],
+)
+def test_a_picture_is_read_by_its_ending_or_its_content(folder: Path, name: str, written_as: str) -> None:
+    save(folder / name, format=written_as)
+    images = load_images(folder)
+    assert names(images) == ["a.png", name] and images.notes == []
+    assert images.images[1].pixels.float().mean(dim=(1, 2)).tolist() == pytest.approx([200, 80, 60], abs=6)
+
+
+@pytest.mark.parametrize("name", ["b.heic", "b.HEIF", "b.jxl", "b.jp2", "b.psd"])
+def test_a_picture_of_a_format_that_is_not_read_is_named(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"not for Pillow")
+    assert "convert it to png or jpg" in said_once(load_images(folder), name)
+
+
+@pytest.mark.parametrize("name", ["b.jpg_large", "b.png~", "b.2024", "b.dat"])
+def test_a_picture_with_a_strange_ending_is_named(folder: Path, name: str) -> None:
+    save(folder / name, format="JPEG")
+    images = load_images(folder)
+    assert names(images) == ["a.png"] and "ending" in said_once(images, name)
+
+
+@pytest.mark.parametrize(
+    "content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"P6 8 8 255\n" + bytes(192)]
+)
+def test_no_rarer_decoder_is_started_whatever_the_ending(folder: Path, content: bytes) -> None:
+    for name in ("b", "b.eps", "b.ppm", "b.ai"):
+        (folder / name).write_bytes(content)
+    images = load_images(folder)
+    assert names(images) == ["a.png"]
+    assert all(said_once(images, name) for name in ("b.eps", "b.ppm", "b.ai"))
+    (folder / "b.tga").write_bytes(content)
+    with pytest.raises(InputError, match=r"b\.tga"):
+        load_images(folder)
+
+
+def test_a_targa_is_read_by_its_ending_alone(folder: Path) -> None:
+    """It has no mark, so nearly any bytes could pose as one."""
+    save(folder / "b.png", format="TGA")
+    with pytest.raises(InputError, match=r"b\.png cannot be read"):
+        load_images(folder)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+@pytest.mark.parametrize("kind", ["dangling", "loop", "pipe"])
+def test_a_picture_that_is_no_file_is_refused_by_name(folder: Path, kind: str) -> None:
+    place = folder / "b.png"
+    if kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(place if kind == "loop" else folder / "gone.png")
+    with pytest.raises(InputError, match=r"b\.png cannot be read \(|b\.png cannot be read, as it is no file"):
+        load_images(folder)
+    images = load_images(folder, skip_bad_images=True)
+    assert names(images) == ["a.png"] and "Left out" in said_once(images, "b.png")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+@pytest.mark.parametrize("name", ["a.txt", "a.caption", "a-mask.png"])
+def test_a_dangling_caption_or_mask_is_refused_by_name(folder: Path, name: str) -> None:
+    (folder / name).symlink_to(folder / "gone")
+    with pytest.raises(InputError, match=name):
+        load_images(folder)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_links_to_pictures_are_read(folder: Path) -> None:
+    save(folder.parent / "elsewhere" / "far.png", 7, "L")
+    (folder / "b.png").symlink_to(folder.parent / "elsewhere" / "far.png")
+    assert names(load_images(folder)) == ["a.png", "b.png"]
+
+
+def test_pictures_left_out_are_named_shortly(folder: Path) -> None:
+    for index in range(100):
+        (folder / f"{index}.png").write_bytes(b"")
+    notes = load_images(folder, skip_bad_images=True).notes
+    assert len(notes) == 6 and "95 more" in notes[-1]
+
+
+def test_names_that_are_no_text_are_shown_all_the_same(folder: Path) -> None:
+    if os.name == "nt":
+        pytest.skip("such names cannot be written there")
+    os.rename(folder / "a.png", os.fsencode(folder) + b"/caf\xe9\n.png")
+    (Path(os.fsdecode(os.fsencode(folder) + b"/\xff\x1b[2J.md"))).write_text("")
+    images = load_images(folder)
+    assert names(images) == ["caf??.png"]
+    assert said_once(images, "??[2J.md").encode().isascii()
+
+
+# ---- masks
+
+
+@pytest.mark.parametrize("name", ["a-mask.png", "a-masklabel.png", "a_mask.png", "a-MaskLabel.PNG", "a_MASK.jpg"])
+def test_loss_masks_of_other_trainers_are_read_and_are_no_pictures(folder: Path, name: str) -> None:
+    save(folder / name, 128, "L")
+    images = load_images(folder)
+    assert names(images) == ["a.png"] and images.notes == []
+    assert images.images[0].mask is not None and images.images[0].mask.mean().item() == pytest.approx(128 / 255)
+
+
+def test_of_several_masks_ours_counts_and_the_others_are_named(folder: Path) -> None:
+    for value, name in ((50, "a-mask.png"), (100, "a-masklabel.png"), (150, "a_mask.png")):
+        save(folder / name, value, "L")
+    images = load_images(folder)
+    assert images.images[0].mask is not None and images.images[0].mask.mean().item() == pytest.approx(50 / 255)
+    assert said_once(images, "a-masklabel.png") == said_once(images, "a_mask.png")
+    (folder / "a-mask.png").unlink()
+    images = load_images(folder)
+    assert images.images[0].mask is not None and images.images[0].mask.mean().item() == pytest.approx(100 / 255)
+
+
+@pytest.mark.parametrize("name", ["gas-mask.png", "b-masklabel.png", "old_mask.jpg", "-mask.png"])
+def test_a_mask_without_its_picture_is_no_picture_and_named(folder: Path, name: str) -> None:
+    save(folder / name, 128, "L")
+    images = load_images(folder)
+    assert names(images) == ["a.png"] and "rename it" in said_once(images, name)
+
+
+@pytest.mark.parametrize("name", ["a-condlabel.png", "b-condlabel.png", "a-CondLabel.JPG"])
+def test_a_conditioning_picture_is_no_picture_of_the_subject(folder: Path, name: str) -> None:
+    save(folder / name)
+    images = load_images(folder)
+    assert names(images) == ["a.png"] and "conditioning" in said_once(images, name)
+
+
+@pytest.mark.parametrize("place", ["set_mask", "set-masks", "mask", "masks"])
+def test_masks_in_a_folder_beside_this_one_are_named(folder: Path, place: str) -> None:
+    save(folder.parent / place / "a.png", 255, "L")
+    save(folder.parent / "other" / "a.png", 255, "L")
+    images = load_images(folder)
+    assert len(images.notes) == 1 and f"masks in {place} " in images.notes[0] and "X-mask.png" in images.notes[0]
+
+
+@pytest.mark.parametrize("place", ["mask", "Masks", "a_mask"])
+def test_masks_in_a_sub_folder_are_named(folder: Path, place: str) -> None:
+    save(folder / place / "a.png", 255, "L")
+    images = load_images(folder)
+    assert len(images.notes) == 1 and "X-mask.png" in said_once(images, f"{place}/")
+
+
+# ---- sub-folders and everything else
+
+
+def test_sub_folders_with_pictures_are_named(folder: Path) -> None:
+    save(folder / "10_toy" / "b.jfif")
+    save(folder / "x.png" / "c.png")
+    (folder / "empty").mkdir()
+    images = load_images(folder)
+    assert names(images) == ["a.png"]
+    assert said_once(images, "10_toy/") == said_once(images, "x.png/") != said_once(images, "empty/")
+
+
+def test_where_only_sub_folders_hold_pictures_they_are_offered(tmp_path: Path) -> None:
+    save(tmp_path / "10_my toy" / "a.png")
+    save(tmp_path / "5_other" / "a.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError) as caught:
+        load_images(tmp_path)
+    assert str(tmp_path / "10_my toy") in str(caught.value) and str(tmp_path / "5_other") in str(caught.value)
+    assert str(tmp_path / "empty") not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "._a.png", "Thumbs.db", "thumbs.db", "desktop.ini", ".hidden.png", ".cache/a.png"]
+)
+def test_what_systems_leave_counts_for_nothing(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"\0\1")
+    images = load_images(folder)
+    assert names(images) == ["a.png"] and images.notes == []
+
+
+@pytest.mark.parametrize(
+    "name", ["metadata.jsonl", "a.json", "a.npz", "a.safetensors", "clip.mp4", "notes", "zero", "a.TXT.bak", "a.cap"]
+)
+def test_every_other_file_is_named_once(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"" if name == "zero" else b"\0something else")
+    images = load_images(folder)
+    assert names(images) == ["a.png"] and images.images[0].caption is None
+    assert "not read" in said_once(images, name)
+
+
+@pytest.mark.parametrize("ending", [".npz", ".txt", ".heic", "-mask.png", "-condlabel.png"])
+def test_a_thousand_of_a_kind_are_one_short_sentence(folder: Path, ending: str) -> None:
+    for index in range(300):
+        (folder / f"{index:03}{ending}").write_bytes(b"text")
+    (note,) = load_images(folder).notes
+    assert "000" in note and "295 others" in note and len(note) < 250
