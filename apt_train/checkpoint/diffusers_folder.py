@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from torch import Tensor
-from transformers import CLIPTextConfig
 
 from ..components import Components, TextEncoder
 from ..errors import InputError
-from ..noise import PredictionType
-from .families import family_of
-from .ldm_text import build_text_encoder
-from .meta_build import Module, build
+from ..noise import NoiseSchedule, PredictionType
+from .config_check import checked
+from .config_tables import INDEX, PARTS, checked_scheduler, checked_unet
+from .families import family_of, load_family
+from .json_file import place, printable, read_json_object, shown
+from .ldm_text import build_text_encoder, checked_text_config
+from .meta_build import build, refuse_quantised_config
+from .parts_fit import check_parts_fit
 from .schedule_config import schedule_from_config
-from .tensor_file import open_tensor_file, sha256_of_files
+from .tensor_file import sha256_of_files
 from .tokenizer_files import find_clip_vocabulary, load_tokenizer
 from .vae_codec import VaeCodec
+from .vae_source import Vae, digest_with_vae, load_given_vae, load_vae_folder, vae_settings
+from .weight_files import load_part, visible, weight_files
 
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _ENCODERS = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
 
 
@@ -34,41 +35,44 @@ def load_diffusers_folder(
     tokenizer: str | Path | None,
     dtype: torch.dtype | None,
     prediction_type: PredictionType | None,
+    vae: str | Path | None = None,
+    zero_terminal_snr: bool | None = None,
 ) -> Components:
     """See `load_checkpoint`."""
-    index = _read_index(folder)
+    index = _read_index(folder, needs_vae=vae is None)
+    schedule = _schedule(folder, prediction_type, zero_terminal_snr)
     sdxl = _is_given(index, "text_encoder_2")
     encoders = [_text_encoder(folder, index, "", sdxl, tokenizer, dtype)]
     if sdxl:
         encoders.append(_text_encoder(folder, index, "_2", sdxl, tokenizer, dtype))
     unet = _load_unet(folder / "unet", dtype)
-    vae = _load_vae(folder / "vae")
-    codec = VaeCodec(vae)
-    _check_fit(folder, unet, codec)
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
-    schedule = schedule_from_config(scheduler, prediction_type)
+    autoencoder, digest = _vae_and_digest(folder, vae, family_of(unet.config, len(encoders), 8).name)
+    codec = VaeCodec(autoencoder)
+    _refuse_other_input(folder, unet, codec)
+    check_parts_fit(folder.name, unet, encoders, codec)
     family = family_of(unet.config, len(encoders), codec.factor)
     return Components(
         unet, encoders, codec.encode, codec.decode, schedule, family,
-        vae=vae, digest=_digest(folder), source=folder.resolve().name,
+        vae=autoencoder, digest=digest, source=folder.resolve().name,
     )  # fmt: skip
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def _read_index(folder: Path, needs_vae: bool) -> dict[str, Any]:
     """model_index.json, checked for the parts a Stable Diffusion pipeline has."""
-    if not (folder / "model_index.json").is_file():
+    path = folder / "model_index.json"
+    if not path.is_file():
         raise InputError(
             f"The folder {folder} has no model_index.json, so it is no diffusers model: {_advice(folder)}."
         )
-    index = _read_json(folder / "model_index.json")
-    parts = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-    lacking = [part for part in parts if not _is_given(index, part)]
+    index = checked(read_json_object(path), INDEX, place(path))
+    optional = () if needs_vae else ("vae",)
+    lacking = [part for part in PARTS if not (_is_given(index, part) or part in optional or part.endswith("_2"))]
     if lacking:
-        title = index.get("_class_name", "pipeline")
+        title = printable(index.get("_class_name", "pipeline"))
         raise InputError(f"{folder.name} is a {title} without {lacking[0]}: give a diffusers folder of SD1.5 or SDXL.")
-    if index["unet"][1] != "UNet2DConditionModel":
+    if (kind := index["unet"][1]) != "UNet2DConditionModel":
         raise InputError(
-            f"{folder.name} has a UNet of the kind {index['unet'][1]}: give a diffusers folder of SD1.5 or SDXL."
+            f"{folder.name} has a UNet of the kind {printable(kind)}: give a diffusers folder of SD1.5 or SDXL."
         )
     return index
 
@@ -76,50 +80,26 @@ def _read_index(folder: Path) -> dict[str, Any]:
 def _advice(folder: Path) -> str:
     if (folder.parent / "model_index.json").is_file():
         return f"it is one part of a model, give {folder.parent}"
-    files = sorted(folder.glob("*.safetensors"))
+    files = visible(folder, "*.safetensors")
     return f"give a file in it, {files[0]} say" if files else "give a diffusers folder or a .safetensors checkpoint"
 
 
-def _is_given(index: dict[str, Any], part: str) -> bool:
+def _is_given(index: Mapping[str, Any], part: str) -> bool:
     return bool((index.get(part) or [None, None])[1])
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} does not exist: the diffusers folder is incomplete, download or copy it again."
-        ) from None
-    except ValueError:
-        raise InputError(f"{path} is no readable JSON: download or copy it again.") from None
+def _schedule(folder: Path, prediction_type: PredictionType | None, zero_terminal_snr: bool | None) -> NoiseSchedule:
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = checked_scheduler(read_json_object(path), place(path))
+    if config.get("_class_name") == "LCMScheduler":
+        raise _is_lcm(folder, "scheduler is an LCMScheduler")
+    return schedule_from_config(config, prediction_type, zero_terminal_snr)
 
 
-def _weight_files(part: Path) -> list[Path]:
-    """The part's safetensors, whole or in shards; a plain one before a variant such as `fp16`."""
-    shards = sorted(part.glob("*model*-of-*.safetensors"))
-    whole = sorted(
-        set(part.glob("*model.*safetensors")) - set(shards),
-        key=lambda path: (path.name.count("."), path.name),
+def _is_lcm(folder: Path, why: str) -> InputError:
+    return InputError(
+        f"{folder.name} is an LCM (its {why}), a model distilled to few steps: give the model it was made from."
     )
-    if whole:
-        return whole[:1]
-    if shards:
-        return [path for path in shards if path.name.split("-")[0] == shards[0].name.split("-")[0]]
-    if pickles := [*part.glob("*.bin"), *part.glob("*.ckpt")]:
-        raise InputError(
-            f"{part.parent.name}/{part.name} holds {pickles[0].name} only, a pickle, which can run code when it is "
-            "opened: get the model's .safetensors files instead."
-        )
-    raise InputError(f"{part} holds no .safetensors weights: the folder is incomplete, download or copy it again.")
-
-
-def _load_tensors(part: Path) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for path in _weight_files(part):
-        file = open_tensor_file(path)
-        tensors.update(file.load(file.shapes))
-    return tensors
 
 
 def _what(part: Path) -> str:
@@ -127,64 +107,75 @@ def _what(part: Path) -> str:
 
 
 def _load_unet(part: Path, dtype: torch.dtype | None) -> UNet2DConditionModel:
-    config, kind = _read_json(part / "config.json"), UNet2DConditionModel
-    return build(lambda: _from_config(kind, config), _load_tensors(part), what=_what(part), dtype=dtype)
+    values = read_json_object(part / "config.json")
+    refuse_quantised_config(values, _what(part))
+    _refuse_other_text(part.parent, values)
+    config = checked_unet(values, place(part / "config.json"))
+    return build(lambda: UNet2DConditionModel(**config), load_part(part), what=_what(part), dtype=dtype)
 
 
-def _from_config(kind: type[Module], config: dict[str, Any]) -> Module:
-    """diffusers' own reading of a config.json: settings it does not know are left out, absent ones get its defaults."""
-    make: Any = kind
-    return make.from_config(config)
-
-
-def _load_vae(part: Path) -> AutoencoderKL | AutoencoderTiny:
-    """In float32: SDXL's published VAE overflows in float16."""
-    config = _read_json(part / "config.json")
-    kinds: dict[str, type[AutoencoderKL | AutoencoderTiny]] = {
-        "AutoencoderKL": AutoencoderKL,
-        "AutoencoderTiny": AutoencoderTiny,
-    }
-    name = config.get("_class_name", "AutoencoderKL")
-    if name not in kinds:
-        raise InputError(f"{part.parent.name} has a VAE of the kind {name}: only {' and '.join(kinds)} work.")
-    if config.get("latents_mean") or config.get("latents_std"):
+def _refuse_other_text(folder: Path, values: Mapping[str, Any]) -> None:
+    """Refuse UNets that read more than timestep, text and SDXL's size ids."""
+    if values.get("time_cond_proj_dim") is not None:
+        raise _is_lcm(folder, "UNet has time_cond_proj_dim")
+    for setting in ("class_embed_type", "num_class_embeds", "encoder_hid_dim", "encoder_hid_dim_type"):
+        if values.get(setting) is not None:
+            raise InputError(
+                f"{folder.name} has a UNet with {setting}, an input of its own: give a model that reads text alone."
+            )
+    if (kind := values.get("addition_embed_type")) not in (None, "text_time"):
         raise InputError(
-            f"{part.parent.name} has a VAE with latents_mean or latents_std, a scale that SD1.5 and SDXL do not have: "
-            "give a model of their shape."
+            f"{folder.name} has a UNet with addition_embed_type {shown(kind)}: give a model of SD1.5 or SDXL shape."
         )
-    kind = kinds[name]
-    tensors = {_new_attention_name(name): tensor for name, tensor in _load_tensors(part).items()}
-    return build(lambda: _from_config(kind, config), tensors, what=_what(part), dtype=torch.float32)
 
 
-def _new_attention_name(name: str) -> str:
-    """Older files of the VAE name its attention layers otherwise."""
-    stem, _, rest = name.rpartition(".attentions.0.")
-    module, _, kind = rest.rpartition(".")
-    return f"{stem}.attentions.0.{_OLD_ATTENTION[module]}.{kind}" if stem and module in _OLD_ATTENTION else name
+def _refuse_other_input(folder: Path, unet: UNet2DConditionModel, codec: VaeCodec) -> None:
+    """Refuse UNets that read more than noisy latents."""
+    found, latent = unet.config["in_channels"], codec.latent_channels
+    kinds = {2 * latent + 1: "an inpainting model", 2 * latent: "a picture-editing model"}
+    if found != latent:
+        raise InputError(
+            f"{folder.name} is {kinds.get(found, 'a model')} whose UNet takes {found} channels where the VAE gives "
+            f"{latent}: give the plain text-to-image model."
+        )
+
+
+def _vae_and_digest(folder: Path, given: str | Path | None, unet_family: str) -> tuple[Vae, str]:
+    """The folder's VAE, or the given one; a file alone takes its scale from the UNet's family, or from the folder."""
+    if given is None:
+        return load_vae_folder(folder / "vae", _what(folder / "vae"), unet_family), _digest(folder, ("vae",))
+    if unet_family in ("sd15", "sdxl"):
+        settings = load_family(unet_family).vae
+    else:
+        settings = _own_vae_settings(folder / "vae")
+    autoencoder, digest = load_given_vae(given, settings, unet_family)
+    return autoencoder, digest_with_vae(_digest(folder, ()), digest)
+
+
+def _own_vae_settings(part: Path) -> dict[str, Any]:
+    kind, settings = vae_settings(part, _what(part)) if (part / "config.json").is_file() else ("", {})
+    return settings if kind == "AutoencoderKL" else {}
 
 
 def _text_encoder(
     folder: Path,
-    index: dict[str, Any],
+    index: Mapping[str, Any],
     suffix: str,
     sdxl: bool,
     tokenizer: str | Path | None,
     dtype: torch.dtype | None,
 ) -> TextEncoder:
-    """One encoder as the UNet reads it.
-
-    SD1.5-like models read the last layer behind the final norm; SDXL the last but one of both encoders as it is, and
-    the pooled vector of the second.
-    """
     part = folder / f"text_encoder{suffix}"
     kind = index[part.name][1]
     if kind not in _ENCODERS:
         raise InputError(
-            f"{folder.name} has a text encoder of the kind {kind}: CLIPTextModel and CLIPTextModelWithProjection work."
+            f"{folder.name} has a text encoder of the kind {printable(kind)}: CLIPTextModel and "
+            "CLIPTextModelWithProjection work."
         )
-    config = CLIPTextConfig.from_dict(_read_json(part / "config.json"))
-    model = build_text_encoder(config, _load_tensors(part), _ENCODERS[kind], _what(part), dtype)
+    values = read_json_object(part / "config.json")
+    refuse_quantised_config(values, _what(part))
+    config = checked_text_config(values, place(part / "config.json"))
+    model = build_text_encoder(config, load_part(part), _ENCODERS[kind], _what(part), dtype)
     words = folder / f"tokenizer{suffix}" if tokenizer is None else find_clip_vocabulary(tokenizer)
     pad_token = "!" if suffix and tokenizer is not None else None  # as OpenCLIP pads
     ready = load_tokenizer(
@@ -196,31 +187,10 @@ def _text_encoder(
     return TextEncoder(model, ready, embedding_key=key)
 
 
-def _check_fit(folder: Path, unet: UNet2DConditionModel, codec: VaeCodec) -> None:
-    """Refuse UNets that read more than noisy latents, text and SDXL's size ids."""
-    found, latent = unet.config["in_channels"], codec.latent_channels
-    kinds = {2 * latent + 1: "an inpainting model", 2 * latent: "a picture-editing model"}
-    if found != latent:
-        raise InputError(
-            f"{folder.name} is {kinds.get(found, 'a model')} whose UNet takes {found} channels where the VAE gives "
-            f"{latent}: give the plain text-to-image model."
-        )
-    for setting in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "time_cond_proj_dim"):
-        if unet.config.get(setting) is not None:
-            raise InputError(
-                f"{folder.name} has a UNet with {setting}, an input of its own: give a model that reads text alone."
-            )
-    if unet.config.get("addition_embed_type") not in (None, "text_time"):
-        kind = unet.config["addition_embed_type"]
-        raise InputError(
-            f"{folder.name} has a UNet with addition_embed_type {kind}: give a model of SD1.5 or SDXL shape."
-        )
-
-
-def _digest(folder: Path) -> str:
-    """Over the weights used, their settings, the vocabularies and the schedule."""
-    files = [folder / "model_index.json", *folder.glob("scheduler/*.json"), *folder.glob("tokenizer*/*.*")]
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+def _digest(folder: Path, more_parts: tuple[str, ...]) -> str:
+    """Over the weights used, their settings, the vocabularies and the schedule; of the VAE where it is used."""
+    files = [folder / "model_index.json", *visible(folder, "scheduler/*.json"), *visible(folder, "tokenizer*/*.*")]
+    for part in ("unet", "text_encoder", "text_encoder_2", *more_parts):
         if (folder / part).is_dir():
-            files += [folder / part / "config.json", *_weight_files(folder / part)]
+            files += [folder / part / "config.json", *weight_files(folder / part)]
     return sha256_of_files(folder, files)

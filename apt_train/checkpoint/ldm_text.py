@@ -11,9 +11,11 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from ..errors import InputError
+from .config_check import checked, libraries_answer
+from .config_tables import TEXT
 from .families import EncoderSpec
 from .meta_build import build
-from .tensor_file import TensorFile
+from .tensor_file import TensorFile, size_of
 
 CHANNELS_PER_HEAD = 64  # of every published CLIP text encoder
 _UNUSED = re.compile(r"(embeddings\.position_ids|logit_scale|attn_mask)$")
@@ -59,7 +61,7 @@ def build_text_encoder(
     module's own names decide.
     """
     kind = CLIPTextModelWithProjection if projection else CLIPTextModel
-    with torch.device("meta"):
+    with libraries_answer(what, "use another checkpoint of SD1.5 or SDXL"), torch.device("meta"):
         prefix = "text_model." if any(name.startswith("text_model.") for name in kind(config).state_dict()) else ""
     named = {}
     for name, tensor in tensors.items():
@@ -74,30 +76,33 @@ def build_text_encoder(
 
 def text_config(tensors: Mapping[str, Tensor], hidden_act: str, what: str) -> CLIPTextConfig:
     """Sizes from the tensors; begin and end of text are the last two rows of the vocabulary, as in CLIP's."""
-    try:
-        vocab, width = tensors["embeddings.token_embedding.weight"].shape
-        positions = tensors["embeddings.position_embedding.weight"].shape[0]
-        inner = tensors["encoder.layers.0.mlp.fc1.weight"].shape[0]
-    except KeyError as missing:
-        raise InputError(f"{what} lacks {missing.args[0]}: the file is damaged, so use another checkpoint.") from None
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    vocab, width = (size_of(shapes, "embeddings.token_embedding.weight", axis, what) for axis in (0, 1))
+    projected = "text_projection.weight"
     settings: dict[str, Any] = dict(
         vocab_size=vocab,
         hidden_size=width,
-        intermediate_size=inner,
+        intermediate_size=size_of(shapes, "encoder.layers.0.mlp.fc1.weight", 0, what),
         num_hidden_layers=_layers(tensors),
         num_attention_heads=max(1, width // CHANNELS_PER_HEAD),
-        max_position_embeddings=positions,
+        max_position_embeddings=size_of(shapes, "embeddings.position_embedding.weight", 0, what),
         hidden_act=hidden_act,
-        projection_dim=tensors["text_projection.weight"].shape[0] if "text_projection.weight" in tensors else width,
+        projection_dim=size_of(shapes, projected, 0, what) if projected in shapes else width,
         bos_token_id=vocab - 2,
         eos_token_id=vocab - 1,
         pad_token_id=vocab - 1,
     )
-    return CLIPTextConfig(**settings)
+    return checked_text_config(settings, what)
+
+
+def checked_text_config(values: Mapping[str, Any], what: str) -> CLIPTextConfig:
+    """Of settings from a file: those of CLIP's text model alone, none that would have transformers fetch something."""
+    with libraries_answer(what, "use another checkpoint of SD1.5 or SDXL"):
+        return CLIPTextConfig(**checked(values, TEXT, what))
 
 
 def _layers(names: Iterable[str]) -> int:
-    found = (re.match(r"encoder\.layers\.(\d+)\.", name) for name in names)
+    found = (re.match(r"encoder\.layers\.(\d{1,4})\.", name) for name in names)
     return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
@@ -107,11 +112,11 @@ def from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         for old, new in _OPEN_CLIP:
             name = name.replace(old, new)
-        if ".attn.in_proj_" in name:
-            stem, kind = name.split(".attn.in_proj_")
+        if ".attn.in_proj_" in name and tensor.dim() and tensor.shape[0] % 3 == 0 and len(tensor):
+            stem, _, kind = name.partition(".attn.in_proj_")
             for part, rows in zip(("q_proj", "k_proj", "v_proj"), tensor.chunk(3), strict=True):
                 renamed[f"{stem}.self_attn.{part}.{kind}"] = rows
-        elif name == "text_projection":
+        elif name == "text_projection" and tensor.dim() == 2:
             renamed["text_projection.weight"] = tensor.T.contiguous()
         else:
             renamed[name] = tensor

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError
+from .config_tables import checked_unet
 from .families import FamilySpec
+from .tensor_file import size_of
 
 Shapes = Mapping[str, tuple[int, ...]]
+WHAT = "The checkpoint's UNet"
+MOST_MODULES = 100  # on one way through the UNet; SD1.5 has 12
 
 _RESNET = {
     "in_layers.0": "norm1",
@@ -78,12 +82,12 @@ def read_layout(shapes: Shapes) -> UNetLayout:
 def _walk(shapes: Shapes, source: str, first: int, target: str, names: dict[str, str]) -> list[Level]:
     levels = [Level()]
     index = first
-    while block := _members(shapes, f"{source}.{index}"):
+    while index < MOST_MODULES and (block := _members(shapes, f"{source}.{index}")):
         prefix, level, number = f"{source}.{index}", levels[-1], len(levels) - 1
         if f"{prefix}.0.in_layers.2.weight" in shapes:
             _name_resnet(names, f"{prefix}.0", f"{target}.{number}.resnets.{len(level.channels)}")
             names[f"{prefix}.1"] = f"{target}.{number}.attentions.{len(level.channels)}"
-            level.channels.append(shapes[f"{prefix}.0.in_layers.2.weight"][0])
+            level.channels.append(size_of(shapes, f"{prefix}.0.in_layers.2.weight", 0, WHAT))
             level.depths.append(_depth(shapes, f"{prefix}.1"))
         for member in block:  # the sampler stands alone, or last behind a residual block and a transformer
             if f"{prefix}.{member}.op.weight" in shapes:
@@ -107,7 +111,7 @@ def _name_resnet(names: dict[str, str], source: str, target: str) -> None:
 
 def _depth(shapes: Shapes, prefix: str) -> int:
     """Number of transformer blocks under `prefix`."""
-    pattern = re.compile(re.escape(prefix) + r"\.transformer_blocks\.(\d+)\.")
+    pattern = re.compile(re.escape(prefix) + r"\.transformer_blocks\.(\d{1,4})\.")
     return max((int(found[1]) + 1 for name in shapes if (found := pattern.match(name))), default=0)
 
 
@@ -126,8 +130,8 @@ def unet_config(shapes: Shapes, layout: UNetLayout, family: FamilySpec) -> dict[
     _check_mirror(layout)
     config = {
         **family.unet,
-        "in_channels": shapes["input_blocks.0.0.weight"][1],
-        "out_channels": shapes.get("out.2.weight", (4,))[0],
+        "in_channels": size_of(shapes, "input_blocks.0.0.weight", 1, WHAT),
+        "out_channels": size_of(shapes, "out.2.weight", 0, WHAT),
         "block_out_channels": tuple(widths),
         "layers_per_block": _scalar_if_equal([len(level.channels) for level in layout.down]),
         "down_block_types": tuple(_block_type(level, "Down") for level in layout.down),
@@ -139,13 +143,13 @@ def unet_config(shapes: Shapes, layout: UNetLayout, family: FamilySpec) -> dict[
         **_depth_settings(layout),
     }
     if "label_emb.0.0.weight" in shapes:
-        config["projection_class_embeddings_input_dim"] = shapes["label_emb.0.0.weight"][1]
-    return config
+        config["projection_class_embeddings_input_dim"] = size_of(shapes, "label_emb.0.0.weight", 1, WHAT)
+    return checked_unet(config, WHAT)
 
 
 def context_dim(shapes: Shapes) -> int | None:
     """Width of the text embedding that cross-attention reads; None: there is no cross-attention."""
-    return next((shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), None)
+    return next((size_of(shapes, name, 1, WHAT) for name in shapes if name.endswith("attn2.to_k.weight")), None)
 
 
 def _linear_projection(shapes: Shapes) -> bool:
@@ -209,6 +213,4 @@ def _scalar_if_equal(values: list[Any]) -> Any:
 
 
 def _unsupported(what: str) -> InputError:
-    return InputError(
-        f"The checkpoint's UNet has {what}, which is not supported: use an SD1.5- or SDXL-shaped checkpoint."
-    )
+    return InputError(f"{WHAT} has {what}, which is not supported: use an SD1.5- or SDXL-shaped checkpoint.")

@@ -23,6 +23,8 @@ def load_checkpoint(
     tokenizer: str | Path | None = None,
     dtype: torch.dtype | None = None,
     prediction_type: PredictionType | None = None,
+    vae: str | Path | None = None,
+    zero_terminal_snr: bool | None = None,
 ) -> Components:
     """A model on the CPU, in eval mode, nothing requiring a gradient.
 
@@ -37,6 +39,10 @@ def load_checkpoint(
         dtype: Of the UNet and the text encoders; None: the one the file has. The VAE is float32 in any case
             (SDXL's overflows in float16), and so are all latents.
         prediction_type: What the UNet predicts, where the file tells nothing or the wrong thing; None: what it tells.
+        vae: A VAE to use in the place of the model's own: a `.safetensors` that is one or holds one, or a diffusers
+            `vae` folder. None: the model's own.
+        zero_terminal_snr: Whether the noise schedule ends in pure noise, for a v-prediction model whose file does not
+            say so; None: what it tells.
 
     Raises:
         InputError: Whatever cannot be trained, naming what was found and what works.
@@ -46,7 +52,14 @@ def load_checkpoint(
         raise InputError(f"The checkpoint {path} does not exist: check the path.")
     load = load_diffusers_folder if path.is_dir() else load_single_file
     try:
-        components = load(path, tokenizer=tokenizer, dtype=dtype, prediction_type=prediction_type)
+        components = load(
+            path,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            prediction_type=prediction_type,
+            vae=vae,
+            zero_terminal_snr=zero_terminal_snr,
+        )
     except OSError as error:
         raise InputError(
             f"The checkpoint {path} cannot be read ({error}): check the file and its permissions."

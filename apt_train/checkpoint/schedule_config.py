@@ -11,13 +11,19 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..noise import NoiseSchedule, PredictionType, rescale_zero_terminal_snr
+from .json_file import printable
 
 
-def schedule_from_config(config: Mapping[str, Any], prediction_type: PredictionType | None = None) -> NoiseSchedule:
+def schedule_from_config(
+    config: Mapping[str, Any],
+    prediction_type: PredictionType | None = None,
+    zero_terminal_snr: bool | None = None,
+) -> NoiseSchedule:
     """Schedule from `num_train_timesteps`, `beta_*`, `trained_betas`, `rescale_betas_zero_snr`, `prediction_type`.
 
-    Absent entries mean what they mean in diffusers. `prediction_type` given here wins over the configuration's.
-    InputError: a flow-matching or EDM scheduler, an unknown beta schedule, or a model predicting the picture itself.
+    Absent entries mean what they mean in diffusers. `prediction_type` and `zero_terminal_snr` (the last timestep is
+    pure noise) given here win over the configuration's. InputError: a flow-matching or EDM scheduler, an unknown beta
+    schedule, a model predicting the picture itself, or zero terminal SNR asked of one that predicts epsilon.
     """
     name = str(config.get("_class_name", ""))
     other = "a flow-matching" if "FlowMatch" in name else "an EDM" if "EDM" in name or "sigma_data" in config else ""
@@ -25,9 +31,15 @@ def schedule_from_config(config: Mapping[str, Any], prediction_type: PredictionT
         raise InputError(f"The scheduler is {other} one: only the noise schedules of SD1.5 and SDXL can be trained.")
     kind = prediction_type or config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction"):
-        raise InputError(f"prediction_type is {kind}: only models that predict epsilon or v_prediction can be trained.")
+        known = "only models that predict epsilon or v_prediction can be trained"
+        raise InputError(f"prediction_type is {printable(kind)}: {known}.")
     alphas_cumprod = torch.cumprod(1 - betas_from_config(config), dim=0)
-    if config.get("rescale_betas_zero_snr"):
+    if zero_terminal_snr and kind == "epsilon":
+        raise InputError(
+            "zero_terminal_snr is on, but the model predicts epsilon, which says nothing about the picture at pure "
+            "noise: leave it off, or set prediction_type to v_prediction."
+        )
+    if config.get("rescale_betas_zero_snr") if zero_terminal_snr is None else zero_terminal_snr:
         alphas_cumprod = rescale_zero_terminal_snr(alphas_cumprod)
     return NoiseSchedule(alphas_cumprod.float(), kind)
 
@@ -45,7 +57,8 @@ def betas_from_config(config: Mapping[str, Any]) -> Tensor:
         return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
     if name == "squaredcos_cap_v2":
         return _cosine_betas(steps)
-    raise InputError(f"beta_schedule is {name}: use linear, scaled_linear, squaredcos_cap_v2 or trained_betas.")
+    known = "linear, scaled_linear, squaredcos_cap_v2 or trained_betas"
+    raise InputError(f"beta_schedule is {printable(name)}: use {known}.")
 
 
 def _cosine_betas(steps: int, most: float = 0.999) -> Tensor:

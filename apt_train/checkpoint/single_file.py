@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from ..components import Components, TextEncoder
-from ..errors import InputError
 from ..noise import NoiseSchedule, PredictionType
 from .families import EncoderSpec, FamilySpec, family_of, load_family
 from .ldm_text import load_text_encoder
 from .ldm_unet import read_layout, unet_config
 from .ldm_vae import load_vae
 from .meta_build import build
+from .parts_fit import check_parts_fit
 from .schedule_config import schedule_from_config
 from .sniff import UNET, require_checkpoint
 from .tensor_file import TensorFile, open_tensor_file, sha256_of_file
 from .tokenizer_files import find_clip_vocabulary, load_tokenizer
 from .vae_codec import VaeCodec
+from .vae_source import digest_with_vae, load_given_vae
 
 
 def load_single_file(
@@ -31,20 +31,27 @@ def load_single_file(
     tokenizer: str | Path | None,
     dtype: torch.dtype | None,
     prediction_type: PredictionType | None,
+    vae: str | Path | None = None,
+    zero_terminal_snr: bool | None = None,
 ) -> Components:
     """See `load_checkpoint`. What is cheap to check is checked before anything is built."""
     file = open_tensor_file(path)
-    family = load_family(require_checkpoint(file))
+    family = load_family(require_checkpoint(file, needs_vae=vae is None))
     vocabulary = find_clip_vocabulary(tokenizer)
-    schedule = single_file_schedule(file, family, prediction_type)
+    schedule = single_file_schedule(file, family, prediction_type, zero_terminal_snr)
+    digest = sha256_of_file(path)
+    if vae is None:
+        autoencoder = load_vae(file, family)
+    else:
+        autoencoder, of_vae = load_given_vae(vae, family.vae, family.name)
+        digest = digest_with_vae(digest, of_vae)
     encoders = [_text_encoder(file, spec, vocabulary, dtype) for spec in family.text_encoders]
-    vae = load_vae(file, family)
     unet = load_unet(file, family, dtype)
-    codec = VaeCodec(vae)
-    _check_fit(file, unet, encoders, codec)
+    codec = VaeCodec(autoencoder)
+    check_parts_fit(path.name, unet, encoders, codec)
     return Components(
         unet, encoders, codec.encode, codec.decode, schedule,
-        family_of(unet.config, len(encoders), codec.factor), vae=vae, digest=sha256_of_file(path), source=path.name,
+        family_of(unet.config, len(encoders), codec.factor), vae=autoencoder, digest=digest, source=path.name,
     )  # fmt: skip
 
 
@@ -66,7 +73,12 @@ def build_unet(
     return build(lambda: UNet2DConditionModel(**config), named, what=what, dtype=dtype)
 
 
-def single_file_schedule(file: TensorFile, family: FamilySpec, prediction_type: PredictionType | None) -> NoiseSchedule:
+def single_file_schedule(
+    file: TensorFile,
+    family: FamilySpec,
+    prediction_type: PredictionType | None,
+    zero_terminal_snr: bool | None = None,
+) -> NoiseSchedule:
     """The family's published schedule; v-prediction and zero-terminal-SNR as the file says.
 
     It says so by an empty tensor named `v_pred` or `ztsnr`, or by metadata (`modelspec.prediction_type`,
@@ -76,7 +88,8 @@ def single_file_schedule(file: TensorFile, family: FamilySpec, prediction_type: 
     is_v = "v_pred" in file or said in ("v", "v_prediction")
     kind: PredictionType = prediction_type or ("v_prediction" if is_v else "epsilon")
     zero = "ztsnr" in file or file.metadata.get("ss_zero_terminal_snr", "").lower() == "true"
-    return schedule_from_config({**family.scheduler, "rescale_betas_zero_snr": zero and kind == "v_prediction"}, kind)
+    told = {**family.scheduler, "rescale_betas_zero_snr": zero and kind == "v_prediction"}
+    return schedule_from_config(told, kind, zero_terminal_snr)
 
 
 def _text_encoder(file: TensorFile, spec: EncoderSpec, vocabulary: Path, dtype: torch.dtype | None) -> TextEncoder:
@@ -88,21 +101,3 @@ def _text_encoder(file: TensorFile, spec: EncoderSpec, vocabulary: Path, dtype: 
         folder, max_length=config.max_position_embeddings, rows=config.vocab_size, pad_token=spec.pad_token
     )
     return TextEncoder(model, tokenizer, spec.layer, spec.final_norm, spec.pooled, spec.embedding_key)
-
-
-def _check_fit(file: TensorFile, unet: UNet2DConditionModel, encoders: list[TextEncoder], codec: VaeCodec) -> None:
-    """Refuse a file whose parts belong to different models."""
-    sizes: list[Any] = [encoder.model.config for encoder in encoders]
-    pairs = [
-        ("text encoders of", sum(size.hidden_size for size in sizes), unet.config["cross_attention_dim"]),
-        ("a VAE of", codec.latent_channels, unet.config["in_channels"]),
-    ]
-    if inputs := unet.config.get("projection_class_embeddings_input_dim"):
-        pooled = sum(size.projection_dim for size, encoder in zip(sizes, encoders, strict=True) if encoder.pooled)
-        pairs.append(("pooled text and size ids of", pooled + 6 * unet.config["addition_time_embed_dim"], inputs))
-    for part, given, read in pairs:
-        if given != read:
-            raise InputError(
-                f"{file.path.name} has {part} {given} channels where its UNet reads {read}: its parts are of different "
-                "models, so use another checkpoint."
-            )

@@ -7,9 +7,8 @@ that is `sniff` and the readers of each layout.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import InputError
+from .json_file import AGAIN, kind_of, parse_json, shown, shown_error
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-MAX_HEADER = 100_000_000  # bytes, the format's own limit
+MAX_HEADER = 10_000_000  # bytes; the format admits ten times as many, which as JSON could take gigabytes of memory
+MOST_LETTERS = 500  # of a tensor's name
+_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
+    **dict.fromkeys(("I32", "U32", "F32"), 4),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 8),
+}
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,8 @@ class TensorFile:
         try:
             with safe_open(self.path, framework="pt", device="cpu") as opened:
                 return {name: opened.get_tensor(name) for name in names}
-        except SafetensorError as error:
-            raise InputError(f"{self.path.name} is damaged ({error}): download or copy it again.") from None
+        except (SafetensorError, ValueError, TypeError, OverflowError, AttributeError) as error:
+            raise InputError(f"{self.path.name} is damaged ({shown_error(error)}): {AGAIN}.") from None
 
     def load_under(self, prefix: str) -> dict[str, Tensor]:
         """All tensors whose name starts with `prefix`, by the rest of the name."""
@@ -71,12 +78,16 @@ def open_tensor_file(path: Path) -> TensorFile:
         raw = file.read(length) if plausible else b""
     if not plausible:
         _refuse_by_content(path, start)
-    header = _parse_header(path, raw)
-    metadata = header.pop("__metadata__", None) or {}
-    needed = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if size < needed:
-        raise InputError(f"{path.name} is cut short ({size} of {needed} bytes): download or copy it again.")
-    return TensorFile(path, {name: tuple(entry["shape"]) for name, entry in header.items()}, metadata)
+    shapes, metadata, tensor_bytes = _parse_header(path, raw)
+    if size < (needed := 8 + length + tensor_bytes):
+        raise InputError(f"{path.name} is cut short ({size} of {needed} bytes): {AGAIN}.")
+    return TensorFile(path, shapes, metadata)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors, copied into memory, and the metadata, of a file from anywhere. InputError as `open_tensor_file`."""
+    file = open_tensor_file(path)
+    return {name: tensor.clone() for name, tensor in file.load(file.shapes).items()}, file.metadata
 
 
 def _refuse_by_suffix(path: Path) -> None:
@@ -101,7 +112,9 @@ def _refuse_by_content(path: Path, start: bytes) -> None:
         )
     if start.lstrip()[:1] == b"<":
         raise InputError(f"{path.name} is a web page, not a model: download the model itself.")
-    raise InputError(f"{path.name} is cut short inside its header, or no safetensors file: download or copy it again.")
+    if MAX_HEADER < (length := int.from_bytes(start, "little")) <= path.stat().st_size - 8:
+        raise InputError(f"{path.name} has a header of {length} bytes, more than {MAX_HEADER}: {AGAIN}.")
+    raise InputError(f"{path.name} is cut short inside its header, or no safetensors file: {AGAIN}.")
 
 
 def _refuse_pickle(path: Path) -> None:
@@ -110,17 +123,63 @@ def _refuse_pickle(path: Path) -> None:
     )
 
 
-def _parse_header(path: Path, raw: bytes) -> dict[str, Any]:
+def _parse_header(path: Path, raw: bytes) -> tuple[dict[str, tuple[int, ...]], dict[str, str], int]:
+    """Shapes, metadata and the bytes of all tensors, which must lie one behind the other without a gap."""
     try:
-        header = json.loads(raw)
-        for name, entry in header.items():
-            if name != "__metadata__":
-                _ = entry["data_offsets"][1], entry["shape"]  # raises where the layout is foreign
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        header = parse_json(raw)
+        if type(header) is not dict:
+            raise ValueError(f"it is {kind_of(header)} instead of an object")
+        metadata = _metadata(header.pop("__metadata__", None))
+        places = {name: _entry(name, entry) for name, entry in header.items()}
+        end = 0
+        for name, (_, first, last) in sorted(places.items(), key=lambda item: item[1][1:]):
+            if first != end:
+                raise ValueError(f"{shown(name)} begins at byte {first} where the one before ends at {end}")
+            end = last
+    except ValueError as error:
         raise InputError(
-            f"{path.name} is no safetensors file (its header is unreadable): download or copy it again."
+            f"{path.name} is no safetensors file (its header is unreadable: {shown_error(error)}): {AGAIN}."
         ) from None
-    return header
+    return {name: shape for name, (shape, _, _) in places.items()}, metadata, end
+
+
+def _metadata(values: Any) -> dict[str, str]:
+    if values is None:
+        return {}
+    if type(values) is not dict or any(type(value) is not str for value in values.values()):
+        raise ValueError("its metadata are no texts")
+    return values
+
+
+def _entry(name: str, entry: Any) -> tuple[tuple[int, ...], int, int]:
+    """Shape, first and last byte of one tensor. ValueError: they are no such numbers, or do not agree."""
+    if len(name) > MOST_LETTERS:
+        raise ValueError(f"a tensor's name has {len(name)} characters")
+    if type(entry) is not dict or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise ValueError(f"{shown(name)} lacks dtype, shape or data_offsets")
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if type(kind) is not str or kind not in _BYTES:
+        raise ValueError(f"{shown(name)} has the type {shown(kind)}, which cannot be read")
+    if not _are_counts(shape) or len(shape) > 8:
+        raise ValueError(f"{shown(name)} has the shape {shown(shape)}")
+    if not _are_counts(offsets) or len(offsets) != 2:
+        raise ValueError(f"{shown(name)} has the offsets {shown(offsets)}")
+    if (taken := math.prod(shape) * _BYTES[kind]) != offsets[1] - offsets[0]:
+        raise ValueError(f"{shown(name)} takes {shown(taken)} bytes by its shape, but has {shown(offsets)}")
+    return tuple(shape), offsets[0], offsets[1]
+
+
+def _are_counts(values: Any) -> bool:
+    return type(values) is list and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+
+
+def size_of(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int, what: str) -> int:
+    """One length of a tensor that a layout must have. InputError: the tensor is absent, or has fewer axes."""
+    if name not in shapes:
+        raise InputError(f"{what} lacks {name}: it is damaged, so use another checkpoint.")
+    if len(shapes[name]) <= axis:
+        raise InputError(f"{what} has a {name} of shape {shapes[name]}: it is damaged, so use another checkpoint.")
+    return shapes[name][axis]
 
 
 def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from transformers import CLIPTokenizerFast, PreTrainedTokenizerFast  # type: ign
 from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError
+from .config_check import libraries_answer
+from .tokenizer_check import copy_checked
 
 _CACHED = (  # repositories in the Hugging Face cache that hold CLIP's vocabulary, and where in them
     ("models--openai--clip-vit-large-patch14", ""),
@@ -73,30 +76,34 @@ def load_tokenizer(folder: Path, *, max_length: int, rows: int, pad_token: str |
     `max_length`: the text encoder's positions; a longer `model_max_length` is cut to it. `rows`: its vocabulary.
     `pad_token` None: the folder's own. It is set after loading, so that the same character in a prompt stays a
     character. InputError: no vocabulary, an unreadable one, one without begin or end token, or more tokens than rows.
+    transformers reads a checked copy of the files: what else they may ask of it (code, other files) is not in there.
     """
     if not _has_vocabulary(folder):
         raise InputError(
             f"The tokenizer folder {folder} has neither vocab.json and merges.txt nor tokenizer.json: complete it."
         )
     kind = CLIPTokenizerFast if _has_clip_files(folder) else PreTrainedTokenizerFast
-    try:
-        with _quiet_transformers():
-            tokenizer = kind.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise InputError(
-            f"The tokenizer in {folder} cannot be read ({error}): give another with --tokenizer."
-        ) from None
+    what, advice = f"The tokenizer in {folder}", "give another with --tokenizer"
+    with tempfile.TemporaryDirectory() as copy, _quiet_transformers():
+        try:
+            copy_checked(folder, Path(copy))
+        except InputError as wrong:
+            raise InputError(f"{what} cannot be read ({str(wrong).rpartition(': ')[0]}): {advice}.") from None
+        with libraries_answer(what, advice):
+            tokenizer = kind.from_pretrained(copy, local_files_only=True)
+            tokenizer("A photo of a dog, 1.", add_special_tokens=False)
+    tokenizer.name_or_path = str(folder)
     if pad_token is not None:
         tokenizer.pad_token = pad_token
     if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
         raise InputError(
             f"The tokenizer in {folder} names no begin, end or padding token: complete its tokenizer_config.json."
         )
-    if len(tokenizer) > rows:
+    if len(tokenizer) > rows or max(tokenizer.get_vocab().values()) >= rows:
         raise InputError(
             f"The tokenizer in {folder} has {len(tokenizer)} tokens, the text encoder {rows}: give the model's own."
         )
-    tokenizer.model_max_length = min(tokenizer.model_max_length, max_length)
+    tokenizer.model_max_length = int(min(tokenizer.model_max_length, max_length))
     return tokenizer
 
 

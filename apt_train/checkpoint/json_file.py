@@ -1,0 +1,107 @@
+"""One JSON file of a model, read as an object that no later code can trip over.
+
+In: what the text itself can be wrong in (size, encoding, nesting, names given twice, numbers that are none). Not in:
+what the values mean; that is `config_check`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..errors import InputError
+
+MAX_DEPTH = 24  # levels of nesting; a tokenizer.json has 6
+AGAIN = "download or copy it again"
+
+
+def read_json_object(path: Path, most_bytes: int = 1 << 20) -> dict[str, Any]:
+    """The file's object. InputError: missing, too large, no JSON, not an object, or no plain numbers and names."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: the diffusers folder is incomplete, {AGAIN}.")
+    if path.stat().st_size > most_bytes:
+        raise InputError(f"{place(path)} has {path.stat().st_size} bytes, more than {most_bytes}: {AGAIN}.")
+    try:
+        values = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{place(path)} is no readable JSON ({shown_error(error)}): {AGAIN}.") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{place(path)} holds {kind_of(values)} instead of an object: {AGAIN}.")
+    return values
+
+
+def parse_json(raw: bytes, most_depth: int = MAX_DEPTH) -> Any:
+    """The value. ValueError: no JSON, deep nesting, a name given twice, NaN or a number beyond a float's range."""
+    try:
+        value = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_finite
+        )
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
+    if _deeper_than(value, most_depth):
+        raise ValueError("its values are nested too deeply")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        unseen = set(values)
+        for name, _ in pairs:
+            if name not in unseen:
+                raise ValueError(f"it names {shown(name)} twice")
+            unseen.remove(name)
+    return values
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("it holds a number beyond a float's range")
+    return number
+
+
+def _deeper_than(value: Any, most: int) -> bool:
+    layer = [value]
+    for _ in range(most):
+        nested = [item for item in layer if isinstance(item, (dict, list))]
+        layer = [inner for item in nested for inner in (item.values() if isinstance(item, dict) else item)]
+        if not layer:
+            return False
+    return any(isinstance(item, (dict, list)) for item in layer)
+
+
+def place(path: Path) -> str:
+    """A file by its last three names: the model's folder, the part's, its own."""
+    return "/".join(path.parts[-3:])
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A value from a file as it may stand in a sentence: one line, no character that a terminal obeys, not long."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxlong = short.maxother = most
+    text = short.repr(value).encode("ascii", "backslashreplace").decode()
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def shown_error(error: BaseException) -> str:
+    """A library's message, likewise."""
+    return printable(" ".join(str(error).split()).rstrip(".") or type(error).__name__, 120)
+
+
+def printable(text: str, most: int = 80) -> str:
+    """A name from a file, likewise."""
+    plain = "".join(letter if letter.isprintable() else "?" for letter in text[: most + 1])
+    return plain if len(plain) <= most else f"{plain[:most]}..."
+
+
+def kind_of(value: Any) -> str:
+    names = {str: "a string", list: "a list", bool: "true or false", int: "a number", float: "a number"}
+    return names.get(type(value), "nothing" if value is None else "an object")
