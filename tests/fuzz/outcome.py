@@ -107,8 +107,8 @@ def judge(run: Callable[[Path, Case], None], folder: Path, case: Case, watch: Wa
     finally:
         os.chdir(here)
     grown = _memory("VmHWM") - before
-    if grown > GROWTH:
-        return Finding("memory", f"more than {GROWTH} MB", f"The case took {grown} MB.")
+    if grown > GROWTH and (finding is None or finding.kind != "crash"):
+        return Finding("memory", finding.key if finding else "a good end", f"The case took {grown} MB.")
     return watch.seen[0] if watch.seen else finding
 
 
@@ -121,8 +121,8 @@ def _outcome(run: Callable[[Path, Case], None], folder: Path, case: Case) -> Fin
         return Finding("wrong", str(error).partition(":")[0], str(error))
     except BaseException as error:  # also SystemExit, or what a library raises past Exception
         place = _place_in(traceback.extract_tb(error.__traceback__))
-        lines = traceback.format_exception(type(error), error, error.__traceback__, limit=-8)
-        return Finding("crash", f"{type(error).__name__} in {place}", "".join(lines)[-4000:])
+        lines = traceback.format_exception(type(error), error, error.__traceback__, limit=-5)
+        return Finding("crash", f"{type(error).__name__} in {place}", "".join(lines)[-3000:])
     return None
 
 
