@@ -6,7 +6,10 @@ looks further.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import socket
 import sys
 import time
@@ -26,7 +29,15 @@ from tests.fuzz.hunt import Hunt
 from tests.fuzz.targets import TARGETS
 from tests.fuzz.worker import Worker
 
-EXAMPLES = 10  # drawn per target, the same on every machine
+SHORT = [  # hand-picked and drawn cases of a target, about a second of each; the same on every machine
+    ("headers", 40, 10),
+    ("models", 20, 5),
+    ("pictures", 40, 20),
+    ("captions", 6, 3),
+    ("logs", 50, 10),
+    ("states", 8, 3),
+    ("commands", 12, 4),
+]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere cases run in this process")
 
 
@@ -35,12 +46,16 @@ def no_network() -> None:
     """Left to the run's own watch, which also sees a look-up whose failure is swallowed."""
 
 
-@pytest.mark.parametrize("name", TARGETS)
-def test_damage_ends_in_one_sentence(name: str) -> None:
+@pytest.mark.parametrize(("name", "picked", "drawn"), SHORT)
+def test_damage_ends_in_one_sentence(name: str, picked: int, drawn: int) -> None:
     hunt = Hunt(name, TARGETS[name], seed=1)
-    hunt.run(examples=EXAMPLES)
-    assert hunt.tried >= len(TARGETS[name].hostile()) + EXAMPLES
+    hunt.run(examples=drawn, picked=picked)
+    assert hunt.tried > drawn
     assert not hunt.found, "\n\n" + hunt.report()
+
+
+def test_every_target_is_here() -> None:
+    assert [name for name, _, _ in SHORT] == list(TARGETS)
 
 
 # ---- the run itself ------------------------------------------------------------------------------------------
@@ -79,10 +94,8 @@ def eat(folder: Path, case: Case) -> None:
 
 
 def look_up(folder: Path, case: Case) -> None:
-    try:
+    with contextlib.suppress(Exception):  # as libraries do, to try again
         socket.create_connection(("example.invalid", 80))
-    except OSError:
-        raise InputError("example.invalid does not answer: look elsewhere.") from None
 
 
 def write_elsewhere(folder: Path, case: Case) -> None:
@@ -94,10 +107,7 @@ def warn(folder: Path, case: Case) -> None:
 
 
 def die(folder: Path, case: Case) -> None:
-    import os
-    import signal
-
-    os.kill(os.getpid(), signal.SIGSEGV)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def write_sample(folder: Path) -> None:
@@ -128,7 +138,7 @@ def test_what_a_finding_is(run: Callable[[Path, Case], None], kind: str | None, 
 
 @LINUX
 def test_a_hang_is_ended_and_the_next_case_runs(sample: Path) -> None:
-    with Worker(lambda folder, case: sleep(folder, case) if case.arguments else None, sample, seconds=4) as worker:
+    with Worker(lambda folder, case: sleep(folder, case) if case.arguments else None, sample, seconds=1) as worker:
         found = worker.judge(Case(arguments=True))
         assert found is not None and found.kind == "hang" and "in sleep" in found.text
         assert worker.judge(Case()) is None

@@ -33,14 +33,17 @@ class Hunt:
     tried: int = 0
     found: dict[str, tuple[Finding, Case]] = field(default_factory=dict)
 
-    def run(self, *, seconds: float | None = None, examples: int = 100) -> None:
-        """Hand-picked cases, then batches of `examples` until the time is over; without a time one batch."""
+    def run(self, *, seconds: float | None = None, examples: int = 100, picked: int | None = None) -> None:
+        """Hand-picked cases, then batches of `examples` until the time is over; without a time one batch.
+
+        `picked`: about so many of the hand-picked cases, spread over all; None: all.
+        """
         with tempfile.TemporaryDirectory(prefix="apt-fuzz-sample-") as made:
             sample = Path(made).resolve()
             self.target.sample(sample)
             with Worker(self.target.run, sample) as worker:
                 end = time.monotonic() + (seconds if seconds is not None else 1e9)
-                for case in self.target.hostile():
+                for case in _spread(self.target.hostile(), picked):
                     self._note(worker.judge(case), case)
                 batch = 0
                 while batch == 0 or (seconds is not None and time.monotonic() < end):
@@ -107,6 +110,10 @@ def _hypothesis(
         phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     return hypothesis.seed(seed)(rules(given(cases)(examine)))
+
+
+def _spread(cases: list[Case], most: int | None) -> list[Case]:
+    return cases if most is None else cases[:: -(-len(cases) // most)]
 
 
 def _kept(name: str, case: Case) -> str:

@@ -50,6 +50,10 @@ class Wrong(AssertionError):
     """A target's own check of a success failed."""
 
 
+class Forbidden(BaseException):
+    """Raised where the network, a pickle or a process is asked for: past those who would try again."""
+
+
 class Watch:
     """What the process does while a case runs. An audit hook cannot be taken out, so there is one, asleep between."""
 
@@ -71,7 +75,7 @@ class Watch:
             return
         if event in _FORBIDDEN:
             self._note("forbidden", event, f"{event} {arguments!r:.300}")
-            raise OSError(f"{event} is forbidden in a fuzz run")
+            raise Forbidden(event)
         if event in _WRITING or (event == "open" and _writes(arguments)):
             for path in arguments[: 2 if event == "os.rename" else 1]:
                 self._check_place(event, path)

@@ -42,9 +42,9 @@ def run(folder: Path, case: Case) -> None:
 
 
 def _train(output: Path | None, steps: int, *, resume: bool) -> dict[str, Tensor]:
-    """Without the report, which is slow and none of the state's business."""
+    """Without the report and the drift, which are slow and none of the state's business."""
     config = quick_config(steps=steps, snapshot_every=2, batch_size=1, augment_variants=1)
-    with mock.patch.object(loop, "write_extras"):
+    with mock.patch.object(loop, "write_extras"), mock.patch.object(loop, "try_drift", return_value=None):
         return loop.train(
             tiny_components(), pictures(1), config, output_dir=output, resume=resume, device="cpu"
         ).lora

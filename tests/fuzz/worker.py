@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -23,7 +24,8 @@ from typing import Any
 from .case import Case, lay_out
 from .outcome import Finding, Watch, judge
 
-SECONDS = 25.0  # that a case may take
+SECONDS = 25.0  # that a case may take, of the processor's time: other work on the machine does not count
+PATIENCE = 4  # times as long by the clock: whoever only waits hangs too
 ROOM = 2_500  # MB of addresses beyond those in use: an allocation past it fails, as on a full machine
 
 
@@ -54,7 +56,7 @@ class Worker:
         assert self._pipe is not None
         self._pipe.send_bytes(case.to_json().encode())
         try:
-            if not self._pipe.poll(self._seconds):
+            if not self._answers():
                 return self._hung()
             answer = json.loads(self._pipe.recv_bytes())
         except (EOFError, OSError):
@@ -74,9 +76,20 @@ class Worker:
             self._process.start()
         theirs.close()
 
+    def _answers(self) -> bool:
+        """Wait for the answer; False: it has taken too long."""
+        assert self._pipe is not None
+        start, spent = time.monotonic(), _processor_seconds(self._process.pid)
+        while not self._pipe.poll(min(1.0, self._seconds / 4)):
+            if time.monotonic() - start > PATIENCE * self._seconds:
+                return False
+            if _processor_seconds(self._process.pid) - spent > self._seconds:
+                return False
+        return True
+
     def _hung(self) -> Finding:
         self._end()
-        stack = (self._place / "stack.txt").read_text(errors="replace")
+        stack = (self._place / "stack.txt").read_text(errors="replace").rpartition("Timeout")[2]
         ours = [line.strip() for line in stack.splitlines() if f"{os.sep}apt_train{os.sep}" in line]
         where = ours[0].rpartition(os.sep)[2] if ours else "a library"
         return Finding("hang", where, f"No answer within {self._seconds:g} s.\n{stack[:3000]}")
@@ -100,7 +113,7 @@ def _serve(
     with open(place / "stack.txt", "w") as stack, contextlib.suppress(EOFError):
         while True:
             case = Case.from_json(pipe.recv_bytes().decode())
-            faulthandler.dump_traceback_later(seconds * 0.9, file=stack)
+            faulthandler.dump_traceback_later(seconds * 0.9, repeat=True, file=stack)
             finding = _judge(run, sample, place, case, watch)
             faulthandler.cancel_dump_traceback_later()
             pipe.send_bytes(json.dumps(finding and finding.to_dict()).encode())
@@ -113,6 +126,15 @@ def _judge(
     shutil.rmtree(folder, ignore_errors=True)
     lay_out(sample, folder, case)
     return judge(run, folder, case, watch)
+
+
+def _processor_seconds(process: int) -> float:
+    """What a process has used so far; 0 where it has just ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _limit() -> None:
