@@ -1,4 +1,4 @@
-"""The workshop: demo, test, lint, bench, host, fuzz. Standard library only, Python 3.10 or newer, Linux, macOS and Windows.
+"""The workshop: demo, test, lint, bench, fuzz, host. Standard library only, Python 3.10+, Linux, macOS and Windows.
 
     python dev.py demo [options]     train on the embedded model and draw the sheet (options: of apt-train demo)
     python dev.py test [options]     run the tests, then those on a real ComfyUI if there is one (options: of pytest)
@@ -6,7 +6,7 @@
     python dev.py lint               ruff (rules and format) on everything, pyright on apt_train/
     python dev.py bench quality      what each method learns, and what it costs the prior (docs/benchmark.md)
     python dev.py bench cost         what a step costs by method, as ratios (options: of benchmarks/cost.py)
-    python dev.py fuzz [options]     hostile files and command lines, for 7 minutes (--seconds, --seed, names of targets)
+    python dev.py fuzz [options]     hostile files and command lines, for 7 minutes (--seconds N, --seed S, targets)
     python dev.py host [options]     start ComfyUI with this pack and tiny checkpoints (options: of its main.py)
 
 ComfyUI is looked for in $COMFYUI_PATH, then in ~/comfy/ComfyUI, then around this pack where it lies in custom_nodes/.

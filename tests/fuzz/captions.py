@@ -18,7 +18,8 @@ from .damage import Edit, byte_edits, cases_of, file_edits
 TEXT = "a photo of toy on grass"
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252", "shift-jis", "utf-7"]
 WORDS = ["toy", "{subject}", "toy_subject", "embedding:toy_subject", "{class_word}", "{", "}", "%s", "\n", "\r", "\x00",
-         "<unk>", "<bos>", "<eos>", "<pad>", "\u202e", "\ufeff", "\u2028", "e\u0301", "💥", "(toy:1.2)", "BREAK", "<lora:x:1>",
+         "<unk>", "<bos>", "<eos>", "<pad>", "\u202e", "\ufeff", "\u2028", "e\u0301", "💥", "(toy:1.2)", "BREAK",
+         "<lora:x:1>",
          "a" * 100, ",", "\\", "'", "\ud800"]  # fmt: skip
 
 
@@ -47,12 +48,15 @@ def _texts() -> SearchStrategy[Edit]:
 
 
 def _bytes() -> SearchStrategy[Edit]:
-    return st.tuples(st.just("write"), st.sampled_from(["a.txt", "b.txt", "a.caption"]), st.binary(max_size=40).map(packed))
+    return st.tuples(
+        st.just("write"), st.sampled_from(["a.txt", "b.txt", "a.caption"]), st.binary(max_size=40).map(packed)
+    )
 
 
 def _names() -> SearchStrategy[Edit]:
     """Names that mean something elsewhere, of captions, pictures and their company."""
-    names = ["c.txt", "A.TXT", ".txt", "a..txt", "a.png.txt", "a-mask.txt", "ä.txt", "ä.txt", "a\nb.txt", " .txt", "x" * 200 + ".txt",
+    names = ["c.txt", "A.TXT", ".txt", "a..txt", "a.png.txt", "a-mask.txt", "ä.txt", "ä.txt", "a\nb.txt", " .txt",
+        "x" * 200 + ".txt",
              "Thumbs.db", "._a.txt", ".a.txt", "a.txt~", "con.txt"]  # fmt: skip
     return st.tuples(st.just("duplicate"), st.sampled_from(["a.txt", "a.png"]), st.sampled_from(names))
 
@@ -67,7 +71,8 @@ def _settings() -> SearchStrategy[dict[str, str] | None]:
 
 def hostile() -> list[Case]:
     texts: list[Edit] = [("text", "a.txt", text, "utf-8") for text in ("\x00", "toy " * 20_000, "{subject}" * 5_000,
-        "toy" + "\u0301" * 10_000, "\u202etoy", "a toy\n\nand more", "nothing of it", " \n ", "\ud800 toy")]  # fmt: skip
+        "toy" + "\u0301" * 10_000, "\u202etoy", "a toy\n\nand more", "nothing of it", " \n ",
+        "\ud800 toy")]  # fmt: skip
     coded: list[Edit] = [("text", "a.txt", "a toy on grass, müßig", code) for code in ENCODINGS]
     settings = [{"class_word": word} for word in ("", " ", "{subject}", "\x00", "a" * 10_000, "(", "\\", "toy\n")]
     settings += [{"caption_template": text} for text in ("", "{subject", "{0}", "{subject!r}", "%", "toy" * 10_000)]

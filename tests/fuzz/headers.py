@@ -73,7 +73,8 @@ def hostile() -> list[Case]:
     entry = [
         ("shape", "null"), ("shape", '"32"'), ("shape", "[-1, 4, 3, 3]"), ("shape", "[1e400]"), ("shape", "[true]"),
         ("shape", "[9223372036854775808]"), ("shape", '["4"]'), ("shape", "{}"), ("data_offsets", '["0", "8"]'),
-        ("data_offsets", "[0]"), ("data_offsets", "[8, 0]"), ("data_offsets", "[-8, 8]"), ("data_offsets", "[0, 1e400]"),
+        ("data_offsets", "[0]"), ("data_offsets", "[8, 0]"), ("data_offsets", "[-8, 8]"), ("data_offsets",
+        "[0, 1e400]"),
         ("data_offsets", "null"), ("data_offsets", "[0, NaN]"), ("dtype", '"F4"'), ("dtype", "null"), ("dtype", "[]"),
     ]  # fmt: skip
     edited: list[Edit] = [("header", FILE, [IN, key], "set", raw) for key, raw in entry]

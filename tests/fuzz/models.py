@@ -24,8 +24,10 @@ WORDS, WORDS_CONFIG = "tokenizer/vocab.json", "tokenizer/tokenizer_config.json"
 WEIGHTS = ["unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"]
 EXTRA = [
     "attn_implementation", "_attn_implementation", "auto_map", "_name_or_path", "pretrained_model_name_or_path",
-    "torch_dtype", "dtype", "quantization_config", "trust_remote_code", "_class_name", "_commit_hash", "transformers_version",
-    "return_dict", "output_attentions", "pruned_heads", "id2label", "problem_type", "_use_default_values", "chunk_size_feed_forward",
+    "torch_dtype", "dtype", "quantization_config", "trust_remote_code", "_class_name", "_commit_hash",
+    "transformers_version",
+    "return_dict", "output_attentions", "pruned_heads", "id2label", "problem_type", "_use_default_values",
+    "chunk_size_feed_forward",
     "class_embed_type", "encoder_hid_dim", "attention_type", "dual_cross_attention", "only_cross_attention", "dropout",
     "num_attention_heads", "reverse_transformer_layers_per_block", "prediction_type", "rescale_betas_zero_snr",
     "trained_betas", "latents_mean", "shift_factor", "scaling_factor", "model_max_length", "extra_special_tokens",
@@ -65,7 +67,8 @@ def _litter() -> SearchStrategy[Edit]:
     """Files that should not be there, or say what others say too."""
     names = [
         "unet/._diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
-        "unet/diffusion_pytorch_model-00001-of-00002.safetensors", "unet/diffusion_pytorch_model.safetensors.index.json",
+        "unet/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "unet/diffusion_pytorch_model.safetensors.index.json",
         "tokenizer/tokenizer.json", "tokenizer/special_tokens_map.json", "tokenizer/added_tokens.json",
         "tokenizer/.DS_Store", "text_encoder/.ipynb_checkpoints/config.json", "text_encoder/generation_config.json",
         "unet/pytorch_model.bin", "tokenizer/chat_template.jinja", "scheduler/x.json",
@@ -94,13 +97,15 @@ def hostile() -> list[Case]:
             ("hidden_act", '"x"'), ("num_attention_heads", "0"), ("vocab_size", "1e12"), ("vocab_size", '"600"'),
             ("max_position_embeddings", "1"), ("max_position_embeddings", "1000000000"), ("torch_dtype", '"x"'),
             ("dtype", "7"), ("layer_norm_eps", '"x"'), ("auto_map", '{"AutoModel": "x/y--m.M"}'),
-            ("quantization_config", '{"quant_method": "bitsandbytes"}'), ("eos_token_id", "NaN"), ("bos_token_id", "[]"),
+            ("quantization_config", '{"quant_method": "bitsandbytes"}'), ("eos_token_id", "NaN"), ("bos_token_id",
+            "[]"),
         ]
     ]  # fmt: skip
     edits += [
         ("json", WORDS_CONFIG, [key], "set", raw)
         for key, raw in [
-            ("model_max_length", "1"), ("model_max_length", "0"), ("model_max_length", "-5"), ("model_max_length", '"x"'),
+            ("model_max_length", "1"), ("model_max_length", "0"), ("model_max_length", "-5"), ("model_max_length",
+            '"x"'),
             ("pad_token", "[1]"), ("eos_token", '{"a": 1}'), ("tokenizer_class", "7"), ("bos_token", "null"),
             ("auto_map", '{"AutoTokenizer": ["x/y--t.T", null]}'), ("extra_special_tokens", "7"),
         ]
@@ -117,7 +122,8 @@ def hostile() -> list[Case]:
         ("json", VAE, [key], "set", raw)
         for key, raw in [
             ("scaling_factor", '"x"'), ("scaling_factor", "0"), ("scaling_factor", "NaN"), ("latent_channels", "-1"),
-            ("layers_per_block", "100000000"), ("block_out_channels", "[]"), ("_class_name", "{}"), ("shift_factor", "[]"),
+            ("layers_per_block", "100000000"), ("block_out_channels", "[]"), ("_class_name", "{}"), ("shift_factor",
+            "[]"),
         ]
     ]  # fmt: skip
     edits += [("json", INDEX, ["unet"], "set", raw) for raw in ("7", "[]", '{"1": 2}', '["x", ["y"]]', '"ab"')]

@@ -7,6 +7,7 @@ elsewhere, warnings, memory). Not in: time, which needs another process (`worker
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -78,15 +79,17 @@ class Watch:
             raise Forbidden(event)
         if event in _WRITING or (event == "open" and _writes(arguments)):
             for path in arguments[: 2 if event == "os.rename" else 1]:
-                self._check_place(event, path)
+                self._refuse_outside(event, path)
 
-    def _check_place(self, event: str, path: Any) -> None:
+    def _refuse_outside(self, event: str, path: Any) -> None:
+        """The machine that this runs on is not to be harmed, so such a write also fails."""
         folder = self.folder
         if folder is None or not isinstance(path, (str, bytes, os.PathLike)):
             return
         place = os.path.abspath(os.fsdecode(path))
         if not place.startswith((str(folder), "/dev/null", "/proc/self/")):
-            self._note("outside", event, f"{event} {place!r}")
+            self._note("outside", event, place)
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), place)
 
     def _note(self, kind: str, where: str, text: str) -> None:
         stack = "".join(traceback.format_stack(limit=40))
@@ -113,7 +116,16 @@ def judge(run: Callable[[Path, Case], None], folder: Path, case: Case, watch: Wa
     grown = _memory("VmHWM") - before
     if grown > GROWTH and (finding is None or finding.kind != "crash"):
         return Finding("memory", finding.key if finding else "a good end", f"The case took {grown} MB.")
-    return watch.seen[0] if watch.seen else finding
+    seen = [noted for noted in watch.seen if not (noted.kind == "outside" and _is_asked_for(case, noted))]
+    return seen[0] if seen else finding
+
+
+def _is_asked_for(case: Case, noted: Finding) -> bool:
+    """Whether a command line named the folder, or one in it, that was written to."""
+    words = case.arguments.get("argv", []) if isinstance(case.arguments, dict) else []
+    place = noted.text.partition("\n")[0]
+    named = [os.path.abspath(os.path.expanduser(word)) for word in words if os.sep in word or ".." in word]
+    return any(place.startswith(os.path.dirname(path)) for path in named)
 
 
 def _outcome(run: Callable[[Path, Case], None], folder: Path, case: Case) -> Finding | None:

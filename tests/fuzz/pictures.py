@@ -101,8 +101,10 @@ def _png(chunks: list[bytes], width: int = SIDE, height: int = SIDE, depth: int 
 
 
 def _chunks(name: str) -> SearchStrategy[Edit]:
-    kinds = st.sampled_from([b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"tRNS", b"PLTE", b"pHYs",
-                             b"acTL", b"fcTL", b"fdAT", b"IHDR", b"IDAT", b"IEND", b"cICP", b"tIME", b"xxxx", b"\x00\x01\x02\x03"])  # fmt: skip
+    kinds = st.sampled_from([b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"gAMA", b"cHRM", b"sRGB", b"tRNS", b"PLTE",
+        b"pHYs",
+                             b"acTL", b"fcTL", b"fdAT", b"IHDR", b"IDAT", b"IEND", b"cICP", b"tIME", b"xxxx",
+                             b"\x00\x01\x02\x03"])  # fmt: skip
     data = st.one_of(st.binary(max_size=40), _text_chunks(), _icc_chunks(), _exifs())
     chunk = st.builds(_chunk, kinds, data, st.one_of(st.none(), st.none(), st.integers(0, 2**32 - 1)))
     size = st.one_of(st.just(SIDE), st.just(SIDE), st.sampled_from([0, 1, 65_535, 2**31 - 1, 2**31, 2**32 - 1]))
@@ -127,7 +129,9 @@ def _profiles() -> SearchStrategy[bytes]:
     valid = _icc()
     spots = st.tuples(st.integers(0, len(valid) - 1), st.binary(min_size=1, max_size=8))
     struck = st.lists(spots, min_size=1, max_size=4).map(lambda spots: _struck(valid, spots))
-    spaces = st.sampled_from([b"CMYK", b"GRAY", b"Lab ", b"XYZ ", b"    "]).map(lambda space: _struck(valid, [(16, space)]))
+    spaces = st.sampled_from([b"CMYK", b"GRAY", b"Lab ", b"XYZ ", b"    "]).map(
+        lambda space: _struck(valid, [(16, space)])
+    )
     return st.one_of(struck, spaces, st.integers(0, len(valid)).map(lambda end: valid[:end]), st.binary(max_size=200))
 
 
@@ -150,7 +154,9 @@ def _exif(entries: list[tuple[int, int, int, int]], order: bytes = b"II", offset
 
 
 def _exifs() -> SearchStrategy[bytes]:
-    tags = st.one_of(st.sampled_from([0x0112, 0x8769, 0x8825, 0x011A, 0x0201, 0x0202, 0x927C, 0xA005]), st.integers(0, 65_535))
+    tags = st.one_of(
+        st.sampled_from([0x0112, 0x8769, 0x8825, 0x011A, 0x0201, 0x0202, 0x927C, 0xA005]), st.integers(0, 65_535)
+    )
     counts = st.one_of(st.sampled_from([0, 1, 2, 2**31, 2**32 - 1]), st.integers(0, 2**32 - 1))
     values = st.one_of(st.integers(0, 12), st.integers(0, 2**32 - 1))
     entry = st.tuples(tags, st.integers(0, 13), counts, values)
@@ -171,7 +177,9 @@ def _segments() -> SearchStrategy[Edit]:
 
 def _with_segments(segments: list[tuple[int, bytes]]) -> Edit:
     plain = _saved(Image.new("RGB", (SIDE, SIDE), "teal"), "JPEG")
-    added = b"".join(bytes([0xFF, kind]) + struct.pack(">H", len(data[:65_000]) + 2) + data[:65_000] for kind, data in segments)
+    added = b"".join(
+        bytes([0xFF, kind]) + struct.pack(">H", len(data[:65_000]) + 2) + data[:65_000] for kind, data in segments
+    )
     return ("write", JPEG, packed(plain[:2] + added + plain[2:]))
 
 
@@ -182,7 +190,9 @@ def _written() -> SearchStrategy[Edit]:
     """Pictures of other kinds, modes and sizes, under one of our names."""
     mode = st.sampled_from(["1", "L", "P", "LA", "PA", "I;16", "I", "F", "CMYK", "YCbCr", "HSV", "LAB", "RGBA"])
     size = st.sampled_from([(1, 1), (1, 300), (300, 1), (SIDE, SIDE), (2, 3)])
-    kind = st.sampled_from(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "ICO", "PPM", "TGA", "EPS", "PDF", "AVIF", "MPO"])
+    kind = st.sampled_from(
+        ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "ICO", "PPM", "TGA", "EPS", "PDF", "AVIF", "MPO"]
+    )
     name = st.sampled_from([PNG, JPEG, WEBP, MASK, "d.jfif", "e.tga", "f.apng", "g.gif", "h", "i.tiff", "a_mask.png"])
     return st.builds(lambda name, *how: ("write", name, packed(_other(*how))), name, mode, size, kind)
 
@@ -195,7 +205,8 @@ def _other(mode: str, size: tuple[int, int], kind: str) -> bytes:
 
 
 def _names() -> SearchStrategy[Edit]:
-    names = ["a-masklabel.png", "a_mask.png", "A.PNG", "a.jpeg", "ä.png", "a\nb.png", " .png", ".png", "x" * 200 + ".png",
+    names = ["a-masklabel.png", "a_mask.png", "A.PNG", "a.jpeg", "ä.png", "a\nb.png", " .png", ".png",
+        "x" * 200 + ".png",
              "-mask.png", "a-mask-mask.png", "b.jpg.png", "a.png.webp", "con.png", "._a.png"]  # fmt: skip
     return st.tuples(st.just("duplicate"), st.sampled_from([PNG, MASK]), st.sampled_from(names))
 
@@ -204,7 +215,9 @@ def _hosts() -> SearchStrategy[dict[str, Any]]:
     side = st.sampled_from([0, 1, 3, 4, 24, 25])
     tensor = st.tuples(st.lists(side, max_size=5), st.sampled_from(_FLOATS), st.sampled_from(_TYPES)).map(list)
     many = st.one_of(tensor, st.lists(tensor, max_size=3))
-    captions = st.one_of(st.none(), st.text(max_size=9), st.lists(st.one_of(st.none(), st.text(max_size=5)), max_size=3))
+    captions = st.one_of(
+        st.none(), st.text(max_size=9), st.lists(st.one_of(st.none(), st.text(max_size=5)), max_size=3)
+    )
     return st.fixed_dictionaries({"images": many, "masks": st.one_of(st.none(), many), "captions": captions})
 
 
@@ -222,7 +235,10 @@ def hostile() -> list[Case]:
         [(0x8825, 13, 1, 8)], [(0x0112, 5, 1, 0)], [(0x0112, 3, 0, 0)], [(0x0112, 3, 1, 99)],
     ]  # fmt: skip
     segments = [_with_segments([(0xE1, _exif(entries))]) for entries in exifs]
-    segments += [_with_segments([(0xE2, b"ICC_PROFILE\0\x01\x01" + b"\xff" * 200)]), _with_segments([(0xE1, b"Exif\0\0")])]
+    segments += [
+        _with_segments([(0xE2, b"ICC_PROFILE\0\x01\x01" + b"\xff" * 200)]),
+        _with_segments([(0xE1, b"Exif\0\0")]),
+    ]
     tensors = [
         {"images": [[1, 0, 24, 3], 1.0, "float32"], "masks": None, "captions": None},
         {"images": [[1, 24, 24, 3], float("nan"), "float32"], "masks": None, "captions": None},

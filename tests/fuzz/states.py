@@ -45,9 +45,7 @@ def _train(output: Path | None, steps: int, *, resume: bool) -> dict[str, Tensor
     """Without the report and the drift, which are slow and none of the state's business."""
     config = quick_config(steps=steps, snapshot_every=2, batch_size=1, augment_variants=1)
     with mock.patch.object(loop, "write_extras"), mock.patch.object(loop, "try_drift", return_value=None):
-        return loop.train(
-            tiny_components(), pictures(1), config, output_dir=output, resume=resume, device="cpu"
-        ).lora
+        return loop.train(tiny_components(), pictures(1), config, output_dir=output, resume=resume, device="cpu").lora
 
 
 def cases(folder: Path) -> SearchStrategy[Case]:
@@ -60,7 +58,8 @@ def cases(folder: Path) -> SearchStrategy[Case]:
     log = st.one_of(
         byte_edits(LOG), file_edits(LOG),
         st.tuples(
-            st.just("line"), st.just(LOG), st.integers(0, KEPT), st.sampled_from(["replace", "insert", "delete", "double"]),
+            st.just("line"), st.just(LOG), st.integers(0, KEPT), st.sampled_from(["replace", "insert", "delete",
+                "double"]),
             st.one_of(VALUES, st.sampled_from(BROKEN)),
         ),
     )  # fmt: skip
@@ -74,7 +73,16 @@ def _config(folder: Path) -> SearchStrategy[Edit]:
 
 def _folder() -> SearchStrategy[Edit]:
     """What copying, moving and tidying leaves in a run's folder."""
-    names = ["step_best", "step_000004 copy", "step_000009", "step_000001", "step_", "step_4", "step_²", "step_" + "9" * 30]
+    names = [
+        "step_best",
+        "step_000004 copy",
+        "step_000009",
+        "step_000001",
+        "step_",
+        "step_4",
+        "step_²",
+        "step_" + "9" * 30,
+    ]
     return st.one_of(
         st.tuples(st.just("duplicate"), st.sampled_from([NEW, OLD]), st.sampled_from(names)),
         st.tuples(st.just("move"), st.sampled_from([NEW, OLD]), st.sampled_from(names)),
@@ -82,7 +90,9 @@ def _folder() -> SearchStrategy[Edit]:
         st.sampled_from([f"{NEW}/x.tmp", f"{RUN}/.0a1b2c3d.tmp", f"{RUN}/snapshots/.x.tmp", f"{RUN}/.lock"]).map(
             lambda name: ("text", name, "x")
         ),
-        st.sampled_from([f"{RUN}/.lock", f"{RUN}/snapshots/step_000006", f"{RUN}/previews"]).map(lambda name: ("folder", name)),
+        st.sampled_from([f"{RUN}/.lock", f"{RUN}/snapshots/step_000006", f"{RUN}/previews"]).map(
+            lambda name: ("folder", name)
+        ),
     )
 
 
@@ -91,10 +101,14 @@ def hostile() -> list[Case]:
     edits += [("bytes", TENSORS, "zero", 0.5, "00"), ("bytes", TENSORS, "cut", 0.7, "00"), ("text", TENSORS, "")]
     edits += [("header", TENSORS, [], "set", raw) for raw in ("{}", "@nest 100000", "null")]
     edits += [("json", NUMBERS, [], "set", raw) for raw in ("{}", "null", "@nest 100000", "[]", '"x"')]
-    edits += [("json", NUMBERS, ["step"], "set", raw) for raw in ("3", "-1", "null", '"4"', "1" + 400 * "0", "NaN", "true")]
+    edits += [
+        ("json", NUMBERS, ["step"], "set", raw) for raw in ("3", "-1", "null", '"4"', "1" + 400 * "0", "NaN", "true")
+    ]
     edits += [("json", NUMBERS, [key], "set", raw) for key in ("variants", "indicator", "scaler")
               for raw in ("null", "-1", "[]", "100000000", '{"x": 1}')]  # fmt: skip
-    edits += [("line", LOG, 1, "replace", text) for text in ("{", "{}", "[]", "@nest 100000", '{"step": "2"}', "\ud800")]
+    edits += [
+        ("line", LOG, 1, "replace", text) for text in ("{", "{}", "[]", "@nest 100000", '{"step": "2"}', "\ud800")
+    ]
     edits += [("duplicate", NEW, name) for name in ("step_000004 copy", "step_best", "step_000009", "step_²")]
     edits += [("folder", f"{RUN}/.lock"), ("remove", LOG), ("folder", LOG), ("remove", NUMBERS), ("folder", NUMBERS)]
     edits += [("json", CONFIG, [key], "delete", "") for key in ("dtype", "digest", "config", "name")]

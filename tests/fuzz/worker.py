@@ -103,9 +103,7 @@ class Worker:
         self._process = self._pipe = None
 
 
-def _serve(
-    run: Callable[[Path, Case], None], sample: Path, place: Path, pipe: Connection, seconds: float
-) -> None:
+def _serve(run: Callable[[Path, Case], None], sample: Path, place: Path, pipe: Connection, seconds: float) -> None:
     """The forked process: answers cases until it is killed."""
     os.setpgrp()  # Ctrl-C is the parent's
     _limit()
@@ -119,9 +117,7 @@ def _serve(
             pipe.send_bytes(json.dumps(finding and finding.to_dict()).encode())
 
 
-def _judge(
-    run: Callable[[Path, Case], None], sample: Path, place: Path, case: Case, watch: Watch
-) -> Finding | None:
+def _judge(run: Callable[[Path, Case], None], sample: Path, place: Path, case: Case, watch: Watch) -> Finding | None:
     folder = place / "case"
     shutil.rmtree(folder, ignore_errors=True)
     lay_out(sample, folder, case)
