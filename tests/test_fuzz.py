@@ -30,11 +30,11 @@ from tests.fuzz.targets import TARGETS
 from tests.fuzz.worker import Worker
 
 SHORT = [  # hand-picked and drawn cases of a target, about a second of each; the same on every machine
-    ("headers", 40, 10),
+    ("headers", 24, 6),
     ("models", 20, 5),
     ("pictures", 40, 20),
     ("captions", 6, 3),
-    ("logs", 50, 10),
+    ("logs", 30, 8),
     ("states", 8, 3),
     ("commands", 12, 4),
 ]

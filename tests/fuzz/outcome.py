@@ -116,15 +116,16 @@ def judge(run: Callable[[Path, Case], None], folder: Path, case: Case, watch: Wa
     grown = _memory("VmHWM") - before
     if grown > GROWTH and (finding is None or finding.kind != "crash"):
         return Finding("memory", finding.key if finding else "a good end", f"The case took {grown} MB.")
-    seen = [noted for noted in watch.seen if not (noted.kind == "outside" and _is_asked_for(case, noted))]
+    seen = [noted for noted in watch.seen if not (noted.kind == "outside" and _is_asked_for(folder, case, noted))]
     return seen[0] if seen else finding
 
 
-def _is_asked_for(case: Case, noted: Finding) -> bool:
+def _is_asked_for(folder: Path, case: Case, noted: Finding) -> bool:
     """Whether a command line named the folder, or one in it, that was written to."""
     words = case.arguments.get("argv", []) if isinstance(case.arguments, dict) else []
     place = noted.text.partition("\n")[0]
-    named = [os.path.abspath(os.path.expanduser(word)) for word in words if os.sep in word or ".." in word]
+    outward = [os.path.expanduser(word) for word in words if word.startswith((os.sep, "~")) or ".." in word]
+    named = [os.path.normpath(folder / word) for word in outward]
     return any(place.startswith(os.path.dirname(path)) for path in named)
 
 

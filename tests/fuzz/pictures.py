@@ -64,14 +64,11 @@ def _from_tensors(images: Any, masks: Any, captions: Any) -> None:
 
 def _tensors(words: Any) -> Any:
     """A tensor as [shape, value, type], or a list of them."""
-    if isinstance(words, list) and words and isinstance(words[0], list) and isinstance(words[0][0], list):
-        return [_tensors(word) for word in words]
-    if not words:
-        return words
+    if not words or not isinstance(words[-1], str):
+        return [_tensors(word) for word in words] if words else words
     shape, value, kind = words
     dtype = getattr(torch, kind)
-    finite = value if dtype.is_floating_point else {True: int(value)}.get(abs(value) < 256, 0)
-    return torch.full(shape, finite, dtype=dtype)
+    return torch.full(shape, value if dtype.is_floating_point else abs(value) < 256, dtype=dtype)
 
 
 def cases(folder: Path) -> SearchStrategy[Case]:
