@@ -68,7 +68,8 @@ def _tensors(words: Any) -> Any:
         return [_tensors(word) for word in words] if words else words
     shape, value, kind = words
     dtype = getattr(torch, kind)
-    return torch.full(shape, value if dtype.is_floating_point else abs(value) < 256, dtype=dtype)
+    number = value if dtype.is_floating_point else float(abs(value) < 256)
+    return torch.full(shape, number, dtype=torch.float64).to(dtype)
 
 
 def cases(folder: Path) -> SearchStrategy[Case]:
