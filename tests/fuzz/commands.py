@@ -66,7 +66,7 @@ def run(folder: Path, case: Case) -> None:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(error):
             code = _exit_code(case.arguments["argv"])
     if code == 2:
-        raise InputError(_without_long_words(_sentence(error.getvalue()), case.arguments["argv"]))
+        raise InputError(_sentence(error.getvalue()))
     if code != 0:
         raise Wrong(f"the exit code is {code}: {error.getvalue()[-500:]}")
     _check_lora(folder, said.getvalue())
@@ -87,14 +87,6 @@ def _sentence(text: str) -> str:
     if not found or not sentence.endswith("\n"):
         raise Wrong(f"exit code 2 without a sentence: {text[-500:]!r}")
     return sentence[:-1]
-
-
-def _without_long_words(sentence: str, argv: list[str]) -> str:
-    """A sentence may say again what was typed, however long that was."""
-    for word in argv:
-        if len(word) > 100:
-            sentence = sentence.replace(word, word[:10] + "...")
-    return sentence
 
 
 def _check_lora(folder: Path, said: str) -> None:

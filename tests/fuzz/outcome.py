@@ -133,7 +133,7 @@ def _outcome(run: Callable[[Path, Case], None], folder: Path, case: Case) -> Fin
     try:
         run(folder, case)
     except InputError as error:
-        return check_sentence(str(error))
+        return check_sentence(_without_long_words(str(error), case.arguments))
     except Wrong as error:
         return Finding("wrong", str(error).partition(":")[0], str(error))
     except BaseException as error:  # also SystemExit, or what a library raises past Exception
@@ -141,6 +141,15 @@ def _outcome(run: Callable[[Path, Case], None], folder: Path, case: Case) -> Fin
         lines = traceback.format_exception(type(error), error, error.__traceback__, limit=-5)
         return Finding("crash", f"{type(error).__name__} in {place}", "".join(lines)[-3000:])
     return None
+
+
+def _without_long_words(sentence: str, given: Any) -> str:
+    """A sentence may say again what was typed, however long that was."""
+    if isinstance(given, dict):
+        given = list(given.values())
+    for item in given if isinstance(given, list) else []:
+        sentence = _without_long_words(sentence, item)
+    return sentence.replace(given, given[:10] + "...") if isinstance(given, str) and len(given) > 100 else sentence
 
 
 def check_sentence(text: str) -> Finding | None:

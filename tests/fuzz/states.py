@@ -97,7 +97,7 @@ def _folder() -> SearchStrategy[Edit]:
 
 
 def hostile() -> list[Case]:
-    edits: list[Edit] = [("bytes", TENSORS, "flip", place, "01") for place in (0.0, 0.2, 0.5, 0.9)]
+    edits: list[Edit] = [("bytes", TENSORS, "flip", place, "01") for place in (0.5, 0.0, 0.2, 0.9)]
     edits += [("bytes", TENSORS, "zero", 0.5, "00"), ("bytes", TENSORS, "cut", 0.7, "00"), ("text", TENSORS, "")]
     edits += [("header", TENSORS, [], "set", raw) for raw in ("{}", "@nest 100000", "null")]
     edits += [("json", NUMBERS, [], "set", raw) for raw in ("{}", "null", "@nest 100000", "[]", '"x"')]
