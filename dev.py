@@ -1,4 +1,4 @@
-"""The workshop: demo, test, lint, bench, host. Standard library only, Python 3.10 or newer, Linux, macOS and Windows.
+"""The workshop: demo, test, lint, bench, fuzz, host. Standard library only, Python 3.10+, Linux, macOS and Windows.
 
     python dev.py demo [options]     train on the embedded model and draw the sheet (options: of apt-train demo)
     python dev.py test [options]     run the tests, then those on a real ComfyUI if there is one (options: of pytest)
@@ -6,6 +6,7 @@
     python dev.py lint               ruff (rules and format) on everything, pyright on apt_train/
     python dev.py bench quality      what each method learns, and what it costs the prior (docs/benchmark.md)
     python dev.py bench cost         what a step costs by method, as ratios (options: of benchmarks/cost.py)
+    python dev.py fuzz [options]     hostile files and command lines, for 7 minutes (--seconds N, --seed S, targets)
     python dev.py host [options]     start ComfyUI with this pack and tiny checkpoints (options: of its main.py)
 
 ComfyUI is looked for in $COMFYUI_PATH, then in ~/comfy/ComfyUI, then around this pack where it lies in custom_nodes/.
@@ -58,11 +59,13 @@ def main(arguments: list[str]) -> int:
         return bench(options)
     if command == "host":
         return host(options)
+    if command == "fuzz":
+        return fuzz(options)
     if command == "lint" and not options:
         return lint()
     if command == "lint":
         raise Failure(f"lint takes no options, it was given {options[0]}: run `python dev.py lint`.")
-    raise Failure(f"there is no command {command}: say demo, test, lint, bench or host.")
+    raise Failure(f"there is no command {command}: say demo, test, lint, bench, host or fuzz.")
 
 
 # ---- the commands ------------------------------------------------------------------------------------------
@@ -142,6 +145,12 @@ def bench(options: list[str]) -> int:
     if not options or options[0] not in names:
         raise Failure(f"bench needs the name of a benchmark: {' or '.join(names)}.")
     return run([prepare(*NEWEST, extras=["bench"]), "-m", f"benchmarks.{options[0]}", *options[1:]])
+
+
+def fuzz(options: list[str]) -> int:
+    """Look for input that ends in anything but success or one sentence; one thread, as in the tests."""
+    python = prepare(*NEWEST, extras=["bench", "test"])
+    return run([python, "-m", "tests.fuzz", *options], OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="0")
 
 
 def host(options: list[str]) -> int:

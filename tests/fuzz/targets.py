@@ -1,0 +1,19 @@
+"""What is fuzzed, by name.
+
+A target is a module with `sample(folder)`, which writes something valid, `cases(folder)`, hypothesis's damage to it,
+`hostile()`, hand-picked cases, and `run(folder, case)`, which gives it to the library and may only raise InputError.
+"""
+
+from types import ModuleType
+
+from . import captions, commands, headers, logs, models, pictures, states
+
+TARGETS: dict[str, ModuleType] = {
+    "headers": headers,
+    "models": models,
+    "pictures": pictures,
+    "captions": captions,
+    "logs": logs,
+    "states": states,
+    "commands": commands,
+}
