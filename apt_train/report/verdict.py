@@ -7,6 +7,7 @@ the indicator compares losses on the training pictures; likeness and obedience t
 from __future__ import annotations
 
 from ..config import TrainConfig
+from ..run.log import line_numbers
 from .recommend import has_risen, last_before_rising, lowest_ratio
 from .run_log import RunLog
 from .run_summary import FEWEST_STEPS, NEAR_ONE, BinSummary, Summary, summarize
@@ -52,9 +53,8 @@ def _left_out(lines: list[int]) -> str:
     """Lines of a damaged log, by number."""
     if not lines:
         return ""
-    numbers = ", ".join(map(str, lines[:5])) + (f" and {len(lines) - 5} more" if len(lines) > 5 else "")
-    what = f"Line {numbers} of the log is" if len(lines) == 1 else f"Lines {numbers} of the log are"
-    return f" {what} unreadable or repeated and left out."
+    verb = "is" if len(lines) == 1 else "are"
+    return f" {line_numbers(lines).capitalize()} of the log {verb} unreadable or repeated and left out."
 
 
 def _indicator(summary: Summary) -> list[str]:

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -177,7 +178,7 @@ class RunFolder:
         if all(lost):
             raise InputError(
                 f"{self.path} was deleted or moved while training: what this run had trained is saved there again, and "
-                f"goes on with `apt-train resume {self.path}`."
+                f"goes on with `apt-train resume {shlex.quote(str(self.path))}`."
             )
         if any(lost):
             self.complete()

@@ -44,17 +44,19 @@ class Log:
         """One sentence about the lines that are left out; empty: there are none."""
         if not self.left_out:
             return ""
-        shown, more = self.left_out[:5], len(self.left_out) - 5
-        numbers = ", ".join(map(str, shown)) + (f" and {more} more" if more > 0 else "")
-        what = f"line {numbers} is" if len(self.left_out) == 1 else f"lines {numbers} are"
-        return f"{LOG} is damaged: {what} left out, as unreadable or repeated, but stay in the file."
+        stays = (
+            "is left out, as unreadable or repeated, and stays"
+            if len(self.left_out) == 1
+            else ("are left out, as unreadable or repeated, and stay")
+        )
+        return f"{LOG} is damaged: {line_numbers(self.left_out)} {stays} in the file."
 
     def gap(self, step: int) -> str:
         """One sentence about the steps up to `step` that the log no longer has; empty: it has them all."""
         lost = step - sum(line["step"] <= step for line in self.lines)
         if not lost:
             return ""
-        return f"{LOG} no longer has {lost} of the {step} steps that were trained: the LoRA does, the curves do not."
+        return f"{LOG} no longer has {lost} of the {step} steps that were trained: curves and report go without."
 
 
 def read_log(path: Path, bins: int | None = None) -> Log:
@@ -62,19 +64,18 @@ def read_log(path: Path, bins: int | None = None) -> Log:
 
     `bins`: how many the settings say. InputError: the file cannot be opened.
     """
-    read = list(_read(path))
-    expected = _bins_of([line for _, line in read if line is not None], bins)
+    found = [(line, bool(raw.strip()), _is_cut(raw, line)) for raw, line in _read(path)]
+    expected = _bins_of([line for line, _, _ in found if line is not None], bins)
     steps: dict[int, tuple[int, Line]] = {}
     left_out = []
-    for number, (raw, line) in enumerate(read, start=1):
+    for number, (line, is_filled, is_cut) in enumerate(found, start=1):
         if line is not None and len(line["gamma"]) == expected:
             left_out += [steps[line["step"]][0]] if line["step"] in steps else []
             steps[line["step"]] = number, line
-        elif raw.strip():
+        elif is_filled and not is_cut:
             left_out.append(number)
-    cut = bool(read) and _is_cut(*read[-1])
     lines = [steps[step][1] for step in sorted(steps)]
-    return Log(lines, sorted(set(left_out) - ({len(read)} if cut else set())), cut)
+    return Log(lines, sorted(left_out), cut=bool(found) and found[-1][2])
 
 
 def cut_log(path: Path, step: int, *, without: tuple[str, ...] = ()) -> bytes:
@@ -87,6 +88,12 @@ def cut_log(path: Path, step: int, *, without: tuple[str, ...] = ()) -> bytes:
     if not path.is_file() or path.read_bytes() != text:
         atomic_write(path, lambda draft: draft.write_bytes(text))
     return text
+
+
+def line_numbers(numbers: list[int]) -> str:
+    """`line 4`, `lines 4, 7`, `lines 4, 7, 8, 9, 10 and 3 more`."""
+    shown = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
+    return f"line {shown}" if len(numbers) == 1 else f"lines {shown}"
 
 
 def line_bytes(line: Line) -> bytes:
