@@ -171,7 +171,10 @@ def _notes(found: _Found, used: set[Path | None], sorted_: Folder) -> list[str]:
         ),
         (second, "{is} not used: another file is the loss mask of the same picture."),
         (orphans, "{belongs} to no picture: a caption has the name of its picture."),
-        (in_folders, "{is} not read, a sub-folder with pictures: give a folder that holds all pictures itself."),
+        (
+            in_folders,
+            "{is} not read, though with pictures: move these here, or give the sub-folder itself.",
+        ),
         (of_masks, "{is} not read: a loss mask of X.png stands beside it, as X-mask.png."),
         (others, "{is} not read: neither picture nor caption nor mask."),
     )
