@@ -244,10 +244,11 @@ class _Reading:
 
 
 def _nothing_in(folder: Path, with_pictures: list[Path]) -> str:
+    shown = printable(str(folder))
     if not with_pictures:
-        return f"There are no usable pictures in {folder}: put png, jpg or webp files there."
+        return f"There are no usable pictures in {shown}: put png, jpg or webp files there."
     names = listed([printable(str(path)) for path in with_pictures])
-    return f"There are no usable pictures in {folder} itself: give the folder that holds them, {names}."
+    return f"There are no usable pictures in {shown} itself: give the folder that holds them, {names}."
 
 
 def _fitted(mask: Tensor | None, pixels: Tensor, mask_name: str, name: str) -> Tensor | None:

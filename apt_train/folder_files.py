@@ -87,13 +87,14 @@ def sort_folder(folder: Path) -> Folder:
 
 def _entries(folder: Path) -> list[Path]:
     """The folder's visible entries, by name: the same order on every system."""
+    shown = printable(str(folder))
     if not os.path.isdir(folder):
         what = "is a file" if os.path.exists(folder) else "does not exist"
-        raise InputError(f"The image folder {folder} {what}: give a folder with pictures of the subject.")
+        raise InputError(f"The image folder {shown} {what}: give a folder with pictures of the subject.")
     try:
         entries = [path for path in folder.iterdir() if not _is_hidden(path.name)]
     except OSError as error:
-        raise InputError(f"The image folder {folder} cannot be read: {error.strerror}.") from error
+        raise InputError(f"The image folder {shown} cannot be read: {error.strerror}.") from error
     return sorted(entries, key=lambda path: path.name)
 
 
