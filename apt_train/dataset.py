@@ -244,10 +244,11 @@ class _Reading:
 
 
 def _nothing_in(folder: Path, with_pictures: list[Path]) -> str:
+    shown = printable(str(folder))
     if not with_pictures:
-        return f"There are no usable pictures in {folder}: put png, jpg or webp files there."
+        return f"There are no usable pictures in {shown}: put png, jpg or webp files there."
     names = listed([printable(str(path)) for path in with_pictures])
-    return f"There are no usable pictures in {folder} itself: give the folder that holds them, {names}."
+    return f"There are no usable pictures in {shown} itself: give the folder that holds them, {names}."
 
 
 def _fitted(mask: Tensor | None, pixels: Tensor, mask_name: str, name: str) -> Tensor | None:
@@ -269,8 +270,8 @@ def _lines(captions: Sequence[str | None] | str | None, count: int) -> tuple[lis
     lines = _caption_lines(captions, count)
     if lines is None:
         return [None] * count, []
-    if any(not isinstance(line, (str, type(None))) for line in lines):
-        raise InputError("The captions are no text: give one string per image.")
+    for line in lines:
+        _check_text(line)
     if len(lines) == 1 < count:
         note = f"The only caption counts for all {count} pictures: write a line per picture where they differ."
         return lines * count, [note] if on_one_line(lines[0]) else []
@@ -280,6 +281,18 @@ def _lines(captions: Sequence[str | None] | str | None, count: int) -> tuple[lis
             "without any the caption template counts."
         )
     return lines, []
+
+
+def _check_text(caption: object) -> None:
+    """A string that can be written: half a character of UTF-16 cannot."""
+    if caption is None:
+        return
+    if not isinstance(caption, str):
+        raise InputError(f"A caption is a {type(caption).__name__}: give one string per image.")
+    try:
+        caption.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"The caption {caption!a} holds half a character: type it anew.") from None
 
 
 def _caption_lines(captions: Sequence[str | None] | str | None, count: int) -> list[str | None] | None:

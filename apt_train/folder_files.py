@@ -87,13 +87,14 @@ def sort_folder(folder: Path) -> Folder:
 
 def _entries(folder: Path) -> list[Path]:
     """The folder's visible entries, by name: the same order on every system."""
+    shown = printable(str(folder))
     if not os.path.isdir(folder):
         what = "is a file" if os.path.exists(folder) else "does not exist"
-        raise InputError(f"The image folder {folder} {what}: give a folder with pictures of the subject.")
+        raise InputError(f"The image folder {shown} {what}: give a folder with pictures of the subject.")
     try:
         entries = [path for path in folder.iterdir() if not _is_hidden(path.name)]
     except OSError as error:
-        raise InputError(f"The image folder {folder} cannot be read: {error.strerror}.") from error
+        raise InputError(f"The image folder {shown} cannot be read: {error.strerror}.") from error
     return sorted(entries, key=lambda path: path.name)
 
 
@@ -171,7 +172,10 @@ def _notes(found: _Found, used: set[Path | None], sorted_: Folder) -> list[str]:
         ),
         (second, "{is} not used: another file is the loss mask of the same picture."),
         (orphans, "{belongs} to no picture: a caption has the name of its picture."),
-        (in_folders, "{is} not read, a sub-folder with pictures: give a folder that holds all pictures itself."),
+        (
+            in_folders,
+            "{is} not read, though with pictures: move these here, or give the sub-folder itself.",
+        ),
         (of_masks, "{is} not read: a loss mask of X.png stands beside it, as X-mask.png."),
         (others, "{is} not read: neither picture nor caption nor mask."),
     )

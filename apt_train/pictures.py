@@ -35,7 +35,7 @@ Color = tuple[int, int, int]
 
 # Completed with the pictures' names.
 FRAMES = "There are several frames in {names}: the first is taken."
-METADATA = "Broken or oversized metadata of {names} is left aside: see that nothing lies on its side."
+METADATA = "The metadata of {names} is broken or too large and was ignored: check which way up each picture is."
 
 
 @dataclass(frozen=True)

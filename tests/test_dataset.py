@@ -356,7 +356,8 @@ def test_a_single_caption_counts_for_all_pictures_and_says_so(captions):
 
 
 def test_captions_that_are_no_text_are_refused():
-    refused(lambda: ImageSet.from_tensors(torch.rand(2, 4, 4, 3), [1, 2]), "captions", "string")
+    refused(lambda: ImageSet.from_tensors(torch.rand(2, 4, 4, 3), [1, 2]), "caption", "int", "string")
+    refused(lambda: ImageSet.from_tensors(torch.rand(1, 4, 4, 3), "a \ud83d toy"), "caption", "half a character")
 
 
 @pytest.mark.parametrize(
