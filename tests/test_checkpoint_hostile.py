@@ -20,7 +20,7 @@ from apt_train.errors import InputError
 from tests.tiny import tiny_components
 from tests.tiny_checkpoint import single_file_tensors, tiny_modules, write_clip_vocabulary, write_safetensors
 
-SECONDS = 20  # of patience with one file; the machine may be busy
+SECONDS = 20  # of computing for one file
 UNET, TEXT, VAE = "unet/config.json", "text_encoder/config.json", "vae/config.json"
 SCHEDULER, INDEX = "scheduler/scheduler_config.json", "model_index.json"
 TOKENIZER, WORDS, SPECIAL = (
@@ -82,14 +82,14 @@ def changed(model: Path) -> Iterator[Callable[[str, bytes], Path]]:
 
 def outcome(path: Path) -> str:
     """The refusal, or nothing where the model loads; any other exception, and a long wait, fail the test."""
-    started = time.monotonic()
+    started = time.process_time()
     try:
         load_checkpoint(path)
         message = ""
     except InputError as error:
         message = str(error)
         assert message.endswith(".") and message.isprintable() and len(message) < 500, message
-    assert time.monotonic() - started < SECONDS
+    assert time.process_time() - started < SECONDS
     return message
 
 
@@ -339,7 +339,7 @@ def test_odd_tensors_are_refused(tmp_path: Path, kind: str) -> None:
     words = write_clip_vocabulary(tmp_path / "words")
     tensors = {**single_file_tensors(tiny_modules("sd15")), **ODD_TENSORS[kind]}
     path = write_safetensors(tmp_path / "m.safetensors", tensors)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(InputError) as caught:
         load_checkpoint(path, tokenizer=words)
-    assert time.monotonic() - started < SECONDS and "\n" not in str(caught.value)
+    assert time.process_time() - started < SECONDS and "\n" not in str(caught.value)
