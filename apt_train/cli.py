@@ -33,7 +33,7 @@ _GROUPS: dict[str, tuple[str, type]] = {
 }
 _INPUTS = (
     "checkpoint", "prediction_type", "images", "tokenizer", "prior_images", "background", "alpha_masks",
-    "skip_bad_images",
+    "skip_bad_images", "vae", "zero_terminal_snr",
 )  # fmt: skip
 
 
@@ -85,6 +85,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         choices=("epsilon", "v_prediction"),
         help="what the model predicts, for a file that does not say so itself (else epsilon)",
     )
+    inputs.add_argument(
+        "--zero-terminal-snr",
+        action=argparse.BooleanOptionalAction,
+        help="whether the noise schedule ends in pure noise, for a v-prediction file that does not say so itself",
+    )
+    inputs.add_argument("--vae", help="a VAE to use instead of the model's own: a .safetensors or a diffusers folder")
     inputs.add_argument(
         "--images", required=True, help="folder of pictures, with X.txt captions and X-mask.png masks beside them"
     )
@@ -191,7 +197,7 @@ def _run(options: argparse.Namespace) -> int:
 
     RunFolder.open_new(options.output, config.name)  # refuse before gigabytes are read
     inputs = {name: getattr(options, name) for name in _INPUTS}
-    for name in ("checkpoint", "images", "tokenizer", "prior_images"):
+    for name in ("checkpoint", "images", "tokenizer", "prior_images", "vae"):
         inputs[name] = str(Path(inputs[name]).absolute()) if inputs[name] else None
     return _train(config, inputs, options.output, options.device, resume=False)
 
@@ -237,8 +243,8 @@ def _load(inputs: dict[str, Any]) -> tuple[Components, ImageSet, ImageSet | None
         reading = {name: inputs[name] for name in ("background", "alpha_masks", "skip_bad_images")}
         images = load_images(inputs["images"], **reading)
         prior = load_images(inputs["prior_images"], **reading) if inputs["prior_images"] else None
-        told = {"tokenizer": inputs["tokenizer"], "prediction_type": inputs.get("prediction_type")}
-        return load_checkpoint(inputs["checkpoint"], **told), images, prior
+        told = {name: inputs.get(name) for name in ("prediction_type", "vae", "zero_terminal_snr")}
+        return load_checkpoint(inputs["checkpoint"], tokenizer=inputs["tokenizer"], **told), images, prior
 
 
 def _say_done(result: TrainResult, output: Path) -> None:

@@ -171,9 +171,10 @@ def _update(run: Run) -> None:
 
 
 def _diverged(what: str, run: Run) -> str:
+    finer = "" if run.dtype == torch.float32 else ", or train in fp32"
     return (
-        f"The {what} became infinite or not a number at step {run.steps_done + 1}: lower the learning rate, or train "
-        "in fp32; what was saved before stays as it is."
+        f"The {what} became infinite or not a number at step {run.steps_done + 1}: lower the learning rate{finer}; "
+        "what was saved before stays as it is."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -326,6 +327,21 @@ def test_what_a_model_predicts_can_be_said_and_is_said_again_on_resume(
     plain = json.loads((output / "config.json").read_text())
     del plain["inputs"]["prediction_type"]  # as before there was the option
     (output / "config.json").write_text(json.dumps(plain))
+    assert cli.main(["resume", str(output), "--steps", "5", "--device", "cpu"]) == 2
+
+
+@pytest.mark.parametrize("forgotten", ["vae", "zero_terminal_snr"])
+def test_a_given_vae_and_zero_terminal_snr_are_kept_for_resume(
+    model: Path, photos: Path, tmp_path: Path, forgotten: str
+) -> None:
+    shutil.copytree(model / "vae", tmp_path / "vae")
+    output, said = tmp_path / "out", ("--prediction-type", "v_prediction", "--zero-terminal-snr")
+    assert cli.main(arguments(model, photos, output, *said, "--vae", str(tmp_path / "vae"))) == 0
+    assert cli.main(["resume", str(output), "--steps", "4", "--device", "cpu"]) == 0
+    record = json.loads((output / "config.json").read_text())
+    assert record["inputs"]["vae"] == str(tmp_path / "vae") and record["inputs"]["zero_terminal_snr"] is True
+    record["inputs"][forgotten] = None
+    (output / "config.json").write_text(json.dumps(record))
     assert cli.main(["resume", str(output), "--steps", "5", "--device", "cpu"]) == 2
 
 

@@ -27,7 +27,8 @@ from .json_file import AGAIN
 
 LEAST_POSITIONS = 10  # the host's longest group of 7 tokens that is not cut, with start and end, and one to spare
 MOST_TOKENS = 1_000_000
-MOST_BLOCKS = 500  # residual blocks and transformers of a UNet; SDXL has 87
+MOST_BLOCKS = 250  # residual blocks and transformers of a UNet, counted as `unet_blocks` does; SDXL has 80
+TENSORS_PER_BLOCK = 4  # of a UNet at least; SD1.5 and SDXL have some 20
 
 # -- model_index.json
 
@@ -166,14 +167,19 @@ SCHEDULER: Table = {
 def checked_unet(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Keyword arguments of a `UNet2DConditionModel` of SD1.5's or SDXL's kind, of a size that is built in seconds."""
     config = checked(values, UNET, where)
-    levels = config.get("block_out_channels", (0,) * 4)
-    depths = config.get("transformer_layers_per_block", 1), config.get("reverse_transformer_layers_per_block") or 1
-    per_transformer = max(sum(_flat(depth)) if isinstance(depth, tuple) else depth * len(levels) for depth in depths)
-    layers = config.get("layers_per_block", 2)
-    most_layers = max(layers) if isinstance(layers, tuple) else layers
-    if (blocks := (2 * most_layers + 1) * (len(levels) + per_transformer)) > MOST_BLOCKS:
+    if (blocks := unet_blocks(config)) > MOST_BLOCKS:
         raise InputError(f"{where} describes a UNet of {blocks} blocks, more than {MOST_BLOCKS}: {AGAIN}.")
     return config
+
+
+def unet_blocks(config: Mapping[str, Any]) -> int:
+    """Residual blocks and transformers, as if each level had as many layers as the largest."""
+    levels = len(config.get("block_out_channels", (0,) * 4))
+    depths = config.get("transformer_layers_per_block", 1), config.get("reverse_transformer_layers_per_block") or 1
+    deepest = max(sum(_flat(depth)) if isinstance(depth, tuple) else depth * levels for depth in depths)
+    layers = config.get("layers_per_block", 2)
+    most = max(layers) if isinstance(layers, tuple) else layers
+    return (2 * most + 1) * (levels + deepest)
 
 
 def _flat(depths: tuple[Any, ...]) -> list[int]:

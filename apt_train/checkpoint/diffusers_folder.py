@@ -13,9 +13,9 @@ from ..components import Components, TextEncoder
 from ..errors import InputError
 from ..noise import NoiseSchedule, PredictionType
 from .config_check import checked
-from .config_tables import INDEX, PARTS, checked_scheduler, checked_unet
+from .config_tables import INDEX, PARTS, TENSORS_PER_BLOCK, checked_scheduler, checked_unet, unet_blocks
 from .families import family_of, load_family
-from .json_file import place, printable, read_json_object, shown
+from .json_file import AGAIN, place, printable, read_json_object, shown
 from .ldm_text import build_text_encoder, checked_text_config
 from .meta_build import build, refuse_quantised_config
 from .parts_fit import check_parts_fit
@@ -41,11 +41,14 @@ def load_diffusers_folder(
     """See `load_checkpoint`."""
     index = _read_index(folder, needs_vae=vae is None)
     schedule = _schedule(folder, prediction_type, zero_terminal_snr)
+    unet_config = _unet_config(folder / "unet")
+    if vae is None:
+        vae_settings(folder / "vae", _what(folder / "vae"))  # refused before anything is built
     sdxl = _is_given(index, "text_encoder_2")
     encoders = [_text_encoder(folder, index, "", sdxl, tokenizer, dtype)]
     if sdxl:
         encoders.append(_text_encoder(folder, index, "_2", sdxl, tokenizer, dtype))
-    unet = _load_unet(folder / "unet", dtype)
+    unet = _load_unet(folder / "unet", unet_config, dtype)
     autoencoder, digest = _vae_and_digest(folder, vae, family_of(unet.config, len(encoders), 8).name)
     codec = VaeCodec(autoencoder)
     _refuse_other_input(folder, unet, codec)
@@ -106,12 +109,21 @@ def _what(part: Path) -> str:
     return f"The {part.name} in {part.parent.name}"
 
 
-def _load_unet(part: Path, dtype: torch.dtype | None) -> UNet2DConditionModel:
+def _unet_config(part: Path) -> dict[str, Any]:
     values = read_json_object(part / "config.json")
     refuse_quantised_config(values, _what(part))
     _refuse_other_text(part.parent, values)
-    config = checked_unet(values, place(part / "config.json"))
-    return build(lambda: UNet2DConditionModel(**config), load_part(part), what=_what(part), dtype=dtype)
+    return checked_unet(values, place(part / "config.json"))
+
+
+def _load_unet(part: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> UNet2DConditionModel:
+    tensors = load_part(part)
+    if (blocks := unet_blocks(config)) * TENSORS_PER_BLOCK > len(tensors):
+        raise InputError(
+            f"{place(part / 'config.json')} describes {blocks} blocks, more than its {len(tensors)} tensors can be: "
+            f"{AGAIN}."
+        )
+    return build(lambda: UNet2DConditionModel(**config), tensors, what=_what(part), dtype=dtype)
 
 
 def _refuse_other_text(folder: Path, values: Mapping[str, Any]) -> None:
