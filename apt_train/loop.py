@@ -18,6 +18,7 @@ import torch
 
 from .components import Components
 from .config import TrainConfig
+from .content_parts import content_parts
 from .dataset import ImageSet
 from .drift import unrelated_prompts
 from .errors import InputError
@@ -67,8 +68,9 @@ def train(
     folder = _open_folder(output_dir, config.name, resume)
     dtype = resolve_dtype(config.precision, device)
     digest = content_hash(components.digest, components.schedule, images, prior_images, config, dtype)
+    parts = content_parts(components.digest, components.schedule, images, prior_images, config) if folder else {}
     if folder is not None and resume:
-        folder.check_same_run(digest, config, dtype)
+        folder.check_same_run(digest, config, dtype, parts)
 
     with (
         _memory_in_words(),
@@ -78,7 +80,7 @@ def train(
     ):
         outcome = Outcome(run=run, folder=folder, digest=digest)
         if folder is not None:
-            _begin(outcome, resume, record or {}, listener)
+            _begin(outcome, resume, {**(record or {}), "parts": parts}, listener)
         try:
             _run_steps(outcome, listener)
         except StopTraining:

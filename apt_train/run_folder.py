@@ -19,9 +19,11 @@ from filelock import FileLock, Timeout
 
 from .captions import embedding_stem, subject_captions
 from .config import TrainConfig
+from .content_parts import listed, other_parts
 from .errors import InputError
 from .events import StepEvent
 from .files import atomic_write, check_file_name, check_writable, patiently
+from .paths import argument, command
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +34,15 @@ if TYPE_CHECKING:
 FORMAT = 1
 RECIPE = 1  # raised whenever the same weights, pictures and settings come to train to something else
 CONFIG, LOG, LOCK = "config.json", "log.jsonl", ".lock"
-_OURS = ("format", "name", "digest", "config", "num_timesteps", "dtype")  # in config.json; the rest is the callers'
+_OURS = (
+    "format",
+    "name",
+    "digest",
+    "parts",
+    "config",
+    "num_timesteps",
+    "dtype",
+)  # in config.json; the rest is the callers'
 
 
 def content_hash(
@@ -74,9 +84,8 @@ class RunFolder:
         path = Path(path)
         found = _visible(path)
         if CONFIG in found and not _never_stepped(path):
-            raise InputError(
-                f"{path} already holds a run: choose another output folder, or go on with `apt-train resume {path}`."
-            )
+            again = command("resume", argument(path))
+            raise InputError(f"{path} already holds a run: choose another output folder, or go on with `{again}`.")
         if found and CONFIG not in found:
             raise InputError(f"{path} is not empty and holds no run: choose an empty or a new output folder.")
         for stem in (name, embedding_stem(name)):
@@ -131,22 +140,28 @@ class RunFolder:
         finally:
             lock.release()
 
-    def check_same_run(self, digest: str, config: TrainConfig, dtype: torch.dtype) -> None:
-        """Refuse to go on with other weights, pictures or settings than the run began with, naming what differs."""
+    def check_same_run(
+        self, digest: str, config: TrainConfig, dtype: torch.dtype, parts: Mapping[str, Any] | None = None
+    ) -> None:
+        """Refuse to go on with other weights, pictures or settings than the run began with, naming what differs.
+
+        `parts`: those of `content_parts`; folders of an older version hold none, and less can be said of them.
+        """
         saved, before = read_config(self.path), self.config()
         if before.steps != config.steps and config.reads_total_steps:
             raise InputError(
                 f"{self.path} was planned for {before.steps} steps and its schedule reads the total, so it cannot be "
                 f"continued to {config.steps}: keep the number, or train anew with a constant schedule."
             )
-        if saved["dtype"] != str(dtype):
+        if saved.get("dtype", str(dtype)) != str(dtype):
             raise InputError(
                 f"{self.path} was trained in {saved['dtype']}, and this would go on in {dtype}: go on on the same kind "
                 "of device, with the same precision."
             )
-        if saved["digest"] != digest:
+        if saved.get("digest") != digest:
+            others = [*other_parts(saved.get("parts"), parts), *_other_settings(before.identity(), config.identity())]
             raise InputError(
-                f"{self.path} holds a run of {_difference(before.identity(), config.identity())}: "
+                f"{self.path} holds a run of {listed(others) or _ANY_PART}: "
                 "give what it began with, or choose another output folder."
             )
 
@@ -237,12 +252,15 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """In words, the first setting that differs; equal settings mean other weights or pictures."""
+_ANY_PART = "another checkpoint, other pictures, captions or masks"
+
+
+def _other_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """In words, the first setting that differs."""
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict) and old != new:
-            return _difference(old, new)
+            return _other_settings(old, new)
         if old != new:
-            return f"other settings ({key} was {old!r}, now {new!r})"
-    return "another checkpoint, other pictures, captions or masks"
+            return [f"other settings ({key} was {old!r}, now {new!r})"]
+    return []
