@@ -332,7 +332,7 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> TrainConfig:
+    def from_dict(values: Any) -> TrainConfig:
         """The inverse of `to_dict`.
 
         What is left out has its default, as in files of an older version. InputError: an unknown name, as in files of a
@@ -374,16 +374,16 @@ class TrainConfig:
 
 def _require(ok: bool, name: str, value: object, remedy: str) -> None:
     if not ok:
-        raise InputError(f"{name} is {_shown(value)}: {remedy}.")
+        text = value if isinstance(value, str) else _spelled(value)
+        raise InputError(f"{name} is {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}: {remedy}.")
 
 
-def _shown(value: object) -> str:
-    """A value in a sentence; Python itself refuses to write out whole numbers of more than 4300 digits."""
+def _spelled(value: object) -> str:
+    """As Python writes it, which refuses whole numbers of more than 4300 digits."""
     try:
-        text = str(value)
+        return repr(value)
     except ValueError:
         return "a number of thousands of digits"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _check_types(config: Any) -> None:
@@ -399,19 +399,13 @@ def _check_types(config: Any) -> None:
             allowed = [_plain_type(part) for part in parts] or [_plain_type(hint)]
             _require(any(_is_a(value, kind) for kind in allowed), item.name, _spelled(value), f"give {_named(allowed)}")
         for text in value if isinstance(value, tuple) else (value,):
-            _require(_is_text(text), item.name, ascii(text), "leave out what is no letter")
+            if isinstance(text, str):
+                _require(_is_text(text), item.name, ascii(text), "leave out what is no letter")
 
 
-def _spelled(value: object) -> str:
-    """A text in quotes, so that it is seen to be one."""
-    return _shown(value) if isinstance(value, int) else repr(value)
-
-
-def _is_text(value: object) -> bool:
-    """Texts are written into JSON and read by tokenizers: no zero bytes, no halves of letters."""
-    if not isinstance(value, str):
-        return True
-    return "\0" not in value and not any("\ud800" <= letter <= "\udfff" for letter in value)
+def _is_text(text: str) -> bool:
+    """Tokenizers read it and files hold it: no zero bytes, no halves of letters."""
+    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _plain_type(hint: Any) -> type:
@@ -456,7 +450,7 @@ def _check_ranges(config: Any) -> None:
 
 
 def _build(cls: type, values: Any) -> Any:
-    _require(isinstance(values, dict), cls.__name__, repr(values), "give its settings by name")
+    _require(isinstance(values, dict), cls.__name__, _spelled(values), "give its settings by name")
     hints = get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:

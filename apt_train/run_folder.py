@@ -115,7 +115,11 @@ class RunFolder:
 
     def config(self) -> TrainConfig:
         """The settings that the run was last trained with."""
-        return TrainConfig.from_dict(read_config(self.path)["config"])
+        values = read_config(self.path).get("config")
+        try:
+            return TrainConfig.from_dict(values)
+        except InputError as error:
+            raise InputError(f"{self.path / CONFIG} cannot be used, as {error}") from None
 
     def record(self) -> dict[str, Any]:
         """What callers have had kept beside the settings."""

@@ -12,54 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from apt_train import cli
 from apt_train.components import Components
-from tests.tiny import tiny_components
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SD1.5-shaped model as a diffusers folder."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
-
-    folder = tmp_path_factory.mktemp("model")
-    parts = tiny_components()
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    encoder = parts.text_encoders[0]
-    StableDiffusionPipeline(
-        vae=parts.vae,
-        text_encoder=encoder.model,
-        tokenizer=encoder.tokenizer,
-        unet=parts.unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    draws = torch.Generator().manual_seed(0)
-    for i in range(3):
-        pixels = torch.randint(0, 256, (70, 80, 3), generator=draws, dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
-    (folder / "1.txt").write_text("a photo of {subject} on grass")
-    return folder
 
 
 def arguments(model: Path, photos: Path, output: Path, *more: str) -> list[str]:

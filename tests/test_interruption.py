@@ -19,7 +19,7 @@ import apt_train.loop
 import apt_train.report
 import apt_train.setup
 from apt_train import cli, interruption
-from tests.test_cli import arguments, model, photos  # noqa: F401 - fixtures
+from tests.test_cli import arguments
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="a process there cannot send itself these signals")
 SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"]
@@ -30,7 +30,7 @@ def code_of(name: str) -> int:
 
 
 @pytest.fixture
-def command(model: Path, photos: Path, tmp_path: Path) -> list[str]:  # noqa: F811
+def command(model: Path, photos: Path, tmp_path: Path) -> list[str]:
     return [*arguments(model, photos, tmp_path / "out"), "--no-watch-drift"]
 
 

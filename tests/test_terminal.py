@@ -15,7 +15,7 @@ import pytest
 import apt_train.loop
 from apt_train import cli
 from apt_train.terminal import lossy, lossy_output
-from tests.test_cli import arguments, model, photos  # noqa: F401 - fixtures
+from tests.test_cli import arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,8 +47,8 @@ ERRORS: dict[str, Any] = {
 @pytest.mark.parametrize("kind", ERRORS)
 def test_a_run_ends_well_whatever_becomes_of_the_terminal(
     kind: str,
-    model: Path,  # noqa: F811
-    photos: Path,  # noqa: F811
+    model: Path,
+    photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -92,7 +92,7 @@ COMMANDS = {  # what is done to the streams, and the exit code
     "help, nothing open": ("$apt run --help <&- >&- 2>&-", 0),
     "error, closed": ("$apt tset 2>&-", 2),
     "error, full disk": ("$apt tset 2>/dev/full", 2),
-    "error, letters": ("PYTHONIOENCODING=ascii $apt report tüy", 2),
+    "error, letters": ("PYTHONIOENCODING=ascii $apt resume tüy", 2),
 }
 
 
