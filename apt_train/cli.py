@@ -72,7 +72,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = message.replace("unrecognized arguments:", "unknown option")
-        raise InputError(f"{message}: see `{self.prog} --help`.")
+        shown = message if len(message) < 300 else f"{message[:300]}..."
+        raise InputError(f"{shown}: see `{self.prog} --help`.")
 
 
 def build_parser() -> argparse.ArgumentParser:

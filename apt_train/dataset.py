@@ -15,6 +15,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from .errors import InputError
+from .paths import expanded
 from .pictures import Color, fit_mask, parse_color, read_mask, read_picture
 from .tensor_pictures import to_mask, to_pixels, unbatch
 
@@ -119,7 +120,7 @@ def load_images(
         InputError: no such folder, no pictures in it, or a picture, mask or caption that cannot be used, by
             name.
     """
-    color, folder = parse_color(background), Path(folder)
+    color, folder = parse_color(background), expanded(folder, "The image folder")
     files = _sort_files(folder)
     images: list[TrainImage] = []
     for path in files.pictures:

@@ -24,6 +24,7 @@ from .drift import unrelated_prompts
 from .errors import InputError
 from .events import Callback, Event, NoticeEvent, StepEvent, StopTraining, TrainResult
 from .finish import Outcome, finish, save_snapshot, try_drift, try_previews, write_extras
+from .paths import expanded
 from .precision import resolve_dtype
 from .run_folder import RunFolder, content_hash
 from .setup import Run, prepared_run
@@ -171,7 +172,8 @@ def _open_folder(output_dir: str | Path | None, name: str, resume: bool) -> RunF
         if resume:
             raise InputError("resume needs the folder of the run to go on with: give output_dir.")
         return None
-    return RunFolder.open_existing(output_dir, name) if resume else RunFolder.open_new(output_dir, name)
+    path = expanded(output_dir, "The output folder")
+    return RunFolder.open_existing(path, name) if resume else RunFolder.open_new(path, name)
 
 
 def _go_on(run: Run, folder: RunFolder) -> None:
