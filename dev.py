@@ -7,27 +7,31 @@
     python dev.py bench quality      what each method learns, and what it costs the prior (docs/benchmark.md)
     python dev.py bench cost         what a step costs by method, as ratios (options: of benchmarks/cost.py)
     python dev.py fuzz [options]     hostile files and command lines, for 7 minutes (--seconds N, --seed S, targets)
-    python dev.py host [options]     start ComfyUI with this pack and tiny checkpoints (options: of its main.py)
+    python dev.py host [options]     start ComfyUI with this pack and tiny checkpoints (options: of its main.py; without
+                                     a GPU that its torch can use, --cpu is added)
 
 ComfyUI is looked for in $COMFYUI_PATH, then in ~/comfy/ComfyUI, then around this pack where it lies in custom_nodes/.
 
 Each command makes the virtual environment it needs beside this file (`.venv`, or `.venv-oldest`), installs the
 package into it under a constraints file, and runs there. A stamp in the environment remembers what was installed,
 so that the next call starts at once. Exit codes are passed on; what this file cannot do itself ends with one
-sentence and exit code 2.
+sentence and exit code 2. SIGTERM and SIGHUP are passed on to what runs, and it is waited for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -49,7 +53,7 @@ def main(arguments: list[str]) -> int:
         raise Failure(f"Python {sys.version.split()[0]} is too old: run dev.py with Python 3.10 or newer.")
     command, options = (arguments or ["--help"])[0], arguments[1:]
     if command in ("-h", "--help"):
-        print(__doc__)
+        say(__doc__)
         return 0
     if command == "demo":
         return demo(options)
@@ -97,10 +101,10 @@ def test(options: list[str], *, oldest: bool) -> int:
 def test_on_host(python: str, found: tuple[Path, str] | None, options: list[str]) -> int:
     """At most two at once, and all of a test file in one process: each file has a host of its own."""
     if found is None:
-        print(f"dev.py: {NO_HOST}: the host tests are skipped", flush=True)
+        say(f"dev.py: {NO_HOST}: the host tests are skipped")
         return NOTHING_RUN
     if lacks := lacking(*found):
-        print(f"dev.py: tests that need it will fail: {lacks}", flush=True)
+        say(f"dev.py: tests that need it will fail: {lacks}")
     return pytest(python, options, workers=2, spread="loadfile", COMFYUI_PYTHON=found[1])
 
 
@@ -166,8 +170,11 @@ def host(options: list[str]) -> int:
     if "--port" not in options:
         options = ["--port", str(free_port()), *options]
     port = options[options.index("--port") + 1 :][:1]
-    print(f"dev.py: {place} will answer at http://127.0.0.1:{''.join(port)}; Ctrl-C ends it", flush=True)
-    return run([python, str(place / "main.py"), *options])
+    if not {"--cpu", "--directml"} & set(options) and not has_gpu(python):
+        say("dev.py: the host's torch finds no GPU it can use: --cpu is added")
+        options = [*options, "--cpu"]
+    say(f"dev.py: {place} will answer at http://127.0.0.1:{''.join(port)}; Ctrl-C ends it")
+    return run([python, str(place / "main.py"), *options], ends_with_us=True)
 
 
 # ---- the virtual environment -------------------------------------------------------------------------------
@@ -216,7 +223,7 @@ def is_usable(python: str) -> bool:
 
 
 def create(venv: Path) -> None:
-    print(f"dev.py: making {venv.name} with Python {sys.version.split()[0]}", flush=True)
+    say(f"dev.py: making {venv.name} with Python {sys.version.split()[0]}")
     try:
         if venv.exists():
             shutil.rmtree(venv)
@@ -231,7 +238,7 @@ def create(venv: Path) -> None:
 
 def install(python: str, constraints: str, extras: list[str]) -> None:
     target = f".[{','.join(extras)}]" if extras else "."
-    print(f"dev.py: installing {target} under {constraints}; the first time takes some minutes", flush=True)
+    say(f"dev.py: installing {target} under {constraints}; the first time takes some minutes")
     pip = [python, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
     if run([*pip, "--constraint", constraints, "--editable", target]) != 0:
         raise Failure("the installation failed: mend what pip names above and run the same command again.")
@@ -246,11 +253,13 @@ def find_host() -> tuple[Path, str] | None:
     The folder: $COMFYUI_PATH, else ~/comfy/ComfyUI, else the one whose custom_nodes/ holds this pack. The Python:
     $COMFYUI_PYTHON, else the environment's in or beside the folder, else the current one.
     """
-    named = os.environ.get("COMFYUI_PATH")
+    named = os.path.expanduser(os.environ.get("COMFYUI_PATH", ""))
     if named and not (Path(named) / "main.py").is_file():
         raise Failure(f"COMFYUI_PATH is {named}, where no main.py is: name ComfyUI's own folder, or unset it.")
     around = [ROOT.parent.parent] if ROOT.parent.name == "custom_nodes" else []
-    places = [Path(named)] if named else [Path.home() / "comfy" / "ComfyUI", *around]
+    with contextlib.suppress(RuntimeError):  # a user without a home directory
+        around.insert(0, Path.home() / "comfy" / "ComfyUI")
+    places = [Path(named)] if named else around
     found = next((place for place in places if (place / "main.py").is_file()), None)
     return None if found is None else (found.resolve(), host_python(found.resolve()))
 
@@ -274,6 +283,24 @@ def lacking(host: Path, python: str) -> str:
         return f"{python} does not run: set COMFYUI_PYTHON to the Python that {host} runs on."
     names = asked.stdout.decode().strip()
     return f"{host} lacks {names}: run `{python} -m pip install -r {ROOT / 'requirements.txt'}`." if names else ""
+
+
+def has_gpu(python: str) -> bool:
+    """Whether the host's torch can use a GPU of any kind; also where it cannot be asked."""
+    try:
+        asked = subprocess.run([python, "-c", _ASK_FOR_GPU], env=environment(), capture_output=True, text=True)
+    except OSError:
+        return True
+    return asked.stdout.strip() != "none"
+
+
+_ASK_FOR_GPU = """
+import importlib.util, torch
+kinds = [getattr(torch, name, None) for name in ("accelerator", "cuda", "xpu", "npu", "mlu")] + [torch.backends.mps]
+found = any(kind.is_available() for kind in kinds if hasattr(kind, "is_available"))
+others = any(importlib.util.find_spec(name) for name in ("torch_npu", "torch_mlu"))  # they add theirs when imported
+print("some" if found or others else "none")
+"""
 
 
 def missing_requirements() -> list[str]:
@@ -326,18 +353,70 @@ def free_port() -> int:
 # ---- processes ---------------------------------------------------------------------------------------------
 
 
-def run(command: list[str], **variables: str) -> int:
-    """Run in the repository's root and return the exit code. Ctrl-C is the child's to answer: we wait on."""
+def run(command: list[str], *, ends_with_us: bool = False, **variables: str) -> int:
+    """Run in the repository's root and return the exit code.
+
+    Ctrl-C is the child's to answer, as a terminal sends it to both: we wait on. SIGTERM and SIGHUP come to us alone, so
+    they are passed on. `ends_with_us`: a child that a second after Ctrl-C still runs is told by us.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+    with passed_on(started):
+        try:
+            started.append(subprocess.Popen(command, cwd=ROOT, env={**environment(), **variables}))
+        except OSError as error:
+            raise Failure(f"{command[0]} does not start ({error.strerror}): remove its folder.") from error
+        try:
+            code = waited_for(started[0], tell=ends_with_us)
+        finally:
+            end(started[0])
+    return code if code >= 0 else 128 - code
+
+
+@contextlib.contextmanager
+def passed_on(started: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Inside the block SIGTERM and SIGHUP go to the child. One that comes before there is a child ends this process."""
+    asking = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in asking}
+
+    def pass_on(number: int, frame: object) -> None:
+        if not started:
+            sys.exit(128 + number)
+        started[0].send_signal(number)
+
+    handled = [number for number, was in before.items() if was not in (signal.SIG_IGN, None)]  # nohup ignores SIGHUP
+    for number in handled:
+        signal.signal(number, pass_on)
     try:
-        process = subprocess.Popen(command, cwd=ROOT, env={**environment(), **variables})
-    except OSError as error:
-        raise Failure(f"{command[0]} does not start ({error.strerror}): remove its folder.") from error
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, before[number])
+
+
+def waited_for(process: subprocess.Popen[bytes], *, tell: bool) -> int:
+    """The child's exit code, also when Ctrl-C comes while we wait."""
     while True:
         try:
-            code = process.wait()
-            return code if code >= 0 else 128 - code
+            return process.wait()
         except KeyboardInterrupt:
-            continue
+            if tell and not ends_within(process, 1):  # it was sent to us alone
+                process.send_signal(signal.SIGINT if os.name != "nt" else signal.SIGTERM)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Leave nothing behind, whatever became of us."""
+    if process.poll() is None:
+        process.terminate()
+        if not ends_within(process, 10):
+            process.kill()
+
+
+def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def environment() -> dict[str, str]:
@@ -345,6 +424,19 @@ def environment() -> dict[str, str]:
     foreign = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     kept = {name: value for name, value in os.environ.items() if name not in foreign}
     return {**kept, "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1", "MPLBACKEND": "Agg"}
+
+
+def say(text: str, *, as_error: bool = False) -> None:
+    """Print a line. Where that cannot be done, as on a full disk or a closed pipe, it is lost."""
+    stream = sys.stderr if as_error else sys.stdout
+    if stream is None:
+        return
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # or the interpreter would complain at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def cores() -> int:
@@ -355,7 +447,7 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except Failure as failure:
-        print(f"dev.py: {failure}", file=sys.stderr)
+        say(f"dev.py: {failure}", as_error=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,7 +1,8 @@
 """The command line: `apt-train run | resume | report | demo`, the same as `python -m apt_train`.
 
-In: options (made from the config dataclasses), and the exit codes: 0 done or stopped by Ctrl-C with the work saved,
-2 something given cannot be used, 130 aborted. Not in: heavy imports at the top, so `--help` answers at once.
+In: options (made from the config dataclasses), and the exit codes: 0 done, or stopped by Ctrl-C or a signal with the
+work saved; 2 something given cannot be used; 130, 143 or 129 aborted by Ctrl-C, SIGTERM or SIGHUP. Not in: heavy
+imports at the top, so `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, 
 
 from .config import AdapterConfig, AptConfig, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
 from .errors import InputError
+from .interruption import exit_code, interrupted_by_signals
+from .paths import absolute, argument, command, expanded, one_line
+from .terminal import lossy_output
 
 if TYPE_CHECKING:
     from .components import Components
@@ -35,19 +39,33 @@ _INPUTS = (
     "checkpoint", "prediction_type", "images", "tokenizer", "prior_images", "background", "alpha_masks",
     "skip_bad_images", "vae", "zero_terminal_snr",
 )  # fmt: skip
+_PLACES = {  # those of them that are paths; a run's may have moved when it is resumed
+    "checkpoint": "checkpoint", "vae": "VAE", "images": "pictures", "tokenizer": "tokenizer",
+    "prior_images": "prior images",
+}  # fmt: skip
+_SWITCHES = ("alpha_masks", "skip_bad_images")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
-    try:
-        options = build_parser().parse_args(arguments)
-        return options.command(options)
-    except InputError as error:
-        print(f"apt-train: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("apt-train: aborted; the last snapshot stays.", file=sys.stderr)
-        return 130
+    with lossy_output():
+        try:
+            with interrupted_by_signals():
+                options = build_parser().parse_args(arguments)
+                absolute(Path())  # libraries ask for the current folder and fail where there is none
+                return options.command(options)
+        except InputError as error:
+            return _complain(str(error), 2)
+        except OSError as error:
+            what = error.filename or "A file"
+            return _complain(f"{what} cannot be used ({error.strerror or error}): check its path and permissions.", 2)
+        except KeyboardInterrupt as error:
+            return _complain("aborted; the last snapshot stays.", exit_code(error))
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"apt-train: {one_line(sentence)}", file=sys.stderr)
+    return code
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,7 +73,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         message = message.replace("unrecognized arguments:", "unknown option")
-        raise InputError(f"{message}: see `{self.prog} --help`.")
+        shown = message if len(message) < 300 else f"{message[:300]}..."
+        raise InputError(f"{shown}: see `{self.prog} --help`.")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -66,12 +85,10 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="train a LoRA on a folder of pictures", allow_abbrev=False))
     _add_resume(commands.add_parser("resume", help="go on with a run, to its end or to more steps", allow_abbrev=False))
     report = commands.add_parser("report", help="draw a run's curves and say what they mean", allow_abbrev=False)
-    report.add_argument("folder", type=Path, help="the run's folder")
+    report.add_argument("folder", help="the run's folder")
     report.set_defaults(command=_report)
     demo = commands.add_parser("demo", help="train on the embedded model and draw one sheet", allow_abbrev=False)
-    demo.add_argument(
-        "--output", type=Path, help="where the sheet and the runs go (default: the next free runs/demo-N)"
-    )
+    demo.add_argument("--output", help="where the sheet and the runs go (default: the next free runs/demo-N)")
     demo.add_argument("--steps", type=int, help="steps of each run; empty: the demo's own")
     demo.set_defaults(command=_demo)
     return parser
@@ -102,15 +119,17 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     inputs.add_argument("--background", default="white", help="colour under transparent pictures (default: white)")
     inputs.add_argument("--alpha-masks", action="store_true", help="take transparency as the loss mask")
     inputs.add_argument("--skip-bad-images", action="store_true", help="leave out pictures that cannot be read")
-    inputs.add_argument("--output", type=Path, required=True, help="a new folder for the run")
+    inputs.add_argument("--output", required=True, help="a new folder for the run")
     inputs.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: CUDA if there is one)")
     add_config_options(parser)
     parser.set_defaults(command=_run)
 
 
 def _add_resume(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="the run's folder")
+    parser.add_argument("folder", help="the run's folder")
     parser.add_argument("--steps", type=int, help="new total of steps")
+    for name, what in _PLACES.items():
+        parser.add_argument(_option(name), help=f"where the run's {what} now lie, if they have moved")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: CUDA if there is one)")
     parser.set_defaults(command=_resume)
 
@@ -195,23 +214,70 @@ def _run(options: argparse.Namespace) -> int:
     config = config_from(options)
     from .run.folder import RunFolder
 
-    RunFolder.open_new(options.output, config.name)  # refuse before gigabytes are read
-    inputs = {name: getattr(options, name) for name in _INPUTS}
-    for name in ("checkpoint", "images", "tokenizer", "prior_images", "vae"):
-        inputs[name] = str(Path(inputs[name]).absolute()) if inputs[name] else None
-    return _train(config, inputs, options.output, options.device, resume=False)
+    output = expanded(options.output, "--output")
+    RunFolder.open_new(output, config.name)  # refuse before gigabytes are read
+    inputs = {name: getattr(options, name) for name in _INPUTS} | _given_places(options)
+    return _train(config, inputs, output, options.device, resume=False)
 
 
 def _resume(options: argparse.Namespace) -> int:
     from .run.config_file import read_config, read_settings
 
-    saved = read_config(options.folder)
-    if "inputs" not in saved:
-        raise InputError(f"{options.folder} was not written by `apt-train run`: resume it where it was started.")
-    config, _ = read_settings(options.folder)
+    folder = expanded(options.folder, "The run's folder")
+    saved = read_config(folder)
+    config, _ = read_settings(folder)
     if options.steps is not None:
         config = dataclasses.replace(config, steps=options.steps)
-    return _train(config, saved["inputs"], options.folder, options.device, resume=True)
+    inputs = _saved_inputs(saved, folder) | _given_places(options)
+    for name in _PLACES:
+        _check_still_there(name, inputs, folder)
+    return _train(config, inputs, folder, options.device, resume=True)
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _given_places(options: argparse.Namespace) -> dict[str, str]:
+    """The paths among the inputs that were given, from the root, as they stand in config.json."""
+    given = {name: getattr(options, name) for name in _PLACES}
+    return {name: _place(name, text) for name, text in given.items() if text is not None}
+
+
+def _place(name: str, text: str) -> str:
+    return str(absolute(expanded(text, _option(name))))
+
+
+def _saved_inputs(saved: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The inputs that a run began with; those that an older version did not know are as it took them.
+
+    InputError: it was not begun here, or config.json was changed to something else.
+    """
+    inputs = saved.get("inputs")
+    if not isinstance(inputs, dict):
+        raise InputError(f"{folder} was not written by `apt-train run`: resume it where it was started.")
+    inputs = {**dict.fromkeys(_INPUTS), "background": "white", **dict.fromkeys(_SWITCHES, False), **inputs}
+    for name, value in inputs.items():
+        if name in _INPUTS and not _is_an_input(name, value):
+            raise InputError(f"{name} is {value!r} in {folder / 'config.json'}: restore what the run wrote.")
+    return inputs
+
+
+def _is_an_input(name: str, value: object) -> bool:
+    if name in _SWITCHES:
+        return isinstance(value, bool)
+    return value is None or isinstance(value, bool if name == "zero_terminal_snr" else str)
+
+
+def _check_still_there(name: str, inputs: dict[str, Any], folder: Path) -> None:
+    """InputError with the option to use: there is nothing where the run had its checkpoint, its pictures ..."""
+    if inputs[name] is None and name not in ("checkpoint", "images"):
+        return
+    path = expanded(inputs[name] or "", f"The path of the {_PLACES[name]}")
+    inputs[name] = str(absolute(path))
+    if not path.exists():
+        again = command("resume", argument(folder), _option(name))
+        raise InputError(f"The {_PLACES[name]} of the run are no longer at {path}: say where with `{again} PATH`.")
 
 
 def _train(config: TrainConfig, inputs: dict[str, Any], output: Path, device: str | None, *, resume: bool) -> int:
@@ -219,7 +285,8 @@ def _train(config: TrainConfig, inputs: dict[str, Any], output: Path, device: st
     from .progress import Progress, stop_on_interrupt
 
     components, images, prior_images = _load(inputs)
-    with Progress(device) as progress, stop_on_interrupt(progress):
+    before = _written(output)
+    with Progress(device) as progress, stop_on_interrupt(progress, lambda: _written(output) != before):
         result = train(
             components,
             images,
@@ -231,8 +298,17 @@ def _train(config: TrainConfig, inputs: dict[str, Any], output: Path, device: st
             on_event=progress,
             record={"checkpoint": components.source, "inputs": inputs},
         )
-    _say_done(result, output)
+    _say_done(result, output, config.name)
     return 0
+
+
+def _written(output: Path) -> tuple[int, int] | None:
+    """Which config.json lies there: a run writes its own when all is ready, right before its first step."""
+    try:
+        found = (output / "config.json").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _load(inputs: dict[str, Any]) -> tuple[Components, ImageSet, ImageSet | None]:
@@ -247,33 +323,34 @@ def _load(inputs: dict[str, Any]) -> tuple[Components, ImageSet, ImageSet | None
         return load_checkpoint(inputs["checkpoint"], tokenizer=inputs["tokenizer"], **told), images, prior
 
 
-def _say_done(result: TrainResult, output: Path) -> None:
-    from .run.config_file import read_config
-
-    name = read_config(output)["name"]
+def _say_done(result: TrainResult, output: Path, name: str) -> None:
     if not result.steps_done:
         return print("Stopped before the first step, nothing was trained: run the same command again.")
     if result.stopped:
-        print(f"Stopped after {result.steps_done} steps, nothing is lost; go on with: apt-train resume {output}")
+        again = command("resume", argument(output))
+        print(f"Stopped after {result.steps_done} steps, nothing is lost; go on with: {again}")
     print(f"LoRA: {output / name}.safetensors")
     if result.embeddings is not None:
         print(f"Embedding: {output / name}_embedding.safetensors (ComfyUI reads it from models/embeddings)")
     print(f"In a prompt, write: {result.trigger}")
-    print(f"Curves and verdict: {output / 'report.md'}")
+    if (output / "report.md").exists():
+        print(f"Curves and verdict: {output / 'report.md'}")
 
 
 def _report(options: argparse.Namespace) -> int:
+    folder = expanded(options.folder, "The run's folder")
     from .report import write_report
 
-    print(f"Report: {write_report(options.folder)}")
+    print(f"Report: {write_report(folder)}")
     return 0
 
 
 def _demo(options: argparse.Namespace) -> int:
+    output = _free_folder("runs/demo") if options.output is None else expanded(options.output, "--output")
     with _quiet_libraries():
         from .demo import run_demo
 
-        print(f"Sheet: {run_demo(options.output or _free_folder('runs/demo'), steps=options.steps)}")
+        print(f"Sheet: {run_demo(output, steps=options.steps)}")
     return 0
 
 

@@ -7,7 +7,6 @@ and the nodes read them from here. Not in: anything heavy; this module imports t
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -26,11 +25,43 @@ LrSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
+_SHOWN = 80  # characters of a value in a message
 
 
-def _set(default: Any, help: str) -> Any:
-    """A setting with its default and the sentence that tooltips and `--help` show."""
-    return field(default=default, metadata={"help": help})
+@dataclass(frozen=True)
+class _Range:
+    """Where a number may lie; `above` and `below`: the bound itself does not count."""
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """NaN is in no range."""
+        return (
+            (self.low is None or value >= self.low)
+            and (self.high is None or value <= self.high)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.below is not None:
+            return f"from {self.low} up to, not including, {self.below}"
+        return f"above {self.above} and at most {self.high}" if self.low is None else f"from {self.low} to {self.high}"
+
+
+def _set(default: Any, help: str, range: _Range | None = None) -> Any:
+    """A setting with its default and the sentence that tooltips and `--help` show; every number has its range."""
+    return field(default=default, metadata={"help": help, "range": range})
+
+
+# The upper ends are ours. They keep every product of settings inside 32-bit floats and every count inside 64-bit ones.
+_STEPS = 1_000_000_000
+_SEEDS = _Range(0, 2**64 - 1)
+_EVERY = _Range(0, _STEPS)
+_WEIGHT = _Range(0, 1_000_000)
 
 
 def _group(cls: type) -> Any:
@@ -41,28 +72,25 @@ def _group(cls: type) -> Any:
 class AdapterConfig:
     """The LoRA: its size and where it sits. Defaults are DCO's published recipe."""
 
-    rank: int = _set(32, "Rank of the LoRA: how much it can hold; its file grows with it.")
+    rank: int = _set(32, "Rank of the LoRA: how much it can hold; its file grows with it.", _Range(1, 65536))
     alpha: float | None = _set(
-        None, "Scale of the LoRA: the update is multiplied by alpha / rank. Empty: equal to rank."
+        None,
+        "Scale of the LoRA: the update is multiplied by alpha / rank. Empty: equal to rank.",
+        _Range(above=0, high=1_000_000),
     )
-    dropout: float = _set(0.0, "Share of the LoRA's inputs dropped while training.")
+    dropout: float = _set(0.0, "Share of the LoRA's inputs dropped while training.", _Range(0, below=1))
     targets: AdapterTargets = _set(
         "attention",
         "Layers that get a LoRA: q, k, v and out of self- and cross-attention, or the feed-forward layers too.",
     )
-    min_rank: int | None = _set(None, "T-LoRA only: the rank left at the noisiest timestep. Empty: half of rank.")
+    min_rank: int | None = _set(
+        None, "T-LoRA only: the rank left at the noisiest timestep. Empty: half of rank.", _Range(1, 65536)
+    )
 
     def __post_init__(self) -> None:
         _check_values(self)
-        _require(self.rank >= 1, "rank", self.rank, "give a whole number of at least 1")
-        _require(self.alpha is None or _positive(self.alpha), "alpha", self.alpha, "give a number above 0")
-        _require(0 <= self.dropout < 1, "dropout", self.dropout, "give a number from 0 up to, not including, 1")
-        _require(
-            self.min_rank is None or 1 <= self.min_rank <= self.rank,
-            "min_rank",
-            self.min_rank,
-            f"give a whole number from 1 to rank ({self.rank})",
-        )
+        fits = self.min_rank is None or self.min_rank <= self.rank
+        _require(fits, "min_rank", self.min_rank, f"give a whole number from 1 to rank ({self.rank})")
 
     @property
     def resolved_alpha(self) -> float:
@@ -80,20 +108,25 @@ class AptConfig:
     # Adaptive Training Adjustment
     adaptive_augmentation: bool = _set(True, "Augment pictures with probability min(gamma, p_max) (reported).")
     adaptive_loss_weight: bool = _set(True, "Weigh the denoising loss by 1 - gamma (reported).")
-    bins: int = _set(10, "Timestep bins of the overfitting indicator (paper: 10).")
-    ema: float = _set(0.1, "Weight of the new value in the indicator's moving averages (reported: 0.1).")
+    bins: int = _set(10, "Timestep bins of the overfitting indicator (paper: 10).", _Range(1, 10_000))
+    ema: float = _set(
+        0.1, "Weight of the new value in the indicator's moving averages (reported: 0.1).", _Range(above=0, high=1)
+    )
     temperature: float | Literal["auto"] = _set(
         1000.0,
         "T in gamma = 1 - exp(-T * gap) (reported: 1000, the steps of the schedule), or auto: the gap is measured "
         "relative to the prior's own loss (ours).",
+        _Range(above=0, high=1_000_000_000),
     )
-    p_max: float = _set(0.8, "Highest probability of augmentation (reported: 0.8).")
-    max_zoom: float = _set(3.0, "Augmentation zooms out by 1 to this factor (reported: 3).")
-    max_degrees: float = _set(15.0, "Augmentation rotates by up to this many degrees either way (reported: 15).")
+    p_max: float = _set(0.8, "Highest probability of augmentation (reported: 0.8).", _Range(0, 1))
+    max_zoom: float = _set(3.0, "Augmentation zooms out by 1 to this factor (reported: 3).", _Range(1, 1000))
+    max_degrees: float = _set(
+        15.0, "Augmentation rotates by up to this many degrees either way (reported: 15).", _Range(0, 180)
+    )
     augment_kinds: tuple[AugmentKind, ...] = _set(
         ("affine",), "Kinds of augmentation: affine is the paper's; flip (mirror) and color are ours."
     )
-    augment_variants: int = _set(32, "Most augmented variants encoded per picture (ours).")
+    augment_variants: int = _set(32, "Most augmented variants encoded per picture (ours).", _Range(1, 1_000_000))
     mask_fill: bool = _set(
         False, "Leave the black fill of augmented pictures out of the denoising loss (ours; the paper trains on it)."
     )
@@ -103,7 +136,7 @@ class AptConfig:
         True, "Keep mean and deviation of self-attention features near the prior's (paper; their distance is ours)."
     )
     dist_weight: float = _set(
-        0.01, "Weight of the stabilization term (unpublished; ours, settled by docs/benchmark.md)."
+        0.01, "Weight of the stabilization term (unpublished; ours, settled by docs/benchmark.md).", _WEIGHT
     )
     dist_layers: Layers = _set("up", "Part of the UNet whose features are stabilized (ours: the decoder).")
     dist_mode: StabilizationMode = _set(
@@ -113,7 +146,7 @@ class AptConfig:
     # Attention Alignment
     alignment: bool = _set(True, "Keep cross-attention maps near the prior's (paper; their distance is ours).")
     attn_weight: float = _set(
-        0.01, "Weight of the attention alignment term (unpublished; ours, settled by docs/benchmark.md)."
+        0.01, "Weight of the attention alignment term (unpublished; ours, settled by docs/benchmark.md).", _WEIGHT
     )
     attn_layers: Layers = _set("up", "Part of the UNet whose cross-attention is aligned (ours: the decoder).")
     attn_schedule: AttnSchedule = _set(
@@ -126,72 +159,43 @@ class AptConfig:
         1,
         "Run the prior pass and its losses every k-th step, the regularisers scaled by k; 1 is the paper's way, more "
         "is faster (ours).",
+        _Range(1, _STEPS),
     )
     watch_indicator: bool = _set(
         False, "Measure the indicator also where the method does not use it: costs the prior pass, changes no weight."
     )
-    balance_every: int = _set(50, "Log the gradient norm of each term every so many steps; 0: never.")
+    balance_every: int = _set(50, "Log the gradient norm of each term every so many steps; 0: never.", _EVERY)
 
     def __post_init__(self) -> None:
         _check_values(self)
-        _require(1 <= self.bins <= 1000, "bins", self.bins, "give a whole number from 1 to 1000")
-        _require(0 < self.ema <= 1, "ema", self.ema, "give a number above 0 and at most 1")
-        _require(
-            self.temperature == "auto" or _positive(self.temperature),
-            "temperature",
-            self.temperature,
-            "give a number above 0, or auto",
-        )
-        _require(0 <= self.p_max <= 1, "p_max", self.p_max, "give a probability from 0 to 1")
-        _require(
-            _finite(self.max_zoom) and self.max_zoom >= 1, "max_zoom", self.max_zoom, "give a number of at least 1"
-        )
-        _require(0 <= self.max_degrees <= 180, "max_degrees", self.max_degrees, "give an angle from 0 to 180")
-        _require(
-            len(self.augment_kinds) > 0,
-            "augment_kinds",
-            "()",
-            "name at least one, or set adaptive_augmentation to false",
-        )
-        _require(
-            self.augment_variants >= 1, "augment_variants", self.augment_variants, "give a whole number of at least 1"
-        )
-        for name in ("dist_weight", "attn_weight"):
-            value = getattr(self, name)
-            _require(_finite(value) and value >= 0, name, value, "give a number of at least 0")
-        _require(self.lazy_prior >= 1, "lazy_prior", self.lazy_prior, "give a whole number of at least 1")
-        _require(self.balance_every >= 0, "balance_every", self.balance_every, "give a whole number of at least 0")
+        is_word = isinstance(self.temperature, str) and self.temperature != "auto"
+        _require(not is_word, "temperature", repr(self.temperature), "give a number above 0, or auto")
+        remedy = "name at least one, or set adaptive_augmentation to false"
+        _require(len(self.augment_kinds) > 0, "augment_kinds", "()", remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """AdamW and the batch. Defaults are DCO's published recipe."""
 
-    learning_rate: float = _set(5e-5, "Learning rate of the LoRA.")
-    embedding_learning_rate: float = _set(5e-6, "Learning rate of the learned identifier.")
-    beta1: float = _set(0.9, "AdamW: decay of the mean of gradients.")
-    beta2: float = _set(0.999, "AdamW: decay of the mean of squared gradients.")
-    epsilon: float = _set(1e-8, "AdamW: added to the denominator.")
-    weight_decay: float = _set(1e-4, "AdamW: weight decay of the LoRA; the identifier has none.")
-    max_grad_norm: float = _set(1.0, "Gradients are scaled down to this norm; 0: no clipping.")
+    learning_rate: float = _set(5e-5, "Learning rate of the LoRA.", _Range(0, 1000))
+    embedding_learning_rate: float = _set(5e-6, "Learning rate of the learned identifier.", _Range(0, 1000))
+    beta1: float = _set(0.9, "AdamW: decay of the mean of gradients.", _Range(0, below=1))
+    beta2: float = _set(0.999, "AdamW: decay of the mean of squared gradients.", _Range(0, below=1))
+    epsilon: float = _set(1e-8, "AdamW: added to the denominator.", _Range(above=0, high=1_000_000))
+    weight_decay: float = _set(1e-4, "AdamW: weight decay of the LoRA; the identifier has none.", _WEIGHT)
+    max_grad_norm: float = _set(
+        1.0, "Gradients are scaled down to this norm; 0: no clipping.", _Range(0, 1_000_000_000)
+    )
     lr_schedule: LrSchedule = _set("constant", "Course of the learning rate over the steps.")
-    warmup_steps: int = _set(0, "Steps over which the learning rate rises from 0 (every schedule but constant).")
-    batch_size: int = _set(1, "Pictures in one pass; memory grows with it.")
-    accumulation: int = _set(1, "Passes summed into one optimizer step.")
+    warmup_steps: int = _set(
+        0, "Steps over which the learning rate rises from 0 (every schedule but constant).", _EVERY
+    )
+    batch_size: int = _set(1, "Pictures in one pass; memory grows with it.", _Range(1, 65536))
+    accumulation: int = _set(1, "Passes summed into one optimizer step.", _Range(1, 1_000_000))
 
     def __post_init__(self) -> None:
         _check_values(self)
-        for name in ("learning_rate", "embedding_learning_rate", "weight_decay", "max_grad_norm"):
-            value = getattr(self, name)
-            _require(_finite(value) and value >= 0, name, value, "give a number of at least 0")
-        for name in ("beta1", "beta2"):
-            _require(
-                0 <= getattr(self, name) < 1, name, getattr(self, name), "give a number from 0 up to, not including, 1"
-            )
-        _require(_positive(self.epsilon), "epsilon", self.epsilon, "give a number above 0")
-        for name in ("batch_size", "accumulation"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "give a whole number of at least 1")
-        _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "give a whole number of at least 0")
         idle = self.warmup_steps and self.lr_schedule == "constant"
         _require(not idle, "warmup_steps", self.warmup_steps, "set lr_schedule to constant_with_warmup, or this to 0")
 
@@ -200,9 +204,13 @@ class OptimizerConfig:
 class DataConfig:
     """How pictures and captions become training samples."""
 
-    resolution: int = _set(0, "Side of a square picture in pixels; other aspects keep its area. 0: the model's own.")
+    resolution: int = _set(
+        0, "Side of a square picture in pixels; other aspects keep its area. 0: the model's own.", _Range(0, 16384)
+    )
     bucket_multiple: int = _set(
-        0, "Sides are multiples of this many pixels. 0: 64, or the model's own factor below a resolution of 512."
+        0,
+        "Sides are multiples of this many pixels. 0: 64, or the model's own factor below a resolution of 512.",
+        _Range(0, 16384),
     )
     caption_template: str = _set(
         "a photo of {subject}", "Caption of a picture that has none; {subject} is the subject."
@@ -211,22 +219,14 @@ class DataConfig:
         "a photo of {class_word}",
         "Caption of a prior-preservation picture that has none; {class_word} is the class word.",
     )
-    prior_preservation_weight: float = _set(1.0, "Weight of the loss on prior-preservation pictures, where given.")
+    prior_preservation_weight: float = _set(
+        1.0, "Weight of the loss on prior-preservation pictures, where given.", _WEIGHT
+    )
 
     def __post_init__(self) -> None:
         _check_values(self)
-        _require(
-            self.resolution >= 0, "resolution", self.resolution, "give a number of pixels, or 0 for the model's own"
-        )
-        _require(self.bucket_multiple >= 0, "bucket_multiple", self.bucket_multiple, "give a number of pixels, or 0")
-        _require(
-            "{subject}" in self.caption_template,
-            "caption_template",
-            repr(self.caption_template),
-            "write {subject} where the subject belongs",
-        )
-        value = self.prior_preservation_weight
-        _require(_finite(value) and value >= 0, "prior_preservation_weight", value, "give a number of at least 0")
+        remedy = "write {subject} where the subject belongs"
+        _require("{subject}" in self.caption_template, "caption_template", repr(self.caption_template), remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,13 +234,15 @@ class OutputConfig:
     """Snapshots, preview samples, drift. Nothing here changes the trained weights."""
 
     snapshot_every: int = _set(
-        250, "Steps between snapshots (LoRA and embedding kept; the full state of the last two); 0: only at the end."
+        250,
+        "Steps between snapshots (LoRA and embedding kept; the full state of the last two); 0: only at the end.",
+        _EVERY,
     )
-    preview_every: int = _set(0, "Steps between preview samples; 0: none.")
+    preview_every: int = _set(0, "Steps between preview samples; 0: none.", _EVERY)
     preview_prompts: tuple[str, ...] = _set((), "Prompts of the previews, with {subject}; none: the caption template.")
-    preview_steps: int = _set(25, "Denoising steps of a preview.")
-    preview_guidance: float = _set(5.0, "Classifier-free guidance scale of a preview.")
-    preview_seed: int = _set(0, "Seed of the previews.")
+    preview_steps: int = _set(25, "Denoising steps of a preview.", _Range(1, 1_000_000))
+    preview_guidance: float = _set(5.0, "Classifier-free guidance scale of a preview.", _Range(0, 1000))
+    preview_seed: int = _set(0, "Seed of the previews.", _SEEDS)
     watch_drift: bool = _set(
         True,
         "At every snapshot, measure how far the model has left the prior on drift_prompts and on its captions (ours).",
@@ -257,15 +259,6 @@ class OutputConfig:
 
     def __post_init__(self) -> None:
         _check_values(self)
-        for name in ("snapshot_every", "preview_every", "preview_seed"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "give a whole number of at least 0")
-        _require(self.preview_steps >= 1, "preview_steps", self.preview_steps, "give a whole number of at least 1")
-        _require(
-            _finite(self.preview_guidance) and self.preview_guidance >= 0,
-            "preview_guidance",
-            self.preview_guidance,
-            "give a number of at least 0",
-        )
         for prompt in self.drift_prompts:
             names = "{subject}" in prompt or "embedding:" in prompt.lower()
             _require(not names, "drift_prompts", repr(prompt), "leave the subject out of it")
@@ -290,9 +283,11 @@ class TrainConfig:
     method: Method = _set(
         "apt", "What is trained: APT, plain DreamBooth, DCO, or T-LoRA (DreamBooth with rank by timestep)."
     )
-    steps: int = _set(2000, "Optimizer steps of the whole run.")
-    seed: int = _set(0, "Seed of every random draw.")
-    dco_beta: float = _set(1000.0, "DCO only: sharpness of the preference over the prior.")
+    steps: int = _set(2000, "Optimizer steps of the whole run.", _Range(1, _STEPS))
+    seed: int = _set(0, "Seed of every random draw.", _SEEDS)
+    dco_beta: float = _set(
+        1000.0, "DCO only: sharpness of the preference over the prior.", _Range(above=0, high=1_000_000_000)
+    )
     precision: Precision = _set(
         "auto",
         "Of base weights and passes; the LoRA stays fp32. auto: bf16 on CUDA (fp16 where it lacks bf16), else fp32.",
@@ -318,9 +313,6 @@ class TrainConfig:
             "use only letters, digits, _ and -",
         )
         check_subject_name(self.name)
-        _require(self.steps >= 1, "steps", self.steps, "give a whole number of at least 1")
-        _require(self.seed >= 0, "seed", self.seed, "give a whole number of at least 0")
-        _require(_positive(self.dco_beta), "dco_beta", self.dco_beta, "give a number above 0")
         _require(
             self.method != "dco" or self.apt.lazy_prior == 1,
             "lazy_prior",
@@ -342,14 +334,19 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`; an unknown name is an InputError."""
+    def from_dict(values: Any) -> TrainConfig:
+        """The inverse of `to_dict`.
+
+        What is left out has its default, as in files of an older version. InputError: an unknown name, as in files of a
+        newer one: to train on without what it says would be another run.
+        """
         return _build(TrainConfig, values)
 
     def identity(self) -> dict[str, Any]:
         """The settings that change the trained weights: what a run's content hash is made of.
 
-        `steps` counts only under a learning-rate or attention schedule that reads the total.
+        `steps` counts only under a learning-rate or attention schedule that reads the total. A setting that is added
+        later has to be left out of this at its default, or older runs could not be resumed.
         """
         values = self.to_dict()
         del values["output"], values["identifier"], values["gradient_checkpointing"]
@@ -379,15 +376,16 @@ class TrainConfig:
 
 def _require(ok: bool, name: str, value: object, remedy: str) -> None:
     if not ok:
-        raise InputError(f"{name} is {value}: {remedy}.")
+        text = value if isinstance(value, str) else _spelled(value)
+        raise InputError(f"{name} is {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}: {remedy}.")
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _positive(value: Any) -> bool:
-    return _finite(value) and value > 0
+def _spelled(value: object) -> str:
+    """As Python writes it, which refuses whole numbers of more than 4300 digits."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _check_types(config: Any) -> None:
@@ -397,12 +395,19 @@ def _check_types(config: Any) -> None:
         value, hint = getattr(config, item.name), hints[item.name]
         if get_origin(hint) is tuple:
             ok = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
-            _require(ok, item.name, repr(value), "give a list of texts")
-            continue
-        allowed = [_plain_type(part) for part in get_args(hint) if get_origin(hint) is not Literal] or [
-            _plain_type(hint)
-        ]
-        _require(any(_is_a(value, kind) for kind in allowed), item.name, repr(value), f"give {_named(allowed)}")
+            _require(ok, item.name, _spelled(value), "give a list of texts")
+        else:
+            parts = () if get_origin(hint) is Literal else get_args(hint)
+            allowed = [_plain_type(part) for part in parts] or [_plain_type(hint)]
+            _require(any(_is_a(value, kind) for kind in allowed), item.name, _spelled(value), f"give {_named(allowed)}")
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str):
+                _require(_is_text(text), item.name, ascii(text), "leave out what is no letter")
+
+
+def _is_text(text: str) -> bool:
+    """Tokenizers read it and files hold it: no zero bytes, no halves of letters."""
+    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _plain_type(hint: Any) -> type:
@@ -421,7 +426,7 @@ def _named(kinds: list[type]) -> str:
 
 
 def _check_values(config: Any) -> None:
-    """Refuse a value of the wrong type, or outside a Literal field's choices."""
+    """Refuse a value of the wrong type, outside a Literal field's choices, or outside its range."""
     _check_types(config)
     hints = get_type_hints(type(config))
     for item in dataclasses.fields(config):
@@ -430,20 +435,31 @@ def _check_values(config: Any) -> None:
             value = getattr(config, item.name)
             _require(value in choices, item.name, repr(value), "choose one of " + ", ".join(choices))
     for kind in getattr(config, "augment_kinds", ()):
-        _require(
-            kind in get_args(AugmentKind),
-            "augment_kinds",
-            repr(kind),
-            "choose from " + ", ".join(get_args(AugmentKind)),
-        )
+        kinds = get_args(AugmentKind)
+        _require(kind in kinds, "augment_kinds", repr(kind), "choose from " + ", ".join(kinds))
+    _check_ranges(config)
+
+
+def _check_ranges(config: Any) -> None:
+    """Refuse a number outside its field's range."""
+    hints = get_type_hints(type(config))
+    for item in dataclasses.fields(config):
+        value, allowed = getattr(config, item.name), item.metadata.get("range")
+        if allowed is None or not isinstance(value, (int, float)):
+            continue
+        kind = "a whole number" if float not in (hints[item.name], *get_args(hints[item.name])) else "a number"
+        _require(allowed.holds(value), item.name, value, f"give {kind} {allowed}")
 
 
 def _build(cls: type, values: Any) -> Any:
-    _require(isinstance(values, dict), cls.__name__, repr(values), "give its settings by name")
+    _require(isinstance(values, dict), cls.__name__, _spelled(values), "give its settings by name")
     hints = get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise InputError(f"{cls.__name__} has no setting named {unknown[0]}: remove it or correct its name.")
+        raise InputError(
+            f"{cls.__name__} has no setting named {unknown[0]}: remove it, correct its name, or use the version of APT "
+            "Train that knows it."
+        )
     for item in dataclasses.fields(cls):
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         _require(not required or item.name in values, item.name, "missing", "give it")

@@ -19,6 +19,7 @@ from torch import Tensor
 from .caption_files import on_one_line, read_caption
 from .errors import InputError
 from .folder_files import PictureFiles, sort_folder
+from .paths import expanded
 from .pictures import Color, Picture, fit_mask, parse_color, read_mask, read_picture
 from .tensor_pictures import to_mask, to_pixels, unbatch
 from .wording import listed, printable
@@ -188,7 +189,7 @@ def load_images(
         InputError: no such folder, no pictures in it, or a picture, mask or caption that cannot be used, by
             name.
     """
-    color, place = parse_color(background), Path(folder)
+    color, place = parse_color(background), expanded(folder, "The image folder")
     files = sort_folder(place)
     reading = _Reading(color, alpha_masks, skip_bad_images)
     for picture in files.pictures:

@@ -22,6 +22,7 @@ from .events import BusyEvent, Callback, NoticeEvent, PreviewEvent, StepEvent, T
 from .export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
 from .files import atomic_write
 from .metadata import embedding_metadata, lora_metadata
+from .paths import argument, command
 from .report import write_report
 from .run.folder import RunFolder, check_folder
 from .run.names import ATTENTION, PREVIEWS, STATE_VALUES, step_folder
@@ -95,11 +96,8 @@ def write_extras(outcome: Outcome, emit: Callback) -> None:
         write_attention(outcome.run, outcome.folder.path / ATTENTION)
         write_report(outcome.folder.path)
     except Exception as error:
-        emit(
-            NoticeEvent(
-                f"The LoRA is written, but the report failed ({error}): try `apt-train report {outcome.folder.path}`."
-            )
-        )
+        again = command("report", argument(outcome.folder.path))
+        emit(NoticeEvent(f"The LoRA is written, but the report failed ({error}): try `{again}`."))
 
 
 def save_snapshot(outcome: Outcome) -> None:

@@ -23,7 +23,9 @@ from .drift import unrelated_prompts
 from .errors import InputError
 from .events import Callback, Event, NoticeEvent, StepEvent, StopTraining, TrainResult
 from .finish import Outcome, finish, save_snapshot, try_drift, try_previews, write_extras
+from .paths import expanded
 from .precision import resolve_dtype
+from .run.content_parts import content_parts
 from .run.folder import RunFolder, content_hash
 from .run.names import snapshot_folders
 from .run.snapshot import read_newest_state, set_aside_newer
@@ -69,8 +71,9 @@ def train(
     folder = _open_folder(output_dir, config.name, resume)
     dtype = resolve_dtype(config.precision, device)
     digest = content_hash(components.digest, components.schedule, images, prior_images, config, dtype)
+    parts = content_parts(components.digest, components.schedule, images, prior_images, config) if folder else {}
     if folder is not None and resume:
-        folder.check_same_run(digest, config, dtype)
+        folder.check_same_run(digest, config, dtype, parts)
 
     with (
         _memory_in_words(),
@@ -80,7 +83,7 @@ def train(
     ):
         outcome = Outcome(run=run, folder=folder, digest=digest)
         if folder is not None:
-            _begin(outcome, resume, record or {}, listener)
+            _begin(outcome, resume, {**(record or {}), "parts": parts}, listener)
         try:
             _run_steps(outcome, listener)
         except StopTraining:
@@ -171,7 +174,8 @@ def _open_folder(output_dir: str | Path | None, name: str, resume: bool) -> RunF
         if resume:
             raise InputError("resume needs the folder of the run to go on with: give output_dir.")
         return None
-    return RunFolder.open_existing(output_dir, name) if resume else RunFolder.open_new(output_dir, name)
+    path = expanded(output_dir, "The output folder")
+    return RunFolder.open_existing(path, name) if resume else RunFolder.open_new(path, name)
 
 
 def _go_on(run: Run, folder: RunFolder, listener: _Listener) -> None:

@@ -1,11 +1,10 @@
-"""The terminal's side of a run: a progress bar, and Ctrl-C as a request to stop."""
+"""The terminal's side of a run: a progress bar, and signals as a request to stop."""
 
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 
 import psutil
@@ -13,6 +12,8 @@ import torch
 from tqdm import tqdm
 
 from .events import Event, NoticeEvent, PreviewEvent, StepEvent, StopTraining
+from .interruption import Heard, Interrupted, handled
+from .terminal import lossy
 
 
 class Progress:
@@ -21,13 +22,14 @@ class Progress:
     def __init__(self, device: str | None = None) -> None:
         self.stop_requested = False
         self._device = device
+        self._file = lossy(sys.stderr)
         self._bar: tqdm | None = None
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, NoticeEvent):
-            tqdm.write(event.text, file=sys.stderr)
+            self.say(event.text)
         elif isinstance(event, PreviewEvent):
-            tqdm.write(f"Preview at step {event.step}: {len(event.tuned)} pictures.", file=sys.stderr)
+            self.say(f"Preview at step {event.step}: {len(event.tuned)} pictures.")
         elif isinstance(event, StepEvent):
             self._show(event)
         if self.stop_requested and not isinstance(event, NoticeEvent):
@@ -42,34 +44,47 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        tqdm.write(text, file=self._file)
+
     def _show(self, event: StepEvent) -> None:
         if self._bar is None:
             self._bar = tqdm(
-                total=event.total, initial=event.step - 1, unit="step", file=sys.stderr, dynamic_ncols=True
+                total=event.total, initial=event.step - 1, unit="step", file=self._file, dynamic_ncols=True
             )
         gamma = sum(event.gamma) / len(event.gamma)
-        self._bar.set_postfix_str(f"loss {event.loss:.4f}, gamma {gamma:.2f}, {self._memory():.1f} GB", refresh=False)
+        self._bar.set_postfix_str(f"loss {event.loss:.4f}, gamma {gamma:.2f}{self._memory()}", refresh=False)
         self._bar.update()
 
-    def _memory(self) -> float:
-        """GB: the most that CUDA held, or what the process holds."""
-        if torch.cuda.is_available() and self._device != "cpu":
-            return torch.cuda.max_memory_allocated(self._device) / 1e9
-        return psutil.Process().memory_info().rss / 1e9
+    def _memory(self) -> str:
+        """In GB, the most that CUDA held, or what the process holds; empty where the system does not say."""
+        try:
+            if torch.cuda.is_available() and self._device != "cpu":
+                held = torch.cuda.max_memory_allocated(self._device)
+            else:
+                held = psutil.Process().memory_info().rss
+        except (psutil.Error, OSError, RuntimeError, ValueError):
+            return ""
+        return f", {held / 1e9:.1f} GB"
 
 
 @contextlib.contextmanager
-def stop_on_interrupt(progress: Progress) -> Iterator[None]:
-    """Inside the block the first Ctrl-C lets the step end and asks for a stop; the second aborts."""
+def stop_on_interrupt(progress: Progress, has_begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Inside the block the first signal lets the step end and asks for a stop; a second one aborts.
 
-    def interrupted(number: int, frame: FrameType | None) -> None:
-        if progress.stop_requested:
-            raise KeyboardInterrupt
+    Before the first step there is nothing to save, so the first one aborts, too. `has_begun`: whether that is over.
+    """
+    heard = Heard()
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        is_first = heard.number is None
+        if not heard.is_news(number):
+            return
         progress.stop_requested = True
-        tqdm.write("Stopping after this step (Ctrl-C again to abort) ...", file=sys.stderr)
+        if not (is_first and has_begun()):
+            raise Interrupted(number)
+        progress.say("Stopping after this step (Ctrl-C again to abort) ...")
 
-    before = signal.signal(signal.SIGINT, interrupted)
-    try:
+    with handled(asked):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)

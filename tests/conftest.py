@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 
 settings.register_profile("project", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("project")
@@ -45,3 +47,47 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SD1.5-shaped model as a diffusers folder; only read."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    from tests.tiny import tiny_components
+
+    folder = tmp_path_factory.mktemp("model")
+    parts = tiny_components()
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    encoder = parts.text_encoders[0]
+    StableDiffusionPipeline(
+        vae=parts.vae,
+        text_encoder=encoder.model,
+        tokenizer=encoder.tokenizer,
+        unet=parts.unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three pictures, one with a caption."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    draws = torch.Generator().manual_seed(0)
+    for i in range(3):
+        pixels = torch.randint(0, 256, (70, 80, 3), generator=draws, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    (folder / "1.txt").write_text("a photo of {subject} on grass")
+    return folder

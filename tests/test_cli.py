@@ -13,54 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from apt_train import cli
 from apt_train.components import Components
-from tests.tiny import tiny_components
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SD1.5-shaped model as a diffusers folder."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
-
-    folder = tmp_path_factory.mktemp("model")
-    parts = tiny_components()
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    encoder = parts.text_encoders[0]
-    StableDiffusionPipeline(
-        vae=parts.vae,
-        text_encoder=encoder.model,
-        tokenizer=encoder.tokenizer,
-        unet=parts.unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    draws = torch.Generator().manual_seed(0)
-    for i in range(3):
-        pixels = torch.randint(0, 256, (70, 80, 3), generator=draws, dtype=torch.uint8)
-        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
-    (folder / "1.txt").write_text("a photo of {subject} on grass")
-    return folder
 
 
 def arguments(model: Path, photos: Path, output: Path, *more: str) -> list[str]:
@@ -241,6 +198,16 @@ BAD = {
     "caption without subject": (_caption_without_subject, "2.png"),
     "steps 0": (_with("--steps", "0"), "steps"),
     "steps no number": (_with("--steps", "many"), "steps"),
+    "steps beyond any count": (_with("--steps", "1e99"), "steps"),
+    "seed beyond 64 bits": (_with("--seed", "99999999999999999999"), "seed is 99999999999999999999"),
+    "seed of thousands of digits": (_with("--seed", "9" * 5000), "seed"),
+    "negative seed": (_with("--seed=-1"), "seed is -1"),
+    "rank beyond 64 bits": (_with("--rank", str(10**30)), "rank is 1000000"),
+    "learning rate of infinity": (_with("--learning-rate", "1e400"), "learning_rate is inf"),
+    "learning rate of nan": (_with("--learning-rate", "nan"), "learning_rate is nan"),
+    "learning rate beyond floats of 32 bits": (_with("--learning-rate", "1e300"), "learning_rate is 1e+300"),
+    "negative weight": (_with("--dist-weight=-1"), "dist_weight is -1"),
+    "class word of no letters": (_with("--class-word", "\udcff"), "class_word"),
     "resolution": (_with("--resolution", "60"), "resolution"),
     "unknown option": (_with("--stepz", "3"), "--stepz"),
     "unknown method": (_with("--method", "magic"), "method"),
@@ -346,14 +313,15 @@ def test_a_given_vae_and_zero_terminal_snr_are_kept_for_resume(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT as a terminal does")
-def test_ctrl_c_saves_exports_and_says_how_to_go_on(model: Path, photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGTERM", "SIGHUP"))])
+def test_ctrl_c_saves_exports_and_says_how_to_go_on(name: str, model: Path, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = [sys.executable, "-m", "apt_train", *arguments(model, photos, output, "--steps", "100000")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     while "step" not in (line := process.stderr.read(80)):
         assert line, "the run ended before its first step"
-    process.send_signal(signal.SIGINT)
+    process.send_signal(getattr(signal, name))
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     assert f"apt-train resume {output}" in out

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import subprocess
 import sys
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -18,7 +19,7 @@ ALL = (AdapterConfig, AptConfig, OptimizerConfig, DataConfig, OutputConfig, Trai
 
 
 def made(cls: type, **values: Any) -> Any:
-    return cls(**({"class_word": "toy"} if cls is TrainConfig else {}), **values)
+    return cls(**{**({"class_word": "toy"} if cls is TrainConfig else {}), **values})
 
 
 # Defaults
@@ -168,6 +169,40 @@ def test_a_value_out_of_range_is_refused_in_one_sentence(cls: type, name: str, v
     assert re.search(r": \w.*\.$", message) and "\n" not in message, message  # a remedy after the colon
 
 
+NUMBERS = [
+    (cls, item.name)
+    for cls in ALL
+    for item in dataclasses.fields(cls)
+    if {int, float} & {get_type_hints(cls)[item.name], *get_args(get_type_hints(cls)[item.name])}
+]
+BEYOND = [10**30, -(10**30), 10**5000, float("1e400"), -INF, NAN, 1e300, -1, True, "3", [], {}, "1e99"]
+
+
+@pytest.mark.parametrize(("cls", "name"), NUMBERS, ids=lambda part: getattr(part, "__name__", part))
+def test_no_number_is_without_an_end(cls: type, name: str) -> None:
+    """What a 64-bit number or a 32-bit float could not hold never reaches a library, also out of JSON."""
+    for value in BEYOND:
+        with pytest.raises(InputError, match=f"^{name} is ") as refusal:
+            made(cls, **{name: value})
+        assert len(str(refusal.value)) < 300
+
+
+def test_every_seed_of_64_bits_is_taken_and_none_beyond() -> None:
+    assert TrainConfig(class_word="toy", seed=2**64 - 1).seed == 2**64 - 1
+    with pytest.raises(InputError, match="seed is 18446744073709551616: give a whole number from 0 to 1844"):
+        TrainConfig(class_word="toy", seed=2**64)
+
+
+@pytest.mark.parametrize("text", ["a\0toy", "\udcff toy"])
+@pytest.mark.parametrize(
+    ("cls", "name"), [(TrainConfig, "class_word"), (DataConfig, "class_caption"), (OutputConfig, "preview_prompts")]
+)
+def test_what_is_no_text_is_refused(cls: type, name: str, text: str) -> None:
+    """Bytes of the command line that are no letters arrive as halves of letters, which no tokenizer takes."""
+    with pytest.raises(InputError, match=f"^{name} is .*: leave out what is no letter"):
+        made(cls, **{name: (text,) if cls is OutputConfig else text})
+
+
 @pytest.mark.parametrize("word", ["", "  ", "\n"])
 def test_an_empty_class_word_is_refused_with_an_example(word: str) -> None:
     with pytest.raises(InputError, match="class_word is empty: .*toy"):
@@ -275,6 +310,14 @@ OTHER = [
     {"method": "tlora", "adapter": AdapterConfig(min_rank=2)},
     {"apt": AptConfig(dist_weight=2.0)},
 ]
+
+
+def test_the_identity_of_earlier_runs_stays_what_it_was() -> None:
+    """They could not be resumed otherwise: a new setting is left out of it at its default."""
+    text = json.dumps(TrainConfig(class_word="toy").identity(), sort_keys=True)
+    assert (
+        hashlib.sha256(text.encode()).hexdigest() == "ddd25cf9c6063a5577a844f2cf2d3d783302309a6f8249f22816b8aee8870a46"
+    )
 
 
 @pytest.mark.parametrize("change", SAME, ids=str)

@@ -71,6 +71,61 @@ def test_ctrl_c_waits_for_the_child() -> None:
     assert process.wait(timeout=45) == 5
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals are of another kind there")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_to_the_workshop_ends_what_it_runs(name: str) -> None:
+    """It comes to this process alone; the child ends as it likes, and its code is passed on."""
+    child = (
+        "import signal, sys, time\n"
+        f"signal.signal(signal.{name}, lambda *_: (time.sleep(0.3), sys.exit(6)))\n"
+        "print('up', flush=True); time.sleep(60)"
+    )
+    process = workshop(f"dev.run([sys.executable, '-c', {child!r}])")
+    os.kill(process.pid, getattr(signal, name))
+    assert process.wait(timeout=45) == 6
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are of another kind there")
+def test_a_hang_up_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with dev.passed_on([]):
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are of another kind there")
+def test_a_host_ends_also_where_ctrl_c_came_to_the_workshop_alone() -> None:
+    child = (
+        "print('up', flush=True)\nimport time\ntry:\n time.sleep(60)\nexcept KeyboardInterrupt:\n raise SystemExit(7)"
+    )
+    heard = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    process = workshop(f"dev.run([sys.executable, '-c', {heard + child!r}], ends_with_us=True)")
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=45) == 7
+
+
+def workshop(call: str) -> subprocess.Popen[str]:
+    """A process that makes the call, once its child has said that it is up."""
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's & switches it off
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{heard}; import sys, dev; sys.exit({call})"],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    return process
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("where", [">&-", ">/dev/full", "| true", "2>&-", "2>/dev/full"])
+def test_what_cannot_be_printed_is_lost_and_nothing_else(where: str) -> None:
+    command, code = ("tset", 2) if where.startswith("2") else ("--help", 0)
+    script = f'"$1" dev.py {command} {where}; exit "${{PIPESTATUS[0]}}"'
+    done = subprocess.run(["bash", "-c", script, "", sys.executable], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
 def test_foreign_packages_and_the_hub_stay_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
     assert "PYTHONPATH" not in dev.environment() and dev.environment()["HF_HUB_OFFLINE"] == "1"
@@ -242,6 +297,44 @@ def test_the_host_is_started_with_pack_and_checkpoints(
     assert f"http://127.0.0.1:{port};" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("torch", "options", "added"),
+    [
+        ("found", [], False),
+        ("none", [], True),
+        ("none", ["--cpu"], False),
+        ("none", ["--directml"], False),
+        ("broken", [], False),
+    ],
+)
+def test_without_a_gpu_the_host_is_started_on_the_cpu(
+    runs: list[tuple[list[str], dict[str, str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    torch: str,
+    options: list[str],
+    added: bool,
+) -> None:
+    """The host's own torch is asked; where it cannot be, the host itself says what is wrong."""
+    package = tmp_path / "torch"
+    package.mkdir()
+    (tmp_path / "custom_nodes").mkdir()
+    (package / "__init__.py").write_text(
+        "import types\n"
+        f"def is_available(): return {torch == 'found'}\n"
+        "cuda = types.SimpleNamespace(is_available=is_available)\n"
+        "backends = types.SimpleNamespace(mps=types.SimpleNamespace(is_available=lambda: False))\n"
+        + ("raise ImportError('no such library')\n" if torch == "broken" else "")
+    )
+    monkeypatch.setattr(dev, "find_host", lambda: (tmp_path, sys.executable))
+    monkeypatch.setattr(dev, "lacking", lambda host, python: "")
+    monkeypatch.setattr(dev, "environment", lambda: {**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert dev.main(["host", "--port", "1", *options]) == 0
+    assert runs[-1][0][2:] == ["--port", "1", *options, *(["--cpu"] if added else [])]
+    assert ("--cpu is added" in capsys.readouterr().out) is added
+
+
 def test_a_port_that_was_asked_for_is_kept(
     runs: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -291,6 +384,19 @@ def test_the_order_in_which_a_host_is_looked_for(places: Path, monkeypatch: pyte
     assert dev.find_host() == ((places / "around").resolve(), sys.executable)
     (places / "around" / "main.py").unlink()
     assert dev.find_host() is None
+
+
+def test_a_tilde_is_read_and_no_home_directory_is_no_error(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("HOME", str(places))
+    monkeypatch.setenv("USERPROFILE", str(places))
+    monkeypatch.setenv("COMFYUI_PATH", "~/named")
+    assert dev.find_host() == ((places / "named").resolve(), sys.executable)
+    monkeypatch.setattr(dev.Path, "home", homeless)
+    monkeypatch.delenv("COMFYUI_PATH")
+    assert dev.find_host() == ((places / "around").resolve(), sys.executable)
 
 
 def test_a_hosts_python_is_its_environments_unless_another_is_named(

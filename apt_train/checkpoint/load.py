@@ -13,6 +13,7 @@ import torch
 from ..components import Components
 from ..errors import InputError
 from ..noise import PredictionType
+from ..paths import expanded, one_line
 from .diffusers_folder import load_diffusers_folder
 from .single_file import load_single_file
 
@@ -47,7 +48,7 @@ def load_checkpoint(
     Raises:
         InputError: Whatever cannot be trained, naming what was found and what works.
     """
-    path = Path(path).expanduser()
+    path = expanded(path, "The checkpoint")
     if not path.exists():
         raise InputError(f"The checkpoint {path} does not exist: check the path.")
     load = load_diffusers_folder if path.is_dir() else load_single_file
@@ -64,6 +65,7 @@ def load_checkpoint(
         raise InputError(
             f"The checkpoint {path} cannot be read ({error}): check the file and its permissions."
         ) from None
+    components.source = one_line(components.source)  # it goes into files that take no bytes without a letter
     if dtype is not None:  # rounded weights are another model
         components.digest = hashlib.sha256(f"{components.digest} {dtype}".encode()).hexdigest()
     return components

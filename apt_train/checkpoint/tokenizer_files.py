@@ -13,6 +13,7 @@ from transformers import CLIPTokenizerFast, PreTrainedTokenizerFast  # type: ign
 from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError
+from ..paths import expanded
 from .config_check import libraries_answer
 from .tokenizer_check import copy_checked
 
@@ -30,7 +31,8 @@ def find_clip_vocabulary(given: str | Path | None) -> Path:
     InputError: the given folder has none (no further search then), or there is none anywhere.
     """
     if given is not None:
-        for folder in (Path(given), Path(given) / "tokenizer"):
+        given = expanded(given, "The tokenizer folder")
+        for folder in (given, given / "tokenizer"):
             if _has_vocabulary(folder):
                 return folder
         raise InputError(
@@ -48,7 +50,7 @@ def find_clip_vocabulary(given: str | Path | None) -> Path:
 
 def _usual_places() -> Iterator[Path]:
     if host := os.environ.get("COMFYUI_PATH"):
-        yield Path(host) / "comfy" / "sd1_tokenizer"
+        yield Path(os.path.expanduser(host)) / "comfy" / "sd1_tokenizer"
     for repository, inside in _CACHED:
         for snapshot in sorted((_hugging_face_cache() / repository / "snapshots").glob("*")):
             yield snapshot / inside
@@ -57,9 +59,9 @@ def _usual_places() -> Iterator[Path]:
 def _hugging_face_cache() -> Path:
     """Where huggingface_hub keeps its downloads, by its own environment variables."""
     if folder := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(folder)
+        return Path(os.path.expanduser(folder))
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(home).expanduser() / "hub"
+    return Path(os.path.expanduser(home)) / "hub"  # without a home directory: a folder that does not exist
 
 
 def _has_vocabulary(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from ..files import atomic_write
 from .names import CONFIG, clashing_file
 
 FORMAT = 1
-OURS = ("format", "name", "digest", "config", "num_timesteps", "dtype")  # the rest is the callers'
+OURS = ("format", "name", "digest", "parts", "config", "num_timesteps", "dtype")  # the rest is the callers'
 
 
 def read_config(path: str | Path) -> dict[str, Any]:

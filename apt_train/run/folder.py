@@ -12,7 +12,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,9 @@ from ..config import TrainConfig
 from ..errors import InputError
 from ..events import StepEvent
 from ..files import check_writable
+from ..paths import argument, command
 from .config_file import OURS, check_complete, read_config, read_settings, write_config
+from .content_parts import listed, other_parts
 from .lock import held
 from .log import Log, append, cut_log, line_bytes, read_log
 from .names import (
@@ -86,9 +87,8 @@ class RunFolder:
         path = Path(path)
         found = _visible(path)
         if CONFIG in found and not _never_stepped(path):
-            raise InputError(
-                f"{path} already holds a run: choose another output folder, or go on with `apt-train resume {path}`."
-            )
+            again = command("resume", argument(path))
+            raise InputError(f"{path} already holds a run: choose another output folder, or go on with `{again}`.")
         if found and CONFIG not in found:
             raise InputError(f"{path} is not empty and holds no run: choose an empty or a new output folder.")
         check_subject_name(name)
@@ -135,22 +135,28 @@ class RunFolder:
         with held(self.path):
             yield
 
-    def check_same_run(self, digest: str, config: TrainConfig, dtype: torch.dtype) -> None:
-        """Refuse to go on with other weights, pictures or settings than the run began with, naming what differs."""
+    def check_same_run(
+        self, digest: str, config: TrainConfig, dtype: torch.dtype, parts: Mapping[str, Any] | None = None
+    ) -> None:
+        """Refuse to go on with other weights, pictures or settings than the run began with, naming what differs.
+
+        `parts`: those of `content_parts`; folders of an older version hold none, and less can be said of them.
+        """
         saved, before = read_config(self.path), self.config()
         if before.steps != config.steps and config.reads_total_steps:
             raise InputError(
                 f"{self.path} was planned for {before.steps} steps and its schedule reads the total, so it cannot be "
                 f"continued to {config.steps}: keep the number, or train anew with a constant schedule."
             )
-        if saved["dtype"] != str(dtype):
+        if saved.get("dtype", str(dtype)) != str(dtype):
             raise InputError(
                 f"{self.path} was trained in {saved['dtype']}, and this would go on in {dtype}: go on on the same kind "
                 "of device, with the same precision."
             )
-        if saved["digest"] != digest:
+        if saved.get("digest") != digest:
+            others = [*other_parts(saved.get("parts"), parts), *_other_settings(before.identity(), config.identity())]
             raise InputError(
-                f"{self.path} holds a run of {_difference(before.identity(), config.identity())}: "
+                f"{self.path} holds a run of {listed(others) or _ANY_PART}: "
                 "give what it began with, or choose another output folder."
             )
 
@@ -176,9 +182,10 @@ class RunFolder:
         self._log.append(raw)
         lost = [not (self.path / name).exists() for name in (CONFIG, LOG)]
         if all(lost):
+            again = command("resume", argument(self.path))
             raise InputError(
                 f"{self.path} was deleted or moved while training: what this run had trained is saved there again, and "
-                f"goes on with `apt-train resume {shlex.quote(str(self.path))}`."
+                f"goes on with `apt-train resume {again}`."
             )
         if any(lost):
             self.complete()
@@ -249,12 +256,15 @@ def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """In words, the first setting that differs; equal settings mean other weights or pictures."""
+_ANY_PART = "another checkpoint, other pictures, captions or masks"
+
+
+def _other_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """In words, the first setting that differs."""
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict) and old != new:
-            return _difference(old, new)
+            return _other_settings(old, new)
         if old != new:
-            return f"other settings ({key} was {old!r}, now {new!r})"
-    return "another checkpoint, other pictures, captions or masks"
+            return [f"other settings ({key} was {old!r}, now {new!r})"]
+    return []

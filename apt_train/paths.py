@@ -1,0 +1,77 @@
+"""Paths as a user types them, and commands as a user can paste them.
+
+In: `~`, what no system takes as a path, quoting, names that no terminal can show. Not in: what lies there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+from pathlib import Path
+
+from .errors import InputError
+
+_UNUSABLE = {errno.ENAMETOOLONG: "is too long", errno.ELOOP: "leads through links in a circle"}
+_SHOWN = 80  # characters of a path in a message
+_PLAIN_ON_WINDOWS = set("\\/:._-+@=")  # beside letters and digits; all else may mean something to cmd or PowerShell
+
+
+def expanded(given: str | Path, what: str = "The path") -> Path:
+    """A path with `~` and `~user` put in, also where a shell left them because they were quoted.
+
+    InputError: it is empty, no file can have it, or it begins with a home directory that this system does not know.
+    `what`: how the message calls it.
+    """
+    text = str(given)
+    if not text.strip():
+        raise InputError(f"{what} is empty: give a path.")
+    path = os.path.expanduser(text)
+    _check_usable(path, what)
+    if path == text and text.startswith("~") and not os.path.lexists(text):
+        raise InputError(f"{what} is {text}, but no home directory is known for that: write the whole path.")
+    return Path(path)
+
+
+def absolute(path: Path) -> Path:
+    """The path from the root. InputError: the current folder was deleted."""
+    try:
+        return path.absolute()
+    except OSError:
+        raise InputError("The current folder does not exist any more: change to another one.") from None
+
+
+def _check_usable(path: str, what: str) -> None:
+    try:
+        os.lstat(path)
+    except ValueError:  # a zero byte, or characters that the system's encoding lacks
+        raise InputError(f"{what} is {ascii(path)[:_SHOWN]}, which no file can be called: give another.") from None
+    except OSError as error:
+        if error.errno in _UNUSABLE:
+            raise InputError(f"{what} ({one_line(path)[:_SHOWN]}) {_UNUSABLE[error.errno]}: give another.") from None
+
+
+def command(*words: str | Path) -> str:
+    """`apt-train` with these words, quoted for the system's shell so that it can be pasted."""
+    return " ".join(["apt-train", *(_quoted(str(word)) for word in words)])
+
+
+def argument(path: Path) -> str:
+    """A path that is neither taken for an option nor for a home directory."""
+    text = str(path)
+    return f".{os.sep}{text}" if text.startswith(("-", "~")) else text
+
+
+def _quoted(word: str) -> str:
+    if os.name == "nt":
+        plain = all(letter.isalnum() or letter in _PLAIN_ON_WINDOWS for letter in word)
+        return word if plain and word else f'"{word}"'
+    if word.isprintable():
+        return shlex.quote(word)
+    letters = (chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\{byte:03o}" for byte in os.fsencode(word))
+    return "$'" + "".join(letters) + "'"  # as bash and zsh read bytes that have no letter
+
+
+def one_line(text: str) -> str:
+    """The text with line breaks and characters that no terminal shows written out."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
