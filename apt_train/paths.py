@@ -5,6 +5,7 @@ In: `~`, what no system takes as a path, quoting, names that no terminal can sho
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shlex
@@ -49,6 +50,10 @@ def _check_usable(path: str, what: str) -> None:
     except OSError as error:
         if error.errno in _UNUSABLE:
             raise InputError(f"{what} ({one_line(path)[:_SHOWN]}) {_UNUSABLE[error.errno]}: give another.") from None
+    with contextlib.suppress(OSError):  # no current folder
+        path = os.path.abspath(path)
+    if any("\ud800" <= letter <= "\udfff" for letter in path):  # safetensors and tokenizers open no such file
+        raise InputError(f"{what} ({one_line(path)[:_SHOWN]}) has bytes that are no letters here: rename it.")
 
 
 def command(*words: str | Path) -> str:

@@ -124,7 +124,7 @@ PLACES = {  # the function that is being called when the signal comes
 }
 
 
-@pytest.mark.parametrize(("place", "name"), zip(PLACES, [*SIGNALS, "SIGTERM"], strict=True))
+@pytest.mark.parametrize(("place", "name"), list(zip(PLACES, [*SIGNALS, "SIGTERM"], strict=True)))
 def test_before_the_first_step_there_is_nothing_to_wait_for(
     place: str,
     name: str,

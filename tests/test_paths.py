@@ -57,6 +57,7 @@ UNUSABLE = {
     "empty": ("", "is empty"),
     "blank": ("  ", "is empty"),
     "zero byte": ("a\0b", "no file can be called"),
+    "no letters": ("a/\udcff", "has bytes that are no letters"),
     "long name": ("x" * 300, "is too long"),
     "long path": ("/x" * 5000, "is too long"),
 }
@@ -148,7 +149,7 @@ def test_no_path_option_takes_what_cannot_be_a_path(tmp_path: Path, capsys: pyte
     good = {"--checkpoint": str(tmp_path), "--images": str(tmp_path), "--output": str(tmp_path / "out")}
     more = ("--tokenizer", "--prior-images")
     for option in (*good, *more):
-        for value in ("", "~nobody-of-this-name", "x" * 300, "a\0b"):
+        for value in ("", "~nobody-of-this-name", "x" * 300, "a\0b", "\udcff"):
             words = [f"{name}={text}" for name, text in {**good, option: value}.items()]
             assert cli.main(["run", "--class-word", "toy", *words]) == 2
             shown = capsys.readouterr().err
