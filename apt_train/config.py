@@ -25,6 +25,7 @@ LrSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
+_PLACEHOLDER = re.compile(r"[{}]|embedding:", re.IGNORECASE)  # stands for the subject in captions, not for its kind
 
 
 def _set(default: Any, help: str) -> Any:
@@ -180,7 +181,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _check_values(self)
-        for name in ("learning_rate", "embedding_learning_rate", "weight_decay", "max_grad_norm"):
+        _require(_positive(self.learning_rate), "learning_rate", self.learning_rate, "give a number above 0")
+        for name in ("embedding_learning_rate", "weight_decay", "max_grad_norm"):
             value = getattr(self, name)
             _require(_finite(value) and value >= 0, name, value, "give a number of at least 0")
         for name in ("beta1", "beta2"):
@@ -310,11 +312,21 @@ class TrainConfig:
         _require(
             bool(self.class_word.strip()), "class_word", "empty", "say what the subject is, for example toy or dog"
         )
+        for name in ("class_word", "init_word"):
+            word = getattr(self, name)
+            _require(not _PLACEHOLDER.search(word), name, repr(word), "write plain words the model knows, such as toy")
+        letters = "letters, digits, _ and -"
+        _require(
+            not self.identifier or NAME_PATTERN.fullmatch(self.identifier) is not None,
+            "identifier",
+            repr(self.identifier),
+            f"use only {letters}",
+        )
         _require(
             NAME_PATTERN.fullmatch(self.name) is not None,
             "identifier",
-            repr(self.identifier or self.name),
-            "use only letters, digits, _ and -",
+            f"empty and class_word is {self.class_word!r}, which cannot name files",
+            f"give a name of {letters}",
         )
         _require(self.steps >= 1, "steps", self.steps, "give a whole number of at least 1")
         _require(self.seed >= 0, "seed", self.seed, "give a whole number of at least 0")

@@ -1,0 +1,102 @@
+"""Every node of the pack as an artist gets it: found by its name, put into the graph, left as it is, and run.
+
+In: both renderers; what the editor puts into the widgets; workflows saved when a widget was another one. Not in: the
+rest of what the editor shows (`test_editor`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..node_texts import nodes
+from .editor import Browser, Editor, lacking
+from .graphs import picture, untouched
+from .server import Host
+from .test_editor import search
+
+pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking())
+
+TRAINER, OPTIONS, PREVIEW, MONITOR = "APTTrain", "APTTrainOptions", "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor"
+BLANK = "async () => { await app.extensionManager.command.execute('Comfy.NewBlankWorkflow') }"
+VALUES = """([type]) => Object.fromEntries(
+  app.graph.nodes.find((node) => node.type === type).widgets.map((widget) => [widget.name, widget.value]))"""
+# What a graph needs beside the pack's own nodes; steps and resolution come by wire, so that no widget is touched.
+AROUND = """() => {
+  const add = (type, ...values) => {
+    const node = LiteGraph.createNode(type);
+    app.graph.add(node);
+    values.forEach((value, i) => { node.widgets[i].value = value });
+    return node;
+  };
+  const [trainer, options, preview, monitor] =
+    ["APTTrain", "APTTrainOptions", "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor"]
+      .map((type) => app.graph.nodes.find((node) => node.type === type));
+  const wire = (from, output, to, input) => {
+    from.connect(from.outputs.findIndex((slot) => slot.name === output), to, to.findInputSlot(input));
+  };
+  const loader = add("CheckpointLoaderSimple", "sd15.safetensors");
+  for (const name of ["model", "clip", "vae"]) wire(loader, name.toUpperCase(), trainer, name);
+  wire(add("LoadImage", "example.png"), "IMAGE", trainer, "images");
+  wire(add("PrimitiveInt", 1), "INT", trainer, "steps");
+  wire(add("PrimitiveInt", 64), "INT", trainer, "resolution");
+  wire(options, "options", trainer, "options");
+  trainer.widgets.find((widget) => widget.name === "class_word").value = "toy";
+  wire(trainer, "APT_RUN", monitor, "run");
+  wire(trainer, "APT_RUN", preview, "run");
+  for (const name of ["model", "clip"]) wire(loader, name.toUpperCase(), preview, name);
+  wire(trainer, "MODEL", preview, "tuned");
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with Browser() as chromium:
+        yield chromium
+
+
+@pytest.fixture(params=[False, True], ids=["classic", "nodes-2.0"])
+def editor(request: pytest.FixtureRequest, browser: Browser, host: Host) -> Iterator[Editor]:
+    host.upload("example.png", picture(0))
+    with browser.page(host, Comfy__VueNodes__Enabled=request.param) as page:
+        page.do(BLANK)
+        yield page
+
+
+def add_by_search(editor: Editor, node_type: str) -> None:
+    search(editor, nodes()[node_type].display_name)
+    editor.page.get_by_text(nodes()[node_type].display_name, exact=True).first.wait_for(timeout=60_000)
+    editor.page.keyboard.press("Enter")
+    editor.until("([type]) => app.graph.nodes.some((node) => node.type === type)", node_type)
+    editor.do("() => { app.graph.nodes.forEach((node) => { node.pos = [-3000, -3000] }); app.canvas.setDirty(true, true) }")
+
+
+def test_every_node_runs_as_the_editor_makes_it(host: Host, editor: Editor) -> None:
+    for node_type in nodes():
+        add_by_search(editor, node_type)
+        values = editor.do(VALUES, node_type)
+        assert {name: values[name] for name in untouched(node_type)} == untouched(node_type)
+    editor.do(AROUND)
+    host.wait(editor.queue(), timeout=300)
+
+
+OLD_KINDS = {"never set": [], "the default": ["affine"], "two": ["flip", "affine"], "a pair with color": ["affine", "color"]}
+
+
+@pytest.mark.parametrize("kinds", OLD_KINDS.values(), ids=list(OLD_KINDS))
+def test_a_workflow_saved_with_a_list_of_kinds_still_runs(host: Host, editor: Editor, kinds: list[str]) -> None:
+    for node_type in nodes():
+        editor.do("([type]) => { app.graph.add(LiteGraph.createNode(type)) }", node_type)
+    editor.do(AROUND)
+    workflow = editor.workflow()
+    (old,) = [node for node in workflow["nodes"] if node["type"] == OPTIONS]
+    place = [slot.id for slot in nodes()[OPTIONS].inputs if "default" in slot.more].index("augment_kinds")
+    assert old["widgets_values"][place] == "affine"
+    old["widgets_values"][place] = kinds
+    editor.load(workflow)
+    before = runs(host)
+    host.wait(editor.queue(), timeout=300)
+    assert kinds
