@@ -41,9 +41,13 @@ class APTTrain(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", lazy=True, tooltip="The model to learn on, SD1.5 or SDXL. LoRAs on it are baked in."),
+                io.Model.Input(
+                    "model", lazy=True, tooltip="The model to learn on, SD1.5 or SDXL. LoRAs on it are baked in."
+                ),
                 io.Clip.Input("clip", lazy=True, tooltip="Its text encoders, as deep as CLIP Set Last Layer says."),
-                io.Vae.Input("vae", lazy=True, tooltip="Its VAE: turns the pictures into latents, and samples into pictures."),
+                io.Vae.Input(
+                    "vae", lazy=True, tooltip="Its VAE: turns the pictures into latents, and samples into pictures."
+                ),
                 io.Image.Input(
                     "images", tooltip="3 to 10 pictures of the subject: a batch, or lists of different sizes."
                 ),

@@ -128,7 +128,9 @@ def test_a_vae_file_of_its_own(host: Host, checkpoints: dict[str, Path], other: 
     folder = host.folder / "models" / "vae"
     folder.mkdir(parents=True, exist_ok=True)
     start = "first_stage_model."
-    tensors = {key[len(start) :]: value for key, value in load_file(checkpoints[other]).items() if key.startswith(start)}
+    tensors = {
+        key[len(start) :]: value for key, value in load_file(checkpoints[other]).items() if key.startswith(start)
+    }
     save_file(tensors, folder / f"vae_{other}.safetensors")
     g = Graph()
     model, clip, _ = checkpoint(g, "sd15.safetensors")

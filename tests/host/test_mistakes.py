@@ -15,7 +15,6 @@ from .server import Host, HostError
 from .workflows import Graph
 
 
-
 @pytest.fixture(scope="module")
 def names(host: Host) -> list[str]:
     return upload_pictures(host)
@@ -156,7 +155,9 @@ def test_what_a_wire_decides_is_not_refused_unseen(host: Host, names: list[str])
     host.run(g.prompt)
 
 
-@pytest.mark.parametrize("kinds", [[], ["affine"], ["flip", "affine"], ["color", "flip", "affine"], "affine", "flip+color"])
+@pytest.mark.parametrize(
+    "kinds", [[], ["affine"], ["flip", "affine"], ["color", "flip", "affine"], "affine", "flip+color"]
+)
 def test_augment_kinds_are_a_choice_or_a_list_as_older_workflows_send_it(
     host: Host, names: list[str], kinds: list[str] | str
 ) -> None:
