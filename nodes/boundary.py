@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..apt_train.errors import InputError
+from .host.language import translated
 
 _METHODS = ("validate_inputs", "check_lazy_status", "execute")
 
@@ -39,6 +40,6 @@ def _plainly(method: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return method(cls, **inputs)
         except InputError as error:
-            raise UserMistake(str(error)) from None
+            raise UserMistake(translated(str(error))) from None
 
     return run

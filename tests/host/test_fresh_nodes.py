@@ -82,7 +82,7 @@ def test_every_node_runs_as_the_editor_makes_it(host: Host, editor: Editor) -> N
         values = editor.do(VALUES, node_type)
         assert {name: values[name] for name in untouched(node_type)} == untouched(node_type)
     editor.do(AROUND)
-    host.wait(editor.queue(), timeout=300)
+    host.wait(editor.queue(), timeout=600)
 
 
 OLD_KINDS = {

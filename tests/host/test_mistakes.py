@@ -119,7 +119,7 @@ def told_before_loading(host: Host, g: Graph, node: str) -> str:
     assert caught.value.details["exception_type"] == "InputError"
     said = host.log_text()[before:]
     assert "model_type" not in said and "settings.py" not in said and "During handling" not in said, said
-    return str(caught.value).removeprefix("failed: ")
+    return caught.value.sentence
 
 
 @pytest.mark.parametrize(
