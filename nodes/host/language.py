@@ -1,7 +1,7 @@
 """The user's language, for what the host shows as it comes from here: errors, and the line of text on a node.
 
-In: which language the editor is set to, and a sentence's translation from `locales/LANGUAGE/main.json`. Not in: what the
-editor translates itself (names, tooltips), nor its scripts' texts (`web/texts.js`).
+In: which language the editor is set to, and a sentence's translation from `locales/LANGUAGE/main.json`. Not in: what
+the editor translates itself (names, tooltips), nor the texts of its scripts (`web/texts.js`).
 """
 
 from __future__ import annotations

@@ -159,6 +159,24 @@ def test_a_prompt_that_names_a_learned_subject_in_vain(host: Host, browser: Brow
         }
 
 
+def test_a_notice_says_so_when_the_prompt_is_queued(host: Host, browser: Browser) -> None:
+    with browser.page(host) as editor:
+        editor.do(BLANK)
+        editor.do(NAMED_IN_VAIN)
+        editor.page.get_by_text("my_toy alone shows no subject").wait_for(timeout=30_000)
+
+
+NAMED_IN_VAIN = """async () => {
+  const [trainer, encoder] = ["APTTrain", "CLIPTextEncode"].map((type) => LiteGraph.createNode(type));
+  for (const node of [trainer, encoder]) app.graph.add(node);
+  trainer.widgets.find((widget) => widget.name === "subject").value = "my_toy";
+  trainer.connect(1, encoder, encoder.findInputSlot("clip"));
+  encoder.widgets[0].value = "my_toy on the beach";
+  const { api } = await import("/scripts/api.js");
+  api.dispatchCustomEvent("promptQueued", { number: 1, batchCount: 1 });
+}"""
+
+
 # ---- Chinese -----------------------------------------------------------------------------------------------------
 
 
