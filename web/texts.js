@@ -28,7 +28,9 @@ function ours() {
   return served[app.extensionManager?.setting?.get("Comfy.Locale")]?.aptTrain ?? {};
 }
 
+/** Not in English: a combo with labels of its own loses the host's search in its list. */
 function translateCombos(node) {
+  if (!ours().choices) return;
   for (const widget of node.widgets ?? []) {
     if (widget.type !== "combo" || widget.name === "control_after_generate" || !widget.options) continue;
     widget.options.getOptionLabel ??= (choice) => labelOf(choice ?? "");

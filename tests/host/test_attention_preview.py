@@ -376,6 +376,7 @@ def test_wires_that_do_not_belong_together_are_refused(host: Host) -> None:
     ("wires", "says"),
     [
         (["image"], "image needs a VAE"),
+        (["image", "vae"], "The VAE is one of SDXL (from sdxl.safetensors), but the MODEL is one of SD1.5"),
         (["image", "latent"], "image and latent are both wired"),
         (["many"], "The latent has the shape (1, 16, 8, 8), the model reads 4 channels"),
     ],
@@ -388,6 +389,8 @@ def test_pictures_that_cannot_be_looked_at_are_refused(host: Host, wires: list[s
         size = {"width": 64, "height": 64, "batch_size": 1}
         if "image" in wires:
             inputs["image"] = g.node("LoadImage", image="look.png")[0]
+        if "vae" in wires:
+            inputs["vae"] = checkpoint(g, "sdxl.safetensors")[2]
         if set(wires) & {"latent", "many"}:
             inputs["latent"] = g.node("EmptySD3LatentImage" if "many" in wires else "EmptyLatentImage", **size)[0]
         return same(g)
