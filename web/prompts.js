@@ -65,7 +65,14 @@ function isOfReplacing(node, name) {
   return node.class_type.startsWith("String") && /^(find|replace|pattern|delimiter)/.test(name);
 }
 
+/** Asked first: reading the whole graph may make other packs' widgets do something. */
+function hasTrainer() {
+  const graphs = [app.rootGraph, ...(app.rootGraph.subgraphs?.values() ?? [])];
+  return graphs.some((graph) => graph.nodes.some((node) => node.comfyClass === TRAINER));
+}
+
 async function notice() {
+  if (!hasTrainer()) return;
   const { output } = await app.graphToPrompt();
   for (const name of namedInVain(output)) {
     const detail = say(
