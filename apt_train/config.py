@@ -26,6 +26,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 _SHOWN = 80  # characters of a value in a message
+_PLACEHOLDER = re.compile(r"[{}]|embedding:", re.IGNORECASE)  # stands for the subject in captions, not for its kind
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class AptConfig:
 class OptimizerConfig:
     """AdamW and the batch. Defaults are DCO's published recipe."""
 
-    learning_rate: float = _set(5e-5, "Learning rate of the LoRA.", _Range(0, 1000))
+    learning_rate: float = _set(5e-5, "Learning rate of the LoRA.", _Range(above=0, high=1000))
     embedding_learning_rate: float = _set(5e-6, "Learning rate of the learned identifier.", _Range(0, 1000))
     beta1: float = _set(0.9, "AdamW: decay of the mean of gradients.", _Range(0, below=1))
     beta2: float = _set(0.999, "AdamW: decay of the mean of squared gradients.", _Range(0, below=1))
@@ -306,11 +307,21 @@ class TrainConfig:
         _require(
             bool(self.class_word.strip()), "class_word", "empty", "say what the subject is, for example toy or dog"
         )
+        for name in ("class_word", "init_word"):
+            word = getattr(self, name)
+            _require(not _PLACEHOLDER.search(word), name, repr(word), "write plain words the model knows, such as toy")
+        letters = "letters, digits, _ and -"
+        _require(
+            not self.identifier or NAME_PATTERN.fullmatch(self.identifier) is not None,
+            "identifier",
+            repr(self.identifier),
+            f"use only {letters}",
+        )
         _require(
             NAME_PATTERN.fullmatch(self.name) is not None,
             "identifier",
-            repr(self.identifier or self.name),
-            "use only letters, digits, _ and -",
+            f"empty and class_word is {self.class_word!r}, which cannot name files",
+            f"give a name of {letters}",
         )
         check_subject_name(self.name)
         _require(

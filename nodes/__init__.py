@@ -15,11 +15,13 @@ class AptTrainExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .attention_preview import APTAttentionAlignPreview
+        from .boundary import speaks_plainly
         from .monitor import APTOverfitIndicatorMonitor
         from .options import APTTrainOptions
         from .train import APTTrain
 
-        return [APTTrain, APTTrainOptions, APTAttentionAlignPreview, APTOverfitIndicatorMonitor]
+        nodes = [APTTrain, APTTrainOptions, APTAttentionAlignPreview, APTOverfitIndicatorMonitor]
+        return [speaks_plainly(node) for node in nodes]
 
 
 async def comfy_entrypoint() -> AptTrainExtension:

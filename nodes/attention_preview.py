@@ -14,6 +14,7 @@ from torch import Tensor
 from ..apt_train.errors import InputError
 from ..apt_train.rng import generator
 from .attention_table import compare, table
+from .checks import check_choices, check_ranges
 from .host import attention, looked_at
 from .host.prompt_reading import read_prompt
 from .host.requirements import check_installed
@@ -57,6 +58,19 @@ class APTAttentionAlignPreview(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, **inputs: Any) -> bool:
+        """True; InputError, which the host shows at the node before anything runs. A wired input is None here."""
+        slots = cls.define_schema().inputs
+        shown = {name: value for name, value in inputs.items() if value is not None}
+        check_choices(shown, slots)
+        check_ranges(shown, slots)
+        _require_one_start(*("wired" if name in inputs else None for name in ("image", "vae", "latent")))
+        texts = {name: inputs.get(name) for name in ("prompt", "trigger", "class_word")}
+        if "run" not in inputs and None not in texts.values():
+            Texts.of(**texts)
+        return True
 
     @classmethod
     def execute(
@@ -192,9 +206,15 @@ def _subject(trigger: str, class_word: str, run: AptRun | None) -> tuple[str, st
     return trigger.strip() or run.trigger, class_word.strip() or run.class_word
 
 
-def _start(model: Any, image: Tensor | None, vae: Any, latent: dict[str, Any] | None) -> Tensor:
+def _require_one_start(image: Any, vae: Any, latent: Any) -> None:
     if image is not None and latent is not None:
         raise InputError("image and latent are both wired, but both models look at one thing: take one of them off.")
+    if image is not None and vae is None:
+        raise InputError("image needs a VAE beside it: wire vae, or wire a latent instead of the picture.")
+
+
+def _start(model: Any, image: Tensor | None, vae: Any, latent: dict[str, Any] | None) -> Tensor:
+    _require_one_start(image, vae, latent)
     if image is not None:
         return looked_at.latent_of_picture(image, vae, model)
     if latent is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -40,6 +41,15 @@ def groups() -> dict[str, list[Setting]]:
 
 def _all(group: str, home: type) -> list[Setting]:
     return [Setting(group, item.name) for item in dataclasses.fields(home) if item.name not in ON_TRAIN]
+
+
+def settings_shown(shown: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The widgets' values as `AptOptions.settings`; a widget that is not among them is left out."""
+    found: dict[str, dict[str, Any]] = {}
+    for setting in (setting for group in (*groups().values(), _ADDED) for setting in group):
+        if setting.name in shown:
+            found.setdefault(setting.group, {})[setting.name] = value_of(setting, shown[setting.name])
+    return found
 
 
 def _widgets(by_heading: dict[str, list[Setting]]) -> list[io.Input]:
@@ -87,14 +97,19 @@ class APTTrainOptions(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, **inputs: Any) -> bool:
+        """True; InputError, which the host shows at the node before anything runs: a setting that cannot be."""
+        from .checks import check_options, known
+
+        check_options(known(inputs), cls.define_schema().inputs)
+        return True
+
+    @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         shown = {name: values[0] for name, values in inputs.items() if name != "prior_images" and values}
-        settings: dict[str, dict[str, Any]] = {}
-        for setting in (setting for group in (*groups().values(), _ADDED) for setting in group):
-            settings.setdefault(setting.group, {})[setting.name] = value_of(setting, shown[setting.name])
         return io.NodeOutput(
             AptOptions(
-                settings=settings,
+                settings=settings_shown(shown),
                 background=shown["background"],
                 alpha_masks=shown["alpha_masks"],
                 mask_counts=shown["mask_counts"],

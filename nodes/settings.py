@@ -7,11 +7,12 @@ In: one widget per field, and what an empty field is called on a node. Not in: w
 from __future__ import annotations
 
 import dataclasses
+from itertools import combinations
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from comfy_api.latest import io
 
-from ..apt_train.config import TrainConfig
+from ..apt_train.config import AugmentKind, TrainConfig
 from ..apt_train.errors import InputError
 from .wires import AptOptions
 
@@ -23,7 +24,7 @@ GROUPS = ("apt", "adapter", "optimizer", "data", "output")
 _RANGES: dict[str, tuple[float, float, float]] = {
     "steps": (1, 1_000_000, 1), "rank": (1, 1024, 1), "batch_size": (1, 256, 1), "accumulation": (1, 1024, 1),
     "resolution": (0, 4096, 64), "bucket_multiple": (0, 512, 8), "seed": (0, 0xFFFFFFFFFFFFFFFF, 1),
-    "learning_rate": (0, 1, 1e-7), "embedding_learning_rate": (0, 1, 1e-7), "epsilon": (1e-12, 1, 1e-12),
+    "learning_rate": (1e-7, 1, 1e-7), "embedding_learning_rate": (0, 1, 1e-7), "epsilon": (1e-12, 1, 1e-12),
     "beta1": (0, 0.9999, 1e-4), "beta2": (0, 0.99999, 1e-5), "weight_decay": (0, 10, 1e-5),
     "max_grad_norm": (0, 1000, 0.1), "warmup_steps": (0, 1_000_000, 1), "dropout": (0, 0.99, 0.01),
     "alpha": (0, 4096, 0.5), "min_rank": (0, 1024, 1), "bins": (1, 1000, 1), "ema": (0.001, 1, 0.001),
@@ -72,10 +73,9 @@ def widget(setting: Setting, *, label: str | None = None, **more: Any) -> io.Inp
         return io.Combo.Input(name, options=list(_CHECKPOINTING), default="auto", **shared)
     if name == "temperature":
         return io.String.Input(name, default=f"{default:g}", **shared)
+    if name == "augment_kinds":
+        return io.Combo.Input(name, options=_combined(get_args(AugmentKind)), default="+".join(default), **shared)
     if get_origin(kind) is tuple:
-        choices = get_args(get_args(kind)[0])
-        if choices:
-            return io.MultiCombo.Input(name, options=list(choices), default=list(default), **shared)
         return io.String.Input(name, default="\n".join(default), multiline=True, **shared)
     if get_origin(kind) is Literal:
         return io.Combo.Input(name, options=list(get_args(kind)), default=default, **shared)
@@ -87,6 +87,13 @@ def widget(setting: Setting, *, label: str | None = None, **more: Any) -> io.Inp
     if float in (kind, *get_args(kind)):
         return io.Float.Input(name, default=float(default or 0), min=low, max=high, step=step, round=False, **shared)
     return io.Int.Input(name, default=int(default or 0), min=int(low), max=int(high), step=int(step), **shared)
+
+
+def _combined(kinds: tuple[str, ...]) -> list[str]:
+    """Every choice of one or more, `affine+flip` say. The editor's own list of several starts empty, and in its newer
+    renderer cannot be seen."""
+    chosen = [some for count in range(1, len(kinds) + 1) for some in combinations(kinds, count)]
+    return ["+".join(some) for some in chosen]
 
 
 def _help(setting: Setting) -> str:
@@ -101,12 +108,20 @@ def value_of(setting: Setting, shown: Any) -> Any:
         return _CHECKPOINTING[shown]
     if setting.name == "temperature":
         return _temperature(shown)
+    if setting.name == "augment_kinds":
+        return _kinds(shown) or setting.field.default
     if get_origin(setting.kind) is tuple:
         lines = shown.splitlines() if isinstance(shown, str) else shown
         return tuple(line.strip() for line in lines if line.strip())
     if type(None) in get_args(setting.kind):
         return shown or None
     return shown
+
+
+def _kinds(shown: Any) -> tuple[str, ...]:
+    """Of `affine+flip`, or of a list as older workflows hold it; of an empty one, none."""
+    parts = shown if isinstance(shown, (list, tuple)) else str(shown).split("+")
+    return tuple(str(part).strip() for part in parts if str(part).strip())
 
 
 def _temperature(text: str) -> float | str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
@@ -10,6 +10,10 @@ from ..apt_train.errors import InputError
 from .host.requirements import check_installed
 from .settings import METHODS, Setting, train_config, widget
 from .wires import AptOptions, AptOptionsWire, AptRunWire
+
+if TYPE_CHECKING:
+    from ..apt_train.config import TrainConfig
+    from ..apt_train.dataset import ImageSet
 
 MAIN = (
     Setting("", "steps"),
@@ -37,18 +41,22 @@ class APTTrain(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The model to learn on, SD1.5 or SDXL. LoRAs on it are baked in."),
-                io.Clip.Input("clip", tooltip="Its text encoders, as deep as CLIP Set Last Layer says."),
-                io.Vae.Input("vae", tooltip="Its VAE: turns the pictures into latents, and samples into pictures."),
+                io.Model.Input(
+                    "model", lazy=True, tooltip="The model to learn on, SD1.5 or SDXL. LoRAs on it are baked in."
+                ),
+                io.Clip.Input("clip", lazy=True, tooltip="Its text encoders, as deep as CLIP Set Last Layer says."),
+                io.Vae.Input(
+                    "vae", lazy=True, tooltip="Its VAE: turns the pictures into latents, and samples into pictures."
+                ),
                 io.Image.Input(
                     "images", tooltip="3 to 10 pictures of the subject: a batch, or lists of different sizes."
                 ),
                 io.String.Input(
-                    "subject", default="", placeholder="my_toy",
+                    "subject", default="", placeholder="for example my_toy",
                     tooltip="A name for the subject and its files: letters, digits, _ and -. Empty: "
                     "<class-word>_subject.",
                 ),
-                widget(CLASS_WORD, placeholder="toy"),
+                widget(CLASS_WORD, placeholder="for example toy"),
                 *(widget(setting) for setting in MAIN),
                 io.Combo.Input(
                     "method", options=list(METHODS), default="APT",
@@ -101,30 +109,62 @@ class APTTrain(io.ComfyNode):
         return PUBLISHED.missing() if inputs.get("resume") == ["automatic"] else []
 
     @classmethod
+    def validate_inputs(cls, **inputs: Any) -> bool:
+        """True; InputError, which the host shows at the node before anything runs: a widget that cannot be."""
+        from .checks import check_train, known
+
+        check_train(known(inputs), (*MAIN, SEED, CLASS_WORD), cls.define_schema().inputs)
+        return True
+
+    @classmethod
+    def check_lazy_status(cls, **inputs: Any) -> list[str]:
+        """The model's wires, once all else has been looked at: no checkpoint is loaded for settings that cannot be."""
+        missing = [name for name in ("model", "clip", "vae") if list(inputs.get(name, ())) == [None]]
+        if missing:
+            _lesson(inputs)
+        return missing
+
+    @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
-        check_installed()
         import torch
 
         from .host.components import Wires
         from .host.model import with_lora
         from .host.pictures import image_tensor
         from .run_store import losses
-        from .training import Job, finished_run, image_set
+        from .training import Job, finished_run
         from .watch import picture_of
 
         if len(inputs["model"]) > 1:
             raise InputError(f"{len(inputs['model'])} MODELs are wired at once: train on one at a time.")
-        one = {name: values[0] for name, values in inputs.items() if values}
-        options: AptOptions = one.get("options") or AptOptions({})
-        main = {setting: one[setting.name] for setting in (*MAIN, SEED, CLASS_WORD)}
-        config = train_config(main, options, subject=one["subject"], method=one["method"])
-        wires = Wires.checked(one["model"], one["clip"], one["vae"])
+        config, images, prior = _lesson(inputs)
+        wires = Wires.checked(inputs["model"][0], inputs["clip"][0], inputs["vae"][0])
         with torch.inference_mode(False):
-            images = image_set(inputs["images"], inputs.get("captions"), inputs.get("masks") or None, options)
-            prior = image_set(options.prior_images, None, None, options) if options.prior_images else None
-            job = Job(wires, images, prior, config, restart=one["resume"] == "restart")
+            job = Job(wires, images, prior, config, restart=inputs["resume"][0] == "restart")
             run, published = finished_run(job, cls.hidden.unique_id)
         model = with_lora(wires.model, published.lora)
         shown = ui.PreviewImage(image_tensor(picture_of(run, config, wires.schedule.num_timesteps)), cls=cls)
         loss_map = {"loss": losses(run)}
         return io.NodeOutput(model, wires.clip, published.lora, run, loss_map, published.trigger, ui=shown)
+
+
+def _lesson(inputs: dict[str, Any]) -> tuple[TrainConfig, ImageSet, ImageSet | None]:
+    """What is to be learned: settings, pictures with captions and masks, pictures of the class.
+
+    InputError: a setting, a caption or a mask that cannot be trained with, alone or beside the others.
+    """
+    check_installed()
+    import torch
+
+    from ..apt_train.captions import subject_captions
+    from .training import image_set
+
+    one = {name: values[0] for name, values in inputs.items() if values}
+    options: AptOptions = one.get("options") or AptOptions({})
+    main = {setting: one[setting.name] for setting in (*MAIN, SEED, CLASS_WORD)}
+    config = train_config(main, options, subject=one["subject"], method=one["method"])
+    with torch.inference_mode(False):
+        images = image_set(inputs["images"], inputs.get("captions"), inputs.get("masks") or None, options)
+        prior = image_set(options.prior_images, None, None, options) if options.prior_images else None
+    subject_captions(images, config)
+    return config, images, prior

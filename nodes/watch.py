@@ -132,7 +132,8 @@ def _live_run(run: AptRun, config: TrainConfig, num_timesteps: int, node_id: str
 def say_finished(node_id: str, run: AptRun, trigger: str, trained: bool) -> None:
     """The last line on the node: what a prompt must say, and where the run lies."""
     how = "done" if trained else "found, not trained again"
-    NodeProgress(node_id, run.steps).say(f"{how}: {run.steps} steps · prompts say {trigger} · run {run.run_id}")
+    alone = f" ({run.subject} alone shows no subject)" if trigger.startswith("embedding:") else ""
+    NodeProgress(node_id, run.steps).say(f"{how}: {run.steps} steps · prompts say {trigger}{alone} · run {run.run_id}")
 
 
 def picture_of(run: AptRun, config: TrainConfig, num_timesteps: int) -> Image.Image:

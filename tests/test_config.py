@@ -120,6 +120,7 @@ BAD = [
     (AptConfig, "balance_every", -1),
     (OptimizerConfig, "learning_rate", -1e-5),
     (OptimizerConfig, "learning_rate", NAN),
+    (OptimizerConfig, "learning_rate", 0.0),
     (OptimizerConfig, "embedding_learning_rate", INF),
     (OptimizerConfig, "beta1", 1.0),
     (OptimizerConfig, "beta2", -0.1),
@@ -146,6 +147,7 @@ BAD = [
     (TrainConfig, "identifier", "a/b"),
     (TrainConfig, "identifier", "tüy"),
     (TrainConfig, "identifier", "a.b"),
+    (TrainConfig, "init_word", "{subject}"),
     (TrainConfig, "identifier_mode", "both"),
     (TrainConfig, "method", "lora"),
     (TrainConfig, "steps", 0),
@@ -207,6 +209,18 @@ def test_what_is_no_text_is_refused(cls: type, name: str, text: str) -> None:
 def test_an_empty_class_word_is_refused_with_an_example(word: str) -> None:
     with pytest.raises(InputError, match="class_word is empty: .*toy"):
         TrainConfig(class_word=word)
+
+
+@pytest.mark.parametrize("word", ["{subject}", "a {class_word}", "Embedding:toy"])
+def test_what_stands_for_the_subject_is_no_class_word(word: str) -> None:
+    with pytest.raises(InputError, match="class_word is .*: write plain words"):
+        TrainConfig(class_word=word)
+
+
+def test_a_class_word_that_cannot_name_files_asks_for_a_name() -> None:
+    with pytest.raises(InputError, match="identifier is empty and class_word is 'café'.*give a name"):
+        TrainConfig(class_word="café")
+    assert TrainConfig(class_word="café", identifier="cup").name == "cup"
 
 
 def test_dco_needs_the_prior_at_every_step() -> None:

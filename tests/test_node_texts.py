@@ -22,6 +22,7 @@ DOCS = ROOT / "web" / "docs"
 LANGUAGES = sorted(path.name for path in LOCALES.iterdir() if path.is_dir())
 OTHERS = [language for language in LANGUAGES if language != "en"]
 NODES = list(nodes().values())
+METHODS = ("APT", "DreamBooth", "DCO", "T-LoRA")
 MESSAGE_SYNTAX = set("{}@$|")  # the editor compiles names and descriptions, where these have a meaning; tooltips not
 SECTIONS = ("Input", "Output", "What is refused")
 
@@ -78,9 +79,44 @@ def test_the_english_file_is_what_the_schemas_say() -> None:
 
 
 def test_a_language_holds_nothing_but_what_is_tested_here() -> None:
+    """English needs no `main.json`: the scripts' own texts stand in them."""
     files = {path.relative_to(LOCALES).as_posix() for path in LOCALES.rglob("*") if path.is_file()}
-    assert files == {f"{language}/nodeDefs.json" for language in LANGUAGES}
+    others = {f"{language}/main.json" for language in OTHERS}
+    assert files == {f"{language}/nodeDefs.json" for language in LANGUAGES} | others
     assert {"en", "zh"} <= set(LANGUAGES)
+
+
+def of_scripts(language: str) -> dict[str, dict[str, str]]:
+    """`texts` by their English, and the combos' `choices`."""
+    found = json.loads((LOCALES / language / "main.json").read_text(encoding="utf-8"))
+    assert set(found) == {"aptTrain"}
+    return found["aptTrain"]
+
+
+def said_by_scripts() -> set[str]:
+    """Every text that a script of the editor gives to `say`."""
+    calls = [call for path in (ROOT / "web").glob("*.js") for call in SAID.findall(path.read_text(encoding="utf-8"))]
+    return {"".join(re.findall(r'"([^"]*)"', call)) for call in calls}
+
+
+SAID = re.compile(r'\bsay\(\s*("[^"]*"(?:\s*\+\s*"[^"]*")*)')
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_what_the_scripts_say_is_translated(language: str) -> None:
+    texts = of_scripts(language)["texts"]
+    assert set(texts) == said_by_scripts() and len(texts) > 10
+    for english, translated in texts.items():
+        assert re.findall(r"\{\w+\}", english) == re.findall(r"\{\w+\}", translated), english
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_choices_are_explained_beside_their_own_names(language: str) -> None:
+    """Errors, tooltips and help pages call them by these; what is a name everywhere needs no explanation."""
+    labels, everywhere = of_scripts(language)["choices"], {*METHODS, "fp32", "bf16", "fp16"}
+    known = {choice for node in NODES for slot in node.inputs for choice in choices(slot)}
+    assert set(labels) == known - everywhere
+    assert [choice for choice, label in labels.items() if not label.startswith(choice) or label == choice] == []
 
 
 @pytest.mark.parametrize("language", OTHERS)
@@ -120,7 +156,7 @@ def verbatim(text: str) -> set[str]:
 
 @pytest.mark.parametrize("language", OTHERS)
 def test_a_translation_names_choices_as_the_widget_shows_them(language: str) -> None:
-    """A choice that the English tooltip explains: the editor does not translate the choices themselves."""
+    """A choice that the English tooltip explains: a combo shows its own name first."""
     translated = locale(language)
     for node in NODES:
         for slot in node.inputs:

@@ -9,6 +9,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { MonitorView } from "./monitor_view.js";
 import { Runs } from "./runs.js";
+import { say } from "./texts.js";
 import { isIn, locatorOf, trainersOf } from "./upstream.js";
 
 const MONITOR = "APTOverfitIndicatorMonitor";
@@ -116,8 +117,8 @@ function refresh(node, monitor) {
 
 function missing(trainers) {
   return trainers.size
-    ? "Queue the workflow: the curves appear here while APT Train runs."
-    : "Connect APT_RUN of an APT Train node.";
+    ? say("Queue the workflow: the curves appear here while APT Train runs.")
+    : say("Connect APT_RUN of an APT Train node.");
 }
 
 function refreshAll() {

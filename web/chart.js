@@ -4,6 +4,8 @@
  * In: drawing, in CSS pixels. Not in: where the numbers come from, the canvas's place on a node.
  */
 
+import { say } from "./texts.js";
+
 const NEAR_ONE = 0.9; // as in the report: here the denoising loss weighs a tenth
 const FONT = "system-ui, sans-serif";
 
@@ -49,17 +51,17 @@ export function binColours(count, dark) {
 }
 
 function drawIndicator(pen, frame, series, names, colours) {
-  drawFrame(pen, frame, "overfitting indicator γ by timestep", colours);
+  drawFrame(pen, frame, say("overfitting indicator γ by timestep"), colours);
   drawDashes(pen, frame, colours);
   const bins = binColours(names.length, colours.dark);
   const blank = series.points.length > 20 && series.points.every(({ gamma }) => gamma.every((value) => !value));
-  if (blank) note(pen, frame, "0 in every bin: not measured, or nothing to see yet", colours);
+  if (blank) note(pen, frame, say("0 in every bin: not measured, or nothing to see yet"), colours);
   bins.forEach((colour, bin) => drawLine(pen, frame, series.points, ({ gamma }) => gamma[bin], colour, 1.4));
   drawLegend(pen, frame, names, bins, colours);
 }
 
 function drawLoss(pen, frame, points, colours) {
-  drawFrame(pen, frame, "loss, thick: its moving average", colours);
+  drawFrame(pen, frame, say("loss, thick: its moving average"), colours);
   drawSteps(pen, frame, colours);
   const colour = css(LOSS, colours.dark);
   pen.globalAlpha = 0.4;
@@ -133,7 +135,7 @@ function drawSteps(pen, frame, { ink }) {
   for (const tick of ticks) pen.fillText(String(tick), xOf(frame, tick), y);
   const half = pen.measureText(String(ticks[ticks.length - 1] ?? "")).width / 2;
   pen.textAlign = "left";
-  pen.fillText("step", frame.right + half + frame.size * 0.5, y);
+  pen.fillText(say("step"), frame.right + half + frame.size * 0.5, y);
 }
 
 function drawLegend(pen, frame, names, bins, { ink }) {

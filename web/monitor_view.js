@@ -5,6 +5,7 @@
  */
 
 import { drawCurves } from "./chart.js";
+import { say } from "./texts.js";
 
 const LEAST_HEIGHT = 250;
 const VERDICT_HEIGHT = 110;
@@ -116,24 +117,29 @@ export class MonitorView {
 /** `step 120 / 2000 · loss 0.113 · mean gamma 0.42 · drift ratio 0.12 · 12 min left` */
 export function statusOf(series) {
   const last = series.points[series.points.length - 1];
-  const opening = { running: "", done: "done · ", stopped: "stopped · ", failed: "failed · " }[series.state] ?? "";
-  const parts = [`${opening}step ${last?.step ?? series.step} / ${series.total || "?"}`];
-  if (last?.loss != null) parts.push(`loss ${last.loss.toPrecision(3)}`);
+  const ended = { done: say("done"), stopped: say("stopped"), failed: say("failed") }[series.state];
+  const parts = [...(ended ? [ended] : []), say("step {step} / {total}", { step: last?.step ?? series.step, total: series.total || "?" })];
+  if (last?.loss != null) parts.push(say("loss {loss}", { loss: last.loss.toPrecision(3) }));
   const gamma = (last?.gamma ?? []).filter((value) => value != null);
-  if (gamma.length) parts.push(`mean gamma ${(gamma.reduce((a, b) => a + b) / gamma.length).toFixed(2)}`);
+  if (gamma.length) parts.push(say("mean gamma {gamma}", { gamma: mean(gamma).toFixed(2) }));
   const drift = series.points.findLast((point) => point.drift_ratio != null)?.drift_ratio;
-  if (drift != null) parts.push(`drift ratio ${drift.toFixed(2)}`);
-  if (series.state === "running" && series.secondsLeft != null) parts.push(`${duration(series.secondsLeft)} left`);
-  if (series.state === "running" && !last) parts.push("getting ready");
-  if (series.state === "stopped") parts.push("queue again to go on");
+  if (drift != null) parts.push(say("drift ratio {ratio}", { ratio: drift.toFixed(2) }));
+  if (series.state === "running" && series.secondsLeft != null) parts.push(say("{time} left", { time: duration(series.secondsLeft) }));
+  if (series.state === "running" && !last) parts.push(say("getting ready"));
+  if (series.state === "stopped") parts.push(say("queue again to go on"));
   return parts.join(" · ");
+}
+
+function mean(values) {
+  return values.reduce((a, b) => a + b) / values.length;
 }
 
 /** `40 s`, `12 min`, `3 h 20 min` */
 export function duration(seconds) {
-  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 90) return say("{seconds} s", { seconds: Math.round(seconds) });
   const minutes = Math.round(seconds / 60);
-  return minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  if (minutes < 90) return say("{minutes} min", { minutes });
+  return say("{hours} h {minutes} min", { hours: Math.floor(minutes / 60), minutes: minutes % 60 });
 }
 
 function lightness(colour) {

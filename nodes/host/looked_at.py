@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...apt_train.errors import InputError
+from .vae_family import require_vae_of
 
 _SDXL_VECTOR = 2816  # size of SDXL's extra conditioning, which only models made for 1024 pixels have
 
@@ -17,16 +18,15 @@ _SDXL_VECTOR = 2816  # size of SDXL's extra conditioning, which only models made
 def latent_of_picture(image: Tensor, vae: Any, model: Any) -> Tensor:
     """A picture (N, H, W, C), the first of it -> (1, C, h, w), unscaled.
 
-    Shrunk where it is larger than the model's own size. InputError: no VAE, or one of another kind of model.
+    Shrunk where it is larger than the model's own size. InputError: a VAE of another kind of model.
     """
-    if vae is None:
-        raise InputError("image needs a VAE beside it: wire vae, or wire a latent instead of the picture.")
     format = model.model.latent_format
     if vae.latent_channels != format.latent_channels:
         raise InputError(
             f"The VAE makes latents of {vae.latent_channels} channels, the model reads {format.latent_channels}: "
             "wire the VAE of the same checkpoint."
         )
+    require_vae_of(model, vae)
     height, width = _fit(image.shape[1:3], _own_size(model), int(format.spacial_downscale_ratio))
     pixels = image[:1, :, :, :3].movedim(-1, 1)
     if pixels.shape[2:] != (height, width):

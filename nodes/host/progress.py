@@ -10,6 +10,8 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
+from .language import translated_line
+
 
 def stop_if_cancelled() -> None:
     """Raise the host's own exception when the user pressed Cancel."""
@@ -36,5 +38,5 @@ class NodeProgress:
         self._bar.update_absolute(done, total, preview)
 
     def say(self, text: str) -> None:
-        """Replace the line of text on the node."""
-        PromptServer.instance.send_progress_text(text, self._node_id)
+        """Replace the line of text on the node; parts stand between ` · `."""
+        PromptServer.instance.send_progress_text(translated_line(text), self._node_id)

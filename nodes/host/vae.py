@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...apt_train.errors import InputError
+from .vae_family import require_vae_of
 
 TILED_ABOVE = 2048 * 2048  # pixels: beyond, one piece takes more memory than training itself
 
@@ -29,6 +30,7 @@ class HostVae:
                 f"The VAE makes latents of {vae.latent_channels} channels, but this MODEL reads {channels}: wire the "
                 "VAE of the same checkpoint."
             )
+        require_vae_of(model, vae)
 
     @property
     def factor(self) -> int:

@@ -72,13 +72,26 @@ def training_graph(
     return g, train_node(g, wires, image_batch(g, names), setting, **changes)
 
 
+def untouched(node_type: str) -> dict[str, Any]:
+    """The widgets of one of the pack's nodes as the editor fills a new node (`test_fresh_nodes` compares them).
+
+    It takes the schema's default, but starts a list of several choices empty, whatever its default is.
+    """
+    slots = [slot for slot in nodes()[node_type].inputs if "default" in slot.more]
+    return {slot.id: [] if slot.kind == "MultiCombo" else slot.more["default"] for slot in slots}
+
+
 def option_defaults() -> dict[str, Any]:
-    """The widgets of `APT Train Options` as the editor fills a new node."""
-    return {slot.id: slot.more["default"] for slot in nodes()["APTTrainOptions"].inputs if "default" in slot.more}
+    """The widgets of a new `APT Train Options`."""
+    return untouched("APTTrainOptions")
 
 
 def options(g: Graph, **changes: Any) -> Node:
-    """`APT Train Options` with every widget at its default but these; lists wrapped as the editor sends them."""
-    values = {**option_defaults(), **changes}
-    values["augment_kinds"] = {"__value__": values["augment_kinds"]}
-    return g.node("APTTrainOptions", **values)
+    """`APT Train Options` as it is new, but for these widgets or wires."""
+    return g.node("APTTrainOptions", **{**option_defaults(), **{name: sent(value) for name, value in changes.items()}})
+
+
+def sent(value: Any) -> Any:
+    """A widget's list as the editor sends it; a wire as it is."""
+    is_wire = isinstance(value, list) and len(value) == 2 and isinstance(value[1], int)
+    return {"__value__": value} if isinstance(value, list) and not is_wire else value

@@ -36,14 +36,19 @@ ARGUMENTS = (
 class HostError(Exception):
     """A prompt that was refused, failed or was interrupted: `kind` is one of these three words.
 
-    The message holds what the user would read; `node` and `node_type` name the node it stopped at, where there is one,
-    and `details` is the host's own account of it.
+    The message holds what the user would read, `sentence` the node's own words; `node` and `node_type` name the node it
+    stopped at, where there is one, and `details` is the host's own account of it.
     """
 
     def __init__(self, kind: str, message: str, details: Mapping[str, Any]) -> None:
         super().__init__(f"{kind}: {message}")
         self.kind, self.details = kind, details
         self.node, self.node_type = details.get("node_id"), details.get("node_type")
+        self.sentence = str(details.get("exception_message", "")).strip()
+        complaints = details.get("node_errors") or {}
+        if len(complaints) == 1:
+            ((self.node, complaint),) = complaints.items()
+            self.node_type, self.sentence = complaint["class_type"], complaint["errors"][0]["details"]
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,41 @@ def test_patches_that_act_only_when_sampling_are_told(host: Host) -> None:
     assert "output_block_patch" in note
 
 
+@pytest.mark.parametrize(("kind", "other"), [("sd15", "sdxl"), ("sdxl", "sd15"), ("sdxl", "sd15_kl")])
+def test_a_vae_of_the_other_family_is_refused(host: Host, kind: str, other: str) -> None:
+    """The usual autoencoders have one shape in both families: the loader's file tells them apart."""
+    g = Graph()
+    model, clip, _ = checkpoint(g, f"{kind}.safetensors")
+    vae = checkpoint(g, f"{other}.safetensors")[2]
+    assert f"(from {other}.safetensors)" in refusal(host, g, (model, clip, vae))
+
+
+@pytest.mark.parametrize(("kind", "other"), [("sd15", "sd15_kl"), ("sdxl", "sdxl_v")])
+def test_a_vae_of_another_file_of_the_family_is_taken(host: Host, kind: str, other: str) -> None:
+    g = Graph()
+    model, clip, _ = checkpoint(g, f"{kind}.safetensors")
+    assert_same(probe(host, g, (model, clip, checkpoint(g, f"{other}.safetensors")[2])))
+
+
+@pytest.mark.parametrize("other", ["sdxl", "sd15_kl"])
+def test_a_vae_file_of_its_own(host: Host, checkpoints: dict[str, Path], other: str) -> None:
+    """The tiny autoencoder says whose it is; the usual one in a file of its own says nothing, and is taken."""
+    folder = host.folder / "models" / "vae"
+    folder.mkdir(parents=True, exist_ok=True)
+    start = "first_stage_model."
+    tensors = {
+        key[len(start) :]: value for key, value in load_file(checkpoints[other]).items() if key.startswith(start)
+    }
+    save_file(tensors, folder / f"vae_{other}.safetensors")
+    g = Graph()
+    model, clip, _ = checkpoint(g, "sd15.safetensors")
+    vae = g.node("VAELoader", vae_name=f"vae_{other}.safetensors")[0]
+    if other == "sdxl":
+        assert "(from vae_sdxl.safetensors)" in refusal(host, g, (model, clip, vae))
+    else:
+        assert_same(probe(host, g, (model, clip, vae)))
+
+
 def refusal(host: Host, g: Graph, wires: Wires) -> str:
     """What the user reads; one sentence or a few."""
     with pytest.raises(HostError) as caught:

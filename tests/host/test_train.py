@@ -263,24 +263,24 @@ def test_alone_in_a_graph_it_runs_and_shows_its_tooltips(host: Host, names: list
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "kind", "words"),
     [
-        ({"subject": "../evil"}, "subject is '../evil'"),
-        ({"class_word": " "}, "class_word is empty"),
-        ({"captions": "a house\na garden"}, "does not mention the subject"),
-        ({"captions": "one\ntwo\nthree"}, "3 captions for 2 images"),
-        ({"resolution": 72}, "resolution"),
-        ({"caption_template": "a photo"}, "write {subject}"),
+        ({"subject": "../evil"}, "refused", "subject is '../evil'"),
+        ({"class_word": " "}, "refused", "class_word is empty"),
+        ({"captions": "a house\na garden"}, "failed", "does not mention the subject"),
+        ({"captions": "one\ntwo\nthree"}, "failed", "3 captions for 2 images"),
+        ({"resolution": 72}, "failed", "resolution"),
+        ({"caption_template": "a photo"}, "refused", "write {subject}"),
     ],
 )
 def test_a_refusal_is_a_sentence_and_leaves_nothing(
-    host: Host, names: list[str], changes: dict[str, Any], words: str
+    host: Host, names: list[str], changes: dict[str, Any], kind: str, words: str
 ) -> None:
     before = runs(host)
     g, node = training_graph(names, **{**SETTINGS, **changes})
     with pytest.raises(HostError) as caught:
         host.run(g.prompt)
-    assert caught.value.kind == "failed" and caught.value.node == node.id
+    assert caught.value.kind == kind and caught.value.node == node.id
     assert words in str(caught.value) and str(caught.value).endswith(".")
     assert runs(host) == before
 

@@ -1,0 +1,69 @@
+"""Which family's latents a VAE makes: SD1.5's and SDXL's have one shape, but another scale and another meaning.
+
+In: what tells it, the tiny autoencoder's own scale or the file it was loaded from. Not in: pictures (`vae`). A VAE that
+nothing tells of is nobody's: no refusal may rest on a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...apt_train.checkpoint.ldm_unet import context_dim
+from ...apt_train.checkpoint.tensor_file import TensorFile, open_tensor_file
+from ...apt_train.errors import InputError
+
+_UNET = "model.diffusion_model."
+_BY_SCALE = {0.18215: "SD1.5", 0.13025: "SDXL"}  # published with each family's VAE
+_BY_CONTEXT = {768: "SD1.5", 1024: "SD1.5", 2048: "SDXL", 1280: "SDXL"}  # SD2.x has SD1.5's VAE, the refiner SDXL's
+_BY_ARCHITECTURE = {"stable-diffusion-v1": "SD1.5", "stable-diffusion-v2": "SD1.5", "stable-diffusion-xl": "SDXL"}
+
+
+def require_vae_of(model: Any, vae: Any) -> None:
+    """InputError: the VAE is known to be of the other family. Silent where nothing tells."""
+    wanted = _by_scale(model.model.latent_format.scale_factor)
+    found, file = _family_and_file(vae)
+    if wanted is None or found is None or wanted == found:
+        return
+    where = f" (from {file})" if file else ""
+    raise InputError(
+        f"The VAE is one of {found}{where}, but the MODEL is one of {wanted}, which reads other latents: wire the VAE "
+        f"of the same checkpoint, or one made for {wanted}."
+    )
+
+
+def _family_and_file(vae: Any) -> tuple[str | None, str]:
+    path = _loaded_from(vae)
+    own = getattr(vae.first_stage_model, "vae_scale", None)  # of the tiny autoencoder
+    found = None if own is None else _by_scale(float(own))
+    if found is None and path is not None:
+        found = _family_of_file(path)
+    return found, path.name if path is not None else ""
+
+
+def _by_scale(scale: float) -> str | None:
+    return next((family for known, family in _BY_SCALE.items() if abs(scale / known - 1) < 0.01), None)
+
+
+def _loaded_from(vae: Any) -> Path | None:
+    """The file that the host would load it from again, where its loader has left that."""
+    made_by = getattr(getattr(vae, "patcher", None), "cached_patcher_init", None)
+    path = made_by[1][0] if made_by and made_by[1] else None
+    return Path(path) if isinstance(path, str) else None
+
+
+def _family_of_file(path: Path) -> str | None:
+    """By the UNet beside it, else by what a VAE's own file says of itself."""
+    try:
+        file = open_tensor_file(path)
+    except (InputError, OSError):
+        return None
+    context = context_dim(file.under(_UNET))
+    return _BY_CONTEXT.get(context) if context is not None else _by_metadata(file)
+
+
+def _by_metadata(file: TensorFile) -> str | None:
+    said: Mapping[str, Any] = file.metadata
+    architecture = str(said.get("modelspec.architecture", ""))
+    return next((family for start, family in _BY_ARCHITECTURE.items() if architecture.startswith(start)), None)

@@ -1,0 +1,207 @@
+"""Every node of the pack as an artist gets it: found by its name, put into the graph, left as it is, and run.
+
+In: both renderers; what the editor puts into the widgets; workflows saved when a widget was another one. Not in: the
+rest of what the editor shows (`test_editor`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ..node_texts import nodes
+from .editor import Browser, Editor, lacking
+from .graphs import picture, untouched
+from .server import Host
+from .test_editor import search
+
+pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking())
+
+OPTIONS = "APTTrainOptions"
+BLANK = "async () => { await app.extensionManager.command.execute('Comfy.NewBlankWorkflow') }"
+VALUES = """([type]) => Object.fromEntries(
+  app.graph.nodes.find((node) => node.type === type).widgets.map((widget) => [widget.name, widget.value]))"""
+# What a graph needs beside the pack's own nodes; steps and resolution come by wire, so that no widget is touched.
+AROUND = """() => {
+  const add = (type, ...values) => {
+    const node = LiteGraph.createNode(type);
+    app.graph.add(node);
+    values.forEach((value, i) => { node.widgets[i].value = value });
+    return node;
+  };
+  const [trainer, options, preview, monitor] =
+    ["APTTrain", "APTTrainOptions", "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor"]
+      .map((type) => app.graph.nodes.find((node) => node.type === type));
+  const wire = (from, output, to, input) => {
+    from.connect(from.outputs.findIndex((slot) => slot.name === output), to, to.findInputSlot(input));
+  };
+  const loader = add("CheckpointLoaderSimple", "sd15.safetensors");
+  for (const name of ["model", "clip", "vae"]) wire(loader, name.toUpperCase(), trainer, name);
+  wire(add("LoadImage", "example.png"), "IMAGE", trainer, "images");
+  wire(add("PrimitiveInt", 1), "INT", trainer, "steps");
+  wire(add("PrimitiveInt", 64), "INT", trainer, "resolution");
+  wire(options, "options", trainer, "options");
+  trainer.widgets.find((widget) => widget.name === "class_word").value = "toy";
+  wire(trainer, "APT_RUN", monitor, "run");
+  wire(trainer, "APT_RUN", preview, "run");
+  for (const name of ["model", "clip"]) wire(loader, name.toUpperCase(), preview, name);
+  wire(trainer, "MODEL", preview, "tuned");
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with Browser() as chromium:
+        yield chromium
+
+
+@pytest.fixture(params=[False, True], ids=["classic", "nodes-2.0"])
+def editor(request: pytest.FixtureRequest, browser: Browser, host: Host) -> Iterator[Editor]:
+    host.upload("example.png", picture(0))
+    with browser.page(host, Comfy__VueNodes__Enabled=request.param) as page:
+        page.do(BLANK)
+        yield page
+
+
+def add_by_search(editor: Editor, node_type: str) -> None:
+    search(editor, nodes()[node_type].display_name)
+    editor.page.get_by_text(nodes()[node_type].display_name, exact=True).first.wait_for(timeout=60_000)
+    editor.page.keyboard.press("Enter")
+    editor.until("([type]) => app.graph.nodes.some((node) => node.type === type)", node_type)
+    # Out of the way of the next double click.
+    editor.do(
+        "() => { for (const node of app.graph.nodes) node.pos = [-3000, -3000]; app.canvas.setDirty(true, true) }"
+    )
+
+
+def test_every_node_runs_as_the_editor_makes_it(host: Host, editor: Editor) -> None:
+    for node_type in nodes():
+        add_by_search(editor, node_type)
+        values = editor.do(VALUES, node_type)
+        assert {name: values[name] for name in untouched(node_type)} == untouched(node_type)
+    editor.do(AROUND)
+    host.wait(editor.queue(), timeout=600)
+
+
+OLD_KINDS = {
+    "never set": ([], "affine"),
+    "the default": (["affine"], "affine"),
+    "two": (["flip", "affine"], "affine+flip"),
+    "all": (["color", "flip", "affine"], "affine+flip+color"),
+}
+
+
+def test_a_list_of_kinds_in_a_saved_workflow_becomes_the_choice_it_means(editor: Editor) -> None:
+    editor.do("([type]) => { app.graph.add(LiteGraph.createNode(type)) }", OPTIONS)
+    workflow = editor.workflow()
+    (node,) = workflow["nodes"]
+    place = [slot.id for slot in nodes()[OPTIONS].inputs if "default" in slot.more].index("augment_kinds")
+    for kinds, choice in OLD_KINDS.values():
+        node["widgets_values"][place] = kinds
+        editor.load(workflow)
+        assert editor.do(VALUES, OPTIONS)["augment_kinds"] == choice
+        assert [node["inputs"]["augment_kinds"] for node in editor.prompt().values()] == [choice]
+
+
+# ---- a subject's name in a prompt ------------------------------------------------------------------------------------
+
+
+def encoder(text: Any) -> dict[str, Any]:
+    return {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": text}}
+
+
+def replacing(text: str, found: str) -> dict[str, Any]:
+    inputs = {"string": text, "find": found, "replace": ["1", 5]}
+    return {"class_type": "StringReplace", "inputs": inputs}
+
+
+def trainer(**inputs: Any) -> dict[str, Any]:
+    return {"class_type": "APTTrain", "inputs": {"subject": "my toy", "class_word": "toy", **inputs}}
+
+
+IN_VAIN: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "typed plainly": ({"1": trainer(), "2": encoder("My_Toy on the beach")}, ["my_toy"]),
+    "the trigger": ({"1": trainer(), "2": encoder("embedding:my_toy_1234abcd on the beach")}, []),
+    "another word": ({"1": trainer(), "2": encoder("my_toys and my_toy-like things")}, []),
+    "placeholder filled in": ({"1": trainer(), "2": encoder(["3", 0]), "3": replacing("{subject}!", "{subject}")}, []),
+    "name in its place": ({"1": trainer(), "2": encoder(["3", 0]), "3": replacing("my_toy!", "{subject}")}, ["my_toy"]),
+    "trigger before it": (
+        {
+            "1": trainer(),
+            "2": encoder(["3", 0]),
+            "3": {"class_type": "StringConcatenate", "inputs": {"string_a": ["1", 5], "string_b": " my_toy's beach"}},
+        },
+        [],
+    ),
+    "no name given": ({"1": trainer(subject=""), "2": encoder("toy_subject, red")}, ["toy_subject"]),
+    "a name by wire": ({"1": trainer(subject=["9", 0]), "2": encoder("my_toy")}, []),
+    "a plain trigger word": (
+        {"1": trainer(options=["3", 0]), "2": encoder("my_toy toy"), "3": {"inputs": {"identifier_mode": "word"}}},
+        [],
+    ),
+    "a caption": ({"1": trainer(captions="my_toy on grass"), "2": encoder("a beach")}, []),
+    "a file": (
+        {"1": trainer(), "2": {"class_type": "LoraLoader", "inputs": {"clip": ["1", 1], "lora_name": "my_toy.pt"}}},
+        [],
+    ),
+}
+
+
+def test_a_prompt_that_names_a_learned_subject_in_vain(host: Host, browser: Browser) -> None:
+    (module,) = [path for path in host.get("/extensions") if path.endswith("/prompts.js")]
+    graphs = [{key: {"class_type": "X", **node} for key, node in graph.items()} for graph, _ in IN_VAIN.values()]
+    with browser.page(host) as editor:
+        call = "async ([path, graphs]) => { const m = await import(path); return graphs.map(m.namedInVain) }"
+        assert dict(zip(IN_VAIN, editor.do(call, module, graphs), strict=True)) == {
+            case: names for case, (_, names) in IN_VAIN.items()
+        }
+
+
+def test_a_notice_says_so_when_the_prompt_is_queued(host: Host, browser: Browser) -> None:
+    with browser.page(host) as editor:
+        editor.do(BLANK)
+        editor.do(NAMED_IN_VAIN)
+        editor.page.get_by_text("my_toy alone shows no subject").wait_for(timeout=30_000)
+
+
+NAMED_IN_VAIN = """async () => {
+  const [trainer, encoder] = ["APTTrain", "CLIPTextEncode"].map((type) => LiteGraph.createNode(type));
+  for (const node of [trainer, encoder]) app.graph.add(node);
+  trainer.widgets.find((widget) => widget.name === "subject").value = "my_toy";
+  trainer.connect(1, encoder, encoder.findInputSlot("clip"));
+  encoder.widgets[0].value = "my_toy on the beach";
+  const { api } = await import("/scripts/api.js");
+  api.dispatchCustomEvent("promptQueued", { number: 1, batchCount: 1 });
+}"""
+
+
+# ---- Chinese -----------------------------------------------------------------------------------------------------
+
+
+def test_a_chinese_editor_is_chinese_in_monitor_combos_and_notices(host: Host, browser: Browser) -> None:
+    (module,) = [path for path in host.get("/extensions") if path.endswith("/monitor_view.js")]
+    series = {"points": [{"step": 3, "loss": 0.5, "gamma": [0.25]}], "total": 9, "state": "stopped"}
+    try:
+        with browser.page(host, Comfy__Locale="zh") as editor:
+            said = "async ([path, series]) => (await import(path)).statusOf(series)"
+            assert (
+                editor.do(said, module, series)
+                == "已停止 · 第 3 / 9 步 · 损失 0.500 · 平均 gamma 0.25 · 再次加入队列即可继续"
+            )
+            editor.do(BLANK)
+            for node_type in nodes():
+                editor.do("([type]) => { app.graph.add(LiteGraph.createNode(type)) }", node_type)
+            shown = editor.do(LABELS)
+            assert shown["resume"] == "automatic（自动）" and shown["augment_kinds"] == "affine（缩放与旋转）"
+            assert shown["method"] == "APT"
+            line = "document.querySelector('.apt-train-monitor').firstElementChild.textContent"
+            assert editor.until(f"() => {line}") == "请连接一个 APT 训练节点的 APT_RUN。"
+    finally:
+        host.post("/settings", **{"Comfy.Locale": "en"})
+
+
+# As the classic renderer draws them; the newer one asks the same function.
+LABELS = """() => Object.fromEntries(app.graph.nodes.flatMap((node) => node.widgets)
+  .filter((widget) => widget.type === "combo").map((widget) => [widget.name, widget._displayValue]))"""

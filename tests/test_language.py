@@ -1,0 +1,116 @@
+"""What comes from the server in the editor's language: the usual mistakes and the node's line of text.
+
+Not here: what the editor and its scripts translate (`test_node_texts`), nor that the host shows it (`tests/host`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from apt_train.captions import caption_for
+from apt_train.config import AdapterConfig, AptConfig, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
+from apt_train.dataset import ImageSet
+from apt_train.errors import InputError
+from apt_train.pictures import parse_color
+
+from .node_modules import ROOT, node_module
+
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+TABLE: dict[str, str] = json.loads((ROOT / "locales" / "zh" / "main.json").read_text("utf-8"))["aptTrain"]["server"]
+
+
+@pytest.fixture
+def language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module, on a host whose users' folder is this test's."""
+    folders = ModuleType("folder_paths")
+    folders.get_user_directory = lambda: str(tmp_path)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "folder_paths", folders)
+    with node_module("host.language") as module:
+        yield module
+
+
+def set_language(folder: Path, text: str) -> None:
+    (folder / "default").mkdir(exist_ok=True)
+    (folder / "default" / "comfy.settings.json").write_text(text, encoding="utf-8")
+
+
+def speak(folder: Path, locale: object) -> None:
+    set_language(folder, json.dumps({"Comfy.Locale": locale}))
+
+
+def config(**changes: Any) -> TrainConfig:
+    return TrainConfig(**{"class_word": "toy", **changes})
+
+
+MISTAKES: dict[str, Callable[[], object]] = {
+    "class word": lambda: config(class_word=" "),
+    "no file name": lambda: config(class_word="caf\u00e9"),
+    "a name": lambda: config(identifier="a/b"),
+    "a placeholder": lambda: config(class_word="{subject}"),
+    "template": lambda: DataConfig(caption_template="a photo"),
+    "warmup": lambda: OptimizerConfig(warmup_steps=3),
+    "min_rank": lambda: AdapterConfig(rank=2, min_rank=3),
+    "DCO": lambda: config(method="dco", apt=AptConfig(lazy_prior=2)),
+    "drift": lambda: OutputConfig(drift_prompts=("{subject}",)),
+    "learning rate": lambda: OptimizerConfig(learning_rate=0.0),
+    "least": lambda: OptimizerConfig(max_grad_norm=-1.0),
+    "whole": lambda: config(steps=0),
+    "choice": lambda: config(precision="int8"),
+    "caption": lambda: caption_for("a lamp", "picture 1", template="{subject}", name="x", class_word="toy"),
+    "captions": lambda: ImageSet.from_tensors([_grey()] * 2, ["a", "b", "c"]),
+    "background": lambda: parse_color("sky"),
+}
+
+
+def _grey() -> Any:
+    import torch
+
+    return torch.zeros(8, 8, 3)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=list(MISTAKES))
+def test_usual_mistakes_are_told_in_chinese(language: Any, tmp_path: Path, mistake: Callable[[], object]) -> None:
+    with pytest.raises(InputError) as caught:
+        mistake()
+    english = str(caught.value).replace("identifier is", "subject is", 1)
+    assert language.translated(english) == english
+    speak(tmp_path, "zh")
+    told = language.translated(english)
+    assert CHINESE.search(told) and told.endswith("\u3002") and not re.search(r"\{\d\}| is ", told), told
+
+
+def test_a_line_is_translated_part_by_part(language: Any, tmp_path: Path) -> None:
+    line = "step 3 of 9 \u00b7 loss 0.5 \u00b7 something new \u00b7 12 min left"
+    assert language.translated_line(line) == line
+    speak(tmp_path, "zh")
+    told = language.translated_line(line).split(" \u00b7 ")
+    assert told[2] == "something new" and all(CHINESE.search(told[part]) for part in (0, 1, 3))
+    assert "3 / 9" in told[0] and "0.5" in told[1]
+
+
+@pytest.mark.parametrize("locale", ["en", "fr", "../zh", "zh/../zh", "", 3, None, ["zh"]])
+def test_another_language_is_english(language: Any, tmp_path: Path, locale: object) -> None:
+    speak(tmp_path, locale)
+    assert language.translated("getting ready") == "getting ready"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "3", '{"Comfy.Locale": "zh"'])
+def test_settings_that_cannot_be_read_are_no_error(language: Any, tmp_path: Path, text: str) -> None:
+    set_language(tmp_path, text)
+    assert language.translated("getting ready") == "getting ready"
+
+
+def test_translations_keep_every_place() -> None:
+    for english, translation in TABLE.items():
+        places = re.findall(r"\{(\w+)\}", english)
+        numbers = [place for place in places if place != "subject"]
+        assert numbers == [str(number) for number in range(1, len(numbers) + 1)], english
+        assert set(places) == set(re.findall(r"\{(\w+)\}", translation)), english

@@ -1,0 +1,55 @@
+"""A user's mistake leaves a node as its sentence alone: no folder, no name of a module, no inner calls.
+
+Not here: which mistakes there are, and what the host makes of them (`tests/host/test_mistakes.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from .node_modules import node_module
+
+METHODS = ("validate_inputs", "check_lazy_status", "execute")
+
+
+@pytest.fixture
+def boundary(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    folders = ModuleType("folder_paths")
+    folders.get_user_directory = lambda: str(tmp_path)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "folder_paths", folders)
+    with node_module("boundary") as module:
+        yield module
+
+
+def node_that(does: Any, *names: str) -> Any:
+    return type("Node", (), {name: classmethod(does) for name in names})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_host_is_told_the_sentence_and_a_plain_name(boundary: Any, name: str) -> None:
+    def inner(cls: Any, **inputs: Any) -> None:
+        raise boundary.InputError("steps is 0: give more.")
+
+    node = boundary.speaks_plainly(node_that(inner, name))
+    with pytest.raises(ValueError, match=r"^steps is 0: give more\.$") as caught:
+        getattr(node, name)(steps=0)
+    assert (caught.type.__module__, caught.type.__qualname__) == ("builtins", "InputError")
+    told = "".join(traceback.format_exception(caught.value))
+    assert told.endswith("\nInputError: steps is 0: give more.\n") and "in inner" not in told and "During" not in told
+
+
+def test_anything_else_passes_as_it_is(boundary: Any) -> None:
+    def fails(cls: Any, **inputs: Any) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        boundary.speaks_plainly(node_that(fails, "execute")).execute()
+    node = boundary.speaks_plainly(node_that(lambda cls, **inputs: (cls, inputs), "execute"))
+    assert node.execute(a=1) == (node, {"a": 1})
+    assert not hasattr(node, "validate_inputs")  # else the host would leave ranges and choices to it

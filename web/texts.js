@@ -1,0 +1,54 @@
+/**
+ * What the pack's scripts and combos say, in the editor's language.
+ *
+ * In: looking texts up in `locales/LANGUAGE/main.json`, which the host serves; a combo's labels. Not in: the texts, nor
+ * the nodes' own names and tooltips, which the editor translates itself. A text is found by its English, which stands
+ * where it is used and is what is shown where no translation is.
+ */
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+
+const NODES = ["APTTrain", "APTTrainOptions", "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor"];
+
+let served = {};
+
+/** The English text or its translation, `{name}` replaced by the value of that name. */
+export function say(english, values = {}) {
+  const text = ours().texts?.[english] ?? english;
+  return text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
+}
+
+/** A choice as the combo shows it: the value, which errors and help pages name, and what it means. */
+export function labelOf(choice) {
+  return ours().choices?.[choice] ?? choice;
+}
+
+function ours() {
+  return served[app.extensionManager?.setting?.get("Comfy.Locale")]?.aptTrain ?? {};
+}
+
+/** Not in English: a combo with labels of its own loses the host's search in its list. */
+function translateCombos(node) {
+  if (!ours().choices) return;
+  for (const widget of node.widgets ?? []) {
+    if (widget.type !== "combo" || widget.name === "control_after_generate" || !widget.options) continue;
+    widget.options.getOptionLabel ??= (choice) => labelOf(choice ?? "");
+  }
+}
+
+app.registerExtension({
+  name: "APTTrain.Texts",
+
+  async init() {
+    try {
+      served = await (await api.fetchApi("/i18n")).json();
+    } catch {
+      served = {}; // English then
+    }
+  },
+
+  nodeCreated(node) {
+    if (NODES.includes(node.comfyClass)) translateCombos(node);
+  },
+});
