@@ -12,8 +12,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from .checkpoint.tensor_file import read_tensors
 
 WEIGHTS = "judge.safetensors"
 CONFIG = "config.json"
@@ -150,5 +151,7 @@ def load_judge(path: str | Path = DEFAULT_FOLDER, device: str | torch.device = "
     """The judge stored in folder ``path`` (``judge.safetensors`` and ``config.json``)."""
     folder = Path(path)
     network = JudgeNetwork(**json.loads((folder / CONFIG).read_text()))
-    network.load_state_dict({name: value.float() for name, value in load_file(folder / WEIGHTS).items()}, strict=False)
+    network.load_state_dict(
+        {name: value.float() for name, value in read_tensors(folder / WEIGHTS)[0].items()}, strict=False
+    )
     return Judge(network).to(device)

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..apt_train.captions import trigger_text
+from ..apt_train.checkpoint.tensor_file import read_tensors
 from ..apt_train.config import TrainConfig
 from ..apt_train.errors import InputError
 from ..apt_train.events import PreviewEvent
@@ -212,7 +212,7 @@ def _publish_word(source: Path, target: Path) -> None:
 def _holds(target: Path, tensors: dict[str, Tensor]) -> bool:
     try:
         there, _ = _read(target)
-    except (OSError, SafetensorError):
+    except (OSError, InputError):
         return False
     return there.keys() == tensors.keys() and all(torch.equal(there[name], tensors[name]) for name in there)
 
@@ -233,8 +233,7 @@ def _write(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Copies: tensors of a mapped file would hold it open for as long as the host keeps them."""
-    with safe_open(str(path), framework="pt") as file:
-        return {key: file.get_tensor(key).clone() for key in file.keys()}, dict(file.metadata() or {})
+    return read_tensors(path)
 
 
 def _snapshot(folder: Path, step: int) -> Path:

@@ -29,7 +29,7 @@ from .config_check import (
     whole,
 )  # fmt: skip
 from .config_tables import LEAST_POSITIONS, MOST_TOKENS
-from .json_file import AGAIN, place, read_json_object
+from .json_file import AGAIN, place, read_json_object, shown
 
 MOST_BYTES = 1 << 24  # CLIP's tokenizer.json has 2.2 million
 _MOST_ADDED = 10_000
@@ -149,6 +149,10 @@ def _merges(path: Path) -> str:
     if path.stat().st_size > MOST_BYTES:
         raise InputError(f"{place(path)} has {path.stat().st_size} bytes, more than {MOST_BYTES}: {AGAIN}.")
     try:
-        return path.read_bytes().decode("utf-8")
+        lines = path.read_bytes().decode("utf-8").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError:
         raise InputError(f"{place(path)} is no text in UTF-8: {AGAIN}.") from None
+    for number, line in enumerate(lines, start=1):
+        if line and len(line.split(" ")) != 2:  # so has its first line, "#version: 0.2"
+            raise InputError(f"{place(path)} has {shown(line)} in line {number} instead of two words: {AGAIN}.")
+    return "\n".join(lines)

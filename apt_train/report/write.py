@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 
+from ..checkpoint.json_file import parse_json
+from ..checkpoint.tensor_file import read_tensors
 from ..errors import InputError
 from .attention_tiles import attention_tiles
 from .plots import balance_figure, drift_figure, indicator_figure, losses_figure
@@ -65,13 +66,12 @@ def _read_attention(path: Path) -> Image.Image | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            names = set(file.keys())
-            maps = [file.get_tensor(name).float() for name in ("prior", "tuned")]
-            labels = json.loads((file.metadata() or {})["labels"])
-            picture = file.get_tensor("image") if "image" in names else None
+        tensors, metadata = read_tensors(path)
+        maps = [tensors[name].float() for name in ("prior", "tuned")]
+        labels = parse_json(metadata["labels"].encode())
+        picture = tensors.get("image")
         assert maps[0].shape == maps[1].shape and maps[0].ndim == 3 and len(labels) == len(maps[0]) > 0
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AssertionError):
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AssertionError):
         raise InputError(
             f"{path.name} is damaged or holds no attention maps: delete it and ask for the report again."
         ) from None
