@@ -253,7 +253,8 @@ def _say_done(result: TrainResult, output: Path) -> None:
     if result.embeddings is not None:
         print(f"Embedding: {output / name}_embedding.safetensors (ComfyUI reads it from models/embeddings)")
     print(f"In a prompt, write: {result.trigger}")
-    print(f"Curves and verdict: {output / 'report.md'}")
+    if result.report is not None:  # else a notice has said why
+        print(f"Curves and verdict: {result.report}")
 
 
 def _report(options: argparse.Namespace) -> int:

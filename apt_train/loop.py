@@ -22,11 +22,21 @@ from .dataset import ImageSet
 from .drift import unrelated_prompts
 from .errors import InputError
 from .events import Callback, Event, NoticeEvent, StepEvent, StopTraining, TrainResult
-from .finish import Outcome, finish, save_snapshot, try_drift, try_previews, write_extras
+from .finish import (
+    Outcome,
+    catch_up,
+    drop_newer_previews,
+    finish,
+    is_due,
+    save_snapshot,
+    try_drift,
+    try_previews,
+    write_extras,
+)
 from .precision import resolve_dtype
 from .run_folder import RunFolder, content_hash
 from .setup import Run, prepared_run
-from .snapshot import drop_newer, read_newest_state, restore_state
+from .snapshot import drop_newer, drop_old_states, read_newest_state, restore_state
 from .update import TrainingDiverged, optimizer_step
 
 
@@ -92,20 +102,19 @@ def train(
                 finish(outcome)
             raise
         result = finish(outcome)
-        if run.steps_done:
-            write_extras(outcome, listener)
-        return result
+        return replace(result, report=write_extras(outcome, listener)) if run.steps_done else result
 
 
 def _run_steps(outcome: Outcome, listener: _Listener) -> None:
     run, output = outcome.run, outcome.run.config.output
     listener.stop_if_asked()
+    catch_up(outcome, listener)
     while run.steps_done < run.config.steps:
         started = time.perf_counter()
         values = optimizer_step(run)
         seconds = time.perf_counter() - started
         event = StepEvent(step=run.steps_done, total=run.config.steps, **values, seconds=seconds)
-        keeps = output.snapshot_every > 0 and run.steps_done % output.snapshot_every == 0
+        keeps = is_due(run.steps_done, output.snapshot_every)
         try:
             event = replace(event, drift=try_drift(outcome, listener)) if keeps else event
         finally:  # the step is done, also where measuring is broken off
@@ -113,7 +122,7 @@ def _run_steps(outcome: Outcome, listener: _Listener) -> None:
         if keeps:
             save_snapshot(outcome)
         listener(event)
-        if output.preview_every and run.steps_done % output.preview_every == 0:
+        if is_due(run.steps_done, output.preview_every):
             try_previews(outcome, listener)
 
 
@@ -188,6 +197,7 @@ def _go_on(run: Run, folder: RunFolder) -> None:
         )
     restore_state(run, state)
     drop_newer(folder.snapshots, state.step)
+    drop_old_states(folder.snapshots)
 
 
 def _begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: _Listener) -> None:
@@ -197,6 +207,7 @@ def _begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: 
     rescaled = resume and _drift_prompts(folder.config()) != _drift_prompts(run.config)
     if resume:
         _go_on(run, folder)
+        drop_newer_previews(folder.previews, run.steps_done)
     else:
         RunFolder.open_new(folder.path, folder.name)  # again: another process may have come first
     if rescaled:  # another scale; cut before config.json says so, as the next call sees only what that says

@@ -21,7 +21,7 @@ from .captions import embedding_stem, subject_captions
 from .config import TrainConfig
 from .errors import InputError
 from .events import StepEvent
-from .files import atomic_write, check_file_name, check_writable, patiently
+from .files import check_file_name, check_writable, patiently, sweep, write_text
 
 if TYPE_CHECKING:
     import torch
@@ -90,11 +90,18 @@ class RunFolder:
         path = Path(path)
         read_config(path)
         check_writable(path)
-        return RunFolder(path, name)
+        folder = RunFolder(path, name)
+        if folder.snapshots.is_symlink():
+            raise InputError(f"{folder.snapshots} is a link: put the folder itself in its place, then resume.")
+        return folder
 
     @property
     def snapshots(self) -> Path:
         return self.path / "snapshots"
+
+    @property
+    def previews(self) -> Path:
+        return self.path / "previews"
 
     @property
     def lora(self) -> Path:
@@ -116,6 +123,7 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """Inside the block no other process trains in this folder, which is made if it is not there yet.
 
+        What killed writers have left half done in it is removed first.
         The lock is the system's, so it goes with a process that is killed. InputError: another one holds it.
         """
         self._make()
@@ -126,6 +134,10 @@ class RunFolder:
             raise InputError(f"{self.path} is being trained in by another process: wait for it, or end it.") from None
         except (OSError, NotImplementedError):  # some network file systems have no locks
             pass
+        sweep(self.path, alone=lock.is_locked)
+        for folder in (self.snapshots, self.previews):
+            if not folder.is_symlink():
+                sweep(folder, alone=lock.is_locked)
         try:
             yield
         finally:
@@ -153,7 +165,7 @@ class RunFolder:
     def start(self, digest: str, config: TrainConfig, record: Mapping[str, Any]) -> None:
         """Write `config.json`; `record`: what the caller wants kept beside the settings."""
         content = {"format": FORMAT, "name": self.name, "digest": digest, "config": config.to_dict(), **record}
-        atomic_write(self.path / CONFIG, lambda path: path.write_text(json.dumps(content, indent=1), encoding="utf-8"))
+        write_text(self.path / CONFIG, json.dumps(content, indent=1))
 
     def _make(self) -> None:
         try:
@@ -170,9 +182,16 @@ class RunFolder:
         """
         kept = (line for line in read_log(self.path) if line["step"] <= step)
         lines = [{name: value for name, value in line.items() if name not in without} for line in kept]
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        atomic_write(self.path / LOG, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(self.path / LOG, "".join(json.dumps(line) + "\n" for line in lines))
         return lines
+
+    def add_drift(self, step: int, drift: Mapping[str, float]) -> None:
+        """Put what was measured late into the line of its step; all other lines stay as they are."""
+        lines = (self.path / LOG).read_text(encoding="utf-8").splitlines()
+        for at, line in enumerate(lines):
+            if _step_of(line) == step:
+                lines[at] = json.dumps({**json.loads(line), "drift": dict(drift)})
+        write_text(self.path / LOG, "".join(line + "\n" for line in lines))
 
     def log(self, event: StepEvent) -> None:
         """Append a step to `log.jsonl`."""
@@ -235,6 +254,13 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:

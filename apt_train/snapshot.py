@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .files import atomic_folder
+from .files import atomic_folder, remove
 from .run_folder import step_folder
 from .setup import Run
 from .tensor_writer import write_tensors
@@ -86,11 +85,17 @@ def write_snapshot(snapshots: Path, state: State, files: dict[str, Any]) -> Path
             write(draft / name)
         write_tensors(draft / "state.safetensors", state.tensors)
         (draft / "state.json").write_text(json.dumps(state.values))
-    for old in _state_folders(snapshots)[KEPT_STATES:]:
-        with contextlib.suppress(OSError):  # open in another program: it goes with the next snapshot
-            (old / "state.json").unlink()
-            (old / "state.safetensors").unlink(missing_ok=True)
+    drop_old_states(snapshots)
     return folder
+
+
+def drop_old_states(snapshots: Path) -> None:
+    """Remove the states beyond the newest two, also one whose removal was broken off half-way."""
+    kept = _state_folders(snapshots)[:KEPT_STATES]
+    for state in (*snapshots.glob("step_*/state.json"), *snapshots.glob("step_*/state.safetensors")):
+        if kept and state.parent not in kept:
+            with contextlib.suppress(OSError):  # open in another program: it goes with the next snapshot
+                state.unlink()
 
 
 def _state_folders(snapshots: Path) -> list[Path]:
@@ -114,4 +119,4 @@ def drop_newer(snapshots: Path, step: int) -> None:
     """Remove snapshots beyond `step`: a damaged one that a resumed run will write again."""
     for folder in snapshots.glob("step_*"):
         if folder.name.removeprefix("step_").isdigit() and int(folder.name.removeprefix("step_")) > step:
-            shutil.rmtree(folder)
+            remove(folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
+from apt_train import files
 from apt_train.config import AptConfig, OptimizerConfig, TrainConfig
 from apt_train.errors import InputError
 from apt_train.report import write_report
@@ -107,6 +110,34 @@ def test_a_figure_of_an_earlier_report_does_not_outlive_its_numbers(tmp_path) ->
     assert (tmp_path / "balance.png").exists()
     text = write_report(write_run(tmp_path, plausible_log(100, balance_every=0))).read_text(encoding="utf-8")
     assert not (tmp_path / "balance.png").exists() and "balance.png" not in text
+
+
+def test_a_report_replaces_links_and_never_writes_through_them(tmp_path) -> None:
+    write_run(tmp_path / "run", plausible_log(5, balance_every=1))
+    write_report(tmp_path / "run")
+    written = {path.name for path in (tmp_path / "run").iterdir()} - {"config.json", "log.jsonl"}
+    assert {"report.md", "report.json", "losses.png"} <= written
+    (tmp_path / "mine").write_text("the user's")
+    for name in written:
+        (tmp_path / "run" / name).unlink()
+        (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
+    write_report(tmp_path / "run")
+    assert (tmp_path / "mine").read_text() == "the user's"
+    assert not any((tmp_path / "run" / name).is_symlink() for name in written)
+
+
+def test_a_report_that_cannot_be_written_says_so_and_leaves_the_old_one_whole(tmp_path, monkeypatch) -> None:
+    write_report(write_run(tmp_path, plausible_log(20)))
+    write_run(tmp_path, plausible_log(30))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(files, "flush", full)
+    with pytest.raises(InputError, match=r"png could not be written to .*disk is full"):
+        write_report(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(
