@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-
 from PIL import Image
 
 from apt_train import finish

@@ -6,8 +6,8 @@ import errno
 import hashlib
 import json
 import os
-import stat
 import re
+import stat
 import subprocess
 import sys
 import time

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
 from apt_train import files
+from apt_train.cli import main
 from apt_train.config import AptConfig, OptimizerConfig, TrainConfig
 from apt_train.errors import InputError
-from apt_train.report import write_report
+from apt_train.report import write, write_report
 from apt_train.report.attention_tiles import attention_tiles, merge_layers
 from apt_train.report.grid import fit_label, font, labelled_grid
 from apt_train.report.live_images import heat_image, indicator_image, loss_image
@@ -29,6 +31,7 @@ from apt_train.report.run_files import read_run
 from apt_train.report.run_log import block_means, moving_average, read_log
 from apt_train.report.run_summary import bin_edges, evened_denoising, summarize
 from apt_train.report.verdict import paragraph, verdict
+from tests.damaged_runs import DAMAGES, Damage
 from tests.synthetic_run import plausible_log, plausible_maps, write_attention, write_run
 from tests.training import run
 
@@ -167,6 +170,25 @@ def test_odd_runs_get_a_report_too(tmp_path, lines) -> None:
         (tmp_path / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON")
     )
     assert values["steps_done"] == lines[-1]["step"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes, devices and links")
+@pytest.mark.parametrize("damage", [pytest.param(damage, id=name) for name, damage in DAMAGES.items()])
+def test_a_damaged_run_gets_a_report_or_a_sentence(tmp_path, monkeypatch, capsys, damage: Damage) -> None:
+    """Figures apart, as drawing them is slow."""
+    monkeypatch.setattr(write, "_draw", lambda *_: {})
+    write_run(tmp_path, plausible_log(30, bins=5), TrainConfig(class_word="toy", steps=30, apt=AptConfig(bins=5)))
+    stored = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"format": 1, "num_timesteps": 1000, **stored}))
+    damage(tmp_path)
+    began = time.process_time()
+    code = main(["report", str(tmp_path)])
+    assert time.process_time() - began < 5
+    told = capsys.readouterr().err
+    assert code in (0, 2) and (told == "") == (code == 0)
+    if code == 2:
+        assert told.startswith("apt-train: ") and told.endswith(".\n") and told.count("\n") == 1
+        assert not (tmp_path / "report.md").exists()
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------

@@ -41,6 +41,9 @@ CAPTIONS = {
 }
 
 
+LARGEST = {"config.json": 4 << 20, "log.jsonl": 512 << 20, "attention.safetensors": 1 << 30}  # bytes
+
+
 def write_report(run_dir: str | Path) -> Path:
     """Write the report of a finished or broken-off run into its own folder; returns the path of `report.md`.
 
@@ -49,15 +52,40 @@ def write_report(run_dir: str | Path) -> Path:
     file appears complete or not at all, `report.md` last.
     """
     folder = Path(run_dir)
-    run = read_run(folder)
-    tiles = _read_attention(folder / "attention.safetensors")
-    pictures = _draw(run.log, run.summary, run.num_timesteps, tiles)
-    text = _as_markdown(run.summary, run.config.name, list(pictures), _newest_previews(folder))
+    pictures, numbers, text = _composed(folder)
     sweep(folder)
     _write_pictures(folder, pictures)
-    write_text(folder / "report.json", json.dumps(_as_json(run.summary), indent=2) + "\n")
+    write_text(folder / "report.json", numbers)
     write_text(folder / "report.md", text)
     return folder / "report.md"
+
+
+def _composed(folder: Path) -> tuple[dict[str, bytes], str, str]:
+    """PNG files by name, `report.json` and `report.md`; a folder whose files make no sense is an InputError."""
+    try:
+        _check_files(folder)
+        run = read_run(folder)
+        tiles = _read_attention(folder / "attention.safetensors")
+        pictures = _draw(run.log, run.summary, run.num_timesteps, tiles)
+        numbers = json.dumps(_as_json(run.summary), indent=2) + "\n"
+        return pictures, numbers, _as_markdown(run.summary, run.config.name, list(pictures), _newest_previews(folder))
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"The run in {folder} is damaged ({type(error).__name__}): restore its config.json and log.jsonl, then ask "
+            "for the report again."
+        ) from error
+
+
+def _check_files(folder: Path) -> None:
+    """Pipes and devices would be read for ever, and a file far larger than any of ours for long."""
+    for name, most in LARGEST.items():
+        path = folder / name
+        if path.exists() and not path.is_file():
+            raise InputError(f"{name} in {folder} is not a file: restore it, then ask for the report again.")
+        if path.is_file() and path.stat().st_size > most:
+            raise InputError(f"{name} in {folder} is too large to be one of ours: restore it or move it away.")
 
 
 def _read_attention(path: Path) -> Image.Image | None:
