@@ -333,8 +333,8 @@ def _say_done(result: TrainResult, output: Path, name: str) -> None:
     if result.embeddings is not None:
         print(f"Embedding: {output / name}_embedding.safetensors (ComfyUI reads it from models/embeddings)")
     print(f"In a prompt, write: {result.trigger}")
-    if (output / "report.md").exists():
-        print(f"Curves and verdict: {output / 'report.md'}")
+    if result.report is not None:  # else a notice has said why
+        print(f"Curves and verdict: {result.report}")
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ from .conditioning import Conditioner
 from .config import TrainConfig
 from .dataset import ImageSet, load_images
 from .events import TrainResult
-from .files import atomic_write
+from .files import atomic_write, write_text
 from .judge import Judge, load_judge
 from .loop import train
 from .progress import Progress
@@ -141,7 +141,7 @@ def _write_sheet(output: Path, rows: dict[str, list[list[Image.Image]]], setting
     path = output / "demo.png"
     atomic_write(path, lambda temporary: sheet.save(temporary, format="PNG"))
     text = json.dumps({"samples_per_prompt": SAMPLES, **numbers}, indent=1) + "\n"
-    atomic_write(output / "demo.json", lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(output / "demo.json", text)
     for label in labels:
         print(label.replace("\n", ", "))
     return path

@@ -105,3 +105,4 @@ class TrainResult:
     run_dir: Path | None
     losses: list[float] = field(default_factory=list)
     gamma: numpy.ndarray | None = None  # (steps, bins)
+    report: Path | None = None  # `report.md`; None: nothing was to be written, or it failed, which a notice has told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,12 +21,13 @@ from .captions import embedding_stem, trigger_text
 from .errors import InputError
 from .events import BusyEvent, Callback, NoticeEvent, PreviewEvent, StepEvent, TrainResult
 from .export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
-from .files import atomic_write
+from .files import atomic_write, flush, make_folder
 from .metadata import embedding_metadata, lora_metadata
 from .paths import argument, command
 from .report import write_report
 from .run.folder import RunFolder, check_folder
-from .run.names import ATTENTION, PREVIEWS, STATE_VALUES, step_folder
+from .run.log import read_log
+from .run.names import ATTENTION, LOG, STATE_VALUES, step_folder
 from .run.snapshot import is_intact, write_snapshot
 from .run.state import take_state
 from .sample import previews
@@ -88,16 +90,20 @@ def _is_saved(run: Run, folder: RunFolder) -> bool:
     return (place / STATE_VALUES).exists() and is_intact(place, names)
 
 
-def write_extras(outcome: Outcome, emit: Callback) -> None:
-    """Attention maps and report, once the LoRA is safe: they are no part of it, so their failure is only told."""
+def write_extras(outcome: Outcome, emit: Callback) -> Path | None:
+    """Attention maps and report, once the LoRA is safe: they are no part of it, so their failure is only told.
+
+    The path of the report; None where there is no folder for one, or it failed.
+    """
     if outcome.folder is None:
-        return
+        return None
     try:
         write_attention(outcome.run, outcome.folder.path / ATTENTION)
-        write_report(outcome.folder.path)
+        return write_report(outcome.folder.path)
     except Exception as error:
         again = command("report", argument(outcome.folder.path))
         emit(NoticeEvent(f"The LoRA is written, but the report failed ({error}): try `{again}`."))
+    return None
 
 
 def save_snapshot(outcome: Outcome) -> None:
@@ -113,6 +119,8 @@ def save_snapshot(outcome: Outcome) -> None:
         files[folder.embedding.name] = lambda path: _write_embedding(run, embeddings, path)
     folder.complete()
     check_folder(folder.snapshots)
+    with contextlib.suppress(OSError):  # what a state follows must be on the disk before it
+        flush(folder.path / LOG)
     write_snapshot(folder.snapshots, take_state(run), files)
 
 
@@ -163,6 +171,42 @@ def _shared_metadata(run: Run) -> dict[str, Any]:
         "base_name": components.source,
         "base_digest": components.digest,
     }
+
+
+def catch_up(outcome: Outcome, emit: Callback) -> None:
+    """Measure and draw what the step that a run goes on from still lacks: it was broken off after its snapshot."""
+    run, folder, output = outcome.run, outcome.folder, outcome.run.config.output
+    if folder is None or not run.steps_done:
+        return
+    lines = read_log(folder.path / LOG, run.config.apt.bins).lines
+    if _lacks_drift(lines, run.steps_done, output.snapshot_every):
+        drift = try_drift(outcome, emit)
+        if drift is not None:
+            folder.add_drift(run.steps_done, drift)
+    if is_due(run.steps_done, output.preview_every) and not all(path.is_file() for path in _preview_files(outcome)):
+        try_previews(outcome, emit)
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something happens after this step; `every` 0: never."""
+    return every > 0 and step % every == 0
+
+
+def _lacks_drift(lines: list[dict[str, Any]], step: int, every: int) -> bool:
+    """Whether only the last of the drifts due was not measured.
+
+    Where an earlier one is missing, too, it was not wanted, could not be measured, or was on other prompts and dropped.
+    """
+    missing = [line["step"] for line in lines if is_due(line["step"], every) and not line.get("drift")]
+    return missing == [step]
+
+
+def _preview_files(outcome: Outcome) -> list[Path]:
+    """Where the previews of this step belong."""
+    folder, run = outcome.folder, outcome.run
+    assert folder is not None
+    count = len(run.config.output.preview_prompts or ("the caption template",))
+    return [preview_file(folder.previews, run.steps_done, i, kind) for i in range(count) for kind in ("prior", "tuned")]
 
 
 def try_drift(outcome: Outcome, emit: Callback) -> dict[str, float] | None:
@@ -256,12 +300,28 @@ def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:
     outcome.prior_previews = prior
     event = PreviewEvent(step=run.steps_done, prompts=prompts, prior=prior, tuned=tuned)
     if outcome.folder is not None:
-        _save_previews(outcome.folder.path / PREVIEWS, event)
+        _save_previews(outcome.folder.previews, event)
     return event
 
 
 def _save_previews(folder: Path, event: PreviewEvent) -> None:
-    check_folder(folder)
+    make_folder(folder)
     for kind, pictures in (("prior", event.prior), ("tuned", event.tuned)):
         for i, picture in enumerate(pictures):
-            atomic_write(folder / f"step_{event.step:06d}_{i}_{kind}.png", partial(picture.save, format="PNG"))
+            atomic_write(preview_file(folder, event.step, i, kind), partial(picture.save, format="PNG"))
+
+
+def drop_newer_previews(folder: Path, step: int) -> None:
+    """Remove previews beyond `step`: of steps that were lost, and that a resumed run will train and draw again."""
+    if folder.is_symlink():
+        return
+    for path in folder.glob("step_*.png"):
+        drawn = re.fullmatch(r"step_([0-9]+)_[0-9]+_(?:prior|tuned)\.png", path.name)
+        if drawn is not None and int(drawn[1]) > step:
+            with contextlib.suppress(OSError):  # open in another program: it will be drawn over
+                path.unlink()
+
+
+def preview_file(folder: Path, step: int, prompt: int, kind: str) -> Path:
+    """Where a preview lies; `kind`: prior or tuned."""
+    return folder / f"step_{step:06d}_{prompt}_{kind}.png"

@@ -22,13 +22,23 @@ from .dataset import ImageSet
 from .drift import unrelated_prompts
 from .errors import InputError
 from .events import Callback, Event, NoticeEvent, StepEvent, StopTraining, TrainResult
-from .finish import Outcome, finish, save_snapshot, try_drift, try_previews, write_extras
+from .finish import (
+    Outcome,
+    catch_up,
+    drop_newer_previews,
+    finish,
+    is_due,
+    save_snapshot,
+    try_drift,
+    try_previews,
+    write_extras,
+)
 from .paths import expanded
 from .precision import resolve_dtype
 from .run.content_parts import content_parts
 from .run.folder import RunFolder, content_hash
 from .run.names import snapshot_folders
-from .run.snapshot import read_newest_state, set_aside_newer
+from .run.snapshot import drop_old_states, read_newest_state, set_aside_newer
 from .run.state import check_state, restore_state
 from .setup import Run, prepared_run
 from .update import TrainingDiverged, optimizer_step
@@ -97,20 +107,19 @@ def train(
                 finish(outcome)
             raise
         result = finish(outcome)
-        if run.steps_done:
-            write_extras(outcome, listener)
-        return result
+        return replace(result, report=write_extras(outcome, listener)) if run.steps_done else result
 
 
 def _run_steps(outcome: Outcome, listener: _Listener) -> None:
     run, output = outcome.run, outcome.run.config.output
     listener.stop_if_asked()
+    catch_up(outcome, listener)
     while run.steps_done < run.config.steps:
         started = time.perf_counter()
         values = optimizer_step(run)
         seconds = time.perf_counter() - started
         event = StepEvent(step=run.steps_done, total=run.config.steps, **values, seconds=seconds)
-        keeps = output.snapshot_every > 0 and run.steps_done % output.snapshot_every == 0
+        keeps = is_due(run.steps_done, output.snapshot_every)
         try:
             event = replace(event, drift=try_drift(outcome, listener)) if keeps else event
         finally:  # the step is done, also where measuring is broken off
@@ -118,7 +127,7 @@ def _run_steps(outcome: Outcome, listener: _Listener) -> None:
         if keeps:
             save_snapshot(outcome)
         listener(event)
-        if output.preview_every and run.steps_done % output.preview_every == 0:
+        if is_due(run.steps_done, output.preview_every):
             try_previews(outcome, listener)
 
 
@@ -194,6 +203,7 @@ def _go_on(run: Run, folder: RunFolder, listener: _Listener) -> None:
         )
     restore_state(run, state)
     kept = [place.name for place in set_aside_newer(folder.snapshots, state.step)]
+    drop_old_states(folder.snapshots)
     if faults:
         listener.notice(
             f"The newest state cannot be used ({'; '.join(faults)}), so the run goes on from step {state.step}; what "
@@ -208,6 +218,7 @@ def _begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: 
     rescaled = resume and _drift_prompts(folder.config()) != _drift_prompts(run.config)
     if resume:
         _go_on(run, folder, listener)
+        drop_newer_previews(folder.previews, run.steps_done)
     else:
         RunFolder.open_new(folder.path, folder.name)  # again: another process may have come first
     bins = run.config.apt.bins

@@ -35,6 +35,7 @@ from apt_train.components import Components, Family, TextEncoder
 from apt_train.conditioning import Conditioner
 from apt_train.config import AdapterConfig, AptConfig, Method
 from apt_train.demo import MODEL
+from apt_train.files import write_text
 from apt_train.identifier import Identifier
 from apt_train.indicator import OverfitIndicator
 from apt_train.noise import scaled_linear_schedule
@@ -102,7 +103,7 @@ def main() -> None:
     if options.json:
         steps = [{**asdict(row), "total": row.total} for row in rows]
         values = {"unit": "bytes", "measured": False, "steps": steps, "vae": vae}
-        options.json.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        write_text(options.json, json.dumps(values, indent=1) + "\n")
 
 
 # -- the models

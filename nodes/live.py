@@ -14,6 +14,7 @@ In: messages and routes. Not in: the curves' numbers (`apt_train.report.curves`)
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Callable
@@ -137,20 +138,44 @@ def workflow_of(prompt_id: str, running: list[Any]) -> str | None:
 
 def folder_of(root: Path, run: str) -> Path:
     """The folder of a run that lies directly in `root`. InputError: the name is none, or there is no such run."""
-    folder = root / run if RUN_ID.fullmatch(run) else None
-    if folder is None or folder.resolve().parent != root.resolve() or not folder.is_dir():
-        raise InputError("There is no such run in output/apt_train: ask for one of /apt_train/runs.")
-    return folder
+    try:
+        folder = root / run if RUN_ID.fullmatch(run) else None
+        if folder is not None and folder.resolve().parent == root.resolve() and folder.is_dir():
+            return folder
+    except (OSError, RuntimeError):  # no permission, or a link that leads to itself
+        pass
+    raise InputError("There is no such run in output/apt_train: ask for one of /apt_train/runs.")
 
 
 def curves_of(root: Path, run: str, after: int = 0) -> dict[str, Any]:
-    """What the route answers about a run of this or an earlier session. InputError: there is none of that name."""
+    """What the route answers about a run of this or an earlier session.
+
+    InputError: there is none of that name, or its files cannot be read.
+    """
     from ..apt_train.report.curves import run_curves
 
-    curves = run_curves(folder_of(root, run), after)
+    folder = folder_of(root, run)
+    try:
+        curves = run_curves(folder, after)
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError):
+        raise InputError(f"The files of {run} are damaged or may not be read: restore them, or train anew.") from None
     known = [item["state"] for item in _SESSION.runs() if item["run"] == run]
     state = known[0] if known else "done" if curves["step"] >= curves["total"] else "stopped"
     return {"run": run, "state": state, **curves}
+
+
+def answer_of(root: Path, run: str, after: str) -> tuple[int, str]:
+    """HTTP status and JSON about a run; 404 with the reason where there is none that can be read.
+
+    The JSON is what a browser reads: without NaN.
+    """
+    try:
+        curves = curves_of(root, run, int(after) if STEP.fullmatch(after) else 0)
+        return 200, json.dumps(curves, allow_nan=False)
+    except InputError as error:
+        return 404, json.dumps({"error": str(error)})
 
 
 def register_routes() -> None:
@@ -164,13 +189,10 @@ def register_routes() -> None:
         return web.json_response({"runs": _SESSION.runs()})
 
     async def run(request: web.Request) -> web.Response:
-        after = request.query.get("after", "")
-        work = curves_of, runs_folder(), request.match_info["run"], int(after) if STEP.fullmatch(after) else 0
-        try:
-            # Files are read beside the event loop, which has every page's messages to serve.
-            return web.json_response(await asyncio.get_running_loop().run_in_executor(None, *work))
-        except InputError as error:
-            return web.json_response({"error": str(error)}, status=404)
+        work = answer_of, runs_folder(), request.match_info["run"], request.query.get("after", "")
+        # Files are read beside the event loop, which has every page's messages to serve.
+        status, text = await asyncio.get_running_loop().run_in_executor(None, *work)
+        return web.json_response(text=text, status=status)
 
     PromptServer.instance.routes.get("/apt_train/runs")(runs)
     PromptServer.instance.routes.get("/apt_train/runs/{run}")(run)

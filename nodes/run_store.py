@@ -29,7 +29,7 @@ from ..apt_train.checkpoint.tensor_file import read_tensors
 from ..apt_train.config import TrainConfig
 from ..apt_train.errors import InputError
 from ..apt_train.events import PreviewEvent
-from ..apt_train.files import check_writable
+from ..apt_train.files import check_writable, sweep
 from ..apt_train.metadata import fit_metadata, renamed_metadata
 from ..apt_train.run import names
 from ..apt_train.run.config_file import read_config, read_settings
@@ -228,6 +228,7 @@ def _write(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{target.parent} cannot be made ({error.strerror}): make it, or mend its rights.") from None
+    sweep(target.parent)
     write_tensors(target, tensors, fit_metadata(metadata, tensors))
 
 

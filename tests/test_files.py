@@ -6,9 +6,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from apt_train import files, tensor_writer
 from apt_train.errors import InputError
-from apt_train.files import atomic_folder, atomic_write, check_file_name, check_writable
+from apt_train.files import atomic_folder, atomic_write, check_file_name, check_writable, make_folder, sweep, write_text
 from apt_train.tensor_writer import data_digest, write_tensors
 
 
@@ -194,6 +198,145 @@ def test_a_folder_that_fails_keeps_the_old_one(tmp_path: Path, error: BaseExcept
         (draft / "a").write_text("half")
         raise error
     assert (tmp_path / "step_1" / "a").read_text() == "old" and os.listdir(tmp_path) == ["step_1"]
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "step_1").mkdir()
+    (tmp_path / "step_1" / "a").write_text("old")
+    real = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        if Path(target).name == "step_1" and (Path(source) / "a").read_text() == "new":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(InputError, match="step_1 could not be written"), atomic_folder(tmp_path / "step_1") as draft:
+        (draft / "a").write_text("new")
+    assert (tmp_path / "step_1" / "a").read_text() == "old" and os.listdir(tmp_path) == ["step_1"]
+
+
+# -- links
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder of the user's that links point to."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    (folder / "a").write_text("the user's")
+    return folder
+
+
+def test_a_link_gives_way_and_what_it_points_to_stays(tmp_path: Path, outside: Path) -> None:
+    (tmp_path / "file").symlink_to(outside / "a")
+    (tmp_path / "dangling").symlink_to(outside / "new")
+    for name in ("file", "dangling"):
+        write_text(tmp_path / name, "ours")
+    for name in ("folder", "previews"):
+        (tmp_path / name).symlink_to(outside, target_is_directory=True)
+    with atomic_folder(tmp_path / "folder") as draft:
+        (draft / "a").write_text("ours")
+    make_folder(tmp_path / "previews")
+    for name in ("file", "dangling", "folder", "previews"):
+        assert not (tmp_path / name).is_symlink()
+    assert (tmp_path / "file").read_text() == (tmp_path / "folder" / "a").read_text() == "ours"
+    assert os.listdir(outside) == ["a"] and (outside / "a").read_text() == "the user's"
+
+
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "previews").write_text("mine")
+    with pytest.raises(InputError, match="previews could not be written"):
+        make_folder(tmp_path / "previews")
+    assert (tmp_path / "previews").read_text() == "mine"
+
+
+# -- what killed writers leave
+
+WRITER = """
+import sys
+from pathlib import Path
+from apt_train.files import atomic_folder, atomic_write
+folder = Path(sys.argv[1])
+
+def half(path):
+    path.write_text("half")
+    print("ready", flush=True)
+    sys.stdin.readline()
+    path.write_text("all")
+
+if sys.argv[2] == "file":
+    atomic_write(folder / "a", half)
+else:
+    with atomic_folder(folder / "a") as draft:
+        half(draft / "inside")
+"""
+
+
+@contextmanager
+def writer(folder: Path, kind: str) -> Iterator[subprocess.Popen[str]]:
+    """A process in the middle of writing."""
+    command = [sys.executable, "-c", WRITER, str(folder), kind]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_the_draft_of_a_killed_writer_is_swept_and_that_of_a_living_one_is_not(
+    tmp_path: Path, kind: str, alone: bool
+) -> None:
+    with writer(tmp_path, kind) as process:
+        (draft,) = os.listdir(tmp_path)
+        assert re.fullmatch(r"\.[0-9a-f]+\.tmp", draft)
+        os.utime(tmp_path / draft, (0, 0))
+        sweep(tmp_path, alone=alone)
+        assert os.listdir(tmp_path) == [draft]
+        process.communicate("go on\n")
+        assert process.returncode == 0 and os.listdir(tmp_path) == ["a"]
+    with writer(tmp_path, kind) as process:
+        process.kill()
+        process.wait()
+        assert len(os.listdir(tmp_path)) == 2
+        sweep(tmp_path, alone=alone)
+    assert os.listdir(tmp_path) == ["a"]
+
+
+OF_ANOTHER_MACHINE, OF_AN_EARLIER_VERSION = f".{'0' * 12}{1:08x}{'c' * 12}.tmp", ".0123456789abcdef.tmp"
+
+
+@pytest.mark.parametrize("name", [OF_ANOTHER_MACHINE, OF_AN_EARLIER_VERSION])
+@pytest.mark.parametrize("hours", [0, 23, 25])
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_draft_of_an_unknown_writer_goes_after_a_day_or_where_nobody_else_writes(
+    tmp_path: Path, name: str, hours: int, alone: bool
+) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "state.safetensors").write_text("half")
+    os.utime(tmp_path / name, (time.time() - hours * 3600,) * 2)
+    sweep(tmp_path, alone=alone)
+    assert (tmp_path / name).exists() == (hours < 24 and not alone)
+
+
+def test_nothing_but_drafts_is_swept_and_no_link_is_followed(tmp_path: Path, outside: Path) -> None:
+    root = tmp_path / "run"
+    root.mkdir()
+    kept = {".0123.tmp", "0123456789abcdef.tmp", ".0123456789abcdeg.tmp", ".lock", ".0123456789abcdef.tmp.txt", "a.tmp"}
+    for name in kept:
+        (root / name).write_text("not ours")
+    (root / f".{'0' * 16}.tmp").symlink_to(outside, target_is_directory=True)
+    (root / f".{'1' * 16}.tmp").symlink_to(outside / "a")
+    (root / f".{'2' * 16}.tmp").mkdir()
+    (root / f".{'2' * 16}.tmp" / "link").symlink_to(outside, target_is_directory=True)
+    sweep(root, alone=True)
+    assert set(os.listdir(root)) == kept | {f".{'0' * 16}.tmp", f".{'1' * 16}.tmp"}
+    assert (outside / "a").read_text() == "the user's"
+    sweep(tmp_path / "missing", alone=True)
+    sweep(outside / "a", alone=True)
 
 
 # -- safetensors files

@@ -6,7 +6,9 @@ Not here: the host's own server and sockets, and the page that draws.
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,8 +18,10 @@ import pytest
 
 from apt_train.config import AptConfig, TrainConfig
 from apt_train.events import StepEvent
+from apt_train.report import curves
 from apt_train.report.curves import point_of, run_curves, thin_out
 from apt_train.run.config_file import FORMAT
+from tests.damaged_runs import DAMAGES, Damage, added, line, setting
 from tests.node_modules import node_module
 from tests.synthetic_run import plausible_log, write_run
 
@@ -254,3 +258,90 @@ def test_a_folder_without_a_run_is_refused_in_words(live, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(live.InputError, match="holds no run"):
         live.curves_of(tmp_path, "empty")
+
+
+# --- damaged folders ----------------------------------------------------------------------------------------------
+
+FLOODS = {
+    "newlines": b"\n" * 20_000_000,
+    "short lines": b"{}\n" * 8_000_000,
+    "one step again and again": b'{"step":7}\n' * 2_000_000,
+    "steps and a drift": b'{"step":7,"drift":{"ratio":1}}\n' * 1_000_000,
+    "long lines": (b'{"step": 7, "gamma": [' + b"1," * 500_000 + b"1]}\n") * 20,
+    "one line": b"9" * 60_000_000,
+    "deep lines": (b"[" * 1000 + b"\n") * 20_000,
+}
+
+
+def answered(live: Any, root: Path, after: str = "") -> tuple[int, dict[str, Any]]:
+    """As the route answers, in less than 4 seconds of computing."""
+    began = time.process_time()
+    status, text = live.answer_of(root, "toy_1", after)
+    assert time.process_time() - began < 4
+    return status, json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes, devices and links")
+@pytest.mark.parametrize("damage", [pytest.param(damage, id=name) for name, damage in DAMAGES.items()])
+def test_a_damaged_run_is_answered_with_what_can_be_read_or_with_a_sentence(live, tmp_path, damage: Damage) -> None:
+    damage(run_folder(tmp_path, "toy_1", 30))
+    for after in ("", "12", "9" * 5000):
+        status, answer = answered(live, tmp_path, after)
+        if status == 200:
+            assert answer["total"] >= 1 and 0 <= answer["step"] and len(answer["bins"]) <= 1000
+            steps = [point["step"] for point in answer["points"]]
+            assert steps == sorted(set(steps)) and len(steps) <= 500
+        else:
+            assert status == 404 and answer["error"].endswith(".") and "\n" not in answer["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flood", [pytest.param(flood, id=name) for name, flood in FLOODS.items()])
+def test_a_log_that_is_a_flood_is_answered_in_time(live, tmp_path, flood: bytes) -> None:
+    added(flood)(run_folder(tmp_path, "toy_1", 30))
+    status, answer = answered(live, tmp_path)
+    assert status == 200 and answer["step"] in (0, 7, 30)
+
+
+def test_what_is_whole_in_a_damaged_log_is_shown(live, tmp_path) -> None:
+    """Broken lines, at whatever place, cost no other line; of two lines of a step the later one counts."""
+    folder = run_folder(tmp_path, "toy_1", 30)
+    lines = (folder / "log.jsonl").read_bytes().splitlines(keepends=True)
+    again = line(step=30, loss=7.0)
+    lines[10:10] = [b"\0" * 100 + b"\n", b"[" * 5000 + b"\n", line(step="11"), line(loss=[]), b'{"step": 4\n']
+    (folder / "log.jsonl").write_bytes(b"".join([*lines, again, line(step=10**12), b"\xff\n", b'{"st']))
+    answer = answered(live, tmp_path)[1]
+    assert [point["step"] for point in answer["points"]] == list(range(1, 31)) and answer["step"] == 30
+    assert answer["points"][-1]["loss"] == 7.0
+
+
+def test_of_a_log_too_long_to_read_the_end_is_shown(tmp_path, monkeypatch) -> None:
+    folder = run_folder(tmp_path, "toy_1", 300)
+    whole = (folder / "log.jsonl").read_bytes()
+    monkeypatch.setattr(curves, "MOST_LOG", len(whole) // 2)
+    steps = [point["step"] for point in run_curves(folder)["points"]]
+    assert steps == list(range(steps[0], 301)) and 100 < steps[0] < 200
+
+
+def test_a_long_log_is_read_evenly_and_its_drift_and_end_are_kept(tmp_path, monkeypatch) -> None:
+    write_run(tmp_path / "toy_1", plausible_log(3000, bins=5, ratios=(0.1, 0.4)))
+    setting("format", value=FORMAT)(tmp_path / "toy_1")
+    monkeypatch.setattr(curves, "MOST_READ", 100)
+    points = run_curves(tmp_path / "toy_1")["points"]
+    steps = [point["step"] for point in points]
+    assert len(steps) < 200 and steps[-1] == 3000 and steps[0] < 40
+    assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) <= 40
+    assert len([point for point in points if point["drift_ratio"] is not None]) == 60
+
+
+def test_a_folder_that_may_not_be_read_is_no_run(live, tmp_path, monkeypatch) -> None:
+    """The system's own answer is simulated: a superuser may read anything."""
+
+    def refuse(path: Path, *_: Any, **__: Any) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    run_folder(tmp_path, "toy_1", 3)
+    for name in ("open", "is_file", "is_dir"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, name, refuse)
+            assert answered(live, tmp_path)[0] == 404

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
+from apt_train import files
+from apt_train.cli import main
 from apt_train.config import AptConfig, OptimizerConfig, TrainConfig
 from apt_train.errors import InputError
-from apt_train.report import write_report
+from apt_train.report import write, write_report
 from apt_train.report.attention_tiles import attention_tiles, merge_layers
 from apt_train.report.grid import fit_label, font, labelled_grid
 from apt_train.report.live_images import heat_image, indicator_image, loss_image
@@ -26,6 +31,7 @@ from apt_train.report.run_files import read_run
 from apt_train.report.run_log import block_means, moving_average, read_log
 from apt_train.report.run_summary import bin_edges, evened_denoising, summarize
 from apt_train.report.verdict import paragraph, verdict
+from tests.damaged_runs import DAMAGES, Damage
 from tests.synthetic_run import plausible_log, plausible_maps, write_attention, write_run
 from tests.training import run
 
@@ -109,6 +115,34 @@ def test_a_figure_of_an_earlier_report_does_not_outlive_its_numbers(tmp_path) ->
     assert not (tmp_path / "balance.png").exists() and "balance.png" not in text
 
 
+def test_a_report_replaces_links_and_never_writes_through_them(tmp_path) -> None:
+    write_run(tmp_path / "run", plausible_log(5, balance_every=1))
+    write_report(tmp_path / "run")
+    written = {path.name for path in (tmp_path / "run").iterdir()} - {"config.json", "log.jsonl"}
+    assert {"report.md", "report.json", "losses.png"} <= written
+    (tmp_path / "mine").write_text("the user's")
+    for name in written:
+        (tmp_path / "run" / name).unlink()
+        (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
+    write_report(tmp_path / "run")
+    assert (tmp_path / "mine").read_text() == "the user's"
+    assert not any((tmp_path / "run" / name).is_symlink() for name in written)
+
+
+def test_a_report_that_cannot_be_written_says_so_and_leaves_the_old_one_whole(tmp_path, monkeypatch) -> None:
+    write_report(write_run(tmp_path, plausible_log(20)))
+    write_run(tmp_path, plausible_log(30))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(files, "flush", full)
+    with pytest.raises(InputError, match=r"png could not be written to .*disk is full"):
+        write_report(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 @pytest.mark.parametrize(
     "lines",
     [
@@ -136,6 +170,25 @@ def test_odd_runs_get_a_report_too(tmp_path, lines) -> None:
         (tmp_path / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON")
     )
     assert values["steps_done"] == lines[-1]["step"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes, devices and links")
+@pytest.mark.parametrize("damage", [pytest.param(damage, id=name) for name, damage in DAMAGES.items()])
+def test_a_damaged_run_gets_a_report_or_a_sentence(tmp_path, monkeypatch, capsys, damage: Damage) -> None:
+    """Figures apart, as drawing them is slow."""
+    monkeypatch.setattr(write, "_draw", lambda *_: {})
+    write_run(tmp_path, plausible_log(30, bins=5), TrainConfig(class_word="toy", steps=30, apt=AptConfig(bins=5)))
+    stored = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"format": 1, "num_timesteps": 1000, **stored}))
+    damage(tmp_path)
+    began = time.process_time()
+    code = main(["report", str(tmp_path)])
+    assert time.process_time() - began < 5
+    told = capsys.readouterr().err
+    assert code in (0, 2) and (told == "") == (code == 0)
+    if code == 2:
+        assert told.startswith("apt-train: ") and told.endswith(".\n") and told.count("\n") == 1
+        assert not (tmp_path / "report.md").exists()
 
 
 # --- numbers ------------------------------------------------------------------------------------------------------

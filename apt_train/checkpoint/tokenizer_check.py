@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files import write_text
 from .config_check import (
     Check,
     Table,
@@ -140,9 +141,9 @@ def copy_checked(folder: Path, target: Path) -> None:
                 values = checked({"values": values}, {"values": table}, place(path))["values"]
             else:
                 values = checked(values, table, place(path))
-            (target / name).write_text(json.dumps(values), encoding="utf-8")
+            write_text(target / name, json.dumps(values))
     if (folder / "merges.txt").is_file():
-        (target / "merges.txt").write_text(_merges(folder / "merges.txt"), encoding="utf-8")
+        write_text(target / "merges.txt", _merges(folder / "merges.txt"))
 
 
 def _merges(path: Path) -> str:
@@ -152,7 +153,7 @@ def _merges(path: Path) -> str:
         lines = path.read_bytes().decode("utf-8").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError:
         raise InputError(f"{place(path)} is no text in UTF-8: {AGAIN}.") from None
-    for number, line in enumerate(lines, start=1):
+    for at, line in enumerate(lines, start=1):
         if line and len(line.split(" ")) != 2:  # so has its first line, "#version: 0.2"
-            raise InputError(f"{place(path)} has {shown(line)} in line {number} instead of two words: {AGAIN}.")
+            raise InputError(f"{place(path)} has {shown(line)} in line {at} instead of two words: {AGAIN}.")
     return "\n".join(lines)

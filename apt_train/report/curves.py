@@ -5,7 +5,6 @@ In: log.jsonl -> points. Not in: what they mean (`run_summary`), drawing, who as
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ def run_curves(folder: Path, after: int = 0, most: int = MOST_POINTS) -> dict[st
     A point is `{step, loss, denoising, stabilization, alignment, gamma, drift_ratio}`, what is no number null. Of more
     than `most` points neighbours run together: their mean loss, the last one's step and gamma, the last drift ratio
     that was measured; the last step is there as it is.
-    InputError: the folder holds no run.
+    InputError: the folder holds no run, or settings that no run has.
     """
     config, num_timesteps = read_settings(folder)
     lines = read_log(folder / LOG, config.apt.bins).lines
@@ -73,4 +72,5 @@ def _mean(values: list[float | None]) -> float | None:
 
 def _number(value: Any, digits: int) -> float | None:
     """Rounded to so many significant digits; None for what is no finite number."""
-    return float(f"{value:.{digits}g}") if isinstance(value, (int, float)) and math.isfinite(value) else None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(f"{value:.{digits}g}") if is_number and -1e308 < value < 1e308 else None

@@ -6,10 +6,12 @@ drawing (`plots`, `attention_tiles`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from PIL import Image
 from ..checkpoint.json_file import parse_json
 from ..checkpoint.tensor_file import read_tensors
 from ..errors import InputError
+from ..files import atomic_write, sweep, write_text
 from .attention_tiles import attention_tiles
 from .plots import balance_figure, drift_figure, indicator_figure, losses_figure
 from .run_files import read_run
@@ -39,26 +42,51 @@ CAPTIONS = {
 }
 
 
+LARGEST = {"config.json": 4 << 20, "log.jsonl": 512 << 20, "attention.safetensors": 1 << 30}  # bytes
+
+
 def write_report(run_dir: str | Path) -> Path:
     """Write the report of a finished or broken-off run into its own folder; returns the path of `report.md`.
 
     Reads `config.json` and `log.jsonl`, and `attention.safetensors` and the previews where there are any. A missing
-    or unreadable file is an InputError, raised before anything is written.
+    or unreadable file is an InputError, raised before anything is written; so is a folder that takes no file. Every
+    file appears complete or not at all, `report.md` last.
     """
     folder = Path(run_dir)
-    run = read_run(folder)
-    tiles = _read_attention(folder / "attention.safetensors")
-    summary = run.summary
+    pictures, numbers, text = _composed(folder)
+    sweep(folder)
+    _write_pictures(folder, pictures)
+    write_text(folder / "report.json", numbers)
+    write_text(folder / "report.md", text)
+    return folder / "report.md"
+
+
+def _composed(folder: Path) -> tuple[dict[str, bytes], str, str]:
+    """PNG files by name, `report.json` and `report.md`; a folder whose files make no sense is an InputError."""
     try:
-        pictures = _draw(folder, run.log, summary, run.num_timesteps, tiles)
-        (folder / "report.json").write_text(json.dumps(_as_json(summary), indent=2) + "\n", encoding="utf-8")
-        report = folder / "report.md"
-        report.write_text(_as_markdown(summary, run.config.name, pictures, _newest_previews(folder)), encoding="utf-8")
-    except OSError as error:
+        _check_files(folder)
+        run = read_run(folder)
+        tiles = _read_attention(folder / "attention.safetensors")
+        pictures = _draw(run.log, run.summary, run.num_timesteps, tiles)
+        numbers = json.dumps(_as_json(run.summary), indent=2) + "\n"
+        return pictures, numbers, _as_markdown(run.summary, run.config.name, list(pictures), _newest_previews(folder))
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
-            f"The report cannot be written into {folder} ({error.strerror}): free space or mend its rights."
-        ) from None
-    return report
+            f"The run in {folder} is damaged ({type(error).__name__}): restore its config.json and log.jsonl, then ask "
+            "for the report again."
+        ) from error
+
+
+def _check_files(folder: Path) -> None:
+    """Pipes and devices would be read for ever, and a file far larger than any of ours for long."""
+    for name, most in LARGEST.items():
+        path = folder / name
+        if path.exists() and not path.is_file():
+            raise InputError(f"{name} in {folder} is not a file: restore it, then ask for the report again.")
+        if path.is_file() and path.stat().st_size > most:
+            raise InputError(f"{name} in {folder} is too large to be one of ours: restore it or move it away.")
 
 
 def _read_attention(path: Path) -> Image.Image | None:
@@ -83,8 +111,8 @@ def _picture(pixels: torch.Tensor | None) -> Image.Image | None:
     return None if pixels is None else Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
-def _draw(folder: Path, log: RunLog, summary: Summary, num_timesteps: int, tiles: Image.Image | None) -> list[str]:
-    """Write the figures; returns their names. A figure of an earlier report that this one lacks is removed."""
+def _draw(log: RunLog, summary: Summary, num_timesteps: int, tiles: Image.Image | None) -> dict[str, bytes]:
+    """The figures as PNG files by name, in the report's order."""
     figures: dict[str, Callable[[], Any]] = {
         "indicator.png": lambda: indicator_figure(
             log, measured=summary.indicator_measured, num_timesteps=num_timesteps
@@ -95,13 +123,25 @@ def _draw(folder: Path, log: RunLog, summary: Summary, num_timesteps: int, tiles
         figures["drift.png"] = lambda: drift_figure(log)
     if log.balance:
         figures["balance.png"] = lambda: balance_figure(log)
-    for name, draw in figures.items():
-        draw().savefig(folder / name, format="png")
-    for name in CAPTIONS.keys() - figures.keys():
-        (folder / name).unlink(missing_ok=True)
+    drawn = {name: _png(draw().savefig) for name, draw in figures.items()}
     if tiles is not None:
-        tiles.save(folder / "attention.png")
-    return [name for name in CAPTIONS if (folder / name).exists()]
+        drawn["attention.png"] = _png(tiles.save)
+    return {name: drawn[name] for name in CAPTIONS if name in drawn}
+
+
+def _png(save: Callable[..., object]) -> bytes:
+    buffer = BytesIO()
+    save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _write_pictures(folder: Path, pictures: dict[str, bytes]) -> None:
+    """A figure of an earlier report that this one lacks is removed."""
+    for name, content in pictures.items():
+        atomic_write(folder / name, lambda draft, content=content: draft.write_bytes(content))
+    for name in CAPTIONS.keys() - pictures.keys():
+        with contextlib.suppress(OSError):  # a folder of that name, or open in another program
+            (folder / name).unlink()
 
 
 def _newest_previews(folder: Path) -> list[tuple[str, str]]:
@@ -113,7 +153,7 @@ def _newest_previews(folder: Path) -> list[tuple[str, str]]:
 
 def _numbers(path: Path) -> list[int]:
     """Step and prompt in the name of a preview."""
-    return [int(part) for part in path.stem.split("_") if part.isdigit()]
+    return [int(part) for part in path.stem.split("_") if part.isdecimal()]
 
 
 def _as_json(summary: Summary) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from ..files import atomic_write
 from .names import CONFIG, clashing_file
 
 FORMAT = 1
+MOST_BYTES = 16 << 20  # of a file that holds settings: a digest per picture is the most of it
 OURS = ("format", "name", "digest", "parts", "config", "num_timesteps", "dtype")  # the rest is the callers'
 
 
@@ -28,6 +29,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
             "to."
         )
     try:
+        if file.stat().st_size > MOST_BYTES:
+            raise InputError(f"{file} is too large to be a run's: restore it, or train anew.")
         content = json.loads(file.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}): restore it, or train anew.") from error

@@ -20,15 +20,16 @@ from ..captions import subject_captions
 from ..config import TrainConfig
 from ..errors import InputError
 from ..events import StepEvent
-from ..files import check_writable
+from ..files import check_writable, sweep
 from ..paths import argument, command
 from .config_file import OURS, check_complete, read_config, read_settings, write_config
 from .content_parts import listed, other_parts
 from .lock import held
-from .log import Log, append, cut_log, line_bytes, read_log
+from .log import Log, add_to_line, append, cut_log, line_bytes, read_log
 from .names import (
     CONFIG,
     LOG,
+    PREVIEWS,
     RUN_FILES,
     RUN_FOLDERS,
     SNAPSHOTS,
@@ -103,11 +104,18 @@ class RunFolder:
         _check_kinds(path, name)
         _check_other_name(path, name)
         check_writable(path)
-        return RunFolder(path, name)
+        folder = RunFolder(path, name)
+        if folder.snapshots.is_symlink():
+            raise InputError(f"{folder.snapshots} is a link: put the folder itself in its place, then resume.")
+        return folder
 
     @property
     def snapshots(self) -> Path:
         return self.path / SNAPSHOTS
+
+    @property
+    def previews(self) -> Path:
+        return self.path / PREVIEWS
 
     @property
     def lora(self) -> Path:
@@ -129,10 +137,13 @@ class RunFolder:
     def held(self) -> Iterator[None]:
         """Inside the block no other process trains in this folder, which is made if it is not there yet.
 
-        InputError: another one does.
+        What killed writers have left half done in it is removed first. InputError: another process trains there.
         """
         self._make()
         with held(self.path):
+            for folder in (self.path, self.snapshots, self.previews):
+                if folder == self.path or not folder.is_symlink():
+                    sweep(folder, alone=True)
             yield
 
     def check_same_run(
@@ -175,6 +186,10 @@ class RunFolder:
         """
         self._log = [cut_log(self.path / LOG, step, without=without)]
         return read_log(self.path / LOG, bins)
+
+    def add_drift(self, step: int, drift: Mapping[str, float]) -> None:
+        """Put what was measured late into the line of its step; all other lines stay as they are."""
+        self._log = [add_to_line(self.path / LOG, step, {"drift": dict(drift)})]
 
     def log(self, event: StepEvent) -> None:
         """Append a step to `log.jsonl`. InputError: the disk takes no more, or the folder is gone."""

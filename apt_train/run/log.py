@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ Line = dict[str, Any]
 
 TERMS = ("loss", "denoising", "stabilization", "alignment", "prior_preservation")
 LONGEST_LINE = 1 << 23  # bytes; some hundred are usual
+MOST_BROKEN = 10_000  # lines that are no step
 LARGEST = 3.5e38  # of float32, in which training computes
 LAST_STEP = 999_999_999
 
@@ -96,6 +98,14 @@ def line_numbers(numbers: list[int]) -> str:
     return f"line {shown}" if len(numbers) == 1 else f"lines {shown}"
 
 
+def add_to_line(path: Path, step: int, fields: Line) -> bytes:
+    """Put fields into the line of a step; all other lines stay to the byte. The file's content then."""
+    lines = ((raw, line if line is not None and line["step"] == step else None) for raw, line in _read(path))
+    text = b"".join(raw if line is None else line_bytes({**line, **fields}) for raw, line in lines)
+    atomic_write(path, lambda draft: draft.write_bytes(text))
+    return text
+
+
 def line_bytes(line: Line) -> bytes:
     return json.dumps(line).encode() + b"\n"
 
@@ -107,20 +117,25 @@ def append(path: Path, raw: bytes) -> None:
 
 
 def _read(path: Path) -> Iterator[tuple[bytes, Line | None]]:
-    """Every line as it stands, and as a step where it is one."""
-    if not path.exists():
+    """Every line as it stands, and as a step where it is one. InputError: what no run has written, however broken."""
+    if not os.path.lexists(path):
         return
+    broken = 0
     try:
+        if not path.is_file():  # a pipe would be waited for, a device has no end
+            raise InputError(f"{path.name} cannot be read (it is no file): restore it, or move it away.")
         with open(path, "rb") as file:
-            for raw in file:
-                yield raw, _step(raw)
+            while raw := file.readline(LONGEST_LINE + 1):
+                line = _step(raw)
+                broken += line is None
+                if len(raw) > LONGEST_LINE or broken > MOST_BROKEN:
+                    raise InputError(f"{path.name} is damaged all over: restore it, or move it away to go on without.")
+                yield raw, line
     except OSError as error:
         raise InputError(f"{path.name} cannot be read ({error.strerror}): give the folder of a training run.") from None
 
 
 def _step(raw: bytes) -> Line | None:
-    if len(raw) > LONGEST_LINE:
-        return None
     try:
         line = json.loads(raw.decode("utf-8-sig"), parse_constant=lambda _: None)
     except (ValueError, RecursionError):

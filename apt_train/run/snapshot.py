@@ -42,11 +42,17 @@ def write_snapshot(snapshots: Path, state: State, files: Mapping[str, Callable[[
         sums = {name: file_sha256(draft / name) for name in files}
         (draft / CHECKSUMS).write_text(json.dumps({"format": FORMAT, "sha256": sums}), encoding="utf-8")
         write_state(draft, state)
-    for old in _with_state(snapshots)[KEPT_STATES:]:
-        with contextlib.suppress(OSError):  # open in another program: it goes with the next snapshot
-            (old / STATE_VALUES).unlink()
-            (old / STATE_TENSORS).unlink(missing_ok=True)
+    drop_old_states(snapshots)
     return folder
+
+
+def drop_old_states(snapshots: Path) -> None:
+    """Remove the states beyond the newest two, also one whose removal was broken off half-way."""
+    kept = _with_state(snapshots)[:KEPT_STATES]
+    for folder in snapshot_folders(snapshots).values():
+        for name in (STATE_VALUES, STATE_TENSORS) if kept and folder not in kept else ():
+            with contextlib.suppress(OSError):  # open in another program: it goes with the next snapshot
+                (folder / name).unlink(missing_ok=True)
 
 
 def read_newest_state(snapshots: Path, check: Callable[[State], None]) -> tuple[State | None, list[str]]:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import write_text
 from ..tensor_writer import write_tensors
 from .names import STATE_TENSORS, STATE_VALUES
 
@@ -88,7 +89,7 @@ def write_state(folder: Path, state: State) -> None:
     write_tensors(folder / STATE_TENSORS, state.tensors)
     content = {"format": FORMAT, **state.values, "tensors_sha256": file_sha256(folder / STATE_TENSORS)}
     text = json.dumps({**content, "sha256": _digest(content)})
-    (folder / STATE_VALUES).write_text(text, encoding="utf-8")
+    write_text(folder / STATE_VALUES, text)
 
 
 def read_state(folder: Path) -> State:
