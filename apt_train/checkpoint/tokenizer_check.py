@@ -152,7 +152,7 @@ def _merges(path: Path) -> str:
         lines = path.read_bytes().decode("utf-8").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError:
         raise InputError(f"{place(path)} is no text in UTF-8: {AGAIN}.") from None
-    for number, line in enumerate(lines, start=1):
+    for row, line in enumerate(lines, start=1):
         if line and len(line.split(" ")) != 2:  # so has its first line, "#version: 0.2"
-            raise InputError(f"{place(path)} has {shown(line)} in line {number} instead of two words: {AGAIN}.")
+            raise InputError(f"{place(path)} has {shown(line)} in line {row} instead of two words: {AGAIN}.")
     return "\n".join(lines)
