@@ -248,7 +248,7 @@ def test_a_link_gives_way_and_what_it_points_to_stays(tmp_path: Path, outside: P
 
 def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "previews").write_text("mine")
-    with pytest.raises(InputError, match="previews could not be written"):
+    with pytest.raises(InputError, match="previews is a file, where a folder belongs"):
         make_folder(tmp_path / "previews")
     assert (tmp_path / "previews").read_text() == "mine"
 

@@ -18,10 +18,9 @@ import pytest
 
 from apt_train.config import AptConfig, TrainConfig
 from apt_train.events import StepEvent
-from apt_train.report import curves
 from apt_train.report.curves import point_of, run_curves, thin_out
 from apt_train.run.config_file import FORMAT
-from tests.damaged_runs import DAMAGES, Damage, added, line, setting
+from tests.damaged_runs import DAMAGES, Damage, added, line
 from tests.node_modules import node_module
 from tests.synthetic_run import plausible_log, write_run
 
@@ -313,25 +312,6 @@ def test_what_is_whole_in_a_damaged_log_is_shown(live, tmp_path) -> None:
     answer = answered(live, tmp_path)[1]
     assert [point["step"] for point in answer["points"]] == list(range(1, 31)) and answer["step"] == 30
     assert answer["points"][-1]["loss"] == 7.0
-
-
-def test_of_a_log_too_long_to_read_the_end_is_shown(tmp_path, monkeypatch) -> None:
-    folder = run_folder(tmp_path, "toy_1", 300)
-    whole = (folder / "log.jsonl").read_bytes()
-    monkeypatch.setattr(curves, "MOST_LOG", len(whole) // 2)
-    steps = [point["step"] for point in run_curves(folder)["points"]]
-    assert steps == list(range(steps[0], 301)) and 100 < steps[0] < 200
-
-
-def test_a_long_log_is_read_evenly_and_its_drift_and_end_are_kept(tmp_path, monkeypatch) -> None:
-    write_run(tmp_path / "toy_1", plausible_log(3000, bins=5, ratios=(0.1, 0.4)))
-    setting("format", value=FORMAT)(tmp_path / "toy_1")
-    monkeypatch.setattr(curves, "MOST_READ", 100)
-    points = run_curves(tmp_path / "toy_1")["points"]
-    steps = [point["step"] for point in points]
-    assert len(steps) < 200 and steps[-1] == 3000 and steps[0] < 40
-    assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) <= 40
-    assert len([point for point in points if point["drift_ratio"] is not None]) == 60
 
 
 def test_a_folder_that_may_not_be_read_is_no_run(live, tmp_path, monkeypatch) -> None:

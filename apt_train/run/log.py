@@ -30,6 +30,7 @@ Line = dict[str, Any]
 TERMS = ("loss", "denoising", "stabilization", "alignment", "prior_preservation")
 LONGEST_LINE = 1 << 23  # bytes; some hundred are usual
 MOST_BROKEN = 10_000  # lines that are no step
+MOST_BYTES = 1 << 29  # of the file: a million steps and more
 LARGEST = 3.5e38  # of float32, in which training computes
 LAST_STEP = 999_999_999
 
@@ -87,7 +88,7 @@ def cut_log(path: Path, step: int, *, without: tuple[str, ...] = ()) -> bytes:
     """
     kept = [_without(raw, line, without) for raw, line in _read(path) if not _goes(raw, line, step)]
     text = b"".join(raw if raw.endswith(b"\n") else raw + b"\n" for raw in kept)
-    if not path.is_file() or path.read_bytes() != text:
+    if path.is_symlink() or not path.is_file() or path.read_bytes() != text:  # a link is replaced, not followed
         atomic_write(path, lambda draft: draft.write_bytes(text))
     return text
 
@@ -124,11 +125,13 @@ def _read(path: Path) -> Iterator[tuple[bytes, Line | None]]:
     try:
         if not path.is_file():  # a pipe would be waited for, a device has no end
             raise InputError(f"{path.name} cannot be read (it is no file): restore it, or move it away.")
+        if path.stat().st_size > MOST_BYTES:
+            raise InputError(f"{path.name} is larger than any run's: restore it, or move it away to go on without.")
         with open(path, "rb") as file:
-            while raw := file.readline(LONGEST_LINE + 1):
+            for raw in file:
                 line = _step(raw)
                 broken += line is None
-                if len(raw) > LONGEST_LINE or broken > MOST_BROKEN:
+                if broken > MOST_BROKEN:
                     raise InputError(f"{path.name} is damaged all over: restore it, or move it away to go on without.")
                 yield raw, line
     except OSError as error:
@@ -136,6 +139,8 @@ def _read(path: Path) -> Iterator[tuple[bytes, Line | None]]:
 
 
 def _step(raw: bytes) -> Line | None:
+    if len(raw) > LONGEST_LINE:
+        return None
     try:
         line = json.loads(raw.decode("utf-8-sig"), parse_constant=lambda _: None)
     except (ValueError, RecursionError):
