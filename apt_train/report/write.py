@@ -72,7 +72,9 @@ def _composed(folder: Path) -> tuple[dict[str, bytes], str, str]:
         return pictures, numbers, _as_markdown(run.summary, run.config.name, list(pictures), _newest_previews(folder))
     except InputError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
+    ) as error:  # fmt: skip
         raise InputError(
             f"The run in {folder} is damaged ({type(error).__name__}): restore its config.json and log.jsonl, then ask "
             "for the report again."
