@@ -206,12 +206,12 @@ class DataConfig:
     """How pictures and captions become training samples."""
 
     resolution: int = _set(
-        0, "Side of a square picture in pixels; other aspects keep its area. 0: the model's own.", _Range(0, 16384)
+        0, "Side of a square picture in pixels; other aspects keep its area. 0: the model's own.", _Range(0, 4096)
     )
     bucket_multiple: int = _set(
         0,
         "Sides are multiples of this many pixels. 0: 64, or the model's own factor below a resolution of 512.",
-        _Range(0, 16384),
+        _Range(0, 4096),
     )
     caption_template: str = _set(
         "a photo of {subject}", "Caption of a picture that has none; {subject} is the subject."
