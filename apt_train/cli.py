@@ -242,11 +242,12 @@ def _load(inputs: dict[str, Any]) -> tuple[Components, ImageSet, ImageSet | None
 
 
 def _say_done(result: TrainResult, output: Path) -> None:
+    from .notices import count_in_words
     from .run_folder import read_config
 
-    name = read_config(output)["name"]
     if not result.steps_done:
         return print("Stopped before the first step, nothing was trained: run the same command again.")
+    name = read_config(output)["name"]
     if result.stopped:
         print(f"Stopped after {result.steps_done} steps, nothing is lost; go on with: apt-train resume {output}")
     print(f"LoRA: {output / name}.safetensors")
@@ -254,6 +255,8 @@ def _say_done(result: TrainResult, output: Path) -> None:
         print(f"Embedding: {output / name}_embedding.safetensors (ComfyUI reads it from models/embeddings)")
     print(f"In a prompt, write: {result.trigger}")
     print(f"Curves and verdict: {output / 'report.md'}")
+    if result.notices:
+        print(f"{count_in_words(len(result.notices))}, told above: see Notices in {output / 'report.md'}")
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from .adapter import adapter_state
 from .attention_probe import write_attention
 from .captions import embedding_stem, trigger_text
-from .events import BusyEvent, Callback, NoticeEvent, PreviewEvent, StepEvent, TrainResult
+from .events import BusyEvent, Callback, NoticeEvent, PreviewEvent, StepEvent, TrainResult, Work
 from .export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
 from .files import atomic_write
 from .metadata import embedding_metadata, lora_metadata
@@ -80,13 +81,15 @@ def write_extras(outcome: Outcome, emit: Callback) -> None:
     """Attention maps and report, once the LoRA is safe: they are no part of it, so their failure is only told."""
     if outcome.folder is None:
         return
+    emit(BusyEvent("report", outcome.run.steps_done))
     try:
         write_attention(outcome.run, outcome.folder.path / "attention.safetensors")
         write_report(outcome.folder.path)
     except Exception as error:
         emit(
             NoticeEvent(
-                f"The LoRA is written, but the report failed ({error}): try `apt-train report {outcome.folder.path}`."
+                f"The LoRA is written, but the report failed ({error}): try `apt-train report {outcome.folder.path}`.",
+                outcome.run.steps_done,
             )
         )
 
@@ -160,7 +163,7 @@ def try_drift(outcome: Outcome, emit: Callback) -> dict[str, float] | None:
     if run.drift is None or outcome.drift_failed:
         return None
     run.training_step.use_all_ranks()
-    with _interruptible(run, emit, "drift"):
+    with _interruptible(run, emit, "drift", run.drift.calls):
         try:
             drift = asdict(run.drift.measure())
             if all(map(math.isfinite, drift.values())):
@@ -169,7 +172,8 @@ def try_drift(outcome: Outcome, emit: Callback) -> dict[str, float] | None:
             reason = str(error).partition("\n")[0]
     outcome.drift_failed = True
     _free_memory(run.device)
-    emit(NoticeEvent(f"The drift from the prior could not be measured ({reason}): training goes on without it."))
+    text = f"The drift from the prior could not be measured ({reason}): training goes on without it."
+    emit(NoticeEvent(text, run.steps_done))
     return None
 
 
@@ -178,7 +182,7 @@ def try_previews(outcome: Outcome, emit: Callback) -> None:
     if outcome.previews_failed:
         return
     reason = ""
-    with _interruptible(outcome.run, emit, "previews"):
+    with _interruptible(outcome.run, emit, "previews", _preview_calls(outcome)):
         try:
             event = _draw_previews(outcome, emit)
         except (RuntimeError, MemoryError) as error:
@@ -186,7 +190,14 @@ def try_previews(outcome: Outcome, emit: Callback) -> None:
     if not outcome.previews_failed:
         return emit(event)
     _free_memory(outcome.run.device)
-    emit(NoticeEvent(f"The previews failed ({reason}): training goes on without them."))
+    emit(NoticeEvent(f"The previews failed ({reason}): training goes on without them.", outcome.run.steps_done))
+
+
+def _preview_calls(outcome: Outcome) -> int:
+    """How often the UNet is called for the previews that are due: one picture at a time, the prior's once."""
+    config = outcome.run.config
+    each = len(preview_captions(config)) * config.output.preview_steps
+    return each * (2 if outcome.prior_previews is None else 1)
 
 
 class _Answer(BaseException):
@@ -197,12 +208,13 @@ class _Answer(BaseException):
 
 
 @contextlib.contextmanager
-def _interruptible(run: Run, emit: Callback, what: Literal["drift", "previews"]) -> Iterator[None]:
-    """Inside the block the caller is asked before every UNet call; what it raises comes out as it is."""
+def _interruptible(run: Run, emit: Callback, what: Work, calls: int) -> Iterator[None]:
+    """Inside the block the caller is asked before every UNet call, of `calls`; what it raises comes out as it is."""
+    done = itertools.count()
 
     def ask(*_: object) -> None:
         try:
-            return emit(BusyEvent(what, run.steps_done))
+            return emit(BusyEvent(what, run.steps_done, next(done), calls))
         except BaseException as error:
             answer = _Answer(error)
         raise answer  # here, where the two are not chained: what comes out would lead back to itself

@@ -12,7 +12,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from .events import Event, NoticeEvent, PreviewEvent, StepEvent, StopTraining
+from .events import BusyEvent, Event, NoticeEvent, PreviewEvent, StepEvent, StopTraining
 
 
 class Progress:
@@ -22,6 +22,7 @@ class Progress:
         self.stop_requested = False
         self._device = device
         self._bar: tqdm | None = None
+        self._busy_line: tqdm | None = None  # beneath the bar, while something else than a step goes on
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, NoticeEvent):
@@ -29,7 +30,10 @@ class Progress:
         elif isinstance(event, PreviewEvent):
             tqdm.write(f"Preview at step {event.step}: {len(event.tuned)} pictures.", file=sys.stderr)
         elif isinstance(event, StepEvent):
+            self._end_busy()
             self._show(event)
+        else:
+            self._show_busy(event)
         if self.stop_requested and not isinstance(event, NoticeEvent):
             raise StopTraining
 
@@ -39,8 +43,22 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end_busy()
         if self._bar is not None:
             self._bar.close()
+
+    def _show_busy(self, event: BusyEvent) -> None:
+        if self._busy_line is None:
+            self._busy_line = tqdm(
+                total=0, bar_format="{desc}", leave=False, miniters=0, file=sys.stderr, dynamic_ncols=True
+            )
+        self._busy_line.set_description_str(event.text, refresh=event.done == 0)
+        self._busy_line.update(0)  # a few times a second, like every bar
+
+    def _end_busy(self) -> None:
+        if self._busy_line is not None:
+            self._busy_line.close()
+            self._busy_line = None
 
     def _show(self, event: StepEvent) -> None:
         if self._bar is None:

@@ -20,6 +20,7 @@ from ..apt_train.precision import resolve_dtype
 from ..apt_train.run_folder import content_hash
 from ..apt_train.tensor_pictures import unbatch
 from .host.components import Wires
+from .host.copies import copy_notices
 from .host.memory import training_room
 from .host.progress import NodeProgress
 from .host.weights import DigestCache
@@ -120,6 +121,7 @@ def _train(job: Job, digest: str, folder: Path, watch: Any) -> None:
 
     device = job.wires.device
     components = job.wires.components(resolve_dtype(job.config.precision, device), digest)
+    components.notes.extend(copy_notices())
     train(
         components,
         job.images,

@@ -7,12 +7,13 @@ In: reading and the refusal of what cannot be read. Not in: the log's own lines 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from ..config import TrainConfig
 from ..errors import InputError
+from ..notices import Notice, read_notices
 from ..run_folder import snapshot_steps
 from .run_log import RunLog, read_log
 from .run_summary import Summary, summarize
@@ -26,6 +27,7 @@ class RunRecord:
     num_timesteps: int  # of the noise schedule
     log: RunLog
     snapshots: list[int]  # steps that have one, rising
+    notices: list[Notice] = field(default_factory=list)  # what the user was told
 
     @cached_property
     def summary(self) -> Summary:
@@ -38,10 +40,11 @@ def read_run(folder: Path, until: int | None = None) -> RunRecord:
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: give the output folder of a training run.")
     config, num_timesteps = _read_config(folder / "config.json")
-    log, snapshots = read_log(folder / "log.jsonl"), snapshot_steps(folder)
+    log, snapshots, notices = read_log(folder / "log.jsonl"), snapshot_steps(folder), read_notices(folder)
     if until is not None:
         log, snapshots = log.until(until), [step for step in snapshots if step <= until]
-    return RunRecord(config, num_timesteps, log, snapshots)
+        notices = [notice for notice in notices if notice.step <= until]
+    return RunRecord(config, num_timesteps, log, snapshots, notices)
 
 
 def _read_config(path: Path) -> tuple[TrainConfig, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,9 +19,10 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from ..errors import InputError
+from ..notices import Notice
 from .attention_tiles import attention_tiles
 from .plots import balance_figure, drift_figure, indicator_figure, losses_figure
-from .run_files import read_run
+from .run_files import RunRecord, read_run
 from .run_log import RunLog
 from .run_summary import Summary
 from .verdict import METHOD_NAMES, advice, paragraph
@@ -50,9 +52,9 @@ def write_report(run_dir: str | Path) -> Path:
     summary = run.summary
     try:
         pictures = _draw(folder, run.log, summary, run.num_timesteps, tiles)
-        (folder / "report.json").write_text(json.dumps(_as_json(summary), indent=2) + "\n", encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(_as_json(run), indent=2) + "\n", encoding="utf-8")
         report = folder / "report.md"
-        report.write_text(_as_markdown(summary, run.config.name, pictures, _newest_previews(folder)), encoding="utf-8")
+        report.write_text(_as_markdown(run, pictures, _newest_previews(folder)), encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"The report cannot be written into {folder} ({error.strerror}): free space or mend its rights."
@@ -116,8 +118,10 @@ def _numbers(path: Path) -> list[int]:
     return [int(part) for part in path.stem.split("_") if part.isdigit()]
 
 
-def _as_json(summary: Summary) -> dict[str, Any]:
+def _as_json(run: RunRecord) -> dict[str, Any]:
+    summary, notices = run.summary, [asdict(notice) for notice in run.notices]
     values = {"format": 1, **asdict(summary), "advice": advice(summary), "verdict": paragraph(summary)}
+    values["notices"] = notices
     return _plain(values)
 
 
@@ -130,8 +134,12 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _as_markdown(summary: Summary, name: str, pictures: list[str], previews: list[tuple[str, str]]) -> str:
-    parts = [f"# {name}: report of the run", paragraph(summary), _run_table(summary), _term_table(summary)]
+def _as_markdown(run: RunRecord, pictures: list[str], previews: list[tuple[str, str]]) -> str:
+    summary = run.summary
+    parts = [f"# {run.config.name}: report of the run", paragraph(summary)]
+    if run.notices:
+        parts.append("## Notices\n\n" + "\n".join(map(_notice_item, run.notices)))
+    parts += [_run_table(summary), _term_table(summary)]
     if summary.bins:
         parts.append(_bin_table(summary))
     parts += [f"![{file}]({file})\n\n{CAPTIONS[file]}" for file in pictures]
@@ -139,6 +147,12 @@ def _as_markdown(summary: Summary, name: str, pictures: list[str], previews: lis
         rows = [(f"![prior]({prior})", f"![tuned]({tuned})") for prior, tuned in previews]
         parts.append("Newest previews, the same seed for both:\n\n" + _table(("prior", "tuned"), rows))
     return "\n\n".join(parts) + "\n"
+
+
+def _notice_item(notice: Notice) -> str:
+    """A list's line. File names in it may hold what Markdown would take for a picture, a link or HTML."""
+    text = re.sub(r"[\\`*\[\]<>|]", r"\\\g<0>", " ".join(notice.text.split()))
+    return f"- {text}" + (f" (step {notice.step})" if notice.step else "")
 
 
 def _run_table(summary: Summary) -> str:
