@@ -209,10 +209,13 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _train(config: TrainConfig, inputs: dict[str, Any], output: Path, device: str | None, *, resume: bool) -> int:
+    from .events import BusyEvent
     from .loop import train
     from .progress import Progress, stop_on_interrupt
 
-    components, images, prior_images = _load(inputs)
+    with Progress(device) as reading:
+        reading(BusyEvent("weights", 0))
+        components, images, prior_images = _load(inputs)
     with Progress(device) as progress, stop_on_interrupt(progress):
         result = train(
             components,

@@ -85,9 +85,10 @@ class NoticeEvent:
     step: int = 0  # after which it was told; 0: before the first
 
 
-Work = Literal["pictures", "variants", "captions", "model", "drift", "previews", "report"]
+Work = Literal["weights", "pictures", "variants", "captions", "model", "drift", "previews", "report"]
 
 _WORDS: dict[Work, str] = {
+    "weights": "reading the weights",  # by the caller, before `train`
     "pictures": "encoding pictures",
     "variants": "encoding augmented pictures",
     "captions": "encoding captions",

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..apt_train.config import TrainConfig
 from ..apt_train.dataset import ImageSet
 from ..apt_train.errors import InputError
+from ..apt_train.events import BusyEvent
 from ..apt_train.precision import resolve_dtype
 from ..apt_train.run_folder import content_hash
 from ..apt_train.tensor_pictures import unbatch
@@ -120,6 +121,7 @@ def _train(job: Job, digest: str, folder: Path, watch: Any) -> None:
     from ..apt_train.loop import train  # brings diffusers and peft: seconds, needed only here
 
     device = job.wires.device
+    watch(BusyEvent("weights", steps_done(folder)))
     components = job.wires.components(resolve_dtype(job.config.precision, device), digest)
     components.notes.extend(copy_notices())
     train(

@@ -11,7 +11,6 @@ from typing import Any
 
 from ..editor import Editor
 
-
 FOLDED = (230, 30)  # pixels that a node takes of which the title alone shows
 
 
@@ -44,7 +43,7 @@ class Sketch:
         self, node_type: str, inputs: dict[str, Any] | None = None, *, title: str = "", size: tuple[int, int] = (0, 0),
         folded: bool = False, **properties: Any,
     ) -> Box:  # fmt: skip
-        """`inputs`: wires and widgets' values by name; `size`: least width and height; `folded`: its title alone shows."""
+        """`inputs`: wires and widgets' values by name; `size`: at least; `folded`: its title alone shows."""
         inputs = inputs or {}
         wires = {name: [value.node, value.output] for name, value in inputs.items() if isinstance(value, Wire)}
         widgets = {name: value for name, value in inputs.items() if not isinstance(value, Wire)}
