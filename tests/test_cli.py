@@ -330,6 +330,21 @@ def test_what_a_model_predicts_can_be_said_and_is_said_again_on_resume(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT as a terminal does")
+def test_notices_are_told_once_and_counted_at_the_end(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "again.png").write_bytes((photos / "0.png").read_bytes())
+    assert cli.main(arguments(model, photos, tmp_path / "run", "--steps", "1")) == 0
+    said = capsys.readouterr()
+    assert said.err.count("are the same picture") == 1
+    told = len((tmp_path / "run" / "notices.jsonl").read_text(encoding="utf-8").splitlines())
+    words = "1 notice" if told == 1 else f"{told} notices"
+    assert f"{words}, told above: see Notices in {tmp_path / 'run' / 'report.md'}" in said.out
+    assert cli.main(["resume", str(tmp_path / "run"), "--steps", "2", "--device", "cpu"]) == 0
+    again = capsys.readouterr()
+    assert "are the same picture" not in again.err and f"{words}, told above" in again.out
+
+
 def test_ctrl_c_saves_exports_and_says_how_to_go_on(model: Path, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = [sys.executable, "-m", "apt_train", *arguments(model, photos, output, "--steps", "100000")]
