@@ -80,8 +80,12 @@ def error_of(how: str) -> BaseException:
 
 
 @pytest.mark.parametrize(
-    ("what", "how"), [*((what, STOP) for what in IN_TRAIN), ("pictures", CANCEL), ("variants", CANCEL)]
-)
+    ("what", "how"),
+    [
+        ("pictures", STOP), ("pictures", CANCEL), ("variants", STOP), ("variants", CANCEL), ("report", STOP),
+        *(pytest.param(what, STOP, marks=pytest.mark.slow) for what in ("model", "captions", "drift", "previews")),
+    ],
+)  # fmt: skip
 def test_a_run_is_broken_off_at_any_of_it_and_ends_in_the_same_bits(
     tmp_path: Path, what: Work, how: str, unbroken: tuple[TrainResult, list[Event]]
 ) -> None:
@@ -103,7 +107,10 @@ def steps_logged(folder: Path) -> int:
     return len(log.read_text(encoding="utf-8").splitlines()) if log.exists() else 0
 
 
-@pytest.mark.parametrize(("what", "how"), [("pictures", STOP), ("variants", STOP), ("variants", CANCEL)])
+@pytest.mark.parametrize(
+    ("what", "how"),
+    [("variants", STOP), *(pytest.param(what, CANCEL, marks=pytest.mark.slow) for what in ("pictures", "variants"))],
+)
 def test_a_resumed_run_broken_off_while_it_gets_ready_is_left_as_it_was(
     tmp_path: Path, what: Work, how: str, unbroken: tuple[TrainResult, list[Event]]
 ) -> None:

@@ -14,6 +14,7 @@ from apt_train.drift import DriftWatch
 from apt_train.events import Event, NoticeEvent, StepEvent, StopTraining
 from apt_train.notices import LONGEST, MOST, NOTICES, Notice, Notices, read_notices
 from apt_train.report import write_report
+from tests.synthetic_run import plausible_log, write_run
 from tests.training import Recorder, run
 
 SAME = "picture 1 and picture 2 are the same picture"
@@ -41,6 +42,12 @@ def without_drift(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DriftWatch, "measure", fail)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No report: it is most of a short run's time."""
+    monkeypatch.setattr("apt_train.finish.write_report", lambda folder: None)
+
+
 @pytest.mark.usefixtures("without_drift")
 def test_what_was_told_stands_in_folder_report_and_result(tmp_path: Path) -> None:
     recorder = Recorder()
@@ -55,7 +62,7 @@ def test_what_was_told_stands_in_folder_report_and_result(tmp_path: Path) -> Non
     assert [line["step"] for line in log] == [1, 2] and "text" not in log[0]
 
 
-@pytest.mark.usefixtures("without_drift")
+@pytest.mark.usefixtures("without_drift", "undrawn")
 def test_a_resumed_run_keeps_each_notice_once_and_tells_the_pictures_own_no_more(tmp_path: Path) -> None:
     settings = {"images": alike(), "snapshot_every": 2, "output_dir": tmp_path}
     first = run(steps=2, **settings)
@@ -74,6 +81,7 @@ def test_nothing_to_tell_leaves_no_file_and_no_section(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["notices"] == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_without_a_step_leaves_none_and_its_folder_is_taken_again(tmp_path: Path) -> None:
     def stop(event: Event) -> None:
         if isinstance(event, NoticeEvent):
@@ -84,6 +92,7 @@ def test_a_run_without_a_step_leaves_none_and_its_folder_is_taken_again(tmp_path
     assert run(images=alike(), steps=1, output_dir=tmp_path).notices == stopped.notices
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_cancelled_at_its_first_step_has_them_all(tmp_path: Path) -> None:
     def cancel(event: Event) -> None:
         if isinstance(event, StepEvent):
@@ -137,7 +146,7 @@ def test_a_file_without_end_is_read_in_part(tmp_path: Path) -> None:
 
 
 def test_a_file_name_is_no_markdown(tmp_path: Path) -> None:
-    run(steps=1, output_dir=tmp_path)
+    write_run(tmp_path, plausible_log(3))
     (tmp_path / NOTICES).write_text(json.dumps({"step": 0, "text": "![x](http://y)\n# <b>`z`"}) + "\n")
     report = write_report(tmp_path).read_text(encoding="utf-8")
     assert r"- !\[x\](http://y) # \<b\>\`z\`" in report
