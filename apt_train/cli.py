@@ -281,10 +281,13 @@ def _check_still_there(name: str, inputs: dict[str, Any], folder: Path) -> None:
 
 
 def _train(config: TrainConfig, inputs: dict[str, Any], output: Path, device: str | None, *, resume: bool) -> int:
+    from .events import BusyEvent
     from .loop import train
     from .progress import Progress, stop_on_interrupt
 
-    components, images, prior_images = _load(inputs)
+    with Progress(device) as reading:
+        reading(BusyEvent("weights", 0))
+        components, images, prior_images = _load(inputs)
     before = _written(output)
     with Progress(device) as progress, stop_on_interrupt(progress, lambda: _written(output) != before):
         result = train(
@@ -324,6 +327,8 @@ def _load(inputs: dict[str, Any]) -> tuple[Components, ImageSet, ImageSet | None
 
 
 def _say_done(result: TrainResult, output: Path, name: str) -> None:
+    from .run.notices import count_in_words
+
     if not result.steps_done:
         return print("Stopped before the first step, nothing was trained: run the same command again.")
     if result.stopped:
@@ -335,6 +340,9 @@ def _say_done(result: TrainResult, output: Path, name: str) -> None:
     print(f"In a prompt, write: {result.trigger}")
     if result.report is not None:  # else a notice has said why
         print(f"Curves and verdict: {result.report}")
+    if result.notices:
+        where = f": see Notices in {result.report}" if result.report is not None else ""
+        print(f"{count_in_words(len(result.notices))}, told above{where}")
 
 
 def _report(options: argparse.Namespace) -> int:

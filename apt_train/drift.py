@@ -99,6 +99,13 @@ class DriftWatch:
         """All that it encodes."""
         return [*self._tuned, *self._prior, ""]
 
+    @property
+    def calls(self) -> int:
+        """How often the next `measure` calls the UNet: the first time for the prior's trajectories and points, too."""
+        points = len(range(0, STEPS, EVERY))
+        batches = len(range(0, len(self._tuned), self._rows))
+        return batches * (points if self._paths else STEPS + 2 * points)
+
     @torch.no_grad()
     def measure(self) -> Drift:
         """Of the adapter and the identifier as they are now; weights, modes and random draws stay as they are."""

@@ -76,28 +76,57 @@ class PreviewEvent:
 
 @dataclass(frozen=True)
 class NoticeEvent:
-    """One sentence a user should see: a warning, or what is being prepared."""
+    """One sentence a user should see. It is also kept in the run's folder (`notices.jsonl`) and stands in the report.
+
+    Once in a run: what the pictures and settings gave rise to, a resumed run does not tell again.
+    """
 
     text: str
+    step: int = 0  # after which it was told; 0: before the first
+
+
+Work = Literal["weights", "pictures", "variants", "captions", "model", "drift", "previews", "report"]
+
+_WORDS: dict[Work, str] = {
+    "weights": "reading the weights",  # by the caller, before `train`
+    "pictures": "encoding pictures",
+    "variants": "encoding augmented pictures",
+    "captions": "encoding captions",
+    "model": "moving the model to the device",
+    "drift": "measuring the drift from the prior",
+    "previews": "drawing previews",
+    "report": "writing the report",
+}
 
 
 @dataclass(frozen=True)
 class BusyEvent:
-    """Before each UNet call of what trains nothing. Nothing to show: it lets a caller stop there, too, by raising."""
+    """Before each piece of what trains nothing: a picture through the VAE, a UNet call. A caller may stop there, too.
 
-    what: Literal["drift", "previews"]
+    `StopTraining` raised before the first step ends the run at once: what it leaves is as it was before the call.
+    """
+
+    what: Work
     step: int  # that has ended; its own event may be still to come
+    done: int = 0  # pieces of this work that have ended
+    total: int = 0  # pieces that it has; 0: it is one
+
+    @property
+    def text(self) -> str:
+        """For a line on a screen: `encoding augmented pictures 12 of 96`."""
+        return f"{_WORDS[self.what]} {self.done + 1} of {self.total}" if self.total > 1 else _WORDS[self.what]
 
 
 Event = StepEvent | PreviewEvent | NoticeEvent | BusyEvent
 Callback = Callable[[Event], None]
+Busy = Callable[[Work, int, int], object]  # work, its pieces that have ended, and all of them
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """What a run leaves in memory; the same is on disk when `output_dir` was given."""
 
-    lora: dict[str, torch.Tensor]  # kohya names, with alpha
+    lora: dict[str, torch.Tensor]  # kohya names, with alpha; empty where a stop came before the model was ready
     embeddings: dict[str, torch.Tensor] | None  # clip_l (n, width) and, for SDXL, clip_g; None in word mode
     trigger: str  # what a prompt must say: `embedding:NAME_embedding`, in word mode `NAME class_word`
     steps_done: int
@@ -106,3 +135,4 @@ class TrainResult:
     losses: list[float] = field(default_factory=list)
     gamma: numpy.ndarray | None = None  # (steps, bins)
     report: Path | None = None  # `report.md`; None: nothing was to be written, or it failed, which a notice has told
+    notices: list[str] = field(default_factory=list)  # every sentence told in the run, each once

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from .attention_probe import write_attention
 from .captions import embedding_stem, trigger_text
 from .errors import InputError
-from .events import BusyEvent, Callback, NoticeEvent, PreviewEvent, StepEvent, TrainResult
+from .events import BusyEvent, Callback, NoticeEvent, PreviewEvent, StepEvent, TrainResult, Work
 from .export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
 from .files import atomic_write, flush, make_folder
 from .metadata import embedding_metadata, lora_metadata
@@ -97,12 +98,14 @@ def write_extras(outcome: Outcome, emit: Callback) -> Path | None:
     """
     if outcome.folder is None:
         return None
+    emit(BusyEvent("report", outcome.run.steps_done))
     try:
         write_attention(outcome.run, outcome.folder.path / ATTENTION)
         return write_report(outcome.folder.path)
     except Exception as error:
         again = command("report", argument(outcome.folder.path))
-        emit(NoticeEvent(f"The LoRA is written, but the report failed ({error}): try `{again}`."))
+        text = f"The LoRA is written, but the report failed ({error}): try `{again}`."
+        emit(NoticeEvent(text, outcome.run.steps_done))
     return None
 
 
@@ -214,7 +217,7 @@ def try_drift(outcome: Outcome, emit: Callback) -> dict[str, float] | None:
     run, reason = outcome.run, "it came to no number"
     if run.drift is None or outcome.drift_failed:
         return None
-    with _interruptible(run, emit, "drift"):
+    with _interruptible(run, emit, "drift", run.drift.calls):
         try:
             drift = asdict(run.drift.measure())
             if all(map(math.isfinite, drift.values())):
@@ -223,7 +226,8 @@ def try_drift(outcome: Outcome, emit: Callback) -> dict[str, float] | None:
             reason = str(error).partition("\n")[0]
     outcome.drift_failed = True
     _free_memory(run.device)
-    emit(NoticeEvent(f"The drift from the prior could not be measured ({reason}): training goes on without it."))
+    text = f"The drift from the prior could not be measured ({reason}): training goes on without it."
+    emit(NoticeEvent(text, run.steps_done))
     return None
 
 
@@ -232,7 +236,7 @@ def try_previews(outcome: Outcome, emit: Callback) -> None:
     if outcome.previews_failed:
         return
     reason = ""
-    with _interruptible(outcome.run, emit, "previews"):
+    with _interruptible(outcome.run, emit, "previews", _preview_calls(outcome)):
         try:
             event = _draw_previews(outcome, emit)
         except (RuntimeError, MemoryError, InputError) as error:
@@ -240,7 +244,14 @@ def try_previews(outcome: Outcome, emit: Callback) -> None:
     if not outcome.previews_failed:
         return emit(event)
     _free_memory(outcome.run.device)
-    emit(NoticeEvent(f"The previews failed ({reason}): training goes on without them."))
+    emit(NoticeEvent(f"The previews failed ({reason}): training goes on without them.", outcome.run.steps_done))
+
+
+def _preview_calls(outcome: Outcome) -> int:
+    """How often the UNet is called for the previews that are due: one picture at a time, the prior's once."""
+    config = outcome.run.config
+    each = len(preview_captions(config)) * config.output.preview_steps
+    return each * (2 if outcome.prior_previews is None else 1)
 
 
 class _Answer(BaseException):
@@ -251,12 +262,13 @@ class _Answer(BaseException):
 
 
 @contextlib.contextmanager
-def _interruptible(run: Run, emit: Callback, what: Literal["drift", "previews"]) -> Iterator[None]:
-    """Inside the block the caller is asked before every UNet call; what it raises comes out as it is."""
+def _interruptible(run: Run, emit: Callback, what: Work, calls: int) -> Iterator[None]:
+    """Inside the block the caller is asked before every UNet call, of `calls`; what it raises comes out as it is."""
+    done = itertools.count()
 
     def ask(*_: object) -> None:
         try:
-            return emit(BusyEvent(what, run.steps_done))
+            return emit(BusyEvent(what, run.steps_done, next(done), calls))
         except BaseException as error:
             answer = _Answer(error)
         raise answer  # here, where the two are not chained: what comes out would lead back to itself

@@ -8,10 +8,12 @@ given by the trainer).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,7 @@ from .errors import InputError
 from .rng import generator
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+OnEncode = Callable[[Literal["pictures", "variants"], int, int], object]
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class LatentBank:
         vae_factor: int,
         block: int = 4,
         on_device: Callable[[], AbstractContextManager[object]] | None = None,
+        on_encode: OnEncode | None = None,
     ) -> None:
         """
         Args:
@@ -67,6 +71,8 @@ class LatentBank:
             vae_factor: f, pixels per latent position and side.
             block: variants come in this many at a time.
             on_device: entered around every round of encoding: the VAE sits on the compute device inside.
+            on_encode: called before each picture with its kind, how many of this round are done, and how many it has.
+                What it raises passes on, and the bank is as before the round.
         """
         self._prepared = list(prepared)
         self._encode = encode
@@ -75,6 +81,7 @@ class LatentBank:
         self._max_variants, self._block = max_variants, block
         self._factor = vae_factor
         self._on_device = on_device or contextlib.nullcontext
+        self._on_encode = on_encode or _nobody_listens
         self._entries: list[list[_Entry]] = []  # per variant, per image
         self.buckets: dict[tuple[int, int], list[int]] = {}
         """Image indices by bucket (height, width) in pixels."""
@@ -100,7 +107,7 @@ class LatentBank:
         if self._entries:
             return
         with self._on_device():
-            self._entries.append([self._encode_one(item.name, item.image, item.mask, None) for item in self._prepared])
+            self._entries.append([self._encode_plain(i) for i in range(len(self._prepared))])
         if self._max_variants == 0:
             self._prepared = []
 
@@ -114,8 +121,13 @@ class LatentBank:
         wanted = range(self.variants + 1, min(count, self._max_variants) + 1)
         if not wanted:
             return
+        images = range(len(self._prepared))
+        total = len(wanted) * len(images)
+        added: list[list[_Entry]] = [[] for _ in wanted]
         with self._on_device():
-            added = [[self._encode_variant(i, v) for i in range(len(self._prepared))] for v in wanted]
+            for done, (round_, image) in enumerate(itertools.product(range(len(wanted)), images)):
+                self._on_encode("variants", done, total)
+                added[round_].append(self._encode_variant(image, wanted[round_]))
         self._entries += added
 
     def wanted_variants(self, p_aug_max: float, p_max: float) -> int:
@@ -154,6 +166,11 @@ class LatentBank:
         assert self._entries, "encode_plain comes first"
         return self._entries[variant][image]
 
+    def _encode_plain(self, image: int) -> _Entry:
+        self._on_encode("pictures", image, len(self._prepared))
+        item = self._prepared[image]
+        return self._encode_one(item.name, item.image, item.mask, None)
+
     def _encode_variant(self, image: int, variant: int) -> _Entry:
         item = self._prepared[image]
         picture, mask, inside = draw_variant(
@@ -183,6 +200,10 @@ class LatentBank:
 
     def _to_latent_size(self, mask: Tensor | None) -> Tensor | None:
         return None if mask is None else F.avg_pool2d(mask[None], self._factor)[0]
+
+
+def _nobody_listens(_kind: str, _done: int, _total: int) -> None:
+    """Stands in for a callback."""
 
 
 def _kept(batch: Tensor) -> Tensor:

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
+from .captions import trigger_text
 from .components import Components
 from .config import TrainConfig
 from .dataset import ImageSet
 from .drift import unrelated_prompts
 from .errors import InputError
-from .events import Callback, Event, NoticeEvent, StepEvent, StopTraining, TrainResult
+from .events import BusyEvent, Callback, Event, NoticeEvent, StepEvent, StopTraining, TrainResult, Work
 from .finish import (
     Outcome,
     catch_up,
@@ -37,7 +38,8 @@ from .paths import expanded
 from .precision import resolve_dtype
 from .run.content_parts import content_parts
 from .run.folder import RunFolder, content_hash
-from .run.names import snapshot_folders
+from .run.names import snapshot_folders, snapshot_steps
+from .run.notices import Notices, read_notices
 from .run.snapshot import drop_old_states, read_newest_state, set_aside_newer
 from .run.state import check_state, restore_state
 from .setup import Run, prepared_run
@@ -69,6 +71,7 @@ def train(
         device: None: CUDA if there is one, else the CPU.
         on_event: gets every `StepEvent`, `PreviewEvent`, `NoticeEvent` and `BusyEvent`; it may raise `StopTraining`,
             which ends the run normally. Any other exception passes on after the last completed step has been saved.
+            Stopped while the run is being prepared, nothing is written and the result has no LoRA.
         record: kept in `config.json` beside the settings.
 
     Raises:
@@ -77,8 +80,8 @@ def train(
     """
     _refuse_ranks()
     device = _resolve_device(device)
-    listener = _Listener(on_event)
     folder = _open_folder(output_dir, config.name, resume)
+    listener = _Listener(on_event, folder.path if folder is not None and resume else None)
     dtype = resolve_dtype(config.precision, device)
     digest = content_hash(components.digest, components.schedule, images, prior_images, config, dtype)
     parts = content_parts(components.digest, components.schedule, images, prior_images, config) if folder else {}
@@ -86,9 +89,10 @@ def train(
         folder.check_same_run(digest, config, dtype, parts)
 
     with (
+        contextlib.suppress(StopTraining),  # while the run is prepared: there is no step yet to stop after
         _memory_in_words(),
         _held(folder if resume else None),  # before the model takes the room of the one that trains there
-        prepared_run(components, images, prior_images, config, device, dtype, listener.notice) as run,
+        prepared_run(components, images, prior_images, config, device, dtype, listener.notice, listener.busy) as run,
         _held(None if resume else folder),  # not before all is known to be usable, as it makes the folder
     ):
         outcome = Outcome(run=run, folder=folder, digest=digest)
@@ -107,7 +111,9 @@ def train(
                 finish(outcome)
             raise
         result = finish(outcome)
-        return replace(result, report=write_extras(outcome, listener)) if run.steps_done else result
+        report = write_extras(outcome, listener) if run.steps_done else None
+        return replace(result, report=report, notices=listener.notices.texts)
+    return _stopped_early(config, listener, folder if resume else None)
 
 
 def _run_steps(outcome: Outcome, listener: _Listener) -> None:
@@ -124,6 +130,7 @@ def _run_steps(outcome: Outcome, listener: _Listener) -> None:
             event = replace(event, drift=try_drift(outcome, listener)) if keeps else event
         finally:  # the step is done, also where measuring is broken off
             outcome.add(event)
+            listener.keep_notices(outcome.folder)
         if keeps:
             save_snapshot(outcome)
         listener(event)
@@ -132,28 +139,69 @@ def _run_steps(outcome: Outcome, listener: _Listener) -> None:
 
 
 class _Listener:
-    """The caller's callback. A stop asked for outside the steps is kept until a step can end the run."""
+    """The caller's callback, and the notices told to it. A stop asked for at a notice waits for a step to end after.
 
-    def __init__(self, callback: Callback | None) -> None:
+    `resumed`: the folder of the run that goes on, whose steps and notices are there already.
+    """
+
+    def __init__(self, callback: Callback | None, resumed: Path | None) -> None:
         self._callback = callback
         self._stop = False
+        self._keeps_in: Path | None = None
+        self.step = max(snapshot_steps(resumed), default=0) if resumed else 0  # the last that has ended
+        self.notices = Notices(read_notices(resumed) if resumed else [])
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, NoticeEvent):
+            event = self._kept(event)
+        elif isinstance(event, StepEvent):
+            self.step = event.step
         if self._callback is None:
             return
         try:
             self._callback(event)
         except StopTraining:
-            if not isinstance(event, NoticeEvent):
+            if not (isinstance(event, NoticeEvent) or (isinstance(event, BusyEvent) and event.what == "report")):
                 raise
             self._stop = True
 
     def notice(self, text: str) -> None:
-        self(NoticeEvent(text))
+        """Of the model, the pictures and the settings, which stay the same when the run is resumed: told once."""
+        if text not in self.notices.texts:
+            self(NoticeEvent(text))
+
+    def busy(self, what: Work, done: int, total: int) -> None:
+        self(BusyEvent(what, self.step, done, total))
+
+    def keep_notices(self, folder: RunFolder | None) -> None:
+        """From now on write at once what is told. To be called after a step: a run without one leaves nothing."""
+        if folder is not None:
+            self._keeps_in = folder.path
+            self.notices.write(folder.path)
+
+    def _kept(self, event: NoticeEvent) -> NoticeEvent:
+        event = replace(event, step=max(event.step, self.step))
+        self.notices.add(event.text, event.step)
+        if self._keeps_in is not None:
+            self.notices.write(self._keeps_in)
+        return event
 
     def stop_if_asked(self) -> None:
         if self._stop:
             raise StopTraining
+
+
+def _stopped_early(config: TrainConfig, listener: _Listener, folder: RunFolder | None) -> TrainResult:
+    """The result of a run stopped while it was prepared; `folder`: of the run that was to go on, left as it was."""
+    return TrainResult(
+        lora={},
+        embeddings=None,
+        trigger=trigger_text(config.name, config.class_word, config.identifier_mode),
+        steps_done=listener.step,
+        stopped=True,
+        run_dir=folder.path if folder else None,
+        notices=listener.notices.texts,
+    )
 
 
 def _held(folder: RunFolder | None) -> contextlib.AbstractContextManager[None]:
@@ -230,10 +278,13 @@ def _begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: 
     for line in log.lines:
         if len(line["gamma"]) == bins:
             outcome.remember(line["loss"], line["gamma"])
+    listener.step = run.steps_done
+    if run.steps_done:
+        listener.keep_notices(folder)
     for note in filter(None, (log.notice(), log.gap(run.steps_done))):
         listener.notice(note)
     if rescaled:
-        listener.notice("The drift prompts are others than before: the drift measured so far is dropped.")
+        listener(NoticeEvent("The drift prompts are others than before: the drift measured so far is dropped."))
 
 
 def _drift_prompts(config: TrainConfig) -> list[str]:

@@ -11,7 +11,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from .events import Event, NoticeEvent, PreviewEvent, StepEvent, StopTraining
+from .events import BusyEvent, Event, NoticeEvent, PreviewEvent, StepEvent, StopTraining
 from .interruption import Heard, Interrupted, handled
 from .terminal import lossy
 
@@ -24,6 +24,7 @@ class Progress:
         self._device = device
         self._file = lossy(sys.stderr)
         self._bar: tqdm | None = None
+        self._busy_line: tqdm | None = None  # beneath the bar, while something else than a step goes on
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, NoticeEvent):
@@ -31,7 +32,10 @@ class Progress:
         elif isinstance(event, PreviewEvent):
             self.say(f"Preview at step {event.step}: {len(event.tuned)} pictures.")
         elif isinstance(event, StepEvent):
+            self._end_busy()
             self._show(event)
+        else:
+            self._show_busy(event)
         if self.stop_requested and not isinstance(event, NoticeEvent):
             raise StopTraining
 
@@ -41,12 +45,26 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end_busy()
         if self._bar is not None:
             self._bar.close()
 
     def say(self, text: str) -> None:
         """A line above the bar."""
         tqdm.write(text, file=self._file)
+
+    def _show_busy(self, event: BusyEvent) -> None:
+        if self._busy_line is None:
+            self._busy_line = tqdm(
+                total=0, bar_format="{desc}", leave=False, miniters=0, file=self._file, dynamic_ncols=True
+            )
+        self._busy_line.set_description_str(event.text, refresh=event.done == 0)
+        self._busy_line.update(0)  # a few times a second, like every bar
+
+    def _end_busy(self) -> None:
+        if self._busy_line is not None:
+            self._busy_line.close()
+            self._busy_line = None
 
     def _show(self, event: StepEvent) -> None:
         if self._bar is None:

@@ -19,6 +19,7 @@ from .config import TrainConfig
 from .dataset import ImageSet
 from .drift import DriftWatch, unrelated_prompts
 from .errors import InputError
+from .events import Busy
 from .identifier import Identifier
 from .indicator import OverfitIndicator
 from .objective import Objective, objective_of
@@ -61,24 +62,29 @@ def prepared_run(
     device: torch.device,
     dtype: torch.dtype,
     notify: Callable[[str], None],
+    busy: Busy = lambda work, done, total: None,
 ) -> Iterator[Run]:
     """A run with its adapter on the UNet; when the block ends the adapter is off and the modules are on the CPU.
 
+    `busy` is called before each piece of work that takes its time, also of the encoding in later steps; what it raises
+    passes on.
     Raises InputError for anything in the pictures, captions or settings that cannot be trained on.
     """
     _check_layers(components, config)
     _check_previews(components, config)
-    subject, preservation = build_streams(components, images, prior_images, config, device, notify)
+    subject, preservation = build_streams(components, images, prior_images, config, device, notify, busy)
     for note in [*components.notes, *images.notes, *images.repeats(), *(prior_images.notes if prior_images else [])]:
         notify(note)
     if subject.bank.fixed:
         notify("The VAE gives no standard deviation: each picture's latent is fixed.")
+    busy("model", 0, 0)
     components.use(dtype)
     with _encoders_on(components), _adapter_on(components, config, device, dtype) as adapter:
         identifier, conditioner = _conditioning(components, config, device, dtype)
         for warning in conditioner.warnings():
             notify(warning)
         drift = _drift_watch(components, adapter, config, device, dtype, subject, conditioner)
+        busy("captions", 0, 0)
         _prepare_captions(conditioner, subject, preservation, drift, components, config)
         yield _assemble(
             components, adapter, config, device, dtype, subject, preservation, identifier, conditioner, drift

@@ -20,7 +20,7 @@ from .components import Components
 from .config import TrainConfig
 from .dataset import ImageSet
 from .errors import InputError
-from .latent_bank import LatentBank
+from .latent_bank import LatentBank, OnEncode
 
 
 @dataclass
@@ -67,15 +67,16 @@ def build_streams(
     config: TrainConfig,
     device: torch.device,
     notify: Callable[[str], None],
+    busy: OnEncode,
 ) -> tuple[Stream, Stream | None]:
     captions = subject_captions(images, config)
-    subject = _stream("subject", components, images, captions, config, device, notify)
+    subject = _stream("subject", components, images, captions, config, device, notify, busy)
     if prior_images is None:
         return subject, None
     texts = [
         class_caption(image.caption or config.data.class_caption, config.class_word) for image in prior_images.images
     ]
-    return subject, _stream("preservation", components, prior_images, texts, config, device, notify)
+    return subject, _stream("preservation", components, prior_images, texts, config, device, notify, busy)
 
 
 def _stream(
@@ -86,6 +87,7 @@ def _stream(
     config: TrainConfig,
     device: torch.device,
     notify: Callable[[str], None],
+    busy: OnEncode,
 ) -> Stream:
     resolution = config.data.resolution or components.family.resolution
     own = components.size_multiple
@@ -107,6 +109,7 @@ def _stream(
         max_variants=config.apt.augment_variants if name == "subject" else 0,
         vae_factor=components.family.vae_factor,
         on_device=lambda: vae_on(components, device),
+        on_encode=busy,
     )
     bank.encode_plain()
     example = ((prepared[0].image + 1) * 127.5).round().to(torch.uint8)

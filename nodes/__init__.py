@@ -9,11 +9,19 @@ class AptTrainExtension(ComfyExtension):
     """All nodes; what they compute with is loaded when they run, so that the host's start stays quick."""
 
     async def on_load(self) -> None:
+        from .host.copies import first_copy, step_aside
         from .live import register_routes
 
-        register_routes()
+        if (first := first_copy()) is not None:
+            step_aside(first)
+        else:
+            register_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from .host.copies import first_copy
+
+        if first_copy() is not None:
+            return []
         from .attention_preview import APTAttentionAlignPreview
         from .boundary import speaks_plainly
         from .monitor import APTOverfitIndicatorMonitor

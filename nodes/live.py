@@ -2,6 +2,7 @@
 
     apt_train.started   {run, node, prompt_id, workflow, total, first_step, bins}
     apt_train.steps     {run, node, prompt_id, workflow, points, seconds_left}
+    apt_train.notice    {run, node, prompt_id, workflow, text, step}, a sentence that the user should see
     apt_train.finished  {run, node, prompt_id, workflow, state, step}
     apt_train.found     {run, node, prompt_id, workflow, total, step, bins}, of a run that was not trained again
     GET /apt_train/runs        the runs of this session, newest first
@@ -23,6 +24,7 @@ from typing import Any, Literal
 
 from ..apt_train.errors import InputError
 from ..apt_train.events import StepEvent
+from ..apt_train.run.notices import read_notices
 
 Send = Callable[[str, dict[str, Any]], None]
 
@@ -62,6 +64,10 @@ class LiveRun:
         if self._clock() - self._last_sent >= INTERVAL:
             self._flush()
 
+    def notice(self, text: str, step: int) -> None:
+        """A sentence that the user should see, told after `step`; it also lies in the run's folder."""
+        self._tell("notice", text=text, step=step)
+
     def finish(self, state: Literal["done", "stopped", "failed"], step: int) -> None:
         """The run stands at `step` and does not go on now."""
         self._flush()
@@ -90,6 +96,8 @@ class Session:
 
     def note(self, event: str, message: dict[str, Any]) -> None:
         """Remember a message of `LiveRun`."""
+        if event == "apt_train.notice":
+            return
         key = message["run"], message["node"]
         stands = {"apt_train.started": ("running", "first_step"), "apt_train.found": ("done", "step")}.get(event)
         if stands is not None:
@@ -163,7 +171,8 @@ def curves_of(root: Path, run: str, after: int = 0) -> dict[str, Any]:
         raise InputError(f"The files of {run} are damaged or may not be read: restore them, or train anew.") from None
     known = [item["state"] for item in _SESSION.runs() if item["run"] == run]
     state = known[0] if known else "done" if curves["step"] >= curves["total"] else "stopped"
-    return {"run": run, "state": state, **curves}
+    told = [notice.text for notice in read_notices(root / run)]
+    return {"run": run, "state": state, "notices": told, **curves}
 
 
 def answer_of(root: Path, run: str, after: str) -> tuple[int, str]:

@@ -16,10 +16,12 @@ from torch import Tensor
 from ..apt_train.config import TrainConfig
 from ..apt_train.dataset import ImageSet
 from ..apt_train.errors import InputError
+from ..apt_train.events import BusyEvent
 from ..apt_train.precision import resolve_dtype
 from ..apt_train.run.folder import content_hash
 from ..apt_train.tensor_pictures import unbatch
 from .host.components import Wires
+from .host.copies import copy_notices
 from .host.memory import training_room
 from .host.progress import NodeProgress
 from .host.weights import DigestCache
@@ -121,7 +123,9 @@ def _train(job: Job, digest: str, folder: Path, watch: Any) -> None:
     from ..apt_train.loop import train  # brings diffusers and peft: seconds, needed only here
 
     device = job.wires.device
+    watch(BusyEvent("weights", steps_done(folder)))
     components = job.wires.components(resolve_dtype(job.config.precision, device), digest)
+    components.notes.extend(copy_notices())
     train(
         components,
         job.images,

@@ -20,13 +20,14 @@ from ..apt_train.events import BusyEvent, Event, NoticeEvent, PreviewEvent, Step
 from ..apt_train.report.grid import labelled_grid
 from ..apt_train.report.live_images import heat_image, loss_image
 from ..apt_train.report.run_summary import measures_indicator
+from ..apt_train.run.notices import count_in_words, read_notices
 from .host.progress import NodeProgress, prompt_id, stop_if_cancelled
 from .live import LiveRun, host_sender
 from .run_store import gamma, losses, newest_drift, newest_samples, steps_done
 from .wires import AptRun
 
 PICTURE_EVERY = 1.0  # seconds between live pictures
-BUSY = {"drift": "measuring the drift from the prior", "previews": "drawing previews"}
+BUSY_EVERY = 0.25  # seconds between lines about what is no step
 CHART, SIDE = 480, 256  # pixels: width of the live picture's chart; its height, and the side of a sample
 
 
@@ -44,7 +45,8 @@ class Watch:
         self._samples = newest_samples(run.folder, self._step)
         self._drift: dict[str, float] | None = None
         self._last_picture = 0.0
-        self._busy = ""
+        self._busy, self._last_busy = "", 0.0
+        self._notices = {notice.text for notice in read_notices(run.folder)}
 
     def __enter__(self) -> Watch:
         self._progress.show(self._step, self._config.steps)  # raises where Cancel was pressed already
@@ -62,7 +64,8 @@ class Watch:
         if ended == "stopped":
             usable = self._step and not self._config.reads_total_steps
             how = f", or set steps to {self._step} to use it as it is" if usable else ""
-            self._progress.say(f"stopped after step {self._step}: queue again to go on{how}")
+            line = f"stopped after step {self._step}: queue again to go on{how}"
+            self._progress.say(" · ".join([line, *notices_part(len(self._notices))]))
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StepEvent):
@@ -71,17 +74,23 @@ class Watch:
             self._samples = event
             self._draw()
         elif isinstance(event, NoticeEvent):
-            logging.info("APT Train: %s", event.text)
-            self._progress.say(event.text)
+            self._on_notice(event)
         else:
             self._on_busy(event)
         stop_if_cancelled()
 
+    def _on_notice(self, event: NoticeEvent) -> None:
+        logging.info("APT Train: %s", event.text)
+        self._progress.say(event.text)
+        self._notices.add(event.text)
+        self._live.notice(event.text, event.step)
+
     def _on_busy(self, event: BusyEvent) -> None:
-        self._step = event.step
-        if self._busy != event.what:
-            self._busy = event.what
-            self._progress.say(BUSY[event.what])
+        self._step = max(self._step, event.step)
+        now = time.monotonic()
+        if self._busy != event.what or now - self._last_busy >= BUSY_EVERY:
+            self._busy, self._last_busy = event.what, now
+            self._progress.say(" · ".join([event.text, *notices_part(len(self._notices))]))
 
     def _on_step(self, event: StepEvent) -> None:
         self._step, self._busy = event.step, ""
@@ -92,7 +101,8 @@ class Watch:
         left = self._seconds_left(event)
         self._live.step(event, left)
         self._drift = event.drift or self._drift
-        self._progress.say(line_of(event, left, measured=self._measured(), drift=self._drift))
+        line = line_of(event, left, measured=self._measured(), drift=self._drift)
+        self._progress.say(" · ".join([line, *notices_part(len(self._notices))]))
         if time.monotonic() - self._last_picture > PICTURE_EVERY or event.step == event.total:
             self._draw()
         else:
@@ -133,7 +143,15 @@ def say_finished(node_id: str, run: AptRun, trigger: str, trained: bool) -> None
     """The last line on the node: what a prompt must say, and where the run lies."""
     how = "done" if trained else "found, not trained again"
     alone = f" ({run.subject} alone shows no subject)" if trigger.startswith("embedding:") else ""
-    NodeProgress(node_id, run.steps).say(f"{how}: {run.steps} steps · prompts say {trigger}{alone} · run {run.run_id}")
+    parts = [f"{how}: {run.steps} steps", f"prompts say {trigger}{alone}", f"run {run.run_id}"]
+    if told := read_notices(run.folder):
+        parts.append(f"{count_in_words(len(told))}: see the report or the monitor")
+    NodeProgress(node_id, run.steps).say(" · ".join(parts))
+
+
+def notices_part(count: int) -> list[str]:
+    """For a line of parts: how many notices the run has, where it has any."""
+    return [count_in_words(count)] if count else []
 
 
 def picture_of(run: AptRun, config: TrainConfig, num_timesteps: int) -> Image.Image:

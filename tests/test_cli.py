@@ -328,6 +328,21 @@ def test_a_given_vae_and_zero_terminal_snr_are_kept_for_resume(model: Path, phot
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT as a terminal does")
+def test_notices_are_told_once_and_counted_at_the_end(
+    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "again.png").write_bytes((photos / "0.png").read_bytes())
+    assert cli.main(arguments(model, photos, tmp_path / "run", "--steps", "1")) == 0
+    said = capsys.readouterr()
+    assert said.err.count("are the same picture") == 1
+    told = len((tmp_path / "run" / "notices.jsonl").read_text(encoding="utf-8").splitlines())
+    words = "1 notice" if told == 1 else f"{told} notices"
+    assert f"{words}, told above: see Notices in {tmp_path / 'run' / 'report.md'}" in said.out
+    assert cli.main(["resume", str(tmp_path / "run"), "--steps", "2", "--device", "cpu"]) == 0
+    again = capsys.readouterr()
+    assert "are the same picture" not in again.err and f"{words}, told above" in again.out
+
+
 @pytest.mark.parametrize("name", ["SIGINT", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGTERM", "SIGHUP"))])
 def test_ctrl_c_saves_exports_and_says_how_to_go_on(name: str, model: Path, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"

@@ -278,8 +278,7 @@ def test_a_run_broken_off_while_previews_are_drawn_keeps_its_steps(tmp_path: Pat
     settings = {"preview_every": 2, "output_dir": tmp_path / "run"}
 
     def cancel(event: Any) -> None:
-        if isinstance(event, BusyEvent):
-            assert event.what == "previews"
+        if isinstance(event, BusyEvent) and event.what == "previews":
             raise error
 
     with contextlib.nullcontext() if isinstance(error, StopTraining) else pytest.raises(RuntimeError, match="host"):

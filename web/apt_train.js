@@ -144,6 +144,7 @@ app.registerExtension({
   init() {
     api.addEventListener("apt_train.started", ({ detail }) => runs.started(detail));
     api.addEventListener("apt_train.steps", ({ detail }) => runs.stepped(detail));
+    api.addEventListener("apt_train.notice", ({ detail }) => runs.noticed(detail));
     api.addEventListener("apt_train.finished", ({ detail }) => runs.finished(detail));
     api.addEventListener("apt_train.found", ({ detail }) => runs.found(detail));
     // Another page's run is told to that page alone; that the queue moved is told to all.

@@ -9,6 +9,7 @@ import { say } from "./texts.js";
 
 const LEAST_HEIGHT = 250;
 const VERDICT_HEIGHT = 110;
+const NOTICES_HEIGHT = 80; // of those unfolded
 const SMOOTH = 2; // canvas pixels per CSS pixel at least: a node rarely lies on whole pixels
 const SHARPEST = 4; // and at most, for a node zoomed in on
 
@@ -21,6 +22,11 @@ export class MonitorView {
     });
     this.element.className = "apt-train-monitor";
     this.line = make("div", { fontVariantNumeric: "tabular-nums", flex: "none" });
+    this.notices = document.createElement("details");
+    this.notices.className = "apt-train-notices";
+    Object.assign(this.notices.style, {
+      flex: "none", display: "none", maxHeight: `${NOTICES_HEIGHT}px`, overflowY: "auto", userSelect: "text",
+    });
     // The canvas lies over its place instead of filling it, so that its own size never pushes the node's.
     this.place = make("div", { position: "relative", flex: "1 1 0", minHeight: "0" });
     this.canvas = make("canvas", { position: "absolute", inset: "0", width: "100%", height: "100%" });
@@ -30,10 +36,11 @@ export class MonitorView {
     });
     this.canvas.setAttribute("role", "img");
     this.place.append(this.canvas);
-    this.element.append(this.line, this.place, this.verdict);
+    this.element.append(this.line, this.notices, this.place, this.verdict);
     // A wheel turned over a verdict longer than its place scrolls it and does not zoom the graph.
     this.verdict.addEventListener("wheel", (event) => this._scrolls() && event.stopPropagation(), { passive: true });
     this._series = null;
+    this._told = "";
     this._resized = new ResizeObserver(() => this._later());
     this._themed = new MutationObserver(() => this._later());
   }
@@ -50,7 +57,23 @@ export class MonitorView {
     this._series = series;
     this.line.textContent = series ? statusOf(series) : text;
     this.canvas.setAttribute("aria-label", this.line.textContent);
+    this._tell(series?.notices ?? []);
     this._later();
+  }
+
+  /** How many notices there are; a click unfolds them. */
+  _tell(notices) {
+    const told = notices.join("\n");
+    if (told === this._told) return; // unfolded stays unfolded
+    this._told = told;
+    const [summary, ...items] = [countOf(notices), ...notices].map((text, place) => {
+      const element = document.createElement(place ? "div" : "summary");
+      element.textContent = place ? `• ${text}` : text; // file names are in it: never as HTML
+      return element;
+    });
+    summary.style.cursor = "pointer";
+    this.notices.replaceChildren(...(notices.length ? [summary, ...items] : []));
+    this.notices.style.display = notices.length ? "block" : "none";
   }
 
   say(verdict) {
@@ -132,6 +155,11 @@ export function statusOf(series) {
 
 function mean(values) {
   return values.reduce((a, b) => a + b) / values.length;
+}
+
+/** `1 notice`, `2 notices` */
+function countOf(notices) {
+  return notices.length === 1 ? say("1 notice") : say("{count} notices", { count: notices.length });
 }
 
 /** `40 s`, `12 min`, `3 h 20 min` */

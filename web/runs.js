@@ -23,6 +23,7 @@ class Series {
     this.state = "running";
     this.step = 0;
     this.secondsLeft = null;
+    this.notices = []; // sentences that the user should see
     this.loaded = false; // whether the points go back to the first step
     this.heard = 0; // ms
     this.asked = 0; // ms
@@ -65,16 +66,19 @@ export class Runs extends EventTarget {
   madeBy(nodes, workflow) {
     let newest;
     for (const node of nodes) {
-      for (const key of [`${workflow ?? ""}|${node}`, `|${node}`]) {
-        const made = this._made.get(key);
-        if (made && (!newest || made.order > newest.order)) newest = made;
-      }
+      const made = this._made.get(`${workflow ?? ""}|${node}`);
+      if (made && (!newest || made.order > newest.order)) newest = made;
     }
     return newest;
   }
 
-  /** Remember that a node of a workflow made a run. */
+  /**
+   * Remember that a node of a workflow made a run.
+   *
+   * A prompt without a workflow, as a script queues it, has node numbers that mean nothing here: it is nobody's.
+   */
   note(run, node, workflow) {
+    if (!workflow) return;
     this._made.delete(`${workflow ?? ""}|${node}`);
     this._made.set(`${workflow ?? ""}|${node}`, { run, order: ++this._order });
     this._store();
@@ -92,6 +96,7 @@ export class Runs extends EventTarget {
     series.step = message.first_step;
     series.cutAfter(message.first_step);
     series.loaded = message.first_step === 0;
+    if (series.loaded) series.notices = [];
     this.note(message.run, message.node, message.workflow);
     this._heard(series);
   }
@@ -104,6 +109,12 @@ export class Runs extends EventTarget {
     Object.assign(series, { state: "running", secondsLeft: message.seconds_left });
     const made = this.madeBy([message.node], message.workflow);
     if (made?.run !== message.run) this.note(message.run, message.node, message.workflow);
+    this._heard(series);
+  }
+
+  noticed(message) {
+    const series = this._open(message.run);
+    if (!series.notices.includes(message.text)) series.notices.push(message.text);
     this._heard(series);
   }
 
@@ -166,6 +177,7 @@ export class Runs extends EventTarget {
     if (!after || answer.step < after) series.points = [];
     series.add(answer.points);
     series.add(live);
+    series.notices = [...new Set([...(answer.notices ?? []), ...series.notices])];
     series.step = Math.max(answer.step, live.length ? live[live.length - 1].step : 0);
     series.loaded = !after || answer.step >= after;
     Object.assign(series, { total: answer.total, bins: answer.bins, state: answer.state });

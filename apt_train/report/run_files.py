@@ -6,7 +6,7 @@ In: what a report needs of it. Not in: the files' own readers (`run`), the log a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from ..config import TrainConfig
 from ..errors import InputError
 from ..run.config_file import read_settings
 from ..run.names import LOG, snapshot_steps
+from ..run.notices import Notice, read_notices
 from .run_log import RunLog, read_log
 from .run_summary import Summary, summarize
 
@@ -26,6 +27,7 @@ class RunRecord:
     num_timesteps: int  # of the noise schedule
     log: RunLog
     snapshots: list[int]  # steps that have one, rising
+    notices: list[Notice] = field(default_factory=list)  # what the user was told
 
     @cached_property
     def summary(self) -> Summary:
@@ -39,6 +41,8 @@ def read_run(folder: Path, until: int | None = None) -> RunRecord:
         raise InputError(f"{folder} is no folder: give the output folder of a training run.")
     config, num_timesteps = read_settings(folder)
     log, snapshots = read_log(folder / LOG, config.apt.bins), snapshot_steps(folder)
+    notices = read_notices(folder)
     if until is not None:
         log, snapshots = log.until(until), [step for step in snapshots if step <= until]
-    return RunRecord(config, num_timesteps, log, snapshots)
+        notices = [notice for notice in notices if notice.step <= until]
+    return RunRecord(config, num_timesteps, log, snapshots, notices)

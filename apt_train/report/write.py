@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from io import BytesIO
@@ -22,9 +23,10 @@ from ..checkpoint.json_file import parse_json
 from ..checkpoint.tensor_file import read_tensors
 from ..errors import InputError
 from ..files import atomic_write, sweep, write_text
+from ..run.notices import Notice
 from .attention_tiles import attention_tiles
 from .plots import balance_figure, drift_figure, indicator_figure, losses_figure
-from .run_files import read_run
+from .run_files import RunRecord, read_run
 from .run_log import RunLog
 from .run_summary import Summary
 from .verdict import METHOD_NAMES, advice, paragraph
@@ -68,8 +70,8 @@ def _composed(folder: Path) -> tuple[dict[str, bytes], str, str]:
         run = read_run(folder)
         tiles = _read_attention(folder / "attention.safetensors")
         pictures = _draw(run.log, run.summary, run.num_timesteps, tiles)
-        numbers = json.dumps(_as_json(run.summary), indent=2) + "\n"
-        return pictures, numbers, _as_markdown(run.summary, run.config.name, list(pictures), _newest_previews(folder))
+        numbers = json.dumps(_as_json(run), indent=2) + "\n"
+        return pictures, numbers, _as_markdown(run, list(pictures), _newest_previews(folder))
     except InputError:
         raise
     except (
@@ -158,8 +160,10 @@ def _numbers(path: Path) -> list[int]:
     return [int(part) for part in path.stem.split("_") if part.isdecimal()]
 
 
-def _as_json(summary: Summary) -> dict[str, Any]:
+def _as_json(run: RunRecord) -> dict[str, Any]:
+    summary, notices = run.summary, [asdict(notice) for notice in run.notices]
     values = {"format": 1, **asdict(summary), "advice": advice(summary), "verdict": paragraph(summary)}
+    values["notices"] = notices
     return _plain(values)
 
 
@@ -172,8 +176,12 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _as_markdown(summary: Summary, name: str, pictures: list[str], previews: list[tuple[str, str]]) -> str:
-    parts = [f"# {name}: report of the run", paragraph(summary), _run_table(summary), _term_table(summary)]
+def _as_markdown(run: RunRecord, pictures: list[str], previews: list[tuple[str, str]]) -> str:
+    summary = run.summary
+    parts = [f"# {run.config.name}: report of the run", paragraph(summary)]
+    if run.notices:
+        parts.append("## Notices\n\n" + "\n".join(map(_notice_item, run.notices)))
+    parts += [_run_table(summary), _term_table(summary)]
     if summary.bins:
         parts.append(_bin_table(summary))
     parts += [f"![{file}]({file})\n\n{CAPTIONS[file]}" for file in pictures]
@@ -181,6 +189,12 @@ def _as_markdown(summary: Summary, name: str, pictures: list[str], previews: lis
         rows = [(f"![prior]({prior})", f"![tuned]({tuned})") for prior, tuned in previews]
         parts.append("Newest previews, the same seed for both:\n\n" + _table(("prior", "tuned"), rows))
     return "\n\n".join(parts) + "\n"
+
+
+def _notice_item(notice: Notice) -> str:
+    """A list's line. File names in it may hold what Markdown would take for a picture, a link or HTML."""
+    text = re.sub(r"[\\`*\[\]<>|]", r"\\\g<0>", " ".join(notice.text.split()))
+    return f"- {text}" + (f" (step {notice.step})" if notice.step else "")
 
 
 def _run_table(summary: Summary) -> str:

@@ -13,12 +13,13 @@ from ..errors import InputError
 from ..files import check_file_name
 
 CONFIG, LOG, LOCK, LOCK_WITHOUT_SYSTEM = "config.json", "log.jsonl", ".lock", ".lock.json"
+NOTICES = "notices.jsonl"
 SNAPSHOTS, PREVIEWS = "snapshots", "previews"
 ATTENTION = "attention.safetensors"
 STATE_TENSORS, STATE_VALUES, CHECKSUMS = "state.safetensors", "state.json", "checksums.json"
 
 RUN_FILES = (
-    CONFIG, LOG, LOCK, LOCK_WITHOUT_SYSTEM, ATTENTION, "report.md", "report.json",
+    CONFIG, LOG, NOTICES, LOCK, LOCK_WITHOUT_SYSTEM, ATTENTION, "report.md", "report.json",
     "indicator.png", "drift.png", "losses.png", "balance.png", "attention.png",
 )  # fmt: skip
 RUN_FOLDERS = (SNAPSHOTS, PREVIEWS)

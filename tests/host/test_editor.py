@@ -117,6 +117,29 @@ def test_a_run_inside_a_subgraph_is_seen_too(host: Host, editor: Editor) -> None
     editor.do("() => app.canvas.setGraph(app.rootGraph)")
 
 
+@pytest.mark.parametrize("extra", [{}, {"extra_pnginfo": {}}, {"extra_pnginfo": {"workflow": {"nodes": []}}}])
+def test_a_run_that_a_script_queued_is_on_no_open_workflows_monitor(
+    host: Host, editor: Editor, extra: dict[str, Any]
+) -> None:
+    """Over HTTP and without a workflow's id its node numbers mean nothing in the page, though they are the same."""
+    opened(editor, steps=2, seed=40 + len(str(extra)))
+    heard = editor.do(HEAR)
+    assert heard == 0 and "the curves appear here" in line(editor)
+    host.wait(host.queue(editor.prompt(), **extra), timeout=300)
+    editor.until("() => window.aptHeard.includes('done')")
+    editor.page.wait_for_timeout(2000)
+    assert "the curves appear here" in line(editor) and not ink(curves(editor))
+    editor.do("() => { delete window.aptHeard }")
+
+
+HEAR = """async () => {
+  const { api } = await import("/scripts/api.js");
+  window.aptHeard = [];
+  api.addEventListener("apt_train.finished", ({ detail }) => window.aptHeard?.push(detail.state));
+  return window.aptHeard.length;
+}"""
+
+
 def opened(editor: Editor, steps: int, seed: int) -> None:
     """The monitor's example, made small."""
     editor.load(read(WATCHED))
@@ -186,6 +209,31 @@ def test_the_line_says_the_newest_drift_ratio(host: Host, editor: Editor) -> Non
     said = "async ([path, points]) => (await import(path)).statusOf({ points, total: 9, state: 'running' })"
     assert editor.do(said, module, points) == "step 3 / 9 · loss 0.500 · drift ratio 0.25"
     assert "drift" not in editor.do(said, module, points[:1])
+
+
+def test_notices_are_counted_on_the_monitor_and_unfold(host: Host, editor: Editor) -> None:
+    scripts = {path.rpartition("/")[2]: path for path in host.get("/extensions") if dev.PACK in path}
+    said = editor.do(
+        """async ([runsPath, viewPath]) => {
+          const [{ Runs }, { MonitorView }] = [await import(runsPath), await import(viewPath)];
+          const runs = new Runs(async () => null, null);
+          const who = { run: "a", node: "1", workflow: "w" };
+          runs.started({ ...who, total: 9, first_step: 0, bins: [] });
+          for (const text of ["<b>one</b>", "two", "two"]) runs.noticed({ ...who, text, step: 0 });
+          const view = new MonitorView();
+          view.show(runs.get("a"), null);
+          const { notices } = view;
+          const shown = [notices.style.display, ...[...notices.children].map((child) => child.textContent)];
+          const markup = notices.querySelector("b");
+          view.show(null, "nothing");
+          const after = notices.style.display;
+          view.dispose();
+          return [...shown, markup, after];
+        }""",
+        scripts["runs.js"],
+        scripts["monitor_view.js"],
+    )
+    assert said == ["block", "2 notices", "• <b>one</b>", "• two", None, "none"]
 
 
 def test_a_run_that_is_found_again_is_the_newest_again(host: Host, editor: Editor) -> None:

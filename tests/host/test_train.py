@@ -240,6 +240,26 @@ def test_what_the_browser_hears(host: Host, names: list[str]) -> None:
     assert bars == sorted(bars) and bars[-1] == 12
 
 
+def test_the_line_says_what_goes_on_beside_the_steps_and_counts_the_notices(host: Host, names: list[str]) -> None:
+    setting = {"preview_every": 2, "preview_steps": 2, "snapshot_every": 2}
+    g, node = training_graph([names[0], names[0]], setting=setting, seed=36)
+    with host.events() as events:
+        run = new_run(host, lambda: host.run(g.prompt, client_id=events.client_id))
+        events.wait_for("apt_train.finished")
+        lines = [event.data["text"] for event in events.of("text") if event.data["node"] == node.id]
+    for words in ("reading the weights", "encoding pictures 1 of 2", "measuring the drift from the prior 1 of ",
+                  "drawing previews 1 of ", "writing the report"):  # fmt: skip
+        assert any(line.startswith(words) for line in lines), (words, lines)
+    notices = [json.loads(line)["text"] for line in (run / "notices.jsonl").read_text().splitlines()]
+    assert len(notices) == 2 and "no standard deviation" in notices[1], "the tiny VAE's own"
+    assert "are the same picture" in notices[0] and set(notices) <= set(lines)
+    steps = [line for line in lines if line.startswith("step ")]
+    assert steps and all(line.endswith(" · 2 notices") for line in steps)
+    assert lines[-1].endswith("2 notices: see the report or the monitor")
+    assert all(f"- {notice}" in (run / "report.md").read_text() for notice in notices)
+    assert host.get(f"/apt_train/runs/{run.name}")["notices"] == notices
+
+
 def test_without_the_indicator_the_node_shows_the_loss(host: Host, names: list[str]) -> None:
     g, node = training_graph(names, seed=29, method="DreamBooth")
     with host.events() as events:

@@ -28,7 +28,11 @@ from .sketch import Sketch
 
 EXAMPLE_WORKFLOWS = dev.ROOT / "example_workflows"
 SUBGRAPHS = dev.ROOT / "subgraphs"
-LOOK = {"LiteGraph__Canvas__MinFontSizeForLOD": 0, "Comfy__Graph__CanvasInfo": False}
+LOOK = {
+    "LiteGraph__Canvas__MinFontSizeForLOD": 0,
+    "Comfy__Graph__CanvasInfo": False,
+    "Comfy__VueNodes__Enabled": False,  # one renderer for all pictures, whatever was looked at before
+}
 SCREENSHOT = dev.ROOT / "docs" / "editor.png"
 
 

@@ -1,5 +1,5 @@
-async ([nodes, columns]) => {
-  const [TITLE, GAP, GROUP_TITLE, PADDING] = [30, 20, 40, 20];
+async ([nodes, columns, FOLDED]) => {
+  const [TITLE, GAP, GROUP_TITLE, PADDING] = [30, 20, 40, 15];
   const COLOUR = "#88aabb";
   const round = (number) => Math.ceil(number / 10) * 10;
 
@@ -7,8 +7,9 @@ async ([nodes, columns]) => {
   const boxes = [null, ...nodes.map(create)]; // by number
 
   nodes.forEach((node, i) => connect(node, boxes[i + 1]));
+  nodes.forEach((node, i) => node.folded && boxes[i + 1].collapse());
   let right = 0;
-  for (const groups of columns) right = column(groups, right) + 2 * GAP;
+  for (const groups of columns) right = column(groups, right) + GAP;
   app.graph.setDirtyCanvas(true, true);
 
   function create({ type, title, size, widgets, properties }) {
@@ -47,10 +48,18 @@ async ([nodes, columns]) => {
       frame._bounding.set([left, top, x - left, y - top]);
       frame.color = COLOUR;
       app.graph.add(frame);
-      top = y + 2 * GAP;
+      top = y + GAP;
       right = Math.max(right, x);
     }
     return right;
+  }
+
+  function widthOf(box) {
+    return box.flags.collapsed ? FOLDED[0] : box.size[0];
+  }
+
+  function heightOf(box) {
+    return box.flags.collapsed ? FOLDED[1] : TITLE + box.size[1];
   }
 
   function fill(columns, left, top) {
@@ -59,11 +68,11 @@ async ([nodes, columns]) => {
       let y = top + GROUP_TITLE;
       for (const id of column) {
         boxes[id].pos = [x, y + TITLE];
-        y += TITLE + boxes[id].size[1] + GAP;
+        y += heightOf(boxes[id]) + GAP;
       }
-      x += Math.max(...column.map((id) => boxes[id].size[0])) + 2 * PADDING;
+      x += Math.max(...column.map((id) => widthOf(boxes[id]))) + GAP;
       bottom = Math.max(bottom, y);
     }
-    return [x - PADDING, bottom - GAP + PADDING];
+    return [x - GAP + PADDING, bottom - GAP + PADDING];
   }
 }

@@ -69,9 +69,9 @@ MONITOR = f"""\
 2. {_MODEL.format("Stable Diffusion 1.5")}
 3. {_WORDS}
 4. **Run**. The monitor draws while APT Train runs. γ near 1: it knows the pictures well at that noise level. The \
-*drift ratio*, from the first snapshot on, says whether other pictures change too: it rises when they do. {_CANCEL}
+*drift ratio* rises when other pictures change too. {_CANCEL}
 5. **Pick**: `snapshot` hands on the recommended one, the last, or the `step` you name; snapshots are kept every 250 \
 steps (*APT Train Options* changes that). Its LoRA lies in `output/loras`.
 
-The two pictures share seed and prompt: on the snapshot, and on the last step. Trust your eyes over the rule.
+Both pictures share seed and prompt. Trust your eyes over the rule.
 """

@@ -11,6 +11,8 @@ from typing import Any
 
 from ..editor import Editor
 
+FOLDED = (230, 30)  # pixels that a node takes of which the title alone shows
+
 
 @dataclass(frozen=True)
 class Wire:
@@ -39,13 +41,13 @@ class Sketch:
 
     def node(
         self, node_type: str, inputs: dict[str, Any] | None = None, *, title: str = "", size: tuple[int, int] = (0, 0),
-        **properties: Any,
+        folded: bool = False, **properties: Any,
     ) -> Box:  # fmt: skip
-        """`inputs`: wires and widgets' values by name; `size` is the least width and height."""
+        """`inputs`: wires and widgets' values by name; `size`: at least; `folded`: its title alone shows."""
         inputs = inputs or {}
         wires = {name: [value.node, value.output] for name, value in inputs.items() if isinstance(value, Wire)}
         widgets = {name: value for name, value in inputs.items() if not isinstance(value, Wire)}
-        about = {"type": node_type, "title": title, "size": size, "properties": properties}
+        about = {"type": node_type, "title": title, "size": size, "folded": folded, "properties": properties}
         self.nodes.append({**about, "wires": wires, "widgets": widgets})
         return Box(len(self.nodes))
 
@@ -62,11 +64,14 @@ class Sketch:
         Without what belongs to one tab of one browser: the workflow's id, which the editor gives anew to a template
         that has none, and the view.
         """
-        editor.do(script("draw.js"), self.nodes, self.groups)
+        editor.do(script("draw.js"), self.nodes, self.groups, FOLDED)
         editor.fit()
         workflow = editor.workflow()
         workflow.pop("id")
         workflow["extra"].pop("ds", None)
+        for node in workflow["nodes"]:
+            if node["flags"].get("collapsed"):
+                node["size"] = [FOLDED[0], 1]  # unfolded, the editor gives it the room that it needs
         return workflow
 
 

@@ -1,0 +1,95 @@
+"""What a user was told in a run, kept in its folder: `notices.jsonl`, a line `{"step", "text"}` per sentence.
+
+In: keeping and reading back. Not in: who tells it (`loop`), the report that shows it (`report`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .log import append
+from .names import NOTICES
+
+MOST, LONGEST = 1000, 2000  # sentences, and characters of each; the file read may be anybody's
+MOST_BYTES = 8_000_000
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A sentence, and the step after which it was told first; 0: before the first."""
+
+    step: int
+    text: str
+
+
+class Notices:
+    """Every sentence of a run, each once. They wait in memory until the run has a folder."""
+
+    def __init__(self, kept: list[Notice] | None = None) -> None:
+        self._kept = list(kept or ())
+        self._waiting: list[Notice] = []
+
+    @property
+    def texts(self) -> list[str]:
+        """In the order in which they were told."""
+        return [notice.text for notice in (*self._kept, *self._waiting)]
+
+    def add(self, text: str, step: int) -> None:
+        """Take note of a sentence, unless it is noted already."""
+        text, known = text[:LONGEST], self.texts
+        if text not in known and len(known) < MOST:
+            self._waiting.append(Notice(step, text))
+
+    def write(self, folder: Path) -> None:
+        """Append what is waiting to the folder's file. Where that fails it waits on: training does not need it."""
+        if not self._waiting:
+            return
+        lines = "".join(json.dumps(asdict(notice)) + "\n" for notice in self._waiting)
+        path = folder / NOTICES
+        try:
+            append(path, (_line_end(path) + lines).encode())
+        except OSError:
+            return
+        self._kept += self._waiting
+        self._waiting = []
+
+
+def read_notices(folder: Path) -> list[Notice]:
+    """The sentences of a run's folder, each once; none where there is no such file. A damaged line is left out."""
+    path = folder / NOTICES
+    if not path.is_file():
+        return []
+    try:
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES).decode(errors="replace")
+    except OSError:
+        return []
+    first: dict[str, Notice] = {}
+    for notice in _parsed(text):
+        first.setdefault(notice.text, notice)
+    return list(first.values())[:MOST]
+
+
+def count_in_words(count: int) -> str:
+    """`1 notice`, `2 notices`."""
+    return "1 notice" if count == 1 else f"{count} notices"
+
+
+def _parsed(text: str) -> Iterator[Notice]:
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and isinstance(said := value.get("text"), str) and said.strip():
+            step = value.get("step")
+            yield Notice(step if type(step) is int and step >= 0 else 0, said[:LONGEST])
+
+
+def _line_end(path: Path) -> str:
+    """What a line that was cut short by a crash lacks."""
+    content = path.read_bytes() if path.is_file() else b""
+    return "\n" if content and not content.endswith(b"\n") else ""

@@ -1,0 +1,63 @@
+"""The pack lies in `custom_nodes` twice: which copy acts, and what the user is told.
+
+The first that the host loads acts. A later one gives no nodes, no routes and no scripts, because the host would mix the
+two without a word.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from pathlib import Path
+
+from server import PromptServer
+
+OURS = Path(__file__).resolve().parents[2]
+_NODE = "APTTrain"
+_OTHERS = "apt_train_other_copies"  # on the host's server, which all copies share
+
+
+def first_copy() -> Path | None:
+    """The folder of the copy that the host loaded before this one; None: this is the first."""
+    node = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {}).get(_NODE)
+    if node is None or node.__module__.startswith(__name__.removesuffix(".nodes.host.copies") + "."):
+        return None
+    return Path(inspect.getfile(node)).resolve().parents[1]
+
+
+def step_aside(first: Path) -> None:
+    """Say that this copy is not used, in the log and to the copy that is."""
+    logging.warning(
+        "APT Train is installed twice: %s is used, %s is not. Remove one of them and restart ComfyUI.", first, OURS
+    )
+    setattr(PromptServer.instance, _OTHERS, [*_others(), OURS])
+    _withdraw_scripts(first)
+
+
+def _withdraw_scripts(first: Path) -> None:
+    """The editor would load both copies' scripts, and complain of the second's."""
+    served = getattr(sys.modules.get("nodes"), "EXTENSION_WEB_DIRS", {})
+    for name in [name for name, folder in served.items() if Path(folder).resolve() == OURS / "web"]:
+        if name == first.name:  # two folders of one name in two places: ours has taken the first's place
+            served[name] = str(first / "web")
+        else:
+            del served[name]
+
+
+def copy_notices() -> list[str]:
+    """A sentence where the host has loaded another copy than this one."""
+    return [
+        f"APT Train is installed twice: the copy in {OURS.name} is used, the one in {_shown(other)} is not; remove one "
+        "of them and restart ComfyUI."
+        for other in _others()
+    ]
+
+
+def _shown(other: Path) -> str:
+    """Its folder's name, or where it lies if that is another place than ours."""
+    return other.name if other.parent == OURS.parent else str(other)
+
+
+def _others() -> list[Path]:
+    return list(getattr(PromptServer.instance, _OTHERS, ()))

@@ -1,0 +1,96 @@
+"""How the templates look when they are opened, in both renderers: legible, nothing over anything else, in its group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import link
+from .editor import Browser, Editor, lacking
+from .graphs import picture
+from .server import Host
+from .test_examples import EXAMPLES, PUBLISHED, read
+
+pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking())
+
+LEAST_ZOOM = 0.6  # below 0.57 the classic renderer hides all text
+SLACK = 1.0  # pixels of the graph: the page rounds
+each = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+Rectangle = tuple[float, float, float, float]  # left, top, right, bottom, in the graph's pixels
+
+# As the template browser does. In Nodes 2.0 the page's own elements are measured, whatever the graph believes.
+OPEN = "async ([workflow, name]) => { await app.loadGraphData(workflow, true, true, name, { openSource: 'template' }) }"
+SEEN = """() => {
+  const { ds, canvas } = app.canvas;
+  const page = canvas.getBoundingClientRect();
+  const inGraph = ({ x, y, width, height }) => [
+    (x - page.x) / ds.scale - ds.offset[0], (y - page.y) / ds.scale - ds.offset[1], width / ds.scale, height / ds.scale,
+  ];
+  const nodes = app.graph.nodes.map((node) => {
+    const element = document.querySelector(`[data-node-id="${node.id}"]`);
+    const box = element ? inGraph(element.getBoundingClientRect()) : [...node.boundingRect];
+    return { name: `${node.id} ${node.title}`, type: node.type, box, drawn: Boolean(element?.innerText.trim()) };
+  });
+  const groups = app.graph.groups.map((group) => ({ name: group.title, box: [...group.boundingRect] }));
+  return { zoom: ds.scale, hidden: app.canvas.low_quality, nodes, groups };
+}"""
+SETTLED = """() => {
+  const sizes = JSON.stringify(app.graph.nodes.map((node) => [...node.boundingRect]));
+  const same = sizes === window.aptSizes;
+  window.aptSizes = sizes;
+  return same;
+}"""
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "nodes-2.0"])
+def editor(host: Host, checkpoints: dict[str, Path], request: pytest.FixtureRequest) -> Iterator[Editor]:
+    for kind, name in PUBLISHED.items():
+        if not (file := host.folder / "models" / "checkpoints" / name).exists():
+            link(file, checkpoints[kind])
+    host.upload("example.png", picture(0))
+    with Browser() as browser, browser.page(host, 1600, 1000, Comfy__VueNodes__Enabled=request.param) as page:
+        page.elements = request.param  # type: ignore[attr-defined]
+        yield page
+
+
+@each
+def test_a_template_opens_legibly(editor: Editor, path: Path) -> None:
+    editor.do(OPEN, read(path), path.stem)
+    editor.until("([count]) => app.graph.nodes.length === count", len(read(path)["nodes"]))
+    editor.page.wait_for_timeout(1000)
+    editor.page.wait_for_function(SETTLED, polling=500)
+    seen = editor.do(SEEN)
+    assert seen["zoom"] >= LEAST_ZOOM and not seen["hidden"]
+    nodes = {node["name"]: corners(node["box"]) for node in seen["nodes"]}
+    assert [pair for pair in combinations(nodes, 2) if overlap(*(nodes[name] for name in pair))] == []
+    groups = [corners(group["box"]) for group in seen["groups"]]
+    assert [name for name, box in nodes.items() if not any(holds(group, box) for group in groups)] == []
+    first = next(corners(node["box"]) for node in seen["nodes"] if node["type"] == "MarkdownNote")
+    assert all(first[0] <= box[0] and first[1] <= box[1] for box in nodes.values()), "what to do first, top left"
+    if editor.elements:  # type: ignore[attr-defined]
+        assert [node["name"] for node in seen["nodes"] if not node["drawn"]] == []
+
+
+def corners(box: list[float]) -> Rectangle:
+    left, top, width, height = box
+    return left + SLACK, top + SLACK, left + width - SLACK, top + height - SLACK
+
+
+def overlap(one: Rectangle, other: Rectangle) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def holds(outer: Rectangle, inner: Rectangle) -> bool:
+    grown = outer[0] - 2 * SLACK, outer[1] - 2 * SLACK, outer[2] + 2 * SLACK, outer[3] + 2 * SLACK
+    return grown[0] <= inner[0] and grown[1] <= inner[1] and inner[2] <= grown[2] and inner[3] <= grown[3]
+
+
+def test_what_overlaps_or_sticks_out_would_be_seen() -> None:
+    """The measures themselves."""
+    box: list[Any] = [0, 0, 100, 50]
+    assert overlap(corners(box), corners([90, 40, 100, 50])) and not overlap(corners(box), corners([100, 0, 10, 10]))
+    assert holds(corners([0, 0, 120, 60]), corners(box)) and not holds(corners([0, 0, 120, 45]), corners(box))
