@@ -218,7 +218,7 @@ def _refuse_ranks() -> None:
 def _resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         resolved = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=resolved)
+        torch.zeros(1, device=resolved).cpu()  # what cannot be read back (meta) trains nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(
             f"The device {device} cannot be used here: choose cpu, or a device that torch finds."

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,36 @@ def test_a_damaged_line_costs_that_line_alone(tmp_path: Path, damage: bytes) -> 
     notices.add("another", 9)
     notices.write(tmp_path)
     assert read_notices(tmp_path) == [Notice(1, "good"), Notice(9, "another")]
+
+
+STRANGE: dict[str, Callable[[Path], object]] = {
+    "a link": lambda path: path.symlink_to("other"),
+    "a link to nothing": lambda path: path.symlink_to("nothing"),
+    "a pipe": lambda path: os.mkfifo(path),
+    "a terabyte": lambda path: (path.write_bytes(GOOD), os.truncate(path, 1 << 40)),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pipes, no holes in files")
+@pytest.mark.parametrize("strange", STRANGE)
+def test_what_is_no_file_of_ours_makes_way(tmp_path: Path, strange: str) -> None:
+    (tmp_path / "other").write_bytes(GOOD)
+    STRANGE[strange](tmp_path / NOTICES)
+    notices = Notices(read_notices(tmp_path))
+    kept = notices.texts
+    notices.add("another", 9)
+    notices.write(tmp_path)
+    assert [notice.text for notice in read_notices(tmp_path)] == [*kept, "another"]
+    assert (tmp_path / "other").read_bytes() == GOOD and not (tmp_path / "nothing").exists()
+    assert not (tmp_path / NOTICES).is_symlink() and (tmp_path / NOTICES).stat().st_size < 1000
+
+
+def test_a_folder_of_that_name_costs_the_notices_alone(tmp_path: Path) -> None:
+    (tmp_path / NOTICES).mkdir()
+    notices = Notices(read_notices(tmp_path))
+    notices.add("one", 1)
+    notices.write(tmp_path)
+    assert notices.texts == ["one"] and not list((tmp_path / NOTICES).iterdir())
 
 
 def test_a_file_without_end_is_read_in_part(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from apt_train.run.folder import RunFolder
 from apt_train.run.log import cut_log, read_log
 from apt_train.run.snapshot import check_kept, read_newest_state, write_snapshot
 from apt_train.run.state import Damaged, State, check_state, read_state, write_state
+from tests.damaged_runs import FILES
 from tests.synthetic_run import plausible_log, write_run
 from tests.training import Recorder, run, same_weights
 
@@ -308,6 +309,33 @@ def test_a_cut_or_emptied_state_is_noticed(tmp_path: Path, name: str, damage: Ca
         read_state(tmp_path)
 
 
+STRANGE: dict[str, Callable[[Path], object]] = {
+    "a terabyte": FILES["a terabyte"](""),
+    "a terabyte behind a sound beginning": lambda path: os.truncate(path, 1 << 40),
+    "a pipe": FILES["a pipe"](""),
+    "a link to a device": FILES["a link to a device"](""),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pipes, no holes in files")
+@pytest.mark.parametrize("strange", STRANGE)
+@pytest.mark.parametrize("name", [names.STATE_TENSORS, names.STATE_VALUES, names.CHECKSUMS, "toy_subject.safetensors"])
+@pytest.mark.parametrize("older", [False, True])
+def test_what_has_no_end_is_damaged_and_not_read(
+    trained: Path, tmp_path: Path, name: str, strange: str, older: bool
+) -> None:
+    folder = shutil.copytree(trained / "snapshots" / "step_000004", tmp_path / "step")
+    if older:
+        write_old_state(folder, a_state())
+        if name != names.CHECKSUMS:
+            (folder / names.CHECKSUMS).unlink()
+    STRANGE[strange](folder / name)
+    with pytest.raises(Damaged, match=name):
+        read_state(folder) if name in (names.STATE_TENSORS, names.STATE_VALUES) else check_kept(
+            folder / "toy_subject.safetensors"
+        )
+
+
 def test_a_state_of_a_newer_version_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("apt_train.run.state.FORMAT", 2)
     write_state(tmp_path, a_state())
@@ -468,7 +496,9 @@ def test_a_folder_that_goes_while_training_is_completed_again(tmp_path: Path, ho
             if how == "emptied":
                 folder.mkdir()
 
-    with pytest.raises(InputError, match="was deleted or moved while training.*apt-train resume"):
+    with pytest.raises(
+        InputError, match="was deleted or moved while training.*goes on with `apt-train resume [^ ]*run`.$"
+    ):
         run(steps=6, snapshot_every=2, output_dir=folder, on_event=spoil, record={"inputs": "mine"}, **QUICK)
     assert read_config(folder)["inputs"] == "mine" and len(read_log(folder / "log.jsonl").lines) == 4
     resumed = run(steps=6, snapshot_every=2, output_dir=folder, resume=True, **QUICK)
@@ -528,6 +558,14 @@ def no_locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     yield
+
+
+def test_a_lock_that_is_a_link_is_refused_and_its_target_stays(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / names.LOCK).symlink_to("mine")
+    with pytest.raises(InputError, match=r"\.lock is a link: delete it"), lock.held(tmp_path):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 @pytest.mark.usefixtures("no_locks")

@@ -38,6 +38,7 @@ class TensorFile:
     path: Path
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
+    size: int  # bytes that the header says the file has
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
@@ -81,7 +82,7 @@ def open_tensor_file(path: Path) -> TensorFile:
     shapes, metadata, tensor_bytes = _parse_header(path, raw)
     if size < (needed := 8 + length + tensor_bytes):
         raise InputError(f"{path.name} is cut short ({size} of {needed} bytes): {AGAIN}.")
-    return TensorFile(path, shapes, metadata)
+    return TensorFile(path, shapes, metadata, needed)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

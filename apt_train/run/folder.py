@@ -200,7 +200,7 @@ class RunFolder:
             again = command("resume", argument(self.path))
             raise InputError(
                 f"{self.path} was deleted or moved while training: what this run had trained is saved there again, and "
-                f"goes on with `apt-train resume {again}`."
+                f"goes on with `{again}`."
             )
         if any(lost):
             self.complete()

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import InputError
 from .names import LOCK, LOCK_WITHOUT_SYSTEM
+from .small_file import read_small
 
 try:
     import fcntl
@@ -27,7 +28,9 @@ except ImportError:  # Windows, whose locks are part of opening a file
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Inside the block no other process trains in this folder. InputError: another one does."""
+    """Inside the block no other process trains in this folder. InputError: another one does, or the lock is a link."""
+    if (path / LOCK).is_symlink():  # some versions of filelock would empty the file it leads to, some find no lock
+        raise InputError(f"{path / LOCK} is a link: delete it, then start again.")
     lock = FileLock(path / LOCK, timeout=1)  # a scanner may hold a lock file that was just let go
     try:
         has_locks = _has_locks(path)
@@ -93,7 +96,7 @@ def _refusal(file: Path, error: OSError) -> str:
 
 def _holder(file: Path) -> dict[str, object] | None:
     try:
-        content = json.loads(file.read_bytes())
+        content = json.loads(read_small(file, 1 << 16))
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

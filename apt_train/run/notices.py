@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..errors import InputError
+from ..files import write_text
 from .log import append
 from .names import NOTICES
 
@@ -44,14 +46,19 @@ class Notices:
             self._waiting.append(Notice(step, text))
 
     def write(self, folder: Path) -> None:
-        """Append what is waiting to the folder's file. Where that fails it waits on: training does not need it."""
+        """Append what is waiting to the folder's file. Where that fails it waits on: training does not need it.
+
+        A link, a pipe or a file of another size than ours makes way for a new file with everything that was told.
+        """
         if not self._waiting:
             return
-        lines = "".join(json.dumps(asdict(notice)) + "\n" for notice in self._waiting)
         path = folder / NOTICES
         try:
-            append(path, (_line_end(path) + lines).encode())
-        except OSError:
+            if _is_ours(path):
+                append(path, (_line_end(path) + _lines(self._waiting)).encode())
+            else:
+                write_text(path, _lines([*self._kept, *self._waiting]))
+        except (OSError, InputError):
             return
         self._kept += self._waiting
         self._waiting = []
@@ -89,7 +96,16 @@ def _parsed(text: str) -> Iterator[Notice]:
             yield Notice(step if type(step) is int and step >= 0 else 0, said[:LONGEST])
 
 
+def _lines(notices: list[Notice]) -> str:
+    return "".join(json.dumps(asdict(notice)) + "\n" for notice in notices)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether what lies there can be appended to: nothing is waited for, and nothing written through a link."""
+    return path.is_file() and not path.is_symlink() and path.stat().st_size < MOST_BYTES
+
+
 def _line_end(path: Path) -> str:
     """What a line that was cut short by a crash lacks."""
-    content = path.read_bytes() if path.is_file() else b""
+    content = path.read_bytes()
     return "\n" if content and not content.endswith(b"\n") else ""

@@ -18,11 +18,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..checkpoint.tensor_file import sha256_of_file
 from ..errors import InputError
 from ..files import atomic_folder, patiently
 from ..tensor_writer import data_digest
 from .names import CHECKSUMS, STATE_TENSORS, STATE_VALUES, snapshot_folders, step_folder
-from .state import Damaged, State, file_sha256, read_state, write_state
+from .small_file import read_small
+from .state import MOST_BYTES, Damaged, State, kept_sha256, read_state, write_state
 
 FORMAT = 1  # of checksums.json
 KEPT_STATES = 2
@@ -39,7 +41,7 @@ def write_snapshot(snapshots: Path, state: State, files: Mapping[str, Callable[[
     with atomic_folder(folder) as draft:
         for name, write in files.items():
             write(draft / name)
-        sums = {name: file_sha256(draft / name) for name in files}
+        sums = {name: sha256_of_file(draft / name) for name in files}
         (draft / CHECKSUMS).write_text(json.dumps({"format": FORMAT, "sha256": sums}), encoding="utf-8")
         write_state(draft, state)
     drop_old_states(snapshots)
@@ -103,7 +105,7 @@ def check_kept(file: Path) -> None:
     if not file.is_file():
         raise Damaged(f"{file.name} is missing")
     if sums is not None:
-        if sums.get(file.name.lower()) != file_sha256(file):
+        if sums.get(file.name.lower()) != kept_sha256(file):
             raise Damaged(f"{file.name} does not match its checksum")
         return
     try:
@@ -133,7 +135,7 @@ def _checksums(path: Path) -> dict[str, str] | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_small(path, MOST_BYTES))
         if content["format"] == FORMAT:
             return {name.lower(): value for name, value in content["sha256"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

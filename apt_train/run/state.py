@@ -19,15 +19,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..checkpoint.tensor_file import open_tensor_file, sha256_of_file
 from ..errors import InputError
 from ..files import write_text
 from ..tensor_writer import write_tensors
 from .names import STATE_TENSORS, STATE_VALUES
+from .small_file import read_small
 
 if TYPE_CHECKING:
     from ..setup import Run
 
 FORMAT = 1
+MOST_BYTES = 16 << 20  # of state.json: a number per timestep bin is the most of it
 _VALUES = {"step", "indicator", "variants", "scaler"}  # all that states of earlier versions hold: they have no checksum
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, beside its `step`
 
@@ -87,7 +90,7 @@ def restore_state(run: Run, state: State) -> None:
 def write_state(folder: Path, state: State) -> None:
     """Write a state's two files into a folder."""
     write_tensors(folder / STATE_TENSORS, state.tensors)
-    content = {"format": FORMAT, **state.values, "tensors_sha256": file_sha256(folder / STATE_TENSORS)}
+    content = {"format": FORMAT, **state.values, "tensors_sha256": sha256_of_file(folder / STATE_TENSORS)}
     text = json.dumps({**content, "sha256": _digest(content)})
     write_text(folder / STATE_VALUES, text)
 
@@ -97,7 +100,8 @@ def read_state(folder: Path) -> State:
     values = _read_values(folder / STATE_VALUES)
     tensors = folder / STATE_TENSORS
     try:
-        if "tensors_sha256" in values and file_sha256(tensors) != values.pop("tensors_sha256"):
+        digest = kept_sha256(tensors)
+        if values.pop("tensors_sha256", digest) != digest:
             raise Damaged(f"{STATE_TENSORS} does not match its checksum")
         return State(load_file(tensors), values)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -116,13 +120,18 @@ def check_state(run: Run, state: State) -> None:
         raise Damaged(f"{STATE_VALUES} does not fit the run")
 
 
-def file_sha256(path: Path) -> str:
-    """Of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
+def kept_sha256(path: Path) -> str:
+    """Of a safetensors file's bytes, in hex. Damaged: it is none, or its header says another size than it has.
+
+    The header comes first, as a file that was blown up to a terabyte would be read for hours.
+    """
+    try:
+        size = open_tensor_file(path).size
+    except InputError:
+        raise Damaged(f"{path.name} is no safetensors file, or cut short") from None
+    if path.stat().st_size != size:
+        raise Damaged(f"{path.name} has another size than was written")
+    return sha256_of_file(path)
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -135,7 +144,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 def _read_values(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_small(path, MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{path.name} cannot be read") from error
     if not isinstance(content, dict):

@@ -208,7 +208,7 @@ def _edited(content: bytes, places: list[Any], action: str, raw: str) -> bytes:
             owner = owner[place]
         raw = _act(owner, last, action, raw)
         text = json.dumps(document)
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return content
     return text.replace(json.dumps(_MARK), raw).encode("utf-8", "surrogatepass")
 

@@ -11,12 +11,14 @@ import errno
 import io
 import os
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from apt_train.errors import InputError
 
@@ -87,7 +89,7 @@ class Watch:
         if folder is None or not isinstance(path, (str, bytes, os.PathLike)):
             return
         place = os.path.abspath(os.fsdecode(path))
-        if not place.startswith((str(folder), "/dev/null", "/proc/self/")):
+        if not place.startswith((str(folder), str(_temporary(folder)), "/dev/null", "/proc/self/")):
             self._note("outside", event, place)
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), place)
 
@@ -108,8 +110,9 @@ def judge(run: Callable[[Path, Case], None], folder: Path, case: Case, watch: Wa
     before = _forget_peak()
     here = os.getcwd()
     os.chdir(folder)
+    _temporary(folder).mkdir(exist_ok=True)
     try:
-        with watch.on(folder), _in_silence():
+        with mock.patch.object(tempfile, "tempdir", str(_temporary(folder))), watch.on(folder), _in_silence():
             finding = _outcome(run, folder, case)
     finally:
         os.chdir(here)
@@ -120,11 +123,20 @@ def judge(run: Callable[[Path, Case], None], folder: Path, case: Case, watch: Wa
     return seen[0] if seen else finding
 
 
+def _temporary(folder: Path) -> Path:
+    """Where a case may make its temporary files: beside its folder, in which they might count for something."""
+    return folder.with_name(f"{folder.name}-temporary")
+
+
 def _is_asked_for(folder: Path, case: Case, noted: Finding) -> bool:
     """Whether a command line named the folder, or one in it, that was written to."""
-    words = case.arguments.get("argv", []) if isinstance(case.arguments, dict) else []
+    given = case.arguments if isinstance(case.arguments, dict) else {}
     place = noted.text.partition("\n")[0]
-    outward = [os.path.expanduser(word) for word in words if word.startswith((os.sep, "~")) or ".." in word]
+    surroundings = {name: value for name, value in given.get("environment", {}).items() if value is not None}
+    with mock.patch.dict(os.environ, surroundings):
+        outward = [
+            os.path.expanduser(word) for word in given.get("argv", []) if word.startswith((os.sep, "~")) or ".." in word
+        ]
     named = [os.path.normpath(folder / word) for word in outward]
     return any(place.startswith(os.path.dirname(path)) for path in named)
 
