@@ -7,6 +7,7 @@
     apt_train.found     {run, node, prompt_id, workflow, total, step, bins}, of a run that was not trained again
     GET /apt_train/runs        the runs of this session, newest first
     GET /apt_train/runs/RUN    a run's curves, from its log; `?after=STEP`: only what came later
+    POST /apt_train/language   the page's language as the body, `zh`; it counts where the settings name none
 
 In: messages and routes. Not in: the curves' numbers (`apt_train.report.curves`), what the training node itself shows
 (`watch`), the monitor that draws (`web/`).
@@ -193,6 +194,11 @@ def register_routes() -> None:
     from server import PromptServer
 
     from .host.folders import runs_folder
+    from .host.language import note_page_language
+
+    async def language(request: web.Request) -> web.Response:
+        note_page_language(await request.content.read(10))
+        return web.Response(status=204)
 
     async def runs(_request: web.Request) -> web.Response:
         return web.json_response({"runs": _SESSION.runs()})
@@ -203,5 +209,6 @@ def register_routes() -> None:
         status, text = await asyncio.get_running_loop().run_in_executor(None, *work)
         return web.json_response(text=text, status=status)
 
+    PromptServer.instance.routes.post("/apt_train/language")(language)
     PromptServer.instance.routes.get("/apt_train/runs")(runs)
     PromptServer.instance.routes.get("/apt_train/runs/{run}")(run)

@@ -143,9 +143,9 @@ def say_finished(node_id: str, run: AptRun, trigger: str, trained: bool) -> None
     """The last line on the node: what a prompt must say, and where the run lies."""
     how = "done" if trained else "found, not trained again"
     alone = f" ({run.subject} alone shows no subject)" if trigger.startswith("embedding:") else ""
-    parts = [f"{how}: {run.steps} steps", f"prompts say {trigger}{alone}", f"run {run.run_id}"]
-    if told := read_notices(run.folder):
-        parts.append(f"{count_in_words(len(told))}: see the report or the monitor")
+    told = notices_part(len(read_notices(run.folder)))
+    # In this order: the classic editor cuts off what is beyond two lines.
+    parts = [f"{how}: {run.steps} steps", *told, f"prompts say {trigger}{alone}", f"run {run.run_id}"]
     NodeProgress(node_id, run.steps).say(" · ".join(parts))
 
 

@@ -11,15 +11,18 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from apt_train.buckets import bucket_notes, prepare
 from apt_train.captions import caption_for
 from apt_train.config import AdapterConfig, AptConfig, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
 from apt_train.dataset import ImageSet
 from apt_train.errors import InputError
+from apt_train.events import BusyEvent, Work
 from apt_train.pictures import parse_color
+from apt_train.run.notices import count_in_words
 
 from .node_modules import ROOT, node_module
 
@@ -87,6 +90,29 @@ def test_usual_mistakes_are_told_in_chinese(language: Any, tmp_path: Path, mista
     assert CHINESE.search(told) and told.endswith("\u3002") and not re.search(r"\{\d\}| is ", told), told
 
 
+def _notices() -> list[str]:
+    """Of pictures as a node gets them: the same twice, small, long, of two sizes, with one caption for all."""
+    import torch
+
+    alike = [torch.zeros(64, 64, 3)] * 2
+    long = [torch.zeros(64, 512, 3), torch.ones(64, 64, 3)]
+    images = ImageSet.from_tensors([*alike, *long], "a toy")
+    several = ImageSet.from_tensors([torch.full((8, 8, 3), shade / 20) for shade in range(20) for _ in range(2)])
+    return [*images.notes, *images.repeats(), *bucket_notes(prepare(images, 128, 64)), several.repeats()[-1]]
+
+
+def test_notices_and_what_else_a_line_says_are_told_in_chinese(language: Any, tmp_path: Path) -> None:
+    speak(tmp_path, "zh")
+    works = [BusyEvent(what, 3).text for what in get_args(Work)]
+    works += [BusyEvent(what, 3, 1, 8).text for what in ("pictures", "variants", "drift", "previews")]
+    counts = [count_in_words(count) for count in (1, 2)]
+    left = ["40 s left", "12 min left", "3 h 20 min left"]
+    told = {english: language.translated_line(english) for english in (*_notices(), *works, *counts, *left)}
+    assert len(_notices()) == 6
+    assert not [english for english, shown in told.items() if not CHINESE.search(shown)], told
+    assert not [shown for shown in told.values() if re.search(r"\b(min|of|left|is|are|so)\b|\{\d\}", shown)], told
+
+
 def test_a_line_is_translated_part_by_part(language: Any, tmp_path: Path) -> None:
     line = "step 3 of 9 \u00b7 loss 0.5 \u00b7 something new \u00b7 12 min left"
     assert language.translated_line(line) == line
@@ -99,6 +125,16 @@ def test_a_line_is_translated_part_by_part(language: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize("locale", ["en", "fr", "../zh", "zh/../zh", "", 3, None, ["zh"]])
 def test_another_language_is_english(language: Any, tmp_path: Path, locale: object) -> None:
     speak(tmp_path, locale)
+    assert language.translated("getting ready") == "getting ready"
+
+
+@pytest.mark.parametrize("chosen", ["{}", '{"Comfy.Locale": null}', "{"])
+def test_where_no_language_was_chosen_the_pages_own_counts(language: Any, tmp_path: Path, chosen: str) -> None:
+    set_language(tmp_path, chosen)
+    for said in (b"zh", b"../..", b"\xff", b""):
+        language.note_page_language(said)  # what is no language changes nothing
+        assert language.translated("getting ready") == TABLE["getting ready"]
+    speak(tmp_path, "en")
     assert language.translated("getting ready") == "getting ready"
 
 

@@ -5,7 +5,7 @@
  */
 
 import { drawCurves } from "./chart.js";
-import { say } from "./texts.js";
+import { say, saySentence } from "./texts.js";
 
 const LEAST_HEIGHT = 250;
 const VERDICT_HEIGHT = 110;
@@ -37,8 +37,10 @@ export class MonitorView {
     this.canvas.setAttribute("role", "img");
     this.place.append(this.canvas);
     this.element.append(this.line, this.notices, this.place, this.verdict);
-    // A wheel turned over a verdict longer than its place scrolls it and does not zoom the graph.
-    this.verdict.addEventListener("wheel", (event) => this._scrolls() && event.stopPropagation(), { passive: true });
+    // A wheel turned over a text longer than its place scrolls it and does not zoom the graph.
+    for (const text of [this.verdict, this.notices]) {
+      text.addEventListener("wheel", (event) => scrolls(text) && event.stopPropagation(), { passive: true });
+    }
     this._series = null;
     this._told = "";
     this._resized = new ResizeObserver(() => this._later());
@@ -68,7 +70,7 @@ export class MonitorView {
     this._told = told;
     const [summary, ...items] = [countOf(notices), ...notices].map((text, place) => {
       const element = document.createElement(place ? "div" : "summary");
-      element.textContent = place ? `• ${text}` : text; // file names are in it: never as HTML
+      element.textContent = place ? `• ${saySentence(text)}` : text; // file names are in it: never as HTML
       return element;
     });
     summary.style.cursor = "pointer";
@@ -98,10 +100,6 @@ export class MonitorView {
     cancelAnimationFrame(this._frame);
     this._frame = null;
     this.element.remove();
-  }
-
-  _scrolls() {
-    return this.verdict.scrollHeight > this.verdict.clientHeight;
   }
 
   _later() {
@@ -151,6 +149,10 @@ export function statusOf(series) {
   if (series.state === "running" && !last) parts.push(say("getting ready"));
   if (series.state === "stopped") parts.push(say("queue again to go on"));
   return parts.join(" · ");
+}
+
+function scrolls(element) {
+  return element.scrollHeight > element.clientHeight;
 }
 
 function mean(values) {

@@ -21,6 +21,7 @@ export function namedInVain(graph) {
 }
 
 function isInVain(parts, name) {
+  if (!/^[\w-]+$/.test(name)) return false; // no name, which the host has said
   const alone = new RegExp(`(?<![\\w-])${name}(?![\\w-])`, "i");
   return parts.some((text) => alone.test(text)) && !parts.some((text) => /\{subject\}|embedding:/i.test(text));
 }

@@ -19,13 +19,32 @@ export function say(english, values = {}) {
   return text.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole);
 }
 
+/** A sentence of the server's, whose translation has `{1}`, `{2}` ... where it differs from case to case. */
+export function saySentence(english) {
+  for (const [pattern, text] of Object.entries(ours().server ?? {})) {
+    const parts = pattern.split(/\{\d\}/).map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+    const found = english.match(new RegExp(`^${parts.join("(.+?)")}$`, "s"));
+    if (found) return text.replace(/\{(\d)\}/g, (_, place) => found[place]);
+  }
+  return english;
+}
+
 /** A choice as the combo shows it: the value, which errors and help pages name, and what it means. */
 export function labelOf(choice) {
   return ours().choices?.[choice] ?? choice;
 }
 
 function ours() {
-  return served[app.extensionManager?.setting?.get("Comfy.Locale")]?.aptTrain ?? {};
+  return served[language()]?.aptTrain ?? {};
+}
+
+function language() {
+  return app.extensionManager?.setting?.get("Comfy.Locale");
+}
+
+/** The browser's own language, which the editor takes where none was chosen, is known to the page alone. */
+async function tellLanguage() {
+  if (language()) await api.fetchApi("/apt_train/language", { method: "POST", body: language() });
 }
 
 /** Not in English: a combo with labels of its own loses the host's search in its list. */
@@ -46,6 +65,7 @@ app.registerExtension({
     } catch {
       served = {}; // English then
     }
+    tellLanguage().catch(() => {}); // the server speaks English then
   },
 
   nodeCreated(node) {

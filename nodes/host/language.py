@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,24 @@ import folder_paths
 
 _LOCALES = Path(__file__).resolve().parents[2] / "locales"
 _SEPARATOR = " · "
+_LANGUAGE = re.compile(r"[a-z]{2}(-[A-Z]{2})?")
+
+
+@dataclass
+class _Page:
+    """What the page that was opened last said of itself; lives with the host's process."""
+
+    language: str = ""
+
+
+_PAGE = _Page()
+
+
+def note_page_language(said: bytes) -> None:
+    """An open page's language: the browser's own, where the user has chosen none. Anything else is not noted."""
+    language = said[:10].decode("ascii", errors="replace")
+    if _LANGUAGE.fullmatch(language):
+        _PAGE.language = language
 
 
 def translated(sentence: str) -> str:
@@ -43,16 +62,17 @@ def _filled(translation: str, parts: Sequence[str]) -> str:
 
 
 def _language() -> str:
-    """Of the editor's settings; empty where they cannot be read, or leave it to the browser."""
+    """Of the editor's settings; the page's where they cannot be read, or leave it to the browser."""
     settings = Path(folder_paths.get_user_directory()) / "default" / "comfy.settings.json"
     try:
-        return str(json.loads(settings.read_text(encoding="utf-8")).get("Comfy.Locale", ""))
-    except (OSError, ValueError, AttributeError):
-        return ""
+        chosen = json.loads(settings.read_text(encoding="utf-8")).get("Comfy.Locale")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        chosen = None
+    return chosen if isinstance(chosen, str) and chosen else _PAGE.language
 
 
 def _table(language: str) -> dict[str, str]:
-    if not re.fullmatch(r"[a-z]{2}(-[A-Z]{2})?", language):
+    if not _LANGUAGE.fullmatch(language):
         return {}
     try:
         texts: dict[str, Any] = json.loads((_LOCALES / language / "main.json").read_text(encoding="utf-8"))

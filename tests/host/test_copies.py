@@ -56,8 +56,8 @@ def test_a_run_tells_it_too_and_keeps_it(host: Host) -> None:
         told = [event.data["text"] for event in events.of("apt_train.notice")]
     (notice,) = [text for text in told if "installed twice" in text]
     assert dev.PACK in notice and OTHER in notice and notice in lines
-    counted = f"{len(told)} notice{'s' * (len(told) > 1)}: see the report or the monitor"
-    assert any(line.endswith(counted) for line in lines if line.startswith("done: "))
+    counted = f" · {len(told)} notice{'s' * (len(told) > 1)} · "
+    assert any(counted in line for line in lines if line.startswith("done: "))
     (run,) = (host.folder / "output" / "apt_train").iterdir()
     assert [json.loads(line)["text"] for line in (run / "notices.jsonl").read_text().splitlines()] == told
     assert host.get(f"/apt_train/runs/{run.name}")["notices"] == told

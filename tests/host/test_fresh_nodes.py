@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from ..node_texts import nodes
-from .editor import Browser, Editor, lacking
-from .graphs import picture, untouched
-from .server import Host
+from .editor import SETTINGS, Browser, Editor, lacking
+from .graphs import picture, training_graph, untouched
+from .server import Host, HostError
 from .test_editor import search
 
 pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking())
@@ -200,6 +200,28 @@ def test_a_chinese_editor_is_chinese_in_monitor_combos_and_notices(host: Host, b
             assert editor.until(f"() => {line}") == "请连接一个 APT 训练节点的 APT_RUN。"
     finally:
         host.post("/settings", **{"Comfy.Locale": "en"})
+
+
+def test_the_servers_sentences_are_in_the_browsers_language_where_none_was_chosen(host: Host, browser: Browser) -> None:
+    (module,) = [path for path in host.get("/extensions") if path.endswith("/texts.js")]
+    sentence = "class_word is empty: say what the subject is, for example toy or dog."
+    host.upload("example.png", picture(0))
+    host.post("/settings", **SETTINGS, **{"Comfy.Locale": None})
+    visitor = browser.chromium.new_context(viewport={"width": 1600, "height": 1000}, locale="zh-CN")
+    try:
+        with Editor(host, visitor.new_page()) as editor:
+            translated = editor.do("async ([path, said]) => (await import(path)).saySentence(said)", module, sentence)
+            assert translated.startswith("class_word 为空")
+            mistake = training_graph(["example.png"], class_word="")[0].prompt
+            host.until(lambda: "class_word 为空" in told_by(host, mistake), 30, "spoke no Chinese", pause=0.5)
+    finally:
+        host.post("/settings", **{"Comfy.Locale": "en"})
+
+
+def told_by(host: Host, mistake: dict[str, Any]) -> str:
+    with pytest.raises(HostError) as caught:
+        host.queue(mistake)
+    return caught.value.sentence
 
 
 # As the classic renderer draws them; the newer one asks the same function.

@@ -75,6 +75,21 @@ def test_a_template_opens_legibly(editor: Editor, path: Path) -> None:
         assert [node["name"] for node in seen["nodes"] if not node["drawn"]] == []
 
 
+def test_the_training_node_stays_in_its_group_once_it_has_run(host: Host, editor: Editor) -> None:
+    """Its line and its picture make it grow in Nodes 2.0."""
+    path = next(path for path in EXAMPLES if path.stem == "train_and_generate")
+    editor.do(OPEN, read(path), path.stem)
+    editor.set("APTTrain", steps=2, resolution=64, rank=4)
+    editor.set("EmptyLatentImage", width=64, height=64)
+    editor.set("KSampler", steps=1)
+    host.wait(editor.queue(), timeout=300)
+    editor.until("() => app.nodeOutputs && Object.values(app.nodeOutputs).some((output) => output?.images?.length)")
+    editor.page.wait_for_timeout(3000)
+    seen = editor.do(SEEN)
+    (box,) = [corners(node["box"]) for node in seen["nodes"] if node["type"] == "APTTrain"]
+    assert any(holds(corners(group["box"]), box) for group in seen["groups"])
+
+
 def corners(box: list[float]) -> Rectangle:
     left, top, width, height = box
     return left + SLACK, top + SLACK, left + width - SLACK, top + height - SLACK

@@ -255,7 +255,7 @@ def test_the_line_says_what_goes_on_beside_the_steps_and_counts_the_notices(host
     assert "are the same picture" in notices[0] and set(notices) <= set(lines)
     steps = [line for line in lines if line.startswith("step ")]
     assert steps and all(line.endswith(" · 2 notices") for line in steps)
-    assert lines[-1].endswith("2 notices: see the report or the monitor")
+    assert lines[-1].startswith("done: 2 steps · 2 notices · prompts say "), "first: a long line is cut off"
     assert all(f"- {notice}" in (run / "report.md").read_text() for notice in notices)
     assert host.get(f"/apt_train/runs/{run.name}")["notices"] == notices
 

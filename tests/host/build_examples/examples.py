@@ -47,9 +47,9 @@ def pictures(s: Sketch, names: Sequence[str] = ("example.png",) * 4, *, folded: 
 
 
 def training(
-    s: Sketch, model: Box, images: Box, height: int = 780, title: str = "", width: int = WIDE, **changes: Any
+    s: Sketch, model: Box, images: Box, height: int = 880, title: str = "", width: int = WIDE, **changes: Any
 ) -> Box:
-    """Its live picture has room beneath the widgets."""
+    """Its live picture has room beneath the widgets, also in Nodes 2.0; where it has less, nothing stands below it."""
     wires = {"model": model["MODEL"], "clip": model["CLIP"], "vae": model["VAE"], "images": images["list"]}
     values = {"subject": "my_toy", "class_word": "toy", "seed": SEED, **changes}
     return s.node("APTTrain", {**wires, **values}, title=title, size=(width, height))
@@ -175,7 +175,7 @@ def attention_preview(s: Sketch) -> None:
         group("Read me", [s.note(ATTENTION, PICTURES, 310)]),
         group("1 · Your pictures", [images, *loaders[::2]], loaders[1::2]),
     )
-    s.column(group("2 · Model", [loader]), group("3 · Train", [train]), group("Score and table", [table]))
+    s.column(group("2 · Model", [loader]), group("Score and table", [table]), group("3 · Train", [train]))
     s.column(group("4 · Draw", [text, said, positive, negative, latent, sampler, picture, save]))
     s.column(group("5 · Where both models look", [look]))
 
