@@ -19,7 +19,6 @@ from torch import Tensor
 
 from .attention_probe import write_attention
 from .captions import embedding_stem, trigger_text
-from .errors import InputError
 from .events import BusyEvent, Callback, NoticeEvent, PreviewEvent, StepEvent, TrainResult, Work
 from .export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
 from .files import atomic_write, flush, make_folder
@@ -239,7 +238,7 @@ def try_previews(outcome: Outcome, emit: Callback) -> None:
     with _interruptible(outcome.run, emit, "previews", _preview_calls(outcome)):
         try:
             event = _draw_previews(outcome, emit)
-        except (RuntimeError, MemoryError, InputError) as error:
+        except (RuntimeError, MemoryError) as error:
             outcome.previews_failed, reason = True, str(error).partition("\n")[0]
     if not outcome.previews_failed:
         return emit(event)
@@ -317,6 +316,8 @@ def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:
 
 
 def _save_previews(folder: Path, event: PreviewEvent) -> None:
+    if folder.is_file():
+        raise RuntimeError(f"{folder} is a file")
     make_folder(folder)
     for kind, pictures in (("prior", event.prior), ("tuned", event.tuned)):
         for i, picture in enumerate(pictures):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from apt_train import cli
 from apt_train.components import Components
+from apt_train.errors import InputError
 
 
 def arguments(model: Path, photos: Path, output: Path, *more: str) -> list[str]:
@@ -72,20 +73,27 @@ def test_run_writes_a_lora_and_resume_and_report_go_on_from_it(
 
 
 def test_a_report_that_could_not_be_written_is_told_and_not_named(
-    model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The LoRA is there, so the run is done; asked for alone, a failed report is an error."""
+
+    def full(path: Path, _text: str) -> None:
+        raise InputError(f"{path.name} could not be written, the disk is full: free space.")
+
     out = tmp_path / "run"
     assert cli.main(arguments(model, photos, out, "--steps", "1")) == 0
     assert f"Curves and verdict: {out / 'report.md'}" in capsys.readouterr().out
-    (out / "report.md").unlink()
-    (out / "report.md").mkdir()
+    monkeypatch.setattr("apt_train.report.write.write_text", full)
     assert cli.main(["resume", str(out), "--steps", "2", "--device", "cpu"]) == 0
     told = capsys.readouterr()
     assert "LoRA: " in told.out and "report.md" not in told.out
-    assert "The LoRA is written, but the report failed (report.md could not be written" in told.err
+    assert "The LoRA is written, but the report failed (report.json could not be written" in told.err
     assert cli.main(["report", str(out)]) == 2
-    assert capsys.readouterr().err.startswith("apt-train: report.md could not be written")
+    assert capsys.readouterr().err.startswith("apt-train: report.json could not be written")
 
 
 def test_options_reach_the_run(model: Path, photos: Path, tmp_path: Path) -> None:

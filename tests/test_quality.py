@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from apt_train.adapter import add_adapter, remove_adapter
+from apt_train.adapter import Adapter, add_adapter
 from apt_train.conditioning import Conditioner
 from apt_train.errors import InputError
 from apt_train.sample import from_pictures
@@ -290,7 +290,7 @@ def test_the_untrained_model_has_the_priors_losses_and_no_drift(small: Task) -> 
         per_bin = by_bin(moved, probes["other"].timesteps, components.schedule.num_timesteps)
         assert len(per_bin) == BINS and min(per_bin) > 1e-5
     finally:
-        remove_adapter(components.unet)
+        Adapter(components.unet).remove()
 
 
 GRID = Grid(
@@ -368,7 +368,7 @@ def test_the_priors_pictures_are_never_drawn_with_a_lora_on(small: Task) -> None
         with pytest.raises(InputError):
             prior_pictures(small, components, conditioner, ["a photo of a toy"], seed=0)
     finally:
-        remove_adapter(components.unet)
+        Adapter(components.unet).remove()
 
 
 def test_a_unit_needs_no_other_unit(small: Task, results: Path, tmp_path: Path) -> None:
@@ -401,7 +401,7 @@ def test_t_lora_masks_its_ranks_when_it_is_measured(small: Task) -> None:
         assert torch.allclose(masked[0], plain[0]) and not torch.allclose(masked[1], plain[1], atol=1e-3)
         assert torch.equal(ask(999), plain[1]), "nothing stays on the UNet"
     finally:
-        remove_adapter(components.unet)
+        Adapter(components.unet).remove()
 
 
 def _fails(task: Task, grid: Grid, unit: Unit) -> dict[str, Any]:

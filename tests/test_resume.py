@@ -80,7 +80,11 @@ def test_a_preview_that_lacks_one_picture_is_drawn_again_and_a_complete_one_is_n
     run(output_dir=tmp_path, resume=True, on_event=first, **SETTINGS)
     run(output_dir=tmp_path, resume=True, on_event=second, **SETTINGS)
     assert lost.read_bytes() == whole
-    assert any(isinstance(event, BusyEvent) for event in first.events) and not second.events
+    drawn = [
+        [event for event in events if isinstance(event, BusyEvent) and event.what == "previews"]
+        for events in (first.events, second.events)
+    ]
+    assert drawn[0] and not drawn[1]
 
 
 def test_previews_of_steps_that_are_lost_go_and_the_users_own_files_stay(tmp_path: Path) -> None:
@@ -151,7 +155,7 @@ def test_nothing_is_written_or_removed_through_links_out_of_the_folder(tmp_path:
     result = run(output_dir=folder, resume=True, **{**SETTINGS, "steps": 7})
     assert result.steps_done == 7 and result.report == folder / "report.md"
     assert {path.name: path.read_bytes() for path in mine.iterdir()} == before and log.read_bytes() == logged
-    assert not [path for path in folder.rglob("*") if path.is_symlink()]
+    assert [path.name for path in folder.rglob("*") if path.is_symlink()] == ["step_000007_set_aside"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links")
@@ -166,7 +170,8 @@ def test_snapshots_elsewhere_are_refused_and_left_alone(tmp_path: Path) -> None:
 
 def test_a_file_named_previews_costs_the_previews_alone(tmp_path: Path) -> None:
     def put_a_file(event: Event) -> None:
-        (tmp_path / "previews").touch()
+        if isinstance(event, StepEvent):
+            (tmp_path / "previews").touch()
         recorder(event)
 
     recorder = Recorder()

@@ -36,7 +36,8 @@ def no_report() -> Iterator[None]:
 def changed(images: ImageSet, **parts: Callable[[TrainImage], Any]) -> ImageSet:
     """The set with other parts in its second picture."""
     second = images.images[1]
-    second = dataclasses.replace(second, **{name: make(second) for name, make in parts.items()})
+    values = {name: getattr(second, name) for name in ("name", "pixels", "caption", "mask")}
+    second = TrainImage(**{**values, **{name: make(second) for name, make in parts.items()}})
     return dataclasses.replace(images, images=[images.images[0], second, *images.images[2:]], digest="another")
 
 

@@ -12,7 +12,7 @@ import torch
 
 from apt_train.components import Components
 from apt_train.errors import InputError
-from apt_train.events import Event, StepEvent, StopTraining
+from apt_train.events import BusyEvent, Event, NoticeEvent, StepEvent, StopTraining
 from apt_train.run.config_file import read_config
 from apt_train.run.folder import RunFolder
 from apt_train.run.log import read_log
@@ -143,15 +143,16 @@ def test_a_run_that_fails_in_its_first_step_leaves_no_lora_and_no_full_folder(tm
 def test_before_the_first_step_nothing_is_exported(tmp_path: Path, error: Exception) -> None:
     """An untrained LoRA under the final name would be taken for the result."""
 
-    def fail(event: Event) -> None:
-        raise error
+    def fail(event: Event | None) -> None:
+        if not isinstance(event, BusyEvent):
+            raise error
 
     settings = {"output_dir": tmp_path, "preview_every": 1, "snapshot_every": 1}
     broken = tiny_components()
     if isinstance(error, StopTraining):
         assert run(on_event=fail, identifier_mode="word", identifier="toy", **settings).stopped  # at its first notice
     else:
-        broken.unet.conv_in.register_forward_pre_hook(lambda *_: fail(None))  # type: ignore[arg-type]
+        broken.unet.conv_in.register_forward_pre_hook(lambda *_: fail(None))
         with pytest.raises(RuntimeError, match="no such kernel"):
             run(broken, **settings)
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == {"config.json", "log.jsonl"}
@@ -161,7 +162,8 @@ def test_before_the_first_step_nothing_is_exported(tmp_path: Path, error: Except
 
 def test_a_new_run_inherits_nothing_of_one_that_never_stepped(tmp_path: Path) -> None:
     def stop(event: Event) -> None:
-        raise StopTraining
+        if isinstance(event, NoticeEvent):
+            raise StopTraining
 
     run(output_dir=tmp_path, identifier_mode="word", identifier="toy", on_event=stop, record={"inputs": "old"})
     assert read_config(tmp_path)["inputs"] == "old"
