@@ -129,7 +129,7 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="the run's folder")
     parser.add_argument("--steps", type=int, help="new total of steps")
     for name, what in _PLACES.items():
-        parser.add_argument(_option(name), help=f"where the run's {what} now lie, if they have moved")
+        parser.add_argument(_option(name), help=f"the new place of the run's {what}, after a move")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: CUDA if there is one)")
     parser.set_defaults(command=_resume)
 
@@ -277,7 +277,7 @@ def _check_still_there(name: str, inputs: dict[str, Any], folder: Path) -> None:
     inputs[name] = str(absolute(path))
     if not path.exists():
         again = command("resume", argument(folder), _option(name))
-        raise InputError(f"The {_PLACES[name]} of the run are no longer at {path}: say where with `{again} PATH`.")
+        raise InputError(f"The run had its {_PLACES[name]} at {path}, where nothing is now: give `{again} PATH`.")
 
 
 def _train(config: TrainConfig, inputs: dict[str, Any], output: Path, device: str | None, *, resume: bool) -> int:
@@ -334,14 +334,15 @@ def _say_done(result: TrainResult, output: Path, name: str) -> None:
     if result.stopped:
         again = command("resume", argument(output))
         print(f"Stopped after {result.steps_done} steps, nothing is lost; go on with: {again}")
-    print(f"LoRA: {output / name}.safetensors")
+    place = one_line(str(output / name))
+    print(f"LoRA: {place}.safetensors")
     if result.embeddings is not None:
-        print(f"Embedding: {output / name}_embedding.safetensors (ComfyUI reads it from models/embeddings)")
+        print(f"Embedding: {place}_embedding.safetensors (ComfyUI reads it from models/embeddings)")
     print(f"In a prompt, write: {result.trigger}")
     if result.report is not None:  # else a notice has said why
-        print(f"Curves and verdict: {result.report}")
+        print(f"Curves and verdict: {one_line(str(result.report))}")
     if result.notices:
-        where = f": see Notices in {result.report}" if result.report is not None else ""
+        where = f": see Notices in {one_line(str(result.report))}" if result.report is not None else ""
         print(f"{count_in_words(len(result.notices))}, told above{where}")
 
 
@@ -349,7 +350,7 @@ def _report(options: argparse.Namespace) -> int:
     folder = expanded(options.folder, "The run's folder")
     from .report import write_report
 
-    print(f"Report: {write_report(folder)}")
+    print(f"Report: {one_line(str(write_report(folder)))}")
     return 0
 
 
@@ -358,7 +359,7 @@ def _demo(options: argparse.Namespace) -> int:
     with _quiet_libraries():
         from .demo import run_demo
 
-        print(f"Sheet: {run_demo(output, steps=options.steps)}")
+        print(f"Sheet: {one_line(str(run_demo(output, steps=options.steps)))}")
     return 0
 
 

@@ -27,7 +27,7 @@ UNREAD_SUFFIXES = (
     ".svg",
     ".dng",
 )  # pictures, but not read
-MASK_ENDINGS = ("-mask", "-masklabel", "_mask")  # ours; OneTrainer's; a common one. The first counts
+MASK_ENDINGS = ("-mask", "-masklabel", "_mask", "_masklabel", ".mask")  # ours; OneTrainer's; common. The first counts
 CONDITION_ENDING = "-condlabel"  # OneTrainer's pictures for the conditioning, not of the subject
 _LEFT_BY_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir")
 _LOOKED_THROUGH = 1000  # entries of a sub-folder, to say whether it holds pictures

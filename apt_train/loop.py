@@ -239,6 +239,11 @@ def _go_on(run: Run, folder: RunFolder, listener: _Listener) -> None:
     """Put back the newest state that is as it was written; a run that never came to a snapshot starts again."""
     state, faults = read_newest_state(folder.snapshots, lambda found: check_state(run, found))
     if state is None:
+        if folder.lora.exists() and not snapshot_folders(folder.snapshots):
+            raise InputError(
+                f"{folder.path} has a LoRA, but no snapshot to go on from: restore its {folder.snapshots.name}, or "
+                "train anew in another folder."
+            )
         if snapshot_folders(folder.snapshots):
             raise InputError(
                 f"{folder.path} has snapshots, but no state that can be read ({'; '.join(faults)}): restore a "

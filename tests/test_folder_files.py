@@ -154,7 +154,10 @@ def test_names_that_are_no_text_are_shown_all_the_same(folder: Path) -> None:
 # ---- masks
 
 
-@pytest.mark.parametrize("name", ["a-mask.png", "a-masklabel.png", "a_mask.png", "a-MaskLabel.PNG", "a_MASK.jpg"])
+@pytest.mark.parametrize(
+    "name",
+    ["a-mask.png", "a-masklabel.png", "a_mask.png", "a-MaskLabel.PNG", "a_MASK.jpg", "a.mask.png", "a_masklabel.png"],
+)
 def test_loss_masks_of_other_trainers_are_read_and_are_no_pictures(folder: Path, name: str) -> None:
     save(folder / name, 128, "L")
     images = load_images(folder)

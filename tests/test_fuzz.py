@@ -35,7 +35,7 @@ SHORT = [  # hand-picked and drawn cases of a target, about a second of each; th
     ("pictures", 40, 20),
     ("captions", 6, 3),
     ("logs", 30, 8),
-    ("states", 8, 3),
+    ("states", 3, 1),  # two resumes each
     ("commands", 12, 4),
 ]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere cases run in this process")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from apt_train.adapter import Adapter, add_adapter
+from apt_train.adapter import Adapter, RankByTimestep, add_adapter
 from apt_train.conditioning import Conditioner
 from apt_train.errors import InputError
 from apt_train.sample import from_pictures
@@ -28,7 +28,7 @@ from benchmarks.quality.report import write_report
 from benchmarks.quality.store import missing, read_units, write_unit
 from benchmarks.quality.tables import by_subject, level_differences, level_table
 from benchmarks.quality.task import Task
-from benchmarks.quality.unit import _ranks_by_timestep, run_unit, to
+from benchmarks.quality.unit import run_unit, to
 from benchmarks.quality.world_judge import WorldJudge, look_alikes
 from benchmarks.quality.world_subjects import LOOKS, TUNING, VERDICT, world_subject
 from benchmarks.quality.world_task import world_task
@@ -383,10 +383,10 @@ def test_a_unit_needs_no_other_unit(small: Task, results: Path, tmp_path: Path) 
 def test_t_lora_masks_its_ranks_when_it_is_measured(small: Task) -> None:
     components = small.components
     to(components, "cpu")
-    config = Variant({"method": "tlora", "adapter": {"rank": 8, "min_rank": 1}}).config({}, "toy", 0)
-    add_adapter(components.unet, rank=8, alpha=8.0, seed=0)
+    ranks = RankByTimestep(8, 1, components.schedule.num_timesteps)
+    adapter = add_adapter(components.unet, rank=8, alpha=8.0, seed=0, ranks=ranks)
     try:
-        for name, parameter in components.unet.named_parameters():
+        for name, parameter in adapter.parameters.items():
             if "lora_B" in name:
                 parameter.data.normal_(std=0.3)
         noisy, text = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 128)
@@ -396,12 +396,12 @@ def test_t_lora_masks_its_ranks_when_it_is_measured(small: Task) -> None:
                 return components.unet(noisy, torch.tensor(timestep), encoder_hidden_states=text).sample
 
         plain = ask(0), ask(999)
-        with _ranks_by_timestep(components, config):
+        with adapter.at_each_call():
             masked = ask(0), ask(999)
         assert torch.allclose(masked[0], plain[0]) and not torch.allclose(masked[1], plain[1], atol=1e-3)
         assert torch.equal(ask(999), plain[1]), "nothing stays on the UNet"
     finally:
-        Adapter(components.unet).remove()
+        adapter.remove()
 
 
 def _fails(task: Task, grid: Grid, unit: Unit) -> dict[str, Any]:

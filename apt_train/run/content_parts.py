@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _LETTERS = 16  # of a digest: they are compared to word a refusal, and decide nothing
 _PER_PICTURE = ("pictures", "captions", "masks")
 _WORDS = {
-    "weights": "another checkpoint",
+    "weights": "another checkpoint or VAE",
     "predicts": "another checkpoint or prediction type ({before}, now {now})",
     "schedule": "another checkpoint or noise schedule",
     "pictures": "other pictures ({gone} missing, {new} new)",

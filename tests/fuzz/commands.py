@@ -91,8 +91,13 @@ def _sentence(text: str) -> str:
 
 def _check_lora(folder: Path, said: str) -> None:
     for line in said.splitlines():
-        if line.startswith("LoRA: ") and check_sentence(line) is None:
-            with safe_open(folder / line.removeprefix("LoRA: ").strip("'"), "pt") as opened:
+        if line.startswith("LoRA: "):
+            if fault := check_sentence(line):
+                raise Wrong(f"the LoRA's path is no line: {fault.where}")
+            place = folder / line.removeprefix("LoRA: ")
+            if "\\" in line and not place.exists():  # a letter that no terminal shows is written out
+                continue
+            with safe_open(place, "pt") as opened:
                 if not all(name.startswith("lora_") for name in opened.keys()):
                     raise Wrong(f"the LoRA holds what is none: {line}")
 
