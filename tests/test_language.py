@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -111,6 +112,15 @@ def test_notices_and_what_else_a_line_says_are_told_in_chinese(language: Any, tm
     assert len(_notices()) == 6
     assert not [english for english, shown in told.items() if not CHINESE.search(shown)], told
     assert not [shown for shown in told.values() if re.search(r"\b(min|of|left|is|are|so)\b|\{\d\}", shown)], told
+
+
+def test_a_long_sentence_does_not_hold_anything_up(language: Any, tmp_path: Path) -> None:
+    speak(tmp_path, "zh")
+    said = "x is y: z ({1}) " * 20_000
+    assert language.translated(said) == language.translated_line(said) == said
+    began = time.perf_counter()
+    language.translated(said[: language.LONGEST])
+    assert time.perf_counter() - began < 2
 
 
 def test_a_line_is_translated_part_by_part(language: Any, tmp_path: Path) -> None:

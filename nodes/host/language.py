@@ -6,6 +6,7 @@ the editor translates itself (names, tooltips), nor the texts of its scripts (`w
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import folder_paths
 
 _LOCALES = Path(__file__).resolve().parents[2] / "locales"
 _SEPARATOR = " · "
+LONGEST = 5000  # characters: more, as of a pasted text, would be searched for minutes
 _LANGUAGE = re.compile(r"[a-z]{2}(-[A-Z]{2})?")
 
 
@@ -39,20 +41,21 @@ def note_page_language(said: bytes) -> None:
 
 def translated(sentence: str) -> str:
     """In the user's language, where it is one of those translated; else as it is."""
-    return translate(sentence, _table(_language()))
+    return _translate(sentence, _patterns(_language()))
 
 
 def translated_line(line: str) -> str:
     """A line of several parts, each by itself."""
-    table = _table(_language())
-    return _SEPARATOR.join(translate(part, table) for part in line.split(_SEPARATOR)) if table else line
+    patterns = _patterns(_language())
+    return _SEPARATOR.join(_translate(part, patterns) for part in line.split(_SEPARATOR)) if patterns else line
 
 
-def translate(sentence: str, table: dict[str, str]) -> str:
-    """By the first pattern of the table that fits; `{1}`, `{2}` ... stand for what differs from case to case."""
-    for pattern, translation in table.items():
-        found = re.fullmatch(re.sub(r"\\\{\d\\\}", "(.+?)", re.escape(pattern)), sentence, re.DOTALL)
-        if found:
+def _translate(sentence: str, patterns: list[tuple[re.Pattern[str], str]]) -> str:
+    """By the first pattern that fits; `{1}`, `{2}` ... stand for what differs from case to case."""
+    if len(sentence) > LONGEST:
+        return sentence
+    for pattern, translation in patterns:
+        if found := pattern.fullmatch(sentence):
             return _filled(translation, found.groups())
     return sentence
 
@@ -71,11 +74,17 @@ def _language() -> str:
     return chosen if isinstance(chosen, str) and chosen else _PAGE.language
 
 
-def _table(language: str) -> dict[str, str]:
+@functools.cache
+def _patterns(language: str) -> list[tuple[re.Pattern[str], str]]:
+    """Of a language's sentences and their translations; none where there is no such language."""
     if not _LANGUAGE.fullmatch(language):
-        return {}
+        return []
     try:
         texts: dict[str, Any] = json.loads((_LOCALES / language / "main.json").read_text(encoding="utf-8"))
     except OSError:
-        return {}
-    return texts["aptTrain"]["server"]
+        return []
+    return [(_pattern(english), translation) for english, translation in texts["aptTrain"]["server"].items()]
+
+
+def _pattern(english: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{\d\\\}", "(.+?)", re.escape(english)), re.DOTALL)
