@@ -91,3 +91,9 @@ def photos(tmp_path: Path) -> Path:
         Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
     (folder / "1.txt").write_text("a photo of {subject} on grass")
     return folder
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs end without drawing one, which is most of a short run's time."""
+    monkeypatch.setattr("apt_train.finish.write_report", lambda folder: folder / "report.md")

@@ -24,6 +24,8 @@ from apt_train.sample import initial_noise
 from tests.tiny import tiny_components
 from tests.training import Recorder, pictures, run, same_weights
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 UNRELATED = ["a city on grass", "a dog in snow"]
 CAPTIONS = ["a photo of {subject}", "a photo of {subject} on grass"]
 

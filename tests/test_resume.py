@@ -50,6 +50,7 @@ class StopIn:
             raise StopTraining
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("step", [2, 4])
 @pytest.mark.parametrize("what", ["drift", "previews"])
 def test_what_was_broken_off_is_there_after_a_resume(
@@ -63,6 +64,7 @@ def test_what_was_broken_off_is_there_after_a_resume(
     assert [event.step for event in recorder.steps] == list(range(step + 1, 5)), "nothing is trained again"
 
 
+@pytest.mark.usefixtures("no_report")
 def test_what_is_broken_off_twice_is_there_after_the_second_resume(tmp_path: Path, unbroken: dict[str, bytes]) -> None:
     run(output_dir=tmp_path, on_event=StopIn("drift", 2), **SETTINGS)
     run(output_dir=tmp_path, on_event=StopIn("drift", 2), resume=True, **SETTINGS)
@@ -71,6 +73,7 @@ def test_what_is_broken_off_twice_is_there_after_the_second_resume(tmp_path: Pat
     assert contents(tmp_path) == unbroken
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_preview_that_lacks_one_picture_is_drawn_again_and_a_complete_one_is_not(tmp_path: Path) -> None:
     run(output_dir=tmp_path, **SETTINGS)
     lost = tmp_path / "previews" / "step_000004_1_tuned.png"
@@ -87,6 +90,7 @@ def test_a_preview_that_lacks_one_picture_is_drawn_again_and_a_complete_one_is_n
     assert drawn[0] and not drawn[1]
 
 
+@pytest.mark.usefixtures("no_report")
 def test_previews_of_steps_that_are_lost_go_and_the_users_own_files_stay(tmp_path: Path) -> None:
     run(output_dir=tmp_path, **{**SETTINGS, "steps": 2})
     kept = {"step_000002_0_tuned.png", "step_000009_0_tuned copy.png", "best.png", "step_000009.txt"}
@@ -97,6 +101,7 @@ def test_previews_of_steps_that_are_lost_go_and_the_users_own_files_stay(tmp_pat
     assert kept <= left and "step_000003_0_tuned.png" not in left and "step_1000000_12_prior.png" not in left
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_state_whose_removal_was_broken_off_goes(tmp_path: Path) -> None:
     run(steps=3, snapshot_every=1, output_dir=tmp_path)
     left = tmp_path / "snapshots" / "step_000001" / "state.safetensors"

@@ -37,12 +37,6 @@ from tests.training import Recorder, run, same_weights
 QUICK: dict[str, Any] = {"method": "dreambooth", "identifier_mode": "word", "batch_size": 1, "watch_drift": False}
 
 
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its figures take longer than the training here."""
-    monkeypatch.setattr(finish, "write_report", lambda _: None)
-
-
 def notices(recorder: Recorder) -> str:
     return "\n".join(event.text for event in recorder.events if isinstance(event, NoticeEvent))
 

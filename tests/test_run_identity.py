@@ -19,6 +19,8 @@ from apt_train.run.log import read_log
 from tests.tiny import tiny_components
 from tests.training import Recorder, pictures, run, same_weights
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 def predicting_v() -> Components:
     parts = tiny_components()
