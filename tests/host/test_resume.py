@@ -227,25 +227,6 @@ def test_a_run_killed_before_it_saved_anything_begins_again(host: Host, names: l
     assert [line["step"] for line in log_of(run)] == list(range(1, 17))
 
 
-def test_ten_runs_in_a_row_leave_the_memory_as_it_was(host: Host, names: list[str]) -> None:
-    """Within one snapshot, made large enough here to stand out of the allocator's noise; one of them is cancelled.
-
-    Six runs go before them: in one of its first the process comes to its working size, at a jump.
-    """
-    for seed in range(6):
-        host.run(training_graph(names, seed=290 + seed, steps=1, rank=128, method="DreamBooth")[0].prompt)
-    held = []
-    for seed in range(10):
-        g, _ = training_graph(names, seed=300 + seed, steps=1 if seed != 5 else 200, rank=128, method="DreamBooth")
-        if seed != 5:
-            run = new_run(host, lambda g=g: host.run(g.prompt))
-        else:
-            cancel_after_a_step(host, g)
-        held.append(host.memory())
-    snapshot = sum(path.stat().st_size for path in (run / "snapshots" / "step_000001").iterdir())
-    assert held[-1] - held[1] < snapshot
-
-
 def cancel_after_a_step(host: Host, g: Graph) -> None:
     with host.events() as events:
         cancel(host, host.queue(g.prompt, events.client_id), events)
