@@ -15,7 +15,7 @@ from ..noise import NoiseSchedule, PredictionType
 from .config_check import checked
 from .config_tables import INDEX, PARTS, TENSORS_PER_BLOCK, checked_scheduler, checked_unet, unet_blocks
 from .families import family_of, load_family
-from .json_file import AGAIN, place, printable, read_json_object, shown
+from .json_file import AGAIN, place, read_json_object, short_name, shown
 from .ldm_text import build_text_encoder, checked_text_config
 from .meta_build import build, refuse_quantised_config
 from .parts_fit import check_parts_fit
@@ -71,11 +71,11 @@ def _read_index(folder: Path, needs_vae: bool) -> dict[str, Any]:
     optional = () if needs_vae else ("vae",)
     lacking = [part for part in PARTS if not (_is_given(index, part) or part in optional or part.endswith("_2"))]
     if lacking:
-        title = printable(index.get("_class_name", "pipeline"))
+        title = short_name(index.get("_class_name", "pipeline"))
         raise InputError(f"{folder.name} is a {title} without {lacking[0]}: give a diffusers folder of SD1.5 or SDXL.")
     if (kind := index["unet"][1]) != "UNet2DConditionModel":
         raise InputError(
-            f"{folder.name} has a UNet of the kind {printable(kind)}: give a diffusers folder of SD1.5 or SDXL."
+            f"{folder.name} has a UNet of the kind {short_name(kind)}: give a diffusers folder of SD1.5 or SDXL."
         )
     return index
 
@@ -181,7 +181,7 @@ def _text_encoder(
     kind = index[part.name][1]
     if kind not in _ENCODERS:
         raise InputError(
-            f"{folder.name} has a text encoder of the kind {printable(kind)}: CLIPTextModel and "
+            f"{folder.name} has a text encoder of the kind {short_name(kind)}: CLIPTextModel and "
             "CLIPTextModelWithProjection work."
         )
     values = read_json_object(part / "config.json")

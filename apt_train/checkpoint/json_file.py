@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..errors import InputError
+from ..wording import printable
 
 MAX_DEPTH = 24  # levels of nesting; a tokenizer.json has 6
 AGAIN = "download or copy it again"
@@ -93,12 +94,12 @@ def shown(value: Any, most: int = 60) -> str:
 
 def shown_error(error: BaseException) -> str:
     """A library's message, likewise."""
-    return printable(" ".join(str(error).split()).rstrip(".") or type(error).__name__, 120)
+    return short_name(" ".join(str(error).split()).rstrip(".") or type(error).__name__, 120)
 
 
-def printable(text: str, most: int = 80) -> str:
+def short_name(text: str, most: int = 80) -> str:
     """A name from a file, likewise."""
-    plain = "".join(letter if letter.isprintable() else "?" for letter in text[: most + 1])
+    plain = printable(text[: most + 1])
     return plain if len(plain) <= most else f"{plain[:most]}..."
 
 

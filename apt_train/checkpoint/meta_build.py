@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .config_check import libraries_answer
-from .json_file import printable
+from .json_file import short_name
 from .tensor_file import common_dtype
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -92,7 +92,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def first_few(names: Iterable[str], count: int = 3) -> str:
     names = list(names)
-    return ", ".join(printable(name) for name in names[:count]) + (", ..." if len(names) > count else "")
+    return ", ".join(short_name(name) for name in names[:count]) + (", ..." if len(names) > count else "")
 
 
 def _fill_position_ids(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..noise import NoiseSchedule, PredictionType, rescale_zero_terminal_snr
-from .json_file import printable
+from .json_file import short_name
 
 
 def schedule_from_config(
@@ -32,7 +32,7 @@ def schedule_from_config(
     kind = prediction_type or config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction"):
         known = "only models that predict epsilon or v_prediction can be trained"
-        raise InputError(f"prediction_type is {printable(kind)}: {known}.")
+        raise InputError(f"prediction_type is {short_name(kind)}: {known}.")
     alphas_cumprod = torch.cumprod(1 - betas_from_config(config), dim=0)
     if zero_terminal_snr and kind == "epsilon":
         raise InputError(
@@ -58,7 +58,7 @@ def betas_from_config(config: Mapping[str, Any]) -> Tensor:
     if name == "squaredcos_cap_v2":
         return _cosine_betas(steps)
     known = "linear, scaled_linear, squaredcos_cap_v2 or trained_betas"
-    raise InputError(f"beta_schedule is {printable(name)}: use {known}.")
+    raise InputError(f"beta_schedule is {short_name(name)}: use {known}.")
 
 
 def _cosine_betas(steps: int, most: float = 0.999) -> Tensor:

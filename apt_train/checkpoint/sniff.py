@@ -6,7 +6,7 @@ import re
 from typing import Literal
 
 from ..errors import InputError
-from .json_file import printable
+from .json_file import short_name
 from .ldm_unet import context_dim
 from .tensor_file import TensorFile, size_of
 
@@ -74,7 +74,7 @@ def _part_or_unknown(file: TensorFile) -> str:
     for title, pattern in _PARTS:
         if any(pattern.match(name) for name in file.shapes):
             return title
-    return f"no model known here (its first tensor is {printable(next(iter(file.shapes)))})"
+    return f"no model known here (its first tensor is {short_name(next(iter(file.shapes)))})"
 
 
 def _refuse_variants(file: TensorFile) -> None:

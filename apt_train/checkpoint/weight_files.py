@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .config_check import Wrong, mapping, text
-from .json_file import AGAIN, place, printable, read_json_object
+from .json_file import AGAIN, place, read_json_object, short_name
 from .tensor_file import open_tensor_file
 
 _SHARD = re.compile(r"(.*model.*)-(\d{1,6})-of-(\d{1,6})\.safetensors$")
@@ -36,7 +36,7 @@ def weight_files(part: Path) -> list[Path]:
         return _all_shards(part, shards)
     if pickles := [*visible(part, "*.bin"), *visible(part, "*.ckpt")]:
         raise InputError(
-            f"{part.parent.name}/{part.name} holds {printable(pickles[0].name)} only, a pickle, which can run code "
+            f"{part.parent.name}/{part.name} holds {short_name(pickles[0].name)} only, a pickle, which can run code "
             "when it is opened: get the model's .safetensors files instead."
         )
     raise InputError(f"{part} holds no .safetensors weights: the folder is incomplete, download or copy it again.")
@@ -69,7 +69,7 @@ def _named_by_index(part: Path) -> list[str]:
     path = visible(part, "*.safetensors.index*.json")[0]
     names = read_json_object(path, 1 << 24).get("weight_map")
     try:
-        return sorted({printable(name) for name in mapping(text(), _MOST_TENSORS)(names).values()})
+        return sorted({short_name(name) for name in mapping(text(), _MOST_TENSORS)(names).values()})
     except Wrong as wrong:
         raise InputError(f"{place(path)} has a weight_map that is not {wrong}: {AGAIN}.") from None
 

@@ -23,6 +23,8 @@ from ..checkpoint.json_file import parse_json
 from ..checkpoint.tensor_file import read_tensors
 from ..errors import InputError
 from ..files import atomic_write, sweep, write_text
+from ..run import config_file, log
+from ..run.names import ATTENTION, CONFIG, LOG
 from ..run.notices import Notice
 from .attention_tiles import attention_tiles
 from .plots import balance_figure, drift_figure, indicator_figure, losses_figure
@@ -44,7 +46,7 @@ CAPTIONS = {
 }
 
 
-LARGEST = {"config.json": 4 << 20, "log.jsonl": 512 << 20, "attention.safetensors": 1 << 30}  # bytes
+LARGEST = {CONFIG: config_file.MOST_BYTES, LOG: log.MOST_BYTES, ATTENTION: 1 << 30}  # bytes
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -68,7 +70,7 @@ def _composed(folder: Path) -> tuple[dict[str, bytes], str, str]:
     try:
         _check_files(folder)
         run = read_run(folder)
-        tiles = _read_attention(folder / "attention.safetensors")
+        tiles = _read_attention(folder / ATTENTION)
         pictures = _draw(run.log, run.summary, run.num_timesteps, tiles)
         numbers = json.dumps(_as_json(run), indent=2) + "\n"
         return pictures, numbers, _as_markdown(run, list(pictures), _newest_previews(folder))

@@ -87,8 +87,3 @@ def _of(parts: Mapping[str, Any], name: str, pictures: set[str]) -> set[tuple[st
 
 def _is_list_of_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
-
-
-def listed(words: list[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

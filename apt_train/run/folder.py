@@ -22,8 +22,9 @@ from ..errors import InputError
 from ..events import StepEvent
 from ..files import check_writable, sweep
 from ..paths import argument, command
+from ..wording import listed
 from .config_file import OURS, check_complete, read_config, read_settings, write_config
-from .content_parts import listed, other_parts
+from .content_parts import other_parts
 from .lock import held
 from .log import Log, add_to_line, append, cut_log, line_bytes, read_log
 from .names import (
@@ -167,7 +168,7 @@ class RunFolder:
         if saved.get("digest") != digest:
             others = [*other_parts(saved.get("parts"), parts), *_other_settings(before.identity(), config.identity())]
             raise InputError(
-                f"{self.path} holds a run of {listed(others) or _ANY_PART}: "
+                f"{self.path} holds a run of {listed(others, most=len(others)) or _ANY_PART}: "
                 "give what it began with, or choose another output folder."
             )
 
