@@ -27,6 +27,7 @@ from apt_train.run import lock
 from apt_train.run.config_file import read_config
 from apt_train.run.folder import RunFolder
 from apt_train.run.log import cut_log, read_log
+from apt_train.run.optimizer_state import put_back, take
 from apt_train.run.snapshot import check_kept, read_newest_state, write_snapshot
 from apt_train.run.state import Damaged, State, check_state, read_state, write_state
 from apt_train.training import finish
@@ -262,8 +263,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def a_run() -> Any:
     """What a state is checked against."""
+    trained = torch.nn.Parameter(torch.ones(2, 3))
     return SimpleNamespace(
-        trainable={"a": torch.nn.Parameter(torch.ones(2, 3))},
+        trainable={"a": trained},
+        optimizer=torch.optim.AdamW([trained]),
         indicator=OverfitIndicator(bins=2),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
     )
@@ -273,7 +276,7 @@ def a_state(step: int = 5) -> State:
     moments = {f"optimizer/{key}/a": torch.full((2, 3), 0.5) for key in ("exp_avg", "exp_avg_sq")}
     tensors = {"a": torch.full((2, 3), 0.25), "optimizer/step/a": torch.tensor(5.0), **moments}
     values = {"step": step, "indicator": OverfitIndicator(bins=2).state_dict(), "variants": 1, "scaler": {}}
-    return State(tensors, values)
+    return State(tensors, {**values, "optimizer": json.loads(json.dumps(take(a_run().optimizer, {})[1]))})
 
 
 def test_a_flipped_bit_anywhere_in_a_state_is_noticed(tmp_path: Path) -> None:
@@ -332,7 +335,7 @@ def test_what_has_no_end_is_damaged_and_not_read(
 
 
 def test_a_state_of_a_newer_version_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apt_train.run.state.FORMAT", 2)
+    monkeypatch.setattr("apt_train.run.state.FORMAT", 3)
     write_state(tmp_path, a_state())
     monkeypatch.undo()
     with pytest.raises(InputError, match="another version"):
@@ -343,7 +346,40 @@ def write_old_state(folder: Path, state: State) -> None:
     """As written before states had checksums."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state.tensors, folder / names.STATE_TENSORS)
-    (folder / names.STATE_VALUES).write_text(json.dumps(state.values))
+    first = {name: value for name, value in state.values.items() if name != "optimizer"}
+    (folder / names.STATE_VALUES).write_text(json.dumps(first))
+
+
+STRANGE_SETTINGS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no groups": lambda o: o.pop("groups"),
+    "a group more": lambda o: o["groups"].append({}),
+    "a group that is none": lambda o: o.update(groups=["lr"]),
+    "rate as text": lambda o: o["groups"][0].update(lr="fast"),
+    "rate infinite": lambda o: o["groups"][0].update(lr=float("inf")),
+    "one beta": lambda o: o["groups"][0].update(betas=[0.9]),
+    "switch as text": lambda o: o["groups"][0].update(amsgrad="yes"),
+    "values of a stranger": lambda o: o["values"].update(b={"k": 1}),
+    "values a list": lambda o: o.update(values=[]),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE_SETTINGS)
+def test_settings_of_an_optimizer_that_no_run_has_are_damage(tmp_path: Path, name: str) -> None:
+    """Also where the checksum fits: it says who wrote the file, not that it makes sense."""
+    state = a_state()
+    check_state(a_run(), state)
+    STRANGE_SETTINGS[name](state.values["optimizer"])
+    with pytest.raises(Damaged, match=r"state\.json"):
+        check_state(a_run(), state)
+
+
+def test_a_setting_that_another_torch_has_is_left_out() -> None:
+    state, fresh = a_state(), a_run()
+    state.values["optimizer"]["groups"][0] |= {"newer": "x", "lr": 0.5}
+    check_state(fresh, state)
+    put_back(fresh.optimizer, fresh.trainable, state.tensors, state.values["optimizer"])
+    assert fresh.optimizer.param_groups[0]["lr"] == 0.5 and "newer" not in fresh.optimizer.param_groups[0]
+    assert fresh.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
 
 
 OLD_DAMAGE: dict[str, Callable[[State], Any]] = {
@@ -379,7 +415,8 @@ def test_a_state_without_checksum_is_still_read(tmp_path: Path) -> None:
     write_old_state(tmp_path, a_state())
     found = read_state(tmp_path)
     check_state(a_run(), found)
-    assert found.values == a_state().values and torch.equal(found.tensors["a"], a_state().tensors["a"])
+    written = {name: value for name, value in a_state().values.items() if name != "optimizer"}
+    assert found.values == written and torch.equal(found.tensors["a"], a_state().tensors["a"])
 
 
 def test_the_newest_state_that_can_be_used_is_found_and_why_no_newer_one(tmp_path: Path) -> None:
