@@ -21,7 +21,7 @@ from .config import AdapterConfig, AptConfig, DataConfig, OptimizerConfig, Outpu
 from .errors import InputError
 from .interruption import exit_code, interrupted_by_signals
 from .paths import absolute, argument, command, expanded, one_line
-from .terminal import lossy_output
+from .terminal import is_terminal, lossy_output
 
 if TYPE_CHECKING:
     from .components import Components
@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             what = error.filename or "A file"
             return _complain(f"{what} cannot be used ({error.strerror or error}): check its path and permissions.", 2)
         except KeyboardInterrupt as error:
+            if is_terminal(sys.stderr):
+                print(file=sys.stderr)  # it has shown ^C on the line where the sentence would begin
             return _complain("aborted; the last snapshot stays.", exit_code(error))
 
 
