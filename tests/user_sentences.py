@@ -41,7 +41,7 @@ def sentences(path: Path, root: Path, picks: Callable[[ast.Call], ast.expr | Non
     """Of every call in a file of which `picks` gives the argument that holds the text."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    outer = assigned(tree.body)
+    outer = assigned([node for node in tree.body if not isinstance(node, (ast.FunctionDef, ast.ClassDef))])
     for owner, call in calls(tree):
         text = picks(call)
         if text is None:
