@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-import apt_train.checkpoint
-import apt_train.dataset
-import apt_train.loop
-import apt_train.setup
-from apt_train import cli, progress
+import apt_train.data.dataset
+import apt_train.families.sd
+import apt_train.training.loop
+import apt_train.training.setup
+from apt_train import cli
+from apt_train.console import progress
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, StepEvent
 from tests.test_cli import arguments
@@ -81,10 +82,10 @@ MISHAPS: dict[str, tuple[Callable[..., Any], int]] = {
     "Ctrl-C": (ctrl_c, 130),
 }
 PLACES = {
-    "pictures": (apt_train.dataset, "load_images"),
-    "weights": (apt_train.checkpoint, "load_checkpoint"),
-    "set-up": (apt_train.setup, "build_streams"),
-    "the end": (apt_train.loop, "write_extras"),
+    "pictures": (apt_train.data.dataset, "load_images"),
+    "weights": (apt_train.families.sd, "load_checkpoint"),
+    "set-up": (apt_train.training.setup, "build_streams"),
+    "the end": (apt_train.training.loop, "write_extras"),
 }
 
 
@@ -113,7 +114,7 @@ def test_everything_that_is_said_in_a_run_begins_on_a_line_of_its_own(
 ) -> None:
     screen = watch(watched, monkeypatch)
     (photos / "again.png").write_bytes((photos / "0.png").read_bytes())
-    monkeypatch.setattr(apt_train.loop, "write_extras", lambda *_: None)
+    monkeypatch.setattr(apt_train.training.loop, "write_extras", lambda *_: None)
     options = ["--steps", "3", "--snapshot-every", "2", "--preview-every", "1", "--preview-steps", "1"]
     assert cli.main(arguments(model, photos, tmp_path / "out", *options)) == 0
     said = screen.lines()

@@ -8,9 +8,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from ...apt_train.checkpoint.families import EncoderSpec, FamilySpec
-from ...apt_train.components import TextEncoder
 from ...apt_train.errors import InputError
+from ...apt_train.families.components import TextEncoder
+from ...apt_train.families.sd.published import EncoderSpec, FamilySpec
 from ..hashing import AtPiece
 from .weights import DigestCache, baked
 
@@ -44,7 +44,7 @@ def text_digest(clip: Any, family: FamilySpec, cache: DigestCache, at_piece: AtP
 
 
 def _encoder(clip: Any, spec: EncoderSpec) -> TextEncoder:
-    from ...apt_train.checkpoint.ldm_text import build_text_encoder, text_config
+    from ...apt_train.families.sd.ldm_text import build_text_encoder, text_config
 
     key = spec.embedding_key
     tensors = {
