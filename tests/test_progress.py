@@ -135,7 +135,7 @@ def test_a_file_gets_a_line_now_and_then_and_the_last_step(monkeypatch: pytest.M
             for done in range(5):
                 shown(BusyEvent("variants", step - 1, done, 5))
             now[0] += 1.0
-            shown(StepEvent(step, 1000, 0.5, 0.5, None, None, 1.0, 1e-4, [1], [0.25], seconds=1.0))
+            shown(StepEvent(step, 1000, 0.5, {"denoising": 0.5}, 1.0, 1e-4, [1], [0.25], seconds=1.0))
     said = screen.getvalue().splitlines()
     assert len(said) < 105 and said[0].startswith("encoding augmented pictures 1 of 5")
     assert said[1].startswith("step 1/1000 [00:01<16:39") and "loss 0.5000, gamma 0.25" in said[1]

@@ -83,9 +83,9 @@ def _exit_code(argv: list[str]) -> int:
 
 
 def _sentence(text: str) -> str:
-    """The last thing said, without the program's name; whatever a progress bar wrote before it does not count."""
+    """The last thing said, without the program's name; it begins on a line of its own."""
     head, found, sentence = text.rpartition("apt-train: ")
-    if not found or not sentence.endswith("\n"):
+    if not found or not sentence.endswith("\n") or head[-1:] not in ("", "\n"):
         raise Wrong(f"exit code 2 without a sentence: {text[-500:]!r}")
     return sentence[:-1]
 
@@ -114,7 +114,10 @@ def _surroundings(environment: dict[str, str | None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _short_training() -> Iterator[None]:
-    """Any number of steps is a valid command: the first one ends the run. The report is left out, which is slow."""
+    """Any number of steps is a valid command: the first one ends the run.
+
+    The report is left out, which is slow, and the demo draws one picture in the place of eight.
+    """
     real = loop.train
 
     def train(*arguments: Any, on_event: Callable[..., Any] | None = None, **named: Any) -> Any:
@@ -126,7 +129,11 @@ def _short_training() -> Iterator[None]:
 
         return real(*arguments, on_event=heard, **named)
 
-    with mock.patch.object(loop, "train", train), mock.patch.object(finish, "write_report"):
+    with (
+        mock.patch.object(loop, "train", train),
+        mock.patch.object(finish, "write_report"),
+        mock.patch("apt_train.demo.demo.SAMPLES", 1),
+    ):
         yield
 
 
