@@ -16,6 +16,7 @@ from hypothesis.strategies import SearchStrategy
 from safetensors import safe_open
 
 from apt_train import cli
+from apt_train.demo import demo
 from apt_train.errors import InputError
 from apt_train.events import StepEvent, StopTraining
 from apt_train.training import finish, loop
@@ -116,8 +117,10 @@ def _surroundings(environment: dict[str, str | None]) -> Iterator[None]:
 def _short_training() -> Iterator[None]:
     """Any number of steps is a valid command: the first one ends the run.
 
-    The report is left out, which is slow, and the demo draws one picture in the place of eight.
+    The report is left out, which is slow, and the demo's pictures are drawn in two steps.
     """
+    settings = demo.recipe()
+    settings["sampling"]["steps"] = 2
     real = loop.train
 
     def train(*arguments: Any, on_event: Callable[..., Any] | None = None, **named: Any) -> Any:
@@ -132,7 +135,7 @@ def _short_training() -> Iterator[None]:
     with (
         mock.patch.object(loop, "train", train),
         mock.patch.object(finish, "write_report"),
-        mock.patch("apt_train.demo.demo.SAMPLES", 1),
+        mock.patch.object(demo, "recipe", lambda: settings),
     ):
         yield
 
