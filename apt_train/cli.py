@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, 
 
 from .config import AdapterConfig, AptConfig, DataConfig, OptimizerConfig, OutputConfig, TrainConfig, choices_of
 from .console.interruption import exit_code, interrupted_by_signals
-from .console.terminal import lossy_output
+from .console.terminal import is_terminal, lossy_output
 from .errors import InputError
 from .paths import absolute, argument, command, expanded, one_line
 
@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             what = error.filename or "A file"
             return _complain(f"{what} cannot be used ({error.strerror or error}): check its path and permissions.", 2)
         except KeyboardInterrupt as error:
+            if is_terminal(sys.stderr):
+                print(file=sys.stderr)  # it has shown ^C on the line where the sentence would begin
             return _complain("aborted; the last snapshot stays.", exit_code(error))
 
 

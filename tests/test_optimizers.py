@@ -84,7 +84,7 @@ def test_a_state_put_back_goes_on_as_if_it_had_never_stopped(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_the_shapes_of_a_state_are_known_before_there_is_one(name: str) -> None:
     parameters, optimizer = trained(ALL[name])
-    expected = {key: shapes(optimizer, parameter) for key, parameter in parameters.items()}
+    expected = {key: shapes(optimizer, parameter.shape) for key, parameter in parameters.items()}
     assert not optimizer.state
     moved(parameters, optimizer, range(1))
     for key, parameter in parameters.items():

@@ -29,7 +29,7 @@ from apt_train.run.folder import RunFolder
 from apt_train.run.log import cut_log, read_log
 from apt_train.run.optimizer_state import put_back, take
 from apt_train.run.snapshot import check_kept, read_newest_state, write_snapshot
-from apt_train.run.state import Damaged, State, check_state, read_state, write_state
+from apt_train.run.state import Damaged, State, check_state, most_state_bytes, read_state, write_state
 from apt_train.training import finish
 from apt_train.training.indicator import OverfitIndicator
 from tests.damaged_runs import FILES
@@ -307,9 +307,17 @@ def test_a_cut_or_emptied_state_is_noticed(tmp_path: Path, name: str, damage: Ca
         read_state(tmp_path)
 
 
+def claim(path: Path, size: int) -> None:
+    """A safetensors file with a hole of that many bytes, which its header says are one tensor."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + size)
+
+
 STRANGE: dict[str, Callable[[Path], object]] = {
     "a terabyte": FILES["a terabyte"](""),
     "a terabyte behind a sound beginning": lambda path: os.truncate(path, 1 << 40),
+    "a terabyte that its header claims": lambda path: claim(path, 1 << 40),
     "a pipe": FILES["a pipe"](""),
     "a link to a device": FILES["a link to a device"](""),
 }
@@ -332,6 +340,19 @@ def test_what_has_no_end_is_damaged_and_not_read(
         read_state(folder) if name in (names.STATE_TENSORS, names.STATE_VALUES) else check_kept(
             folder / "toy_subject.safetensors"
         )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no holes in files")
+def test_a_state_of_more_than_the_run_can_hold_is_not_read(tmp_path: Path) -> None:
+    """A gigabyte would be hashed within a second or two; a hundred would not."""
+    folder = tmp_path / "step_000005"
+    folder.mkdir()
+    write_state(folder, a_state())
+    claim(folder / names.STATE_TENSORS, 1 << 30)
+    run = a_run()
+    assert most_state_bytes(run) < 1 << 25
+    state, faults = read_newest_state(tmp_path, lambda found: check_state(run, found), most_state_bytes(run))
+    assert state is None and "larger than any" in faults[0]
 
 
 def test_a_state_of_a_newer_version_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

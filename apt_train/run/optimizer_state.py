@@ -48,9 +48,9 @@ def put_back(optimizer: Optimizer, names: Mapping[str, Parameter], tensors: Mapp
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def shapes(optimizer: Optimizer, parameter: Parameter) -> dict[str, torch.Size]:
-    """What this optimizer keeps of one parameter, by key: found by a step of its own kind on zeros."""
-    twin = torch.zeros(parameter.shape, requires_grad=True)
+def shapes(optimizer: Optimizer, shape: torch.Size) -> dict[str, torch.Size]:
+    """What this optimizer keeps of a parameter of a shape, by key: found by a step of its own kind on zeros."""
+    twin = torch.zeros(shape, requires_grad=True)
     twin.grad = torch.zeros_like(twin)
     taken = inspect.signature(type(optimizer)).parameters
     blank = type(optimizer)([twin], **{key: value for key, value in optimizer.defaults.items() if key in taken})

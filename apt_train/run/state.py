@@ -32,6 +32,7 @@ from ..names import STATE_TENSORS, STATE_VALUES
 from . import optimizer_state
 
 FORMAT = 2
+MOST_TENSOR_BYTES = 16 << 30  # of a LoRA: SDXL's at rank 1024 takes 11 GB; a state is measured by its run
 MOST_BYTES = 16 << 20  # of state.json: a number per timestep bin is the most of it
 _VALUES = {"step", "indicator", "variants", "scaler"}  # all that states of the first versions hold: no checksum either
 _OF_FORMAT = {1: _VALUES | {"tensors_sha256"}, FORMAT: _VALUES | {"optimizer", "tensors_sha256"}}
@@ -129,12 +130,15 @@ def write_state(folder: Path, state: State) -> None:
     write_text(folder / STATE_VALUES, text)
 
 
-def read_state(folder: Path) -> State:
-    """A state as it was written. Damaged: it is not what was written; InputError: a newer version wrote it."""
+def read_state(folder: Path, most_bytes: int = MOST_TENSOR_BYTES) -> State:
+    """A state as it was written. Damaged: it is not what was written; InputError: a newer version wrote it.
+
+    `most_bytes`: of its tensors, beyond which it is none.
+    """
     values = _read_values(folder / STATE_VALUES)
     tensors = folder / STATE_TENSORS
     try:
-        digest = kept_sha256(tensors)
+        digest = kept_sha256(tensors, most_bytes)
         if values.pop("tensors_sha256", digest) != digest:
             raise Damaged(f"{STATE_TENSORS} does not match its checksum")
         return State(load_file(tensors), values)
@@ -155,18 +159,41 @@ def check_state(run: Training, state: State) -> None:
         raise Damaged(f"{STATE_VALUES} does not fit the run")
 
 
-def kept_sha256(path: Path) -> str:
-    """Of a safetensors file's bytes, in hex. Damaged: it is none, or its header says another size than it has.
+def most_state_bytes(run: Training) -> int:
+    """Of the tensors' file of a run's state: parameters and their moments in float32, with room for the header."""
+    shapes = [parameter.shape for parameter in run.trainable.values()]
+    shapes += [shape for moments in _moments(run).values() for shape in moments.values()]
+    return 4 * sum(shape.numel() for shape in shapes) + (16 << 20)
+
+
+def _moments(run: Training) -> dict[str, dict[str, torch.Size]]:
+    """By parameter, the names of what the optimizer keeps of it, and their shapes."""
+    known = {shape: optimizer_state.shapes(run.optimizer, shape) for shape in {p.shape for p in run.trainable.values()}}
+    return {
+        name: {f"{optimizer_state.PREFIX}{key}/{name}": shape for key, shape in known[parameter.shape].items()}
+        for name, parameter in run.trainable.items()
+    }
+
+
+def kept_sha256(path: Path, most_bytes: int = MOST_TENSOR_BYTES) -> str:
+    """Of a safetensors file's bytes, in hex. Damaged: it is none, too large, or not of the size its header says.
 
     The header comes first, as a file that was blown up to a terabyte would be read for hours.
     """
+    check_size(path, most_bytes)
+    return sha256_of_file(path)
+
+
+def check_size(path: Path, most_bytes: int = MOST_TENSOR_BYTES) -> None:
+    """Damaged: a safetensors file is none, too large, or not of the size its header says."""
     try:
         size = open_tensor_file(path).size
     except InputError:
         raise Damaged(f"{path.name} is no safetensors file, or cut short") from None
+    if size > most_bytes:
+        raise Damaged(f"{path.name} is larger than any that was written")
     if path.stat().st_size != size:
         raise Damaged(f"{path.name} has another size than was written")
-    return sha256_of_file(path)
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -195,12 +222,8 @@ def _read_values(path: Path) -> dict[str, Any]:
 
 
 def _check_tensors(run: Training, tensors: dict[str, Tensor]) -> None:
-    expected, known = {}, {}
-    for name, parameter in run.trainable.items():
-        expected[name] = parameter.shape
-        if parameter.shape not in known:
-            known[parameter.shape] = optimizer_state.shapes(run.optimizer, parameter)
-        moments = {f"{optimizer_state.PREFIX}{key}/{name}": shape for key, shape in known[parameter.shape].items()}
+    expected = {name: parameter.shape for name, parameter in run.trainable.items()}
+    for moments in _moments(run).values():
         if moments.keys() & tensors.keys():  # under fp16 the first steps may all have been skipped
             expected |= moments
     for name in sorted(expected.keys() ^ tensors.keys()):
