@@ -18,7 +18,7 @@ import signal
 import sys
 from pathlib import Path
 
-from apt_train.demo import MODEL
+from apt_train.demo.demo import MODEL
 from apt_train.errors import InputError
 
 from .grid import Grid
