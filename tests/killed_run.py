@@ -15,14 +15,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
-from PIL import Image
 
 from apt_train.events import BusyEvent, Event
-from apt_train.report import write
 from apt_train.training import finish
+from tests.blank_figures import leave_blank
 from tests.tiny import tiny_components
 from tests.training import pictures, run
 
@@ -117,16 +116,8 @@ def serve(order: dict[str, Any]) -> dict[str, Any]:
     return {"ended": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), "passed": passed}
 
 
-class Blank:
-    """In the place of a figure."""
-
-    def savefig(self, file: IO[bytes], **_: Any) -> None:
-        Image.new("RGB", (4, 4)).save(file, format="PNG")
-
-
 def main() -> None:
-    for name in ("indicator_figure", "drift_figure", "losses_figure", "balance_figure"):
-        setattr(write, name, lambda *_, **__: Blank())
+    leave_blank()
     for line in sys.stdin:
         print(json.dumps(serve(json.loads(line))), flush=True)
 
