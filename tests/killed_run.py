@@ -1,6 +1,6 @@
 """A process that trains and is killed: what `tests/test_kill.py` runs, so that each kill costs no imports.
 
-`python -m tests.killed_run` reads orders from stdin, one JSON a line, and forks a child for each. A child trains a tiny
+`main` reads orders from stdin, one JSON a line, and forks a child for each. A child trains a tiny
 run and tells the moments it passes, each time it opens, moves or removes a file of the run, and at each event. At the
 moment that its order names it kills itself, as `kill -9` would. The report's figures are written blank, as drawing them
 takes longer than all else.
@@ -77,7 +77,7 @@ def train(order: dict[str, Any], moments: Moments) -> None:
     folder = Path(order["folder"])
     sys.addaudithook(moments.audit)
     resume = (folder / "config.json").exists()
-    run(PARTS, PICTURES, output_dir=folder, resume=resume, on_event=moments.heard, **SETTINGS)
+    run(tiny_components(), pictures(), output_dir=folder, resume=resume, on_event=moments.heard, **SETTINGS)
 
 
 def _tear_the_log(step: int) -> None:
@@ -117,12 +117,7 @@ def serve(order: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    torch.set_num_threads(1)
     leave_blank()
     for line in sys.stdin:
         print(json.dumps(serve(json.loads(line))), flush=True)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    PARTS, PICTURES = tiny_components(), pictures()
-    main()
