@@ -9,7 +9,7 @@ import pytest
 
 from apt_train.cli import build_parser
 
-from .readme_options import options_text, readme_text
+from .options_page import options_text, page_text
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/log.md", "docs/benchmark.md")
@@ -26,8 +26,8 @@ def tree() -> list[tuple[int, str]]:
     return [(len(indent), name) for indent, name in entries]
 
 
-def test_the_readme_lists_every_option_as_it_is() -> None:
-    assert readme_text() == options_text(), "run `python -m tests.readme_options`"
+def test_the_options_page_lists_every_option_as_it_is() -> None:
+    assert page_text() == options_text(), "run `python -m tests.options_page`"
 
 
 @pytest.mark.parametrize("top", ["apt_train/", "nodes/", "benchmarks/quality/"])

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..config import AttnSchedule, Layers, StabilizationMode, TrainConfig
 from ..data.batch import Batch
+from ..families.noise import NoiseSchedule
 from ..text.conditioning import Conditioning
 from .capture import Captured, attention_maps
 from .indicator import OverfitIndicator
@@ -51,6 +52,7 @@ class Passes:
 
     batch: Batch
     target: Tensor  # what the model should have predicted, (N, C, h, w)
+    schedule: NoiseSchedule
     tuned: Pass
     prior: Pass | None  # None: not run in this step (lazy_prior), or nobody asked for it
     indicator: OverfitIndicator  # with this pass's losses taken in
@@ -61,6 +63,11 @@ class Passes:
     def gamma(self) -> Tensor:
         """The indicator of each sample's timestep bin, float32 (N,)."""
         return self.indicator.gamma_at(self.batch.timesteps)
+
+    @property
+    def snr(self) -> Tensor:
+        """Signal-to-noise ratio at each sample's timestep, float32 (N,)."""
+        return self.schedule.snr(self.batch.timesteps)
 
     @property
     def compared(self) -> tuple[Pass, Pass]:
