@@ -60,6 +60,6 @@ def prose(page: str) -> Prose:
         (cells if line.lstrip().startswith("|") else lines).append(line)
     blocks = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", "\n".join(lines))
     text = [re.sub(r"^\s*(?:[-*]|\d+\.) ", "", " ".join(block.split())) for block in blocks]
-    sentences = [sentence for block in text for sentence in re.split(r"(?<=[.!?:])[*)\"]*\s+", block)]
+    sentences = [sentence for block in text for sentence in re.split(r"(?<=[.!?])[*)\"]*\s+", block)]
     counts = [len(sentence.split()) for sentence in sentences]
     return Prose([count for count in counts if count > 2], "\n".join([*text, *cells]).replace("|", " "))

@@ -66,7 +66,7 @@ class Copy:
         values = quick_config(steps=3).to_dict()
         for name, value in settings.items():
             groups = [values, *(group for group in values.values() if isinstance(group, dict))]
-            next((group for group in groups if name in group), values["apt"])[name] = value
+            next((group for group in groups[::-1] if name in group), values["apt"])[name] = value
         config = self.module("config").TrainConfig.from_dict(values)
         self.module("training.loop").train(tiny_components(), pictures(), config, device="cpu", output_dir=folder)
         return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]

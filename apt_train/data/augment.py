@@ -29,8 +29,8 @@ def affine(image: Tensor, zoom: float, degrees: float, shift_x: float, shift_y: 
         image: float (C, H, W) in [-1, 1].
         zoom: above 0; the content's sides become 1/zoom of the canvas.
         degrees: counter-clockwise as seen, about the content's centre; without shear on any aspect.
-        shift_x, shift_y: where the content's centre goes, as fractions of the canvas; right and down are
-            positive.
+        shift_x: where the content's centre goes, as a fraction of the canvas; right is positive.
+        shift_y: likewise, down is positive.
 
     Returns:
         The moved picture, like `image`, -1 (black) outside the content; and bool (1, H, W), True where a
