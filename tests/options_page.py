@@ -43,7 +43,7 @@ def _table(title: str, actions: list[argparse.Action]) -> str:
 def _row(action: argparse.Action) -> str:
     text, _, default = (action.help or "").replace("%%", "%").partition(" (default: ")
     default = "**required**" if action.required else _escaped(default.removesuffix(")"))
-    return f"| `{_spelled(action)}` | {default} | {_escaped(text)} |"
+    return f"| <code>{_escaped(_spelled(action))}</code> | {default} | {_escaped(text)} |"
 
 
 def _spelled(action: argparse.Action) -> str:
@@ -54,12 +54,13 @@ def _spelled(action: argparse.Action) -> str:
     if action.nargs == "+":
         return f"{name} ..."
     choices = action.metavar if isinstance(action.metavar, str) and "|" in action.metavar else ""
-    return f"{name} {choices}".strip().replace("|", "\\|")
+    return f"{name} {choices}".strip()
 
 
 def _escaped(text: str) -> str:
-    """Stars, angles and underscores are text here, not markup; a bar would end the cell."""
-    return re.sub(r"([|*_<>])", r"\\\1", text)
+    """Stars, angles and underscores are text here, not markup; a bar would end the cell. The same to every reader of
+    Markdown, hence no backslashes."""
+    return re.sub(r"[|*_<>]", lambda letter: f"&#{ord(letter[0])};", text)
 
 
 if __name__ == "__main__":
