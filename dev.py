@@ -1,4 +1,4 @@
-"""The workshop: demo, test, lint, docs, bench, fuzz, host. Standard library only, Python 3.10+, Linux, macOS and Windows.
+"""The workshop: demo, test, lint, docs, bench, fuzz, host. Standard library only, Python 3.10+, on any system.
 
     python dev.py demo [options]     train on the embedded model and draw the sheet (options: of apt-train demo)
     python dev.py test [options]     run the tests, then those on a real ComfyUI if there is one (options: of pytest)
@@ -271,7 +271,7 @@ def install(python: str, constraints: str, extras: list[str]) -> None:
     say(f"dev.py: installing {target} under {constraints}; the first time takes some minutes")
     pip = [python, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
     if run([*pip, "--constraint", constraints, "--editable", target]) != 0:
-        raise Failure("the installation failed: mend what pip names above and run the same command again.")
+        raise Failure("the installation failed: fix what pip names above and run the same command again.")
 
 
 # ---- the host ----------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """README, CONTRIBUTING and the pages in docs/ say what is true, and read well.
 
-Options, tree, links, commands and names are looked up; sentences are measured. Not here: the built site (`dev.py docs`).
+Options, tree, links, commands and names are looked up, sentences are measured. Not here: the built site (`dev.py
+docs`).
 """
 
 from __future__ import annotations
@@ -118,8 +119,8 @@ def test_pages_read_as_a_native_engineer_writes(name: str) -> None:
 
 def test_prose_is_measured_as_it_reads() -> None:
     page = (
-        "# Not a sentence; at all\n\nFour words stand here. `code; code` and then six words more.\n\n- An item of\n  five words"
-        f"\n- {'many ' * 31}\n\n| a cell; one | .5 comes to |\n\n```\ncode; .5\n```\n"
+        "# Not a sentence; at all\n\nFour words stand here. `code; code` and then six words more.\n\n"
+        f"- An item of\n  five words\n- {'many ' * 31}\n\n| a cell; one | .5 comes to |\n\n```\ncode; .5\n```\n"
     )
     found = prose(page)
     assert found.sentences == [4, 6, 5, 31]

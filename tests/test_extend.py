@@ -6,7 +6,6 @@ The changed copy is imported under a name of its own, beside the real package. N
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import shutil
 import sys
@@ -16,8 +15,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 
+from apt_train.families.noise import scaled_linear_schedule
 from tests.tiny import tiny_components
 from tests.training import pictures, quick_config
 
@@ -61,15 +60,15 @@ class Copy:
     def module(self, path: str) -> ModuleType:
         return importlib.import_module(f"{self.name}.{path}")
 
-    def train(self, folder: Path, **settings: Any) -> list[dict[str, Any]]:
-        """Three steps; the lines of the log."""
-        values = quick_config(steps=3).to_dict()
+    def train(self, **settings: Any) -> list[dict[str, Any]]:
+        """Three steps; the lines that the log would hold."""
+        values = quick_config(steps=3, watch_drift=False).to_dict()
         for name, value in settings.items():
             groups = [values, *(group for group in values.values() if isinstance(group, dict))]
             next((group for group in groups[::-1] if name in group), values["apt"])[name] = value
-        config = self.module("config").TrainConfig.from_dict(values)
-        self.module("training.loop").train(tiny_components(), pictures(), config, device="cpu", output_dir=folder)
-        return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        config, kind, events = self.module("config").TrainConfig.from_dict(values), self.module("events").StepEvent, []
+        self.module("training.loop").train(tiny_components(), pictures(), config, device="cpu", on_event=events.append)
+        return [event.log_line() for event in events if isinstance(event, kind)]
 
     def help(self) -> str:
         commands = self.module("cli").build_parser()._subparsers._group_actions[0].choices
@@ -77,7 +76,7 @@ class Copy:
 
 
 @pytest.fixture
-def copy(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[Copy]:
+def copy(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[Copy]:
     name = f"apt_with_{request.param}"
     monkeypatch.syspath_prepend(str(tmp_path))
     yield Copy(name, tmp_path, request.param)
@@ -86,9 +85,9 @@ def copy(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("copy", ["term"], indirect=True)
-def test_the_term_of_the_page_is_trained_with_and_logged(copy: Copy, tmp_path: Path) -> None:
-    with_it = copy.train(tmp_path / "with", prior_pull_weight=0.5)
-    without = copy.train(tmp_path / "without", prior_pull_weight=0.0)
+def test_the_term_of_the_page_is_trained_with_and_logged(copy: Copy) -> None:
+    with_it = copy.train(prior_pull_weight=0.5)
+    without = copy.train(prior_pull_weight=0.0)
     assert [line["prior_pull"] for line in with_it][0] == 0 and all(line["prior_pull"] > 0 for line in with_it[1:])
     assert all("prior_pull" not in line for line in without)
     assert with_it[2]["loss"] != without[2]["loss"]
@@ -96,12 +95,12 @@ def test_the_term_of_the_page_is_trained_with_and_logged(copy: Copy, tmp_path: P
 
 
 @pytest.mark.parametrize("copy", ["weighting"], indirect=True)
-def test_the_weighting_of_the_page_multiplies_the_denoising_loss(copy: Copy, tmp_path: Path) -> None:
+def test_the_weighting_of_the_page_multiplies_the_denoising_loss(copy: Copy) -> None:
     off = dict(adaptive_loss_weight=False, stabilization=False, alignment=False, batch_size=1, seed=SEED)
-    with_it = copy.train(tmp_path / "with", min_snr=5.0, **off)[0]
-    without = copy.train(tmp_path / "without", min_snr=0.0, **off)[0]
-    snr = tiny_components().schedule.snr(torch.tensor(with_it["timestep"]))
-    factor = (snr.clamp(max=5.0) / snr).item()
+    with_it = copy.train(min_snr=5.0, **off)[0]
+    without = copy.train(min_snr=0.0, **off)[0]
+    alpha_bar = scaled_linear_schedule().alphas_cumprod[with_it["timestep"][0]].item()
+    factor = min(1, 5.0 / (alpha_bar / (1 - alpha_bar)))
     assert factor < 1
     assert with_it["denoising"] == without["denoising"]
     assert with_it["loss"] == pytest.approx(factor * without["loss"])
@@ -109,8 +108,8 @@ def test_the_weighting_of_the_page_multiplies_the_denoising_loss(copy: Copy, tmp
 
 
 @pytest.mark.parametrize("copy", ["optimizer"], indirect=True)
-def test_the_optimizer_of_the_page_is_trained_with(copy: Copy, tmp_path: Path) -> None:
-    nadam, adamw = (copy.train(tmp_path / name, optimizer=name) for name in ("nadam", "adamw"))
+def test_the_optimizer_of_the_page_is_trained_with(copy: Copy) -> None:
+    nadam, adamw = (copy.train(optimizer=name) for name in ("nadam", "adamw"))
     assert nadam[0] == adamw[0] and nadam[2]["loss"] != adamw[2]["loss"]
     assert "nadam" in copy.help()
 
@@ -119,3 +118,10 @@ def test_the_optimizer_of_the_page_is_trained_with(copy: Copy, tmp_path: Path) -
 def test_the_new_setting_at_its_default_is_no_other_run(copy: Copy) -> None:
     made = copy.module("config").TrainConfig.from_dict(quick_config().to_dict())
     assert made.identity() == quick_config().identity()
+
+
+def test_the_family_of_the_page_is_the_one_that_the_tests_train() -> None:
+    page, source = (path.read_text(encoding="utf-8") for path in (PAGES / "family.md", ROOT / "tests" / "toy_flow.py"))
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 3
+    assert [block for block in blocks if block not in source] == []

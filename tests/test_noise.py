@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from diffusers.training_utils import compute_snr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -113,12 +112,3 @@ def test_half_precision_latents_keep_the_schedule_in_float32() -> None:
     signal, sigma = schedule.signal_and_noise(torch.tensor([0, 999]))
     assert signal.shape == (2, 1, 1, 1) and signal.dtype == sigma.dtype == torch.float32
     torch.testing.assert_close(signal.square() + sigma.square(), torch.ones(2, 1, 1, 1))
-
-
-@pytest.mark.parametrize("zero", [False, True])
-def test_the_signal_to_noise_ratio_is_diffusers(zero: bool) -> None:
-    """Also 0, and a number, where the last step is pure noise."""
-    times = torch.tensor([0, 499, 999])
-    found = scaled_linear_schedule(zero_terminal_snr=zero).snr(times)
-    torch.testing.assert_close(found, compute_snr(theirs(zero=zero), times), rtol=1e-4, atol=1e-6)
-    assert (found[-1] == 0) == zero

@@ -48,11 +48,6 @@ class NoiseSchedule:
         alpha_bar = self.alphas_cumprod.to(timesteps.device)[timesteps].float().view(-1, 1, 1, 1)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
-    def snr(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio alpha_bar / (1 - alpha_bar), float32 (N,); 0 at a terminal step of pure noise."""
-        signal, sigma = self.signal_and_noise(timesteps)
-        return (signal / sigma).square().view(-1)
-
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Noisy latents; all (N, C, H, W), timesteps int64 (N,)."""
         signal, sigma = self.signal_and_noise(timesteps)

@@ -15,11 +15,12 @@ from functools import reduce
 from operator import mul
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..config import AttnSchedule, Layers, StabilizationMode, TrainConfig
 from ..data.batch import Batch
-from ..families.noise import NoiseSchedule
+from ..families.network import Process
 from ..text.conditioning import Conditioning
 from .capture import Capture, Captured
 from .indicator import OverfitIndicator
@@ -53,7 +54,7 @@ class Passes:
 
     batch: Batch
     target: Tensor  # what the model should have predicted, (N, C, h, w)
-    schedule: NoiseSchedule
+    schedule: Process
     tuned: Pass
     prior: Pass | None  # None: not run in this step (lazy_prior), or nobody asked for it
     indicator: OverfitIndicator  # with this pass's losses taken in
@@ -67,8 +68,11 @@ class Passes:
 
     @property
     def snr(self) -> Tensor:
-        """Signal-to-noise ratio at each sample's timestep, float32 (N,)."""
-        return self.schedule.snr(self.batch.timesteps)
+        """Signal-to-noise ratio at each sample's timestep, float32 (N,): what becomes of a latent and a noise of 1."""
+        times = self.batch.timesteps
+        one = torch.ones(len(times), 1, 1, 1, device=times.device)
+        signal, noise = self.schedule.add_noise(one, 0 * one, times), self.schedule.add_noise(0 * one, one, times)
+        return (signal / noise).square().flatten()
 
     @property
     def compared(self) -> tuple[Pass, Pass]:
