@@ -56,6 +56,22 @@ def test_a_site_that_loads_from_another_host_is_found(tmp_path: Path, name: str,
     assert ".example/" in found and found.endswith(str(Path(name)))
 
 
+@pytest.mark.parametrize("built", [0, 1])
+def test_the_site_is_refused_where_it_would_load_and_a_failed_build_is_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: int
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text('<script src="https://cdn.example/x.js">', encoding="utf-8")
+    monkeypatch.setattr(dev, "ROOT", tmp_path)
+    monkeypatch.setattr(dev, "prepare", lambda *_, **__: "python")
+    monkeypatch.setattr(dev, "run", lambda command, **_: built if "--strict" in command else 9)
+    if built:
+        assert dev.docs() == 1
+    else:
+        with pytest.raises(dev.Failure, match="cdn.example"):
+            dev.docs()
+
+
 def test_what_a_site_has_itself_and_what_it_links_to_are_no_loads(tmp_path: Path) -> None:
     page = '<script src="js/x.js"></script><a href="https://arxiv.org/abs/1">paper</a><code>&lt;img src="https://x"&gt;'
     (tmp_path / "a.html").write_text(page, encoding="utf-8")
