@@ -203,7 +203,11 @@ class OptimizerConfig:
         0, "Steps over which the learning rate rises from 0 (every schedule but constant).", _EVERY
     )
     batch_size: int = _set(1, "Pictures in one pass; memory grows with it.", _Range(1, 65536))
-    accumulation: int = _set(1, "Passes summed into one optimizer step.", _Range(1, 1_000_000))
+    accumulation: int = _set(
+        1,
+        "Passes summed into one optimizer step. Under APT nearly a larger batch: each pass sees the last ones.",
+        _Range(1, 1_000_000),
+    )
     optimizer: str = _set(
         "adamw",
         "What moves the weights: adamw, or radam, which warms itself up. Both read the betas and epsilon here.",
