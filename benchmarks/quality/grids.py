@@ -41,6 +41,7 @@ DREAMBOOTH = {"dreambooth": Variant({"method": "dreambooth", "apt": {"watch_indi
 # of the work, then all together (added up one by one: the grid `ablation`); the regularisers' weights are the sweeps'.
 # The temperature is the published one. 300, the grid `temperature`'s, joined after seed 0 of the others.
 RS, AA = {"dist_weight": 0.01}, {"attn_weight": 0.01}
+TURNED = {"max_zoom": 1.0}  # turned by up to 15 degrees, as published, and not shrunk
 METHODS: dict[str, Variant] = {
     **FLOOR,
     **DREAMBOOTH,
@@ -146,6 +147,20 @@ GRIDS: dict[str, Grid] = {
             "ata": apt("augment", "weight", temperature=300.0),
         },
         task=FRAMED,
+        steps=800,
+    ),
+    # All parts together with an augmentation that turns and does not shrink: at 64 px a picture zoomed out leaves too few
+    # latents of the subject. Which part costs what, and which temperature goes with it? Rows without the augmentation,
+    # and the baselines, are those of `temperature` and `baselines`.
+    "whole": tuning(
+        {
+            "dco": Variant({"method": "dco", "dco_beta": 1000.0}),
+            "weight, T 300": apt("weight", temperature=300.0),
+            "weight, T 1000": apt("weight", temperature=1000.0),
+            "apt, T 300": apt("augment", "weight", "rs", "aa", temperature=300.0, **TURNED, **RS, **AA),
+            "apt, T 300, no augmentation": apt("weight", "rs", "aa", temperature=300.0, **RS, **AA),
+            "apt, T 1000": apt("augment", "weight", "rs", "aa", temperature=1000.0, **TURNED, **RS, **AA),
+        },
         steps=800,
     ),
     # The baselines' own constants deserve the same care: DCO's beta was published for SDXL's losses.
