@@ -16,7 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 COLOR_RANGE = 0.2  # ours: brightness, contrast and saturation change by at most this share
+PUBLISHED_ZOOM, PUBLISHED_SIDE = 3.0, 128  # reported of SDXL, whose 1024 pixels are 128 latents
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601: how bright red, green and blue look
+
+
+def zoom_limit(max_zoom: float | Literal["auto"], side: int) -> float:
+    """How far pictures are zoomed out at most, at least 1; `side`: latents per side of a square one.
+
+    `auto` (ours): so far that what is left of the picture has as many latents as the published range leaves on
+    SDXL, 43 a side. That is 3 for 128 latents, 1.5 for 64, and 1 (turned only) for 43 and fewer. Never above 3.
+    """
+    if max_zoom != "auto":
+        return max_zoom
+    return min(PUBLISHED_ZOOM, max(1.0, PUBLISHED_ZOOM * side / PUBLISHED_SIDE))
 
 
 def affine(image: Tensor, zoom: float, degrees: float, shift_x: float, shift_y: float) -> tuple[Tensor, Tensor]:

@@ -120,7 +120,12 @@ class AptConfig:
         _Range(above=0, high=1_000_000_000),
     )
     p_max: float = _set(0.8, "Highest probability of augmentation (reported: 0.8).", _Range(0, 1))
-    max_zoom: float = _set(3.0, "Augmentation zooms out by 1 to this factor (reported: 3).", _Range(1, 1000))
+    max_zoom: float | Literal["auto"] = _set(
+        "auto",
+        "Augmentation zooms out by 1 to this factor (reported: 3), or auto: 3 at SDXL's 1024 pixels, and less where a "
+        "picture has fewer latents, so that as many are left of it (ours: 1.5 at 512).",
+        _Range(1, 1000),
+    )
     max_degrees: float = _set(
         15.0, "Augmentation rotates by up to this many degrees either way (reported: 15).", _Range(0, 180)
     )
@@ -169,8 +174,10 @@ class AptConfig:
 
     def __post_init__(self) -> None:
         _check_values(self)
-        is_word = isinstance(self.temperature, str) and self.temperature != "auto"
-        _require(not is_word, "temperature", repr(self.temperature), "give a number above 0, or auto")
+        for name, number in (("temperature", "a number above 0"), ("max_zoom", "a number from 1 to 1000")):
+            value = getattr(self, name)
+            is_word = isinstance(value, str) and value != "auto"
+            _require(not is_word, name, repr(value), f"give {number}, or auto")
         remedy = "name at least one, or set adaptive_augmentation to false"
         _require(len(self.augment_kinds) > 0, "augment_kinds", "()", remedy)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .augment import zoom_limit
 from .batch import Batch, collate, draw_samples, size_ids_of
 from .buckets import bucket_notes, prepare
 from .captions import class_caption, subject_captions
@@ -104,7 +105,7 @@ def _stream(
         components.encode,
         seed=config.seed,
         kinds=config.apt.augment_kinds,
-        max_zoom=config.apt.max_zoom,
+        max_zoom=zoom_limit(config.apt.max_zoom, resolution // components.family.vae_factor),
         max_degrees=config.apt.max_degrees,
         max_variants=config.apt.augment_variants if name == "subject" else 0,
         vae_factor=components.family.vae_factor,

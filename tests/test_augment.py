@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apt_train.augment import affine, affine_mask, draw_variant
+from apt_train.augment import affine, affine_mask, draw_variant, zoom_limit
 from apt_train.rng import generator
 
 ZOOMS = st.floats(1.0, 3.0)
@@ -225,6 +226,27 @@ def test_draws_depend_on_the_generator_and_the_ranges_have_an_effect():
     unmoved = draw(seed=1, max_zoom=1.0, max_degrees=0.0)[0]
     torch.testing.assert_close(unmoved, smooth_picture(24, 36), atol=1e-6, rtol=0)
     assert not torch.equal(draw(seed=1, max_degrees=45.0)[0], first)
+
+
+@pytest.mark.parametrize(
+    ("setting", "side", "limit"),
+    [
+        ("auto", 128, 3.0),  # SDXL at 1024: the published range to the last bit
+        ("auto", 64, 1.5),  # SD1.5 at 512, SDXL at 512
+        ("auto", 96, 2.25),
+        ("auto", 16, 1.0),  # the embedded model
+        ("auto", 42, 1.0),
+        ("auto", 256, 3.0),  # not beyond what was published
+        (3.0, 16, 3.0),
+        (1.2, 128, 1.2),
+    ],
+)
+def test_auto_leaves_as_many_latents_of_a_picture_as_the_published_zoom_on_sdxl(
+    setting: float | Literal["auto"], side: int, limit: float
+) -> None:
+    assert zoom_limit(setting, side) == limit
+    if setting == "auto" and 43 <= side <= 128:
+        assert side / limit == pytest.approx(128 / 3)
 
 
 @pytest.mark.parametrize("kinds", [("affine",), ("flip",), ("color",), ("affine", "flip", "color"), ()])

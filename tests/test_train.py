@@ -503,7 +503,7 @@ CHANGES: dict[str, Any] = {
     "ema": 1.0,
     "temperature": "auto",
     "p_max": 0.0,
-    "max_zoom": 1.0,
+    "max_zoom": 3.0,
     "max_degrees": 90.0,
     "augment_kinds": ("affine", "color"),
     "augment_variants": 1,

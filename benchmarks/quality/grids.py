@@ -149,9 +149,9 @@ GRIDS: dict[str, Grid] = {
         task=FRAMED,
         steps=800,
     ),
-    # All parts together with an augmentation that turns and does not shrink: at 64 px a picture zoomed out leaves too few
-    # latents of the subject. Which part costs what, and which temperature goes with it? Rows without the augmentation,
-    # and the baselines, are those of `temperature` and `baselines`.
+    # All parts together with an augmentation that turns and does not shrink: at 64 px a picture zoomed out leaves too
+    # few latents of the subject. Which part costs what, and which temperature goes with it? Rows without the
+    # augmentation, and the baselines, are those of `temperature` and `baselines`.
     "whole": tuning(
         {
             "dco": Variant({"method": "dco", "dco_beta": 1000.0}),

@@ -67,6 +67,8 @@ def as_stored(name: str, shown: Any) -> Any:
         return shown == "on"
     if name == "temperature":
         return float(shown)
+    if name == "max_zoom":
+        return shown or "auto"
     return shown.splitlines() if name in ("preview_prompts", "drift_prompts") else shown
 
 
