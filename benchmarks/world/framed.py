@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from apt_train.augment import draw_variant
+from apt_train.augment import PUBLISHED_ZOOM, draw_variant
 from apt_train.checkpoint import load_checkpoint
 from apt_train.components import Components
 from apt_train.conditioning import Conditioner
@@ -81,7 +81,7 @@ def _data(components: Components, pictures: int) -> tuple[Tensor, Tensor]:
                 picture,
                 None,
                 kinds=("affine",),
-                max_zoom=shipped.max_zoom,
+                max_zoom=PUBLISHED_ZOOM,
                 max_degrees=shipped.max_degrees,
                 generator=generator(SEED, index),
             )
