@@ -9,24 +9,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .checkpoint import load_checkpoint
-    from .components import Components
     from .config import AdapterConfig, AptConfig, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
-    from .dataset import ImageSet, load_images
+    from .data.dataset import ImageSet, load_images
     from .errors import InputError
     from .events import BusyEvent, NoticeEvent, PreviewEvent, StepEvent, StopTraining, TrainResult
-    from .loop import train
+    from .families.components import Components
+    from .families.sd import load_checkpoint
+    from .training.loop import train
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "checkpoint": ("load_checkpoint",),
-    "components": ("Components",),
+    "families.sd": ("load_checkpoint",),
+    "families.components": ("Components",),
     "config": ("AdapterConfig", "AptConfig", "DataConfig", "OptimizerConfig", "OutputConfig", "TrainConfig"),
-    "dataset": ("ImageSet", "load_images"),
+    "data.dataset": ("ImageSet", "load_images"),
     "errors": ("InputError",),
     "events": ("BusyEvent", "NoticeEvent", "PreviewEvent", "StepEvent", "StopTraining", "TrainResult"),
-    "loop": ("train",),
+    "training.loop": ("train",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from .config import AdapterConfig, AptConfig, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
+from .console.interruption import exit_code, interrupted_by_signals
+from .console.terminal import lossy_output
 from .errors import InputError
-from .interruption import exit_code, interrupted_by_signals
 from .paths import absolute, argument, command, expanded, one_line
-from .terminal import lossy_output
 
 if TYPE_CHECKING:
-    from .components import Components
-    from .dataset import ImageSet
+    from .data.dataset import ImageSet
     from .events import TrainResult
+    from .families.components import Components
 
 _GROUPS: dict[str, tuple[str, type]] = {
     "adapter": ("adapter", AdapterConfig),
@@ -281,9 +281,9 @@ def _check_still_there(name: str, inputs: dict[str, Any], folder: Path) -> None:
 
 
 def _train(config: TrainConfig, inputs: dict[str, Any], output: Path, device: str | None, *, resume: bool) -> int:
+    from .console.progress import Progress, stop_on_interrupt
     from .events import BusyEvent
-    from .loop import train
-    from .progress import Progress, stop_on_interrupt
+    from .training.loop import train
 
     with Progress(device) as reading:
         reading(BusyEvent("weights", 0))
@@ -316,8 +316,8 @@ def _written(output: Path) -> tuple[int, int] | None:
 
 def _load(inputs: dict[str, Any]) -> tuple[Components, ImageSet, ImageSet | None]:
     with _quiet_libraries():
-        from .checkpoint import load_checkpoint
-        from .dataset import load_images
+        from .data.dataset import load_images
+        from .families.sd import load_checkpoint
 
         reading = {name: inputs[name] for name in ("background", "alpha_masks", "skip_bad_images")}
         images = load_images(inputs["images"], **reading)
@@ -357,7 +357,7 @@ def _report(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     output = _free_folder("runs/demo") if options.output is None else expanded(options.output, "--output")
     with _quiet_libraries():
-        from .demo import run_demo
+        from .demo.demo import run_demo
 
         print(f"Sheet: {one_line(str(run_demo(output, steps=options.steps)))}")
     return 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import InputError
-from .run.names import check_subject_name
+from .names import check_subject_name
 
 Method = Literal["apt", "dreambooth", "dco", "tlora"]
 IdentifierMode = Literal["learned", "word"]

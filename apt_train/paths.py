@@ -14,6 +14,8 @@ from pathlib import Path
 from .errors import InputError
 
 _UNUSABLE = {errno.ENAMETOOLONG: "is too long", errno.ELOOP: "leads through links in a circle"}
+_MAX_NAME = 255  # bytes, the common limit of ext4, NTFS, APFS
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 _SHOWN = 80  # characters of a path in a message
 _PLAIN_ON_WINDOWS = set("\\/:._-+@=")  # beside letters and digits; all else may mean something to cmd or PowerShell
 
@@ -32,6 +34,19 @@ def expanded(given: str | Path, what: str = "The path") -> Path:
     if path == text and text.startswith("~") and not os.path.lexists(text):
         raise InputError(f"{what} is {text}, but no home directory is known for that: write the whole path.")
     return Path(path)
+
+
+def check_file_name(name: str) -> None:
+    """Refuse a file name that some system cannot store, so that a run's files can be carried anywhere.
+
+    Raises:
+        InputError: a device name of Windows (`con`, `nul.txt` ...) or more than 255 bytes.
+    """
+    if name.split(".")[0].lower() in _DEVICES:
+        raise InputError(f"{name} is a reserved name on Windows: choose another name.")
+    if not name or len(name.encode()) > _MAX_NAME:
+        size = len(name.encode())
+        raise InputError(f"The file name {name[:40]!r}... has {size} bytes: choose one of 1 to {_MAX_NAME}.")
 
 
 def absolute(path: Path) -> Path:

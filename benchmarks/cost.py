@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from apt_train.checkpoint import load_checkpoint
 from apt_train.config import AptConfig, OptimizerConfig, TrainConfig
-from apt_train.dataset import load_images
-from apt_train.demo import DEMO, MODEL
-from apt_train.setup import Run, prepared_run
-from apt_train.update import optimizer_step
+from apt_train.data.dataset import load_images
+from apt_train.demo.demo import DEMO, MODEL
+from apt_train.families.sd import load_checkpoint
+from apt_train.training.setup import Run, prepared_run
+from apt_train.training.update import optimizer_step
 
 # Augmentation off: its variants are encoded in the first steps only, and would pass for a cost of every step.
 STEADY: dict[str, Any] = {"adaptive_augmentation": False, "balance_every": 0}

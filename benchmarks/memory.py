@@ -29,18 +29,18 @@ from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 from apt_train.adapter import Adapter, add_adapter
-from apt_train.batch import Batch
-from apt_train.checkpoint.families import FamilySpec, load_family
-from apt_train.components import Components, Family, TextEncoder
-from apt_train.conditioning import Conditioner
 from apt_train.config import AdapterConfig, AptConfig, Method
-from apt_train.demo import MODEL
-from apt_train.files import write_text
-from apt_train.identifier import Identifier
-from apt_train.indicator import OverfitIndicator
-from apt_train.noise import scaled_linear_schedule
-from apt_train.objective import objective_of
-from apt_train.step import TrainingStep
+from apt_train.data.batch import Batch
+from apt_train.demo.demo import MODEL
+from apt_train.disk.files import write_text
+from apt_train.families.components import Components, Family, TextEncoder
+from apt_train.families.noise import scaled_linear_schedule
+from apt_train.families.sd.published import FamilySpec, load_family
+from apt_train.text.conditioning import Conditioner
+from apt_train.text.identifier import Identifier
+from apt_train.training.indicator import OverfitIndicator
+from apt_train.training.objective import objective_of
+from apt_train.training.step import TrainingStep
 
 META, GIB = torch.device("meta"), 2**30
 CASES: tuple[tuple[Literal["sd15", "sdxl"], int], ...] = (("sd15", 512), ("sdxl", 1024), ("sdxl", 768))

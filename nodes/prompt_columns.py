@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from ..apt_train.captions import SUBJECT
 from ..apt_train.errors import InputError
-from ..apt_train.tokens import END_LABEL, REST_LABEL, START_LABEL, SUBJECT_LABEL
+from ..apt_train.text.captions import SUBJECT
+from ..apt_train.text.tokens import END_LABEL, REST_LABEL, START_LABEL, SUBJECT_LABEL
 
 Keys = tuple[Hashable, ...]
 

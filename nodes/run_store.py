@@ -24,20 +24,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..apt_train.captions import trigger_text
-from ..apt_train.checkpoint.tensor_file import read_tensors
+from ..apt_train import names
 from ..apt_train.config import TrainConfig
+from ..apt_train.disk.files import check_writable, sweep
+from ..apt_train.disk.tensor_file import read_tensors
+from ..apt_train.disk.tensor_writer import write_tensors
 from ..apt_train.errors import InputError
 from ..apt_train.events import PreviewEvent
-from ..apt_train.files import check_writable, sweep
-from ..apt_train.metadata import fit_metadata, renamed_metadata
-from ..apt_train.run import names
 from ..apt_train.run.config_file import read_config, read_settings
 from ..apt_train.run.folder import RunFolder
 from ..apt_train.run.log import Line, read_log
+from ..apt_train.run.metadata import fit_metadata, renamed_metadata
 from ..apt_train.run.snapshot import check_kept
 from ..apt_train.run.state import Damaged
-from ..apt_train.tensor_writer import write_tensors
+from ..apt_train.text.captions import trigger_text
 from .host.folders import embeddings_folder, inside, loras_folder, runs_folder
 from .wires import AptRun
 

@@ -13,7 +13,7 @@ from .wires import AptOptions, AptOptionsWire, AptRunWire
 
 if TYPE_CHECKING:
     from ..apt_train.config import TrainConfig
-    from ..apt_train.dataset import ImageSet
+    from ..apt_train.data.dataset import ImageSet
 
 MAIN = (
     Setting("", "steps"),
@@ -156,7 +156,7 @@ def _lesson(inputs: dict[str, Any]) -> tuple[TrainConfig, ImageSet, ImageSet | N
     check_installed()
     import torch
 
-    from ..apt_train.captions import subject_captions
+    from ..apt_train.text.captions import subject_captions
     from .training import image_set
 
     one = {name: values[0] for name, values in inputs.items() if values}

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from ..apt_train.config import TrainConfig
-from ..apt_train.dataset import ImageSet
+from ..apt_train.data.dataset import ImageSet
+from ..apt_train.data.tensor_pictures import unbatch
 from ..apt_train.errors import InputError
 from ..apt_train.events import BusyEvent
-from ..apt_train.precision import resolve_dtype
+from ..apt_train.families.precision import resolve_dtype
 from ..apt_train.run.folder import content_hash
-from ..apt_train.tensor_pictures import unbatch
 from .host.components import Wires
 from .host.copies import copy_notices
 from .host.memory import training_room
@@ -120,7 +120,7 @@ def _identity(job: Job, digest: str) -> str:
 
 
 def _train(job: Job, digest: str, folder: Path, watch: Any) -> None:
-    from ..apt_train.loop import train  # brings diffusers and peft: seconds, needed only here
+    from ..apt_train.training.loop import train  # brings diffusers and peft: seconds, needed only here
 
     device = job.wires.device
     watch(BusyEvent("weights", steps_done(folder)))

@@ -96,4 +96,4 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs end without drawing one, which is most of a short run's time."""
-    monkeypatch.setattr("apt_train.finish.write_report", lambda folder: folder / "report.md")
+    monkeypatch.setattr("apt_train.training.finish.write_report", lambda folder: folder / "report.md")

@@ -20,9 +20,9 @@ from typing import IO, Any
 import torch
 from PIL import Image
 
-from apt_train import finish
 from apt_train.events import BusyEvent, Event
 from apt_train.report import write
+from apt_train.training import finish
 from tests.tiny import tiny_components
 from tests.training import pictures, run
 

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from apt_train.components import Components
+from apt_train.families.components import Components
 from tests.tiny import tiny_components
 from tests.training import pictures, run
 

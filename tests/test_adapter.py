@@ -16,8 +16,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, RankByTimestep, add_adapter
-from apt_train.capture import Capture
 from apt_train.rng import generator
+from apt_train.training.capture import Capture
 from benchmarks.memory import published
 from tests.tiny import tiny_components
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from apt_train.apply import personalized
-from apt_train.components import Components
 from apt_train.errors import InputError
 from apt_train.events import PreviewEvent
-from apt_train.sample import sample
+from apt_train.families.components import Components
+from apt_train.sample.apply import personalized
+from apt_train.sample.sampler import sample
 from tests.tiny import tiny_components
 from tests.training import Recorder, run
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apt_train.augment import affine, affine_mask, draw_variant, zoom_limit
+from apt_train.data.augment import affine, affine_mask, draw_variant, zoom_limit
 from apt_train.rng import generator
 
 ZOOMS = st.floats(1.0, 3.0)

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from apt_train.batch import Batch, Sample, collate, draw_samples, size_ids_of
-from apt_train.buckets import Prepared
-from apt_train.latent_bank import LatentBank
+from apt_train.data.batch import Batch, Sample, collate, draw_samples, size_ids_of
+from apt_train.data.buckets import Prepared
+from apt_train.data.latent_bank import LatentBank
 from apt_train.rng import derive_seed, generator, seeded
-from apt_train.streams import Stream, build_streams
+from apt_train.training.streams import Stream, build_streams
 from tests.tiny import tiny_components
 from tests.training import pictures, quick_config
 

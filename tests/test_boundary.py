@@ -64,6 +64,36 @@ def test_relative_imports_stay_inside() -> None:
         assert max(levels, default=0) <= depth, path.name
 
 
+# A floor calls only floors below it; the files beside the rooms are the words that everybody speaks.
+FLOORS = ("disk", "families", "data", "text", "adapter", "run", "sample", "report", "training", "console", "demo")
+DOORS = {"__init__.py", "__main__.py", "cli.py", "indicator.py", "losses.py", "augment.py"}  # open onto every floor
+
+
+def rooms_called(path: Path, tree: ast.Module) -> set[str]:
+    """The rooms of the package that a file imports from, "" for the files beside them."""
+    home = path.relative_to(PACKAGE).parts[:-1]
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            target = (*home[: len(home) - node.level + 1], *(node.module or node.names[0].name).split("."))
+            found.add(target[0] if target[0] in FLOORS else "")
+    return found
+
+
+@pytest.mark.parametrize("room", ("", *FLOORS))
+def test_a_floor_calls_only_floors_below_it(room: str) -> None:
+    above = set(FLOORS[FLOORS.index(room) + 1 :] if room else FLOORS)
+    for path, tree in trees().items():
+        parts = path.relative_to(PACKAGE).parts
+        if (parts[0] if len(parts) > 1 else "") == room and (room or parts[0] not in DOORS):
+            assert not rooms_called(path, tree) & above, path
+
+
+def test_every_folder_is_a_floor() -> None:
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert folders == set(FLOORS)
+
+
 def test_nothing_runs_what_it_reads() -> None:
     """Strangers' files are read here: no pickle, no eval."""
     assert importers({"pickle", "dill", "marshal", "shelve"}) == {}

@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 import pytest
 
+from apt_train.console.progress import Progress
 from apt_train.events import BusyEvent, Event, StepEvent, StopTraining, TrainResult, Work
-from apt_train.progress import Progress
 from tests.training import Recorder, run, same_weights
 
 SETTINGS: dict[str, Any] = {"steps": 4, "snapshot_every": 2, "preview_every": 2, "drift_prompts": ("a dog",)}
@@ -27,7 +27,7 @@ class Cancelled(BaseException):
 def undrawn() -> Iterator[None]:
     """No report: it is most of a short run's time, and not looked at here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("apt_train.finish.write_report", lambda folder: None)
+        patch.setattr("apt_train.training.finish.write_report", lambda folder: None)
         yield
 
 

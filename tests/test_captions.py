@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from apt_train.captions import caption_for, class_caption, mark_subject, trigger_text
 from apt_train.errors import InputError
+from apt_train.text.captions import caption_for, class_caption, mark_subject, trigger_text
 
 
 def read(text: str | None, class_word: str = "toy", name: str = "toy_subject") -> str:

@@ -12,9 +12,9 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, add_adapter
-from apt_train.capture import Capture, Captured, attention_layers, attention_maps, attention_probabilities
-from apt_train.losses import alignment_loss, stabilization_loss
 from apt_train.rng import generator
+from apt_train.training.capture import Capture, Captured, attention_layers, attention_maps, attention_probabilities
+from apt_train.training.losses import alignment_loss, stabilization_loss
 from tests.tiny import tiny_components
 
 KINDS = ("sd15", "sdxl")

@@ -16,10 +16,10 @@ from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.torch import load_file
 from torch import nn
 
-from apt_train.checkpoint import load_checkpoint
-from apt_train.checkpoint.meta_build import build
-from apt_train.checkpoint.schedule_config import schedule_from_config
-from apt_train.components import Components
+from apt_train.families.components import Components
+from apt_train.families.sd import load_checkpoint
+from apt_train.families.sd.meta_build import build
+from apt_train.families.sd.schedule_config import schedule_from_config
 from tests.tiny import tiny_components
 from tests.tiny_checkpoint import (
     UNETS,

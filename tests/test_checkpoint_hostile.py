@@ -14,9 +14,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from apt_train.checkpoint import load_checkpoint
-from apt_train.checkpoint.tensor_file import open_tensor_file
+from apt_train.disk.tensor_file import open_tensor_file
 from apt_train.errors import InputError
+from apt_train.families.sd import load_checkpoint
 from tests.tiny import tiny_components
 from tests.tiny_checkpoint import single_file_tensors, tiny_modules, write_clip_vocabulary, write_safetensors
 

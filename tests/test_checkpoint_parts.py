@@ -10,8 +10,8 @@ import torch
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file
 
-from apt_train.checkpoint import load_checkpoint
 from apt_train.errors import InputError
+from apt_train.families.sd import load_checkpoint
 from tests.tiny_checkpoint import (
     Modules,
     single_file_tensors,

@@ -17,8 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from apt_train import cli
-from apt_train.components import Components
 from apt_train.errors import InputError
+from apt_train.families.components import Components
 
 
 def arguments(model: Path, photos: Path, output: Path, *more: str) -> list[str]:
@@ -132,7 +132,7 @@ def test_a_demo_takes_the_next_free_folder(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "demo-1").mkdir(parents=True)
     asked: list[Path] = []
-    monkeypatch.setattr("apt_train.demo.run_demo", lambda output, *, steps: asked.append(output))
+    monkeypatch.setattr("apt_train.demo.demo.run_demo", lambda output, *, steps: asked.append(output))
     assert cli.main(["demo"]) == cli.main(["demo", "--output", "here"]) == 0
     assert asked == [Path("runs/demo-2"), Path("here")]
 
@@ -277,7 +277,7 @@ def test_unwritable_and_full_disks_in_words(
 def test_nan_latents_are_refused(
     model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import apt_train.checkpoint as checkpoint
+    import apt_train.families.sd as checkpoint
 
     load = checkpoint.load_checkpoint
 

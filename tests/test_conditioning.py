@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
-from apt_train.components import Components, TextEncoder
-from apt_train.conditioning import Conditioner, Conditioning
 from apt_train.errors import InputError
-from apt_train.identifier import Identifier
-from apt_train.tokens import Token, pack
+from apt_train.families.components import Components, TextEncoder
+from apt_train.text.conditioning import Conditioner, Conditioning
+from apt_train.text.identifier import Identifier
+from apt_train.text.tokens import Token, pack
 from tests.tiny import tiny_components, tiny_text_encoder, tiny_tokenizer
 
 WORD = tiny_tokenizer().get_vocab()

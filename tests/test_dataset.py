@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from apt_train.buckets import bucket_notes, bucket_sizes, prepare
-from apt_train.dataset import ImageSet, TrainImage, load_images
+from apt_train.data.buckets import bucket_notes, bucket_sizes, prepare
+from apt_train.data.dataset import ImageSet, TrainImage, load_images
 from apt_train.errors import InputError
 from apt_train.rng import generator
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from apt_train import demo
 from apt_train.config import AptConfig
+from apt_train.demo import demo
 from apt_train.errors import InputError
 
 

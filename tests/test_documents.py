@@ -33,14 +33,11 @@ def test_the_readme_lists_every_option_as_it_is() -> None:
 
 @pytest.mark.parametrize("top", ["apt_train/", "nodes/", "benchmarks/quality/"])
 def test_the_tree_names_every_module_and_no_other(top: str) -> None:
-    named, home, package = [], "", ""
+    named, rooms = [], [""]
     for indent, name in tree():
-        if indent == 0:
-            home = name
-        if indent == 2:
-            package = name if name.endswith("/") else ""
-        if home == top and indent in (2, 4) and not name.endswith("/"):
-            named.append(package + name if indent == 4 else name)
+        rooms = [*rooms[: indent // 2], name]
+        if rooms[0] == top and indent and not name.endswith("/"):
+            named.append("".join(rooms[1:]))
     source = ROOT / top
     modules = {path.relative_to(source).as_posix() for path in (*source.rglob("*.py"), *source.rglob("py.typed"))}
     assert set(named) == modules

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 from apt_train.adapter import Adapter, add_adapter
-from apt_train.components import Components
-from apt_train.conditioning import Conditioner
 from apt_train.config import OutputConfig
-from apt_train.drift import EVERY, GUIDANCE, SEED, STEPS, Drift, DriftWatch, drift_of, unrelated_prompts
+from apt_train.console.progress import Progress, stop_on_interrupt
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, Event, NoticeEvent, StopTraining
-from apt_train.identifier import Identifier
-from apt_train.progress import Progress, stop_on_interrupt
-from apt_train.sample import initial_noise
+from apt_train.families.components import Components
+from apt_train.sample.drift import EVERY, GUIDANCE, SEED, STEPS, Drift, DriftWatch, drift_of, unrelated_prompts
+from apt_train.sample.sampler import initial_noise
+from apt_train.text.conditioning import Conditioner
+from apt_train.text.identifier import Identifier
 from tests.tiny import tiny_components
 from tests.training import Recorder, pictures, run, same_weights
 
@@ -191,7 +191,9 @@ def test_the_subjects_half_is_its_captions_from_what_it_started_as(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], words: str
 ) -> None:
     made: list[DriftWatch] = []
-    monkeypatch.setattr("apt_train.setup.DriftWatch", lambda *a, **k: made.append(DriftWatch(*a, **k)) or made[0])
+    monkeypatch.setattr(
+        "apt_train.training.setup.DriftWatch", lambda *a, **k: made.append(DriftWatch(*a, **k)) or made[0]
+    )
     captioned = pictures(captions="my {subject}\na red {subject}\nmy {subject}")
     run(steps=1, snapshot_every=1, images=captioned, drift_prompts=("a dog", "snow", "a city"), **settings)
     tuned = ["my {subject}", "a red {subject}", "my {subject}"]

@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, add_adapter
-from apt_train.components import Components, Family
 from apt_train.errors import InputError
-from apt_train.export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
-from apt_train.lora_names import kohya_name, sgm_path
+from apt_train.families.components import Components, Family
+from apt_train.run.export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
+from apt_train.run.lora_names import kohya_name, sgm_path
 from tests.tiny import tiny_components
 
 SDXL = Family("sdxl", 1024, 8)

@@ -23,10 +23,18 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from apt_train import files, tensor_writer
+from apt_train.disk import files, tensor_writer
+from apt_train.disk.files import (
+    atomic_folder,
+    atomic_write,
+    check_writable,
+    make_folder,
+    sweep,
+    write_text,
+)
+from apt_train.disk.tensor_writer import data_digest, write_tensors
 from apt_train.errors import InputError
-from apt_train.files import atomic_folder, atomic_write, check_file_name, check_writable, make_folder, sweep, write_text
-from apt_train.tensor_writer import data_digest, write_tensors
+from apt_train.paths import check_file_name
 
 
 def _failing(number: int):
@@ -90,7 +98,7 @@ def test_a_real_full_disk(tmp_path: Path) -> None:
 import resource, torch
 from pathlib import Path
 from apt_train.errors import InputError
-from apt_train.tensor_writer import write_tensors
+from apt_train.disk.tensor_writer import write_tensors
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     write_tensors(Path({str(tmp_path)!r}) / "big.safetensors", {{"a": torch.zeros(100_000)}})
@@ -258,7 +266,7 @@ def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from apt_train.files import atomic_folder, atomic_write
+from apt_train.disk.files import atomic_folder, atomic_write
 folder = Path(sys.argv[1])
 
 def half(path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, features
 
-from apt_train.dataset import ImageSet, load_images
+from apt_train.data.dataset import ImageSet, load_images
 from apt_train.errors import InputError
 
 SIZE = (8, 8)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from apt_train.components import Components, TextEncoder
-from apt_train.conditioning import Conditioner
 from apt_train.errors import InputError
-from apt_train.identifier import Identifier, rows_in_place, token_embedding
+from apt_train.families.components import Components, TextEncoder
+from apt_train.text.conditioning import Conditioner
+from apt_train.text.identifier import Identifier, rows_in_place, token_embedding
 from tests.tiny import tiny_components
 
 KINDS = ["sd15", "sdxl"]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from apt_train.indicator import OverfitIndicator
+from apt_train.training.indicator import OverfitIndicator
 
 few = settings(max_examples=30)
 Steps = list[list[tuple[int, float, float]]]  # per optimizer step: (timestep, prior loss, tuned loss)

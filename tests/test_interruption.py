@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-import apt_train.checkpoint
-import apt_train.dataset
-import apt_train.finish
-import apt_train.loop
+import apt_train.data.dataset
+import apt_train.families.sd
 import apt_train.report
-import apt_train.setup
-from apt_train import cli, interruption
+import apt_train.training.finish
+import apt_train.training.loop
+import apt_train.training.setup
+from apt_train import cli
+from apt_train.console import interruption
 from tests.test_cli import arguments
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="a process there cannot send itself these signals")
@@ -46,7 +47,7 @@ def handlers() -> Iterator[None]:
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing it takes longer than the rest."""
-    monkeypatch.setattr(apt_train.loop, "write_extras", lambda *_: None)
+    monkeypatch.setattr(apt_train.training.loop, "write_extras", lambda *_: None)
 
 
 def send(*names: str) -> None:
@@ -80,7 +81,7 @@ def steps(tmp_path: Path) -> list[int]:
 def test_the_first_one_ends_the_run_after_its_step(
     name: str, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    when(monkeypatch, apt_train.loop, "optimizer_step", lambda: send(name))
+    when(monkeypatch, apt_train.training.loop, "optimizer_step", lambda: send(name))
     assert cli.main(command) == 0
     shown = capsys.readouterr()
     assert "Stopping after this step" in shown.err and "Stopped after 1 steps" in shown.out
@@ -100,7 +101,7 @@ def test_the_second_one_aborts_and_the_last_step_is_saved(
         if len(heard) == 2:
             send(name, name)
 
-    when(monkeypatch, apt_train.loop, "optimizer_step", twice_in_the_second_step)
+    when(monkeypatch, apt_train.training.loop, "optimizer_step", twice_in_the_second_step)
     assert cli.main(command) == code_of(name)
     assert "apt-train: aborted" in capsys.readouterr().err
     assert steps(tmp_path) == [1] and (tmp_path / "out" / "snapshots" / "step_000001" / "state.json").exists()
@@ -112,15 +113,15 @@ def test_what_comes_twice_at_once_is_one_wish(
     names: tuple[str, str], command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`timeout` sends its signal twice, service managers a hang-up behind it, and a window is closed after Ctrl-C."""
-    when(monkeypatch, apt_train.loop, "optimizer_step", lambda: send(*names))
+    when(monkeypatch, apt_train.training.loop, "optimizer_step", lambda: send(*names))
     assert cli.main(command) == 0 and steps(tmp_path) == [1]
 
 
 PLACES = {  # the function that is being called when the signal comes
-    "pictures": (apt_train.dataset, "load_images"),
-    "checkpoint": (apt_train.checkpoint, "load_checkpoint"),
-    "preparing": (apt_train.setup, "build_streams"),
-    "captions": (apt_train.setup, "_prepare_captions"),
+    "pictures": (apt_train.data.dataset, "load_images"),
+    "checkpoint": (apt_train.families.sd, "load_checkpoint"),
+    "preparing": (apt_train.training.setup, "build_streams"),
+    "captions": (apt_train.training.setup, "_prepare_captions"),
 }
 
 
@@ -149,7 +150,7 @@ def test_a_library_that_makes_another_exception_of_it_is_not_believed(
         except BaseException:
             raise RuntimeError("could not be imported") from None
 
-    monkeypatch.setattr(apt_train.dataset, "load_images", load)
+    monkeypatch.setattr(apt_train.data.dataset, "load_images", load)
     assert cli.main(command) == code_of("SIGTERM")
     assert "could not be imported" not in capsys.readouterr().err
 
@@ -157,7 +158,7 @@ def test_a_library_that_makes_another_exception_of_it_is_not_believed(
 def test_while_the_report_of_a_run_is_drawn(
     command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    when(monkeypatch, apt_train.finish, "write_report", lambda: send("SIGTERM"))
+    when(monkeypatch, apt_train.training.finish, "write_report", lambda: send("SIGTERM"))
     assert cli.main([*command, "--steps", "1"]) == 0
     assert "LoRA: " in capsys.readouterr().out and (tmp_path / "out" / "report.md").exists()
 
@@ -177,7 +178,7 @@ def test_what_nohup_has_switched_off_stays_off(
 ) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        when(monkeypatch, apt_train.loop, "optimizer_step", lambda: send("SIGHUP"))
+        when(monkeypatch, apt_train.training.loop, "optimizer_step", lambda: send("SIGHUP"))
         assert cli.main(command) == 0 and steps(tmp_path) == [1, 2, 3]
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -16,14 +16,14 @@ from typing import Any, get_args
 
 import pytest
 
-from apt_train.buckets import bucket_notes, prepare
-from apt_train.captions import caption_for
 from apt_train.config import AdapterConfig, AptConfig, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
-from apt_train.dataset import ImageSet
+from apt_train.data.buckets import bucket_notes, prepare
+from apt_train.data.dataset import ImageSet
+from apt_train.data.pictures import parse_color
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, Work
-from apt_train.pictures import parse_color
 from apt_train.run.notices import count_in_words
+from apt_train.text.captions import caption_for
 
 from .node_modules import ROOT, node_module
 

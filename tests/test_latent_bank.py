@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from apt_train.augment import draw_variant
-from apt_train.buckets import Prepared
+from apt_train.data.augment import draw_variant
+from apt_train.data.buckets import Prepared
+from apt_train.data.latent_bank import LatentBank
 from apt_train.errors import InputError
-from apt_train.latent_bank import LatentBank
 from apt_train.rng import generator
 from tests.tiny import tiny_components
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from apt_train.checkpoint.families import family_of, load_family
-from apt_train.checkpoint.ldm_unet import read_layout, unet_config
 from apt_train.errors import InputError
+from apt_train.families.sd.ldm_unet import read_layout, unet_config
+from apt_train.families.sd.published import family_of, load_family
 from tests.tiny_checkpoint import unet_to_ldm
 
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from apt_train.losses import alignment_loss, dco_loss, squared_error, stabilization_loss
 from apt_train.rng import generator
+from apt_train.training.losses import alignment_loss, dco_loss, squared_error, stabilization_loss
 
 few = settings(max_examples=30)
 seeds = st.integers(0, 10_000)

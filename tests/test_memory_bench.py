@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_train.adapter import add_adapter
-from apt_train.components import Components
 from apt_train.config import Method
+from apt_train.families.components import Components
 from benchmarks import memory
 from benchmarks.memory import META, LiveBytes, Row, fused_attention, row_of, step_bytes, weight_bytes
 from tests.tiny import tiny_components

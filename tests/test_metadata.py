@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from apt_train.components import Family
 from apt_train.config import AdapterConfig, TrainConfig
-from apt_train.export import save_embedding, save_lora
-from apt_train.metadata import MAX_HEADER, embedding_metadata, file_name, fit_metadata, lora_metadata
-from apt_train.tensor_writer import header_bytes
+from apt_train.disk.tensor_writer import header_bytes
+from apt_train.families.components import Family
+from apt_train.run.export import save_embedding, save_lora
+from apt_train.run.metadata import MAX_HEADER, embedding_metadata, file_name, fit_metadata, lora_metadata
 
 FAMILIES = {name: Family(name, side, 8) for name, side in (("sd15", 512), ("sdxl", 1024), ("custom", 64))}  # type: ignore[arg-type]
 

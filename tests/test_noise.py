@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from apt_train.losses import squared_error
-from apt_train.noise import NoiseSchedule, rescale_zero_terminal_snr, scaled_linear_schedule
+from apt_train.families.noise import NoiseSchedule, rescale_zero_terminal_snr, scaled_linear_schedule
 from apt_train.rng import generator
+from apt_train.training.losses import squared_error
 
 few = settings(max_examples=30)
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from apt_train.dataset import ImageSet
-from apt_train.drift import DriftWatch
+from apt_train.data.dataset import ImageSet
 from apt_train.events import Event, NoticeEvent, StepEvent, StopTraining
 from apt_train.report import write_report
 from apt_train.run.notices import LONGEST, MOST, NOTICES, Notice, Notices, read_notices
+from apt_train.sample.drift import DriftWatch
 from tests.synthetic_run import plausible_log, write_run
 from tests.training import Recorder, run
 
@@ -47,7 +47,7 @@ def without_drift(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """No report: it is most of a short run's time."""
-    monkeypatch.setattr("apt_train.finish.write_report", lambda folder: None)
+    monkeypatch.setattr("apt_train.training.finish.write_report", lambda folder: None)
 
 
 @pytest.mark.usefixtures("without_drift")

@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image, ImageCms, PngImagePlugin, features
 
-from apt_train import color_profiles, pictures
-from apt_train.dataset import load_images
+from apt_train.data import color_profiles, pictures
+from apt_train.data.dataset import load_images
+from apt_train.data.pictures import MAX_PIXELS, read_mask, read_picture
 from apt_train.errors import InputError
-from apt_train.pictures import MAX_PIXELS, read_mask, read_picture
 
 WHITE = (255, 255, 255)
 P3 = ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060))

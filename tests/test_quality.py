@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from apt_train.adapter import Adapter, RankByTimestep, add_adapter
-from apt_train.conditioning import Conditioner
 from apt_train.errors import InputError
-from apt_train.sample import from_pictures
+from apt_train.sample.sampler import from_pictures
+from apt_train.text.conditioning import Conditioner
 from benchmarks.quality import run
 from benchmarks.quality.curves import Curve, Mean, at_level, at_step, curves_of, differences
 from benchmarks.quality.distances import Projection, frechet_distance, precision_and_recall, set_distances

@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
-from apt_train.captions import SUBJECT
 from apt_train.config import AptConfig
 from apt_train.errors import InputError
+from apt_train.text.captions import SUBJECT
 from benchmarks.quality import __main__ as command
 from benchmarks.quality.grid import PRIOR, Grid, Unit, Variant
 from benchmarks.quality.grids import GRIDS

@@ -17,9 +17,9 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
-from apt_train import files
 from apt_train.cli import main
 from apt_train.config import AptConfig, OptimizerConfig, TrainConfig
+from apt_train.disk import files
 from apt_train.errors import InputError
 from apt_train.report import write, write_report
 from apt_train.report.attention_tiles import attention_tiles, merge_layers

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-import apt_train.loop
+import apt_train.training.loop
 from apt_train import cli
-from apt_train.components import Components
-from apt_train.dataset import ImageSet, TrainImage, load_images
+from apt_train.data.dataset import ImageSet, TrainImage, load_images
 from apt_train.errors import InputError
+from apt_train.families.components import Components
 from apt_train.run.config_file import read_config
 from tests.test_cli import arguments, refused
 from tests.tiny import tiny_components
@@ -26,7 +26,7 @@ from tests.training import pictures, run
 def no_report() -> Iterator[None]:
     """Drawing it takes longer than the rest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(apt_train.loop, "write_extras", lambda *_: None)
+        patch.setattr(apt_train.training.loop, "write_extras", lambda *_: None)
         yield
 
 

@@ -16,20 +16,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from apt_train import finish
+from apt_train import names
 from apt_train.config import TrainConfig
 from apt_train.errors import InputError
 from apt_train.events import NoticeEvent, StepEvent
-from apt_train.indicator import OverfitIndicator
 from apt_train.report import write_report
 from apt_train.report.curves import run_curves
 from apt_train.report.run_files import read_run
-from apt_train.run import lock, names
+from apt_train.run import lock
 from apt_train.run.config_file import read_config
 from apt_train.run.folder import RunFolder
 from apt_train.run.log import cut_log, read_log
 from apt_train.run.snapshot import check_kept, read_newest_state, write_snapshot
 from apt_train.run.state import Damaged, State, check_state, read_state, write_state
+from apt_train.training import finish
+from apt_train.training.indicator import OverfitIndicator
 from tests.damaged_runs import FILES
 from tests.synthetic_run import plausible_log, write_run
 from tests.training import Recorder, run, same_weights
@@ -62,7 +63,7 @@ def test_a_name_that_is_no_file_of_a_run_is_taken(name: str) -> None:
 
 
 def test_every_file_that_a_run_writes_is_in_the_list_that_names_are_checked_against(tmp_path: Path) -> None:
-    """A new file: add it to apt_train/run/names.py, and no subject can be called like it."""
+    """A new file: add it to apt_train/names.py, and no subject can be called like it."""
     settings = {"identifier": "config", "steps": 2, "snapshot_every": 1, "preview_every": 2, "balance_every": 1}
     result = run(output_dir=tmp_path, **settings)
     own = {names.lora_file("config"), names.embedding_file("config")}

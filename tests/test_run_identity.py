@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from apt_train.components import Components
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, Event, NoticeEvent, StepEvent, StopTraining
+from apt_train.families.components import Components
 from apt_train.run.config_file import read_config
 from apt_train.run.folder import RunFolder
 from apt_train.run.log import read_log
@@ -195,7 +195,7 @@ def test_preview_steps_beyond_the_schedule_are_refused_before_training(tmp_path:
 @pytest.fixture
 def poisoned_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """A scaler as fp16 has it, and gradients that are no numbers behind a loss that is one."""
-    from apt_train import setup, update
+    from apt_train.training import setup, update
 
     scaler = torch.amp.GradScaler
     monkeypatch.setattr(setup.torch.amp, "GradScaler", lambda *_, **__: scaler("cpu", enabled=True))
@@ -218,7 +218,7 @@ def test_an_overflow_that_no_smaller_scale_mends_ends_the_run(tmp_path: Path) ->
 
 
 def test_norms_that_overflow_are_not_written_into_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from apt_train import update
+    from apt_train.training import update
 
     plain = torch.autograd.grad
     monkeypatch.setattr(
@@ -237,7 +237,7 @@ def test_norms_that_overflow_are_not_written_into_the_log(tmp_path: Path, monkey
 
 
 def test_no_room_for_the_vae_is_told_with_what_would_make_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    from apt_train.latent_bank import LatentBank
+    from apt_train.data.latent_bank import LatentBank
 
     def full(*_: Any) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")

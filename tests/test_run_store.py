@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from apt_train.config import TrainConfig
+from apt_train.disk.tensor_writer import write_tensors
 from apt_train.run.snapshot import write_snapshot
 from apt_train.run.state import State
-from apt_train.tensor_writer import write_tensors
 from tests.node_modules import node_module
 from tests.synthetic_run import plausible_log, write_run
 

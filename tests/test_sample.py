@@ -13,12 +13,12 @@ from PIL import Image, ImageChops
 from torch import Tensor
 
 from apt_train.adapter import Adapter, add_adapter
-from apt_train.components import Components
-from apt_train.conditioning import Conditioner
 from apt_train.errors import InputError
-from apt_train.identifier import Identifier
-from apt_train.noise import scaled_linear_schedule
-from apt_train.sample import ddim, eval_mode, initial_noise, previews, sample, sampling_timesteps
+from apt_train.families.components import Components
+from apt_train.families.noise import scaled_linear_schedule
+from apt_train.sample.sampler import ddim, eval_mode, initial_noise, previews, sample, sampling_timesteps
+from apt_train.text.conditioning import Conditioner
+from apt_train.text.identifier import Identifier
 from tests.tiny import tiny_components
 
 

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, RankByTimestep, add_adapter
-from apt_train.batch import Batch
-from apt_train.capture import Capture, attention_maps
-from apt_train.components import Components
-from apt_train.conditioning import Conditioner
 from apt_train.config import AptConfig
-from apt_train.identifier import Identifier
-from apt_train.indicator import OverfitIndicator
-from apt_train.losses import alignment_loss, stabilization_loss
-from apt_train.noise import NoiseSchedule, scaled_linear_schedule
-from apt_train.objective import Objective, objective_of
+from apt_train.data.batch import Batch
+from apt_train.families.components import Components
+from apt_train.families.noise import NoiseSchedule, scaled_linear_schedule
 from apt_train.rng import generator
-from apt_train.step import StepOutput, TrainingStep
+from apt_train.text.conditioning import Conditioner
+from apt_train.text.identifier import Identifier
+from apt_train.training.capture import Capture, attention_maps
+from apt_train.training.indicator import OverfitIndicator
+from apt_train.training.losses import alignment_loss, stabilization_loss
+from apt_train.training.objective import Objective, objective_of
+from apt_train.training.step import StepOutput, TrainingStep
 from tests.tiny import tiny_components
 
 KINDS = ("sd15", "sdxl")

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-import apt_train.loop
+import apt_train.training.loop
 from apt_train import cli
-from apt_train.terminal import lossy, lossy_output
+from apt_train.console.terminal import lossy, lossy_output
 from tests.test_cli import arguments
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ def test_a_run_ends_well_whatever_becomes_of_the_terminal(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(apt_train.loop, "write_extras", lambda *_: None)
+    monkeypatch.setattr(apt_train.training.loop, "write_extras", lambda *_: None)
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, ERRORS[kind]())
     assert cli.main([*arguments(model, photos, tmp_path / "out", "--steps", "1"), "--no-watch-drift"]) == 0
@@ -108,7 +108,7 @@ def test_help_and_errors_end_with_their_exit_code(case: str) -> None:
 def test_a_closed_stream_leaves_its_number_to_no_file(tmp_path: Path) -> None:
     """What a library writes to number 2 would stand in the middle of the run's log."""
     code = (
-        "import os, sys; os.close(2); from apt_train.terminal import lossy_output\n"
+        "import os, sys; os.close(2); from apt_train.console.terminal import lossy_output\n"
         "with lossy_output():\n print(os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "log")], cwd=ROOT, capture_output=True, text=True)

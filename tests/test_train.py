@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from apt_train import finish, update
 from apt_train.adapter import Adapter, add_adapter
 from apt_train.config import LrSchedule, TrainConfig
-from apt_train.dataset import ImageSet
+from apt_train.data.dataset import ImageSet
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, NoticeEvent, PreviewEvent, StopTraining
-from apt_train.export import lora_to_kohya
 from apt_train.rng import generator
+from apt_train.run.export import lora_to_kohya
+from apt_train.training import finish, update
 from tests.tiny import tiny_components, tiny_unet_without_decoder_attention
 from tests.training import Recorder, pictures, quick_config, run, same_weights
 
@@ -450,7 +450,7 @@ def test_a_preview_that_fails_does_not_end_the_training(monkeypatch: pytest.Monk
     def too_large(*_: Any, **__: Any) -> None:
         raise RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)")
 
-    monkeypatch.setattr("apt_train.finish.previews", too_large)
+    monkeypatch.setattr("apt_train.training.finish.previews", too_large)
     recorder = Recorder()
     result = run(steps=3, preview_every=1, on_event=recorder)
     assert result.steps_done == 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from apt_train.judge import load_judge
+from apt_train.demo.judge import load_judge
 from benchmarks.world import draw
 
 ASSETS = Path(__file__).resolve().parents[1] / "apt_train" / "assets"

@@ -11,8 +11,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
-from apt_train.components import Components, Family, TextEncoder
-from apt_train.noise import scaled_linear_schedule
+from apt_train.families.components import Components, Family, TextEncoder
+from apt_train.families.noise import scaled_linear_schedule
 
 WORDS = (
     "a photo of toy dog teddy bear sub submarine on grass sand snow in the park red blue green big small ball "

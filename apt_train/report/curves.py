@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..names import LOG
 from ..run.config_file import read_settings
 from ..run.log import read_log
-from ..run.names import LOG
 from .run_summary import bin_edges
 
 TERMS = ("loss", "denoising", "stabilization", "alignment")

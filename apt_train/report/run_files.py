@@ -12,8 +12,8 @@ from pathlib import Path
 
 from ..config import TrainConfig
 from ..errors import InputError
+from ..names import LOG, snapshot_steps
 from ..run.config_file import read_settings
-from ..run.names import LOG, snapshot_steps
 from ..run.notices import Notice, read_notices
 from .run_log import RunLog, read_log
 from .run_summary import Summary, summarize

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..checkpoint.json_file import parse_json
-from ..checkpoint.tensor_file import read_tensors
+from ..disk.files import atomic_write, sweep, write_text
+from ..disk.json_file import parse_json
+from ..disk.tensor_file import read_tensors
 from ..errors import InputError
-from ..files import atomic_write, sweep, write_text
+from ..names import ATTENTION, CONFIG, LOG
 from ..run import config_file, log
-from ..run.names import ATTENTION, CONFIG, LOG
 from ..run.notices import Notice
 from .attention_tiles import attention_tiles
 from .plots import balance_figure, drift_figure, indicator_figure, losses_figure

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
+from ..disk.files import atomic_write
 from ..errors import InputError
-from ..files import atomic_write
-from .names import CONFIG, clashing_file
+from ..names import CONFIG, clashing_file
 
 FORMAT = 1
 MOST_BYTES = 16 << 20  # of a file that holds settings: a digest per picture is the most of it

@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..captions import subject_captions
 from ..config import TrainConfig
+from ..text.captions import subject_captions
 
 if TYPE_CHECKING:
-    from ..dataset import ImageSet
-    from ..noise import NoiseSchedule
+    from ..data.dataset import ImageSet
+    from ..families.noise import NoiseSchedule
 
 _LETTERS = 16  # of a digest: they are compared to word a refusal, and decide nothing
 _PER_PICTURE = ("pictures", "captions", "masks")

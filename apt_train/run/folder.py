@@ -16,18 +16,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..captions import subject_captions
 from ..config import TrainConfig
+from ..disk.files import check_writable, sweep
 from ..errors import InputError
 from ..events import StepEvent
-from ..files import check_writable, sweep
-from ..paths import argument, command
-from ..wording import listed
-from .config_file import OURS, check_complete, read_config, read_settings, write_config
-from .content_parts import other_parts
-from .lock import held
-from .log import Log, add_to_line, append, cut_log, line_bytes, read_log
-from .names import (
+from ..names import (
     CONFIG,
     LOG,
     PREVIEWS,
@@ -38,12 +31,19 @@ from .names import (
     embedding_file,
     lora_file,
 )
+from ..paths import argument, command
+from ..text.captions import subject_captions
+from ..wording import listed
+from .config_file import OURS, check_complete, read_config, read_settings, write_config
+from .content_parts import other_parts
+from .lock import held
+from .log import Log, add_to_line, append, cut_log, line_bytes, read_log
 
 if TYPE_CHECKING:
     import torch
 
-    from ..dataset import ImageSet
-    from ..noise import NoiseSchedule
+    from ..data.dataset import ImageSet
+    from ..families.noise import NoiseSchedule
 
 RECIPE = 1  # raised whenever the same weights, pictures and settings come to train to something else
 

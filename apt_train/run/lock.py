@@ -16,9 +16,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ..disk.small_file import read_small
 from ..errors import InputError
-from .names import LOCK, LOCK_WITHOUT_SYSTEM
-from .small_file import read_small
+from ..names import LOCK, LOCK_WITHOUT_SYSTEM
 
 try:
     import fcntl

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..disk.files import atomic_write, patiently
 from ..errors import InputError
-from ..files import atomic_write, patiently
-from .names import LOG
+from ..names import LOG
 
 Line = dict[str, Any]
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..disk.files import write_text
 from ..errors import InputError
-from ..files import write_text
+from ..names import NOTICES
 from .log import append
-from .names import NOTICES
 
 MOST, LONGEST = 1000, 2000  # sentences, and characters of each; the file read may be anybody's
 MOST_BYTES = 8_000_000

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..checkpoint.tensor_file import sha256_of_file
+from ..disk.files import atomic_folder, patiently
+from ..disk.small_file import read_small
+from ..disk.tensor_file import sha256_of_file
+from ..disk.tensor_writer import data_digest
 from ..errors import InputError
-from ..files import atomic_folder, patiently
-from ..tensor_writer import data_digest
-from .names import CHECKSUMS, STATE_TENSORS, STATE_VALUES, snapshot_folders, step_folder
-from .small_file import read_small
+from ..names import CHECKSUMS, STATE_TENSORS, STATE_VALUES, snapshot_folders, step_folder
 from .state import MOST_BYTES, Damaged, State, kept_sha256, read_state, write_state
 
 FORMAT = 1  # of checksums.json

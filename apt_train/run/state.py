@@ -10,29 +10,68 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
 
-from ..checkpoint.tensor_file import open_tensor_file, sha256_of_file
+from ..disk.files import write_text
+from ..disk.small_file import read_small
+from ..disk.tensor_file import open_tensor_file, sha256_of_file
+from ..disk.tensor_writer import write_tensors
 from ..errors import InputError
-from ..files import write_text
-from ..tensor_writer import write_tensors
-from .names import STATE_TENSORS, STATE_VALUES
-from .small_file import read_small
-
-if TYPE_CHECKING:
-    from ..setup import Run
+from ..names import STATE_TENSORS, STATE_VALUES
 
 FORMAT = 1
 MOST_BYTES = 16 << 20  # of state.json: a number per timestep bin is the most of it
 _VALUES = {"step", "indicator", "variants", "scaler"}  # all that states of earlier versions hold: they have no checksum
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, beside its `step`
+
+
+class _Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, _: Any, /) -> Any: ...
+
+
+class _Bank(Protocol):
+    @property
+    def variants(self) -> int: ...
+
+    def ensure_variants(self, _: int, /) -> None: ...
+
+
+class _Stream(Protocol):
+    @property
+    def bank(self) -> _Bank: ...
+
+
+class Training(Protocol):
+    """What a state is taken from and put back into: training as it stands after a step."""
+
+    steps_done: int
+
+    @property
+    def trainable(self) -> Mapping[str, Parameter]: ...
+
+    @property
+    def optimizer(self) -> Optimizer: ...
+
+    @property
+    def indicator(self) -> _Stateful: ...
+
+    @property
+    def scaler(self) -> _Stateful: ...
+
+    @property
+    def subject(self) -> _Stream: ...
 
 
 class Damaged(Exception):
@@ -51,7 +90,7 @@ class State:
         return self.values["step"]
 
 
-def take_state(run: Run) -> State:
+def take_state(run: Training) -> State:
     """Copy a run's state: parameters, optimizer moments, indicator, scaler, number of variants in the bank.
 
     Random generators are not in it: every draw is seeded by its step.
@@ -69,7 +108,7 @@ def take_state(run: Run) -> State:
     return State(tensors, values)
 
 
-def restore_state(run: Run, state: State) -> None:
+def restore_state(run: Training, state: State) -> None:
     """Put a checked state back into a run made from the same inputs."""
     with torch.no_grad():
         for name, parameter in run.trainable.items():
@@ -108,7 +147,7 @@ def read_state(folder: Path) -> State:
         raise Damaged(f"{STATE_TENSORS} cannot be read") from error
 
 
-def check_state(run: Run, state: State) -> None:
+def check_state(run: Training, state: State) -> None:
     """Damaged: the state is not one that this run could have written, by names, shapes, types and values."""
     _check_tensors(run, state.tensors)
     values = state.values
@@ -159,7 +198,7 @@ def _read_values(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_tensors(run: Run, tensors: dict[str, Tensor]) -> None:
+def _check_tensors(run: Training, tensors: dict[str, Tensor]) -> None:
     expected = {}
     for name, parameter in run.trainable.items():
         expected[name] = parameter.shape

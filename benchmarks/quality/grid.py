@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from apt_train.config import TrainConfig
-from apt_train.indicator import AUTO_SCALE
 from apt_train.run.folder import RECIPE
+from apt_train.training.indicator import AUTO_SCALE
 
 VERSION = 1
 """Of the measures: raised where what they say of the same pictures changes."""

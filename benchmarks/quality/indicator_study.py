@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from apt_train.indicator import OverfitIndicator
+from apt_train.training.indicator import OverfitIndicator
 
 from .curves import Mean, key_of, priors_of
 from .unit import GAMMA_EVERY
@@ -70,7 +70,7 @@ class Bins:
     def drift_ratio(self) -> float:
         """Drift on other prompts over that on the subject's, the mean over the bins but the cleanest.
 
-        As the trainer's own probe has it (`apt_train.drift`), which measures other prompts at five timesteps.
+        As the trainer's own probe has it (`apt_train.sample.drift`), which measures other prompts at five timesteps.
         """
         return float((self.drift[1:] / self.own_drift[1:]).mean())
 

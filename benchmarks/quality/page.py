@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from apt_train.files import atomic_write
+from apt_train.disk.files import atomic_write
 
 from .curves import BASELINE, curves_of, last_step
 from .grids import GRIDS

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from apt_train.adapter import check_no_adapter
-from apt_train.components import Components
-from apt_train.conditioning import Conditioner
-from apt_train.sample import sample
-from apt_train.streams import vae_on
+from apt_train.families.components import Components
+from apt_train.sample.sampler import sample
+from apt_train.text.conditioning import Conditioner
+from apt_train.training.streams import vae_on
 
 from .task import Task
 

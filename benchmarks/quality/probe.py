@@ -14,13 +14,13 @@ import torch
 from PIL import ImageOps
 from torch import Tensor
 
-from apt_train.augment import PUBLISHED_ZOOM, draw_variant
-from apt_train.components import Components
-from apt_train.conditioning import Conditioner
 from apt_train.config import AptConfig
+from apt_train.data.augment import PUBLISHED_ZOOM, draw_variant
+from apt_train.families.components import Components
 from apt_train.rng import generator
-from apt_train.sample import ddim, from_pictures, guided_unet, initial_noise, sampling_timesteps
-from apt_train.streams import vae_on
+from apt_train.sample.sampler import ddim, from_pictures, guided_unet, initial_noise, sampling_timesteps
+from apt_train.text.conditioning import Conditioner
+from apt_train.training.streams import vae_on
 
 from .subjects import KINDS, Captioned, Subject
 from .task import Task

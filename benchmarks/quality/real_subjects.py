@@ -20,11 +20,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from apt_train.captions import SUBJECT, caption_for
 from apt_train.config import NAME_PATTERN
-from apt_train.dataset import TrainImage, load_images
+from apt_train.data.dataset import TrainImage, load_images
+from apt_train.data.pictures import readable_suffixes
 from apt_train.errors import InputError
-from apt_train.pictures import readable_suffixes
+from apt_train.text.captions import SUBJECT, caption_for
 
 from .subjects import Captioned, Prompt, Subject
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from apt_train.disk.files import atomic_write
 from apt_train.errors import InputError
-from apt_train.files import atomic_write
 
 from .curves import BASELINE, LEVELS, curves_of, floors_of, last_step
 from .figure import cost_of_fidelity

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from apt_train.disk.files import atomic_write
 from apt_train.errors import InputError
-from apt_train.files import atomic_write
 
 from .grid import Grid, Unit
 

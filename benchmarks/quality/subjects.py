@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from apt_train.dataset import ImageSet
+from apt_train.data.dataset import ImageSet
 
 Kind = Literal["subject", "class", "other"]
 KINDS: tuple[Kind, ...] = ("subject", "class", "other")

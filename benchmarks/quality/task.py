@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from apt_train.checkpoint import load_checkpoint
-from apt_train.components import Components
+from apt_train.families.components import Components
+from apt_train.families.sd import load_checkpoint
 
 from .cache import cached
 from .subjects import Judge, Subject

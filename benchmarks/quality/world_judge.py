@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from apt_train.judge import Judge, load_judge
-from apt_train.sample import from_pictures
+from apt_train.demo.judge import Judge, load_judge
+from apt_train.sample.sampler import from_pictures
 from benchmarks.world import draw
 
 from .subjects import Prompt, Subject

@@ -20,7 +20,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from apt_train.judge import Judge, load_judge
+from apt_train.demo.judge import Judge, load_judge
 from benchmarks.world import draw
 from benchmarks.world.train_judge import JUDGED, truth
 

@@ -20,14 +20,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from apt_train.augment import PUBLISHED_ZOOM, draw_variant
-from apt_train.checkpoint import load_checkpoint
-from apt_train.components import Components
-from apt_train.conditioning import Conditioner
 from apt_train.config import AptConfig
-from apt_train.demo import MODEL
+from apt_train.data.augment import PUBLISHED_ZOOM, draw_variant
+from apt_train.demo.demo import MODEL
+from apt_train.families.components import Components
+from apt_train.families.sd import load_checkpoint
 from apt_train.rng import generator
-from apt_train.sample import from_pictures
+from apt_train.sample.sampler import from_pictures
+from apt_train.text.conditioning import Conditioner
 from benchmarks.world import draw
 
 SEED = 77  # of the world's pictures; pretraining drew seed 0

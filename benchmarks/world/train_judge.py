@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from apt_train.judge import CONFIG, WEIGHTS, Judge, JudgeNetwork, load_judge
+from apt_train.demo.judge import CONFIG, WEIGHTS, Judge, JudgeNetwork, load_judge
 from benchmarks.world import draw
 from benchmarks.world.pretrain import WORLD_SEED, load_pictures, load_scenes, to_signed
 

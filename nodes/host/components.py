@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...apt_train.checkpoint.families import FamilySpec, family_of
-from ...apt_train.components import Components
 from ...apt_train.errors import InputError
-from ...apt_train.noise import NoiseSchedule
+from ...apt_train.families.components import Components
+from ...apt_train.families.noise import NoiseSchedule
+from ...apt_train.families.sd.published import FamilySpec, family_of
 from .model import UNET, family_spec, name_of, notes_of, schedule_of, unet_of
 from .progress import stop_if_cancelled
 from .text import require_clip, text_digest, text_encoders

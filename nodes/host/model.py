@@ -16,9 +16,9 @@ import comfy.supported_models
 import torch
 from torch import Tensor
 
-from ...apt_train.checkpoint.families import FamilySpec, load_family
 from ...apt_train.errors import InputError
-from ...apt_train.noise import NoiseSchedule, PredictionType
+from ...apt_train.families.noise import NoiseSchedule, PredictionType
+from ...apt_train.families.sd.published import FamilySpec, load_family
 from .weights import baked
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def family_spec(model: Any) -> FamilySpec:
 
 def unet_of(model: Any, family: FamilySpec, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet on the CPU, the LoRAs on the MODEL baked in. InputError: one that diffusers cannot build."""
-    from ...apt_train.checkpoint.single_file import build_unet
+    from ...apt_train.families.sd.single_file import build_unet
 
     return build_unet(baked(model, UNET, dtype), family, "The MODEL", dtype)
 

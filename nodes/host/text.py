@@ -8,9 +8,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from ...apt_train.checkpoint.families import EncoderSpec, FamilySpec
-from ...apt_train.components import TextEncoder
 from ...apt_train.errors import InputError
+from ...apt_train.families.components import TextEncoder
+from ...apt_train.families.sd.published import EncoderSpec, FamilySpec
 from .weights import DigestCache, baked
 
 _PROJECTION = "text_projection.weight"  # read for SDXL's pooled vector alone; SD1.5 files lack it
@@ -43,7 +43,7 @@ def text_digest(clip: Any, family: FamilySpec, cache: DigestCache) -> str:
 
 
 def _encoder(clip: Any, spec: EncoderSpec) -> TextEncoder:
-    from ...apt_train.checkpoint.ldm_text import build_text_encoder, text_config
+    from ...apt_train.families.sd.ldm_text import build_text_encoder, text_config
 
     key = spec.embedding_key
     tensors = {

@@ -1,6 +1,6 @@
 """A wired VAE as the trainer's `encode` and `decode`: run by the host, which moves it, batches it and tiles it.
 
-In: pictures to posterior and back, in the UNet's scale. Not in: when they are called (`apt_train.latent_bank`).
+In: pictures to posterior and back, in the UNet's scale. Not in: when they are called (`apt_train.data.latent_bank`).
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...apt_train.checkpoint.ldm_unet import context_dim
-from ...apt_train.checkpoint.tensor_file import TensorFile, open_tensor_file
+from ...apt_train.disk.tensor_file import TensorFile, open_tensor_file
 from ...apt_train.errors import InputError
+from ...apt_train.families.sd.ldm_unet import context_dim
 
 _UNET = "model.diffusion_model."
 _BY_SCALE = {0.18215: "SD1.5", 0.13025: "SDXL"}  # published with each family's VAE

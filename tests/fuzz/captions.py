@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from PIL import Image
 
-from apt_train.dataset import load_images
+from apt_train.data.dataset import load_images
 from tests.training import run as train_on
 
 from .case import Case, packed

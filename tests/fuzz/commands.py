@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from safetensors import safe_open
 
-from apt_train import cli, finish, loop
+from apt_train import cli
 from apt_train.errors import InputError
 from apt_train.events import StepEvent, StopTraining
+from apt_train.training import finish, loop
 
 from . import captions, models, states
 from .case import Case

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from PIL import Image, ImageCms
 
-from apt_train.dataset import ImageSet, load_images
+from apt_train.data.dataset import ImageSet, load_images
 
 from .case import Case, packed
 from .damage import Edit, byte_edits, cases_of, file_edits

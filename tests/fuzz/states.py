@@ -13,7 +13,7 @@ from hypothesis.strategies import SearchStrategy
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from apt_train import loop
+from apt_train.training import loop
 from tests.tiny import tiny_components
 from tests.training import pictures, quick_config
 

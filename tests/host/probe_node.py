@@ -30,7 +30,9 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def of_text(components: Any, clip: Any, prompt: str) -> dict[str, float]:
     for encoder in components.text_encoders:
         encoder.model.float()  # as the trainer does on the CPU, and the host
-    conditioner = pack("apt_train.conditioning").Conditioner(components.text_encoders, None, class_word="toy", name="x")
+    conditioner = pack("apt_train.text.conditioning").Conditioner(
+        components.text_encoders, None, class_word="toy", name="x"
+    )
     ours = conditioner.encode([prompt], tuned=False)
     hidden, pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)
     found = {"text": relative(ours.hidden, hidden)}

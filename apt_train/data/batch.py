@@ -1,0 +1,110 @@
+"""Drawing the samples of an optimizer step: timestep, picture or variant, noise.
+
+Each sample's draws come from (seed, step, index in the global batch) and are always the same in number, so a batch of
+4, four accumulated batches of 1 and a resumed run draw alike. Timesteps come before pictures, because the timestep's
+bin decides how likely the picture is augmented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..rng import generator
+from .buckets import Prepared
+from .latent_bank import LatentBank
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One draw, on the CPU."""
+
+    timestep: int
+    image: int
+    variant: int  # 0: the picture as it is
+    latent: Tensor  # (C, h, w)
+    noise: Tensor  # (C, h, w)
+    mask: Tensor | None  # (1, h, w)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass reads."""
+
+    latents: Tensor  # (N, C, h, w)
+    noise: Tensor  # (N, C, h, w)
+    timesteps: Tensor  # int64 (N,)
+    captions: list[str]  # with {subject}
+    mask: Tensor | None  # (N, 1, h, w)
+    size_ids: Tensor  # (N, 6): SDXL's original height, width, crop top, left, target height, width
+
+
+def draw_samples(
+    bank: LatentBank,
+    p_aug: Tensor,
+    *,
+    count: int,
+    num_timesteps: int,
+    seed: int,
+    step: int,
+    stream: str,
+    mask_fill: bool,
+) -> list[Sample]:
+    """`count` samples of one bucket; `p_aug`: float (bins,), how likely a sample of each timestep bin is augmented."""
+    bucket = _draw_bucket(bank, seed, step, stream)
+    return [
+        _draw_sample(bank, bucket, p_aug, num_timesteps, generator(seed, stream, step, index), mask_fill)
+        for index in range(count)
+    ]
+
+
+def _draw_bucket(bank: LatentBank, seed: int, step: int, stream: str) -> list[int]:
+    """The pictures of one bucket; a bucket is as likely as it has pictures."""
+    buckets = list(bank.buckets.values())
+    sizes = torch.tensor([len(bucket) for bucket in buckets])
+    anchor = int(torch.randint(int(sizes.sum()), (1,), generator=generator(seed, stream, step, "bucket")))
+    return buckets[int((sizes.cumsum(0) <= anchor).sum())]
+
+
+def _draw_sample(
+    bank: LatentBank, bucket: list[int], p_aug: Tensor, num_timesteps: int, draws: torch.Generator, mask_fill: bool
+) -> Sample:
+    timestep = int(torch.randint(num_timesteps, (1,), generator=draws))
+    chance, pick, choice = torch.rand(3, generator=draws, dtype=torch.float64).tolist()
+    image = bucket[int(pick * len(bucket))]
+    augmented = chance < float(p_aug[timestep * len(p_aug) // num_timesteps]) and bank.variants > 0
+    variant = 1 + int(choice * bank.variants) if augmented else 0
+    shape = bank.latent_shape(image)
+    posterior, noise = torch.randn(2, *shape, generator=draws)
+    return Sample(
+        timestep, image, variant, bank.latent(image, variant, posterior), noise, bank.mask(image, variant, mask_fill)
+    )
+
+
+def collate(
+    samples: Sequence[Sample], captions: Sequence[str], size_ids: Sequence[Sequence[float]], device: torch.device
+) -> Batch:
+    """Samples of one bucket as one batch on `device`; `captions` and `size_ids` are by picture."""
+    return Batch(
+        latents=torch.stack([sample.latent for sample in samples]).to(device),
+        noise=torch.stack([sample.noise for sample in samples]).to(device),
+        timesteps=torch.tensor([sample.timestep for sample in samples], device=device),
+        captions=[captions[sample.image] for sample in samples],
+        mask=_collate_masks(samples, device),
+        size_ids=torch.tensor([size_ids[sample.image] for sample in samples], device=device),
+    )
+
+
+def _collate_masks(samples: Sequence[Sample], device: torch.device) -> Tensor | None:
+    if all(sample.mask is None for sample in samples):
+        return None
+    whole = [torch.ones(1, *s.latent.shape[1:]) if s.mask is None else s.mask for s in samples]
+    return torch.stack(whole).to(device)
+
+
+def size_ids_of(picture: Prepared) -> list[float]:
+    """SDXL's size ids of the picture as it was, also for its augmented variants (ours)."""
+    return [float(value) for value in (*picture.original_size, *picture.crop, *picture.bucket)]

@@ -1,0 +1,139 @@
+"""Aspect buckets: every picture resized and cropped to a size of about the same area, near its own shape.
+
+In: the sizes a resolution allows, the choice among them, the resizing. Not in: latents (`latent_bank`), how a
+batch stays in one bucket (the loop).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import InputError
+from ..wording import listed
+from .dataset import ImageSet, TrainImage
+from .pictures import resize_mask, to_image
+
+MAX_ASPECT = 3.0  # ours: longer pictures are cropped to this shape
+TOLD_CROP = 0.25  # ours: share of a picture whose loss is said
+Size = tuple[int, int]  # height, width
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One picture at its bucket's size."""
+
+    index: int  # place in the image set
+    name: str  # for messages
+    image: Tensor  # float32 (3, H, W) in [-1, 1]
+    mask: Tensor | None  # float32 (1, H, W) in [0, 1]
+    original_size: Size  # (height, width) before resizing
+    crop: Size  # (top, left) of the crop in the resized picture
+    bucket: Size  # (height, width)
+
+
+def prepare(images: ImageSet, resolution: int, multiple: int) -> list[Prepared]:
+    """Every picture resized to cover its bucket, the surplus cropped evenly from both ends; masks go along.
+
+    Args:
+        resolution: pixels; a bucket's area is at most its square, the square itself being one.
+        multiple: pixels; every side is a multiple of it.
+
+    Raises:
+        InputError: when the resolution is no multiple of it, or a crop loses all that a loss mask leaves.
+    """
+    sizes = bucket_sizes(resolution, multiple)
+    return [_fit(index, image, _nearest(sizes, image.size)) for index, image in enumerate(images.images)]
+
+
+def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
+    """All (height, width): per height the widest that keeps the area, no side over 3 times the other."""
+    _check_resolution(resolution, multiple)
+    area = resolution**2
+    widest = {
+        height: area // height // multiple * multiple for height in range(multiple, area // multiple + 1, multiple)
+    }
+    sizes = {(height, width) for height, width in widest.items() if width}
+    sizes |= {(width, height) for height, width in sizes}  # so that tall and wide pictures have equal choice
+    return sorted(size for size in sizes if max(size) <= MAX_ASPECT * min(size))
+
+
+def bucket_notes(prepared: Sequence[Prepared]) -> list[str]:
+    """What the user should know: the sizes if there are several, the pictures enlarged, and those cropped by much."""
+    notes = []
+    counts = Counter(item.bucket for item in prepared)
+    if len(counts) > 1:
+        sizes = ", ".join(f"{width} x {height}: {count}" for (height, width), count in sorted(counts.items()))
+        notes.append(f"The pictures fall in {len(counts)} sizes ({sizes}); a batch holds pictures of one size.")
+    small = [item.name for item in prepared if _scale(item.original_size, item.bucket) > 1]
+    if small:
+        notes.append(
+            f"Smaller than the training size, so enlarged: {listed(small)}; larger originals give sharper results."
+        )
+    cropped = {item.name: share for item in prepared if (share := _lost(item)) > TOLD_CROP}
+    if cropped:
+        names = listed([f"{name} loses {share:.0%}" for name, share in cropped.items()])
+        notes.append(
+            f"Cropped to the middle, as the shape is far from any training size: {names}; crop by hand instead."
+        )
+    return notes
+
+
+def _lost(item: Prepared) -> float:
+    """The share of the picture that is cropped away."""
+    (height, width), scale = item.original_size, _scale(item.original_size, item.bucket)
+    return 1 - item.bucket[0] * item.bucket[1] / (height * width * scale**2)
+
+
+def _check_resolution(resolution: int, multiple: int) -> None:
+    assert multiple > 0
+    if resolution > 0 and resolution % multiple == 0:
+        return
+    below, above = resolution // multiple * multiple, (resolution // multiple + 1) * multiple
+    nearest = f"{below} or {above}" if below > 0 else str(max(above, multiple))
+    raise InputError(f"resolution is {resolution}, no multiple of {multiple}: give {nearest}.")
+
+
+def _nearest(sizes: list[Size], original: Size) -> Size:
+    """The bucket of the nearest shape, by the ratio of the aspects; of equals the largest, then the first."""
+    height, width = original
+
+    def distance(size: Size) -> tuple[float, int]:
+        # Rounded, so that mirrored shapes tie on every machine.
+        return round(abs(math.log(size[1] / size[0] * height / width)), 9), -size[0] * size[1]
+
+    return min(sizes, key=distance)
+
+
+def _scale(original: Size, bucket: Size) -> float:
+    return max(bucket[0] / original[0], bucket[1] / original[1])
+
+
+def _fit(index: int, image: TrainImage, bucket: Size) -> Prepared:
+    (height, width), (pixels, mask) = image.size, image.read()
+    scale = _scale((height, width), bucket)
+    covering = max(bucket[0], round(height * scale)), max(bucket[1], round(width * scale))
+    top, left = (covering[0] - bucket[0]) // 2, (covering[1] - bucket[1]) // 2
+    # The crop in the picture's own pixels: only what is kept is resized, whatever the picture's shape.
+    y, x = height / covering[0], width / covering[1]
+    box = (left * x, top * y, (left + bucket[1]) * x, (top + bucket[0]) * y)
+    mask = None if mask is None else resize_mask(mask, bucket, box)
+    if mask is not None and not mask.max() > 0:
+        raise InputError(
+            f"Nothing of {image.name} is left to learn: its mask is black all over the "
+            f"{bucket[1]} x {bucket[0]} that are kept; crop the picture around the subject."
+        )
+    return Prepared(index, image.name, _resize(pixels, bucket, box), mask, (height, width), (top, left), bucket)
+
+
+def _resize(pixels: Tensor, size: Size, box: tuple[float, float, float, float]) -> Tensor:
+    """Uint8 (3, H, W) to float32 in [-1, 1]; in whole numbers until then, so alike on every machine."""
+    image = to_image(pixels).resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1

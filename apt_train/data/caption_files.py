@@ -1,0 +1,66 @@
+"""The text of a caption file: its encoding, its size, and which of several files counts.
+
+In: files to text on one line. Not in: which file belongs to which picture (`folder_files`), what a caption says of the
+subject (`captions`).
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError
+from ..wording import printable
+
+MAX_BYTES = 2**16  # a long caption has some hundred words
+# UTF-32's mark begins with UTF-16's, so it comes first.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def read_caption(paths: Sequence[Path]) -> tuple[str | None, Path | None]:
+    """The first text that is not empty, None without any; and the file it is from, where another one says otherwise.
+
+    Raises:
+        InputError: naming the file, when one of them cannot be read as text.
+    """
+    texts = {path: on_one_line(_read_text(path)) for path in paths}
+    counts = next((path for path, text in texts.items() if text), None)
+    if counts is None:
+        return None, None
+    return texts[counts], counts if len(set(texts.values())) > 1 else None
+
+
+def on_one_line(caption: str | None) -> str | None:
+    """Runs of white space as one space; None for an empty caption."""
+    return " ".join((caption or "").split()) or None
+
+
+def _read_text(path: Path) -> str:
+    name = printable(path.name)
+    try:
+        if not path.is_file() and path.exists():
+            raise InputError(f"{name} is no file: write the caption into a text file of that name, or remove it.")
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= MAX_BYTES else b""
+    except OSError as error:
+        raise InputError(f"{name} cannot be read ({error.strerror}): make it readable or remove it.") from error
+    if size > MAX_BYTES:
+        raise InputError(f"{name} takes {_in_units(size)}, too much for a caption: write some sentences, or remove it.")
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError:
+        raise InputError(f"{name} is not UTF-8 text: save it as UTF-8.") from None
+    if "\0" in text:  # UTF-16 without its mark, or no text at all
+        raise InputError(f"{name} is not UTF-8 text, as it holds zero bytes: save it as UTF-8.")
+    return text
+
+
+def _in_units(size: int) -> str:
+    return f"{size / 2**20:.0f} MB" if size >= 2**20 else f"{size / 2**10:.0f} kB"

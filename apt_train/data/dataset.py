@@ -1,0 +1,339 @@
+"""Pictures, captions and loss masks as the trainer takes them in: from a folder, or from a host's tensors.
+
+In: one picture with what belongs to it, what is refused and how, and the set's digest. Not in: which file is what
+(`folder_files`), decoding (`pictures`), sizes (`buckets`), what a caption means (`conditioning`), latents
+(`latent_bank`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import InputError
+from ..paths import expanded
+from ..wording import listed, printable
+from .caption_files import on_one_line, read_caption
+from .folder_files import PictureFiles, sort_folder
+from .pictures import Color, Picture, fit_mask, parse_color, read_mask, read_picture
+from .tensor_pictures import to_mask, to_pixels, unbatch
+
+_T = TypeVar("_T")
+_TOLD_REPEATS = 5  # sentences about equal pictures, after which their number is said
+_LEFT_OUT = 5  # sentences about pictures left out, likewise
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """Where a picture and its loss mask lie, and how they are read."""
+
+    path: Path
+    mask_path: Path | None
+    background: Color
+    alpha_mask: bool
+
+    def read(self) -> tuple[Picture, Tensor | None]:
+        """The picture, and its mask as it lies there. InputError: one of them cannot be read."""
+        picture = read_picture(self.path, self.background)
+        return picture, read_mask(self.mask_path) if self.mask_path else picture.alpha if self.alpha_mask else None
+
+    def fitted(self, picture: Picture, mask: Tensor | None) -> Tensor | None:
+        """The mask at its picture's size. InputError: another shape, or black all over."""
+        name = printable(self.path.name)
+        mask_name = printable(self.mask_path.name) if self.mask_path else f"the alpha channel of {name}"
+        return _fitted(mask, picture.pixels, mask_name, name)
+
+
+class TrainImage:
+    """One picture with what belongs to it. A stored one is read again when it is asked for, not kept in memory."""
+
+    def __init__(
+        self,
+        name: str,
+        pixels: Tensor,
+        caption: str | None,
+        mask: Tensor | None,
+        *,
+        stored: StoredPicture | None = None,
+    ) -> None:
+        """
+        Args:
+            name: file name, for messages.
+            pixels: uint8 (3, H, W), upright, alpha composed.
+            caption: as the user wrote it, on one line; None: the template.
+            mask: float32 (1, H, W) in [0, 1], the loss's weight per pixel; None: all 1.
+            stored: where `pixels` and `mask` were read; None: they stay in memory.
+        """
+        self.name, self.caption = name, caption
+        self.size: tuple[int, int] = (int(pixels.shape[-2]), int(pixels.shape[-1]))  # height, width
+        self.has_mask = mask is not None
+        self._stored = stored
+        self._content = _content(pixels, mask) if stored else None
+        self._held = None if stored else (pixels, mask)
+
+    @property
+    def pixels(self) -> Tensor:
+        return self.read()[0]
+
+    @property
+    def mask(self) -> Tensor | None:
+        return self.read()[1]
+
+    @property
+    def content(self) -> tuple[bytes, bytes]:
+        """Digests of pixels and mask."""
+        return self._content or _content(*self.read())
+
+    def read(self) -> tuple[Tensor, Tensor | None]:
+        """Pixels and mask, both at once. InputError: their files are no longer what they were."""
+        if self._held is not None:
+            return self._held
+        assert self._stored is not None
+        picture, mask = self._stored.read()
+        mask = self._stored.fitted(picture, mask)
+        if _content(picture.pixels, mask) != self._content:
+            raise InputError(
+                f"{self.name} or its mask has changed while it was in use: start again with what is there."
+            )
+        return picture.pixels, mask
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The pictures of one subject, in a fixed order (a picture's random draws depend on its place)."""
+
+    images: list[TrainImage]
+    digest: str  # sha256 over pixels, captions and masks in order; file and folder names do not count
+    notes: list[str] = field(default_factory=list)  # sentences to show once
+
+    def repeats(self) -> list[str]:
+        """A sentence for each picture that is there more than once: it counts as often, and is most often left over."""
+        alike: dict[bytes, list[str]] = {}
+        for image in self.images:
+            alike.setdefault(image.content[0], []).append(image.name)
+        repeated = [names for names in alike.values() if len(names) > 1]
+        told = [
+            f"{listed(names, 3)} are the same picture, which counts {len(names)} times: leave one if that is not meant."
+            for names in repeated[:_TOLD_REPEATS]
+        ]
+        more = len(repeated) - len(told)
+        return [*told, f"So it is with {more} more pictures."] if more else told
+
+    @classmethod
+    def from_tensors(
+        cls,
+        images: Sequence[Tensor] | Tensor,
+        captions: Sequence[str | None] | str | None = None,
+        masks: Sequence[Tensor] | Tensor | None = None,
+        background: str = "white",
+        *,
+        alpha_masks: bool = False,
+    ) -> ImageSet:
+        """A host's layout: channels last, floats.
+
+        Args:
+            images: (N, H, W, C), or a list of (H, W, C) or (N, H, W, C), of any sizes; float in [0, 1]; C is
+                1, 3 or 4, the fourth being alpha.
+            captions: one per picture, or one string with a line per picture; a single one counts for all
+                pictures, which is noted; an empty one means the template.
+            masks: loss weights in [0, 1], (N, H, W) or a list of (H, W), one per picture.
+            background: colour name or #rrggbb behind transparent parts.
+            alpha_masks: a fourth channel is the loss mask of pictures without one in `masks`.
+
+        Raises:
+            InputError: naming the picture (`picture 1` is the first) that cannot be used.
+        """
+        color = parse_color(background)
+        pictures = unbatch(images, 3)
+        if not pictures:
+            raise InputError("There are no images: give at least one picture of the subject.")
+        lines, notes = _lines(captions, len(pictures))
+        weights = _one_each(None if masks is None else unbatch(masks, 2), len(pictures), "masks")
+        found = [
+            _from_tensor(f"picture {place}", picture, line, weight, color, alpha_masks)
+            for place, (picture, line, weight) in enumerate(zip(pictures, lines, weights, strict=True), start=1)
+        ]
+        digest = hashlib.sha256()
+        for image in found:
+            for part in _parts(image.pixels, image.caption, image.mask):
+                digest.update(part)
+        return cls(found, digest.hexdigest(), notes)
+
+
+def load_images(
+    folder: str | Path,
+    *,
+    background: str = "white",
+    alpha_masks: bool = False,
+    skip_bad_images: bool = False,
+) -> ImageSet:
+    """The pictures of a folder, by name, with their captions and loss masks.
+
+    Read are png, jpg, webp, bmp, gif, tiff, tga and, with a newer Pillow, avif; captions `X.txt` or `X.caption`;
+    loss masks `X-mask.png`, `X-masklabel.png` or `X_mask.png`. Whatever else lies there stands in the set's notes.
+    The pictures stay on disk: each is read here once, and again when it is prepared.
+
+    Args:
+        folder: not searched deeper; hidden files are left alone.
+        background: colour name or #rrggbb behind transparent parts.
+        alpha_masks: a picture's alpha channel is its loss mask, where no mask file says otherwise.
+        skip_bad_images: leave unreadable pictures out, with a note, rather than refuse the folder.
+
+    Raises:
+        InputError: no such folder, no pictures in it, or a picture, mask or caption that cannot be used, by
+            name.
+    """
+    color, place = parse_color(background), expanded(folder, "The image folder")
+    files = sort_folder(place)
+    reading = _Reading(color, alpha_masks, skip_bad_images)
+    for picture in files.pictures:
+        reading.add(picture)
+    notes = [*files.notes, *reading.notes()]
+    if not reading.images:
+        raise InputError(" ".join([*notes, _nothing_in(place, files.with_pictures)]))
+    if alpha_masks and not any(image.has_mask for image in reading.images):
+        notes.append("Alpha masks were asked for, but no picture has transparent parts: there are no loss masks.")
+    return ImageSet(reading.images, reading.digest.hexdigest(), notes)
+
+
+class _Reading:
+    """A folder's pictures as they are read, one after the other."""
+
+    def __init__(self, background: Color, alpha_masks: bool, skip_bad_images: bool) -> None:
+        self._background, self._alpha_masks, self._skips = background, alpha_masks, skip_bad_images
+        self._left_out: list[str] = []
+        self._ambiguous: list[str] = []  # caption files that count where others say something else
+        self._remarks: dict[str, list[str]] = {}  # pictures' names by what is said of them
+        self.images: list[TrainImage] = []
+        self.digest = hashlib.sha256()
+
+    def add(self, files: PictureFiles) -> None:
+        """Read a picture with what lies beside it. InputError: it cannot be used, and is not to be left out."""
+        stored = StoredPicture(files.path, files.mask, self._background, self._alpha_masks)
+        try:
+            picture, mask = stored.read()
+        except InputError as error:
+            if not self._skips:
+                raise
+            return self._left_out.append(str(error).rpartition(": ")[0])
+        mask = stored.fitted(picture, mask)
+        caption, counts = read_caption(files.captions)
+        if counts:
+            self._ambiguous.append(printable(counts.name))
+        name = printable(files.path.name)
+        for remark in picture.remarks:
+            self._remarks.setdefault(remark, []).append(name)
+        self.images.append(TrainImage(name, picture.pixels, caption, mask, stored=stored))
+        for part in _parts(picture.pixels, caption, mask):
+            self.digest.update(part)
+
+    def notes(self) -> list[str]:
+        """What the user should know of them."""
+        notes = [f"Left out: {text}." for text in self._left_out[:_LEFT_OUT]]
+        if len(self._left_out) > _LEFT_OUT:
+            notes.append(f"Left out likewise: {len(self._left_out) - _LEFT_OUT} more.")
+        if self._ambiguous:
+            count = "counts" if len(self._ambiguous) == 1 else "count"
+            notes.append(f"{listed(self._ambiguous)} {count}; another caption file of the picture says something else.")
+        return [*notes, *(remark.format(names=listed(names)) for remark, names in self._remarks.items())]
+
+
+def _nothing_in(folder: Path, with_pictures: list[Path]) -> str:
+    shown = printable(str(folder))
+    if not with_pictures:
+        return f"There are no usable pictures in {shown}: put png, jpg or webp files there."
+    names = listed([printable(str(path)) for path in with_pictures])
+    return f"There are no usable pictures in {shown} itself: give the folder that holds them, {names}."
+
+
+def _fitted(mask: Tensor | None, pixels: Tensor, mask_name: str, name: str) -> Tensor | None:
+    return None if mask is None else fit_mask(mask, (pixels.shape[-2], pixels.shape[-1]), mask_name, name)
+
+
+def _from_tensor(
+    name: str, picture: Tensor, caption: str | None, mask: Tensor | None, color: Color, alpha_masks: bool
+) -> TrainImage:
+    pixels, alpha = to_pixels(name, picture, color)
+    if mask is not None:
+        mask = to_mask(f"the mask of {name}", mask)
+    mask = alpha if mask is None and alpha_masks else mask
+    return TrainImage(name, pixels, on_one_line(caption), _fitted(mask, pixels, f"the mask of {name}", name))
+
+
+def _lines(captions: Sequence[str | None] | str | None, count: int) -> tuple[list[str | None] | list[None], list[str]]:
+    """A caption per picture, and a note where the only one counts for all."""
+    lines = _caption_lines(captions, count)
+    if lines is None:
+        return [None] * count, []
+    for line in lines:
+        _check_text(line)
+    if len(lines) == 1 < count:
+        note = f"The only caption counts for all {count} pictures: write a line per picture where they differ."
+        return lines * count, [note] if on_one_line(lines[0]) else []
+    if len(lines) != count:
+        raise InputError(
+            f"There are {len(lines)} captions for {count} images: give one per image, or one for all; "
+            "without any the caption template counts."
+        )
+    return lines, []
+
+
+def _check_text(caption: object) -> None:
+    """A string that can be written: half a character of UTF-16 cannot."""
+    if caption is None:
+        return
+    if not isinstance(caption, str):
+        raise InputError(f"A caption is a {type(caption).__name__}: give one string per image.")
+    try:
+        caption.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"The caption {caption!a} holds half a character: type it anew.") from None
+
+
+def _caption_lines(captions: Sequence[str | None] | str | None, count: int) -> list[str | None] | None:
+    """One string holds a line per picture; blank lines at its end count only where they make up the number."""
+    if captions is None or not isinstance(captions, str):
+        return None if captions is None else list(captions)
+    if not captions.strip():
+        return None
+    lines: list[str | None] = list(captions.replace("\r\n", "\n").split("\n"))
+    while 1 < len(lines) != count and not (lines[-1] or "").strip():
+        lines.pop()
+    return lines
+
+
+def _one_each(values: list[_T] | None, count: int, what: str) -> list[_T] | list[None]:
+    if values is None:
+        return [None] * count
+    if len(values) != count:
+        raise InputError(f"There are {len(values)} {what} for {count} images: give one per image, or none.")
+    return values
+
+
+def _content(pixels: Tensor, mask: Tensor | None) -> tuple[bytes, bytes]:
+    """Digests of pixels and mask; of no mask an empty one."""
+    shape = f"{tuple(pixels.shape)}".encode()
+    of_pixels = hashlib.sha256(shape)
+    of_pixels.update(_bytes(pixels))
+    return of_pixels.digest(), b"" if mask is None else hashlib.sha256(_bytes(mask)).digest()
+
+
+def _parts(pixels: Tensor, caption: str | None, mask: Tensor | None) -> Iterator[bytes | memoryview]:
+    """A picture's part of the set's digest. All is led by its length, so that no two sets read as the same bytes."""
+    text = (caption or "").encode()
+    yield f"image {tuple(pixels.shape)} {len(text)} {mask is not None};".encode()
+    yield _bytes(pixels)
+    yield text
+    if mask is not None:
+        yield _bytes(mask)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """A tensor's values as they lie in memory, without a copy."""
+    return tensor.contiguous().numpy().reshape(-1).view(np.uint8).data

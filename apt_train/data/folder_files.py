@@ -1,0 +1,204 @@
+"""Which file of a folder is what: pictures with their captions and loss masks; all the rest is named once.
+
+In: endings, pairing by name, what other trainers' folders hold, the sentences about what is left out.
+Not in: reading pictures (`pictures`) or captions (`caption_files`), the set made of them (`dataset`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import InputError
+from ..wording import listed, printable
+from .pictures import is_picture, readable_suffixes
+
+CAPTION_SUFFIXES = (".txt", ".caption")  # .caption is kohya's; where both say something, the first counts
+UNREAD_SUFFIXES = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".avifs",
+    ".jxl",
+    ".jp2",
+    ".psd",
+    ".svg",
+    ".dng",
+)  # pictures, but not read
+MASK_ENDINGS = ("-mask", "-masklabel", "_mask", "_masklabel", ".mask")  # ours; OneTrainer's; common. The first counts
+CONDITION_ENDING = "-condlabel"  # OneTrainer's pictures for the conditioning, not of the subject
+_LEFT_BY_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir")
+_LOOKED_THROUGH = 1000  # entries of a sub-folder, to say whether it holds pictures
+
+
+@dataclass(frozen=True)
+class PictureFiles:
+    """A picture file and what lies beside it."""
+
+    path: Path
+    mask: Path | None
+    captions: list[Path]  # the first that says something counts
+
+
+@dataclass
+class Folder:
+    """A folder's files by what they are."""
+
+    pictures: list[PictureFiles] = field(default_factory=list)  # by name
+    with_pictures: list[Path] = field(default_factory=list)  # sub-folders, which are not read
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Found:
+    """Visible entries by what their names and, where these say nothing, their contents make of them."""
+
+    pictures: list[Path] = field(default_factory=list)
+    captions: list[Path] = field(default_factory=list)
+    masks: list[tuple[str, Path]] = field(default_factory=list)  # with the stem of their picture
+    conditions: list[Path] = field(default_factory=list)
+    unread: list[Path] = field(default_factory=list)
+    misnamed: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+
+
+def sort_folder(folder: Path) -> Folder:
+    """Every file of the folder has its place, or stands in a note.
+
+    Raises:
+        InputError: no such folder, or one that cannot be read.
+    """
+    found = _Found()
+    for path in _entries(folder):
+        _put(found, path)
+    masks, captions = _by_stem(found.masks), _by_stem([(path.stem, path) for path in found.captions])
+    sorted_ = Folder(with_pictures=[path for path in found.folders if _holds_pictures(path)])
+    for path in found.pictures:
+        beside = [*captions.get(path.stem, []), *captions.get(path.name, [])]
+        beside.sort(key=lambda caption: CAPTION_SUFFIXES.index(caption.suffix.lower()))
+        sorted_.pictures.append(PictureFiles(path, next(iter(masks.get(path.stem, [])), None), beside))
+    used = {file for picture in sorted_.pictures for file in (*picture.captions, picture.mask)}
+    sorted_.notes = [*_notes(found, used, sorted_), *_masks_elsewhere(folder, found.pictures)]
+    return sorted_
+
+
+def _entries(folder: Path) -> list[Path]:
+    """The folder's visible entries, by name: the same order on every system."""
+    shown = printable(str(folder))
+    if not os.path.isdir(folder):
+        what = "is a file" if os.path.exists(folder) else "does not exist"
+        raise InputError(f"The image folder {shown} {what}: give a folder with pictures of the subject.")
+    try:
+        entries = [path for path in folder.iterdir() if not _is_hidden(path.name)]
+    except OSError as error:
+        raise InputError(f"The image folder {shown} cannot be read: {error.strerror}.") from error
+    return sorted(entries, key=lambda path: path.name)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
+
+
+def _put(found: _Found, path: Path) -> None:
+    suffix, stem = path.suffix.lower(), path.stem
+    if os.path.isdir(path):  # as Path.is_dir raises where a folder may be listed but not entered
+        return found.folders.append(path)
+    if suffix in CAPTION_SUFFIXES:
+        return found.captions.append(path)
+    if suffix not in readable_suffixes() and (place := _unnamed(found, path)) is not None:
+        return place.append(path)
+    mask_ending = next((ending for ending in MASK_ENDINGS if stem.lower().endswith(ending)), None)
+    if mask_ending:
+        return found.masks.append((stem[: -len(mask_ending)], path))
+    (found.conditions if stem.lower().endswith(CONDITION_ENDING) else found.pictures).append(path)
+
+
+def _unnamed(found: _Found, path: Path) -> list[Path] | None:
+    """Where a file goes whose ending is none of a picture that is read; None: it is one by its content."""
+    by_content = os.path.isfile(path) and is_picture(path)
+    if path.suffix.lower() in UNREAD_SUFFIXES:
+        return None if by_content else found.unread
+    if path.suffix in ("", "."):
+        return None if by_content else found.others
+    return found.misnamed if by_content else found.others
+
+
+def _by_stem(files: list[tuple[str, Path]]) -> dict[str, list[Path]]:
+    """Files by the stem of their picture; of several masks, ours first."""
+
+    def rank(path: Path) -> int:
+        return next((i for i, ending in enumerate(MASK_ENDINGS) if path.stem.lower().endswith(ending)), 0)
+
+    sorted_: dict[str, list[Path]] = {}
+    for stem, path in sorted(files, key=lambda file: rank(file[1])):
+        sorted_.setdefault(stem, []).append(path)
+    return sorted_
+
+
+def _holds_pictures(folder: Path) -> bool:
+    return any(Path(name).suffix.lower() in readable_suffixes() for name in _some_names(folder))
+
+
+def _some_names(folder: Path) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            for _, entry in zip(range(_LOOKED_THROUGH), entries, strict=False):
+                if not _is_hidden(entry.name):
+                    yield entry.name
+    except OSError:
+        return
+
+
+def _notes(found: _Found, used: set[Path | None], sorted_: Folder) -> list[str]:
+    """A sentence for each kind of what is left out."""
+    pictures = {path.stem for path in found.pictures}
+    masks = [path for _, path in found.masks]
+    lone = [path for stem, path in found.masks if stem not in pictures]
+    second = [path for path in masks if path not in used and path not in lone]
+    orphans = [path for path in found.captions if path not in used]
+    in_folders = [path for path in sorted_.with_pictures if "mask" not in path.name.lower()]
+    of_masks = [path for path in sorted_.with_pictures if "mask" in path.name.lower()]
+    others = [path for path in (*found.others, *found.folders) if path not in sorted_.with_pictures]
+    sentences = (
+        (found.unread, "{is} left out: convert {it} to png or jpg."),
+        (found.misnamed, "{is} left out, though a picture by content: give {it} the ending .png or .jpg."),
+        (found.conditions, "{is} left out: conditioning pictures of OneTrainer do not show the subject."),
+        (
+            lone,
+            "{is} left out as a loss mask by name, but there is no picture for {it}: rename {it}, or add the picture.",
+        ),
+        (second, "{is} not used: another file is the loss mask of the same picture."),
+        (orphans, "{belongs} to no picture: a caption has the name of its picture."),
+        (
+            in_folders,
+            "{is} not read, though with pictures: move these here, or give the sub-folder itself.",
+        ),
+        (of_masks, "{is} not read: a loss mask of X.png stands beside it, as X-mask.png."),
+        (others, "{is} not read: neither picture nor caption nor mask."),
+    )
+    return [_sentence(paths, text) for paths, text in sentences if paths]
+
+
+def _sentence(paths: Sequence[Path], text: str) -> str:
+    one = len(paths) == 1
+    words = {"is": "is", "belongs": "belongs", "it": "it"} if one else {"is": "are", "belongs": "belong", "it": "them"}
+    return f"{listed([_shown(path) for path in paths])} {text.format(**words)}"
+
+
+def _shown(path: Path) -> str:
+    return printable(path.name) + ("/" if os.path.isdir(path) else "")
+
+
+def _masks_elsewhere(folder: Path, pictures: list[Path]) -> list[str]:
+    """Folders beside this one in which other trainers look for loss masks under the pictures' own names."""
+    here = folder.absolute()
+    names = [f"{here.name}{joint}{word}" for joint in "-_" for word in ("mask", "masks")] + ["mask", "masks"]
+    places = [here.parent / name for name in names if name != here.name and os.path.isdir(here.parent / name)]
+    files = [name for path in pictures for name in (path.name, f"{path.stem}.png")]
+    found = [printable(place.name) for place in places if any(os.path.isfile(place / file) for file in files)]
+    return (
+        [f"The masks in {listed(found)} beside the folder are not read: put them here as X-mask.png."] if found else []
+    )

@@ -1,0 +1,219 @@
+"""The latent bank: the VAE's posterior of every picture and of its augmented variants.
+
+In: encoding one by one, when to add variants, loss masks at latent size. Not in: how a variant is drawn
+(`augment`), which variant a step takes and its noise (the step), moving the VAE (the `on_device` context
+given by the trainer).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from ..rng import generator
+from .augment import draw_variant
+from .buckets import Prepared
+
+Encode = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+OnEncode = Callable[[Literal["pictures", "variants"], int, int], object]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One encoded picture, float32 on the CPU."""
+
+    mean: Tensor  # (C, h, w)
+    std: Tensor | None  # (C, h, w); None: the latents are fixed
+    mask: Tensor | None  # (1, h, w), the user's loss mask
+    mask_without_fill: Tensor | None  # (1, h, w), the same with the fill masked out
+
+
+class LatentBank:
+    """Posterior mean and std of every picture, as it is (variant 0) and augmented (variants 1 to `variants`).
+
+    Variant v of picture i is a function of (seed, i, v) and encoded alone, so neither the order nor the size
+    of the blocks, nor a resume, changes it (the bank is ours; the paper augments before the VAE and says no
+    more).
+    """
+
+    def __init__(
+        self,
+        prepared: list[Prepared],
+        encode: Encode,
+        *,
+        seed: int,
+        kinds: tuple[str, ...],
+        max_zoom: float,
+        max_degrees: float,
+        max_variants: int,
+        vae_factor: int,
+        block: int = 4,
+        on_device: Callable[[], AbstractContextManager[object]] | None = None,
+        on_encode: OnEncode | None = None,
+    ) -> None:
+        """
+        Args:
+            prepared: the pictures; their places in this list are the image indices.
+            encode: float32 (1, 3, H, W) in [-1, 1] -> (mean, std or None), each (1, C, H/f, W/f), on any
+                device.
+            seed, kinds, max_zoom, max_degrees: of the variants, see `draw_variant`.
+            max_variants: the most augmented variants of a picture; 0: the pictures are dropped once encoded.
+            vae_factor: f, pixels per latent position and side.
+            block: variants come in this many at a time.
+            on_device: entered around every round of encoding: the VAE sits on the compute device inside.
+            on_encode: called before each picture with its kind, how many of this round are done, and how many it has.
+                What it raises passes on, and the bank is as before the round.
+        """
+        self._prepared = list(prepared)
+        self._encode = encode
+        self._seed, self._kinds = seed, kinds
+        self._max_zoom, self._max_degrees = max_zoom, max_degrees
+        self._max_variants, self._block = max_variants, block
+        self._factor = vae_factor
+        self._on_device = on_device or contextlib.nullcontext
+        self._on_encode = on_encode or _nobody_listens
+        self._entries: list[list[_Entry]] = []  # per variant, per image
+        self.buckets: dict[tuple[int, int], list[int]] = {}
+        """Image indices by bucket (height, width) in pixels."""
+        for index, item in enumerate(self._prepared):
+            self.buckets.setdefault(item.bucket, []).append(index)
+
+    @property
+    def variants(self) -> int:
+        """How many augmented variants each picture has by now; 0 at the start."""
+        return max(0, len(self._entries) - 1)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the encoder gives no std, so a picture has one latent; known after `encode_plain`."""
+        return self._entry(0, 0).std is None
+
+    def encode_plain(self) -> None:
+        """Encode every picture as it is; a second call does nothing.
+
+        Raises:
+            InputError: when the VAE gives values that are not finite.
+        """
+        if self._entries:
+            return
+        with self._on_device():
+            self._entries.append([self._encode_plain(i) for i in range(len(self._prepared))])
+        if self._max_variants == 0:
+            self._prepared = []
+
+    def ensure_variants(self, count: int) -> None:
+        """Add variants until each picture has `count` (at most `max_variants`); never takes any away.
+
+        Raises:
+            InputError: as `encode_plain`; the bank is then as before the call.
+        """
+        assert self._entries, "encode_plain comes first"
+        wanted = range(self.variants + 1, min(count, self._max_variants) + 1)
+        if not wanted:
+            return
+        images = range(len(self._prepared))
+        total = len(wanted) * len(images)
+        added: list[list[_Entry]] = [[] for _ in wanted]
+        with self._on_device():
+            for done, (round_, image) in enumerate(itertools.product(range(len(wanted)), images)):
+                self._on_encode("variants", done, total)
+                added[round_].append(self._encode_variant(image, wanted[round_]))
+        self._entries += added
+
+    def wanted_variants(self, p_aug_max: float, p_max: float) -> int:
+        """How many variants should be there now (ours): none without augmentation, all at its peak.
+
+        Args:
+            p_aug_max: the highest augmentation probability of any bin.
+            p_max: what it can reach.
+        """
+        if p_aug_max <= 0 or p_max <= 0:
+            return 0
+        blocks = math.ceil(min(1.0, p_aug_max / p_max) * self._max_variants / self._block)
+        return min(blocks * self._block, self._max_variants)
+
+    def latent(self, image: int, variant: int, noise: Tensor) -> Tensor:
+        """mean + std * noise, all float32 (C, h, w) on the CPU; the mean alone for fixed latents."""
+        entry = self._entry(image, variant)
+        return entry.mean.clone() if entry.std is None else entry.mean + entry.std * noise
+
+    def mask(self, image: int, variant: int, mask_fill: bool) -> Tensor | None:
+        """Loss weights float32 (1, h, w) in [0, 1] by area averages; None when everything counts fully.
+
+        The user's mask, moved with the picture; with `mask_fill` times the picture's place on the canvas,
+        which leaves the fill out of the loss (ours; by default it is trained, as in the paper's figure). A
+        mask may be 0 all over where a variant leaves only masked parts in sight.
+        """
+        entry = self._entry(image, variant)
+        return entry.mask_without_fill if mask_fill else entry.mask
+
+    def latent_shape(self, image: int) -> tuple[int, int, int]:
+        """(C, h, w) of a picture's latents."""
+        channels, height, width = self._entry(image, 0).mean.shape
+        return channels, height, width
+
+    def _entry(self, image: int, variant: int) -> _Entry:
+        assert self._entries, "encode_plain comes first"
+        return self._entries[variant][image]
+
+    def _encode_plain(self, image: int) -> _Entry:
+        self._on_encode("pictures", image, len(self._prepared))
+        item = self._prepared[image]
+        return self._encode_one(item.name, item.image, item.mask, None)
+
+    def _encode_variant(self, image: int, variant: int) -> _Entry:
+        item = self._prepared[image]
+        picture, mask, inside = draw_variant(
+            item.image,
+            item.mask,
+            kinds=self._kinds,
+            max_zoom=self._max_zoom,
+            max_degrees=self._max_degrees,
+            generator=generator(self._seed, "variant", image, variant),
+        )
+        return self._encode_one(item.name, picture, mask, inside)
+
+    @torch.no_grad()
+    def _encode_one(self, name: str, picture: Tensor, mask: Tensor | None, inside: Tensor | None) -> _Entry:
+        # Alone, as a VAE's results differ in the last digits from batch to batch.
+        mean, std = self._encode(picture[None])
+        mean, std = _kept(mean), None if std is None else _kept(std)
+        expected = picture.shape[-2] // self._factor, picture.shape[-1] // self._factor
+        assert tuple(mean.shape[-2:]) == expected, f"encode gave {tuple(mean.shape)} for {tuple(picture.shape)}"
+        if not all(bool(torch.isfinite(part).all()) for part in (mean, std) if part is not None):
+            raise InputError(
+                f"The VAE gives latents that are not finite for {name}: it overflows in half precision, or "
+                "its weights are damaged; use it in float32 or bfloat16, or take another VAE."
+            )
+        without_fill = _without_fill(mask, inside)
+        return _Entry(mean, std, self._to_latent_size(mask), self._to_latent_size(without_fill))
+
+    def _to_latent_size(self, mask: Tensor | None) -> Tensor | None:
+        return None if mask is None else F.avg_pool2d(mask[None], self._factor)[0]
+
+
+def _nobody_listens(_kind: str, _done: int, _total: int) -> None:
+    """Stands in for a callback."""
+
+
+def _kept(batch: Tensor) -> Tensor:
+    """The one entry of a batch, as the bank keeps it."""
+    assert batch.shape[0] == 1
+    return batch[0].detach().to("cpu", torch.float32, copy=True)
+
+
+def _without_fill(mask: Tensor | None, inside: Tensor | None) -> Tensor | None:
+    """The loss mask times the picture's place on the canvas; None when nothing is masked."""
+    if inside is None or bool(inside.all()):
+        return mask
+    return inside.float() if mask is None else mask * inside

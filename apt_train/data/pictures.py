@@ -1,0 +1,299 @@
+"""One picture file: read, turned upright, its colours made sRGB, composed on a background colour, widened to RGB.
+
+In: what Pillow needs to be told for phones' JPEGs, palettes, 16 bits, CMYK, alpha, broken metadata and hostile sizes.
+Not in: folders, captions, pairing of masks (`dataset`), resizing to buckets (`buckets`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor, features
+from torch import Tensor
+
+from ..errors import InputError
+from ..wording import printable
+from .bare_picture import BareFile, without_metadata
+from .color_profiles import ToSrgb, to_srgb
+
+# Named, so that a file posing as .png cannot start one of Pillow's rarer decoders (EPS runs a program).
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # JPEG covers the MPO of phones
+SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".tga")
+_TGA = ".tga"  # has no mark to know it by, so the ending alone says it
+MAX_PIXELS = 178_956_970  # Pillow's own limit, kept also where a host has switched it off
+MAX_BYTES = 2**30
+_STRIP = 2**20  # pixels converted at a time: a large picture is in memory once, not five times
+Color = tuple[int, int, int]
+
+# Completed with the pictures' names.
+FRAMES = "There are several frames in {names}: the first is taken."
+METADATA = "The metadata of {names} is broken or too large and was ignored: check which way up each picture is."
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture as it was read."""
+
+    pixels: Tensor  # uint8 (3, H, W), upright, alpha composed
+    alpha: Tensor | None  # float32 (1, H, W) in [0, 1]; None where the file has none
+    remarks: tuple[str, ...] = ()  # sentences with a place for {names}
+
+
+def parse_color(background: str) -> Color:
+    """RGB of a colour name or `#rrggbb`; anything else is an InputError."""
+    try:
+        return ImageColor.getrgb(background)[:3]
+    except (ValueError, AttributeError, TypeError):
+        raise InputError(f"background is {background!r}: give a colour name such as white, or #rrggbb.") from None
+
+
+def readable_suffixes() -> tuple[str, ...]:
+    """The endings of picture files, .avif among them where this Pillow can read it."""
+    return (*SUFFIXES, ".avif") if _reads_avif() else SUFFIXES
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file's content, whatever its ending, is a picture of a format that is read."""
+    try:
+        with _quiet(), Image.open(path, formats=_formats("")):
+            return True
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # a file of any other kind
+        return False
+
+
+def read_picture(path: Path, background: Color, *, is_mask: bool = False) -> Picture:
+    """The first frame of a picture file; a mask's numbers are taken as they are, whatever its colour profile.
+
+    Raises:
+        InputError: naming the file, when it cannot be read or is too large.
+    """
+    name = printable(path.name)
+    _check_file(name, path)
+    with _quiet():
+        try:
+            return _read(name, path, background, is_mask)
+        except InputError:
+            raise
+        except Exception as error:  # decoders raise nearly anything on a broken file
+            picture = _read_without_metadata(name, path, background, is_mask)
+            if picture is None:
+                remedy = "replace it, or leave it out (--skip-bad-images)"
+                raise InputError(f"{name} {_reason(error)}: {remedy}.") from error
+            return picture
+
+
+def read_mask(path: Path) -> Tensor:
+    """A mask file's brightness, float32 (1, H, W) in [0, 1]; transparent counts as black."""
+    pixels = read_picture(path, (0, 0, 0), is_mask=True).pixels
+    return torch.from_numpy(_unit(to_image(pixels).convert("L")))[None]
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """Uint8 (3, H, W) as Pillow's picture; strip by strip, as large ones would be in memory three times."""
+    _, height, width = pixels.shape
+    image, rows = Image.new("RGB", (width, height)), max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        strip = pixels[:, top : top + rows].permute(1, 2, 0).contiguous()  # CHW -> HWC
+        image.paste(Image.fromarray(strip.numpy()), (0, top))
+    return image
+
+
+def fit_mask(mask: Tensor, size: tuple[int, int], mask_name: str, name: str) -> Tensor | None:
+    """The mask (1, H, W) at its picture's `size` (height, width); None where it is white all over.
+
+    Raises:
+        InputError: another shape than the picture's, or a mask that leaves nothing to learn.
+    """
+    mask_height, mask_width = mask.shape[-2:]
+    height, width = size
+    slack = 0.01 + 1 / min(mask_height, mask_width)  # rounding to whole pixels is no other shape
+    if abs(mask_width * height / (mask_height * width) - 1) > slack:
+        raise InputError(
+            f"{mask_name} is {mask_width} x {mask_height} but {name} is {width} x {height}: "
+            "make the mask from the same picture, at any size of the same shape."
+        )
+    if not mask.max() > 0:
+        raise InputError(f"{mask_name} is black all over, so nothing is left to learn: paint the subject white.")
+    return None if mask.min() == 1 else resize_mask(mask, size)
+
+
+def resize_mask(mask: Tensor, size: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> Tensor:
+    """Float32 (1, H, W) in [0, 1] to `size`, (height, width); of its part `box`: left, top, right, bottom."""
+    if box is None and tuple(mask.shape[-2:]) == size:
+        return mask
+    image = Image.fromarray(mask[0].numpy())  # mode F
+    image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
+    return torch.from_numpy(np.array(image))[None].clamp(0, 1)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's own warnings, which name no picture; what matters of them is a remark or an error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _reads_avif() -> bool:
+    return "avif" in features.modules and bool(features.check_module("avif"))
+
+
+def _formats(suffix: str) -> tuple[str, ...]:
+    more = ("AVIF",) if _reads_avif() else ()
+    return (*FORMATS, *more, "TGA") if suffix.lower() == _TGA else (*FORMATS, *more)
+
+
+def _check_file(name: str, path: Path) -> None:
+    """Before it is opened: a pipe would wait for ever, and no picture takes a gigabyte."""
+    remedy = "replace it, or leave it out (--skip-bad-images)"
+    try:
+        is_file, size = path.is_file(), path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{name} cannot be read ({error.strerror}): {remedy}.") from error
+    if not is_file:
+        raise InputError(f"{name} cannot be read, as it is no file: {remedy}.")
+    if size > MAX_BYTES:
+        raise InputError(f"{name} takes {size / 2**30:.1f} GB, too much to be read safely: {remedy}.")
+
+
+def _check_size(name: str, image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{name} is {width} x {height} pixels, too many to be read safely: scale it down.")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Image.DecompressionBombError):
+        return "has too many pixels to be read safely"
+    if isinstance(error, PermissionError):
+        return "may not be read (no permission)"
+    if isinstance(error, MemoryError):
+        return "takes more memory than there is"
+    return "cannot be read as a picture (it is empty, damaged or of another format)"
+
+
+def _read(name: str, source: Path | BareFile, background: Color, is_mask: bool) -> Picture:
+    file, formats = (
+        (io.BytesIO(source.data), FORMATS) if isinstance(source, BareFile) else (source, _formats(source.suffix))
+    )
+    with Image.open(file, formats=formats) as image:
+        _check_size(name, image)
+        image.load()
+        _check_values(name, image)
+        if isinstance(source, BareFile) and source.profile is not None:
+            image.info["icc_profile"] = source.profile
+        orientation = _orientation(image)
+        conversion, profile_remark = (None, None) if is_mask else to_srgb(image)
+        pixels, alpha = _to_tensors(image, background, conversion)
+        remarks = (
+            profile_remark,
+            METADATA if orientation is None or isinstance(source, BareFile) else None,
+            FRAMES if _has_frames(image) else None,
+        )
+    turned = (_turned(pixels, orientation or 1), None if alpha is None else _turned(alpha, orientation or 1))
+    return Picture(*turned, tuple(remark for remark in remarks if remark))
+
+
+def _read_without_metadata(name: str, path: Path, background: Color, is_mask: bool) -> Picture | None:
+    """Good pixels behind metadata that the decoder refuses; None where the pixels are no better."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    for bare in without_metadata(data):
+        try:
+            return _read(name, bare, background, is_mask)
+        except InputError:
+            raise
+        except Exception:  # decoders raise nearly anything on a broken file
+            continue
+    return None
+
+
+def _check_values(name: str, image: Image.Image) -> None:
+    """Numbers whose white is unknown would be trained on as black or white."""
+    least, most = cast("tuple[float, float]", image.getextrema()) if image.mode == "I" else (0, 0)
+    if image.mode == "F" or least < 0 or most > 65535:
+        raise InputError(f"{name} holds numbers of 32 bits, whose white is unknown: save it with 8 or 16 bits.")
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """How the camera was held, 1 to 8 as in EXIF; None where the metadata cannot be read."""
+    try:
+        value = image.getexif().get(0x0112, 1)
+        return value if value in range(1, 9) else 1
+    except Exception:  # broken EXIF raises nearly anything
+        return None
+
+
+def _turned(picture: Tensor, orientation: int) -> Tensor:
+    """(C, H, W) as it was seen: mirrored, then turned clockwise, as the EXIF orientation says."""
+    if orientation in (2, 4, 5, 7):
+        picture = picture.flip(-1)
+    quarters = {3: 2, 4: 2, 5: 3, 6: 1, 7: 1, 8: 3}.get(orientation, 0)
+    return picture.rot90(-quarters, (-2, -1)).contiguous() if quarters else picture
+
+
+def _has_frames(image: Image.Image) -> bool:
+    """Whether more than one frame is there; a phone's second picture (MPO) is none. Looks for the second alone."""
+    try:
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # the second frame may be broken
+        return True
+
+
+def _to_tensors(image: Image.Image, background: Color, conversion: ToSrgb | None) -> tuple[Tensor, Tensor | None]:
+    """Uint8 (3, H, W), and the alpha float32 (1, H, W) if there is any; strip by strip."""
+    width, height = image.size
+    has_alpha = "A" in image.getbands() or (not _is_deep(image) and "transparency" in image.info)
+    pixels = torch.empty(3, height, width, dtype=torch.uint8)
+    alpha = torch.empty(1, height, width) if has_alpha else None
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        colours, opacity = _to_rgb(image.crop((0, top, width, bottom)), background, conversion)
+        pixels[:, top:bottom] = torch.from_numpy(np.array(colours)).permute(2, 0, 1)  # HWC -> CHW
+        if alpha is not None and opacity is not None:
+            alpha[0, top:bottom] = torch.from_numpy(_unit(opacity))
+    return pixels, alpha
+
+
+def _to_rgb(strip: Image.Image, background: Color, conversion: ToSrgb | None) -> tuple[Image.Image, Image.Image | None]:
+    """The strip in sRGB on the background, and its alpha channel."""
+    if _is_deep(strip):
+        strip = _to_eight_bits(strip)
+    if "A" not in strip.getbands() and "transparency" not in strip.info:
+        return _converted(strip, conversion), None
+    alpha = strip.convert("RGBA").getchannel("A")
+    picture = strip.convert("RGBA") if conversion is None else _converted(strip, conversion)
+    picture.putalpha(alpha)
+    composed = Image.alpha_composite(Image.new("RGBA", strip.size, (*background, 255)), picture)
+    return composed.convert("RGB"), alpha
+
+
+def _converted(strip: Image.Image, conversion: ToSrgb | None) -> Image.Image:
+    return strip.convert("RGB") if conversion is None else conversion.apply(strip.convert(conversion.mode))
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith(("I", "F"))
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8 bits: Pillow's own conversion would clip everything above 255 to white."""
+    values = np.asarray(image).astype(np.float64) / 257
+    return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+
+
+def _unit(channel: Image.Image) -> np.ndarray:
+    return np.array(channel, dtype=np.float32) / 255

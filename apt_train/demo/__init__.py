@@ -1,0 +1,1 @@
+"""The demo on the embedded model, and the judge of its pictures."""

@@ -1,0 +1,157 @@
+"""The judge: a small network that reads shape, colours, pattern, ground, place and style off a 64 px picture.
+
+It is trained on the drawn world (``benchmarks/world/train_judge.py``) and says two things about a sample: whether it
+shows what its prompt asked for (:meth:`Judge.classify`) and how close its object is to a given subject
+(:meth:`Judge.fidelity`, the cosine between embeddings of the object).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..disk.tensor_file import read_tensors
+
+WEIGHTS = "judge.safetensors"
+CONFIG = "config.json"
+
+#: Default place of the weights, beside the embedded model they were trained for.
+DEFAULT_FOLDER = Path(__file__).parents[1] / "assets" / "drawn_world" / "judge"
+
+
+class _Residual(nn.Module):
+    """Halve the resolution, change the width, then one 3 x 3 residual convolution."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(outputs)
+        self.conv = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.down(x)))
+        return F.relu(x + self.norm2(self.conv(x)))
+
+
+class JudgeNetwork(nn.Module):
+    """Convolutional trunk with two embeddings: one for the object, one for the scene around it (source: ours).
+
+    Object heads (shape, pattern, colours, first colour, stripe angle) see only the object embedding and scene heads
+    (ground, place, style) only the scene embedding, so that the cosine of object embeddings says little about
+    where the object stands.
+
+    Args:
+        labels: the class names of each head; ``colours`` is multi-label, all others are exclusive.
+        width: channels of the first block.
+        embedding: length of each of the two embeddings.
+    """
+
+    OBJECT_HEADS = ("shape", "pattern", "colours", "first", "angle")
+    SCENE_HEADS = ("ground", "place", "style")
+    object_centre: Tensor
+
+    def __init__(self, labels: dict[str, list[str]], width: int = 32, embedding: int = 64) -> None:
+        super().__init__()
+        self.labels, self.width, self.embedding = labels, width, embedding
+        widths = (width, width * 3 // 2, width * 2, width * 3)
+        blocks = [_Residual(i, o) for i, o in zip((3, *widths[:-1]), widths, strict=True)]
+        self.trunk = nn.Sequential(*blocks)
+        flat = widths[-1] * 4 * 4
+        self.object_embedding = nn.Linear(flat, embedding)
+        self.scene_embedding = nn.Linear(flat, embedding)
+        heads = {name: nn.Linear(embedding, len(labels[name])) for name in self.OBJECT_HEADS + self.SCENE_HEADS}
+        self.heads = nn.ModuleDict(heads)
+        # Mean embedding of the drawn world: without it every cosine is close to one.
+        self.register_buffer("object_centre", torch.zeros(embedding))
+
+    def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Object and scene embeddings, each (N, embedding), of images (N, 3, 64, 64) in [-1, 1]."""
+        flat = self.trunk(images).flatten(1)
+        return self.object_embedding(flat), self.scene_embedding(flat)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits of every head, each (N, classes)."""
+        thing, scene = self.embed(images)
+        return {name: head(thing if name in self.OBJECT_HEADS else scene) for name, head in self.heads.items()}
+
+
+class Judge:
+    """A trained :class:`JudgeNetwork` in evaluation mode.  Images are float (N, 3, 64, 64) in [-1, 1]."""
+
+    def __init__(self, network: JudgeNetwork) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    def to(self, device: str | torch.device) -> Judge:
+        """Move the network; pictures must then come from the same device."""
+        self.network.to(device)
+        return self
+
+    @property
+    def labels(self) -> dict[str, list[str]]:
+        """Class names by head."""
+        return self.network.labels
+
+    def features(self, images: Tensor, part: str = "object") -> Tensor:
+        """Embeddings, float (N, D).
+
+        ``object`` (default) is centred on the drawn world and meant for cosines between objects; ``scene`` is the
+        surroundings' embedding; ``all`` joins both and is meant for distances between sets of pictures.
+        """
+        things, scenes = [], []
+        for batch in images.split(256):
+            thing, scene = self.network.embed(batch.float())
+            things.append(thing - self.network.object_centre)
+            scenes.append(scene)
+        parts = {
+            "object": things,
+            "scene": scenes,
+            "all": [torch.cat(pair, 1) for pair in zip(things, scenes, strict=True)],
+        }
+        return torch.cat(parts[part])
+
+    def fidelity(self, images: Tensor, reference: Tensor) -> Tensor:
+        """Mean cosine of each image's object to the reference pictures' objects, float (N,) in [-1, 1]."""
+        ours = F.normalize(self.features(images), dim=1)
+        theirs = F.normalize(self.features(reference), dim=1)
+        return (ours @ theirs.T).mean(dim=1)
+
+    def classify(self, images: Tensor) -> dict[str, list[str]]:
+        """What each picture shows: label by attribute.
+
+        ``colours`` is one colour for a plain object, else two joined as ``blue+red`` in alphabetical order; it is
+        empty, like ``pattern``, where the judge sees no object (``shape`` is ``none``).
+        """
+        logits: dict[str, list[Tensor]] = {}
+        for batch in images.split(256):
+            for name, value in self.network(batch.float()).items():
+                logits.setdefault(name, []).append(value)
+        return self._read({name: torch.cat(values) for name, values in logits.items()})
+
+    def _read(self, logits: dict[str, Tensor]) -> dict[str, list[str]]:
+        exclusive = ("shape", "pattern", "ground", "place", "style")
+        seen = {name: [self.labels[name][i] for i in logits[name].argmax(1).tolist()] for name in exclusive}
+        ranked = logits["colours"].argsort(dim=1, descending=True).tolist()
+        seen["colours"] = []
+        for row, shape in enumerate(seen["shape"]):
+            if shape == "none":
+                seen["pattern"][row] = ""
+                seen["colours"].append("")
+                continue
+            count = 1 if seen["pattern"][row] == "plain" else 2
+            seen["colours"].append("+".join(sorted(self.labels["colours"][i] for i in ranked[row][:count])))
+        return seen
+
+
+def load_judge(path: str | Path = DEFAULT_FOLDER, device: str | torch.device = "cpu") -> Judge:
+    """The judge stored in folder ``path`` (``judge.safetensors`` and ``config.json``)."""
+    folder = Path(path)
+    network = JudgeNetwork(**json.loads((folder / CONFIG).read_text()))
+    network.load_state_dict(
+        {name: value.float() for name, value in read_tensors(folder / WEIGHTS)[0].items()}, strict=False
+    )
+    return Judge(network).to(device)

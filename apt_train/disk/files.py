@@ -1,0 +1,268 @@
+"""Writing files so that a reader never sees half of one.
+
+In: the atomic write every output goes through, what to say when the disk or the folder will not take it, and the
+removal of drafts whose writer was killed. Not in: any format; see `tensor_writer` and `export`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import platform
+import re
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import InputError
+from ..paths import check_file_name
+
+_T = TypeVar("_T")
+
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_MISSING = (errno.ENOENT, errno.ENOTDIR)
+
+# A draft's name says who writes it: the machine (12 digits), its process (8), and a random part. Drafts of 16 random
+# digits alone are those of earlier versions, whose writer is unknown.
+_DRAFT = re.compile(r"\.(?:(?P<machine>[0-9a-f]{12})(?P<process>[0-9a-f]{8})[0-9a-f]{12}|[0-9a-f]{16})\.tmp")
+_ABANDONED = 24 * 3600.0  # seconds without a change after which a draft of an unknown writer is taken for left behind
+
+
+def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary path in the same folder, then give the finished file its name.
+
+    The file is flushed to the disk before it takes the name, so `path` holds either what it held before or
+    all of the new content, also after a power cut. Its mode is that of any new file (0666 less the umask).
+    The temporary path has no suffix of its own: a writer that goes by the suffix must be told the format. Any
+    exception of `write` passes on and leaves nothing behind. Where `path` is a link, the file takes the link's place
+    and what it pointed to stays as it was.
+
+    Raises:
+        InputError: the disk is full, the folder is missing or not writable, or the name is not usable.
+    """
+    path = Path(path)
+    check_file_name(path.name)
+    temporary = _temporary_name(path.parent)
+    try:
+        mode = _create(temporary)
+        write(temporary)
+        _set_mode(temporary, mode)
+        flush(temporary)
+        patiently(os.replace, temporary, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise InputError(_in_words(error, path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, as `atomic_write` does. InputError: as there."""
+    atomic_write(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none. A link there gives way, and what it points to stays.
+
+    Raises:
+        InputError: a file has that name, the disk is full, or the folder above is not writable.
+    """
+    try:
+        if path.is_symlink():
+            path.unlink()
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"{path} is a file, where a folder belongs: move it away.") from None
+    except OSError as error:
+        raise InputError(_in_words(error, path)) from error
+
+
+def check_writable(folder: str | Path) -> None:
+    """Refuse a folder that cannot be written to, or made; nothing is left behind and nothing is made.
+
+    Raises:
+        InputError: `folder`, or the nearest folder above it that exists, takes no new file.
+    """
+    folder = Path(folder)
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise InputError(f"{existing} is a file, so nothing can be written below it: choose another folder.")
+        probe = _temporary_name(existing)
+        _create(probe)
+        probe.unlink()
+    except OSError as error:
+        raise InputError(_in_words(error, folder / "output")) from error
+
+
+def sweep(folder: str | Path, *, alone: bool = False) -> None:
+    """Remove the drafts, files and folders, that killed writers have left in a folder; links are neither followed nor
+
+    removed. The draft of a process that runs on this machine is never touched. One of an unknown writer (another
+    machine, or this one before it was started anew) goes after a day without a change.
+
+    Args:
+        alone: nobody else writes in the folder, as its lock is held: drafts of unknown writers go at once.
+    """
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            name = _DRAFT.fullmatch(entry.name)
+            if name is not None and _is_left_behind(entry, name, alone):
+                remove(Path(entry.path))
+
+
+def _is_left_behind(entry: os.DirEntry[str], name: re.Match[str], alone: bool) -> bool:
+    if entry.is_symlink():
+        return False
+    if name["machine"] == _machine():
+        return not _is_running(int(name["process"], 16))
+    try:
+        return alone or time.time() - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED
+    except OSError:  # gone meanwhile
+        return False
+
+
+def _is_running(process: int) -> bool:
+    """Also a process that may not be looked at; not one that has ended and waits for its parent."""
+    import psutil  # here, as only few callers sweep
+
+    try:
+        return psutil.Process(process).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except (psutil.NoSuchProcess, OverflowError):
+        return False
+    except psutil.Error:
+        return True
+
+
+def _machine() -> str:
+    """12 hex digits for the machine since its start, and the room of process numbers: a container has its own."""
+    parts = [platform.node()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all it holds. A link goes and what it points to stays. OSError: it cannot."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _temporary_name(folder: Path) -> Path:
+    return folder / f".{_machine()}{os.getpid():08x}{secrets.token_hex(6)}.tmp"
+
+
+def _create(path: Path) -> int:
+    """Make an empty new file; its permission bits, from which the umask is known without changing it."""
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+
+
+def _set_mode(path: Path, mode: int) -> None:
+    """Undo the private mode of a writer that replaced the file; silent file systems without modes stay so."""
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
+
+
+def flush(path: Path) -> None:
+    """Have the system put a file's content on the disk, where it outlasts a power cut. OSError: it cannot."""
+    with open(path, "rb+") as file:  # Windows flushes only what is open for writing
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the rename itself last, where the system can: Windows and some network file systems cannot."""
+    if os.name == "nt":
+        return
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _in_words(error: OSError, path: Path) -> str:
+    name, folder = path.name, path.parent
+    if error.errno in _FULL:
+        return f"{name} could not be written to {folder}, the disk is full: free space or choose another one."
+    if error.errno in _REFUSED:
+        return (
+            f"{name} could not be written: {folder} is not writable, or the file is open in another program: "
+            "change the folder's permissions, close the program, or choose another folder."
+        )
+    if error.errno in _MISSING:
+        return f"{name} could not be written: the folder {folder} does not exist: make it or choose another."
+    reason = (error.strerror or str(error)).lower()
+    return f"{name} could not be written to {folder} ({reason}): choose another folder or name."
+
+
+def patiently(act: Callable[..., _T], *arguments: Any, **options: Any) -> _T:
+    """Do something to a file or folder. Windows refuses while a scanner, an indexer or a reader of ours holds it open:
+
+    it is asked again for some seconds, and what it says last passes on.
+    """
+    for wait in (0.1, 0.3, 1.0, 3.0) if os.name == "nt" else ():
+        try:
+            return act(*arguments, **options)
+        except PermissionError:
+            time.sleep(wait)
+    return act(*arguments, **options)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A temporary folder to fill; it takes the name `path` when the block ends, in place of what was there.
+
+    Files written inside are flushed first, so a folder with the name `path` is whole. Any exception passes on
+    and leaves nothing behind. Where `path` is a link, what it pointed to stays as it was.
+
+    Raises:
+        InputError: the disk is full, or the folder above is not writable.
+    """
+    path = Path(path)
+    draft = _temporary_name(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.mkdir()
+        yield draft
+        for file in draft.iterdir():
+            flush(file)
+        _flush_folder(draft)
+        _take_place(draft, path)
+    except OSError as error:
+        raise InputError(_in_words(error, path)) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _take_place(draft: Path, path: Path) -> None:
+    """What was there steps aside in one move, as removing it takes a while in which the process may be killed."""
+    old = _temporary_name(path.parent)
+    is_taken = path.exists() or path.is_symlink()
+    if is_taken:
+        patiently(os.replace, path, old)
+    try:
+        patiently(os.replace, draft, path)
+    except OSError:
+        if is_taken:
+            os.replace(old, path)
+        raise
+    _flush_folder(path.parent)
+    with contextlib.suppress(OSError):  # open in another program: a later sweep takes it
+        remove(old)

@@ -1,0 +1,104 @@
+"""Safetensors files that are the same byte for byte whenever their content is the same.
+
+In: writing, and reading back what was written. Not in: what the tensors mean (`export`), reading foreign
+files. The safetensors library's own writer lists the metadata in a different order in every process and makes
+files that only their owner can read, hence this one; the reading back goes through the library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ..errors import InputError
+from .files import atomic_write
+
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically, after reading it back: keys, shapes, dtypes, values and metadata.
+
+    Tensors of any device and layout; the file holds them contiguous. A file that reads back different never
+    takes the name.
+
+    Raises:
+        InputError: the disk is full, the folder not writable, or what was read back differs.
+    """
+    name = Path(path).name
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            file.write(header_bytes(tensors, metadata))
+            for tensor in _in_file_order(tensors).values():
+                file.write(_raw(tensor))
+        _read_back(temporary, name, tensors, metadata or {})
+
+    atomic_write(path, write)
+
+
+def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """What stands before the data: the length (8 bytes), then JSON padded to a multiple of 8."""
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    offset = 0
+    for key, tensor in _in_file_order(tensors).items():
+        end = offset + tensor.numel() * tensor.element_size()
+        header[key] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def data_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hex, of the data region that `write_tensors` writes: the hash tools know a LoRA by."""
+    digest = hashlib.sha256()
+    for tensor in _in_file_order(tensors).values():
+        digest.update(_raw(tensor))
+    return digest.hexdigest()
+
+
+def _in_file_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Wide types first, so that every tensor is aligned; then by name."""
+    return dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The tensor's bytes as a flat uint8 tensor: equal bits are equal values, also for NaN."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _raw(tensor: Tensor) -> memoryview:
+    return _bits(tensor).numpy().data
+
+
+def _read_back(path: Path, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    fault = next(_differences(path, tensors, metadata), None)
+    if fault is not None:
+        raise InputError(f"{name} reads back different from what was written (at {fault}): check the disk.")
+
+
+def _differences(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[str]:
+    with safe_open(str(path), framework="pt") as file:
+        yield from sorted(set(file.keys()) ^ set(tensors))
+        if (file.metadata() or {}) != dict(metadata):
+            yield "the metadata"
+        for key, tensor in tensors.items():
+            found = file.get_tensor(key)
+            same_kind = (found.shape, found.dtype) == (tensor.shape, tensor.dtype)
+            if not same_kind or not torch.equal(_bits(found), _bits(tensor)):
+                yield key

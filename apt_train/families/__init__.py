@@ -1,0 +1,1 @@
+"""What a checkpoint is made of, whichever family it belongs to."""

@@ -1,0 +1,116 @@
+"""The parts of a checkpoint as the trainer uses them, wherever they came from.
+
+A file, a diffusers folder and a host's wires all become one `Components`; nothing after it asks which it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .noise import NoiseSchedule
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+FamilyName = Literal["sd15", "sdxl", "custom"]
+
+
+def loses(source: torch.dtype, target: torch.dtype) -> bool:
+    """Whether a cast may round. Floats of one byte fit into all that is trained in."""
+    return source.itemsize > 1 and torch.promote_types(source, target) != target
+
+
+def token_embedding(model: nn.Module) -> nn.Embedding:
+    """A text encoder's table of token embeddings."""
+    return model.get_input_embeddings()  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What kind of model this is.
+
+    `sd15` and `sdxl` decide key names of the exported LoRA; `custom` is any other UNet2DConditionModel (the embedded
+    default, say), exported in the diffusers block names that SD1.5 uses.
+    """
+
+    name: FamilyName
+    resolution: int  # pixels, the side of the square the model was made for
+    vae_factor: int  # pixels per latent position, per side
+
+    @property
+    def is_sdxl(self) -> bool:
+        return self.name == "sdxl"
+
+
+@dataclass
+class TextEncoder:
+    """One text encoder with its tokenizer and which of its layers the UNet reads."""
+
+    model: nn.Module  # transformers CLIPTextModel or CLIPTextModelWithProjection
+    tokenizer: Any  # transformers tokenizer; model_max_length is the chunk length (77 for CLIP)
+    layer: int = -1  # index into hidden_states
+    final_norm: bool = True  # apply the final layer norm to that layer's output
+    pooled: bool = False  # its projected vector at EOS is the UNet's `text_embeds`
+    embedding_key: str = "clip_l"  # name of its rows in an embedding file
+    _kept_table: Tensor | None = field(default=None, init=False, repr=False)
+
+    @property
+    def table(self) -> Tensor:
+        """The token embeddings (vocabulary, width) as they were loaded, also after a run that has rounded the model."""
+        return token_embedding(self.model).weight if self._kept_table is None else self._kept_table
+
+    def keep_table(self, dtype: torch.dtype) -> None:
+        """Called before the model is cast to `dtype`: the next identifier must start from the same rows as this one."""
+        if self._kept_table is None and loses(self.table.dtype, dtype):
+            self._kept_table = self.table.detach().cpu()
+
+
+@dataclass
+class Components:
+    """A loaded model.
+
+    `encode`: images float32 (N, 3, H, W) in [-1, 1] -> (mean, std or None), each (N, C, H/f, W/f), already scaled to
+    the UNet's latent space (std None: the latents are fixed). `decode`: the way back, to images in [-1, 1].
+    `vae`: the module both run on, moved on and off the device by the trainer; None when the caller looks after that.
+    """
+
+    unet: UNet2DConditionModel
+    text_encoders: list[TextEncoder]
+    encode: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    decode: Callable[[Tensor], Tensor]
+    schedule: NoiseSchedule
+    family: Family
+    vae: nn.Module | None = None
+    digest: str = ""  # of the source weights; enters a run's content hash
+    source: str = ""  # for messages and metadata: a file or folder name, no path
+    notes: list[str] = field(default_factory=list)  # sentences the user should see once
+    rounded_to: torch.dtype | None = None  # what an earlier run has rounded the weights to, in place
+
+    def use(self, dtype: torch.dtype) -> None:
+        """Note that a run casts UNet and text encoders to `dtype`. InputError: an earlier one has rounded them."""
+        if self.rounded_to not in (None, dtype):
+            raise InputError(
+                f"An earlier run has rounded this model to {self.rounded_to}, and this one is to train in {dtype}: "
+                "load the checkpoint again."
+            )
+        modules = [self.unet, *(encoder.model for encoder in self.text_encoders)]
+        held = {parameter.dtype for module in modules for parameter in module.parameters()}
+        if any(loses(one, dtype) for one in held):
+            self.rounded_to = dtype
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels that a side must be a multiple of: the VAE's factor times the UNet's downsamplings."""
+        levels = len(self.unet.config["block_out_channels"])
+        return self.family.vae_factor * 2 ** (levels - 1)
+
+    @property
+    def uses_size_ids(self) -> bool:
+        """Whether the UNet reads SDXL's pooled text vector and size ids."""
+        return self.unet.config.get("addition_embed_type") == "text_time"

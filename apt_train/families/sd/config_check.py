@@ -1,0 +1,171 @@
+"""What a setting from a file may be: small checks, and the one function that puts a table of them to an object.
+
+A check takes a value and gives back what may be passed on, or raises `Wrong` with the words for what was wanted. In:
+the checks themselves. Not in: the tables (`config_tables`), and reading the file (`json_file`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ...disk.json_file import AGAIN, shown, shown_error
+from ...errors import InputError
+
+Check = Callable[[Any], Any]
+Table = Mapping[str, Check]
+
+
+class Wrong(Exception):
+    """The value is not what the message says."""
+
+
+def checked(values: Mapping[str, Any], table: Table, where: str) -> dict[str, Any]:
+    """The settings of `values` that the table knows, each as its check gives it; the others are left out.
+
+    `where` names the file in the InputError for the first value that is wrong.
+    """
+    kept = {}
+    for name in filter(values.__contains__, table):
+        try:
+            kept[name] = table[name](values[name])
+        except Wrong as wanted:
+            raise InputError(f"{where} has {name} {shown(values[name])} instead of {wanted}: {AGAIN}.") from None
+    return kept
+
+
+@contextlib.contextmanager
+def libraries_answer(what: str, advice: str = AGAIN) -> Iterator[None]:
+    """What a library raises inside the block, over settings that were checked, becomes an InputError about `what`.
+
+    The tokenizers library's panics are no `Exception`.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{what} cannot be read ({shown_error(error)}): {advice}.") from None
+
+
+# -- checks
+
+
+def whole(low: int, high: int) -> Check:
+    """A whole number; true and false are none."""
+
+    def check(value: Any) -> Any:
+        if type(value) is not int or not low <= value <= high:
+            raise Wrong(f"a whole number from {low} to {high}")
+        return value
+
+    return check
+
+
+def number(low: float, high: float) -> Check:
+    def check(value: Any) -> Any:
+        if type(value) not in (int, float) or not low <= value <= high:
+            raise Wrong(f"a number from {low:g} to {high:g}")
+        return value
+
+    return check
+
+
+def flag(value: Any) -> Any:
+    if type(value) is not bool:
+        raise Wrong("true or false")
+    return value
+
+
+def text(most: int = 200) -> Check:
+    def check(value: Any) -> Any:
+        if type(value) is not str or len(value) > most:
+            raise Wrong(f"a text of at most {most} characters")
+        return value
+
+    return check
+
+
+def one_of(*words: str) -> Check:
+    def check(value: Any) -> Any:
+        if type(value) is not str or value not in words:
+            raise Wrong(" or ".join(words))
+        return value
+
+    return check
+
+
+def null(value: Any) -> Any:
+    if value is not None:
+        raise Wrong("null")
+    return value
+
+
+def either(*checks: Check) -> Check:
+    """The first check that lets the value pass."""
+
+    def check(value: Any) -> Any:
+        wanted = []
+        for one in checks:
+            try:
+                return one(value)
+            except Wrong as wrong:
+                wanted.append(str(wrong))
+        raise Wrong(", or ".join(wanted))
+
+    return check
+
+
+def optional(check: Check) -> Check:
+    return either(null, check)
+
+
+def several(check: Check, least: int = 1, most: int = 8) -> Check:
+    """A list, given back as a tuple."""
+
+    def check_all(value: Any) -> Any:
+        if type(value) not in (list, tuple) or not least <= len(value) <= most:
+            raise Wrong(f"a list of {least} to {most} values")
+        try:
+            return tuple(check(item) for item in value)
+        except Wrong as wrong:
+            raise Wrong(f"a list where each value is {wrong}") from None
+
+    return check_all
+
+
+def mapping(check: Check, most: int) -> Check:
+    """An object with any names, all its values of one kind."""
+
+    def check_all(value: Any) -> Any:
+        if type(value) is not dict or len(value) > most:
+            raise Wrong(f"an object of at most {most} names")
+        try:
+            return {name: check(item) for name, item in value.items()}
+        except Wrong as wrong:
+            raise Wrong(f"an object where each value is {wrong}") from None
+
+    return check_all
+
+
+def record(table: Table, needed: tuple[str, ...] = ()) -> Check:
+    """An object with these names; others are left out."""
+
+    def check(value: Any) -> Any:
+        if type(value) is not dict:
+            raise Wrong("an object")
+        for name in needed:
+            if name not in value:
+                raise Wrong(f"an object with {name}")
+        kept = {}
+        for name in filter(value.__contains__, table):
+            try:
+                kept[name] = table[name](value[name])
+            except Wrong as wrong:
+                raise Wrong(f"an object whose {name} is {wrong}") from None
+        return kept
+
+    return check

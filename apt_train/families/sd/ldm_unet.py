@@ -1,0 +1,216 @@
+"""The UNet of a single file: its diffusers configuration and names, read from names and shapes of the tensors.
+
+Block counts, widths and transformer depths all come from the file, so pruned UNets are covered as well: SSD-1B's uneven
+depths and its middle block without attention, KOALA's single blocks and its missing middle.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...disk.tensor_file import size_of
+from ...errors import InputError
+from .config_tables import checked_unet
+from .published import FamilySpec
+
+Shapes = Mapping[str, tuple[int, ...]]
+WHAT = "The checkpoint's UNet"
+MOST_MODULES = 100  # on one way through the UNet; SD1.5 has 12
+
+_RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+_OUTER = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
+
+
+@dataclass
+class Level:
+    """The blocks at one resolution: channels of each residual block, depth of the transformer behind it (0: none)."""
+
+    channels: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+
+    @property
+    def uniform_depth(self) -> int | list[int]:
+        return self.depths[0] if len(set(self.depths)) == 1 else self.depths
+
+
+@dataclass
+class UNetLayout:
+    """What a walk over the tensors finds. `names`: module prefix in the file -> module prefix in diffusers."""
+
+    down: list[Level]
+    middle: int | None  # transformer depth; 0: one residual block alone; None: no middle block
+    up: list[Level]
+    names: dict[str, str]
+
+    def rename(self, name: str) -> str:
+        """A tensor's name in diffusers; a name that is no part of the layout comes back unchanged."""
+        parts = name.split(".")
+        for length in range(len(parts) - 1, 0, -1):
+            known = self.names.get(".".join(parts[:length]))
+            if known is not None:
+                return ".".join([known, *parts[length:]])
+        return name
+
+
+def read_layout(shapes: Shapes) -> UNetLayout:
+    """Walk the blocks of an original Stable Diffusion UNet (names without `model.diffusion_model.`)."""
+    names = dict(_OUTER)
+    down = _walk(shapes, "input_blocks", 1, "down_blocks", names)
+    middle = _middle(shapes, names)
+    up = _walk(shapes, "output_blocks", 0, "up_blocks", names)
+    return UNetLayout(down, middle, up, names)
+
+
+def _walk(shapes: Shapes, source: str, first: int, target: str, names: dict[str, str]) -> list[Level]:
+    levels = [Level()]
+    index = first
+    while index < MOST_MODULES and (block := _members(shapes, f"{source}.{index}")):
+        prefix, level, number = f"{source}.{index}", levels[-1], len(levels) - 1
+        if f"{prefix}.0.in_layers.2.weight" in shapes:
+            _name_resnet(names, f"{prefix}.0", f"{target}.{number}.resnets.{len(level.channels)}")
+            names[f"{prefix}.1"] = f"{target}.{number}.attentions.{len(level.channels)}"
+            level.channels.append(size_of(shapes, f"{prefix}.0.in_layers.2.weight", 0, WHAT))
+            level.depths.append(_depth(shapes, f"{prefix}.1"))
+        for member in block:  # the sampler stands alone, or last behind a residual block and a transformer
+            if f"{prefix}.{member}.op.weight" in shapes:
+                names[f"{prefix}.{member}.op"] = f"{target}.{number}.downsamplers.0.conv"
+                levels.append(Level())
+            if f"{prefix}.{member}.conv.weight" in shapes:
+                names.pop(f"{prefix}.{member}", None)
+                names[f"{prefix}.{member}.conv"] = f"{target}.{number}.upsamplers.0.conv"
+                levels.append(Level())
+        index += 1
+    return levels
+
+
+def _members(shapes: Shapes, prefix: str) -> list[str]:
+    return sorted({name[len(prefix) + 1 :].split(".")[0] for name in shapes if name.startswith(prefix + ".")})
+
+
+def _name_resnet(names: dict[str, str], source: str, target: str) -> None:
+    names.update({f"{source}.{ldm}": f"{target}.{diffusers}" for ldm, diffusers in _RESNET.items()})
+
+
+def _depth(shapes: Shapes, prefix: str) -> int:
+    """Number of transformer blocks under `prefix`."""
+    pattern = re.compile(re.escape(prefix) + r"\.transformer_blocks\.(\d{1,4})\.")
+    return max((int(found[1]) + 1 for name in shapes if (found := pattern.match(name))), default=0)
+
+
+def _middle(shapes: Shapes, names: dict[str, str]) -> int | None:
+    if "middle_block.0.in_layers.2.weight" not in shapes:
+        return None
+    _name_resnet(names, "middle_block.0", "mid_block.resnets.0")
+    _name_resnet(names, "middle_block.2", "mid_block.resnets.1")
+    names["middle_block.1"] = "mid_block.attentions.0"
+    return _depth(shapes, "middle_block.1")
+
+
+def unet_config(shapes: Shapes, layout: UNetLayout, family: FamilySpec) -> dict[str, Any]:
+    """Keyword arguments of `UNet2DConditionModel`: the family's published settings completed from the tensors."""
+    widths = [_one(level.channels, "channels in a level") for level in layout.down]
+    _check_mirror(layout)
+    config = {
+        **family.unet,
+        "in_channels": size_of(shapes, "input_blocks.0.0.weight", 1, WHAT),
+        "out_channels": size_of(shapes, "out.2.weight", 0, WHAT),
+        "block_out_channels": tuple(widths),
+        "layers_per_block": _scalar_if_equal([len(level.channels) for level in layout.down]),
+        "down_block_types": tuple(_block_type(level, "Down") for level in layout.down),
+        "up_block_types": tuple(_block_type(level, "Up") for level in layout.up),
+        "mid_block_type": _mid_block_type(layout.middle),
+        "cross_attention_dim": context_dim(shapes),
+        "attention_head_dim": _scalar_if_equal([family.heads(width) for width in widths]),
+        "use_linear_projection": _linear_projection(shapes),
+        **_depth_settings(layout),
+    }
+    if "label_emb.0.0.weight" in shapes:
+        config["projection_class_embeddings_input_dim"] = size_of(shapes, "label_emb.0.0.weight", 1, WHAT)
+    return checked_unet(config, WHAT)
+
+
+def context_dim(shapes: Shapes) -> int | None:
+    """Width of the text embedding that cross-attention reads; None: there is no cross-attention."""
+    return next((size_of(shapes, name, 1, WHAT) for name in shapes if name.endswith("attn2.to_k.weight")), None)
+
+
+def _linear_projection(shapes: Shapes) -> bool:
+    return any(len(shape) == 2 for name, shape in shapes.items() if name.endswith("proj_in.weight"))
+
+
+def _depth_settings(layout: UNetLayout) -> dict[str, Any]:
+    """`transformer_layers_per_block` per level, and its counterpart for the decoder where that is no mirror image.
+
+    A level without transformers has 1 there, as in the published configurations, except the last: diffusers takes
+    the middle block's depth from it.
+    """
+    last = layout.down[-1]
+    down = [level.uniform_depth or 1 for level in layout.down]
+    if layout.middle and not any(last.depths):
+        down[-1] = layout.middle
+    if layout.middle and _first(down[-1]) != layout.middle:
+        raise _unsupported(f"a middle block of depth {layout.middle} beside a last level of depth {_first(down[-1])}")
+    up = [level.uniform_depth or 1 for level in layout.up]
+    mirrored = all(
+        isinstance(mirror, int) and (depth == mirror or not any(level.depths))
+        for level, depth, mirror in zip(layout.up, up, reversed(down), strict=True)
+    )
+    if mirrored:
+        return {"transformer_layers_per_block": _scalar_if_equal(down)}
+    return {"transformer_layers_per_block": down, "reverse_transformer_layers_per_block": up}
+
+
+def _first(depth: int | list[int]) -> int:
+    return depth if isinstance(depth, int) else depth[0]
+
+
+def _block_type(level: Level, side: str) -> str:
+    if any(level.depths) and not all(level.depths):
+        raise _unsupported("a level where only some blocks have attention")
+    return f"CrossAttn{side}Block2D" if any(level.depths) else f"{side}Block2D"
+
+
+def _mid_block_type(depth: int | None) -> str | None:
+    if depth is None:
+        return None
+    return "UNetMidBlock2DCrossAttn" if depth else "UNetMidBlock2D"
+
+
+def _check_mirror(layout: UNetLayout) -> None:
+    """diffusers builds a decoder of as many levels as the encoder, with one block more in each."""
+    expected = [(level.channels[0], len(level.channels) + 1) for level in reversed(layout.down)]
+    found = [(_one(level.channels, "channels in a level"), len(level.channels)) for level in layout.up]
+    if expected != found:
+        raise _unsupported(f"a decoder of (channels, blocks) {found} where {expected} would mirror the encoder")
+
+
+def _one(values: list[int], what: str) -> int:
+    if len(set(values)) != 1:
+        raise _unsupported(f"{what}: {values}")
+    return values[0]
+
+
+def _scalar_if_equal(values: list[Any]) -> Any:
+    return values[0] if len(set(map(str, values))) == 1 else tuple(values)
+
+
+def _unsupported(what: str) -> InputError:
+    return InputError(f"{WHAT} has {what}, which is not supported: use an SD1.5- or SDXL-shaped checkpoint.")

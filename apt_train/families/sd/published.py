@@ -1,0 +1,66 @@
+"""What is published of the two families and cannot be read from a file's tensors; and which family a UNet is of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..components import Family, FamilyName
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """How a family's single files hold one text encoder, and how its UNet reads it."""
+
+    layout: Literal["transformers", "open_clip"]
+    prefixes: tuple[str, ...]  # the first one present in the file is taken
+    hidden_act: str
+    layer: int
+    final_norm: bool
+    pooled: bool
+    embedding_key: str
+    pad_token: str
+
+
+@dataclass(frozen=True)
+class FamilySpec:
+    """One `assets/families/*.json`: diffusers settings to be completed with what the tensors tell."""
+
+    name: Literal["sd15", "sdxl"]
+    title: str
+    source: str
+    resolution: int  # pixels
+    cross_attention_dim: int
+    unet: dict[str, Any]
+    attention_heads: int | None  # heads of every attention, or
+    channels_per_head: int | None  # width of every head
+    vae: dict[str, Any]
+    text_encoders: tuple[EncoderSpec, ...]
+    scheduler: dict[str, Any]
+
+    def heads(self, channels: int) -> int:
+        """Attention heads at this many channels (diffusers calls the number `attention_head_dim`)."""
+        return self.attention_heads or max(1, channels // (self.channels_per_head or 64))
+
+
+def load_family(name: Literal["sd15", "sdxl"]) -> FamilySpec:
+    path = Path(__file__).parents[2] / "assets" / "families" / f"{name}.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    encoders = [EncoderSpec(**{**entry, "prefixes": tuple(entry["prefixes"])}) for entry in values.pop("text_encoders")]
+    return FamilySpec(**values, text_encoders=tuple(encoders))
+
+
+def family_of(unet_config: Mapping[str, Any], num_encoders: int, vae_factor: int) -> Family:
+    """The family by shape: SDXL reads two encoders of 2048 channels together with size ids, SD1.5 one of 768."""
+    context = unet_config["cross_attention_dim"]
+    name: FamilyName = "custom"
+    if unet_config.get("addition_embed_type") == "text_time" and context == 2048 and num_encoders == 2:
+        name = "sdxl"
+    elif unet_config.get("addition_embed_type") is None and context == 768 and num_encoders == 1:
+        name = "sd15"
+    sample_size = unet_config.get("sample_size") or {"sdxl": 128}.get(name, 64)
+    side = sample_size if isinstance(sample_size, int) else min(sample_size)
+    return Family(name, resolution=side * vae_factor, vae_factor=vae_factor)

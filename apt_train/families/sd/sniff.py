@@ -1,0 +1,131 @@
+"""Which model a safetensors file holds, from its tensors' names; whatever cannot be trained is refused by its name."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from ...disk.json_file import short_name
+from ...disk.tensor_file import TensorFile, size_of
+from ...errors import InputError
+from .ldm_unet import context_dim
+
+UNET = "model.diffusion_model."
+FIRST_CONVOLUTION = f"{UNET}input_blocks.0.0.weight"
+WANTED = "a full SD1.5 or SDXL checkpoint (.safetensors) or a diffusers folder"
+
+_TITLES = {"sd15": "SD1.5", "sdxl": "SDXL"}
+_SCALES: dict[float | None, Literal["sd15", "sdxl"]] = {0.18215: "sd15", 0.13025: "sdxl"}
+_LORA = re.compile(
+    r"(^lora_(unet|te\d?)_|[._]lora[._](up|down|A|B|mid)\b|\.(hada_w1_a|lokr_w1|oft_blocks|dora_scale|diff_b)$)"
+)
+_OTHERS = (  # what it is, and a pattern that many of its names match; the first hit counts
+    ("a LoRA", _LORA),
+    ("a ControlNet", re.compile(r"^(control_model|controlnet_cond_embedding|input_hint_block|zero_convs)\.")),
+    ("a textual inversion embedding", re.compile(r"^(clip_l|clip_g|emb_params)$")),
+    ("an IP-Adapter", re.compile(r"^(ip_adapter|image_proj)\.")),
+)
+_OTHER_NETWORKS = (  # likewise, where some names are enough: they are blocks of the network itself
+    ("a FLUX model (or a relative)", re.compile(r"(^|\.)(double_blocks\.0|single_transformer_blocks\.0)\.")),
+    ("an SD3 model", re.compile(r"(^|\.)joint_blocks\.0\.|^transformer_blocks\.0\.attn\.add_q_proj\.")),
+    ("a video model", re.compile(r"\.(time_stack|temporal_transformer|motion_modules)\.")),
+)
+STRAY = 0.02  # share of a file's names up to which they do not say what the file is; of a full checkpoint's, half
+_PARTS = (  # parts of a checkpoint given alone: tried where there is no whole one
+    ("a UNet alone", re.compile(r"^(model\.diffusion_model\.)?(input_blocks|down_blocks)\.\d")),
+    (
+        "a VAE alone",
+        re.compile(r"^(first_stage_model\.|vae\.)?(taesd_)?(encoder|decoder)\.(conv_in|down|up|mid|layers|\d+)"),
+    ),
+    ("a text encoder alone", re.compile(r"(^|\.)(text_model\.)?encoder\.(layers|block)\.0\.|resblocks\.0\.")),
+)
+
+
+def require_checkpoint(file: TensorFile, needs_vae: bool = True) -> Literal["sd15", "sdxl"]:
+    """The family whose layout the file has. InputError naming what it is instead, or what it lacks."""
+    _refuse_others(file)
+    if FIRST_CONVOLUTION not in file:
+        raise InputError(f"{file.path.name} is {_part_or_unknown(file)}: give {WANTED}.")
+    _refuse_variants(file)
+    family: Literal["sd15", "sdxl"] = "sdxl" if f"{UNET}label_emb.0.0.weight" in file else "sd15"
+    if not (file.has_prefix("cond_stage_model.") or file.has_prefix("conditioner.")):
+        bare = needs_vae and not file.has_prefix("first_stage_model.")
+        part = "a UNet alone" if bare else "a checkpoint without text encoder"
+        raise InputError(f"{file.path.name} is {part}: give {WANTED}.")
+    return family
+
+
+def _refuse_others(file: TensorFile) -> None:
+    """A few stray names do not make a file a LoRA: it is what it mostly is."""
+    names, full = list(file.shapes), FIRST_CONVOLUTION in file
+    blocks = [name for name in names if name.startswith(UNET)] if full else names
+    least = (0.5 if full else STRAY) * len(names)
+    found = [title for title, pattern in _OTHERS if sum(bool(pattern.search(name)) for name in names) > least]
+    found += [title for title, pattern in _OTHER_NETWORKS if any(pattern.search(name) for name in blocks)]
+    if found:
+        raise InputError(f"{file.path.name} is {found[0]}, no checkpoint to train on: give {WANTED}.")
+
+
+def _part_or_unknown(file: TensorFile) -> str:
+    if not file.shapes:
+        return "a file without any tensor"
+    if file.has_prefix(UNET):
+        return "a diffusion model of another architecture than SD1.5 or SDXL"
+    for title, pattern in _PARTS:
+        if any(pattern.match(name) for name in file.shapes):
+            return title
+    return f"no model known here (its first tensor is {short_name(next(iter(file.shapes)))})"
+
+
+def _refuse_variants(file: TensorFile) -> None:
+    """Relatives of SD1.5 and SDXL that have their layout, but another input, context or noise."""
+    shapes = file.under(UNET)
+    found = None
+    channels = size_of(shapes, "input_blocks.0.0.weight", 1, f"The UNet in {file.path.name}")
+    if channels != 4:
+        kinds = {
+            9: "an inpainting UNet",
+            8: "a picture-editing UNet (InstructPix2Pix)",
+            7: "an upscaler's UNet",
+        }
+        found = f"{kinds.get(channels, 'a UNet')} of {channels} input channels instead of 4"
+    elif (context := context_dim(shapes)) is None:
+        found = "a UNet without cross-attention"
+    elif context == 1280:
+        found = "the SDXL refiner, which reads another text embedding"
+    elif context == 1024:
+        found = "an SD2.x checkpoint, which is supported as a diffusers folder only"
+    elif "edm_mean" in file or "edm_vpred.sigma_max" in file:
+        found = "a model of the EDM noise schedule (Playground v2.5, say)"
+    elif any(name.startswith("time_embed.cond_proj.") for name in shapes):
+        found = "an LCM, a model distilled to few steps that reads the guidance as an input"
+    if found:
+        raise InputError(f"{file.path.name} is {found}: give {WANTED}.")
+
+
+def vae_family(
+    file: TensorFile | None = None, *, scaling_factor: float | None = None
+) -> Literal["sd15", "sdxl"] | None:
+    """The family that a VAE's file or settings say it is of; None: they do not tell, as the weights never do.
+
+    A file tells by the UNet beside the VAE, or by its metadata; a config.json by the published scale of its latents.
+    """
+    if scaling_factor in _SCALES:
+        return _SCALES[scaling_factor]
+    if file is None:
+        return None
+    if FIRST_CONVOLUTION in file:
+        return "sdxl" if f"{UNET}label_emb.0.0.weight" in file else "sd15"
+    said = " ".join(file.metadata.get(key, "") for key in ("modelspec.architecture", "ss_base_model_version")).lower()
+    if "stable-diffusion-xl" in said or "sdxl" in said:
+        return "sdxl"
+    return "sd15" if re.search(r"stable-diffusion-v[12]\b|\bsd_v[12]", said) else None
+
+
+def refuse_other_family(vae: str | None, unet: str, what: str) -> None:
+    """InputError for a VAE that says it is of SD1.5 beside a UNet of SDXL, or the other way round."""
+    if vae is not None and unet in _TITLES and vae != unet:
+        raise InputError(
+            f"{what} is one of {_TITLES[vae]}, but the UNet is of {_TITLES[unet]}, whose latents are others: give the "
+            f"VAE of {_TITLES[unet]}."
+        )

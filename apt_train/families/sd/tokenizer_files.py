@@ -1,0 +1,120 @@
+"""CLIP's vocabulary: where it may lie on this machine, and the tokenizers made of it. Never the network."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPTokenizerFast, PreTrainedTokenizerFast  # type: ignore[attr-defined]
+from transformers.utils import logging as transformers_logging
+
+from ...errors import InputError
+from ...paths import expanded
+from .config_check import libraries_answer
+from .tokenizer_check import copy_checked
+
+_CACHED = (  # repositories in the Hugging Face cache that hold CLIP's vocabulary, and where in them
+    ("models--openai--clip-vit-large-patch14", ""),
+    ("models--stable-diffusion-v1-5--stable-diffusion-v1-5", "tokenizer"),
+    ("models--runwayml--stable-diffusion-v1-5", "tokenizer"),
+    ("models--stabilityai--stable-diffusion-xl-base-1.0", "tokenizer"),
+)
+
+
+def find_clip_vocabulary(given: str | Path | None) -> Path:
+    """The folder of CLIP's vocabulary: the one given, else in $COMFYUI_PATH, else in the Hugging Face cache.
+
+    InputError: the given folder has none (no further search then), or there is none anywhere.
+    """
+    if given is not None:
+        given = expanded(given, "The tokenizer folder")
+        for folder in (given, given / "tokenizer"):
+            if _has_vocabulary(folder):
+                return folder
+        raise InputError(
+            f"The tokenizer folder {given} has neither vocab.json and merges.txt nor tokenizer.json: give one that has."
+        )
+    for folder in _usual_places():
+        if _has_vocabulary(folder):
+            return folder
+    raise InputError(
+        "A single-file checkpoint carries no tokenizer, and none was found: give --tokenizer a folder with CLIP's "
+        "vocab.json and merges.txt (the `tokenizer` of any SD1.5 or SDXL diffusers folder will do), or set "
+        "COMFYUI_PATH to a ComfyUI install."
+    )
+
+
+def _usual_places() -> Iterator[Path]:
+    if host := os.environ.get("COMFYUI_PATH"):
+        yield Path(os.path.expanduser(host)) / "comfy" / "sd1_tokenizer"
+    for repository, inside in _CACHED:
+        for snapshot in sorted((_hugging_face_cache() / repository / "snapshots").glob("*")):
+            yield snapshot / inside
+
+
+def _hugging_face_cache() -> Path:
+    """Where huggingface_hub keeps its downloads, by its own environment variables."""
+    if folder := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(os.path.expanduser(folder))
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    return Path(os.path.expanduser(home)) / "hub"  # without a home directory: a folder that does not exist
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file() or _has_clip_files(folder)
+
+
+def _has_clip_files(folder: Path) -> bool:
+    return (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+
+
+def load_tokenizer(folder: Path, *, max_length: int, rows: int, pad_token: str | None = None) -> Any:
+    """A tokenizer from vocab.json + merges.txt (CLIP's) or from a tokenizer.json of any kind.
+
+    `max_length`: the text encoder's positions; a longer `model_max_length` is cut to it. `rows`: its vocabulary.
+    `pad_token` None: the folder's own. It is set after loading, so that the same character in a prompt stays a
+    character. InputError: no vocabulary, an unreadable one, one without begin or end token, or more tokens than rows.
+    transformers reads a checked copy of the files: what else they may ask of it (code, other files) is not in there.
+    """
+    if not _has_vocabulary(folder):
+        raise InputError(
+            f"The tokenizer folder {folder} has neither vocab.json and merges.txt nor tokenizer.json: complete it."
+        )
+    kind = CLIPTokenizerFast if _has_clip_files(folder) else PreTrainedTokenizerFast
+    what, advice = f"The tokenizer in {folder}", "give another with --tokenizer"
+    with tempfile.TemporaryDirectory() as copy, _quiet_transformers():
+        try:
+            copy_checked(folder, Path(copy))
+        except InputError as wrong:
+            raise InputError(f"{what} cannot be read ({str(wrong).rpartition(': ')[0]}): {advice}.") from None
+        with libraries_answer(what, advice):
+            tokenizer = kind.from_pretrained(copy, local_files_only=True)
+            tokenizer("A photo of a dog, 1.", add_special_tokens=False)
+    tokenizer.name_or_path = str(folder)
+    if pad_token is not None:
+        tokenizer.pad_token = pad_token
+    if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
+        raise InputError(
+            f"The tokenizer in {folder} names no begin, end or padding token: complete its tokenizer_config.json."
+        )
+    if len(tokenizer) > rows or max(tokenizer.get_vocab().values()) >= rows:
+        raise InputError(
+            f"The tokenizer in {folder} has {len(tokenizer)} tokens, the text encoder {rows}: give the model's own."
+        )
+    tokenizer.model_max_length = int(min(tokenizer.model_max_length, max_length))
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """transformers warns when a folder names its other version's class for the same tokenizer."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)

@@ -1,0 +1,87 @@
+"""A VAE from a diffusers `vae` folder, or given beside the model as a file or a folder; and whether it fits the UNet.
+
+A VAE of the other family trains without an error and learns nothing of use: both have 4 channels, but other latents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+from ...disk.json_file import place, read_json_object, shown
+from ...disk.tensor_file import open_tensor_file, sha256_of_file, sha256_of_files
+from ...errors import InputError
+from .config_tables import KL_VAE, TINY_VAE, checked_vae
+from .ldm_vae import PREFIX, new_attention_name, vae_from_tensors
+from .meta_build import build, refuse_quantised_config
+from .sniff import refuse_other_family, vae_family
+from .weight_files import load_part, weight_files
+
+Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
+_DEFAULT_SCALE = 0.18215  # SD1.5's, and what diffusers writes into every config.json where nobody chose another,
+_PUBLISHED_WIDTHS = (128, 256, 512, 512)  # so that in a model's own folder it tells of a VAE of these widths alone
+_KINDS = ("AutoencoderKL", "AutoencoderTiny")
+
+
+def load_given_vae(path: str | Path, settings: Mapping[str, Any], unet_family: str) -> tuple[Vae, str]:
+    """The VAE at `path` in float32, and the digest of its content.
+
+    Args:
+        path: A `.safetensors` that is a VAE or holds one (a full checkpoint), a diffusers `vae` folder, or a model's
+            folder with a `vae` in it.
+        settings: The VAE settings of the model that it is for, for a file, which does not tell them.
+        unet_family: `sd15`, `sdxl`, or any other name, with which every VAE goes.
+
+    Raises:
+        InputError: There is none, it is damaged, or it says that it is of the other family.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise InputError(f"The VAE {path} does not exist: check the path.")
+    if path.is_dir():
+        part = path / "vae" if (path / "vae" / "config.json").is_file() else path
+        vae = load_vae_folder(part, f"The VAE in {path.name}", unet_family, given=True)
+        return vae, sha256_of_files(part, [part / "config.json", *weight_files(part)])
+    file = open_tensor_file(path)
+    what = f"The VAE in {path.name}"
+    refuse_other_family(vae_family(file), unet_family, what)
+    prefix = next((prefix for prefix in (PREFIX, "vae.") if file.has_prefix(prefix)), "")
+    return vae_from_tensors(file.load_under(prefix), settings, what), sha256_of_file(path)
+
+
+def digest_with_vae(checkpoint: str, vae: str) -> str:
+    """Of a checkpoint that is used with another VAE than its own."""
+    return hashlib.sha256(f"{checkpoint} vae {vae}".encode()).hexdigest()
+
+
+def vae_settings(part: Path, what: str) -> tuple[str, dict[str, Any]]:
+    """The class that a diffusers `vae` folder's config.json names, and its checked settings."""
+    values = read_json_object(part / "config.json")
+    refuse_quantised_config(values, what)
+    kind = values.get("_class_name", "AutoencoderKL")
+    if kind not in _KINDS:
+        raise InputError(f"{what} is of the kind {shown(kind)}: only {' and '.join(_KINDS)} work.")
+    if values.get("latents_mean") or values.get("latents_std"):
+        raise InputError(
+            f"{what} has latents_mean or latents_std, a scale that SD1.5 and SDXL do not have: give a model of their "
+            "shape."
+        )
+    return kind, checked_vae(values, KL_VAE if kind == "AutoencoderKL" else TINY_VAE, place(part / "config.json"))
+
+
+def load_vae_folder(part: Path, what: str, unet_family: str, given: bool = False) -> Vae:
+    """In float32: SDXL's published VAE overflows in float16. `given`: it is not the model's own."""
+    kind, config = vae_settings(part, what)
+    make = AutoencoderKL if kind == "AutoencoderKL" else AutoencoderTiny
+    scale = config.get("scaling_factor", _DEFAULT_SCALE if make is AutoencoderKL else None)
+    if scale == _DEFAULT_SCALE and not given and config.get("block_out_channels") != _PUBLISHED_WIDTHS:
+        scale = None
+    refuse_other_family(vae_family(scaling_factor=scale), unet_family, what)
+    tensors = {new_attention_name(name): tensor for name, tensor in load_part(part).items()}
+    return build(lambda: make(**config), tensors, what=what, dtype=torch.float32)

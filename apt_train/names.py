@@ -1,0 +1,85 @@
+"""What the files of a run are called, and which names a subject may not have because of them.
+
+In: the one list that writers, readers and the settings' check share. Not in: what stands in the files.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from .errors import InputError
+from .paths import check_file_name
+
+CONFIG, LOG, LOCK, LOCK_WITHOUT_SYSTEM = "config.json", "log.jsonl", ".lock", ".lock.json"
+NOTICES = "notices.jsonl"
+SNAPSHOTS, PREVIEWS = "snapshots", "previews"
+ATTENTION = "attention.safetensors"
+STATE_TENSORS, STATE_VALUES, CHECKSUMS = "state.safetensors", "state.json", "checksums.json"
+
+RUN_FILES = (
+    CONFIG, LOG, NOTICES, LOCK, LOCK_WITHOUT_SYSTEM, ATTENTION, "report.md", "report.json",
+    "indicator.png", "drift.png", "losses.png", "balance.png", "attention.png",
+)  # fmt: skip
+RUN_FOLDERS = (SNAPSHOTS, PREVIEWS)
+SNAPSHOT_FILES = (STATE_TENSORS, STATE_VALUES, CHECKSUMS)
+
+EMBEDDING_SUFFIX = "_embedding"
+MOST_LETTERS = 150  # the nodes' folders and files add up to some 30 more to a name, and 200 are addressable
+_SNAPSHOT = re.compile(r"step_([0-9]{6,9})")
+
+
+def lora_file(name: str) -> str:
+    return f"{name}.safetensors"
+
+
+def embedding_stem(name: str) -> str:
+    """Name, without its ending, of the file that holds the learned rows."""
+    return name + EMBEDDING_SUFFIX
+
+
+def embedding_file(name: str) -> str:
+    return f"{embedding_stem(name)}.safetensors"
+
+
+def clashing_file(name: str) -> str | None:
+    """The file of every run that a subject's would be, too; None: there is none.
+
+    The case of letters does not count: it does not on the file systems of Windows and macOS.
+    """
+    ours = {file.lower() for file in (*RUN_FILES, *RUN_FOLDERS, *SNAPSHOT_FILES)}
+    return next((file for file in (lora_file(name).lower(), embedding_file(name).lower()) if file in ours), None)
+
+
+def check_subject_name(name: str) -> None:
+    """InputError: a name whose files would be some of the run's own, or could not be stored everywhere."""
+    clash = clashing_file(name)
+    if clash is not None:
+        raise InputError(f"identifier is {name!r}, but every run has its own {clash}: choose another name.")
+    for file in (lora_file(name), embedding_file(name)):
+        check_file_name(file)
+    if len(name) > MOST_LETTERS:
+        raise InputError(f"identifier is {len(name)} letters long: choose a name of at most {MOST_LETTERS}.")
+
+
+def step_folder(snapshots: Path, step: int) -> Path:
+    """A snapshot's folder."""
+    return snapshots / f"step_{step:06d}"
+
+
+def snapshot_folders(snapshots: Path) -> dict[int, Path]:
+    """The snapshots by step, rising.
+
+    Only folders that `step_folder` would name so: copies (`step_000005 copy`, `step_best`, `step_5`) are the user's.
+    """
+    found = {}
+    for path in snapshots.iterdir() if snapshots.is_dir() else ():
+        match = _SNAPSHOT.fullmatch(path.name)
+        if match and path.is_dir() and step_folder(snapshots, int(match[1])) == path:
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def snapshot_steps(folder: Path) -> list[int]:
+    """The steps that a run's folder has a snapshot of, rising."""
+    return list(snapshot_folders(folder / SNAPSHOTS))

@@ -1,0 +1,190 @@
+"""The files that leave a run: the LoRA and the learned embedding.
+
+In: the adapter's weights under kohya's names, the check of every name against the UNet, and the writing. Not
+in: what the metadata says (`metadata`), how names are formed (`lora_names`), the file format
+(`tensor_writer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..disk.tensor_writer import data_digest, write_tensors
+from ..errors import InputError
+from ..families.components import Family
+from .lora_names import kohya_name
+from .metadata import fit_metadata
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+_PARTS = {".lora_A.weight": ".lora_down.weight", ".lora_B.weight": ".lora_up.weight"}
+
+
+def lora_to_kohya(
+    state: Mapping[str, Tensor], alpha: float, family: Family, unet_config: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The adapter's weights as a LoRA file holds them.
+
+    Args:
+        state: `MODULE.lora_A.weight` (rank, in) and `MODULE.lora_B.weight` (out, rank), MODULE a path in the
+        UNet.
+        alpha: the scale numerator that was trained; readers multiply the update by alpha / rank.
+        unet_config: the UNet's configuration, for SDXL's block names.
+
+    Returns:
+        `NAME.lora_down.weight`, `NAME.lora_up.weight` and the scalar `NAME.alpha` per module, float32 on the
+        CPU.
+    """
+    lora: dict[str, Tensor] = {}
+    for key, tensor in sorted(state.items()):
+        module, part = _split(key)
+        name = kohya_name(module, family, unet_config)
+        if name is None:
+            raise RuntimeError(f"{key} has no name in a LoRA file: only attention and feed-forward layers do.")
+        lora[name + part] = tensor.detach().to("cpu", torch.float32).contiguous()
+        lora[name + ".alpha"] = torch.tensor(float(alpha))
+    return lora
+
+
+def adapter_from_kohya(
+    lora: Mapping[str, Tensor], unet: UNet2DConditionModel, family: Family
+) -> tuple[dict[str, Tensor], int, float]:
+    """The inverse of `lora_to_kohya`: the adapter's weights by module path, its rank, its alpha.
+
+    Raises:
+        InputError: the LoRA does not fit the UNet, or its layers differ in rank or alpha.
+    """
+    try:
+        check_lora_keys(lora, unet, family)
+    except RuntimeError as error:
+        raise InputError(f"The LoRA does not fit this model: {error}") from error
+    paths = {kohya_name(path, family, unet.config): path for path, _ in _linear_layers(unet)}  # type: ignore[arg-type]
+    state = {
+        paths[key.removesuffix(theirs)] + ours: tensor
+        for ours, theirs in _PARTS.items()
+        for key, tensor in lora.items()
+        if key.endswith(theirs)
+    }
+    ranks = {tensor.shape[0] for key, tensor in lora.items() if key.endswith(".lora_down.weight")}
+    alphas = {float(tensor) for key, tensor in lora.items() if key.endswith(".alpha")}
+    if len(ranks) != 1 or len(alphas) != 1:
+        raise InputError("The LoRA's layers differ in rank or alpha: use one that APT Train wrote.")
+    return state, ranks.pop(), alphas.pop()
+
+
+def check_lora_keys(lora: Mapping[str, Tensor], unet: UNet2DConditionModel, family: Family) -> None:
+    """Match every key of a LoRA file against the layers of the UNet, by name and by shape.
+
+    The UNet may carry the adapter or not.
+
+    Raises:
+        RuntimeError: names the first key that no layer answers to, whose shape does not fit, or that is
+        missing.
+    """
+    layers = _layer_shapes(unet, family)
+    names = sorted({key.split(".")[0] for key in lora})
+    expected = {name + part for name in names for part in (".lora_down.weight", ".lora_up.weight", ".alpha")}
+    for key in sorted(set(lora) ^ expected):
+        raise RuntimeError(f"{key} is {'unknown in' if key in lora else 'missing from'} the LoRA.")
+    for name in names:
+        if name not in layers:
+            raise RuntimeError(f"{name} is in the LoRA, but no layer of the UNet has that name.")
+        _check_shapes(name, lora, layers[name])
+
+
+def save_lora(
+    path: str | Path,
+    lora: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Write a LoRA file: temporary name, flush, read-back, rename (see `tensor_writer.write_tensors`).
+
+    Metadata too long for readers (a header above 1 MiB) is shortened; the hash of the weights is added to it.
+    Equal weights and metadata give equal files, byte for byte.
+
+    Args:
+        dtype: of the weights on disk; alpha stays float32. float32 is the adapter exactly, as trained and as
+        resumed
+            from; float16 halves the file and rounds the small weights of a short run.
+
+    Raises:
+        InputError: a weight that is not a finite number, a disk or folder that takes no file, a file that
+        reads
+            back different.
+    """
+    _require_finite(lora, Path(path).name)
+    stored = {key: value if key.endswith(".alpha") else value.to(dtype) for key, value in lora.items()}
+    digest = data_digest(stored)
+    hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
+    write_tensors(path, stored, fit_metadata({**metadata, **hashes}, stored))
+
+
+def save_embedding(
+    path: str | Path, embeddings: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write the learned identifier as prompts read it: `embedding:FILE` in ComfyUI.
+
+    Args:
+        embeddings: per text encoder its rows, (n, width) float32: `clip_l` and, for SDXL, `clip_g`.
+
+    Raises:
+        InputError: as `save_lora`.
+    """
+    assert embeddings and all(rows.ndim == 2 for rows in embeddings.values())
+    _require_finite(embeddings, Path(path).name)
+    stored = {key: rows.detach().to("cpu", torch.float32) for key, rows in embeddings.items()}
+    write_tensors(path, stored, metadata)
+
+
+def _split(key: str) -> tuple[str, str]:
+    for ours, theirs in _PARTS.items():
+        if key.endswith(ours):
+            return key.removesuffix(ours), theirs
+    raise RuntimeError(f"{key} is no weight of a LoRA: it ends neither in lora_A.weight nor in lora_B.weight.")
+
+
+def _layer_shapes(unet: nn.Module, family: Family) -> dict[str, tuple[int, int]]:
+    """(out, in) of every linear layer that has a name in a LoRA file."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for path, module in _linear_layers(unet):
+        name = kohya_name(path, family, unet.config)  # type: ignore[arg-type]
+        if name is not None:
+            assert name not in shapes, name
+            shapes[name] = (module.out_features, module.in_features)
+    return shapes
+
+
+def _linear_layers(unet: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
+    """The UNet's own linear layers by their path without the adapter around them."""
+    for path, module in unet.named_modules():
+        if isinstance(module, nn.Linear) and ".lora_" not in path:
+            yield path.removesuffix(".base_layer"), module
+
+
+def _check_shapes(name: str, lora: Mapping[str, Tensor], layer: tuple[int, int]) -> None:
+    down, up, alpha = (lora[name + part] for part in (".lora_down.weight", ".lora_up.weight", ".alpha"))
+    rank = down.shape[0]
+    for part, found, wanted in (
+        ("lora_down.weight", down, (rank, layer[1])),
+        ("lora_up.weight", up, (layer[0], rank)),
+        ("alpha", alpha, ()),
+    ):
+        if tuple(found.shape) != wanted:
+            raise RuntimeError(f"{name}.{part} has shape {tuple(found.shape)}, but the UNet's layer needs {wanted}.")
+
+
+def _require_finite(tensors: Mapping[str, Tensor], name: str) -> None:
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(
+                f"{name} was not written, because {key} holds values that are not finite numbers: "
+                "go on from the last snapshot with a lower learning rate."
+            )

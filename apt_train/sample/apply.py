@@ -1,0 +1,75 @@
+"""Putting a trained LoRA and its identifier back on a model: for the demo, comparisons and the nodes.
+
+In: kohya names -> adapter, embedding rows -> conditioner. Not in: reading files (safetensors does that).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..adapter import Adapter, RankByTimestep, add_adapter
+from ..errors import InputError
+from ..families.components import Components
+from ..run.export import adapter_from_kohya
+from ..text.conditioning import Conditioner
+from ..text.identifier import Identifier
+
+
+class Personalized(NamedTuple):
+    """A model with a trained LoRA on: `conditioner` reads `{subject}` as the trained identifier."""
+
+    conditioner: Conditioner
+    adapter: Adapter
+
+
+@contextlib.contextmanager
+def personalized(
+    components: Components,
+    lora: Mapping[str, Tensor],
+    embeddings: Mapping[str, Tensor] | None,
+    *,
+    name: str,
+    class_word: str,
+    init_word: str = "",
+    min_rank: int | None = None,
+) -> Iterator[Personalized]:
+    """Inside the block the UNet carries the LoRA.
+
+    Args:
+        lora: in kohya names, as in `TrainResult.lora`.
+        embeddings: as in `TrainResult.embeddings`; None: the plain words `name class_word` (word mode).
+        min_rank: of a T-LoRA; its ranks act by timestep inside `adapter.at_each_call()`.
+
+    Raises:
+        InputError: the LoRA does not fit this model.
+    """
+    state, rank, alpha = adapter_from_kohya(lora, components.unet, components.family)
+    targets = "attention+ff" if any(".ff." in key for key in state) else "attention"
+    ranks = None if min_rank is None else RankByTimestep(rank, min_rank, components.schedule.num_timesteps)
+    adapter = add_adapter(components.unet, rank=rank, alpha=alpha, targets=targets, ranks=ranks)
+    try:
+        if adapter.parameters.keys() != state.keys():
+            raise InputError("The LoRA does not sit on the layers that APT Train adapts: use one it wrote.")
+        adapter.load(state)
+        identifier = _identifier(components, embeddings, init_word or class_word)
+        yield Personalized(Conditioner(components.text_encoders, identifier, class_word=class_word, name=name), adapter)
+    finally:
+        adapter.remove()
+
+
+def _identifier(components: Components, embeddings: Mapping[str, Tensor] | None, init_word: str) -> Identifier | None:
+    """The init word's identifier with the trained rows in it: its tokens hold the places."""
+    if embeddings is None:
+        return None
+    identifier = Identifier.from_init_word(components.text_encoders, init_word)
+    for key, row in zip(identifier.keys, identifier.rows, strict=True):
+        if row.shape != embeddings[key].shape:
+            raise InputError(
+                f"The embedding holds {len(embeddings[key])} rows of {key}, but {init_word!r} has {len(row)} tokens."
+            )
+        row.data.copy_(embeddings[key])
+    return identifier

@@ -1,0 +1,160 @@
+"""How far the tuned model has left the prior: on the subject's own captions, and on prompts without the subject.
+
+Ours. Both models predict the noise along the prior's own guided trajectories; drift is the mean squared difference of
+the two. Learning a subject moves the model on the subject's captions, overfitting moves it everywhere, so the *ratio*
+of the two is what to watch as it changes (docs/benchmark.md says what it is worth). Its level depends on the prompts.
+No picture is needed.
+
+In: the measure. Not in: when it is taken (`loop`), what is made of it (`report`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..adapter import Adapter
+from ..families.components import Components
+from ..text.captions import SUBJECT
+from ..text.conditioning import Conditioner
+from .sampler import ddim, eval_mode, guided_unet, initial_noise, latent_shape, sampling_timesteps
+
+Predict = Callable[[Tensor, int | Tensor], Tensor]  # (noisy latents, timestep) -> the model's own prediction
+
+SEED, GUIDANCE = 0, 5.0
+STEPS, EVERY = 10, 2  # of the trajectories, and which of their points are measured: not the last, all but clean, one
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Mean squared difference of epsilon, tuned less prior, on each kind of prompt.
+
+    `ratio`: unrelated over subject at each noise level, the mean over those where the subject's has moved; 0 where none
+    has. By levels because the drift at low noise is many times that at high noise. In bfloat16 rounding adds some 1e-5
+    to either once the adapter has moved at all, which pulls the ratio towards 1 while it has moved little.
+    """
+
+    subject: float
+    unrelated: float
+    ratio: float
+
+
+def drift_of(subject: Tensor, unrelated: Tensor) -> Drift:
+    """From the mean squared differences at each noise level, both (P,)."""
+    moved = subject > 0
+    ratio = float((unrelated[moved] / subject[moved]).mean()) if bool(moved.any()) else 0.0
+    return Drift(float(subject.mean()), float(unrelated.mean()), ratio)
+
+
+def unrelated_prompts(prompts: tuple[str, ...], class_word: str) -> list[str]:
+    """Those that do not name the class, in any case, as whole words, also in a plain plural."""
+    named = re.compile(rf"(?<!\w){re.escape(class_word.strip())}(?:e?s)?(?!\w)", re.IGNORECASE)
+    return [prompt for prompt in prompts if not named.search(prompt)]
+
+
+@dataclass(frozen=True)
+class _Path:
+    """Some prompts' trajectories: by point its timestep, noisy latents and the prior's epsilon, both (N, C, h, w)."""
+
+    texts: list[str]
+    points: list[tuple[int, Tensor, Tensor]]
+
+
+class DriftWatch:
+    """Measures the adapter as it stands, always on the same trajectories.
+
+    `captions`: of the subject (`{subject}` in them), as many as there are `unrelated` prompts; `words`: what stood for
+    the subject before the first step, so that an untrained model has not drifted whatever it was initialised with. Each
+    trajectory starts from fixed noise, `side` pixels square, `rows` prompts in one UNet call (guided ones count twice).
+    They are the prior's, made at the first `measure` and kept on the CPU: two latents a point.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        adapter: Adapter,
+        conditioner: Conditioner,
+        captions: list[str],
+        words: str,
+        unrelated: list[str],
+        *,
+        side: int,
+        rows: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        assert len(captions) == len(unrelated) > 0, "as many of both kinds"
+        self._components, self._adapter, self._conditioner = components, adapter, conditioner
+        self._tuned = captions + unrelated
+        self._prior = [caption.replace(SUBJECT, words) for caption in captions] + unrelated
+        self._side, self._rows, self._device, self._dtype = side, rows, device, dtype
+        self._paths: list[_Path] = []
+
+    @property
+    def texts(self) -> list[str]:
+        """All that it encodes."""
+        return [*self._tuned, *self._prior, ""]
+
+    @property
+    def calls(self) -> int:
+        """How often the next `measure` calls the UNet: the first time for the prior's trajectories and points, too."""
+        points = len(range(0, STEPS, EVERY))
+        batches = len(range(0, len(self._tuned), self._rows))
+        return batches * (points if self._paths else STEPS + 2 * points)
+
+    @torch.no_grad()
+    def measure(self) -> Drift:
+        """Of the adapter and the identifier as they are now; weights, modes and random draws stay as they are."""
+        total = len(self._tuned)
+        with eval_mode(self._components.unet):
+            if not self._paths:
+                with self._adapter.disabled():
+                    self._paths = [self._path(range(total)[k : k + self._rows]) for k in range(0, total, self._rows)]
+            moved = torch.cat([self._moved(path) for path in self._paths], dim=1)
+        subject, unrelated = (part.mean(dim=1) for part in moved.chunk(2, dim=1))
+        return drift_of(subject, unrelated)
+
+    def _path(self, rows: range) -> _Path:
+        """The prior's way from noise to picture for some of the prompts, and what it predicts there."""
+        texts, schedule = [self._prior[k] for k in rows], self._components.schedule
+        shape, half = latent_shape(self._components, self._side, self._side), len(self._prior) // 2
+        noise = torch.stack([initial_noise(SEED, k % half, shape) for k in rows]).to(self._device)
+        guided = self._predictor(texts, tuned=False, guidance=GUIDANCE)
+        times = sampling_timesteps(schedule, STEPS)
+        seen: list[Tensor] = []
+
+        def watched(latents: Tensor, timestep: int) -> Tensor:
+            seen.append(latents.cpu())
+            return guided(latents, timestep)
+
+        ddim(schedule, watched, noise, times)
+        points = list(zip(times, seen, strict=True))[::EVERY]
+        plain = self._predictor(texts, tuned=False)
+        tuned = [self._tuned[k] for k in rows]
+        return _Path(tuned, [(time, noisy, self._epsilon(plain, noisy, time)) for time, noisy in points])
+
+    def _moved(self, path: _Path) -> Tensor:
+        """Squared difference at each point of each prompt's trajectory, float32 (P, N)."""
+        predict = self._predictor(path.texts, tuned=True)
+        return torch.stack(
+            [
+                (self._epsilon(predict, noisy, time) - prior).square().mean(dim=(1, 2, 3))
+                for time, noisy, prior in path.points
+            ]
+        )
+
+    def _predictor(self, texts: list[str], *, tuned: bool, guidance: float = 1.0) -> Predict:
+        text = self._conditioner.encode(texts, tuned=tuned)
+        empty = self._conditioner.encode([""], tuned=False)
+        size, rows = (self._side, self._side), range(len(texts))
+        return guided_unet(self._components, text, empty, rows, guidance, size, self._device, self._dtype)
+
+    def _epsilon(self, predict: Predict, noisy: Tensor, time: int) -> Tensor:
+        """The noise that the prediction stands for, float32 on the CPU."""
+        latents = noisy.to(self._device)
+        times = torch.full((len(latents),), time, device=self._device)
+        return self._components.schedule.to_epsilon(predict(latents, time), latents, times).float().cpu()

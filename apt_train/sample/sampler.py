@@ -1,0 +1,257 @@
+"""Pictures from a model as it stands: DDIM with classifier-free guidance, for previews while training and the demo.
+
+In: the sampling loop and the prior | tuned pair. Not in: moving the VAE to the device (the caller does), text
+encoding (`conditioning`), putting pictures on a sheet (`grid`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..adapter import Adapter
+from ..errors import InputError
+from ..families.components import Components
+from ..families.noise import NoiseSchedule
+from ..rng import generator
+
+if TYPE_CHECKING:
+    from ..text.conditioning import Conditioning
+
+Notice = Callable[[str], None]
+
+
+class PromptEncoder(Protocol):
+    """What `previews` asks of a `Conditioner`."""
+
+    def encode(self, captions: list[str], *, tuned: bool) -> Conditioning: ...
+
+
+def previews(
+    components: Components,
+    adapter: Adapter,
+    conditioner: PromptEncoder,
+    prompts: list[str],
+    *,
+    seed: int,
+    steps: int,
+    guidance: float,
+    height: int,
+    width: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    prior: list[Image.Image] | None = None,
+    on_notice: Notice | None = None,
+) -> tuple[list[Image.Image], list[Image.Image]]:
+    """Prior and tuned pictures of the same prompts (holding `{subject}`) from the same noise: a PreviewEvent's.
+
+    The prior's are drawn with the adapter off and the class word in the subject's place. They stay the same through
+    a run: pass those of an earlier call as `prior` and they are not drawn again.
+    """
+
+    def draw(conditioning: Conditioning) -> list[Image.Image]:
+        return sample(
+            components, conditioning, unconditional, seed=seed, steps=steps, guidance=guidance, height=height,
+            width=width, device=device, dtype=dtype, on_notice=on_notice,
+        )  # fmt: skip
+
+    with torch.no_grad():
+        unconditional = conditioner.encode([""], tuned=False)
+        if prior is None:
+            with adapter.disabled():
+                prior = draw(conditioner.encode(prompts, tuned=False))
+        return prior, draw(conditioner.encode(prompts, tuned=True))
+
+
+def sample(
+    components: Components,
+    conditioning: Conditioning,
+    unconditional: Conditioning,
+    *,
+    seed: int,
+    steps: int,
+    guidance: float,
+    height: int,
+    width: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    batch_size: int = 1,
+    on_notice: Notice | None = None,
+) -> list[Image.Image]:
+    """One picture per row of `conditioning`, with the adapter as it is on the UNet.
+
+    Args:
+        unconditional: one row for all, or one per picture; not read where `guidance` is at most 1.
+        guidance: classifier-free guidance scale; at most 1 means none.
+        height, width: pixels, multiples of the VAE's factor.
+        dtype: what the UNet computes in; the latents stay float32.
+        batch_size: pictures in one UNet call. The noise of picture k depends on (seed, k) alone; with batches of 1
+            so does the picture, to the bit.
+        on_notice: hears about pictures that are not numbers (they come back grey); None: a Python warning.
+    """
+    shape = latent_shape(components, height, width)
+    times = sampling_timesteps(components.schedule, steps)
+    pictures: list[Image.Image] = []
+    with torch.no_grad(), eval_mode(components.unet):
+        for first in range(0, len(conditioning.hidden), batch_size):
+            rows = range(first, min(first + batch_size, len(conditioning.hidden)))
+            predict = guided_unet(
+                components, conditioning, unconditional, rows, guidance, (height, width), device, dtype
+            )
+            noise = torch.stack([initial_noise(seed, k, shape) for k in rows])
+            latents = ddim(components.schedule, predict, noise.to(device), times)
+            pictures += _decode(components, latents, rows, on_notice)
+    return pictures
+
+
+def initial_noise(seed: int, index: int, shape: tuple[int, int, int]) -> Tensor:
+    """The latent (C, h, w) that picture `index` starts from, float32 on the CPU."""
+    return torch.randn(shape, generator=generator(seed, "sample", index))
+
+
+def sampling_timesteps(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """The timesteps visited, falling.
+
+    As Stable Diffusion's own: evenly spaced from below with offset 1 ("leading"). A zero-terminal-SNR v-model starts
+    from pure noise instead ("trailing", arXiv 2305.08891); an epsilon-model says nothing there, so it does not.
+    """
+    total = schedule.num_timesteps
+    if not 1 <= steps <= total:
+        raise InputError(f"The number of sampling steps is {steps}: give a whole number from 1 to {total}.")
+    if schedule.zero_terminal_snr and schedule.prediction_type == "v_prediction":
+        return [round(total - i * total / steps) - 1 for i in range(steps)]
+    return [min(i * (total // steps) + 1, total - 1) for i in reversed(range(steps))]
+
+
+def ddim(schedule: NoiseSchedule, predict: Callable[[Tensor, int], Tensor], noise: Tensor, times: list[int]) -> Tensor:
+    """Deterministic DDIM (arXiv 2010.02502, eta 0) from `noise` (N, C, h, w) down `times`: clean latents.
+
+    `predict(noisy, timestep)`: the model's own prediction. Ends at alpha_bar_0, as Stable Diffusion does.
+    """
+    latents = noise
+    for now, then in zip(times, [*times[1:], 0], strict=True):
+        here, there = (torch.full((len(noise),), t, device=noise.device) for t in (now, then))
+        prediction = predict(latents, now).float()
+        signal, sigma = schedule.signal_and_noise(here)
+        if schedule.prediction_type == "epsilon":
+            clean = (latents - sigma * prediction) / signal
+        else:
+            clean = signal * latents - sigma * prediction
+        latents = schedule.add_noise(clean, schedule.to_epsilon(prediction, latents, here), there)
+    return latents
+
+
+@contextlib.contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; every part's own mode again after it."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def latent_shape(components: Components, height: int, width: int) -> tuple[int, int, int]:
+    """(C, h, w) of a picture so many pixels high and wide. InputError: the model has none of that size."""
+    factor = components.family.vae_factor
+    if height <= 0 or width <= 0 or height % factor or width % factor:
+        raise InputError(
+            f"The picture size {width} x {height} does not fit the model: give multiples of {factor} pixels."
+        )
+    return int(components.unet.config["in_channels"]), height // factor, width // factor
+
+
+def guided_unet(
+    components: Components,
+    conditioning: Conditioning,
+    unconditional: Conditioning,
+    rows: range,
+    guidance: float,
+    size: tuple[int, int],
+    device: torch.device | str,
+    dtype: torch.dtype,
+) -> Callable[[Tensor, int | Tensor], Tensor]:
+    """The UNet with text, size ids and guidance filled in: (noisy latents, timestep) -> prediction.
+
+    One timestep for all rows, or where `guidance` is at most 1 also one each, int64 (N,).
+    """
+    guide = guidance > 1
+    hidden, pooled = _text(conditioning, unconditional if guide else None, rows)
+    inputs: dict[str, Any] = {"encoder_hidden_states": hidden.to(device, dtype)}
+    if components.uses_size_ids:
+        assert pooled is not None, "a UNet with size ids reads a pooled text vector"
+        time_ids = torch.tensor([(*size, 0, 0, *size)] * len(pooled), device=device, dtype=torch.float32)
+        inputs["added_cond_kwargs"] = {"text_embeds": pooled.to(device, dtype), "time_ids": time_ids}
+
+    def predict(latents: Tensor, timestep: int | Tensor) -> Tensor:
+        doubled = torch.cat([latents, latents]) if guide else latents
+        time = torch.as_tensor(timestep, device=device)
+        prediction = components.unet(doubled.to(dtype), time, **inputs).sample.float()
+        if not guide:
+            return prediction
+        without, with_text = prediction.chunk(2)
+        return without + guidance * (with_text - without)
+
+    return predict
+
+
+def _text(conditioning: Conditioning, unconditional: Conditioning | None, rows: range) -> tuple[Tensor, Tensor | None]:
+    """Hidden states and pooled vectors of the given rows, the unconditional ones first where there are any."""
+    hidden, pooled = conditioning.hidden[rows.start : rows.stop], conditioning.pooled
+    pooled = None if pooled is None else pooled[rows.start : rows.stop]
+    if unconditional is None:
+        return hidden, pooled
+    empty = _rows(unconditional.hidden, rows).to(hidden)
+    length = math.lcm(
+        empty.shape[1], hidden.shape[1]
+    )  # longer prompts have more chunks; repeating keys changes no attention
+    hidden = torch.cat([text.repeat(1, length // text.shape[1], 1) for text in (empty, hidden)])
+    if pooled is not None:
+        assert unconditional.pooled is not None, "both conditionings come from the same text encoders"
+        pooled = torch.cat([_rows(unconditional.pooled, rows).to(pooled), pooled])
+    return hidden, pooled
+
+
+def _rows(tensor: Tensor, rows: range) -> Tensor:
+    return tensor.expand(len(rows), *tensor.shape[1:]) if len(tensor) == 1 else tensor[rows.start : rows.stop]
+
+
+def _decode(components: Components, latents: Tensor, rows: range, on_notice: Notice | None) -> list[Image.Image]:
+    """Latents -> pictures, one by one: half the memory's peak, and the same picture in any batch."""
+    pictures = []
+    for k, latent in zip(rows, latents, strict=True):
+        image = components.decode(latent[None])[0].float()
+        if not bool(image.isfinite().all()):
+            blame = "the VAE overflows: load it in float32 or bfloat16" if bool(latent.isfinite().all()) else (
+                "the UNet's latents overflowed: use bf16 or fp32 precision, or go back to an earlier snapshot"
+            )  # fmt: skip
+            (on_notice or _warn)(f"Sample picture {k} is not a number and is shown grey; {blame}.")
+            image = torch.zeros_like(image)
+        pictures.append(to_picture(image))
+    return pictures
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """float (3, H, W) in [-1, 1] -> RGB picture, values outside clamped."""
+    scaled = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(scaled.permute(1, 2, 0).cpu().numpy())
+
+
+def from_pictures(pictures: Sequence[Image.Image]) -> Tensor:
+    """Pictures of one size -> float (N, 3, H, W) in [-1, 1]; the way back of `to_picture`."""
+    pixels = numpy.stack([numpy.asarray(picture.convert("RGB")) for picture in pictures])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)

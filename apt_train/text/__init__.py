@@ -1,0 +1,1 @@
+"""Captions become what the UNet reads."""

@@ -1,0 +1,100 @@
+"""What a caption says of the subject: `{subject}`, the subject's name, or its class word.
+
+In: the rules that turn a picture's caption file into text holding `{subject}`, and the words a prompt needs
+after training. Not in: tokens (`tokens.py`) and embeddings (`conditioning.py`). All rules here are ours.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from ..names import EMBEDDING_SUFFIX, embedding_stem
+
+if TYPE_CHECKING:
+    from ..config import TrainConfig
+    from ..data.dataset import ImageSet
+
+SUBJECT = "{subject}"
+CLASS_WORD = "{class_word}"
+
+
+def caption_for(image_caption: str | None, image_name: str, *, template: str, name: str, class_word: str) -> str:
+    """The caption of one picture, holding `{subject}` at least once.
+
+    An empty caption becomes the template. Else `{subject}`, `embedding:NAME` or NAME (a whole word) marks the
+    subject, and where none of them stands, the first whole-word class word. Runs of white space become one
+    space. Raises InputError, naming the picture, for a caption without any of them.
+    """
+    text = " ".join((image_caption or "").split())
+    if not text:
+        return template
+    text = mark_subject(text, name=name, class_word=class_word)
+    if SUBJECT not in text:
+        text = _whole_word(class_word).sub(lambda _: SUBJECT, text, count=1)
+    if SUBJECT not in text:
+        raise InputError(
+            f"The caption of {image_name} ({text!r}) does not mention the subject: "
+            f"write {SUBJECT}, {name} or {class_word!r} in it where the subject belongs, or leave it empty."
+        )
+    return text
+
+
+def subject_captions(images: ImageSet, config: TrainConfig) -> list[str]:
+    """The pictures' captions as they are trained on, with `{subject}`. InputError: one that does not name it."""
+    return [
+        caption_for(
+            image.caption,
+            image.name,
+            template=config.data.caption_template,
+            name=config.name,
+            class_word=config.class_word,
+        )
+        for image in images.images
+    ]
+
+
+def mark_subject(text: str, *, name: str, class_word: str) -> str:
+    """Write `{subject}` for every NAME and `embedding:NAME` in a caption or prompt, in any case, also as file stems.
+
+    A class word right after a plain NAME goes with it (`NAME toy` is how word mode's prompts name the
+    subject), so that the prior does not read `toy toy`.
+    """
+    text = mark_embedding(text, name=name)
+    spelled = rf"{_pattern(name)}(?:{EMBEDDING_SUFFIX}|\s+{_pattern(class_word)})?"
+    return _bounded(spelled).sub(lambda _: SUBJECT, text)
+
+
+def mark_embedding(text: str, *, name: str) -> str:
+    """Write `{subject}` for every `embedding:NAME`, the host's spelling that artists paste into captions."""
+    spelled = rf"embedding:{_pattern(name)}(?:{EMBEDDING_SUFFIX})?(?:\.safetensors)?"
+    return _bounded(spelled).sub(lambda _: SUBJECT, text)
+
+
+def class_caption(text: str, class_word: str) -> str:
+    """A caption of a prior-preservation picture: `{class_word}` and `{subject}` both read the class word."""
+    return " ".join(text.replace(CLASS_WORD, class_word).replace(SUBJECT, class_word).split())
+
+
+def trigger_text(name: str, class_word: str, mode: str) -> str:
+    """What a prompt must say to show the subject.
+
+    `learned`: the embedding file as the host calls it, `embedding:NAME_embedding`; `word`: `NAME class_word`.
+    """
+    assert mode in ("learned", "word"), mode
+    return f"embedding:{embedding_stem(name)}" if mode == "learned" else f"{name} {class_word}"
+
+
+def _whole_word(words: str) -> re.Pattern[str]:
+    return _bounded(_pattern(words))
+
+
+def _pattern(words: str) -> str:
+    """The words in any case, with any white space between them."""
+    return r"\s+".join(re.escape(word) for word in words.split())
+
+
+def _bounded(pattern: str) -> re.Pattern[str]:
+    """The pattern as whole words: names may hold hyphens, so a hyphen continues a word."""
+    return re.compile(rf"(?<![\w-])(?:{pattern})(?![\w-])", re.IGNORECASE)

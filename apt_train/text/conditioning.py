@@ -1,0 +1,209 @@
+"""Captions become what the UNet reads: hidden states, the pooled vector, and a column for every position.
+
+In: encoding with one or two CLIP text encoders, chunk by chunk, in the tuned and the prior version, and the
+cache. Not in: reading captions (`captions.py`, `tokens.py`), the learned rows (`identifier.py`), SDXL's size
+ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..families.components import TextEncoder, token_embedding
+from .captions import mark_embedding, trigger_text
+from .identifier import Identifier, rows_in_place
+from .tokens import Chunk, TokenLayout, Vocabulary, lay_out
+
+
+@dataclass
+class Conditioning:
+    """A batch of encoded captions. L: chunks x the tokenizer's length.
+
+    `columns` maps a position to its column of the attention map (METHOD, Attention Alignment); sample i uses
+    the columns 0 to len(labels[i]) - 1, the same ones in its tuned and its prior version.
+    """
+
+    hidden: Tensor  # (N, L, D), in the encoders' dtype; D is summed over the encoders
+    pooled: Tensor | None  # (N, P), SDXL only
+    columns: Tensor  # int64 (N, L)
+    num_columns: int  # the most of any sample
+    labels: list[list[str]]  # one per column
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
+        """The same on another device or in another dtype (the columns stay int64)."""
+        pooled = None if self.pooled is None else self.pooled.to(device=device, dtype=dtype)
+        hidden = self.hidden.to(device=device, dtype=dtype)
+        return replace(self, hidden=hidden, pooled=pooled, columns=self.columns.to(device=device))
+
+
+class Conditioner:
+    """Encodes captions that hold `{subject}` (or the host's `embedding:NAME`) any number of times, also none.
+
+    Tuned, the subject is the learned identifier's rows, or without an identifier (word mode) the plain text
+    `NAME class_word`; prior, it is the class word. Every chunk is encoded alone, so a caption's embedding
+    does not depend on its batch, and one without learned rows is encoded once and kept. Freezes the encoders.
+    """
+
+    def __init__(
+        self, encoders: list[TextEncoder], identifier: Identifier | None, *, class_word: str, name: str
+    ) -> None:
+        self.encoders = encoders
+        self.identifier = identifier
+        self.class_word = class_word
+        self.name = name
+        self._vocabularies = [Vocabulary.of(encoder) for encoder in encoders]
+        self._home: torch.device | None = None  # where word mode's embeddings stay
+        self._layouts: dict[str, TokenLayout] = {}
+        self._cache: dict[tuple[tuple[int, ...], ...], tuple[Tensor, Tensor | None]] = {}
+        for encoder in encoders:
+            encoder.model.requires_grad_(False).eval()
+
+    def encode(
+        self, captions: list[str], *, tuned: bool, chunks: int = 1, device: torch.device | str | None = None
+    ) -> Conditioning:
+        """Encode a batch; gradient flows to the identifier's rows alone, where grad is enabled.
+
+        All captions get the same number of chunks: the most that any of them has in either version, at least
+        `chunks`. `device`: where the result goes; None: where the encoders are, in word mode where they were
+        at `precompute`.
+        """
+        assert captions, "no captions"
+        target = self.device if device is None else torch.device(device)
+        layouts = [self.layout(caption) for caption in captions]
+        count = max(chunks, self.num_chunks(captions))
+        encoded = [self._encode_one(layout, tuned, count, target) for layout in layouts]
+        pooled = [vector for _, vector in encoded if vector is not None]
+        columns = [layout.columns(tuned=tuned, num_chunks=count) for layout in layouts]
+        return Conditioning(
+            hidden=torch.stack([hidden for hidden, _ in encoded]),
+            pooled=torch.stack(pooled) if pooled else None,
+            columns=torch.tensor(columns, dtype=torch.int64, device=target),
+            num_columns=max(layout.num_columns for layout in layouts),
+            labels=[layout.labels for layout in layouts],
+        )
+
+    def precompute(self, captions: list[str]) -> None:
+        """Encode and keep all that does not change in training.
+
+        In word mode that is everything: the encoders may leave the device afterwards, the embeddings stay.
+        """
+        self._home = self.device if self.identifier is None else None
+        for caption in captions:
+            layout = self.layout(caption)
+            for parts in (*layout.tuned, *layout.prior, self._filler()):
+                if not parts[0].learned:
+                    self._cached(parts, self.device)
+
+    def warnings(self) -> list[str]:
+        """Sentences about words that will train badly; nothing is refused."""
+        found = []
+        if self.identifier is None and self.name.lower() in self.class_word.lower().split():
+            found.append(
+                f"The identifier {self.name!r} is a word of the class {self.class_word!r}: "
+                "the model will change that word everywhere; choose a name the model does not know."
+            )
+        text = self.name if self.identifier is None else self.identifier.init_word
+        for word in dict.fromkeys(self._vocabularies[0].unknown_words(f"{self.class_word} {text}")):
+            found.append(f"The model does not know the word {word!r} and reads it as any other unknown word.")
+        return found
+
+    def layout(self, caption: str) -> TokenLayout:
+        """The tokens, chunks and columns of a caption."""
+        if caption not in self._layouts:
+            text = mark_embedding(caption, name=self.name)
+            prior = [vocabulary.ids(self.class_word) for vocabulary in self._vocabularies]
+            if self.identifier is None:
+                words = trigger_text(self.name, self.class_word, "word")
+                tuned = [vocabulary.ids(words) for vocabulary in self._vocabularies]
+            else:
+                tuned = self.identifier.ids
+            learned = self.identifier is not None
+            self._layouts[caption] = lay_out(text, self._vocabularies, tuned, prior, learned)
+        return self._layouts[caption]
+
+    def num_chunks(self, captions: list[str]) -> int:
+        """The chunks that `encode` gives these captions."""
+        return max(self.layout(caption).num_chunks for caption in captions)
+
+    @property
+    def device(self) -> torch.device:
+        """Where `encode` puts its result unless told otherwise."""
+        return self._home or token_embedding(self.encoders[0].model).weight.device
+
+    def _encode_one(
+        self, layout: TokenLayout, tuned: bool, count: int, device: torch.device
+    ) -> tuple[Tensor, Tensor | None]:
+        """One caption: hidden (L, D) and the first chunk's pooled vector (P,) or None."""
+        chunks = layout.tuned if tuned else layout.prior
+        chunks = chunks + [self._filler()] * (count - len(chunks))
+        encoded = [
+            _move(self._run(parts), device) if parts[0].learned else self._cached(parts, device) for parts in chunks
+        ]
+        return torch.cat([hidden for hidden, _ in encoded]), encoded[0][1]
+
+    def _filler(self) -> tuple[Chunk, ...]:
+        return tuple(vocabulary.filler() for vocabulary in self._vocabularies)
+
+    def _cached(self, parts: tuple[Chunk, ...], device: torch.device) -> tuple[Tensor, Tensor | None]:
+        key = tuple(chunk.ids for chunk in parts)
+        if key not in self._cache:
+            with torch.no_grad():
+                self._cache[key] = self._run(parts)
+        self._cache[key] = _move(self._cache[key], device)
+        return self._cache[key]
+
+    def _run(self, parts: tuple[Chunk, ...]) -> tuple[Tensor, Tensor | None]:
+        """One chunk through every encoder: hidden states joined along features, and the pooled vector."""
+        hidden: list[Tensor] = []
+        pooled: Tensor | None = None
+        for i, (encoder, chunk) in enumerate(zip(self.encoders, parts, strict=True)):
+            rows = self.identifier.rows[i] if self.identifier is not None and chunk.learned else None
+            states, vector = encode_chunk(encoder, chunk, rows)
+            hidden.append(states.to(hidden[0].device) if hidden else states)
+            pooled = vector if encoder.pooled else pooled
+        return torch.cat(hidden, dim=-1), pooled
+
+
+def encode_chunk(encoder: TextEncoder, chunk: Chunk, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """One chunk through one encoder: hidden (L, width) and, where the encoder has it, the pooled vector (P,).
+
+    The pooled vector is read at the chunk's own end token, not where transformers looks for one (the highest
+    id, or the first end id, by configuration). No attention mask: Stable Diffusion's encoders see their
+    padding.
+    """
+    device = token_embedding(encoder.model).weight.device
+    ids = torch.tensor([chunk.ids], device=device)
+    placed = contextlib.nullcontext()
+    if rows is not None:
+        placed = rows_in_place(encoder.model, rows, torch.tensor([chunk.rows], device=device))
+    with placed:
+        output = encoder.model(input_ids=ids, output_hidden_states=True, return_dict=True)
+    pooled = _project(encoder.model, output.last_hidden_state[0, chunk.end]) if encoder.pooled else None
+    return _layer(encoder, output)[0], pooled
+
+
+def _layer(encoder: TextEncoder, output: Any) -> Tensor:
+    """The hidden states that the UNet reads, (1, L, width)."""
+    if encoder.layer == -1 and encoder.final_norm:
+        return output.last_hidden_state
+    states = output.hidden_states[encoder.layer]  # even the last one is taken before the final norm
+    if not encoder.final_norm:
+        return states
+    # transformers 5 has no `text_model` inside a plain CLIPTextModel
+    tower: Any = getattr(encoder.model, "text_model", encoder.model)
+    return tower.final_layer_norm(states)
+
+
+def _project(model: nn.Module, state: Tensor) -> Tensor:
+    projection: Any = getattr(model, "text_projection", None)
+    return state if projection is None else projection(state)
+
+
+def _move(encoded: tuple[Tensor, Tensor | None], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    hidden, pooled = encoded
+    return hidden.to(device), None if pooled is None else pooled.to(device)

@@ -1,0 +1,91 @@
+"""The learned identifier: embedding rows of our own in the place of a word's, without touching any tokenizer.
+
+In: the rows, their norm, and the hook that puts them among a text encoder's token embeddings. Not in: where
+they go in a caption (`tokens.py`), the file format (`export.py`).
+
+Adding a token to a tokenizer would split longer words around it and, where the configuration's `eos_token_id`
+is 2, move the pooled position; so the init word's own ids hold the places and only the looked-up rows are
+replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import InputError
+from ..families.components import TextEncoder, token_embedding
+from .tokens import Vocabulary
+
+
+class Identifier(nn.Module):
+    """Learned rows, one float32 Parameter (n, width) per text encoder, n being the tokens of the init word.
+
+    Initialised from a class word, norm kept at every step: DCO's recipe (arXiv 2402.12004).
+    `ids`: per encoder, the vocabulary ids that hold the rows' places.
+    """
+
+    def __init__(
+        self, rows: Sequence[Tensor], ids: Sequence[Sequence[int]], keys: Sequence[str], init_word: str
+    ) -> None:
+        super().__init__()
+        assert len(set(keys)) == len(keys) == len(rows) == len(ids), (keys, len(rows), len(ids))
+        self.rows = nn.ParameterList(nn.Parameter(row.detach().float().clone()) for row in rows)
+        self.ids = [list(one) for one in ids]
+        self.keys = list(keys)
+        self.init_word = init_word
+        for i, row in enumerate(self.rows):
+            self.register_buffer(f"norm_{i}", row.detach().norm(dim=-1, keepdim=True), persistent=False)
+
+    @staticmethod
+    def from_init_word(encoders: list[TextEncoder], init_word: str) -> Identifier:
+        """Rows that start as the init word's; several words, or a word of several tokens, give several rows.
+
+        InputError when a tokenizer finds no token in it.
+        """
+        rows, ids = [], []
+        for encoder in encoders:
+            found = Vocabulary.of(encoder).ids(init_word)
+            if not found:
+                raise InputError(f"init_word {init_word!r} has no token in the model's vocabulary: choose another.")
+            weight = encoder.table
+            rows.append(weight[torch.tensor(found, device=weight.device)])
+            ids.append(found)
+        return Identifier(rows, ids, [encoder.embedding_key for encoder in encoders], init_word)
+
+    @torch.no_grad()
+    def renormalize(self) -> None:
+        """Scale every row back to the norm it started with; an untrained row stays the same to the bit."""
+        for i, row in enumerate(self.rows):
+            start = self.get_buffer(f"norm_{i}")
+            norm = row.norm(dim=-1, keepdim=True)
+            row.mul_(torch.where(norm > 0, start / norm, torch.ones_like(norm)))
+
+    def embeddings(self) -> dict[str, Tensor]:
+        """Rows by embedding key, `{"clip_l": (n, 768), "clip_g": (n, 1280)}`, float32 copies on the CPU."""
+        return {
+            key: row.detach().to("cpu", torch.float32, copy=True) for key, row in zip(self.keys, self.rows, strict=True)
+        }
+
+
+@contextlib.contextmanager
+def rows_in_place(model: nn.Module, rows: Tensor, places: Tensor) -> Iterator[None]:
+    """Inside the block the model reads `rows` (n, width) where `places` says so.
+
+    `places`: int64 of the shape of the ids, the row's number at each position, -1 for the vocabulary's own
+    embedding. A hook on the table keeps the gradient: transformers 5 refuses `inputs_embeds` for CLIP.
+    """
+
+    def replace(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        ours = F.embedding(places.clamp(min=0), rows.to(output.device, output.dtype))
+        return torch.where((places >= 0)[..., None], ours, output)
+
+    handle = token_embedding(model).register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,217 @@
+"""Captions as token ids, cut into chunks, and which attention column each position counts for.
+
+In: reading a caption with a tokenizer that stays as it is, ComfyUI's way of cutting long captions, and the
+columns that match a caption's tuned and prior version. Not in: anything with gradients; embeddings are in
+`conditioning.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError
+from ..families.components import TextEncoder
+from .captions import SUBJECT
+
+START_LABEL, SUBJECT_LABEL, END_LABEL, REST_LABEL = "<start>", "<subject>", "<end>", "<rest>"
+LARGE_GROUP = 8  # ComfyUI: from this many tokens on, a group may be cut at a chunk's end
+
+
+@dataclass(frozen=True)
+class Token:
+    """One position of a caption."""
+
+    id: int
+    column: int
+    row: int = -1  # which row of the learned identifier stands here; -1: the vocabulary's own
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One encoder input: start, tokens, end, padding, all of the tokenizer's length."""
+
+    ids: tuple[int, ...]
+    rows: tuple[int, ...]  # the identifier's row at each position, -1 where there is none
+    columns: tuple[int, ...]
+    end: int  # position of the end token
+
+    @property
+    def learned(self) -> bool:
+        return max(self.rows) >= 0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A caption's tokens in groups that should not be torn apart, with one label per column."""
+
+    groups: list[list[Token]]
+    labels: list[str]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What reading a caption asks of a text encoder's tokenizer, which is never changed.
+
+    `length`: positions of one chunk (77 for CLIP).
+    """
+
+    tokenizer: Any
+    start: int
+    end: int
+    pad: int
+    length: int
+
+    @staticmethod
+    def of(encoder: TextEncoder) -> Vocabulary:
+        """Read a tokenizer's special ids; InputError when it has no start or end token."""
+        tokenizer = encoder.tokenizer
+        start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+        if start is None or end is None:
+            raise InputError("The tokenizer has no start or end token: use the one made for this model.")
+        # A tokenizer without a configured length reports a number near 1e30.
+        config: Any = encoder.model.config
+        length = int(min(tokenizer.model_max_length, config.max_position_embeddings))
+        return Vocabulary(tokenizer, start, end, end if pad is None else pad, length)
+
+    def tokens(self, text: str) -> list[tuple[str, int]]:
+        """(label, id) of each token, read word by word; a word of one token is its own label."""
+        found: list[tuple[str, int]] = []
+        for word in text.split():
+            ids = self.tokenizer(word, add_special_tokens=False)["input_ids"]
+            pieces = [word] if len(ids) == 1 else self.tokenizer.convert_ids_to_tokens(ids)
+            found += [(piece.replace("</w>", ""), int(id)) for piece, id in zip(pieces, ids, strict=True)]
+        return found
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a word or several, without start and end."""
+        return [id for _, id in self.tokens(text)]
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words the tokenizer cannot spell; none for CLIP's, which falls back on single bytes."""
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        if unknown is None or unknown == self.end:
+            return []
+        return [word for word in text.split() if unknown in self.ids(word)]
+
+    def seal(self, tokens: list[Token], start: int, end: int, rest: int) -> Chunk:
+        """Start + tokens + end + padding; `start`, `end`, `rest`: their columns."""
+        padding = self.length - len(tokens) - 2
+        assert padding >= 0, (len(tokens), self.length)
+        return Chunk(
+            ids=(self.start, *(token.id for token in tokens), self.end, *(self.pad,) * padding),
+            rows=(-1, *(token.row for token in tokens), -1, *(-1,) * padding),
+            columns=(start, *(token.column for token in tokens), end, *(rest,) * padding),
+            end=len(tokens) + 1,
+        )
+
+    def filler(self) -> Chunk:
+        """An empty chunk that lengthens a shorter caption; its columns are the caller's to set."""
+        return self.seal([], -1, -1, -1)
+
+
+def read(vocabulary: Vocabulary, caption: str, subject: list[int], learned: bool) -> Reading:
+    """Tokens of a caption with these ids in every `{subject}`'s place.
+
+    Columns (ours): start; one for each token of the text; one for each whole subject; end; rest. They depend
+    on the text alone, not on the subject's ids, so two versions of a caption share them. Groups are the
+    host's: a learned identifier stands alone, the text between two of them is one group.
+    """
+    groups: list[list[Token]] = [[]]
+    labels = [START_LABEL]
+    for i, text in enumerate(caption.split(SUBJECT)):
+        if i:
+            span = [Token(id, len(labels), row if learned else -1) for row, id in enumerate(subject)]
+            groups = [*groups, span, []] if learned else [*groups[:-1], groups[-1] + span]
+            labels.append(SUBJECT_LABEL)
+        for label, id in vocabulary.tokens(text):
+            groups[-1].append(Token(id, len(labels)))
+            labels.append(label)
+    return Reading(groups, [*labels, END_LABEL, REST_LABEL])
+
+
+def pack(groups: list[list[Token]], room: int) -> list[list[Token]]:
+    """Cut groups into chunks of at most `room` tokens as ComfyUI does; at least one chunk, possibly empty.
+
+    A group shorter than 8 tokens that does not fit moves to the next chunk whole; a longer one fills the
+    chunk first.
+    """
+    chunks: list[list[Token]] = [[]]
+    for group in groups:
+        may_cut = len(group) >= LARGE_GROUP or len(group) > room
+        while len(group) + len(chunks[-1]) > room:
+            free = room - len(chunks[-1]) if may_cut else 0
+            chunks[-1] += group[:free]
+            group = group[free:]
+            chunks.append([])
+        chunks[-1] += group
+    return chunks
+
+
+def chunks_of(reading: Reading, vocabulary: Vocabulary) -> list[Chunk]:
+    """A reading's chunks; the first one's start and end have columns of their own, the others' are rest."""
+    end, rest = len(reading.labels) - 2, len(reading.labels) - 1
+    packed = pack(reading.groups, vocabulary.length - 2)
+    first = vocabulary.seal(packed[0], 0, end, rest)
+    return [first, *(vocabulary.seal(tokens, rest, rest, rest) for tokens in packed[1:])]
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """One caption's tuned and prior version, each a list of chunks; a chunk is one `Chunk` per text encoder.
+
+    `labels`: one per column, the same for both versions: `<start>`, the text's tokens and `<subject>`,
+    `<end>`, `<rest>`.
+    """
+
+    caption: str
+    tuned: list[tuple[Chunk, ...]]
+    prior: list[tuple[Chunk, ...]]
+    labels: list[str]
+
+    @property
+    def num_columns(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks both versions are padded to."""
+        return max(len(self.tuned), len(self.prior))
+
+    def columns(self, *, tuned: bool, num_chunks: int) -> list[int]:
+        """Column of every sequence position, padded with empty chunks (all rest) to `num_chunks`."""
+        chunks = self.tuned if tuned else self.prior
+        found = [column for chunk in chunks for column in chunk[0].columns]
+        missing = (num_chunks - len(chunks)) * len(chunks[0][0].ids)
+        return found + [self.num_columns - 1] * missing
+
+
+def lay_out(
+    caption: str,
+    vocabularies: list[Vocabulary],
+    tuned: list[list[int]],
+    prior: list[list[int]],
+    learned: bool,
+) -> TokenLayout:
+    """Read a caption with every encoder's tokenizer.
+
+    `tuned`, `prior`: per encoder, the ids in the subject's place; `learned`: the tuned ones are the
+    identifier's rows. InputError when two tokenizers put the tokens at different positions: their outputs are
+    joined position by position.
+    """
+    versions: list[list[tuple[Chunk, ...]]] = []
+    labels: list[str] = []
+    for subjects, with_rows in ((tuned, learned), (prior, False)):
+        readings = [read(v, caption, ids, with_rows) for v, ids in zip(vocabularies, subjects, strict=True)]
+        chunked = [chunks_of(reading, v) for reading, v in zip(readings, vocabularies, strict=True)]
+        if any(_places(chunks) != _places(chunked[0]) for chunks in chunked):
+            raise InputError(
+                f"The text encoders' tokenizers split {caption!r} differently: use those made for this model."
+            )
+        versions.append(list(zip(*chunked, strict=True)))
+        labels = readings[0].labels
+    return TokenLayout(caption, versions[0], versions[1], labels)
+
+
+def _places(chunks: list[Chunk]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    return [(chunk.columns, chunk.rows) for chunk in chunks]

@@ -1,0 +1,60 @@
+"""Where prior and tuned look, token by token, on one picture: the maps of the paper's attention figure."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..data.batch import Sample, collate
+from ..disk.tensor_writer import write_tensors
+from ..report.attention_tiles import merge_layers
+from ..rng import generator
+from ..sample.sampler import eval_mode
+from .capture import Capture, attention_maps
+from .setup import Run
+
+
+def write_attention(run: Run, path: Path) -> None:
+    """Write the maps of the first picture at the middle timestep.
+
+    `prior`, `tuned`: float32 (columns, h, w); `image`: the picture, uint8 (3, H, W); `labels` as metadata.
+    """
+    prior, tuned, labels = probe(run)
+    write_tensors(path, {"prior": prior, "tuned": tuned, "image": run.subject.example}, {"labels": json.dumps(labels)})
+
+
+@torch.no_grad()
+def probe(run: Run, image: int = 0) -> tuple[Tensor, Tensor, list[str]]:
+    """Prior's and tuned's maps, float32 (columns, h, w) on the CPU, and one label per column.
+
+    Mean over heads and the aligned layers, at the resolution of the finest; the noise is the same for both, drawn
+    from the run's seed.
+    """
+    sample = _middle_sample(run, image)
+    with eval_mode(run.components.unet):
+        with run.adapter.disabled():
+            prior, labels = _maps(run, sample, tuned=False)
+        tuned, _ = _maps(run, sample, tuned=True)
+    return prior, tuned, labels
+
+
+def _middle_sample(run: Run, image: int) -> Sample:
+    shape = run.subject.bank.latent_shape(image)
+    posterior, noise = torch.randn(2, *shape, generator=generator(run.config.seed, "attention", image))
+    middle = run.components.schedule.num_timesteps // 2
+    return Sample(middle, image, 0, run.subject.bank.latent(image, 0, posterior), noise, None)
+
+
+def _maps(run: Run, sample: Sample, *, tuned: bool) -> tuple[Tensor, list[str]]:
+    components = run.components
+    batch = collate([sample], run.subject.captions, run.subject.size_ids, run.device)
+    noisy = components.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+    conditioning = run.conditioner.encode(batch.captions, tuned=tuned)
+    with Capture(components.unet, features=None, attention=run.config.apt.attn_layers).record() as captured:
+        run.training_step.predict(noisy, batch, conditioning)
+    maps = attention_maps(captured, conditioning.columns, conditioning.num_columns)
+    height, width = batch.latents.shape[-2:]
+    return merge_layers([layer.mean(dim=1)[0] for layer in maps], height / width), conditioning.labels[0]

@@ -1,0 +1,105 @@
+"""The overfitting indicator: per timestep bin, how far the tuned model's loss has fallen below the prior's.
+
+In: bins, moving averages, gamma. Not in: how gamma is used (augmentation and loss weight stand in step.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+AUTO_SCALE = 5.0
+"""For "auto": gamma = 1 - exp(-5 * relative gap), .39 where the tuned loss is 10% below the prior's (ours)."""
+
+
+class OverfitIndicator:
+    """gamma_b = 1 - exp(-T * (EMA_b[prior loss] - EMA_b[tuned loss])), clamped to [0, 1].
+
+    Losses are mean squared errors of epsilon, per sample. Ten bins: paper. EMA weight 0.1 and T = 1000: reported. The
+    clamp, a bin's first value as the start of its EMA, gamma 0 before that, one update per optimizer step: ours.
+
+    `temperature="auto"` divides the gap by the prior's own moving average in the bin, so that gamma does not depend on
+    the scale of the loss (ours).
+
+    An optimizer step may `observe` several times (accumulated batches); gamma then already answers for what was seen,
+    and `commit` makes it one update.
+    """
+
+    def __init__(
+        self,
+        bins: int = 10,
+        ema: float = 0.1,
+        temperature: float | Literal["auto"] = 1000.0,
+        num_timesteps: int = 1000,
+    ) -> None:
+        self.bins, self.ema, self.temperature, self.num_timesteps = bins, ema, temperature, num_timesteps
+        self._average = torch.zeros(2, bins, dtype=torch.float64)  # prior, tuned
+        self._seen = torch.zeros(bins, dtype=torch.bool)
+        self._clear_pending()
+
+    def bin_of(self, timesteps: Tensor) -> Tensor:
+        """Bin index, int64 (N,), of int64 timesteps (N,)."""
+        return timesteps.cpu() * self.bins // self.num_timesteps
+
+    def observe(self, timesteps: Tensor, prior_loss: Tensor, tuned_loss: Tensor) -> None:
+        """Take in per-sample losses (N,) of a part of an optimizer step."""
+        bins = self.bin_of(timesteps)
+        losses = torch.stack([prior_loss.detach(), tuned_loss.detach()]).cpu().double()  # Apple's GPU has no float64
+        self._pending_sum.index_add_(1, bins, losses)
+        self._pending_count.index_add_(0, bins, torch.ones(len(bins), dtype=torch.float64))
+
+    def commit(self) -> None:
+        """Make what was observed one update: each bin's samples count once, by their mean."""
+        self._average, self._seen = self._provisional()
+        self._clear_pending()
+
+    def discard(self) -> None:
+        """Forget what was observed since the last commit."""
+        self._clear_pending()
+
+    def update(self, timesteps: Tensor, prior_loss: Tensor, tuned_loss: Tensor) -> None:
+        """`observe` and `commit`: timesteps int64 (N,), losses float (N,)."""
+        self.observe(timesteps, prior_loss, tuned_loss)
+        self.commit()
+
+    @property
+    def gamma(self) -> Tensor:
+        """float64 (bins,), in [0, 1]."""
+        (prior, tuned), seen = self._provisional()
+        gap = (prior - tuned).clamp(min=0)
+        if isinstance(self.temperature, str):
+            exponent = AUTO_SCALE * gap / prior.clamp(min=1e-12)
+        else:
+            exponent = self.temperature * gap
+        return torch.where(seen, -torch.expm1(-exponent), 0.0).clamp(0, 1)
+
+    def gamma_at(self, timesteps: Tensor) -> Tensor:
+        """gamma of each timestep's bin, float32 (N,) on the timesteps' device."""
+        return self.gamma[self.bin_of(timesteps)].float().to(timesteps.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers; float64 survives JSON exactly."""
+        return {"average": self._average.tolist(), "seen": self._seen.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        average = torch.tensor(state["average"], dtype=torch.float64)
+        if average.shape != self._average.shape:
+            raise ValueError(
+                f"the indicator has {self.bins} bins, the saved one {average.shape[-1]}: use the saved number."
+            )
+        self._average, self._seen = average, torch.tensor(state["seen"], dtype=torch.bool)
+        self._clear_pending()
+
+    def _provisional(self) -> tuple[Tensor, Tensor]:
+        """The averages as they would stand if what is pending were committed."""
+        fresh = self._pending_count > 0
+        mean = self._pending_sum / self._pending_count.clamp(min=1)
+        moved = self._average + self.ema * (mean - self._average)
+        average = torch.where(fresh, torch.where(self._seen, moved, mean), self._average)
+        return average, self._seen | fresh
+
+    def _clear_pending(self) -> None:
+        self._pending_sum = torch.zeros(2, self.bins, dtype=torch.float64)
+        self._pending_count = torch.zeros(self.bins, dtype=torch.float64)

@@ -1,0 +1,84 @@
+"""The terms of the loss, as pure functions of predictions, features and attention maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def squared_error(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean squared error per sample, float32 (N,), of tensors (N, C, H, W).
+
+    `mask`: weights (N, 1, H, W) in [0, 1]; the mean is then the weighted one, so that a small mask does not mean a
+    small loss (ours). A mask that is zero everywhere gives zero.
+    """
+    error = F.mse_loss(prediction.float(), target.float(), reduction="none")
+    if mask is None:
+        return error.mean(dim=(1, 2, 3))
+    weight = mask.float().expand_as(error)
+    return (error * weight).sum(dim=(1, 2, 3)) / weight.sum(dim=(1, 2, 3)).clamp(min=1e-6)
+
+
+def stabilization_loss(
+    tuned: Sequence[Tensor], prior: Sequence[Tensor], mode: Literal["relative", "raw"] = "relative"
+) -> tuple[Tensor, Tensor]:
+    """L_mu and L_sigma: how far the features' mean and standard deviation have moved from the prior's.
+
+    Lists of features (N, positions, channels), one per layer. Per channel, mean and population standard deviation over
+    positions, in float32; squared differences, mean over channels (paper: mean and variance, symbols L_mu, L_sigma).
+    `relative` divides by the prior's mean variance in that layer and sample (ours), `raw` does not; then the mean over
+    samples and layers. Two scalars.
+    """
+    terms = [_moment_shift(t, p, mode) for t, p in zip(tuned, prior, strict=True)]
+    mu, sigma = zip(*terms, strict=True)
+    return torch.stack(mu).mean(), torch.stack(sigma).mean()
+
+
+def _moment_shift(tuned: Tensor, prior: Tensor, mode: str) -> tuple[Tensor, Tensor]:
+    mu_tuned, sigma_tuned = _moments(tuned)
+    mu_prior, sigma_prior = _moments(prior)
+    mu = (mu_tuned - mu_prior).square().mean(dim=-1)  # (N,)
+    sigma = (sigma_tuned - sigma_prior).square().mean(dim=-1)
+    if mode == "relative":
+        scale = sigma_prior.square().mean(dim=-1) + 1e-6
+        mu, sigma = mu / scale, sigma / scale
+    return mu.mean(), sigma.mean()
+
+
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and population standard deviation over positions: (N, channels) each."""
+    features = features.float()
+    variance = features.var(dim=1, correction=0)
+    # A channel that is constant over positions has an infinite slope at sqrt(0); the floor keeps its gradient finite.
+    return features.mean(dim=1), variance.clamp(min=1e-12).sqrt()
+
+
+def alignment_loss(tuned: Sequence[Tensor], prior: Sequence[Tensor], sample_weight: Tensor | None = None) -> Tensor:
+    """L_attn: how far the cross-attention has moved from the prior's.
+
+    Lists of maps (N, heads, positions, columns), one per layer, columns already matched by token. Squared difference,
+    summed over columns (a mean over them would bury the signal), mean over positions, heads, samples and layers
+    (ours; the distance is unpublished). `sample_weight` (N,): a factor per sample. A scalar.
+    """
+    terms = []
+    for t, p in zip(tuned, prior, strict=True):
+        per_sample = (t.float() - p.float()).square().sum(dim=-1).mean(dim=(1, 2))
+        terms.append((per_sample if sample_weight is None else per_sample * sample_weight).mean())
+    return torch.stack(terms).mean()
+
+
+def dco_loss(tuned_loss: Tensor, prior_loss: Tensor, beta: float = 1000.0) -> Tensor:
+    """Direct Consistency Optimization (arXiv 2402.12004): -log sigmoid(-beta (L_tuned - L_prior)).
+
+    Per-sample losses (N,) -> scalar, mean over samples.
+    """
+    return dco_per_sample(tuned_loss, prior_loss, beta).mean()
+
+
+def dco_per_sample(tuned_loss: Tensor, prior_loss: Tensor, beta: float) -> Tensor:
+    """The same before the mean, (N,)."""
+    return F.softplus(beta * (tuned_loss - prior_loss.detach()))

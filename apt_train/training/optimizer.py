@@ -1,0 +1,41 @@
+"""The optimizer over what is trained, and the course of its learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..adapter import Adapter
+from ..config import TrainConfig
+from ..text.identifier import Identifier
+
+
+def build_optimizer(
+    adapter: Adapter, identifier: Identifier | None, config: TrainConfig
+) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
+    """AdamW over the adapter and, without weight decay, the identifier's rows; each group keeps its own rate."""
+    settings = config.optimizer
+    lora = {f"adapter.{name}": parameter for name, parameter in adapter.parameters.items()}
+    rows = {f"identifier.{i}": row for i, row in enumerate(identifier.rows)} if identifier is not None else {}
+    groups = [{"params": list(lora.values()), "base_lr": settings.learning_rate, "weight_decay": settings.weight_decay}]
+    if rows:
+        groups.append({"params": list(rows.values()), "base_lr": settings.embedding_learning_rate, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
+    return {**lora, **rows}, optimizer
+
+
+def lr_factor_of(config: TrainConfig) -> Callable[[int], float]:
+    """The learning rate's factor by step (0-based): a diffusers schedule read as a plain function.
+
+    Without a scheduler object there is no scheduler state, so a resumed run cannot disagree with it.
+    """
+    from diffusers.optimization import get_scheduler
+
+    settings = config.optimizer
+    nothing = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler(
+        settings.lr_schedule, nothing, num_warmup_steps=settings.warmup_steps, num_training_steps=config.steps
+    )
+    return scheduler.lr_lambdas[0]  # pyright: ignore[reportAttributeAccessIssue]
