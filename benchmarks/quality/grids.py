@@ -48,7 +48,7 @@ BASELINES: dict[str, Variant] = {
 }
 
 
-def methods(temperature: float) -> dict[str, Variant]:
+def methods(temperature: float | str) -> dict[str, Variant]:
     """The baselines at their published constants, all of APT as it is shipped, and APT less each of its parts.
 
     The regularisers' weights and the zoom are the shipped ones, written out: a unit is what it was made with.

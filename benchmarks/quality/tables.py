@@ -49,7 +49,9 @@ def short_table(units: Sequence[dict[str, Any]], curves: Sequence[Curve], step: 
     """A few measures at one step, and how many runs have come to `level` of the baseline's way."""
     names = [name for name in SHORT if name in _known(curves)]
     bounds = {"prior, other seeds": floors_of(units), "true pictures": ceilings_of(units)}
-    rows = [_row(title, {name: bound.get(name) for name in names}, shown="-") for title, bound in bounds.items()]
+    rows = [
+        _row(title, {name: bound.get(name) for name in names}, shown="-") for title, bound in bounds.items() if bound
+    ]
     for variant in variants_of(curves):
         came = list(at_level(curves, variant, "step", level).values())
         reached = f"{sum(math.isfinite(step) for step in came)} of {len(came)}"
