@@ -21,47 +21,48 @@ class StopTraining(Exception):
 class StepEvent:
     """One optimizer step, as it also stands in `log.jsonl`.
 
-    Terms are raw (before their weights and before 1 - gamma); None: not computed in this step.
+    `terms`: every term of the loss by name, raw (before its weight and before 1 - gamma); None: not computed in this
+    step.
     """
 
     step: int  # 1-based, of `total`
     total: int
     loss: float
-    denoising: float
-    stabilization: float | None
-    alignment: float | None
+    terms: dict[str, float | None]
     grad_norm: float | None  # before clipping; None: overflow under fp16, the step was skipped
     lr: float  # of the UNet's group
     timestep: list[int]
     gamma: list[float]  # one per bin
     grad_norm_terms: dict[str, float] | None = None
-    prior_preservation: float | None = None
     drift: dict[str, float] | None = None  # the fields of `drift.Drift`; None: not measured here
     seconds: float = 0.0  # this step's wall time; not logged, so that logs of equal runs are equal
 
     def log_line(self) -> dict[str, Any]:
-        """The fields of `log.jsonl`, in order."""
-        line: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in (
-                "step",
-                "loss",
-                "denoising",
-                "stabilization",
-                "alignment",
-                "grad_norm",
-                "lr",
-                "timestep",
-                "gamma",
-            )
-        }
-        if self.grad_norm_terms is not None:
-            line["grad_norm_terms"] = self.grad_norm_terms
-        if self.prior_preservation is not None:
-            line["prior_preservation"] = self.prior_preservation
-        if self.drift is not None:
-            line["drift"] = self.drift
-        return line
+        """The fields of `log.jsonl`, in order; the terms stand among them under their names."""
+        line = {"step": self.step, "loss": self.loss, **self.terms}
+        line |= {name: getattr(self, name) for name in ("grad_norm", "lr", "timestep", "gamma")}
+        measured = {"grad_norm_terms": self.grad_norm_terms, "drift": self.drift}
+        return line | {name: value for name, value in measured.items() if value is not None}
+
+    # The published terms, for callers that know them.
+
+    @property
+    def denoising(self) -> float:
+        value = self.terms["denoising"]
+        assert value is not None
+        return value
+
+    @property
+    def stabilization(self) -> float | None:
+        return self.terms.get("stabilization")
+
+    @property
+    def alignment(self) -> float | None:
+        return self.terms.get("alignment")
+
+    @property
+    def prior_preservation(self) -> float | None:
+        return self.terms.get("prior_preservation")
 
 
 @dataclass(frozen=True)

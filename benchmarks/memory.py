@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 from apt_train.adapter import Adapter, add_adapter
-from apt_train.config import AdapterConfig, AptConfig, Method
+from apt_train.config import AdapterConfig, Method, TrainConfig
 from apt_train.data.batch import Batch
 from apt_train.demo.demo import MODEL
 from apt_train.disk.files import write_text
@@ -206,7 +206,7 @@ def _training_step(parts: Components, method: Method, *, checkpointing: bool) ->
         Conditioner(encoders, identifier, class_word="toy", name="sks"),
         parts.schedule,
         OverfitIndicator(),
-        objective_of(method, AptConfig(), dco_beta=1000.0),
+        objective_of(TrainConfig(class_word="toy", method=method)),
         uses_size_ids=parts.uses_size_ids,
         dtype=weight.dtype,
         save_memory=checkpointing,

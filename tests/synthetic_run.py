@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from apt_train.config import TrainConfig
+from apt_train.training.terms import Alignment, Denoising, Preservation, Stabilization
 
 Line = dict[str, Any]
+TERMS = (Denoising(), Stabilization(0.01), Alignment(0.01), Preservation())
 
 
 def plausible_log(
@@ -71,7 +73,9 @@ def write_run(folder: Path, lines: list[Line], config: TrainConfig | None = None
     folder.mkdir(parents=True, exist_ok=True)
     config = config or TrainConfig(class_word="toy", steps=lines[-1]["step"])
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps({"format": 1, "config": config.to_dict()}), encoding="utf-8")
+    terms = {term.name: {"title": term.title, "colour": term.colour} for term in TERMS}
+    content = {"format": 1, "config": config.to_dict(), "terms": terms}
+    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 

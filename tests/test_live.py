@@ -33,8 +33,8 @@ def live() -> Iterator[Any]:
 
 def event(step: int, **changes: Any) -> StepEvent:
     values = {
-        "step": step, "total": 100, "loss": 0.5, "denoising": 0.25, "stabilization": None, "alignment": 0.125,
-        "grad_norm": 1.0, "lr": 1e-4, "timestep": [7], "gamma": [0.5, 0.25],
+        "step": step, "total": 100, "loss": 0.5, "grad_norm": 1.0, "lr": 1e-4, "timestep": [7], "gamma": [0.5, 0.25],
+        "terms": {"denoising": 0.25, "stabilization": None, "alignment": 0.125},
     }  # fmt: skip
     return StepEvent(**{**values, **changes})
 
@@ -114,7 +114,9 @@ def test_a_found_run_is_one_message(live) -> None:
 
 
 def test_what_is_no_number_is_null() -> None:
-    point = point_of(event(3, loss=float("nan"), denoising=float("inf"), gamma=[float("nan"), 0.123456]).log_line())
+    point = point_of(
+        event(3, loss=float("nan"), terms={"denoising": float("inf")}, gamma=[float("nan"), 0.123456]).log_line()
+    )
     assert point["loss"] is None and point["denoising"] is None and point["gamma"] == [None, 0.1235]
 
 

@@ -25,8 +25,8 @@ from apt_train.report import write, write_report
 from apt_train.report.attention_tiles import attention_tiles, merge_layers
 from apt_train.report.grid import fit_label, font, labelled_grid
 from apt_train.report.live_images import heat_image, indicator_image, loss_image
-from apt_train.report.palette import bin_colours, diverging, heat
-from apt_train.report.plots import as_picture, drift_figure, overview_figure
+from apt_train.report.palette import Look, bin_colours, diverging, heat
+from apt_train.report.plots import as_picture, drift_figure, losses_figure, overview_figure
 from apt_train.report.run_files import read_run
 from apt_train.report.run_log import block_means, moving_average, read_log
 from apt_train.report.run_summary import bin_edges, evened_denoising, summarize
@@ -399,7 +399,10 @@ def test_terms_of_a_lazy_prior_count_per_step(tmp_path) -> None:
     """Every fourth step and four times as strong is as strong as in every step."""
     norms = {"denoising": 1.0, "stabilization": 4.0, "alignment": 2.0}
     config = TrainConfig(class_word="toy", apt=AptConfig(lazy_prior=4))
-    write_run(tmp_path, [plain_line(s, [0.1], grad_norm_terms=norms) for s in (1, 2)])
+    between = plain_line(2, [0.1], stabilization=None, alignment=None)
+    write_run(
+        tmp_path, [plain_line(1, [0.1], grad_norm_terms=norms), between, plain_line(5, [0.1], grad_norm_terms=norms)]
+    )
     balance = summarize(read_log(tmp_path / "log.jsonl"), config).balance
     assert {name: item.norm for name, item in balance.items()} == {
         "denoising": 1.0,
@@ -419,6 +422,35 @@ def test_a_short_run_is_told_to_wait(tmp_path) -> None:
 def test_bins_never_trained_are_owned_up_to(tmp_path) -> None:
     lines = [line | {"timestep": [50]} for line in plausible_log(60)]
     assert "Only 1 of 10 timestep bins were trained" in told(tmp_path, lines)
+
+
+def test_a_term_is_shown_as_the_run_said_and_else_by_its_name(tmp_path) -> None:
+    """A term that this version has never heard of, and one of a run that says nothing of its terms."""
+    lines = [plain_line(step, [0.1], l2_pull=0.5, grad_norm_terms={"l2_pull": 1.0}) for step in (1, 2, 3)]
+    folder = write_run(tmp_path, lines)
+    plain = read_run(folder)
+    assert plain.log.looks["l2_pull"].title == "L2 pull" and plain.summary.terms["l2_pull"].last_quarter == 0.5
+    content = json.loads((folder / "config.json").read_text())
+    content["terms"]["l2_pull"] = {"title": "Pull to the base", "colour": "#123456"}
+    (folder / "config.json").write_text(json.dumps(content))
+    figure = losses_figure(read_run(folder).log)
+    panel = next(axes for axes in figure.axes if axes.get_title(loc="left") == "Pull to the base")
+    assert panel.lines[0].get_color() == "#123456"
+    assert "| l2 pull |" in write_report(folder).read_text()
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        [], "x", {"denoising": None}, {"denoising": {"title": 3, "colour": "#123456"}},
+        {"denoising": {"title": "$\\frac{", "colour": "#123456"}}, {"denoising": {"title": "D", "colour": "red; x"}},
+    ],
+)  # fmt: skip
+def test_looks_that_no_run_writes_count_for_nothing(tmp_path, terms: Any) -> None:
+    folder = write_run(tmp_path, plausible_log(30))
+    content = json.loads((folder / "config.json").read_text()) | {"terms": terms}
+    (folder / "config.json").write_text(json.dumps(content))
+    assert read_run(folder).log.looks["denoising"] == Look("Denoising", "#2a6fbb") and write_report(folder).is_file()
 
 
 # --- all in one ---------------------------------------------------------------------------------------------------

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import weakref
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, RankByTimestep, add_adapter
-from apt_train.config import AptConfig
+from apt_train.config import AptConfig, Method, TrainConfig
 from apt_train.data.batch import Batch
 from apt_train.families.components import Components
 from apt_train.families.noise import NoiseSchedule, scaled_linear_schedule
 from apt_train.rng import generator
+from apt_train.run.log import FIELDS, TERM_NAME
 from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
 from apt_train.training.capture import Capture, attention_maps
@@ -24,12 +25,31 @@ from apt_train.training.indicator import OverfitIndicator
 from apt_train.training.losses import alignment_loss, stabilization_loss
 from apt_train.training.objective import Objective, objective_of
 from apt_train.training.step import StepOutput, TrainingStep
+from apt_train.training.terms import (
+    ADAPTIVE,
+    Alignment,
+    Dco,
+    Denoising,
+    Passes,
+    Preservation,
+    Stabilization,
+    Term,
+    Weighting,
+)
 from tests.tiny import tiny_components
 
 KINDS = ("sd15", "sdxl")
 CAPTION = "a photo of {subject} on grass"
 RANKS = RankByTimestep(rank=4, min_rank=1, num_timesteps=1000)
-APT = Objective(adaptive_augmentation=True, adaptive_loss_weight=True, dist_weight=0.5, attn_weight=2.0)
+WEIGHTED, PLAIN = Denoising((ADAPTIVE,)), Denoising()
+DIST, ATTN = Stabilization(0.5), Alignment(2.0)
+
+
+def with_terms(*terms: Term, **more: Any) -> Objective:
+    return Objective((WEIGHTED, *terms) if more.pop("weighted", False) else (PLAIN, *terms), **more)
+
+
+APT = with_terms(DIST, ATTN, weighted=True, adaptive_augmentation=True)
 
 
 @dataclass
@@ -140,8 +160,8 @@ def by_hand(made: Bench, batch: Batch) -> ByHand:
     return ByHand(noisy, prior[0], tuned[0], dist, alignment_loss(tuned[2], prior[2]), (tuned[2], prior[2]))
 
 
-def run(made: Bench, batch: Batch | None = None, *, with_prior: bool = True, attn_factor: float = 1.0) -> StepOutput:
-    return made.step(batch or batch_of(), with_prior=with_prior, attn_factor=attn_factor)
+def run(made: Bench, batch: Batch | None = None, *, with_prior: bool = True, progress: float = 1.0) -> StepOutput:
+    return made.step(batch or batch_of(), with_prior=with_prior, progress=progress)
 
 
 def close(found: Tensor | None, expected: Tensor | float) -> None:
@@ -177,9 +197,9 @@ def test_the_total_is_the_formula_of_the_method(kind: str, prediction: str) -> N
     close(output.parts["alignment"], 2.0 * hand.attn)
     close(output.total, ((1 - gamma) * data).mean() + 0.5 * hand.dist + 2.0 * hand.attn)
     # what the log shows is raw
-    close(output.denoising, data.mean())
-    close(output.stabilization, hand.dist)
-    close(output.alignment, hand.attn)
+    close(output.raw["denoising"], data.mean())
+    close(output.raw["stabilization"], hand.dist)
+    close(output.raw["alignment"], hand.attn)
 
 
 def test_gamma_is_read_after_this_pass_and_committed_later() -> None:
@@ -196,20 +216,20 @@ def test_a_first_step_with_an_untrained_adapter_has_nothing_to_regularise() -> N
     """lora_B is zero and the identifier is the class word: prior and tuned are one, gamma is 0."""
     made, batch = bench(fresh=True), batch_of()
     output = run(made, batch)
-    close(output.stabilization, 0.0)
-    close(output.alignment, 0.0)
+    close(output.raw["stabilization"], 0.0)
+    close(output.raw["alignment"], 0.0)
     assert made.step.indicator.gamma.max() < 1e-6
-    close(output.total, output.denoising)
+    close(output.total, output.raw["denoising"])
 
 
 def test_parts_of_the_method_are_switched_apart() -> None:
-    weight = run(bench(Objective(adaptive_loss_weight=True)))
-    dist, attn = run(bench(Objective(dist_weight=0.5))), run(bench(Objective(attn_weight=2.0)))
+    weight = run(bench(with_terms(weighted=True)))
+    dist, attn = run(bench(with_terms(DIST))), run(bench(with_terms(ATTN)))
     plain = run(bench(Objective()), with_prior=False)
     assert set(weight.parts) == set(plain.parts) == {"denoising"}
     assert set(dist.parts) == {"denoising", "stabilization"} and set(attn.parts) == {"denoising", "alignment"}
-    assert plain.stabilization is plain.alignment is weight.alignment is dist.alignment is attn.stabilization is None
-    assert torch.equal(plain.total, plain.denoising) and weight.total < plain.total
+    assert all(output.raw.keys() == output.parts.keys() for output in (plain, weight, dist, attn))
+    assert torch.equal(plain.total, plain.raw["denoising"]) and weight.total < plain.total
     both = run(bench(APT))
     for name, one in (("denoising", weight), ("stabilization", dist), ("alignment", attn)):
         assert torch.equal(both.parts[name], one.parts[name])
@@ -232,18 +252,18 @@ def test_a_lazy_prior_scales_the_regularisers_and_keeps_gamma_between() -> None:
     for name in ("stabilization", "alignment"):
         close(lazy.parts[name], 4 * faithful.parts[name].detach())
     assert torch.equal(lazy.parts["denoising"], faithful.parts["denoising"])
-    assert torch.equal(lazy.stabilization, faithful.stabilization)  # type: ignore[arg-type]
+    assert torch.equal(lazy.raw["stabilization"], faithful.raw["stabilization"])
     made, batch = bench(replace(APT, lazy_prior=4)), batch_of()
     gamma = made.step.indicator.gamma_at(batch.timesteps)
     between = run(made, batch, with_prior=False)
     data = mse(by_hand(made, batch).tuned, batch.noise)
     close(between.total, ((1 - gamma) * data).mean())
-    assert set(between.parts) == {"denoising"} and between.stabilization is None
+    assert set(between.parts) == {"denoising"} and set(between.raw) == {"denoising"}
     assert torch.equal(made.step.indicator.gamma_at(batch.timesteps), gamma)  # nothing was observed
 
 
 def test_a_batch_is_the_mean_of_its_samples() -> None:
-    objective = Objective(dist_weight=0.5, attn_weight=2.0)
+    objective = with_terms(DIST, ATTN)
     whole = run(bench(objective))
     halves = []
     for i in range(2):
@@ -268,7 +288,7 @@ def test_a_mask_enters_the_data_term_but_not_the_indicator() -> None:
     masked, plain = bench(Objective(watch_indicator=True)), bench(Objective(watch_indicator=True))
     one, two = run(masked, batch_of(mask=mask)), run(plain)
     hand = by_hand(plain, batch_of())
-    close(one.denoising, mse(hand.tuned[..., :4], batch_of().noise[..., :4]).mean())
+    close(one.raw["denoising"], mse(hand.tuned[..., :4], batch_of().noise[..., :4]).mean())
     assert not torch.allclose(one.total, two.total)
     assert torch.equal(masked.step.indicator.gamma, plain.step.indicator.gamma)
 
@@ -287,7 +307,7 @@ def test_regularisers_see_the_whole_picture_under_a_mask() -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_dco_equals_its_formula_on_the_models_own_target(prediction: str, masked: bool) -> None:
-    made = bench(Objective(dco_beta=3.0), prediction=prediction)
+    made = bench(Objective((Dco(3.0),)), prediction=prediction)
     part = slice(0, 4) if masked else slice(None)
     mask = torch.zeros(2, 1, 16, 16)
     mask[..., part] = 1
@@ -298,7 +318,7 @@ def test_dco_equals_its_formula_on_the_models_own_target(prediction: str, masked
     expected = sum(-math.log(1 / (1 + math.exp(3.0 * gap))) for gap in gaps.tolist()) / 2
     output = run(made, batch)
     close(output.total, expected)
-    close(output.denoising, mse(hand.tuned[..., part], target).mean())
+    close(output.raw["denoising"], mse(hand.tuned[..., part], target).mean())
     assert set(output.parts) == {"denoising"}
 
 
@@ -306,17 +326,16 @@ def test_dco_equals_its_formula_on_the_models_own_target(prediction: str, masked
 
 
 def test_the_linear_schedule_runs_from_nothing_to_full() -> None:
-    objective = Objective(attn_weight=2.0, attn_schedule="linear")
-    assert [objective.attn_factor(step, 5) for step in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert objective.attn_factor(0, 1) in (0.0, 1.0)
-    full, half = run(bench(objective)), run(bench(objective), attn_factor=0.5)
+    objective = with_terms(Alignment(2.0, schedule="linear"))
+    full, half, none = (run(bench(objective), progress=progress) for progress in (1.0, 0.5, 0.0))
     close(half.parts["alignment"], 0.5 * full.parts["alignment"].detach())
-    assert torch.equal(half.alignment, full.alignment)  # type: ignore[arg-type]
-    assert Objective(attn_weight=2.0).attn_factor(0, 5) == 1.0
+    assert not none.parts["alignment"].any()
+    assert torch.equal(half.raw["alignment"], full.raw["alignment"])
+    assert torch.equal(run(bench(with_terms(ATTN)), progress=0.0).parts["alignment"], full.parts["alignment"])
 
 
 def test_the_indicator_schedule_weighs_each_sample_by_its_gamma() -> None:
-    made, batch = bench(Objective(attn_weight=2.0, attn_schedule="indicator")), batch_of()
+    made, batch = bench(with_terms(Alignment(2.0, schedule="indicator"))), batch_of()
     tuned, prior = by_hand(made, batch).maps
     output = run(made, batch)
     gamma = made.step.indicator.gamma_at(batch.timesteps)
@@ -328,17 +347,17 @@ def test_the_indicator_schedule_weighs_each_sample_by_its_gamma() -> None:
     )
     assert (gamma[0] - gamma[1]).abs() > 0.1
     close(output.parts["alignment"], 2.0 * (gamma * each).mean())
-    close(output.alignment, each.mean())
+    close(output.raw["alignment"], each.mean())
 
 
 @pytest.mark.parametrize("layers", ["mid+up", "all"])
 def test_more_layers_give_other_terms(layers: Any) -> None:
-    wide, up = run(bench(replace(APT, dist_layers=layers, attn_layers=layers))), run(bench())
-    assert wide.stabilization != up.stabilization and wide.alignment != up.alignment
+    wide, up = run(bench(with_terms(Stabilization(0.5, layers), Alignment(2.0, layers), weighted=True))), run(bench())
+    assert wide.raw["stabilization"] != up.raw["stabilization"] and wide.raw["alignment"] != up.raw["alignment"]
 
 
 def test_raw_stabilization_is_not_divided() -> None:
-    assert run(bench(replace(APT, dist_mode="raw"))).stabilization != run(bench()).stabilization
+    assert run(bench(with_terms(Stabilization(0.5, mode="raw")))).raw != run(bench(with_terms(DIST))).raw
 
 
 # What learns
@@ -476,7 +495,7 @@ def guessed(prediction: str) -> tuple[Tensor, Tensor]:
     step = TrainingStep(guess, Adapter(guess), conditioner, schedule, indicator, Objective(watch_indicator=True))  # type: ignore[arg-type]
     output = step(batch_of((40, 350, 620, 980)), with_prior=True)
     indicator.commit()
-    return indicator.gamma, output.denoising
+    return indicator.gamma, output.raw["denoising"]
 
 
 def test_equal_predictions_give_one_indicator_whatever_the_model_speaks() -> None:
@@ -486,7 +505,7 @@ def test_equal_predictions_give_one_indicator_whatever_the_model_speaks() -> Non
     assert v_loss > 1.5 * epsilon_loss  # but each is trained on its own target: v-MSE = epsilon-MSE / alpha_bar
 
 
-@pytest.mark.parametrize("method", [APT, Objective(dco_beta=1000.0)], ids=["apt", "dco"])
+@pytest.mark.parametrize("method", [APT, Objective((Dco(1000.0),))], ids=["apt", "dco"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_zero_terminal_snr_is_finite_at_the_last_timestep(method: Objective, prediction: str) -> None:
     made = bench(method, prediction=prediction, zero_snr=True)
@@ -527,30 +546,72 @@ def test_a_bfloat16_base_trains_a_float32_adapter(kind: str, recompute: bool) ->
 # Methods
 
 
+def objective(method: Method = "apt", **apt: Any) -> Objective:
+    return objective_of(TrainConfig(class_word="toy", method=method, dco_beta=7.0, apt=AptConfig(**apt)))
+
+
+OFF = {"adaptive_augmentation": False, "adaptive_loss_weight": False, "stabilization": False, "alignment": False}
+
+
 def test_a_method_uses_its_own_terms() -> None:
-    apt = AptConfig(dist_weight=0.3, attn_weight=0.7, attn_schedule="linear", mask_fill=True, lazy_prior=1)
-    full = objective_of("apt", apt, 1000.0)
-    assert (full.dist_weight, full.attn_weight, full.attn_schedule, full.mask_fill) == (0.3, 0.7, "linear", True)
-    assert (
-        full.adaptive_augmentation and full.adaptive_loss_weight and full.dco_beta is None and not full.rank_by_timestep
-    )
-    for method, changed in (("dreambooth", {}), ("dco", {"dco_beta": 7.0}), ("tlora", {"rank_by_timestep": True})):
-        assert objective_of(method, apt, 7.0) == Objective(**changed), method  # type: ignore[arg-type]
-    off = objective_of(
-        "apt",
-        AptConfig(adaptive_augmentation=False, adaptive_loss_weight=False, stabilization=False, alignment=False),
-        7.0,
-    )
-    assert off == objective_of("dreambooth", AptConfig(), 7.0)
+    full = objective(dist_weight=0.3, dist_mode="raw", attn_weight=0.7, attn_schedule="linear", mask_fill=True)
+    assert full.terms == (WEIGHTED, Stabilization(0.3, mode="raw"), Alignment(0.7, schedule="linear"))
+    assert full.adaptive_augmentation and full.mask_fill and not full.rank_by_timestep
+    assert objective("dreambooth", mask_fill=True) == Objective()
+    assert objective("dco") == Objective((Dco(7.0),))
+    assert objective("tlora") == Objective(rank_by_timestep=True)
+    assert objective(**OFF) == objective("dreambooth")
+
+
+@pytest.mark.parametrize("off", [{"dist_weight": 0.0}, {"stabilization": False}])
+def test_a_weight_of_zero_leaves_the_term_out_as_its_switch_does(off: dict[str, Any]) -> None:
+    assert [term.name for term in objective(**off).terms] == ["denoising", "alignment"]
+
+
+def test_weightings_multiply() -> None:
+    halved = Weighting(lambda passes: torch.full_like(passes.gamma, 0.5))
+    one, both = run(bench(with_terms(weighted=True))), run(bench(Objective((Denoising((ADAPTIVE, halved)),))))
+    close(both.total, 0.5 * one.total.detach())
+    assert torch.equal(both.raw["denoising"], one.raw["denoising"])
+
+
+def test_a_users_own_term_is_summed_and_logged_by_its_name() -> None:
+    """The pull to the prior's prediction, written here alone: nothing else knows of it."""
+
+    @dataclass(frozen=True)
+    class Pull:
+        name: str = "pull"
+        title: str = "Pull to the prior"
+        colour: str = "#123456"
+        reads_prior: bool = True
+        reads_gamma: bool = False
+        features: None = None
+        attention: None = None
+
+        def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
+            tuned, prior = passes.compared
+            raw = mse(tuned.prediction, prior.prediction).mean()
+            return raw.detach(), 3.0 * raw
+
+    made, plain = bench(with_terms(Pull())), run(bench(with_terms()))
+    output, hand = run(made), by_hand(made, batch_of())
+    close(output.raw["pull"], mse(hand.tuned, hand.prior).mean())
+    close(output.total, plain.total.detach() + 3 * output.raw["pull"])
+    assert set(run(made, with_prior=False).parts) == {"denoising"}
+
+
+def test_no_term_is_called_like_a_field_of_the_log() -> None:
+    names = [term.name for method in get_args(Method) for term in objective(method).terms] + [Preservation().name]
+    assert not set(names) & set(FIELDS) and all(map(TERM_NAME.fullmatch, names))
 
 
 def test_the_prior_runs_where_something_reads_it() -> None:
     for objective in (
         Objective(adaptive_augmentation=True),
-        Objective(adaptive_loss_weight=True),
-        Objective(dist_weight=1),
-        Objective(attn_weight=1),
-        Objective(dco_beta=1.0),
+        with_terms(weighted=True),
+        with_terms(DIST),
+        with_terms(ATTN),
+        Objective((Dco(1.0),)),
         Objective(watch_indicator=True),
     ):
         assert all(objective.needs_prior(step) for step in range(4))

@@ -10,10 +10,9 @@ from typing import Any
 
 from ..names import LOG
 from ..run.config_file import read_settings
-from ..run.log import read_log
+from ..run.log import read_log, terms_of
 from .run_summary import bin_edges
 
-TERMS = ("loss", "denoising", "stabilization", "alignment")
 MOST_POINTS = 500
 
 Point = dict[str, Any]
@@ -22,8 +21,8 @@ Point = dict[str, Any]
 def run_curves(folder: Path, after: int = 0, most: int = MOST_POINTS) -> dict[str, Any]:
     """`total` steps, the last logged `step`, the `bins`' first and last timesteps, and the `points` after a step.
 
-    A point is `{step, loss, denoising, stabilization, alignment, gamma, drift_ratio}`, what is no number null. Of more
-    than `most` points neighbours run together: their mean loss, the last one's step and gamma, the last drift ratio
+    A point is `{step, loss, gamma, drift_ratio}` with the terms of the loss by name, what is no number null. Of more
+    than `most` points neighbours run together: their mean losses, the last one's step and gamma, the last drift ratio
     that was measured; the last step is there as it is.
     InputError: the folder holds no run, or settings that no run has.
     """
@@ -45,7 +44,7 @@ def timestep_bins(bins: int, num_timesteps: int) -> list[list[int]]:
 def point_of(line: dict[str, Any]) -> Point:
     """One step, from its line in the log (`StepEvent.log_line`)."""
     gamma = [_number(value, 4) for value in line.get("gamma") or ()]
-    terms = {term: _number(line.get(term), 6) for term in TERMS}
+    terms = {name: _number(value, 6) for name, value in {"loss": line.get("loss"), **terms_of(line)}.items()}
     ratio = (line.get("drift") or {}).get("ratio")
     return {"step": line["step"], **terms, "gamma": gamma, "drift_ratio": _number(ratio, 4)}
 
@@ -61,7 +60,8 @@ def thin_out(points: list[Point], most: int) -> list[Point]:
 
 def _together(block: list[Point]) -> Point:
     ratios = [point["drift_ratio"] for point in block if point["drift_ratio"] is not None]
-    means = {term: _mean([point[term] for point in block]) for term in TERMS}
+    terms = dict.fromkeys(name for point in block for name in point if name not in ("step", "gamma", "drift_ratio"))
+    means = {name: _mean([point.get(name) for point in block]) for name in terms}
     return {**block[-1], **means, "drift_ratio": ratios[-1] if ratios else None}
 
 

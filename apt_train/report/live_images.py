@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
 
 from .grid import Font, font
-from .palette import FAINT, INK, PAPER, TERM_COLOURS, Rgb, bin_colours, heat
+from .palette import BLUE, FAINT, INK, PAPER, Rgb, bin_colours, heat
 from .run_log import Floats, block_means, moving_average
 from .run_summary import bin_edges
 
@@ -75,7 +75,7 @@ def loss_image(losses: Sequence[float] | Floats, width: int = 640, height: int =
     if len(known) == 0:
         return _chart([], 0, (0.0, 1.0), "loss: none yet", width, height)
     smooth = block_means(moving_average(values, max(1, len(values) // 25) | 1), 2 * width)
-    colour = TERM_COLOURS["denoising"]
+    colour = BLUE
     pale: Rgb = (168, 197, 230)
     curves = [_Curve(block_means(values, 2 * width), pale, 1.0), _Curve(smooth, colour, 2.2)]
     top = max(float(np.quantile(known, 0.99)), float(np.nanmax(smooth))) or 1.0

@@ -5,6 +5,9 @@ In: colour ramps as plain numpy. Not in: drawing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,14 +17,36 @@ INK: Rgb = (38, 43, 51)
 FAINT: Rgb = (214, 219, 226)
 PAPER: Rgb = (255, 255, 255)
 
-TERM_COLOURS: dict[str, Rgb] = {
-    "loss": (51, 51, 51),
-    "denoising": (42, 111, 187),
-    "stabilization": (224, 123, 0),
-    "alignment": (26, 152, 80),
-    "prior_preservation": (140, 86, 168),
-}
-OTHER_TERM: Rgb = (120, 120, 120)
+BLUE: Rgb = (42, 111, 187)
+ORANGE: Rgb = (224, 123, 0)
+# For terms of runs that did not say theirs, in the order of the log.
+SERIES: tuple[Rgb, ...] = (BLUE, ORANGE, (26, 152, 80), (140, 86, 168), (120, 120, 120))
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a term of the loss is shown."""
+
+    title: str
+    colour: str  # #rrggbb
+
+
+TOTAL = Look("Total (weighted)", "#333333")
+
+
+def looks_of(names: Sequence[str], said: Mapping[str, Look]) -> dict[str, Look]:
+    """The look of every term, by name: as the run `said`, else its name and a colour by its place."""
+    colours = [SERIES[min(place, len(SERIES) - 1)] for place in range(len(names))]
+    plain = {
+        name: Look(name.replace("_", " ").capitalize(), as_hex(colour))
+        for name, colour in zip(names, colours, strict=True)
+    }
+    return {"loss": TOTAL, **plain, **{name: look for name, look in said.items() if name in plain}}
+
+
+def as_hex(colour: Rgb) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
 
 # From clean (low timesteps) to pure noise; no yellow, which vanishes on white.
 _BINS: list[Rgb] = [

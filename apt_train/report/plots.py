@@ -15,22 +15,14 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-from .palette import FAINT, INK, OTHER_TERM, TERM_COLOURS, Rgb, bin_colours, heat
-from .run_log import DRIFT, TERMS, Floats, RunLog, block_means, moving_average
+from .palette import BLUE, FAINT, INK, ORANGE, Look, as_hex, bin_colours, heat
+from .run_log import DRIFT, Floats, RunLog, block_means, moving_average
 from .run_summary import NEAR_ONE, RISE, bin_edges, evened_denoising
 
 MOST_POINTS = 1200  # more than that no screen shows
 MOST_BARS = 60
 DRIFT_NAMES = ("on the subject's prompt", "on prompts without it")
-DRIFT_COLOURS = (TERM_COLOURS["denoising"], TERM_COLOURS["stabilization"])
-
-TITLES = {
-    "loss": "Total (weighted)",
-    "denoising": "Denoising",
-    "stabilization": "Representation stabilization",
-    "alignment": "Attention alignment",
-    "prior_preservation": "Prior preservation",
-}
+DRIFT_COLOURS = (BLUE, ORANGE)
 
 
 def indicator_figure(log: RunLog, *, measured: bool, num_timesteps: int = 1000) -> Figure:
@@ -109,14 +101,14 @@ def _draw_drift(figure: FigureBase, log: RunLog) -> None:
     subject, unrelated = (np.where(log.drift[name] > 0, log.drift[name], np.nan) for name in DRIFT[:2])
     ratio, marks = log.drift["ratio"], {"marker": "o", "markersize": 4, "linewidth": 1.8}
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
-    left.plot(log.drift_step, ratio, color=_hex(DRIFT_COLOURS[1]), **marks)
+    left.plot(log.drift_step, ratio, color=as_hex(DRIFT_COLOURS[1]), **marks)
     known = ratio[np.isfinite(ratio)]
     if len(known):
-        left.axhline(RISE * known.min(), color=_hex(INK), linewidth=0.8, linestyle=(0, (4, 4)), zorder=1)
+        left.axhline(RISE * known.min(), color=as_hex(INK), linewidth=0.8, linestyle=(0, (4, 4)), zorder=1)
         left.set_ylim(0, max(1e-6, 1.1 * RISE * known.min(), 1.1 * known.max()))
     _dress(left, f"Drift ratio (dashed: {RISE:g} times the lowest)", "without / with subject")
     for name, values, colour in zip(DRIFT_NAMES, (subject, unrelated), DRIFT_COLOURS, strict=True):
-        right.plot(log.drift_step, values, color=_hex(colour), label=name, **marks)
+        right.plot(log.drift_step, values, color=as_hex(colour), label=name, **marks)
     _log_scale_if_wide(right, np.concatenate([subject, unrelated]), lowest=0.0)
     _dress(right, "Drift from the prior", "squared difference of epsilon")
     right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
@@ -132,11 +124,11 @@ def _draw_losses(figure: FigureBase, log: RunLog, num_timesteps: int) -> None:
     for axes, name in zip(panels, shown, strict=False):
         level = evened_denoising(log, num_timesteps) if name == "denoising" else log.terms[name]
         smooth = moving_average(level, window)
-        _loss_panel(axes, log.step, log.terms[name], smooth, TITLES[name], TERM_COLOURS[name])
+        _loss_panel(axes, log.step, log.terms[name], smooth, log.looks[name])
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     note = f"thick: mean over {window} steps, denoising with timesteps evened out" if window > 1 else "every step"
-    figure.suptitle(f"Losses before their weights ({note})", fontsize=11, color=_hex(INK), x=0.01, ha="left")
+    figure.suptitle(f"Losses before their weights ({note})", fontsize=11, color=as_hex(INK), x=0.01, ha="left")
 
 
 def _draw_balance(figure: FigureBase, log: RunLog) -> None:
@@ -146,16 +138,16 @@ def _draw_balance(figure: FigureBase, log: RunLog) -> None:
     norms = {name: block_means(values, MOST_BARS) for name, values in log.balance.items()}
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     for name, values in norms.items():
-        colour = _hex(TERM_COLOURS.get(name, OTHER_TERM))
-        left.plot(steps, values, marker="o", markersize=4, linewidth=1.8, color=colour, label=_title(name))
+        look = log.looks[name]
+        left.plot(steps, values, marker="o", markersize=4, linewidth=1.8, color=look.colour, label=look.title)
     _log_scale_if_wide(left, np.concatenate(list(norms.values())), lowest=0.0)
     _dress(left, "Gradient norm of each term", "norm")
-    _share_bars(right, steps, norms)
+    _share_bars(right, steps, norms, log.looks)
     right.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9, reverse=True)
 
 
 def _terms_shown(log: RunLog) -> list[str]:
-    return [name for name in TERMS if np.isfinite(log.terms[name]).any()]
+    return [name for name in log.terms if np.isfinite(log.terms[name]).any()]
 
 
 def _panel_grid(log: RunLog) -> tuple[int, int]:
@@ -168,8 +160,8 @@ def _panel_grid(log: RunLog) -> tuple[int, int]:
 def _indicator_curves(axes: Axes, steps: Floats, gamma: Floats, labels: list[str]) -> None:
     marker = "o" if len(steps) == 1 else None
     for values, label, colour in zip(gamma.T, labels, bin_colours(len(labels)), strict=True):
-        axes.plot(steps, values, color=_hex(colour), linewidth=1.7, marker=marker, label=label)
-    axes.axhline(NEAR_ONE, color=_hex(INK), linewidth=0.8, linestyle=(0, (4, 4)), zorder=1)
+        axes.plot(steps, values, color=as_hex(colour), linewidth=1.7, marker=marker, label=label)
+    axes.axhline(NEAR_ONE, color=as_hex(INK), linewidth=0.8, linestyle=(0, (4, 4)), zorder=1)
     axes.set_ylim(-0.02, 1.03)
     axes.set_xlim(steps[0] - 0.5, steps[-1] + 0.5)
     _dress(axes, "Overfitting indicator by timestep (dashed: near 1)", "indicator γ")
@@ -196,30 +188,30 @@ def _indicator_heat(figure: FigureBase, axes: Axes, ends: tuple[int, int], gamma
     axes.set_yticks(range(0, len(labels), every), labels[::every])
     _dress(axes, "The same as a map", "timesteps", grid=False)
     bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label("indicator γ", fontsize=9, color=_hex(INK))
-    bar.ax.tick_params(labelsize=8, colors=_hex(INK))
+    bar.set_label("indicator γ", fontsize=9, color=as_hex(INK))
+    bar.ax.tick_params(labelsize=8, colors=as_hex(INK))
     bar.outline.set_visible(False)  # type: ignore[operator]
 
 
-def _loss_panel(axes: Axes, step: Any, values: Floats, average: Floats, title: str, colour: Rgb) -> None:
+def _loss_panel(axes: Axes, step: Any, values: Floats, average: Floats, look: Look) -> None:
     known = np.isfinite(values)  # a lazy prior leaves most steps of its terms empty
     steps, raw, smooth = step[known].astype(np.float64), values[known], average[known]
     points = [block_means(column, MOST_POINTS) for column in (steps, raw, smooth)]
     marker = "o" if len(raw) == 1 else None
-    axes.plot(points[0], points[1], color=_hex(colour), alpha=0.28, linewidth=0.8)
-    axes.plot(points[0], points[2], color=_hex(colour), linewidth=2.0, marker=marker)
+    axes.plot(points[0], points[1], color=look.colour, alpha=0.28, linewidth=0.8)
+    axes.plot(points[0], points[2], color=look.colour, linewidth=2.0, marker=marker)
     _log_scale_if_wide(axes, points[1], lowest=0.01)  # the first step's regularisers are 0 but for rounding
-    _dress(axes, title, "")
+    _dress(axes, look.title, "")
 
 
-def _share_bars(axes: Axes, steps: Floats, norms: dict[str, Floats]) -> None:
+def _share_bars(axes: Axes, steps: Floats, norms: dict[str, Floats], looks: dict[str, Look]) -> None:
     filled = {name: np.nan_to_num(values) for name, values in norms.items()}
     total = np.maximum(sum(filled.values()), 1e-30)
     width = float(np.diff(steps).max()) if len(steps) > 1 else 1.0
     bottom = np.zeros(len(steps))
     for name, values in filled.items():
-        colour = _hex(TERM_COLOURS.get(name, OTHER_TERM))
-        axes.bar(steps, values / total, width=width, bottom=bottom, color=colour, label=_title(name))
+        look = looks[name]
+        axes.bar(steps, values / total, width=width, bottom=bottom, color=look.colour, label=look.title)
         bottom = bottom + values / total
     axes.set_ylim(0, 1)
     axes.set_xlim(steps[0] - width, steps[-1] + width)
@@ -228,17 +220,17 @@ def _share_bars(axes: Axes, steps: Floats, norms: dict[str, Floats]) -> None:
 
 
 def _dress(axes: Axes, title: str, ylabel: str, grid: bool = True) -> None:
-    axes.set_title(title, fontsize=10.5, color=_hex(INK), loc="left")
-    axes.set_xlabel("step", fontsize=9, color=_hex(INK))
-    axes.set_ylabel(ylabel, fontsize=9, color=_hex(INK))
-    axes.tick_params(labelsize=8.5, colors=_hex(INK))
+    axes.set_title(title, fontsize=10.5, color=as_hex(INK), loc="left")
+    axes.set_xlabel("step", fontsize=9, color=as_hex(INK))
+    axes.set_ylabel(ylabel, fontsize=9, color=as_hex(INK))
+    axes.tick_params(labelsize=8.5, colors=as_hex(INK))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1, steps=[1, 2, 5, 10]))
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
-        axes.spines[side].set_color(_hex(FAINT))
+        axes.spines[side].set_color(as_hex(FAINT))
     if grid:
-        axes.grid(axis="y", color=_hex(FAINT), linewidth=0.6)
+        axes.grid(axis="y", color=as_hex(FAINT), linewidth=0.6)
         axes.set_axisbelow(True)
 
 
@@ -255,16 +247,8 @@ def _log_scale_if_wide(axes: Axes, values: Floats, lowest: float) -> None:
 
 
 def _message(figure: FigureBase, text: str) -> None:
-    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=13, color=_hex(INK))
-
-
-def _title(name: str) -> str:
-    return TITLES.get(name, name.replace("_", " "))
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=13, color=as_hex(INK))
 
 
 def _heat_map() -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list("indicator", heat(np.linspace(0, 1, 64)) / 255.0)
-
-
-def _hex(colour: Rgb) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*colour)

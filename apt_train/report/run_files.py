@@ -13,8 +13,9 @@ from pathlib import Path
 from ..config import TrainConfig
 from ..errors import InputError
 from ..names import LOG, snapshot_steps
-from ..run.config_file import read_settings
+from ..run.config_file import read_settings, read_terms
 from ..run.notices import Notice, read_notices
+from .palette import Look
 from .run_log import RunLog, read_log
 from .run_summary import Summary, summarize
 
@@ -40,9 +41,13 @@ def read_run(folder: Path, until: int | None = None) -> RunRecord:
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: give the output folder of a training run.")
     config, num_timesteps = read_settings(folder)
-    log, snapshots = read_log(folder / LOG, config.apt.bins), snapshot_steps(folder)
+    log, snapshots = read_log(folder / LOG, config.apt.bins, _looks(folder)), snapshot_steps(folder)
     notices = read_notices(folder)
     if until is not None:
         log, snapshots = log.until(until), [step for step in snapshots if step <= until]
         notices = [notice for notice in notices if notice.step <= until]
     return RunRecord(config, num_timesteps, log, snapshots, notices)
+
+
+def _looks(folder: Path) -> dict[str, Look]:
+    return {name: Look(title, colour) for name, (title, colour) in read_terms(folder).items()}

@@ -6,8 +6,10 @@ In: the columns and the curves' smoothing. Not in: which lines of the file count
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..run import log as log_file
-from ..run.log import TERMS
+from .palette import Look, looks_of
 
 Floats = NDArray[np.float64]
 
@@ -27,7 +29,8 @@ class RunLog:
     """S steps of a run; a number that a step did not compute is NaN."""
 
     step: NDArray[np.int64]  # (S,), rising, from 1
-    terms: dict[str, Floats]  # each of TERMS (S,), raw: before weights and 1 - gamma; `loss` is the weighted total
+    terms: dict[str, Floats]  # each (S,), raw: before weights and 1 - gamma; `loss`, the first, is the weighted total
+    looks: dict[str, Look]  # of each term
     grad_norm: Floats  # (S,), before clipping
     timesteps: list[list[int]]  # of each step's samples
     gamma: Floats  # (S, bins); (S, 0) where the run logged none
@@ -49,6 +52,7 @@ class RunLog:
         return RunLog(
             step=self.step[kept],
             terms={name: values[kept] for name, values in self.terms.items()},
+            looks=self.looks,
             grad_norm=self.grad_norm[kept],
             timesteps=self.timesteps[: int(kept.sum())],
             gamma=self.gamma[kept],
@@ -61,14 +65,17 @@ class RunLog:
         )
 
 
-def read_log(path: Path, bins: int | None = None) -> RunLog:
-    """The log at `path`; `bins`: how many the run's settings say. InputError: there is none, or no step in it."""
+def read_log(path: Path, bins: int | None = None, looks: Mapping[str, Look] = MappingProxyType({})) -> RunLog:
+    """The log at `path`; `bins`, `looks` of the terms: as the run's `config.json` says.
+
+    InputError: there is none, or no step in it.
+    """
     if not path.exists():
         raise InputError(f"{path.name} cannot be read, as it is missing: give the folder of a training run.")
     log = log_file.read_log(path, bins)
     if not log.lines:
         raise InputError(f"{path.name} holds no finished step: train at least one step before asking for a report.")
-    return _columns(log)
+    return _columns(log, looks)
 
 
 def block_means(values: Floats, most: int) -> Floats:
@@ -97,14 +104,15 @@ def _mean(block: Floats) -> Floats:
     return np.where(count > 0, np.where(known, block, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
 
 
-def _columns(log: log_file.Log) -> RunLog:
-    records = log.lines
+def _columns(log: log_file.Log, looks: Mapping[str, Look]) -> RunLog:
+    records, terms = log.lines, log.terms()
     measured = [record for record in records if record.get("grad_norm_terms")]
     drifted = [record for record in records if record.get("drift")]
-    parts = list(dict.fromkeys(part for record in measured for part in record["grad_norm_terms"] if part in TERMS))
+    parts = list(dict.fromkeys(part for record in measured for part in record["grad_norm_terms"] if part in terms))
     return RunLog(
         step=np.array([record["step"] for record in records], dtype=np.int64),
-        terms={term: _floats([record.get(term) for record in records]) for term in TERMS},
+        terms={name: _floats([record.get(name) for record in records]) for name in ("loss", *terms)},
+        looks=looks_of(terms, looks),
         grad_norm=_floats([record.get("grad_norm") for record in records]),
         timesteps=[[int(t) for t in record["timestep"] if t is not None] for record in records],
         gamma=np.array([record["gamma"] for record in records], dtype=np.float64),

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from ..config import TrainConfig
-from .run_log import DRIFT, TERMS, Floats, RunLog, moving_average
+from .run_log import DRIFT, Floats, RunLog, moving_average
 
 Trend = Literal["falling", "flat", "rising", "unknown"]
 
@@ -111,7 +111,7 @@ def summarize(log: RunLog, config: TrainConfig, *, num_timesteps: int = 1000, sn
         most_since=_most_since(bins),
         data_weight=float(np.mean([1 - item.gamma for item in bins])) if weighs else None,
         trend=loss_trend(log, num_timesteps),
-        terms={name: _quarters(log.terms[name]) for name in TERMS if np.isfinite(log.terms[name]).any()},
+        terms={name: _quarters(log.terms[name]) for name in log.terms if np.isfinite(log.terms[name]).any()},
         balance=_balance(log, apt.lazy_prior),
         drift=_drift(log),
         clipped=float(np.mean(log.grad_norm > limit)) if limit > 0 else None,
@@ -232,8 +232,8 @@ def _balance(log: RunLog, lazy_prior: int) -> dict[str, BalanceSummary]:
     for name, values in log.balance.items():
         known = values[np.isfinite(values)]
         if len(known):
-            # Regularisers act in every k-th step, scaled by k: per step, a k-th of what was measured.
-            acts = 1 / lazy_prior if name in ("stabilization", "alignment") else 1.0
+            # What reads the prior acts in every k-th step, scaled by k: per step, a k-th of what was measured.
+            acts = 1.0 if np.isfinite(log.terms[name]).all() else 1 / lazy_prior
             norms[name] = float(np.median(known[len(known) // 2 :])) * acts
     total = sum(norms.values())
     return {name: BalanceSummary(norm, norm / total if total > 0 else 0.0) for name, norm in norms.items()}

@@ -6,6 +6,7 @@ In: its format and what must stand in it. Not in: what makes two runs the same (
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from ..names import CONFIG, clashing_file
 
 FORMAT = 1
 MOST_BYTES = 16 << 20  # of a file that holds settings: a digest per picture is the most of it
-OURS = ("format", "name", "digest", "parts", "config", "num_timesteps", "dtype")  # the rest is the callers'
+_TITLE, _COLOUR = re.compile(r"[A-Za-z0-9 ()_,.-]{1,60}"), re.compile(r"#[0-9a-f]{6}")
+OURS = ("format", "name", "digest", "parts", "config", "num_timesteps", "dtype", "terms")  # the rest is the callers'
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -58,6 +60,20 @@ def read_settings(path: str | Path) -> tuple[TrainConfig, int]:
         raise InputError(f"{CONFIG} holds settings of the wrong kind: restore it as the run wrote it.") from None
     count = content.get("num_timesteps")
     return config, count if type(count) is int and 0 < count <= 1_000_000 else 1000
+
+
+def read_terms(path: str | Path) -> dict[str, tuple[str, str]]:
+    """The terms of a run's loss by name: their title and their colour, `#rrggbb`; what is neither is left out."""
+    terms = read_config(path).get("terms")
+    said = terms.items() if isinstance(terms, dict) else ()
+    return {name: (look["title"], look["colour"]) for name, look in said if _is_look(look)}
+
+
+def _is_look(look: Any) -> bool:
+    patterns = {"title": _TITLE, "colour": _COLOUR}
+    return isinstance(look, dict) and all(
+        isinstance(look.get(key), str) and pattern.fullmatch(look[key]) for key, pattern in patterns.items()
+    )
 
 
 def check_complete(path: str | Path) -> None:

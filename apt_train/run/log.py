@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ from ..names import LOG
 
 Line = dict[str, Any]
 
-TERMS = ("loss", "denoising", "stabilization", "alignment", "prior_preservation")
+FIELDS = ("step", "loss", "grad_norm", "lr", "timestep", "gamma", "grad_norm_terms", "drift")  # all else is a term
+TERM_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+MOST_TERMS = 32
 LONGEST_LINE = 1 << 23  # bytes; some hundred are usual
 MOST_BROKEN = 10_000  # lines that are no step
 MOST_BYTES = 1 << 29  # of the file: a million steps and more
@@ -54,12 +57,21 @@ class Log:
         )
         return f"{LOG} is damaged: {line_numbers(self.left_out)} {stays} in the file."
 
+    def terms(self) -> list[str]:
+        """The names of the loss terms in it, in the order in which they came."""
+        return list(dict.fromkeys(name for line in self.lines for name in terms_of(line)))[:MOST_TERMS]
+
     def gap(self, step: int) -> str:
         """One sentence about the steps up to `step` that the log no longer has; empty: it has them all."""
         lost = step - sum(line["step"] <= step for line in self.lines)
         if not lost:
             return ""
         return f"{LOG} no longer has {lost} of the {step} steps that were trained: curves and report go without."
+
+
+def terms_of(line: Line) -> Line:
+    """The terms of the loss in a line of the log, by name; None: not computed in that step."""
+    return {name: value for name, value in line.items() if name not in FIELDS}
 
 
 def read_log(path: Path, bins: int | None = None) -> Log:
@@ -151,7 +163,10 @@ def _step(raw: bytes) -> Line | None:
 def _is_step(line: Line) -> bool:
     if type(line.get("step")) is not int or not 1 <= line["step"] <= LAST_STEP or "loss" not in line:
         return False
-    numbers = [line.get(name) for name in (*TERMS, "grad_norm")]
+    terms = terms_of(line)
+    if len(terms) > MOST_TERMS or not all(map(TERM_NAME.fullmatch, terms)):
+        return False
+    numbers = [*terms.values(), line["loss"], line.get("grad_norm"), line.get("lr")]
     lists = [line.get("timestep"), line.get("gamma")]
     parts = [line.get("grad_norm_terms"), line.get("drift")]
     return (

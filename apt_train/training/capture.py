@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-Layers = Literal["up", "mid+up", "all"]
-_BLOCKS: dict[str, tuple[str, ...]] = {
+from ..config import Layers
+
+_Kept = TypeVar("_Kept")
+_BLOCKS: dict[Layers, tuple[str, ...]] = {
     "up": ("up_blocks",),
     "mid+up": ("mid_block", "up_blocks"),
     "all": ("down_blocks", "mid_block", "up_blocks"),
@@ -33,11 +35,26 @@ class Captured:
     keys: dict[str, Tensor] = field(default_factory=dict)  # attn2 (N, tokens, heads * head_dim)
     heads: dict[str, tuple[int, float]] = field(default_factory=dict)  # attn2: their number, the scale of the scores
 
+    def part(self, layers: Layers) -> Captured:
+        """What a part of the UNet left behind."""
+        return Captured(
+            _in(layers, self.features), _in(layers, self.queries), _in(layers, self.keys), _in(layers, self.heads)
+        )
+
 
 def attention_layers(unet: nn.Module, kind: Literal["attn1", "attn2"], layers: Layers) -> dict[str, nn.Module]:
     """The UNet's self- (`attn1`) or cross-attention (`attn2`) modules in the decoder, or in more of it, by name."""
     pattern = re.compile(rf"({'|'.join(_BLOCKS[layers])})\..*\.{kind}")
     return {name: module for name, module in unet.named_modules() if pattern.fullmatch(name)}
+
+
+def widest(parts: Iterable[Layers | None]) -> Layers | None:
+    """The part of the UNet that holds all of these; None: there are none."""
+    return max((part for part in parts if part), key=lambda part: len(_BLOCKS[part]), default=None)
+
+
+def _in(layers: Layers, store: dict[str, _Kept]) -> dict[str, _Kept]:
+    return {name: kept for name, kept in store.items() if name.partition(".")[0] in _BLOCKS[layers]}
 
 
 class Capture:

@@ -277,7 +277,11 @@ def _begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: 
     bins = run.config.apt.bins
     if rescaled:  # another scale; cut before config.json says so, as the next call sees only what that says
         folder.cut_log(run.steps_done, bins=bins, without=("drift",))
-    facts = {"num_timesteps": run.components.schedule.num_timesteps, "dtype": str(run.dtype)}
+    facts = {
+        "num_timesteps": run.components.schedule.num_timesteps,
+        "dtype": str(run.dtype),
+        "terms": {term.name: {"title": term.title, "colour": term.colour} for term in run.terms},
+    }
     folder.start(outcome.digest, run.config, {**(folder.record() if resume else {}), **facts, **record})
     log = folder.cut_log(run.steps_done, bins=bins)
     for line in log.lines:

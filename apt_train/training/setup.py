@@ -26,6 +26,7 @@ from .objective import Objective, objective_of
 from .optimizer import build_optimizer, lr_factor_of
 from .step import TrainingStep
 from .streams import Stream, build_streams
+from .terms import Preservation, Term
 
 
 @dataclass
@@ -51,6 +52,15 @@ class Run:
     drift: DriftWatch | None  # None: nothing to measure
     steps_done: int = 0
     updating: bool = False  # inside the update, when parameters and moments may disagree
+
+    @property
+    def preservation_term(self) -> Preservation:
+        return Preservation(self.config.data.prior_preservation_weight)
+
+    @property
+    def terms(self) -> list[Term | Preservation]:
+        """All that is logged as a term, in the log's order."""
+        return [*self.objective.terms, *([self.preservation_term] if self.preservation else [])]
 
 
 @contextlib.contextmanager
@@ -92,12 +102,17 @@ def prepared_run(
 
 
 def _check_layers(components: Components, config: TrainConfig) -> None:
-    """A UNet may have no attention in the part that a regulariser looks at."""
-    goal, unet = objective_of(config.method, config.apt, config.dco_beta), components.unet
-    if goal.dist_weight > 0 and not attention_layers(unet, "attn1", goal.dist_layers):
-        raise InputError(_no_layers("dist_layers", goal.dist_layers, "stabilization"))
-    if goal.attn_weight > 0 and not attention_layers(unet, "attn2", goal.attn_layers):
-        raise InputError(_no_layers("attn_layers", goal.attn_layers, "alignment"))
+    """A UNet may have no attention in the part that a term looks at."""
+    for term in objective_of(config).terms:
+        for layers, found in (
+            (term.features, term.features and attention_layers(components.unet, "attn1", term.features)),
+            (term.attention, term.attention and attention_layers(components.unet, "attn2", term.attention)),
+        ):
+            if layers and not found:
+                raise InputError(
+                    f"{term.name} reads the layers {layers}, but this model has no attention there: choose all for its "
+                    f"layers, or switch {term.name} off."
+                )
 
 
 def _check_previews(components: Components, config: TrainConfig) -> None:
@@ -105,10 +120,6 @@ def _check_previews(components: Components, config: TrainConfig) -> None:
     most, given = components.schedule.num_timesteps, config.output.preview_steps
     if config.output.preview_every and given > most:
         raise InputError(f"preview_steps is {given}, but this model's schedule has {most}: give {most} or fewer.")
-
-
-def _no_layers(setting: str, layers: str, switch: str) -> str:
-    return f"{setting} is {layers}, but this model has no attention there: choose all, or switch {switch} off."
 
 
 def _conditioning(
@@ -218,7 +229,7 @@ def _adapter_on(
 
 
 def _ranks_of(components: Components, config: TrainConfig) -> RankByTimestep | None:
-    if not objective_of(config.method, config.apt, config.dco_beta).rank_by_timestep:
+    if not objective_of(config).rank_by_timestep:
         return None
     settings = config.adapter
     return RankByTimestep(settings.rank, settings.resolved_min_rank, components.schedule.num_timesteps)
@@ -242,7 +253,7 @@ def _assemble(
     conditioner: Conditioner,
     drift: DriftWatch | None,
 ) -> Run:
-    objective = objective_of(config.method, config.apt, config.dco_beta)
+    objective = objective_of(config)
     num_timesteps = components.schedule.num_timesteps
     indicator = OverfitIndicator(config.apt.bins, config.apt.ema, config.apt.temperature, num_timesteps)
     step = TrainingStep(

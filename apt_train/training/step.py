@@ -7,7 +7,7 @@ In: what happens between a drawn batch and a loss to call `backward` on. Not in:
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -18,30 +18,20 @@ from ..data.batch import Batch
 from ..errors import InputError
 from ..families.noise import NoiseSchedule
 from ..text.conditioning import Conditioner, Conditioning
-from .capture import Capture, Captured, attention_maps
+from .capture import Capture, Captured, widest
 from .indicator import OverfitIndicator
-from .losses import alignment_loss, dco_per_sample, squared_error, stabilization_loss
+from .losses import squared_error
 from .objective import Objective
+from .terms import Pass, Passes
 
 
 @dataclass
 class StepOutput:
-    """Scalars of one pass. `parts`: the terms as they enter the total, weights included."""
+    """Scalars of one pass, by term: as they are logged, and as they enter the total, weights included."""
 
     total: Tensor
-    denoising: Tensor
-    stabilization: Tensor | None = None
-    alignment: Tensor | None = None
-    parts: dict[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass
-class Pass:
-    """One forward pass of the UNet."""
-
-    prediction: Tensor
-    captured: Captured
-    conditioning: Conditioning
+    raw: dict[str, Tensor]
+    parts: dict[str, Tensor]
 
 
 @dataclass
@@ -60,15 +50,15 @@ class TrainingStep:
     chunks: int = 1  # every caption is padded to as many 77-token chunks, so that its batch does not matter
 
     def __post_init__(self) -> None:
-        goal = self.objective
-        self._regularised = Capture(
+        terms = self.objective.terms
+        self._wanted = Capture(
             self.unet,
-            features=goal.dist_layers if goal.dist_weight > 0 else None,
-            attention=goal.attn_layers if goal.attn_weight > 0 else None,
+            features=widest(term.features for term in terms),
+            attention=widest(term.attention for term in terms),
         )
 
-    def __call__(self, batch: Batch, *, with_prior: bool, attn_factor: float = 1.0) -> StepOutput:
-        """Loss of a batch. `with_prior`: run the prior pass and what hangs on it; `attn_factor` scales its weight."""
+    def __call__(self, batch: Batch, *, with_prior: bool, progress: float = 1.0) -> StepOutput:
+        """Loss of a batch. `with_prior`: run the prior pass and what hangs on it; `progress`: of the run, 0 to 1."""
         noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         target = self.schedule.target(batch.latents, batch.noise, batch.timesteps)
 
@@ -79,13 +69,13 @@ class TrainingStep:
         # The indicator sees this pass before the weight is taken [reported].
         if prior is not None:
             self._observe(prior.prediction, tuned.prediction, noisy, batch)
-        loss = squared_error(tuned.prediction, target, batch.mask)  # (N,)
-        output = self._data_term(loss, prior, target, batch)
-        if prior is not None:
-            self._add_stabilization(output, tuned, prior)
-            self._add_alignment(output, tuned, prior, batch, attn_factor)
-        output.total = torch.stack(list(output.parts.values())).sum() if len(output.parts) > 1 else output.total
-        return output
+
+        # L = (1 - gamma) L_DM + dist_weight (L_mu + L_sigma) + attn_weight L_attn [reported].
+        passes = Passes(batch, target, tuned, prior, self.indicator, progress, self.objective.lazy_prior)
+        values = {term.name: term(passes) for term in self.objective.terms if with_prior or not term.reads_prior}
+        parts = {name: weighted for name, (_, weighted) in values.items()}
+        total = torch.stack(list(parts.values())).sum() if len(parts) > 1 else next(iter(parts.values()))
+        return StepOutput(total, {name: raw for name, (raw, _) in values.items()}, parts)
 
     def preservation(self, batch: Batch) -> Tensor:
         """Plain denoising loss on prior-preservation pictures with their class captions (DreamBooth's second term)."""
@@ -102,9 +92,9 @@ class TrainingStep:
 
     def _pass(self, noisy: Tensor, batch: Batch, *, tuned: bool, captured: bool) -> Pass:
         conditioning = self.conditioner.encode(batch.captions, tuned=tuned, chunks=self.chunks)
-        with self._regularised.record() if captured else nullcontext(Captured()) as record:
+        with self._wanted.record() if captured else nullcontext(Captured()) as record:
             prediction = self.predict(noisy, batch, conditioning)
-        return Pass(prediction, record, conditioning)
+        return Pass(prediction, record, conditioning, self.save_memory)
 
     def predict(self, noisy: Tensor, batch: Batch, conditioning: Conditioning) -> Tensor:
         """The UNet's prediction, float32 (N, C, h, w), computed in `dtype`, with the adapter as it is."""
@@ -117,7 +107,7 @@ class TrainingStep:
         result = self.unet(noisy.to(self.dtype), batch.timesteps, encoder_hidden_states=hidden, added_cond_kwargs=extra)
         return result.sample.float()
 
-    # -- the terms
+    # -- the indicator
 
     def _observe(self, prior: Tensor, tuned: Tensor, noisy: Tensor, batch: Batch) -> None:
         """Epsilon errors, unweighted and unmasked, whatever the model predicts [ours]."""
@@ -130,38 +120,3 @@ class TrainingStep:
                 "The model's own prediction is not a number in this precision: train in bf16 or fp32, or check it."
             )
         self.indicator.observe(batch.timesteps, *errors)
-
-    def _data_term(self, loss: Tensor, prior: Pass | None, target: Tensor, batch: Batch) -> StepOutput:
-        if self.objective.dco_beta is not None:
-            assert prior is not None, "DCO's loss is taken against the prior"
-            prior_loss = squared_error(prior.prediction, target, batch.mask)
-            weighted = dco_per_sample(loss, prior_loss, self.objective.dco_beta)
-        elif self.objective.adaptive_loss_weight:
-            weighted = (1 - self.indicator.gamma_at(batch.timesteps)) * loss  # L_aptDM [reported]
-        else:
-            weighted = loss
-        term = weighted.mean()
-        return StepOutput(total=term, denoising=loss.mean().detach(), parts={"denoising": term})
-
-    def _add_stabilization(self, output: StepOutput, tuned: Pass, prior: Pass) -> None:
-        if self.objective.dist_weight == 0:
-            return
-        features, reference = (list(p.captured.features.values()) for p in (tuned, prior))
-        mu, sigma = stabilization_loss(features, reference, self.objective.dist_mode)
-        output.stabilization = (mu + sigma).detach()
-        output.parts["stabilization"] = self.objective.lazy_prior * self.objective.dist_weight * (mu + sigma)
-
-    def _add_alignment(self, output: StepOutput, tuned: Pass, prior: Pass, batch: Batch, factor: float) -> None:
-        if self.objective.attn_weight == 0:
-            return
-        maps, reference = self._maps(tuned), self._maps(prior)
-        term = alignment_loss(maps, reference)
-        output.alignment = term.detach()
-        if self.objective.attn_schedule == "indicator":
-            term = alignment_loss(maps, reference, self.indicator.gamma_at(batch.timesteps))
-        output.parts["alignment"] = self.objective.lazy_prior * self.objective.attn_weight * factor * term
-
-    def _maps(self, result: Pass) -> list[Tensor]:
-        conditioning = result.conditioning
-        save_memory = self.save_memory and result.prediction.requires_grad
-        return attention_maps(result.captured, conditioning.columns, conditioning.num_columns, save_memory=save_memory)

@@ -29,16 +29,12 @@ class _Seen:
     """Scalars of an optimizer step's passes, detached."""
 
     total: list[Tensor] = field(default_factory=list)
-    denoising: list[Tensor] = field(default_factory=list)
-    stabilization: list[Tensor] = field(default_factory=list)
-    alignment: list[Tensor] = field(default_factory=list)
-    preservation: list[Tensor] = field(default_factory=list)
+    terms: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def add(self, output: StepOutput) -> None:
-        self.total.append(output.total.detach())
-        self.denoising.append(output.denoising)
-        self.stabilization += [output.stabilization] if output.stabilization is not None else []
-        self.alignment += [output.alignment] if output.alignment is not None else []
+    def add(self, total: Tensor, raw: Mapping[str, Tensor]) -> None:
+        self.total.append(total.detach())
+        for name, value in raw.items():
+            self.terms.setdefault(name, []).append(value)
 
 
 def optimizer_step(run: Run) -> dict[str, Any]:
@@ -63,7 +59,7 @@ def optimizer_step(run: Run) -> dict[str, Any]:
                 output = _subject_pass(run, batch)
                 if micro == 0 and _balance_due(run):
                     norms = _gradient_norms(run, output.parts)
-                seen.add(output)
+                seen.add(output.total, output.raw)
                 _backward(run, output.total / len(batches))
             if preserved:
                 _preservation_pass(run, preserved[micro], len(batches), seen)
@@ -128,15 +124,16 @@ def _draw_arguments(run: Run) -> dict[str, Any]:
 
 def _subject_pass(run: Run, batch: Batch) -> StepOutput:
     step = run.steps_done
-    factor = run.objective.attn_factor(step, run.config.steps)
-    return run.training_step(batch, with_prior=run.objective.needs_prior(step), attn_factor=factor)
+    progress = step / max(1, run.config.steps - 1)
+    return run.training_step(batch, with_prior=run.objective.needs_prior(step), progress=progress)
 
 
 def _preservation_pass(run: Run, batch: Batch, parts: int, seen: _Seen) -> None:
     with run.adapter.at(batch.timesteps):
         term = run.training_step.preservation(batch)
-        seen.preservation.append(term.detach())
-        _backward(run, run.config.data.prior_preservation_weight * term / parts)
+        kind = run.preservation_term
+        seen.terms.setdefault(kind.name, []).append(term.detach())
+        _backward(run, kind.weight * term / parts)
 
 
 def _backward(run: Run, loss: Tensor) -> None:
@@ -206,16 +203,14 @@ def _gradient_norms(run: Run, parts: Mapping[str, Tensor]) -> dict[str, float] |
     return norms if all(map(math.isfinite, norms.values())) else None
 
 
-def _values(run: Run, seen: _Seen) -> dict[str, float | None]:
-    total, kept = _mean(seen.total), _mean(seen.preservation)
+def _values(run: Run, seen: _Seen) -> dict[str, Any]:
+    """A term that was not computed in this step is None."""
+    terms = {term.name: _mean(seen.terms.get(term.name, ())) for term in run.terms}
+    kept, total = terms.get(run.preservation_term.name), _mean(seen.total)
     assert total is not None
-    return {
-        "loss": total + run.config.data.prior_preservation_weight * (kept or 0.0),
-        "denoising": _mean(seen.denoising),
-        "stabilization": _mean(seen.stabilization),
-        "alignment": _mean(seen.alignment),
-        "prior_preservation": kept,
-    }
+    if kept is not None:
+        total += run.preservation_term.weight * kept
+    return {"loss": total, "terms": terms}
 
 
 def _mean(values: Sequence[Tensor]) -> float | None:

@@ -1,0 +1,244 @@
+"""What is minimised: a list of terms, made from the settings by `terms_of`.
+
+A term says what it wants to know of the two passes, reads it, and gives its raw and its weighted value. To add one,
+write it here or in a file of its own, and name it in `terms_of`. A weighting is a function that the data term's
+per-sample loss is multiplied by; several multiply.
+
+In: the terms and which a method has. Not in: the formulas (losses.py), when the prior pass runs (objective.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from operator import mul
+from typing import Protocol
+
+from torch import Tensor
+
+from ..config import AttnSchedule, Layers, StabilizationMode, TrainConfig
+from ..data.batch import Batch
+from ..text.conditioning import Conditioning
+from .capture import Captured, attention_maps
+from .indicator import OverfitIndicator
+from .losses import alignment_loss, dco_per_sample, squared_error, stabilization_loss
+
+
+@dataclass
+class Pass:
+    """One forward pass of the UNet."""
+
+    prediction: Tensor  # float32 (N, C, h, w)
+    captured: Captured
+    conditioning: Conditioning
+    saves_memory: bool = False  # form attention maps again in the backward pass
+
+    def features(self, layers: Layers) -> list[Tensor]:
+        """Self-attention outputs (N, positions, channels) of a part of the UNet."""
+        return list(self.captured.part(layers).features.values())
+
+    def maps(self, layers: Layers) -> list[Tensor]:
+        """Cross-attention maps (N, heads, positions, columns), columns matched by token, of a part of the UNet."""
+        columns, count = self.conditioning.columns, self.conditioning.num_columns
+        save = self.saves_memory and self.prediction.requires_grad
+        return attention_maps(self.captured.part(layers), columns, count, save_memory=save)
+
+
+@dataclass
+class Passes:
+    """What a term may read: the two passes over a batch, and where the run stands."""
+
+    batch: Batch
+    target: Tensor  # what the model should have predicted, (N, C, h, w)
+    tuned: Pass
+    prior: Pass | None  # None: not run in this step (lazy_prior), or nobody asked for it
+    indicator: OverfitIndicator  # with this pass's losses taken in
+    progress: float = 1.0  # 0 in the run's first step, 1 in its last
+    lazy_prior: int = 1  # the prior pass runs in every so manieth step
+
+    @property
+    def gamma(self) -> Tensor:
+        """The indicator of each sample's timestep bin, float32 (N,)."""
+        return self.indicator.gamma_at(self.batch.timesteps)
+
+    @property
+    def compared(self) -> tuple[Pass, Pass]:
+        """The tuned pass and the prior's, for a term with `reads_prior`."""
+        assert self.prior is not None, "the prior pass did not run"
+        return self.tuned, self.prior
+
+
+class Term(Protocol):
+    """One summand of the loss. `features`, `attention`: the part of the UNet that it wants captured."""
+
+    @property
+    def name(self) -> str:
+        """In log, events and report: lower-case letters and `_`."""
+        ...
+
+    @property
+    def title(self) -> str:
+        """In the report's pictures."""
+        ...
+
+    @property
+    def colour(self) -> str:
+        """In the report's pictures, `#rrggbb`."""
+        ...
+
+    @property
+    def reads_prior(self) -> bool:
+        """It cannot be computed without the prior pass, and is left out of steps that have none."""
+        ...
+
+    @property
+    def reads_gamma(self) -> bool:
+        """It wants gamma up to date, so the prior pass runs for it."""
+        ...
+
+    @property
+    def features(self) -> Layers | None: ...
+
+    @property
+    def attention(self) -> Layers | None: ...
+
+    def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
+        """Raw value, for the log, and weighted value, for the total: scalars."""
+        ...
+
+
+# -- the data term and its weightings
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """What the denoising loss of each sample is multiplied by: `factor` gives (N,) or a number."""
+
+    factor: Callable[[Passes], Tensor]
+    reads_gamma: bool = False
+
+
+ADAPTIVE = Weighting(lambda passes: 1 - passes.gamma, reads_gamma=True)  # ATA: L_aptDM = (1 - gamma) L_DM [reported]
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """L_DM, on the model's own prediction target, masked and weighted [paper; the mask is ours]."""
+
+    weightings: tuple[Weighting, ...] = ()
+    name: str = "denoising"
+    title: str = "Denoising"
+    colour: str = "#2a6fbb"
+    reads_prior: bool = False
+    features: None = None
+    attention: None = None
+
+    @property
+    def reads_gamma(self) -> bool:
+        return any(weighting.reads_gamma for weighting in self.weightings)
+
+    def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
+        loss = squared_error(passes.tuned.prediction, passes.target, passes.batch.mask)  # (N,)
+        factors = [weighting.factor(passes) for weighting in self.weightings]
+        return loss.mean().detach(), reduce(mul, [*factors, loss]).mean()
+
+
+@dataclass(frozen=True)
+class Dco:
+    """DCO's loss in the data term's place (arXiv 2402.12004); raw is the tuned denoising loss."""
+
+    beta: float
+    name: str = "denoising"
+    title: str = "Denoising"
+    colour: str = "#2a6fbb"
+    reads_prior: bool = True
+    reads_gamma: bool = False
+    features: None = None
+    attention: None = None
+
+    def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
+        target, mask = passes.target, passes.batch.mask
+        tuned, prior = (squared_error(each.prediction, target, mask) for each in passes.compared)
+        return tuned.mean().detach(), dco_per_sample(tuned, prior, self.beta).mean()
+
+
+# -- the regularisers: in every k-th step alone under a lazy prior, and k times as strong there [ours]
+
+
+@dataclass(frozen=True)
+class Stabilization:
+    """RS: dist_weight (L_mu + L_sigma) on self-attention features [paper; distance and scale ours]."""
+
+    weight: float
+    features: Layers = "up"
+    mode: StabilizationMode = "relative"
+    name: str = "stabilization"
+    title: str = "Representation stabilization"
+    colour: str = "#e07b00"
+    reads_prior: bool = True
+    reads_gamma: bool = False
+    attention: None = None
+
+    def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
+        tuned, prior = (each.features(self.features) for each in passes.compared)
+        mu, sigma = stabilization_loss(tuned, prior, self.mode)
+        return (mu + sigma).detach(), passes.lazy_prior * self.weight * (mu + sigma)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """AA: attn_weight L_attn on cross-attention maps [paper; distance and schedules ours]."""
+
+    weight: float
+    attention: Layers = "up"
+    schedule: AttnSchedule = "constant"
+    name: str = "alignment"
+    title: str = "Attention alignment"
+    colour: str = "#1a9850"
+    reads_prior: bool = True
+    features: None = None
+
+    @property
+    def reads_gamma(self) -> bool:
+        return self.schedule == "indicator"
+
+    def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
+        tuned, prior = (each.maps(self.attention) for each in passes.compared)
+        raw = alignment_loss(tuned, prior)
+        by_bin = self.schedule == "indicator"
+        term = alignment_loss(tuned, prior, passes.gamma) if by_bin else raw
+        share = passes.progress if self.schedule == "linear" else 1.0
+        return raw.detach(), passes.lazy_prior * self.weight * share * term
+
+
+@dataclass(frozen=True)
+class Preservation:
+    """DreamBooth's prior preservation: the denoising loss on pictures of the class, in passes of their own."""
+
+    weight: float = 1.0
+    name: str = "prior_preservation"
+    title: str = "Prior preservation"
+    colour: str = "#8c56a8"
+
+
+# -- which terms a method has
+
+
+def terms_of(config: TrainConfig) -> tuple[Term, ...]:
+    """The terms of a run, the data term first; APT's switches act under `apt` alone, a weight of 0 leaves a term out.
+
+    L = (1 - gamma) L_DM + dist_weight (L_mu + L_sigma) + attn_weight L_attn [reported]; DreamBooth and T-LoRA keep the
+    first term alone, with gamma at 0.
+    """
+    apt = config.apt
+    if config.method == "dco":
+        return (Dco(config.dco_beta),)
+    if config.method != "apt":
+        return (Denoising(),)
+    terms: list[Term] = [Denoising((ADAPTIVE,) if apt.adaptive_loss_weight else ())]
+    if apt.stabilization and apt.dist_weight > 0:
+        terms.append(Stabilization(apt.dist_weight, apt.dist_layers, apt.dist_mode))
+    if apt.alignment and apt.attn_weight > 0:
+        terms.append(Alignment(apt.attn_weight, apt.attn_layers, apt.attn_schedule))
+    return tuple(terms)
