@@ -21,6 +21,7 @@ Layers = Literal["up", "mid+up", "all"]
 StabilizationMode = Literal["relative", "raw"]
 AttnSchedule = Literal["constant", "linear", "indicator"]
 AugmentKind = Literal["affine", "flip", "color"]
+AugmentFill = Literal["black", "reflect"]
 LrSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -135,6 +136,10 @@ class AptConfig:
     augment_variants: int = _set(32, "Most augmented variants encoded per picture (ours).", _Range(1, 1_000_000))
     mask_fill: bool = _set(
         False, "Leave the black fill of augmented pictures out of the denoising loss (ours; the paper trains on it)."
+    )
+
+    augment_fill: AugmentFill = _set(
+        "black", "Beside a picture zoomed out or turned lies black (paper), or reflect: its mirror image (ours)."
     )
 
     # Representation Stabilization
@@ -370,6 +375,8 @@ class TrainConfig:
         del values["output"], values["identifier"], values["gradient_checkpointing"]
         if self.method == "apt":
             del values["apt"]["balance_every"], values["apt"]["watch_indicator"]
+            if self.apt.augment_fill == "black":  # added later
+                del values["apt"]["augment_fill"]
         else:  # what the indicator's own state and log depend on
             values["apt"] = {name: values["apt"][name] for name in ("bins", "ema", "temperature", "lazy_prior")}
         if self.method != "dco":

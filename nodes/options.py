@@ -16,7 +16,10 @@ ON_TRAIN = {"learning_rate", "batch_size", "rank", "resolution", "caption_templa
 _PERFORMANCE = (Setting("", "precision"), Setting("", "gradient_checkpointing"), Setting("apt", "lazy_prior"))
 _SUBJECT = (Setting("", "identifier_mode"), Setting("", "init_word"), Setting("", "dco_beta"))
 # A workflow keeps widgets' values by their place: what was added later stands last, so that older ones still load.
-_ADDED = (Setting("output", "watch_drift"), Setting("output", "drift_prompts"))
+_ADDED = {
+    "snapshots": [Setting("output", "watch_drift"), Setting("output", "drift_prompts")],
+    "APT": [Setting("apt", "augment_fill")],
+}
 # What is turned seldom waits behind the node's "advanced" switch.
 _SELDOM = {
     "bins", "ema", "max_zoom", "max_degrees", "augment_variants", "dist_layers", "dist_mode", "attn_layers",
@@ -30,12 +33,12 @@ def groups() -> dict[str, list[Setting]]:
     """The settings on the node, by the headings of its labels."""
     return {
         "subject": list(_SUBJECT),
-        "APT": [setting for setting in _all("apt", AptConfig) if setting not in _PERFORMANCE],
+        "APT": [setting for setting in _all("apt", AptConfig) if setting not in (*_PERFORMANCE, *_ADDED["APT"])],
         "adapter": _all("adapter", AdapterConfig),
         "optimizer": _all("optimizer", OptimizerConfig),
         "data": _all("data", DataConfig),
         "performance": list(_PERFORMANCE),
-        "snapshots": [setting for setting in _all("output", OutputConfig) if setting not in _ADDED],
+        "snapshots": [setting for setting in _all("output", OutputConfig) if setting not in _ADDED["snapshots"]],
     }
 
 
@@ -46,7 +49,7 @@ def _all(group: str, home: type) -> list[Setting]:
 def settings_shown(shown: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The widgets' values as `AptOptions.settings`; a widget that is not among them is left out."""
     found: dict[str, dict[str, Any]] = {}
-    for setting in (setting for group in (*groups().values(), _ADDED) for setting in group):
+    for setting in (setting for group in (*groups().values(), *_ADDED.values()) for setting in group):
         if setting.name in shown:
             found.setdefault(setting.group, {})[setting.name] = value_of(setting, shown[setting.name])
     return found
@@ -85,7 +88,7 @@ class APTTrainOptions(io.ComfyNode):
                     "background", default="white", display_name="data · background",
                     tooltip="Colour (a name or #rrggbb) behind transparent parts of images that have a fourth channel.",
                 ),
-                *_widgets({"snapshots": list(_ADDED)}),
+                *_widgets(_ADDED),
                 io.Image.Input(
                     "prior_images", optional=True,
                     tooltip="Pictures of the class (other toys, say) for DreamBooth's prior preservation. They are "

@@ -507,6 +507,7 @@ CHANGES: dict[str, Any] = {
     "max_degrees": 90.0,
     "augment_kinds": ("affine", "color"),
     "augment_variants": 1,
+    "augment_fill": "reflect",
     "mask_fill": True,
     "stabilization": False,
     "dist_weight": 50.0,

@@ -107,6 +107,7 @@ def _stream(
         kinds=config.apt.augment_kinds,
         max_zoom=zoom_limit(config.apt.max_zoom, resolution // components.family.vae_factor),
         max_degrees=config.apt.max_degrees,
+        fill=config.apt.augment_fill,
         max_variants=config.apt.augment_variants if name == "subject" else 0,
         vae_factor=components.family.vae_factor,
         on_device=lambda: vae_on(components, device),
