@@ -115,7 +115,7 @@ def _real(options: argparse.Namespace) -> tuple[MakeTask, Grid, str]:
     grid = Grid(
         subjects=tuple(names),
         seeds=tuple(range(options.seeds or (1 if options.short else 3))),
-        variants=methods(AptConfig().temperature),
+        variants=methods({"temperature": AptConfig().temperature}),
         probe_at=steps,
         sample_at=steps,
         share=share,

@@ -48,12 +48,13 @@ BASELINES: dict[str, Variant] = {
 }
 
 
-def methods(temperature: float | str) -> dict[str, Variant]:
+def methods(recipe: dict[str, Any]) -> dict[str, Variant]:
     """The baselines at their published constants, all of APT as it is shipped, and APT less each of its parts.
 
-    The regularisers' weights and the zoom are the shipped ones, written out: a unit is what it was made with.
+    `recipe`: APT's settings that differ. The regularisers' weights and the zoom are the shipped ones, written out: a
+    unit is what it was made with.
     """
-    shipped = {"temperature": temperature, "max_zoom": "auto", **RS, **AA}
+    shipped = {"max_zoom": "auto", **RS, **AA, **recipe}
     parts = {"augmentation": "augment", "weight": "weight", "rs": "rs", "aa": "aa"}
     without = {
         f"apt without {name}": apt(*(other for other in parts.values() if other != part), **shipped)
@@ -62,8 +63,9 @@ def methods(temperature: float | str) -> dict[str, Variant]:
     return {**BASELINES, "apt": apt(*parts.values(), **shipped), **without}
 
 
-SMALL_MODEL_T = 300.0  # of a small model's recipe, see the embedded model's card; for SDXL 1000 is published
-METHODS = methods(SMALL_MODEL_T)
+# A small model's recipe, see the embedded model's card. For SDXL 1000 and a black fill are published.
+SMALL_MODEL = {"temperature": 300.0, "augment_fill": "reflect"}
+METHODS = methods(SMALL_MODEL)
 
 FRAMED = WORLD + ", prior taught framed pictures"
 
