@@ -48,9 +48,9 @@ def test_both_runs_share_one_recipe(settings: dict[str, Any]) -> None:
 
 
 def test_the_demo_turns_no_switch_of_apts(settings: dict[str, Any]) -> None:
-    """All parts are on; of APT's settings the temperature alone is a small model's."""
+    """All parts are on; of APT's settings the temperature and the fill alone are a small model's."""
     config = demo.demo_config(settings, "apt", steps=None, seed=0)
-    assert config.apt == AptConfig(temperature=300.0, watch_indicator=True)
+    assert config.apt == AptConfig(temperature=300.0, augment_fill="reflect", watch_indicator=True)
 
 
 def test_the_measures_see_the_subject_and_the_prompts(settings: dict[str, Any]) -> None:
