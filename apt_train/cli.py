@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from .config import AdapterConfig, AptConfig, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
+from .config import AdapterConfig, AptConfig, DataConfig, OptimizerConfig, OutputConfig, TrainConfig, choices_of
 from .console.interruption import exit_code, interrupted_by_signals
-from .console.terminal import lossy_output
+from .console.terminal import is_terminal, lossy_output
 from .errors import InputError
 from .paths import absolute, argument, command, expanded, one_line
 
@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             what = error.filename or "A file"
             return _complain(f"{what} cannot be used ({error.strerror or error}): check its path and permissions.", 2)
         except KeyboardInterrupt as error:
+            if is_terminal(sys.stderr):
+                print(file=sys.stderr)  # it has shown ^C on the line where the sentence would begin
             return _complain("aborted; the last snapshot stays.", exit_code(error))
 
 
@@ -157,7 +159,7 @@ def _add_fields(group: argparse._ArgumentGroup, cls: type, skip: set[str]) -> No
             required=required,
             default=argparse.SUPPRESS,
             help=text if required else f"{text} (default: {_shown(item.default)})",
-            **_kind(hints[item.name]),
+            **_kind(item, hints[item.name]),
         )
 
 
@@ -175,15 +177,15 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _kind(hint: Any) -> dict[str, Any]:
+def _kind(item: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     """argparse's words for a field's type. Choices and ranges are left to the config, which says them better."""
     if get_origin(hint) is tuple:
         return {"nargs": "+", "metavar": "TEXT"}
     parts = {str if get_origin(part) is Literal else part for part in get_args(hint) or (hint,)} - {type(None)}
     if bool in parts:
         return {"action": argparse.BooleanOptionalAction}
-    if get_origin(hint) is Literal:
-        return {"metavar": "|".join(get_args(hint))}
+    if choices := choices_of(item, hint):
+        return {"metavar": "|".join(choices)}
     if parts == {float, str}:
         return {"type": _number_or_word, "metavar": "NUMBER|auto"}
     return {"type": next(iter(parts)), "metavar": "TEXT" if str in parts else "NUMBER"}

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import InputError
 from .names import check_subject_name
+from .optimizers import BUILDERS
 
 Method = Literal["apt", "dreambooth", "dco", "tlora"]
 IdentifierMode = Literal["learned", "word"]
@@ -54,9 +55,18 @@ class _Range:
         return f"above {self.above} and at most {self.high}" if self.low is None else f"from {self.low} to {self.high}"
 
 
-def _set(default: Any, help: str, range: _Range | None = None) -> Any:
-    """A setting with its default and the sentence that tooltips and `--help` show; every number has its range."""
-    return field(default=default, metadata={"help": help, "range": range})
+def _set(default: Any, help: str, range: _Range | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """A setting with its default and the sentence that tooltips and `--help` show; every number has its range.
+
+    `choices`: of a text whose choices no Literal says.
+    """
+    return field(default=default, metadata={"help": help, "range": range, "choices": choices})
+
+
+def choices_of(item: dataclasses.Field[Any], hint: Any) -> tuple[str, ...]:
+    """The texts that a setting may be; none: it is no choice, or may also be a number."""
+    named = get_args(hint) if get_origin(hint) is Literal else ()
+    return item.metadata.get("choices") or named
 
 
 # The upper ends are ours. They keep every product of settings inside 32-bit floats and every count inside 64-bit ones.
@@ -189,14 +199,14 @@ class AptConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and the batch. Defaults are DCO's published recipe."""
+    """The optimizer and the batch. Defaults are DCO's published recipe."""
 
     learning_rate: float = _set(5e-5, "Learning rate of the LoRA.", _Range(above=0, high=1000))
     embedding_learning_rate: float = _set(5e-6, "Learning rate of the learned identifier.", _Range(0, 1000))
-    beta1: float = _set(0.9, "AdamW: decay of the mean of gradients.", _Range(0, below=1))
-    beta2: float = _set(0.999, "AdamW: decay of the mean of squared gradients.", _Range(0, below=1))
-    epsilon: float = _set(1e-8, "AdamW: added to the denominator.", _Range(above=0, high=1_000_000))
-    weight_decay: float = _set(1e-4, "AdamW: weight decay of the LoRA; the identifier has none.", _WEIGHT)
+    beta1: float = _set(0.9, "Decay of the mean of gradients.", _Range(0, below=1))
+    beta2: float = _set(0.999, "Decay of the mean of squared gradients.", _Range(0, below=1))
+    epsilon: float = _set(1e-8, "Added to the optimizer's denominator.", _Range(above=0, high=1_000_000))
+    weight_decay: float = _set(1e-4, "Weight decay of the LoRA; the identifier has none.", _WEIGHT)
     max_grad_norm: float = _set(
         1.0, "Gradients are scaled down to this norm; 0: no clipping.", _Range(0, 1_000_000_000)
     )
@@ -206,6 +216,11 @@ class OptimizerConfig:
     )
     batch_size: int = _set(1, "Pictures in one pass; memory grows with it.", _Range(1, 65536))
     accumulation: int = _set(1, "Passes summed into one optimizer step.", _Range(1, 1_000_000))
+    optimizer: str = _set(
+        "adamw",
+        "What moves the weights: adamw, or radam, which warms itself up. Both read the betas and epsilon here.",
+        choices=tuple(BUILDERS),
+    )
 
     def __post_init__(self) -> None:
         _check_values(self)
@@ -385,6 +400,8 @@ class TrainConfig:
             del values["adapter"]["min_rank"]
         if not self.reads_total_steps:
             del values["steps"]
+        if self.optimizer.optimizer == "adamw":  # runs of earlier versions do not name it
+            del values["optimizer"]["optimizer"]
         values["adapter"]["alpha"] = self.adapter.resolved_alpha
         values["init_word"] = self.resolved_init_word if self.identifier_mode == "learned" else ""
         if self.identifier_mode == "word":
@@ -455,8 +472,8 @@ def _check_values(config: Any) -> None:
     _check_types(config)
     hints = get_type_hints(type(config))
     for item in dataclasses.fields(config):
-        choices = get_args(hints[item.name])
-        if choices and all(isinstance(choice, str) for choice in choices):
+        choices = choices_of(item, hints[item.name])
+        if choices:
             value = getattr(config, item.name)
             _require(value in choices, item.name, repr(value), "choose one of " + ", ".join(choices))
     for kind in getattr(config, "augment_kinds", ()):

@@ -101,13 +101,18 @@ def picture(record: RunRecord, width: int) -> torch.Tensor:
 
 
 def verdict(record: RunRecord, advised: Recommendation, picked: int) -> str:
-    """What goes on and what is recommended, with its reason; then the run in words, and what the user was told."""
+    """What goes on and what is recommended, with its reason; then the run in words, and what the user was told.
+
+    In the language of the editor.
+    """
     from ..apt_train.report.verdict import paragraph
     from ..apt_train.run.notices import count_in_words
+    from .host.language import translated
 
     goes_on = f"Step {picked} goes on, as recommended"
     if picked != advised.step:
         goes_on = f"Step {picked} goes on; recommended is step {advised.step}"
-    told = [notice.text for notice in record.notices]
-    notices = "\n".join([f"{count_in_words(len(told))}:", *(f"- {text}" for text in told)]) if told else ""
-    return "\n\n".join(filter(None, [f"{goes_on}: {advised.reason}", paragraph(record.summary), notices]))
+    first = f"{translated(goes_on)}: {translated(advised.reason)}"
+    told = [translated(notice.text) for notice in record.notices]
+    notices = "\n".join([f"{translated(count_in_words(len(told)))}:", *(f"- {text}" for text in told)]) if told else ""
+    return "\n\n".join(filter(None, [first, paragraph(record.summary, translated), notices]))

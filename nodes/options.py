@@ -18,6 +18,7 @@ _SUBJECT = (Setting("", "identifier_mode"), Setting("", "init_word"), Setting(""
 # A workflow keeps widgets' values by their place: what was added later stands last, so that older ones still load.
 _ADDED = {
     "snapshots": [Setting("output", "watch_drift"), Setting("output", "drift_prompts")],
+    "optimizer": [Setting("optimizer", "optimizer")],
     "APT": [Setting("apt", "augment_fill")],
 }
 # What is turned seldom waits behind the node's "advanced" switch.
@@ -33,17 +34,18 @@ def groups() -> dict[str, list[Setting]]:
     """The settings on the node, by the headings of its labels."""
     return {
         "subject": list(_SUBJECT),
-        "APT": [setting for setting in _all("apt", AptConfig) if setting not in (*_PERFORMANCE, *_ADDED["APT"])],
+        "APT": [setting for setting in _all("apt", AptConfig) if setting not in _PERFORMANCE],
         "adapter": _all("adapter", AdapterConfig),
         "optimizer": _all("optimizer", OptimizerConfig),
         "data": _all("data", DataConfig),
         "performance": list(_PERFORMANCE),
-        "snapshots": [setting for setting in _all("output", OutputConfig) if setting not in _ADDED["snapshots"]],
+        "snapshots": _all("output", OutputConfig),
     }
 
 
 def _all(group: str, home: type) -> list[Setting]:
-    return [Setting(group, item.name) for item in dataclasses.fields(home) if item.name not in ON_TRAIN]
+    elsewhere = ON_TRAIN | {setting.name for settings in _ADDED.values() for setting in settings}
+    return [Setting(group, item.name) for item in dataclasses.fields(home) if item.name not in elsewhere]
 
 
 def settings_shown(shown: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from itertools import combinations
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from comfy_api.latest import io
 
-from ..apt_train.config import AugmentKind, TrainConfig
+from ..apt_train.config import AugmentKind, TrainConfig, choices_of
 from ..apt_train.errors import InputError
 from .wires import AptOptions
 
@@ -77,8 +77,8 @@ def widget(setting: Setting, *, label: str | None = None, **more: Any) -> io.Inp
         return io.Combo.Input(name, options=_combined(get_args(AugmentKind)), default="+".join(default), **shared)
     if get_origin(kind) is tuple:
         return io.String.Input(name, default="\n".join(default), multiline=True, **shared)
-    if get_origin(kind) is Literal:
-        return io.Combo.Input(name, options=list(get_args(kind)), default=default, **shared)
+    if choices := choices_of(setting.field, kind):
+        return io.Combo.Input(name, options=list(choices), default=default, **shared)
     if kind is bool:
         return io.Boolean.Input(name, default=default, **shared)
     if kind is str:

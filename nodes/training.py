@@ -23,7 +23,7 @@ from ..apt_train.run.folder import content_hash
 from .host.components import Wires
 from .host.copies import copy_notices
 from .host.memory import training_room
-from .host.progress import NodeProgress
+from .host.progress import NodeProgress, told_now_and_then
 from .host.weights import DigestCache
 from .run_store import (
     RESTARTED,
@@ -96,8 +96,9 @@ def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
     same job goes on from there.
     """
     check_places(job.config)
-    NodeProgress(node_id, job.config.steps).say("reading the weights")
-    digest = job.wires.digest(_DIGESTS)
+    say = NodeProgress(node_id, job.config.steps).say
+    say("reading the weights")
+    digest = job.wires.digest(_DIGESTS, told_now_and_then(say, "weights"))
     identity = _identity(job, digest)
     folder = find_folder(job.config, identity)
     if job.restart and not is_restart_to_finish(folder, job.config.steps):

@@ -62,9 +62,7 @@ class Watch:
             ended = "failed" if isinstance(error, Exception) and "Interrupt" not in type(error).__name__ else "stopped"
         self._live.finish(ended, self._step)
         if ended == "stopped":
-            usable = self._step and not self._config.reads_total_steps
-            how = f", or set steps to {self._step} to use it as it is" if usable else ""
-            line = f"stopped after step {self._step}: queue again to go on{how}"
+            line = stopped_line(self._step, usable=not self._config.reads_total_steps)
             self._progress.say(" · ".join([line, *notices_part(len(self._notices))]))
 
     def __call__(self, event: Event) -> None:
@@ -147,6 +145,14 @@ def say_finished(node_id: str, run: AptRun, trigger: str, trained: bool) -> None
     # In this order: the classic editor cuts off what is beyond two lines.
     parts = [f"{how}: {run.steps} steps", *told, f"prompts say {trigger}{alone}", f"run {run.run_id}"]
     NodeProgress(node_id, run.steps).say(" · ".join(parts))
+
+
+def stopped_line(step: int, *, usable: bool) -> str:
+    """What Cancel has left, and how to go on. `usable`: whether a run of that many steps would be the same."""
+    if not step:
+        return "stopped before the first step: queue again to train"
+    how = f", or set steps to {step} to use it as it is" if usable else ""
+    return f"stopped after step {step}: queue again to go on{how}"
 
 
 def notices_part(count: int) -> list[str]:

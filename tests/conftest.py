@@ -49,6 +49,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def blank_figures() -> Iterator[None]:
+    """Reports come without their curves, drawing which is most of a short run's time.
+
+    A test file that looks at them has a fixture of this name of its own, which does nothing.
+    """
+    from tests.blank_figures import leave_blank
+
+    with pytest.MonkeyPatch.context() as patch:
+        leave_blank(patch.setattr)
+        yield
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SD1.5-shaped model as a diffusers folder; only read."""

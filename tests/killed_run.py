@@ -1,6 +1,6 @@
 """A process that trains and is killed: what `tests/test_kill.py` runs, so that each kill costs no imports.
 
-`python -m tests.killed_run` reads orders from stdin, one JSON a line, and forks a child for each. A child trains a tiny
+`main` reads orders from stdin, one JSON a line, and forks a child for each. A child trains a tiny
 run and tells the moments it passes, each time it opens, moves or removes a file of the run, and at each event. At the
 moment that its order names it kills itself, as `kill -9` would. The report's figures are written blank, as drawing them
 takes longer than all else.
@@ -15,14 +15,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
-from PIL import Image
 
 from apt_train.events import BusyEvent, Event
-from apt_train.report import write
 from apt_train.training import finish
+from tests.blank_figures import leave_blank
 from tests.tiny import tiny_components
 from tests.training import pictures, run
 
@@ -78,7 +77,7 @@ def train(order: dict[str, Any], moments: Moments) -> None:
     folder = Path(order["folder"])
     sys.addaudithook(moments.audit)
     resume = (folder / "config.json").exists()
-    run(PARTS, PICTURES, output_dir=folder, resume=resume, on_event=moments.heard, **SETTINGS)
+    run(tiny_components(), pictures(), output_dir=folder, resume=resume, on_event=moments.heard, **SETTINGS)
 
 
 def _tear_the_log(step: int) -> None:
@@ -117,21 +116,8 @@ def serve(order: dict[str, Any]) -> dict[str, Any]:
     return {"ended": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), "passed": passed}
 
 
-class Blank:
-    """In the place of a figure."""
-
-    def savefig(self, file: IO[bytes], **_: Any) -> None:
-        Image.new("RGB", (4, 4)).save(file, format="PNG")
-
-
 def main() -> None:
-    for name in ("indicator_figure", "drift_figure", "losses_figure", "balance_figure"):
-        setattr(write, name, lambda *_, **__: Blank())
+    torch.set_num_threads(1)
+    leave_blank()
     for line in sys.stdin:
         print(json.dumps(serve(json.loads(line))), flush=True)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    PARTS, PICTURES = tiny_components(), pictures()
-    main()

@@ -206,7 +206,7 @@ def test_it_sits_on_the_named_layers_and_no_others(kind: str, targets: str) -> N
 
 def test_the_update_is_b_a_times_alpha_over_rank() -> None:
     unet = tuned_unet(rank=4, alpha=2.0)
-    name = "up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    name = "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     layer, state = unet.get_submodule(name), Adapter(unet).state()
     x = torch.randn(2, 5, state[f"{name}.lora_A.weight"].shape[1], generator=generator("x"))
     with torch.no_grad():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,17 +17,11 @@ SETTINGS: dict[str, Any] = {"steps": 4, "snapshot_every": 2, "preview_every": 2,
 IN_TRAIN: list[Work] = [what for what in get_args(Work) if what != "weights"]  # those the caller reads
 STOP, CANCEL = "stop", "cancel"
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 class Cancelled(BaseException):
     """As hosts raise it: no Exception."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def undrawn() -> Iterator[None]:
-    """No report: it is most of a short run's time, and not looked at here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("apt_train.training.finish.write_report", lambda folder: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -51,6 +52,11 @@ def refusal(path: Path, **options) -> str:
 
 def test_missing_path(tmp_path):
     assert "does not exist" in refusal(tmp_path / "nowhere.safetensors")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no devices among the files")
+def test_a_device_is_no_file(tmp_path):
+    assert "is no file: check the path" in refusal(Path("/dev/null"))
 
 
 def test_zero_bytes(tmp_path):

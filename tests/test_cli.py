@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from apt_train import cli
 from apt_train.errors import InputError
 from apt_train.families.components import Components
+from tests.forked import Forked
 
 
 def arguments(model: Path, photos: Path, output: Path, *more: str) -> list[str]:
@@ -335,7 +336,6 @@ def test_a_given_vae_and_zero_terminal_snr_are_kept_for_resume(model: Path, phot
         assert cli.main(["resume", str(output), "--steps", "5", "--device", "cpu"]) == 2
 
 
-@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT as a terminal does")
 def test_notices_are_told_once_and_counted_at_the_end(
     model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -351,25 +351,36 @@ def test_notices_are_told_once_and_counted_at_the_end(
     assert "are the same picture" not in again.err and f"{words}, told above" in again.out
 
 
-@pytest.mark.parametrize("name", ["SIGINT", *(pytest.param(n, marks=pytest.mark.slow) for n in ("SIGTERM", "SIGHUP"))])
-def test_ctrl_c_saves_exports_and_says_how_to_go_on(name: str, model: Path, photos: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    command = [sys.executable, "-m", "apt_train", *arguments(model, photos, output, "--steps", "100000")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
+def check_stopped_by(name: str, process: subprocess.Popen[str] | Forked, output: Path) -> None:
+    """Send the signal after the first step: the run ends as done, and a resume goes on behind its last step."""
+    assert process.stdout is not None and process.stderr is not None
     while "step" not in (line := process.stderr.read(80)):
         assert line, "the run ended before its first step"
-    process.send_signal(getattr(signal, name))
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
+    os.kill(process.pid, getattr(signal, name))
+    out, told = process.stdout.read(), process.stderr.read()
+    assert process.wait() == 0, told
     assert f"apt-train resume {output}" in out
     done = len((output / "log.jsonl").read_text().splitlines())
     assert done < 100000 and load_file(output / "toy_subject.safetensors")
     assert (output / "snapshots" / f"step_{done:06d}" / "state.safetensors").exists()
-    again = subprocess.run(
-        [sys.executable, "-m", "apt_train", "resume", str(output), "--steps", str(done + 2), "--device", "cpu"],
-        capture_output=True,
-        text=True,
-    )
-    assert again.returncode == 0, again.stderr
+    assert cli.main(["resume", str(output), "--steps", str(done + 2), "--device", "cpu"]) == 0
     assert len((output / "log.jsonl").read_text().splitlines()) == done + 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="forks, and sends SIGINT as a terminal does")
+def test_ctrl_c_saves_exports_and_says_how_to_go_on(model: Path, photos: Path, tmp_path: Path) -> None:
+    command = arguments(model, photos, tmp_path / "out", "--steps", "100000")
+    process = Forked(lambda: cli.main(command))
+    try:
+        check_stopped_by("SIGINT", process, tmp_path / "out")
+    finally:
+        process.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="sends signals as a terminal does")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_so_does_a_process_started_by_the_user(name: str, model: Path, photos: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "apt_train", *arguments(model, photos, tmp_path / "out", "--steps", "100000")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        check_stopped_by(name, process, tmp_path / "out")

@@ -156,6 +156,7 @@ def test_a_caption_may_say_its_encoding(tmp_path, encoding):
         ("a.caption", b"\x89PNG\r\n\x1a\n\0", "not UTF-8"),
         ("a.txt", b"word " * 10_000_000, "48 MB"),
         ("a.txt", b"word " * 20_000, "98 kB"),
+        ("a.txt", b"word " * 2_001, "10005 letters"),
     ],
 )
 def test_a_caption_that_is_no_text_is_refused(tmp_path, name, content, words):
@@ -358,6 +359,7 @@ def test_a_single_caption_counts_for_all_pictures_and_says_so(captions):
 def test_captions_that_are_no_text_are_refused():
     refused(lambda: ImageSet.from_tensors(torch.rand(2, 4, 4, 3), [1, 2]), "caption", "int", "string")
     refused(lambda: ImageSet.from_tensors(torch.rand(1, 4, 4, 3), "a \ud83d toy"), "caption", "half a character")
+    refused(lambda: ImageSet.from_tensors(torch.rand(1, 4, 4, 3), "toy " * 2_501), "caption", "10004 letters")
 
 
 @pytest.mark.parametrize(

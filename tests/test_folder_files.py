@@ -165,6 +165,44 @@ def test_loss_masks_of_other_trainers_are_read_and_are_no_pictures(folder: Path,
     assert images.images[0].mask is not None and images.images[0].mask.mean().item() == pytest.approx(128 / 255)
 
 
+@pytest.mark.parametrize("name", ["a mask.png", "A Mask.png", "a (mask).jpg", "mask_a.png", "mask-a.png", "Mask a.png"])
+def test_what_is_called_the_mask_of_a_picture_there_is_one_and_named(folder: Path, name: str) -> None:
+    """Else it would be trained as a picture of the subject."""
+    save(folder / name, 128, mode="L")
+    images = load_images(folder)
+    assert names(images) == ["a.png"] and images.images[0].mask is not None
+    assert images.images[0].mask.mean().item() == pytest.approx(128 / 255, abs=0.01)
+    assert "rename it" in said_once(images, name)
+
+
+@pytest.mark.parametrize("name", ["carnival mask.png", "mask_old.png", "mask.png", "b mask.png"])
+def test_a_picture_of_a_mask_is_a_picture(folder: Path, name: str) -> None:
+    save(folder / name)
+    assert names(load_images(folder)) == sorted(["a.png", name])
+
+
+def test_of_a_mask_by_name_and_ours_ours_counts(folder: Path) -> None:
+    save(folder / "a mask.png", 100, mode="L")
+    save(folder / "a-mask.png", 50, mode="L")
+    images = load_images(folder)
+    assert images.images[0].mask is not None and images.images[0].mask.mean().item() == pytest.approx(50 / 255)
+    assert "not used" in said_once(images, "a mask.png")
+
+
+@pytest.mark.parametrize("name", [".mask_a.png", ".a-mask.png", ".b.png"])
+def test_a_hidden_picture_is_left_out_and_named(folder: Path, name: str) -> None:
+    save(folder / name)
+    images = load_images(folder)
+    assert names(images) == ["a.png"] and images.images[0].mask is None
+    assert "hidden" in said_once(images, name)
+
+
+def test_what_systems_leave_is_not_named(folder: Path) -> None:
+    for name in (".DS_Store", "._a.png", "Thumbs.db", ".gitignore"):
+        (folder / name).write_bytes(b"\0\5\x16\7")
+    assert load_images(folder).notes == []
+
+
 def test_of_several_masks_ours_counts_and_the_others_are_named(folder: Path) -> None:
     for value, name in ((50, "a-mask.png"), (100, "a-masklabel.png"), (150, "a_mask.png")):
         save(folder / name, value, "L")

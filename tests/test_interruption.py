@@ -44,12 +44,6 @@ def handlers() -> Iterator[None]:
     assert {number: signal.getsignal(number) for number in numbers} == before
 
 
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing it takes longer than the rest."""
-    monkeypatch.setattr(apt_train.training.loop, "write_extras", lambda *_: None)
-
-
 def send(*names: str) -> None:
     for name in names:
         os.kill(os.getpid(), getattr(signal, name))

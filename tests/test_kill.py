@@ -10,8 +10,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +17,9 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests import killed_run
+from tests.forked import Forked
+
 KILLED, DONE = -signal.SIGKILL if hasattr(signal, "SIGKILL") else None, 0
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
@@ -59,14 +59,10 @@ class Trainer:
     """The process that forks a child for every order."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-m", "tests.killed_run"]
-        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True, env=one_thread)
+        self._process = Forked(killed_run.main)
 
     def train(self, folder: Path, *, kill_after: float | None = None, **order: Any) -> dict[str, Any]:
         """`{ended, passed}` of a child; `kill_after`: seconds until it is killed from outside."""
-        assert self._process.stdin is not None
         print(json.dumps({"folder": str(folder), **order}), file=self._process.stdin, flush=True)
         child = self._answer()["child"]
         if kill_after is not None:
@@ -75,14 +71,12 @@ class Trainer:
         return self._answer()
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert line, "the trainer has died"
         return json.loads(line)
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._process.close()
 
 
 @pytest.fixture(scope="module")

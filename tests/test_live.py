@@ -25,10 +25,17 @@ from tests.node_modules import node_module
 from tests.synthetic_run import plausible_log, write_run
 
 
-@pytest.fixture
-def live() -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def imported() -> Iterator[Any]:
     with node_module("live") as module:
         yield module
+
+
+@pytest.fixture
+def live(imported: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module, in a session without runs."""
+    monkeypatch.setattr(imported, "_SESSION", imported.Session())
+    return imported
 
 
 def event(step: int, **changes: Any) -> StepEvent:

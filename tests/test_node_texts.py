@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from .help_pages import made, page_of, tables
 from .node_texts import ENGLISH, LOCALES, ROOT, Node, Slot, english_text, node_defs, nodes
 
 DOCS = ROOT / "web" / "docs"
@@ -240,7 +241,21 @@ def shown_default(slot: Slot) -> str:
 
 
 def test_every_node_has_a_page_and_every_page_a_node() -> None:
-    assert {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.*")} == {f"{name}.md" for name in nodes()}
+    translated = {f"{name}/{language}.md" for name in nodes() for language in OTHERS}
+    found = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.*")}
+    assert found == {f"{name}.md" for name in nodes()} | translated
+
+
+@pytest.mark.parametrize("language", OTHERS)
+@pytest.mark.parametrize("node", NODES, ids=lambda node: node.node_id)
+def test_a_translated_page_has_the_translated_tables(node: Node, language: str) -> None:
+    """By hand it says what to do first, and what a refusal looks like."""
+    text = page_of(node.node_id, language).read_text(encoding="utf-8")
+    assert made(text) == tables(node, language), "run `python -m tests.help_pages`"
+    assert text.startswith(f"# {locale(language)[node.node_id]['display_name']}\n")
+    assert all(f"| `{slot.id}` |" in text for slot in node.inputs)
+    assert re.findall(r"<[^!\s]", re.sub(r"`[^`\n]*`", "", text)) == []
+    list(rows(text))  # each row has its table's cells
 
 
 @pytest.mark.parametrize("node", NODES, ids=lambda node: node.node_id)

@@ -44,12 +44,6 @@ def without_drift(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DriftWatch, "measure", fail)
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No report: it is most of a short run's time."""
-    monkeypatch.setattr("apt_train.training.finish.write_report", lambda folder: None)
-
-
 @pytest.mark.usefixtures("without_drift")
 def test_what_was_told_stands_in_folder_report_and_result(tmp_path: Path) -> None:
     recorder = Recorder()
@@ -64,7 +58,7 @@ def test_what_was_told_stands_in_folder_report_and_result(tmp_path: Path) -> Non
     assert [line["step"] for line in log] == [1, 2] and "text" not in log[0]
 
 
-@pytest.mark.usefixtures("without_drift", "undrawn")
+@pytest.mark.usefixtures("without_drift", "no_report")
 def test_a_resumed_run_keeps_each_notice_once_and_tells_the_pictures_own_no_more(tmp_path: Path) -> None:
     settings = {"images": alike(), "snapshot_every": 2, "output_dir": tmp_path}
     first = run(steps=2, **settings)
@@ -83,7 +77,7 @@ def test_nothing_to_tell_leaves_no_file_and_no_section(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["notices"] == []
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("no_report")
 def test_a_run_without_a_step_leaves_none_and_its_folder_is_taken_again(tmp_path: Path) -> None:
     def stop(event: Event) -> None:
         if isinstance(event, NoticeEvent):
@@ -94,7 +88,7 @@ def test_a_run_without_a_step_leaves_none_and_its_folder_is_taken_again(tmp_path
     assert run(images=alike(), steps=1, output_dir=tmp_path).notices == stopped.notices
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("no_report")
 def test_a_run_cancelled_at_its_first_step_has_them_all(tmp_path: Path) -> None:
     def cancel(event: Event) -> None:
         if isinstance(event, StepEvent):

@@ -5,7 +5,9 @@ Not here: folders (`test_folder_files`), modes, alpha and damaged pixels (`test_
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import random
 import struct
 import zlib
@@ -438,3 +440,21 @@ def test_text_beside_a_picture_is_kept_away_from_the_decoder(tmp_path: Path) -> 
     noise().save(tmp_path / "a.png", pnginfo=text)
     found = read_picture(tmp_path / "a.png", WHITE)
     assert torch.equal(found.pixels, as_pixels(noise())) and found.remarks == ()
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])
+def test_what_libtiff_complains_of_is_not_shown(
+    compression: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It writes past Python, between the lines of a run."""
+    stored = io.BytesIO()
+    Image.effect_noise((32, 32), 50).save(stored, "TIFF", compression=compression)
+    for place in range(8, len(stored.getvalue()), 40):
+        data = bytearray(stored.getvalue())
+        data[place] ^= 0xFF
+        (tmp_path / "a.tif").write_bytes(data)
+        with contextlib.suppress(InputError):
+            read_picture(tmp_path / "a.tif", (255, 255, 255))
+    assert capfd.readouterr().err == ""
+    os.write(2, b"heard")
+    assert capfd.readouterr().err == "heard"

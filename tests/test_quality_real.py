@@ -330,6 +330,21 @@ def text_tower_alone(folder: Path) -> None:
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def of_a_kernel(folder: Path) -> None:
+    """Which transformers would look for where its libraries are installed."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vision_config": {"attn_implementation": "x/y"}}))
+
+
+def of_remote_code(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "x/y--z.Model"}}))
+
+
+def a_list(folder: Path) -> None:
+    (folder / "config.json").write_text("[]")
+
+
 def of_another_kind(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "siglip"}))
@@ -344,9 +359,12 @@ def of_another_kind(folder: Path) -> None:
         (pickled, ("pytorch_model.bin only, a pickle", "get the model's .safetensors")),
         (halved, ("cannot be loaded", "get it again")),
         (remove("preprocessor_config.json"), ("preprocessor_config.json", "get the whole model")),
+        (of_a_kernel, ("has attn_implementation", "take that line out")),
+        (of_remote_code, ("has auto_map", "take that line out")),
+        (a_list, ("no readable config.json", "give a transformers folder")),
         (of_another_kind, ("holds a model of type siglip", "give one of")),
     ],
-    ids=["config", "weights", "pickle", "halved", "preprocessor", "kind"],
+    ids=["config", "weights", "pickle", "halved", "preprocessor", "kernel", "code", "list", "kind"],
 )
 def test_a_network_that_cannot_be_used_is_refused_in_words(
     network: str, damage: Callable[[Path], None], words: tuple[str, ...], place: Path, tmp_path: Path

@@ -36,6 +36,11 @@ from tests.synthetic_run import plausible_log, plausible_maps, write_attention, 
 from tests.training import run
 
 
+@pytest.fixture(scope="module", autouse=True)
+def blank_figures() -> None:
+    """They are drawn here: how they look is what is tested."""
+
+
 def told(folder: Path, lines, config: TrainConfig | None = None) -> str:
     """The verdict on these log lines."""
     write_run(folder, lines, config)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import apt_train.training.loop
 from apt_train import cli
 from apt_train.data.dataset import ImageSet, TrainImage, load_images
 from apt_train.errors import InputError
@@ -21,13 +20,7 @@ from tests.test_cli import arguments, refused
 from tests.tiny import tiny_components
 from tests.training import pictures, run
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_report() -> Iterator[None]:
-    """Drawing it takes longer than the rest."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(apt_train.training.loop, "write_extras", lambda *_: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 # -- which of them differs

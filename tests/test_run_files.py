@@ -27,8 +27,9 @@ from apt_train.run import lock
 from apt_train.run.config_file import read_config
 from apt_train.run.folder import RunFolder
 from apt_train.run.log import cut_log, read_log
+from apt_train.run.optimizer_state import put_back, take
 from apt_train.run.snapshot import check_kept, read_newest_state, write_snapshot
-from apt_train.run.state import Damaged, State, check_state, read_state, write_state
+from apt_train.run.state import Damaged, State, check_state, most_state_bytes, read_state, write_state
 from apt_train.training import finish
 from apt_train.training.indicator import OverfitIndicator
 from tests.damaged_runs import FILES
@@ -262,8 +263,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def a_run() -> Any:
     """What a state is checked against."""
+    trained = torch.nn.Parameter(torch.ones(2, 3))
     return SimpleNamespace(
-        trainable={"a": torch.nn.Parameter(torch.ones(2, 3))},
+        trainable={"a": trained},
+        optimizer=torch.optim.AdamW([trained]),
         indicator=OverfitIndicator(bins=2),
         scaler=torch.amp.GradScaler("cpu", enabled=False),
     )
@@ -273,7 +276,7 @@ def a_state(step: int = 5) -> State:
     moments = {f"optimizer/{key}/a": torch.full((2, 3), 0.5) for key in ("exp_avg", "exp_avg_sq")}
     tensors = {"a": torch.full((2, 3), 0.25), "optimizer/step/a": torch.tensor(5.0), **moments}
     values = {"step": step, "indicator": OverfitIndicator(bins=2).state_dict(), "variants": 1, "scaler": {}}
-    return State(tensors, values)
+    return State(tensors, {**values, "optimizer": json.loads(json.dumps(take(a_run().optimizer, {})[1]))})
 
 
 def test_a_flipped_bit_anywhere_in_a_state_is_noticed(tmp_path: Path) -> None:
@@ -304,9 +307,17 @@ def test_a_cut_or_emptied_state_is_noticed(tmp_path: Path, name: str, damage: Ca
         read_state(tmp_path)
 
 
+def claim(path: Path, size: int) -> None:
+    """A safetensors file with a hole of that many bytes, which its header says are one tensor."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + size)
+
+
 STRANGE: dict[str, Callable[[Path], object]] = {
     "a terabyte": FILES["a terabyte"](""),
     "a terabyte behind a sound beginning": lambda path: os.truncate(path, 1 << 40),
+    "a terabyte that its header claims": lambda path: claim(path, 1 << 40),
     "a pipe": FILES["a pipe"](""),
     "a link to a device": FILES["a link to a device"](""),
 }
@@ -331,8 +342,21 @@ def test_what_has_no_end_is_damaged_and_not_read(
         )
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no holes in files")
+def test_a_state_of_more_than_the_run_can_hold_is_not_read(tmp_path: Path) -> None:
+    """A gigabyte would be hashed within a second or two; a hundred would not."""
+    folder = tmp_path / "step_000005"
+    folder.mkdir()
+    write_state(folder, a_state())
+    claim(folder / names.STATE_TENSORS, 1 << 30)
+    run = a_run()
+    assert most_state_bytes(run) < 1 << 25
+    state, faults = read_newest_state(tmp_path, lambda found: check_state(run, found), most_state_bytes(run))
+    assert state is None and "larger than any" in faults[0]
+
+
 def test_a_state_of_a_newer_version_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apt_train.run.state.FORMAT", 2)
+    monkeypatch.setattr("apt_train.run.state.FORMAT", 3)
     write_state(tmp_path, a_state())
     monkeypatch.undo()
     with pytest.raises(InputError, match="another version"):
@@ -343,7 +367,40 @@ def write_old_state(folder: Path, state: State) -> None:
     """As written before states had checksums."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state.tensors, folder / names.STATE_TENSORS)
-    (folder / names.STATE_VALUES).write_text(json.dumps(state.values))
+    first = {name: value for name, value in state.values.items() if name != "optimizer"}
+    (folder / names.STATE_VALUES).write_text(json.dumps(first))
+
+
+STRANGE_SETTINGS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no groups": lambda o: o.pop("groups"),
+    "a group more": lambda o: o["groups"].append({}),
+    "a group that is none": lambda o: o.update(groups=["lr"]),
+    "rate as text": lambda o: o["groups"][0].update(lr="fast"),
+    "rate infinite": lambda o: o["groups"][0].update(lr=float("inf")),
+    "one beta": lambda o: o["groups"][0].update(betas=[0.9]),
+    "switch as text": lambda o: o["groups"][0].update(amsgrad="yes"),
+    "values of a stranger": lambda o: o["values"].update(b={"k": 1}),
+    "values a list": lambda o: o.update(values=[]),
+}
+
+
+@pytest.mark.parametrize("name", STRANGE_SETTINGS)
+def test_settings_of_an_optimizer_that_no_run_has_are_damage(tmp_path: Path, name: str) -> None:
+    """Also where the checksum fits: it says who wrote the file, not that it makes sense."""
+    state = a_state()
+    check_state(a_run(), state)
+    STRANGE_SETTINGS[name](state.values["optimizer"])
+    with pytest.raises(Damaged, match=r"state\.json"):
+        check_state(a_run(), state)
+
+
+def test_a_setting_that_another_torch_has_is_left_out() -> None:
+    state, fresh = a_state(), a_run()
+    state.values["optimizer"]["groups"][0] |= {"newer": "x", "lr": 0.5}
+    check_state(fresh, state)
+    put_back(fresh.optimizer, fresh.trainable, state.tensors, state.values["optimizer"])
+    assert fresh.optimizer.param_groups[0]["lr"] == 0.5 and "newer" not in fresh.optimizer.param_groups[0]
+    assert fresh.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
 
 
 OLD_DAMAGE: dict[str, Callable[[State], Any]] = {
@@ -379,7 +436,8 @@ def test_a_state_without_checksum_is_still_read(tmp_path: Path) -> None:
     write_old_state(tmp_path, a_state())
     found = read_state(tmp_path)
     check_state(a_run(), found)
-    assert found.values == a_state().values and torch.equal(found.tensors["a"], a_state().tensors["a"])
+    written = {name: value for name, value in a_state().values.items() if name != "optimizer"}
+    assert found.values == written and torch.equal(found.tensors["a"], a_state().tensors["a"])
 
 
 def test_the_newest_state_that_can_be_used_is_found_and_why_no_newer_one(tmp_path: Path) -> None:

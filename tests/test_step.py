@@ -453,7 +453,7 @@ def test_ranks_by_timestep_act_in_the_tuned_pass() -> None:
     assert not torch.allclose(run(full, batch_of((0, 850))).total, ranked.total)
     with made.step.adapter.at(torch.tensor([900, 990])):
         late = made.gradients(run(made, batch_of((900, 990))).total)
-    a = late["up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"]
+    a = late["up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight"]
     assert a is not None and a[0].any() and not a[1:].any()
     # rank r at t = 0: the whole adapter
     one = batch_of((0,))

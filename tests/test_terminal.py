@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-import apt_train.training.loop
 from apt_train import cli
 from apt_train.console.terminal import lossy, lossy_output
 from tests.test_cli import arguments
@@ -44,6 +43,7 @@ ERRORS: dict[str, Any] = {
 }
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("kind", ERRORS)
 def test_a_run_ends_well_whatever_becomes_of_the_terminal(
     kind: str,
@@ -52,7 +52,6 @@ def test_a_run_ends_well_whatever_becomes_of_the_terminal(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(apt_train.training.loop, "write_extras", lambda *_: None)
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, ERRORS[kind]())
     assert cli.main([*arguments(model, photos, tmp_path / "out", "--steps", "1"), "--no-watch-drift"]) == 0

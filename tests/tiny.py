@@ -71,8 +71,8 @@ def tiny_unet(sdxl: bool = False) -> UNet2DConditionModel:
         )
         if sdxl
         else dict(
-            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
             attention_head_dim=2,
             cross_attention_dim=32,
         )

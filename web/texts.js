@@ -21,12 +21,18 @@ export function say(english, values = {}) {
 
 /** A sentence of the server's, whose translation has `{1}`, `{2}` ... where it differs from case to case. */
 export function saySentence(english) {
-  for (const [pattern, text] of Object.entries(ours().server ?? {})) {
+  for (const [pattern, text] of bySaying(ours().server ?? {})) {
     const parts = pattern.split(/\{\d\}/).map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
     const found = english.match(new RegExp(`^${parts.join("(.+?)")}$`, "s"));
     if (found) return text.replace(/\{(\d)\}/g, (_, place) => found[place]);
   }
   return english;
+}
+
+/** What says most by itself comes first, as on the server. */
+function bySaying(sentences) {
+  const words = ([pattern]) => pattern.replace(/\{\d\}/g, "").length;
+  return Object.entries(sentences).sort((one, other) => words(other) - words(one));
 }
 
 /** A choice as the combo shows it: the value, which errors and help pages name, and what it means. */

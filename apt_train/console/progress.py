@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
+from typing import TextIO
 
 import psutil
 import torch
@@ -13,18 +15,22 @@ from tqdm import tqdm
 
 from ..events import BusyEvent, Event, NoticeEvent, PreviewEvent, StepEvent, StopTraining
 from .interruption import Heard, Interrupted, handled
-from .terminal import lossy
+from .terminal import is_terminal, lossy
+
+LINE_EVERY = 10.0  # seconds between lines of progress where there is no terminal
 
 
 class Progress:
-    """An `on_event` callback that draws loss, gamma, rate, time left and memory on one line."""
+    """An `on_event` callback that shows loss, gamma, rate, time left and memory, on one line where there is a terminal.
+
+    What is printed after it, an error too, begins on a line of its own.
+    """
 
     def __init__(self, device: str | None = None) -> None:
         self.stop_requested = False
         self._device = device
-        self._file = lossy(sys.stderr)
-        self._bar: tqdm | None = None
-        self._busy_line: tqdm | None = None  # beneath the bar, while something else than a step goes on
+        file = lossy(sys.stderr)
+        self._screen: _Terminal | _Lines = _Terminal(file) if is_terminal(file) else _Lines(file)
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, NoticeEvent):
@@ -32,10 +38,10 @@ class Progress:
         elif isinstance(event, PreviewEvent):
             self.say(f"Preview at step {event.step}: {len(event.tuned)} pictures.")
         elif isinstance(event, StepEvent):
-            self._end_busy()
-            self._show(event)
+            gamma = sum(event.gamma) / len(event.gamma)
+            self._screen.step(event, f"loss {event.loss:.4f}, gamma {gamma:.2f}{self._memory()}")
         else:
-            self._show_busy(event)
+            self._screen.busy(event)
         if self.stop_requested and not isinstance(event, NoticeEvent):
             raise StopTraining
 
@@ -45,35 +51,11 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end_busy()
-        if self._bar is not None:
-            self._bar.close()
+        self._screen.close()
 
     def say(self, text: str) -> None:
-        """A line above the bar."""
-        tqdm.write(text, file=self._file)
-
-    def _show_busy(self, event: BusyEvent) -> None:
-        if self._busy_line is None:
-            self._busy_line = tqdm(
-                total=0, bar_format="{desc}", leave=False, miniters=0, file=self._file, dynamic_ncols=True
-            )
-        self._busy_line.set_description_str(event.text, refresh=event.done == 0)
-        self._busy_line.update(0)  # a few times a second, like every bar
-
-    def _end_busy(self) -> None:
-        if self._busy_line is not None:
-            self._busy_line.close()
-            self._busy_line = None
-
-    def _show(self, event: StepEvent) -> None:
-        if self._bar is None:
-            self._bar = tqdm(
-                total=event.total, initial=event.step - 1, unit="step", file=self._file, dynamic_ncols=True
-            )
-        gamma = sum(event.gamma) / len(event.gamma)
-        self._bar.set_postfix_str(f"loss {event.loss:.4f}, gamma {gamma:.2f}{self._memory()}", refresh=False)
-        self._bar.update()
+        """A line of its own."""
+        self._screen.say(text)
 
     def _memory(self) -> str:
         """In GB, the most that CUDA held, or what the process holds; empty where the system does not say."""
@@ -85,6 +67,87 @@ class Progress:
         except (psutil.Error, OSError, RuntimeError, ValueError):
             return ""
         return f", {held / 1e9:.1f} GB"
+
+
+class _Terminal:
+    """A bar of steps that is drawn over and over, and beneath it, for as long as it lasts, what else is being done."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._bar: tqdm | None = None
+        self._busy_line: tqdm | None = None
+
+    def say(self, text: str) -> None:
+        tqdm.write(text, file=self._file)
+
+    def busy(self, event: BusyEvent) -> None:
+        if self._busy_line is None:
+            self._busy_line = tqdm(
+                total=0, bar_format="{desc}", leave=False, miniters=0, file=self._file, dynamic_ncols=True
+            )
+        self._busy_line.set_description_str(event.text, refresh=event.done == 0)
+        self._busy_line.update(0)  # a few times a second, like every bar
+
+    def step(self, event: StepEvent, values: str) -> None:
+        self._end_busy()
+        if self._bar is None:
+            self._bar = tqdm(
+                total=event.total, initial=event.step - 1, unit="step", file=self._file, dynamic_ncols=True
+            )
+        self._bar.set_postfix_str(values, refresh=False)
+        self._bar.update()
+
+    def close(self) -> None:
+        self._end_busy()
+        if self._bar is not None:
+            self._bar.close()
+
+    def _end_busy(self) -> None:
+        if self._busy_line is not None:
+            self._busy_line.close()
+            self._busy_line = None
+
+
+class _Lines:
+    """The same for a file or a pipe, where nothing can be drawn over: whole lines, few enough to read."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._began: tuple[float, int] | None = None  # when the first step ended, and the steps before it
+        self._work: str | None = None  # what the last line about no step was about
+        self._last_line = 0.0
+        self._unsaid: str | None = None  # the newest step, while no line has told it
+
+    def say(self, text: str) -> None:
+        self._file.write(f"{text}\n")
+        self._file.flush()
+
+    def busy(self, event: BusyEvent) -> None:
+        if event.what != self._work or self._is_time():
+            self._work = event.what
+            self._told(event.text)
+
+    def step(self, event: StepEvent, values: str) -> None:
+        is_first = self._began is None
+        began, before = self._began = self._began or (time.monotonic() - event.seconds, event.step - 1)
+        line = tqdm.format_meter(
+            event.step, event.total, time.monotonic() - began, unit="step", initial=before, postfix=values,
+            bar_format="step {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+        )  # fmt: skip
+        self._unsaid = line
+        if is_first or event.step == event.total or self._is_time():
+            self._told(line)
+
+    def close(self) -> None:
+        if self._unsaid is not None:
+            self._told(self._unsaid)
+
+    def _is_time(self) -> bool:
+        return time.monotonic() - self._last_line >= LINE_EVERY
+
+    def _told(self, line: str) -> None:
+        self._last_line, self._unsaid = time.monotonic(), None
+        self.say(line)
 
 
 @contextlib.contextmanager

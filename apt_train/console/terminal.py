@@ -50,6 +50,14 @@ def lossy(stream: TextIO | None) -> TextIO:
     return cast(TextIO, stream if isinstance(stream, _Lossy) else _Lossy(stream))
 
 
+def is_terminal(stream: TextIO) -> bool:
+    """Whether somebody watches it, and lines can be drawn over."""
+    try:
+        return stream.isatty()
+    except (OSError, ValueError):  # closed
+        return False
+
+
 @contextlib.contextmanager
 def lossy_output() -> Iterator[None]:
     """Inside the block nothing that is printed can raise, nor at the interpreter's end what is still unwritten."""

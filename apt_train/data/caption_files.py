@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..wording import printable
 
 MAX_BYTES = 2**16  # a long caption has some hundred words
+MAX_LETTERS = 10_000  # beyond, each step reads hundreds of chunks of 75 tokens, for minutes
 # UTF-32's mark begins with UTF-16's, so it comes first.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -57,6 +58,8 @@ def _read_text(path: Path) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError:
         raise InputError(f"{name} is not UTF-8 text: save it as UTF-8.") from None
+    if len(text) > MAX_LETTERS:
+        raise InputError(f"{name} has {len(text)} letters, too many for a caption: write some sentences, or remove it.")
     if "\0" in text:  # UTF-16 without its mark, or no text at all
         raise InputError(f"{name} is not UTF-8 text, as it holds zero bytes: save it as UTF-8.")
     return text

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..paths import expanded
 from ..wording import listed, printable
-from .caption_files import on_one_line, read_caption
+from .caption_files import MAX_LETTERS, on_one_line, read_caption
 from .folder_files import PictureFiles, sort_folder
 from .pictures import Color, Picture, fit_mask, parse_color, read_mask, read_picture
 from .tensor_pictures import to_mask, to_pixels, unbatch
@@ -290,6 +290,8 @@ def _check_text(caption: object) -> None:
         return
     if not isinstance(caption, str):
         raise InputError(f"A caption is a {type(caption).__name__}: give one string per image.")
+    if len(caption) > MAX_LETTERS:
+        raise InputError(f"A caption has {len(caption)} letters, too many: write some sentences.")
     try:
         caption.encode()
     except UnicodeEncodeError:

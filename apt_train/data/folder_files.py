@@ -28,6 +28,8 @@ UNREAD_SUFFIXES = (
     ".dng",
 )  # pictures, but not read
 MASK_ENDINGS = ("-mask", "-masklabel", "_mask", "_masklabel", ".mask")  # ours; OneTrainer's; common. The first counts
+# What is a mask only beside the picture of that name: else a "carnival mask.png" would be none of a subject.
+_MASKS_BY_PICTURE = ("{} mask", "{} (mask)", "{}(mask)", "mask_{}", "mask-{}", "mask {}", "mask.{}")
 CONDITION_ENDING = "-condlabel"  # OneTrainer's pictures for the conditioning, not of the subject
 _LEFT_BY_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir")
 _LOOKED_THROUGH = 1000  # entries of a sub-folder, to say whether it holds pictures
@@ -63,6 +65,8 @@ class _Found:
     misnamed: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
+    hidden: list[Path] = field(default_factory=list)  # pictures, by content
+    by_picture: list[Path] = field(default_factory=list)  # masks for what a picture beside them is called
 
 
 def sort_folder(folder: Path) -> Folder:
@@ -74,6 +78,7 @@ def sort_folder(folder: Path) -> Folder:
     found = _Found()
     for path in _entries(folder):
         _put(found, path)
+    _find_masks_by_picture(found)
     masks, captions = _by_stem(found.masks), _by_stem([(path.stem, path) for path in found.captions])
     sorted_ = Folder(with_pictures=[path for path in found.folders if _holds_pictures(path)])
     for path in found.pictures:
@@ -92,18 +97,25 @@ def _entries(folder: Path) -> list[Path]:
         what = "is a file" if os.path.exists(folder) else "does not exist"
         raise InputError(f"The image folder {shown} {what}: give a folder with pictures of the subject.")
     try:
-        entries = [path for path in folder.iterdir() if not _is_hidden(path.name)]
+        entries = [path for path in folder.iterdir() if not _is_a_systems(path.name)]
     except OSError as error:
         raise InputError(f"The image folder {shown} cannot be read: {error.strerror}.") from error
     return sorted(entries, key=lambda path: path.name)
 
 
+def _is_a_systems(name: str) -> bool:
+    """`._X.png` is what a Mac writes beside X.png on a foreign disk."""
+    return name.startswith("._") or name.lower() in _LEFT_BY_SYSTEMS
+
+
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
+    return name.startswith(".") or _is_a_systems(name)
 
 
 def _put(found: _Found, path: Path) -> None:
     suffix, stem = path.suffix.lower(), path.stem
+    if _is_hidden(path.name):
+        return found.hidden.append(path) if os.path.isfile(path) and is_picture(path) else None
     if os.path.isdir(path):  # as Path.is_dir raises where a folder may be listed but not entered
         return found.folders.append(path)
     if suffix in CAPTION_SUFFIXES:
@@ -126,11 +138,21 @@ def _unnamed(found: _Found, path: Path) -> list[Path] | None:
     return found.misnamed if by_content else found.others
 
 
+def _find_masks_by_picture(found: _Found) -> None:
+    pictures = {path.stem.lower(): path for path in found.pictures}
+    called = {form.format(stem): owner for stem, owner in pictures.items() for form in _MASKS_BY_PICTURE}
+    found.by_picture = [path for path in found.pictures if path.stem.lower() in called]
+    found.pictures = [path for path in found.pictures if path not in found.by_picture]
+    found.masks += [(called[path.stem.lower()].stem, path) for path in found.by_picture]
+
+
 def _by_stem(files: list[tuple[str, Path]]) -> dict[str, list[Path]]:
     """Files by the stem of their picture; of several masks, ours first."""
 
     def rank(path: Path) -> int:
-        return next((i for i, ending in enumerate(MASK_ENDINGS) if path.stem.lower().endswith(ending)), 0)
+        return next(
+            (i for i, ending in enumerate(MASK_ENDINGS) if path.stem.lower().endswith(ending)), len(MASK_ENDINGS)
+        )
 
     sorted_: dict[str, list[Path]] = {}
     for stem, path in sorted(files, key=lambda file: rank(file[1])):
@@ -159,6 +181,7 @@ def _notes(found: _Found, used: set[Path | None], sorted_: Folder) -> list[str]:
     lone = [path for stem, path in found.masks if stem not in pictures]
     second = [path for path in masks if path not in used and path not in lone]
     orphans = [path for path in found.captions if path not in used]
+    guessed = [path for path in found.by_picture if path in used]
     in_folders = [path for path in sorted_.with_pictures if "mask" not in path.name.lower()]
     of_masks = [path for path in sorted_.with_pictures if "mask" in path.name.lower()]
     others = [path for path in (*found.others, *found.folders) if path not in sorted_.with_pictures]
@@ -170,6 +193,8 @@ def _notes(found: _Found, used: set[Path | None], sorted_: Folder) -> list[str]:
             lone,
             "{is} left out as a loss mask by name, but there is no picture for {it}: rename {it}, or add the picture.",
         ),
+        (guessed, "{is} taken as a loss mask, by name: rename {it} where the subject is shown instead."),
+        (found.hidden, "{is} hidden, so left out: take away the dot at the beginning where that is not meant."),
         (second, "{is} not used: another file is the loss mask of the same picture."),
         (orphans, "{belongs} to no picture: a caption has the name of its picture."),
         (

@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..wording import printable
 from .bare_picture import BareFile, without_metadata
 from .color_profiles import ToSrgb, to_srgb
+from .libtiff import unheard
 
 # Named, so that a file posing as .png cannot start one of Pillow's rarer decoders (EPS runs a program).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # JPEG covers the MPO of phones
@@ -188,7 +189,8 @@ def _read(name: str, source: Path | BareFile, background: Color, is_mask: bool) 
     )
     with Image.open(file, formats=formats) as image:
         _check_size(name, image)
-        image.load()
+        with unheard() if image.format == "TIFF" else contextlib.nullcontext():
+            image.load()
         _check_values(name, image)
         if isinstance(source, BareFile) and source.profile is not None:
             image.info["icc_profile"] = source.profile

@@ -54,6 +54,7 @@ def _run(output: Path, steps: int | None, seed: int) -> Path:
     for method in ("dreambooth", "apt"):
         config = demo_config(settings, method, steps=steps, seed=seed)
         result = _train(components, images, config, output / method)
+        print(f"{method}: drawing pictures")  # as long as the training itself
         pictures = _draw(components, result, config, settings, seed)
         rows.setdefault("prior", pictures["prior"])
         rows[method] = pictures["tuned"]

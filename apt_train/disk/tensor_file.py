@@ -67,7 +67,8 @@ class TensorFile:
 def open_tensor_file(path: Path) -> TensorFile:
     """Read the header. InputError: missing, empty, a pickle, cut short, or no safetensors file."""
     if not path.is_file():
-        raise InputError(f"{path} does not exist: check the path.")
+        what = "is no file" if path.exists() else "does not exist"
+        raise InputError(f"{path} {what}: check the path.")
     size = path.stat().st_size
     if size == 0:
         raise InputError(f"{path.name} is empty (0 bytes): download or copy it again.")

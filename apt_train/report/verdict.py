@@ -6,6 +6,8 @@ the indicator compares losses on the training pictures; likeness and obedience t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..config import TrainConfig
 from ..run.log import line_numbers
 from .recommend import has_risen, last_before_rising, lowest_ratio
@@ -22,15 +24,17 @@ def verdict(log: RunLog, config: TrainConfig) -> str:
     return paragraph(summarize(log, config))
 
 
-def paragraph(summary: Summary) -> str:
-    """The paragraph for a summary."""
-    said = [_opening(summary), *_indicator(summary), *_drift(summary), _loss(summary), *_balance(summary)]
+def paragraph(summary: Summary, say: Callable[[str], str] = str) -> str:
+    """The paragraph for a summary. `say`: what becomes of each sentence and each piece of advice, as a translation."""
+    said = [*_opening(summary), *_indicator(summary), *_drift(summary), _loss(summary), *_balance(summary)]
     changes = advice(summary)
-    said.append(
-        "What to change: " + "; ".join(changes) + "." if changes else "Nothing in these numbers asks for a change."
-    )
-    said.append("The pictures have the last word: likeness and obedience to a prompt these numbers do not show.")
-    return " ".join(said)
+    if not changes:
+        said.append("Nothing in these numbers asks for a change.")
+    told = [say(sentence) for sentence in said]
+    if changes:
+        told.append(f"{say('What to change:')} {'; '.join(map(say, changes))}.")
+    told.append(say("The pictures have the last word: likeness and obedience to a prompt these numbers do not show."))
+    return " ".join(told)
 
 
 def advice(summary: Summary) -> list[str]:
@@ -40,21 +44,21 @@ def advice(summary: Summary) -> list[str]:
     return [*_against_overfitting(summary), *_about_length(summary), *_about_balance(summary)]
 
 
-def _opening(summary: Summary) -> str:
+def _opening(summary: Summary) -> list[str]:
     name = METHOD_NAMES.get(summary.method, summary.method)
     steps = _steps(summary.steps_done)
     if summary.steps_done < summary.steps_planned:
         steps += f" of the {summary.steps_planned} planned"
-    cut = " The last line of the log was cut off and is left out." if summary.truncated else ""
-    return f'{name} trained "{summary.class_word}" for {steps}.{cut}{_left_out(summary.left_out)}'
+    cut = ["The last line of the log was cut off and is left out."] if summary.truncated else []
+    return [f'{name} trained "{summary.class_word}" for {steps}.', *cut, *_left_out(summary.left_out)]
 
 
-def _left_out(lines: list[int]) -> str:
+def _left_out(lines: list[int]) -> list[str]:
     """Lines of a damaged log, by number."""
     if not lines:
-        return ""
+        return []
     verb = "is" if len(lines) == 1 else "are"
-    return f" {line_numbers(lines).capitalize()} of the log {verb} unreadable or repeated and left out."
+    return [f"{line_numbers(lines).capitalize()} of the log {verb} unreadable or repeated and left out."]
 
 
 def _indicator(summary: Summary) -> list[str]:

@@ -24,7 +24,7 @@ from ..disk.tensor_file import sha256_of_file
 from ..disk.tensor_writer import data_digest
 from ..errors import InputError
 from ..names import CHECKSUMS, STATE_TENSORS, STATE_VALUES, snapshot_folders, step_folder
-from .state import MOST_BYTES, Damaged, State, kept_sha256, read_state, write_state
+from .state import MOST_BYTES, MOST_TENSOR_BYTES, Damaged, State, check_size, kept_sha256, read_state, write_state
 
 FORMAT = 1  # of checksums.json
 KEPT_STATES = 2
@@ -57,10 +57,13 @@ def drop_old_states(snapshots: Path) -> None:
                 (folder / name).unlink(missing_ok=True)
 
 
-def read_newest_state(snapshots: Path, check: Callable[[State], None]) -> tuple[State | None, list[str]]:
+def read_newest_state(
+    snapshots: Path, check: Callable[[State], None], most_bytes: int = MOST_TENSOR_BYTES
+) -> tuple[State | None, list[str]]:
     """The newest state that can be used, and of every newer snapshot why its own cannot.
 
     A damaged one makes way for the one before it. `check` raises `Damaged` for a state that does not fit the run.
+    `most_bytes`: of a state's tensors, beyond which it is none of the run's.
     None: there is none. InputError: another version wrote it.
     """
     reasons = []
@@ -68,7 +71,7 @@ def read_newest_state(snapshots: Path, check: Callable[[State], None]) -> tuple[
         try:
             if not (folder / STATE_VALUES).exists():
                 raise Damaged(f"{STATE_VALUES} is missing")
-            state = read_state(folder)
+            state = read_state(folder, most_bytes)
             check(state)
             if state.step != step:
                 raise Damaged(f"{STATE_VALUES} is of step {state.step}")
@@ -108,6 +111,7 @@ def check_kept(file: Path) -> None:
         if sums.get(file.name.lower()) != kept_sha256(file):
             raise Damaged(f"{file.name} does not match its checksum")
         return
+    check_size(file)
     try:
         with safe_open(str(file), framework="pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}

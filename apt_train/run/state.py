@@ -1,7 +1,8 @@
 """The full state of a run: taken, written with checksums, read, checked, put back.
 
     state.safetensors  parameters and optimizer moments
-    state.json         {format, step, indicator, variants, scaler, tensors_sha256, sha256}, the last over all before it
+    state.json         {format, step, indicator, variants, scaler, optimizer, tensors_sha256, sha256}, the last over all
+                       before it; in format 1 without `optimizer`, whose settings are then the run's
 
 In: one snapshot's state. Not in: which snapshot it is read from (`snapshot`).
 """
@@ -28,11 +29,13 @@ from ..disk.tensor_file import open_tensor_file, sha256_of_file
 from ..disk.tensor_writer import write_tensors
 from ..errors import InputError
 from ..names import STATE_TENSORS, STATE_VALUES
+from . import optimizer_state
 
-FORMAT = 1
+FORMAT = 2
+MOST_TENSOR_BYTES = 16 << 30  # of a LoRA: SDXL's at rank 1024 takes 11 GB; a state is measured by its run
 MOST_BYTES = 16 << 20  # of state.json: a number per timestep bin is the most of it
-_VALUES = {"step", "indicator", "variants", "scaler"}  # all that states of earlier versions hold: they have no checksum
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, beside its `step`
+_VALUES = {"step", "indicator", "variants", "scaler"}  # all that states of the first versions hold: no checksum either
+_OF_FORMAT = {1: _VALUES | {"tensors_sha256"}, FORMAT: _VALUES | {"optimizer", "tensors_sha256"}}
 
 
 class _Stateful(Protocol):
@@ -95,15 +98,14 @@ def take_state(run: Training) -> State:
 
     Random generators are not in it: every draw is seeded by its step.
     """
-    tensors = {name: _copy(parameter) for name, parameter in run.trainable.items()}
-    for name, parameter in run.trainable.items():
-        for key, value in run.optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{key}/{name}"] = _copy(value)
+    moments, settings = optimizer_state.take(run.optimizer, run.trainable)
+    tensors = {name: _copy(tensor) for name, tensor in {**run.trainable, **moments}.items()}
     values = {
         "step": run.steps_done,
         "indicator": run.indicator.state_dict(),
         "variants": run.subject.bank.variants,
         "scaler": run.scaler.state_dict(),
+        "optimizer": settings,
     }
     return State(tensors, values)
 
@@ -113,13 +115,7 @@ def restore_state(run: Training, state: State) -> None:
     with torch.no_grad():
         for name, parameter in run.trainable.items():
             parameter.copy_(state.tensors[name])
-    for name, tensor in state.tensors.items():
-        if name.startswith("optimizer/"):
-            _, key, owner = name.split("/", 2)
-            parameter = run.trainable[owner]
-            # AdamW keeps its step count on the CPU, its moments beside the parameter.
-            device = "cpu" if key == "step" else parameter.device
-            run.optimizer.state[parameter][key] = tensor.to(device, copy=True)
+    optimizer_state.put_back(run.optimizer, run.trainable, state.tensors, state.values.get("optimizer", {}))
     run.indicator.load_state_dict(state.values["indicator"])
     run.scaler.load_state_dict(state.values["scaler"])
     run.subject.bank.ensure_variants(state.values["variants"])
@@ -134,12 +130,15 @@ def write_state(folder: Path, state: State) -> None:
     write_text(folder / STATE_VALUES, text)
 
 
-def read_state(folder: Path) -> State:
-    """A state as it was written. Damaged: it is not what was written; InputError: a newer version wrote it."""
+def read_state(folder: Path, most_bytes: int = MOST_TENSOR_BYTES) -> State:
+    """A state as it was written. Damaged: it is not what was written; InputError: a newer version wrote it.
+
+    `most_bytes`: of its tensors, beyond which it is none.
+    """
     values = _read_values(folder / STATE_VALUES)
     tensors = folder / STATE_TENSORS
     try:
-        digest = kept_sha256(tensors)
+        digest = kept_sha256(tensors, most_bytes)
         if values.pop("tensors_sha256", digest) != digest:
             raise Damaged(f"{STATE_TENSORS} does not match its checksum")
         return State(load_file(tensors), values)
@@ -155,22 +154,46 @@ def check_state(run: Training, state: State) -> None:
     sound &= type(values["variants"]) is int and values["variants"] >= 0
     sound &= _is_like(values["indicator"], run.indicator.state_dict())
     sound &= _is_like(values["scaler"], run.scaler.state_dict())
+    sound &= "optimizer" not in values or _is_like_optimizer(values["optimizer"], run)
     if not sound:
         raise Damaged(f"{STATE_VALUES} does not fit the run")
 
 
-def kept_sha256(path: Path) -> str:
-    """Of a safetensors file's bytes, in hex. Damaged: it is none, or its header says another size than it has.
+def most_state_bytes(run: Training) -> int:
+    """Of the tensors' file of a run's state: parameters and their moments in float32, with room for the header."""
+    shapes = [parameter.shape for parameter in run.trainable.values()]
+    shapes += [shape for moments in _moments(run).values() for shape in moments.values()]
+    return 4 * sum(shape.numel() for shape in shapes) + (16 << 20)
+
+
+def _moments(run: Training) -> dict[str, dict[str, torch.Size]]:
+    """By parameter, the names of what the optimizer keeps of it, and their shapes."""
+    known = {shape: optimizer_state.shapes(run.optimizer, shape) for shape in {p.shape for p in run.trainable.values()}}
+    return {
+        name: {f"{optimizer_state.PREFIX}{key}/{name}": shape for key, shape in known[parameter.shape].items()}
+        for name, parameter in run.trainable.items()
+    }
+
+
+def kept_sha256(path: Path, most_bytes: int = MOST_TENSOR_BYTES) -> str:
+    """Of a safetensors file's bytes, in hex. Damaged: it is none, too large, or not of the size its header says.
 
     The header comes first, as a file that was blown up to a terabyte would be read for hours.
     """
+    check_size(path, most_bytes)
+    return sha256_of_file(path)
+
+
+def check_size(path: Path, most_bytes: int = MOST_TENSOR_BYTES) -> None:
+    """Damaged: a safetensors file is none, too large, or not of the size its header says."""
     try:
         size = open_tensor_file(path).size
     except InputError:
         raise Damaged(f"{path.name} is no safetensors file, or cut short") from None
+    if size > most_bytes:
+        raise Damaged(f"{path.name} is larger than any that was written")
     if path.stat().st_size != size:
         raise Damaged(f"{path.name} has another size than was written")
-    return sha256_of_file(path)
 
 
 def _copy(tensor: Tensor) -> Tensor:
@@ -193,17 +216,14 @@ def _read_values(path: Path) -> dict[str, Any]:
     claimed = content.pop("sha256", None)
     if _digest(content) != claimed:
         raise Damaged(f"{path.name} does not match its checksum")
-    if content.pop("format", None) != FORMAT or content.keys() != _VALUES | {"tensors_sha256"}:
+    if content.keys() - {"format"} != _OF_FORMAT.get(content.pop("format", None)):
         raise InputError(f"{path} was written by another version of APT Train: go on with the version that wrote it.")
     return content
 
 
 def _check_tensors(run: Training, tensors: dict[str, Tensor]) -> None:
-    expected = {}
-    for name, parameter in run.trainable.items():
-        expected[name] = parameter.shape
-        moments = {f"optimizer/{key}/{name}": parameter.shape for key in _MOMENTS}
-        moments[f"optimizer/step/{name}"] = torch.Size([])
+    expected = {name: parameter.shape for name, parameter in run.trainable.items()}
+    for moments in _moments(run).values():
         if moments.keys() & tensors.keys():  # under fp16 the first steps may all have been skipped
             expected |= moments
     for name in sorted(expected.keys() ^ tensors.keys()):
@@ -215,13 +235,27 @@ def _check_tensors(run: Training, tensors: dict[str, Tensor]) -> None:
             raise Damaged(f"{name} in {STATE_TENSORS} holds values that training never has")
 
 
+def _is_like_optimizer(value: Any, run: Training) -> bool:
+    """Settings of as many groups; values of known parameters. Of a torch that has other settings only the shared."""
+    model = optimizer_state.take(run.optimizer, run.trainable)[1]
+    if not (isinstance(value, dict) and value.keys() == model.keys() and isinstance(value["values"], dict)):
+        return False
+    groups, known = value["groups"], model["groups"]
+    if not (isinstance(groups, list) and len(groups) == len(known) and all(isinstance(g, dict) for g in groups)):
+        return False
+    pairs = [(old[key], new[key]) for old, new in zip(groups, known, strict=True) for key in old.keys() & new.keys()]
+    return value["values"].keys() <= run.trainable.keys() and all(_is_like(*pair) for pair in pairs)
+
+
 def _is_like(value: Any, model: Any) -> bool:
     """Whether a JSON value has the keys, lengths and kinds of another; its numbers are finite."""
     if isinstance(model, dict):
         fits = isinstance(value, dict) and value.keys() == model.keys()
         return fits and all(_is_like(value[name], model[name]) for name in model)
-    if isinstance(model, list):
-        return isinstance(value, list) and len(value) == len(model) and all(map(_is_like, value, model))
+    if model is None or isinstance(model, str):
+        return isinstance(value, type(model))
+    if isinstance(model, (list, tuple)):
+        return isinstance(value, (list, tuple)) and len(value) == len(model) and all(map(_is_like, value, model))
     if isinstance(model, bool) or isinstance(value, bool):
         return isinstance(model, bool) and isinstance(value, bool)
     return isinstance(value, (int, float)) and abs(value) < 1e300

@@ -28,7 +28,7 @@ from ..run.content_parts import content_parts
 from ..run.folder import RunFolder, content_hash
 from ..run.notices import Notices, read_notices
 from ..run.snapshot import drop_old_states, read_newest_state, set_aside_newer
-from ..run.state import check_state, restore_state
+from ..run.state import check_state, most_state_bytes, restore_state
 from ..sample.drift import unrelated_prompts
 from ..text.captions import trigger_text
 from .finish import (
@@ -237,7 +237,7 @@ def _open_folder(output_dir: str | Path | None, name: str, resume: bool) -> RunF
 
 def _go_on(run: Run, folder: RunFolder, listener: _Listener) -> None:
     """Put back the newest state that is as it was written; a run that never came to a snapshot starts again."""
-    state, faults = read_newest_state(folder.snapshots, lambda found: check_state(run, found))
+    state, faults = read_newest_state(folder.snapshots, lambda found: check_state(run, found), most_state_bytes(run))
     if state is None:
         if folder.lora.exists() and not snapshot_folders(folder.snapshots):
             raise InputError(

@@ -9,21 +9,25 @@ from torch import nn
 
 from ..adapter import Adapter
 from ..config import TrainConfig
+from ..optimizers import BUILDERS, Shared
 from ..text.identifier import Identifier
 
 
 def build_optimizer(
     adapter: Adapter, identifier: Identifier | None, config: TrainConfig
 ) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
-    """AdamW over the adapter and, without weight decay, the identifier's rows; each group keeps its own rate."""
+    """Over the adapter and, without weight decay, the identifier's rows; each group keeps its own rate.
+
+    Returns the trained parameters by name, and the optimizer that the settings name.
+    """
     settings = config.optimizer
     lora = {f"adapter.{name}": parameter for name, parameter in adapter.parameters.items()}
     rows = {f"identifier.{i}": row for i, row in enumerate(identifier.rows)} if identifier is not None else {}
     groups = [{"params": list(lora.values()), "base_lr": settings.learning_rate, "weight_decay": settings.weight_decay}]
     if rows:
         groups.append({"params": list(rows.values()), "base_lr": settings.embedding_learning_rate, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(groups, betas=(settings.beta1, settings.beta2), eps=settings.epsilon)
-    return {**lora, **rows}, optimizer
+    shared = Shared((settings.beta1, settings.beta2), settings.epsilon)
+    return {**lora, **rows}, BUILDERS[settings.optimizer](groups, shared)
 
 
 def lr_factor_of(config: TrainConfig) -> Callable[[int], float]:

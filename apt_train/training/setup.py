@@ -6,12 +6,13 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 
 from ..adapter import Adapter, RankByTimestep, add_adapter, check_no_adapter
-from ..config import TrainConfig
+from ..config import Layers, TrainConfig
 from ..data.dataset import ImageSet
 from ..errors import InputError
 from ..events import Busy
@@ -104,15 +105,20 @@ def prepared_run(
 def _check_layers(components: Components, config: TrainConfig) -> None:
     """A UNet may have no attention in the part that a term looks at."""
     for term in objective_of(config).terms:
-        for layers, found in (
-            (term.features, term.features and attention_layers(components.unet, "attn1", term.features)),
-            (term.attention, term.attention and attention_layers(components.unet, "attn2", term.attention)),
-        ):
-            if layers and not found:
+        for setting, kind, layers in _read_by(term):
+            if not attention_layers(components.unet, kind, layers):
                 raise InputError(
-                    f"{term.name} reads the layers {layers}, but this model has no attention there: choose all for its "
-                    f"layers, or switch {term.name} off."
+                    f"{setting} is {layers}, but this model has no attention there: choose all, or switch {term.name} "
+                    "off."
                 )
+
+
+def _read_by(term: Term) -> Iterator[tuple[str, Literal["attn1", "attn2"], Layers]]:
+    """The setting, the attention and the part of the UNet of what a term reads."""
+    if term.features:
+        yield "dist_layers", "attn1", term.features
+    if term.attention:
+        yield "attn_layers", "attn2", term.attention
 
 
 def _check_previews(components: Components, config: TrainConfig) -> None:

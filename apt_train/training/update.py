@@ -73,7 +73,7 @@ def optimizer_step(run: Run) -> dict[str, Any]:
     return {
         **_values(run, seen),
         "grad_norm": norm,
-        "lr": run.config.optimizer.learning_rate * factor,
+        "lr": run.optimizer.param_groups[0]["lr"],
         "timestep": [int(t) for batch in batches for t in batch.timesteps],
         "gamma": run.indicator.gamma.tolist(),
         "grad_norm_terms": norms,

@@ -31,6 +31,8 @@ from apt_train.text.captions import class_caption
 from .subjects import Prompt, Subject
 
 BATCH = 32
+# Settings in which transformers reads the name of a repository: of a kernel, of code, of a quantizer.
+_LEADING_ELSEWHERE = {"attn_implementation", "_attn_implementation", "auto_map", "quantization_config"}
 _T = TypeVar("_T")
 
 
@@ -185,7 +187,11 @@ def _load(kind: Any, model_type: str, folder: Path, device: str, what: str) -> A
     _check_folder(folder, model_type, what)
     try:
         model, report = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
         )
     except Exception as error:  # transformers and safetensors raise nearly anything on a broken folder
         raise InputError(f"The {what} folder {folder} cannot be loaded ({error}): get it again.") from error
@@ -199,7 +205,9 @@ def _check_folder(folder: Path, model_type: str, what: str) -> None:
     """Refuse, in words, what is no transformers folder of that kind with .safetensors weights."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        if not isinstance(config, dict):
+            raise ValueError
+    except (OSError, ValueError, RecursionError):
         raise InputError(
             f"The {what} folder {folder} has no readable config.json: give a transformers folder of {what}."
         ) from None
@@ -207,17 +215,27 @@ def _check_folder(folder: Path, model_type: str, what: str) -> None:
         raise InputError(
             f"The {what} folder {folder} holds a model of type {config.get('model_type')}: give one of {model_type}."
         )
+    if named := sorted(_LEADING_ELSEWHERE & {key for part in _parts(config) for key in part}):
+        raise InputError(
+            f"The config.json of the {what} folder {folder} has {named[0]}, which can lead to code from elsewhere: "
+            "take that line out."
+        )
     if not any(folder.glob("*.safetensors")):
         pickles = sorted(path.name for ending in ("bin", "pt", "pth") for path in folder.glob(f"*.{ending}"))
         found = f"{pickles[0]} only, a pickle, which can run code when opened" if pickles else "no weights"
         raise InputError(f"The {what} folder {folder} holds {found}: get the model's .safetensors files.")
 
 
+def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """A configuration, and those of its parts (CLIP's text and vision)."""
+    return [config, *(value for value in config.values() if isinstance(value, dict))]
+
+
 def _image_processor(folder: Path, what: str) -> Any:
     """The folder's own, computed by Pillow: torchvision may be absent, and scales a little differently."""
     by_pillow = {"backend": "pil"} if hasattr(transformers, "PilBackend") else {"use_fast": False}
     try:
-        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, **by_pillow)
+        return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **by_pillow)
     except Exception as error:  # see _load
         raise InputError(
             f"The {what} folder {folder} has no usable preprocessor_config.json ({error}): get the whole model."

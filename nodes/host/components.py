@@ -13,6 +13,7 @@ from ...apt_train.errors import InputError
 from ...apt_train.families.components import Components
 from ...apt_train.families.noise import NoiseSchedule
 from ...apt_train.families.sd.published import FamilySpec, family_of
+from ..hashing import AtPiece
 from .model import UNET, family_spec, name_of, notes_of, schedule_of, unet_of
 from .progress import stop_if_cancelled
 from .text import require_clip, text_digest, text_encoders
@@ -46,12 +47,15 @@ class Wires:
         """Where the MODEL computes: the host's device, or the one that a Select Model Device node chose."""
         return self.model.load_device
 
-    def digest(self, cache: DigestCache) -> str:
-        """Of everything that training depends on: weights with their LoRAs, schedule, clip skip."""
+    def digest(self, cache: DigestCache, at_piece: AtPiece) -> str:
+        """Of everything that training depends on: weights with their LoRAs, schedule, clip skip.
+
+        `at_piece`: called before each weight that is hashed.
+        """
         parts = [
-            cache.of(self.model, UNET),
-            text_digest(self.clip, self.family, cache),
-            f"{cache.of_module(self.vae.first_stage_model)} {self.vae.vae_dtype}",
+            cache.of(self.model, UNET, at_piece),
+            text_digest(self.clip, self.family, cache, at_piece),
+            f"{cache.of_module(self.vae.first_stage_model, at_piece)} {self.vae.vae_dtype}",
             self.schedule.prediction_type,
             hashlib.sha256(self.schedule.alphas_cumprod.numpy().tobytes()).hexdigest(),
         ]

@@ -18,7 +18,9 @@ import folder_paths
 
 _LOCALES = Path(__file__).resolve().parents[2] / "locales"
 _SEPARATOR = " · "
-LONGEST = 5000  # characters: more, as of a pasted text, would be searched for minutes
+LONGEST = 5000  # characters: more is no sentence of ours
+Pattern = tuple[list[str], str]  # what stands around the places of an English sentence, and its translation
+_PLACE = re.compile(r"\{\d\}")
 _LANGUAGE = re.compile(r"[a-z]{2}(-[A-Z]{2})?")
 
 
@@ -50,14 +52,36 @@ def translated_line(line: str) -> str:
     return _SEPARATOR.join(_translate(part, patterns) for part in line.split(_SEPARATOR)) if patterns else line
 
 
-def _translate(sentence: str, patterns: list[tuple[re.Pattern[str], str]]) -> str:
+def _translate(sentence: str, patterns: list[Pattern]) -> str:
     """By the first pattern that fits; `{1}`, `{2}` ... stand for what differs from case to case."""
     if len(sentence) > LONGEST:
         return sentence
-    for pattern, translation in patterns:
-        if found := pattern.fullmatch(sentence):
-            return _filled(translation, found.groups())
+    for pieces, translation in patterns:
+        gaps = _gaps(sentence, pieces)
+        if gaps is not None:
+            return _filled(translation, gaps)
     return sentence
+
+
+def _gaps(sentence: str, pieces: Sequence[str]) -> list[str] | None:
+    """What stands between the pieces, none of it empty; None: the sentence is not made of them.
+
+    Each piece is taken where it first comes: a regular expression would try all ways, on a long text for minutes.
+    """
+    first, last, middle = pieces[0], pieces[-1], pieces[1:-1]
+    if len(pieces) == 1:
+        return [] if sentence == first else None
+    if not (sentence.startswith(first) and sentence.endswith(last)):
+        return None
+    at, gaps = len(first), []
+    for piece in middle:
+        found = sentence.find(piece, at + 1)
+        if found < 0:
+            return None
+        gaps.append(sentence[at:found])
+        at = found + len(piece)
+    end = len(sentence) - len(last)
+    return [*gaps, sentence[at:end]] if end > at else None
 
 
 def _filled(translation: str, parts: Sequence[str]) -> str:
@@ -75,7 +99,7 @@ def _language() -> str:
 
 
 @functools.cache
-def _patterns(language: str) -> list[tuple[re.Pattern[str], str]]:
+def _patterns(language: str) -> list[Pattern]:
     """Of a language's sentences and their translations; none where there is no such language."""
     if not _LANGUAGE.fullmatch(language):
         return []
@@ -83,8 +107,7 @@ def _patterns(language: str) -> list[tuple[re.Pattern[str], str]]:
         texts: dict[str, Any] = json.loads((_LOCALES / language / "main.json").read_text(encoding="utf-8"))
     except OSError:
         return []
-    return [(_pattern(english), translation) for english, translation in texts["aptTrain"]["server"].items()]
-
-
-def _pattern(english: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"\\\{\d\\\}", "(.+?)", re.escape(english)), re.DOTALL)
+    served = texts["aptTrain"]["server"].items()
+    # What says most by itself comes first: `{1} is {2}: choose one of {3}.` would take what belongs to others.
+    by_words = sorted(served, key=lambda pair: -len(_PLACE.sub("", pair[0])))
+    return [(_PLACE.split(english), translation) for english, translation in by_words]

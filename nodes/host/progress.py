@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management
@@ -10,7 +12,10 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
+from ...apt_train.events import BusyEvent, Work
 from .language import translated_line
+
+SAY_EVERY = 0.25  # seconds
 
 
 def stop_if_cancelled() -> None:
@@ -22,6 +27,20 @@ def prompt_id() -> str:
     """Of the prompt being executed; empty outside one."""
     context = get_executing_context()
     return context.prompt_id if context is not None else ""
+
+
+def told_now_and_then(say: Callable[[str], object], what: Work) -> Callable[[int, int], None]:
+    """A function to call before each piece of a work: it hears Cancel, and says a few times a second how far it is."""
+    last = -SAY_EVERY
+
+    def at_piece(done: int, total: int) -> None:
+        nonlocal last
+        stop_if_cancelled()
+        if time.monotonic() - last >= SAY_EVERY:
+            last = time.monotonic()
+            say(BusyEvent(what, 0, done, total).text)
+
+    return at_piece
 
 
 class NodeProgress:

@@ -11,6 +11,7 @@ from typing import Any
 from ...apt_train.errors import InputError
 from ...apt_train.families.components import TextEncoder
 from ...apt_train.families.sd.published import EncoderSpec, FamilySpec
+from ..hashing import AtPiece
 from .weights import DigestCache, baked
 
 _PROJECTION = "text_projection.weight"  # read for SDXL's pooled vector alone; SD1.5 files lack it
@@ -32,12 +33,12 @@ def require_clip(clip: Any, family: FamilySpec) -> None:
         )
 
 
-def text_digest(clip: Any, family: FamilySpec, cache: DigestCache) -> str:
+def text_digest(clip: Any, family: FamilySpec, cache: DigestCache, at_piece: AtPiece) -> str:
     """Of the weights that the encoders read, and of how deep they are read."""
     parts = []
     for spec in family.text_encoders:
         unread = frozenset[str]() if spec.pooled else frozenset({_PROJECTION})
-        weights = cache.of(clip.patcher, f"{spec.embedding_key}.transformer.", unread)
+        weights = cache.of(clip.patcher, f"{spec.embedding_key}.transformer.", at_piece, unread)
         parts.append(f"{weights} {layer_of(clip, spec.embedding_key)}")
     return "\n".join(parts)
 

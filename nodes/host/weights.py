@@ -5,10 +5,7 @@ In: what `ModelPatcher` keeps. Not in: which model it is (`model`, `text`).
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,6 +18,7 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor
 
 from ...apt_train.errors import InputError
+from ..hashing import AtPiece, hashes, joined, tensor_hash
 from .progress import stop_if_cancelled
 
 _PLAIN = "load the model as fp16, bf16, fp32 or fp8 instead"
@@ -115,48 +113,38 @@ class DigestCache:
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[Any, dict[Any, str]] = WeakKeyDictionary()
 
-    def of(self, patcher: Any, prefix: str, unread: frozenset[str] = frozenset()) -> str:
+    def of(self, patcher: Any, prefix: str, at_piece: AtPiece, unread: frozenset[str] = frozenset()) -> str:
         """Hex, of the weights under a prefix but those that nobody reads.
 
         Equal for equal weights with equal patches, wherever they are loaded. `unread`: weights a file may lack: the
-        host leaves them as the memory happened to be.
+        host leaves them as the memory happened to be. `at_piece`: called before each weight that is hashed; what it
+        raises ends the work, and what is hashed by then is kept.
         """
         known = self._known.setdefault(patcher.model, {})
         key = (prefix, patcher.patches_uuid)
         if key not in known:
-            known[key] = _digest(patcher, prefix, unread, known)
+            known[key] = _digest(patcher, prefix, unread, known, at_piece)
         return known[key]
 
-    def of_module(self, module: torch.nn.Module) -> str:
+    def of_module(self, module: torch.nn.Module, at_piece: AtPiece) -> str:
         """Of a module that carries no patches (the VAE)."""
         known = self._known.setdefault(module, {})
         if "" not in known:
-            known[""] = _joined({name: _hash(name, tensor) for name, tensor in module.state_dict().items()})
+            plain = {name: _plain(name, tensor) for name, tensor in module.state_dict().items()}
+            known[""] = joined(dict(hashes(plain, at_piece, tensor_hash)))
         return known[""]
 
 
-def _digest(patcher: Any, prefix: str, unread: frozenset[str], known: dict[Any, str]) -> str:
+def _digest(patcher: Any, prefix: str, unread: frozenset[str], known: dict[Any, str], at_piece: AtPiece) -> str:
     """Patched weights are hashed as baked; the hashes of the others are kept, for the next set of patches."""
     require_bakeable(patcher)
     parts = [part for part in _parts(patcher, prefix) if part.key.removeprefix(prefix) not in unread]
-    new = {part.key: part.weight for part in parts if not part.patches and ("plain", part.key) not in known}
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # hashlib lets other threads run
-        for key, digest in zip(new, pool.map(_hash, new, new.values()), strict=True):
-            known["plain", key] = digest
-    return _joined(
-        {
-            part.key: _hash(part.key, _baked_one(part, None)) if part.patches else known["plain", part.key]
-            for part in parts
-        }
-    )
-
-
-def _hash(key: str, tensor: Tensor) -> str:
-    plain = _plain(key, tensor)
-    digest = hashlib.sha256(f"{plain.dtype} {tuple(plain.shape)};".encode())
-    digest.update(memoryview(plain.to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()))
-    return digest.hexdigest()
-
-
-def _joined(hashes: dict[str, str]) -> str:
-    return hashlib.sha256("".join(f"{name}={hashes[name]};" for name in sorted(hashes)).encode()).hexdigest()
+    new = {part.key: part for part in parts if not part.patches and ("plain", part.key) not in known}
+    for key, digest in hashes(new, at_piece, lambda part: tensor_hash(_plain(part.key, part.weight))):
+        known["plain", key] = digest
+    patched = [part for part in parts if part.patches]
+    found = {part.key: known["plain", part.key] for part in parts if not part.patches}
+    for done, part in enumerate(patched):  # one at a time: each is a copy
+        at_piece(done, len(patched))
+        found[part.key] = tensor_hash(_baked_one(part, None))
+    return joined(found)

@@ -16,6 +16,7 @@ from hypothesis.strategies import SearchStrategy
 from safetensors import safe_open
 
 from apt_train import cli
+from apt_train.demo import demo
 from apt_train.errors import InputError
 from apt_train.events import StepEvent, StopTraining
 from apt_train.training import finish, loop
@@ -83,9 +84,9 @@ def _exit_code(argv: list[str]) -> int:
 
 
 def _sentence(text: str) -> str:
-    """The last thing said, without the program's name; whatever a progress bar wrote before it does not count."""
+    """The last thing said, without the program's name; it begins on a line of its own."""
     head, found, sentence = text.rpartition("apt-train: ")
-    if not found or not sentence.endswith("\n"):
+    if not found or not sentence.endswith("\n") or head[-1:] not in ("", "\n"):
         raise Wrong(f"exit code 2 without a sentence: {text[-500:]!r}")
     return sentence[:-1]
 
@@ -114,7 +115,12 @@ def _surroundings(environment: dict[str, str | None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _short_training() -> Iterator[None]:
-    """Any number of steps is a valid command: the first one ends the run. The report is left out, which is slow."""
+    """Any number of steps is a valid command: the first one ends the run.
+
+    The report is left out, which is slow, and the demo's pictures are drawn in two steps.
+    """
+    settings = demo.recipe()
+    settings["sampling"]["steps"] = 2
     real = loop.train
 
     def train(*arguments: Any, on_event: Callable[..., Any] | None = None, **named: Any) -> Any:
@@ -126,7 +132,11 @@ def _short_training() -> Iterator[None]:
 
         return real(*arguments, on_event=heard, **named)
 
-    with mock.patch.object(loop, "train", train), mock.patch.object(finish, "write_report"):
+    with (
+        mock.patch.object(loop, "train", train),
+        mock.patch.object(finish, "write_report"),
+        mock.patch.object(demo, "recipe", lambda: settings),
+    ):
         yield
 
 

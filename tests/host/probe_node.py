@@ -87,7 +87,7 @@ class AptProbe(io.ComfyNode):
         with torch.inference_mode(False), torch.no_grad():
             wires = pack("nodes.host.components").Wires.checked(model, clip, vae)
             components = wires.components(torch.float32, "")
-            digest = wires.digest(pack("nodes.host.weights").DigestCache())
+            digest = wires.digest(pack("nodes.host.weights").DigestCache(), lambda *_: None)
             found = of_text(components, clip, prompt) | of_unet(components, model) | of_schedule(components, model)
             found |= of_pictures(components, model, vae)
         return io.NodeOutput(ui={"text": [json.dumps({**found, "digest": digest, "notes": components.notes})]})

@@ -48,3 +48,11 @@ def test_the_host_serves_the_help_pages(host: Host, node: str) -> None:
     """Where the editor asks for them: under the folder of the pack."""
     text = host.get(f"/extensions/{PACK}/docs/{node}.md").decode("utf-8")
     assert text.startswith(f"# {nodes()[node].display_name}\n")
+
+
+@pytest.mark.parametrize("language", sorted({path.name for path in LOCALES.iterdir()} - {"en"}))
+@pytest.mark.parametrize("node", list(nodes()))
+def test_the_host_serves_the_translated_help_pages(host: Host, node: str, language: str) -> None:
+    """Which the editor asks for first."""
+    text = host.get(f"/extensions/{PACK}/docs/{node}/{language}.md").decode("utf-8")
+    assert text.startswith("# ") and "| `" in text

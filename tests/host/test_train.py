@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +260,17 @@ def test_the_line_says_what_goes_on_beside_the_steps_and_counts_the_notices(host
     assert lines[-1].startswith("done: 2 steps · 2 notices · prompts say "), "first: a long line is cut off"
     assert all(f"- {notice}" in (run / "report.md").read_text() for notice in notices)
     assert host.get(f"/apt_train/runs/{run.name}")["notices"] == notices
+
+
+def test_reading_the_weights_is_told_piece_by_piece(host: Host, names: list[str]) -> None:
+    """Which takes a minute on a checkpoint of gigabytes; here the first piece is all that there is time to say."""
+    host.free()  # a model that was hashed is not hashed again while it lives
+    time.sleep(0.5)
+    g, node = training_graph(names, seed=71, steps=1)
+    with host.events() as events:
+        host.run(g.prompt, client_id=events.client_id)
+        lines = [event.data["text"] for event in events.of("text") if event.data["node"] == node.id]
+    assert lines[0] == "reading the weights" and re.fullmatch(r"reading the weights 1 of [0-9]{2,4}", lines[1])
 
 
 def test_without_the_indicator_the_node_shows_the_loss(host: Host, names: list[str]) -> None:

@@ -1,0 +1,29 @@
+"""libtiff writes its complaints to the process's error stream, past Python: here they are not heard.
+
+Not in: what becomes of a file it complains of (`pictures`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+_STDERR = 2
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Inside the block nothing that C code writes to the error stream is shown. It is the whole process's stream."""
+    try:
+        kept = os.dup(_STDERR)
+    except OSError:  # closed: there is nobody to hear it
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), _STDERR)
+        yield
+    finally:
+        os.dup2(kept, _STDERR)
+        os.close(kept)

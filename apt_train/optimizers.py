@@ -1,0 +1,38 @@
+"""Optimizers by name. To offer another, write its builder here and name it in `BUILDERS`.
+
+A builder takes parameter groups, each with its own rate and weight decay, and the settings they share. All that the
+optimizer knows has to be in its `state_dict`, or a run could not be resumed exactly. torch is imported inside, as the
+settings ask this module for the names alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all parameter groups share."""
+
+    betas: tuple[float, float]
+    epsilon: float
+
+
+def adamw(groups: list[dict[str, Any]], shared: Shared) -> Optimizer:
+    from torch.optim import AdamW
+
+    return AdamW(groups, betas=shared.betas, eps=shared.epsilon)
+
+
+def radam(groups: list[dict[str, Any]], shared: Shared) -> Optimizer:
+    from torch.optim import RAdam
+
+    return RAdam(groups, betas=shared.betas, eps=shared.epsilon, decoupled_weight_decay=True)
+
+
+BUILDERS: dict[str, Callable[[list[dict[str, Any]], Shared], Optimizer]] = {"adamw": adamw, "radam": radam}

@@ -1,0 +1,86 @@
+"""An optimizer's whole state as named tensors and plain values, and back: whatever optimizer it is.
+
+    optimizer/KEY/PARAMETER   a tensor of the state, in `state.safetensors`
+    optimizer                 {groups, values} in `state.json`: the groups' settings, and of the state what is no tensor
+
+In: `state_dict` with parameters by name instead of by number. Not in: files, checksums (`state`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+PREFIX = "optimizer/"
+Values = dict[str, Any]
+
+
+def take(optimizer: Optimizer, names: Mapping[str, Parameter]) -> tuple[dict[str, Tensor], Values]:
+    """Tensors by name, as they are (no copies), and plain values."""
+    tensors, values = {}, {}
+    for name, parameter in names.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{PREFIX}{key}/{name}"] = value
+            else:
+                values.setdefault(name, {})[key] = value
+    return tensors, {"groups": [_settings(group) for group in optimizer.param_groups], "values": values}
+
+
+def put_back(optimizer: Optimizer, names: Mapping[str, Parameter], tensors: Mapping[str, Tensor], kept: Values) -> None:
+    """The inverse of `take`; without `groups`, as in states of earlier versions, those of the optimizer stay."""
+    by_name = _by_parameter(tensors)
+    for name, values in kept.get("values", {}).items():
+        by_name.setdefault(name, {}).update(values)
+    order = {id(parameter): name for name, parameter in names.items()}
+    numbered = [order[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    now = optimizer.state_dict()
+    groups = [
+        {**group, **_like(group, saved)} for group, saved in zip(now["param_groups"], _groups(kept, now), strict=True)
+    ]
+    state = {number: by_name[name] for number, name in enumerate(numbered) if name in by_name}
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def shapes(optimizer: Optimizer, shape: torch.Size) -> dict[str, torch.Size]:
+    """What this optimizer keeps of a parameter of a shape, by key: found by a step of its own kind on zeros."""
+    twin = torch.zeros(shape, requires_grad=True)
+    twin.grad = torch.zeros_like(twin)
+    taken = inspect.signature(type(optimizer)).parameters
+    blank = type(optimizer)([twin], **{key: value for key, value in optimizer.defaults.items() if key in taken})
+    blank.step()
+    return {key: value.shape for key, value in blank.state[twin].items() if isinstance(value, Tensor)}
+
+
+def _settings(group: Mapping[str, Any]) -> Values:
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+def _groups(kept: Values, now: Mapping[str, Any]) -> list[Values]:
+    return kept.get("groups", [{}] * len(now["param_groups"]))
+
+
+def _like(group: Mapping[str, Any], saved: Values) -> Values:
+    """JSON makes lists of pairs, and an older or newer torch may have settings that this one lacks."""
+    shared = {key: value for key, value in saved.items() if key in group and key != "params"}
+    return {key: tuple(value) if isinstance(group[key], tuple) else value for key, value in shared.items()}
+
+
+def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for key, name, tensor in _parts(tensors):
+        found.setdefault(name, {})[key] = tensor
+    return found
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
+    for whole, tensor in tensors.items():
+        if whole.startswith(PREFIX):
+            key, name = whole.removeprefix(PREFIX).split("/", 1)
+            yield key, name, tensor

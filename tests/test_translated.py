@@ -1,0 +1,194 @@
+"""Everything that a user of the nodes may read from the server has its Chinese: errors, notices, works, the verdict.
+
+In: reading the source for what may be said (`user_sentences`), and running what puts a sentence together. Not in: how
+a sentence finds its translation (`test_language`), the editor's own texts (`test_node_texts`).
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from apt_train.config import AptConfig, TrainConfig
+from apt_train.report.recommend import recommended_snapshot
+from apt_train.report.run_log import read_log
+from apt_train.report.run_summary import summarize
+from apt_train.report.verdict import paragraph
+from apt_train.run.log import Log
+
+from .node_modules import ROOT, node_module
+from .synthetic_run import Line, plausible_log, write_run
+from .user_sentences import HOLE, Sentence, of_input_error, sentences
+
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+SOURCES = sorted([*(ROOT / "nodes").rglob("*.py"), *(ROOT / "apt_train").rglob("*.py")])
+
+# Read by the command line alone: the nodes get models, pictures and captions from wires.
+COMMAND_LINE = {
+    "cli.py", "paths.py", "folder_files.py", "caption_files.py", "pictures.py", "apply.py", "write.py",
+    "config_check.py", "config_tables.py", "diffusers_folder.py", "json_file.py", "load.py", "schedule_config.py",
+    "sniff.py", "tokenizer_check.py", "tokenizer_files.py", "vae_source.py", "weight_files.py", "ldm_vae.py",
+    "parts_fit.py",
+}  # fmt: skip
+# What another sentence, which is listed by itself, is put into; and what wires do not give.
+ELSEWHERE = {
+    ("dataset.py", HOLE): "a folder's notices, of the command line",
+    ("settings.py", HOLE): "an InputError of the settings, raised again",
+    ("dataset.py", f"Left out likewise: {HOLE} more."): "a folder's",
+    ("dataset.py", f"{HOLE} counts; another caption file of the picture says something else."): "a folder's",
+    ("dataset.py", f"{HOLE} count; another caption file of the picture says something else."): "a folder's",
+    ("config.py", f"{HOLE} is {HOLE}: {HOLE}."): "looked at as `_require`",
+    ("config.py", f"{HOLE} is a number of thousands of digits: {HOLE}."): "the same",
+    ("config.py", f"{HOLE} is {HOLE}...: {HOLE}."): "the same",
+    ("finish.py", HOLE): "handed on",
+    ("loop.py", HOLE): "handed on",
+    ("watch.py", HOLE): "handed on",
+}
+
+
+@pytest.fixture(scope="module")
+def chinese(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
+    """A sentence in Chinese; itself where there is none."""
+    users = tmp_path_factory.mktemp("user")
+    (users / "default").mkdir()
+    (users / "default" / "comfy.settings.json").write_text('{"Comfy.Locale": "zh"}', encoding="utf-8")
+    folders = ModuleType("folder_paths")
+    folders.get_user_directory = lambda: str(users)  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "folder_paths", folders)
+        with node_module("host.language") as module:
+            yield module.translated
+
+
+def of_notice(call: ast.Call) -> ast.expr | None:
+    """The sentence of `NoticeEvent(...)`, `listener.notice(...)`, `notes.append(...)` and the like."""
+    function = call.func
+    name = getattr(function, "id", getattr(function, "attr", ""))
+    owner = getattr(function, "value", None)
+    kept_by = getattr(owner, "id", getattr(owner, "attr", ""))
+    tells = name in ("NoticeEvent", "notice", "on_notice")
+    return call.args[0] if call.args and (tells or (name == "append" and kept_by in ("notes", "notices"))) else None
+
+
+def untranslated(picks: Callable[[ast.Call], ast.expr | None], chinese: Callable[[str], str]) -> list[Sentence]:
+    """Of the nodes' side; those known to be elsewhere are left out."""
+    found = [
+        sentence
+        for path in SOURCES
+        if path.name not in COMMAND_LINE
+        for sentence in sentences(path, ROOT, picks)
+        if (path.name, sentence.text) not in ELSEWHERE
+    ]
+    assert len(found) > 10
+    return [sentence for sentence in found if not CHINESE.search(chinese(sentence.text))]
+
+
+def test_every_error_of_the_nodes_has_its_chinese(chinese: Callable[[str], str]) -> None:
+    assert untranslated(of_input_error, chinese) == []
+
+
+def test_every_setting_that_cannot_be_has_its_chinese(chinese: Callable[[str], str]) -> None:
+    """`_require(ok, name, value, remedy)` makes the sentence."""
+    remedies = [s.text for s in sentences(ROOT / "apt_train" / "config.py", ROOT, of_requirement)]
+    assert len(remedies) > 10
+    assert [remedy for remedy in remedies if not CHINESE.search(chinese(f"{HOLE} is {HOLE}: {remedy}."))] == []
+
+
+def of_requirement(call: ast.Call) -> ast.expr | None:
+    return call.args[3] if getattr(call.func, "id", "") == "_require" else None
+
+
+def test_every_notice_has_its_chinese(chinese: Callable[[str], str]) -> None:
+    assert untranslated(of_notice, chinese) == []
+    damaged = [Log([], [4]).notice(), Log([], [4, 7, 9]).notice(), Log([], []).gap(3)]
+    assert [text for text in damaged if not CHINESE.search(chinese(text))] == []
+
+
+def test_what_is_left_out_is_there(chinese: Callable[[str], str]) -> None:
+    """Neither list names what no longer exists, or what has a translation after all."""
+    names = {path.name for path in SOURCES}
+    assert names >= COMMAND_LINE
+    said = {
+        (path.name, sentence.text)
+        for path in SOURCES
+        for picks in (of_input_error, of_notice)
+        for sentence in sentences(path, ROOT, picks)
+    }
+    assert [place for place in ELSEWHERE if place not in said] == []
+
+
+# ---- the verdict ---------------------------------------------------------------------------------------------------
+
+
+NORMS = {"denoising": 1.0, "stabilization": 1.0, "alignment": 0.5}
+RUNS: dict[str, Callable[[], list[Line]]] = {
+    "one step": lambda: plausible_log(1),
+    "few steps": lambda: plausible_log(5),
+    "calm": lambda: plausible_log(100, ceiling=(0.6, 0.2)),
+    "some near 1": lambda: plausible_log(400, rise=60, ceiling=(0.99, 0.5)),
+    "most near 1": lambda: plausible_log(400, rise=40, ceiling=(0.99, 0.97)),
+    "drift": lambda: plausible_log(100, ratios=(0.1, 0.12), ceiling=(0.6, 0.2)),
+    "drift once": lambda: plausible_log(60, ratios=(0.1, 0.12)),
+    "risen": lambda: plausible_log(400, ratios=(0.1, 0.6)),
+    "falling": lambda: plausible_log(400, loss_drop=0.8, ceiling=(0.6, 0.2)),
+    "rising": lambda: plausible_log(800, loss_drop=-0.8, ceiling=(0.6, 0.2)),
+    "no prior": lambda: [line | {"gamma": [0.0] * 10} for line in plausible_log(60, regularised=False)],
+    "fair": lambda: [line | {"grad_norm_terms": NORMS} for line in plausible_log(60)],
+    "drowned": lambda: [line | {"grad_norm_terms": NORMS | {"alignment": 90.0}} for line in plausible_log(60)],
+    "one bin": lambda: [line | {"timestep": [50]} for line in plausible_log(60)],
+}
+APT = TrainConfig(class_word="toy", steps=1000)
+CONFIGS = {
+    "APT": APT,
+    "plain": replace(APT, apt=AptConfig(adaptive_augmentation=False)),
+    "DreamBooth": replace(APT, method="dreambooth"),
+}
+
+
+OTHERS: list[dict[str, Any]] = [
+    {"truncated": True}, {"left_out": [4]}, {"left_out": [4, 5]}, {"snapshots": []}, {"trend": "flat"},
+    {"steps_planned": 1},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_sentence_of_the_verdict_has_its_chinese(
+    run: str, config: str, chinese: Callable[[str], str], tmp_path: Path
+) -> None:
+    write_run(tmp_path, RUNS[run]())
+    log = read_log(tmp_path / "log.jsonl")
+    snapshots = range(50, 1001, 50)
+    summary = summarize(log, CONFIGS[config], snapshots=snapshots)
+    said: list[str] = []
+    for changed in [summary, *(replace(summary, **other) for other in OTHERS)]:
+        paragraph(changed, lambda sentence: said.append(sentence) or sentence)
+        said.append(recommended_snapshot(changed).reason)
+    assert [text for text in dict.fromkeys(said) if not CHINESE.search(chinese(text))] == []
+
+
+def test_those_runs_make_it_say_all_that_it_can(tmp_path: Path) -> None:
+    said = ""
+    for number, (lines, config) in enumerate(itertools.product(RUNS.values(), CONFIGS.values())):
+        write_run(tmp_path / str(number), lines())
+        summary = summarize(read_log(tmp_path / str(number) / "log.jsonl"), config, snapshots=range(50, 1001, 50))
+        for changed in (summary, *(replace(summary, **other) for other in OTHERS)):
+            said += paragraph(changed) + recommended_snapshot(changed).reason
+    assert [part for name in ("verdict", "recommend") for part in constants(name) if part not in said] == []
+
+
+def constants(module: str) -> list[str]:
+    """The pieces of its sentences, docstrings left out."""
+    tree = ast.parse((ROOT / "apt_train" / "report" / f"{module}.py").read_text(encoding="utf-8"))
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in alone]
+    return [text for text in texts if isinstance(text, str) and text.count(" ") > 3]
