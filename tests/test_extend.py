@@ -118,10 +118,3 @@ def test_the_optimizer_of_the_page_is_trained_with(copy: Copy) -> None:
 def test_the_new_setting_at_its_default_is_no_other_run(copy: Copy) -> None:
     made = copy.module("config").TrainConfig.from_dict(quick_config().to_dict())
     assert made.identity() == quick_config().identity()
-
-
-def test_the_family_of_the_page_is_the_one_that_the_tests_train() -> None:
-    page, source = (path.read_text(encoding="utf-8") for path in (PAGES / "family.md", ROOT / "tests" / "toy_flow.py"))
-    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 3
-    assert [block for block in blocks if block not in source] == []
