@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCALES = ROOT / "locales"
 ENGLISH = LOCALES / "en" / "nodeDefs.json"
 PACK = "texts_of"
-OWN = {PACK, f"{PACK}.apt_train", *(f"{PACK}.apt_train.{name}" for name in ("config", "errors", "optimizers"))}
+OWN = {PACK, f"{PACK}.apt_train", *(f"{PACK}.apt_train.{name}" for name in ("config", "errors", "optimizers", "settings_field"))}
 
 
 # ---- what a schema is given --------------------------------------------------------------------------------------
