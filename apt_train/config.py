@@ -184,7 +184,6 @@ class AptConfig:
     dist_layers: Layers = _apt(
         "up",
         "Part of the UNet whose features are stabilized (ours: the decoder).",
-        more="`up` is the decoder.",
         widget=Widget(advanced=True),
     )
     dist_mode: StabilizationMode = _apt(
@@ -207,7 +206,6 @@ class AptConfig:
     attn_layers: Layers = _apt(
         "up",
         "Part of the UNet whose cross-attention is aligned (ours: the decoder).",
-        more="`up` is the decoder.",
         widget=Widget(advanced=True),
     )
     attn_schedule: AttnSchedule = _apt(
