@@ -15,8 +15,17 @@ from comfy_api.latest import io
 from ..apt_train.config import TrainConfig
 from ..apt_train.errors import InputError
 from ..apt_train.settings_field import (
-    Said, check_value, choices_of, fields_of, groups_of, may_be_empty, may_be_float, said, types_of, words_in,
-)  # fmt: skip
+    Said,
+    check_value,
+    choices_of,
+    fields_of,
+    groups_of,
+    may_be_empty,
+    may_be_float,
+    said,
+    types_of,
+    words_in,
+)
 from .wires import AptOptions
 
 METHODS = {"APT": "apt", "DreamBooth": "dreambooth", "DCO": "dco", "T-LoRA": "tlora"}
