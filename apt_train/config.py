@@ -24,6 +24,7 @@ Layers = Literal["up", "mid+up", "all"]
 StabilizationMode = Literal["relative", "raw"]
 AttnSchedule = Literal["constant", "linear", "indicator"]
 AugmentKind = Literal["affine", "flip", "color"]
+AugmentFill = Literal["black", "reflect"]
 LrSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -132,12 +133,11 @@ class AptConfig:
         standing="reported",
         widget=Widget(step=0.01),
     )
-    max_zoom: float = _apt(
-        3.0,
-        "Augmentation zooms out by 1 to this factor (reported: 3).",
+    max_zoom: float | Literal["auto"] = _apt(
+        "auto",
+        "Augmentation zooms out by 1 to this factor (reported: 3), or auto: 3 at SDXL's 1024 pixels, and less where a "
+        "picture has fewer latents, so that as many are left of it (ours: 1.5 at 512).",
         Range(1, 1000),
-        standing="reported",
-        more="The picture lies anywhere on a black canvas.",
         widget=Widget(most=10, step=0.05, advanced=True),
     )
     max_degrees: float = _apt(
@@ -166,6 +166,13 @@ class AptConfig:
         False,
         "Leave the black fill of augmented pictures out of the denoising loss (ours; the paper trains on it).",
         more="Try it where samples get dark borders.",
+    )
+
+    augment_fill: AugmentFill = _apt(
+        "black",
+        "Beside a picture zoomed out or turned lies black (paper), or reflect: its mirror image (ours).",
+        standing="paper",
+        since=3,
     )
 
     # Representation Stabilization
@@ -316,10 +323,10 @@ class OptimizerConfig:
     )
     accumulation: int = setting(
         1,
-        "Passes summed into one optimizer step.",
+        "Passes summed into one optimizer step. Under APT nearly a larger batch: each pass sees the last ones.",
         Range(1, 1_000_000),
         unit="passes",
-        more="A larger batch without its memory.",
+        more="It takes no more memory.",
         widget=Widget(most=1024),
     )
     optimizer: str = setting(

@@ -31,7 +31,8 @@ from ..run.state import take_state
 from ..sample.sampler import previews
 from ..text.captions import trigger_text
 from .attention_probe import write_attention
-from .setup import Run, preview_captions
+from .plan import preview_captions
+from .setup import Run
 from .streams import vae_on
 
 
@@ -128,7 +129,8 @@ def save_snapshot(outcome: Outcome) -> None:
 
 def current_lora(run: Run) -> dict[str, Tensor]:
     """The LoRA as it stands, in kohya names."""
-    unet, family = run.components.unet, run.components.family
+    unet: Any = run.components.unet
+    family = run.components.family
     return lora_to_kohya(run.adapter.state(), run.config.adapter.resolved_alpha, family, unet.config)
 
 
@@ -149,7 +151,7 @@ def _lora_metadata(run: Run) -> dict[str, str]:
     config, components = run.config, run.components
     return lora_metadata(
         **_shared_metadata(run),
-        prediction_type=components.schedule.prediction_type,
+        prediction_type=components.schedule.prediction,
         rank=config.adapter.rank,
         alpha=config.adapter.resolved_alpha,
         config=config.to_dict(),
