@@ -11,13 +11,16 @@ from .settings import Setting, every_setting, value_of, widget
 from .train import ON_TRAIN
 from .wires import AptOptions, AptOptionsWire
 
-SETTINGS = [setting for setting in every_setting() if setting.name not in ON_TRAIN]
+
+def settings() -> list[Setting]:
+    """What the node shows, in order."""
+    return [setting for setting in every_setting() if setting.name not in ON_TRAIN]
 
 
 def settings_shown(shown: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The widgets' values as `AptOptions.settings`; a widget that is not among them is left out."""
     found: dict[str, dict[str, Any]] = {}
-    for setting in SETTINGS:
+    for setting in settings():
         if setting.name in shown:
             found.setdefault(setting.group, {})[setting.name] = value_of(setting, shown[setting.name])
     return found
@@ -29,14 +32,11 @@ def option_widget(setting: Setting) -> io.Input:
     return widget(setting, label=f"{setting.heading} · {setting.name}", advanced=advanced)
 
 
-def _first() -> list[Setting]:
-    """Of the first version; widgets that are no settings stand between these and what was added since."""
-    return [setting for setting in SETTINGS if not setting.said.since]
-
-
 class APTTrainOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        first = [setting for setting in settings() if not setting.said.since]
+        added = [setting for setting in settings() if setting.said.since]
         return io.Schema(
             node_id="APTTrainOptions",
             display_name="APT Train Options",
@@ -45,7 +45,7 @@ class APTTrainOptions(io.ComfyNode):
             "DCO's published recipe, or where the tooltip says ours, our own choice.",
             search_aliases=["apt options", "apt settings", "training options", "dreambooth options"],
             inputs=[
-                *map(option_widget, _first()),
+                *map(option_widget, first),
                 io.Combo.Input(
                     "mask_counts", options=["white", "black"], default="white", display_name="data · mask_counts",
                     tooltip="Which part of a wired mask is learned. black: for Load Image's MASK of a cut-out picture, "
@@ -59,7 +59,7 @@ class APTTrainOptions(io.ComfyNode):
                     "background", default="white", display_name="data · background",
                     tooltip="Colour (a name or #rrggbb) behind transparent parts of images that have a fourth channel.",
                 ),
-                *map(option_widget, SETTINGS[len(_first()) :]),
+                *map(option_widget, added),
                 io.Image.Input(
                     "prior_images", optional=True,
                     tooltip="Pictures of the class (other toys, say) for DreamBooth's prior preservation. They are "

@@ -7,6 +7,7 @@ which node shows which (`train`, `options`), nor anything that is true of one se
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from itertools import combinations
 from typing import Any, get_args, get_origin
 
@@ -79,14 +80,15 @@ class Setting:
         return types_of(self.root)[self.group] if self.group else self.root
 
 
-def every_setting(root: type = TrainConfig) -> list[Setting]:
+@cache
+def every_setting(root: type = TrainConfig) -> tuple[Setting, ...]:
     """All settings in the order of their widgets.
 
     A workflow keeps widgets' values by their place: what was added in a later round stands after all of the earlier.
     """
     homes = {"": root, **{name: types_of(root)[name] for name in groups_of(root)}}
     found = [Setting(group, name, root) for group, home in homes.items() for name in fields_of(home)]
-    return sorted(found, key=lambda setting: (setting.said.since, _place(setting.heading)))
+    return tuple(sorted(found, key=lambda setting: (setting.said.since, _place(setting.heading))))
 
 
 def _place(heading: str) -> int:
