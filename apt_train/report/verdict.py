@@ -8,20 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..config import TrainConfig
 from ..run.log import line_numbers
+from ..run.metadata import METHOD_TITLES
 from .recommend import has_risen, last_before_rising, lowest_ratio
-from .run_log import RunLog
-from .run_summary import FEWEST_STEPS, NEAR_ONE, BinSummary, Summary, summarize
+from .run_summary import FEWEST_STEPS, NEAR_ONE, BinSummary, Summary
 
-METHOD_NAMES = {"apt": "APT", "dreambooth": "DreamBooth", "dco": "DCO", "tlora": "T-LoRA"}
 SETTING_OF = {"stabilization": "dist_weight", "alignment": "attn_weight"}
 DOMINATES = 0.8  # part of the gradient norms' sum (ours)
-
-
-def verdict(log: RunLog, config: TrainConfig) -> str:
-    """The paragraph for a log and its settings."""
-    return paragraph(summarize(log, config))
 
 
 def paragraph(summary: Summary, say: Callable[[str], str] = str) -> str:
@@ -45,7 +38,7 @@ def advice(summary: Summary) -> list[str]:
 
 
 def _opening(summary: Summary) -> list[str]:
-    name = METHOD_NAMES.get(summary.method, summary.method)
+    name = METHOD_TITLES.get(summary.method, summary.method)
     steps = _steps(summary.steps_done)
     if summary.steps_done < summary.steps_planned:
         steps += f" of the {summary.steps_planned} planned"
@@ -86,7 +79,7 @@ def _near_one(summary: Summary) -> str:
         so = "" if summary.drift else ", so by this measure the run does not overfit"
         return (
             f"No timestep bin's overfitting indicator is near 1: the highest is {top.gamma:.2f}, at timesteps "
-            f"{_range(top)}{so}."
+            f"{top.range}{so}."
         )
     first = min(item.near_one_since or 0 for item in near)
     where = f"The overfitting indicator is near 1 ({NEAR_ONE} or more) in {len(near)} of {count} timestep bins"
@@ -185,10 +178,6 @@ def _weight(summary: Summary, term: str) -> str:
 
 def _short(summary: Summary) -> bool:
     return summary.steps_done < FEWEST_STEPS
-
-
-def _range(item: BinSummary) -> str:
-    return f"{item.timesteps[0]}-{item.timesteps[1]}"
 
 
 def _ranges(bins: list[BinSummary]) -> str:
