@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,6 @@ from ..errors import InputError
 from ..families.components import Family
 from .lora_names import kohya_name
 from .metadata import fit_metadata
-
-if TYPE_CHECKING:
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 _PARTS = {".lora_A.weight": ".lora_down.weight", ".lora_B.weight": ".lora_up.weight"}
 
@@ -53,7 +50,7 @@ def lora_to_kohya(
 
 
 def adapter_from_kohya(
-    lora: Mapping[str, Tensor], unet: UNet2DConditionModel, family: Family
+    lora: Mapping[str, Tensor], unet: nn.Module, family: Family
 ) -> tuple[dict[str, Tensor], int, float]:
     """The inverse of `lora_to_kohya`: the adapter's weights by module path, its rank, its alpha.
 
@@ -78,7 +75,7 @@ def adapter_from_kohya(
     return state, ranks.pop(), alphas.pop()
 
 
-def check_lora_keys(lora: Mapping[str, Tensor], unet: UNet2DConditionModel, family: Family) -> None:
+def check_lora_keys(lora: Mapping[str, Tensor], unet: nn.Module, family: Family) -> None:
     """Match every key of a LoRA file against the layers of the UNet, by name and by shape.
 
     The UNet may carry the adapter or not.

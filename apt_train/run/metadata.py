@@ -22,7 +22,6 @@ from torch import Tensor
 from .. import __version__
 from ..disk.tensor_writer import header_bytes
 from ..families.components import Family, FamilyName
-from ..families.noise import PredictionType
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,7 +42,7 @@ def lora_metadata(
     trigger: str,
     class_word: str,
     family: Family,
-    prediction_type: PredictionType,
+    prediction_type: str,
     rank: int,
     alpha: float,
     steps: int,
@@ -87,7 +86,7 @@ def lora_metadata(
         "date": date,
         "description": _description(name, class_word, base, str(config.get("method", "")), steps),
         "resolution": f"{width}x{height}",
-        "prediction_type": "v" if prediction_type == "v_prediction" else "epsilon",
+        "prediction_type": "v" if prediction_type == "v_prediction" else prediction_type,
         "trigger_phrase": trigger,
         "usage_hint": _usage_hint(trigger, embedding_name),
         "tags": class_word,
