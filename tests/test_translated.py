@@ -50,7 +50,6 @@ ELSEWHERE = {
     ("config.py", f"{HOLE} is {HOLE}: {HOLE}."): "looked at as `_require`",
     ("config.py", f"{HOLE} is a number of thousands of digits: {HOLE}."): "the same",
     ("config.py", f"{HOLE} is {HOLE}...: {HOLE}."): "the same",
-    ("finish.py", HOLE): "handed on",
     ("watching.py", HOLE): "handed on",
     ("loop.py", HOLE): "handed on",
     ("watch.py", HOLE): "handed on",
