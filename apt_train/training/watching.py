@@ -22,7 +22,8 @@ from ..run.log import read_log
 from ..run.preview_files import preview_file, save_previews
 from ..sample.sampler import previews
 from .outcome import Outcome
-from .setup import Run, preview_captions
+from .plan import preview_captions
+from .setup import Run
 from .streams import vae_on
 
 
