@@ -78,7 +78,8 @@ class LatentBank:
         self._prepared = list(prepared)
         self._encode = encode
         self._seed, self._kinds = seed, kinds
-        self._max_zoom, self._max_degrees, self._fill = max_zoom, max_degrees, fill
+        self._max_zoom, self._max_degrees = max_zoom, max_degrees
+        self._fill: Fill = fill
         self._max_variants, self._block = max_variants, block
         self._factor = vae_factor
         self._on_device = on_device or contextlib.nullcontext
