@@ -592,3 +592,11 @@ class TrainConfig:
         constant = ("constant", "constant_with_warmup")
         linear_attn = self.method == "apt" and self.apt.alignment and self.apt.attn_schedule == "linear"
         return self.optimizer.lr_schedule not in constant or linear_attn
+
+    @property
+    def measures_indicator(self) -> bool:
+        """Whether the prior is asked for its loss; where it is not, gamma stays 0 and says nothing."""
+        apt = self.apt
+        by_indicator = apt.alignment and apt.attn_schedule == "indicator"
+        uses = self.method == "apt" and (apt.adaptive_augmentation or apt.adaptive_loss_weight or by_indicator)
+        return uses or apt.watch_indicator

@@ -35,6 +35,7 @@ SOURCES = sorted([*(ROOT / "nodes").rglob("*.py"), *(ROOT / "apt_train").rglob("
 # Read by the command line alone: the nodes get models, pictures and captions from wires.
 COMMAND_LINE = {
     "cli.py", "paths.py", "folder_files.py", "caption_files.py", "pictures.py", "apply.py", "write.py",
+    "attention_file.py",
     "config_check.py", "config_tables.py", "diffusers_folder.py", "json_file.py", "load.py", "schedule_config.py",
     "sniff.py", "tokenizer_check.py", "tokenizer_files.py", "vae_source.py", "weight_files.py", "ldm_vae.py",
     "parts_fit.py",
@@ -49,7 +50,7 @@ ELSEWHERE = {
     ("settings_field.py", f"{HOLE} is {HOLE}: {HOLE}."): "looked at as `require`",
     ("settings_field.py", f"{HOLE} is a number of thousands of digits: {HOLE}."): "the same",
     ("settings_field.py", f"{HOLE} is {HOLE}...: {HOLE}."): "the same",
-    ("finish.py", HOLE): "handed on",
+    ("watching.py", HOLE): "handed on",
     ("loop.py", HOLE): "handed on",
     ("watch.py", HOLE): "handed on",
 }
