@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from .adapter_kinds import KINDS
 from .errors import InputError
 from .names import check_subject_name
 from .optimizers import BUILDERS
@@ -54,7 +56,7 @@ class _Range:
         return f"above {self.above} and at most {self.high}" if self.low is None else f"from {self.low} to {self.high}"
 
 
-def _set(default: Any, help: str, range: _Range | None = None, choices: tuple[str, ...] = ()) -> Any:
+def _set(default: Any, help: str, range: _Range | None = None, choices: Iterable[str] = ()) -> Any:
     """A setting with its default and the sentence that tooltips and `--help` show; every number has its range.
 
     `choices`: of a text whose choices no Literal says.
@@ -65,7 +67,7 @@ def _set(default: Any, help: str, range: _Range | None = None, choices: tuple[st
 def choices_of(item: dataclasses.Field[Any], hint: Any) -> tuple[str, ...]:
     """The texts that a setting may be; none: it is no choice, or may also be a number."""
     named = get_args(hint) if get_origin(hint) is Literal else ()
-    return item.metadata.get("choices") or named
+    return tuple(item.metadata.get("choices") or named)
 
 
 # The upper ends are ours. They keep every product of settings inside 32-bit floats and every count inside 64-bit ones.
@@ -97,6 +99,12 @@ class AdapterConfig:
     min_rank: int | None = _set(
         None, "T-LoRA only: the rank left at the noisiest timestep. Empty: half of rank.", _Range(1, 65536)
     )
+    kind: str = _set(
+        "lora",
+        "Kind of adapter: lora; rslora, whose scale is alpha / sqrt(rank), for high ranks; dora, which also learns the "
+        "size of each column of the weights, for ComfyUI alone.",
+        choices=KINDS,
+    )
 
     def __post_init__(self) -> None:
         _check_values(self)
@@ -106,6 +114,11 @@ class AdapterConfig:
     @property
     def resolved_alpha(self) -> float:
         return float(self.rank if self.alpha is None else self.alpha)
+
+    @property
+    def effective_alpha(self) -> float:
+        """What the update is multiplied by, times rank: in training, and in the file, where every program reads it."""
+        return float(KINDS[self.kind].alpha(self.rank, self.resolved_alpha))
 
     @property
     def resolved_min_rank(self) -> int:
@@ -345,6 +358,9 @@ class TrainConfig:
             self.apt.lazy_prior,
             "DCO's loss needs the prior at every step, so set it to 1",
         )
+        by_rank = [name for name, kind in KINDS.items() if kind.by_rank]
+        fits = self.method != "tlora" or self.adapter.kind in by_rank
+        _require(fits, "kind", self.adapter.kind, f"T-LoRA takes ranks away, so choose {' or '.join(by_rank)}")
 
     @property
     def name(self) -> str:
@@ -388,6 +404,8 @@ class TrainConfig:
             del values["steps"]
         if self.optimizer.optimizer == "adamw":  # runs of earlier versions do not name it
             del values["optimizer"]["optimizer"]
+        if self.adapter.kind == "lora":  # likewise
+            del values["adapter"]["kind"]
         values["adapter"]["alpha"] = self.adapter.resolved_alpha
         values["init_word"] = self.resolved_init_word if self.identifier_mode == "learned" else ""
         if self.identifier_mode == "word":

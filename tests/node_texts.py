@@ -26,7 +26,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCALES = ROOT / "locales"
 ENGLISH = LOCALES / "en" / "nodeDefs.json"
 PACK = "texts_of"
-OWN = {PACK, f"{PACK}.apt_train", *(f"{PACK}.apt_train.{name}" for name in ("config", "errors", "optimizers"))}
+OWN = {
+    PACK,
+    f"{PACK}.apt_train",
+    *(f"{PACK}.apt_train.{name}" for name in ("adapter_kinds", "config", "errors", "optimizers")),
+}
 
 
 # ---- what a schema is given --------------------------------------------------------------------------------------

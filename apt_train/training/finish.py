@@ -129,7 +129,7 @@ def save_snapshot(outcome: Outcome) -> None:
 def current_lora(run: Run) -> dict[str, Tensor]:
     """The LoRA as it stands, in kohya names."""
     unet, family = run.components.unet, run.components.family
-    return lora_to_kohya(run.adapter.state(), run.config.adapter.resolved_alpha, family, unet.config)
+    return lora_to_kohya(run.adapter.state(), run.config.adapter.effective_alpha, family, unet.config)
 
 
 def _embeddings(run: Run) -> dict[str, Tensor] | None:
@@ -151,7 +151,7 @@ def _lora_metadata(run: Run) -> dict[str, str]:
         **_shared_metadata(run),
         prediction_type=components.schedule.prediction_type,
         rank=config.adapter.rank,
-        alpha=config.adapter.resolved_alpha,
+        alpha=config.adapter.effective_alpha,
         config=config.to_dict(),
         captions=run.subject.captions,
         resolution=config.data.resolution or None,

@@ -208,7 +208,7 @@ def _encoders_on(components: Components) -> Iterator[None]:
 def _adapter_on(
     components: Components, config: TrainConfig, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Adapter]:
-    """The UNet on the device, training, with a fresh LoRA; after the block without it, in eval mode, on the CPU."""
+    """The UNet on the device, training, with a fresh adapter; after the block without it, in eval mode, on the CPU."""
     unet, settings = components.unet, config.adapter
     check_no_adapter(unet)
     try:
@@ -216,11 +216,12 @@ def _adapter_on(
         adapter = add_adapter(
             unet,
             rank=settings.rank,
-            alpha=settings.resolved_alpha,
+            alpha=settings.effective_alpha,
             dropout=settings.dropout,
             targets=settings.targets,
             seed=config.seed,
             ranks=_ranks_of(components, config),
+            kind=settings.kind,
         )
         try:
             unet.train()
