@@ -41,7 +41,7 @@ def adapted(kind: str, model: str = "sd15", dtype: torch.dtype = torch.float32, 
     with torch.no_grad():
         for parameter in Adapter(parts.unet).parameters.values():
             parameter.add_(0.3 * parameter.abs().mean() * torch.randn(parameter.shape, generator=draws))
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draws))
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=draws))
     return parts
 
 
@@ -152,8 +152,7 @@ def as_a_host_reads(weight: Tensor, lora: dict[str, Tensor], name: str) -> Tenso
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("model", ["sd15", "sdxl"])
-@pytest.mark.parametrize("alpha", [2.0, 12.0])
+@pytest.mark.parametrize(("model", "alpha"), [("sd15", 12.0), ("sdxl", 2.0)])
 def test_the_weights_its_file_gives_act_as_the_live_adapter(kind: str, model: str, alpha: float) -> None:
     live, read = adapted(kind, model, alpha=alpha, targets="attention+ff"), tiny_components(model)
     prior, lora = predicted(read, model), in_file(live, alpha)
@@ -208,9 +207,10 @@ def test_diffusers_reads_it(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(predicted(fresh), predicted(live), atol=2e-5, rtol=1e-5)
 
 
-def test_diffusers_refuses_a_dora_rather_than_reading_it_wrongly(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="lora_magnitude_vector"):
-        pipeline_with(tiny_components(), tmp_path, in_file(adapted("dora")))
+def test_diffusers_says_that_it_leaves_a_doras_magnitudes_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It does so with every DoRA under kohya's names, whatever the axis: hence the setting's `for ComfyUI alone`."""
+    pipeline_with(tiny_components(), tmp_path, in_file(adapted("dora")))
+    assert "DoRA checkpoint that is not compatible in Diffusers" in caplog.text
 
 
 # ---- what each is ------------------------------------------------------------------------------------------------
@@ -220,20 +220,21 @@ def test_diffusers_refuses_a_dora_rather_than_reading_it_wrongly(tmp_path: Path)
 def test_the_scale_is_the_kinds_in_training_and_in_the_file(kind: str, scale: float) -> None:
     settings = AdapterConfig(rank=4, alpha=2.0, kind=kind)
     assert settings.effective_alpha / 4 == scale
-    result = run(kind=kind, rank=4, alpha=2.0, steps=1)
+    result = run(**PLAIN, kind=kind, rank=4, alpha=2.0, steps=1)
     alphas = {float(tensor) for key, tensor in result.lora.items() if key.endswith(".alpha")}
     assert alphas == {settings.effective_alpha}
 
 
 def test_an_rslora_trains_as_a_lora_of_its_scale() -> None:
-    assert same_weights(run(kind="rslora", rank=4, alpha=2.0), run(rank=4, alpha=4.0))
-    assert not same_weights(run(kind="rslora", rank=4, alpha=2.0), run(rank=4, alpha=2.0))
+    result = run(**PLAIN, kind="rslora", rank=4, alpha=2.0)
+    assert same_weights(result, run(**PLAIN, rank=4, alpha=4.0))
+    assert not same_weights(result, run(**PLAIN, rank=4, alpha=2.0))
 
 
 def test_a_doras_magnitude_is_the_size_of_each_column() -> None:
     """Whatever the LoRA's part does, the columns of the tuned weights have the lengths of `lora_magnitude`."""
     parts = adapted("dora")
-    path = "up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0"
+    path = "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0"
     state, layer = Adapter(parts.unet).state(), parts.unet.get_submodule(path)
     with torch.no_grad():
         columns = layer(torch.eye(layer.in_features)) - layer(torch.zeros(1, layer.in_features))  # the bias away
@@ -247,7 +248,7 @@ def test_small_changes_of_a_magnitude_are_not_lost_in_half_precision() -> None:
     """In bfloat16, x times 1.001 is x."""
     parts = tiny_components()
     adapter = add_adapter(parts.unet.to(torch.bfloat16), rank=4, alpha=2.0, kind="dora")
-    layer = parts.unet.get_submodule("up_blocks.0.attentions.0.transformer_blocks.0.attn1.to_out.0")
+    layer = parts.unet.get_submodule("up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0")
     x = torch.full((1, layer.in_features), 1000.0, dtype=torch.bfloat16)
     with torch.no_grad():
         before = layer(x).float()
@@ -259,6 +260,9 @@ def test_small_changes_of_a_magnitude_are_not_lost_in_half_precision() -> None:
 
 
 # ---- the setting -------------------------------------------------------------------------------------------------
+
+
+PLAIN: dict[str, Any] = {"method": "dreambooth", "identifier_mode": "word"}  # the quickest run there is
 
 
 def stopping(step: int) -> Recorder:
@@ -274,7 +278,7 @@ def stopping(step: int) -> Recorder:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("no_report")
 def test_a_run_with_it_resumes_to_the_same_bits(kind: str, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"kind": kind, "dropout": 0.1}
+    settings: dict[str, Any] = {**PLAIN, "kind": kind, "dropout": 0.1}
     run(output_dir=tmp_path, on_event=stopping(2), **settings)
     assert same_weights(run(output_dir=tmp_path, resume=True, **settings), run(**settings))
 
@@ -289,7 +293,7 @@ def test_a_run_with_it_resumes_to_the_same_bits(kind: str, tmp_path: Path) -> No
 )
 @pytest.mark.usefixtures("no_report")
 def test_the_file_says_what_it_is(kind: str, module: str, words: str, tmp_path: Path) -> None:
-    run(output_dir=tmp_path, kind=kind, steps=1, rank=4, alpha=2.0)
+    run(output_dir=tmp_path, kind=kind, steps=1, rank=4, alpha=2.0, identifier_mode="word")
     with safe_open(tmp_path / "toy_subject.safetensors", "pt") as file:
         said = file.metadata()
     assert said["ss_network_module"] == module and words in said["modelspec.description"]
@@ -311,7 +315,8 @@ def test_an_unknown_name_is_told_with_the_known_ones() -> None:
 def test_t_lora_takes_ranks_away_only_where_that_is_right() -> None:
     with pytest.raises(InputError, match="kind is dora: T-LoRA takes ranks away, so choose lora or rslora"):
         quick_config(method="tlora", kind="dora")
-    assert not same_weights(run(method="tlora", kind="rslora", min_rank=1), run(method="dreambooth", kind="rslora"))
+    by_rank = run(**{**PLAIN, "method": "tlora"}, kind="rslora", min_rank=1)
+    assert not same_weights(by_rank, run(**PLAIN, kind="rslora"))
     with pytest.raises(AssertionError, match="no ranks"):
         add_adapter(tiny_components().unet, rank=4, alpha=2.0, kind="dora", ranks=RankByTimestep(4, 1, 1000))
 
@@ -343,7 +348,7 @@ LOHA = Kind(
 def test_another_kind_is_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Chosen, trained, resumed, written, said, and read back: of another structure than LoRA, and all by its name."""
     monkeypatch.setitem(KINDS, "loha", LOHA)
-    settings: dict[str, Any] = {"kind": "loha", "alpha": 3.0}
+    settings: dict[str, Any] = {**PLAIN, "kind": "loha", "alpha": 3.0}
     run(output_dir=tmp_path, on_event=stopping(2), **settings)
     parts = tiny_components()
     result = run(parts, output_dir=tmp_path, resume=True, **settings)
