@@ -201,13 +201,11 @@ def _training_step(parts: Components, method: Method, *, checkpointing: bool) ->
         encoder.model.requires_grad_(False)
     identifier = Identifier.from_init_word(encoders, "toy").to(weight.device)
     return TrainingStep(
-        parts.unet,
+        parts,
         Adapter(parts.unet),
         Conditioner(encoders, identifier, class_word="toy", name="sks"),
-        parts.schedule,
         OverfitIndicator(),
         objective_of(TrainConfig(class_word="toy", method=method)),
-        uses_size_ids=parts.uses_size_ids,
         dtype=weight.dtype,
         save_memory=checkpointing,
     )

@@ -16,6 +16,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, RankByTimestep, add_adapter
+from apt_train.families.sd.network import StableDiffusion
 from apt_train.rng import generator
 from apt_train.training.capture import Capture
 from benchmarks.memory import published
@@ -158,7 +159,7 @@ def test_an_adapter_that_cannot_be_put_on_whole_is_taken_off(monkeypatch: pytest
 def test_a_step_walks_over_no_module_tree() -> None:
     """SDXL's has 7,530 modules: one walk over it takes longer than the whole of what is allowed here."""
     unet = published("sdxl").unet
-    adapter, regularised = Adapter(unet), Capture(unet, features="up", attention="up")
+    adapter, regularised = Adapter(unet), Capture(StableDiffusion(), unet, features=["up"], attention=["up"])
     calls = 0
 
     def count(_frame: object, event: str, _argument: object) -> None:

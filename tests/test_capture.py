@@ -12,11 +12,13 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, add_adapter
+from apt_train.families.sd.network import StableDiffusion
 from apt_train.rng import generator
-from apt_train.training.capture import Capture, Captured, attention_layers, attention_maps, attention_probabilities
+from apt_train.training.capture import Capture, Captured, attention_maps, attention_probabilities
 from apt_train.training.losses import alignment_loss, stabilization_loss
 from tests.tiny import tiny_components
 
+SD = StableDiffusion()
 KINDS = ("sd15", "sdxl")
 TOKENS = 16
 
@@ -81,14 +83,14 @@ def ran(unet: nn.Module, inputs: dict[str, Any], pattern: str) -> list[str]:
 )
 def test_the_named_part_of_the_unet_is_chosen(kind: str, attention: str, layers: str, blocks: str) -> None:
     unet = tiny_components(kind).unet
-    found = attention_layers(unet, attention, layers)  # type: ignore[arg-type]
+    found = (SD.features if attention == "attn1" else SD.attention)(unet, layers)  # type: ignore[operator]
     assert sorted(found) == sorted(ran(unet, inputs_of(kind), rf"{blocks}\..*\.{attention}"))
-    assert all(isinstance(module, Attention) for module in found.values()) and found
+    assert all(isinstance(unet.get_submodule(name), Attention) for name in found) and found
 
 
 def test_the_parts_grow() -> None:
     unet = tiny_components().unet
-    up, more, every = (set(attention_layers(unet, "attn1", layers)) for layers in ("up", "mid+up", "all"))  # type: ignore[arg-type]
+    up, more, every = (set(SD.features(unet, layers)) for layers in ("up", "mid+up", "all"))  # type: ignore[arg-type]
     assert up < more < every
 
 
@@ -114,11 +116,11 @@ class Scores:
 @pytest.mark.parametrize("kind", KINDS)
 def test_maps_equal_the_scores_of_diffusers_own_processor(kind: str) -> None:
     unet, inputs, theirs = tuned_unet(kind).eval(), inputs_of(kind), {}
-    with torch.no_grad(), Capture(unet, features=None, attention="all").record() as record:
+    with torch.no_grad(), Capture(SD, unet, attention=["all"]).record() as record:
         prediction = unet(**inputs).sample
         maps = dict(zip(record.queries, attention_maps(record, *every_token()), strict=True))
-    for name, module in attention_layers(unet, "attn2", "all").items():
-        module.set_processor(Scores(theirs, name))  # type: ignore[operator]
+    for name in SD.attention(unet, "all"):
+        unet.get_submodule(name).set_processor(Scores(theirs, name))  # type: ignore[operator]
     with torch.no_grad():
         torch.testing.assert_close(unet(**inputs).sample, prediction, rtol=1e-4, atol=1e-5)
     assert maps.keys() == theirs.keys()
@@ -134,10 +136,10 @@ def test_maps_equal_the_scores_of_diffusers_own_processor(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_are_attn1s_output_after_its_projection(kind: str) -> None:
     unet, inputs, seen = tuned_unet(kind).eval(), inputs_of(kind), {}
-    for name, module in attention_layers(unet, "attn1", "all").items():
+    for name, module in SD.features(unet, "all").items():
         # to_out[1], the dropout, is the last thing before the residual
         module.to_out[1].register_forward_hook(lambda _m, _i, output, name=name: seen.__setitem__(name, output))  # type: ignore[index,union-attr]
-    with torch.no_grad(), Capture(unet, features="all", attention=None).record() as record:
+    with torch.no_grad(), Capture(SD, unet, features=["all"]).record() as record:
         unet(**inputs)
     assert record.features.keys() == seen.keys() and not record.queries and not record.keys
     for name, found in record.features.items():
@@ -148,7 +150,7 @@ def test_capturing_changes_nothing() -> None:
     unet, inputs = tuned_unet("sd15"), inputs_of("sd15")
     with torch.no_grad():
         plain = unet(**inputs).sample
-        with Capture(unet, features="all", attention="all").record():
+        with Capture(SD, unet, features=["all"], attention=["all"]).record():
             assert torch.equal(unet(**inputs).sample, plain)
 
 
@@ -158,7 +160,7 @@ def test_capturing_changes_nothing() -> None:
 def test_columns_are_summed_by_token() -> None:
     unet, inputs = tiny_components().unet, inputs_of("sd15")
     columns = torch.tensor([[0, 1, 2, 2, 2, 3, *[4] * 10], [0, 1, 1, 2, 3, *[4] * 11]])  # a span in either, apart
-    with torch.no_grad(), Capture(unet, features=None, attention="up").record() as record:
+    with torch.no_grad(), Capture(SD, unet, attention=["up"]).record() as record:
         unet(**inputs)
     merged = attention_maps(record, columns, 6)  # column 5 is another sample's
     for whole, found in zip(attention_maps(record, *every_token()), merged, strict=True):
@@ -196,9 +198,9 @@ def losses(
 def gradients(kind: str, *, recompute: bool, save_memory: bool = False) -> tuple[dict[str, Tensor], list[Tensor]]:
     unet, inputs = tuned_unet(kind, recompute=recompute), inputs_of(kind)
     base = tiny_components(kind).unet
-    with torch.no_grad(), Capture(base, features="all", attention="all").record() as prior:
+    with torch.no_grad(), Capture(SD, base, features=["all"], attention=["all"]).record() as prior:
         base(**inputs)
-    with Capture(unet, features="all", attention="all").record() as record:
+    with Capture(SD, unet, features=["all"], attention=["all"]).record() as record:
         prediction = unet(**inputs).sample
     layers = {kind_: dict(getattr(record, kind_)) for kind_ in ("features", "queries", "keys")}
     loss, maps = losses(unet, record, prior, save_memory)
@@ -234,7 +236,7 @@ def test_recomputation_gives_the_same_maps_and_gradients(kind: str) -> None:
 def test_captured_tensors_alone_carry_gradients(recompute: bool) -> None:
     """Under reentrant checkpointing they would not: the loss here has no other way to the adapter."""
     unet, inputs = tuned_unet("sd15", recompute=recompute), inputs_of("sd15")
-    with Capture(unet, features="up", attention="up").record() as record:
+    with Capture(SD, unet, features=["up"], attention=["up"]).record() as record:
         unet(**inputs)
     layers = list(record.features)
     torch.stack([x.square().mean() for x in (*record.features.values(), *record.queries.values())]).sum().backward()
@@ -251,21 +253,21 @@ def test_captured_tensors_alone_carry_gradients(recompute: bool) -> None:
 
 def test_hooks_are_gone_after_the_block_and_after_an_exception() -> None:
     unet, inputs = tuned_unet("sd15"), inputs_of("sd15")
-    with torch.no_grad(), Capture(unet, features="all", attention="all").record():
-        assert hooks_on(unet) == sum(3 for _ in attention_layers(unet, "attn1", "all"))
+    with torch.no_grad(), Capture(SD, unet, features=["all"], attention=["all"]).record():
+        assert hooks_on(unet) == sum(3 for _ in SD.features(unet, "all"))
         unet(**inputs)
     assert hooks_on(unet) == 0
-    with pytest.raises(KeyboardInterrupt), Capture(unet, features="all", attention="all").record():
+    with pytest.raises(KeyboardInterrupt), Capture(SD, unet, features=["all"], attention=["all"]).record():
         raise KeyboardInterrupt
     assert hooks_on(unet) == 0
-    with pytest.raises(RuntimeError), Capture(unet, features="up", attention="up").record():
+    with pytest.raises(RuntimeError), Capture(SD, unet, features=["up"], attention=["up"]).record():
         unet(**{**inputs, "encoder_hidden_states": torch.zeros(2, TOKENS, 7)})
     assert hooks_on(unet) == 0
 
 
 def test_a_second_pass_in_one_block_is_refused() -> None:
     unet, inputs = tiny_components().unet, inputs_of("sd15")
-    with torch.no_grad(), Capture(unet, features="up", attention=None).record():
+    with torch.no_grad(), Capture(SD, unet, features=["up"]).record():
         unet(**inputs)
         with pytest.raises(AssertionError, match="twice"):
             unet(**inputs)
@@ -273,7 +275,7 @@ def test_a_second_pass_in_one_block_is_refused() -> None:
 
 def test_nothing_asked_for_is_nothing_recorded() -> None:
     unet, inputs = tiny_components().unet, inputs_of("sd15")
-    with torch.no_grad(), Capture(unet, features=None, attention=None).record() as record:
+    with torch.no_grad(), Capture(SD, unet).record() as record:
         assert hooks_on(unet) == 0
         unet(**inputs)
     assert record == Captured() and attention_maps(record, *every_token()) == []

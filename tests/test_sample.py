@@ -16,7 +16,8 @@ from apt_train.adapter import Adapter, add_adapter
 from apt_train.errors import InputError
 from apt_train.families.components import Components
 from apt_train.families.noise import scaled_linear_schedule
-from apt_train.sample.sampler import ddim, eval_mode, initial_noise, previews, sample, sampling_timesteps
+from apt_train.families.sd.network import reads_size_ids
+from apt_train.sample.sampler import denoise, eval_mode, initial_noise, previews, sample
 from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
 from tests.tiny import tiny_components
@@ -26,7 +27,7 @@ def text(components: Components, rows: int, length: int = 7, seed: int = 0) -> t
     """A stand-in for a Conditioning: random hidden states and, for SDXL, pooled vectors."""
     generator = torch.Generator().manual_seed(seed)
     width = components.unet.config["cross_attention_dim"]
-    pooled = torch.randn(rows, 32, generator=generator) if components.uses_size_ids else None
+    pooled = torch.randn(rows, 32, generator=generator) if reads_size_ids(components.unet) else None
     return types.SimpleNamespace(hidden=torch.randn(rows, length, width, generator=generator), pooled=pooled)
 
 
@@ -60,7 +61,7 @@ def pipeline_latents(components: Components, scheduler: DDIMScheduler, condition
         height=64, width=96, num_inference_steps=5, guidance_scale=guidance, output_type="latent",
     )  # fmt: skip
     parts = dict(vae=components.vae, text_encoder=None, tokenizer=None, unet=components.unet, scheduler=scheduler)
-    if components.uses_size_ids:
+    if reads_size_ids(components.unet):
         pipeline = StableDiffusionXLPipeline(
             **parts, text_encoder_2=components.text_encoders[1].model, tokenizer_2=None, add_watermarker=False
         )
@@ -108,9 +109,9 @@ def test_a_perfect_model_is_followed_home(prediction, zero_snr) -> None:
     """With the exact prediction for one known picture, DDIM ends on alpha_bar_0 of that picture and its noise."""
     schedule = scaled_linear_schedule(prediction_type=prediction, zero_terminal_snr=zero_snr)
     clean, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    times = sampling_timesteps(schedule, 25)
+    times = schedule.sampling_timesteps(25)
     start = schedule.add_noise(clean, noise, torch.tensor([times[0]]))
-    end = ddim(schedule, lambda x, t: schedule.target(clean, noise, torch.tensor([t])), start, times)
+    end = denoise(schedule, lambda x, t: schedule.target(clean, noise, torch.tensor([t])), start, times)
     wanted = schedule.add_noise(clean, noise, torch.tensor([0]))
     assert torch.allclose(end, wanted, atol=2e-3)
 
@@ -120,13 +121,13 @@ def test_timesteps_start_from_pure_noise_only_where_the_model_knows_it() -> None
         scaled_linear_schedule(),
         scaled_linear_schedule(prediction_type="v_prediction", zero_terminal_snr=True),
     )
-    assert sampling_timesteps(plain, 4) == [751, 501, 251, 1]
-    assert sampling_timesteps(v_zero, 4) == [999, 749, 499, 249]
-    assert sampling_timesteps(scaled_linear_schedule(zero_terminal_snr=True), 4) == [751, 501, 251, 1]
-    assert max(sampling_timesteps(plain, 1000)) == 999
+    assert plain.sampling_timesteps(4) == [751, 501, 251, 1]
+    assert v_zero.sampling_timesteps(4) == [999, 749, 499, 249]
+    assert scaled_linear_schedule(zero_terminal_snr=True).sampling_timesteps(4) == [751, 501, 251, 1]
+    assert max(plain.sampling_timesteps(1000)) == 999
     for wrong in (0, 1001):
         with pytest.raises(InputError, match=f"sampling steps is {wrong}"):
-            sampling_timesteps(plain, wrong)
+            plain.sampling_timesteps(wrong)
 
 
 def test_a_picture_depends_on_its_seed_and_place_not_on_the_batch() -> None:

@@ -16,6 +16,7 @@ from apt_train.config import AptConfig, Method, TrainConfig
 from apt_train.data.batch import Batch
 from apt_train.families.components import Components
 from apt_train.families.noise import NoiseSchedule, scaled_linear_schedule
+from apt_train.families.sd.network import reads_size_ids
 from apt_train.rng import generator
 from apt_train.run.log import FIELDS, TERM_NAME
 from apt_train.text.conditioning import Conditioner
@@ -99,15 +100,12 @@ def bench(
     indicator = OverfitIndicator(temperature=2.0)
     if not fresh:
         indicator.update(torch.tensor([120, 850]), torch.tensor([1.9, 1.6]), torch.tensor([1.2, 1.4]))
-    uses_size_ids = kind == "sdxl"
     step = TrainingStep(
-        parts.unet,
+        parts,
         Adapter(parts.unet, RANKS if objective.rank_by_timestep else None),
         conditioner,
-        parts.schedule,
         indicator,
         objective,
-        uses_size_ids=uses_size_ids,
         dtype=dtype,
         save_memory=recompute,
     )
@@ -147,8 +145,8 @@ def by_hand(made: Bench, batch: Batch) -> ByHand:
 
     def one(*, tuned: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         text = conditioner.encode(batch.captions, tuned=tuned)
-        extra = {"text_embeds": text.pooled, "time_ids": batch.size_ids} if made.step.uses_size_ids else None
-        with Capture(unet, features="up", attention="up").record() as record:
+        extra = {"text_embeds": text.pooled, "time_ids": batch.size_ids} if reads_size_ids(unet) else None
+        with Capture(made.parts.network, unet, features=["up"], attention=["up"]).record() as record:
             prediction = unet(noisy, batch.timesteps, encoder_hidden_states=text.hidden, added_cond_kwargs=extra).sample
         maps = attention_maps(record, text.columns, text.num_columns)
         return prediction, list(record.features.values()), maps
@@ -469,7 +467,7 @@ class Guess(nn.Module):
 
     def __init__(self, schedule: NoiseSchedule) -> None:
         super().__init__()
-        self.schedule = schedule
+        self.schedule, self.config = schedule, {}
 
     def forward(
         self, noisy: Tensor, timesteps: Tensor, encoder_hidden_states: Tensor, added_cond_kwargs: Any = None
@@ -492,7 +490,8 @@ def guessed(prediction: str) -> tuple[Tensor, Tensor]:
     conditioner = Conditioner(parts.text_encoders, identifier, class_word="toy", name="zwx")
     indicator = OverfitIndicator(temperature=50.0)
     guess = Guess(schedule)
-    step = TrainingStep(guess, Adapter(guess), conditioner, schedule, indicator, Objective(watch_indicator=True))  # type: ignore[arg-type]
+    parts.unet, parts.schedule = guess, schedule
+    step = TrainingStep(parts, Adapter(guess), conditioner, indicator, Objective(watch_indicator=True))
     output = step(batch_of((40, 350, 620, 980)), with_prior=True)
     indicator.commit()
     return indicator.gamma, output.raw["denoising"]

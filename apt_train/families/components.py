@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .noise import NoiseSchedule
-
-if TYPE_CHECKING:
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from .network import Network, Process
+from .sd.network import StableDiffusion
 
 FamilyName = Literal["sd15", "sdxl", "custom"]
 
@@ -80,16 +78,17 @@ class Components:
     `vae`: the module both run on, moved on and off the device by the trainer; None when the caller looks after that.
     """
 
-    unet: UNet2DConditionModel
+    unet: nn.Module  # what carries the adapter: a UNet2DConditionModel, or what `network` takes
     text_encoders: list[TextEncoder]
     encode: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     decode: Callable[[Tensor], Tensor]
-    schedule: NoiseSchedule
+    schedule: Process
     family: Family
     vae: nn.Module | None = None
     digest: str = ""  # of the source weights; enters a run's content hash
     source: str = ""  # for messages and metadata: a file or folder name, no path
     notes: list[str] = field(default_factory=list)  # sentences the user should see once
+    network: Network = field(default_factory=StableDiffusion)  # how `unet` is called and read
     rounded_to: torch.dtype | None = None  # what an earlier run has rounded the weights to, in place
 
     def use(self, dtype: torch.dtype) -> None:
@@ -106,11 +105,5 @@ class Components:
 
     @property
     def size_multiple(self) -> int:
-        """Pixels that a side must be a multiple of: the VAE's factor times the UNet's downsamplings."""
-        levels = len(self.unet.config["block_out_channels"])
-        return self.family.vae_factor * 2 ** (levels - 1)
-
-    @property
-    def uses_size_ids(self) -> bool:
-        """Whether the UNet reads SDXL's pooled text vector and size ids."""
-        return self.unet.config.get("addition_embed_type") == "text_time"
+        """Pixels that a side must be a multiple of: the VAE's factor times what the network needs of a latent."""
+        return self.family.vae_factor * self.network.latent_multiple(self.unet)

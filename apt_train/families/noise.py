@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .network import require_sampling_steps
+
 PredictionType = Literal["epsilon", "v_prediction"]
 
 
@@ -24,6 +26,18 @@ class NoiseSchedule:
     @property
     def num_timesteps(self) -> int:
         return len(self.alphas_cumprod)
+
+    @property
+    def prediction(self) -> str:
+        return self.prediction_type
+
+    @property
+    def fingerprint(self) -> bytes:
+        return self.alphas_cumprod.cpu().float().numpy().tobytes()
+
+    def level(self, timesteps: Tensor) -> Tensor:
+        """The share of the schedule that lies below, float32 in [0, 1)."""
+        return timesteps.float() / self.num_timesteps
 
     @property
     def zero_terminal_snr(self) -> bool:
@@ -52,6 +66,29 @@ class NoiseSchedule:
             return prediction
         signal, sigma = self.signal_and_noise(timesteps)
         return signal * prediction + sigma * noisy
+
+    def sampling_timesteps(self, steps: int) -> list[int]:
+        """The timesteps visited, falling.
+
+        As Stable Diffusion's own: evenly spaced from below with offset 1 ("leading"). A zero-terminal-SNR v-model
+        starts from pure noise instead ("trailing", arXiv 2305.08891); an epsilon-model says nothing there, so it does
+        not.
+        """
+        total = self.num_timesteps
+        require_sampling_steps(steps, total)
+        if self.zero_terminal_snr and self.prediction_type == "v_prediction":
+            return [round(total - i * total / steps) - 1 for i in range(steps)]
+        return [min(i * (total // steps) + 1, total - 1) for i in reversed(range(steps))]
+
+    def step(self, latents: Tensor, prediction: Tensor, now: int, then: int | None) -> Tensor:
+        """Deterministic DDIM (arXiv 2010.02502, eta 0). It ends at alpha_bar_0, as Stable Diffusion does."""
+        here, there = (torch.full((len(latents),), t, device=latents.device) for t in (now, then or 0))
+        signal, sigma = self.signal_and_noise(here)
+        if self.prediction_type == "epsilon":
+            clean = (latents - sigma * prediction) / signal
+        else:
+            clean = signal * latents - sigma * prediction
+        return self.add_noise(clean, self.to_epsilon(prediction, latents, here), there)
 
 
 def scaled_linear_schedule(

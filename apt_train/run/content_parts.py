@@ -16,7 +16,7 @@ from ..text.captions import subject_captions
 
 if TYPE_CHECKING:
     from ..data.dataset import ImageSet
-    from ..families.noise import NoiseSchedule
+    from ..families.network import Process
 
 _LETTERS = 16  # of a digest: they are compared to word a refusal, and decide nothing
 _PER_PICTURE = ("pictures", "captions", "masks")
@@ -33,7 +33,7 @@ _WORDS = {
 
 def content_parts(
     source_digest: str,
-    schedule: NoiseSchedule,
+    schedule: Process,
     images: ImageSet,
     prior_images: ImageSet | None,
     config: TrainConfig,
@@ -43,8 +43,8 @@ def content_parts(
     captions = zip(subject_captions(images, config), images.images, strict=True)
     return {
         "weights": source_digest,
-        "predicts": schedule.prediction_type,
-        "schedule": _digest(schedule.alphas_cumprod.cpu().float().numpy().tobytes()),
+        "predicts": schedule.prediction,
+        "schedule": _digest(schedule.fingerprint),
         "pictures": [pixels.hex()[:_LETTERS] for pixels, _ in contents],
         "captions": [_digest(json.dumps([trained, image.caption]).encode()) for trained, image in captions],
         "masks": [mask.hex()[:_LETTERS] for _, mask in contents],  # empty where there is none

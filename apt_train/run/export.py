@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,6 @@ from ..errors import InputError
 from ..families.components import Family
 from .lora_names import kohya_name
 from .metadata import fit_metadata
-
-if TYPE_CHECKING:
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 
 class LoadedAdapter(NamedTuple):
@@ -61,7 +58,7 @@ def lora_to_kohya(
     return lora
 
 
-def adapter_from_kohya(lora: Mapping[str, Tensor], unet: UNet2DConditionModel, family: Family) -> LoadedAdapter:
+def adapter_from_kohya(lora: Mapping[str, Tensor], unet: nn.Module, family: Family) -> LoadedAdapter:
     """The inverse of `lora_to_kohya`.
 
     Raises:
@@ -72,7 +69,8 @@ def adapter_from_kohya(lora: Mapping[str, Tensor], unet: UNet2DConditionModel, f
     except RuntimeError as error:
         raise InputError(f"The LoRA does not fit this model: {error}") from error
     name = kind_of_file(lora)
-    kind, paths = KINDS[name], {kohya_name(path, family, unet.config): path for path, _ in _linear_layers(unet)}  # type: ignore[arg-type]
+    kind = KINDS[name]
+    paths = {kohya_name(path, family, unet.config): path for path, _ in _linear_layers(unet)}  # type: ignore[arg-type]
     state = {
         f"{paths[key.removesuffix(f'.{theirs}')]}.{ours}": tensor
         for ours, theirs in kind.parts.items()
@@ -87,7 +85,7 @@ def adapter_from_kohya(lora: Mapping[str, Tensor], unet: UNet2DConditionModel, f
     return LoadedAdapter(state, ranks.pop(), alphas.pop(), name)
 
 
-def check_lora_keys(lora: Mapping[str, Tensor], unet: UNet2DConditionModel, family: Family) -> None:
+def check_lora_keys(lora: Mapping[str, Tensor], unet: nn.Module, family: Family) -> None:
     """Match every key of a LoRA file against the layers of the UNet, by name and by shape.
 
     The UNet may carry the adapter or not.

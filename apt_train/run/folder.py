@@ -43,14 +43,14 @@ if TYPE_CHECKING:
     import torch
 
     from ..data.dataset import ImageSet
-    from ..families.noise import NoiseSchedule
+    from ..families.network import Process
 
 RECIPE = 1  # raised whenever the same weights, pictures and settings come to train to something else
 
 
 def content_hash(
     source_digest: str,
-    schedule: NoiseSchedule,
+    schedule: Process,
     images: ImageSet,
     prior_images: ImageSet | None,
     config: TrainConfig,
@@ -65,8 +65,8 @@ def content_hash(
     parts = {
         "recipe": RECIPE,
         "weights": source_digest,
-        "predicts": schedule.prediction_type,
-        "schedule": hashlib.sha256(schedule.alphas_cumprod.cpu().float().numpy().tobytes()).hexdigest(),
+        "predicts": schedule.prediction,
+        "schedule": hashlib.sha256(schedule.fingerprint).hexdigest(),
         "images": images.digest,
         "captions": subject_captions(images, config),
         "prior_images": prior_images.digest if prior_images else "",

@@ -23,7 +23,6 @@ from .. import __version__
 from ..adapter_kinds import KINDS, Kind
 from ..disk.tensor_writer import header_bytes
 from ..families.components import Family, FamilyName
-from ..families.noise import PredictionType
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,7 +43,7 @@ def lora_metadata(
     trigger: str,
     class_word: str,
     family: Family,
-    prediction_type: PredictionType,
+    prediction_type: str,
     rank: int,
     alpha: float,
     steps: int,
@@ -88,7 +87,7 @@ def lora_metadata(
         "date": date,
         "description": _description(name, class_word, base, config, steps),
         "resolution": f"{width}x{height}",
-        "prediction_type": "v" if prediction_type == "v_prediction" else "epsilon",
+        "prediction_type": "v" if prediction_type == "v_prediction" else prediction_type,
         "trigger_phrase": trigger,
         "usage_hint": _usage_hint(trigger, embedding_name),
         "tags": class_word,

@@ -21,7 +21,7 @@ from ..adapter import Adapter
 from ..families.components import Components
 from ..text.captions import SUBJECT
 from ..text.conditioning import Conditioner
-from .sampler import ddim, eval_mode, guided_unet, initial_noise, latent_shape, sampling_timesteps
+from .sampler import denoise, eval_mode, guided, initial_noise, latent_shape
 
 Predict = Callable[[Tensor, int | Tensor], Tensor]  # (noisy latents, timestep) -> the model's own prediction
 
@@ -123,15 +123,15 @@ class DriftWatch:
         texts, schedule = [self._prior[k] for k in rows], self._components.schedule
         shape, half = latent_shape(self._components, self._side, self._side), len(self._prior) // 2
         noise = torch.stack([initial_noise(SEED, k % half, shape) for k in rows]).to(self._device)
-        guided = self._predictor(texts, tuned=False, guidance=GUIDANCE)
-        times = sampling_timesteps(schedule, STEPS)
+        steered = self._predictor(texts, tuned=False, guidance=GUIDANCE)
+        times = schedule.sampling_timesteps(STEPS)
         seen: list[Tensor] = []
 
         def watched(latents: Tensor, timestep: int) -> Tensor:
             seen.append(latents.cpu())
-            return guided(latents, timestep)
+            return steered(latents, timestep)
 
-        ddim(schedule, watched, noise, times)
+        denoise(schedule, watched, noise, times)
         points = list(zip(times, seen, strict=True))[::EVERY]
         plain = self._predictor(texts, tuned=False)
         tuned = [self._tuned[k] for k in rows]
@@ -151,7 +151,7 @@ class DriftWatch:
         text = self._conditioner.encode(texts, tuned=tuned)
         empty = self._conditioner.encode([""], tuned=False)
         size, rows = (self._side, self._side), range(len(texts))
-        return guided_unet(self._components, text, empty, rows, guidance, size, self._device, self._dtype)
+        return guided(self._components, text, empty, rows, guidance, size, self._device, self._dtype)
 
     def _epsilon(self, predict: Predict, noisy: Tensor, time: int) -> Tensor:
         """The noise that the prediction stands for, float32 on the CPU."""

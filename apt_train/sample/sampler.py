@@ -1,4 +1,4 @@
-"""Pictures from a model as it stands: DDIM with classifier-free guidance, for previews while training and the demo.
+"""Pictures from a model as it stands, deterministic and guided: for previews while training and the demo.
 
 In: the sampling loop and the prior | tuned pair. Not in: moving the VAE to the device (the caller does), text
 encoding (`conditioning`), putting pictures on a sheet (`grid`).
@@ -10,7 +10,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..adapter import Adapter
 from ..errors import InputError
 from ..families.components import Components
-from ..families.noise import NoiseSchedule
+from ..families.network import Process, TextInput
 from ..rng import generator
 
 if TYPE_CHECKING:
@@ -98,16 +98,14 @@ def sample(
         on_notice: hears about pictures that are not numbers (they come back grey); None: a Python warning.
     """
     shape = latent_shape(components, height, width)
-    times = sampling_timesteps(components.schedule, steps)
+    times = components.schedule.sampling_timesteps(steps)
     pictures: list[Image.Image] = []
     with torch.no_grad(), eval_mode(components.unet):
         for first in range(0, len(conditioning.hidden), batch_size):
             rows = range(first, min(first + batch_size, len(conditioning.hidden)))
-            predict = guided_unet(
-                components, conditioning, unconditional, rows, guidance, (height, width), device, dtype
-            )
+            predict = guided(components, conditioning, unconditional, rows, guidance, (height, width), device, dtype)
             noise = torch.stack([initial_noise(seed, k, shape) for k in rows])
-            latents = ddim(components.schedule, predict, noise.to(device), times)
+            latents = denoise(components.schedule, predict, noise.to(device), times)
             pictures += _decode(components, latents, rows, on_notice)
     return pictures
 
@@ -117,35 +115,14 @@ def initial_noise(seed: int, index: int, shape: tuple[int, int, int]) -> Tensor:
     return torch.randn(shape, generator=generator(seed, "sample", index))
 
 
-def sampling_timesteps(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """The timesteps visited, falling.
+def denoise(process: Process, predict: Callable[[Tensor, int], Tensor], noise: Tensor, times: list[int]) -> Tensor:
+    """From `noise` (N, C, h, w) down `times`, deterministically: clean latents.
 
-    As Stable Diffusion's own: evenly spaced from below with offset 1 ("leading"). A zero-terminal-SNR v-model starts
-    from pure noise instead ("trailing", arXiv 2305.08891); an epsilon-model says nothing there, so it does not.
-    """
-    total = schedule.num_timesteps
-    if not 1 <= steps <= total:
-        raise InputError(f"The number of sampling steps is {steps}: give a whole number from 1 to {total}.")
-    if schedule.zero_terminal_snr and schedule.prediction_type == "v_prediction":
-        return [round(total - i * total / steps) - 1 for i in range(steps)]
-    return [min(i * (total // steps) + 1, total - 1) for i in reversed(range(steps))]
-
-
-def ddim(schedule: NoiseSchedule, predict: Callable[[Tensor, int], Tensor], noise: Tensor, times: list[int]) -> Tensor:
-    """Deterministic DDIM (arXiv 2010.02502, eta 0) from `noise` (N, C, h, w) down `times`: clean latents.
-
-    `predict(noisy, timestep)`: the model's own prediction. Ends at alpha_bar_0, as Stable Diffusion does.
+    `predict(noisy, timestep)`: the network's own prediction.
     """
     latents = noise
-    for now, then in zip(times, [*times[1:], 0], strict=True):
-        here, there = (torch.full((len(noise),), t, device=noise.device) for t in (now, then))
-        prediction = predict(latents, now).float()
-        signal, sigma = schedule.signal_and_noise(here)
-        if schedule.prediction_type == "epsilon":
-            clean = (latents - sigma * prediction) / signal
-        else:
-            clean = signal * latents - sigma * prediction
-        latents = schedule.add_noise(clean, schedule.to_epsilon(prediction, latents, here), there)
+    for now, then in zip(times, [*times[1:], None], strict=True):
+        latents = process.step(latents, predict(latents, now).float(), now, then)
     return latents
 
 
@@ -168,10 +145,10 @@ def latent_shape(components: Components, height: int, width: int) -> tuple[int, 
         raise InputError(
             f"The picture size {width} x {height} does not fit the model: give multiples of {factor} pixels."
         )
-    return int(components.unet.config["in_channels"]), height // factor, width // factor
+    return components.network.latent_channels(components.unet), height // factor, width // factor
 
 
-def guided_unet(
+def guided(
     components: Components,
     conditioning: Conditioning,
     unconditional: Conditioning,
@@ -181,22 +158,19 @@ def guided_unet(
     device: torch.device | str,
     dtype: torch.dtype,
 ) -> Callable[[Tensor, int | Tensor], Tensor]:
-    """The UNet with text, size ids and guidance filled in: (noisy latents, timestep) -> prediction.
+    """The network with text, sizes and guidance filled in: (noisy latents, timestep) -> prediction.
 
     One timestep for all rows, or where `guidance` is at most 1 also one each, int64 (N,).
     """
     guide = guidance > 1
     hidden, pooled = _text(conditioning, unconditional if guide else None, rows)
-    inputs: dict[str, Any] = {"encoder_hidden_states": hidden.to(device, dtype)}
-    if components.uses_size_ids:
-        assert pooled is not None, "a UNet with size ids reads a pooled text vector"
-        time_ids = torch.tensor([(*size, 0, 0, *size)] * len(pooled), device=device, dtype=torch.float32)
-        inputs["added_cond_kwargs"] = {"text_embeds": pooled.to(device, dtype), "time_ids": time_ids}
+    geometry = torch.tensor([(*size, 0, 0, *size)] * len(hidden), device=device, dtype=torch.float32)
+    text = TextInput(hidden.to(device, dtype), None if pooled is None else pooled.to(device, dtype), geometry)
 
     def predict(latents: Tensor, timestep: int | Tensor) -> Tensor:
         doubled = torch.cat([latents, latents]) if guide else latents
         time = torch.as_tensor(timestep, device=device)
-        prediction = components.unet(doubled.to(dtype), time, **inputs).sample.float()
+        prediction = components.network.predict(components.unet, doubled, time, text, dtype)
         if not guide:
             return prediction
         without, with_text = prediction.chunk(2)

@@ -53,7 +53,7 @@ def _maps(run: Run, sample: Sample, *, tuned: bool) -> tuple[Tensor, list[str]]:
     batch = collate([sample], run.subject.captions, run.subject.size_ids, run.device)
     noisy = components.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     conditioning = run.conditioner.encode(batch.captions, tuned=tuned)
-    with Capture(components.unet, features=None, attention=run.config.apt.attn_layers).record() as captured:
+    with Capture(components.network, components.unet, attention=[run.config.apt.attn_layers]).record() as captured:
         run.training_step.predict(noisy, batch, conditioning)
     maps = attention_maps(captured, conditioning.columns, conditioning.num_columns)
     height, width = batch.latents.shape[-2:]

@@ -1,72 +1,50 @@
-"""Reading features and attention maps of chosen layers out of a UNet's forward pass.
+"""Reading features and attention maps of chosen layers out of a network's forward pass.
 
-Plain forward hooks on `attn1` and on `attn2.to_q`, `attn2.to_k`: they add no operation to the pass, so fused attention
-stays in place and non-reentrant checkpointing recomputes what it saved. The maps are formed afterwards, outside.
+Plain forward hooks on the layers that the family names: they add no operation to the pass, so fused attention stays in
+place and non-reentrant checkpointing recomputes what it saved. The maps are formed afterwards, outside.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import Layers
-
-_Kept = TypeVar("_Kept")
-_BLOCKS: dict[Layers, tuple[str, ...]] = {
-    "up": ("up_blocks",),
-    "mid+up": ("mid_block", "up_blocks"),
-    "all": ("down_blocks", "mid_block", "up_blocks"),
-}
+from ..families.network import AttentionLayer, Network
 
 
 @dataclass
 class Captured:
-    """What one forward pass left behind, by layer, in the order of the UNet."""
+    """What one forward pass left behind, by layer, in the order of the network."""
 
-    features: dict[str, Tensor] = field(default_factory=dict)  # attn1's output (N, positions, channels)
-    queries: dict[str, Tensor] = field(default_factory=dict)  # attn2 (N, positions, heads * head_dim)
-    keys: dict[str, Tensor] = field(default_factory=dict)  # attn2 (N, tokens, heads * head_dim)
-    heads: dict[str, tuple[int, float]] = field(default_factory=dict)  # attn2: their number, the scale of the scores
-
-    def part(self, layers: Layers) -> Captured:
-        """What a part of the UNet left behind."""
-        return Captured(
-            _in(layers, self.features), _in(layers, self.queries), _in(layers, self.keys), _in(layers, self.heads)
-        )
-
-
-def attention_layers(unet: nn.Module, kind: Literal["attn1", "attn2"], layers: Layers) -> dict[str, nn.Module]:
-    """The UNet's self- (`attn1`) or cross-attention (`attn2`) modules in the decoder, or in more of it, by name."""
-    pattern = re.compile(rf"({'|'.join(_BLOCKS[layers])})\..*\.{kind}")
-    return {name: module for name, module in unet.named_modules() if pattern.fullmatch(name)}
-
-
-def widest(parts: Iterable[Layers | None]) -> Layers | None:
-    """The part of the UNet that holds all of these; None: there are none."""
-    return max((part for part in parts if part), key=lambda part: len(_BLOCKS[part]), default=None)
-
-
-def _in(layers: Layers, store: dict[str, _Kept]) -> dict[str, _Kept]:
-    return {name: kept for name, kept in store.items() if name.partition(".")[0] in _BLOCKS[layers]}
+    features: dict[str, Tensor] = field(default_factory=dict)  # (N, positions, channels)
+    queries: dict[str, Tensor] = field(default_factory=dict)  # (N, positions, heads * head_dim)
+    keys: dict[str, Tensor] = field(default_factory=dict)  # (N, tokens, heads * head_dim)
+    layers: Mapping[str, AttentionLayer] = field(default_factory=dict)  # those of queries and keys
 
 
 class Capture:
-    """Reads chosen layers of a UNet in its forward passes; the layers are found here, once.
+    """Reads chosen layers of a network in its forward passes; the layers are found here, once.
 
-    `features`, `attention`: the part whose self- and cross-attention is read; None: nothing of that kind. To be made
-    after the adapter is on, as that takes the place of layers.
+    `features`, `attention`: the parts whose layers are read. To be made after the adapter is on, as that takes the
+    place of layers.
     """
 
-    def __init__(self, unet: nn.Module, *, features: Layers | None, attention: Layers | None) -> None:
-        self._features = attention_layers(unet, "attn1", features) if features else {}
-        self._attention: dict[str, Any] = dict(attention_layers(unet, "attn2", attention)) if attention else {}
+    def __init__(
+        self,
+        network: Network,
+        module: nn.Module,
+        *,
+        features: Collection[Layers] = (),
+        attention: Collection[Layers] = (),
+    ) -> None:
+        self._features = {part: network.features(module, part) for part in features}
+        self._attention = {part: network.attention(module, part) for part in attention}
 
     @contextlib.contextmanager
     def record(self) -> Iterator[Captured]:
@@ -74,17 +52,28 @@ class Capture:
 
         The hooks are gone when the block ends, before the backward pass, so a recomputation records nothing.
         """
-        heads = {name: (module.heads, module.scale) for name, module in self._attention.items()}
-        captured = Captured(heads=heads)
-        wanted = [(captured.features, name, module) for name, module in self._features.items()]
-        for name, module in self._attention.items():
-            wanted += [(captured.queries, name, module.to_q), (captured.keys, name, module.to_k)]
+        layers = {name: layer for part in self._attention.values() for name, layer in part.items()}
+        captured = Captured(layers=layers)
+        features = {name: module for part in self._features.values() for name, module in part.items()}
+        wanted = [(captured.features, name, module) for name, module in features.items()]
+        for name, layer in layers.items():
+            wanted += [(captured.queries, name, layer.query), (captured.keys, name, layer.key)]
         handles = [module.register_forward_hook(_keep_in(store, name)) for store, name, module in wanted]
         try:
             yield captured
         finally:
             for handle in handles:
                 handle.remove()
+
+    def features_of(self, captured: Captured, part: Layers) -> list[Tensor]:
+        """The features of a part's layers, (N, positions, channels) each."""
+        return [kept for name, kept in captured.features.items() if name in self._features[part]]
+
+    def maps_of(
+        self, captured: Captured, part: Layers, columns: Tensor, num_columns: int, *, save_memory: bool = False
+    ) -> list[Tensor]:
+        """The attention maps of a part's layers, as `attention_maps`."""
+        return attention_maps(captured, columns, num_columns, names=self._attention[part], save_memory=save_memory)
 
 
 def _keep_in(store: dict[str, Tensor], name: str) -> Callable[[nn.Module, object, Tensor], None]:
@@ -95,15 +84,24 @@ def _keep_in(store: dict[str, Tensor], name: str) -> Callable[[nn.Module, object
     return hook
 
 
-def attention_maps(captured: Captured, columns: Tensor, num_columns: int, *, save_memory: bool = False) -> list[Tensor]:
-    """Cross-attention maps softmax(Q K^T / sqrt(d)), summed into matched columns, one per captured layer.
+def attention_maps(
+    captured: Captured,
+    columns: Tensor,
+    num_columns: int,
+    *,
+    names: Collection[str] | None = None,
+    save_memory: bool = False,
+) -> list[Tensor]:
+    """Maps softmax(Q K^T / sqrt(d)) over the caption's tokens, summed into matched columns, one per captured layer.
 
     `columns`: int64 (N, tokens), the column of each token. Result: float32 (N, heads, positions, num_columns); rows
-    sum to 1. `save_memory` forms them again in the backward pass instead of keeping the full softmax.
+    sum to 1. `names`: of these layers alone. `save_memory` forms them again in the backward pass instead of keeping the
+    full softmax.
     """
     maps = []
-    for name, query in captured.queries.items():
-        arguments = (query, captured.keys[name], columns, num_columns, *captured.heads[name])
+    for name in (name for name in captured.queries if names is None or name in names):
+        layer = captured.layers[name]
+        arguments = (captured.queries[name], captured.keys[name], columns, num_columns, layer.heads, layer.scale)
         maps.append(
             checkpoint(_column_map, *arguments, use_reentrant=False) if save_memory else _column_map(*arguments)
         )

@@ -128,7 +128,8 @@ def save_snapshot(outcome: Outcome) -> None:
 
 def current_lora(run: Run) -> dict[str, Tensor]:
     """The LoRA as it stands, in kohya names."""
-    unet, family = run.components.unet, run.components.family
+    unet: Any = run.components.unet
+    family = run.components.family
     return lora_to_kohya(run.adapter.state(), run.config.adapter.effective_alpha, family, unet.config)
 
 
@@ -149,7 +150,7 @@ def _lora_metadata(run: Run) -> dict[str, str]:
     config, components = run.config, run.components
     return lora_metadata(
         **_shared_metadata(run),
-        prediction_type=components.schedule.prediction_type,
+        prediction_type=components.schedule.prediction,
         rank=config.adapter.rank,
         alpha=config.adapter.effective_alpha,
         config=config.to_dict(),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
@@ -17,11 +16,11 @@ from ..data.dataset import ImageSet
 from ..errors import InputError
 from ..events import Busy
 from ..families.components import Components
+from ..families.network import Network
 from ..sample.drift import DriftWatch, unrelated_prompts
 from ..text.captions import mark_subject, trigger_text
 from ..text.conditioning import Conditioner
 from ..text.identifier import Identifier
-from .capture import attention_layers
 from .indicator import OverfitIndicator
 from .objective import Objective, objective_of
 from .optimizer import build_optimizer, lr_factor_of
@@ -105,20 +104,20 @@ def prepared_run(
 def _check_layers(components: Components, config: TrainConfig) -> None:
     """A UNet may have no attention in the part that a term looks at."""
     for term in objective_of(config).terms:
-        for setting, kind, layers in _read_by(term):
-            if not attention_layers(components.unet, kind, layers):
+        for setting, read, layers in _read_by(components.network, term):
+            if not read(components.unet, layers):
                 raise InputError(
                     f"{setting} is {layers}, but this model has no attention there: choose all, or switch {term.name} "
                     "off."
                 )
 
 
-def _read_by(term: Term) -> Iterator[tuple[str, Literal["attn1", "attn2"], Layers]]:
-    """The setting, the attention and the part of the UNet of what a term reads."""
+def _read_by(network: Network, term: Term) -> Iterator[tuple[str, Callable[[nn.Module, Layers], Sized], Layers]]:
+    """The setting of what a term reads, who finds the layers, and in which part of the network."""
     if term.features:
-        yield "dist_layers", "attn1", term.features
+        yield "dist_layers", network.features, term.features
     if term.attention:
-        yield "attn_layers", "attn2", term.attention
+        yield "attn_layers", network.attention, term.attention
 
 
 def _check_previews(components: Components, config: TrainConfig) -> None:
@@ -226,12 +225,12 @@ def _adapter_on(
         try:
             unet.train()
             if _checkpoints(components, config, device):
-                unet.enable_gradient_checkpointing()
+                components.network.checkpoint(unet, True)
             yield adapter
         finally:
             adapter.remove()
     finally:
-        unet.disable_gradient_checkpointing()
+        components.network.checkpoint(unet, False)
         nn.Module.to(unet.eval(), "cpu")
 
 
@@ -245,7 +244,7 @@ def _ranks_of(components: Components, config: TrainConfig) -> RankByTimestep | N
 def _checkpoints(components: Components, config: TrainConfig, device: torch.device) -> bool:
     if config.gradient_checkpointing is not None:
         return config.gradient_checkpointing
-    return components.family.is_sdxl and device.type != "cpu"
+    return device.type != "cpu" and components.network.checkpoints_on_gpu(components.unet)
 
 
 def _assemble(
@@ -264,13 +263,11 @@ def _assemble(
     num_timesteps = components.schedule.num_timesteps
     indicator = OverfitIndicator(config.apt.bins, config.apt.ema, config.apt.temperature, num_timesteps)
     step = TrainingStep(
-        components.unet,
+        components,
         adapter,
         conditioner,
-        components.schedule,
         indicator,
         objective,
-        uses_size_ids=components.uses_size_ids,
         dtype=dtype,
         save_memory=_checkpoints(components, config, device),
         chunks=conditioner.num_chunks([*subject.captions, *(preservation.captions if preservation else ())]),

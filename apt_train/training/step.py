@@ -10,15 +10,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from ..adapter import Adapter
 from ..data.batch import Batch
 from ..errors import InputError
-from ..families.noise import NoiseSchedule
+from ..families.components import Components
+from ..families.network import Process, TextInput
 from ..text.conditioning import Conditioner, Conditioning
-from .capture import Capture, Captured, widest
+from .capture import Capture, Captured
 from .indicator import OverfitIndicator
 from .losses import squared_error
 from .objective import Objective
@@ -38,13 +38,11 @@ class StepOutput:
 class TrainingStep:
     """The step of one run: call it with a batch, call `backward` on `total`."""
 
-    unet: UNet2DConditionModel
+    components: Components
     adapter: Adapter
     conditioner: Conditioner
-    schedule: NoiseSchedule
     indicator: OverfitIndicator
     objective: Objective
-    uses_size_ids: bool = False
     dtype: torch.dtype = torch.float32
     save_memory: bool = False
     chunks: int = 1  # every caption is padded to as many 77-token chunks, so that its batch does not matter
@@ -52,10 +50,15 @@ class TrainingStep:
     def __post_init__(self) -> None:
         terms = self.objective.terms
         self._wanted = Capture(
-            self.unet,
-            features=widest(term.features for term in terms),
-            attention=widest(term.attention for term in terms),
+            self.components.network,
+            self.components.unet,
+            features=[term.features for term in terms if term.features],
+            attention=[term.attention for term in terms if term.attention],
         )
+
+    @property
+    def schedule(self) -> Process:
+        return self.components.schedule
 
     def __call__(self, batch: Batch, *, with_prior: bool, progress: float = 1.0) -> StepOutput:
         """Loss of a batch. `with_prior`: run the prior pass and what hangs on it; `progress`: of the run, 0 to 1."""
@@ -94,18 +97,12 @@ class TrainingStep:
         conditioning = self.conditioner.encode(batch.captions, tuned=tuned, chunks=self.chunks)
         with self._wanted.record() if captured else nullcontext(Captured()) as record:
             prediction = self.predict(noisy, batch, conditioning)
-        return Pass(prediction, record, conditioning, self.save_memory)
+        return Pass(prediction, record, conditioning, self._wanted, self.save_memory)
 
     def predict(self, noisy: Tensor, batch: Batch, conditioning: Conditioning) -> Tensor:
-        """The UNet's prediction, float32 (N, C, h, w), computed in `dtype`, with the adapter as it is."""
-        extra = None
-        if self.uses_size_ids:
-            assert conditioning.pooled is not None
-            # The ids stay float32: bf16 rounds 1023.
-            extra = {"text_embeds": conditioning.pooled.to(self.dtype), "time_ids": batch.size_ids}
-        hidden = conditioning.hidden.to(self.dtype)
-        result = self.unet(noisy.to(self.dtype), batch.timesteps, encoder_hidden_states=hidden, added_cond_kwargs=extra)
-        return result.sample.float()
+        """The network's prediction, float32 (N, C, h, w), computed in `dtype`, with the adapter as it is."""
+        text = TextInput(conditioning.hidden, conditioning.pooled, batch.size_ids)
+        return self.components.network.predict(self.components.unet, noisy, batch.timesteps, text, self.dtype)
 
     # -- the indicator
 

@@ -20,29 +20,30 @@ from torch import Tensor
 from ..config import AttnSchedule, Layers, StabilizationMode, TrainConfig
 from ..data.batch import Batch
 from ..text.conditioning import Conditioning
-from .capture import Captured, attention_maps
+from .capture import Capture, Captured
 from .indicator import OverfitIndicator
 from .losses import alignment_loss, dco_per_sample, squared_error, stabilization_loss
 
 
 @dataclass
 class Pass:
-    """One forward pass of the UNet."""
+    """One forward pass of the network."""
 
     prediction: Tensor  # float32 (N, C, h, w)
     captured: Captured
     conditioning: Conditioning
+    capture: Capture  # that has recorded it
     saves_memory: bool = False  # form attention maps again in the backward pass
 
     def features(self, layers: Layers) -> list[Tensor]:
-        """Self-attention outputs (N, positions, channels) of a part of the UNet."""
-        return list(self.captured.part(layers).features.values())
+        """Self-attention outputs (N, positions, channels) of a part of the network."""
+        return self.capture.features_of(self.captured, layers)
 
     def maps(self, layers: Layers) -> list[Tensor]:
         """Cross-attention maps (N, heads, positions, columns), columns matched by token, of a part of the UNet."""
         columns, count = self.conditioning.columns, self.conditioning.num_columns
         save = self.saves_memory and self.prediction.requires_grad
-        return attention_maps(self.captured.part(layers), columns, count, save_memory=save)
+        return self.capture.maps_of(self.captured, layers, columns, count, save_memory=save)
 
 
 @dataclass

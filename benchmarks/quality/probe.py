@@ -18,7 +18,7 @@ from apt_train.config import AptConfig
 from apt_train.data.augment import draw_variant
 from apt_train.families.components import Components
 from apt_train.rng import generator
-from apt_train.sample.sampler import ddim, from_pictures, guided_unet, initial_noise, sampling_timesteps
+from apt_train.sample.sampler import denoise, from_pictures, guided, initial_noise
 from apt_train.text.conditioning import Conditioner
 from apt_train.training.streams import vae_on
 
@@ -133,7 +133,7 @@ def _drift_probe(task: Task, components: Components, conditioner: Conditioner, t
     noise = torch.stack([initial_noise(0, k, shape) for k in range(len(texts))]).to(conditioner.device)
     seen: list[tuple[Tensor, int]] = []
     with torch.no_grad():
-        predict = guided_unet(
+        predict = guided(
             components,
             conditioner.encode(texts, tuned=False),
             conditioner.encode([""], tuned=False),
@@ -148,7 +148,7 @@ def _drift_probe(task: Task, components: Components, conditioner: Conditioner, t
             seen.append((latents, timestep))
             return predict(latents, timestep)
 
-        ddim(schedule, watched, noise, sampling_timesteps(schedule, BINS))
+        denoise(schedule, watched, noise, schedule.sampling_timesteps(BINS))
     noisy = torch.cat([latents for latents, _ in seen]).cpu()
     times = torch.tensor([timestep for _, timestep in seen]).repeat_interleave(len(texts))
     goal = _epsilon(components, conditioner, noisy, times, texts * BINS, False, task.sampling_batch)
@@ -170,7 +170,7 @@ def _epsilon(
     for rows in (slice(first, first + batch) for first in range(0, len(captions), batch)):
         text = conditioner.encode(captions[rows], tuned=tuned)
         count = range(len(text.hidden))
-        predict = guided_unet(components, text, text, count, 1.0, (side, side), device, components.unet.dtype)
+        predict = guided(components, text, text, count, 1.0, (side, side), device, components.unet.dtype)
         latents, timesteps = noisy[rows].to(device), times[rows].to(device)
         found.append(components.schedule.to_epsilon(predict(latents, timesteps), latents, timesteps).cpu())
     return torch.cat(found)

@@ -47,7 +47,7 @@ def of_unet(components: Any, model: Any) -> dict[str, float]:
     noisy = torch.randn(1, 4, 8, 6, generator=draw)
     context = torch.randn(1, 77, components.unet.config["cross_attention_dim"], generator=draw)
     added, extra = {}, {}
-    if components.uses_size_ids:
+    if pack("apt_train.families.sd.network").reads_size_ids(components.unet):
         pooled, ids = torch.randn(1, 1280, generator=draw), torch.tensor([[64.0, 48.0, 0.0, 0.0, 64.0, 48.0]])
         added = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
         extra = {"y": model.model.encode_adm(pooled_output=pooled, width=48, height=64, device="cpu")}

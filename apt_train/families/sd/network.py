@@ -1,0 +1,75 @@
+"""Stable Diffusion's UNet, 1.x, 2.x and XL, as the trainer asks for it: its call, its attention, its sizes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...config import Layers
+from ..network import AttentionLayer, TextInput
+
+_BLOCKS: dict[Layers, tuple[str, ...]] = {
+    "up": ("up_blocks",),
+    "mid+up": ("mid_block", "up_blocks"),
+    "all": ("down_blocks", "mid_block", "up_blocks"),
+}
+
+
+class StableDiffusion:
+    """Of a diffusers UNet2DConditionModel.
+
+    Features: the output of self-attention, `attn1` [ours]; attention: cross-attention, `attn2` [paper].
+    """
+
+    def predict(
+        self,
+        module: Any,
+        noisy: Tensor,
+        timesteps: Tensor,
+        text: TextInput,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        extra = None
+        if reads_size_ids(module):
+            assert text.pooled is not None, "a UNet with size ids reads a pooled text vector"
+            # The ids stay float32: bf16 rounds 1023.
+            extra = {"text_embeds": text.pooled.to(dtype), "time_ids": text.geometry}
+        hidden = text.hidden.to(dtype)
+        return module(noisy.to(dtype), timesteps, encoder_hidden_states=hidden, added_cond_kwargs=extra).sample.float()
+
+    def features(self, module: nn.Module, part: Layers) -> dict[str, nn.Module]:
+        return _attention_modules(module, "attn1", part)
+
+    def attention(self, module: nn.Module, part: Layers) -> dict[str, AttentionLayer]:
+        found: dict[str, Any] = dict(_attention_modules(module, "attn2", part))
+        return {name: AttentionLayer(a.to_q, a.to_k, a.heads, a.scale) for name, a in found.items()}
+
+    def checkpoint(self, module: Any, on: bool) -> None:
+        if on:
+            module.enable_gradient_checkpointing()
+        else:
+            module.disable_gradient_checkpointing()
+
+    def checkpoints_on_gpu(self, module: Any) -> bool:
+        """On for SDXL's kind alone."""
+        return reads_size_ids(module)
+
+    def latent_channels(self, module: Any) -> int:
+        return int(module.config["in_channels"])
+
+    def latent_multiple(self, module: Any) -> int:
+        """Two to the number of its downsamplings."""
+        return 2 ** (len(module.config["block_out_channels"]) - 1)
+
+
+def reads_size_ids(module: Any) -> bool:
+    """Whether the UNet reads SDXL's pooled text vector and size ids."""
+    return module.config.get("addition_embed_type") == "text_time"
+
+
+def _attention_modules(module: nn.Module, kind: str, part: Layers) -> dict[str, nn.Module]:
+    pattern = re.compile(rf"({'|'.join(_BLOCKS[part])})\..*\.{kind}")
+    return {name: layer for name, layer in module.named_modules() if pattern.fullmatch(name)}

@@ -1,0 +1,97 @@
+"""A flow transformer goes through the same loop as Stable Diffusion: trained, measured, resumed, exported, sampled.
+
+It stands in `toy_flow` alone, which is what a family costs. Not here: what the loop does (`test_train`, `test_step`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from apt_train.errors import InputError
+from apt_train.events import PreviewEvent, StopTraining
+from apt_train.sample.sampler import denoise
+from tests.toy_flow import FlowProcess, ToyNetwork, toy_flow_components
+from tests.training import Recorder, run, same_weights
+
+SETTINGS: dict[str, Any] = {"steps": 12, "temperature": 10_000.0, "dist_weight": 0.5, "attn_weight": 2.0}
+
+
+def test_the_process_is_what_it_says() -> None:
+    process, draws = FlowProcess(), torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 3, 4, 8, 8, generator=draws)
+    times = torch.tensor([0, 400, 999])
+    noisy, target = process.add_noise(latents, noise, times), process.target(latents, noise, times)
+    torch.testing.assert_close(process.to_epsilon(target, noisy, times), noise)
+    assert torch.equal(process.level(times), torch.tensor([0.001, 0.401, 1.0]))
+    start = process.add_noise(latents, noise, torch.tensor([999] * 3))
+    found = denoise(process, lambda x, t: target, start, process.sampling_timesteps(7))
+    torch.testing.assert_close(found, latents, rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="sampling steps is 1001"):
+        process.sampling_timesteps(1001)
+
+
+def test_all_parts_of_the_method_work_on_it() -> None:
+    recorder = Recorder()
+    run(toy_flow_components(), on_event=recorder, **SETTINGS)
+    last = recorder.steps[-1]
+    assert max(max(step.gamma) for step in recorder.steps) > 0.05  # the indicator saw the tuned loss fall below
+    assert last.stabilization is not None and last.stabilization > 0
+    assert last.alignment is not None and last.alignment > 0
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"adaptive_loss_weight": False}, {"adaptive_augmentation": False}, {"stabilization": False},
+        {"alignment": False}, {"dist_layers": "all"}, {"attn_layers": "mid+up"}, {"method": "tlora"}, {"method": "dco"},
+    ],
+    ids=lambda setting: "".join(f"{value}" for value in setting.values()),
+)  # fmt: skip
+def test_every_part_has_its_effect(setting: dict[str, Any]) -> None:
+    assert not same_weights(
+        run(toy_flow_components(), **SETTINGS), run(toy_flow_components(), **{**SETTINGS, **setting})
+    )
+
+
+def test_recomputing_activations_changes_next_to_nothing() -> None:
+    kept, again = (run(toy_flow_components(), gradient_checkpointing=on, **SETTINGS) for on in (False, True))
+    for name, tensor in kept.lora.items():
+        torch.testing.assert_close(again.lora[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_it_resumes_to_the_same_bits_and_leaves_what_every_run_leaves(tmp_path: Path) -> None:
+    class Stop(Recorder):
+        def __call__(self, event: Any) -> None:
+            super().__call__(event)
+            if self.steps and self.steps[-1].step == 5:
+                raise StopTraining
+
+    more = {"snapshot_every": 6, "preview_every": 12}
+    run(toy_flow_components(), output_dir=tmp_path, on_event=Stop(), **SETTINGS, **more)
+    recorder = Recorder()
+    resumed = run(toy_flow_components(), output_dir=tmp_path, resume=True, on_event=recorder, **SETTINGS, **more)
+    assert same_weights(resumed, run(toy_flow_components(), **SETTINGS))
+    (drawn,) = [event for event in recorder.events if isinstance(event, PreviewEvent)]
+    assert drawn.prior[0].tobytes() != drawn.tuned[0].tobytes()
+    drift = [step.drift for step in recorder.steps if step.drift]
+    assert len(drift) == 2 and drift[-1]["subject"] > 0
+    lora = load_file(tmp_path / "toy_subject.safetensors")
+    assert "lora_unet_blocks_0_to_q.lora_down.weight" in lora and "lora_unet_blocks_2_to_out_0.alpha" in lora
+    assert json.loads((tmp_path / "config.json").read_text())["num_timesteps"] == 1000
+
+
+def test_a_network_without_such_layers_is_refused_by_the_setting() -> None:
+    class Blind(ToyNetwork):
+        def attention(self, module: Any, part: str) -> dict[str, Any]:
+            return {}
+
+    with pytest.raises(InputError, match="attn_layers is up, but this model has no attention there"):
+        run(replace(toy_flow_components(), network=Blind()))

@@ -1,0 +1,117 @@
+"""A second family: a flow-matching transformer with joint attention, as small as it can be.
+
+What a family has to say is said here alone: how noise is mixed in and taken away, how the network is called, and which
+of its layers are read. `toy_flow_components` goes through the trainer as a checkpoint of it would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from apt_train.families.components import Components, Family
+from apt_train.families.network import AttentionLayer, TextInput, require_sampling_steps
+from tests.tiny import tiny_components
+
+WIDTH, HEADS = 16, 2
+
+
+class FlowProcess:
+    """x_t = (1 - s) x_0 + s noise, s = (t + 1) / 1000; the network predicts noise - x_0 (arXiv 2210.02747)."""
+
+    num_timesteps, prediction, zero_terminal_snr, fingerprint = 1000, "flow", True, b"toy flow"
+
+    def level(self, timesteps: Tensor) -> Tensor:
+        return (timesteps.float() + 1) / self.num_timesteps
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        level = self.level(timesteps).view(-1, 1, 1, 1)
+        return (1 - level) * latents + level * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        return noise - latents
+
+    def to_epsilon(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        return noisy + (1 - self.level(timesteps).view(-1, 1, 1, 1)) * prediction
+
+    def sampling_timesteps(self, steps: int) -> list[int]:
+        require_sampling_steps(steps, self.num_timesteps)
+        return [round(self.num_timesteps * (steps - i) / steps) - 1 for i in range(steps)]
+
+    def step(self, latents: Tensor, prediction: Tensor, now: int, then: int | None) -> Tensor:
+        end = 0.0 if then is None else (then + 1) / self.num_timesteps
+        return latents + (end - (now + 1) / self.num_timesteps) * prediction
+
+
+class JointAttention(nn.Module):
+    """Positions and caption tokens look at one another; the names are diffusers' own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Dropout(0.0)])
+
+    def forward(self, places: Tensor, tokens: Tensor) -> Tensor:
+        own, text = (self.to_q, self.to_k, self.to_v), (self.add_q_proj, self.add_k_proj, self.add_v_proj)
+        joined = [torch.cat([a(places), b(tokens)], dim=1) for a, b in zip(own, text, strict=True)]
+        query, key, value = (x.unflatten(2, (HEADS, -1)).transpose(1, 2) for x in joined)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return self.to_out[0](mixed[:, : places.shape[1]])
+
+
+class ToyFlow(nn.Module):
+    def __init__(self, text_width: int = 32) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {}
+        self.enter, self.read, self.time = nn.Linear(4, WIDTH), nn.Linear(text_width, WIDTH), nn.Linear(1, WIDTH)
+        self.blocks = nn.ModuleList(JointAttention() for _ in range(3))
+        self.leave, self.recompute = nn.Linear(WIDTH, 4), False
+
+    def forward(self, noisy: Tensor, level: Tensor, text: Tensor) -> Tensor:
+        places = self.enter(noisy.flatten(2).transpose(1, 2)) + self.time(level.to(noisy.dtype)[:, None])[:, None]
+        tokens = self.read(text)
+        for block in self.blocks:
+            seen = checkpoint(block, places, tokens, use_reentrant=False) if self.recompute else block(places, tokens)
+            places = places + seen
+        return self.leave(torch.tanh(places)).transpose(1, 2).unflatten(2, noisy.shape[2:])
+
+
+class ToyNetwork:
+    def predict(
+        self, module: nn.Module, noisy: Tensor, timesteps: Tensor, text: TextInput, dtype: torch.dtype
+    ) -> Tensor:
+        level = FlowProcess().level(timesteps.expand(len(noisy)))
+        return module(noisy.to(dtype), level, text.hidden.to(dtype)).float()
+
+    def features(self, module: Any, part: str) -> dict[str, nn.Module]:
+        return {f"blocks.{i}": module.blocks[i] for i in range({"up": 2, "mid+up": 1, "all": 0}[part], 3)}
+
+    def attention(self, module: Any, part: str) -> dict[str, AttentionLayer]:
+        scale = (WIDTH // HEADS) ** -0.5
+        blocks = self.features(module, part)
+        return {name: AttentionLayer(b.to_q, b.add_k_proj, HEADS, scale) for name, b in blocks.items()}  # type: ignore[arg-type]
+
+    def checkpoint(self, module: Any, on: bool) -> None:
+        module.recompute = on
+
+    def checkpoints_on_gpu(self, module: nn.Module) -> bool:
+        return False
+
+    def latent_channels(self, module: nn.Module) -> int:
+        return 4
+
+    def latent_multiple(self, module: nn.Module) -> int:
+        return 1
+
+
+def toy_flow_components() -> Components:
+    """With the tiny text encoder and VAE of the other family: only network and process are its own."""
+    parts = tiny_components()
+    torch.manual_seed(7)
+    family = Family("custom", parts.family.resolution, parts.family.vae_factor)
+    return replace(parts, unet=ToyFlow().eval(), schedule=FlowProcess(), network=ToyNetwork(), family=family)
