@@ -33,7 +33,7 @@ def write_lora(path: Path, base: Path, kind: str) -> None:
     adapter = add_adapter(parts.unet, rank=4, alpha=alpha, targets="attention+ff", kind=kind)
     with torch.no_grad():
         for parameter in adapter.parameters.values():
-            parameter.add_((0.02 + 0.2 * parameter.abs().mean()) * torch.randn(parameter.shape, generator=draw))
+            parameter.add_((0.1 + 0.2 * parameter.abs().mean()) * torch.randn(parameter.shape, generator=draw))
     path.parent.mkdir(parents=True, exist_ok=True)
     save_lora(path, lora_to_kohya(adapter.state(), alpha, parts.family, parts.unet.config), {})
 
@@ -47,5 +47,5 @@ def test_its_file_is_the_trained_model(host: Host, checkpoints: dict[str, Path],
     wires = dict(zip(("model", "clip", "vae"), checkpoint(g, f"{model}.safetensors"), strict=True))
     node = g.node("AptProbe", **wires, prompt="a toy", lora=name)
     found = json.loads(host.run(g.prompt, timeout=300).outputs[node.id]["text"][0])
-    assert found["tuned"] < 1e-4 and found["untuned"] > 0.05, found
+    assert found["tuned"] < 1e-5 and found["untuned"] > 5e-3, found
     assert "lora key not loaded" not in host.log_text() and "ERROR lora" not in host.log_text()
