@@ -45,7 +45,7 @@ class Kind:
     config: Callable[[int, float, float, list[str]], PeftConfig]
     alpha: Callable[[int, float], float] = lambda rank, alpha: alpha
     by_rank: str = ""
-    put_on: Callable[[Any, str], None] | None = None
+    put_on: Callable[[Any, str], None] = lambda layer, name: None
     network: Mapping[str, str] = field(default_factory=lambda: {"module": "networks.lora"})
 
 

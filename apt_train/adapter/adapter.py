@@ -139,7 +139,8 @@ def add_adapter(
     try:
         with seeded(seed, "adapter"):
             inject_adapter_in_model(config, unet, adapter_name=ADAPTER)
-            _put_on(unet, KINDS[kind])
+            for _, layer in _layers(unet):
+                KINDS[kind].put_on(layer, ADAPTER)
             adapter = Adapter(unet, ranks, kind)
             _draw(adapter.parameters, KINDS[kind])
     except BaseException:  # out of memory, say: no half of an adapter stays
@@ -152,11 +153,6 @@ def check_no_adapter(unet: nn.Module) -> None:
     """InputError where the UNet carries an adapter already, ours or another's."""
     if any(True for _ in _layers(unet)):
         raise InputError("The UNet carries an adapter already: take it off, or merge it, before training.")
-
-
-def _put_on(unet: nn.Module, kind: Kind) -> None:
-    for _, layer in _layers(unet) if kind.put_on else ():
-        kind.put_on(layer, ADAPTER)
 
 
 def _draw(parameters: Mapping[str, nn.Parameter], kind: Kind) -> None:
