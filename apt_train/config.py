@@ -24,6 +24,7 @@ Layers = Literal["up", "mid+up", "all"]
 StabilizationMode = Literal["relative", "raw"]
 AttnSchedule = Literal["constant", "linear", "indicator"]
 AugmentKind = Literal["affine", "flip", "color"]
+AugmentFill = Literal["black", "reflect"]
 LrSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -143,7 +144,12 @@ class AptConfig:
         _Range(above=0, high=1_000_000_000),
     )
     p_max: float = _set(0.8, "Highest probability of augmentation (reported: 0.8).", _Range(0, 1))
-    max_zoom: float = _set(3.0, "Augmentation zooms out by 1 to this factor (reported: 3).", _Range(1, 1000))
+    max_zoom: float | Literal["auto"] = _set(
+        "auto",
+        "Augmentation zooms out by 1 to this factor (reported: 3), or auto: 3 at SDXL's 1024 pixels, and less where a "
+        "picture has fewer latents, so that as many are left of it (ours: 1.5 at 512).",
+        _Range(1, 1000),
+    )
     max_degrees: float = _set(
         15.0, "Augmentation rotates by up to this many degrees either way (reported: 15).", _Range(0, 180)
     )
@@ -153,6 +159,10 @@ class AptConfig:
     augment_variants: int = _set(32, "Most augmented variants encoded per picture (ours).", _Range(1, 1_000_000))
     mask_fill: bool = _set(
         False, "Leave the black fill of augmented pictures out of the denoising loss (ours; the paper trains on it)."
+    )
+
+    augment_fill: AugmentFill = _set(
+        "black", "Beside a picture zoomed out or turned lies black (paper), or reflect: its mirror image (ours)."
     )
 
     # Representation Stabilization
@@ -192,8 +202,10 @@ class AptConfig:
 
     def __post_init__(self) -> None:
         _check_values(self)
-        is_word = isinstance(self.temperature, str) and self.temperature != "auto"
-        _require(not is_word, "temperature", repr(self.temperature), "give a number above 0, or auto")
+        for name, number in (("temperature", "a number above 0"), ("max_zoom", "a number from 1 to 1000")):
+            value = getattr(self, name)
+            is_word = isinstance(value, str) and value != "auto"
+            _require(not is_word, name, repr(value), f"give {number}, or auto")
         remedy = "name at least one, or set adaptive_augmentation to false"
         _require(len(self.augment_kinds) > 0, "augment_kinds", "()", remedy)
 
@@ -216,7 +228,11 @@ class OptimizerConfig:
         0, "Steps over which the learning rate rises from 0 (every schedule but constant).", _EVERY
     )
     batch_size: int = _set(1, "Pictures in one pass; memory grows with it.", _Range(1, 65536))
-    accumulation: int = _set(1, "Passes summed into one optimizer step.", _Range(1, 1_000_000))
+    accumulation: int = _set(
+        1,
+        "Passes summed into one optimizer step. Under APT nearly a larger batch: each pass sees the last ones.",
+        _Range(1, 1_000_000),
+    )
     optimizer: str = _set(
         "adamw",
         "What moves the weights: adamw, or radam, which warms itself up. Both read the betas and epsilon here.",
@@ -394,6 +410,8 @@ class TrainConfig:
         del values["output"], values["identifier"], values["gradient_checkpointing"]
         if self.method == "apt":
             del values["apt"]["balance_every"], values["apt"]["watch_indicator"]
+            if self.apt.augment_fill == "black":  # added later
+                del values["apt"]["augment_fill"]
         else:  # what the indicator's own state and log depend on
             values["apt"] = {name: values["apt"][name] for name in ("bins", "ema", "temperature", "lazy_prior")}
         if self.method != "dco":

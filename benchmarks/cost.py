@@ -20,6 +20,7 @@ from apt_train.config import AptConfig, OptimizerConfig, TrainConfig
 from apt_train.data.dataset import load_images
 from apt_train.demo.demo import DEMO, MODEL
 from apt_train.families.sd import load_checkpoint
+from apt_train.training.plan import plan_run
 from apt_train.training.setup import Run, prepared_run
 from apt_train.training.update import optimizer_step
 
@@ -65,8 +66,8 @@ def _run(settings: dict[str, Any], options: argparse.Namespace) -> contextlib.Ab
         optimizer=OptimizerConfig(batch_size=options.batch_size),
         **{"apt": AptConfig(**STEADY), **settings},
     )
-    images, cpu = load_images(DEMO / "subject"), torch.device("cpu")
-    return prepared_run(load_checkpoint(MODEL), images, None, config, cpu, torch.float32, lambda text: None)
+    plan = plan_run(load_checkpoint(MODEL), load_images(DEMO / "subject"), config, device="cpu")
+    return prepared_run(plan, lambda text: None)
 
 
 def _round(runs: dict[str, Run]) -> dict[str, float]:

@@ -19,6 +19,7 @@ _SUBJECT = (Setting("", "identifier_mode"), Setting("", "init_word"), Setting(""
 _ADDED = {
     "snapshots": [Setting("output", "watch_drift"), Setting("output", "drift_prompts")],
     "optimizer": [Setting("optimizer", "optimizer")],
+    "APT": [Setting("apt", "augment_fill")],
     "adapter": [Setting("adapter", "kind")],
 }
 # What is turned seldom waits behind the node's "advanced" switch.

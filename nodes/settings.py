@@ -28,7 +28,7 @@ _RANGES: dict[str, tuple[float, float, float]] = {
     "beta1": (0, 0.9999, 1e-4), "beta2": (0, 0.99999, 1e-5), "weight_decay": (0, 10, 1e-5),
     "max_grad_norm": (0, 1000, 0.1), "warmup_steps": (0, 1_000_000, 1), "dropout": (0, 0.99, 0.01),
     "alpha": (0, 4096, 0.5), "min_rank": (0, 1024, 1), "bins": (1, 1000, 1), "ema": (0.001, 1, 0.001),
-    "p_max": (0, 1, 0.01), "max_zoom": (1, 10, 0.05), "max_degrees": (0, 180, 0.5),
+    "p_max": (0, 1, 0.01), "max_zoom": (0, 10, 0.05), "max_degrees": (0, 180, 0.5),
     "augment_variants": (1, 1024, 1), "dist_weight": (0, 1e4, 0.001), "attn_weight": (0, 1e4, 0.001),
     "lazy_prior": (1, 64, 1), "balance_every": (0, 100_000, 1), "dco_beta": (0.001, 1e6, 1),
     "prior_preservation_weight": (0, 100, 0.05), "snapshot_every": (0, 1_000_000, 1),
@@ -84,9 +84,10 @@ def widget(setting: Setting, *, label: str | None = None, **more: Any) -> io.Inp
     if kind is str:
         return io.String.Input(name, default="" if default is dataclasses.MISSING else default, **shared)
     low, high, step = _RANGES[name]
+    default = 0 if default in (None, "auto") else default
     if float in (kind, *get_args(kind)):
-        return io.Float.Input(name, default=float(default or 0), min=low, max=high, step=step, round=False, **shared)
-    return io.Int.Input(name, default=int(default or 0), min=int(low), max=int(high), step=int(step), **shared)
+        return io.Float.Input(name, default=float(default), min=low, max=high, step=step, round=False, **shared)
+    return io.Int.Input(name, default=int(default), min=int(low), max=int(high), step=int(step), **shared)
 
 
 def _combined(kinds: tuple[str, ...]) -> list[str]:
@@ -99,6 +100,7 @@ def _combined(kinds: tuple[str, ...]) -> list[str]:
 def _help(setting: Setting) -> str:
     """The field's help, where an empty field is a 0 (or `auto`) on a node; and what is true of nodes alone."""
     text = setting.field.metadata["help"] + _ON_NODES.get(setting.name, "")
+    text = text.replace("auto:", "0:") if setting.name == "max_zoom" else text
     return text.replace("Empty:", "auto:" if setting.name == "gradient_checkpointing" else "0:")
 
 
@@ -108,6 +110,8 @@ def value_of(setting: Setting, shown: Any) -> Any:
         return _CHECKPOINTING[shown]
     if setting.name == "temperature":
         return _temperature(shown)
+    if setting.name == "max_zoom":
+        return shown or "auto"  # a widget for numbers since before there was a word for it
     if setting.name == "augment_kinds":
         return _kinds(shown) or setting.field.default
     if get_origin(setting.kind) is tuple:

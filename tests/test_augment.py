@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apt_train.data.augment import affine, affine_mask, draw_variant
+from apt_train.data.augment import affine, affine_mask, draw_variant, zoom_limit
 from apt_train.rng import generator
 
 ZOOMS = st.floats(1.0, 3.0)
@@ -225,6 +226,51 @@ def test_draws_depend_on_the_generator_and_the_ranges_have_an_effect():
     unmoved = draw(seed=1, max_zoom=1.0, max_degrees=0.0)[0]
     torch.testing.assert_close(unmoved, smooth_picture(24, 36), atol=1e-6, rtol=0)
     assert not torch.equal(draw(seed=1, max_degrees=45.0)[0], first)
+
+
+def test_a_reflected_fill_mirrors_the_picture_at_its_edges() -> None:
+    image, mask = smooth_picture(16, 24), torch.rand(1, 16, 24, generator=generator("mask"))
+    black, inside = affine(image, 2.0, 0.0, 0.0, 0.0)
+    moved, same = affine(image, 2.0, 0.0, 0.0, 0.0, "reflect")
+    both = [moved, affine_mask(mask, 2.0, 0.0, 0.0, 0.0, "reflect")]
+    assert torch.equal(same, inside) and (black[:, ~inside[0]] < moved[:, ~inside[0]]).all()
+    torch.testing.assert_close(moved[:, 5:11, 7:17], black[:, 5:11, 7:17], atol=1e-6, rtol=0)
+    for one in both:  # the content lies in rows 4 to 11 and columns 6 to 17
+        torch.testing.assert_close(one[:, :4], one[:, 4:8].flip(1), atol=1e-6, rtol=0)
+        torch.testing.assert_close(one[:, :, 18:], one[:, :, 12:18].flip(2), atol=1e-6, rtol=0)
+
+
+def test_the_fill_leaves_the_placement_alone() -> None:
+    for seed in range(6):
+        moved = [
+            draw_variant(
+                smooth_picture(24, 36), None, kinds=("affine",), max_zoom=1.0, max_degrees=15.0,
+                generator=generator(seed), fill=fill,
+            )
+            for fill in ("black", "reflect")
+        ]  # fmt: skip
+        assert torch.equal(moved[0][2], moved[1][2]) and not torch.equal(moved[0][0], moved[1][0])
+
+
+@pytest.mark.parametrize(
+    ("setting", "side", "limit"),
+    [
+        ("auto", 128, 3.0),  # SDXL at 1024: the published range to the last bit
+        ("auto", 64, 1.5),  # SD1.5 at 512, SDXL at 512
+        ("auto", 96, 2.25),
+        ("auto", 16, 1.0),  # the embedded model
+        ("auto", 42, 1.0),
+        ("auto", 256, 3.0),  # not beyond what was published
+        (3.0, 16, 3.0),
+        (1.2, 128, 1.2),
+    ],
+)
+def test_auto_leaves_as_many_latents_of_a_picture_as_the_published_zoom_on_sdxl(
+    setting: float | Literal["auto"], side: int, limit: float
+) -> None:
+    assert zoom_limit(setting, side) == limit
+    if setting == "auto" and 43 <= side <= 128:
+        assert side / limit == pytest.approx(128 / 3)
 
 
 @pytest.mark.parametrize("kinds", [("affine",), ("flip",), ("color",), ("affine", "flip", "color"), ()])

@@ -14,7 +14,9 @@ from apt_train.data.batch import Batch, Sample, collate, draw_samples, size_ids_
 from apt_train.data.buckets import Prepared
 from apt_train.data.latent_bank import LatentBank
 from apt_train.rng import derive_seed, generator, seeded
-from apt_train.training.streams import Stream
+from apt_train.training.streams import Stream, build_streams
+from tests.tiny import tiny_components
+from tests.training import pictures, quick_config
 
 NO_AUGMENTATION = torch.zeros(10, dtype=torch.float64)
 
@@ -266,3 +268,19 @@ def test_seeding_puts_the_global_generator_back_also_after_an_exception() -> Non
         assert torch.equal(torch.rand(2), first)
         raise RuntimeError
     assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize(("resolution", "limit"), [(64, 1.0), (192, 1.125), (0, 1.0)])
+def test_auto_zooms_as_far_as_the_latents_of_the_training_size_allow(resolution: int, limit: float) -> None:
+    """Not those of the model's own size; the variants are those of the number it stands for."""
+    components, images = tiny_components(), pictures(1)
+
+    def variant(max_zoom: float | str) -> Tensor:
+        config = quick_config(resolution=resolution, max_zoom=max_zoom)
+        cpu, quiet = torch.device("cpu"), lambda *_: None
+        bank = build_streams(components, images, None, config, cpu, quiet, quiet)[0].bank
+        bank.ensure_variants(1)
+        return bank.latent(0, 1, torch.zeros(bank.latent_shape(0)))
+
+    assert torch.equal(variant("auto"), variant(limit))
+    assert not torch.equal(variant("auto"), variant(limit + 0.5))

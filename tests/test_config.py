@@ -30,7 +30,7 @@ def test_defaults_are_the_published_recipe() -> None:
     apt, optimizer, adapter = config.apt, config.optimizer, config.adapter
     assert (config.method, config.steps, config.dco_beta, config.identifier_mode) == ("apt", 2000, 1000.0, "learned")
     assert (apt.bins, apt.ema, apt.temperature, apt.p_max) == (10, 0.1, 1000.0, 0.8)
-    assert (apt.max_zoom, apt.max_degrees, apt.augment_variants, apt.mask_fill) == (3.0, 15.0, 32, False)
+    assert (apt.max_zoom, apt.max_degrees, apt.augment_variants, apt.mask_fill) == ("auto", 15.0, 32, False)
     assert (apt.dist_weight, apt.attn_weight, apt.dist_layers, apt.attn_layers) == (0.01, 0.01, "up", "up")
     assert (apt.dist_mode, apt.attn_schedule, apt.lazy_prior, apt.balance_every) == ("relative", "constant", 1, 50)
     assert apt.adaptive_augmentation and apt.adaptive_loss_weight and apt.stabilization and apt.alignment
@@ -103,12 +103,15 @@ BAD = [
     (AptConfig, "p_max", NAN),
     (AptConfig, "max_zoom", 0.9),
     (AptConfig, "max_zoom", INF),
+    (AptConfig, "max_zoom", "far"),
+    (AptConfig, "max_zoom", 0.0),
     (AptConfig, "max_degrees", -1.0),
     (AptConfig, "max_degrees", 181.0),
     (AptConfig, "max_degrees", NAN),
     (AptConfig, "augment_kinds", ()),
     (AptConfig, "augment_kinds", ("affine", "blur")),
     (AptConfig, "augment_variants", 0),
+    (AptConfig, "augment_fill", "blur"),
     (AptConfig, "dist_weight", -1.0),
     (AptConfig, "dist_weight", NAN),
     (AptConfig, "attn_weight", INF),
@@ -237,6 +240,7 @@ def test_dco_needs_the_prior_at_every_step() -> None:
         (AptConfig, {"ema": 1}),
         (AptConfig, {"p_max": 0}),
         (AptConfig, {"max_zoom": 1}),
+        (AptConfig, {"max_zoom": "auto"}),
         (AptConfig, {"dist_weight": 0}),
         (AptConfig, {"balance_every": 0}),
         (AptConfig, {"augment_kinds": ("flip", "color", "affine")}),
@@ -315,6 +319,8 @@ OTHER = [
     {"adapter": AdapterConfig(rank=16)},
     {"adapter": AdapterConfig(alpha=1.0)},
     {"apt": AptConfig(temperature="auto")},
+    {"apt": AptConfig(max_zoom=3.0)},
+    {"apt": AptConfig(augment_fill="reflect")},
     {"apt": AptConfig(lazy_prior=2)},
     {"optimizer": OptimizerConfig(accumulation=2)},
     {"precision": "bf16"},
@@ -328,7 +334,8 @@ OTHER = [
 
 def test_the_identity_of_earlier_runs_stays_what_it_was() -> None:
     """They could not be resumed otherwise: a new setting is left out of it at its default."""
-    text = json.dumps(TrainConfig(class_word="toy").identity(), sort_keys=True)
+    earlier = TrainConfig(class_word="toy", apt=AptConfig(max_zoom=3.0))  # the default they were written with
+    text = json.dumps(earlier.identity(), sort_keys=True)
     assert (
         hashlib.sha256(text.encode()).hexdigest() == "ddd25cf9c6063a5577a844f2cf2d3d783302309a6f8249f22816b8aee8870a46"
     )

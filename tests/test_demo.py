@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from apt_train.config import AptConfig
 from apt_train.demo import demo
 from apt_train.errors import InputError
 
@@ -44,6 +45,12 @@ def test_both_runs_share_one_recipe(settings: dict[str, Any]) -> None:
     methods = ("dreambooth", "apt")
     first, second = (demo.demo_config(settings, method, steps=None, seed=0).to_dict() for method in methods)
     assert {key for key in first if first[key] != second[key]} == {"method"}
+
+
+def test_the_demo_turns_no_switch_of_apts(settings: dict[str, Any]) -> None:
+    """All parts are on; of APT's settings the temperature and the fill alone are a small model's."""
+    config = demo.demo_config(settings, "apt", steps=None, seed=0)
+    assert config.apt == AptConfig(temperature=300.0, augment_fill="reflect", watch_indicator=True)
 
 
 def test_the_measures_see_the_subject_and_the_prompts(settings: dict[str, Any]) -> None:

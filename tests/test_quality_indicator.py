@@ -15,6 +15,7 @@ from apt_train.report.run_summary import summarize
 from apt_train.training.indicator import OverfitIndicator
 from benchmarks.quality import page
 from benchmarks.quality.curves import Curve
+from benchmarks.quality.grids import GRIDS
 from benchmarks.quality.indicator_rule import indicated_snapshot
 from benchmarks.quality.indicator_study import Bins, across_table, bins_of, temperature_table
 from benchmarks.quality.motion import motion_table
@@ -27,6 +28,7 @@ from benchmarks.quality.snapshot_study import (
     snapshot_table,
     worth,
 )
+from benchmarks.quality.store import RESULTS
 from tests.synthetic_run import plausible_log, write_run
 
 
@@ -141,7 +143,18 @@ def test_the_way_of_the_lora_is_compared_with_dreambooths() -> None:
     assert table[3].startswith("| weight | 1 | 0.50 | 0.25 ") and table[2].count("| 1 ±") == 2
 
 
-def test_the_page_shows_what_the_units_say() -> None:
-    text = page.PAGE.read_text(encoding="utf-8")
-    assert text.count("<!-- table:") == text.count("<!-- end -->") > 5
+@pytest.mark.parametrize("path", page.PAGES, ids=lambda path: path.name)
+def test_a_page_shows_what_the_units_say(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("<!-- table:") == text.count("<!-- end -->")
     assert page.with_tables(text) == text, "run `python -m benchmarks.quality.page`"
+
+
+def test_every_unit_that_is_kept_is_shown_on_a_page() -> None:
+    """Units of a variant, subject or grid that is gone leave with it."""
+    shown = set().union(*(page.grids_shown(path.read_text(encoding="utf-8")) for path in page.PAGES))
+    assert {folder.name for folder in RESULTS.iterdir()} == shown == set(GRIDS)
+    reports = {"table.md", "summary.json", "figure.png"}
+    for name, grid in GRIDS.items():
+        units = {f"{unit.name}.json" for unit in grid.units()}
+        assert {file.name for file in (RESULTS / name).iterdir()} <= units | reports, name

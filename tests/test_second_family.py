@@ -6,6 +6,7 @@ It stands in `toy_flow` alone, which is what a family costs. Not here: what the 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from apt_train.sample.sampler import denoise
 from tests.toy_flow import FlowProcess, ToyNetwork, toy_flow_components
 from tests.training import Recorder, run, same_weights
 
+ROOT = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, Any] = {"steps": 12, "temperature": 10_000.0, "dist_weight": 0.5, "attn_weight": 2.0}
 
 
@@ -95,3 +97,11 @@ def test_a_network_without_such_layers_is_refused_by_the_setting() -> None:
 
     with pytest.raises(InputError, match="attn_layers is up, but this model has no attention there"):
         run(replace(toy_flow_components(), network=Blind()))
+
+
+def test_the_page_shows_the_code_as_it_is() -> None:
+    page = (ROOT / "docs" / "extend" / "family.md").read_text(encoding="utf-8")
+    code = (ROOT / "tests" / "toy_flow.py").read_text(encoding="utf-8")
+    shown = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    lines = [line.strip() for part in shown for line in part.splitlines() if line.strip()]
+    assert len(lines) > 5 and [line for line in lines if line not in code] == []

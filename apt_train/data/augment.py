@@ -16,14 +16,31 @@ import torch.nn.functional as F
 from torch import Tensor
 
 COLOR_RANGE = 0.2  # ours: brightness, contrast and saturation change by at most this share
+PUBLISHED_ZOOM, PUBLISHED_SIDE = 3.0, 128  # reported of SDXL, whose 1024 pixels are 128 latents
+Fill = Literal["black", "reflect"]
+_Outside = Literal["zeros", "border", "reflection"]
+_OUTSIDE: dict[str, _Outside] = {"black": "zeros", "reflect": "reflection"}  # as `grid_sample` calls them
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601: how bright red, green and blue look
 
 
-def affine(image: Tensor, zoom: float, degrees: float, shift_x: float, shift_y: float) -> tuple[Tensor, Tensor]:
-    """Shrink, turn and move a picture on a black canvas of its own size.
+def zoom_limit(max_zoom: float | Literal["auto"], side: int) -> float:
+    """How far pictures are zoomed out at most, at least 1; `side`: latents per side of a square one.
+
+    `auto` (ours): so far that what is left of the picture has as many latents as the published range leaves on
+    SDXL, 43 a side. That is 3 for 128 latents, 1.5 for 64, and 1 (turned only) for 43 and fewer. Never above 3.
+    """
+    if max_zoom != "auto":
+        return max_zoom
+    return min(PUBLISHED_ZOOM, max(1.0, PUBLISHED_ZOOM * side / PUBLISHED_SIDE))
+
+
+def affine(
+    image: Tensor, zoom: float, degrees: float, shift_x: float, shift_y: float, fill: Fill = "black"
+) -> tuple[Tensor, Tensor]:
+    """Shrink, turn and move a picture on a canvas of its own size.
 
     That it is an affine map before the VAE, and the ranges, are reported; the black fill is the paper's
-    (figure); the antialiasing is ours.
+    (figure); the antialiasing, and `reflect`, are ours.
 
     Args:
         image: float (C, H, W) in [-1, 1].
@@ -31,27 +48,31 @@ def affine(image: Tensor, zoom: float, degrees: float, shift_x: float, shift_y: 
         degrees: counter-clockwise as seen, about the content's centre; without shear on any aspect.
         shift_x, shift_y: where the content's centre goes, as fractions of the canvas; right and down are
             positive.
+        fill: outside the content: black (-1), or the picture mirrored at its edges.
 
     Returns:
-        The moved picture, like `image`, -1 (black) outside the content; and bool (1, H, W), True where a
-        pixel's centre lies in the content.
+        The moved picture, like `image`; and bool (1, H, W), True where a pixel's centre lies in the content.
     """
     assert image.dim() == 3 and image.is_floating_point(), "image must be float (C, H, W)"
     grid = _source_grid(image, zoom, degrees, shift_x, shift_y)
     # Sampled as height above black, so that the zeros beyond the content, and its soft edge, are black.
-    above_black = _sample(image + 1, grid, zoom, outside="zeros")
+    above_black = _sample(image + 1, grid, zoom, outside=_OUTSIDE[fill])
     inside = (grid.abs() <= 1 + 1e-9).all(dim=-1)  # the margin: rounding of centres that lie on the very edge
     return (above_black - 1).clamp(-1, 1).to(image.dtype), inside
 
 
-def affine_mask(mask: Tensor, zoom: float, degrees: float, shift_x: float, shift_y: float) -> Tensor:
+def affine_mask(
+    mask: Tensor, zoom: float, degrees: float, shift_x: float, shift_y: float, fill: Fill = "black"
+) -> Tensor:
     """The loss mask that goes with `affine`: float (1, H, W) in [0, 1], both ways (ours).
 
-    The fill continues the mask's own edge: it is more of the background, so a mask that leaves the background
-    out leaves the fill out, and one that keeps it trains the fill as the paper does.
+    A black fill continues the mask's own edge: it is more of the background, so a mask that leaves the background
+    out leaves the fill out, and one that keeps it trains the fill as the paper does. A mirrored picture has its
+    mask mirrored.
     """
     grid = _source_grid(mask, zoom, degrees, shift_x, shift_y)
-    return _sample(mask, grid, zoom, outside="border").clamp(0, 1).to(mask.dtype)
+    outside = "border" if fill == "black" else _OUTSIDE[fill]
+    return _sample(mask, grid, zoom, outside=outside).clamp(0, 1).to(mask.dtype)
 
 
 def draw_variant(
@@ -62,19 +83,21 @@ def draw_variant(
     max_zoom: float,
     max_degrees: float,
     generator: torch.Generator,
+    fill: Fill = "black",
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """One random variant of a picture, of its loss mask, and where the picture lies in it.
 
     `affine` (reported; uniform draws are ours): zoom in [1, max_zoom], angle within +-max_degrees, the place
     uniform among those where the upright content lies inside the canvas. `flip` (ours): mirrored in half of
     the variants. `color` (ours): brightness, contrast and saturation by up to 20% each, on the picture only,
-    so the fill stays black. The same numbers are drawn whatever `kinds` names: adding a kind leaves the
+    so a black fill stays black. The same numbers are drawn whatever `kinds` names: adding a kind leaves the
     others' variants as they were.
 
     Args:
         image: float (3, H, W) in [-1, 1].
         mask: float (1, H, W) in [0, 1], or None.
         generator: a CPU generator; exactly eight numbers are taken.
+        fill: of the affine map, see `affine`.
 
     Returns:
         The picture; its mask (None if there was none); bool (1, H, W), False on the fill.
@@ -89,8 +112,8 @@ def draw_variant(
     zoom = 1 + (max_zoom - 1) * zoom
     room = 1 - 1 / zoom  # of the canvas, beside the content
     placement = (zoom, max_degrees * (2 * turn - 1), room * (x - 0.5), room * (y - 0.5))
-    image, inside = affine(image, *placement)
-    return image, None if mask is None else affine_mask(mask, *placement), inside
+    image, inside = affine(image, *placement, fill)
+    return image, None if mask is None else affine_mask(mask, *placement, fill), inside
 
 
 def _source_grid(image: Tensor, zoom: float, degrees: float, shift_x: float, shift_y: float) -> Tensor:
@@ -111,7 +134,7 @@ def _source_grid(image: Tensor, zoom: float, degrees: float, shift_x: float, shi
     return torch.stack([source_x * (2 / width), source_y * (2 / height)], dim=-1)[None].to(image.device)
 
 
-def _sample(image: Tensor, grid: Tensor, zoom: float, outside: Literal["zeros", "border"]) -> Tensor:
+def _sample(image: Tensor, grid: Tensor, zoom: float, outside: _Outside) -> Tensor:
     """Bilinear samples (C, H, W) in float64, of a picture first reduced to about its final size.
 
     The reduction keeps fine patterns from aliasing. The grid counts in the picture's sides, so rounding the

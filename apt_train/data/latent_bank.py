@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..rng import generator
-from .augment import draw_variant
+from .augment import Fill, draw_variant
 from .buckets import Prepared
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -57,6 +57,7 @@ class LatentBank:
         max_degrees: float,
         max_variants: int,
         vae_factor: int,
+        fill: Fill = "black",
         block: int = 4,
         on_device: Callable[[], AbstractContextManager[object]] | None = None,
         on_encode: OnEncode | None = None,
@@ -66,7 +67,7 @@ class LatentBank:
             prepared: the pictures; their places in this list are the image indices.
             encode: float32 (1, 3, H, W) in [-1, 1] -> (mean, std or None), each (1, C, H/f, W/f), on any
                 device.
-            seed, kinds, max_zoom, max_degrees: of the variants, see `draw_variant`.
+            seed, kinds, max_zoom, max_degrees, fill: of the variants, see `draw_variant`.
             max_variants: the most augmented variants of a picture; 0: the pictures are dropped once encoded.
             vae_factor: f, pixels per latent position and side.
             block: variants come in this many at a time.
@@ -78,6 +79,7 @@ class LatentBank:
         self._encode = encode
         self._seed, self._kinds = seed, kinds
         self._max_zoom, self._max_degrees = max_zoom, max_degrees
+        self._fill: Fill = fill
         self._max_variants, self._block = max_variants, block
         self._factor = vae_factor
         self._on_device = on_device or contextlib.nullcontext
@@ -180,6 +182,7 @@ class LatentBank:
             max_zoom=self._max_zoom,
             max_degrees=self._max_degrees,
             generator=generator(self._seed, "variant", image, variant),
+            fill=self._fill,
         )
         return self._encode_one(item.name, picture, mask, inside)
 

@@ -31,7 +31,8 @@ from ..run.state import take_state
 from ..sample.sampler import previews
 from ..text.captions import trigger_text
 from .attention_probe import write_attention
-from .setup import Run, preview_captions
+from .plan import preview_captions
+from .setup import Run
 from .streams import vae_on
 
 

@@ -7,7 +7,6 @@ snapshots and previews when due, and at the end, however it comes, the files (fi
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -21,11 +20,9 @@ from ..data.dataset import ImageSet
 from ..errors import InputError
 from ..events import BusyEvent, Callback, Event, NoticeEvent, StepEvent, StopTraining, TrainResult, Work
 from ..families.components import Components
-from ..families.precision import resolve_dtype
 from ..names import snapshot_folders, snapshot_steps
 from ..paths import expanded
-from ..run.content_parts import content_parts
-from ..run.folder import RunFolder, content_hash
+from ..run.folder import RunFolder
 from ..run.notices import Notices, read_notices
 from ..run.snapshot import drop_old_states, read_newest_state, set_aside_newer
 from ..run.state import check_state, most_state_bytes, restore_state
@@ -42,6 +39,7 @@ from .finish import (
     try_previews,
     write_extras,
 )
+from .plan import plan_run
 from .setup import Run, prepared_run
 from .update import TrainingDiverged, optimizer_step
 
@@ -78,26 +76,22 @@ def train(
         InputError: something given cannot be used; nothing has been written. Also a full disk, too little memory, or
             a loss that is no number (`TrainingDiverged`): the last good snapshot is kept.
     """
-    _refuse_ranks()
-    device = _resolve_device(device)
+    plan = plan_run(components, images, config, prior_images=prior_images, device=device)
     folder = _open_folder(output_dir, config.name, resume)
     listener = _Listener(on_event, folder.path if folder is not None and resume else None)
-    dtype = resolve_dtype(config.precision, device)
-    digest = content_hash(components.digest, components.schedule, images, prior_images, config, dtype)
-    parts = content_parts(components.digest, components.schedule, images, prior_images, config) if folder else {}
     if folder is not None and resume:
-        folder.check_same_run(digest, config, dtype, parts)
+        folder.check_same_run(plan.digest, config, plan.dtype, plan.parts)
 
     with (
         contextlib.suppress(StopTraining),  # while the run is prepared: there is no step yet to stop after
         _memory_in_words(),
         _held(folder if resume else None),  # before the model takes the room of the one that trains there
-        prepared_run(components, images, prior_images, config, device, dtype, listener.notice, listener.busy) as run,
+        prepared_run(plan, listener.notice, listener.busy) as run,
         _held(None if resume else folder),  # not before all is known to be usable, as it makes the folder
     ):
-        outcome = Outcome(run=run, folder=folder, digest=digest)
+        outcome = Outcome(run=run, folder=folder, digest=plan.digest)
         if folder is not None:
-            _begin(outcome, resume, {**(record or {}), "parts": parts}, listener)
+            _begin(outcome, resume, {**(record or {}), "parts": plan.parts}, listener)
         try:
             _run_steps(outcome, listener)
         except StopTraining:
@@ -206,24 +200,6 @@ def _stopped_early(config: TrainConfig, listener: _Listener, folder: RunFolder |
 
 def _held(folder: RunFolder | None) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if folder is None else folder.held()
-
-
-def _refuse_ranks() -> None:
-    """Several ranks would each train the whole run, in one folder and on one device."""
-    ranks = os.environ.get("WORLD_SIZE", "1")
-    if ranks not in ("", "1"):
-        raise InputError(f"This was launched with {ranks} processes, but trains in one: start it without a launcher.")
-
-
-def _resolve_device(device: str | torch.device | None) -> torch.device:
-    try:
-        resolved = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=resolved).cpu()  # what cannot be read back (meta) trains nothing
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(
-            f"The device {device} cannot be used here: choose cpu, or a device that torch finds."
-        ) from error
-    return resolved
 
 
 def _open_folder(output_dir: str | Path | None, name: str, resume: bool) -> RunFolder | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import TrainConfig
+from ..data.augment import zoom_limit
 from ..data.batch import Batch, collate, draw_samples, size_ids_of
 from ..data.buckets import bucket_notes, prepare
 from ..data.dataset import ImageSet
@@ -104,8 +105,9 @@ def _stream(
         components.encode,
         seed=config.seed,
         kinds=config.apt.augment_kinds,
-        max_zoom=config.apt.max_zoom,
+        max_zoom=zoom_limit(config.apt.max_zoom, resolution // components.family.vae_factor),
         max_degrees=config.apt.max_degrees,
+        fill=config.apt.augment_fill,
         max_variants=config.apt.augment_variants if name == "subject" else 0,
         vae_factor=components.family.vae_factor,
         on_device=lambda: vae_on(components, device),

@@ -18,11 +18,12 @@ import signal
 import sys
 from pathlib import Path
 
+from apt_train.config import AptConfig
 from apt_train.demo.demo import MODEL
 from apt_train.errors import InputError
 
 from .grid import Grid
-from .grids import FRAMED, GRIDS, METHODS, SHORT
+from .grids import FRAMED, GRIDS, SHORT, methods
 from .report import write_report
 from .run import MakeTask, run_grid
 from .store import RESULTS
@@ -114,7 +115,7 @@ def _real(options: argparse.Namespace) -> tuple[MakeTask, Grid, str]:
     grid = Grid(
         subjects=tuple(names),
         seeds=tuple(range(options.seeds or (1 if options.short else 3))),
-        variants=METHODS,
+        variants=methods({"temperature": AptConfig().temperature}),
         probe_at=steps,
         sample_at=steps,
         share=share,

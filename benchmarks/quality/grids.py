@@ -37,23 +37,35 @@ def apt(*parts: str, **settings: Any) -> Variant:
 FLOOR = {PRIOR: Variant({})}
 DREAMBOOTH = {"dreambooth": Variant({"method": "dreambooth", "apt": {"watch_indicator": True}})}
 
-# The baselines at their published constants. APT's parts each beside the loss weight, which the sweeps found to do most
-# of the work, then all together (added up one by one: the grid `ablation`); the regularisers' weights are the sweeps'.
-# The temperature is the published one. 300, the grid `temperature`'s, joined after seed 0 of the others.
 RS, AA = {"dist_weight": 0.01}, {"attn_weight": 0.01}
-METHODS: dict[str, Variant] = {
+TURNED = {"max_zoom": 1.0}  # what auto comes to at 64 px: turned by up to 15 degrees, as published, and not shrunk
+BASELINES: dict[str, Variant] = {
     **FLOOR,
     **DREAMBOOTH,
     "dreambooth+preservation": Variant({"method": "dreambooth"}, preservation=True),
     "dco": Variant({"method": "dco"}),
     "t-lora": Variant({"method": "tlora"}),
-    "weight": apt("weight"),
-    "weight+augment": apt("weight", "augment"),
-    "weight+rs": apt("weight", "rs", **RS),
-    "weight+aa": apt("weight", "aa", **AA),
-    "apt": apt("augment", "weight", "rs", "aa", **RS, **AA),
-    "weight, T 300": apt("weight", temperature=300.0),
 }
+
+
+def methods(recipe: dict[str, Any]) -> dict[str, Variant]:
+    """The baselines at their published constants, all of APT as it is shipped, and APT less each of its parts.
+
+    `recipe`: APT's settings that differ. The regularisers' weights and the zoom are the shipped ones, written out: a
+    unit is what it was made with.
+    """
+    shipped = {"max_zoom": "auto", **RS, **AA, **recipe}
+    parts = {"augmentation": "augment", "weight": "weight", "rs": "rs", "aa": "aa"}
+    without = {
+        f"apt without {name}": apt(*(other for other in parts.values() if other != part), **shipped)
+        for name, part in parts.items()
+    }
+    return {**BASELINES, "apt": apt(*parts.values(), **shipped), **without}
+
+
+# A small model's recipe, see the embedded model's card. For SDXL 1000 and a black fill are published.
+SMALL_MODEL = {"temperature": 300.0, "augment_fill": "reflect"}
+METHODS = methods(SMALL_MODEL)
 
 FRAMED = WORLD + ", prior taught framed pictures"
 
@@ -70,6 +82,20 @@ def tuning(variants: dict[str, Variant], task: str = WORLD, steps: int = 400, lo
         share=0.5,
         recipe=merged(STEPS, {"steps": steps}),
         task=task,
+    )
+
+
+def verdict(variants: dict[str, Variant]) -> Grid:
+    """On the half of the subjects that chose no constant, three seeds each."""
+    return Grid(
+        subjects=tuple(look.name for look in VERDICT),
+        seeds=(0, 1, 2),
+        variants=variants,
+        probe_at=SAMPLE_LONG,
+        sample_at=SAMPLE_LONG,
+        share=0.5,
+        recipe=LONG,
+        task=WORLD,
     )
 
 
@@ -148,6 +174,20 @@ GRIDS: dict[str, Grid] = {
         task=FRAMED,
         steps=800,
     ),
+    # All parts together with an augmentation that turns and does not shrink: at 64 px a picture zoomed out leaves too
+    # few latents of the subject. Which part costs what, and which temperature goes with it? Rows without the
+    # augmentation, and the baselines, are those of `temperature` and `baselines`.
+    "whole": tuning(
+        {
+            "dco": Variant({"method": "dco", "dco_beta": 1000.0}),
+            "weight, T 300": apt("weight", temperature=300.0),
+            "weight, T 1000": apt("weight", temperature=1000.0),
+            "apt, T 300": apt("augment", "weight", "rs", "aa", temperature=300.0, **TURNED, **RS, **AA),
+            "apt, T 300, no augmentation": apt("weight", "rs", "aa", temperature=300.0, **RS, **AA),
+            "apt, T 1000": apt("augment", "weight", "rs", "aa", temperature=1000.0, **TURNED, **RS, **AA),
+        },
+        steps=800,
+    ),
     # The baselines' own constants deserve the same care: DCO's beta was published for SDXL's losses.
     "baselines": tuning(
         {
@@ -178,22 +218,26 @@ GRIDS: dict[str, Grid] = {
         },
         looks=(*TUNING[:2], *TUNING[4:]),
     ),
-    "verdict": Grid(
-        subjects=tuple(look.name for look in VERDICT),
-        seeds=(0, 1, 2),
-        variants=METHODS,
-        probe_at=SAMPLE_LONG,
-        sample_at=SAMPLE_LONG,
-        share=0.5,
-        recipe=LONG,
-        task=WORLD,
+    # Each part beside the loss weight, and the whole with the published zoom, at the published temperature. It was the
+    # verdict until `whole` had been run.
+    "beside": verdict(
+        {
+            **BASELINES,
+            "weight": apt("weight"),
+            "weight+augment": apt("weight", "augment"),
+            "weight+rs": apt("weight", "rs", **RS),
+            "weight+aa": apt("weight", "aa", **AA),
+            "apt": apt("augment", "weight", "rs", "aa", **RS, **AA),
+            "weight, T 300": apt("weight", temperature=300.0),
+        }
     ),
+    "verdict": verdict(METHODS),
 }
 
 SHORT = Grid(
     subjects=(VERDICT[0].name, VERDICT[3].name),
     seeds=(0,),
-    variants={name: METHODS[name] for name in (PRIOR, "dreambooth", "weight")},
+    variants={name: METHODS[name] for name in (PRIOR, "dreambooth", "apt")},
     probe_at=(100, 200),
     sample_at=(100, 200),
     share=0.25,

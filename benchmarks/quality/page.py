@@ -1,4 +1,4 @@
-"""The tables of docs/benchmark.md, written between their markers from the committed units.
+"""The tables of docs/benchmark.md and of the pages below it, written between their markers from the committed units.
 
     python -m benchmarks.quality.page
 
@@ -7,6 +7,7 @@ The prose around them is written by hand; a test compares the tables with the un
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +20,10 @@ from .indicator_study import across_table, temperature_table
 from .motion import motion_table
 from .snapshot_study import snapshot_table
 from .store import RESULTS, read_units
-from .tables import bins_table, by_subject, level_table, step_table
+from .tables import bins_table, by_subject, level_table, short_table, step_table, variants_of
 
-PAGE = Path(__file__).parents[2] / "docs" / "benchmark.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = (DOCS / "benchmark.md", *sorted((DOCS / "benchmark").glob("*.md")))
 GROUPS, SUBJECTS = ("near", "far"), "subjects"
 _BLOCK = re.compile(r"<!-- table: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -29,6 +31,11 @@ _BLOCK = re.compile(r"<!-- table: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 def with_tables(page: str) -> str:
     """The page with every block made anew. KeyError: a block that nobody makes."""
     return _BLOCK.sub(lambda block: f"<!-- table: {block[1]} -->\n{_table(block[1])}\n<!-- end -->", page)
+
+
+def grids_shown(page: str) -> set[str]:
+    """The grids that the page has a table of."""
+    return {block[1].split()[1] for block in _BLOCK.finditer(page)}
 
 
 def _table(title: str) -> str:
@@ -42,10 +49,12 @@ def _table(title: str) -> str:
     level = [float(word) for word in more if word not in (*GROUPS, SUBJECTS)]
     units = [unit for unit in read_units(RESULTS / name, GRIDS[name]) if not groups or unit["unit"]["group"] in groups]
     curves = curves_of(units)
-    if not curves:
+    waits = against in GRIDS[name].variants and against not in variants_of(curves)
+    if not curves or waits:
         return "*(not run yet)*"
     last = last_step(curves)
     makers: dict[str, Callable[[], str]] = {
+        "short": lambda: short_table(units, curves, last),
         "step": lambda: step_table(units, curves, last),
         "level": lambda: level_table(curves, *level, against=against or BASELINE, pooled=pooled),
         "bins": lambda: bins_table(units, last),
@@ -59,8 +68,9 @@ def _table(title: str) -> str:
 
 
 def main() -> None:
-    page = with_tables(PAGE.read_text(encoding="utf-8"))
-    atomic_write(PAGE, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    for path in PAGES:
+        page = with_tables(path.read_text(encoding="utf-8"))
+        atomic_write(path, functools.partial(Path.write_text, data=page, encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from PIL import ImageOps
 from torch import Tensor
 
 from apt_train.config import AptConfig
-from apt_train.data.augment import draw_variant
+from apt_train.data.augment import PUBLISHED_ZOOM, draw_variant
 from apt_train.families.components import Components
 from apt_train.rng import generator
 from apt_train.sample.sampler import denoise, from_pictures, guided, initial_noise
@@ -108,7 +108,7 @@ def _loss_probe(
 
 @torch.no_grad()
 def _latent(components: Components, item: Captioned, key: tuple[str | int, ...] | None) -> Tensor:
-    """The posterior's mean; with a key of one augmented variant, the affine map at the shipped ranges."""
+    """The posterior's mean; with a key of one augmented variant, the affine map at the published ranges."""
     side = components.family.resolution
     picture = from_pictures([ImageOps.fit(item.picture, (side, side))])[0]
     if key is not None:
@@ -117,7 +117,7 @@ def _latent(components: Components, item: Captioned, key: tuple[str | int, ...] 
             picture,
             None,
             kinds=("affine",),
-            max_zoom=shipped.max_zoom,
+            max_zoom=PUBLISHED_ZOOM,
             max_degrees=shipped.max_degrees,
             generator=draws,
         )

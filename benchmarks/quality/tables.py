@@ -28,6 +28,8 @@ MEASURES = {
     "hps_elsewhere": ("HPS elsewhere", 1),
 }
 """Measure -> its heading, and whether more of it is better (1) or worse (-1)."""
+SHORT = ("fidelity", "kept", "fid", "drift_other", "drift_class", "memorised")
+"""Those of the first page."""
 ByUnit = dict[tuple[str, int], float]
 """A measure by subject and seed."""
 THOUSANDS = ("drift_other", "drift_class", "memorised")
@@ -41,6 +43,20 @@ def step_table(units: Sequence[dict[str, Any]], curves: Sequence[Curve], step: i
     for variant in variants_of(curves):
         rows.append(_row(variant, step_means(curves, variant, names, step)))
     return _table("variant", names, rows)
+
+
+def short_table(units: Sequence[dict[str, Any]], curves: Sequence[Curve], step: int, level: float = 0.9) -> str:
+    """A few measures at one step, and how many runs have come to `level` of the baseline's way."""
+    names = [name for name in SHORT if name in _known(curves)]
+    bounds = {"prior, other seeds": floors_of(units), "true pictures": ceilings_of(units)}
+    rows = [
+        _row(title, {name: bound.get(name) for name in names}, shown="-") for title, bound in bounds.items() if bound
+    ]
+    for variant in variants_of(curves):
+        came = list(at_level(curves, variant, "step", level).values())
+        reached = f"{sum(math.isfinite(step) for step in came)} of {len(came)}"
+        rows.append(_row(variant, step_means(curves, variant, names, step), shown=reached))
+    return _table("variant", names, rows, count=f"came to {level:.0%}")
 
 
 def level_table(
@@ -142,11 +158,13 @@ def _known(curves: Sequence[Curve]) -> list[str]:
     return [name for name in MEASURES if any(name in curve.values for curve in curves)]
 
 
-def _row(title: str, means: Mapping[str, Mean | None], of: int | None = None, bold: bool = False) -> list[str]:
-    """`of`: how many there could be, for differences; `bold`: where the interval leaves zero out."""
+def _row(
+    title: str, means: Mapping[str, Mean | None], of: int | None = None, bold: bool = False, shown: str = ""
+) -> list[str]:
+    """`of`: how many there could be, for differences; `bold`: where the interval leaves zero out; `shown`: as count."""
     count = max((mean.n for mean in means.values() if mean is not None), default=0)
     signed = of is not None
-    shown = f"{count}" if of is None else f"{count} of {of}"
+    shown = shown or (f"{count}" if of is None else f"{count} of {of}")
     return [title, shown, *(_cell(name, mean, signed, bold) for name, mean in means.items())]
 
 
@@ -161,9 +179,9 @@ def _cell(name: str, mean: Mean | None, signed: bool, bold: bool) -> str:
     return f"**{text}**" if bold and mean.clear else text
 
 
-def _table(first: str, names: Sequence[str], rows: list[list[str]]) -> str:
+def _table(first: str, names: Sequence[str], rows: list[list[str]], count: str = "n") -> str:
     headings = ["step reached" if name == "step" else MEASURES[name][0] for name in names]
-    lines = [[first, "n", *headings], ["---", "---:", *("---:" for _ in names)], *rows]
+    lines = [[first, count, *headings], ["---", "---:", *("---:" for _ in names)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

@@ -17,7 +17,7 @@ from .cache import cached
 from .subjects import Judge, Subject
 
 # What a variant means that names none of them: the grids were fixed before the shipped defaults were settled by them.
-CONSTANTS = {"temperature": 1000.0, "dist_weight": 1.0, "attn_weight": 1.0}
+CONSTANTS = {"temperature": 1000.0, "dist_weight": 1.0, "attn_weight": 1.0, "max_zoom": 3.0}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from apt_train.config import AptConfig
-from apt_train.data.augment import draw_variant
+from apt_train.data.augment import PUBLISHED_ZOOM, draw_variant
 from apt_train.demo.demo import MODEL
 from apt_train.families.components import Components
 from apt_train.families.sd import load_checkpoint
@@ -81,7 +81,7 @@ def _data(components: Components, pictures: int) -> tuple[Tensor, Tensor]:
                 picture,
                 None,
                 kinds=("affine",),
-                max_zoom=shipped.max_zoom,
+                max_zoom=PUBLISHED_ZOOM,
                 max_degrees=shipped.max_degrees,
                 generator=generator(SEED, index),
             )

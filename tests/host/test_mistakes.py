@@ -66,7 +66,8 @@ OPTION_MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "init_word": ({"init_word": "{subject}"}, "init_word is '{subject}': write plain words"),
     "background": ({"background": "sky"}, "background is 'sky': give a colour name"),
     "range": ({"bins": 0}, "bins is 0: give a whole number from 1 to 1000"),
-    "upper range": ({"max_zoom": 50.0}, "max_zoom is 50.0: give a number from 1 to 10"),
+    "upper range": ({"max_zoom": 50.0}, "max_zoom is 50.0: give a number from 0 to 10"),
+    "between auto and the range": ({"max_zoom": 0.5}, "max_zoom is 0.5: give a number from 1 to 1000"),
     "choice": ({"mask_counts": "grey"}, "mask_counts is 'grey': choose one of white, black"),
     "checkpointing": ({"gradient_checkpointing": "maybe"}, "gradient_checkpointing is 'maybe': choose one of auto"),
 }

@@ -1,0 +1,148 @@
+"""A run before its first step: what it is made of, and what follows from that. Everything here is worked out once.
+
+In: device and precision, the objective, sizes, identity, and the refusals that need no training. Not in: what trains
+(`setup`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..config import Layers, TrainConfig
+from ..data.dataset import ImageSet
+from ..errors import InputError
+from ..families.components import Components
+from ..families.network import Network
+from ..families.precision import resolve_dtype
+from ..run.content_parts import content_parts
+from ..run.folder import content_hash
+from ..sample.drift import unrelated_prompts
+from ..text.captions import mark_subject
+from .objective import Objective, objective_of
+from .terms import Term
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained on what, with which settings, where and in which precision."""
+
+    components: Components
+    images: ImageSet
+    prior_images: ImageSet | None
+    config: TrainConfig
+    device: torch.device
+    dtype: torch.dtype
+
+    @cached_property
+    def objective(self) -> Objective:
+        return objective_of(self.config)
+
+    @cached_property
+    def checkpoints(self) -> bool:
+        """Whether activations are recomputed in the backward pass."""
+        if self.config.gradient_checkpointing is not None:
+            return self.config.gradient_checkpointing
+        return self.device.type != "cpu" and self.components.network.checkpoints_on_gpu(self.components.unet)
+
+    @property
+    def side(self) -> int:
+        """Of a square picture, in pixels."""
+        return self.config.data.resolution or self.components.family.resolution
+
+    @cached_property
+    def digest(self) -> str:
+        """What the run is: see `content_hash`."""
+        parts = self.components, self.images, self.prior_images
+        return content_hash(parts[0].digest, parts[0].schedule, *parts[1:], self.config, self.dtype)
+
+    @cached_property
+    def parts(self) -> dict[str, Any]:
+        """The same part by part, for saying which of them differs."""
+        parts = self.components, self.images, self.prior_images
+        return content_parts(parts[0].digest, parts[0].schedule, *parts[1:], self.config)
+
+    @cached_property
+    def unrelated(self) -> list[str]:
+        """Prompts without the subject that drift is measured on; empty: it is not measured."""
+        output = self.config.output
+        watched = output.watch_drift and output.snapshot_every
+        return unrelated_prompts(output.drift_prompts, self.config.class_word) if watched else []
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should hear of the model and the pictures."""
+        prior = self.prior_images.notes if self.prior_images else []
+        return [*self.components.notes, *self.images.notes, *self.images.repeats(), *prior]
+
+    def check(self) -> None:
+        """InputError: what would end a run that has trained for hours, or cannot be trained at all."""
+        self._check_layers()
+        most, given = self.components.schedule.num_timesteps, self.config.output.preview_steps
+        if self.config.output.preview_every and given > most:
+            raise InputError(f"preview_steps is {given}, but this model's schedule has {most}: give {most} or fewer.")
+
+    def _check_layers(self) -> None:
+        """A network may have no attention in the part that a term looks at."""
+        for term in self.objective.terms:
+            for setting, read, layers in _read_by(self.components.network, term):
+                if not read(self.components.unet, layers):
+                    raise InputError(
+                        f"{setting} is {layers}, but this model has no attention there: choose all, or switch "
+                        f"{term.name} off."
+                    )
+
+
+def plan_run(
+    components: Components,
+    images: ImageSet,
+    config: TrainConfig,
+    *,
+    prior_images: ImageSet | None = None,
+    device: str | torch.device | None = None,
+) -> Plan:
+    """The plan of a run. `device`: None: CUDA if there is one, else the CPU.
+
+    InputError: the device cannot be used, or several processes were launched.
+    """
+    _refuse_ranks()
+    place = _resolve_device(device)
+    return Plan(components, images, prior_images, config, place, resolve_dtype(config.precision, place))
+
+
+def preview_captions(config: TrainConfig) -> list[str]:
+    """The preview prompts with `{subject}` wherever they name it; none given: the caption template."""
+    prompts = config.output.preview_prompts or (config.data.caption_template,)
+    return [mark_subject(prompt, name=config.name, class_word=config.class_word) for prompt in prompts]
+
+
+def _read_by(network: Network, term: Term) -> Iterator[tuple[str, Callable[[nn.Module, Layers], Sized], Layers]]:
+    """The setting of what a term reads, who finds the layers, and in which part of the network."""
+    if term.features:
+        yield "dist_layers", network.features, term.features
+    if term.attention:
+        yield "attn_layers", network.attention, term.attention
+
+
+def _refuse_ranks() -> None:
+    """Several ranks would each train the whole run, in one folder and on one device."""
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    if ranks not in ("", "1"):
+        raise InputError(f"This was launched with {ranks} processes, but trains in one: start it without a launcher.")
+
+
+def _resolve_device(device: str | torch.device | None) -> torch.device:
+    try:
+        resolved = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=resolved).cpu()  # what cannot be read back (meta) trains nothing
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"The device {device} cannot be used here: choose cpu, or a device that torch finds."
+        ) from error
+    return resolved
