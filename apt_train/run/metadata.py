@@ -221,7 +221,7 @@ def _tags(captions: Sequence[str], trigger: str) -> dict[str, int]:
 def _kohya_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that other programs know by kohya's names."""
     optimizer = config.get("optimizer", {})
-    rate = optimizer.get("learning_rate")
+    rate, chosen = optimizer.get("learning_rate"), optimizer.get("optimizer", "adamw")
     return {
         "max_train_steps": config.get("steps"),
         "seed": config.get("seed"),
@@ -229,7 +229,7 @@ def _kohya_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "unet_lr": rate,
         "lr_scheduler": optimizer.get("lr_schedule"),
         "lr_warmup_steps": optimizer.get("warmup_steps"),
-        "optimizer": "torch.optim.AdamW",
+        "optimizer": "torch.optim.AdamW" if chosen == "adamw" else chosen,
         "total_batch_size": optimizer.get("batch_size"),
         "gradient_accumulation_steps": optimizer.get("accumulation"),
         "max_grad_norm": optimizer.get("max_grad_norm"),
