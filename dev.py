@@ -1,9 +1,10 @@
-"""The workshop: demo, test, lint, bench, fuzz, host. Standard library only, Python 3.10+, Linux, macOS and Windows.
+"""The workshop: demo, test, lint, docs, bench, fuzz, host. Standard library only, Python 3.10+, on any system.
 
     python dev.py demo [options]     train on the embedded model and draw the sheet (options: of apt-train demo)
     python dev.py test [options]     run the tests, then those on a real ComfyUI if there is one (options: of pytest)
     python dev.py test --oldest      the same on the oldest libraries that pyproject.toml admits
     python dev.py lint               ruff (rules and format) on everything, pyright on apt_train/
+    python dev.py docs               the pages in docs/ as a site in site/, which loads nothing from the network
     python dev.py bench quality      what each method learns, and what it costs the prior (docs/benchmark.md)
     python dev.py bench cost         what a step costs by method, as ratios (options: of benchmarks/cost.py)
     python dev.py fuzz [options]     hostile files and command lines, for 7 minutes (--seconds N, --seed S, targets)
@@ -65,11 +66,11 @@ def main(arguments: list[str]) -> int:
         return host(options)
     if command == "fuzz":
         return fuzz(options)
-    if command == "lint" and not options:
-        return lint()
-    if command == "lint":
-        raise Failure(f"lint takes no options, it was given {options[0]}: run `python dev.py lint`.")
-    raise Failure(f"there is no command {command}: say demo, test, lint, bench, host or fuzz.")
+    if command in ("lint", "docs"):
+        if options:
+            raise Failure(f"{command} takes no options, it was given {options[0]}: run `python dev.py {command}`.")
+        return lint() if command == "lint" else docs()
+    raise Failure(f"there is no command {command}: say demo, test, lint, docs, bench, host or fuzz.")
 
 
 # ---- the commands ------------------------------------------------------------------------------------------
@@ -139,6 +140,35 @@ def lint() -> int:
         run([python, "-m", "ruff", "format", "--check", "--quiet", "."]),
         run([python, "-m", "pyright", "--pythonpath", python]),
     )
+
+
+def docs() -> int:
+    """Build the site, where every warning is an error, and look at what its pages would load."""
+    python = prepare(*NEWEST, extras=["docs"])
+    code = run([python, "-m", "mkdocs", "build", "--strict", "--quiet"], NO_MKDOCS_2_WARNING="1")
+    if code == 0 and (found := loaded_from_elsewhere(ROOT / "site")):
+        raise Failure(f"the site would load from the network: {found[0]}; take it out of mkdocs.yml or the page.")
+    if code == 0:
+        say(f"dev.py: open {ROOT / 'site' / 'index.html'}")
+    return code
+
+
+def loaded_from_elsewhere(site: Path) -> list[str]:
+    """What a browser would fetch from another host as it shows a page, each with its file. Links are not fetched."""
+    files = [file for file in sorted(site.rglob("*")) if file.suffix in (".html", ".css")]
+    return [
+        f"{found[0]} in {file.relative_to(site)}"
+        for file in files
+        for found in _FETCHED.finditer(file.read_text(encoding="utf-8"))
+    ]
+
+
+_HOST = r"""["']?(?:https?:)?//[^"'\s>)]+"""
+_FETCHED = re.compile(
+    rf"<(?:script|link|img|iframe|source|video|audio|embed|object)\b[^>]*\b(?:src|srcset|href|data)={_HOST}"
+    rf"|\burl\({_HOST}|@import\s+{_HOST}",
+    re.IGNORECASE,
+)
 
 
 def bench(options: list[str]) -> int:
@@ -241,7 +271,7 @@ def install(python: str, constraints: str, extras: list[str]) -> None:
     say(f"dev.py: installing {target} under {constraints}; the first time takes some minutes")
     pip = [python, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
     if run([*pip, "--constraint", constraints, "--editable", target]) != 0:
-        raise Failure("the installation failed: mend what pip names above and run the same command again.")
+        raise Failure("the installation failed: fix what pip names above and run the same command again.")
 
 
 # ---- the host ----------------------------------------------------------------------------------------------

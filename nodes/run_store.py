@@ -227,7 +227,9 @@ def _write(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{target.parent} cannot be made ({error.strerror}): make it, or mend its rights.") from None
+        raise InputError(
+            f"{target.parent} cannot be made ({error.strerror}): make it, or correct its permissions."
+        ) from None
     sweep(target.parent)
     write_tensors(target, tensors, fit_metadata(metadata, tensors))
 

@@ -23,7 +23,7 @@ def shell(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, str(ROOT / "dev.py"), *options], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("options", [["tset"], ["lint", "--fix"]])
+@pytest.mark.parametrize("options", [["tset"], ["lint", "--fix"], ["docs", "--serve"]])
 def test_a_command_it_does_not_know_is_one_sentence_and_exit_code_2(options: list[str]) -> None:
     done = shell(*options)
     assert (done.returncode, done.stdout) == (2, "")
@@ -35,8 +35,48 @@ def test_a_command_it_does_not_know_is_one_sentence_and_exit_code_2(options: lis
 def test_help_names_every_command(options: list[str]) -> None:
     done = shell(*options)
     assert done.returncode == 0
-    commands = ("demo", "test", "test --oldest", "lint", "bench", "host", "fuzz")
+    commands = ("demo", "test", "test --oldest", "lint", "docs", "bench", "host", "fuzz")
     assert all(f"python dev.py {command}" in done.stdout for command in commands)
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.html", '<script defer src="https://cdn.example/x.js"></script>'),
+        ("a.html", "<link rel=stylesheet href=//fonts.example/css?family=Roboto>"),
+        ("a.html", '<p>text <img alt="" src="http://pictures.example/1.png"></p>'),
+        ("b/a.css", "@font-face { src: url(https://fonts.example/r.woff2) }"),
+        ("b/a.css", "@import 'https://fonts.example/r.css';"),
+    ],
+)
+def test_a_site_that_loads_from_another_host_is_found(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / name).write_text(f"<p>before</p>\n{text}\n", encoding="utf-8")
+    (found,) = dev.loaded_from_elsewhere(tmp_path)
+    assert ".example/" in found and found.endswith(str(Path(name)))
+
+
+@pytest.mark.parametrize("built", [0, 1])
+def test_the_site_is_refused_where_it_would_load_and_a_failed_build_is_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: int
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text('<script src="https://cdn.example/x.js">', encoding="utf-8")
+    monkeypatch.setattr(dev, "ROOT", tmp_path)
+    monkeypatch.setattr(dev, "prepare", lambda *_, **__: "python")
+    monkeypatch.setattr(dev, "run", lambda command, **_: built if "--strict" in command else 9)
+    if built:
+        assert dev.docs() == 1
+    else:
+        with pytest.raises(dev.Failure, match="cdn.example"):
+            dev.docs()
+
+
+def test_what_a_site_has_itself_and_what_it_links_to_are_no_loads(tmp_path: Path) -> None:
+    page = '<script src="js/x.js"></script><a href="https://arxiv.org/abs/1">paper</a><code>&lt;img src="https://x"&gt;'
+    (tmp_path / "a.html").write_text(page, encoding="utf-8")
+    (tmp_path / "a.css").write_text('b { background: url("data:image/svg+xml,<svg xmlns=http://w3/>") }')
+    assert dev.loaded_from_elsewhere(tmp_path) == []
 
 
 def test_it_imports_the_standard_library_alone() -> None:

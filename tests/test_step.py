@@ -9,6 +9,8 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, RankByTimestep, add_adapter
@@ -572,6 +574,18 @@ def test_weightings_multiply() -> None:
     one, both = run(bench(with_terms(weighted=True))), run(bench(Objective((Denoising((ADAPTIVE, halved)),))))
     close(both.total, 0.5 * one.total.detach())
     assert torch.equal(both.raw["denoising"], one.raw["denoising"])
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_term_reads_the_signal_to_noise_ratio(zero: bool) -> None:
+    """Diffusers' number; also 0, and a number, where the last step is pure noise."""
+    schedule, batch = scaled_linear_schedule(zero_terminal_snr=zero), batch_of((0, 499, 999))
+    made = bench(with_terms())
+    seen = Passes(batch, batch.noise, schedule, tuned=None, prior=None, indicator=made.step.indicator)  # type: ignore[arg-type]
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    theirs = DDPMScheduler(**betas, rescale_betas_zero_snr=zero)  # type: ignore[arg-type]
+    torch.testing.assert_close(seen.snr, compute_snr(theirs, batch.timesteps), rtol=1e-4, atol=1e-6)
+    assert (seen.snr[-1] == 0) == zero
 
 
 def test_a_users_own_term_is_summed_and_logged_by_its_name() -> None:

@@ -46,8 +46,8 @@ def affine(
         image: float (C, H, W) in [-1, 1].
         zoom: above 0; the content's sides become 1/zoom of the canvas.
         degrees: counter-clockwise as seen, about the content's centre; without shear on any aspect.
-        shift_x, shift_y: where the content's centre goes, as fractions of the canvas; right and down are
-            positive.
+        shift_x: where the content's centre goes, as a fraction of the canvas; right is positive.
+        shift_y: likewise, down is positive.
         fill: outside the content: black (-1), or the picture mirrored at its edges.
 
     Returns:

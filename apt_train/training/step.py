@@ -74,7 +74,8 @@ class TrainingStep:
             self._observe(prior.prediction, tuned.prediction, noisy, batch)
 
         # L = (1 - gamma) L_DM + dist_weight (L_mu + L_sigma) + attn_weight L_attn [reported].
-        passes = Passes(batch, target, tuned, prior, self.indicator, progress, self.objective.lazy_prior)
+        lazy = self.objective.lazy_prior
+        passes = Passes(batch, target, self.schedule, tuned, prior, self.indicator, progress, lazy)
         values = {term.name: term(passes) for term in self.objective.terms if with_prior or not term.reads_prior}
         parts = {name: weighted for name, (_, weighted) in values.items()}
         total = torch.stack(list(parts.values())).sum() if len(parts) > 1 else next(iter(parts.values()))

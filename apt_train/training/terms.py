@@ -15,10 +15,12 @@ from functools import reduce
 from operator import mul
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..config import AttnSchedule, Layers, StabilizationMode, TrainConfig
 from ..data.batch import Batch
+from ..families.network import Process
 from ..text.conditioning import Conditioning
 from .capture import Capture, Captured
 from .indicator import OverfitIndicator
@@ -52,6 +54,7 @@ class Passes:
 
     batch: Batch
     target: Tensor  # what the model should have predicted, (N, C, h, w)
+    schedule: Process
     tuned: Pass
     prior: Pass | None  # None: not run in this step (lazy_prior), or nobody asked for it
     indicator: OverfitIndicator  # with this pass's losses taken in
@@ -62,6 +65,14 @@ class Passes:
     def gamma(self) -> Tensor:
         """The indicator of each sample's timestep bin, float32 (N,)."""
         return self.indicator.gamma_at(self.batch.timesteps)
+
+    @property
+    def snr(self) -> Tensor:
+        """Signal-to-noise ratio at each sample's timestep, float32 (N,): what becomes of a latent and a noise of 1."""
+        times = self.batch.timesteps
+        one = torch.ones(len(times), 1, 1, 1, device=times.device)
+        signal, noise = self.schedule.add_noise(one, 0 * one, times), self.schedule.add_noise(0 * one, one, times)
+        return (signal / noise).square().flatten()
 
     @property
     def compared(self) -> tuple[Pass, Pass]:

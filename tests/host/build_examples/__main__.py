@@ -1,4 +1,4 @@
-"""Makes the example workflows, their thumbnails, the blueprint and the README's screenshot in the real editor.
+"""Makes the example workflows, their thumbnails, the blueprint and the screenshot in docs/start.md in the real editor.
 
     python -m tests.host.build_examples [NAME ...] [--checkpoint FILE]
 

@@ -1,4 +1,4 @@
-"""The README's tables of options, made from the settings themselves: `python -m tests.readme_options` rewrites them."""
+"""The tables of docs/options.md, made from the settings themselves: `python -m tests.options_page` rewrites them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from apt_train.cli import build_parser
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
 BEGIN, END = "<!-- options: begin -->", "<!-- options: end -->"
 
 
@@ -19,15 +19,15 @@ def options_text() -> str:
     return "\n\n".join(_table(title, actions) for title, actions in groups if title not in argparse_own)
 
 
-def readme_text() -> str:
-    """What stands between the README's marks."""
-    return README.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip()
+def page_text() -> str:
+    """What stands between the page's marks."""
+    return PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0].strip()
 
 
 def rewrite() -> None:
-    before, _, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
-    README.write_text(f"{before}{BEGIN}\n{options_text()}\n{END}{after}", encoding="utf-8")
+    PAGE.write_text(f"{before}{BEGIN}\n{options_text()}\n{END}{after}", encoding="utf-8")
 
 
 def _run_parser() -> argparse.ArgumentParser:
@@ -43,7 +43,7 @@ def _table(title: str, actions: list[argparse.Action]) -> str:
 def _row(action: argparse.Action) -> str:
     text, _, default = (action.help or "").replace("%%", "%").partition(" (default: ")
     default = "**required**" if action.required else _escaped(default.removesuffix(")"))
-    return f"| `{_spelled(action)}` | {default} | {_escaped(text)} |"
+    return f"| <code>{_escaped(_spelled(action))}</code> | {default} | {_escaped(text)} |"
 
 
 def _spelled(action: argparse.Action) -> str:
@@ -54,12 +54,13 @@ def _spelled(action: argparse.Action) -> str:
     if action.nargs == "+":
         return f"{name} ..."
     choices = action.metavar if isinstance(action.metavar, str) and "|" in action.metavar else ""
-    return f"{name} {choices}".strip().replace("|", "\\|")
+    return f"{name} {choices}".strip()
 
 
 def _escaped(text: str) -> str:
-    """Stars, angles and underscores are text here, not markup; a bar would end the cell."""
-    return re.sub(r"([|*_<>])", r"\\\1", text)
+    """Stars, angles and underscores are text here, not markup; a bar would end the cell. The same to every reader of
+    Markdown, hence no backslashes."""
+    return re.sub(r"[|*_<>]", lambda letter: f"&#{ord(letter[0])};", text)
 
 
 if __name__ == "__main__":

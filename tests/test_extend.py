@@ -1,0 +1,120 @@
+"""The pages that show how to extend the trainer: each one's diff applies to the source, and a run trains with it.
+
+The changed copy is imported under a name of its own, beside the real package. Not here: what the parts do (test_step).
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from apt_train.families.noise import scaled_linear_schedule
+from tests.tiny import tiny_components
+from tests.training import pictures, quick_config
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ROOT / "docs" / "extend"
+SEED = 3  # whose first timestep has a signal-to-noise ratio above the limit
+
+
+def changed_files(page: str) -> dict[str, str]:
+    """Every file that the page's diff names, changed. A hunk is found by its content, which has to stand there once."""
+    text = (PAGES / f"{page}.md").read_text(encoding="utf-8")
+    (diff,) = re.findall(r"^```diff\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    files = {}
+    for name, hunks in re.findall(r"^--- a/\S+\n\+\+\+ b/(\S+)\n(.*?)(?=^--- a/|\Z)", diff, re.DOTALL | re.MULTILINE):
+        files[name] = (ROOT / name).read_text(encoding="utf-8")
+        for hunk in hunks.split("@@\n")[1:]:
+            files[name] = _applied(files[name], hunk.splitlines(keepends=True))
+    return files
+
+
+def _applied(text: str, hunk: list[str]) -> str:
+    old = "".join(line[1:] or "\n" for line in hunk if line[0] in " -")
+    new = "".join(line[1:] or "\n" for line in hunk if line[0] in " +")
+    assert text.count(old) == 1, f"stands there {text.count(old)} times:\n{old}"
+    return text.replace(old, new)
+
+
+class Copy:
+    """The trainer with a page's change, under another name."""
+
+    def __init__(self, name: str, place: Path, page: str) -> None:
+        self.name = name
+        shutil.copytree(
+            ROOT / "apt_train", place / name, ignore=shutil.ignore_patterns("__pycache__", "drawn_world*", "*.png")
+        )
+        for path, text in changed_files(page).items():
+            compile(text, path, "exec")
+            if path.startswith("apt_train/"):
+                (place / name / path.removeprefix("apt_train/")).write_text(text, encoding="utf-8")
+
+    def module(self, path: str) -> ModuleType:
+        return importlib.import_module(f"{self.name}.{path}")
+
+    def train(self, **settings: Any) -> list[dict[str, Any]]:
+        """Three steps; the lines that the log would hold."""
+        values = quick_config(steps=3, watch_drift=False).to_dict()
+        for name, value in settings.items():
+            groups = [values, *(group for group in values.values() if isinstance(group, dict))]
+            next((group for group in groups[::-1] if name in group), values["apt"])[name] = value
+        config, kind, events = self.module("config").TrainConfig.from_dict(values), self.module("events").StepEvent, []
+        self.module("training.loop").train(tiny_components(), pictures(), config, device="cpu", on_event=events.append)
+        return [event.log_line() for event in events if isinstance(event, kind)]
+
+    def help(self) -> str:
+        commands = self.module("cli").build_parser()._subparsers._group_actions[0].choices
+        return commands["run"].format_help()
+
+
+@pytest.fixture
+def copy(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[Copy]:
+    name = f"apt_with_{request.param}"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield Copy(name, tmp_path, request.param)
+    for module in [module for module in sys.modules if module.split(".")[0] == name]:
+        del sys.modules[module]
+
+
+@pytest.mark.parametrize("copy", ["term"], indirect=True)
+def test_the_term_of_the_page_is_trained_with_and_logged(copy: Copy) -> None:
+    with_it = copy.train(prior_pull_weight=0.5)
+    without = copy.train(prior_pull_weight=0.0)
+    assert [line["prior_pull"] for line in with_it][0] == 0 and all(line["prior_pull"] > 0 for line in with_it[1:])
+    assert all("prior_pull" not in line for line in without)
+    assert with_it[2]["loss"] != without[2]["loss"]
+    assert "--prior-pull-weight" in copy.help()
+
+
+@pytest.mark.parametrize("copy", ["weighting"], indirect=True)
+def test_the_weighting_of_the_page_multiplies_the_denoising_loss(copy: Copy) -> None:
+    off = dict(adaptive_loss_weight=False, stabilization=False, alignment=False, batch_size=1, seed=SEED)
+    with_it = copy.train(min_snr=5.0, **off)[0]
+    without = copy.train(min_snr=0.0, **off)[0]
+    alpha_bar = scaled_linear_schedule().alphas_cumprod[with_it["timestep"][0]].item()
+    factor = min(1, 5.0 / (alpha_bar / (1 - alpha_bar)))
+    assert factor < 1
+    assert with_it["denoising"] == without["denoising"]
+    assert with_it["loss"] == pytest.approx(factor * without["loss"])
+    assert "--min-snr" in copy.help()
+
+
+@pytest.mark.parametrize("copy", ["optimizer"], indirect=True)
+def test_the_optimizer_of_the_page_is_trained_with(copy: Copy) -> None:
+    nadam, adamw = (copy.train(optimizer=name) for name in ("nadam", "adamw"))
+    assert nadam[0] == adamw[0] and nadam[2]["loss"] != adamw[2]["loss"]
+    assert "nadam" in copy.help()
+
+
+@pytest.mark.parametrize("copy", ["term", "weighting"], indirect=True)
+def test_the_new_setting_at_its_default_is_no_other_run(copy: Copy) -> None:
+    made = copy.module("config").TrainConfig.from_dict(quick_config().to_dict())
+    assert made.identity() == quick_config().identity()
