@@ -15,26 +15,20 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
-from .config import AdapterConfig, AptConfig, DataConfig, OptimizerConfig, OutputConfig, TrainConfig, choices_of
+from .config import TrainConfig
 from .console.interruption import exit_code, interrupted_by_signals
 from .console.terminal import is_terminal, lossy_output
 from .errors import InputError
 from .paths import absolute, argument, command, expanded, one_line
+from .settings_field import choices_of, fields_of, groups_of, said, types_of
 
 if TYPE_CHECKING:
     from .data.dataset import ImageSet
     from .events import TrainResult
     from .families.components import Components
 
-_GROUPS: dict[str, tuple[str, type]] = {
-    "adapter": ("adapter", AdapterConfig),
-    "apt": ("APT", AptConfig),
-    "optimizer": ("optimizer", OptimizerConfig),
-    "data": ("data", DataConfig),
-    "output": ("snapshots and previews", OutputConfig),
-}
 _INPUTS = (
     "checkpoint", "prediction_type", "images", "tokenizer", "prior_images", "background", "alpha_masks",
     "skip_bad_images", "vae", "zero_terminal_snr",
@@ -139,27 +133,24 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
 # -- options from the config dataclasses
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
+def add_config_options(parser: argparse.ArgumentParser, root: type = TrainConfig) -> None:
     """An option per setting, named as its field; what is not given is not in the namespace."""
-    _add_fields(parser.add_argument_group("run"), TrainConfig, skip=set(_GROUPS))
-    for title, cls in _GROUPS.values():
-        _add_fields(parser.add_argument_group(title), cls, skip=set())
+    _add_fields(parser.add_argument_group("run"), root)
+    for name, item in groups_of(root).items():
+        _add_fields(parser.add_argument_group(item.metadata["title"]), types_of(root)[name])
 
 
-def _add_fields(group: argparse._ArgumentGroup, cls: type, skip: set[str]) -> None:
-    hints = get_type_hints(cls)
-    for item in dataclasses.fields(cls):
-        if item.name in skip:
-            continue
+def _add_fields(group: argparse._ArgumentGroup, cls: type) -> None:
+    for name, item in fields_of(cls).items():
         required = item.default is dataclasses.MISSING
-        text = item.metadata["help"].replace("%", "%%")
+        text = said(item).help.replace("%", "%%")
         group.add_argument(
-            "--" + item.name.replace("_", "-"),
-            dest=item.name,
+            "--" + name.replace("_", "-"),
+            dest=name,
             required=required,
             default=argparse.SUPPRESS,
             help=text if required else f"{text} (default: {_shown(item.default)})",
-            **_kind(item, hints[item.name]),
+            **_kind(item, types_of(cls)[name]),
         )
 
 
@@ -202,11 +193,10 @@ def config_from(options: argparse.Namespace) -> TrainConfig:
     given = vars(options)
 
     def picked(cls: type) -> dict[str, Any]:
-        names = {item.name for item in dataclasses.fields(cls)} - set(_GROUPS)
-        return {name: given[name] for name in names & given.keys()}
+        return {name: given[name] for name in fields_of(cls) if name in given}
 
-    values = picked(TrainConfig) | {name: picked(cls) for name, (_, cls) in _GROUPS.items()}
-    return TrainConfig.from_dict(values)
+    parts = {name: picked(types_of(TrainConfig)[name]) for name in groups_of(TrainConfig)}
+    return TrainConfig.from_dict(picked(TrainConfig) | parts)
 
 
 # -- commands

@@ -1,19 +1,21 @@
 """Every setting of a training run, as frozen dataclasses that check themselves.
 
-In: names, ranges, defaults and one help sentence each, with its standing (paper / reported / ours): the command line
-and the nodes read them from here. Not in: anything heavy; this module imports the standard library alone.
+In: each setting once, with all that is said of it (`settings_field`): the command line, the nodes, the documentation
+and a run's identity are made from it. Not in: anything heavy; this module imports the standard library alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
-from .errors import InputError
 from .names import check_subject_name
 from .optimizers import BUILDERS
+from .settings_field import Range, Widget, built, check_values, group, identifying, require, setting
+from .settings_field import choices_of as choices_of  # other code knows it from here
 
 Method = Literal["apt", "dreambooth", "dco", "tlora"]
 IdentifierMode = Literal["learned", "word"]
@@ -27,82 +29,58 @@ LrSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
-_SHOWN = 80  # characters of a value in a message
 _PLACEHOLDER = re.compile(r"[{}]|embedding:", re.IGNORECASE)  # stands for the subject in captions, not for its kind
-
-
-@dataclass(frozen=True)
-class _Range:
-    """Where a number may lie; `above` and `below`: the bound itself does not count."""
-
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None
-    below: float | None = None
-
-    def holds(self, value: float) -> bool:
-        """NaN is in no range."""
-        return (
-            (self.low is None or value >= self.low)
-            and (self.high is None or value <= self.high)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
-
-    def __str__(self) -> str:
-        if self.below is not None:
-            return f"from {self.low} up to, not including, {self.below}"
-        return f"above {self.above} and at most {self.high}" if self.low is None else f"from {self.low} to {self.high}"
-
-
-def _set(default: Any, help: str, range: _Range | None = None, choices: tuple[str, ...] = ()) -> Any:
-    """A setting with its default and the sentence that tooltips and `--help` show; every number has its range.
-
-    `choices`: of a text whose choices no Literal says.
-    """
-    return field(default=default, metadata={"help": help, "range": range, "choices": choices})
-
-
-def choices_of(item: dataclasses.Field[Any], hint: Any) -> tuple[str, ...]:
-    """The texts that a setting may be; none: it is no choice, or may also be a number."""
-    named = get_args(hint) if get_origin(hint) is Literal else ()
-    return item.metadata.get("choices") or named
-
 
 # The upper ends are ours. They keep every product of settings inside 32-bit floats and every count inside 64-bit ones.
 _STEPS = 1_000_000_000
-_SEEDS = _Range(0, 2**64 - 1)
-_EVERY = _Range(0, _STEPS)
-_WEIGHT = _Range(0, 1_000_000)
-
-
-def _group(cls: type) -> Any:
-    return field(default_factory=cls)
+_SEEDS = Range(0, 2**64 - 1)
+_EVERY = Range(0, _STEPS)
+_WEIGHT = Range(0, 1_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
     """The LoRA: its size and where it sits. Defaults are DCO's published recipe."""
 
-    rank: int = _set(32, "Rank of the LoRA: how much it can hold; its file grows with it.", _Range(1, 65536))
-    alpha: float | None = _set(
+    rank: int = setting(
+        32,
+        "Rank of the LoRA: how much it can hold. Its file grows with it.",
+        Range(1, 65536),
+        standing="recipe",
+        widget=Widget(most=1024),
+    )
+    alpha: float | None = setting(
         None,
         "Scale of the LoRA: the update is multiplied by alpha / rank. Empty: equal to rank.",
-        _Range(above=0, high=1_000_000),
+        Range(above=0, high=1_000_000),
+        standing="recipe",
+        widget=Widget(most=4096, step=0.5),
     )
-    dropout: float = _set(0.0, "Share of the LoRA's inputs dropped while training.", _Range(0, below=1))
-    targets: AdapterTargets = _set(
+    dropout: float = setting(
+        0.0,
+        "Share of the LoRA's inputs dropped while training.",
+        Range(0, below=1),
+        widget=Widget(most=0.99, step=0.01, advanced=True),
+    )
+    targets: AdapterTargets = setting(
         "attention",
         "Layers that get a LoRA: q, k, v and out of self- and cross-attention, or the feed-forward layers too.",
+        standing="recipe",
+        more="The feed-forward layers make the file larger.",
     )
-    min_rank: int | None = _set(
-        None, "T-LoRA only: the rank left at the noisiest timestep. Empty: half of rank.", _Range(1, 65536)
+    min_rank: int | None = setting(
+        None,
+        "T-LoRA only: the rank left at the noisiest timestep. Empty: half of rank.",
+        Range(1, 65536),
+        standing="T-LoRA",
+        methods=("tlora",),
+        widget=Widget(most=1024, advanced=True),
     )
 
     def __post_init__(self) -> None:
-        _check_values(self)
+        check_values(self)
         fits = self.min_rank is None or self.min_rank <= self.rank
-        _require(fits, "min_rank", self.min_rank, f"give a whole number from 1 to rank ({self.rank})")
+        require(fits, "min_rank", self.min_rank, f"give a whole number from 1 to rank ({self.rank})")
 
     @property
     def resolved_alpha(self) -> float:
@@ -113,249 +91,459 @@ class AdapterConfig:
         return max(1, self.rank // 2) if self.min_rank is None else self.min_rank
 
 
+_apt = partial(setting, methods=("apt",))  # read by APT alone
+
+
 @dataclass(frozen=True, kw_only=True)
 class AptConfig:
     """The three parts of APT, each with its switch. They act when `method` is `apt`."""
 
     # Adaptive Training Adjustment
-    adaptive_augmentation: bool = _set(True, "Augment pictures with probability min(gamma, p_max) (reported).")
-    adaptive_loss_weight: bool = _set(True, "Weigh the denoising loss by 1 - gamma (reported).")
-    bins: int = _set(10, "Timestep bins of the overfitting indicator (paper: 10).", _Range(1, 10_000))
-    ema: float = _set(
-        0.1, "Weight of the new value in the indicator's moving averages (reported: 0.1).", _Range(above=0, high=1)
+    adaptive_augmentation: bool = _apt(
+        True, "Augment pictures with probability min(gamma, p_max) (reported).", standing="paper"
     )
-    temperature: float | Literal["auto"] = _set(
+    adaptive_loss_weight: bool = _apt(True, "Weigh the denoising loss by 1 - gamma (reported).", standing="reported")
+    bins: int = setting(
+        10,
+        "Timestep bins of the overfitting indicator (paper: 10).",
+        Range(1, 10_000),
+        standing="paper",
+        widget=Widget(most=1000, advanced=True),
+    )
+    ema: float = setting(
+        0.1,
+        "Weight of the new value in the indicator's moving averages (reported: 0.1).",
+        Range(above=0, high=1),
+        standing="reported",
+        widget=Widget(least=0.001, step=0.001, advanced=True),
+    )
+    temperature: float | Literal["auto"] = setting(
         1000.0,
         "T in gamma = 1 - exp(-T * gap) (reported: 1000, the steps of the schedule), or auto: the gap is measured "
         "relative to the prior's own loss (ours).",
-        _Range(above=0, high=1_000_000_000),
+        Range(above=0, high=1_000_000_000),
+        standing="reported",
+        more="The gap is the prior's loss minus the tuned model's. Higher: gamma rises sooner and training holds back "
+        "more.",
     )
-    p_max: float = _set(0.8, "Highest probability of augmentation (reported: 0.8).", _Range(0, 1))
-    max_zoom: float | Literal["auto"] = _set(
+    p_max: float = _apt(
+        0.8,
+        "Highest probability of augmentation (reported: 0.8).",
+        Range(0, 1),
+        standing="reported",
+        widget=Widget(step=0.01),
+    )
+    max_zoom: float | Literal["auto"] = _apt(
         "auto",
         "Augmentation zooms out by 1 to this factor (reported: 3), or auto: 3 at SDXL's 1024 pixels, and less where a "
         "picture has fewer latents, so that as many are left of it (ours: 1.5 at 512).",
-        _Range(1, 1000),
+        Range(1, 1000),
+        widget=Widget(most=10, step=0.05, advanced=True),
     )
-    max_degrees: float = _set(
-        15.0, "Augmentation rotates by up to this many degrees either way (reported: 15).", _Range(0, 180)
+    max_degrees: float = _apt(
+        15.0,
+        "Augmentation rotates by up to this many degrees either way (reported: 15).",
+        Range(0, 180),
+        unit="degrees",
+        standing="reported",
+        widget=Widget(step=0.5, advanced=True),
     )
-    augment_kinds: tuple[AugmentKind, ...] = _set(
-        ("affine",), "Kinds of augmentation: affine is the paper's; flip (mirror) and color are ours."
+    augment_kinds: tuple[AugmentKind, ...] = _apt(
+        ("affine",),
+        "Kinds of augmentation: affine is the paper's. flip (mirror) and color are ours.",
+        standing="paper",
+        more="flip mirrors half of the variants. color changes brightness, contrast and saturation by up to a fifth. "
+        "Do not flip a subject that has a left and a right, such as letters.",
     )
-    augment_variants: int = _set(32, "Most augmented variants encoded per picture (ours).", _Range(1, 1_000_000))
-    mask_fill: bool = _set(
-        False, "Leave the black fill of augmented pictures out of the denoising loss (ours; the paper trains on it)."
+    augment_variants: int = _apt(
+        32,
+        "Most augmented variants encoded per picture (ours).",
+        Range(1, 1_000_000),
+        more="They are encoded as gamma rises, and kept.",
+        widget=Widget(most=1024, advanced=True),
+    )
+    mask_fill: bool = _apt(
+        False,
+        "Leave the black fill of augmented pictures out of the denoising loss (ours, as the paper trains on it).",
+        more="Try it where samples get dark borders.",
     )
 
-    augment_fill: AugmentFill = _set(
-        "black", "Beside a picture zoomed out or turned lies black (paper), or reflect: its mirror image (ours)."
+    augment_fill: AugmentFill = _apt(
+        "black",
+        "Beside a picture zoomed out or turned lies black (paper), or reflect: its mirror image (ours).",
+        standing="paper",
+        since=3,
     )
 
     # Representation Stabilization
-    stabilization: bool = _set(
-        True, "Keep mean and deviation of self-attention features near the prior's (paper; their distance is ours)."
+    stabilization: bool = _apt(
+        True,
+        "Keep mean and deviation of self-attention features near the prior's (paper, with a distance of ours).",
+        standing="paper",
     )
-    dist_weight: float = _set(
-        0.01, "Weight of the stabilization term (unpublished; ours, settled by docs/benchmark.md).", _WEIGHT
+    dist_weight: float = _apt(
+        0.01,
+        "Weight of the stabilization term (unpublished, so ours, settled by docs/benchmark.md).",
+        _WEIGHT,
+        more="Of 1, 0.1 and 0.01 for both terms, 0.01 learned most on small drawn scenes.",
+        widget=Widget(most=1e4, step=0.001),
     )
-    dist_layers: Layers = _set("up", "Part of the UNet whose features are stabilized (ours: the decoder).")
-    dist_mode: StabilizationMode = _set(
-        "relative", "Divide the shift by the prior's variance, or take it raw (ours: relative)."
+    dist_layers: Layers = _apt(
+        "up",
+        "Part of the UNet whose features are stabilized (ours: the decoder).",
+        widget=Widget(advanced=True),
+    )
+    dist_mode: StabilizationMode = _apt(
+        "relative",
+        "Divide the shift by the prior's variance, or take it raw (ours: relative).",
+        widget=Widget(advanced=True),
     )
 
     # Attention Alignment
-    alignment: bool = _set(True, "Keep cross-attention maps near the prior's (paper; their distance is ours).")
-    attn_weight: float = _set(
-        0.01, "Weight of the attention alignment term (unpublished; ours, settled by docs/benchmark.md).", _WEIGHT
+    alignment: bool = _apt(
+        True, "Keep cross-attention maps near the prior's (paper, with a distance of ours).", standing="paper"
     )
-    attn_layers: Layers = _set("up", "Part of the UNet whose cross-attention is aligned (ours: the decoder).")
-    attn_schedule: AttnSchedule = _set(
+    attn_weight: float = _apt(
+        0.01,
+        "Weight of the attention alignment term (unpublished, so ours, settled by docs/benchmark.md).",
+        _WEIGHT,
+        more="Of 1, 0.1 and 0.01 for both terms, 0.01 learned most on small drawn scenes.",
+        widget=Widget(most=1e4, step=0.001),
+    )
+    attn_layers: Layers = _apt(
+        "up",
+        "Part of the UNet whose cross-attention is aligned (ours: the decoder).",
+        widget=Widget(advanced=True),
+    )
+    attn_schedule: AttnSchedule = _apt(
         "constant",
-        "How attn_weight runs: constant; or, ours, linear from 0 at the first step to full at the last, or indicator, "
-        "times gamma of each sample's bin.",
+        "How attn_weight runs: constant, or two ways of ours: linear from 0 at the first step to full at the last, "
+        "indicator times gamma of each sample's bin.",
+        standing="reported",
     )
 
-    lazy_prior: int = _set(
+    lazy_prior: int = setting(
         1,
-        "Run the prior pass and its losses every k-th step, the regularisers scaled by k; 1 is the paper's way, more "
+        "Run the prior pass and its losses every k-th step, the regularisers scaled by k. 1 is the paper's way, more "
         "is faster (ours).",
-        _Range(1, _STEPS),
+        Range(1, _STEPS),
+        unit="steps",
+        more="Gamma is then measured more rarely. Not with DCO.",
+        widget=Widget(most=64, heading="performance"),
     )
-    watch_indicator: bool = _set(
-        False, "Measure the indicator also where the method does not use it: costs the prior pass, changes no weight."
+    watch_indicator: bool = setting(
+        False,
+        "Measure the indicator also where the method does not use it: costs the prior pass, changes no weight.",
+        moves_weights=False,
+        widget=Widget(advanced=True),
     )
-    balance_every: int = _set(50, "Log the gradient norm of each term every so many steps; 0: never.", _EVERY)
+    balance_every: int = setting(
+        50,
+        "Log the gradient norm of each term every so many steps. 0: never.",
+        _EVERY,
+        unit="steps",
+        more="**Overfit Indicator Monitor** draws it.",
+        moves_weights=False,
+        widget=Widget(most=100_000, advanced=True),
+    )
 
     def __post_init__(self) -> None:
-        _check_values(self)
-        for name, number in (("temperature", "a number above 0"), ("max_zoom", "a number from 1 to 1000")):
-            value = getattr(self, name)
-            is_word = isinstance(value, str) and value != "auto"
-            _require(not is_word, name, repr(value), f"give {number}, or auto")
+        check_values(self)
         remedy = "name at least one, or set adaptive_augmentation to false"
-        _require(len(self.augment_kinds) > 0, "augment_kinds", "()", remedy)
+        require(len(self.augment_kinds) > 0, "augment_kinds", "()", remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
     """The optimizer and the batch. Defaults are DCO's published recipe."""
 
-    learning_rate: float = _set(5e-5, "Learning rate of the LoRA.", _Range(above=0, high=1000))
-    embedding_learning_rate: float = _set(5e-6, "Learning rate of the learned identifier.", _Range(0, 1000))
-    beta1: float = _set(0.9, "Decay of the mean of gradients.", _Range(0, below=1))
-    beta2: float = _set(0.999, "Decay of the mean of squared gradients.", _Range(0, below=1))
-    epsilon: float = _set(1e-8, "Added to the optimizer's denominator.", _Range(above=0, high=1_000_000))
-    weight_decay: float = _set(1e-4, "Weight decay of the LoRA; the identifier has none.", _WEIGHT)
-    max_grad_norm: float = _set(
-        1.0, "Gradients are scaled down to this norm; 0: no clipping.", _Range(0, 1_000_000_000)
+    learning_rate: float = setting(
+        5e-5,
+        "Learning rate of the LoRA.",
+        Range(above=0, high=1000),
+        standing="recipe",
+        widget=Widget(least=1e-7, most=1, step=1e-7),
     )
-    lr_schedule: LrSchedule = _set("constant", "Course of the learning rate over the steps.")
-    warmup_steps: int = _set(
-        0, "Steps over which the learning rate rises from 0 (every schedule but constant).", _EVERY
+    embedding_learning_rate: float = setting(
+        5e-6,
+        "Learning rate of the learned identifier.",
+        Range(0, 1000),
+        standing="recipe",
+        widget=Widget(most=1, step=1e-7),
     )
-    batch_size: int = _set(1, "Pictures in one pass; memory grows with it.", _Range(1, 65536))
-    accumulation: int = _set(
+    beta1: float = setting(
+        0.9,
+        "Decay of the mean of gradients.",
+        Range(0, below=1),
+        standing="recipe",
+        widget=Widget(most=0.9999, step=1e-4, advanced=True),
+    )
+    beta2: float = setting(
+        0.999,
+        "Decay of the mean of squared gradients.",
+        Range(0, below=1),
+        standing="recipe",
+        widget=Widget(most=0.99999, step=1e-5, advanced=True),
+    )
+    epsilon: float = setting(
+        1e-8,
+        "Added to the optimizer's denominator.",
+        Range(above=0, high=1_000_000),
+        widget=Widget(least=1e-12, most=1, step=1e-12, advanced=True),
+    )
+    weight_decay: float = setting(
+        1e-4,
+        "Weight decay of the LoRA. The identifier has none.",
+        _WEIGHT,
+        standing="recipe",
+        widget=Widget(most=10, step=1e-5, advanced=True),
+    )
+    max_grad_norm: float = setting(
+        1.0,
+        "Gradients are scaled down to this norm. 0: no clipping.",
+        Range(0, 1_000_000_000),
+        standing="recipe",
+        widget=Widget(most=1000, step=0.1, advanced=True),
+    )
+    lr_schedule: LrSchedule = setting("constant", "Course of the learning rate over the steps.", standing="recipe")
+    warmup_steps: int = setting(
+        0,
+        "Steps over which the learning rate rises from 0 (every schedule but constant).",
+        _EVERY,
+        unit="steps",
+        widget=Widget(most=1_000_000),
+    )
+    batch_size: int = setting(
+        1,
+        "Pictures in one pass. Memory grows with it.",
+        Range(1, 65536),
+        unit="pictures",
+        standing="recipe",
+        widget=Widget(most=256),
+    )
+    accumulation: int = setting(
         1,
         "Passes summed into one optimizer step. Under APT nearly a larger batch: each pass sees the last ones.",
-        _Range(1, 1_000_000),
+        Range(1, 1_000_000),
+        unit="passes",
+        more="It takes no more memory.",
+        widget=Widget(most=1024),
     )
-    optimizer: str = _set(
+    optimizer: str = setting(
         "adamw",
         "What moves the weights: adamw, or radam, which warms itself up. Both read the betas and epsilon here.",
         choices=tuple(BUILDERS),
+        standing="recipe",
+        since=2,
     )
 
     def __post_init__(self) -> None:
-        _check_values(self)
+        check_values(self)
         idle = self.warmup_steps and self.lr_schedule == "constant"
-        _require(not idle, "warmup_steps", self.warmup_steps, "set lr_schedule to constant_with_warmup, or this to 0")
+        require(not idle, "warmup_steps", self.warmup_steps, "set lr_schedule to constant_with_warmup, or this to 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """How pictures and captions become training samples."""
 
-    resolution: int = _set(
-        0, "Side of a square picture in pixels; other aspects keep its area. 0: the model's own.", _Range(0, 4096)
+    resolution: int = setting(
+        0,
+        "Side of a square picture in pixels. Other aspects keep its area. 0: the model's own.",
+        Range(0, 4096),
+        unit="px",
+        widget=Widget(step=64),
     )
-    bucket_multiple: int = _set(
+    bucket_multiple: int = setting(
         0,
         "Sides are multiples of this many pixels. 0: 64, or the model's own factor below a resolution of 512.",
-        _Range(0, 4096),
+        Range(0, 4096),
+        unit="px",
+        widget=Widget(most=512, step=8, advanced=True),
     )
-    caption_template: str = _set(
-        "a photo of {subject}", "Caption of a picture that has none; {subject} is the subject."
+    caption_template: str = setting(
+        "a photo of {subject}", "Caption of a picture that has none. {subject} is the subject."
     )
-    class_caption: str = _set(
+    class_caption: str = setting(
         "a photo of {class_word}",
-        "Caption of a prior-preservation picture that has none; {class_word} is the class word.",
+        "Caption of a prior-preservation picture that has none. {class_word} is the class word.",
+        widget=Widget(advanced=True),
     )
-    prior_preservation_weight: float = _set(
-        1.0, "Weight of the loss on prior-preservation pictures, where given.", _WEIGHT
+    prior_preservation_weight: float = setting(
+        1.0,
+        "Weight of the loss on prior-preservation pictures, where given.",
+        _WEIGHT,
+        standing="DreamBooth",
+        widget=Widget(most=100, step=0.05),
     )
 
     def __post_init__(self) -> None:
-        _check_values(self)
+        check_values(self)
         remedy = "write {subject} where the subject belongs"
-        _require("{subject}" in self.caption_template, "caption_template", repr(self.caption_template), remedy)
+        require("{subject}" in self.caption_template, "caption_template", repr(self.caption_template), remedy)
+
+
+_watching = partial(setting, moves_weights=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
     """Snapshots, preview samples, drift. Nothing here changes the trained weights."""
 
-    snapshot_every: int = _set(
+    snapshot_every: int = _watching(
         250,
-        "Steps between snapshots (LoRA and embedding kept; the full state of the last two); 0: only at the end.",
+        "Steps between snapshots (LoRA and embedding kept, the full state of the last two). 0: only at the end.",
         _EVERY,
+        unit="steps",
+        widget=Widget(most=1_000_000),
     )
-    preview_every: int = _set(0, "Steps between preview samples; 0: none.", _EVERY)
-    preview_prompts: tuple[str, ...] = _set((), "Prompts of the previews, with {subject}; none: the caption template.")
-    preview_steps: int = _set(25, "Denoising steps of a preview.", _Range(1, 1_000_000))
-    preview_guidance: float = _set(5.0, "Classifier-free guidance scale of a preview.", _Range(0, 1000))
-    preview_seed: int = _set(0, "Seed of the previews.", _SEEDS)
-    watch_drift: bool = _set(
+    preview_every: int = _watching(
+        0,
+        "Steps between preview samples. 0: none.",
+        _EVERY,
+        unit="steps",
+        widget=Widget(
+            most=1_000_000,
+            default=250,  # a node is watched, a command line often is not
+            note="The samples of prior and tuned model appear on the training node.",
+        ),
+    )
+    preview_prompts: tuple[str, ...] = _watching(
+        (),
+        "Prompts of the previews, with {subject}. None: the caption template.",
+        more="All are saved in the run's folder.",
+        widget=Widget(note="One per line. The first is shown while training."),
+    )
+    preview_steps: int = _watching(
+        25,
+        "Denoising steps of a preview.",
+        Range(1, 1_000_000),
+        unit="steps",
+        widget=Widget(most=1000, advanced=True),
+    )
+    preview_guidance: float = _watching(
+        5.0,
+        "Classifier-free guidance scale of a preview.",
+        Range(0, 1000),
+        widget=Widget(most=100, step=0.1, advanced=True),
+    )
+    preview_seed: int = _watching(0, "Seed of the previews.", _SEEDS, widget=Widget(most=0x7FFFFFFF, advanced=True))
+    watch_drift: bool = _watching(
         True,
         "At every snapshot, measure how far the model has left the prior on drift_prompts and on its captions (ours).",
+        more="**Overfit Indicator Monitor** draws it and recommends a snapshot by it. It costs passes of the UNet "
+        "without gradient: 40 a snapshot, 200 more at the first.",
+        since=1,
     )
-    drift_prompts: tuple[str, ...] = _set(
+    drift_prompts: tuple[str, ...] = _watching(
         (
             "a bowl of fruit on a table",
             "a wooden chair beside a window",
             "a city street at night",
             "a landscape with mountains and a lake",
         ),
-        "Prompts without the subject, for watch_drift (ours); those that name the class word are left out.",
+        "Prompts without the subject, for watch_drift (ours). Those that name the class word are left out.",
+        more="Keep them the same in runs that are to be compared.",
+        since=1,
+        widget=Widget(advanced=True, note="One per line."),
     )
 
     def __post_init__(self) -> None:
-        _check_values(self)
+        check_values(self)
         for prompt in self.drift_prompts:
             names = "{subject}" in prompt or "embedding:" in prompt.lower()
-            _require(not names, "drift_prompts", repr(prompt), "leave the subject out of it")
+            require(not names, "drift_prompts", repr(prompt), "leave the subject out of it")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run."""
 
-    class_word: str = field(
-        metadata={
-            "help": "What the subject is, in words the model knows (toy, teddy bear); the prior reads it where the "
-            "tuned model reads the subject."
-        }
+    class_word: str = setting(
+        dataclasses.MISSING,
+        "What the subject is, in words the model knows (toy, teddy bear). The prior reads it where the tuned model "
+        "reads the subject.",
+        widget=Widget(note="Required."),
     )
-    identifier: str = _set("", "Name of the subject, the embedding and the LoRA file; empty: <class-word>_subject.")
-    identifier_mode: IdentifierMode = _set(
+    identifier: str = setting(
+        "",
+        "Name of the subject, the embedding and the LoRA file. Empty: <class-word>_subject.",
+        moves_weights=False,  # but as a trigger word: see `identity`
+    )
+    identifier_mode: IdentifierMode = setting(
         "learned",
-        "learned: a new word for the subject is trained too; word: a plain trigger word before the class word.",
+        "learned: a new word for the subject is trained too. word: a plain trigger word before the class word.",
+        standing="recipe",
+        more="With a plain word there is no embedding.",
+        widget=Widget(heading="subject"),
     )
-    init_word: str = _set("", "The learned identifier starts as this word or these words; empty: the class word.")
-    method: Method = _set(
-        "apt", "What is trained: APT, plain DreamBooth, DCO, or T-LoRA (DreamBooth with rank by timestep)."
+    init_word: str = setting(
+        "",
+        "The learned identifier starts as this word or these words. Empty: the class word.",
+        more="The class word is the paper's.",
+        widget=Widget(heading="subject"),
     )
-    steps: int = _set(2000, "Optimizer steps of the whole run.", _Range(1, _STEPS))
-    seed: int = _set(0, "Seed of every random draw.", _SEEDS)
-    dco_beta: float = _set(
-        1000.0, "DCO only: sharpness of the preference over the prior.", _Range(above=0, high=1_000_000_000)
+    method: Method = setting(
+        "apt",
+        "What is trained: APT, plain DreamBooth, DCO, or T-LoRA (DreamBooth with rank by timestep).",
+        standing="paper",
     )
-    precision: Precision = _set(
+    steps: int = setting(
+        2000,
+        "Optimizer steps of the whole run.",
+        Range(1, _STEPS),
+        unit="steps",
+        standing="recipe",
+        widget=Widget(most=1_000_000),
+    )
+    seed: int = setting(0, "Seed of every random draw.", _SEEDS)
+    dco_beta: float = setting(
+        1000.0,
+        "DCO only: sharpness of the preference over the prior.",
+        Range(above=0, high=1_000_000_000),
+        standing="recipe",
+        methods=("dco",),
+        widget=Widget(least=0.001, most=1e6, step=1, heading="subject", advanced=True),
+    )
+    precision: Precision = setting(
         "auto",
-        "Of base weights and passes; the LoRA stays fp32. auto: bf16 on CUDA (fp16 where it lacks bf16), else fp32.",
+        "Of base weights and passes. The LoRA stays fp32. auto: bf16 on CUDA (fp16 where it lacks bf16), else fp32.",
+        widget=Widget(heading="performance"),
     )
-    gradient_checkpointing: bool | None = _set(
-        None, "Recompute activations in the backward pass to save memory. Empty: on for SDXL on a GPU, else off."
+    gradient_checkpointing: bool | None = setting(
+        None,
+        "Recompute activations in the backward pass to save memory. Empty: on for SDXL on a GPU, else off.",
+        more="It costs time.",
+        moves_weights=False,
+        widget=Widget(heading="performance"),
     )
-    adapter: AdapterConfig = _group(AdapterConfig)
-    apt: AptConfig = _group(AptConfig)
-    optimizer: OptimizerConfig = _group(OptimizerConfig)
-    data: DataConfig = _group(DataConfig)
-    output: OutputConfig = _group(OutputConfig)
+    adapter: AdapterConfig = group(AdapterConfig, title="adapter", heading="adapter")
+    apt: AptConfig = group(AptConfig, title="APT", heading="APT")
+    optimizer: OptimizerConfig = group(OptimizerConfig, title="optimizer", heading="optimizer")
+    data: DataConfig = group(DataConfig, title="data", heading="data")
+    output: OutputConfig = group(OutputConfig, title="snapshots and previews", heading="snapshots")
 
     def __post_init__(self) -> None:
-        _check_values(self)
-        _require(
-            bool(self.class_word.strip()), "class_word", "empty", "say what the subject is, for example toy or dog"
-        )
+        check_values(self)
+        require(bool(self.class_word.strip()), "class_word", "empty", "say what the subject is, for example toy or dog")
         for name in ("class_word", "init_word"):
             word = getattr(self, name)
-            _require(not _PLACEHOLDER.search(word), name, repr(word), "write plain words the model knows, such as toy")
+            require(not _PLACEHOLDER.search(word), name, repr(word), "write plain words the model knows, such as toy")
         letters = "letters, digits, _ and -"
-        _require(
+        require(
             not self.identifier or NAME_PATTERN.fullmatch(self.identifier) is not None,
             "identifier",
             repr(self.identifier),
             f"use only {letters}",
         )
-        _require(
+        require(
             NAME_PATTERN.fullmatch(self.name) is not None,
             "identifier",
             f"empty and class_word is {self.class_word!r}, which cannot name files",
             f"give a name of {letters}",
         )
         check_subject_name(self.name)
-        _require(
+        require(
             self.method != "dco" or self.apt.lazy_prior == 1,
             "lazy_prior",
             self.apt.lazy_prior,
@@ -382,30 +570,16 @@ class TrainConfig:
         What is left out has its default, as in files of an older version. InputError: an unknown name, as in files of a
         newer one: to train on without what it says would be another run.
         """
-        return _build(TrainConfig, values)
+        return built(TrainConfig, values)
 
     def identity(self) -> dict[str, Any]:
         """The settings that change the trained weights: what a run's content hash is made of.
 
-        `steps` counts only under a learning-rate or attention schedule that reads the total. A setting that is added
-        later has to be left out of this at its default, or older runs could not be resumed.
+        `steps` counts only under a learning-rate or attention schedule that reads the total.
         """
-        values = self.to_dict()
-        del values["output"], values["identifier"], values["gradient_checkpointing"]
-        if self.method == "apt":
-            del values["apt"]["balance_every"], values["apt"]["watch_indicator"]
-            if self.apt.augment_fill == "black":  # added later
-                del values["apt"]["augment_fill"]
-        else:  # what the indicator's own state and log depend on
-            values["apt"] = {name: values["apt"][name] for name in ("bins", "ema", "temperature", "lazy_prior")}
-        if self.method != "dco":
-            del values["dco_beta"]
-        if self.method != "tlora":
-            del values["adapter"]["min_rank"]
+        values = identifying(self, self.method)
         if not self.reads_total_steps:
             del values["steps"]
-        if self.optimizer.optimizer == "adamw":  # runs of earlier versions do not name it
-            del values["optimizer"]["optimizer"]
         values["adapter"]["alpha"] = self.adapter.resolved_alpha
         values["init_word"] = self.resolved_init_word if self.identifier_mode == "learned" else ""
         if self.identifier_mode == "word":
@@ -419,99 +593,10 @@ class TrainConfig:
         linear_attn = self.method == "apt" and self.apt.alignment and self.apt.attn_schedule == "linear"
         return self.optimizer.lr_schedule not in constant or linear_attn
 
-
-def _require(ok: bool, name: str, value: object, remedy: str) -> None:
-    if not ok:
-        text = value if isinstance(value, str) else _spelled(value)
-        raise InputError(f"{name} is {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}: {remedy}.")
-
-
-def _spelled(value: object) -> str:
-    """As Python writes it, which refuses whole numbers of more than 4300 digits."""
-    try:
-        return repr(value)
-    except ValueError:
-        return "a number of thousands of digits"
-
-
-def _check_types(config: Any) -> None:
-    """Refuse a value of another type than its field's, in words: settings also come from JSON and from wires."""
-    hints = get_type_hints(type(config))
-    for item in dataclasses.fields(config):
-        value, hint = getattr(config, item.name), hints[item.name]
-        if get_origin(hint) is tuple:
-            ok = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
-            _require(ok, item.name, _spelled(value), "give a list of texts")
-        else:
-            parts = () if get_origin(hint) is Literal else get_args(hint)
-            allowed = [_plain_type(part) for part in parts] or [_plain_type(hint)]
-            _require(any(_is_a(value, kind) for kind in allowed), item.name, _spelled(value), f"give {_named(allowed)}")
-        for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str):
-                _require(_is_text(text), item.name, ascii(text), "leave out what is no letter")
-
-
-def _is_text(text: str) -> bool:
-    """Tokenizers read it and files hold it: no zero bytes, no halves of letters."""
-    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _plain_type(hint: Any) -> type:
-    return str if get_origin(hint) is Literal else hint
-
-
-def _is_a(value: object, kind: type) -> bool:
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
-
-
-def _named(kinds: list[type]) -> str:
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "nothing"}
-    return " or ".join(words.get(kind, "its own group of settings") for kind in kinds)
-
-
-def _check_values(config: Any) -> None:
-    """Refuse a value of the wrong type, outside a Literal field's choices, or outside its range."""
-    _check_types(config)
-    hints = get_type_hints(type(config))
-    for item in dataclasses.fields(config):
-        choices = choices_of(item, hints[item.name])
-        if choices:
-            value = getattr(config, item.name)
-            _require(value in choices, item.name, repr(value), "choose one of " + ", ".join(choices))
-    for kind in getattr(config, "augment_kinds", ()):
-        kinds = get_args(AugmentKind)
-        _require(kind in kinds, "augment_kinds", repr(kind), "choose from " + ", ".join(kinds))
-    _check_ranges(config)
-
-
-def _check_ranges(config: Any) -> None:
-    """Refuse a number outside its field's range."""
-    hints = get_type_hints(type(config))
-    for item in dataclasses.fields(config):
-        value, allowed = getattr(config, item.name), item.metadata.get("range")
-        if allowed is None or not isinstance(value, (int, float)):
-            continue
-        kind = "a whole number" if float not in (hints[item.name], *get_args(hints[item.name])) else "a number"
-        _require(allowed.holds(value), item.name, value, f"give {kind} {allowed}")
-
-
-def _build(cls: type, values: Any) -> Any:
-    _require(isinstance(values, dict), cls.__name__, _spelled(values), "give its settings by name")
-    hints = get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise InputError(
-            f"{cls.__name__} has no setting named {unknown[0]}: remove it, correct its name, or use the version of APT "
-            "Train that knows it."
-        )
-    for item in dataclasses.fields(cls):
-        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        _require(not required or item.name in values, item.name, "missing", "give it")
-    ready: dict[str, Any] = {}
-    for name, value in values.items():
-        if dataclasses.is_dataclass(hints[name]):
-            value = _build(hints[name], value)  # type: ignore[arg-type]
-        ready[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**ready)
+    @property
+    def measures_indicator(self) -> bool:
+        """Whether the prior is asked for its loss; where it is not, gamma stays 0 and says nothing."""
+        apt = self.apt
+        by_indicator = apt.alignment and apt.attn_schedule == "indicator"
+        uses = self.method == "apt" and (apt.adaptive_augmentation or apt.adaptive_loss_weight or by_indicator)
+        return uses or apt.watch_indicator

@@ -247,7 +247,8 @@ def _shown(
     cls: type[io.ComfyNode], maps: _Maps, columns: Columns, shown: list[int], says: list[str], start: Tensor,
     image: Tensor | None,
 ) -> io.NodeOutput:  # fmt: skip
-    from ..apt_train.report.attention_tiles import attention_tiles, merge_layers
+    from ..apt_train.report.attention_tiles import attention_tiles
+    from ..apt_train.sample.attention import merge_layers
     from .host.pictures import image_tensor
 
     comparison = compare(*maps)
@@ -256,7 +257,7 @@ def _shown(
     prior, tuned = (merge_layers([layer.mean(dim=0) for layer in side], aspect)[shown] for side in maps)
     labels = [columns.labels[i] for i in shown]
     picture = None if image is None else _pil(image)
-    sheet = attention_tiles(prior, tuned, labels, picture, heading=heading, per_row=PER_ROW, text_size=TEXT_SIZE)
+    sheet = attention_tiles((prior, tuned), labels, picture, heading=heading, per_row=PER_ROW, text_size=TEXT_SIZE)
     tiles = image_tensor(sheet)
     text = table(comparison, columns.labels, shown, heading)
     on_node = {**ui.PreviewImage(tiles, cls=cls).as_dict(), "sheet_size": list(sheet.size)}

@@ -9,7 +9,7 @@
     GET /apt_train/runs/RUN    a run's curves, from its log; `?after=STEP`: only what came later
     POST /apt_train/language   the page's language as the body, `zh`; it counts where the settings name none
 
-In: messages and routes. Not in: the curves' numbers (`apt_train.report.curves`), what the training node itself shows
+In: messages and routes. Not in: the curves' numbers (`apt_train.run.curves`), what the training node itself shows
 (`watch`), the monitor that draws (`web/`).
 """
 
@@ -58,7 +58,7 @@ class LiveRun:
 
     def step(self, event: StepEvent, seconds_left: float | None) -> None:
         """One step of the trainer, and how long the rest will take."""
-        from ..apt_train.report.curves import point_of
+        from ..apt_train.run.curves import point_of
 
         self._waiting.append(point_of(event.log_line()))
         self._seconds_left = seconds_left
@@ -75,9 +75,9 @@ class LiveRun:
         self._tell("finished", state=state, step=step)
 
     def _timesteps_of_bins(self) -> list[list[int]]:
-        from ..apt_train.report.curves import timestep_bins
+        from ..apt_train.run.curves import bin_edges
 
-        return timestep_bins(self._bins, self._num_timesteps)
+        return [list(edges) for edges in bin_edges(self._bins, self._num_timesteps)]
 
     def _flush(self) -> None:
         if self._waiting:
@@ -161,7 +161,7 @@ def curves_of(root: Path, run: str, after: int = 0) -> dict[str, Any]:
 
     InputError: there is none of that name, or its files cannot be read.
     """
-    from ..apt_train.report.curves import run_curves
+    from ..apt_train.run.curves import run_curves
 
     folder = folder_of(root, run)
     try:

@@ -95,9 +95,7 @@ def picture(record: RunRecord, width: int) -> torch.Tensor:
     from ..apt_train.report.plots import as_picture, overview_figure
     from .host.pictures import image_tensor
 
-    measured = record.summary.indicator_measured
-    figure = overview_figure(record.log, measured=measured, num_timesteps=record.num_timesteps)
-    return image_tensor(as_picture(figure, width))
+    return image_tensor(as_picture(overview_figure(record), width))
 
 
 def verdict(record: RunRecord, advised: Recommendation, picked: int) -> str:

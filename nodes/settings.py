@@ -1,93 +1,140 @@
-"""Widgets out of the trainer's settings, and settings out of widgets: defaults and tooltips stand in the dataclasses.
+"""Widgets out of the trainer's settings, and settings out of widgets: what either is like stands in the dataclasses.
 
-In: one widget per field, and what an empty field is called on a node. Not in: which node shows which (`train`,
-`options`).
+In: one widget per field by its type, the order of all of them, and what an empty field is called on a node. Not in:
+which node shows which (`train`, `options`), nor anything that is true of one setting alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from itertools import combinations
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 from comfy_api.latest import io
 
-from ..apt_train.config import AugmentKind, TrainConfig, choices_of
+from ..apt_train.config import TrainConfig
 from ..apt_train.errors import InputError
+from ..apt_train.settings_field import (
+    Said,
+    check_value,
+    choices_of,
+    fields_of,
+    groups_of,
+    may_be_empty,
+    may_be_float,
+    said,
+    types_of,
+    words_in,
+)
 from .wires import AptOptions
 
 METHODS = {"APT": "apt", "DreamBooth": "dreambooth", "DCO": "dco", "T-LoRA": "tlora"}
-PREVIEW_EVERY = 250  # a node is watched, a command line often is not: there previews are off
-GROUPS = ("apt", "adapter", "optimizer", "data", "output")
-
-# A number's widget: least, most, step. Everything is checked again, in words, by the dataclasses.
-_RANGES: dict[str, tuple[float, float, float]] = {
-    "steps": (1, 1_000_000, 1), "rank": (1, 1024, 1), "batch_size": (1, 256, 1), "accumulation": (1, 1024, 1),
-    "resolution": (0, 4096, 64), "bucket_multiple": (0, 512, 8), "seed": (0, 0xFFFFFFFFFFFFFFFF, 1),
-    "learning_rate": (1e-7, 1, 1e-7), "embedding_learning_rate": (0, 1, 1e-7), "epsilon": (1e-12, 1, 1e-12),
-    "beta1": (0, 0.9999, 1e-4), "beta2": (0, 0.99999, 1e-5), "weight_decay": (0, 10, 1e-5),
-    "max_grad_norm": (0, 1000, 0.1), "warmup_steps": (0, 1_000_000, 1), "dropout": (0, 0.99, 0.01),
-    "alpha": (0, 4096, 0.5), "min_rank": (0, 1024, 1), "bins": (1, 1000, 1), "ema": (0.001, 1, 0.001),
-    "p_max": (0, 1, 0.01), "max_zoom": (0, 10, 0.05), "max_degrees": (0, 180, 0.5),
-    "augment_variants": (1, 1024, 1), "dist_weight": (0, 1e4, 0.001), "attn_weight": (0, 1e4, 0.001),
-    "lazy_prior": (1, 64, 1), "balance_every": (0, 100_000, 1), "dco_beta": (0.001, 1e6, 1),
-    "prior_preservation_weight": (0, 100, 0.05), "snapshot_every": (0, 1_000_000, 1),
-    "preview_every": (0, 1_000_000, 1), "preview_steps": (1, 1000, 1), "preview_guidance": (0, 100, 0.1),
-    "preview_seed": (0, 0x7FFFFFFF, 1),
-}  # fmt: skip
-_ON_NODES = {
-    "class_word": " Required.",
-    "preview_prompts": " One per line; the first is shown while training.",
-    "drift_prompts": " One per line.",
-    "preview_every": " The samples of prior and tuned model appear on the training node.",
-}
-_CHECKPOINTING = {"auto": None, "on": True, "off": False}
+HEADINGS = ("subject", "APT", "adapter", "optimizer", "data", "performance")  # further ones follow
+_SWITCH = {"auto": None, "on": True, "off": False}  # of a switch that may be left to the trainer
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A field of the settings: `group` is its dataclass's name in TrainConfig, empty for TrainConfig's own."""
+    """A field of the settings: `group` is its dataclass's name in `root`, empty for one of `root` itself."""
 
     group: str
     name: str
+    root: type = TrainConfig
 
     @property
     def field(self) -> dataclasses.Field[Any]:
-        return {item.name: item for item in dataclasses.fields(self._home)}[self.name]
+        return fields_of(self._home)[self.name]
 
     @property
     def kind(self) -> Any:
-        return get_type_hints(self._home)[self.name]
+        return types_of(self._home)[self.name]
+
+    @property
+    def said(self) -> Said:
+        return said(self.field)
+
+    @property
+    def heading(self) -> str:
+        return self.said.widget.heading or (groups_of(self.root)[self.group].metadata["heading"] if self.group else "")
+
+    @property
+    def default(self) -> Any:
+        """A node's own, or the field's."""
+        own = self.said.widget.default
+        return self.field.default if own is None else own
+
+    @property
+    def is_switch(self) -> bool:
+        """On, off, or left to the trainer."""
+        return bool in get_args(self.kind)
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is shown as one. A number that may be a word is a text, unless its widget has a step."""
+        numbers = {int, float} & {self.kind, *get_args(self.kind)}
+        return bool(numbers) and (not words_in(self.kind) or self.said.widget.step is not None)
 
     @property
     def _home(self) -> Any:
-        return get_type_hints(TrainConfig)[self.group] if self.group else TrainConfig
+        return types_of(self.root)[self.group] if self.group else self.root
+
+
+@cache
+def every_setting(root: type = TrainConfig) -> tuple[Setting, ...]:
+    """All settings in the order of their widgets.
+
+    A workflow keeps widgets' values by their place: what was added in a later round stands after all of the earlier.
+    """
+    homes = {"": root, **{name: types_of(root)[name] for name in groups_of(root)}}
+    found = [Setting(group, name, root) for group, home in homes.items() for name in fields_of(home)]
+    return tuple(sorted(found, key=lambda setting: (setting.said.since, _place(setting.heading))))
+
+
+def _place(heading: str) -> int:
+    return HEADINGS.index(heading) if heading in HEADINGS else len(HEADINGS)
+
+
+# ---- a setting as a widget ---------------------------------------------------------------------------------------
 
 
 def widget(setting: Setting, *, label: str | None = None, **more: Any) -> io.Input:
-    """The widget of a setting, with the dataclass's default and help. `label`: in place of its name."""
-    kind, name = setting.kind, setting.name
-    default = PREVIEW_EVERY if name == "preview_every" else setting.field.default
-    shared = {"display_name": label, "tooltip": _help(setting), **more}
-    if name == "gradient_checkpointing":
-        return io.Combo.Input(name, options=list(_CHECKPOINTING), default="auto", **shared)
-    if name == "temperature":
-        return io.String.Input(name, default=f"{default:g}", **shared)
-    if name == "augment_kinds":
-        return io.Combo.Input(name, options=_combined(get_args(AugmentKind)), default="+".join(default), **shared)
-    if get_origin(kind) is tuple:
-        return io.String.Input(name, default="\n".join(default), multiline=True, **shared)
-    if choices := choices_of(setting.field, kind):
-        return io.Combo.Input(name, options=list(choices), default=default, **shared)
+    """The widget of a setting, with its default and help. `label`: in place of its name."""
+    name, kind, default = setting.name, setting.kind, _as_shown(setting)
+    shared = {"display_name": label, "tooltip": help_of(setting), **more}
+    if choices := _choices(setting):
+        return io.Combo.Input(name, options=choices, default=default, **shared)
     if kind is bool:
         return io.Boolean.Input(name, default=default, **shared)
-    if kind is str:
-        return io.String.Input(name, default="" if default is dataclasses.MISSING else default, **shared)
-    low, high, step = _RANGES[name]
-    default = 0 if default in (None, "auto") else default
-    if float in (kind, *get_args(kind)):
-        return io.Float.Input(name, default=float(default), min=low, max=high, step=step, round=False, **shared)
-    return io.Int.Input(name, default=int(default), min=int(low), max=int(high), step=int(step), **shared)
+    if get_origin(kind) is tuple:
+        return io.String.Input(name, default=default, multiline=True, **shared)
+    if not setting.is_number:
+        return io.String.Input(name, default=default, **shared)
+    least, most, step = number_range(setting)
+    if may_be_float(kind):
+        return io.Float.Input(name, default=float(default), min=least, max=most, step=step, round=False, **shared)
+    return io.Int.Input(name, default=int(default), min=int(least), max=int(most), step=int(step), **shared)
+
+
+def number_range(setting: Setting) -> tuple[float, float, float]:
+    """Least, most and step of a number's widget. Everything is checked again, in words, by the dataclasses."""
+    about, allowed = setting.said.widget, setting.said.range
+    assert allowed is not None, f"{setting.name} is a number: say its range"
+    zero_means_more = may_be_empty(setting.kind) or words_in(setting.kind)
+    low = 0 if zero_means_more else allowed.above if allowed.low is None else allowed.low
+    high = allowed.below if allowed.high is None else allowed.high
+    least, most = low if about.least is None else about.least, high if about.most is None else about.most
+    assert least is not None and most is not None, f"{setting.name} is a number without an end"
+    return least, most, about.step or (0.01 if may_be_float(setting.kind) else 1)
+
+
+def _choices(setting: Setting) -> list[str]:
+    """What its widget lets choose from; none: it is no combo."""
+    if setting.is_switch:
+        return list(_SWITCH)
+    if get_origin(setting.kind) is tuple:
+        return _combined(words_in(setting.kind))
+    return list(choices_of(setting.field, setting.kind))
 
 
 def _combined(kinds: tuple[str, ...]) -> list[str]:
@@ -97,29 +144,43 @@ def _combined(kinds: tuple[str, ...]) -> list[str]:
     return ["+".join(some) for some in chosen]
 
 
-def _help(setting: Setting) -> str:
+def _as_shown(setting: Setting) -> Any:
+    """The default as the widget shows it; the inverse of `value_of`."""
+    value = setting.default
+    if value is dataclasses.MISSING:
+        return ""
+    if setting.is_switch:
+        return next(shown for shown, meant in _SWITCH.items() if meant is value)
+    if isinstance(value, tuple):
+        return ("+" if words_in(setting.kind) else "\n").join(value)
+    if setting.is_number:
+        return 0 if value is None or isinstance(value, str) else value
+    return f"{value:g}" if isinstance(value, float) else value
+
+
+def help_of(setting: Setting) -> str:
     """The field's help, where an empty field is a 0 (or `auto`) on a node; and what is true of nodes alone."""
-    text = setting.field.metadata["help"] + _ON_NODES.get(setting.name, "")
-    text = text.replace("auto:", "0:") if setting.name == "max_zoom" else text
-    return text.replace("Empty:", "auto:" if setting.name == "gradient_checkpointing" else "0:")
+    text = " ".join(part for part in (setting.said.help, setting.said.widget.note) if part)
+    if may_be_empty(setting.kind):
+        return text.replace("Empty:", "auto:" if setting.is_switch else "0:")
+    for word in words_in(setting.kind) if setting.is_number else ():
+        text = text.replace(f"{word}:", "0:")
+    return text
+
+
+# ---- a setting out of a widget -----------------------------------------------------------------------------------
 
 
 def value_of(setting: Setting, shown: Any) -> Any:
-    """A widget's value as the dataclass takes it."""
-    if setting.name == "gradient_checkpointing":
-        return _CHECKPOINTING[shown]
-    if setting.name == "temperature":
-        return _temperature(shown)
-    if setting.name == "max_zoom":
-        return shown or "auto"  # a widget for numbers since before there was a word for it
-    if setting.name == "augment_kinds":
-        return _kinds(shown) or setting.field.default
+    """A widget's value as the dataclass takes it. InputError: a text that is no number where one is meant."""
+    words = words_in(setting.kind)
+    if setting.is_switch:
+        return _SWITCH.get(shown, shown)
     if get_origin(setting.kind) is tuple:
-        lines = shown.splitlines() if isinstance(shown, str) else shown
-        return tuple(line.strip() for line in lines if line.strip())
-    if type(None) in get_args(setting.kind):
-        return shown or None
-    return shown
+        return (_kinds(shown) or setting.field.default) if words else _lines(shown)
+    if setting.is_number and (words or may_be_empty(setting.kind)):
+        return shown or (words[0] if words else None)
+    return _number_or_word(setting, shown) if words else shown
 
 
 def _kinds(shown: Any) -> tuple[str, ...]:
@@ -128,11 +189,20 @@ def _kinds(shown: Any) -> tuple[str, ...]:
     return tuple(str(part).strip() for part in parts if str(part).strip())
 
 
-def _temperature(text: str) -> float | str:
+def _lines(shown: Any) -> tuple[str, ...]:
+    lines = shown.splitlines() if isinstance(shown, str) else shown
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _number_or_word(setting: Setting, text: str) -> float | str:
+    word = text.strip().lower()
+    if word in words_in(setting.kind):
+        return word
     try:
-        return "auto" if text.strip().lower() == "auto" else float(text)
+        return float(text)
     except ValueError:
-        raise InputError(f"temperature is {text!r}: give a number above 0, or auto.") from None
+        check_value(setting.field, setting.kind, text)
+        raise
 
 
 def train_config(main: dict[Setting, Any], options: AptOptions | None, *, subject: str, method: str) -> TrainConfig:
@@ -140,15 +210,20 @@ def train_config(main: dict[Setting, Any], options: AptOptions | None, *, subjec
 
     InputError: a value that does not fit, named as the widgets are.
     """
-    values: dict[str, Any] = {group: {} for group in GROUPS}
-    values["output"]["preview_every"] = PREVIEW_EVERY
+    values: dict[str, Any] = {group: {} for group in groups_of(TrainConfig)}
+    for setting in every_setting():
+        if setting.said.widget.default is not None:
+            _home_of(values, setting)[setting.name] = setting.default
     for group, settings in (options.settings if options else {}).items():
         values.update(settings) if not group else values[group].update(settings)
     for setting, shown in main.items():
-        home = values[setting.group] if setting.group else values
-        home[setting.name] = value_of(setting, shown)
+        _home_of(values, setting)[setting.name] = value_of(setting, shown)
     name = "_".join(subject.split())
     try:
         return TrainConfig.from_dict({**values, "identifier": name, "method": METHODS[method]})
     except InputError as error:
         raise InputError(str(error).replace("identifier is", "subject is", 1)) from None
+
+
+def _home_of(values: dict[str, Any], setting: Setting) -> dict[str, Any]:
+    return values[setting.group] if setting.group else values

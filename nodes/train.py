@@ -25,6 +25,7 @@ MAIN = (
 )
 SEED = Setting("", "seed")
 CLASS_WORD = Setting("", "class_word")
+ON_TRAIN = {"identifier", "method", *(setting.name for setting in (*MAIN, SEED, CLASS_WORD))}  # not on the options
 
 
 class APTTrain(io.ComfyNode):

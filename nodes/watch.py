@@ -19,7 +19,6 @@ from ..apt_train.config import TrainConfig
 from ..apt_train.events import BusyEvent, Event, NoticeEvent, PreviewEvent, StepEvent
 from ..apt_train.report.grid import labelled_grid
 from ..apt_train.report.live_images import heat_image, loss_image
-from ..apt_train.report.run_summary import measures_indicator
 from ..apt_train.run.notices import count_in_words, read_notices
 from .host.progress import NodeProgress, prompt_id, stop_if_cancelled
 from .live import LiveRun, host_sender
@@ -194,7 +193,7 @@ def duration(seconds: float) -> str:
 
 def _is_measured(config: TrainConfig, values: list[list[float]]) -> bool:
     """Whether gamma says something: where nobody asks the prior it stays 0."""
-    return measures_indicator(config) or any(any(row) for row in values[-1:])
+    return config.measures_indicator or any(any(row) for row in values[-1:])
 
 
 def _chart(values: list[list[float]], loss: list[float], measured: bool, num_timesteps: int) -> Image.Image:

@@ -1,6 +1,8 @@
-"""The tables of the translated help pages, made from the translated texts: `python -m tests.help_pages` rewrites them.
+"""The tables of the help pages: `python -m tests.help_pages` rewrites them.
 
-The English pages are written by hand; a translated one has a short text by hand, and between its marks these tables.
+The English pages are written by hand, but for the rows of settings in the tables of `APT Train Options`: these are made
+from what the settings say of themselves. A translated page has a short text by hand, and between its marks tables made
+from the translated texts.
 """
 
 from __future__ import annotations
@@ -9,11 +11,73 @@ import json
 import re
 from pathlib import Path
 
+from apt_train.config import TrainConfig
+from apt_train.settings_field import Said, fields_of, groups_of, said, types_of, words_in
+
 from .node_texts import LOCALES, ROOT, Node, Slot, nodes
 
 DOCS = ROOT / "web" / "docs"
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 HEADS = {"zh": ("输入", "输出", "| 名称 | 标识 | 默认值 | 说明 |", "| 名称 | 说明 |")}
+
+
+OPTIONS = DOCS / "APTTrainOptions.md"
+CODE = re.compile(r"<[^>]+>|\{\w+\}|(?<!`)\b[a-z]+(?:_[a-z]+)+\b(?!`)")  # a place to fill in, or a setting's name
+
+
+# ---- English: a row per setting ----------------------------------------------------------------------------------
+
+
+def with_settings(text: str, slots: list[Slot], root: type = TrainConfig) -> str:
+    """A page with the row of every widget that is a setting; one that has none yet gets it at its section's end."""
+    about = everything_said(root)
+    rows = {slot.id: setting_row(slot, *about[slot.id]) for slot in slots if slot.id in about}
+    lines = [rows.get(_first_code(line), line) for line in text.splitlines()]
+    for slot in slots:
+        if slot.id in rows and rows[slot.id] not in lines:
+            lines.insert(_end_of_section(lines, slot.name.partition(" · ")[0]), rows[slot.id])
+    return "\n".join(lines) + "\n"
+
+
+def everything_said(root: type) -> dict[str, tuple[Said, tuple[str, ...]]]:
+    """What each setting says of itself, and the words that may stand in a number's place, by its name."""
+    homes = [root, *(types_of(root)[name] for name in groups_of(root))]
+    fields = [(home, item) for home in homes for item in fields_of(home).values()]
+    return {item.name: (said(item), words_in(types_of(home)[item.name])) for home, item in fields}
+
+
+def setting_row(slot: Slot, about: Said, words: tuple[str, ...]) -> str:
+    default = _default(slot).replace("`", "") or "empty"
+    text = CODE.sub(r"`\g<0>`", f"{slot.tooltip} {about.more}".strip())
+    return f"| `{slot.id}` | {default} | {_values(slot, about, words)} | {text} | {about.standing} |"
+
+
+def _values(slot: Slot, about: Said, words: tuple[str, ...]) -> str:
+    """What may be given, with its unit."""
+    if choices := slot.more.get("options"):
+        return ", ".join(f"`{choice}`" for choice in choices)
+    if "min" in slot.more:
+        least, most = _number(slot.more["min"]), _number(slot.more["max"])
+        return f"{least} to {most} {about.unit}".strip()
+    if about.range is not None:
+        return f"{about.range}, or " + ", ".join(f"`{word}`" for word in words)
+    return "on, off" if slot.kind == "Boolean" else "a line for each" if slot.more.get("multiline") else "text"
+
+
+def _first_code(line: str) -> str:
+    """The name that a row of a table explains; empty: it is no such row."""
+    found = re.match(r"\| `(\w+)` \|", line)
+    return found[1] if found else ""
+
+
+def _end_of_section(lines: list[str], heading: str) -> int:
+    """Below the last row of a setting under that heading."""
+    begin = lines.index(f"### {heading}")
+    after = [number for number, line in enumerate(lines) if number > begin and line.startswith("#")]
+    return max(number for number in range(begin, min(after)) if _first_code(lines[number])) + 1
+
+
+# ---- other languages: all tables ---------------------------------------------------------------------------------
 
 
 def page_of(node_id: str, language: str) -> Path:
@@ -39,6 +103,8 @@ def made(text: str) -> str:
 
 
 def rewrite() -> None:
+    text = with_settings(OPTIONS.read_text(encoding="utf-8"), nodes()["APTTrainOptions"].inputs)
+    OPTIONS.write_text(text, encoding="utf-8")
     for node in nodes().values():
         for language in HEADS:
             path = page_of(node.node_id, language)
@@ -59,8 +125,12 @@ def _default(slot: Slot) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float):
-        return f"{value:.12f}".rstrip("0").rstrip(".")
+        return _number(value)
     return _cell("; ".join(str(value).splitlines()))
+
+
+def _number(value: float) -> str:
+    return f"{value:.12f}".rstrip("0").rstrip(".")
 
 
 def _cell(text: str) -> str:

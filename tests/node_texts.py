@@ -26,7 +26,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCALES = ROOT / "locales"
 ENGLISH = LOCALES / "en" / "nodeDefs.json"
 PACK = "texts_of"
-OWN = {PACK, f"{PACK}.apt_train", *(f"{PACK}.apt_train.{name}" for name in ("config", "errors", "optimizers"))}
+OWN = {
+    PACK,
+    f"{PACK}.apt_train",
+    *(f"{PACK}.apt_train.{name}" for name in ("config", "errors", "optimizers", "settings_field")),
+}
 
 
 # ---- what a schema is given --------------------------------------------------------------------------------------
@@ -84,6 +88,13 @@ def english_text() -> str:
 def rewrite() -> None:
     ENGLISH.parent.mkdir(parents=True, exist_ok=True)
     ENGLISH.write_text(english_text(), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def node_modules(*names: str) -> Iterator[list[Any]]:
+    """Modules of `nodes/` with the host that only remembers, `settings` say, as long as it lasts."""
+    with _remembering_host():
+        yield [importlib.import_module(f"{PACK}.nodes.{name}") for name in names]
 
 
 # ---- comfy_api, which only remembers -----------------------------------------------------------------------------

@@ -12,9 +12,9 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "options.md"
 BEGIN, END = "<!-- options: begin -->", "<!-- options: end -->"
 
 
-def options_text() -> str:
+def options_text(parser: argparse.ArgumentParser | None = None) -> str:
     """A table per group of `apt-train run --help`, in its order."""
-    groups = [(group.title or "", group._group_actions) for group in _run_parser()._action_groups]
+    groups = [(group.title or "", group._group_actions) for group in (parser or _run_parser())._action_groups]
     argparse_own = ("positional arguments", "options")
     return "\n\n".join(_table(title, actions) for title, actions in groups if title not in argparse_own)
 

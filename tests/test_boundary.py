@@ -149,6 +149,13 @@ def test_importing_costs_nothing(module: str) -> None:
     assert not HEAVY & set(json.loads(loaded))
 
 
+@pytest.mark.parametrize("module", ["apt_train.training.loop", "apt_train.report", "apt_train.report.live_images"])
+def test_matplotlib_is_loaded_only_where_figures_are_drawn(module: str) -> None:
+    """It takes half a second and 30 MB, and a training process needs it at its end alone."""
+    loaded = python(f"import json, {module}; print(json.dumps(sorted(sys.modules)))", ROOT)
+    assert "matplotlib" not in json.loads(loaded)
+
+
 def test_every_public_name_has_a_home() -> None:
     assert [name for name in apt_train.__all__ if getattr(apt_train, name).__name__ != name] == []
 

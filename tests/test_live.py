@@ -18,8 +18,8 @@ import pytest
 
 from apt_train.config import AptConfig, TrainConfig
 from apt_train.events import StepEvent
-from apt_train.report.curves import point_of, run_curves, thin_out
 from apt_train.run.config_file import FORMAT
+from apt_train.run.curves import point_of, run_curves, thin_out
 from tests.damaged_runs import DAMAGES, Damage, added, line
 from tests.node_modules import node_module
 from tests.synthetic_run import plausible_log, write_run

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from .help_pages import made, page_of, tables
+from .help_pages import OPTIONS, made, page_of, tables, with_settings
 from .node_texts import ENGLISH, LOCALES, ROOT, Node, Slot, english_text, node_defs, nodes
 
 DOCS = ROOT / "web" / "docs"
@@ -292,6 +292,11 @@ def test_a_page_tells_defaults_and_choices_as_they_are(node: Node) -> None:
         assert cells["default"] == shown_default(slot), slot.id
         told = {*re.findall(r"`([^`]+)`", " ".join(cells.values())), cells["default"]}
         assert set(choices(slot)) <= told, slot.id
+
+
+def test_the_options_page_says_of_settings_what_they_say_themselves() -> None:
+    text = OPTIONS.read_text(encoding="utf-8")
+    assert text == with_settings(text, nodes()["APTTrainOptions"].inputs), "run `python -m tests.help_pages`"
 
 
 @pytest.mark.parametrize("node", NODES, ids=lambda node: node.node_id)

@@ -22,15 +22,17 @@ from apt_train.config import AptConfig, OptimizerConfig, TrainConfig
 from apt_train.disk import files
 from apt_train.errors import InputError
 from apt_train.report import write, write_report
-from apt_train.report.attention_tiles import attention_tiles, merge_layers
+from apt_train.report.attention_tiles import attention_tiles
 from apt_train.report.grid import fit_label, font, labelled_grid
-from apt_train.report.live_images import heat_image, indicator_image, loss_image
-from apt_train.report.palette import Look, bin_colours, diverging, heat
-from apt_train.report.plots import as_picture, drift_figure, losses_figure, overview_figure
+from apt_train.report.live_images import heat_image, loss_image
+from apt_train.report.palette import Look, diverging, heat
+from apt_train.report.plots import as_picture, overview_figure, part_figure
 from apt_train.report.run_files import read_run
 from apt_train.report.run_log import block_means, moving_average, read_log
-from apt_train.report.run_summary import bin_edges, evened_denoising, summarize
-from apt_train.report.verdict import paragraph, verdict
+from apt_train.report.run_summary import evened_denoising, summarize
+from apt_train.report.verdict import paragraph
+from apt_train.run.curves import bin_edges
+from apt_train.sample.attention import merge_layers
 from tests.damaged_runs import DAMAGES, Damage
 from tests.synthetic_run import plausible_log, plausible_maps, write_attention, write_run
 from tests.training import run
@@ -44,7 +46,8 @@ def blank_figures() -> None:
 def told(folder: Path, lines, config: TrainConfig | None = None) -> str:
     """The verdict on these log lines."""
     write_run(folder, lines, config)
-    return verdict(read_log(folder / "log.jsonl"), config or TrainConfig(class_word="toy", steps=lines[-1]["step"]))
+    config = config or TrainConfig(class_word="toy", steps=lines[-1]["step"])
+    return paragraph(summarize(read_log(folder / "log.jsonl"), config))
 
 
 def plain_line(step: int, gamma: list[float], **changes) -> dict:
@@ -340,7 +343,7 @@ def test_drift_is_drawn_where_it_was_measured(tmp_path) -> None:
     text = write_report(write_run(tmp_path / "with", plausible_log(200, ratios=(0.1, 0.4)))).read_text()
     assert "| drift ratio at the last snapshot measured | 0.40 |" in text and "drift.png" in text
     few, many = (
-        drift_figure(read_log(write_run(tmp_path / str(end), plausible_log(200, ratios=(0.1, end))) / "log.jsonl"))
+        part_figure("drift", read_run(write_run(tmp_path / str(end), plausible_log(200, ratios=(0.1, end)))))
         for end in (0.2, 0.9)
     )
     assert as_picture(few, 650).tobytes() != as_picture(many, 650).tobytes()
@@ -438,7 +441,7 @@ def test_a_term_is_shown_as_the_run_said_and_else_by_its_name(tmp_path) -> None:
     content = json.loads((folder / "config.json").read_text())
     content["terms"]["l2_pull"] = {"title": "Pull to the base", "colour": "#123456"}
     (folder / "config.json").write_text(json.dumps(content))
-    figure = losses_figure(read_run(folder).log)
+    figure = part_figure("losses", read_run(folder))
     panel = next(axes for axes in figure.axes if axes.get_title(loc="left") == "Pull to the base")
     assert panel.lines[0].get_color() == "#123456"
     assert "| l2 pull |" in write_report(folder).read_text()
@@ -467,7 +470,8 @@ def test_looks_that_no_run_writes_count_for_nothing(tmp_path, terms: Any) -> Non
 )
 def test_everything_stands_in_one_picture(tmp_path, lines, measured) -> None:
     run = read_run(write_run(tmp_path, lines))
-    figure = overview_figure(run.log, measured=measured)
+    assert run.summary.indicator_measured == measured
+    figure = overview_figure(run)
     for width in (500, 1024):
         picture = as_picture(figure, width)
         assert picture.width == width and picture.mode == "RGB" and colours_in(picture) > 100
@@ -562,7 +566,7 @@ def test_tiles_show_a_dimmed_token_dim_and_blue() -> None:
     """One column full of prior attention and empty of tuned, one the other way: solid tiles of known colours."""
     prior = torch.stack([torch.full((8, 8), 0.8), torch.zeros(8, 8)])
     tuned = torch.stack([torch.zeros(8, 8), torch.full((8, 8), 0.4)])
-    picture = attention_tiles(prior, tuned, ["toy", "grass"])
+    picture = attention_tiles((prior, tuned), ["toy", "grass"])
     bright, dark = (tuple(int(c) for c in heat(np.array(value))) for value in (1.0, 0.0))
     blue, red = (tuple(int(c) for c in diverging(np.array(value))) for value in (-1.0, 1.0))
     counts = {colour: n for n, colour in picture.getcolors(1 << 20) or []}
@@ -580,7 +584,7 @@ def test_every_label_is_written_with_its_mean_attention(monkeypatch) -> None:
     )
     labels = "<start> a photo of toy_subject on grass in the park <end> <rest>".split()
     prior, tuned = plausible_maps(len(labels))
-    picture = attention_tiles(prior, tuned, labels, Image.new("RGB", (30, 30), "red"))
+    picture = attention_tiles((prior, tuned), labels, Image.new("RGB", (30, 30), "red"))
     for label, before, after in zip(labels, prior, tuned, strict=True):
         (numbers,) = [text.split("\n")[1] for text in written if text.startswith(f"{label}\n")]
         shown = [float(number.strip(" %")) for number in numbers.split(">")]
@@ -591,26 +595,26 @@ def test_every_label_is_written_with_its_mean_attention(monkeypatch) -> None:
 
 
 def test_tiles_keep_the_maps_aspect_and_survive_empty_maps() -> None:
-    wide = attention_tiles(*plausible_maps(2, (8, 16)), ["a", "b"])
-    square = attention_tiles(*plausible_maps(2, (16, 16)), ["a", "b"])
+    wide = attention_tiles(plausible_maps(2, (8, 16)), ["a", "b"])
+    square = attention_tiles(plausible_maps(2, (16, 16)), ["a", "b"])
     assert square.height - wide.height == 3 * 56
-    assert colours_in(attention_tiles(torch.zeros(1, 4, 4), torch.zeros(1, 4, 4), ["a"])) > 2
+    assert colours_in(attention_tiles((torch.zeros(1, 4, 4), torch.zeros(1, 4, 4)), ["a"])) > 2
 
 
 def test_few_tokens_beside_each_other_suit_a_small_place() -> None:
     """Rows are filled evenly, and no narrower than the lines above and beneath need."""
     maps, labels = plausible_maps(7), list("abcdefg")
-    long, short = (attention_tiles(*maps, labels, per_row=n) for n in (7, 4))
+    long, short = (attention_tiles(maps, labels, per_row=n) for n in (7, 4))
     assert short.width < 5 * 150 < long.width
     assert short.height > 1.7 * long.height
-    one = attention_tiles(*plausible_maps(1), ["a"])
+    one = attention_tiles(plausible_maps(1), ["a"])
     assert one.width < short.width
 
 
 def test_a_heading_stands_above_the_tiles_and_is_wrapped() -> None:
     maps = plausible_maps(2)
     plain, one, long = (
-        attention_tiles(*maps, ["a", "b"], heading=heading) for heading in ([], ["prior reads"], ["prior reads " * 20])
+        attention_tiles(maps, ["a", "b"], heading=heading) for heading in ([], ["prior reads"], ["prior reads " * 20])
     )
     assert plain.height < one.height < long.height
     assert plain.width == one.width == long.width
@@ -648,28 +652,6 @@ def test_long_labels_fit_their_column() -> None:
 # --- live pictures ------------------------------------------------------------------------------------------------
 
 
-def test_the_live_indicator_has_its_size_and_every_bins_colour() -> None:
-    gamma = np.linspace(0, 1, 60)[:, None] * np.linspace(1, 0.2, 10)
-    for width, height in ((640, 320), (320, 200)):
-        picture = indicator_image(gamma, width, height)
-        assert picture.size == (width, height)
-        seen = {colour for _, colour in picture.getcolors(1 << 20) or []}
-        assert set(bin_colours(10)) <= seen
-    assert len(set(bin_colours(10))) == 10
-
-
-def test_the_live_indicator_is_drawn_where_the_numbers_say() -> None:
-    """A lone bin at 1 has its line along the top, at 0 along the bottom."""
-    colour = bin_colours(1)[0]
-
-    def height_of(value: float) -> float:
-        picture = np.array(indicator_image(np.full((30, 1), value), 400, 200))[:, 60:300]
-        return float(np.argwhere((picture == colour).all(-1))[:, 0].mean())
-
-    top, middle, bottom = height_of(1.0), height_of(0.5), height_of(0.0)
-    assert top < 40 and bottom > 150 and abs(middle - (top + bottom) / 2) < 2
-
-
 def test_the_live_map_has_the_noisiest_bin_on_top_and_time_to_the_right() -> None:
     """Two bins: the clean one goes from 0 to 1 half way, the noisy one stays at 0.5."""
     gamma = np.full((100, 2), 0.5)
@@ -683,7 +665,6 @@ def test_the_live_map_has_the_noisiest_bin_on_top_and_time_to_the_right() -> Non
 
 def test_live_pictures_of_nothing_and_of_little() -> None:
     for gamma in (np.zeros((0, 10)), np.zeros((5, 0)), np.zeros((1, 10)), np.zeros((3, 40))):
-        assert indicator_image(gamma, 200, 100).size == (200, 100)
         assert heat_image(gamma, 200, 100).size == (200, 100)
     for losses in ([], [1.0], [float("nan"), 2.0], [0.0, 0.0], [-1.0, 2.0, float("inf")], [3.0] * 5000):
         assert colours_in(loss_image(losses, 200, 100)) > 1

@@ -21,10 +21,10 @@ from apt_train.config import TrainConfig
 from apt_train.errors import InputError
 from apt_train.events import NoticeEvent, StepEvent
 from apt_train.report import write_report
-from apt_train.report.curves import run_curves
 from apt_train.report.run_files import read_run
 from apt_train.run import lock
 from apt_train.run.config_file import read_config
+from apt_train.run.curves import run_curves
 from apt_train.run.folder import RunFolder
 from apt_train.run.log import cut_log, read_log
 from apt_train.run.optimizer_state import put_back, take

@@ -35,6 +35,7 @@ SOURCES = sorted([*(ROOT / "nodes").rglob("*.py"), *(ROOT / "apt_train").rglob("
 # Read by the command line alone: the nodes get models, pictures and captions from wires.
 COMMAND_LINE = {
     "cli.py", "paths.py", "folder_files.py", "caption_files.py", "pictures.py", "apply.py", "write.py",
+    "attention_file.py",
     "config_check.py", "config_tables.py", "diffusers_folder.py", "json_file.py", "load.py", "schedule_config.py",
     "sniff.py", "tokenizer_check.py", "tokenizer_files.py", "vae_source.py", "weight_files.py", "ldm_vae.py",
     "parts_fit.py",
@@ -46,10 +47,10 @@ ELSEWHERE = {
     ("dataset.py", f"Left out likewise: {HOLE} more."): "a folder's",
     ("dataset.py", f"{HOLE} counts; another caption file of the picture says something else."): "a folder's",
     ("dataset.py", f"{HOLE} count; another caption file of the picture says something else."): "a folder's",
-    ("config.py", f"{HOLE} is {HOLE}: {HOLE}."): "looked at as `_require`",
-    ("config.py", f"{HOLE} is a number of thousands of digits: {HOLE}."): "the same",
-    ("config.py", f"{HOLE} is {HOLE}...: {HOLE}."): "the same",
-    ("finish.py", HOLE): "handed on",
+    ("settings_field.py", f"{HOLE} is {HOLE}: {HOLE}."): "looked at as `require`",
+    ("settings_field.py", f"{HOLE} is a number of thousands of digits: {HOLE}."): "the same",
+    ("settings_field.py", f"{HOLE} is {HOLE}...: {HOLE}."): "the same",
+    ("watching.py", HOLE): "handed on",
     ("loop.py", HOLE): "handed on",
     ("watch.py", HOLE): "handed on",
 }
@@ -97,14 +98,15 @@ def test_every_error_of_the_nodes_has_its_chinese(chinese: Callable[[str], str])
 
 
 def test_every_setting_that_cannot_be_has_its_chinese(chinese: Callable[[str], str]) -> None:
-    """`_require(ok, name, value, remedy)` makes the sentence."""
-    remedies = [s.text for s in sentences(ROOT / "apt_train" / "config.py", ROOT, of_requirement)]
+    """`require(ok, name, value, remedy)` makes the sentence."""
+    files = [ROOT / "apt_train" / name for name in ("config.py", "settings_field.py")]
+    remedies = [s.text for path in files for s in sentences(path, ROOT, of_requirement)]
     assert len(remedies) > 10
     assert [remedy for remedy in remedies if not CHINESE.search(chinese(f"{HOLE} is {HOLE}: {remedy}."))] == []
 
 
 def of_requirement(call: ast.Call) -> ast.expr | None:
-    return call.args[3] if getattr(call.func, "id", "") == "_require" else None
+    return call.args[3] if getattr(call.func, "id", "") == "require" else None
 
 
 def test_every_notice_has_its_chinese(chinese: Callable[[str], str]) -> None:

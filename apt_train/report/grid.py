@@ -6,10 +6,11 @@ In: placing and lettering by Pillow alone. Not in: what the pictures are.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .palette import INK, PAPER, Rgb
+from .palette import INK, PAPER
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -26,42 +27,27 @@ def labelled_grid(
     *,
     gap: int = 4,
     text_size: float = 14,
-    background: Rgb = PAPER,
 ) -> Image.Image:
     """Pictures of one size in rows and columns (None: an empty place), names to the left and above.
 
     Long column labels are wrapped onto lines no wider than a picture.
     """
-    tile = next(picture.size for row in rows for picture in row if picture is not None)
-    face = font(text_size)
-    names = [fit_label(label, tile[0], face) for label in column_labels]
-    line = round(text_size * 1.25)
+    width, height = next(picture.size for row in rows for picture in row if picture is not None)
+    face, line = font(text_size), round(text_size * 1.25)
+    names = [fit_label(label, width, face) for label in column_labels]
     top = gap + line * max((name.count("\n") + 1 for name in names), default=0)
-    left = (
-        gap + max((round(face.getlength(part)) for label in row_labels for part in label.split("\n")), default=0) + gap
-    )
-    width = left + len(column_labels) * (tile[0] + gap)
-    sheet = Image.new("RGB", (width, top + len(rows) * (tile[1] + gap)), background)
-    pen = ImageDraw.Draw(sheet)
+    lengths = [face.getlength(part) for label in row_labels for part in label.split("\n")]
+    left = 2 * gap + round(max(lengths, default=0))
+    sheet = Image.new("RGB", (left + len(names) * (width + gap), top + len(rows) * (height + gap)), PAPER)
+    write = partial(ImageDraw.Draw(sheet).multiline_text, fill=INK, font=face, spacing=line - text_size)
     for c, name in enumerate(names):
-        centre = left + c * (tile[0] + gap) + tile[0] / 2
-        pen.multiline_text(
-            (centre, top - gap / 2), name, INK, face, anchor="md", align="center", spacing=line - text_size
-        )
+        write((left + c * (width + gap) + width / 2, top - gap / 2), name, anchor="md", align="center")
     for r, (row, label) in enumerate(zip(rows, row_labels, strict=True)):
-        y = top + r * (tile[1] + gap)
-        pen.multiline_text(
-            (left - gap, y + tile[1] / 2),
-            label,
-            INK,
-            face,
-            anchor="rm",
-            align="right",
-            spacing=line - text_size,
-        )
+        y = top + r * (height + gap)
+        write((left - gap, y + height / 2), label, anchor="rm", align="right")
         for c, picture in enumerate(row):
             if picture is not None:
-                sheet.paste(picture, (left + c * (tile[0] + gap), y))
+                sheet.paste(picture, (left + c * (width + gap), y))
     return sheet
 
 
@@ -69,20 +55,20 @@ def fit_label(label: str, width: float, face: Font) -> str:
     """The label on as many lines as keep it within `width` pixels; words longer than that lose their middle."""
     lines: list[str] = []
     for paragraph in label.split("\n"):
-        begun = len(lines)
+        lines.append("")
         for word in paragraph.split():
-            word = _shorten(word, width, face)
-            if len(lines) > begun and face.getlength(f"{lines[-1]} {word}") <= width:
-                lines[-1] += f" {word}"
+            longer = f"{lines[-1]} {word}".lstrip()
+            if face.getlength(longer) <= width:
+                lines[-1] = longer
             else:
-                lines.append(word)
+                lines[-1:] = [line for line in (lines[-1], _shorten(word, width, face)) if line]
     return "\n".join(lines)
 
 
 def _shorten(word: str, width: float, face: Font) -> str:
-    keep = len(word)
     short = word
-    while face.getlength(short) > width and keep > 2:
-        keep -= 1
+    for keep in range(len(word) - 1, 1, -1):
+        if face.getlength(short) <= width:
+            break
         short = f"{word[: (keep + 1) // 2]}..{word[len(word) - keep // 2 :]}"
     return short

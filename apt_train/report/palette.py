@@ -18,6 +18,7 @@ FAINT: Rgb = (214, 219, 226)
 PAPER: Rgb = (255, 255, 255)
 
 BLUE: Rgb = (42, 111, 187)
+PALE: Rgb = (168, 197, 230)
 ORANGE: Rgb = (224, 123, 0)
 # For terms of runs that did not say theirs, in the order of the log.
 SERIES: tuple[Rgb, ...] = (BLUE, ORANGE, (26, 152, 80), (140, 86, 168), (120, 120, 120))

@@ -41,13 +41,8 @@ def read_run(folder: Path, until: int | None = None) -> RunRecord:
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: give the output folder of a training run.")
     config, num_timesteps = read_settings(folder)
-    log, snapshots = read_log(folder / LOG, config.apt.bins, _looks(folder)), snapshot_steps(folder)
-    notices = read_notices(folder)
-    if until is not None:
-        log, snapshots = log.until(until), [step for step in snapshots if step <= until]
-        notices = [notice for notice in notices if notice.step <= until]
+    terms = {name: Look(title, colour) for name, (title, colour) in read_terms(folder).items()}
+    log = read_log(folder / LOG, config.apt.bins, terms, until)
+    snapshots = [step for step in snapshot_steps(folder) if until is None or step <= until]
+    notices = [notice for notice in read_notices(folder) if until is None or notice.step <= until]
     return RunRecord(config, num_timesteps, log, snapshots, notices)
-
-
-def _looks(folder: Path) -> dict[str, Look]:
-    return {name: Look(title, colour) for name, (title, colour) in read_terms(folder).items()}

@@ -7,7 +7,7 @@ In: the columns and the curves' smoothing. Not in: which lines of the file count
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -44,29 +44,11 @@ class RunLog:
     def __len__(self) -> int:
         return len(self.step)
 
-    def until(self, step: int) -> RunLog:
-        """The same log up to a step. InputError: it holds none that early."""
-        kept, measured, drifted = (steps <= step for steps in (self.step, self.balance_step, self.drift_step))
-        if not kept.any():
-            raise InputError(f"The log holds no step up to {step}: ask for a later one.")
-        return RunLog(
-            step=self.step[kept],
-            terms={name: values[kept] for name, values in self.terms.items()},
-            looks=self.looks,
-            grad_norm=self.grad_norm[kept],
-            timesteps=self.timesteps[: int(kept.sum())],
-            gamma=self.gamma[kept],
-            balance_step=self.balance_step[measured],
-            balance={name: values[measured] for name, values in self.balance.items()},
-            drift_step=self.drift_step[drifted],
-            drift={name: values[drifted] for name, values in self.drift.items()},
-            truncated=self.truncated and bool(kept.all()),
-            left_out=self.left_out,
-        )
 
-
-def read_log(path: Path, bins: int | None = None, looks: Mapping[str, Look] = MappingProxyType({})) -> RunLog:
-    """The log at `path`; `bins`, `looks` of the terms: as the run's `config.json` says.
+def read_log(
+    path: Path, bins: int | None = None, looks: Mapping[str, Look] = MappingProxyType({}), until: int | None = None
+) -> RunLog:
+    """The log at `path`; `bins`, `looks` of the terms: as the run's `config.json` says; `until`: the last step wanted.
 
     InputError: there is none, or no step in it.
     """
@@ -75,33 +57,30 @@ def read_log(path: Path, bins: int | None = None, looks: Mapping[str, Look] = Ma
     log = log_file.read_log(path, bins)
     if not log.lines:
         raise InputError(f"{path.name} holds no finished step: train at least one step before asking for a report.")
-    return _columns(log, looks)
+    lines = [line for line in log.lines if until is None or line["step"] <= until]
+    if not lines:
+        raise InputError(f"The log holds no step up to {until}: ask for a later one.")
+    return _columns(replace(log, lines=lines, cut=log.cut and len(lines) == len(log.lines)), looks)
 
 
 def block_means(values: Floats, most: int) -> Floats:
     """(S, ...) -> (at most `most`, ...): means of equal runs of steps, NaN left out of them."""
     if len(values) <= most:
         return values
-    edges = np.linspace(0, len(values), most + 1).round().astype(int)
-    return np.stack([_mean(values[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    known, starts = np.isfinite(values), np.linspace(0, len(values), most + 1).round().astype(int)[:-1]
+    return _means(*(np.add.reduceat(part, starts, dtype=np.float64) for part in (np.where(known, values, 0.0), known)))
 
 
 def moving_average(values: Floats, window: int) -> Floats:
     """Centred mean over `window` steps (S,), NaN left out, shorter at the ends; NaN where nothing was computed."""
-    known = np.isfinite(values)
-    reach = max(0, (window - 1) // 2)
-    total = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
-    count = np.concatenate([[0], np.cumsum(known)])
-    at = np.arange(len(values))
+    known, reach, at = np.isfinite(values), max(0, (window - 1) // 2), np.arange(len(values))
     low, high = np.maximum(at - reach, 0), np.minimum(at + reach + 1, len(values))
-    held = count[high] - count[low]
-    return np.where(held > 0, (total[high] - total[low]) / np.maximum(held, 1), np.nan)
+    sums = [np.concatenate([[0.0], np.cumsum(part)]) for part in (np.where(known, values, 0.0), known)]
+    return _means(*(sum_to[high] - sum_to[low] for sum_to in sums))
 
 
-def _mean(block: Floats) -> Floats:
-    known = np.isfinite(block)
-    count = known.sum(axis=0)
-    return np.where(count > 0, np.where(known, block, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
+def _means(total: Floats, count: Floats) -> Floats:
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 def _columns(log: log_file.Log, looks: Mapping[str, Look]) -> RunLog:

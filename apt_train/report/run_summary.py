@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from ..config import TrainConfig
+from ..run.curves import bin_edges
 from .run_log import DRIFT, Floats, RunLog, moving_average
 
 Trend = Literal["falling", "flat", "rising", "unknown"]
@@ -32,6 +33,10 @@ class BinSummary:
     samples: int  # trained in this bin
     gamma: float  # mean over the closing window
     near_one_since: int | None  # step from which it stayed at NEAR_ONE; None: `gamma` is below
+
+    @property
+    def range(self) -> str:
+        return f"{self.timesteps[0]}-{self.timesteps[1]}"
 
 
 @dataclass(frozen=True)
@@ -130,21 +135,7 @@ def indicator_measured(log: RunLog, config: TrainConfig) -> bool:
     """Whether gamma in this log says something: it stays 0 also where the prior was never asked."""
     if log.gamma.shape[1] == 0:
         return False
-    return measures_indicator(config) or bool((log.gamma > 0).any())
-
-
-def measures_indicator(config: TrainConfig) -> bool:
-    """Whether a run with these settings asks the prior for its loss."""
-    apt = config.apt
-    by_indicator = apt.alignment and apt.attn_schedule == "indicator"
-    uses = config.method == "apt" and (apt.adaptive_augmentation or apt.adaptive_loss_weight or by_indicator)
-    return uses or apt.watch_indicator
-
-
-def bin_edges(bins: int, num_timesteps: int = 1000) -> list[tuple[int, int]]:
-    """First and last timestep of every bin, bin = t * bins // num_timesteps."""
-    starts = [-(-b * num_timesteps // bins) for b in range(bins + 1)]
-    return [(low, high - 1) for low, high in zip(starts[:-1], starts[1:], strict=True)]
+    return config.measures_indicator or bool((log.gamma > 0).any())
 
 
 def loss_trend(log: RunLog, num_timesteps: int = 1000) -> Trend:
@@ -183,9 +174,8 @@ def evened_denoising(log: RunLog, num_timesteps: int = 1000) -> Floats:
 
 def _bins(log: RunLog, window: int, num_timesteps: int) -> list[BinSummary]:
     count = log.gamma.shape[1]
-    samples = np.zeros(count, dtype=np.int64)
-    for drawn in log.timesteps:
-        np.add.at(samples, np.clip(np.array(drawn, dtype=np.int64) * count // num_timesteps, 0, count - 1), 1)
+    drawn = np.array([timestep for step in log.timesteps for timestep in step], dtype=np.int64)
+    samples = np.bincount(np.clip(drawn * count // num_timesteps, 0, count - 1), minlength=count)
     return [
         BinSummary(b, edges, int(samples[b]), float(log.gamma[-window:, b].mean()), _since(log, b, window))
         for b, edges in enumerate(bin_edges(count, num_timesteps))

@@ -8,20 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..config import TrainConfig
 from ..run.log import line_numbers
+from ..run.metadata import METHOD_TITLES
 from .recommend import has_risen, last_before_rising, lowest_ratio
-from .run_log import RunLog
-from .run_summary import FEWEST_STEPS, NEAR_ONE, BinSummary, Summary, summarize
+from .run_summary import FEWEST_STEPS, NEAR_ONE, BinSummary, Summary
 
-METHOD_NAMES = {"apt": "APT", "dreambooth": "DreamBooth", "dco": "DCO", "tlora": "T-LoRA"}
 SETTING_OF = {"stabilization": "dist_weight", "alignment": "attn_weight"}
 DOMINATES = 0.8  # part of the gradient norms' sum (ours)
-
-
-def verdict(log: RunLog, config: TrainConfig) -> str:
-    """The paragraph for a log and its settings."""
-    return paragraph(summarize(log, config))
 
 
 def paragraph(summary: Summary, say: Callable[[str], str] = str) -> str:
@@ -45,8 +38,8 @@ def advice(summary: Summary) -> list[str]:
 
 
 def _opening(summary: Summary) -> list[str]:
-    name = METHOD_NAMES.get(summary.method, summary.method)
-    steps = _steps(summary.steps_done)
+    name = METHOD_TITLES.get(summary.method, summary.method)
+    steps = f"{summary.steps_done} step" + ("s" if summary.steps_done != 1 else "")
     if summary.steps_done < summary.steps_planned:
         steps += f" of the {summary.steps_planned} planned"
     cut = ["The last line of the log was cut off and is left out."] if summary.truncated else []
@@ -86,19 +79,22 @@ def _near_one(summary: Summary) -> str:
         so = "" if summary.drift else ", so by this measure the run does not overfit"
         return (
             f"No timestep bin's overfitting indicator is near 1: the highest is {top.gamma:.2f}, at timesteps "
-            f"{_range(top)}{so}."
+            f"{top.range}{so}."
         )
     first = min(item.near_one_since or 0 for item in near)
-    where = f"The overfitting indicator is near 1 ({NEAR_ONE} or more) in {len(near)} of {count} timestep bins"
+    where = (
+        f"The overfitting indicator is near 1 ({NEAR_ONE} or more) in {len(near)} of {count} timestep bins (timesteps "
+        f"{_ranges(near)}), the first of them since step {first}"
+    )
     if summary.most_since is None:
         return (
-            f"{where} (timesteps {_ranges(near)}), the first of them since step {first}. Published runs on SDXL end "
-            "alike, near 1 at low and middle timesteps and far below at the noisiest, so this alone is no alarm."
+            f"{where}. Published runs on SDXL end alike, near 1 at low and middle timesteps and far below at the "
+            "noisiest, so this alone is no alarm."
         )
     return (
-        f"{where} (timesteps {_ranges(near)}), the first of them since step {first}, most since step "
-        f"{summary.most_since}: there the tuned model knows the training pictures far better than the prior does. "
-        "That is overfitting, or a subject far from all the prior knows; the indicator cannot tell these apart."
+        f"{where}, most since step {summary.most_since}: there the tuned model knows the training pictures far better "
+        "than the prior does. That is overfitting, or a subject far from all the prior knows; the indicator cannot "
+        "tell these apart."
     )
 
 
@@ -118,17 +114,13 @@ def _drift(summary: Summary) -> list[str]:
 
 
 def _loss(summary: Summary) -> str:
-    if summary.trend == "unknown":
-        return "There are too few steps to say where the denoising loss is going."
-    if summary.trend == "rising" and summary.augments:
-        return (
-            "The denoising loss rose over the last half of the run, as it may when more pictures are augmented: "
-            "no bad sign by itself."
-        )
+    rose = "The denoising loss rose over the last half of the run"
+    augmented = ", as it may when more pictures are augmented: no bad sign by itself" if summary.augments else ""
     return {
+        "unknown": "There are too few steps to say where the denoising loss is going.",
         "falling": "The denoising loss was still falling at the end.",
         "flat": "The denoising loss no longer changes by more than chance over the last half of the run.",
-        "rising": "The denoising loss rose over the last half of the run.",
+        "rising": f"{rose}{augmented}.",
     }[summary.trend]
 
 
@@ -174,21 +166,15 @@ def _about_length(summary: Summary) -> list[str]:
 def _about_balance(summary: Summary) -> list[str]:
     """Regularisers that drown the rest. A small share asks for nothing: in our benchmark ten times less did as well."""
     acting = [term for term, name in SETTING_OF.items() if getattr(summary, name) > 0 and term in summary.balance]
-    drowning = [term for term in acting if summary.balance[term].share > DOMINATES]
-    return [f"lower {_weight(summary, term)}, the {term} term drowns the rest" for term in drowning]
-
-
-def _weight(summary: Summary, term: str) -> str:
-    setting = SETTING_OF[term]
-    return f"{setting} from {getattr(summary, setting):g}"
+    return [
+        f"lower {SETTING_OF[term]} from {getattr(summary, SETTING_OF[term]):g}, the {term} term drowns the rest"
+        for term in acting
+        if summary.balance[term].share > DOMINATES
+    ]
 
 
 def _short(summary: Summary) -> bool:
     return summary.steps_done < FEWEST_STEPS
-
-
-def _range(item: BinSummary) -> str:
-    return f"{item.timesteps[0]}-{item.timesteps[1]}"
 
 
 def _ranges(bins: list[BinSummary]) -> str:
@@ -200,7 +186,3 @@ def _ranges(bins: list[BinSummary]) -> str:
         else:
             runs.append([item])
     return ", ".join(f"{run[0].timesteps[0]}-{run[-1].timesteps[1]}" for run in runs)
-
-
-def _steps(count: int) -> str:
-    return f"{count} step" if count == 1 else f"{count} steps"

@@ -32,7 +32,7 @@ _ARCHITECTURE: dict[FamilyName, str] = {
     "sd15": "stable-diffusion-v1", "sdxl": "stable-diffusion-xl-v1-base", "custom": "custom"
 }  # fmt: skip
 _BASE_VERSION: dict[FamilyName, str] = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0", "custom": "custom"}
-_METHOD_TITLE = {"apt": "APT", "dreambooth": "DreamBooth", "dco": "DCO", "tlora": "T-LoRA"}
+METHOD_TITLES = {"apt": "APT", "dreambooth": "DreamBooth", "dco": "DCO", "tlora": "T-LoRA"}
 _ABSOLUTE_PATH = re.compile(r"(~[/\\]|/|[A-Za-z]:[/\\]|\\\\)\S.*")
 
 
@@ -237,7 +237,7 @@ def _kohya_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _description(name: str, class_word: str, base: str, method: str, steps: int) -> str:
-    how = _METHOD_TITLE.get(method, method) or "APT Train"
+    how = METHOD_TITLES.get(method, method) or "APT Train"
     return f"{name} ({class_word}), learned from a few pictures on {base} by {how} in {steps} steps."
 
 

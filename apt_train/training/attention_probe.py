@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..data.batch import Sample, collate
-from ..disk.tensor_writer import write_tensors
-from ..report.attention_tiles import merge_layers
 from ..rng import generator
+from ..run.attention_file import AttentionMaps, write_maps
+from ..sample.attention import merge_layers
 from ..sample.sampler import eval_mode
 from .capture import Capture, attention_maps
 from .setup import Run
 
 
 def write_attention(run: Run, path: Path) -> None:
-    """Write the maps of the first picture at the middle timestep.
-
-    `prior`, `tuned`: float32 (columns, h, w); `image`: the picture, uint8 (3, H, W); `labels` as metadata.
-    """
-    prior, tuned, labels = probe(run)
-    write_tensors(path, {"prior": prior, "tuned": tuned, "image": run.subject.example}, {"labels": json.dumps(labels)})
+    """Write the maps of the first picture at the middle timestep."""
+    write_maps(path, probe(run))
 
 
 @torch.no_grad()
-def probe(run: Run, image: int = 0) -> tuple[Tensor, Tensor, list[str]]:
-    """Prior's and tuned's maps, float32 (columns, h, w) on the CPU, and one label per column.
+def probe(run: Run, image: int = 0) -> AttentionMaps:
+    """Prior's and tuned's maps on the CPU.
 
     Mean over heads and the aligned layers, at the resolution of the finest; the noise is the same for both, drawn
     from the run's seed.
@@ -38,7 +33,7 @@ def probe(run: Run, image: int = 0) -> tuple[Tensor, Tensor, list[str]]:
         with run.adapter.disabled():
             prior, labels = _maps(run, sample, tuned=False)
         tuned, _ = _maps(run, sample, tuned=True)
-    return prior, tuned, labels
+    return AttentionMaps(prior, tuned, labels, run.subject.example)
 
 
 def _middle_sample(run: Run, image: int) -> Sample:

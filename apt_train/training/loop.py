@@ -24,24 +24,18 @@ from ..names import snapshot_folders, snapshot_steps
 from ..paths import expanded
 from ..run.folder import RunFolder
 from ..run.notices import Notices, read_notices
+from ..run.preview_files import drop_newer_previews
 from ..run.snapshot import drop_old_states, read_newest_state, set_aside_newer
 from ..run.state import check_state, most_state_bytes, restore_state
 from ..sample.drift import unrelated_prompts
 from ..text.captions import trigger_text
-from .finish import (
-    Outcome,
-    catch_up,
-    drop_newer_previews,
-    finish,
-    is_due,
-    save_snapshot,
-    try_drift,
-    try_previews,
-    write_extras,
-)
+from .finish import finish, write_extras
+from .outcome import Outcome
 from .plan import plan_run
+from .saving import save_snapshot
 from .setup import Run, prepared_run
 from .update import TrainingDiverged, optimizer_step
+from .watching import catch_up, is_due, try_drift, try_previews
 
 
 def train(

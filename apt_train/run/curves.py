@@ -1,6 +1,6 @@
 """A run's curves as plain data, few enough points for a screen, also while the run still writes its log.
 
-In: log.jsonl -> points. Not in: what they mean (`run_summary`), drawing, who asks for them.
+In: log.jsonl -> points. Not in: what they mean (`report.run_summary`), drawing, who asks for them.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..names import LOG
-from ..run.config_file import read_settings
-from ..run.log import read_log, terms_of
-from .run_summary import bin_edges
+from .config_file import read_settings
+from .log import read_log, terms_of
 
 MOST_POINTS = 500
 
@@ -31,14 +30,15 @@ def run_curves(folder: Path, after: int = 0, most: int = MOST_POINTS) -> dict[st
     return {
         "total": config.steps,
         "step": lines[-1]["step"] if lines else 0,
-        "bins": timestep_bins(config.apt.bins, num_timesteps),
+        "bins": [list(edges) for edges in bin_edges(config.apt.bins, num_timesteps)],
         "points": thin_out([point_of(line) for line in lines if line["step"] > after], most),
     }
 
 
-def timestep_bins(bins: int, num_timesteps: int) -> list[list[int]]:
-    """First and last timestep of every bin, as JSON has them."""
-    return [list(edges) for edges in bin_edges(bins, num_timesteps)]
+def bin_edges(bins: int, num_timesteps: int = 1000) -> list[tuple[int, int]]:
+    """First and last timestep of every bin, bin = t * bins // num_timesteps."""
+    starts = [-(-b * num_timesteps // bins) for b in range(bins + 1)]
+    return [(low, high - 1) for low, high in zip(starts[:-1], starts[1:], strict=True)]
 
 
 def point_of(line: dict[str, Any]) -> Point:

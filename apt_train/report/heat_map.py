@@ -1,0 +1,23 @@
+"""The one heat map of all pictures: numbers as coloured fields.
+
+In: numbers -> picture. Not in: axes, names and scales around it; the colours themselves (`palette`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .palette import diverging, heat
+
+
+def heat_map(
+    values: NDArray[np.floating], size: tuple[int, int] | None = None, *, signed: bool = False, smooth: bool = False
+) -> Image.Image:
+    """Values (rows, columns) in [0, 1], `signed` in [-1, 1], first row on top -> picture of `size` (width, height).
+
+    Without a size one pixel per value. Fields have hard edges, or are `smooth`.
+    """
+    picture = Image.fromarray(diverging(values) if signed else heat(values))
+    return picture.resize(size or picture.size, Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST)

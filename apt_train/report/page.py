@@ -1,0 +1,91 @@
+"""`report.md`: the verdict, tables and pictures of a run as one page.
+
+In: Markdown. Not in: numbers (`run_summary`), words (`verdict`), drawing (`plots`), writing the files (`write`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ..run.metadata import METHOD_TITLES
+from ..run.notices import Notice
+from .run_files import RunRecord
+from .run_summary import Summary
+from .verdict import paragraph
+
+CAPTIONS = {
+    "indicator.png": "Overfitting indicator per timestep bin: at 0 the tuned model predicts the noise of the training "
+    "pictures no better than the prior, near 1 far better.",
+    "drift.png": "How far each snapshot has left the prior on prompts without the subject, over how far on the "
+    "subject's own: while it learns the subject this stays low, where it overfits it climbs.",
+    "losses.png": "Loss terms over the steps: faint as logged, thick their moving average. The denoising loss depends "
+    "on the timestep drawn far more than on training, so its average has the timesteps evened out.",
+    "balance.png": "Gradient norm of each weighted term, and its part of their sum.",
+    "attention.png": "Cross-attention per token, with its mean for prior > tuned: tokens of the context that the tuned "
+    "model has dimmed look dark in its row and blue in the difference.",
+}
+
+
+def page(run: RunRecord, pictures: Sequence[str], previews: Sequence[tuple[str, str]]) -> str:
+    """The page. `pictures`: of `CAPTIONS`, those that are there; `previews`: files of prior and tuned by prompt."""
+    summary = run.summary
+    parts = [f"# {run.config.name}: report of the run", paragraph(summary)]
+    if run.notices:
+        parts.append("## Notices\n\n" + "\n".join(map(_notice_item, run.notices)))
+    parts += [_run_table(summary), _term_table(summary)]
+    if summary.bins:
+        parts.append(_bin_table(summary))
+    parts += [f"![{file}]({file})\n\n{CAPTIONS[file]}" for file in pictures]
+    if previews:
+        rows = [(f"![prior]({prior})", f"![tuned]({tuned})") for prior, tuned in previews]
+        parts.append("Newest previews, the same seed for both:\n\n" + _table(("prior", "tuned"), rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def _notice_item(notice: Notice) -> str:
+    """A list's line. File names in it may hold what Markdown would take for a picture, a link or HTML."""
+    text = re.sub(r"[\\`*\[\]<>|]", r"\\\g<0>", " ".join(notice.text.split()))
+    return f"- {text}" + (f" (step {notice.step})" if notice.step else "")
+
+
+def _run_table(summary: Summary) -> str:
+    near = f"{len(summary.near_one)} of {len(summary.bins)}" if summary.bins else "not measured"
+    rows = [
+        ("method", METHOD_TITLES.get(summary.method, summary.method)),
+        ("steps", f"{summary.steps_done} of {summary.steps_planned}"),
+        ("denoising loss over the last half", summary.trend),
+        ("timestep bins near 1", near),
+        ("most bins near 1 since step", _or_dash(summary.most_since, "d")),
+        ("weight left to the denoising loss", _or_dash(summary.data_weight, ".2f")),
+        ("drift ratio at the last snapshot measured", f"{summary.drift[-1].ratio:.2f}" if summary.drift else "-"),
+        ("steps with clipped gradient", _or_dash(summary.clipped, ".0%")),
+    ]
+    return _table(("", "value"), rows)
+
+
+def _term_table(summary: Summary) -> str:
+    rows = []
+    for name, term in summary.terms.items():
+        part = summary.balance.get(name)
+        gradient = ("-", "-") if part is None else (f"{part.norm:.3g}", f"{part.share:.0%}")
+        rows.append((name.replace("_", " "), f"{term.first_quarter:.4g}", f"{term.last_quarter:.4g}", *gradient))
+    return _table(("term", "first quarter", "last quarter", "gradient norm", "share"), rows)
+
+
+def _bin_table(summary: Summary) -> str:
+    rows = [
+        (item.range, str(item.samples), f"{item.gamma:.3f}", _or_dash(item.near_one_since, "d"))
+        for item in summary.bins
+    ]
+    indicator = f"indicator, mean over the closing {summary.window}"
+    return _table(("timesteps", "samples", indicator, "near 1 since step"), rows)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _or_dash(value: float | None, spec: str) -> str:
+    return "-" if value is None else format(value, spec)

@@ -1,0 +1,268 @@
+"""What a setting says of itself, once: help, range, choices, unit, standing, widget; and the checks made from it.
+
+The command line, the nodes' widgets, the tables of the documentation and a run's identity read it. Not in: any
+setting (`config`). This module imports the standard library alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from .errors import InputError
+
+_SHOWN = 80  # characters of a value in a message
+
+
+# ---- what is said ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where a number may lie; `above` and `below`: the bound itself does not count."""
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """NaN is in no range."""
+        return (
+            (self.low is None or value >= self.low)
+            and (self.high is None or value <= self.high)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.below is not None:
+            return f"from {self.low} up to, not including, {self.below}"
+        return f"above {self.above} and at most {self.high}" if self.low is None else f"from {self.low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class Widget:
+    """How a node shows a setting.
+
+    `least`, `most`: of a number, where not the ends of its range. `step`: of a number that is not whole; with it, a
+    number that may also be a word is shown as a number, and 0 is the word. `heading`: where not its group's.
+    `advanced`: waits behind the node's switch. `default`: where a node has another. `note`: what is true of nodes
+    alone, said after the help.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    step: float | None = None
+    heading: str = ""
+    advanced: bool = False
+    default: Any = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Said:
+    """All that stands in a field's metadata.
+
+    `choices`: of a text whose choices no Literal says. `standing`: whose the default is. `more`: what the
+    documentation adds to the help. `methods`: those that read it; empty: all. `moves_weights`: whether the trained
+    weights depend on it. `since`: the round in which it was added, 0 for the first version. Widgets stand in this
+    order, as a workflow keeps values by place; and runs begun before do not name it.
+    """
+
+    help: str
+    range: Range | None = None
+    choices: tuple[str, ...] = ()
+    unit: str = ""
+    standing: str = "ours"
+    more: str = ""
+    methods: tuple[str, ...] = ()
+    moves_weights: bool = True
+    since: int = 0
+    widget: Widget = Widget()
+
+
+def setting(default: Any, help: str, range: Range | None = None, **more: Any) -> Any:
+    """A field with its default (MISSING: it must be given) and all that is said of it; `more` as in `Said`."""
+    return field(default=default, metadata=vars(Said(help, range, **more)))
+
+
+def group(cls: type, *, title: str, heading: str) -> Any:
+    """A field that holds further settings; `title` is theirs on the command line, `heading` on the nodes."""
+    return field(default_factory=cls, metadata={"title": title, "heading": heading})
+
+
+# ---- reading it --------------------------------------------------------------------------------------------------
+
+
+@cache
+def types_of(cls: type) -> dict[str, Any]:
+    """The types of a dataclass's fields. Worked out once: that takes longer than everything else here."""
+    return get_type_hints(cls)
+
+
+@cache
+def fields_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    """A dataclass's settings by name, without its groups."""
+    return {
+        item.name: item for item in dataclasses.fields(cls) if not dataclasses.is_dataclass(types_of(cls)[item.name])
+    }
+
+
+@cache
+def groups_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    """A dataclass's groups of settings by name."""
+    return {item.name: item for item in dataclasses.fields(cls) if dataclasses.is_dataclass(types_of(cls)[item.name])}
+
+
+@cache
+def said(item: dataclasses.Field[Any]) -> Said:
+    return Said(**item.metadata)
+
+
+def choices_of(item: dataclasses.Field[Any], hint: Any) -> tuple[str, ...]:
+    """The texts that a setting may be; none: it is no choice, or may also be a number."""
+    named = get_args(hint) if get_origin(hint) is Literal else ()
+    return item.metadata.get("choices") or named
+
+
+def words_in(hint: Any) -> tuple[str, ...]:
+    """The texts that a part of the type names: `auto` beside a number, or what a list may hold."""
+    literals = [part for part in get_args(hint) if get_origin(part) is Literal]
+    return tuple(word for literal in literals for word in get_args(literal))
+
+
+def may_be_float(hint: Any) -> bool:
+    return float in (hint, *get_args(hint))
+
+
+def may_be_empty(hint: Any) -> bool:
+    return type(None) in get_args(hint)
+
+
+def identifying(config: Any, method: str) -> dict[str, Any]:
+    """The values that the trained weights depend on under a method, nested as the settings.
+
+    A setting of a later round is left out at its default, or runs begun before it could not be resumed.
+    """
+    found: dict[str, Any] = {}
+    for name, item in fields_of(type(config)).items():
+        value, about = getattr(config, name), said(item)
+        read = about.moves_weights and method in (about.methods or (method,))
+        if read and not (about.since and value == item.default):
+            found[name] = value
+    inner = {name: identifying(getattr(config, name), method) for name in groups_of(type(config))}
+    return found | {name: values for name, values in inner.items() if values}
+
+
+# ---- checks ------------------------------------------------------------------------------------------------------
+
+
+def require(ok: bool, name: str, value: object, remedy: str) -> None:
+    """InputError with the remedy, unless it is as it should be."""
+    if not ok:
+        text = value if isinstance(value, str) else _spelled(value)
+        raise InputError(f"{name} is {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}: {remedy}.")
+
+
+def _spelled(value: object) -> str:
+    """As Python writes it, which refuses whole numbers of more than 4300 digits."""
+    try:
+        return repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def check_values(config: Any) -> None:
+    """Refuse a value of the wrong type, outside its choices, or outside its range."""
+    hints = types_of(type(config))
+    for name in groups_of(type(config)):
+        _check_type(name, hints[name], getattr(config, name))
+    for name, item in fields_of(type(config)).items():
+        check_value(item, hints[name], getattr(config, name))
+
+
+def check_value(item: dataclasses.Field[Any], hint: Any, value: Any) -> None:
+    """Refuse it, in words, as a value of that field: settings also come from JSON and from wires."""
+    _check_type(item.name, hint, value)
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str):
+            require(_is_text(text), item.name, ascii(text), "leave out what is no letter")
+    _check_words(item, hint, value)
+    _check_range(item, hint, value)
+
+
+def _check_type(name: str, hint: Any, value: Any) -> None:
+    if get_origin(hint) is tuple:
+        ok = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+        require(ok, name, _spelled(value), "give a list of texts")
+    else:
+        parts = () if get_origin(hint) is Literal else get_args(hint)
+        allowed = [_plain_type(part) for part in parts] or [_plain_type(hint)]
+        require(any(_is_a(value, kind) for kind in allowed), name, _spelled(value), f"give {_named(allowed)}")
+
+
+def _is_text(text: str) -> bool:
+    """Tokenizers read it and files hold it: no zero bytes, no halves of letters."""
+    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _plain_type(hint: Any) -> type:
+    return str if get_origin(hint) is Literal else hint
+
+
+def _is_a(value: object, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
+
+
+def _named(kinds: list[type]) -> str:
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "nothing"}
+    return " or ".join(words.get(kind, "its own group of settings") for kind in kinds)
+
+
+def _check_words(item: dataclasses.Field[Any], hint: Any, value: Any) -> None:
+    """Refuse a text that is none of the choices, or not the word that may stand for a number."""
+    if choices := choices_of(item, hint):
+        require(value in choices, item.name, repr(value), "choose one of " + ", ".join(choices))
+    words = words_in(hint)
+    for part in value if isinstance(value, tuple) and words else ():
+        require(part in words, item.name, repr(part), "choose from " + ", ".join(words))
+    if words and isinstance(value, str):
+        require(value in words, item.name, repr(value), _number_or(words[0], said(item).range or Range()))
+
+
+def _number_or(word: str, allowed: Range) -> str:
+    if allowed.above is not None:
+        return f"give a number above {allowed.above}, or {word}"
+    return f"give a number of at least {allowed.low}, or {word}"
+
+
+def _check_range(item: dataclasses.Field[Any], hint: Any, value: Any) -> None:
+    allowed = said(item).range
+    if allowed is not None and isinstance(value, (int, float)):
+        kind = "a number" if may_be_float(hint) else "a whole number"
+        require(allowed.holds(value), item.name, value, f"give {kind} {allowed}")
+
+
+def built(cls: type, values: Any) -> Any:
+    """A dataclass of settings from plain nested values. InputError: an unknown name, a value that cannot be."""
+    require(isinstance(values, dict), cls.__name__, _spelled(values), "give its settings by name")
+    hints = types_of(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise InputError(
+            f"{cls.__name__} has no setting named {unknown[0]}: remove it, correct its name, or use the version of APT "
+            "Train that knows it."
+        )
+    for name, item in fields_of(cls).items():
+        require(item.default is not dataclasses.MISSING or name in values, name, "missing", "give it")
+    ready: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in groups_of(cls):
+            value = built(hints[name], value)
+        ready[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**ready)

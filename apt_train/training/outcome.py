@@ -1,0 +1,41 @@
+"""A run and what has come of it so far.
+
+In: the numbers and flags that a run gathers while it goes. Not in: its files (`saving`), what is measured on the way
+(`watching`), its end (`finish`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from ..events import StepEvent
+from ..run.folder import RunFolder
+from .setup import Run
+
+
+@dataclass
+class Outcome:
+    """A run and what has come of it so far."""
+
+    run: Run
+    folder: RunFolder | None
+    digest: str
+    losses: list[float] = field(default_factory=list)
+    gamma: list[list[float]] = field(default_factory=list)
+    stopped: bool = False
+    prior_previews: list[Image.Image] | None = None  # drawn once: the prior does not change
+    previews_failed: bool = False
+    drift_failed: bool = False
+
+    def add(self, event: StepEvent) -> None:
+        self.remember(event.loss, list(event.gamma))
+        if self.folder is not None:
+            self.folder.log(event)
+
+    def remember(self, loss: float | None, gamma: list[float | None]) -> None:
+        """A step's numbers; what a damaged log no longer says is NaN."""
+        self.losses.append(math.nan if loss is None else loss)
+        self.gamma.append([math.nan if value is None else value for value in gamma])

@@ -1,0 +1,114 @@
+"""What of a run is saved: LoRA, embedding and full state, as a snapshot of a step and as the files at the end.
+
+In: which tensors with which metadata. Not in: when (`loop`, `finish`), the files' formats (`run`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..disk.files import flush
+from ..names import LOG, STATE_VALUES, embedding_stem, step_folder
+from ..run.export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
+from ..run.folder import RunFolder, check_folder
+from ..run.metadata import embedding_metadata, lora_metadata
+from ..run.snapshot import is_intact, write_snapshot
+from ..run.state import take_state
+from ..text.captions import trigger_text
+from .outcome import Outcome
+from .setup import Run
+
+
+def save_snapshot(outcome: Outcome) -> None:
+    """LoRA, embedding and full state of the step that has just ended; nothing without a folder."""
+    run, folder = outcome.run, outcome.folder
+    if folder is None:
+        return
+    writers = _writers(run, folder)
+    folder.complete()
+    check_folder(folder.snapshots)
+    with contextlib.suppress(OSError):  # what a state follows must be on the disk before it
+        flush(folder.path / LOG)
+    write_snapshot(folder.snapshots, take_state(run), {path.name: write for path, write in writers.items()})
+
+
+def save_final(outcome: Outcome) -> None:
+    """LoRA, embedding and a snapshot as the run stands; nothing without a folder, or before the first step."""
+    run, folder = outcome.run, outcome.folder
+    if folder is None or not run.steps_done:
+        return
+    writers = _writers(run, folder)
+    folder.complete()
+    if not _is_saved(folder, run.steps_done, [path.name for path in writers]):
+        save_snapshot(outcome)
+    for path, write in writers.items():
+        write(path)
+
+
+def _is_saved(folder: RunFolder, step: int, names: list[str]) -> bool:
+    """Whether the snapshot of a step is there, as it was written."""
+    place = step_folder(folder.snapshots, step)
+    return (place / STATE_VALUES).exists() and is_intact(place, names)
+
+
+def _writers(run: Run, folder: RunFolder) -> dict[Path, Callable[[Path], None]]:
+    """What writes LoRA and embedding as they stand now, by where they lie at the end."""
+    lora, embeddings = current_lora(run), current_embeddings(run)
+    writers: dict[Path, Callable[[Path], None]] = {folder.lora: partial(_write_lora, run, lora)}
+    if embeddings is not None:
+        metadata = embedding_metadata(**_shared_metadata(run))
+        writers[folder.embedding] = lambda path: save_embedding(path, embeddings, metadata)
+    return writers
+
+
+def current_lora(run: Run) -> dict[str, Tensor]:
+    """The LoRA as it stands, in kohya names."""
+    unet: Any = run.components.unet
+    family = run.components.family
+    return lora_to_kohya(run.adapter.state(), run.config.adapter.resolved_alpha, family, unet.config)
+
+
+def current_embeddings(run: Run) -> dict[str, Tensor] | None:
+    """The learned rows as they stand; None: there are none."""
+    return run.identifier.embeddings() if run.identifier is not None else None
+
+
+def _write_lora(run: Run, lora: dict[str, Tensor], path: Path) -> None:
+    check_lora_keys(lora, run.components.unet, run.components.family)
+    save_lora(path, lora, _lora_metadata(run))
+
+
+def _lora_metadata(run: Run) -> dict[str, str]:
+    config, components = run.config, run.components
+    return lora_metadata(
+        **_shared_metadata(run),
+        prediction_type=components.schedule.prediction,
+        rank=config.adapter.rank,
+        alpha=config.adapter.resolved_alpha,
+        config=config.to_dict(),
+        captions=run.subject.captions,
+        resolution=config.data.resolution or None,
+        zero_terminal_snr=components.schedule.zero_terminal_snr,
+        embedding_name=embedding_stem(config.name) if run.identifier is not None else "",
+        summary={"gamma": [round(value, 4) for value in run.indicator.gamma.tolist()]},
+    )
+
+
+def _shared_metadata(run: Run) -> dict[str, Any]:
+    """What the LoRA's and the embedding's metadata have in common."""
+    config, components = run.config, run.components
+    return {
+        "name": config.name,
+        "trigger": trigger_text(config.name, config.class_word, config.identifier_mode),
+        "class_word": config.class_word,
+        "family": components.family,
+        "steps": run.steps_done,
+        "base_name": components.source,
+        "base_digest": components.digest,
+    }
