@@ -497,6 +497,7 @@ CHANGES: dict[str, Any] = {
     "alpha": 8.0,
     "dropout": 0.5,
     "targets": "attention+ff",
+    "kind": "rslora",
     "adaptive_augmentation": False,
     "adaptive_loss_weight": False,
     "bins": 3,
@@ -528,6 +529,7 @@ CHANGES: dict[str, Any] = {
     "lr_schedule": "cosine",
     "batch_size": 1,
     "accumulation": 2,
+    "optimizer": "radam",
     "resolution": 32,
     "caption_template": "my {subject}",
 }
