@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from .adapter_kinds import KINDS
 from .names import check_subject_name
 from .optimizers import BUILDERS
 from .settings_field import Range, Widget, built, check_values, group, identifying, require, setting
@@ -76,6 +77,14 @@ class AdapterConfig:
         methods=("tlora",),
         widget=Widget(most=1024, advanced=True),
     )
+    kind: str = setting(
+        "lora",
+        "Kind of adapter: lora. rslora: its scale is alpha / sqrt(rank), for high ranks. dora: it also learns the size "
+        "of each column of the weights, for ComfyUI alone.",
+        choices=KINDS,
+        standing="recipe",
+        since=4,
+    )
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -85,6 +94,11 @@ class AdapterConfig:
     @property
     def resolved_alpha(self) -> float:
         return float(self.rank if self.alpha is None else self.alpha)
+
+    @property
+    def effective_alpha(self) -> float:
+        """What the update is multiplied by, times rank: in training, and in the file, where every program reads it."""
+        return float(KINDS[self.kind].alpha(self.rank, self.resolved_alpha))
 
     @property
     def resolved_min_rank(self) -> int:
@@ -549,6 +563,9 @@ class TrainConfig:
             self.apt.lazy_prior,
             "DCO's loss needs the prior at every step, so set it to 1",
         )
+        by_rank = [name for name, kind in KINDS.items() if kind.by_rank]
+        fits = self.method != "tlora" or self.adapter.kind in by_rank
+        require(fits, "kind", self.adapter.kind, f"T-LoRA takes ranks away, so choose {' or '.join(by_rank)}")
 
     @property
     def name(self) -> str:

@@ -7,6 +7,7 @@ setting (`config`). This module imports the standard library alone.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -74,7 +75,7 @@ class Said:
 
     help: str
     range: Range | None = None
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     unit: str = ""
     standing: str = "ours"
     more: str = ""
@@ -125,7 +126,7 @@ def said(item: dataclasses.Field[Any]) -> Said:
 def choices_of(item: dataclasses.Field[Any], hint: Any) -> tuple[str, ...]:
     """The texts that a setting may be; none: it is no choice, or may also be a number."""
     named = get_args(hint) if get_origin(hint) is Literal else ()
-    return item.metadata.get("choices") or named
+    return tuple(item.metadata.get("choices") or named)
 
 
 def words_in(hint: Any) -> tuple[str, ...]:

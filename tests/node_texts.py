@@ -29,7 +29,7 @@ PACK = "texts_of"
 OWN = {
     PACK,
     f"{PACK}.apt_train",
-    *(f"{PACK}.apt_train.{name}" for name in ("config", "errors", "optimizers", "settings_field")),
+    *(f"{PACK}.apt_train.{name}" for name in ("adapter_kinds", "config", "errors", "optimizers", "settings_field")),
 }
 
 

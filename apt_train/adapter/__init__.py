@@ -1,6 +1,6 @@
 """What is trained on the UNet: put on, switched off for the prior pass, read out, taken off."""
 
-from .adapter import Adapter, add_adapter, check_no_adapter
+from .adapter import ADAPTER, Adapter, add_adapter, check_no_adapter
 from .ranks import RankByTimestep
 
-__all__ = ["Adapter", "RankByTimestep", "add_adapter", "check_no_adapter"]
+__all__ = ["ADAPTER", "Adapter", "RankByTimestep", "add_adapter", "check_no_adapter"]

@@ -1,6 +1,7 @@
-"""The LoRA on a UNet, by peft: its layers are found once, then no step walks over the module tree again.
+"""The adapter on a UNet, by peft: its layers are found once, then no step walks over the module tree again.
 
-In: on and off, ranks by timestep, the weights in and out. Not in: names in a file (`export`, `lora_names`).
+In: on and off, ranks by timestep, the weights in and out. Not in: which kinds there are (`adapter_kinds`), names
+in a file (`export`, `lora_names`).
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora.layer import Linear
+from peft import inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..adapter_kinds import KINDS, Kind
 from ..errors import InputError
 from ..rng import seeded
 from .ranks import RankByTimestep
@@ -26,25 +27,26 @@ FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 
 
 class Adapter:
-    """The LoRA that a UNet carries.
+    """The adapter that a UNet carries.
 
     `parameters`: float32, by module path without the adapter's own name (`...attn1.to_q.lora_A.weight`). `ranks`: which
     of its ranks act at which timestep, inside `at`; None: all of them always.
     """
 
-    def __init__(self, unet: nn.Module, ranks: RankByTimestep | None = None) -> None:
+    def __init__(self, unet: nn.Module, ranks: RankByTimestep | None = None, kind: str = "lora") -> None:
         self._unet, self._ranks = unet, ranks
         self._layers = dict(_layers(unet))
         self.parameters: dict[str, nn.Parameter] = {
-            name.replace(f".{ADAPTER}.", "."): parameter
+            f".{name}.".replace(f".{ADAPTER}.", ".").strip("."): parameter
             for name, parameter in unet.named_parameters()
-            if f".{ADAPTER}." in name
+            if ADAPTER in name.split(".")
         }
         # peft's own switch visits every parameter, and a module's `__setattr__` is slow: seconds in a run, for a flag.
         self._switches = [vars(layer) for layer in self._layers.values()]
         self._mask: Tensor | None = None
         # They stay on, so that gradient checkpointing recomputes with the same mask.
-        downs = [layer.lora_A[ADAPTER] for layer in self._layers.values()] if ranks else []
+        assert ranks is None or KINDS[kind].by_rank, f"{kind} has no ranks to take away"
+        downs = [getattr(layer, KINDS[kind].by_rank)[ADAPTER] for layer in self._layers.values()] if ranks else []
         self._hooks = [down.register_forward_hook(self._apply_mask) for down in downs]
 
     @contextlib.contextmanager
@@ -86,7 +88,7 @@ class Adapter:
             self._mask = None
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of the weights, float32 on the CPU: lora_A (rank, in), lora_B (out, rank)."""
+        """A copy of the weights, float32 on the CPU: of a LoRA lora_A (rank, in), lora_B (out, rank)."""
         return {
             name: parameter.detach().to("cpu", torch.float32, copy=True) for name, parameter in self.parameters.items()
         }
@@ -99,7 +101,7 @@ class Adapter:
                 parameter.copy_(state[name])
 
     def remove(self) -> None:
-        """Take the LoRA off: the UNet is as it was before `add_adapter`."""
+        """Take it off: the UNet is as it was before `add_adapter`."""
         for hook in self._hooks:
             hook.remove()
         for name, layer in self._layers.items():
@@ -122,25 +124,26 @@ def add_adapter(
     targets: Literal["attention", "attention+ff"] = "attention",
     seed: int = 0,
     ranks: RankByTimestep | None = None,
+    kind: str = "lora",
 ) -> Adapter:
-    """Put a float32 LoRA on the UNet's attention (and feed-forward) layers; the base weights are frozen.
+    """Put a float32 adapter on the UNet's attention (and feed-forward) layers; the base weights are frozen.
 
-    lora_A starts random from `seed`, lora_B at zero: the output is the base's until the first step. InputError: the
-    UNet carries an adapter already.
+    What the kind draws comes from `seed` (of a LoRA lora_A, while lora_B is zero): the output is the base's until the
+    first step. `alpha`: the update is multiplied by alpha / rank, whatever the kind. InputError: the UNet carries an
+    adapter already.
     """
     check_no_adapter(unet)
     modules = [*ATTENTION, *(FEED_FORWARD if targets == "attention+ff" else ())]
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules)  # type: ignore[arg-type]
-    # Asked for by name, as peft else asks every quantisation library that is installed and gives up where another
-    # package's torchao is too old for it.
-    config._register_custom_module({nn.Linear: Linear})
+    config = KINDS[kind].config(rank, alpha, dropout, modules)
     unet.requires_grad_(False)
     try:
         with seeded(seed, "adapter"):
             inject_adapter_in_model(config, unet, adapter_name=ADAPTER)
-            adapter = Adapter(unet, ranks)
-            _draw(adapter.parameters)
-    except BaseException:  # out of memory, say: no half of a LoRA stays
+            for _, layer in _layers(unet):
+                KINDS[kind].put_on(layer, ADAPTER)
+            adapter = Adapter(unet, ranks, kind)
+            _draw(adapter.parameters, KINDS[kind])
+    except BaseException:  # out of memory, say: no half of an adapter stays
         Adapter(unet).remove()
         raise
     return adapter
@@ -152,12 +155,12 @@ def check_no_adapter(unet: nn.Module) -> None:
         raise InputError("The UNet carries an adapter already: take it off, or merge it, before training.")
 
 
-def _draw(parameters: Mapping[str, nn.Parameter]) -> None:
+def _draw(parameters: Mapping[str, nn.Parameter], kind: Kind) -> None:
     """Anew in float32 on the CPU: peft draws in the base's dtype on its device, where the bits would differ."""
     for parameter in parameters.values():
         parameter.data = parameter.data.float()
     for name, parameter in parameters.items():
-        if ".lora_A." in name:
+        if name.endswith(tuple(f".{part}" for part in kind.drawn)):
             parameter.data.copy_(nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=5**0.5))
 
 

@@ -9,18 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..adapter import ADAPTER
+from ..adapter_kinds import KINDS, Kind, kind_of_file
 from ..disk.tensor_writer import data_digest, write_tensors
 from ..errors import InputError
 from ..families.components import Family
 from .lora_names import kohya_name
 from .metadata import fit_metadata
 
-_PARTS = {".lora_A.weight": ".lora_down.weight", ".lora_B.weight": ".lora_up.weight"}
+
+class LoadedAdapter(NamedTuple):
+    """What a file says of an adapter: its weights by module path, its rank and alpha, its kind by name."""
+
+    state: dict[str, Tensor]
+    rank: int
+    alpha: float
+    kind: str
 
 
 def lora_to_kohya(
@@ -29,13 +38,13 @@ def lora_to_kohya(
     """The adapter's weights as a LoRA file holds them.
 
     Args:
-        state: `MODULE.lora_A.weight` (rank, in) and `MODULE.lora_B.weight` (out, rank), MODULE a path in the
-        UNet.
+        state: of a LoRA `MODULE.lora_A.weight` (rank, in) and `MODULE.lora_B.weight` (out, rank), MODULE a path in the
+            UNet; of another kind its own `parts`.
         alpha: the scale numerator that was trained; readers multiply the update by alpha / rank.
         unet_config: the UNet's configuration, for SDXL's block names.
 
     Returns:
-        `NAME.lora_down.weight`, `NAME.lora_up.weight` and the scalar `NAME.alpha` per module, float32 on the
+        Of a LoRA `NAME.lora_down.weight`, `NAME.lora_up.weight` and the scalar `NAME.alpha` per module, float32 on the
         CPU.
     """
     lora: dict[str, Tensor] = {}
@@ -44,15 +53,13 @@ def lora_to_kohya(
         name = kohya_name(module, family, unet_config)
         if name is None:
             raise RuntimeError(f"{key} has no name in a LoRA file: only attention and feed-forward layers do.")
-        lora[name + part] = tensor.detach().to("cpu", torch.float32).contiguous()
+        lora[f"{name}.{part}"] = tensor.detach().to("cpu", torch.float32).contiguous()
         lora[name + ".alpha"] = torch.tensor(float(alpha))
     return lora
 
 
-def adapter_from_kohya(
-    lora: Mapping[str, Tensor], unet: nn.Module, family: Family
-) -> tuple[dict[str, Tensor], int, float]:
-    """The inverse of `lora_to_kohya`: the adapter's weights by module path, its rank, its alpha.
+def adapter_from_kohya(lora: Mapping[str, Tensor], unet: nn.Module, family: Family) -> LoadedAdapter:
+    """The inverse of `lora_to_kohya`.
 
     Raises:
         InputError: the LoRA does not fit the UNet, or its layers differ in rank or alpha.
@@ -61,18 +68,21 @@ def adapter_from_kohya(
         check_lora_keys(lora, unet, family)
     except RuntimeError as error:
         raise InputError(f"The LoRA does not fit this model: {error}") from error
+    name = kind_of_file(lora)
+    kind = KINDS[name]
     paths = {kohya_name(path, family, unet.config): path for path, _ in _linear_layers(unet)}  # type: ignore[arg-type]
     state = {
-        paths[key.removesuffix(theirs)] + ours: tensor
-        for ours, theirs in _PARTS.items()
+        f"{paths[key.removesuffix(f'.{theirs}')]}.{ours}": tensor
+        for ours, theirs in kind.parts.items()
         for key, tensor in lora.items()
-        if key.endswith(theirs)
+        if key.endswith(f".{theirs}")
     }
-    ranks = {tensor.shape[0] for key, tensor in lora.items() if key.endswith(".lora_down.weight")}
+    part, dimension = kind.rank_of
+    ranks = {tensor.shape[dimension] for key, tensor in lora.items() if key.endswith(f".{part}")}
     alphas = {float(tensor) for key, tensor in lora.items() if key.endswith(".alpha")}
     if len(ranks) != 1 or len(alphas) != 1:
         raise InputError("The LoRA's layers differ in rank or alpha: use one that APT Train wrote.")
-    return state, ranks.pop(), alphas.pop()
+    return LoadedAdapter(state, ranks.pop(), alphas.pop(), name)
 
 
 def check_lora_keys(lora: Mapping[str, Tensor], unet: nn.Module, family: Family) -> None:
@@ -86,13 +96,14 @@ def check_lora_keys(lora: Mapping[str, Tensor], unet: nn.Module, family: Family)
     """
     layers = _layer_shapes(unet, family)
     names = sorted({key.split(".")[0] for key in lora})
-    expected = {name + part for name in names for part in (".lora_down.weight", ".lora_up.weight", ".alpha")}
+    kind = KINDS[kind_of_file(lora)]
+    expected = {f"{name}.{part}" for name in names for part in (*kind.parts.values(), "alpha")}
     for key in sorted(set(lora) ^ expected):
         raise RuntimeError(f"{key} is {'unknown in' if key in lora else 'missing from'} the LoRA.")
     for name in names:
         if name not in layers:
             raise RuntimeError(f"{name} is in the LoRA, but no layer of the UNet has that name.")
-        _check_shapes(name, lora, layers[name])
+        _check_shapes(name, lora, layers[name], kind)
 
 
 def save_lora(
@@ -142,10 +153,12 @@ def save_embedding(
 
 
 def _split(key: str) -> tuple[str, str]:
-    for ours, theirs in _PARTS.items():
-        if key.endswith(ours):
-            return key.removesuffix(ours), theirs
-    raise RuntimeError(f"{key} is no weight of a LoRA: it ends neither in lora_A.weight nor in lora_B.weight.")
+    """The layer's path, and the weight's name in a file."""
+    for kind in KINDS.values():
+        for ours, theirs in kind.parts.items():
+            if key.endswith(f".{ours}"):
+                return key.removesuffix(f".{ours}"), theirs
+    raise RuntimeError(f"{key} is no weight of an adapter: no kind has one of that name.")
 
 
 def _layer_shapes(unet: nn.Module, family: Family) -> dict[str, tuple[int, int]]:
@@ -162,20 +175,21 @@ def _layer_shapes(unet: nn.Module, family: Family) -> dict[str, tuple[int, int]]
 def _linear_layers(unet: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """The UNet's own linear layers by their path without the adapter around them."""
     for path, module in unet.named_modules():
-        if isinstance(module, nn.Linear) and ".lora_" not in path:
+        if isinstance(module, nn.Linear) and ADAPTER not in path.split("."):
             yield path.removesuffix(".base_layer"), module
 
 
-def _check_shapes(name: str, lora: Mapping[str, Tensor], layer: tuple[int, int]) -> None:
-    down, up, alpha = (lora[name + part] for part in (".lora_down.weight", ".lora_up.weight", ".alpha"))
-    rank = down.shape[0]
-    for part, found, wanted in (
-        ("lora_down.weight", down, (rank, layer[1])),
-        ("lora_up.weight", up, (layer[0], rank)),
-        ("alpha", alpha, ()),
-    ):
-        if tuple(found.shape) != wanted:
-            raise RuntimeError(f"{name}.{part} has shape {tuple(found.shape)}, but the UNet's layer needs {wanted}.")
+def _check_shapes(name: str, lora: Mapping[str, Tensor], layer: tuple[int, int], kind: Kind) -> None:
+    """`layer`: (out, in)."""
+    part, dimension = kind.rank_of
+    sized = lora[f"{name}.{part}"]
+    if sized.ndim <= dimension:
+        raise RuntimeError(f"{name}.{part} has shape {tuple(sized.shape)}, which shows no rank.")
+    wanted = {**kind.shapes(sized.shape[dimension], *layer), "alpha": ()}
+    for part, shape in wanted.items():
+        found = tuple(lora[f"{name}.{part}"].shape)
+        if found != shape:
+            raise RuntimeError(f"{name}.{part} has shape {found}, but the UNet's layer needs {shape}.")
 
 
 def _require_finite(tensors: Mapping[str, Tensor], name: str) -> None:

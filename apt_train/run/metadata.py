@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .. import __version__
+from ..adapter_kinds import KINDS, Kind
 from ..disk.tensor_writer import header_bytes
 from ..families.components import Family, FamilyName
 
@@ -63,7 +64,7 @@ def lora_metadata(
     Args:
         name: the subject's name, also the file's stem.
         trigger: what a prompt must say.
-        alpha: as trained.
+        alpha: as trained: the update is multiplied by alpha / rank.
         steps: done so far; the planned number stands in `config`.
         config: `TrainConfig.to_dict()`.
         captions: one per picture; `{subject}` in them is written as the trigger.
@@ -84,7 +85,7 @@ def lora_metadata(
         "title": name,
         "author": author,
         "date": date,
-        "description": _description(name, class_word, base, str(config.get("method", "")), steps),
+        "description": _description(name, class_word, base, config, steps),
         "resolution": f"{width}x{height}",
         "prediction_type": "v" if prediction_type == "v_prediction" else prediction_type,
         "trigger_phrase": trigger,
@@ -97,7 +98,7 @@ def lora_metadata(
         "v2": False,
         "sd_model_name": base,
         "output_name": name,
-        "network_module": "networks.lora",
+        **{f"network_{key}": text for key, text in _kind(config).network.items()},
         "network_dim": rank,
         "network_alpha": float(alpha),
         "steps": steps,
@@ -220,7 +221,7 @@ def _tags(captions: Sequence[str], trigger: str) -> dict[str, int]:
 def _kohya_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that other programs know by kohya's names."""
     optimizer = config.get("optimizer", {})
-    rate = optimizer.get("learning_rate")
+    rate, chosen = optimizer.get("learning_rate"), optimizer.get("optimizer", "adamw")
     return {
         "max_train_steps": config.get("steps"),
         "seed": config.get("seed"),
@@ -228,7 +229,7 @@ def _kohya_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "unet_lr": rate,
         "lr_scheduler": optimizer.get("lr_schedule"),
         "lr_warmup_steps": optimizer.get("warmup_steps"),
-        "optimizer": "torch.optim.AdamW",
+        "optimizer": "torch.optim.AdamW" if chosen == "adamw" else chosen,
         "total_batch_size": optimizer.get("batch_size"),
         "gradient_accumulation_steps": optimizer.get("accumulation"),
         "max_grad_norm": optimizer.get("max_grad_norm"),
@@ -236,8 +237,15 @@ def _kohya_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _description(name: str, class_word: str, base: str, method: str, steps: int) -> str:
+def _kind(config: Mapping[str, Any]) -> Kind:
+    return KINDS[config.get("adapter", {}).get("kind", "lora")]
+
+
+def _description(name: str, class_word: str, base: str, config: Mapping[str, Any], steps: int) -> str:
+    method, kind = str(config.get("method", "")), _kind(config)
     how = METHOD_TITLES.get(method, method) or "APT Train"
+    if kind is not KINDS["lora"]:
+        how += f" with {kind.title}"
     return f"{name} ({class_word}), learned from a few pictures on {base} by {how} in {steps} steps."
 
 

@@ -47,10 +47,10 @@ def personalized(
     Raises:
         InputError: the LoRA does not fit this model.
     """
-    state, rank, alpha = adapter_from_kohya(lora, components.unet, components.family)
+    state, rank, alpha, kind = adapter_from_kohya(lora, components.unet, components.family)
     targets = "attention+ff" if any(".ff." in key for key in state) else "attention"
     ranks = None if min_rank is None else RankByTimestep(rank, min_rank, components.schedule.num_timesteps)
-    adapter = add_adapter(components.unet, rank=rank, alpha=alpha, targets=targets, ranks=ranks)
+    adapter = add_adapter(components.unet, rank=rank, alpha=alpha, targets=targets, ranks=ranks, kind=kind)
     try:
         if adapter.parameters.keys() != state.keys():
             raise InputError("The LoRA does not sit on the layers that APT Train adapts: use one it wrote.")

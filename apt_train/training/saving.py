@@ -71,7 +71,7 @@ def current_lora(run: Run) -> dict[str, Tensor]:
     """The LoRA as it stands, in kohya names."""
     unet: Any = run.components.unet
     family = run.components.family
-    return lora_to_kohya(run.adapter.state(), run.config.adapter.resolved_alpha, family, unet.config)
+    return lora_to_kohya(run.adapter.state(), run.config.adapter.effective_alpha, family, unet.config)
 
 
 def current_embeddings(run: Run) -> dict[str, Tensor] | None:
@@ -90,7 +90,7 @@ def _lora_metadata(run: Run) -> dict[str, str]:
         **_shared_metadata(run),
         prediction_type=components.schedule.prediction,
         rank=config.adapter.rank,
-        alpha=config.adapter.resolved_alpha,
+        alpha=config.adapter.effective_alpha,
         config=config.to_dict(),
         captions=run.subject.captions,
         resolution=config.data.resolution or None,

@@ -185,7 +185,7 @@ def _encoders_on(components: Components) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _adapter_on(plan: Plan) -> Iterator[Adapter]:
-    """The network on the device, training, with a fresh LoRA; after the block without it, in eval mode, on the CPU."""
+    """The network on the device, training, with a fresh adapter; then without it, in eval mode, on the CPU."""
     unet, network, settings = plan.components.unet, plan.components.network, plan.config.adapter
     check_no_adapter(unet)
     try:
@@ -193,11 +193,12 @@ def _adapter_on(plan: Plan) -> Iterator[Adapter]:
         adapter = add_adapter(
             unet,
             rank=settings.rank,
-            alpha=settings.resolved_alpha,
+            alpha=settings.effective_alpha,
             dropout=settings.dropout,
             targets=settings.targets,
             seed=plan.config.seed,
             ranks=_ranks_of(plan),
+            kind=settings.kind,
         )
         try:
             unet.train()

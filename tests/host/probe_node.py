@@ -12,8 +12,10 @@ import sys
 from typing import Any
 
 import comfy.model_management
+import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension, io
+from safetensors.torch import load_file
 
 
 def pack(name: str) -> Any:
@@ -76,20 +78,33 @@ def of_pictures(components: Any, model: Any, vae: Any) -> dict[str, float]:
     }
 
 
+def of_lora(components: Any, model: Any, name: str) -> dict[str, float]:
+    """The trainer's UNet with a file's adapter on it, against the host's with that file."""
+    path = folder_paths.get_full_path_or_raise("loras", name)
+    lora = load_file(path)
+    put_on = pack("apt_train.sample.apply").personalized(components, lora, None, name="x", class_word="toy")
+    patched = pack("nodes.host.model").with_lora(model, lora)
+    plain = of_unet(components, patched)["unet"]
+    with put_on:
+        return {"tuned": of_unet(components, patched)["unet"], "untuned": plain}
+
+
 class AptProbe(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         inputs = [io.Model.Input("model"), io.Clip.Input("clip"), io.Vae.Input("vae"), io.String.Input("prompt")]
+        inputs.append(io.String.Input("lora", default="", optional=True))
         return io.Schema(node_id="AptProbe", category="test", is_output_node=True, inputs=inputs)
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, vae: Any, prompt: str) -> io.NodeOutput:
+    def execute(cls, model: Any, clip: Any, vae: Any, prompt: str, lora: str = "") -> io.NodeOutput:
         with torch.inference_mode(False), torch.no_grad():
             wires = pack("nodes.host.components").Wires.checked(model, clip, vae)
             components = wires.components(torch.float32, "")
             digest = wires.digest(pack("nodes.host.weights").DigestCache(), lambda *_: None)
             found = of_text(components, clip, prompt) | of_unet(components, model) | of_schedule(components, model)
             found |= of_pictures(components, model, vae)
+            found |= of_lora(components, model, lora) if lora else {}
         return io.NodeOutput(ui={"text": [json.dumps({**found, "digest": digest, "notes": components.notes})]})
 
 

@@ -1,0 +1,156 @@
+"""Kinds of adapter by name. To offer another, describe it here and name it in `KINDS`.
+
+A kind says how peft puts it on, what its weights are called in a file, and how they begin. Its file has to act in
+ComfyUI as the adapter acted in training. torch and peft are imported inside, as the settings ask this module for the
+names alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is trained on each linear layer (rows, columns) of those adapted.
+
+    Args:
+        title: as people write it.
+        parts: its weights, by their names behind the layer's path; each with its name in a file.
+        shapes: of the weights in a file, from (rank, rows, columns).
+        rank_of: the weight in a file, and its dimension, that has the length of the rank.
+        drawn: the weights that begin at random. The others begin as peft or `put_on` leaves them, and with them the
+            layer's output has to be the base's to the bit.
+        config: of peft, from (rank, alpha, dropout, the layers' names).
+        alpha: from (rank, the setting): the update is multiplied by this over rank, in training and by every reader.
+        by_rank: the module on a layer whose output has one place per rank, for T-LoRA; empty: T-LoRA is refused.
+        put_on: called with each layer of peft's and the adapter's name, for what peft does not do.
+        network: what a file says of its kind in kohya's dialect, without the `ss_network_`.
+    """
+
+    title: str
+    parts: Mapping[str, str]
+    shapes: Callable[[int, int, int], dict[str, Shape]]
+    rank_of: tuple[str, int]
+    drawn: tuple[str, ...]
+    config: Callable[[int, float, float, list[str]], PeftConfig]
+    alpha: Callable[[int, float], float] = lambda rank, alpha: alpha
+    by_rank: str = ""
+    put_on: Callable[[Any, str], None] = lambda layer, name: None
+    network: Mapping[str, str] = field(default_factory=lambda: {"module": "networks.lora"})
+
+
+# ---- LoRA (arXiv 2106.09685), and rsLoRA (arXiv 2312.03732), which differs in its scale alone ---------------------
+
+_LORA_PARTS = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
+
+
+def _lora_shapes(rank: int, rows: int, columns: int) -> dict[str, Shape]:
+    return {"lora_down.weight": (rank, columns), "lora_up.weight": (rows, rank)}
+
+
+def _lora_config(rank: int, alpha: float, dropout: float, targets: list[str]) -> PeftConfig:
+    from peft import LoraConfig
+    from peft.tuners.lora.layer import Linear
+    from torch import nn
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
+    # Asked for by name, as peft else asks every quantisation library that is installed and gives up where another
+    # package's torchao is too old for it.
+    config._register_custom_module({nn.Linear: Linear})
+    return config
+
+
+def _lora(title: str, alpha: Callable[[int, float], float]) -> Kind:
+    return Kind(
+        title=title,
+        parts=_LORA_PARTS,
+        shapes=_lora_shapes,
+        rank_of=("lora_down.weight", 0),
+        drawn=("lora_A.weight",),
+        config=_lora_config,
+        alpha=alpha,
+        by_rank="lora_A",
+    )
+
+
+# ---- DoRA (arXiv 2402.09353): direction and magnitude of each column of the weights -------------------------------
+
+
+def _dora_shapes(rank: int, rows: int, columns: int) -> dict[str, Shape]:
+    return {**_lora_shapes(rank, rows, columns), "dora_scale": (1, columns)}
+
+
+def _put_magnitude_on(layer: Any, name: str) -> None:
+    """A magnitude per column, as the paper has it: the one axis on which ComfyUI computes what was trained.
+
+    peft's own DoRA has one per row. ComfyUI divides such rows by the norm of the base weights, not of the tuned ones.
+    """
+    from torch import nn
+
+    weight = layer.get_base_layer().weight.detach()
+    layer.lora_magnitude = nn.ParameterDict({name: nn.Parameter(_column_norms(weight.float()))})
+    layer.register_forward_hook(lambda layer, inputs, output: _rescaled(layer, name, inputs[0], output))
+
+
+def _rescaled(layer: Any, name: str, x: Tensor, output: Tensor) -> Tensor:
+    """(W + s B A)(x + d) + b out of (W + s B A) x + b, where d = (magnitude / norm - 1) x.
+
+    Added, because x (1 + tiny) would be x again in half precision. As in the paper's section 4.3 no gradient flows
+    through the norm.
+    """
+    import torch
+    from torch.nn.functional import linear
+
+    if layer.disable_adapters:
+        return output
+    weight, scale = layer.get_base_layer().weight, layer.scaling[name]
+    down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
+    with torch.no_grad():
+        norm = _column_norms(weight.float() + scale * (up @ down))
+    d = (layer.lora_magnitude[name] / norm - 1) * x.float()
+    return output + (linear(d.to(x.dtype), weight) + scale * linear(linear(d, down), up)).to(output.dtype)
+
+
+def _column_norms(weight: Tensor) -> Tensor:
+    """(1, columns); never 0, which nothing could be divided by."""
+    return weight.norm(dim=0, keepdim=True).clamp_min(1e-12)
+
+
+KINDS: dict[str, Kind] = {
+    "lora": _lora("LoRA", lambda rank, alpha: alpha),
+    "rslora": _lora("rsLoRA", lambda rank, alpha: alpha * math.sqrt(rank)),
+    "dora": Kind(
+        title="DoRA",
+        parts={**_LORA_PARTS, "lora_magnitude": "dora_scale"},
+        shapes=_dora_shapes,
+        rank_of=("lora_down.weight", 0),
+        drawn=("lora_A.weight",),
+        config=_lora_config,
+        put_on=_put_magnitude_on,
+        network={"module": "lycoris.kohya", "args": '{"algo":"lora","dora_wd":"True"}'},
+    ),
+}
+
+
+def kind_of_file(names: Iterable[str]) -> str:
+    """The kind whose weights a file holds, by the ends of its keys; the closest one where none fits.
+
+    An rsLoRA's file is a LoRA's: its alpha holds the scale.
+    """
+    found = {name.partition(".")[2] for name in names}
+
+    def fit(name: str) -> int:
+        parts = set(KINDS[name].parts.values())
+        return len(parts & found) - len(parts - found)
+
+    return max(KINDS, key=fit)

@@ -1,0 +1,372 @@
+"""The kinds of adapter: each is the prior when off, trains, resumes, and acts from its file as it acted live.
+
+Not here: what holds of any adapter (`test_adapter`), files and names (`test_export`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from peft import LoHaConfig
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from apt_train.adapter import Adapter, RankByTimestep, add_adapter
+from apt_train.adapter_kinds import KINDS, Kind
+from apt_train.config import AdapterConfig
+from apt_train.errors import InputError
+from apt_train.events import StopTraining
+from apt_train.families.components import Components
+from apt_train.rng import generator
+from apt_train.run.export import check_lora_keys, lora_to_kohya, save_lora
+from apt_train.run.lora_names import kohya_name
+from apt_train.sample.apply import personalized
+from tests.test_adapter import inputs_of, output
+from tests.tiny import tiny_components
+from tests.training import Recorder, quick_config, run, same_weights
+
+
+def adapted(kind: str, model: str = "sd15", dtype: torch.dtype = torch.float32, **settings: Any) -> Components:
+    """A tiny model whose adapter of that kind does something."""
+    parts = tiny_components(model)
+    parts.unet.to(dtype)
+    add_adapter(parts.unet, kind=kind, **{"rank": 4, "alpha": 2.0, "seed": 1, **settings})
+    draws = generator("filled")
+    with torch.no_grad():
+        for parameter in Adapter(parts.unet).parameters.values():
+            parameter.add_(0.3 * parameter.abs().mean() * torch.randn(parameter.shape, generator=draws))
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=draws))
+    return parts
+
+
+def predicted(parts: Components, model: str = "sd15", dtype: torch.dtype = torch.float32) -> Tensor:
+    with torch.no_grad():
+        return output(parts.unet, inputs_of(model, dtype=dtype))
+
+
+def in_file(parts: Components, alpha: float = 2.0) -> dict[str, Tensor]:
+    return lora_to_kohya(Adapter(parts.unet).state(), alpha, parts.family, parts.unet.config)
+
+
+# ---- on and off --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fresh_one_changes_nothing_to_the_bit(kind: str, dtype: torch.dtype) -> None:
+    parts = tiny_components()
+    parts.unet.to(dtype)
+    before = predicted(parts, dtype=dtype)
+    add_adapter(parts.unet, rank=4, alpha=2.0, dropout=0.2, targets="attention+ff", seed=0, kind=kind)
+    assert torch.equal(predicted(parts, dtype=dtype), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", ["sd15", "sdxl"])
+def test_off_it_is_the_prior_to_the_bit_after_training_steps(kind: str, model: str) -> None:
+    """And every weight of it has moved, from float32 gradients through recomputed activations and dropout."""
+    base, parts = tiny_components(model), tiny_components(model)
+    adapter = add_adapter(parts.unet, rank=4, alpha=4.0, dropout=0.1, targets="attention+ff", seed=0, kind=kind)
+    fresh, optimizer = adapter.state(), torch.optim.AdamW(adapter.parameters.values(), lr=1e-2)
+    parts.unet.train().enable_gradient_checkpointing()
+    for _ in range(3):
+        optimizer.zero_grad()
+        output(parts.unet, inputs_of(model)).square().mean().backward()
+        optimizer.step()
+    parts.unet.eval()
+    assert all(not torch.equal(fresh[name], tensor) for name, tensor in adapter.state().items())
+    with adapter.disabled():
+        assert torch.equal(predicted(parts, model), predicted(base, model))
+    assert not torch.equal(predicted(parts, model), predicted(base, model))
+    adapter.remove()
+    assert torch.equal(predicted(parts, model), predicted(base, model))
+    assert repr(parts.unet) == repr(base.unet)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recomputed_activations_give_the_same_gradients(kind: str) -> None:
+    def gradients(*, recompute: bool) -> list[Tensor]:
+        parts = adapted(kind, dropout=0.3)
+        parts.unet.train()
+        if recompute:
+            parts.unet.enable_gradient_checkpointing()
+        torch.manual_seed(0)
+        output(parts.unet, inputs_of("sd15")).square().mean().backward()
+        return [p.grad for p in Adapter(parts.unet).parameters.values() if p.grad is not None]
+
+    plain, recomputed = gradients(recompute=False), gradients(recompute=True)
+    assert len(plain) == len(recomputed) > 0
+    for one, other in zip(plain, recomputed, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_stays_float32_on_a_half_precision_base(kind: str) -> None:
+    parts = adapted(kind, dtype=torch.bfloat16)
+    prediction = output(parts.unet, inputs_of("sd15", dtype=torch.bfloat16))
+    prediction.float().square().mean().backward()
+    assert prediction.dtype == torch.bfloat16
+    for name, parameter in Adapter(parts.unet).parameters.items():
+        assert parameter.dtype == torch.float32 and parameter.grad is not None, name
+        assert parameter.grad.dtype == torch.float32 and torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_it_draws_comes_from_the_seed_alone(kind: str) -> None:
+    def drawn(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        unet = tiny_components().unet.to(dtype)
+        state = add_adapter(unet, rank=4, alpha=4.0, seed=seed, kind=kind).state()
+        return {name: tensor for name, tensor in state.items() if name.endswith(KINDS[kind].drawn)}
+
+    one, same, half, other = drawn(0), drawn(0), drawn(0, torch.bfloat16), drawn(1)
+    assert one and all(torch.equal(one[name], same[name]) and torch.equal(one[name], half[name]) for name in one)
+    assert not any(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_its_state_goes_there_and_back(kind: str) -> None:
+    parts, other = adapted(kind), tiny_components()
+    fresh = add_adapter(other.unet, rank=4, alpha=2.0, seed=9, kind=kind)
+    fresh.load(Adapter(parts.unet).state())
+    assert torch.equal(predicted(other), predicted(parts))
+
+
+# ---- its file ----------------------------------------------------------------------------------------------------
+
+
+def as_a_host_reads(weight: Tensor, lora: dict[str, Tensor], name: str) -> Tensor:
+    """What ComfyUI makes of a layer's weight, at strength 1."""
+    down, up = lora[f"{name}.lora_down.weight"], lora[f"{name}.lora_up.weight"]
+    tuned = weight + lora[f"{name}.alpha"] / down.shape[0] * (up @ down)
+    scale = lora.get(f"{name}.dora_scale")
+    if scale is None:
+        return tuned
+    assert scale.shape == (1, weight.shape[1])
+    return tuned * scale / tuned.norm(dim=0, keepdim=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("model", "alpha"), [("sd15", 12.0), ("sdxl", 2.0)])
+def test_the_weights_its_file_gives_act_as_the_live_adapter(kind: str, model: str, alpha: float) -> None:
+    live, read = adapted(kind, model, alpha=alpha, targets="attention+ff"), tiny_components(model)
+    prior, lora = predicted(read, model), in_file(live, alpha)
+    check_lora_keys(lora, read.unet, read.family)
+    named = {kohya_name(path, read.family, read.unet.config): module for path, module in read.unet.named_modules()}
+    with torch.no_grad():
+        for name in {key.partition(".")[0] for key in lora}:
+            named[name].weight.copy_(as_a_host_reads(named[name].weight, lora, name))
+    assert (predicted(live, model) - prior).abs().max() > 0.05  # it shows
+    torch.testing.assert_close(predicted(read, model), predicted(live, model), atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("model", ["sd15", "sdxl"])
+def test_its_file_put_back_is_the_live_adapter(kind: str, model: str) -> None:
+    live, again = adapted(kind, model, targets="attention+ff"), tiny_components(model)
+    with personalized(again, in_file(live), None, name="n", class_word="toy") as (_, adapter):
+        assert adapter.state().keys() == Adapter(live.unet).state().keys()
+        assert torch.equal(predicted(again, model), predicted(live, model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_does_not_fit_is_named(kind: str) -> None:
+    parts = adapted(kind)
+    lora = in_file(parts)
+    for key in sorted(lora)[:4]:
+        for broken in (
+            {**lora, key: torch.zeros(7, 7)},
+            {**lora, key: torch.tensor(1.0)} if not key.endswith(".alpha") else {**lora, key: torch.zeros(1)},
+            {name: tensor for name, tensor in lora.items() if name != key},
+        ):
+            with pytest.raises(RuntimeError, match=key.rpartition("_")[2].replace(".", r"\.")):
+                check_lora_keys(broken, parts.unet, parts.family)
+
+
+def pipeline_with(parts: Components, folder: Path, lora: dict[str, Tensor]) -> None:
+    save_lora(folder / "toy.safetensors", lora, {})
+    encoder = parts.text_encoders[0]
+    pipeline: Any = StableDiffusionPipeline(
+        vae=parts.vae, unet=parts.unet, scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
+        text_encoder=encoder.model, tokenizer=encoder.tokenizer, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.load_lora_weights(str(folder), weight_name="toy.safetensors")
+
+
+@pytest.mark.parametrize("kind", [name for name in KINDS if name != "dora"])
+def test_diffusers_reads_it(kind: str, tmp_path: Path) -> None:
+    alpha = AdapterConfig(rank=3, alpha=2.0, kind=kind).effective_alpha
+    live, fresh = adapted(kind, rank=3, alpha=alpha), tiny_components()
+    pipeline_with(fresh, tmp_path, in_file(live, alpha))
+    torch.testing.assert_close(predicted(fresh), predicted(live), atol=2e-5, rtol=1e-5)
+
+
+def test_diffusers_says_that_it_leaves_a_doras_magnitudes_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It does so with every DoRA under kohya's names, whatever the axis: hence the setting's `for ComfyUI alone`."""
+    pipeline_with(tiny_components(), tmp_path, in_file(adapted("dora")))
+    assert "DoRA checkpoint that is not compatible in Diffusers" in caplog.text
+
+
+# ---- what each is ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("lora", 0.5), ("rslora", 2 / math.sqrt(4)), ("dora", 0.5)])
+def test_the_scale_is_the_kinds_in_training_and_in_the_file(kind: str, scale: float) -> None:
+    settings = AdapterConfig(rank=4, alpha=2.0, kind=kind)
+    assert settings.effective_alpha / 4 == scale
+    result = run(**PLAIN, kind=kind, rank=4, alpha=2.0, steps=1)
+    alphas = {float(tensor) for key, tensor in result.lora.items() if key.endswith(".alpha")}
+    assert alphas == {settings.effective_alpha}
+
+
+def test_an_rslora_trains_as_a_lora_of_its_scale() -> None:
+    result = run(**PLAIN, kind="rslora", rank=4, alpha=2.0)
+    assert same_weights(result, run(**PLAIN, rank=4, alpha=4.0))
+    assert not same_weights(result, run(**PLAIN, rank=4, alpha=2.0))
+
+
+def test_a_doras_magnitude_is_the_size_of_each_column() -> None:
+    """Whatever the LoRA's part does, the columns of the tuned weights have the lengths of `lora_magnitude`."""
+    parts = adapted("dora")
+    path = "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0"
+    state, layer = Adapter(parts.unet).state(), parts.unet.get_submodule(path)
+    with torch.no_grad():
+        columns = layer(torch.eye(layer.in_features)) - layer(torch.zeros(1, layer.in_features))  # the bias away
+    torch.testing.assert_close(columns.norm(dim=1)[None], state[f"{path}.lora_magnitude"].abs(), rtol=1e-4, atol=1e-5)
+    base = tiny_components().unet.get_submodule(path).weight
+    fresh = add_adapter(tiny_components().unet, rank=4, alpha=2.0, kind="dora").state()
+    assert torch.equal(fresh[f"{path}.lora_magnitude"], base.detach().norm(dim=0, keepdim=True))
+
+
+def test_small_changes_of_a_magnitude_are_not_lost_in_half_precision() -> None:
+    """In bfloat16, x times 1.001 is x."""
+    parts = tiny_components()
+    adapter = add_adapter(parts.unet.to(torch.bfloat16), rank=4, alpha=2.0, kind="dora")
+    layer = parts.unet.get_submodule("up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0")
+    x = torch.full((1, layer.in_features), 1000.0, dtype=torch.bfloat16)
+    with torch.no_grad():
+        before = layer(x).float()
+        for name, parameter in adapter.parameters.items():
+            if name.endswith("lora_magnitude"):
+                parameter.mul_(1.02)
+        change = layer(x).float() - before
+    assert change.norm() / before.norm() == pytest.approx(0.02, rel=0.3)
+
+
+# ---- the setting -------------------------------------------------------------------------------------------------
+
+
+PLAIN: dict[str, Any] = {"method": "dreambooth", "identifier_mode": "word"}  # the quickest run there is
+
+
+def stopping(step: int) -> Recorder:
+    class Stop(Recorder):
+        def __call__(self, event: Any) -> None:
+            super().__call__(event)
+            if self.steps and self.steps[-1].step == step:
+                raise StopTraining
+
+    return Stop()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.usefixtures("no_report")
+def test_a_run_with_it_resumes_to_the_same_bits(kind: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {**PLAIN, "kind": kind, "dropout": 0.1}
+    run(output_dir=tmp_path, on_event=stopping(2), **settings)
+    assert same_weights(run(output_dir=tmp_path, resume=True, **settings), run(**settings))
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "words"),
+    [
+        ("lora", "networks.lora", "by APT in"),
+        ("rslora", "networks.lora", "by APT with rsLoRA in"),
+        ("dora", "lycoris.kohya", "by APT with DoRA in"),
+    ],
+)
+@pytest.mark.usefixtures("no_report")
+def test_the_file_says_what_it_is(kind: str, module: str, words: str, tmp_path: Path) -> None:
+    run(output_dir=tmp_path, kind=kind, steps=1, rank=4, alpha=2.0, identifier_mode="word")
+    with safe_open(tmp_path / "toy_subject.safetensors", "pt") as file:
+        said = file.metadata()
+    assert said["ss_network_module"] == module and words in said["modelspec.description"]
+    assert float(said["ss_network_alpha"]) == AdapterConfig(rank=4, alpha=2.0, kind=kind).effective_alpha
+    assert json.loads(said["apt_config"])["adapter"]["kind"] == kind
+    assert ("dora_wd" in said.get("ss_network_args", "")) == (kind == "dora")
+
+
+def test_runs_from_before_it_could_be_chosen_stay_the_same_run() -> None:
+    assert "kind" not in quick_config().identity()["adapter"]
+    assert quick_config(kind="dora").identity()["adapter"]["kind"] == "dora"
+
+
+def test_an_unknown_name_is_told_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match="kind is 'lorra': choose one of lora, rslora, dora"):
+        quick_config(kind="lorra")
+
+
+def test_t_lora_takes_ranks_away_only_where_that_is_right() -> None:
+    with pytest.raises(InputError, match="kind is dora: T-LoRA takes ranks away, so choose lora or rslora"):
+        quick_config(method="tlora", kind="dora")
+    by_rank = run(**{**PLAIN, "method": "tlora"}, kind="rslora", min_rank=1)
+    assert not same_weights(by_rank, run(**PLAIN, kind="rslora"))
+    with pytest.raises(AssertionError, match="no ranks"):
+        add_adapter(tiny_components().unet, rank=4, alpha=2.0, kind="dora", ranks=RankByTimestep(4, 1, 1000))
+
+
+# ---- another one -------------------------------------------------------------------------------------------------
+
+
+def loha_shapes(rank: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+    sides = {"a": (rows, rank), "b": (rank, columns)}
+    return {f"hada_w{number}_{side}": shape for number in (1, 2) for side, shape in sides.items()}
+
+
+def loha_config(rank: int, alpha: float, dropout: float, targets: list[str]) -> LoHaConfig:
+    return LoHaConfig(r=rank, alpha=alpha, rank_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
+
+
+LOHA = Kind(
+    title="LoHa",
+    parts={part: part for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
+    shapes=loha_shapes,
+    rank_of=("hada_w1_b", 0),
+    drawn=("hada_w1_a", "hada_w1_b", "hada_w2_b"),
+    config=loha_config,
+    network={"module": "lycoris.kohya", "args": '{"algo":"loha"}'},
+)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_another_kind_is_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Chosen, trained, resumed, written, said, and read back: of another structure than LoRA, and all by its name."""
+    monkeypatch.setitem(KINDS, "loha", LOHA)
+    settings: dict[str, Any] = {**PLAIN, "kind": "loha", "alpha": 3.0}
+    run(output_dir=tmp_path, on_event=stopping(2), **settings)
+    parts = tiny_components()
+    result = run(parts, output_dir=tmp_path, resume=True, **settings)
+    assert same_weights(result, run(**settings))
+    assert {key.partition(".")[2] for key in result.lora} == {*LOHA.parts, "alpha"}
+    with safe_open(tmp_path / "toy_subject.safetensors", "pt") as file:
+        assert file.metadata()["ss_network_module"] == "lycoris.kohya"
+    prior = predicted(parts)
+    with personalized(parts, result.lora, result.embeddings, name="n", class_word="toy"):
+        tuned = predicted(parts)
+    merge(parts.unet, result.lora, parts)
+    assert not torch.equal(tuned, prior)
+    torch.testing.assert_close(predicted(parts), tuned, atol=5e-5, rtol=1e-4)
+
+
+def merge(unet: nn.Module, lora: dict[str, Tensor], parts: Components) -> None:
+    named: Any = {kohya_name(path, parts.family, parts.unet.config): module for path, module in unet.named_modules()}
+    with torch.no_grad():
+        for name in {key.partition(".")[0] for key in lora}:
+            one, other = (lora[f"{name}.hada_w{n}_a"] @ lora[f"{name}.hada_w{n}_b"] for n in (1, 2))
+            named[name].weight += lora[f"{name}.alpha"] / 4 * one * other
