@@ -14,6 +14,7 @@ from apt_train.data.batch import Batch, Sample, collate, draw_samples, size_ids_
 from apt_train.data.buckets import Prepared
 from apt_train.data.latent_bank import LatentBank
 from apt_train.rng import derive_seed, generator, seeded
+from apt_train.training.plan import Plan
 from apt_train.training.streams import Stream, build_streams
 from tests.tiny import tiny_components
 from tests.training import pictures, quick_config
@@ -278,7 +279,7 @@ def test_auto_zooms_as_far_as_the_latents_of_the_training_size_allow(resolution:
     def variant(max_zoom: float | str) -> Tensor:
         config = quick_config(resolution=resolution, max_zoom=max_zoom)
         cpu, quiet = torch.device("cpu"), lambda *_: None
-        bank = build_streams(components, images, None, config, cpu, quiet, quiet)[0].bank
+        bank = build_streams(Plan(components, images, None, config, cpu, torch.float32), quiet, quiet)[0].bank
         bank.ensure_variants(1)
         return bank.latent(0, 1, torch.zeros(bank.latent_shape(0)))
 

@@ -74,7 +74,8 @@ class Adapter:
     def at_each_call(self) -> Iterator[None]:
         """Inside the block each call of the UNet has the ranks of its own timesteps, as T-LoRA draws pictures.
 
-        A LoRA file cannot say so, and other programs draw with all ranks.
+        A LoRA file cannot say so, and other programs draw with all ranks. The timesteps are the call's second argument,
+        as Stable Diffusion's UNet has them.
         """
 
         def follow(_unet: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -20,7 +20,7 @@ def finish(outcome: Outcome) -> TrainResult:
     """Save the last completed step, export the LoRA, hand the result over; before the first step nothing is written."""
     run, folder = outcome.run, outcome.folder
     lora, embeddings = current_lora(run), current_embeddings(run)
-    save_final(outcome)
+    save_final(outcome, lora, embeddings)
     return TrainResult(
         lora=lora,
         embeddings=embeddings,

@@ -59,14 +59,14 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """What the run is: see `content_hash`."""
-        parts = self.components, self.images, self.prior_images
-        return content_hash(parts[0].digest, parts[0].schedule, *parts[1:], self.config, self.dtype)
+        model = self.components
+        return content_hash(model.digest, model.schedule, self.images, self.prior_images, self.config, self.dtype)
 
     @cached_property
     def parts(self) -> dict[str, Any]:
         """The same part by part, for saying which of them differs."""
-        parts = self.components, self.images, self.prior_images
-        return content_parts(parts[0].digest, parts[0].schedule, *parts[1:], self.config)
+        model = self.components
+        return content_parts(model.digest, model.schedule, self.images, self.prior_images, self.config)
 
     @cached_property
     def unrelated(self) -> list[str]:

@@ -24,31 +24,38 @@ from ..text.captions import trigger_text
 from .outcome import Outcome
 from .setup import Run
 
+Tensors = dict[str, Tensor]
+Writers = dict[Path, Callable[[Path], None]]
+
 
 def save_snapshot(outcome: Outcome) -> None:
     """LoRA, embedding and full state of the step that has just ended; nothing without a folder."""
     run, folder = outcome.run, outcome.folder
     if folder is None:
         return
-    writers = _writers(run, folder)
+    writers = _writers(run, folder, current_lora(run), current_embeddings(run))
     folder.complete()
-    check_folder(folder.snapshots)
-    with contextlib.suppress(OSError):  # what a state follows must be on the disk before it
-        flush(folder.path / LOG)
-    write_snapshot(folder.snapshots, take_state(run), {path.name: write for path, write in writers.items()})
+    _write_snapshot(run, folder, writers)
 
 
-def save_final(outcome: Outcome) -> None:
+def save_final(outcome: Outcome, lora: Tensors, embeddings: Tensors | None) -> None:
     """LoRA, embedding and a snapshot as the run stands; nothing without a folder, or before the first step."""
     run, folder = outcome.run, outcome.folder
     if folder is None or not run.steps_done:
         return
-    writers = _writers(run, folder)
+    writers = _writers(run, folder, lora, embeddings)
     folder.complete()
     if not _is_saved(folder, run.steps_done, [path.name for path in writers]):
-        save_snapshot(outcome)
+        _write_snapshot(run, folder, writers)
     for path, write in writers.items():
         write(path)
+
+
+def _write_snapshot(run: Run, folder: RunFolder, writers: Writers) -> None:
+    check_folder(folder.snapshots)
+    with contextlib.suppress(OSError):  # what a state follows must be on the disk before it
+        flush(folder.path / LOG)
+    write_snapshot(folder.snapshots, take_state(run), {path.name: write for path, write in writers.items()})
 
 
 def _is_saved(folder: RunFolder, step: int, names: list[str]) -> bool:
@@ -57,29 +64,28 @@ def _is_saved(folder: RunFolder, step: int, names: list[str]) -> bool:
     return (place / STATE_VALUES).exists() and is_intact(place, names)
 
 
-def _writers(run: Run, folder: RunFolder) -> dict[Path, Callable[[Path], None]]:
-    """What writes LoRA and embedding as they stand now, by where they lie at the end."""
-    lora, embeddings = current_lora(run), current_embeddings(run)
-    writers: dict[Path, Callable[[Path], None]] = {folder.lora: partial(_write_lora, run, lora)}
+def _writers(run: Run, folder: RunFolder, lora: Tensors, embeddings: Tensors | None) -> Writers:
+    """What writes LoRA and embedding, by where they lie at the end."""
+    writers: Writers = {folder.lora: partial(_write_lora, run, lora)}
     if embeddings is not None:
         metadata = embedding_metadata(**_shared_metadata(run))
         writers[folder.embedding] = lambda path: save_embedding(path, embeddings, metadata)
     return writers
 
 
-def current_lora(run: Run) -> dict[str, Tensor]:
+def current_lora(run: Run) -> Tensors:
     """The LoRA as it stands, in kohya names."""
     unet: Any = run.components.unet
     family = run.components.family
     return lora_to_kohya(run.adapter.state(), run.config.adapter.effective_alpha, family, unet.config)
 
 
-def current_embeddings(run: Run) -> dict[str, Tensor] | None:
+def current_embeddings(run: Run) -> Tensors | None:
     """The learned rows as they stand; None: there are none."""
     return run.identifier.embeddings() if run.identifier is not None else None
 
 
-def _write_lora(run: Run, lora: dict[str, Tensor], path: Path) -> None:
+def _write_lora(run: Run, lora: Tensors, path: Path) -> None:
     check_lora_keys(lora, run.components.unet, run.components.family)
     save_lora(path, lora, _lora_metadata(run))
 

@@ -115,15 +115,14 @@ def prepared_run(
     Raises InputError for anything in the pictures, captions or settings that cannot be trained on.
     """
     plan.check()
-    components, config = plan.components, plan.config
-    subject, preservation = build_streams(components, plan.images, plan.prior_images, config, plan.device, notify, busy)
+    subject, preservation = build_streams(plan, notify, busy)
     for note in plan.notes:
         notify(note)
     if subject.bank.fixed:
         notify("The VAE gives no standard deviation: each picture's latent is fixed.")
     busy("model", 0, 0)
-    components.use(plan.dtype)
-    with _encoders_on(components), _adapter_on(plan) as adapter:
+    plan.components.use(plan.dtype)
+    with _encoders_on(plan.components), _adapter_on(plan) as adapter:
         inputs = Inputs(subject, preservation, *_conditioning(plan))
         for warning in inputs.conditioner.warnings():
             notify(warning)

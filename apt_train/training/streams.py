@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
 from ..data.augment import zoom_limit
 from ..data.batch import Batch, collate, draw_samples, size_ids_of
 from ..data.buckets import bucket_notes, prepare
@@ -22,6 +21,7 @@ from ..data.latent_bank import LatentBank, OnEncode
 from ..errors import InputError
 from ..families.components import Components
 from ..text.captions import class_caption, subject_captions
+from .plan import Plan
 
 
 @dataclass
@@ -61,36 +61,23 @@ class Stream:
         return [collate(chunk, self.captions, self.size_ids, device) for chunk in chunks]
 
 
-def build_streams(
-    components: Components,
-    images: ImageSet,
-    prior_images: ImageSet | None,
-    config: TrainConfig,
-    device: torch.device,
-    notify: Callable[[str], None],
-    busy: OnEncode,
-) -> tuple[Stream, Stream | None]:
-    captions = subject_captions(images, config)
-    subject = _stream("subject", components, images, captions, config, device, notify, busy)
-    if prior_images is None:
+def build_streams(plan: Plan, notify: Callable[[str], None], busy: OnEncode) -> tuple[Stream, Stream | None]:
+    """The subject's stream and, where there are pictures of the class, the prior-preservation stream."""
+    config = plan.config
+    subject = _stream("subject", plan, plan.images, subject_captions(plan.images, config), notify, busy)
+    if plan.prior_images is None:
         return subject, None
     texts = [
-        class_caption(image.caption or config.data.class_caption, config.class_word) for image in prior_images.images
+        class_caption(image.caption or config.data.class_caption, config.class_word)
+        for image in plan.prior_images.images
     ]
-    return subject, _stream("preservation", components, prior_images, texts, config, device, notify, busy)
+    return subject, _stream("preservation", plan, plan.prior_images, texts, notify, busy)
 
 
 def _stream(
-    name: str,
-    components: Components,
-    images: ImageSet,
-    captions: list[str],
-    config: TrainConfig,
-    device: torch.device,
-    notify: Callable[[str], None],
-    busy: OnEncode,
+    name: str, plan: Plan, images: ImageSet, captions: list[str], notify: Callable[[str], None], busy: OnEncode
 ) -> Stream:
-    resolution = config.data.resolution or components.family.resolution
+    components, config, resolution = plan.components, plan.config, plan.side
     own = components.size_multiple
     multiple = config.data.bucket_multiple or (math.lcm(64, own) if resolution >= 512 else own)
     if multiple % own:
@@ -110,7 +97,7 @@ def _stream(
         fill=config.apt.augment_fill,
         max_variants=config.apt.augment_variants if name == "subject" else 0,
         vae_factor=components.family.vae_factor,
-        on_device=lambda: vae_on(components, device),
+        on_device=lambda: vae_on(components, plan.device),
         on_encode=busy,
     )
     bank.encode_plain()

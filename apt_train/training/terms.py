@@ -59,7 +59,7 @@ class Passes:
     prior: Pass | None  # None: not run in this step (lazy_prior), or nobody asked for it
     indicator: OverfitIndicator  # with this pass's losses taken in
     progress: float = 1.0  # 0 in the run's first step, 1 in its last
-    lazy_prior: int = 1  # the prior pass runs in every so manieth step
+    lazy_prior: int = 1  # the prior pass runs in every k-th step
 
     @property
     def gamma(self) -> Tensor:

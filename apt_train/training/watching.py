@@ -64,7 +64,7 @@ def _has_previews(outcome: Outcome, folder: Path) -> bool:
 
 def try_drift(outcome: Outcome, emit: Callback) -> dict[str, float] | None:
     """How far the model has left the prior; None where that is not measured, or can no longer be."""
-    run, reason = outcome.run, "it came to no number"
+    run, reason = outcome.run, "the result is not a number"
     if run.drift is None or outcome.drift_failed:
         return None
     with _interruptible(run, emit, "drift", run.drift.calls):
@@ -140,9 +140,8 @@ def _free_memory(device: torch.device) -> None:
 
 def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:
     """Draw the preview prompts, prior and tuned with the same seeds, and save them. `emit`: for notices."""
-    run, output, family = outcome.run, outcome.run.config.output, outcome.run.components.family
+    run, output = outcome.run, outcome.run.config.output
     prompts = list(output.preview_prompts or (run.config.data.caption_template,))
-    side = run.config.data.resolution or family.resolution
     with vae_on(run.components, run.device):
         prior, tuned = previews(
             run.components,
@@ -152,8 +151,8 @@ def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:
             seed=output.preview_seed,
             steps=output.preview_steps,
             guidance=output.preview_guidance,
-            height=side,
-            width=side,
+            height=run.plan.side,
+            width=run.plan.side,
             device=run.device,
             dtype=run.dtype,
             prior=outcome.prior_previews,
