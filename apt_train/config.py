@@ -78,8 +78,8 @@ class AdapterConfig:
     )
     kind: str = setting(
         "lora",
-        "Kind of adapter: lora. rslora: its scale is alpha / sqrt(rank), for high ranks. dora: it also learns the size "
-        "of each column of the weights, for ComfyUI alone.",
+        "Kind of adapter. lora loads everywhere. rslora scales by alpha / sqrt(rank), which suits high ranks. dora "
+        "also learns the size of each weight column, and works in ComfyUI only.",
         choices=KINDS,
         standing="recipe",
         since=4,
@@ -183,7 +183,7 @@ class AptConfig:
 
     augment_fill: AugmentFill = _apt(
         "black",
-        "Beside a picture zoomed out or turned lies black (paper), or reflect: its mirror image (ours).",
+        "What lies beside a zoomed-out or turned picture: black (paper), or reflect, its mirror image (ours).",
         standing="paper",
         since=3,
     )
@@ -230,8 +230,8 @@ class AptConfig:
     )
     attn_schedule: AttnSchedule = _apt(
         "constant",
-        "How attn_weight runs: constant, or two ways of ours: linear from 0 at the first step to full at the last, "
-        "indicator times gamma of each sample's bin.",
+        "Course of attn_weight: constant. Two more are ours: linear rises from 0 at the first step to full at the "
+        "last. indicator multiplies by gamma of each sample's bin.",
         standing="reported",
     )
 
@@ -336,7 +336,7 @@ class OptimizerConfig:
     )
     accumulation: int = setting(
         1,
-        "Passes summed into one optimizer step. Under APT nearly a larger batch: each pass sees the last ones.",
+        "Passes summed into one optimizer step. Under APT this is close to a larger batch, but not equal to it.",
         Range(1, 1_000_000),
         unit="passes",
         more="It takes no more memory.",
@@ -344,7 +344,7 @@ class OptimizerConfig:
     )
     optimizer: str = setting(
         "adamw",
-        "What moves the weights: adamw, or radam, which warms itself up. Both read the betas and epsilon here.",
+        "The optimizer: adamw, or radam, which needs no warm-up. Both use beta1, beta2 and epsilon.",
         choices=tuple(BUILDERS),
         standing="recipe",
         since=2,
