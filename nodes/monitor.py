@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
 
-from .run_store import publish
+from .published import publish
 from .wires import AptRun, AptRunWire
 
 if TYPE_CHECKING:

@@ -1,56 +1,35 @@
-"""Finished and broken-off runs on disk: found again by what they were made of, and published for the host's loaders.
+"""Finished and broken-off runs on disk, in `output/apt_train/<subject>_<hash12>`: found again, and read back.
 
-    output/apt_train/<subject>_<hash12>/           the run, in the layout of the command line's --output
-    output/loras/<subject>_<hash8>.safetensors     the LoRA at the end of the run; at a picked snapshot ..._s<step>
-    embeddings/<subject>_<hash8>.safetensors       its learned word, likewise
+A folder has the layout of the command line's --output. hash12 is of everything that decides the weights but the number
+of steps, so that a run goes on when steps are raised.
 
-hash12 is of everything that decides the weights but the number of steps, so that a run goes on when steps are raised;
-hash8 is of that and of the steps, so that two trainers in one graph never write the same file.
-
-In: these three places. Not in: training (`training`).
+In: these folders. Not in: training (`training`), what the host's loaders get of a run (`published`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from PIL import Image
-from torch import Tensor
 
 from ..apt_train import names
 from ..apt_train.config import TrainConfig
-from ..apt_train.disk.files import check_writable, sweep
-from ..apt_train.disk.tensor_file import read_tensors
-from ..apt_train.disk.tensor_writer import write_tensors
 from ..apt_train.errors import InputError
 from ..apt_train.events import PreviewEvent
 from ..apt_train.run.config_file import read_config, read_settings
 from ..apt_train.run.folder import RunFolder
 from ..apt_train.run.log import Line, read_log
-from ..apt_train.run.metadata import fit_metadata, renamed_metadata
 from ..apt_train.run.snapshot import check_kept
 from ..apt_train.run.state import Damaged
-from ..apt_train.text.captions import trigger_text
-from .host.folders import embeddings_folder, inside, loras_folder, runs_folder
+from .host.folders import inside, runs_folder
 from .wires import AptRun
 
 _SAMPLE = re.compile(r"step_([0-9]{6,9})_0_tuned\.png")
 RESTARTED = "restarted"  # in config.json, beside the settings
-
-
-@dataclass(frozen=True)
-class Published:
-    """A LoRA as the host's wires carry it, and what a prompt must say."""
-
-    lora: dict[str, Tensor]
-    trigger: str
 
 
 def find_folder(config: TrainConfig, digest: str) -> Path:
@@ -60,7 +39,7 @@ def find_folder(config: TrainConfig, digest: str) -> Path:
     gives the same weights, and nothing that was trained is lost.
     """
     folder = inside(runs_folder(), f"{config.name}_{digest[:12]}")
-    if steps_done(folder) > config.steps and not _snapshot(folder, config.steps).is_dir():
+    if steps_done(folder) > config.steps and not snapshot_of(folder, config.steps).is_dir():
         return folder.with_name(f"{folder.name}_to{config.steps}")
     return folder
 
@@ -106,22 +85,6 @@ def is_restart_to_finish(folder: Path, steps: int) -> bool:
     return was_restarted(folder) and steps_done(folder) < max(steps, read_config(folder)["config"]["steps"])
 
 
-def check_places(config: TrainConfig) -> None:
-    """InputError, before hours of training: a folder that the result could not be written to."""
-    check_writable(runs_folder())
-    check_writable(loras_folder())
-    if config.identifier_mode == "learned":
-        check_writable(embeddings_folder())
-        if embeddings_folder().resolve() == loras_folder().resolve():  # the LoRA and its word have one name there
-            raise InputError(f"{loras_folder()} holds both LoRAs and embeddings: give embeddings another folder.")
-
-
-def open_run(folder: Path, config: TrainConfig, digest: str) -> AptRun:
-    """The run at `config.steps`, as other nodes get it."""
-    stem = f"{config.name}_{hashlib.sha256(f'{digest}/{config.steps}'.encode()).hexdigest()[:8]}"
-    return AptRun(folder, stem, config.name, config.class_word, _trigger(config, stem), config.steps)
-
-
 def snapshot_steps(run: AptRun) -> list[int]:
     """The steps that have a snapshot, rising, up to the run's own."""
     return [step for step in names.snapshot_steps(run.folder) if step <= run.steps]
@@ -132,114 +95,32 @@ def losses(run: AptRun) -> list[float]:
     return [math.nan if line["loss"] is None else line["loss"] for line in _log(run)]
 
 
-class PublishedFiles:
-    """What this process has published: the host's cache does not notice when such a file is deleted."""
-
-    def __init__(self) -> None:
-        self._paths: set[Path] = set()
-
-    def add(self, path: Path) -> None:
-        self._paths.add(path)
-
-    def missing(self) -> list[str]:
-        """The files that are gone, by name."""
-        return sorted(path.name for path in self._paths if not path.is_file())
-
-
-PUBLISHED = PublishedFiles()
-
-
-def publish(run: AptRun, step: int | None = None) -> Published:
-    """Put a snapshot's LoRA and learned word where the host's loaders and prompts find them.
-
-    A file that holds these very weights stays; one of an earlier training, which on a GPU differs in its last bits,
-    does not. `step`: a snapshot's; None: the end of the run.
-    InputError: no such snapshot, or a folder that cannot be written.
-    """
-    picked = run.steps if step is None else step
-    if picked not in snapshot_steps(run):
-        there = ", ".join(map(str, snapshot_steps(run))) or "none"
-        raise InputError(f"{run.run_id} has no snapshot of step {picked}: choose one of these steps: {there}.")
-    source = _snapshot(run.folder, picked)
-    fault = _fault(run, picked)
-    if fault:
-        raise InputError(f"{run.run_id}'s snapshot of step {picked} is damaged ({fault}): {_way_out(run, picked)}.")
-    stem = run.stem if picked == run.steps else f"{run.stem}_s{picked}"
-    word = source / names.embedding_file(run.subject)
-    stems = (word.stem, stem) if word.is_file() else None
-    lora, metadata = _read(source / names.lora_file(run.subject))
-    target = inside(loras_folder(), f"{stem}.safetensors")
-    PUBLISHED.add(target)
-    if not _holds(target, lora):
-        samples = newest_samples(run.folder, picked)
-        picture = samples.tuned[0] if samples else None
-        _write(target, lora, renamed_metadata(metadata, embedding=stems, stem=stem, thumbnail=picture))
-    if stems is not None:
-        _publish_word(word, inside(embeddings_folder(), f"{stem}.safetensors"))
-    return Published(lora, f"embedding:{stem}" if stems is not None else run.trigger)
-
-
 def is_damaged(run: AptRun) -> bool:
     """Whether the run's end is there, but not as it was written: its training goes on, which writes it again."""
-    return run.steps in snapshot_steps(run) and _fault(run, run.steps) is not None
+    return run.steps in snapshot_steps(run) and fault_of(run, run.steps) is not None
 
 
-def _fault(run: AptRun, step: int) -> str | None:
+def fault_of(run: AptRun, step: int) -> str | None:
     """What is wrong with a snapshot's LoRA or learned word, in a few words; None: nothing."""
     files = [names.lora_file(run.subject)]
     files += [names.embedding_file(run.subject)] if run.trigger.startswith("embedding:") else []
     try:
         for file in files:
-            check_kept(_snapshot(run.folder, step) / file)
+            check_kept(snapshot_of(run.folder, step) / file)
     except Damaged as fault:
         return str(fault)
     return None
 
 
-def _way_out(run: AptRun, step: int) -> str:
+def way_out(run: AptRun, step: int) -> str:
+    """What to do where that snapshot is damaged, in a few words."""
     others = sorted((at for at in snapshot_steps(run) if at != step), key=lambda at: (abs(at - step), -at))
-    nearest = next((at for at in others if _fault(run, at) is None), None)
+    nearest = next((at for at in others if fault_of(run, at) is None), None)
     return "train it anew with restart" if nearest is None else f"choose step {nearest}, the nearest that is intact"
 
 
-def _publish_word(source: Path, target: Path) -> None:
-    PUBLISHED.add(target)
-    rows, metadata = _read(source)
-    if not _holds(target, rows):
-        _write(target, rows, renamed_metadata(metadata, embedding=(source.stem, target.stem), stem=target.stem))
-
-
-def _holds(target: Path, tensors: dict[str, Tensor]) -> bool:
-    try:
-        there, _ = _read(target)
-    except (OSError, InputError):
-        return False
-    return there.keys() == tensors.keys() and all(torch.equal(there[name], tensors[name]) for name in there)
-
-
-def _trigger(config: TrainConfig, stem: str) -> str:
-    if config.identifier_mode == "learned":
-        return f"embedding:{stem}"
-    return trigger_text(config.name, config.class_word, config.identifier_mode)
-
-
-def _write(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"{target.parent} cannot be made ({error.strerror}): make it, or correct its permissions."
-        ) from None
-    sweep(target.parent)
-    write_tensors(target, tensors, fit_metadata(metadata, tensors))
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Copies: tensors of a mapped file would hold it open for as long as the host keeps them."""
-    return read_tensors(path)
-
-
-def _snapshot(folder: Path, step: int) -> Path:
+def snapshot_of(folder: Path, step: int) -> Path:
+    """The folder of a run's snapshot."""
     return names.step_folder(folder / names.SNAPSHOTS, step)
 
 

@@ -105,7 +105,7 @@ class APTTrain(io.ComfyNode):
         Not where running may mean training anew: a file that was moved away is no reason for that. (Of a wired `resume`
         the host tells nothing here.)
         """
-        from .run_store import PUBLISHED
+        from .published import PUBLISHED
 
         return PUBLISHED.missing() if inputs.get("resume") == ["automatic"] else []
 

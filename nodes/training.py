@@ -25,16 +25,13 @@ from .host.copies import copy_notices
 from .host.memory import training_room
 from .host.progress import NodeProgress, told_now_and_then
 from .host.weights import DigestCache
+from .published import Published, check_places, open_run, publish
 from .run_store import (
     RESTARTED,
-    Published,
-    check_places,
     find_folder,
     holds_run,
     is_damaged,
     is_restart_to_finish,
-    open_run,
-    publish,
     set_aside,
     steps_done,
     was_restarted,
@@ -108,6 +105,7 @@ def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
     if trained:
         with Watch(run, job.config, job.wires.schedule.num_timesteps, node_id) as watch, training_room():
             _train(job, digest, folder, watch)
+        run = open_run(folder, job.config, identity)  # its name may have been taken meanwhile
     else:
         tell_found(run, job.config, job.wires.schedule.num_timesteps, node_id)
     published = publish(run)

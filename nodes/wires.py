@@ -20,11 +20,12 @@ class AptRun:
     """A finished or stopped run as other nodes see it: where it lies and what a prompt must say."""
 
     folder: Path  # output/apt_train/<subject>_<hash12>, in the layout of the command line's --output
-    stem: str  # <subject>_<hash8>: of the LoRA in output/loras and of the learned word's embedding
+    stem: str  # <subject>_<method>_<steps>: of the LoRA in output/loras and of the learned word's embedding
     subject: str
     class_word: str
     trigger: str  # what a prompt must say
     steps: int  # the run stands here
+    owner: str = ""  # eight digits that tell its published files from those of another run
 
     @property
     def run_id(self) -> str:

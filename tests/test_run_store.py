@@ -1,4 +1,4 @@
-"""What the nodes read of a run's folder: a snapshot is checked before it is published, and copies count for nothing.
+"""What the nodes read of a run's folder, and what they publish of it: under which names, with what beside it.
 
 Not here: the host (`tests/host`); its modules are stood in for.
 """
@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from apt_train.config import TrainConfig
+from apt_train.disk.tensor_file import read_tensors
 from apt_train.disk.tensor_writer import write_tensors
 from apt_train.run.snapshot import write_snapshot
 from apt_train.run.state import State
@@ -38,8 +39,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "comfy_api.latest": latest,
     }.items():
         monkeypatch.setitem(sys.modules, name, module)
-    with node_module("run_store") as module:
-        yield module
+    with node_module("published") as published:
+        yield SimpleNamespace(**{**vars(sys.modules[published.fault_of.__module__]), **vars(published)})
 
 
 @pytest.fixture
@@ -119,3 +120,96 @@ def test_one_folder_for_loras_and_embeddings_is_refused(store: Any, tmp_path: Pa
     store.check_places(TrainConfig(class_word="toy", identifier_mode="word"))
     with pytest.raises(store.InputError, match="give embeddings another folder"):
         store.check_places(TrainConfig(class_word="toy"))
+
+
+# ---- names ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_published_file_is_named_so_that_a_person_can_read_it(store: Any, run: Any, tmp_path: Path) -> None:
+    assert run.stem == "toy_apt_6" and store.publish(run).trigger == "embedding:toy_apt_6"
+    store.publish(run, 4)
+    loras = tmp_path / "output" / "loras"
+    assert sorted(path.name for path in loras.iterdir()) == ["toy_apt_6.safetensors", "toy_apt_6_s4.safetensors"]
+
+
+def same_again(store: Any, run: Any, digest: str = "0" * 64) -> Any:
+    return store.open_run(run.folder, TrainConfig(class_word="toy", identifier="toy", steps=6), digest)
+
+
+def test_the_same_run_keeps_its_name_and_another_one_gets_its_digest(store: Any, run: Any) -> None:
+    store.publish(run)
+    assert same_again(store, run).stem == "toy_apt_6"
+    other = same_again(store, run, "1" * 64)
+    assert other.stem == f"toy_apt_6_{other.owner}" and len(other.owner) == 8
+    store.publish(other)
+    assert same_again(store, run, "1" * 64).stem == other.stem and same_again(store, run).stem == "toy_apt_6"
+
+
+@pytest.mark.parametrize("place", ["output/loras", "embeddings"])
+@pytest.mark.parametrize("content", [b"", b"mine", None])
+def test_a_file_of_the_user_is_never_written_over(
+    store: Any, run: Any, tmp_path: Path, place: str, content: bytes | None
+) -> None:
+    mine = tmp_path / place / "toy_apt_6.safetensors"
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    if content is None:
+        write_tensors(mine, {"lora_unet_a.alpha": torch.tensor(6.0)}, {"modelspec.title": "mine"})
+    else:
+        mine.write_bytes(content)
+    before = mine.read_bytes()
+    late = same_again(store, run)
+    assert late.stem == f"toy_apt_6_{late.owner}"
+    store.publish(late)
+    assert mine.read_bytes() == before
+
+
+def test_a_snapshot_makes_way_for_a_file_of_the_user_too(store: Any, run: Any, tmp_path: Path) -> None:
+    mine = tmp_path / "output" / "loras" / f"{run.stem}_s4.safetensors"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    assert store.publish(run, 4).trigger == f"embedding:{run.stem}_s4_{run.owner}" and mine.read_bytes() == b"mine"
+
+
+# ---- beside the LoRA ----------------------------------------------------------------------------------------------
+
+
+def sample(run: Any, step: int, colour: str) -> None:
+    previews = run.folder / "previews"
+    previews.mkdir(exist_ok=True)
+    for kind in ("prior", "tuned"):
+        picture = Image.new("RGB", (8, 8), colour if kind == "tuned" else "black")
+        picture.save(previews / f"step_{step:06d}_0_{kind}.png")
+
+
+def test_the_newest_sample_lies_beside_the_lora(store: Any, run: Any, tmp_path: Path) -> None:
+    sample(run, 4, "green")
+    store.publish(run)
+    beside = tmp_path / "output" / "loras" / f"{run.stem}.png"
+    with Image.open(beside) as picture:
+        assert picture.convert("RGB").getpixel((0, 0)) == (0, 128, 0)
+    sample(run, 6, "red")
+    store.publish(run)
+    with Image.open(beside) as picture:
+        assert picture.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("own", [b"no picture", None])
+def test_a_picture_that_the_user_chose_stays(store: Any, run: Any, tmp_path: Path, own: bytes | None) -> None:
+    sample(run, 6, "red")
+    beside = tmp_path / "output" / "loras" / f"{run.stem}.png"
+    beside.parent.mkdir(parents=True)
+    beside.write_bytes(own) if own else Image.new("RGB", (9, 9)).save(beside)
+    before = beside.read_bytes()
+    store.publish(run)
+    assert beside.read_bytes() == before
+
+
+def test_what_the_user_was_told_stands_in_the_file_without_folders(store: Any, run: Any, tmp_path: Path) -> None:
+    told = [
+        {"step": 0, "text": "2 pictures were enlarged: a.png, /home/me/pictures/b.png and C:\\Users\\me\\c.png."},
+        {"step": 5, "text": "Later."},
+    ]
+    (run.folder / "notices.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
+    store.publish(run, 4)
+    notes = read_tensors(tmp_path / "output" / "loras" / f"{run.stem}_s4.safetensors")[1]["ss_training_comment"]
+    assert notes == "2 pictures were enlarged: a.png, b.png and c.png."

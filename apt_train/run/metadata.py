@@ -33,7 +33,10 @@ _ARCHITECTURE: dict[FamilyName, str] = {
     "sd15": "stable-diffusion-v1", "sdxl": "stable-diffusion-xl-v1-base", "custom": "custom"
 }  # fmt: skip
 _BASE_VERSION: dict[FamilyName, str] = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0", "custom": "custom"}
+OWNER = "apt_run"  # of a copy: eight digits of the run that it belongs to
+MOST_NOTES = 4000  # letters
 METHOD_TITLES = {"apt": "APT", "dreambooth": "DreamBooth", "dco": "DCO", "tlora": "T-LoRA"}
+_IN_FOLDERS = re.compile(r"(?<![\w.])(~|[A-Za-z]:)?[/\\]{1,2}([^\s/\\]+[/\\])+")  # what stands before a file's name
 _ABSOLUTE_PATH = re.compile(r"(~[/\\]|/|[A-Za-z]:[/\\]|\\\\)\S.*")
 
 
@@ -152,7 +155,13 @@ def embedding_metadata(
 
 
 def renamed_metadata(
-    metadata: Mapping[str, str], *, embedding: tuple[str, str] | None, stem: str, thumbnail: Image.Image | None = None
+    metadata: Mapping[str, str],
+    *,
+    embedding: tuple[str, str] | None,
+    stem: str,
+    thumbnail: Image.Image | None = None,
+    owner: str = "",
+    notes: Sequence[str] = (),
 ) -> dict[str, str]:
     """The metadata of a copy under another file name.
 
@@ -161,11 +170,18 @@ def renamed_metadata(
             None: there is none.
         stem: the copy's own.
         thumbnail: a picture for the side bar; None: as it was.
+        owner: eight digits of the run that the copy belongs to.
+        notes: what the user was told of the run, shown as the author's notes by programs that read kohya's names.
     """
     before, now = embedding or ("", "")
     texts = {key: text.replace(before, now) if before else text for key, text in metadata.items()}
-    picture = {"modelspec.thumbnail": _data_uri(thumbnail)} if thumbnail is not None else {}
-    return {**texts, "ss_output_name": stem, **picture}
+    more = {
+        "ss_output_name": stem,
+        "ss_training_comment": _IN_FOLDERS.sub("", "\n".join(notes))[:MOST_NOTES],
+        "modelspec.thumbnail": _data_uri(thumbnail) if thumbnail is not None else "",
+        OWNER: owner,
+    }
+    return {**texts, **{key: text for key, text in more.items() if text}}
 
 
 def fit_metadata(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], limit: int = MAX_HEADER) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The three folders of the host that the pack writes to, and paths that stay inside them."""
+"""The three folders of the host that the pack writes to, where LoRAs may lie,, and paths that stay inside them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ def runs_folder() -> Path:
 def loras_folder() -> Path:
     """Where finished LoRAs go, and the host's loaders look: output/loras."""
     return Path(folder_paths.get_output_directory()) / "loras"
+
+
+def lora_folders() -> list[Path]:
+    """Every folder that the host's loaders look for LoRAs in."""
+    return [Path(folder) for folder in folder_paths.get_folder_paths("loras")]
 
 
 def embeddings_folder() -> Path:

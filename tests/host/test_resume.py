@@ -7,6 +7,7 @@ import time
 
 import pytest
 from filelock import FileLock
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from .events import Events
@@ -199,7 +200,9 @@ def test_files_of_an_earlier_training_make_way(host: Host, names: list[str]) -> 
     contents = [(place / f"{stem}.safetensors").read_bytes() for place in places]
     for place in places:
         file = place / f"{stem}.safetensors"
-        save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
+        with safe_open(file, "pt") as there:
+            metadata = there.metadata()
+        save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file, metadata)
     host.free()
     time.sleep(0.5)
     host.run(g.prompt)

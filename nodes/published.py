@@ -1,0 +1,189 @@
+"""What a run gives to the host's loaders and prompts: its LoRA, its learned word and a picture, under names to read.
+
+    output/loras/<subject>_<method>_<steps>.safetensors   the LoRA at the end; of a snapshot ..._s<step>
+    output/loras/<subject>_<method>_<steps>.png           its newest sample, where model managers look for a picture
+    embeddings/<subject>_<method>_<steps>.safetensors     its learned word
+
+Where such a file is another run's, or the user's own, eight digits of the run's digest follow: nothing is written over.
+
+In: these files. Not in: the run's folder (`run_store`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image, PngImagePlugin
+from torch import Tensor
+
+from ..apt_train import names
+from ..apt_train.config import TrainConfig
+from ..apt_train.disk.files import atomic_write, check_writable, sweep
+from ..apt_train.disk.tensor_file import open_tensor_file, read_tensors
+from ..apt_train.disk.tensor_writer import write_tensors
+from ..apt_train.errors import InputError
+from ..apt_train.run.metadata import OWNER, fit_metadata, renamed_metadata
+from ..apt_train.run.notices import read_notices
+from ..apt_train.text.captions import trigger_text
+from .host.folders import embeddings_folder, inside, lora_folders, loras_folder, runs_folder
+from .run_store import fault_of, newest_samples, snapshot_of, snapshot_steps, way_out
+from .wires import AptRun
+
+
+@dataclass(frozen=True)
+class Published:
+    """A LoRA as the host's wires carry it, and what a prompt must say."""
+
+    lora: dict[str, Tensor]
+    trigger: str
+
+
+class PublishedFiles:
+    """What this process has published: the host's cache does not notice when such a file is deleted."""
+
+    def __init__(self) -> None:
+        self._paths: set[Path] = set()
+
+    def add(self, path: Path) -> None:
+        self._paths.add(path)
+
+    def missing(self) -> list[str]:
+        """The files that are gone, by name."""
+        return sorted(path.name for path in self._paths if not path.is_file())
+
+
+PUBLISHED = PublishedFiles()
+
+
+def check_places(config: TrainConfig) -> None:
+    """InputError, before hours of training: a folder that the result could not be written to."""
+    check_writable(runs_folder())
+    check_writable(loras_folder())
+    if config.identifier_mode == "learned":
+        check_writable(embeddings_folder())
+        if embeddings_folder().resolve() == loras_folder().resolve():  # the LoRA and its word have one name there
+            raise InputError(f"{loras_folder()} holds both LoRAs and embeddings: give embeddings another folder.")
+
+
+def open_run(folder: Path, config: TrainConfig, digest: str) -> AptRun:
+    """The run at `config.steps`, as other nodes get it. `digest`: of what it is made of but its steps."""
+    owner = hashlib.sha256(f"{digest}/{config.steps}".encode()).hexdigest()[:8]
+    learned = config.identifier_mode == "learned"
+    stem = _free_stem(f"{config.name}_{config.method}_{config.steps}", owner, learned)
+    trigger = f"embedding:{stem}" if learned else trigger_text(config.name, config.class_word, "word")
+    return AptRun(folder, stem, config.name, config.class_word, trigger, config.steps, owner)
+
+
+def publish(run: AptRun, step: int | None = None) -> Published:
+    """Put a snapshot's LoRA and learned word where the host's loaders and prompts find them.
+
+    A file that holds these very weights stays; one of an earlier training, which on a GPU differs in its last bits,
+    does not. `step`: a snapshot's; None: the end of the run.
+    InputError: no such snapshot, or a folder that cannot be written.
+    """
+    picked = checked_step(run, run.steps if step is None else step)
+    source = snapshot_of(run.folder, picked)
+    word = source / names.embedding_file(run.subject)
+    stem = run.stem if picked == run.steps else _free_stem(f"{run.stem}_s{picked}", run.owner, word.is_file())
+    stems = (word.stem, stem) if word.is_file() else None
+    lora, metadata = read_tensors(source / names.lora_file(run.subject))
+    target = inside(loras_folder(), f"{stem}.safetensors")
+    PUBLISHED.add(target)
+    samples = newest_samples(run.folder, picked)
+    picture = samples.tuned[0] if samples else None
+    if not _holds(target, lora):
+        notes = [notice.text for notice in read_notices(run.folder) if notice.step <= picked]
+        _write(
+            target,
+            lora,
+            renamed_metadata(metadata, embedding=stems, stem=stem, thumbnail=picture, owner=run.owner, notes=notes),
+        )
+    if picture is not None:
+        _publish_picture(target.with_suffix(".png"), picture, run.owner)
+    if stems is not None:
+        _publish_word(word, inside(embeddings_folder(), f"{stem}.safetensors"), run.owner)
+    return Published(lora, f"embedding:{stem}" if stems is not None else run.trigger)
+
+
+def checked_step(run: AptRun, step: int) -> int:
+    """A step whose snapshot is there as it was written. InputError: it is not; names what to choose instead."""
+    if step not in snapshot_steps(run):
+        there = ", ".join(map(str, snapshot_steps(run))) or "none"
+        raise InputError(f"{run.run_id} has no snapshot of step {step}: choose one of these steps: {there}.")
+    fault = fault_of(run, step)
+    if fault:
+        raise InputError(f"{run.run_id}'s snapshot of step {step} is damaged ({fault}): {way_out(run, step)}.")
+    return step
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------
+
+
+def _free_stem(readable: str, owner: str, learned: bool) -> str:
+    """`readable`, or with `owner` behind it where a LoRA or a word of that name is not this run's."""
+    folders = {loras_folder(), *lora_folders(), *([embeddings_folder()] if learned else [])}
+    taken = any(not _is_of(inside(folder, f"{readable}.safetensors"), owner) for folder in folders)
+    return f"{readable}_{owner}" if taken else readable
+
+
+def _is_of(path: Path, owner: str) -> bool:
+    """Whether a run may write there: nothing lies there, or what it has published itself."""
+    if not path.exists() and not path.is_symlink():
+        return True
+    try:
+        return open_tensor_file(path).metadata.get(OWNER) == owner
+    except (OSError, InputError):
+        return False
+
+
+# ---- files ---------------------------------------------------------------------------------------------------------
+
+
+def _publish_word(source: Path, target: Path, owner: str) -> None:
+    PUBLISHED.add(target)
+    rows, metadata = read_tensors(source)
+    if not _holds(target, rows):
+        stems = source.stem, target.stem
+        _write(target, rows, renamed_metadata(metadata, embedding=stems, stem=target.stem, owner=owner))
+
+
+def _publish_picture(target: Path, picture: Image.Image, owner: str) -> None:
+    """A picture that the user chose for this LoRA stays; so does everything else that is not the run's."""
+    if target.exists() and _owner_of_picture(target) != owner:
+        return
+    about = PngImagePlugin.PngInfo()
+    about.add_text(OWNER, owner)
+    with contextlib.suppress(OSError):  # the LoRA is there; a picture is no reason to stop
+        atomic_write(target, partial(picture.save, format="PNG", pnginfo=about))
+
+
+def _owner_of_picture(path: Path) -> str | None:
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(OWNER)
+    except (OSError, ValueError, SyntaxError):
+        return None
+
+
+def _holds(target: Path, tensors: dict[str, Tensor]) -> bool:
+    try:
+        there, _ = read_tensors(target)
+    except (OSError, InputError):
+        return False
+    return there.keys() == tensors.keys() and all(torch.equal(there[name], tensors[name]) for name in there)
+
+
+def _write(target: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{target.parent} cannot be made ({error.strerror}): make it, or correct its permissions."
+        ) from None
+    sweep(target.parent)
+    write_tensors(target, tensors, fit_metadata(metadata, tensors))
