@@ -24,11 +24,20 @@ class AptTrainExtension(ComfyExtension):
             return []
         from .attention_preview import APTAttentionAlignPreview
         from .boundary import speaks_plainly
+        from .load_run import APTLoadRun
         from .monitor import APTOverfitIndicatorMonitor
         from .options import APTTrainOptions
+        from .snapshot_sheet import APTSnapshotSheet
         from .train import APTTrain
 
-        nodes = [APTTrain, APTTrainOptions, APTAttentionAlignPreview, APTOverfitIndicatorMonitor]
+        nodes = [
+            APTTrain,
+            APTTrainOptions,
+            APTAttentionAlignPreview,
+            APTOverfitIndicatorMonitor,
+            APTSnapshotSheet,
+            APTLoadRun,
+        ]
         return [speaks_plainly(node) for node in nodes]
 
 

@@ -15,6 +15,7 @@ from .options import settings_shown
 from .settings import METHODS, Setting, train_config
 from .wires import AptOptions
 
+_MOST_LISTED = 16  # choices in a sentence
 _ANY_CLASS_WORD, _LARGEST_RANK = "thing", 1024  # in the place of what only a wire or another node knows
 
 
@@ -55,7 +56,8 @@ def check_choices(shown: Mapping[str, Any], slots: Iterable[Any]) -> None:
         choices, value = getattr(slot, "options", None), shown.get(slot.id)
         takes_lists = slot.id == "augment_kinds"  # as it was saved by older versions; its setting looks at it
         if choices and value is not None and value not in choices and not takes_lists:
-            raise InputError(f"{slot.id} is {value!r}: choose one of {', '.join(choices)}.")
+            listed = ", ".join(choices) if len(choices) <= _MOST_LISTED else "its list"
+            raise InputError(f"{slot.id} is {value!r}: choose one of {listed}.")
 
 
 def check_ranges(shown: Mapping[str, Any], slots: Iterable[Any]) -> None:

@@ -25,7 +25,7 @@ from ..apt_train.run.folder import RunFolder
 from ..apt_train.run.log import Line, read_log
 from ..apt_train.run.snapshot import check_kept
 from ..apt_train.run.state import Damaged
-from .host.folders import inside, runs_folder
+from .host.folders import RUN_ID, inside, runs_folder
 from .wires import AptRun
 
 _SAMPLE = re.compile(r"step_([0-9]{6,9})_0_tuned\.png")
@@ -42,6 +42,29 @@ def find_folder(config: TrainConfig, digest: str) -> Path:
     if steps_done(folder) > config.steps and not snapshot_of(folder, config.steps).is_dir():
         return folder.with_name(f"{folder.name}_to{config.steps}")
     return folder
+
+
+def list_runs() -> list[str]:
+    """The folders of all runs, by name; the one that was written to last comes first."""
+    try:
+        found = [folder for folder in runs_folder().iterdir() if RUN_ID.fullmatch(folder.name) and holds_run(folder)]
+    except OSError:
+        return []
+    return [folder.name for folder in sorted(found, key=lambda folder: (-_written(folder), folder.name))]
+
+
+def find_run(name: str) -> Path:
+    """The folder of a run by its name. InputError: there is none of that name."""
+    if not RUN_ID.fullmatch(name) or not holds_run(runs_folder() / name):
+        raise InputError(f"There is no run {name[:200]!r} in output/apt_train: choose one of the list, or press R.")
+    return runs_folder() / name
+
+
+def _written(folder: Path) -> float:
+    for name in (names.LOG, names.CONFIG):
+        with contextlib.suppress(OSError):
+            return (folder / name).stat().st_mtime
+    return 0.0
 
 
 def holds_run(folder: Path) -> bool:

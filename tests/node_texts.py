@@ -157,6 +157,9 @@ class _Anything:
     def __getitem__(self, _key: Any) -> _Anything:
         return self
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())  # else `__getitem__` would be asked without end
+
     def __or__(self, _other: Any) -> _Anything:
         return self
 
@@ -194,6 +197,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module = _StandIn(spec.name)
         if spec.name == "comfy_api.latest":
             module.__dict__.update(io=_Io("io"), ui=SimpleNamespace(), ComfyExtension=object)
+        if spec.name == "folder_paths":  # nothing lies in a host's folders here
+            module.__dict__["get_output_directory"] = lambda: str(ROOT / "no host")
         return module
 
     def exec_module(self, module: ModuleType) -> None:

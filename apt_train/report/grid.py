@@ -51,6 +51,16 @@ def labelled_grid(
     return sheet
 
 
+def one_beneath_another(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of any sizes in one, at the left."""
+    size = max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)
+    whole, top = Image.new("RGB", size, PAPER), 0
+    for sheet in sheets:
+        whole.paste(sheet, (0, top))
+        top += sheet.height
+    return whole
+
+
 def fit_label(label: str, width: float, face: Font) -> str:
     """The label on as many lines as keep it within `width` pixels; words longer than that lose their middle."""
     lines: list[str] = []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import folder_paths
 
 from ...apt_train.errors import InputError
+
+RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")  # a run's folder by its name
 
 
 def runs_folder() -> Path:

@@ -27,7 +27,7 @@ def latent_of_picture(image: Tensor, vae: Any, model: Any) -> Tensor:
             "wire the VAE of the same checkpoint."
         )
     require_vae_of(model, vae)
-    height, width = _fit(image.shape[1:3], _own_size(model), int(format.spacial_downscale_ratio))
+    height, width = _fit(image.shape[1:3], own_size(model), int(format.spacial_downscale_ratio))
     pixels = image[:1, :, :, :3].movedim(-1, 1)
     if pixels.shape[2:] != (height, width):
         pixels = comfy.utils.common_upscale(pixels, width, height, "area", "disabled")
@@ -42,7 +42,7 @@ def latent_of_wire(latent: dict[str, Any], model: Any) -> Tensor:
 def empty_latent(model: Any) -> Tensor:
     """Of the model's own size: with noise on it, plain noise."""
     format = model.model.latent_format
-    side = _own_size(model) // int(format.spacial_downscale_ratio)
+    side = own_size(model) // int(format.spacial_downscale_ratio)
     return torch.zeros(1, format.latent_channels, side, side)
 
 
@@ -58,7 +58,7 @@ def _checked(latent: Tensor, model: Any) -> Tensor:
     return latent.float().cpu()
 
 
-def _own_size(model: Any) -> int:
+def own_size(model: Any) -> int:
     """Pixels of a side."""
     return 1024 if model.model.model_config.unet_config.get("adm_in_channels") == _SDXL_VECTOR else 512
 

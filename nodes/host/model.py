@@ -100,9 +100,9 @@ def name_of(model: Any) -> str:
     return os.path.basename(path) if isinstance(path, str) else type(model.model.model_config).__name__
 
 
-def with_lora(model: Any, lora: Mapping[str, Tensor]) -> Any:
+def with_lora(model: Any, lora: Mapping[str, Tensor], strength: float = 1.0) -> Any:
     """A clone of the MODEL with a LoRA on it. RuntimeError: a module of the LoRA has no place on the MODEL."""
-    patched, _ = comfy.sd.load_lora_for_models(model, None, dict(lora), 1.0, 0.0)
+    patched, _ = comfy.sd.load_lora_for_models(model, None, dict(lora), strength, 0.0)
     modules = {key.rsplit(".alpha", 1)[0] for key in lora if key.endswith(".alpha")}
     added = sum(len(patched.patches[key]) - len(model.patches.get(key, ())) for key in patched.patches)
     if added != len(modules):

@@ -1,0 +1,82 @@
+"""Pictures drawn as the host's own sampler draws them, with a LoRA at any strength and a word of any snapshot.
+
+In: text, sampling, decoding. Not in: which pictures there are (`snapshot_sheet`).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import torch
+from PIL import Image
+
+from ...apt_train.errors import InputError
+from .looked_at import own_size
+
+SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How every picture of a sheet is drawn. `width`, `height`: pixels, multiples of 8; 0: the model's own size."""
+
+    seed: int
+    steps: int
+    cfg: float
+    sampler: str
+    scheduler: str
+    width: int
+    height: int
+
+
+def draw(model: Any, positive: Any, negative: Any, vae: Any, how: Drawing) -> Image.Image:
+    """One picture from conditionings. The host's own exception: the user pressed Cancel.
+
+    InputError: the VAE is of another kind of model.
+    """
+    latent = _empty(model, how)
+    if vae.latent_channels != latent.shape[1]:
+        raise InputError(
+            f"The VAE makes latents of {vae.latent_channels} channels, the model reads {latent.shape[1]}: wire the VAE "
+            "of the same checkpoint."
+        )
+    noise = comfy.sample.prepare_noise(latent, how.seed)
+    drawn = comfy.sample.sample(
+        model, noise, how.steps, how.cfg, how.sampler, how.scheduler, positive, negative, latent, seed=how.seed,
+        disable_pbar=True,
+    )  # fmt: skip
+    pixels = vae.decode(drawn)[0].float().clamp(0, 1)
+    return Image.fromarray((pixels * 255).round().to(torch.uint8).cpu().numpy())
+
+
+def encoded(clip: Any, text: str) -> Any:
+    """A prompt as conditioning."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def knowing(clip: Any, folder: Path) -> Any:
+    """The CLIP, whose prompts also find the learned words in a folder; the CLIP itself stays as it is."""
+    known = clip.clone()
+    known.tokenizer = copy.copy(clip.tokenizer)
+    for name, part in vars(clip.tokenizer).items():
+        if hasattr(part, "embedding_directory"):
+            own = copy.copy(part)
+            own.embedding_directory = [str(folder), *_listed(part.embedding_directory)]
+            setattr(known.tokenizer, name, own)
+    return known
+
+
+def _listed(folders: Any) -> list[str]:
+    return [folders] if isinstance(folders, str) else list(folders or ())
+
+
+def _empty(model: Any, how: Drawing) -> torch.Tensor:
+    format, side = model.model.latent_format, own_size(model)
+    scale = int(format.spacial_downscale_ratio)
+    height, width = (how.height or side) // scale, (how.width or side) // scale
+    return torch.zeros(1, format.latent_channels, height, width)

@@ -1,0 +1,135 @@
+"""`APT Load Run`: a run of an earlier day, handed on as if its training node stood in the graph.
+
+In: the node, and the list of runs as a picture. Not in: what is published of a run (`published`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import io, ui
+
+from ..apt_train.errors import InputError
+from .checks import check_ranges
+from .run_store import list_runs
+from .wires import AptRun, AptRunWire
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+NEWEST, ACROSS, CELL, LABEL = 12, 4, 220, 20  # runs on the picture, in a row of it; pixels: a sample, letters
+NO_RUN = "no run yet"
+
+
+class APTLoadRun(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="APTLoadRun",
+            display_name="APT Load Run",
+            category="training/APT",
+            description="Hands on a run that was trained before: to the monitor, a snapshot sheet, or as a LoRA. "
+            "Its picture shows the newest runs, each with its last sample.",
+            search_aliases=["resume", "earlier run", "training history", "load lora run"],
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "run", options=list_runs() or [NO_RUN],
+                    tooltip="The folder of the run in output/apt_train, the newest first. Press R to read the list "
+                    "anew.",
+                ),
+                io.Int.Input(
+                    "step", default=0, min=0, max=10_000_000,
+                    tooltip="Which snapshot's LoRA goes on. 0: the newest. APT_RUN always stands at the newest.",
+                ),
+            ],
+            outputs=[
+                AptRunWire.Output("apt_run", display_name="APT_RUN", tooltip="The run, at the last step it has saved."),
+                io.LoraModel.Output("lora", display_name="LORA_MODEL", tooltip="Its LoRA at the chosen step."),
+                io.String.Output("trigger", tooltip="Exactly what a prompt must say."),
+                io.String.Output("class_word", tooltip="What kind of thing the subject is."),
+                io.Image.Output("sheet", display_name="IMAGE", tooltip="The newest runs, each with its last sample."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, run: str, step: int) -> Any:
+        """Another one when the run has been trained further, or its published files are gone."""
+        from .published import PUBLISHED
+        from .run_store import find_run, steps_done
+
+        return steps_done(find_run(run)), PUBLISHED.missing()
+
+    @classmethod
+    def validate_inputs(cls, run: str | None, step: int | None) -> bool:
+        """True; InputError: there is no such run. A wired name is None here."""
+        from .run_store import find_run
+
+        if run == NO_RUN:
+            raise InputError("There is no run in output/apt_train yet: train one with APT Train, then press R.")
+        if run is not None:
+            find_run(run)
+        if step is not None:
+            check_ranges({"step": step}, cls.define_schema().inputs)
+        return True
+
+    @classmethod
+    def execute(cls, run: str, step: int) -> io.NodeOutput:
+        from .host.pictures import image_tensor
+        from .published import publish
+
+        found = _opened(run)
+        published = publish(found, step or None)
+        sheet = image_tensor(runs_sheet(run))
+        picture = ui.PreviewImage(sheet, cls=cls)
+        return io.NodeOutput(found, published.lora, published.trigger, found.class_word, sheet, ui=picture)
+
+
+def _opened(name: str) -> AptRun:
+    """At its newest snapshot. InputError: it has none, or its files cannot be read."""
+    from ..apt_train.run.config_file import read_config, read_settings
+    from .published import open_run
+    from .run_store import find_run, steps_done
+
+    folder = find_run(name)
+    config, done = read_settings(folder)[0], steps_done(folder)
+    if not done:
+        raise InputError(f"{name} has no snapshot yet: queue its training node to go on with it.")
+    digest = read_config(folder).get("digest")
+    if not isinstance(digest, str):
+        raise InputError(f"{name} does not say what it was made of: restore its config.json, or train anew.")
+    return open_run(folder, replace(config, steps=done), digest)
+
+
+def runs_sheet(chosen: str) -> Image.Image:
+    """The newest runs by their last samples, where they have any; the chosen one has marks around its name."""
+    from ..apt_train.report.grid import fit_label, font, labelled_grid, one_beneath_another
+
+    names = list_runs()[:NEWEST]
+    names = names if chosen in names else [chosen, *names[: NEWEST - 1]]
+    shown = [(f"› {name} ‹" if name == chosen else name, *_last_sample(name)) for name in names]
+    rows = [shown[k : k + ACROSS] for k in range(0, len(shown), ACROSS)]
+    return one_beneath_another(
+        [
+            labelled_grid(
+                [[sample for _, _, sample in row]],
+                [""],
+                [fit_label(f"{name}\nstep {step}", CELL, font(LABEL)) for name, step, _ in row],
+                text_size=LABEL,
+            )
+            for row in rows
+        ]
+    )
+
+
+def _last_sample(name: str) -> tuple[int, Image.Image]:
+    """Of a run: where it stands, and its newest sample, grey where it has none."""
+    from PIL import Image
+
+    from .run_store import find_run, newest_samples, steps_done
+
+    folder = find_run(name)
+    step = steps_done(folder)
+    samples = newest_samples(folder, step)
+    return step, samples.tuned[0].resize((CELL, CELL)) if samples else Image.new("RGB", (CELL, CELL), "#dddddd")
