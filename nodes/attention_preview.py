@@ -21,6 +21,7 @@ from .host.requirements import check_installed
 from .prompt_columns import Columns, Texts, choose, match
 from .wires import AptRun, AptRunWire
 
+MAPS, OVER = "maps", "over the picture"
 PER_ROW, TEXT_SIZE = 6, 20  # legible where the sheet is shown some 450 pixels wide, as on a node
 
 
@@ -67,6 +68,7 @@ class APTAttentionAlignPreview(io.ComfyNode):
         check_choices(shown, slots)
         check_ranges(shown, slots)
         _require_one_start(*("wired" if name in inputs else None for name in ("image", "vae", "latent")))
+        _require_picture(inputs.get("draw"), "image" in inputs)
         texts = {name: inputs.get(name) for name in ("prompt", "trigger", "class_word")}
         if "run" not in inputs and None not in texts.values():
             Texts.of(**texts)
@@ -76,7 +78,7 @@ class APTAttentionAlignPreview(io.ComfyNode):
     def execute(
         cls, model: Any, tuned: Any, clip: Any, prompt: str, trigger: str, class_word: str, noise_level: float,
         layers: str, tokens: str, seed: int, image: Tensor | None = None, vae: Any = None,
-        latent: dict[str, Any] | None = None, run: AptRun | None = None, tuned_clip: Any = None,
+        latent: dict[str, Any] | None = None, run: AptRun | None = None, tuned_clip: Any = None, draw: str = MAPS,
     ) -> io.NodeOutput:  # fmt: skip
         check_installed()
         attention.require_pair(model, model if isinstance(tuned, dict) else tuned)
@@ -93,7 +95,7 @@ class APTAttentionAlignPreview(io.ComfyNode):
         maps = _both(model, tuned, clip, tuned_clip or clip, texts, view, columns, layers)
         on = "" if start.any() else ", on plain noise"
         settings = f"noise level {noise_level:.2f}{on}; {layers}, {len(maps[0])} layers"
-        return _shown(cls, maps, columns, shown, [settings, *texts.sentences], start, image)
+        return _shown(cls, maps, columns, shown, [settings, *texts.sentences], start, image, over=draw == OVER)
 
 
 def _inputs() -> list[Any]:
@@ -197,6 +199,16 @@ def _inputs() -> list[Any]:
             control_after_generate=io.ControlAfterGenerate.fixed,
             tooltip="Of the noise, which is the same for both models.",
         ),
+        io.Combo.Input(
+            "draw",
+            options=[MAPS, OVER],
+            default=MAPS,
+            optional=True,
+            tooltip=(
+                "maps: each map by itself, which shows small differences best. over the picture: on top of image, "
+                "which shows through where there is little attention."
+            ),
+        ),
     ]
 
 
@@ -211,6 +223,11 @@ def _require_one_start(image: Any, vae: Any, latent: Any) -> None:
         raise InputError("image and latent are both wired, but both models look at one thing: take one of them off.")
     if image is not None and vae is None:
         raise InputError("image needs a VAE beside it: wire vae, or wire a latent instead of the picture.")
+
+
+def _require_picture(draw: str | None, is_wired: bool) -> None:
+    if draw == OVER and not is_wired:
+        raise InputError(f"draw is {OVER!r}, but no image is wired: wire image, or choose maps.")
 
 
 def _start(model: Any, image: Tensor | None, vae: Any, latent: dict[str, Any] | None) -> Tensor:
@@ -245,7 +262,7 @@ def _both(
 
 def _shown(
     cls: type[io.ComfyNode], maps: _Maps, columns: Columns, shown: list[int], says: list[str], start: Tensor,
-    image: Tensor | None,
+    image: Tensor | None, *, over: bool,
 ) -> io.NodeOutput:  # fmt: skip
     from ..apt_train.report.attention_tiles import attention_tiles
     from ..apt_train.sample.attention import merge_layers
@@ -257,7 +274,9 @@ def _shown(
     prior, tuned = (merge_layers([layer.mean(dim=0) for layer in side], aspect)[shown] for side in maps)
     labels = [columns.labels[i] for i in shown]
     picture = None if image is None else _pil(image)
-    sheet = attention_tiles((prior, tuned), labels, picture, heading=heading, per_row=PER_ROW, text_size=TEXT_SIZE)
+    sheet = attention_tiles(
+        (prior, tuned), labels, picture, heading=heading, per_row=PER_ROW, text_size=TEXT_SIZE, over=over
+    )
     tiles = image_tensor(sheet)
     text = table(comparison, columns.labels, shown, heading)
     on_node = {**ui.PreviewImage(tiles, cls=cls).as_dict(), "sheet_size": list(sheet.size)}

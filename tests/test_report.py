@@ -594,6 +594,20 @@ def test_every_label_is_written_with_its_mean_attention(monkeypatch) -> None:
     assert picture.height > 2 * 3 * 112  # more than nine columns go on below
 
 
+def test_maps_over_the_picture_let_it_through_where_nothing_looks() -> None:
+    prior, tuned = torch.zeros(1, 2, 2), torch.zeros(1, 2, 2)
+    prior[:, :, 0] = tuned[:, :, 0] = 1  # both look at the left half
+    drawn = {
+        over: np.asarray(attention_tiles((prior, tuned), ["toy"], Image.new("RGB", (30, 30), "lime"), over=over))
+        for over in (False, True)
+    }
+    green = {over: (picture == (0, 255, 0)).all(axis=2).sum() for over, picture in drawn.items()}
+    assert green[True] > 1.5 * green[False] > 0, "the picture itself, and under two maps and their difference"
+    assert drawn[True].shape == drawn[False].shape
+    alone = attention_tiles((prior, tuned), ["toy"], over=True)
+    assert np.array_equal(alone, attention_tiles((prior, tuned), ["toy"])), "without a picture the maps alone"
+
+
 def test_tiles_keep_the_maps_aspect_and_survive_empty_maps() -> None:
     wide = attention_tiles(plausible_maps(2, (8, 16)), ["a", "b"])
     square = attention_tiles(plausible_maps(2, (16, 16)), ["a", "b"])

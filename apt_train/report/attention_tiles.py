@@ -19,6 +19,7 @@ from .palette import INK, PAPER
 
 TILE = 112  # pixels, the longer side of a map
 PER_ROW = 9
+COVERS = 0.85  # of a picture beneath a map, at the map's peak
 LEAST_WIDTH = 480  # pixels: room for the lines above and beneath, also where one token is shown
 LEGEND = "mean attention, prior > tuned; one scale per token; difference: blue less, red more than the prior"
 ROWS = ("prior", "tuned", "difference")
@@ -34,6 +35,7 @@ def attention_tiles(
     heading: Sequence[str] = (),
     per_row: int = PER_ROW,
     text_size: float = 13,
+    over: bool = False,
 ) -> Image.Image:
     """Rows prior | tuned | difference, one column per token; long captions go on in further rows.
 
@@ -44,6 +46,7 @@ def attention_tiles(
         heading: lines above the tiles.
         per_row: tokens beside each other, at most; fewer and larger letters suit where the sheet is shown small.
         text_size: of the labels, in pixels.
+        over: draw the maps over `image`, which then shows through where there is little attention.
 
     In a column the prior's and the tuned map share one scale, from 0 to the larger one's peak, so that a token that
     has been dimmed looks dim; the difference (tuned - prior) is blue for less and red for more, in full colour at half
@@ -53,18 +56,31 @@ def attention_tiles(
     assert prior.shape == tuned.shape and prior.ndim == 3 and len(prior) == len(labels), "a map and a label per column"
     scale = TILE / max(prior.shape[1:])
     size = max(1, round(prior.shape[2] * scale)), max(1, round(prior.shape[1] * scale))
-    columns = [_column(p, t, size) for p, t in zip(prior, tuned, strict=True)]
+    beneath = None if image is None else image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    columns = [_column(p, t, size, beneath if over else None) for p, t in zip(prior, tuned, strict=True)]
     titles = [f"{name}\n{_percent(p)} > {_percent(t)}" for name, p, t in zip(labels, prior, tuned, strict=True)]
-    if image is not None:
-        picture = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-        columns, titles = [(picture, None, None), *columns], ["picture", *titles]
+    if beneath is not None:
+        columns, titles = [(beneath, None, None), *columns], ["picture", *titles]
     return _stack(_sheets(columns, titles, per_row, text_size), heading, text_size)
 
 
-def _column(prior: NDArray[np.float64], tuned: NDArray[np.float64], size: tuple[int, int]) -> _Column:
+def _column(
+    prior: NDArray[np.float64], tuned: NDArray[np.float64], size: tuple[int, int], beneath: Image.Image | None
+) -> _Column:
     peak = max(float(np.nanmax(prior)), float(np.nanmax(tuned)), 1e-12)
-    difference = heat_map(2 * (tuned - prior) / peak, size, signed=True, smooth=True)
-    return heat_map(prior / peak, size, smooth=True), heat_map(tuned / peak, size, smooth=True), difference
+    rows = ((prior / peak, False), (tuned / peak, False), (2 * (tuned - prior) / peak, True))
+    return tuple(_tile(values, size, beneath, signed=signed) for values, signed in rows)
+
+
+def _tile(
+    values: NDArray[np.float64], size: tuple[int, int], beneath: Image.Image | None, *, signed: bool
+) -> Image.Image:
+    """A map, alone or over a picture: the more attention, or the greater its change, the less shows through."""
+    colours = heat_map(values, size, signed=signed, smooth=True)
+    if beneath is None:
+        return colours
+    covers = Image.fromarray((np.nan_to_num(np.abs(values)).clip(0, 1) * COVERS * 255).round().astype(np.uint8))
+    return Image.composite(colours, beneath, covers.resize(size, Image.Resampling.BICUBIC))
 
 
 def _sheets(columns: list[_Column], titles: list[str], per_row: int, text_size: float) -> list[Image.Image]:
