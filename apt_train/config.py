@@ -461,6 +461,14 @@ class OutputConfig:
         widget=Widget(advanced=True, note="One per line."),
     )
 
+    unseen_prompt: str = _watching(
+        "auto",
+        "One more preview prompt, which asks for what the pictures never show (ours). auto: a watercolor painting of "
+        "{subject} on the moon. Empty: none.",
+        more="The last snapshot that still obeys it is the one to keep. It costs as much as any other preview prompt.",
+        since=5,
+    )
+
     def __post_init__(self) -> None:
         check_values(self)
         for prompt in self.drift_prompts:

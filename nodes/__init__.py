@@ -22,13 +22,15 @@ class AptTrainExtension(ComfyExtension):
 
         if first_copy() is not None:
             return []
+        from .all_options import APTTrainOptions
         from .attention_preview import APTAttentionAlignPreview
         from .boundary import speaks_plainly
         from .monitor import APTOverfitIndicatorMonitor
-        from .options import APTTrainOptions
+        from .options import APTAdapterOptions, APTDataOptions, APTMethodOptions, APTSampleOptions
         from .train import APTTrain
 
-        nodes = [APTTrain, APTTrainOptions, APTAttentionAlignPreview, APTOverfitIndicatorMonitor]
+        options = [APTMethodOptions, APTAdapterOptions, APTDataOptions, APTSampleOptions, APTTrainOptions]
+        nodes = [APTTrain, *options, APTAttentionAlignPreview, APTOverfitIndicatorMonitor]
         return [speaks_plainly(node) for node in nodes]
 
 

@@ -19,6 +19,7 @@ from ..apt_train.data.tensor_pictures import unbatch
 from ..apt_train.errors import InputError
 from ..apt_train.events import BusyEvent
 from ..apt_train.families.precision import resolve_dtype
+from ..apt_train.presets import PUBLISHED
 from ..apt_train.run.folder import content_hash
 from .host.components import Wires
 from .host.copies import copy_notices
@@ -54,6 +55,7 @@ class Job:
     prior_images: ImageSet | None
     config: TrainConfig
     restart: bool
+    preset: str = PUBLISHED  # that the settings came by
 
 
 def image_set(
@@ -136,5 +138,7 @@ def _train(job: Job, digest: str, folder: Path, watch: Any) -> None:
         resume=holds_run(folder),
         device=device,
         on_event=watch,
-        record={"source": components.source, RESTARTED: job.restart or was_restarted(folder)},
+        record={
+            "source": components.source, RESTARTED: job.restart or was_restarted(folder), "preset": job.preset,
+        },  # fmt: skip
     )
