@@ -31,6 +31,9 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 _PLACEHOLDER = re.compile(r"[{}]|embedding:", re.IGNORECASE)  # stands for the subject in captions, not for its kind
 
+# For objects, animals and persons alike: another medium and another place, both seen at a glance, neither on a photo.
+UNSEEN = "a watercolor painting of {subject} on the moon"
+
 # The upper ends are ours. They keep every product of settings inside 32-bit floats and every count inside 64-bit ones.
 _STEPS = 1_000_000_000
 _SEEDS = Range(0, 2**64 - 1)
@@ -578,6 +581,18 @@ class TrainConfig:
     def name(self) -> str:
         """The subject's name, also the stem of every file written for it."""
         return self.identifier or "_".join(self.class_word.split()) + "_subject"
+
+    @property
+    def unseen_prompt(self) -> str:
+        """What no picture shows, with `{subject}`; empty: it is not asked for."""
+        asked = self.output.unseen_prompt.strip()
+        return UNSEEN if asked.lower() == "auto" else asked
+
+    @property
+    def sampled_prompts(self) -> tuple[str, ...]:
+        """What the previews show, with `{subject}`; the unseen prompt last, where there is one."""
+        asked = self.output.preview_prompts or (self.data.caption_template,)
+        return (*asked, self.unseen_prompt) if self.unseen_prompt else asked
 
     @property
     def resolved_init_word(self) -> str:

@@ -89,7 +89,12 @@ def chained(inputs: Mapping[str, Any]) -> AptOptions:
 
 
 def _schema(
-    name: str, headings: Iterable[str], about: str, aliases: list[str], *more: io.Input, wires: tuple[io.Input, ...] = ()
+    name: str,
+    headings: Iterable[str],
+    about: str,
+    aliases: list[str],
+    *more: io.Input,
+    wires: tuple[io.Input, ...] = (),
 ) -> io.Schema:
     """`more`: widgets that are no settings, after those that the node was made with."""
     first = [setting for setting in settings_of(headings) if setting.said.since <= BORN]
@@ -104,7 +109,9 @@ def _schema(
             *map(option_widget, first),
             *more,
             *map(option_widget, added),
-            AptOptionsWire.Input("options", optional=True, tooltip="From another options node, which this one adds to."),
+            AptOptionsWire.Input(
+                "options", optional=True, tooltip=""Of another options node: this one adds to it.""
+            ),
             *wires,
         ],
         outputs=[options_output()],

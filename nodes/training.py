@@ -108,7 +108,8 @@ def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
     run = open_run(folder, job.config, identity)
     trained = steps_done(folder) < job.config.steps or (steps_done(folder) == run.steps and is_damaged(run))
     if trained:
-        with Watch(run, job.config, job.wires.schedule.num_timesteps, node_id) as watch, training_room():
+        timesteps = job.wires.schedule.num_timesteps
+        with Watch(run, job.config, timesteps, node_id, job.preset) as watch, training_room():
             _train(job, digest, folder, watch)
     else:
         tell_found(run, job.config, job.wires.schedule.num_timesteps, node_id)
@@ -139,6 +140,8 @@ def _train(job: Job, digest: str, folder: Path, watch: Any) -> None:
         device=device,
         on_event=watch,
         record={
-            "source": components.source, RESTARTED: job.restart or was_restarted(folder), "preset": job.preset,
+            "source": components.source,
+            RESTARTED: job.restart or was_restarted(folder),
+            "preset": job.preset,
         },  # fmt: skip
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ..names import FILMSTRIP
 from ..presets import in_force
 from ..run.metadata import METHOD_TITLES
 from ..run.notices import Notice
@@ -25,6 +26,8 @@ CAPTIONS = {
     "balance.png": "Gradient norm of each weighted term, and its part of their sum.",
     "attention.png": "Cross-attention per token, with its mean for prior > tuned: tokens of the context that the tuned "
     "model has dimmed look dark in its row and blue in the difference.",
+    FILMSTRIP: "Samples over the snapshots, one seed a row. The last snapshot that still obeys the unseen prompt and "
+    "shows the subject is the one to keep.",
 }
 
 

@@ -117,9 +117,8 @@ def plan_run(
 
 
 def preview_captions(config: TrainConfig) -> list[str]:
-    """The preview prompts with `{subject}` wherever they name it; none given: the caption template."""
-    prompts = config.output.preview_prompts or (config.data.caption_template,)
-    return [mark_subject(prompt, name=config.name, class_word=config.class_word) for prompt in prompts]
+    """The preview prompts with `{subject}` wherever they name it."""
+    return [mark_subject(prompt, name=config.name, class_word=config.class_word) for prompt in config.sampled_prompts]
 
 
 def _read_by(network: Network, term: Term) -> Iterator[tuple[str, Callable[[nn.Module, Layers], Sized], Layers]]:
