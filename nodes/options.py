@@ -110,7 +110,7 @@ def _schema(
             *more,
             *map(option_widget, added),
             AptOptionsWire.Input(
-                "options", optional=True, tooltip=""Of another options node: this one adds to it.""
+                "options", optional=True, tooltip="Of another options node: this one adds to it."
             ),
             *wires,
         ],
