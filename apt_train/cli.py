@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
-from .config import TrainConfig
+from .config import OutputConfig, TrainConfig
 from .console.interruption import exit_code, interrupted_by_signals
 from .console.terminal import is_terminal, lossy_output
 from .errors import InputError
@@ -132,6 +132,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="the run's folder")
     parser.add_argument("--steps", type=int, help="new total of steps")
+    choices = choices_of(fields_of(OutputConfig)["stop"], types_of(OutputConfig)["stop"])
+    parser.add_argument("--stop", metavar="|".join(choices), help="another rule for ending early; never: train on")
     for name, what in _PLACES.items():
         parser.add_argument(_option(name), help=f"the new place of the run's {what}, after a move")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: CUDA if there is one)")
@@ -226,6 +228,8 @@ def _resume(options: argparse.Namespace) -> int:
     config, _ = read_settings(folder)
     if options.steps is not None:
         config = dataclasses.replace(config, steps=options.steps)
+    if options.stop is not None:
+        config = dataclasses.replace(config, output=dataclasses.replace(config.output, stop=options.stop))
     inputs = _saved_inputs(saved, folder) | _given_places(options)
     for name in _PLACES:
         _check_still_there(name, inputs, folder)

@@ -26,6 +26,7 @@ AttnSchedule = Literal["constant", "linear", "indicator"]
 AugmentKind = Literal["affine", "flip", "color"]
 AugmentFill = Literal["black", "reflect"]
 LrSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
+Stop = Literal["never", "drift", "settled"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
@@ -471,9 +472,19 @@ class OutputConfig:
         more="The last snapshot that still obeys it is the one to keep. It costs as much as any other preview prompt.",
         since=5,
     )
+    stop: Stop = _watching(
+        "never",
+        "Whether a run may end before its last step (ours). drift: when the drift ratio has risen to more than three "
+        "times its lowest. settled: when nothing changes any more.",
+        more="Both are looked at after each snapshot and need watch_drift. A run that ended so goes on, bit for bit, "
+        "once this is set to never.",
+        since=5,
+    )
 
     def __post_init__(self) -> None:
         check_values(self)
+        looks = self.stop == "never" or (self.watch_drift and self.snapshot_every > 0)
+        require(looks, "stop", self.stop, "switch watch_drift on and set snapshot_every above 0, or set this to never")
         for prompt in self.drift_prompts:
             names = "{subject}" in prompt or "embedding:" in prompt.lower()
             require(not names, "drift_prompts", repr(prompt), "leave the subject out of it")

@@ -38,6 +38,7 @@ from ..apt_train.run.preview_files import find_previews, read_preview
 from ..apt_train.run.snapshot import check_kept
 from ..apt_train.run.state import Damaged
 from ..apt_train.text.captions import trigger_text
+from ..apt_train.training.stopping import ending, measured_in
 from .host.folders import embeddings_folder, inside, loras_folder, runs_folder
 from .wires import AptRun
 
@@ -95,14 +96,29 @@ def set_aside(folder: Path) -> None:
         raise InputError(f"{what}: close what uses it, or move it away.") from None
 
 
+def ended_step(folder: Path, config: TrainConfig) -> int | None:
+    """The step up to `steps` at which the run there has ended by itself under these settings; None: it has not.
+
+    By its log alone, so a run trained under another `stop` has ended where this one ends. The snapshot must be there.
+    """
+    if not holds_run(folder) or read_settings(folder)[0].output.drift_prompts != config.output.drift_prompts:
+        return None
+    lines = read_log(folder / names.LOG, config.apt.bins).lines
+    found = ending(config.output.stop, measured_in(lines))
+    is_there = found is not None and found.step <= config.steps and _snapshot(folder, found.step).is_dir()
+    return found.step if found is not None and is_there else None
+
+
 def was_restarted(folder: Path) -> bool:
     """Whether the run there was begun by `restart`."""
     return holds_run(folder) and bool(read_config(folder).get(RESTARTED))
 
 
-def is_restart_to_finish(folder: Path, steps: int) -> bool:
+def is_restart_to_finish(folder: Path, config: TrainConfig) -> bool:
     """Whether a restart was cancelled there: it is gone on with, or taken as it is, as after every Cancel."""
-    return was_restarted(folder) and steps_done(folder) < max(steps, read_config(folder)["config"]["steps"])
+    if not was_restarted(folder) or ended_step(folder, config) is not None:
+        return False
+    return steps_done(folder) < max(config.steps, read_config(folder)["config"]["steps"])
 
 
 def check_places(config: TrainConfig) -> None:

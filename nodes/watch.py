@@ -141,13 +141,14 @@ def _live_run(run: AptRun, config: TrainConfig, num_timesteps: int, node_id: str
     )  # fmt: skip
 
 
-def say_finished(node_id: str, run: AptRun, trigger: str, trained: bool) -> None:
-    """The last line on the node: what a prompt must say, and where the run lies."""
+def say_finished(node_id: str, run: AptRun, trigger: str, trained: bool, *, by_itself: bool = False) -> None:
+    """The last line on the node: what a prompt must say, and where the run lies. `by_itself`: it ended early."""
     how = "done" if trained else "found, not trained again"
     alone = f" ({run.subject} alone shows no subject)" if trigger.startswith("embedding:") else ""
     told = notices_part(len(read_notices(run.folder)))
     # In this order: the classic editor cuts off what is beyond two lines.
-    parts = [f"{how}: {run.steps} steps", *told, f"prompts say {trigger}{alone}", f"run {run.run_id}"]
+    ended = ["stopped by itself"] if by_itself else []
+    parts = [f"{how}: {run.steps} steps", *ended, *told, f"prompts say {trigger}{alone}", f"run {run.run_id}"]
     NodeProgress(node_id, run.steps).say(" · ".join(parts))
 
 

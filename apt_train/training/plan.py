@@ -79,7 +79,14 @@ class Plan:
     def notes(self) -> list[str]:
         """What the user should hear of the model and the pictures."""
         prior = self.prior_images.notes if self.prior_images else []
-        return [*self.components.notes, *self.images.notes, *self.images.repeats(), *prior]
+        return [*self.components.notes, *self.images.notes, *self.images.repeats(), *prior, *self._blind_stop()]
+
+    def _blind_stop(self) -> list[str]:
+        """The drift, which `stop` looks at, has no prompt to be measured on."""
+        stop = self.config.output.stop
+        if stop == "never" or self.unrelated:
+            return []
+        return [f"stop is {stop}, but every drift prompt names the class word: give others, or the run never stops."]
 
     def check(self) -> None:
         """InputError: what would end a run that has trained for hours, or cannot be trained at all."""

@@ -39,6 +39,7 @@ def catch_up(outcome: Outcome, emit: Callback) -> None:
         drift = try_drift(outcome, emit)
         if drift is not None:
             folder.add_drift(run.steps_done, drift)
+            outcome.measured.append({"step": run.steps_done, **drift})
     if is_due(run.steps_done, output.preview_every) and not _has_previews(outcome, folder.previews):
         try_previews(outcome, emit)
 
