@@ -429,7 +429,7 @@ class OutputConfig:
         (),
         "Prompts of the previews, with {subject}. None: the caption template.",
         more="All are saved in the run's folder.",
-        widget=Widget(note="One per line. The first is shown while training."),
+        widget=Widget(note="One per line."),
     )
     preview_steps: int = _watching(
         25,

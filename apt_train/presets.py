@@ -85,10 +85,11 @@ def in_force(name: str, config: TrainConfig) -> str:
     """
     values = flat_values(config)
     wanted = PRESETS[name].values.items() if name in PRESETS else ()
-    return ", ".join(f"{setting} {_shown(value)}" for setting, value in wanted if values[setting] == value)
+    return ", ".join(f"{setting} {shown(value)}" for setting, value in wanted if values[setting] == value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting's value in words."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
