@@ -17,12 +17,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
-from .config import TrainConfig
+from .config import OutputConfig, TrainConfig
 from .console.interruption import exit_code, interrupted_by_signals
 from .console.terminal import is_terminal, lossy_output
 from .errors import InputError
 from .paths import absolute, argument, command, expanded, one_line
-from .settings_field import choices_of, fields_of, groups_of, said, types_of
+from .presets import PRESETS, PUBLISHED, in_force, preset_named
+from .settings_field import choices_of, fields_of, groups_of, nested, said, types_of
 
 if TYPE_CHECKING:
     from .data.dataset import ImageSet
@@ -116,6 +117,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     inputs.add_argument("--alpha-masks", action="store_true", help="take transparency as the loss mask")
     inputs.add_argument("--skip-bad-images", action="store_true", help="leave out pictures that cannot be read")
     inputs.add_argument("--output", required=True, help="a new folder for the run")
+    names = [name.replace(" ", "-") for name in PRESETS]
+    inputs.add_argument(
+        "--preset",
+        default=PUBLISHED,
+        metavar="|".join(names),
+        help="settings for a purpose; an option that is given stands above it (default: published)",
+    )
     inputs.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: CUDA if there is one)")
     add_config_options(parser)
     parser.set_defaults(command=_run)
@@ -124,6 +132,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="the run's folder")
     parser.add_argument("--steps", type=int, help="new total of steps")
+    choices = choices_of(fields_of(OutputConfig)["stop"], types_of(OutputConfig)["stop"])
+    parser.add_argument("--stop", metavar="|".join(choices), help="another rule for ending early; never: train on")
     for name, what in _PLACES.items():
         parser.add_argument(_option(name), help=f"the new place of the run's {what}, after a move")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: CUDA if there is one)")
@@ -189,14 +199,9 @@ def _number_or_word(text: str) -> float | str:
 
 
 def config_from(options: argparse.Namespace) -> TrainConfig:
-    """The settings that were given, the rest at their defaults."""
-    given = vars(options)
-
-    def picked(cls: type) -> dict[str, Any]:
-        return {name: given[name] for name in fields_of(cls) if name in given}
-
-    parts = {name: picked(types_of(TrainConfig)[name]) for name in groups_of(TrainConfig)}
-    return TrainConfig.from_dict(picked(TrainConfig) | parts)
+    """The settings that were given, over those of the preset, the rest at their defaults."""
+    values = {**preset_named(getattr(options, "preset", PUBLISHED)).values, **vars(options)}
+    return TrainConfig.from_dict(nested(values, TrainConfig))
 
 
 # -- commands
@@ -209,7 +214,10 @@ def _run(options: argparse.Namespace) -> int:
     output = expanded(options.output, "--output")
     RunFolder.open_new(output, config.name)  # refuse before gigabytes are read
     inputs = {name: getattr(options, name) for name in _INPUTS} | _given_places(options)
-    return _train(config, inputs, output, options.device, resume=False)
+    preset = preset_named(options.preset).name
+    if sets := in_force(preset, config):
+        print(f"Preset {preset}: {sets}")
+    return _train(config, inputs, output, options.device, resume=False, preset=preset)
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -220,6 +228,8 @@ def _resume(options: argparse.Namespace) -> int:
     config, _ = read_settings(folder)
     if options.steps is not None:
         config = dataclasses.replace(config, steps=options.steps)
+    if options.stop is not None:
+        config = dataclasses.replace(config, output=dataclasses.replace(config.output, stop=options.stop))
     inputs = _saved_inputs(saved, folder) | _given_places(options)
     for name in _PLACES:
         _check_still_there(name, inputs, folder)
@@ -272,7 +282,10 @@ def _check_still_there(name: str, inputs: dict[str, Any], folder: Path) -> None:
         raise InputError(f"The run had its {_PLACES[name]} at {path}, where nothing is now: give `{again} PATH`.")
 
 
-def _train(config: TrainConfig, inputs: dict[str, Any], output: Path, device: str | None, *, resume: bool) -> int:
+def _train(
+    config: TrainConfig, inputs: dict[str, Any], output: Path, device: str | None, *, resume: bool, preset: str = ""
+) -> int:
+    """`preset`: the one that the settings came by, for config.json; empty: of a resumed run, which has its own."""
     from .console.progress import Progress, stop_on_interrupt
     from .events import BusyEvent
     from .training.loop import train
@@ -291,7 +304,7 @@ def _train(config: TrainConfig, inputs: dict[str, Any], output: Path, device: st
             resume=resume,
             device=device,
             on_event=progress,
-            record={"checkpoint": components.source, "inputs": inputs},
+            record={"checkpoint": components.source, "inputs": inputs} | ({"preset": preset} if preset else {}),
         )
     _say_done(result, output, config.name)
     return 0

@@ -26,10 +26,14 @@ AttnSchedule = Literal["constant", "linear", "indicator"]
 AugmentKind = Literal["affine", "flip", "color"]
 AugmentFill = Literal["black", "reflect"]
 LrSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
+Stop = Literal["never", "drift", "settled"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 _PLACEHOLDER = re.compile(r"[{}]|embedding:", re.IGNORECASE)  # stands for the subject in captions, not for its kind
+
+# For objects, animals and persons alike: another medium and another place, both seen at a glance, neither on a photo.
+UNSEEN = "a watercolor painting of {subject} on the moon"
 
 # The upper ends are ours. They keep every product of settings inside 32-bit floats and every count inside 64-bit ones.
 _STEPS = 1_000_000_000
@@ -425,7 +429,7 @@ class OutputConfig:
         (),
         "Prompts of the previews, with {subject}. None: the caption template.",
         more="All are saved in the run's folder.",
-        widget=Widget(note="One per line. The first is shown while training."),
+        widget=Widget(note="One per line."),
     )
     preview_steps: int = _watching(
         25,
@@ -461,8 +465,26 @@ class OutputConfig:
         widget=Widget(advanced=True, note="One per line."),
     )
 
+    unseen_prompt: str = _watching(
+        "auto",
+        "One more preview prompt, which asks for what the pictures never show (ours). auto: a watercolor painting of "
+        "{subject} on the moon. Empty: none.",
+        more="The last snapshot that still obeys it is the one to keep. It costs as much as any other preview prompt.",
+        since=5,
+    )
+    stop: Stop = _watching(
+        "never",
+        "Whether a run may end before its last step (ours). drift: when the drift ratio has risen to more than three "
+        "times its lowest. settled: when nothing changes any more.",
+        more="Both are looked at after each snapshot and need watch_drift. A run that ended so goes on, bit for bit, "
+        "once this is set to never.",
+        since=5,
+    )
+
     def __post_init__(self) -> None:
         check_values(self)
+        looks = self.stop == "never" or (self.watch_drift and self.snapshot_every > 0)
+        require(looks, "stop", self.stop, "switch watch_drift on and set snapshot_every above 0, or set this to never")
         for prompt in self.drift_prompts:
             names = "{subject}" in prompt or "embedding:" in prompt.lower()
             require(not names, "drift_prompts", repr(prompt), "leave the subject out of it")
@@ -570,6 +592,18 @@ class TrainConfig:
     def name(self) -> str:
         """The subject's name, also the stem of every file written for it."""
         return self.identifier or "_".join(self.class_word.split()) + "_subject"
+
+    @property
+    def unseen_prompt(self) -> str:
+        """What no picture shows, with `{subject}`; empty: it is not asked for."""
+        asked = self.output.unseen_prompt.strip()
+        return UNSEEN if asked.lower() == "auto" else asked
+
+    @property
+    def sampled_prompts(self) -> tuple[str, ...]:
+        """What the previews show, with `{subject}`; the unseen prompt last, where there is one."""
+        asked = self.output.preview_prompts or (self.data.caption_template,)
+        return (*asked, self.unseen_prompt) if self.unseen_prompt else asked
 
     @property
     def resolved_init_word(self) -> str:

@@ -67,12 +67,18 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class PreviewEvent:
-    """Samples drawn while training: one prior and one tuned picture per prompt, same seed."""
+    """Samples drawn while training: one prior and one tuned picture per prompt, same seed.
+
+    `unseen`: whether the last prompt is the one that asks for what the pictures never show. `seconds`: that drawing and
+    saving took; 0: they were drawn in an earlier session.
+    """
 
     step: int
     prompts: list[str]
     prior: list[Image.Image]
     tuned: list[Image.Image]
+    unseen: bool = False
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

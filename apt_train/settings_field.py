@@ -7,7 +7,7 @@ setting (`config`). This module imports the standard library alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -141,6 +141,20 @@ def may_be_float(hint: Any) -> bool:
 
 def may_be_empty(hint: Any) -> bool:
     return type(None) in get_args(hint)
+
+
+def flat_values(config: Any) -> dict[str, Any]:
+    """Every setting's value by its name: no two have one name, groups included."""
+    found = {name: getattr(config, name) for name in fields_of(type(config))}
+    for name in groups_of(type(config)):
+        found |= flat_values(getattr(config, name))
+    return found
+
+
+def nested(values: Mapping[str, Any], cls: type) -> dict[str, Any]:
+    """The inverse, for `built`: settings by name into their groups. What is no setting of `cls` is left out."""
+    own = {name: values[name] for name in fields_of(cls) if name in values}
+    return own | {name: nested(values, types_of(cls)[name]) for name in groups_of(cls)}
 
 
 def identifying(config: Any, method: str) -> dict[str, Any]:

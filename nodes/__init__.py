@@ -22,22 +22,18 @@ class AptTrainExtension(ComfyExtension):
 
         if first_copy() is not None:
             return []
+        from .all_options import APTTrainOptions
         from .attention_preview import APTAttentionAlignPreview
         from .boundary import speaks_plainly
         from .load_run import APTLoadRun
         from .monitor import APTOverfitIndicatorMonitor
-        from .options import APTTrainOptions
+        from .options import APTAdapterOptions, APTDataOptions, APTMethodOptions, APTSampleOptions
         from .snapshot_sheet import APTSnapshotSheet
         from .train import APTTrain
 
-        nodes = [
-            APTTrain,
-            APTTrainOptions,
-            APTAttentionAlignPreview,
-            APTOverfitIndicatorMonitor,
-            APTSnapshotSheet,
-            APTLoadRun,
-        ]
+        options = [APTMethodOptions, APTAdapterOptions, APTDataOptions, APTSampleOptions, APTTrainOptions]
+        looks = [APTAttentionAlignPreview, APTOverfitIndicatorMonitor, APTSnapshotSheet, APTLoadRun]
+        nodes = [APTTrain, *options, *looks]
         return [speaks_plainly(node) for node in nodes]
 
 

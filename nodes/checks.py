@@ -12,7 +12,7 @@ from typing import Any
 
 from ..apt_train.errors import InputError
 from .options import settings_shown
-from .settings import METHODS, Setting, train_config
+from .settings import METHODS, Setting, beside_settings, train_config
 from .wires import AptOptions
 
 _MOST_LISTED = 16  # choices in a sentence
@@ -31,7 +31,7 @@ def check_train(shown: Mapping[str, Any], main: Iterable[Setting], slots: Iterab
     values = {setting: shown[setting.name] for setting in main if setting.name in shown}
     values.setdefault(Setting("", "class_word"), _ANY_CLASS_WORD)
     subject, method = shown.get("subject", ""), shown.get("method", next(iter(METHODS)))
-    train_config(values, None, subject=subject, method=method)
+    train_config(values, None, subject=subject, method=method, **beside_settings(shown))
     check_ranges(shown, slots)
 
 

@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from ..apt_train.errors import InputError
 from ..apt_train.events import StepEvent
+from ..apt_train.names import LOG
 from ..apt_train.run.notices import read_notices
 from .host.folders import RUN_ID
 
@@ -171,9 +172,21 @@ def curves_of(root: Path, run: str, after: int = 0) -> dict[str, Any]:
     except (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError):
         raise InputError(f"The files of {run} are damaged or may not be read: restore them, or train anew.") from None
     known = [item["state"] for item in _SESSION.runs() if item["run"] == run]
-    state = known[0] if known else "done" if curves["step"] >= curves["total"] else "stopped"
+    state = known[0] if known else "done" if _is_finished(folder, curves) else "stopped"
     told = [notice.text for notice in read_notices(root / run)]
     return {"run": run, "state": state, "notices": told, **curves}
+
+
+def _is_finished(folder: Path, curves: dict[str, Any]) -> bool:
+    """Whether it stands at its last step, or has ended by itself before."""
+    from ..apt_train.run.config_file import read_settings
+    from ..apt_train.run.log import read_log
+    from ..apt_train.training.stopping import ending, measured_in
+
+    if curves["step"] >= curves["total"]:
+        return True
+    output = read_settings(folder)[0].output
+    return output.stop != "never" and ending(output.stop, measured_in(read_log(folder / LOG).lines)) is not None
 
 
 def answer_of(root: Path, run: str, after: str) -> tuple[int, str]:

@@ -1,8 +1,16 @@
-"""`APT Train Options`: every setting that the training node does not show."""
+"""The options nodes, which chain: `APT Method Options`, `Adapter Options`, `Data Options` and `Sample Options`.
+
+Each shows the settings of its headings and hands on what came into it, with its own over that; so their order does not
+matter, and of two alike the later counts. A new setting appears on the node that has its heading.
+
+In: the four nodes, and what they share with the one node of earlier versions (`all_options`). Not in: a setting's
+widget and value (`settings`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from comfy_api.latest import io
@@ -11,16 +19,22 @@ from .settings import Setting, every_setting, value_of, widget
 from .train import ON_TRAIN
 from .wires import AptOptions, AptOptionsWire
 
+BORN = 5  # the round of settings in which these nodes were made: what is older stands by its heading alone
+METHOD, ADAPTER = ("subject", "APT"), ("adapter", "optimizer", "performance")
+DATA, SAMPLES = ("data",), ("snapshots",)
 
-def settings() -> list[Setting]:
-    """What the node shows, in order."""
-    return [setting for setting in every_setting() if setting.name not in ON_TRAIN]
+
+def settings_of(headings: Iterable[str]) -> list[Setting]:
+    """What a node of these headings shows, in order: later settings after all that it had before."""
+    order = list(headings)
+    shown = [setting for setting in every_setting() if setting.name not in ON_TRAIN and setting.heading in order]
+    return sorted(shown, key=lambda setting: (max(setting.said.since, BORN), order.index(setting.heading)))
 
 
 def settings_shown(shown: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The widgets' values as `AptOptions.settings`; a widget that is not among them is left out."""
+    """The widgets' values as `AptOptions.settings`; a setting that is not among them is left out."""
     found: dict[str, dict[str, Any]] = {}
-    for setting in settings():
+    for setting in every_setting():
         if setting.name in shown:
             found.setdefault(setting.group, {})[setting.name] = value_of(setting, shown[setting.name])
     return found
@@ -32,61 +46,141 @@ def option_widget(setting: Setting) -> io.Input:
     return widget(setting, label=f"{setting.heading} · {setting.name}", advanced=advanced)
 
 
-class APTTrainOptions(io.ComfyNode):
+def data_widgets() -> list[io.Input]:
+    """How images and masks are read, which no setting of the trainer's is."""
+    return [
+        io.Combo.Input(
+            "mask_counts", options=["white", "black"], default="white", display_name="data · mask_counts",
+            tooltip="Which part of a wired mask is learned. black: for Load Image's MASK of a cut-out picture, "
+            "which is white where the picture is transparent.",
+        ),
+        io.Boolean.Input(
+            "alpha_masks", default=False, display_name="data · alpha_masks",
+            tooltip="Take the fourth channel of images that have one as their loss mask.",
+        ),
+        io.String.Input(
+            "background", default="white", display_name="data · background",
+            tooltip="Colour (a name or #rrggbb) behind transparent parts of images that have a fourth channel.",
+        ),
+    ]  # fmt: skip
+
+
+def prior_images_input() -> io.Input:
+    return io.Image.Input(
+        "prior_images", optional=True,
+        tooltip="Pictures of the class (other toys, say) for DreamBooth's prior preservation. They are "
+        "neither augmented nor measured by the indicator.",
+    )  # fmt: skip
+
+
+def options_output() -> io.Output:
+    return AptOptionsWire.Output("options", tooltip="Goes into APT Train's options, or into another options node's.")
+
+
+def chained(inputs: Mapping[str, Any]) -> AptOptions:
+    """What came in by `options`, and over it this node's own. The host hands lists of one."""
+    shown = {name: values[0] for name, values in inputs.items() if name != "prior_images" and values}
+    before: AptOptions = shown.pop("options", None) or AptOptions({})
+    own = settings_shown(shown)
+    merged = {group: {**before.settings.get(group, {}), **own.get(group, {})} for group in {*before.settings, *own}}
+    reading = {name: shown[name] for name in ("background", "alpha_masks", "mask_counts") if name in shown}
+    prior = inputs.get("prior_images") or before.prior_images
+    return dataclasses.replace(before, settings=merged, prior_images=prior, **reading)
+
+
+def _schema(
+    name: str,
+    headings: Iterable[str],
+    about: str,
+    aliases: list[str],
+    *more: io.Input,
+    wires: tuple[io.Input, ...] = (),
+) -> io.Schema:
+    """`more`: widgets that are no settings, after those that the node was made with."""
+    first = [setting for setting in settings_of(headings) if setting.said.since <= BORN]
+    added = [setting for setting in settings_of(headings) if setting.said.since > BORN]
+    return io.Schema(
+        node_id=f"APT{name}Options",
+        display_name=f"APT {name} Options",
+        category="training/APT",
+        description=f"{about} Options nodes chain in any order; of two alike the later counts.",
+        search_aliases=["apt options", "apt settings", "training options", *aliases],
+        inputs=[
+            *map(option_widget, first),
+            *more,
+            *map(option_widget, added),
+            AptOptionsWire.Input("options", optional=True, tooltip="Of another options node: this one adds to it."),
+            *wires,
+        ],
+        outputs=[options_output()],
+        is_input_list=True,
+    )
+
+
+def checked(node: Any, inputs: Mapping[str, Any]) -> bool:
+    """True; InputError, which the host shows at the node before anything runs: a setting that cannot be."""
+    from .checks import check_options, known
+
+    check_options(known(inputs), node.define_schema().inputs)
+    return True
+
+
+class APTMethodOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        first = [setting for setting in settings() if not setting.said.since]
-        added = [setting for setting in settings() if setting.said.since]
-        return io.Schema(
-            node_id="APTTrainOptions",
-            display_name="APT Train Options",
-            category="training/APT",
-            description="Every further setting of APT Train, by group. A value left alone is the paper's, or of "
-            "DCO's published recipe, or where the tooltip says ours, our own choice.",
-            search_aliases=["apt options", "apt settings", "training options", "dreambooth options"],
-            inputs=[
-                *map(option_widget, first),
-                io.Combo.Input(
-                    "mask_counts", options=["white", "black"], default="white", display_name="data · mask_counts",
-                    tooltip="Which part of a wired mask is learned. black: for Load Image's MASK of a cut-out picture, "
-                    "which is white where the picture is transparent.",
-                ),
-                io.Boolean.Input(
-                    "alpha_masks", default=False, display_name="data · alpha_masks",
-                    tooltip="Take the fourth channel of images that have one as their loss mask.",
-                ),
-                io.String.Input(
-                    "background", default="white", display_name="data · background",
-                    tooltip="Colour (a name or #rrggbb) behind transparent parts of images that have a fourth channel.",
-                ),
-                *map(option_widget, added),
-                io.Image.Input(
-                    "prior_images", optional=True,
-                    tooltip="Pictures of the class (other toys, say) for DreamBooth's prior preservation. They are "
-                    "neither augmented nor measured by the indicator.",
-                ),
-            ],
-            outputs=[AptOptionsWire.Output("options", tooltip="Goes into APT Train's options.")],
-            is_input_list=True,
-        )  # fmt: skip
+        about = "How APT Train learns: the subject's word, and the three parts of APT."
+        return _schema("Method", METHOD, about, ["temperature", "overfitting", "augmentation", "dco"])
 
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
-        """True; InputError, which the host shows at the node before anything runs: a setting that cannot be."""
-        from .checks import check_options, known
-
-        check_options(known(inputs), cls.define_schema().inputs)
-        return True
+        return checked(cls, inputs)
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
-        shown = {name: values[0] for name, values in inputs.items() if name != "prior_images" and values}
-        return io.NodeOutput(
-            AptOptions(
-                settings=settings_shown(shown),
-                background=shown["background"],
-                alpha_masks=shown["alpha_masks"],
-                mask_counts=shown["mask_counts"],
-                prior_images=inputs.get("prior_images") or None,
-            )
-        )
+        return io.NodeOutput(chained(inputs))
+
+
+class APTAdapterOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        about = "What APT Train trains and how fast: the LoRA, the optimizer, precision and memory."
+        return _schema("Adapter", ADAPTER, about, ["lora", "dora", "optimizer", "learning rate", "memory"])
+
+    @classmethod
+    def validate_inputs(cls, **inputs: Any) -> bool:
+        return checked(cls, inputs)
+
+    @classmethod
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return io.NodeOutput(chained(inputs))
+
+
+class APTDataOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        about = "How APT Train reads pictures, masks and captions, and pictures of the class for prior preservation."
+        aliases = ["prior preservation", "mask", "bucket", "dreambooth"]
+        return _schema("Data", DATA, about, aliases, *data_widgets(), wires=(prior_images_input(),))
+
+    @classmethod
+    def validate_inputs(cls, **inputs: Any) -> bool:
+        return checked(cls, inputs)
+
+    @classmethod
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return io.NodeOutput(chained(inputs))
+
+
+class APTSampleOptions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        about = "What APT Train keeps and shows on its way: snapshots, samples, drift, and when it stops by itself."
+        return _schema("Sample", SAMPLES, about, ["preview", "snapshot", "checkpoint", "early stopping", "drift"])
+
+    @classmethod
+    def validate_inputs(cls, **inputs: Any) -> bool:
+        return checked(cls, inputs)
+
+    @classmethod
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        return io.NodeOutput(chained(inputs))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 import shutil
 from pathlib import Path
 
@@ -23,12 +22,13 @@ from ..apt_train.events import PreviewEvent
 from ..apt_train.run.config_file import read_config, read_settings
 from ..apt_train.run.folder import RunFolder
 from ..apt_train.run.log import Line, read_log
+from ..apt_train.run.preview_files import find_previews, read_preview
 from ..apt_train.run.snapshot import check_kept
 from ..apt_train.run.state import Damaged
+from ..apt_train.training.stopping import ending, measured_in
 from .host.folders import RUN_ID, inside, runs_folder
 from .wires import AptRun
 
-_SAMPLE = re.compile(r"step_([0-9]{6,9})_0_tuned\.png")
 RESTARTED = "restarted"  # in config.json, beside the settings
 
 
@@ -98,14 +98,29 @@ def set_aside(folder: Path) -> None:
         raise InputError(f"{what}: close what uses it, or move it away.") from None
 
 
+def ended_step(folder: Path, config: TrainConfig) -> int | None:
+    """The step up to `steps` at which the run there has ended by itself under these settings; None: it has not.
+
+    By its log alone, so a run trained under another `stop` has ended where this one ends. The snapshot must be there.
+    """
+    if not holds_run(folder) or read_settings(folder)[0].output.drift_prompts != config.output.drift_prompts:
+        return None
+    lines = read_log(folder / names.LOG, config.apt.bins).lines
+    found = ending(config.output.stop, measured_in(lines))
+    is_there = found is not None and found.step <= config.steps and snapshot_of(folder, found.step).is_dir()
+    return found.step if found is not None and is_there else None
+
+
 def was_restarted(folder: Path) -> bool:
     """Whether the run there was begun by `restart`."""
     return holds_run(folder) and bool(read_config(folder).get(RESTARTED))
 
 
-def is_restart_to_finish(folder: Path, steps: int) -> bool:
+def is_restart_to_finish(folder: Path, config: TrainConfig) -> bool:
     """Whether a restart was cancelled there: it is gone on with, or taken as it is, as after every Cancel."""
-    return was_restarted(folder) and steps_done(folder) < max(steps, read_config(folder)["config"]["steps"])
+    if not was_restarted(folder) or ended_step(folder, config) is not None:
+        return False
+    return steps_done(folder) < max(config.steps, read_config(folder)["config"]["steps"])
 
 
 def snapshot_steps(run: AptRun) -> list[int]:
@@ -165,16 +180,24 @@ def _log(run: AptRun) -> list[Line]:
 
 
 def newest_samples(folder: Path, step: int) -> PreviewEvent | None:
-    """The last pair of samples of the first preview prompt drawn up to a step; None: none were."""
-    tuned = (folder / names.PREVIEWS).glob("step_*_0_tuned.png")
-    drawn = {int(match[1]): path for path in tuned if (match := _SAMPLE.fullmatch(path.name))}
-    for at in sorted((at for at in drawn if at <= step), reverse=True):
-        prior = drawn[at].with_name(drawn[at].name.replace("tuned", "prior"))
-        with contextlib.suppress(OSError, ValueError, SyntaxError):  # a picture that cannot be read
-            return PreviewEvent(step=at, prompts=[""], prior=[_picture(prior)], tuned=[_picture(drawn[at])])
+    """The last samples drawn up to a step, a pair per prompt as far as they can be read; None: there are none."""
+    found = find_previews(folder / names.PREVIEWS)
+    files = {(drawn, prompt, kind): path for drawn, prompt, kind, path in found if drawn <= step}
+    for at in sorted({drawn for drawn, _, _ in files}, reverse=True):
+        prompts = sorted({prompt for drawn, prompt, _ in files if drawn == at})
+        pairs = [pair for prompt in prompts if (pair := _pair(files, at, prompt)) is not None]
+        if pairs:
+            texts = [prompt for _, _, prompt in pairs]
+            return PreviewEvent(at, texts, [prior for prior, _, _ in pairs], [tuned for _, tuned, _ in pairs])
     return None
 
 
-def _picture(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
-        return picture.convert("RGB")
+def _pair(
+    files: dict[tuple[int, int, str], Path], step: int, prompt: int
+) -> tuple[Image.Image, Image.Image, str] | None:
+    """Prior, tuned and what both show; None: a file is missing or cannot be read."""
+    with contextlib.suppress(OSError, ValueError, SyntaxError, KeyError):
+        prior, _ = read_preview(files[step, prompt, "prior"])
+        tuned, text = read_preview(files[step, prompt, "tuned"])
+        return prior, tuned, text or ""
+    return None

@@ -7,6 +7,7 @@ which node shows which (`train`, `options`), nor anything that is true of one se
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from functools import cache
 from itertools import combinations
 from typing import Any, get_args, get_origin
@@ -15,6 +16,7 @@ from comfy_api.latest import io
 
 from ..apt_train.config import TrainConfig
 from ..apt_train.errors import InputError
+from ..apt_train.presets import PUBLISHED, preset_named
 from ..apt_train.settings_field import (
     Said,
     check_value,
@@ -23,6 +25,7 @@ from ..apt_train.settings_field import (
     groups_of,
     may_be_empty,
     may_be_float,
+    nested,
     said,
     types_of,
     words_in,
@@ -30,7 +33,7 @@ from ..apt_train.settings_field import (
 from .wires import AptOptions
 
 METHODS = {"APT": "apt", "DreamBooth": "dreambooth", "DCO": "dco", "T-LoRA": "tlora"}
-HEADINGS = ("subject", "APT", "adapter", "optimizer", "data", "performance")  # further ones follow
+HEADINGS = ("subject", "APT", "adapter", "optimizer", "data", "performance", "snapshots")  # further ones follow
 _SWITCH = {"auto": None, "on": True, "off": False}  # of a switch that may be left to the trainer
 
 
@@ -205,25 +208,35 @@ def _number_or_word(setting: Setting, text: str) -> float | str:
         raise
 
 
-def train_config(main: dict[Setting, Any], options: AptOptions | None, *, subject: str, method: str) -> TrainConfig:
-    """The run's settings: the options node's, and over them the training node's own.
+def train_config(
+    main: dict[Setting, Any],
+    options: AptOptions | None,
+    *,
+    subject: str,
+    method: str,
+    preset: str = PUBLISHED,
+    samples: str = "",
+) -> TrainConfig:
+    """The run's settings: the preset's, over them the options nodes', and over those the training node's own.
 
+    A widget at its default was not set by hand: there the preset stands. `samples`: the node's own preview prompts.
     InputError: a value that does not fit, named as the widgets are.
     """
-    values: dict[str, Any] = {group: {} for group in groups_of(TrainConfig)}
-    for setting in every_setting():
-        if setting.said.widget.default is not None:
-            _home_of(values, setting)[setting.name] = setting.default
-    for group, settings in (options.settings if options else {}).items():
-        values.update(settings) if not group else values[group].update(settings)
-    for setting, shown in main.items():
-        _home_of(values, setting)[setting.name] = value_of(setting, shown)
-    name = "_".join(subject.split())
+    shown: dict[str, Any] = {}
+    for settings in (options.settings if options else {}).values():
+        shown |= settings
+    shown |= {setting.name: value_of(setting, value) for setting, value in main.items()}
+    shown |= {"method": METHODS[method]} | ({"preview_prompts": lines} if (lines := _lines(samples)) else {})
+    defaults = {setting.name: setting.default for setting in every_setting()}
+    by_hand = {name: value for name, value in shown.items() if value != defaults[name]}
+    own = {setting.name: setting.default for setting in every_setting() if setting.said.widget.default is not None}
+    values = {**own, **preset_named(preset).values, **by_hand, "identifier": "_".join(subject.split())}
     try:
-        return TrainConfig.from_dict({**values, "identifier": name, "method": METHODS[method]})
+        return TrainConfig.from_dict(nested(values, TrainConfig))
     except InputError as error:
         raise InputError(str(error).replace("identifier is", "subject is", 1)) from None
 
 
-def _home_of(values: dict[str, Any], setting: Setting) -> dict[str, Any]:
-    return values[setting.group] if setting.group else values
+def beside_settings(shown: Mapping[str, Any]) -> dict[str, str]:
+    """The training node's preset and preview prompts for `train_config`; workflows of older versions have neither."""
+    return {"preset": shown.get("preset", PUBLISHED), "samples": shown.get("sample_prompts", "")}

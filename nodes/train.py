@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 
 from ..apt_train.errors import InputError
+from ..apt_train.presets import PRESETS, PUBLISHED
 from .host.requirements import check_installed
-from .settings import METHODS, Setting, train_config, widget
+from .settings import METHODS, Setting, beside_settings, train_config, widget
 from .wires import AptOptions, AptOptionsWire, AptRunWire
 
 if TYPE_CHECKING:
@@ -83,7 +84,22 @@ class APTTrain(io.ComfyNode):
                     tooltip="Which part of each picture is learned: white counts. Load Image's MASK of a cut-out "
                     "picture is white on the background and would train that: set mask_counts to black in the options.",
                 ),
-                AptOptionsWire.Input("options", optional=True, tooltip="Further settings, from APT Train Options."),
+                AptOptionsWire.Input(
+                    "options", optional=True,
+                    tooltip="Further settings, from the options nodes: APT Method, Adapter, Data and Sample Options.",
+                ),
+                io.Combo.Input(
+                    "preset", options=list(PRESETS), default=PUBLISHED, optional=True,
+                    tooltip="Settings for a purpose. It sets what is not set by hand, here or in the options. A value "
+                    "that equals its widget's default counts as not set. The picture's header says what it has set; "
+                    "published sets nothing.",
+                ),
+                io.String.Input(
+                    "sample_prompts", optional=True, default="", multiline=True, placeholder="a {subject} on a beach",
+                    tooltip="What the samples show, a line per prompt, with {subject}. Empty: preview_prompts of the "
+                    "options, or the caption template. One more asks for what the pictures never show (unseen_prompt "
+                    "in APT Sample Options): the last snapshot that still obeys it is the one to keep.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model_out", display_name="MODEL", tooltip="The model with the new LoRA on."),
@@ -141,10 +157,12 @@ class APTTrain(io.ComfyNode):
         config, images, prior = _lesson(inputs)
         wires = Wires.checked(inputs["model"][0], inputs["clip"][0], inputs["vae"][0])
         with torch.inference_mode(False):
-            job = Job(wires, images, prior, config, restart=inputs["resume"][0] == "restart")
+            restart = inputs["resume"][0] == "restart"
+            job = Job(wires, images, prior, config, restart, preset=(inputs.get("preset") or [PUBLISHED])[0])
             run, published = finished_run(job, cls.hidden.unique_id)
         model = with_lora(wires.model, published.lora)
-        shown = ui.PreviewImage(image_tensor(picture_of(run, config, wires.schedule.num_timesteps)), cls=cls)
+        picture = picture_of(run, config, wires.schedule.num_timesteps, job.preset)
+        shown = ui.PreviewImage(image_tensor(picture), cls=cls)
         loss_map = {"loss": losses(run)}
         return io.NodeOutput(model, wires.clip, published.lora, run, loss_map, published.trigger, ui=shown)
 
@@ -163,7 +181,7 @@ def _lesson(inputs: dict[str, Any]) -> tuple[TrainConfig, ImageSet, ImageSet | N
     one = {name: values[0] for name, values in inputs.items() if values}
     options: AptOptions = one.get("options") or AptOptions({})
     main = {setting: one[setting.name] for setting in (*MAIN, SEED, CLASS_WORD)}
-    config = train_config(main, options, subject=one["subject"], method=one["method"])
+    config = train_config(main, options, subject=one["subject"], method=one["method"], **beside_settings(one))
     with torch.inference_mode(False):
         images = image_set(inputs["images"], inputs.get("captions"), inputs.get("masks") or None, options)
         prior = image_set(options.prior_images, None, None, options) if options.prior_images else None

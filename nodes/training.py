@@ -6,7 +6,7 @@ In: the order of things. Not in: widgets (`train`), what the browser is told (`w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..apt_train.data.tensor_pictures import unbatch
 from ..apt_train.errors import InputError
 from ..apt_train.events import BusyEvent
 from ..apt_train.families.precision import resolve_dtype
+from ..apt_train.presets import PUBLISHED
 from ..apt_train.run.folder import content_hash
 from .host.components import Wires
 from .host.copies import copy_notices
@@ -28,6 +29,7 @@ from .host.weights import DigestCache
 from .published import Published, check_places, open_run, publish
 from .run_store import (
     RESTARTED,
+    ended_step,
     find_folder,
     holds_run,
     is_damaged,
@@ -51,6 +53,7 @@ class Job:
     prior_images: ImageSet | None
     config: TrainConfig
     restart: bool
+    preset: str = PUBLISHED  # that the settings came by
 
 
 def image_set(
@@ -98,19 +101,26 @@ def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
     digest = job.wires.digest(_DIGESTS, told_now_and_then(say, "weights"))
     identity = _identity(job, digest)
     folder = find_folder(job.config, identity)
-    if job.restart and not is_restart_to_finish(folder, job.config.steps):
+    if job.restart and not is_restart_to_finish(folder, job.config):
         set_aside(folder)
-    run = open_run(folder, job.config, identity)
-    trained = steps_done(folder) < job.config.steps or (steps_done(folder) == run.steps and is_damaged(run))
+    run = _run_there(folder, job.config, identity)
+    trained = steps_done(folder) < run.steps or (steps_done(folder) == run.steps and is_damaged(run))
     if trained:
-        with Watch(run, job.config, job.wires.schedule.num_timesteps, node_id) as watch, training_room():
+        timesteps = job.wires.schedule.num_timesteps
+        with Watch(run, job.config, timesteps, node_id, job.preset) as watch, training_room():
             _train(job, digest, folder, watch)
-        run = open_run(folder, job.config, identity)  # its name may have been taken meanwhile
+        run = _run_there(folder, job.config, identity)
     else:
         tell_found(run, job.config, job.wires.schedule.num_timesteps, node_id)
     published = publish(run)
-    say_finished(node_id, run, published.trigger, trained)
+    say_finished(node_id, run, published.trigger, trained, by_itself=run.steps < job.config.steps)
     return run, published
+
+
+def _run_there(folder: Path, config: TrainConfig, identity: str) -> AptRun:
+    """The run at its last step: the one asked for, or an earlier one at which it has ended by itself."""
+    ended = ended_step(folder, config)
+    return open_run(folder, config if ended is None else replace(config, steps=ended), identity)
 
 
 def _identity(job: Job, digest: str) -> str:
@@ -134,5 +144,9 @@ def _train(job: Job, digest: str, folder: Path, watch: Any) -> None:
         resume=holds_run(folder),
         device=device,
         on_event=watch,
-        record={"source": components.source, RESTARTED: job.restart or was_restarted(folder)},
+        record={
+            "source": components.source,
+            RESTARTED: job.restart or was_restarted(folder),
+            "preset": job.preset,
+        },  # fmt: skip
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal
 
@@ -17,24 +17,26 @@ from PIL import Image
 
 from ..apt_train.config import TrainConfig
 from ..apt_train.events import BusyEvent, Event, NoticeEvent, PreviewEvent, StepEvent
-from ..apt_train.report.grid import labelled_grid
+from ..apt_train.report.filmstrip import draw_filmstrip
 from ..apt_train.report.live_images import heat_image, loss_image
 from ..apt_train.run.notices import count_in_words, read_notices
 from .host.progress import NodeProgress, prompt_id, stop_if_cancelled
 from .live import LiveRun, host_sender
+from .node_picture import header_of, sample_sheet, stacked
 from .run_store import gamma, losses, newest_drift, newest_samples, steps_done
 from .wires import AptRun
 
 PICTURE_EVERY = 1.0  # seconds between live pictures
 BUSY_EVERY = 0.25  # seconds between lines about what is no step
-CHART, SIDE = 480, 256  # pixels: width of the live picture's chart; its height, and the side of a sample
+CHART, HEIGHT = 480, 256  # pixels: the live picture's chart
+STRIP_HEIGHT = 150  # of the chart beneath samples
 
 
 class Watch:
     """The trainer's callback, for the time of one run; tells the browser how the run ended, however it did."""
 
-    def __init__(self, run: AptRun, config: TrainConfig, num_timesteps: int, node_id: str) -> None:
-        self._config, self._num_timesteps = config, num_timesteps
+    def __init__(self, run: AptRun, config: TrainConfig, num_timesteps: int, node_id: str, preset: str) -> None:
+        self._config, self._num_timesteps, self._preset = config, num_timesteps, preset
         self._progress = NodeProgress(node_id, config.steps)
         self._live = _live_run(run, config, num_timesteps, node_id)
         self._step = steps_done(run.folder)
@@ -42,6 +44,7 @@ class Watch:
         self._gamma, self._losses = gamma(self._so_far), losses(self._so_far)
         self._began: tuple[float, int] | None = None  # when the first step of this session ended, and which it was
         self._samples = newest_samples(run.folder, self._step)
+        self._strip = draw_filmstrip(run.folder, config)
         self._drift: dict[str, float] | None = None
         self._last_picture = 0.0
         self._busy, self._last_busy = "", 0.0
@@ -49,7 +52,8 @@ class Watch:
 
     def __enter__(self) -> Watch:
         self._progress.show(self._step, self._config.steps)  # raises where Cancel was pressed already
-        self._progress.say("getting ready" if not self._step else f"going on after step {self._step}")
+        begins = "getting ready" if not self._step else f"going on after step {self._step}"
+        self._progress.say(" · ".join(filter(None, [header_of(self._preset, self._config), begins])))
         self._live.start(self._step)
         return self
 
@@ -68,7 +72,7 @@ class Watch:
         if isinstance(event, StepEvent):
             self._on_step(event)
         elif isinstance(event, PreviewEvent):
-            self._samples = event
+            self._samples, self._strip = event, draw_filmstrip(self._so_far.folder, self._config)
             self._draw()
         elif isinstance(event, NoticeEvent):
             self._on_notice(event)
@@ -98,7 +102,8 @@ class Watch:
         left = self._seconds_left(event)
         self._live.step(event, left)
         self._drift = event.drift or self._drift
-        line = line_of(event, left, measured=self._measured(), drift=self._drift)
+        seconds = self._samples.seconds if self._samples else 0.0
+        line = line_of(event, left, measured=self._measured(), drift=self._drift, sampling=seconds)
         self._progress.say(" · ".join([line, *notices_part(len(self._notices))]))
         if time.monotonic() - self._last_picture > PICTURE_EVERY or event.step == event.total:
             self._draw()
@@ -118,8 +123,8 @@ class Watch:
         return _is_measured(self._config, self._gamma)
 
     def _draw(self) -> None:
-        chart = _chart(self._gamma, self._losses, self._measured(), self._num_timesteps)
-        picture = beside(chart, self._samples)
+        curves = _Curves(self._gamma, self._losses, self._measured(), self._num_timesteps)
+        picture = _composed(header_of(self._preset, self._config), curves, self._samples, self._strip, self._config)
         self._progress.show(self._step, self._config.steps, picture)
         self._last_picture = time.monotonic()
 
@@ -136,13 +141,14 @@ def _live_run(run: AptRun, config: TrainConfig, num_timesteps: int, node_id: str
     )  # fmt: skip
 
 
-def say_finished(node_id: str, run: AptRun, trigger: str, trained: bool) -> None:
-    """The last line on the node: what a prompt must say, and where the run lies."""
+def say_finished(node_id: str, run: AptRun, trigger: str, trained: bool, *, by_itself: bool = False) -> None:
+    """The last line on the node: what a prompt must say, and where the run lies. `by_itself`: it ended early."""
     how = "done" if trained else "found, not trained again"
     alone = f" ({run.subject} alone shows no subject)" if trigger.startswith("embedding:") else ""
     told = notices_part(len(read_notices(run.folder)))
     # In this order: the classic editor cuts off what is beyond two lines.
-    parts = [f"{how}: {run.steps} steps", *told, f"prompts say {trigger}{alone}", f"run {run.run_id}"]
+    ended = ["stopped by itself"] if by_itself else []
+    parts = [f"{how}: {run.steps} steps", *ended, *told, f"prompts say {trigger}{alone}", f"run {run.run_id}"]
     NodeProgress(node_id, run.steps).say(" · ".join(parts))
 
 
@@ -159,19 +165,26 @@ def notices_part(count: int) -> list[str]:
     return [count_in_words(count)] if count else []
 
 
-def picture_of(run: AptRun, config: TrainConfig, num_timesteps: int) -> Image.Image:
+def picture_of(run: AptRun, config: TrainConfig, num_timesteps: int, preset: str) -> Image.Image:
     """The live picture as it stands at the run's end."""
     values = gamma(run)
-    chart = _chart(values, losses(run), _is_measured(config, values), num_timesteps)
-    return beside(chart, newest_samples(run.folder, run.steps))
+    curves = _Curves(values, losses(run), _is_measured(config, values), num_timesteps)
+    samples, strip = newest_samples(run.folder, run.steps), draw_filmstrip(run.folder, config)
+    return _composed(header_of(preset, config), curves, samples, strip, config)
 
 
 def line_of(
-    event: StepEvent, seconds_left: float | None, *, measured: bool, drift: dict[str, float] | None = None
+    event: StepEvent,
+    seconds_left: float | None,
+    *,
+    measured: bool,
+    drift: dict[str, float] | None = None,
+    sampling: float = 0.0,
 ) -> str:
-    """`step 120 of 2000 · loss 0.113 · gamma 0.42 · drift ratio 0.12 · 12 min left`.
+    """`step 120 of 2000 · loss 0.113 · gamma 0.42 · drift ratio 0.12 · 12 min left · samples took 14 s`.
 
-    gamma, where measured, is the mean over the bins; `drift`: the newest that was measured.
+    gamma, where measured, is the mean over the bins; `drift`: the newest that was measured; `sampling`: seconds that
+    the newest samples took.
     """
     parts = [f"step {event.step} of {event.total}", f"loss {event.loss:.3g}"]
     if measured:
@@ -180,6 +193,8 @@ def line_of(
         parts.append(f"drift ratio {drift['ratio']:.2f}")
     if seconds_left is not None:
         parts.append(f"{duration(seconds_left)} left")
+    if sampling:
+        parts.append(f"samples took {duration(sampling)}")
     return " · ".join(parts)
 
 
@@ -196,20 +211,28 @@ def _is_measured(config: TrainConfig, values: list[list[float]]) -> bool:
     return config.measures_indicator or any(any(row) for row in values[-1:])
 
 
-def _chart(values: list[list[float]], loss: list[float], measured: bool, num_timesteps: int) -> Image.Image:
-    """The indicator's heat map; where it is not measured, the loss."""
-    if not measured or not values:
-        return loss_image(loss, CHART, SIDE)
-    return heat_image(np.array(values), CHART, SIDE, num_timesteps=num_timesteps)
+@dataclass(frozen=True)
+class _Curves:
+    """What a chart is drawn of: gamma and loss by step, and whether gamma says something."""
+
+    gamma: list[list[float]]
+    losses: list[float]
+    measured: bool
+    num_timesteps: int
+
+    def chart(self, width: int, height: int) -> Image.Image:
+        """The indicator's heat map; where it is not measured, the loss."""
+        if not self.measured or not self.gamma:
+            return loss_image(self.losses, width, height)
+        return heat_image(np.array(self.gamma), width, height, num_timesteps=self.num_timesteps)
 
 
-def beside(chart: Image.Image, samples: PreviewEvent | None) -> Image.Image:
-    """A chart, and at its right the newest sample of prior and tuned model from the same noise."""
+def _composed(
+    header: str, curves: _Curves, samples: PreviewEvent | None, strip: Image.Image | None, config: TrainConfig
+) -> Image.Image:
+    """Samples, filmstrip and chart under each other; before the first samples the chart alone."""
     if samples is None:
-        return chart
-    tiles = [picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for picture in (samples.prior[0], samples.tuned[0])]
-    pair = labelled_grid([list(tiles)], [""], ["prior", f"step {samples.step}"])
-    sheet = Image.new("RGB", (chart.width + pair.width, max(chart.height, pair.height)), "white")
-    sheet.paste(chart, (0, 0))
-    sheet.paste(pair, (chart.width, 0))
-    return sheet
+        return stacked(header, [curves.chart(CHART, HEIGHT)])
+    large = sample_sheet(samples, config)
+    chart = curves.chart(large.width, STRIP_HEIGHT)
+    return stacked(header, [large, *([strip] if strip is not None else []), chart])

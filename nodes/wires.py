@@ -35,9 +35,9 @@ class AptRun:
 
 @dataclass(frozen=True)
 class AptOptions:
-    """What the options node sets.
+    """What the options nodes set.
 
-    `settings`: nested as `TrainConfig.to_dict`, only groups and fields that the node shows. `prior_images`: class
+    `settings`: nested as `TrainConfig.to_dict`, only groups and fields that the nodes show. `prior_images`: class
     pictures, float (N, H, W, C) in [0, 1], or a list of them.
     """
 

@@ -1,17 +1,19 @@
 """The tables of the help pages: `python -m tests.help_pages` rewrites them.
 
-The English pages are written by hand, but for the rows of settings in the tables of `APT Train Options`: these are made
-from what the settings say of themselves. A translated page has a short text by hand, and between its marks tables made
-from the translated texts.
+The English pages are written by hand, but for the rows of settings in the tables of the options nodes: these are made
+from what the settings say of themselves. So is the table of presets, here and in docs/recipes.md. A translated page has
+a short text by hand, and between its marks tables made from the translated texts.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from apt_train.config import TrainConfig
+from apt_train.presets import PRESETS, shown
 from apt_train.settings_field import Said, fields_of, groups_of, said, types_of, words_in
 
 from .node_texts import LOCALES, ROOT, Node, Slot, nodes
@@ -20,8 +22,9 @@ DOCS = ROOT / "web" / "docs"
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 HEADS = {"zh": ("输入", "输出", "| 名称 | 标识 | 默认值 | 说明 |", "| 名称 | 说明 |")}
 
-
-OPTIONS = DOCS / "APTTrainOptions.md"
+OPTIONS = ("APTMethodOptions", "APTAdapterOptions", "APTDataOptions", "APTSampleOptions", "APTTrainOptions")
+PRESETS_HEAD = "| preset | sets | why |"
+WITH_PRESETS = (DOCS / "APTTrain.md", ROOT / "docs" / "recipes.md")
 CODE = re.compile(r"<[^>]+>|\{\w+\}|(?<!`)\b[a-z]+(?:_[a-z]+)+\b(?!`)")  # a place to fill in, or a setting's name
 
 
@@ -102,9 +105,26 @@ def made(text: str) -> str:
     return text.partition(BEGIN)[2].partition(END)[0].strip()
 
 
+def with_presets(text: str) -> str:
+    """A page with its table of presets made anew: it is known by its head."""
+    rows = [f"| {preset.name} | {sets_of(preset.values)} | {preset.why} |" for preset in PRESETS.values()]
+    table = "\n".join([PRESETS_HEAD, "|---|---|---|", *rows])
+    before, _, rest = text.partition(PRESETS_HEAD)
+    _, _, after = rest.partition("\n\n")
+    return f"{before}{table}\n\n{after}"
+
+
+def sets_of(values: Mapping[str, object]) -> str:
+    parts = [f"`{name}` " + CODE.sub(r"`\g<0>`", shown(value)) for name, value in values.items()]
+    return ", ".join(parts) or "nothing"
+
+
 def rewrite() -> None:
-    text = with_settings(OPTIONS.read_text(encoding="utf-8"), nodes()["APTTrainOptions"].inputs)
-    OPTIONS.write_text(text, encoding="utf-8")
+    for node_id in OPTIONS:
+        path = DOCS / f"{node_id}.md"
+        path.write_text(with_settings(path.read_text(encoding="utf-8"), nodes()[node_id].inputs), encoding="utf-8")
+    for path in WITH_PRESETS:
+        path.write_text(with_presets(path.read_text(encoding="utf-8")), encoding="utf-8")
     for node in nodes().values():
         for language in HEADS:
             path = page_of(node.node_id, language)
@@ -126,7 +146,7 @@ def _default(slot: Slot) -> str:
         return "on" if value else "off"
     if isinstance(value, float):
         return _number(value)
-    return _cell("; ".join(str(value).splitlines()))
+    return _cell(" / ".join(str(value).splitlines()))
 
 
 def _number(value: float) -> str:

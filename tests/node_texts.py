@@ -29,7 +29,10 @@ PACK = "texts_of"
 OWN = {
     PACK,
     f"{PACK}.apt_train",
-    *(f"{PACK}.apt_train.{name}" for name in ("adapter_kinds", "config", "errors", "optimizers", "settings_field")),
+    *(
+        f"{PACK}.apt_train.{name}"
+        for name in ("adapter_kinds", "config", "errors", "optimizers", "presets", "settings_field")
+    ),
 }
 
 
@@ -56,6 +59,7 @@ class Node:
     description: str
     inputs: list[Slot]
     outputs: list[Slot]
+    deprecated: bool = False  # the editor's search does not find it
 
 
 @cache
@@ -132,9 +136,10 @@ class _Io(ModuleType):
 
     @staticmethod
     def Schema(
-        *, node_id: str, display_name: str, description: str, inputs: list[Slot], outputs: list[Slot], **_more: Any
+        *, node_id: str, display_name: str, description: str, inputs: list[Slot], outputs: list[Slot], **more: Any
     ) -> Node:
-        return Node(node_id, display_name, description, list(inputs), list(outputs))
+        deprecated = bool(more.get("is_deprecated"))
+        return Node(node_id, display_name, description, list(inputs), list(outputs), deprecated)
 
 
 # ---- stand-ins for everything else -------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from .help_pages import OPTIONS, made, page_of, tables, with_settings
+from .help_pages import OPTIONS, WITH_PRESETS, made, page_of, tables, with_presets, with_settings
 from .node_texts import ENGLISH, LOCALES, ROOT, Node, Slot, english_text, node_defs, nodes
 
 DOCS = ROOT / "web" / "docs"
@@ -237,7 +237,7 @@ def shown_default(slot: Slot) -> str:
         return ", ".join(default) or "empty"
     if isinstance(default, float):
         return f"{default:.12f}".rstrip("0").rstrip(".")
-    return "; ".join(str(default).splitlines()) or "empty"
+    return " / ".join(str(default).splitlines()) or "empty"
 
 
 def test_every_node_has_a_page_and_every_page_a_node() -> None:
@@ -294,9 +294,16 @@ def test_a_page_tells_defaults_and_choices_as_they_are(node: Node) -> None:
         assert set(choices(slot)) <= told, slot.id
 
 
-def test_the_options_page_says_of_settings_what_they_say_themselves() -> None:
-    text = OPTIONS.read_text(encoding="utf-8")
-    assert text == with_settings(text, nodes()["APTTrainOptions"].inputs), "run `python -m tests.help_pages`"
+@pytest.mark.parametrize("node_id", OPTIONS)
+def test_an_options_page_says_of_settings_what_they_say_themselves(node_id: str) -> None:
+    text = page(nodes()[node_id])
+    assert text == with_settings(text, nodes()[node_id].inputs), "run `python -m tests.help_pages`"
+
+
+@pytest.mark.parametrize("path", WITH_PRESETS, ids=lambda path: path.stem)
+def test_a_table_of_presets_says_what_they_set(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text == with_presets(text), "run `python -m tests.help_pages`"
 
 
 @pytest.mark.parametrize("node", NODES, ids=lambda node: node.node_id)

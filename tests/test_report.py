@@ -93,10 +93,10 @@ def test_a_run_of_the_trainer_itself_is_reported(tmp_path) -> None:
     run(steps=4, preview_every=4, snapshot_every=2, balance_every=2, output_dir=tmp_path / "run")
     report = write_report(tmp_path / "run")
     text = report.read_text(encoding="utf-8")
-    for name in ("indicator.png", "drift.png", "losses.png", "balance.png", "attention.png"):
+    for name in ("indicator.png", "drift.png", "losses.png", "balance.png", "attention.png", "filmstrip.png"):
         assert f"]({name})" in text
     linked = re.findall(r"\]\(([^)]+)\)", text)
-    assert len(linked) == 7 and all((tmp_path / "run" / file).is_file() for file in linked)
+    assert len(linked) == 8 and all((tmp_path / "run" / file).is_file() for file in linked)
     values = json.loads((tmp_path / "run" / "report.json").read_text())
     assert values["indicator_measured"] and len(values["bins"]) == 10 and values["snapshots"] == [2, 4]
     assert set(values["balance"]) == {"denoising", "stabilization", "alignment"}

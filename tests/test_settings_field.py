@@ -24,6 +24,7 @@ from apt_train.settings_field import (
     group,
     groups_of,
     identifying,
+    said,
     setting,
     types_of,
 )
@@ -189,8 +190,30 @@ def test_a_new_setting_counts_where_it_changes_weights() -> None:
 # A saved workflow holds values by place: append to these, never move or take out.
 TRAIN_WIDGETS = (
     "model clip vae images subject class_word steps rank learning_rate resolution batch_size caption_template method "
-    "seed resume captions masks options"
+    "seed resume captions masks options preset sample_prompts"
 ).split()
+METHOD_WIDGETS = (
+    "identifier_mode init_word dco_beta adaptive_augmentation adaptive_loss_weight bins ema temperature p_max max_zoom "
+    "max_degrees augment_kinds augment_variants mask_fill stabilization dist_weight dist_layers dist_mode alignment "
+    "attn_weight attn_layers attn_schedule watch_indicator balance_every augment_fill options"
+).split()
+ADAPTER_WIDGETS = (
+    "alpha dropout targets min_rank kind embedding_learning_rate beta1 beta2 epsilon weight_decay max_grad_norm "
+    "lr_schedule warmup_steps accumulation optimizer precision gradient_checkpointing lazy_prior options"
+).split()
+DATA_WIDGETS = (
+    "bucket_multiple class_caption prior_preservation_weight mask_counts alpha_masks background options prior_images"
+).split()
+SAMPLE_WIDGETS = (
+    "snapshot_every preview_every preview_prompts preview_steps preview_guidance preview_seed watch_drift "
+    "drift_prompts unseen_prompt stop options"
+).split()
+IN_PLACE = {  # of the one options node, of which no workflow is made any more
+    "APTMethodOptions": METHOD_WIDGETS,
+    "APTAdapterOptions": ADAPTER_WIDGETS,
+    "APTDataOptions": DATA_WIDGETS,
+    "APTSampleOptions": SAMPLE_WIDGETS,
+}
 OPTIONS_WIDGETS = (
     "identifier_mode init_word dco_beta adaptive_augmentation adaptive_loss_weight bins ema temperature p_max max_zoom "
     "max_degrees augment_kinds augment_variants mask_fill stabilization dist_weight dist_layers dist_mode alignment "
@@ -202,20 +225,33 @@ OPTIONS_WIDGETS = (
 ).split()
 
 
-@pytest.mark.parametrize(("node", "names"), [("APTTrain", TRAIN_WIDGETS), ("APTTrainOptions", OPTIONS_WIDGETS)])
-def test_widgets_keep_their_places(node: str, names: list[str]) -> None:
-    """`prior_images` is a wire and has no value: it may stand last."""
-    assert [slot.id for slot in nodes()[node].inputs] == names
+KEPT = {"APTTrain": TRAIN_WIDGETS, "APTTrainOptions": OPTIONS_WIDGETS, **IN_PLACE}
+
+
+@pytest.mark.parametrize("node", KEPT)
+def test_widgets_keep_their_places(node: str) -> None:
+    """`options` and `prior_images` are wires and have no value: they may stand last."""
+    assert [slot.id for slot in nodes()[node].inputs] == KEPT[node]
 
 
 def test_every_setting_is_on_one_of_the_nodes() -> None:
-    shown = [*TRAIN_WIDGETS, *OPTIONS_WIDGETS]
+    """On one of the four options nodes, or the training node's own."""
+    shown = [*TRAIN_WIDGETS, *(name for names in IN_PLACE.values() for name in names)]
     homes = [TrainConfig, *(types_of(TrainConfig)[name] for name in groups_of(TrainConfig))]
     names = [name for home in homes for name in fields_of(home)]
     assert {name: shown.count(name) for name in names} == {name: 1 for name in names} | {
         "identifier": 0
     }  # as `subject`
     assert len(names) == sum(len(fields(home)) for home in homes) - len(groups_of(TrainConfig))
+
+
+def test_the_node_of_earlier_versions_has_its_widgets_and_no_new_ones() -> None:
+    """All that the four have, but for settings of later rounds."""
+    later = {item.name for home in (TrainConfig, *map(types_of(TrainConfig).get, groups_of(TrainConfig)))
+             for item in fields_of(home).values() if said(item).since > 4}  # fmt: skip
+    four = {name for names in IN_PLACE.values() for name in names} - {"options"}
+    assert set(OPTIONS_WIDGETS) == four - later and nodes()["APTTrainOptions"].deprecated
+    assert [node_id for node_id, node in nodes().items() if node.deprecated] == ["APTTrainOptions"]
 
 
 def test_a_widget_shows_no_number_that_its_setting_refuses() -> None:
@@ -233,8 +269,8 @@ def test_the_types_of_a_class_are_worked_out_once(monkeypatch: pytest.MonkeyPatc
     seen: list[object] = []
     real = typing.get_type_hints
     monkeypatch.setattr(typing, "get_type_hints", lambda cls, **more: seen.append(cls) or real(cls, **more))
-    with node_modules("settings", "options", "train") as (settings, options, train):
-        for node in (options.APTTrainOptions, train.APTTrain) * 2:
+    with node_modules("settings", "all_options", "train") as (settings, all_options, train):
+        for node in (all_options.APTTrainOptions, train.APTTrain) * 2:
             node.define_schema()
         settings.train_config({settings.Setting("", "class_word"): "toy"}, None, subject="", method="APT")
     assert len(seen) == len(set(seen)) == 1 + len(groups_of(TrainConfig))

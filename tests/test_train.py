@@ -645,6 +645,8 @@ def test_every_field_of_the_config_is_tested_here() -> None:
         "preview_seed",
         "watch_drift",  # tests/test_drift.py
         "drift_prompts",
+        "unseen_prompt",  # tests/test_filmstrip.py
+        "stop",  # tests/test_stopping.py
     }
     fields: set[str] = set()
     for name, value in quick_config().to_dict().items():

@@ -32,6 +32,7 @@ QUICK: dict[str, Any] = {
     "temperature": 100.0,
     "augment_variants": 4,
     "preview_steps": 2,
+    "unseen_prompt": "",
     "drift_prompts": ("a painting",),  # one of each kind to measure, at every snapshot: eight take four times as long
 }
 

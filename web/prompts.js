@@ -10,6 +10,7 @@ import { say } from "./texts.js";
 
 const TRAINER = "APTTrain";
 const TRIGGER = "embedding:"; // how every learned trigger begins
+const WORD_PRESETS = ["low memory"]; // whose subject has no learned word (apt_train/presets.py)
 const LIFE = 12_000; // ms that the notice stays
 
 /** Names of subjects that stand alone in a text which an encoder reads; `graph` in the host's API format. */
@@ -26,10 +27,18 @@ function isInVain(parts, name) {
   return parts.some((text) => alone.test(text)) && !parts.some((text) => /\{subject\}|embedding:/i.test(text));
 }
 
-/** A learned word unless the options say otherwise, or leave it to a wire. */
+/** A learned word unless the options or the preset say otherwise, or leave it to a wire. */
 function isLearned({ inputs }, graph) {
-  const options = graph[inputs.options?.[0]];
-  return !options || options.inputs.identifier_mode === "learned";
+  const mode = modeOf(inputs.options, graph);
+  return mode === "learned" && !WORD_PRESETS.includes(inputs.preset);
+}
+
+/** Of the nearest options node in the chain that has it. */
+function modeOf(wire, graph, seen = new Set()) {
+  const options = graph[wire?.[0]];
+  if (!options || seen.has(options)) return "learned";
+  if ("identifier_mode" in options.inputs) return options.inputs.identifier_mode;
+  return modeOf(options.inputs.options, graph, seen.add(options));
 }
 
 function nameOf({ subject, class_word: classWord }) {

@@ -9,7 +9,10 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-const NODES = ["APTTrain", "APTTrainOptions", "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor"];
+const NODES = [
+  "APTTrain", "APTMethodOptions", "APTAdapterOptions", "APTDataOptions", "APTSampleOptions", "APTTrainOptions",
+  "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor",
+];
 
 let served = {};
 

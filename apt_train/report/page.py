@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ..names import FILMSTRIP
+from ..presets import in_force
 from ..run.metadata import METHOD_TITLES
 from ..run.notices import Notice
 from .run_files import RunRecord
@@ -24,6 +26,8 @@ CAPTIONS = {
     "balance.png": "Gradient norm of each weighted term, and its part of their sum.",
     "attention.png": "Cross-attention per token, with its mean for prior > tuned: tokens of the context that the tuned "
     "model has dimmed look dark in its row and blue in the difference.",
+    FILMSTRIP: "Samples over the snapshots, one seed a row. The last snapshot that still obeys the unseen prompt and "
+    "shows the subject is the one to keep.",
 }
 
 
@@ -33,7 +37,7 @@ def page(run: RunRecord, pictures: Sequence[str], previews: Sequence[tuple[str, 
     parts = [f"# {run.config.name}: report of the run", paragraph(summary)]
     if run.notices:
         parts.append("## Notices\n\n" + "\n".join(map(_notice_item, run.notices)))
-    parts += [_run_table(summary), _term_table(summary)]
+    parts += [_run_table(summary, _preset_of(run)), _term_table(summary)]
     if summary.bins:
         parts.append(_bin_table(summary))
     parts += [f"![{file}]({file})\n\n{CAPTIONS[file]}" for file in pictures]
@@ -49,10 +53,16 @@ def _notice_item(notice: Notice) -> str:
     return f"- {text}" + (f" (step {notice.step})" if notice.step else "")
 
 
-def _run_table(summary: Summary) -> str:
+def _preset_of(run: RunRecord) -> str:
+    """`quick look: steps 400`; a preset that sets nothing is its name alone."""
+    return ": ".join(filter(None, [run.preset, in_force(run.preset, run.config)])) or "-"
+
+
+def _run_table(summary: Summary, preset: str) -> str:
     near = f"{len(summary.near_one)} of {len(summary.bins)}" if summary.bins else "not measured"
     rows = [
         ("method", METHOD_TITLES.get(summary.method, summary.method)),
+        ("preset", preset),
         ("steps", f"{summary.steps_done} of {summary.steps_planned}"),
         ("denoising loss over the last half", summary.trend),
         ("timestep bins near 1", near),

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..config import TrainConfig
 from ..errors import InputError
 from ..names import LOG, snapshot_steps
-from ..run.config_file import read_settings, read_terms
+from ..run.config_file import read_preset, read_settings, read_terms
 from ..run.notices import Notice, read_notices
 from .palette import Look
 from .run_log import RunLog, read_log
@@ -29,6 +29,7 @@ class RunRecord:
     log: RunLog
     snapshots: list[int]  # steps that have one, rising
     notices: list[Notice] = field(default_factory=list)  # what the user was told
+    preset: str = ""  # that the settings came by
 
     @cached_property
     def summary(self) -> Summary:
@@ -45,4 +46,4 @@ def read_run(folder: Path, until: int | None = None) -> RunRecord:
     log = read_log(folder / LOG, config.apt.bins, terms, until)
     snapshots = [step for step in snapshot_steps(folder) if until is None or step <= until]
     notices = [notice for notice in read_notices(folder) if until is None or notice.step <= until]
-    return RunRecord(config, num_timesteps, log, snapshots, notices)
+    return RunRecord(config, num_timesteps, log, snapshots, notices, read_preset(folder))

@@ -18,10 +18,11 @@ from PIL import Image
 
 from ..disk.files import atomic_write, sweep, write_text
 from ..errors import InputError
-from ..names import ATTENTION, PREVIEWS
+from ..names import ATTENTION, FILMSTRIP, PREVIEWS
 from ..run.attention_file import AttentionMaps, read_maps
 from ..run.preview_files import find_previews, preview_file
 from .attention_tiles import attention_tiles
+from .filmstrip import draw_filmstrip
 from .page import CAPTIONS, page
 from .run_files import RunRecord, read_run
 from .verdict import advice, paragraph
@@ -51,6 +52,8 @@ def _composed(folder: Path) -> tuple[dict[str, bytes], str, str]:
     try:
         run = read_run(folder)
         pictures = _draw(run, read_maps(folder / ATTENTION))
+        if (strip := draw_filmstrip(folder, run.config)) is not None:
+            pictures[FILMSTRIP] = _png(strip.save)
         return pictures, _numbers(run), page(run, list(pictures), _newest_previews(folder))
     except InputError:
         raise

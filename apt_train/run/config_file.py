@@ -15,6 +15,7 @@ from ..config import TrainConfig
 from ..disk.files import atomic_write
 from ..errors import InputError
 from ..names import CONFIG, clashing_file
+from ..presets import PRESETS
 
 FORMAT = 1
 MOST_BYTES = 16 << 20  # of a file that holds settings: a digest per picture is the most of it
@@ -67,6 +68,12 @@ def read_terms(path: str | Path) -> dict[str, tuple[str, str]]:
     terms = read_config(path).get("terms")
     said = terms.items() if isinstance(terms, dict) else ()
     return {name: (look["title"], look["colour"]) for name, look in said if _is_look(look)}
+
+
+def read_preset(path: str | Path) -> str:
+    """The preset that a run's settings came by; empty: none, or the file does not say."""
+    preset = read_config(path).get("preset")
+    return preset if isinstance(preset, str) and preset in PRESETS else ""
 
 
 def _is_look(look: Any) -> bool:

@@ -1,19 +1,24 @@
 """The previews of a run on disk: `previews/step_000100_0_tuned.png`, and the prior's beside each.
 
-In: what they are called, writing them, finding them. Not in: drawing them (`sample.sampler`).
+Each says in its metadata which prompt it shows, as a run's prompts may change between two steps.
+
+In: what they are called, writing them, finding and reading them. Not in: drawing them (`sample.sampler`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from ..disk.files import atomic_write, make_folder
 
+PROMPT = "prompt"  # of a PNG's texts
+MOST_PIXELS = 1 << 26  # of a preview: a larger picture is none of ours
 _NAME = re.compile(r"step_([0-9]+)_([0-9]+)_(prior|tuned)\.png")
 
 
@@ -22,14 +27,28 @@ def preview_file(folder: Path, step: int, prompt: int, kind: str) -> Path:
     return folder / f"step_{step:06d}_{prompt}_{kind}.png"
 
 
-def save_previews(folder: Path, step: int, **pictures: list[Image.Image]) -> None:
+def save_previews(folder: Path, step: int, prompts: Sequence[str], **pictures: list[Image.Image]) -> None:
     """Write the pictures of a step, `prior` and `tuned`, one per prompt. RuntimeError: there is no folder for them."""
     if folder.is_file():
         raise RuntimeError(f"{folder} is a file")
     make_folder(folder)
     for kind, drawn in pictures.items():
         for i, picture in enumerate(drawn):
-            atomic_write(preview_file(folder, step, i, kind), partial(picture.save, format="PNG"))
+            texts = PngImagePlugin.PngInfo()
+            texts.add_itxt(PROMPT, prompts[i])
+            atomic_write(preview_file(folder, step, i, kind), partial(picture.save, format="PNG", pnginfo=texts))
+
+
+def read_preview(path: Path) -> tuple[Image.Image, str | None]:
+    """A preview, RGB, and its prompt; None: of an earlier version, which did not say.
+
+    OSError, ValueError, SyntaxError: it cannot be read, or is too large to be one.
+    """
+    with Image.open(path) as picture:
+        if picture.width * picture.height > MOST_PIXELS:
+            raise ValueError(f"{path.name} is too large")
+        prompt = picture.info.get(PROMPT)
+        return picture.convert("RGB"), str(prompt) if prompt is not None else None
 
 
 def find_previews(folder: Path) -> list[tuple[int, int, str, Path]]:

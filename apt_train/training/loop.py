@@ -34,6 +34,7 @@ from .outcome import Outcome
 from .plan import plan_run
 from .saving import save_snapshot
 from .setup import Run, prepared_run
+from .stopping import ended_by_itself, measured_in
 from .update import TrainingDiverged, optimizer_step
 from .watching import catch_up, is_due, try_drift, try_previews
 
@@ -108,7 +109,8 @@ def _run_steps(outcome: Outcome, listener: _Listener) -> None:
     run, output = outcome.run, outcome.run.config.output
     listener.stop_if_asked()
     catch_up(outcome, listener)
-    while run.steps_done < run.config.steps:
+    ended = outcome.ending
+    while run.steps_done < run.config.steps and ended is None:
         started = time.perf_counter()
         values = optimizer_step(run)
         seconds = time.perf_counter() - started
@@ -124,6 +126,9 @@ def _run_steps(outcome: Outcome, listener: _Listener) -> None:
         listener(event)
         if is_due(run.steps_done, output.preview_every):
             try_previews(outcome, listener)
+        ended = outcome.ending if keeps else None
+    if ended is not None and ended.step < run.config.steps:
+        listener(NoticeEvent(ended_by_itself(ended, run.config.steps), run.steps_done))
 
 
 class _Listener:
@@ -257,6 +262,7 @@ def _begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: 
     for line in log.lines:
         if len(line["gamma"]) == bins:
             outcome.remember(line["loss"], line["gamma"])
+    outcome.measured.extend(measured_in(log.lines))
     listener.step = run.steps_done
     if run.steps_done:
         listener.keep_notices(folder)

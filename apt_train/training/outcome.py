@@ -14,6 +14,7 @@ from PIL import Image
 from ..events import StepEvent
 from ..run.folder import RunFolder
 from .setup import Run
+from .stopping import Ending, ending
 
 
 @dataclass
@@ -25,13 +26,21 @@ class Outcome:
     digest: str
     losses: list[float] = field(default_factory=list)
     gamma: list[list[float]] = field(default_factory=list)
+    measured: list[dict[str, float]] = field(default_factory=list)  # `step` and drift, of each snapshot that has one
     stopped: bool = False
     prior_previews: list[Image.Image] | None = None  # drawn once: the prior does not change
     previews_failed: bool = False
     drift_failed: bool = False
 
+    @property
+    def ending(self) -> Ending | None:
+        """Where the run ends by itself; None: not yet, or not at all."""
+        return ending(self.run.config.output.stop, self.measured)
+
     def add(self, event: StepEvent) -> None:
         self.remember(event.loss, list(event.gamma))
+        if event.drift is not None:
+            self.measured.append({"step": event.step, **event.drift})
         if self.folder is not None:
             self.folder.log(event)
 

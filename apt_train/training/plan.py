@@ -79,7 +79,14 @@ class Plan:
     def notes(self) -> list[str]:
         """What the user should hear of the model and the pictures."""
         prior = self.prior_images.notes if self.prior_images else []
-        return [*self.components.notes, *self.images.notes, *self.images.repeats(), *prior]
+        return [*self.components.notes, *self.images.notes, *self.images.repeats(), *prior, *self._blind_stop()]
+
+    def _blind_stop(self) -> list[str]:
+        """The drift, which `stop` looks at, has no prompt to be measured on."""
+        stop = self.config.output.stop
+        if stop == "never" or self.unrelated:
+            return []
+        return [f"stop is {stop}, but every drift prompt names the class word: give others, or the run never stops."]
 
     def check(self) -> None:
         """InputError: what would end a run that has trained for hours, or cannot be trained at all."""
@@ -117,9 +124,8 @@ def plan_run(
 
 
 def preview_captions(config: TrainConfig) -> list[str]:
-    """The preview prompts with `{subject}` wherever they name it; none given: the caption template."""
-    prompts = config.output.preview_prompts or (config.data.caption_template,)
-    return [mark_subject(prompt, name=config.name, class_word=config.class_word) for prompt in prompts]
+    """The preview prompts with `{subject}` wherever they name it."""
+    return [mark_subject(prompt, name=config.name, class_word=config.class_word) for prompt in config.sampled_prompts]
 
 
 def _read_by(network: Network, term: Term) -> Iterator[tuple[str, Callable[[nn.Module, Layers], Sized], Layers]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 
 from ..events import BusyEvent, Callback, NoticeEvent, PreviewEvent, Work
 from ..names import LOG
+from ..report.filmstrip import write_filmstrip
 from ..run.log import read_log
 from ..run.preview_files import preview_file, save_previews
 from ..sample.sampler import previews
@@ -37,6 +39,7 @@ def catch_up(outcome: Outcome, emit: Callback) -> None:
         drift = try_drift(outcome, emit)
         if drift is not None:
             folder.add_drift(run.steps_done, drift)
+            outcome.measured.append({"step": run.steps_done, **drift})
     if is_due(run.steps_done, output.preview_every) and not _has_previews(outcome, folder.previews):
         try_previews(outcome, emit)
 
@@ -57,8 +60,7 @@ def _lacks_drift(lines: list[dict[str, Any]], step: int, every: int) -> bool:
 
 def _has_previews(outcome: Outcome, folder: Path) -> bool:
     """Whether the previews of this step are there."""
-    step, output = outcome.run.steps_done, outcome.run.config.output
-    count = len(output.preview_prompts or ("the caption template",))
+    step, count = outcome.run.steps_done, len(outcome.run.config.sampled_prompts)
     return all(preview_file(folder, step, i, kind).is_file() for i in range(count) for kind in ("prior", "tuned"))
 
 
@@ -140,8 +142,9 @@ def _free_memory(device: torch.device) -> None:
 
 def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:
     """Draw the preview prompts, prior and tuned with the same seeds, and save them. `emit`: for notices."""
+    began = time.perf_counter()
     run, output = outcome.run, outcome.run.config.output
-    prompts = list(output.preview_prompts or (run.config.data.caption_template,))
+    prompts = list(run.config.sampled_prompts)
     with vae_on(run.components, run.device):
         prior, tuned = previews(
             run.components,
@@ -159,7 +162,14 @@ def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:
             on_notice=lambda text: emit(NoticeEvent(text)),
         )
     outcome.prior_previews = prior
-    event = PreviewEvent(step=run.steps_done, prompts=prompts, prior=prior, tuned=tuned)
     if outcome.folder is not None:
-        save_previews(outcome.folder.previews, event.step, prior=prior, tuned=tuned)
-    return event
+        save_previews(outcome.folder.previews, run.steps_done, prompts, prior=prior, tuned=tuned)
+        write_filmstrip(outcome.folder.path, run.config)
+    return PreviewEvent(
+        step=run.steps_done,
+        prompts=prompts,
+        prior=prior,
+        tuned=tuned,
+        unseen=bool(run.config.unseen_prompt),
+        seconds=time.perf_counter() - began,
+    )

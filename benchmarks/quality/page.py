@@ -19,6 +19,7 @@ from .grids import GRIDS
 from .indicator_study import across_table, temperature_table
 from .motion import motion_table
 from .snapshot_study import snapshot_table
+from .stopping_study import stopping_table
 from .store import RESULTS, read_units
 from .tables import bins_table, by_subject, level_table, short_table, step_table, variants_of
 
@@ -62,6 +63,7 @@ def _table(title: str) -> str:
         "temperature": lambda: temperature_table(units),
         "across": lambda: across_table(units, last),
         "snapshots": lambda: snapshot_table(units),
+        "stopping": lambda: stopping_table(units),
         "units": lambda: f"{len(units)} of {len(GRIDS[name].units())} units of the grid `{name}` are there.",
     }
     return makers[what]()

@@ -1,0 +1,97 @@
+"""Presets by name: a few settings each, and why. Data alone; what a user sets by hand stands above all of it.
+
+In: names, values, and where the evidence or the arithmetic for them stands. Not in: how the command line and the node
+tell what was set by hand (`cli`, `nodes.settings`). Ours throughout. A run's identity depends on the values alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .config import TrainConfig
+from .errors import InputError
+from .settings_field import flat_values
+
+
+@dataclass(frozen=True)
+class Preset:
+    """`values`: settings by their name. `why`: for whom, and in the same breath what stands behind it."""
+
+    name: str
+    values: Mapping[str, Any]
+    why: str
+
+
+PUBLISHED = "published"
+_EVERY = (
+    Preset(PUBLISHED, {}, "Sets nothing: the paper's values where it states them, elsewhere DCO's published recipe."),
+    Preset(
+        "quick look",
+        {
+            "steps": 400,
+            "learning_rate": 2e-4,
+            "embedding_learning_rate": 2e-5,
+            "snapshot_every": 100,
+            "preview_every": 100,
+            "preview_steps": 15,
+        },
+        "A first look in minutes: a fifth of the steps at four times the learning rate. Unmeasured.",
+    ),
+    Preset(
+        "strong likeness",
+        {"temperature": 300.0, "adaptive_augmentation": False, "stabilization": False, "alignment": False},
+        "(1 - gamma) alone at T = 300 came as close to the subject as DreamBooth and memorised less than half as much "
+        "(docs/benchmark/beside.md, eighteen runs on a small model).",
+    ),
+    Preset(
+        "low memory",
+        {"gradient_checkpointing": True, "batch_size": 1, "identifier_mode": "word", "rank": 16},
+        "Saves activations, the text encoders' 1.5 GiB of SDXL, and half of the LoRA's own share (docs/memory.md, by "
+        "arithmetic). The likeness of rank 16 is unmeasured.",
+    ),
+    Preset(
+        "style",
+        {
+            "method": "dreambooth",
+            "preview_prompts": ("a {subject} of a lighthouse", "a {subject} of a cat on a sofa"),
+            "unseen_prompt": "a {subject} of a robot on the moon",
+        },
+        "Nothing holds back, as every prompt should change (docs/recipes.md). Unmeasured.",
+    ),
+    Preset(
+        "small pictures",
+        {"temperature": 300.0, "augment_fill": "reflect"},
+        "The benchmark's own recipe for a model of 64-pixel pictures (docs/benchmark.md): T = 300 on six tuning "
+        "subjects, mirrored borders on two.",
+    ),
+)
+PRESETS = {preset.name: preset for preset in _EVERY}
+
+
+def preset_named(text: str) -> Preset:
+    """The preset of a name, in which `-` may stand for a space. InputError: there is none."""
+    name = text.strip().lower().replace("-", " ")
+    if name not in PRESETS:
+        raise InputError(f"preset is {text!r}: choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def in_force(name: str, config: TrainConfig) -> str:
+    """What a preset has set in these settings: `temperature 300, stabilization off`. What was set by hand is left out.
+
+    Empty: nothing, or there is no such preset.
+    """
+    values = flat_values(config)
+    wanted = PRESETS[name].values.items() if name in PRESETS else ()
+    return ", ".join(f"{setting} {shown(value)}" for setting, value in wanted if values[setting] == value)
+
+
+def shown(value: Any) -> str:
+    """A setting's value in words."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return " / ".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

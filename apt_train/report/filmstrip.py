@@ -1,0 +1,75 @@
+"""The filmstrip: a run's samples over its snapshots on one sheet, a row per prompt, the prior first.
+
+It is for choosing a snapshot by eye: the last one that still obeys the prompt that the pictures never show. In: placing
+what lies in `previews/`. Not in: drawing the samples (`sample.sampler`), lettering (`grid`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+
+from ..config import TrainConfig
+from ..disk.files import atomic_write
+from ..names import FILMSTRIP, PREVIEWS
+from ..run.preview_files import find_previews, read_preview
+from .grid import fit_label, font, labelled_grid
+
+TILE, LETTERS = 192, 16  # pixels
+MOST = 10  # snapshots shown, evenly picked, the last among them
+
+
+def write_filmstrip(folder: Path, config: TrainConfig) -> None:
+    """Draw a run folder's filmstrip anew; nothing where there are no samples. InputError: it cannot be written."""
+    strip = draw_filmstrip(folder, config)
+    if strip is not None:
+        atomic_write(folder / FILMSTRIP, partial(strip.save, format="PNG"))
+
+
+def draw_filmstrip(folder: Path, config: TrainConfig) -> Image.Image | None:
+    """The sheet as `previews/` now stands; None: it holds no sample. Samples of other prompts than the run's now are
+    left out, and so is what cannot be read."""
+    prompts = list(config.sampled_prompts)
+    files = {(step, prompt, kind): path for step, prompt, kind, path in find_previews(folder / PREVIEWS)}
+    steps = picked(sorted({step for step, _, kind in files if kind == "tuned"}))
+    rows = [_row(files, steps, number, prompt) for number, prompt in enumerate(prompts)]
+    if not any(tile is not None for row in rows for tile in row[1:]):
+        return None
+    names = [prompt_label(config, number) for number in range(len(prompts))]
+    names = [fit_label(name, TILE, font(LETTERS)) for name in names]
+    return labelled_grid(rows, names, ["prior", *(f"step {step}" for step in steps)], text_size=LETTERS)
+
+
+def prompt_label(config: TrainConfig, number: int) -> str:
+    """A sampled prompt as a sheet names it; the one that asks for what the pictures never show is marked."""
+    prompts = config.sampled_prompts
+    marked = config.unseen_prompt and number == len(prompts) - 1
+    return f"unseen: {prompts[number]}" if marked else prompts[number]
+
+
+def picked(steps: Sequence[int]) -> list[int]:
+    """At most `MOST` of the steps, evenly, the first and the last among them."""
+    if len(steps) <= MOST:
+        return list(steps)
+    return [steps[round(i * (len(steps) - 1) / (MOST - 1))] for i in range(MOST)]
+
+
+def _row(
+    files: dict[tuple[int, int, str], Path], steps: Sequence[int], number: int, prompt: str
+) -> list[Image.Image | None]:
+    tuned = [_tile(files.get((step, number, "tuned")), prompt) for step in steps]
+    priors = (_tile(files.get((step, number, "prior")), prompt) for step in reversed(steps))
+    return [next((tile for tile in priors if tile is not None), None), *tuned]
+
+
+def _tile(path: Path | None, prompt: str) -> Image.Image | None:
+    """None: no such file, none that can be read, or one of another prompt."""
+    with contextlib.suppress(OSError, ValueError, SyntaxError):
+        found = None if path is None else read_preview(path)
+        if found is not None and found[1] in (None, prompt):
+            return found[0].resize((TILE, TILE), Image.Resampling.LANCZOS)
+    return None

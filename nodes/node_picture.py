@@ -1,0 +1,61 @@
+"""The picture on the training node: the preset's values, samples large, the filmstrip, and the indicator beneath.
+
+In: placing them under each other. Not in: when it is drawn (`watch`), the charts (`apt_train.report.live_images`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw
+
+from ..apt_train.config import TrainConfig
+from ..apt_train.events import PreviewEvent
+from ..apt_train.presets import in_force
+from ..apt_train.report.filmstrip import prompt_label
+from ..apt_train.report.grid import fit_label, font, labelled_grid
+from ..apt_train.report.palette import INK, PAPER
+
+SIDES = (384, 384, 256, 192)  # pixels of a sample, by how many prompts are shown
+LETTERS, GAP = 18, 6
+
+
+def sample_sheet(samples: PreviewEvent, config: TrainConfig) -> Image.Image:
+    """The newest samples: a column per prompt, prior above tuned, from the same noise. Of many prompts the first ones,
+    and the last, which is the unseen one where there is one."""
+    count = len(samples.tuned)
+    shown = list(range(count)) if count <= len(SIDES) else [*range(len(SIDES) - 1), count - 1]
+    side = SIDES[len(shown) - 1]
+    rows = [[_scaled(row[i], side) for i in shown] for row in (samples.prior, samples.tuned)]
+    known = len(config.sampled_prompts) == count
+    names = [prompt_label(config, i) if known else "" for i in shown]
+    return labelled_grid(rows, ["prior", f"step\n{samples.step}"], names, text_size=LETTERS)
+
+
+def header_of(preset: str, config: TrainConfig) -> str:
+    """`preset quick look: steps 400, learning_rate 0.0002`; empty where the preset sets nothing."""
+    sets = in_force(preset, config)
+    return f"preset {preset}: {sets}" if sets else ""
+
+
+def stacked(header: str, parts: Sequence[Image.Image]) -> Image.Image:
+    """The parts under each other, those that are wider than the first shrunk to it; the header above all."""
+    width = parts[0].width
+    parts = [part if part.width <= width else _as_wide(part, width) for part in parts]
+    text = fit_label(header, width - 2 * GAP, font(LETTERS)) if header else ""
+    top = round(LETTERS * 1.3) * (text.count("\n") + 1) + GAP if text else 0
+    height = top + sum(part.height for part in parts) + GAP * (len(parts) - 1)
+    sheet, y = Image.new("RGB", (width, height), PAPER), top
+    ImageDraw.Draw(sheet).multiline_text((GAP, GAP), text, INK, font(LETTERS))
+    for part in parts:
+        sheet.paste(part, (0, y))
+        y += part.height + GAP
+    return sheet
+
+
+def _as_wide(picture: Image.Image, width: int) -> Image.Image:
+    return picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
+
+
+def _scaled(picture: Image.Image, side: int) -> Image.Image:
+    return picture.resize((side, side), Image.Resampling.LANCZOS)

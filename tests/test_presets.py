@@ -1,0 +1,144 @@
+"""Presets: what each sets, what stands above it, and that a run is known by its values alone.
+
+Not here: the combo on the node in the real editor (`tests/host/test_presets.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apt_train import cli
+from apt_train.config import TrainConfig
+from apt_train.errors import InputError
+from apt_train.presets import PRESETS, PUBLISHED, in_force
+from apt_train.report import write_report
+from apt_train.settings_field import flat_values, nested
+
+from .node_texts import node_modules, nodes
+from .synthetic_run import plausible_log, write_run
+
+DEFAULTS = flat_values(TrainConfig(class_word="toy"))
+SETTING = {name: preset for name, preset in PRESETS.items() if preset.values}
+each = pytest.mark.parametrize("name", PRESETS)
+each_that_sets = pytest.mark.parametrize("name", SETTING)
+
+
+def parsed(*more: str) -> argparse.Namespace:
+    needed = ["--checkpoint", "m", "--images", "p", "--output", "o", "--class-word", "toy"]
+    return cli.build_parser().parse_args(["run", *needed, *more])
+
+
+def on_the_node(
+    preset: str, main: dict[str, Any] | None = None, options: dict[str, Any] | None = None, method: str = "APT"
+) -> TrainConfig:
+    """The settings of APT Train with widgets at their defaults, but for these."""
+    with node_modules("settings", "options", "wires", "train") as (settings, option_nodes, wires, train):
+        main = {"class_word": "toy", **(main or {})}
+        shown = {
+            one: main.get(one.name, settings._as_shown(one)) for one in (*train.MAIN, train.SEED, train.CLASS_WORD)
+        }
+        handed = wires.AptOptions(option_nodes.settings_shown(options or {}))
+        config = settings.train_config(shown, handed, subject="", method=method, preset=preset)
+        return TrainConfig.from_dict(config.to_dict())  # of the module that outlives the stand-ins
+
+
+# ---- the data ----------------------------------------------------------------------------------------------------
+
+
+@each
+def test_a_preset_names_settings_and_what_they_are_for(name: str) -> None:
+    preset = PRESETS[name]
+    assert preset.values.keys() <= DEFAULTS.keys() - {"class_word", "identifier", "seed"}
+    config = TrainConfig.from_dict(nested({**preset.values, "class_word": "toy"}, TrainConfig))
+    assert flat_values(config) == DEFAULTS | dict(preset.values)
+    assert preset.why.endswith(".") and ("docs/" in preset.why or "Unmeasured" in preset.why or not preset.values)
+
+
+def test_the_first_sets_nothing_and_is_the_default() -> None:
+    assert next(iter(PRESETS)) == PUBLISHED and not PRESETS[PUBLISHED].values
+    (combo,) = [slot for slot in nodes()["APTTrain"].inputs if slot.id == "preset"]
+    assert combo.more["options"] == list(PRESETS) and combo.more["default"] == PUBLISHED
+    assert cli.config_from(parsed()) == TrainConfig(class_word="toy")
+
+
+# ---- what is set by hand stands above it -------------------------------------------------------------------------
+
+
+@each
+@pytest.mark.parametrize("spelled", [str, lambda name: name.replace(" ", "-")], ids=["as shown", "with hyphens"])
+def test_a_preset_by_an_option(name: str, spelled: Any) -> None:
+    config = cli.config_from(parsed("--preset", spelled(name)))
+    assert flat_values(config) == DEFAULTS | dict(PRESETS[name].values)
+
+
+def test_an_option_that_is_given_stands_above_the_preset_also_at_its_default() -> None:
+    config = cli.config_from(parsed("--preset", "quick-look", "--steps", "2000", "--snapshot-every", "7"))
+    assert (config.steps, config.output.snapshot_every, config.optimizer.learning_rate) == (2000, 7, 2e-4)
+
+
+def test_an_unknown_preset_is_refused_by_name() -> None:
+    with pytest.raises(InputError, match="^preset is 'fast': choose one of published, quick look, "):
+        cli.config_from(parsed("--preset", "fast"))
+
+
+@each
+def test_a_preset_on_the_node_sets_what_the_command_line_would(name: str) -> None:
+    watched = {"preview_every": 250}  # the node's own default, which is no hand either
+    assert flat_values(on_the_node(name)) == DEFAULTS | watched | dict(PRESETS[name].values)
+
+
+def test_a_widget_at_its_default_is_no_hand_and_any_other_value_is() -> None:
+    chosen = on_the_node("quick look", {"steps": 70}, {"preview_every": 250, "snapshot_every": 33})
+    values = flat_values(chosen)
+    assert (values["steps"], values["preview_every"], values["snapshot_every"]) == (70, 100, 33)
+    assert on_the_node("style", method="DCO").method == "dco" and on_the_node("style").method == "dreambooth"
+
+
+# ---- what a run is known by, and what it says --------------------------------------------------------------------
+
+
+@each_that_sets
+def test_a_run_is_the_same_by_a_preset_and_by_hand(name: str) -> None:
+    by_hand = TrainConfig.from_dict(nested({**PRESETS[name].values, "class_word": "toy"}, TrainConfig))
+    assert cli.config_from(parsed("--preset", name)).identity() == by_hand.identity()
+    moved = by_hand.identity() != TrainConfig(class_word="toy").identity()
+    assert moved, "or the preset is about watching alone"
+
+
+def test_what_a_preset_has_set_is_said_without_what_was_set_by_hand() -> None:
+    config = cli.config_from(parsed("--preset", "quick look", "--steps", "50"))
+    assert in_force("quick look", config) == (
+        "learning_rate 0.0002, embedding_learning_rate 2e-05, snapshot_every 100, preview_every 100, preview_steps 15"
+    )
+    likeness = in_force("strong likeness", cli.config_from(parsed("--preset", "strong likeness")))
+    assert likeness == "temperature 300, adaptive_augmentation off, stabilization off, alignment off"
+    assert in_force(PUBLISHED, config) == in_force("", config) == in_force("from elsewhere", config) == ""
+
+
+@pytest.mark.parametrize(
+    ("kept", "row"),
+    [
+        ({"preset": "small pictures"}, "| preset | small pictures: augment_fill reflect |"),
+        ({"preset": PUBLISHED}, "| preset | published |"),
+        ({}, "| preset | - |"),
+        ({"preset": "| a stranger's"}, "| preset | - |"),
+        ({"preset": 3}, "| preset | - |"),
+    ],
+)
+def test_the_report_says_what_is_in_force(tmp_path: Path, kept: dict[str, Any], row: str) -> None:
+    write_run(tmp_path, plausible_log(60))
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["config"].setdefault("apt", {})["augment_fill"] = "reflect"
+    (tmp_path / "config.json").write_text(json.dumps(config | kept))
+    assert row in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def test_the_editor_knows_which_presets_train_no_word() -> None:
+    script = (Path(__file__).parent.parent / "web" / "prompts.js").read_text(encoding="utf-8")
+    names = [name for name, preset in PRESETS.items() if preset.values.get("identifier_mode") == "word"]
+    assert f"const WORD_PRESETS = {json.dumps(names)};" in script
