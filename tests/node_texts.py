@@ -194,6 +194,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module = _StandIn(spec.name)
         if spec.name == "comfy_api.latest":
             module.__dict__.update(io=_Io("io"), ui=SimpleNamespace(), ComfyExtension=object)
+        if spec.name == "folder_paths":
+            module.__dict__.update(get_input_subfolders=list)  # a host without pictures yet
         return module
 
     def exec_module(self, module: ModuleType) -> None:

@@ -9,7 +9,13 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-const NODES = ["APTTrain", "APTTrainOptions", "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor"];
+const NODES = [
+  "APTTrain",
+  "APTTrainOptions",
+  "APTAttentionAlignPreview",
+  "APTOverfitIndicatorMonitor",
+  "APTImageSet",
+];
 
 let served = {};
 

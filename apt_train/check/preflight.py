@@ -48,7 +48,13 @@ class Preflight:
 
 
 def preflight(
-    images: ImageSet, resolution: int, *, multiple: int = 0, class_word: str = "", identifier: str = ""
+    images: ImageSet,
+    resolution: int,
+    *,
+    multiple: int = 0,
+    class_word: str = "",
+    identifier: str = "",
+    at_picture: Callable[[int, int], object] = lambda done, total: None,
 ) -> Preflight:
     """Look through a set as it will be trained on.
 
@@ -56,13 +62,17 @@ def preflight(
         resolution: pixels, as in the run's settings.
         multiple: pixels, of which a bucket's sides are multiples; 0: 64, or 8 below a resolution of 512.
         class_word, identifier: as in the run's settings; without a class word captions are not searched for it.
+        at_picture: called before each picture with the number done and that of all; what it raises ends the work.
 
     Raises:
         InputError: a resolution or a name that no run takes, or a picture that is no longer what it was.
     """
     config = _config(resolution, multiple, class_word, identifier)
     sizes = bucket_sizes(resolution, multiple or (64 if resolution >= 512 else _FINEST))
-    looks = [look_at(image, sizes) for image in images.images]
+    looks = []
+    for done, image in enumerate(images.images):
+        at_picture(done, len(images.images))
+        looks.append(look_at(image, sizes))
     together = one_background(looks)
     findings = [
         *picture_findings(looks, [] if _is_accounted_for(looks, together, config) else together),
