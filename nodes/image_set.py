@@ -16,7 +16,6 @@ from .host.folders import input_folders, picture_folder
 from .host.requirements import check_installed
 
 if TYPE_CHECKING:
-    from ..apt_train.check.preflight import Preflight
     from ..apt_train.data.dataset import ImageSet
 
 NO_FOLDER = "none"
@@ -142,6 +141,7 @@ class APTImageSet(io.ComfyNode):
 
         from ..apt_train.check.preflight import preflight
         from ..apt_train.check.sheet import contact_sheet
+        from .host.language import translated
         from .host.pictures import image_tensor
         from .host.progress import NodeProgress, stop_if_cancelled
 
@@ -159,7 +159,7 @@ class APTImageSet(io.ComfyNode):
             )
             sheet = contact_sheet(found)
             pictures, captions, masks = images.to_tensors()
-        text, tensor = _told(found, node), image_tensor(sheet)
+        text, tensor = "\n".join(found.lines(translated)), image_tensor(sheet)
         on_node = {**ui.PreviewImage(tensor, cls=cls).as_dict(), "sheet_size": list(sheet.size)}
         return io.NodeOutput(pictures, captions, masks, text, tensor, ui=on_node)
 
@@ -223,14 +223,3 @@ def _of_wires(images: Any, captions: Any, masks: Any, shown: Mapping[str, Any]) 
     from .wires import AptOptions
 
     return image_set(images, captions, masks, AptOptions({}, shown["background"], shown["alpha_masks"]))
-
-
-def _told(found: Preflight, node_id: str) -> str:
-    """The findings as text in the editor's language; in short on the node."""
-    from .host.language import translated
-    from .host.progress import NodeProgress
-
-    kinds = list(dict.fromkeys(finding.kind for finding in found.findings))
-    parts = [found.heading, *kinds]
-    NodeProgress(node_id, 1).say(" · ".join(parts))
-    return "\n".join(found.lines(translated))

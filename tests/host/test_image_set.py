@@ -6,6 +6,8 @@ Not here: each finding (`tests/test_check.py`).
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from apt_train.data.dataset import load_images
 from apt_train.run.content_parts import content_parts
 
 from ..photo_sets import GOOD
+from .editor import Browser, Editor, lacking
 from .graphs import half_transparent, picture, train_node, untouched
 from .server import Host, HostError
 from .trained import log_of, new_run, shown_text
@@ -87,9 +90,7 @@ def test_findings_and_sheet_are_those_of_the_command_line(host: Host, toys: Path
     g = Graph()
     node = image_set(g, folder="toys", class_word="toy")
     text = g.node("PreviewAny", source=node[FINDINGS])
-    with host.events() as events:
-        result = host.run(g.prompt, client_id=events.client_id)
-        lines = [event.data["text"] for event in events.of("text") if event.data["node"] == node.id]
+    result = host.run(g.prompt)
     found = preflight(load_images(toys), 64, class_word="toy")
     assert shown_text(result, text) == "\n".join(found.lines())
     assert "No caption, though other pictures have one: a.png, c.png and e.jpg." in shown_text(result, text)
@@ -97,7 +98,6 @@ def test_findings_and_sheet_are_those_of_the_command_line(host: Host, toys: Path
     sheet = contact_sheet(found)
     assert np.array_equal(np.asarray(host.image(entry).convert("RGB")), np.asarray(sheet))
     assert result.outputs[node.id]["sheet_size"] == list(sheet.size)
-    assert lines == [" · ".join([found.heading, *dict.fromkeys(finding.kind for finding in found.findings)])]
 
 
 def test_it_runs_again_when_a_file_of_the_folder_has_changed(host: Host, tmp_path: Path) -> None:
@@ -190,3 +190,76 @@ def test_output_and_home_are_understood(host: Host, tmp_path: Path) -> None:
         g = Graph()
         image_set(g, path=path)
         host.run(g.prompt)
+
+
+# ---- in the editor -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with Browser() as chromium:
+        yield chromium
+
+
+@pytest.fixture(params=[False, True], ids=["classic", "nodes-2.0"])
+def editor(request: pytest.FixtureRequest, browser: Browser, host: Host, toys: Path) -> Iterator[Editor]:
+    """With the node alone in a new workflow, at the zoom at which templates open."""
+    with browser.page(host, Comfy__VueNodes__Enabled=request.param) as page:
+        page.do(ALONE, NODE_TYPE)
+        yield page
+
+
+ALONE = """async ([type]) => {
+  await app.extensionManager.command.execute("Comfy.NewBlankWorkflow");
+  const node = LiteGraph.createNode(type);
+  app.graph.add(node);
+  [node.pos, app.canvas.ds.scale, app.canvas.ds.offset] = [[60, 60], 0.7, [40, 40]];
+  app.canvas.setDirty(true, true);
+}"""
+SET_FOLDER = """([name]) => {
+  const widget = app.graph.nodes[0].widgets.find((widget) => widget.name === "folder");
+  widget.value = name;
+}"""
+in_the_editor = pytest.mark.skipif(bool(lacking()), reason=lacking())
+
+
+@in_the_editor
+def test_a_new_node_left_untouched_says_what_it_lacks(editor: Editor) -> None:
+    with pytest.raises(HostError) as caught:
+        editor.queue()
+    assert caught.value.sentence == MISTAKES["untouched"][1]
+
+
+@in_the_editor
+def test_the_sheet_is_seen_on_the_node_at_full_width(host: Host, editor: Editor) -> None:
+    editor.do(SET_FOLDER, "toys")
+    result = host.wait(editor.queue())
+    (entry,) = result.images
+    sheet = host.image(entry)
+    shown = editor.until(SHOWN, entry["filename"])
+    editor.page.wait_for_timeout(1500)
+    shown = editor.do(SHOWN, entry["filename"])
+    if out := os.environ.get("APT_TRAIN_SCREENSHOTS"):
+        (Path(out) / f"image_set_{shown['kind']}.png").write_bytes(editor.screenshot())
+    assert shown["natural"] == list(sheet.size)
+    assert shown["width"] / 0.7 > 550 and shown["height"] / shown["width"] == pytest.approx(
+        sheet.height / sheet.width, rel=0.05
+    )
+
+
+# The picture on the node in CSS pixels: an element in the newer renderer, drawn on the canvas in the classic one.
+SHOWN = """([file]) => {
+  const [node] = app.graph.nodes;
+  const element = [...document.querySelectorAll("img")].find((img) => img.src.includes(file) && img.clientWidth > 50);
+  if (element?.naturalWidth) {
+    const { width, height } = element.getBoundingClientRect();
+    return { kind: "vue", natural: [element.naturalWidth, element.naturalHeight], width, height };
+  }
+  const image = node.imgs?.[0];
+  if (!image?.naturalWidth) return null;
+  const widget = node.widgets.find((widget) => widget.name.startsWith("$$canvas-image-preview"));
+  const room = [node.size[0], node.size[1] - (widget?.y ?? 0)];
+  const scale = Math.min(room[0] / image.naturalWidth, room[1] / image.naturalHeight) * app.canvas.ds.scale;
+  const [width, height] = [image.naturalWidth * scale, image.naturalHeight * scale];
+  return { kind: "classic", natural: [image.naturalWidth, image.naturalHeight], width, height };
+}"""
