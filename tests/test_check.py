@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 
 from apt_train import cli
 from apt_train.check.look import sharpness_of
@@ -104,6 +104,17 @@ def test_a_background_out_of_focus_is_no_blur(tmp_path: Path) -> None:
 
     change(tmp_path, "2.png", bokeh)
     assert kinds(looked_through(tmp_path)) == []
+
+
+def test_things_of_one_outline_on_white_are_no_copies(tmp_path: Path) -> None:
+    """A difference hash takes them for such: most of its bits are those of the empty paper."""
+    draw = np.random.default_rng(0)
+    for i, (shape, colour) in enumerate([("ellipse", "navy"), ("rectangle", "olive"), ("ellipse", "firebrick")]):
+        picture = Image.new("RGB", (256, 256), "white")
+        getattr(ImageDraw.Draw(picture), shape)((70, 75, 190, 195), colour)
+        grain = np.asarray(picture) + draw.normal(0, 2, (256, 256, 1))
+        Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(tmp_path / f"{i}.png")
+    assert kinds(looked_through(tmp_path)) == ["same background"]
 
 
 def test_a_picture_of_one_colour_is_not_called_blurred(tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ def caption_findings(
     if refused:
         yield Finding(
             "subject not named",
-            f"Captions that do not name the subject: {named(names, refused)}. Training refuses them: write {SUBJECT} "
-            "or the class word where the subject belongs, or leave them empty.",
+            f"Captions that do not name the subject: {named(names, refused)}. Training refuses them: write "
+            "{subject} or the class word where the subject belongs, or leave them empty.",
             tuple(refused),
             serious=True,
         )
