@@ -1,8 +1,8 @@
-"""The command line: `apt-train run | resume | report | demo`, the same as `python -m apt_train`.
+"""The command line: `apt-train run | resume | check | report | demo`, the same as `python -m apt_train`.
 
 In: options (made from the config dataclasses), and the exit codes: 0 done, or stopped by Ctrl-C or a signal with the
-work saved; 2 something given cannot be used; 130, 143 or 129 aborted by Ctrl-C, SIGTERM or SIGHUP. Not in: heavy
-imports at the top, so `--help` answers at once.
+work saved; 1 `check` has findings; 2 something given cannot be used; 130, 143 or 129 aborted by Ctrl-C, SIGTERM or
+SIGHUP. Not in: heavy imports at the top, so `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -81,6 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     _add_run(commands.add_parser("run", help="train a LoRA on a folder of pictures", allow_abbrev=False))
     _add_resume(commands.add_parser("resume", help="go on with a run, to its end or to more steps", allow_abbrev=False))
+    _add_check(
+        commands.add_parser("check", help="look a folder of pictures through before training", allow_abbrev=False)
+    )
     report = commands.add_parser("report", help="draw a run's curves and say what they mean", allow_abbrev=False)
     report.add_argument("folder", help="the run's folder")
     report.set_defaults(command=_report)
@@ -113,9 +116,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="folder of the CLIP vocabulary, for a single file (else $COMFYUI_PATH, else the local cache)",
     )
     inputs.add_argument("--prior-images", help="folder of class pictures for prior preservation")
-    inputs.add_argument("--background", default="white", help="colour under transparent pictures (default: white)")
-    inputs.add_argument("--alpha-masks", action="store_true", help="take transparency as the loss mask")
-    inputs.add_argument("--skip-bad-images", action="store_true", help="leave out pictures that cannot be read")
+    _add_reading(inputs)
     inputs.add_argument("--output", required=True, help="a new folder for the run")
     names = [name.replace(" ", "-") for name in PRESETS]
     inputs.add_argument(
@@ -138,6 +139,26 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(_option(name), help=f"the new place of the run's {what}, after a move")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: CUDA if there is one)")
     parser.set_defaults(command=_resume)
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="folder of pictures, with X.txt captions and X-mask.png masks beside them")
+    parser.add_argument(
+        "--resolution", type=int, default=512, help="as in the run: 512 for SD1.5 (default), 1024 for SDXL"
+    )
+    parser.add_argument("--bucket-multiple", type=int, default=0, help="as in the run (default: 64, or 8 below 512)")
+    parser.add_argument("--class-word", default="", help="as in the run: captions are searched for it")
+    parser.add_argument("--identifier", default="", help="as in the run, likewise")
+    _add_reading(parser)
+    parser.add_argument("--sheet", help="a .png to draw the contact sheet in: crops, masks, captions and findings")
+    parser.set_defaults(command=_check)
+
+
+def _add_reading(parser: argparse._ActionsContainer) -> None:
+    """How the pictures of a folder are read."""
+    parser.add_argument("--background", default="white", help="colour under transparent pictures (default: white)")
+    parser.add_argument("--alpha-masks", action="store_true", help="take transparency as the loss mask")
+    parser.add_argument("--skip-bad-images", action="store_true", help="leave out pictures that cannot be read")
 
 
 # -- options from the config dataclasses
@@ -357,6 +378,40 @@ def _report(options: argparse.Namespace) -> int:
 
     print(f"Report: {one_line(str(write_report(folder)))}")
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    folder = expanded(options.folder, "The image folder")
+    sheet = None if options.sheet is None else _sheet_place(options.sheet, folder)
+    from .check.preflight import preflight
+    from .data.dataset import load_images
+
+    reading = {name: getattr(options, name) for name in ("background", *_SWITCHES)}
+    found = preflight(
+        load_images(folder, **reading),
+        options.resolution,
+        multiple=options.bucket_multiple,
+        class_word=options.class_word,
+        identifier=options.identifier,
+    )
+    for line in found.lines():
+        print(one_line(line))
+    if sheet is not None:
+        from .check.sheet import write_sheet
+
+        write_sheet(found, sheet)
+        print(f"Sheet: {one_line(str(sheet))}")
+    return 1 if found.findings else 0
+
+
+def _sheet_place(given: str, folder: Path) -> Path:
+    """InputError: no .png, or a file that the next run would train on."""
+    place = expanded(given, "--sheet")
+    if place.suffix.lower() != ".png":
+        raise InputError(f"--sheet is {given}: give the name of a .png file.")
+    if absolute(place).resolve().parent == absolute(folder).resolve():
+        raise InputError(f"--sheet is {given}, among the pictures, where it would be trained on: give another place.")
+    return place
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ class AptTrainExtension(ComfyExtension):
         from .all_options import APTTrainOptions
         from .attention_preview import APTAttentionAlignPreview
         from .boundary import speaks_plainly
+        from .image_set import APTImageSet
         from .load_run import APTLoadRun
         from .monitor import APTOverfitIndicatorMonitor
         from .options import APTAdapterOptions, APTDataOptions, APTMethodOptions, APTSampleOptions
@@ -33,7 +34,7 @@ class AptTrainExtension(ComfyExtension):
 
         options = [APTMethodOptions, APTAdapterOptions, APTDataOptions, APTSampleOptions, APTTrainOptions]
         looks = [APTAttentionAlignPreview, APTOverfitIndicatorMonitor, APTSnapshotSheet, APTLoadRun]
-        nodes = [APTTrain, *options, *looks]
+        nodes = [APTTrain, *options, *looks, APTImageSet]
         return [speaks_plainly(node) for node in nodes]
 
 

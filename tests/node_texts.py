@@ -202,8 +202,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module = _StandIn(spec.name)
         if spec.name == "comfy_api.latest":
             module.__dict__.update(io=_Io("io"), ui=SimpleNamespace(), ComfyExtension=object)
-        if spec.name == "folder_paths":  # nothing lies in a host's folders here
-            module.__dict__["get_output_directory"] = lambda: str(ROOT / "no host")
+        if spec.name == "folder_paths":  # a host in whose folders nothing lies
+            module.__dict__.update(get_input_subfolders=list, get_output_directory=lambda: str(ROOT / "no host"))
         return module
 
     def exec_module(self, module: ModuleType) -> None:

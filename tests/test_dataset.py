@@ -43,6 +43,26 @@ def refused(call, *parts: str) -> None:
         assert part in str(caught.value), str(caught.value)
 
 
+def test_a_folder_as_tensors_is_the_same_set_again(tmp_path):
+    """As `APT Image Set` hands it on to APT Train."""
+    halves().save(tmp_path / "a.png")
+    halves((33, 20)).save(tmp_path / "b.jpg", quality=80)
+    Image.new("RGBA", (24, 24), (*BLUE, 77)).save(tmp_path / "c.png")
+    Image.radial_gradient("L").save(tmp_path / "d.png")
+    Image.linear_gradient("L").resize((100, 100)).save(tmp_path / "d-mask.png")
+    (tmp_path / "b.txt").write_text("a  toy\non grass")
+    for alpha_masks in (False, True):
+        images = load_images(tmp_path, background="teal", alpha_masks=alpha_masks)
+        again = ImageSet.from_tensors(*images.to_tensors())
+        assert again.digest == images.digest
+        assert [image.content for image in again.images] == [image.content for image in images.images]
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    halves().save(alone / "a.png")
+    images = load_images(alone)
+    assert ImageSet.from_tensors(*images.to_tensors()).digest == images.digest
+
+
 # --- folders: pictures
 
 

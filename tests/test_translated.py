@@ -16,9 +16,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from apt_train.check.finding import Finding
+from apt_train.check.look import Look
+from apt_train.check.preflight import Preflight, _unchecked
 from apt_train.config import AptConfig, TrainConfig
+from apt_train.data.buckets import crop_of
+from apt_train.data.color_profiles import IGNORED, UNREADABLE
+from apt_train.data.folder_files import sort_folder
+from apt_train.data.pictures import FRAMES, METADATA
 from apt_train.report.recommend import recommended_snapshot
 from apt_train.report.run_log import read_log
 from apt_train.report.run_summary import summarize
@@ -32,21 +41,19 @@ from .user_sentences import HOLE, Sentence, of_input_error, sentences
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 SOURCES = sorted([*(ROOT / "nodes").rglob("*.py"), *(ROOT / "apt_train").rglob("*.py")])
 
-# Read by the command line alone: the nodes get models, pictures and captions from wires.
+# Read by the command line alone: the nodes get models from wires.
 COMMAND_LINE = {
-    "cli.py", "paths.py", "folder_files.py", "caption_files.py", "pictures.py", "apply.py", "write.py",
-    "attention_file.py",
+    "cli.py", "apply.py", "write.py", "attention_file.py",
     "config_check.py", "config_tables.py", "diffusers_folder.py", "json_file.py", "load.py", "schedule_config.py",
     "sniff.py", "tokenizer_check.py", "tokenizer_files.py", "vae_source.py", "weight_files.py", "ldm_vae.py",
     "parts_fit.py",
 }  # fmt: skip
 # What another sentence, which is listed by itself, is put into; and what wires do not give.
 ELSEWHERE = {
-    ("dataset.py", HOLE): "a folder's notices, of the command line",
+    ("dataset.py", HOLE): "a folder's notices, and that nothing else is in it",
+    ("image_set.py", HOLE): "an InputError of the folder, raised again",
+    ("paths.py", f"{HOLE} ({HOLE}) {HOLE}: give another."): "listed with either end",
     ("settings.py", HOLE): "an InputError of the settings, raised again",
-    ("dataset.py", f"Left out likewise: {HOLE} more."): "a folder's",
-    ("dataset.py", f"{HOLE} counts; another caption file of the picture says something else."): "a folder's",
-    ("dataset.py", f"{HOLE} count; another caption file of the picture says something else."): "a folder's",
     ("settings_field.py", f"{HOLE} is {HOLE}: {HOLE}."): "looked at as `require`",
     ("settings_field.py", f"{HOLE} is a number of thousands of digits: {HOLE}."): "the same",
     ("settings_field.py", f"{HOLE} is {HOLE}...: {HOLE}."): "the same",
@@ -113,6 +120,48 @@ def test_every_notice_has_its_chinese(chinese: Callable[[str], str]) -> None:
     assert untranslated(of_notice, chinese) == []
     damaged = [Log([], [4]).notice(), Log([], [4, 7, 9]).notice(), Log([], []).gap(3)]
     assert [text for text in damaged if not CHINESE.search(chinese(text))] == []
+
+
+def test_every_finding_of_the_preflight_has_its_chinese(chinese: Callable[[str], str]) -> None:
+    files = [ROOT / "apt_train" / "check" / f"{name}.py" for name in ("pictures", "masks", "captions")]
+    found = [sentence for path in files for sentence in sentences(path, ROOT, of_finding)]
+    assert len(found) > 12
+    assert [sentence for sentence in found if not CHINESE.search(chinese(sentence.text))] == []
+    plain = Look(
+        "a.png", "a toy", (8, 8), crop_of((64, 64), [(64, 64)]), 0, *[np.zeros(1)] * 2, None, None, *[None] * 2
+    )
+    for findings in ([], [Finding("", "")], [Finding("", "")] * 2):
+        said = [Preflight([plain] * 2, 512, findings, [], []).heading, *_unchecked([plain], None)]
+        assert [text for text in said if not CHINESE.search(chinese(text))] == [] and len(said) == 3
+
+
+def of_finding(call: ast.Call) -> ast.expr | None:
+    return call.args[1] if getattr(call.func, "id", "") == "Finding" else None
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_note_on_a_folder_has_its_chinese(count: int, chinese: Callable[[str], str], tmp_path: Path) -> None:
+    """A file of each kind that is left out or guessed at, or two."""
+    folder = tmp_path / "toys"
+    for i in range(count):
+        for name in (f"p{i}.png", f"p{i} mask.png", f"p{i}-mask.png", f"q{i}.png", f"q{i} mask.png",
+                     f"lone{i}-mask.png", f"c{i}-condlabel.png",
+                     f"sub{i}/a.png", f"masks{i}/a.png", f".hidden{i}.png", f"misnamed{i}.dat"):  # fmt: skip
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4)).save(folder / name, format="PNG")
+        for name in (f"x{i}.heic", f"orphan{i}.txt", f"other{i}.pdf"):
+            (folder / name).touch()
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "p0.png").touch()
+    notes = sort_folder(folder).notes
+    assert len(notes) == 12
+    assert [note for note in notes if not CHINESE.search(chinese(note))] == []
+
+
+def test_every_remark_on_a_picture_has_its_chinese(chinese: Callable[[str], str]) -> None:
+    remarks = [remark.format(names="a.png and b.png") for remark in (FRAMES, METADATA, UNREADABLE, IGNORED)]
+    remarks.append("Left out: a.png cannot be read as a picture (it is empty, damaged or of another format).")
+    assert [remark for remark in remarks if not CHINESE.search(chinese(remark))] == []
 
 
 def test_what_is_left_out_is_there(chinese: Callable[[str], str]) -> None:

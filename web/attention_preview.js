@@ -5,35 +5,16 @@
  */
 
 import { app } from "../../scripts/app.js";
+import { makeRoomForSheet } from "./sheet.js";
 
 const PREVIEW = "APTAttentionAlignPreview";
 const WIDTH = 480; // the letters are drawn for it
-const TALLEST = 1200; // of a picture; long prompts have tall ones
-const HOST_HEIGHT = 220; // what the host itself keeps free for a picture
-const CAPTION = 30; // the host's line beneath it, and margins
 const PROMPT_HEIGHT = 90; // else the prompt's box takes half of all height that the node gains
 
 function attach(node) {
   const prompt = node.widgets?.find((widget) => widget.name === "prompt");
   if (prompt?.options) prompt.options.getMaxHeight = () => PROMPT_HEIGHT;
-  node.setSize?.([Math.max(node.size[0], WIDTH), node.size[1]]);
-  const before = node.onExecuted;
-  let grown = "";
-  node.onExecuted = function (output) {
-    const answer = before?.apply(this, arguments);
-    const size = output?.sheet_size;
-    // Once for each size of picture: who makes the node smaller afterwards means it.
-    if (size && grown !== (grown = String(size))) setTimeout(() => grow(node, size));
-    return answer;
-  };
-}
-
-/** Make the node high enough for its picture at full width; never take any height away. */
-function grow(node, [width, height]) {
-  const picture = Math.min(TALLEST, (node.size[0] * height) / width) + CAPTION;
-  const drawn = node.widgets?.some((widget) => widget.name.startsWith("$$canvas-image-preview"));
-  const needed = (node.computeSize?.()[1] ?? 0) + picture - (drawn ? HOST_HEIGHT : 0);
-  if (node.size[1] < needed) node.setSize?.([node.size[0], needed]);
+  makeRoomForSheet(node, WIDTH);
 }
 
 app.registerExtension({

@@ -11,7 +11,7 @@ import { app } from "../../scripts/app.js";
 
 const NODES = [
   "APTTrain", "APTMethodOptions", "APTAdapterOptions", "APTDataOptions", "APTSampleOptions", "APTTrainOptions",
-  "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor",
+  "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor", "APTImageSet", "APTSnapshotSheet", "APTLoadRun",
 ];
 
 let served = {};

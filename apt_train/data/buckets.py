@@ -27,6 +27,16 @@ Size = tuple[int, int]  # height, width
 
 
 @dataclass(frozen=True)
+class Crop:
+    """What of a picture is trained on, in its own pixels, and the size it is brought to."""
+
+    bucket: Size  # (height, width)
+    scale: float  # above 1: the picture is enlarged
+    place: Size  # (top, left) in the resized picture
+    box: tuple[float, float, float, float]  # left, top, right, bottom in the picture itself
+
+
+@dataclass(frozen=True)
 class Prepared:
     """One picture at its bucket's size."""
 
@@ -50,7 +60,24 @@ def prepare(images: ImageSet, resolution: int, multiple: int) -> list[Prepared]:
         InputError: when the resolution is no multiple of it, or a crop loses all that a loss mask leaves.
     """
     sizes = bucket_sizes(resolution, multiple)
-    return [_fit(index, image, _nearest(sizes, image.size)) for index, image in enumerate(images.images)]
+    return [_fit(index, image, crop_of(image.size, sizes)) for index, image in enumerate(images.images)]
+
+
+def crop_of(size: Size, sizes: list[Size]) -> Crop:
+    """How a picture of that (height, width) is brought to the nearest of the bucket sizes."""
+    (height, width), bucket = size, _nearest(sizes, size)
+    scale = _scale(size, bucket)
+    covering = max(bucket[0], round(height * scale)), max(bucket[1], round(width * scale))
+    top, left = (covering[0] - bucket[0]) // 2, (covering[1] - bucket[1]) // 2
+    # The crop in the picture's own pixels: only what is kept is resized, whatever the picture's shape.
+    y, x = height / covering[0], width / covering[1]
+    return Crop(bucket, scale, (top, left), (left * x, top * y, (left + bucket[1]) * x, (top + bucket[0]) * y))
+
+
+def picture_at(pixels: Tensor, crop: Crop) -> Image.Image:
+    """A picture, uint8 (3, H, W), at its bucket's size."""
+    height, width = crop.bucket
+    return to_image(pixels).resize((width, height), Image.Resampling.LANCZOS, box=crop.box)
 
 
 def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
@@ -77,7 +104,9 @@ def bucket_notes(prepared: Sequence[Prepared]) -> list[str]:
         notes.append(
             f"Smaller than the training size, so enlarged: {listed(small)}; larger originals give sharper results."
         )
-    cropped = {item.name: share for item in prepared if (share := _lost(item)) > TOLD_CROP}
+    cropped = {
+        item.name: share for item in prepared if (share := share_lost(item.original_size, item.bucket)) > TOLD_CROP
+    }
     if cropped:
         names = listed([f"{name} loses {share:.0%}" for name, share in cropped.items()])
         notes.append(
@@ -86,10 +115,9 @@ def bucket_notes(prepared: Sequence[Prepared]) -> list[str]:
     return notes
 
 
-def _lost(item: Prepared) -> float:
-    """The share of the picture that is cropped away."""
-    (height, width), scale = item.original_size, _scale(item.original_size, item.bucket)
-    return 1 - item.bucket[0] * item.bucket[1] / (height * width * scale**2)
+def share_lost(size: Size, bucket: Size) -> float:
+    """The share of a picture of that (height, width) that is cropped away, 0 to 1."""
+    return 1 - bucket[0] * bucket[1] / (size[0] * size[1] * _scale(size, bucket) ** 2)
 
 
 def _check_resolution(resolution: int, multiple: int) -> None:
@@ -116,24 +144,14 @@ def _scale(original: Size, bucket: Size) -> float:
     return max(bucket[0] / original[0], bucket[1] / original[1])
 
 
-def _fit(index: int, image: TrainImage, bucket: Size) -> Prepared:
-    (height, width), (pixels, mask) = image.size, image.read()
-    scale = _scale((height, width), bucket)
-    covering = max(bucket[0], round(height * scale)), max(bucket[1], round(width * scale))
-    top, left = (covering[0] - bucket[0]) // 2, (covering[1] - bucket[1]) // 2
-    # The crop in the picture's own pixels: only what is kept is resized, whatever the picture's shape.
-    y, x = height / covering[0], width / covering[1]
-    box = (left * x, top * y, (left + bucket[1]) * x, (top + bucket[0]) * y)
-    mask = None if mask is None else resize_mask(mask, bucket, box)
+def _fit(index: int, image: TrainImage, crop: Crop) -> Prepared:
+    (pixels, mask), bucket = image.read(), crop.bucket
+    mask = None if mask is None else resize_mask(mask, bucket, crop.box)
     if mask is not None and not mask.max() > 0:
         raise InputError(
             f"Nothing of {image.name} is left to learn: its mask is black all over the "
             f"{bucket[1]} x {bucket[0]} that are kept; crop the picture around the subject."
         )
-    return Prepared(index, image.name, _resize(pixels, bucket, box), mask, (height, width), (top, left), bucket)
-
-
-def _resize(pixels: Tensor, size: Size, box: tuple[float, float, float, float]) -> Tensor:
-    """Uint8 (3, H, W) to float32 in [-1, 1]; in whole numbers until then, so alike on every machine."""
-    image = to_image(pixels).resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+    # In whole numbers until here, so alike on every machine.
+    tensor = torch.from_numpy(np.array(picture_at(pixels, crop))).permute(2, 0, 1).float() / 127.5 - 1
+    return Prepared(index, image.name, tensor, mask, image.size, crop.place, bucket)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import InputError
@@ -164,6 +165,17 @@ class ImageSet:
             for part in _parts(image.pixels, image.caption, image.mask):
                 digest.update(part)
         return cls(found, digest.hexdigest(), notes)
+
+    def to_tensors(self) -> tuple[list[Tensor], list[str], list[Tensor]]:
+        """Pictures, captions and masks that `from_tensors` makes this very set of.
+
+        Pictures (1, H, W, 3), masks (1, H, W), float in [0, 1]. What a picture lacks is an empty caption and a mask
+        that is white all over. InputError: a file is no longer what it was.
+        """
+        read = [image.read() for image in self.images]
+        pictures = [(pixels.permute(1, 2, 0).float() / 255)[None] for pixels, _ in read]
+        masks = [torch.ones(1, *pixels.shape[1:]) if mask is None else mask for pixels, mask in read]
+        return pictures, [image.caption or "" for image in self.images], masks
 
 
 def load_images(

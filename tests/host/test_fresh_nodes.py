@@ -31,15 +31,16 @@ AROUND = """() => {
     values.forEach((value, i) => { node.widgets[i].value = value });
     return node;
   };
-  const [trainer, options, preview, monitor] =
-    ["APTTrain", "APTTrainOptions", "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor"]
+  const [trainer, options, preview, monitor, pictures] =
+    ["APTTrain", "APTTrainOptions", "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor", "APTImageSet"]
       .map((type) => app.graph.nodes.find((node) => node.type === type));
   const wire = (from, output, to, input) => {
     from.connect(from.outputs.findIndex((slot) => slot.name === output), to, to.findInputSlot(input));
   };
   const loader = add("CheckpointLoaderSimple", "sd15.safetensors");
   for (const name of ["model", "clip", "vae"]) wire(loader, name.toUpperCase(), trainer, name);
-  wire(add("LoadImage", "example.png"), "IMAGE", trainer, "images");
+  wire(add("LoadImage", "example.png"), "IMAGE", pictures, "images");
+  for (const name of ["images", "captions", "masks"]) wire(pictures, name, trainer, name);
   wire(add("PrimitiveInt", 1), "INT", trainer, "steps");
   wire(add("PrimitiveInt", 64), "INT", trainer, "resolution");
   wire(options, "options", trainer, "options");

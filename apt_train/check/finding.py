@@ -1,0 +1,29 @@
+"""One thing to know of a set of pictures before it is trained on.
+
+Not in: what is looked for (`pictures`, `masks`, `captions`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..wording import listed
+
+MOST_NAMES = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is there, what it does to the result, and what to do."""
+
+    kind: str  # two or three words, for a label
+    text: str  # one or two sentences
+    pictures: tuple[int, ...] = ()  # their places in the set; none: the set as a whole
+    serious: bool = False  # the result is spoiled, or training refuses it
+
+
+def named(names: Sequence[str], places: Sequence[int], details: Sequence[str] = ()) -> str:
+    """The pictures at these places, each with its detail: `a.png 40%, b.png 12% and 3 others`."""
+    said = [f"{names[place]} {detail}" for place, detail in zip(places, details, strict=True)] if details else None
+    return listed(said or [names[place] for place in places], MOST_NAMES)

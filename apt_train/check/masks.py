@@ -1,0 +1,82 @@
+"""What is wrong with the masks, and what they say of the subject in its picture.
+
+In: the thresholds, each with where it comes from. Not in: what is measured (`look`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from .finding import Finding, named
+from .look import Look, MaskLook
+
+# All ours.
+TINY = 0.04  # share of the crop: 160 of the 4096 latents of 512 pixels
+CUT = 0.1  # share of the subject
+ON_EDGE = 0.15  # share of an edge that the subject covers: a paw or a handle that touches it is no matter
+MOSTLY = 0.5  # share of the masked pictures that have to cut the subject off
+BORDER, HOLLOW = 0.75, 0.5  # of an inverted mask: the mean of the edges at least, and of the middle at most
+
+
+def mask_findings(looks: Sequence[Look]) -> Iterator[Finding]:
+    """Findings about the pictures that have a mask."""
+    names = [look.name for look in looks]
+    inverted = _where(looks, is_inverted)
+    if inverted:
+        yield Finding(
+            "mask inverted?",
+            f"Masks that look inverted: {named(names, inverted)}. White covers the border and leaves the middle out, "
+            "so the background would be learned in place of the subject: invert them.",
+            tuple(inverted),
+            serious=True,
+        )
+    upright = [i for i in _where(looks, lambda _: True) if i not in inverted]
+    yield from _small(looks, names, upright)
+    yield from _cut_by_crop(looks, names, upright)
+    yield from _cut_by_edge(looks, names, upright)
+
+
+def is_inverted(mask: MaskLook) -> bool:
+    """White all around and black in the middle, where the subject of most photographs is."""
+    return sum(mask.edges) / len(mask.edges) > BORDER and mask.middle < HOLLOW
+
+
+def _where(looks: Sequence[Look], applies: Callable[[MaskLook], bool]) -> list[int]:
+    return [i for i, look in enumerate(looks) if look.mask is not None and applies(look.mask)]
+
+
+def _small(looks: Sequence[Look], names: list[str], upright: list[int]) -> Iterator[Finding]:
+    areas = {i: mask.area for i in upright if (mask := looks[i].mask) and mask.area < TINY and mask.cut <= CUT}
+    if areas:
+        shares = [f"{area:.1%}" for area in areas.values()]
+        yield Finding(
+            "subject small",
+            f"The subject fills little of the picture: {named(names, list(areas), shares)}. Its detail cannot be "
+            "learned from so few pixels: crop these closer around it.",
+            tuple(areas),
+        )
+
+
+def _cut_by_crop(looks: Sequence[Look], names: list[str], upright: list[int]) -> Iterator[Finding]:
+    cuts = {i: mask.cut for i in upright if (mask := looks[i].mask) and mask.cut > CUT}
+    if cuts:
+        shares = [f"loses {cut:.0%}" for cut in cuts.values()]
+        yield Finding(
+            "subject cropped",
+            f"The crop to the training size cuts the subject: {named(names, list(cuts), shares)}. That part is never "
+            "learned: crop these by hand around the subject.",
+            tuple(cuts),
+            serious=True,
+        )
+
+
+def _cut_by_edge(looks: Sequence[Look], names: list[str], upright: list[int]) -> Iterator[Finding]:
+    """In most of them, as one close-up beside pictures of the whole is welcome."""
+    found = [i for i in upright if (mask := looks[i].mask) and max(mask.edges) > ON_EDGE]
+    if found and len(found) > MOSTLY * len(upright):
+        yield Finding(
+            "subject cut off",
+            f"The subject runs out of the picture: {named(names, found)}. It will be cut off in results, too: add "
+            "photos that show all of it.",
+            tuple(found),
+        )

@@ -1,0 +1,137 @@
+"""What is wrong with the pictures themselves: too few, alike, blurred, enlarged, cropped, in one place.
+
+In: the thresholds, each with where it comes from. Not in: what is measured (`look`), masks and captions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.buckets import TOLD_CROP
+from .finding import Finding, named
+from .look import Look
+
+# All ours. Those of likeness and blur were settled on 260 pictures of all kinds (drawings, photographs, generated).
+FEW, MANY = 3, 30  # pictures: as `docs/recipes.md` has it
+SAME = 0.94  # likeness of thumbs: copies with other light or saved anew 0.99, 3% shifted 0.95; others at most 0.75
+ALIKE = 0.85  # likeness of surroundings: one place 0.94 and more, two of three drawn from all kinds below 0.73
+MOST = 0.8  # share of the pictures that one background has to have
+BLURRED = 0.06  # `sharpness_of`: sharp pictures 0.2 to 2 (1 in 100: 0.07), smoothed by 1.5 pixels 0.025
+ENLARGED = 1.2  # times; below, nobody sees it
+
+
+def picture_findings(looks: Sequence[Look], backgrounds: Sequence[int]) -> Iterator[Finding]:
+    """`backgrounds`: the pictures in front of one background, to be told of; none: nothing is to be said of it."""
+    names = [look.name for look in looks]
+    yield from _count(len(looks))
+    yield from _copies(looks, names)
+    if backgrounds:
+        yield Finding(
+            "same background",
+            f"The backgrounds of {named(names, backgrounds)} look alike, and the captions do not name them. Such a "
+            "background is learned as part of the subject: vary it, name it in every caption, or add masks.",
+            tuple(backgrounds),
+        )
+    yield from _blurred(looks, names)
+    yield from _enlarged(looks, names)
+    yield from _cropped(looks, names)
+
+
+def one_background(looks: Sequence[Look]) -> list[int]:
+    """The pictures whose surroundings have the same colours, where these are all or nearly all; else none."""
+    surroundings = np.stack([look.surroundings for look in looks])
+    alike = surroundings @ surroundings.T > ALIKE
+    group = alike[int(alike.sum(axis=1).argmax())].nonzero()[0].tolist()
+    return group if len(group) >= max(FEW, math.ceil(MOST * len(looks))) else []
+
+
+def _count(count: int) -> Iterator[Finding]:
+    if count < FEW:
+        pictures = "1 picture" if count == 1 else f"{count} pictures"
+        yield Finding(
+            "few pictures",
+            f"There is only {pictures} of the subject. Pose, light and background are then learned as part of it: "
+            "add photos until there are 3 to 10.",
+        )
+    if count > MANY:
+        yield Finding(
+            "many pictures",
+            f"There are {count} pictures, so training sees each of them seldom. Raise steps in proportion, or keep "
+            "the 10 to 30 that differ most.",
+        )
+
+
+def _copies(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
+    """Pictures that are nearly one, and such as mirror each other."""
+    thumbs = np.stack([look.thumb.ravel() for look in looks])
+    mirrored = np.stack([look.thumb[:, ::-1].ravel() for look in looks])
+    same, mirror = thumbs @ thumbs.T > SAME, thumbs @ mirrored.T > SAME
+    for group in _groups(same):
+        yield Finding(
+            "near-duplicate",
+            f"{named(names, group)} look almost the same. What they share is learned more strongly than the rest, "
+            "pose and background included: keep one of them.",
+            tuple(group),
+        )
+    for group in _groups(mirror & ~same):
+        yield Finding(
+            "mirrored",
+            f"{named(names, group)} mirror each other. A mirrored copy shows nothing new, and swaps the subject's "
+            "left and right: keep one of them.",
+            tuple(group),
+        )
+
+
+def _groups(linked: NDArray[np.bool_]) -> Iterator[list[int]]:
+    """Places that are linked, directly or by others; a place alone is no group."""
+    seen: set[int] = set()
+    for start in range(len(linked)):
+        group, waiting = set[int](), [start]
+        while waiting:
+            place = waiting.pop()
+            if place not in seen:
+                seen.add(place)
+                group.add(place)
+                waiting += np.flatnonzero(linked[place] | linked[:, place]).tolist()
+        if len(group) > 1:
+            yield sorted(group)
+
+
+def _blurred(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
+    found = [i for i, look in enumerate(looks) if look.sharpness is not None and look.sharpness < BLURRED]
+    if found:
+        yield Finding(
+            "blurred",
+            f"Blurred: {named(names, found)}. The blur is learned as part of the subject: use sharper photos, or "
+            "leave these out.",
+            tuple(found),
+        )
+
+
+def _enlarged(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
+    found = [i for i, look in enumerate(looks) if look.crop.scale > ENLARGED]
+    if found:
+        times = [f"{looks[i].crop.scale:.1f} times" for i in found]
+        yield Finding(
+            "enlarged",
+            f"Enlarged to the training size: {named(names, found, times)}. The missing detail is learned as softness: "
+            "use larger originals, or a smaller resolution.",
+            tuple(found),
+        )
+
+
+def _cropped(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
+    """Not where a mask says that nothing of the subject is lost."""
+    found = [i for i, look in enumerate(looks) if look.lost > TOLD_CROP and look.mask is None]
+    if found:
+        shares = [f"loses {looks[i].lost:.0%}" for i in found]
+        yield Finding(
+            "cropped",
+            f"Cropped to the middle, as the shape is far from any training size: {named(names, found, shares)}. What "
+            "lies outside is never learned: crop these by hand around the subject.",
+            tuple(found),
+        )

@@ -1,0 +1,187 @@
+"""The contact sheet: every picture with its crop, mask and caption, and the findings in words and colour.
+
+In: drawing by Pillow alone. Not in: what is found (`preflight`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+from ..disk.files import atomic_write
+from ..report.grid import Font, fit_label, font
+from ..report.palette import BLUE, FAINT, INK, ORANGE, PAPER, Rgb
+from .finding import Finding
+from .look import TILE, Floats, Look
+from .preflight import Preflight
+
+COLUMNS, MOST = 3, 60  # pictures beside each other; pictures on a sheet
+TEXT = 21  # pixels: legible where the sheet is shown half as wide as it is
+RED: Rgb = (200, 30, 45)
+GREEN: Rgb = (26, 152, 80)
+GREY: Rgb = (105, 112, 122)
+_GAP, _MARGIN, _FRAME = 22, 16, 5
+_DIMMED = 0.72  # how much of what is cut away is paper
+_WASH = 0.45  # how much of what the mask leaves out is blue
+_CAPTION_LINES = 4
+LEGEND = "Pale: cut away by the crop. Blue: left out by the mask."
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Wrapped text in a colour, and whether a square of that colour stands before it."""
+
+    text: str
+    colour: Rgb
+    marked: bool = False
+
+
+def contact_sheet(found: Preflight) -> Image.Image:
+    """RGB, 3 pictures wide; as high as there are pictures and findings. Words are in English."""
+    face, shown = font(TEXT), found.looks[:MOST]
+    width = COLUMNS * TILE + (COLUMNS - 1) * _GAP + 2 * _MARGIN
+    tiles = [_tile(place, look, found.findings, face) for place, look in enumerate(shown)]
+    rows = [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
+    above = _text([_Line(found.heading, _worst(found.findings), True)], width, face)
+    below = _text(_lines_below(found), width, face)
+    height = above.height + sum(max(tile.height for tile in row) + _GAP for row in rows) + below.height
+    sheet, y = Image.new("RGB", (width, height), PAPER), above.height
+    sheet.paste(above, (0, 0))
+    for row in rows:
+        for column, tile in enumerate(row):
+            sheet.paste(tile, (_MARGIN + column * (TILE + _GAP), y))
+        y += max(tile.height for tile in row) + _GAP
+    sheet.paste(below, (0, y))
+    return sheet
+
+
+def write_sheet(found: Preflight, path: Path) -> None:
+    """The contact sheet as a PNG, over what lies there. InputError: it cannot be written."""
+    sheet = contact_sheet(found)
+    atomic_write(path, lambda draft: sheet.save(draft, "PNG"))
+
+
+def colour_of(finding: Finding) -> Rgb:
+    """Red where the result is spoiled, else orange."""
+    return RED if finding.serious else ORANGE
+
+
+def _worst(findings: Sequence[Finding]) -> Rgb:
+    return GREEN if not findings else RED if any(finding.serious for finding in findings) else ORANGE
+
+
+def _lines_below(found: Preflight) -> list[_Line]:
+    more = len(found.looks) - MOST
+    return [
+        _Line(LEGEND, GREY),
+        *([_Line(f"{more} more pictures are not shown.", GREY)] if more > 0 else []),
+        *(_Line(f"{i}. {finding.text}", colour_of(finding), True) for i, finding in enumerate(found.findings, 1)),
+        *(_Line(sentence, GREY) for sentence in (*found.unchecked, *found.notes)),
+    ]
+
+
+# ---- one picture -------------------------------------------------------------------------------------------------
+
+
+def _tile(place: int, look: Look, findings: Sequence[Finding], face: Font) -> Image.Image:
+    """The picture in a frame; beneath it its name, its findings' numbers and kinds, and its caption."""
+    own = [(number, finding) for number, finding in enumerate(findings, 1) if place in finding.pictures]
+    picture = _framed(look, _worst([finding for _, finding in own]) if own else FAINT)
+    caption = fit_label(_letters(look.caption or "no caption"), TILE, face).split("\n")
+    if len(caption) > _CAPTION_LINES:
+        caption = [*caption[: _CAPTION_LINES - 1], f"{caption[_CAPTION_LINES - 1][:-3]}..."]
+    lines = [
+        (fit_label(_letters(look.name.replace(" ", "_")), TILE, face), INK),
+        *((fit_label(f"{number}. {finding.kind}", TILE, face), colour_of(finding)) for number, finding in own),
+        ("\n".join(caption), GREY),
+    ]
+    line = round(TEXT * 1.25)
+    count = sum(text.count("\n") + 1 for text, _ in lines)
+    tile = Image.new("RGB", (TILE, picture.height + 8 + count * line), PAPER)
+    tile.paste(picture, (0, 0))
+    pen, y = ImageDraw.Draw(tile), picture.height + 4
+    for text, colour in lines:
+        pen.multiline_text((0, y), text, colour, face, spacing=line - TEXT)
+        y += line * (text.count("\n") + 1)
+    _badge(pen, str(place + 1), face)
+    return tile
+
+
+def _framed(look: Look, colour: Rgb) -> Image.Image:
+    """TILE pixels wide and high, the picture in the middle."""
+    picture = _drawn(look)
+    picture.thumbnail((TILE - 2 * _FRAME, TILE - 2 * _FRAME), Image.Resampling.LANCZOS)
+    framed = Image.new("RGB", (TILE, TILE), PAPER)
+    left, top = (TILE - picture.width) // 2, (TILE - picture.height) // 2
+    outer = (left - _FRAME, top - _FRAME, left + picture.width + _FRAME, top + picture.height + _FRAME)
+    framed.paste(colour, outer)
+    framed.paste(picture, (left, top))
+    return framed
+
+
+def _drawn(look: Look) -> Image.Image:
+    """The whole picture, small: what the crop takes away dimmed, the mask's edge drawn."""
+    picture = look.small.resize(_fitting(look.small.size), Image.Resampling.LANCZOS)
+    if look.small_mask is not None:
+        white = _white(look.small_mask, picture.size)
+        picture = Image.composite(picture, Image.blend(picture, Image.new("RGB", picture.size, BLUE), _WASH), white)
+        picture.paste(BLUE, (0, 0), _edge(white))
+    scale = picture.width / look.size[1], picture.height / look.size[0]
+    left, top, right, bottom = (round(side * scale[i % 2]) for i, side in enumerate(look.crop.box))
+    dimmed = Image.blend(picture, Image.new("RGB", picture.size, PAPER), _DIMMED)
+    dimmed.paste(picture.crop((left, top, right, bottom)), (left, top))
+    if (right - left, bottom - top) != picture.size:
+        ImageDraw.Draw(dimmed).rectangle((left, top, right - 1, bottom - 1), outline=INK, width=2)
+    return dimmed
+
+
+def _fitting(size: tuple[int, int]) -> tuple[int, int]:
+    """Small pictures are drawn as large as the others."""
+    longest = max(size)
+    return max(1, round(size[0] * TILE / longest)), max(1, round(size[1] * TILE / longest))
+
+
+def _white(mask: Floats, size: tuple[int, int]) -> Image.Image:
+    """Where a mask counts, at a picture's size."""
+    return Image.fromarray(((mask > 0.5) * 255).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+
+
+def _edge(white: Image.Image) -> Image.Image:
+    """Where a mask changes between black and white, as a mask of its own."""
+    return ImageChops.subtract(white.filter(ImageFilter.MaxFilter(3)), white.filter(ImageFilter.MinFilter(5)))
+
+
+def _badge(pen: ImageDraw.ImageDraw, text: str, face: Font) -> None:
+    """The picture's number, as APT Train's sentences call it."""
+    width = round(face.getlength(text)) + 14
+    pen.rectangle((0, 0, width, TEXT + 8), INK)
+    pen.text((width / 2, TEXT / 2 + 4), text, PAPER, face, anchor="mm")
+
+
+# ---- words -------------------------------------------------------------------------------------------------------
+
+
+def _text(lines: Sequence[_Line], width: int, face: Font) -> Image.Image:
+    """Paragraphs under each other."""
+    line, square = round(TEXT * 1.3), TEXT + 9
+    room = width - 2 * _MARGIN
+    wrapped = [fit_label(_letters(item.text), room - square * item.marked, face) for item in lines]
+    heights = [line * (text.count("\n") + 1) + 8 for text in wrapped]
+    drawn = Image.new("RGB", (width, sum(heights) + 12), PAPER)
+    pen, y = ImageDraw.Draw(drawn), 8
+    for item, text, height in zip(lines, wrapped, heights, strict=True):
+        if item.marked:
+            pen.rectangle((_MARGIN, y + 3, _MARGIN + TEXT - 3, y + TEXT), item.colour)
+        colour = INK if item.marked else item.colour
+        pen.multiline_text((_MARGIN + square * item.marked, y), text, colour, face, spacing=line - TEXT)
+        y += height
+    return drawn
+
+
+def _letters(text: str) -> str:
+    """Without what Pillow's typeface lacks."""
+    return "".join(letter if letter == "\n" or 32 <= ord(letter) < 0x250 else "?" for letter in text)

@@ -1,0 +1,225 @@
+"""`APT Image Set`: a folder, or wired images, as pictures, captions and masks for training; looked through on the way.
+
+In: the node, and what it hands on. Not in: reading a folder (`apt_train.data.dataset`), what is found and the sheet
+(`apt_train.check`), which folders may be read (`host.folders`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import io, ui
+
+from ..apt_train.errors import InputError
+from .host.folders import input_folders, picture_folder
+from .host.requirements import check_installed
+
+if TYPE_CHECKING:
+    from ..apt_train.data.dataset import ImageSet
+
+NO_FOLDER = "none"
+_WIRES = ("images", "captions", "masks")
+_SKIPS = "skip_bad_images"
+
+
+class APTImageSet(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="APTImageSet",
+            display_name="APT Image Set",
+            category="training/APT",
+            description="A folder of photos as images, captions and masks for APT Train. Shows each photo as it will "
+            "be trained on, and says before training what would spoil the result.",
+            search_aliases=["load folder", "dataset", "captions", "masks", "contact sheet", "preflight", "check"],
+            is_input_list=True,
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Combo.Input(
+                    "folder", options=[NO_FOLDER, *input_folders()], default=NO_FOLDER,
+                    tooltip="A folder inside ComfyUI's input folder. A new one appears after a refresh (key R). none: "
+                    "the path below, or wired images.",
+                ),
+                io.String.Input(
+                    "path", default="", placeholder="or the path of a folder",
+                    tooltip="A folder anywhere on the machine that ComfyUI runs on. Captions lie beside the photos as "
+                    "X.txt, masks as X-mask.png. Where ComfyUI answers other machines, its own folders alone.",
+                ),
+                io.Int.Input(
+                    "resolution", default=512, min=64, max=4096, step=64,
+                    tooltip="The training size, as in APT Train: 512 for SD1.5, 1024 for SDXL. It decides the crops "
+                    "shown and what is too small. The images go on as they are.",
+                ),
+                io.String.Input(
+                    "class_word", default="", placeholder="for example toy",
+                    tooltip="As in APT Train. Captions are searched for it. Empty: only {subject} is searched for.",
+                ),
+                io.String.Input(
+                    "subject", default="", placeholder="for example my_toy",
+                    tooltip="The subject's name, as in APT Train, where captions use it.",
+                ),
+                io.Boolean.Input(
+                    "alpha_masks", default=False,
+                    tooltip="Take a photo's transparency as its mask, where it has no mask file.",
+                ),
+                io.String.Input(
+                    "background", default="white", advanced=True,
+                    tooltip="Colour (a name or #rrggbb) behind transparent parts.",
+                ),
+                io.Boolean.Input(
+                    "skip_bad_images", default=False, advanced=True,
+                    tooltip="Leave out files that cannot be read, and say so. Off: refuse the folder.",
+                ),
+                io.Image.Input(
+                    "images", optional=True,
+                    tooltip="Pictures in place of a folder: a batch, or lists of different sizes.",
+                ),
+                io.String.Input(
+                    "captions", optional=True, force_input=True,
+                    tooltip="Captions in place of the folder's: one per picture, as a list or as lines of one text.",
+                ),
+                io.Mask.Input(
+                    "masks", optional=True,
+                    tooltip="Masks in place of the folder's, one per picture. White is learned.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "images_out", display_name="images", is_output_list=True, tooltip="The pictures, for APT Train."
+                ),
+                io.String.Output(
+                    "captions_out", display_name="captions", is_output_list=True,
+                    tooltip="Their captions, for APT Train. Empty: the caption template.",
+                ),
+                io.Mask.Output(
+                    "masks_out", display_name="masks", is_output_list=True,
+                    tooltip="Their masks, for APT Train. White all over where a picture has none.",
+                ),
+                io.String.Output(
+                    "findings", tooltip="What was found, what it does to the result and what to do, as text."
+                ),
+                io.Image.Output("sheet", tooltip="The contact sheet, as shown on the node."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> list[str]:
+        """Another one as soon as a file of the folder is another: then the node runs again."""
+        try:
+            folder = _folder(_shown(inputs))
+            return [] if folder is None else folder_state(folder)
+        except (InputError, OSError) as error:
+            return [str(error)]
+
+    @classmethod
+    def validate_inputs(cls, **inputs: Any) -> bool:
+        """True; InputError, which the host shows at the node before anything runs: a widget that cannot be."""
+        from ..apt_train.data.folder_files import sort_folder
+        from ..apt_train.data.pictures import parse_color
+        from .checks import check_ranges
+
+        shown = _shown(inputs)
+        given = [name for name in ("folder", "path", "images") if _is_given(name, inputs)]
+        if not given:
+            raise InputError("No pictures are given: choose a folder, write the path of one, or wire images.")
+        if len(given) > 1:
+            raise InputError(f"{' and '.join(given)} are both given: leave one of them, as pictures come from one.")
+        if isinstance(shown.get("background"), str):
+            parse_color(shown["background"])
+        check_ranges(shown, cls.define_schema().inputs)
+        folder = _folder(shown)
+        if folder is not None:
+            sort_folder(folder)
+        return True
+
+    @classmethod
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        check_installed()
+        import torch
+
+        from ..apt_train.check.preflight import preflight
+        from ..apt_train.check.sheet import contact_sheet
+        from .host.language import translated
+        from .host.pictures import image_tensor
+        from .host.progress import NodeProgress, stop_if_cancelled
+
+        shown, node = _shown(inputs), cls.hidden.unique_id
+
+        def at_picture(done: int, total: int) -> None:
+            stop_if_cancelled()
+            NodeProgress(node, total).show(done, total)
+
+        with torch.inference_mode(False):
+            images = _image_set(shown, {name: inputs[name] for name in _WIRES if inputs.get(name)})
+            name = "_".join(shown["subject"].split())
+            found = preflight(
+                images, shown["resolution"], class_word=shown["class_word"], identifier=name, at_picture=at_picture
+            )
+            sheet = contact_sheet(found)
+            pictures, captions, masks = images.to_tensors()
+        text, tensor = "\n".join(found.lines(translated)), image_tensor(sheet)
+        on_node = {**ui.PreviewImage(tensor, cls=cls).as_dict(), "sheet_size": list(sheet.size)}
+        return io.NodeOutput(pictures, captions, masks, text, tensor, ui=on_node)
+
+
+def folder_state(folder: Any) -> list[str]:
+    """A line per entry of a folder that is another where the file has been written to."""
+    import os
+
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.stat()) for entry in entries]
+    return sorted(f"{name!r} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}" for name, about in found)
+
+
+def _shown(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The widgets' values; the host hands lists of one, and None for what is wired and not known yet."""
+    return {
+        name: values[0] for name, values in inputs.items() if name not in _WIRES and values and values[0] is not None
+    }
+
+
+def _is_given(name: str, inputs: Mapping[str, Any]) -> bool:
+    """A wired widget is, whatever comes of it."""
+    if name not in inputs or name == "images":
+        return name in inputs
+    value = next(iter(inputs[name] or [None]))
+    return value is None or (value != NO_FOLDER if name == "folder" else bool(str(value).strip()))
+
+
+def _folder(shown: Mapping[str, Any]) -> Any:
+    """The chosen folder, None where none is. InputError: it may not be read."""
+    path = str(shown.get("path", "")).strip()
+    chosen = shown.get("folder", NO_FOLDER)
+    return picture_folder(path or chosen) if path or chosen != NO_FOLDER else None
+
+
+def _image_set(shown: Mapping[str, Any], wires: Mapping[str, Sequence[Any]]) -> ImageSet:
+    """The folder's pictures, or those wired; captions and masks that are wired take the place of its own."""
+    from ..apt_train.data.dataset import load_images
+
+    folder = _folder(shown)
+    if (folder is None) == ("images" not in wires):
+        raise InputError("Pictures come from a folder or from images, and from one of them: give one.")
+    if folder is None:
+        return _of_wires(wires["images"], wires.get("captions"), wires.get("masks"), shown)
+    reading = {name: shown[name] for name in ("background", "alpha_masks", _SKIPS)}
+    try:
+        images = load_images(folder, **reading)
+    except InputError as error:
+        raise InputError(str(error).replace("--skip-bad-images", _SKIPS)) from None
+    if "captions" not in wires and "masks" not in wires:
+        return images
+    pictures, captions, masks = images.to_tensors()
+    changed = _of_wires(pictures, wires.get("captions", captions), wires.get("masks", masks), shown)
+    for image, own in zip(changed.images, images.images, strict=True):
+        image.name = own.name
+    return type(images)(changed.images, changed.digest, [*images.notes, *changed.notes])
+
+
+def _of_wires(images: Any, captions: Any, masks: Any, shown: Mapping[str, Any]) -> ImageSet:
+    from .training import image_set
+    from .wires import AptOptions
+
+    return image_set(images, captions, masks, AptOptions({}, shown["background"], shown["alpha_masks"]))

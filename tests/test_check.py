@@ -1,0 +1,241 @@
+"""The preflight: each finding on a folder made for it, none on good pictures; the contact sheet; `apt-train check`.
+
+Not here: the node (`tests/host/test_image_set.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFilter
+
+from apt_train import cli
+from apt_train.check.look import sharpness_of
+from apt_train.check.preflight import Preflight, preflight
+from apt_train.check.sheet import MOST, RED, contact_sheet
+from apt_train.data.dataset import load_images
+from apt_train.report.palette import BLUE, ORANGE
+
+from .photo_sets import FOLDERS, GOOD, SIDE, Photo, background, change, save
+
+DEMO = Path(cli.__file__).parent / "assets" / "demo"
+
+
+def looked_through(folder: Path, resolution: int = SIDE, **more: str) -> Preflight:
+    return preflight(load_images(folder), resolution, **{"class_word": "toy", **more})  # type: ignore[arg-type]
+
+
+def kinds(found: Preflight) -> list[str]:
+    return [finding.kind for finding in found.findings]
+
+
+# ---- findings ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_folder_made_for_a_finding_has_that_one(kind: str, tmp_path: Path) -> None:
+    make, names = FOLDERS[kind]
+    make(tmp_path)
+    (finding,) = looked_through(tmp_path, 64 if kind == "many pictures" else SIDE).findings
+    assert finding.kind == kind
+    assert [sorted(path.name for path in tmp_path.glob("?.png"))[place] for place in finding.pictures] == names
+    assert all(name in finding.text for name in names)
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_finding_says_what_it_does_and_what_to_do(kind: str, tmp_path: Path) -> None:
+    FOLDERS[kind][0](tmp_path)
+    (finding,) = looked_through(tmp_path, 64 if kind == "many pictures" else SIDE).findings
+    sentences = finding.text.split(". ")
+    assert len(sentences) == 2 and finding.text.endswith(".")
+    assert all(len(sentence.split()) < 25 for sentence in sentences)
+
+
+@pytest.mark.parametrize("masks", [True, False])
+@pytest.mark.parametrize("captions", [True, False])
+def test_good_pictures_have_no_findings(masks: bool, captions: bool, tmp_path: Path) -> None:
+    found = looked_through(save(tmp_path, masks=masks, captions=captions))
+    assert kinds(found) == [] and found.heading == "No findings in 4 pictures at 256 pixels."
+    assert any("no masks" in sentence for sentence in found.unchecked) != masks
+
+
+@pytest.mark.parametrize("folder", ["subject", "heldout"])
+def test_the_demos_pictures_have_none_at_their_own_size(folder: str) -> None:
+    """Also where all stand on one lawn, as their captions say so."""
+    found = looked_through(DEMO / folder, 64)
+    assert [kind for kind in kinds(found) if folder == "subject" or kind != "same background"] == []
+
+
+def test_drawn_pictures_at_a_larger_size_are_enlarged_and_nothing_else(tmp_path: Path) -> None:
+    assert kinds(looked_through(DEMO / "subject", 512)) == ["enlarged"]
+    for path in (DEMO / "subject").glob("*.png"):  # pixel art as it is kept
+        Image.open(path).resize((512, 512), Image.Resampling.NEAREST).save(tmp_path / path.name)
+        (tmp_path / path.name).with_suffix(".txt").write_bytes(path.with_suffix(".txt").read_bytes())
+    assert kinds(looked_through(tmp_path, 512)) == []
+
+
+def test_noise_of_any_grain_is_neither_blurred_nor_alike(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for i, cells in enumerate((8, 32, 128, 256)):
+        tint = np.array([(230, 90, 90), (90, 200, 90), (90, 110, 240), (220, 200, 80)][i])
+        pixels = (tint * draw.uniform(0.4, 1, (cells, cells, 1))).astype(np.uint8)
+        Image.fromarray(pixels).resize((256, 256), Image.Resampling.NEAREST).save(tmp_path / f"{i}.png")
+    assert kinds(looked_through(tmp_path)) == []
+
+
+@pytest.mark.parametrize("radius", [1.5, 2, 3, 5, 8])
+@pytest.mark.parametrize("contrast", [0.5, 1])
+def test_blur_is_found_at_any_contrast(radius: float, contrast: float) -> None:
+    picture = Photo(1, size=(512, 512)).draw().point(lambda value: int(128 + contrast * (value - 128)))
+    sharp, soft = sharpness_of(picture), sharpness_of(picture.filter(ImageFilter.GaussianBlur(radius)))
+    assert sharp is not None and sharp > 0.2
+    assert soft is None or soft < 0.06
+
+
+def test_a_background_out_of_focus_is_no_blur(tmp_path: Path) -> None:
+    save(tmp_path)
+
+    def bokeh(picture: Image.Image) -> Image.Image:
+        soft = picture.filter(ImageFilter.GaussianBlur(4))
+        soft.paste(picture, (0, 0), GOOD[2].mask())
+        return soft
+
+    change(tmp_path, "2.png", bokeh)
+    assert kinds(looked_through(tmp_path)) == []
+
+
+def test_things_of_one_outline_on_white_are_no_copies(tmp_path: Path) -> None:
+    """A difference hash takes them for such: most of its bits are those of the empty paper."""
+    draw = np.random.default_rng(0)
+    for i, (shape, colour) in enumerate([("ellipse", "navy"), ("rectangle", "olive"), ("ellipse", "firebrick")]):
+        picture = Image.new("RGB", (256, 256), "white")
+        getattr(ImageDraw.Draw(picture), shape)((70, 75, 190, 195), colour)
+        grain = np.asarray(picture) + draw.normal(0, 2, (256, 256, 1))
+        Image.fromarray(grain.clip(0, 255).astype(np.uint8)).save(tmp_path / f"{i}.png")
+    assert kinds(looked_through(tmp_path)) == ["same background"]
+
+
+def test_a_picture_of_one_colour_is_not_called_blurred(tmp_path: Path) -> None:
+    save(tmp_path)
+    Image.new("RGB", (256, 256), "teal").save(tmp_path / "4.png")
+    assert kinds(looked_through(tmp_path)) == []
+
+
+def test_one_background_is_no_finding_where_masks_or_captions_account_for_it(tmp_path: Path) -> None:
+    FOLDERS["same background"][0](tmp_path)
+    for photo, name in zip(GOOD, "0123", strict=True):
+        photo.mask().save(tmp_path / f"{name}-mask.png")
+    assert kinds(looked_through(tmp_path)) == []
+    for name in "0123":
+        (tmp_path / f"{name}-mask.png").unlink()
+        (tmp_path / f"{name}.txt").write_text(f"{{subject}} number {name} on moss", encoding="utf-8")
+    assert kinds(looked_through(tmp_path)) == []
+    (tmp_path / "3.txt").write_text("{subject} from behind", encoding="utf-8")
+    assert kinds(looked_through(tmp_path)) == ["same background"]
+
+
+def test_without_a_class_word_only_the_placeholder_is_known(tmp_path: Path) -> None:
+    save(tmp_path, captions=True)
+    (tmp_path / "0.txt").write_text("my_toy on grass", encoding="utf-8")
+    unknown, told = looked_through(tmp_path, class_word=""), looked_through(tmp_path, identifier="my_toy")
+    assert kinds(unknown) == kinds(told) == []
+    assert any("no class word" in sentence for sentence in unknown.unchecked)
+    assert not any("no class word" in sentence for sentence in told.unchecked)
+
+
+def test_a_crop_that_keeps_all_of_the_masked_subject_is_no_finding(tmp_path: Path) -> None:
+    save(tmp_path, (*GOOD[:3], Photo(4, 3, (0.5, 0.5), 0.4, (1280, 256))), masks=True)
+    assert kinds(looked_through(tmp_path)) == []
+
+
+def test_what_the_reader_notes_is_told_too(tmp_path: Path) -> None:
+    save(tmp_path)
+    (tmp_path / "notes.pdf").touch()
+    assert any("notes.pdf" in line for line in looked_through(tmp_path).lines())
+
+
+# ---- the sheet ---------------------------------------------------------------------------------------------------
+
+
+def test_the_sheet_shows_crops_masks_and_findings_in_colour(tmp_path: Path) -> None:
+    save(tmp_path, (*GOOD[:3], Photo(4, 3, (0.5, 0.5), 0.4, (1280, 256))), masks=True)
+    plain = contact_sheet(looked_through(tmp_path))
+    assert colours(plain) & {RED, ORANGE, BLUE} == {BLUE}
+    FOLDERS["mask inverted?"][0](tmp_path)
+    change(tmp_path, "2.png", lambda picture: picture.filter(ImageFilter.GaussianBlur(2)))
+    found = looked_through(tmp_path)
+    marked = contact_sheet(found)
+    assert kinds(found) == ["mask inverted?", "blurred"] and {RED, ORANGE, BLUE} <= colours(marked)
+    assert marked.width == plain.width and marked.height > plain.height
+
+
+def colours(sheet: Image.Image) -> set[tuple[int, ...]]:
+    return {colour for _, colour in sheet.getcolors(sheet.width * sheet.height) or ()}  # type: ignore[misc]
+
+
+def test_what_is_cut_away_is_pale_on_the_sheet(tmp_path: Path) -> None:
+    for i in range(3):
+        Image.new("RGB", (768, 256), (0, 90, 0)).resize((768, 192)).save(tmp_path / f"{i}.png")
+    (look, *_) = looked_through(tmp_path, 512).looks
+    assert look.lost > 0.2
+    assert {(0, 90, 0)} < colours(contact_sheet(looked_through(tmp_path, 512)))
+    pale = tuple(round(255 * 0.72 + value * 0.28) for value in (0, 90, 0))
+    sheet = contact_sheet(looked_through(tmp_path, 512))
+    assert any(max(abs(a - b) for a, b in zip(pale, colour, strict=True)) <= 2 for colour in colours(sheet))
+
+
+def test_a_sheet_of_many_pictures_with_odd_names_is_drawn(tmp_path: Path) -> None:
+    for i in range(MOST + 3):
+        background(i, i % 7, (24, 16 + i % 9)).save(tmp_path / f"{'长' * (i % 3)}{'name ' * (i % 9)}{i}.png")
+    found = looked_through(tmp_path, 64)
+    assert contact_sheet(found).width == contact_sheet(looked_through(DEMO / "subject", 64)).width
+
+
+# ---- the command -------------------------------------------------------------------------------------------------
+
+
+def test_check_says_that_nothing_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", str(save(tmp_path / "toy")), "--resolution", "256"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "No findings in 4 pictures at 256 pixels."
+
+
+def test_check_names_findings_and_draws_the_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, sheet = tmp_path / "toy", tmp_path / "sheet.png"
+    folder.mkdir()
+    FOLDERS["subject not named"][0](folder)
+    command = ["check", str(folder), "--resolution", "256", "--class-word", "toy", "--sheet", str(sheet)]
+    assert cli.main(command) == 1
+    heading, finding, *_ = capsys.readouterr().out.splitlines()
+    assert heading == "1 finding in 4 pictures at 256 pixels."
+    assert finding.startswith("1. Captions that do not name the subject: 1.png.")
+    with Image.open(sheet) as drawn:
+        assert drawn.size == contact_sheet(looked_through(folder)).size
+
+
+MISTAKES = {
+    "no folder": (["nowhere"], "nowhere does not exist"),
+    "another size": (["toy", "--resolution", "250"], "resolution is 250, no multiple of 8: give 248 or 256"),
+    "no size": (["toy", "--resolution", "0"], "resolution is 0: give the size to train at"),
+    "below nothing": (["toy", "--resolution=-512"], "resolution is -512"),
+    "a multiple": (["toy", "--bucket-multiple", "3"], "bucket_multiple is 3: give a multiple of 8"),
+    "a class word": (["toy", "--class-word", "{subject}"], "class_word is '{subject}'"),
+    "a name": (["toy", "--identifier", "a/b"], "identifier is 'a/b'"),
+    "a sheet among the pictures": (["toy", "--sheet", "toy/sheet.png"], "where it would be trained on"),
+    "no picture's name": (["toy", "--sheet", "sheet.txt"], "give the name of a .png file"),
+    "no place for it": (["toy", "--sheet", "nowhere/sheet.png"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_sentence(
+    mistake: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "toy")
+    given, sentence = MISTAKES[mistake]
+    assert cli.main(["check", *given]) == 2
+    said = capsys.readouterr()
+    assert sentence in said.err and len(said.err.splitlines()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["toy"]
