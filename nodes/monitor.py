@@ -86,7 +86,7 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
         with torch.inference_mode(False):
             published = publish(run, picked)
         curves, words = picture(record, width), verdict(record, advised, picked)
-        shown = {**ui.PreviewImage(curves).as_dict(), "text": (words,), "run": (run.run_id,)}
+        shown = {**ui.PreviewImage(glance(record)).as_dict(), "text": (words,), "run": (run.run_id,)}
         return io.NodeOutput(curves, words, published.lora, published.trigger, picked, ui=shown)
 
 
@@ -96,6 +96,14 @@ def picture(record: RunRecord, width: int) -> torch.Tensor:
     from .host.pictures import image_tensor
 
     return image_tensor(as_picture(overview_figure(record), width))
+
+
+def glance(record: RunRecord) -> torch.Tensor:
+    """What the node itself shows: the whole picture's letters would be too small on it."""
+    from ..apt_train.report.plots import as_picture, glance_figure
+    from .host.pictures import image_tensor
+
+    return image_tensor(as_picture(glance_figure(record), 840))
 
 
 def verdict(record: RunRecord, advised: Recommendation, picked: int) -> str:

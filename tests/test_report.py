@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 
@@ -26,7 +27,7 @@ from apt_train.report.attention_tiles import attention_tiles
 from apt_train.report.grid import fit_label, font, labelled_grid
 from apt_train.report.live_images import heat_image, loss_image
 from apt_train.report.palette import Look, diverging, heat
-from apt_train.report.plots import as_picture, overview_figure, part_figure
+from apt_train.report.plots import as_picture, glance_figure, overview_figure, part_figure
 from apt_train.report.run_files import read_run
 from apt_train.report.run_log import block_means, moving_average, read_log
 from apt_train.report.run_summary import evened_denoising, summarize
@@ -557,6 +558,16 @@ def write_attention_without_labels(folder: Path) -> None:
 def test_a_folder_that_is_none_is_refused(tmp_path) -> None:
     with pytest.raises(InputError, match="is no folder"):
         write_report(tmp_path / "nowhere")
+
+
+def test_what_a_node_shows_can_be_read_at_seven_tenths(tmp_path: Path) -> None:
+    """On a node 440 pixels wide: no letter smaller than 8 pixels of the screen, with and without drift."""
+    for steps in (2, 12, 400):
+        figure = glance_figure(read_run(write_run(tmp_path / str(steps), plausible_log(steps))))
+        figure.canvas.draw()
+        texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+        assert texts and min(text.get_fontsize() for text in texts) / 72 * 440 / figure.get_figwidth() * 0.7 >= 8
+        assert figure.get_figheight() <= 1.1 * figure.get_figwidth()
 
 
 # --- attention tiles ----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import { drawCurves } from "./chart.js";
 import { say, saySentence } from "./texts.js";
 
 const LEAST_HEIGHT = 250;
-const VERDICT_HEIGHT = 110;
+const VERDICT_HEIGHT = 330; // of the longest that there is, on a node 440 wide
 const NOTICES_HEIGHT = 80; // of those unfolded
 const SMOOTH = 2; // canvas pixels per CSS pixel at least: a node rarely lies on whole pixels
 const SHARPEST = 4; // and at most, for a node zoomed in on

@@ -53,6 +53,25 @@ def overview_figure(run: RunRecord) -> Figure:
     return figure
 
 
+def glance_figure(run: RunRecord) -> Figure:
+    """What a node has room for, in letters that can be read on it: the indicator's map, the drift ratio beneath."""
+    log, empty, part = run.log, 0.5, 2.0  # inches
+    heights = [part if run.summary.indicator_measured else empty, part if len(log.drift_step) else empty]
+    figure = Figure((4.2, sum(heights)), dpi=100, layout="constrained")
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
+    if run.summary.indicator_measured:
+        labels = [f"{low}-{high}" for low, high in bin_edges(log.gamma.shape[1], run.num_timesteps)]
+        ends = int(log.step[0]), int(log.step[-1])
+        _indicator_heat(upper.subplots(), ends, block_means(log.gamma, MOST_POINTS), labels)
+    else:
+        _message(upper, "The indicator was not measured.", 9)
+    if len(log.drift_step):
+        _drift_ratio(lower.subplots(), run)
+    else:
+        _message(lower, "The drift from the prior was not measured.", 9)
+    return figure
+
+
 def as_picture(figure: Figure, width: int) -> Image.Image:
     """The figure as pixels, `width` of them across; letters grow with it."""
     figure.set_dpi((width + 0.01) / figure.get_figwidth())  # matplotlib cuts the product off, rounding errors and all
@@ -70,7 +89,7 @@ def _indicator(figure: FigureBase, run: RunRecord) -> None:
     labels = [f"{low}-{high}" for low, high in bin_edges(gamma.shape[1], run.num_timesteps)]
     curves, chart = figure.subplots(1, 2, width_ratios=(1.15, 1))
     _indicator_curves(curves, steps, gamma, labels)
-    _indicator_heat(chart, (int(run.log.step[0]), int(run.log.step[-1])), gamma, labels)
+    _indicator_heat(chart, (int(run.log.step[0]), int(run.log.step[-1])), gamma, labels, "The same as a map")
 
 
 def _indicator_curves(axes: Axes, steps: Floats, gamma: Floats, labels: list[str]) -> None:
@@ -85,13 +104,15 @@ def _indicator_curves(axes: Axes, steps: Floats, gamma: Floats, labels: list[str
     axes.legend(title="timesteps", title_fontsize=9, fontsize=letters, ncols=columns, reverse=True, **BESIDE)
 
 
-def _indicator_heat(axes: Axes, ends: tuple[int, int], gamma: Floats, labels: list[str]) -> None:
+def _indicator_heat(
+    axes: Axes, ends: tuple[int, int], gamma: Floats, labels: list[str], title: str = "Overfitting indicator"
+) -> None:
     extent = (ends[0] - 0.5, ends[1] + 0.5, -0.5, len(labels) - 0.5)
     fields: dict[str, Any] = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}
     axes.imshow(heat_map(gamma.T), extent=extent, **fields)
     every = -(-len(labels) // 20)
     axes.set_yticks(range(0, len(labels), every), labels[::every])
-    _dress(axes, "The same as a map", "timesteps", grid=False)
+    _dress(axes, title, "timesteps", grid=False)
     scale = axes.inset_axes((1.05, 0, 0.045, 1))
     scale.imshow(heat_map(np.linspace(0, 1, 256)[:, None]), extent=(0, 1, 0, 1), **fields)
     _dress(scale, "", "indicator γ", grid=False)
@@ -107,19 +128,23 @@ def _drift(figure: FigureBase, run: RunRecord) -> None:
     if not len(log.drift_step):
         return _message(figure, "The drift from the prior was not measured in this run (watch_drift, snapshot_every).")
     subject, unrelated = (np.where(log.drift[name] > 0, log.drift[name], np.nan) for name in DRIFT[:2])
-    ratio = log.drift["ratio"]
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
-    left.plot(log.drift_step, ratio, color=as_hex(DRIFT_COLOURS[1]), **MARKS)
-    known = ratio[np.isfinite(ratio)]
-    if len(known):
-        left.axhline(RISE * known.min(), **DASHED)
-        left.set_ylim(0, max(1e-6, 1.1 * RISE * known.min(), 1.1 * known.max()))
-    _dress(left, f"Drift ratio (dashed: {RISE:g} times the lowest)", "without / with subject")
+    _drift_ratio(left, run)
     for name, values, colour in zip(DRIFT_NAMES, (subject, unrelated), DRIFT_COLOURS, strict=True):
         right.plot(log.drift_step, values, color=as_hex(colour), label=name, **MARKS)
     _log_scale_if_wide(right, np.concatenate([subject, unrelated]), lowest=0.0)
     _dress(right, "Drift from the prior", "squared difference of epsilon")
     right.legend(fontsize=9, **BESIDE)
+
+
+def _drift_ratio(axes: Axes, run: RunRecord) -> None:
+    ratio = run.log.drift["ratio"]
+    axes.plot(run.log.drift_step, ratio, color=as_hex(DRIFT_COLOURS[1]), **MARKS)
+    known = ratio[np.isfinite(ratio)]
+    if len(known):
+        axes.axhline(RISE * known.min(), **DASHED)
+        axes.set_ylim(0, max(1e-6, 1.1 * RISE * known.min(), 1.1 * known.max()))
+    _dress(axes, f"Drift ratio (dashed: {RISE:g} times the lowest)", "without / with subject")
 
 
 def _losses(figure: FigureBase, run: RunRecord) -> None:
@@ -217,8 +242,8 @@ def _log_scale_if_wide(axes: Axes, values: Floats, lowest: float) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def _message(figure: FigureBase, text: str) -> None:
-    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=13, color=as_hex(INK))
+def _message(figure: FigureBase, text: str, letters: float = 13) -> None:
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=letters, color=as_hex(INK))
 
 
 PARTS = {"indicator": _indicator, "drift": _drift, "losses": _losses, "balance": _balance}  # from the top down

@@ -26,8 +26,8 @@ EXAMPLES = sorted((dev.ROOT / "example_workflows").glob("*.json"))
 BLUEPRINT = dev.ROOT / "subgraphs" / "Personalize and generate.json"
 PUBLISHED = {"sd15": "v1-5-pruned-emaonly-fp16.safetensors", "sdxl": "sd_xl_base_1.0.safetensors"}
 IN_EDITOR_ALONE = {"MarkdownNote", "Note", "Reroute", "PrimitiveNode"}
-TRIGGERS = {"APTTrain": "trigger", "APTOverfitIndicatorMonitor": "trigger"}
-TUNED = {"APTTrain", "LoraModelLoader"}
+TRIGGERS = {"APTTrain": "trigger", "APTOverfitIndicatorMonitor": "trigger", "APTSnapshotSheet": "trigger"}
+TUNED = {"APTTrain", "LoraModelLoader", "APTSnapshotSheet"}
 each = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 each_file = pytest.mark.parametrize("path", [*EXAMPLES, BLUEPRINT], ids=lambda path: path.stem)
 with_editor = pytest.mark.skipif(bool(lacking()), reason=lacking())
@@ -40,9 +40,11 @@ def read(path: Path) -> dict[str, Any]:
 # ---- the files -------------------------------------------------------------------------------------------------
 
 
-def test_there_are_five() -> None:
-    names = ["attention_preview", "compare_prior_dreambooth_apt", "monitor_and_pick_snapshot"]
-    assert [path.stem for path in EXAMPLES] == [*names, "sdxl_train_and_generate", "train_and_generate"]
+def test_there_are_these() -> None:
+    assert [path.stem for path in EXAMPLES] == [
+        "attention_preview", "compare_prior_dreambooth_apt", "monitor_and_pick_snapshot", "pick_a_snapshot",
+        "sdxl_train_and_generate", "train_and_generate",
+    ]  # fmt: skip
 
 
 @each
@@ -92,13 +94,15 @@ def frame(node: dict[str, Any]) -> tuple[float, float, float, float]:
 @each
 def test_it_says_what_to_put_where(path: Path) -> None:
     (note,) = [node for node in read(path)["nodes"] if node["type"] == "MarkdownNote"]
-    assert "**Your pictures**" in note["widgets_values"][0] and "models/checkpoints" in note["widgets_values"][0]
+    said = note["widgets_values"][0]
+    assert "models/checkpoints" in said and ("**Your photos**" in said or "**The run**" in said)
 
 
 @each
-def test_the_pictures_are_the_hosts_example_and_the_checkpoint_a_published_one(path: Path) -> None:
+def test_the_user_chooses_folder_or_run_and_the_checkpoint_is_a_published_one(path: Path) -> None:
     nodes = read(path)["nodes"]
-    assert {node["widgets_values"][0] for node in nodes if node["type"] == "LoadImage"} == {"example.png"}
+    first = [node["widgets_values"][0] for node in nodes if node["type"] in ("APTImageSet", "APTLoadRun")]
+    assert first in (["none"], ["no run yet"]) and "LoadImage" not in {node["type"] for node in nodes}
     (loader,) = [node for node in nodes if node["type"] == "CheckpointLoaderSimple"]
     assert loader["widgets_values"][0] in PUBLISHED.values()
     assert loader["properties"]["models"][0]["name"] == loader["widgets_values"][0]
@@ -111,7 +115,8 @@ def test_what_is_tuned_hears_its_trigger_by_the_trained_clip(path: Path) -> None
     assert samplers
     for sampler in samplers:
         positive = graph.source(sampler, "positive")
-        assert graph.source(positive, "clip")["type"] == "APTTrain"
+        trains = "APTTrain" if graph.of("APTTrain") else "CheckpointLoaderSimple"
+        assert graph.source(positive, "clip")["type"] == trains
         tuned = graph.source(sampler, "model")["type"] in TUNED
         assert tuned == any(TRIGGERS.get(node["type"]) == output for node, output in graph.before(positive, "text"))
     assert any(graph.source(sampler, "model")["type"] in TUNED for sampler in samplers)
@@ -159,6 +164,10 @@ def furnished(host: Host, checkpoints: dict[str, Path]) -> None:
     for kind, name in PUBLISHED.items():
         link(host.folder / "models" / "checkpoints" / name, checkpoints[kind])
     host.upload("example.png", picture(0))
+    photos = host.folder / "input" / "my_toy"
+    photos.mkdir()
+    for seed in range(3):
+        picture(seed).save(photos / f"{seed}.png")
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +197,9 @@ def test_it_runs_to_images(host: Host, editor: Editor, path: Path) -> None:
     prompt = small(editor.prompt())
     if "sdxl" in path.stem:
         quick(prompt)
+    for node in prompt.values():
+        if node["class_type"] == "APTLoadRun":  # one that the templates before it have trained
+            node["inputs"]["run"] = host.object_info("APTLoadRun")["input"]["required"]["run"][1]["options"][0]
     result = host.run(prompt, timeout=300)
     savers = [number for number, node in prompt.items() if node["class_type"] == "SaveImage"]
     assert savers and all(host.image(result.outputs[number]["images"][0]).size == (64, 64) for number in savers)
@@ -196,6 +208,8 @@ def test_it_runs_to_images(host: Host, editor: Editor, path: Path) -> None:
 def small(prompt: dict[str, Any]) -> dict[str, Any]:
     """A prompt for seconds instead of hours."""
     sizes = {
+        "APTImageSet": {"folder": "my_toy"},
+        "APTSnapshotSheet": {"width": 64, "height": 64, "sampler_steps": 1},
         "APTTrain": {"steps": 1, "rank": 4, "resolution": 64},
         "KSampler": {"steps": 2},
         "EmptyLatentImage": {"width": 64, "height": 64},

@@ -34,6 +34,7 @@ def shown(host: Host, names: list[str], **changes: Any) -> tuple[Result, list[st
     texts = [g.node("PreviewAny", source=monitor[output]) for output in (VERDICT, TRIGGER, PICKED)]
     prefix = f"loras/picked_{changes.get('snapshot', 'last')}"
     g.node("SaveLoRA", lora=monitor[LORA], prefix=prefix)
+    g.node("PreviewImage", images=monitor[IMAGE])
     result = host.run(g.prompt)
     return result, [result.outputs[text.id]["text"][0] for text in texts], monitor, f"{prefix}_00001_.safetensors"
 
@@ -54,8 +55,10 @@ def test_the_last_snapshot(host: Host, names: list[str]) -> None:
     assert picked == "4" and same(host, saved, 4)
     assert "APT trained" in verdict and verdict.startswith("Step 4 goes on")
     assert (host.folder / "models" / "embeddings" / f"{trigger.removeprefix('embedding:')}.safetensors").is_file()
-    picture = np.asarray(host.image(result.outputs[monitor.id]["images"][0]))
-    assert picture.shape[1] == 800 and picture.std() > 10
+    pictures = [np.asarray(host.image(entry)) for entry in result.images]
+    assert sorted(picture.shape[1] for picture in pictures if picture.shape[1] in (800, 840)) == [800, 840]
+    assert all(picture.std() > 10 for picture in pictures), "the whole as IMAGE, and what the node has room for"
+    assert monitor.id in result.outputs
 
 
 def test_a_chosen_step_is_published_beside_the_last(host: Host, names: list[str]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from .notes import ATTENTION, COMPARE, MONITOR, SDXL_TRAIN_AND_GENERATE, TRAIN_AND_GENERATE
+from .notes import ATTENTION, COMPARE, MONITOR, PICK, SDXL_TRAIN_AND_GENERATE, TRAIN_AND_GENERATE
 from .sketch import Box, Sketch, Wire, group
 
 SD15 = (
@@ -25,7 +25,7 @@ SEED = 1
 # template opens at three quarters of the window, and below a zoom of 0.6 nobody can read it: all of it has to stand in
 # 1980 x 1230 pixels, so what needs no look is folded; nowhere at the bottom, as Nodes 2.0 measures it unfolded.
 NARROW, WIDE = 300, 400
-PICTURES = 480  # two pictures side by side, and the note above them
+SLIM, PHOTOS = 270, (360, 900)  # where much stands side by side: notes and models, photos
 LINE, TEXT = 70, 102  # heights of a text of one line and of several
 
 
@@ -36,23 +36,22 @@ def checkpoint(s: Sketch, model: tuple[str, str], width: int = NARROW) -> Box:
     return s.node("CheckpointLoaderSimple", {"ckpt_name": name}, size=(width, 102), models=models)
 
 
-def pictures(s: Sketch, names: Sequence[str] = ("example.png",) * 4, *, folded: bool = False) -> tuple[list[Box], Box]:
-    """The loaders, and the list of their pictures."""
-    loaders = [
-        s.node("LoadImage", {"image": name}, title=f"Your picture {number}", size=(230, 326))
-        for number, name in enumerate(names, 1)
-    ]
-    wires = {f"inputs.input{n}": loader["IMAGE"] for n, loader in enumerate(loaders)}
-    return loaders, s.node("CreateList", wires, title="As a list", size=(230, 126), folded=folded)
+def photos(
+    s: Sketch, side: int = 512, *, size: tuple[int, int] = (480, 1000), folder: str = "none"
+) -> tuple[Box, dict[str, Wire]]:
+    """The user's own, by the folder, and what is learned of them; the contact sheet has room beneath the widgets."""
+    images = s.node("APTImageSet", {"folder": folder, "resolution": side}, title="Your photos", size=size)
+    return images, {name: images[name] for name in ("images", "captions", "masks")}
 
 
 def training(
-    s: Sketch, model: Box, images: Box, height: int = 880, title: str = "", width: int = WIDE, **changes: Any
-) -> Box:
+    s: Sketch, model: Box, learned: Mapping[str, Wire], title: str = "", size: tuple[int, int] = (WIDE, 1000),
+    **changes: Any,
+) -> Box:  # fmt: skip
     """Its live picture has room beneath the widgets, also in Nodes 2.0; where it has less, nothing stands below it."""
-    wires = {"model": model["MODEL"], "clip": model["CLIP"], "vae": model["VAE"], "images": images["list"]}
+    wires = {"model": model["MODEL"], "clip": model["CLIP"], "vae": model["VAE"], **learned}
     values = {"subject": "my_toy", "class_word": "toy", "seed": SEED, **changes}
-    return s.node("APTTrain", {**wires, **values}, title=title, size=(width, height))
+    return s.node("APTTrain", {**wires, **values}, title=title, size=size)
 
 
 def prompt(s: Sketch, subject: Wire, text: str | Wire = PROMPT, title: str = "Prompt", *, folded: bool = False) -> Box:
@@ -99,8 +98,8 @@ def train_and_generate(
     s: Sketch, model: tuple[str, str] = SD15, side: int = 512, says: str = TRAIN_AND_GENERATE
 ) -> None:
     loader = checkpoint(s, model)
-    loaders, images = pictures(s)
-    train = training(s, loader, images)
+    images, learned = photos(s, side)
+    train = training(s, loader, learned)
     text = prompt(s, train["trigger"])
     positive = encoded(s, train["CLIP"], text["STRING"], "Positive")
     negative = encoded(s, train["CLIP"], NEGATIVE, "Negative")
@@ -108,7 +107,7 @@ def train_and_generate(
     sampler, picture = drawn(s, train["MODEL"], positive, negative, latent, loader["VAE"], control="randomize")
     save = saved(s, picture, "my_toy")
     s.column(group("Read me", [s.note(says, NARROW, 520)]), group("2 · Model", [loader]))
-    s.column(group("1 · Your pictures", [*loaders[::2], images], loaders[1::2]))
+    s.column(group("1 · Your photos", [images]))
     s.column(group("3 · Train", [train]))
     s.column(group("4 · Draw", [text, positive, negative, latent], [sampler, picture, save]))
 
@@ -118,16 +117,16 @@ def sdxl_train_and_generate(s: Sketch) -> None:
 
 
 def compare_prior_dreambooth_apt(s: Sketch) -> None:
-    width = 390
-    loader = checkpoint(s, SD15, width)
-    loaders, images = pictures(s, folded=True)
-    word = s.node("PrimitiveString", {"value": "toy"}, title="Class word", size=(width, LINE))
-    text = s.node("PrimitiveStringMultiline", {"value": PROMPT}, title="Prompt", size=(width, TEXT))
-    seed = s.node("PrimitiveInt", {"value": SEED}, title="Seed of training and pictures", size=(width, 90))
-    steps = s.node("PrimitiveInt", {"value": 2000}, title="Training steps", size=(width, 90))
+    loader = checkpoint(s, SD15, SLIM)
+    images, learned = photos(s, size=PHOTOS)
+    word = s.node("PrimitiveString", {"value": "toy"}, title="Class word", size=(SLIM, LINE))
+    text = s.node("PrimitiveStringMultiline", {"value": PROMPT}, title="Prompt", size=(SLIM, TEXT))
+    seed = s.node("PrimitiveInt", {"value": SEED}, title="Seed of training and pictures", folded=True)
+    steps = s.node("PrimitiveInt", {"value": 2000}, title="Training steps", size=(SLIM, 90))
     same = {"class_word": word["STRING"], "seed": seed["INT"], "steps": steps["INT"]}
-    plain = training(s, loader, images, 640, "APT Train: DreamBooth", width, method="DreamBooth", **same)
-    apt = training(s, loader, images, 640, "APT Train: APT", width, method="APT", **same)
+    size = (330, 1000)
+    plain = training(s, loader, learned, "APT Train: DreamBooth", size, method="DreamBooth", **same)
+    apt = training(s, loader, learned, "APT Train: APT", size, method="APT", **same)
     negative = encoded(s, apt["CLIP"], NEGATIVE, "Negative", folded=True)
     latent = canvas(s, 512, folded=True)
     rows = []
@@ -139,84 +138,85 @@ def compare_prior_dreambooth_apt(s: Sketch) -> None:
         said = prompt(s, subject, text["STRING"], "Prompt, filled in", folded=True)
         positive = encoded(s, clip, said["STRING"], "Positive", folded=True)
         sampler, picture = drawn(s, model, positive, negative, latent, loader["VAE"], seed=seed["INT"], folded=True)
-        save = saved(s, picture, prefix, name, (270, 270))
+        save = saved(s, picture, prefix, name, (230, 270))
         rows.append(group(f"4 · {name}", [said, positive, sampler, picture], [save]))
     s.column(
-        group("Read me", [s.note(COMPARE, PICTURES, 310)]),
-        group("1 · Your pictures", [images, *loaders[::2]], loaders[1::2]),
-    )
-    s.column(
+        group("Read me", [s.note(COMPARE, SLIM, 460)]),
         group("2 · Model", [loader]),
-        group("The same for all three", [seed, steps]),
-        group("Train by DreamBooth", [plain]),
+        group("3 · The same for all three", [word, text, steps]),
     )
-    s.column(group("3 · The same for all three", [word, text]), group("Train by APT", [apt]))
-    s.column(group("The same for all three", [negative], [latent]), *rows)
+    s.column(group("1 · Your photos", [images]))
+    s.column(group("Train by DreamBooth", [plain]))
+    s.column(group("Train by APT", [apt]))
+    s.column(group("The same for all three", [seed, negative], [latent]), *rows)
 
 
 def attention_preview(s: Sketch) -> None:
-    loader = checkpoint(s, SD15, WIDE)
-    loaders, images = pictures(s, folded=True)
-    train = training(s, loader, images, 670)
-    text = s.node("PrimitiveStringMultiline", {"value": PROMPT}, title="Prompt", size=(NARROW, TEXT))
+    loader = checkpoint(s, SD15, SLIM)
+    images, learned = photos(s, size=PHOTOS)
+    train = training(s, loader, learned, size=(350, 1000))
+    text = s.node("PrimitiveStringMultiline", {"value": PROMPT}, title="Prompt", size=(240, TEXT))
     said = prompt(s, train["trigger"], text["STRING"], "Prompt, filled in", folded=True)
     positive = encoded(s, train["CLIP"], said["STRING"], "Positive", folded=True)
-    negative = encoded(s, train["CLIP"], NEGATIVE, "Negative")
+    negative = encoded(s, train["CLIP"], NEGATIVE, "Negative", folded=True)
     latent = canvas(s, 512, folded=True)
-    sampler, picture = drawn(s, train["MODEL"], positive, negative, latent, loader["VAE"], folded_decoder=True)
-    save = saved(s, picture, "my_toy", size=(NARROW, 310))
+    sampler, picture = drawn(s, train["MODEL"], positive, negative, latent, loader["VAE"], folded=True)
+    save = saved(s, picture, "my_toy", size=(240, 310))
     looked = {
         "model": loader["MODEL"], "tuned": train["MODEL"], "clip": train["CLIP"], "image": picture["IMAGE"],
         "vae": loader["VAE"], "run": train["APT_RUN"], "prompt": text["STRING"], "trigger": train["trigger"],
+        "draw": "over the picture",
     }  # fmt: skip
-    look = s.node("APTAttentionAlignPreview", looked, size=(620, 1120))
-    table = s.node("PreviewAny", {"source": look["table"]}, title="Score and table", size=(WIDE, 150))
-    s.column(
-        group("Read me", [s.note(ATTENTION, PICTURES, 310)]),
-        group("1 · Your pictures", [images, *loaders[::2]], loaders[1::2]),
-    )
-    s.column(group("2 · Model", [loader]), group("Score and table", [table]), group("3 · Train", [train]))
+    look = s.node("APTAttentionAlignPreview", looked, size=(530, 1120))
+    s.column(group("Read me", [s.note(ATTENTION, SLIM, 560)]), group("2 · Model", [loader]))
+    s.column(group("1 · Your photos", [images]))
+    s.column(group("3 · Train", [train]))
     s.column(group("4 · Draw", [text, said, positive, negative, latent, sampler, picture, save]))
     s.column(group("5 · Where both models look", [look]))
 
 
 def monitor_and_pick_snapshot(s: Sketch) -> None:
-    loader = checkpoint(s, SD15, WIDE)
-    loaders, images = pictures(s, folded=True)
-    train = training(s, loader, images)
-    text = s.node("PrimitiveStringMultiline", {"value": PROMPT}, title="Prompt", size=(460, TEXT))
+    loader = checkpoint(s, SD15, SLIM)
+    images, learned = photos(s, size=PHOTOS)
+    train = training(s, loader, learned, size=(360, 1000))
+    text = s.node("PrimitiveStringMultiline", {"value": PROMPT}, title="Prompt", size=(280, TEXT))
     monitor = s.node("APTOverfitIndicatorMonitor", {"run": train["APT_RUN"]}, size=(440, 1110))
     wires = {"model": loader["MODEL"], "lora": monitor["LORA_MODEL"]}
-    tuned = s.node("LoraModelLoader", wires, title="The snapshot's LoRA", size=(NARROW, 134), folded=True)
+    tuned = s.node("LoraModelLoader", wires, title="The snapshot's LoRA", folded=True)
+    said = prompt(s, monitor["trigger"], text["STRING"], "Prompt, filled in", folded=True)
+    positive = encoded(s, train["CLIP"], said["STRING"], "Positive", folded=True)
     negative = encoded(s, train["CLIP"], NEGATIVE, "Negative", folded=True)
     latent = canvas(s, 512, folded=True)
-    rows = []
-    for name, prefix, model, trigger in (
-        ("The monitor's snapshot", "snapshot", tuned["model"], monitor["trigger"]),
-        ("The last step", "last_step", train["MODEL"], train["trigger"]),
-    ):
-        said = prompt(s, trigger, text["STRING"], "Prompt, filled in", folded=True)
-        positive = encoded(s, train["CLIP"], said["STRING"], "Positive", folded=True)
-        sampler, picture = drawn(s, model, positive, negative, latent, loader["VAE"], folded=True)
-        save = saved(s, picture, prefix, name, (230, 300))
-        rows.append(group(f"5 · {name}", [said, positive, sampler, picture], [save]))
-    s.column(
-        group("Read me", [s.note(MONITOR, PICTURES, 320)]),
-        group("1 · Your pictures", [images, *loaders[::2]], loaders[1::2]),
-    )
-    s.column(group("2 · Model", [loader]), group("3 · Train", [train]))
+    sampler, picture = drawn(s, tuned["model"], positive, negative, latent, loader["VAE"], folded=True)
+    save = saved(s, picture, "snapshot", "The monitor's snapshot", (280, 350))
+    s.column(group("Read me", [s.note(MONITOR, SLIM, 620)]), group("2 · Model", [loader]))
+    s.column(group("1 · Your photos", [images]))
+    s.column(group("3 · Train", [train]))
     s.column(group("Watch it overfit, or not", [monitor]))
-    s.column(
-        group("4 · Prompt", [text]),
-        group("The same for both, and the snapshot", [negative, tuned], [latent]),
-        *rows,
-    )
+    s.column(group("4 · Draw", [text, tuned, said, positive, negative, latent, sampler, picture, save]))
+
+
+def pick_a_snapshot(s: Sketch) -> None:
+    loader = checkpoint(s, SD15)
+    run = s.node("APTLoadRun", {"run": "no run yet"}, size=(440, 620))
+    wires = {"model": loader["MODEL"], "clip": loader["CLIP"], "vae": loader["VAE"], "run": run["APT_RUN"]}
+    sheet = s.node("APTSnapshotSheet", wires, size=(700, 1120))
+    said = prompt(s, sheet["trigger"], PROMPT)
+    positive = encoded(s, loader["CLIP"], said["STRING"], "Positive", folded=True)
+    negative = encoded(s, loader["CLIP"], NEGATIVE, "Negative", folded=True)
+    latent = canvas(s, 512, folded=True)
+    sampler, picture = drawn(s, sheet["MODEL"], positive, negative, latent, loader["VAE"], folded=True)
+    save = saved(s, picture, "picked", "By the picked snapshot", (NARROW, 390))
+    s.column(group("Read me", [s.note(PICK, NARROW, 520)]), group("2 · Model", [loader]))
+    s.column(group("1 · The run", [run]))
+    s.column(group("3 · Snapshots", [sheet]))
+    s.column(group("4 · Draw", [said, positive, negative, latent, sampler, picture, save]))
 
 
 EXAMPLES: dict[str, Callable[[Sketch], None]] = {
     make.__name__: make
     for make in (
-        train_and_generate, compare_prior_dreambooth_apt, attention_preview, monitor_and_pick_snapshot,
+        train_and_generate, compare_prior_dreambooth_apt, attention_preview, monitor_and_pick_snapshot, pick_a_snapshot,
         sdxl_train_and_generate,
     )
 }  # fmt: skip

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-_PICTURES = """\
-1. **Your pictures**: choose 3 to 10 of your own in place of the example: one subject, sharp, before different \
-backgrounds. Fewer than four: delete the spare *Load Image*. More: copy one and wire it into the list's next input."""
+_PHOTOS = """\
+1. **Your photos**: put a folder with 3 to 10 photos of one subject into ComfyUI's `input` folder, press R, and choose \
+it. Sharp photos before different backgrounds are best. The sheet shows how each is learned, and what to change first."""
 _MODEL = "**Model**: choose a {} checkpoint. Its file belongs in `models/checkpoints`."
 _WORDS = """\
 **APT Train**: `subject` is a name you make up, `class_word` what kind of thing it is: toy, dog, backpack."""
@@ -15,7 +15,7 @@ def _train_and_generate(family: str, side: str) -> str:
     return f"""\
 ## Teach the model one thing, then draw it
 
-{_PICTURES}
+{_PHOTOS}
 2. {_MODEL.format(family)}
 3. {_WORDS}
 4. **Prompt**: say what you want to see, with `{{subject}}` where your subject goes. The wire `trigger` fills it in.
@@ -38,7 +38,7 @@ COMPARE = f"""\
 What does training do to the rest of the model? The same prompt and seed, drawn by the model as it was, after \
 DreamBooth, and after APT; both trained on the same pictures, with the same seed, for as many steps.
 
-{_PICTURES}
+{_PHOTOS}
 2. {_MODEL.format("Stable Diffusion 1.5")}
 3. **The same for all three**: say what kind of thing your subject is (class word), and write a prompt that your \
 pictures do not show: another place, another style.
@@ -53,7 +53,7 @@ ATTENTION = f"""\
 Each word of a prompt steers some part of the picture. An overfitted model tends to dim every word but your subject, \
 and the rest of the prompt goes unheard.
 
-{_PICTURES}
+{_PHOTOS}
 2. {_MODEL.format("Stable Diffusion 1.5")}
 3. {_WORDS}
 4. **Prompt**: `{{subject}}` is where your subject goes: the tuned model reads its trigger there, the model as it was \
@@ -65,13 +65,25 @@ the class word.
 MONITOR = f"""\
 ## Watch it overfit, and take the step before
 
-{_PICTURES}
+{_PHOTOS}
 2. {_MODEL.format("Stable Diffusion 1.5")}
 3. {_WORDS}
 4. **Run**. The monitor draws while APT Train runs. γ near 1: it knows the pictures well at that noise level. The \
 *drift ratio* rises when other pictures change too. {_CANCEL}
-5. **Pick**: `snapshot` hands on the recommended one, the last, or the `step` you name; snapshots are kept every 250 \
-steps (*APT Train Options* changes that). Its LoRA lies in `output/loras`.
+5. **Pick**: `snapshot` hands on the recommended one, the last, or the `step` you name. Snapshots are kept every 250 \
+steps (*APT Sample Options* changes that). Its LoRA lies in `output/loras`.
 
-Both pictures share seed and prompt. Trust your eyes over the rule.
+Trust your eyes over the rule. The template *pick_a_snapshot* draws several snapshots side by side.
+"""
+
+PICK = f"""\
+## Which snapshot is the good one?
+
+1. **The run**: choose one that you trained before. The picture shows the newest.
+2. {_MODEL.format("Stable Diffusion 1.5")} Take the one that the run was trained on.
+3. **Snapshots**: write prompts that ask for what your photos never show. Run.
+4. Look for the last column that still obeys every prompt and shows your subject. Write its letter into `column`, and \
+run again: nothing is drawn anew but the last picture.
+
+`strengths` such as `0.6, 0.8, 1` shows each snapshot at several strengths. The chosen LoRA lies in `output/loras`.
 """

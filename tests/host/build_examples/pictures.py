@@ -12,7 +12,7 @@ import dev
 
 from ..editor import Editor
 from ..server import Host
-from .examples import NEGATIVE, SD15, canvas, checkpoint, drawn, encoded, pictures, prompt, saved, training
+from .examples import NEGATIVE, SD15, canvas, checkpoint, drawn, encoded, photos, prompt, saved, training
 from .sketch import Sketch, group, script
 
 SUBJECT = dev.ROOT / "apt_train" / "assets" / "demo" / "subject"
@@ -20,12 +20,14 @@ SIDE = 640  # pixels, of a thumbnail: the template browser shows squares
 GROUND = "#1a1a1a"  # the editor's own
 # Which groups or nodes of an example its thumbnail shows, none for all; and whether the workflow has run before.
 SHOTS: dict[str, tuple[list[str], bool]] = {
-    "train_and_generate": (["1 · Your pictures", "3 · Train"], True),
+    "train_and_generate": (["1 · Your photos", "3 · Train"], True),
     "compare_prior_dreambooth_apt": ([], False),
     "attention_preview": (["APT Attention Align Preview"], True),
     "monitor_and_pick_snapshot": (["3 · Train", "Watch it overfit, or not"], True),
-    "sdxl_train_and_generate": (["Read me", "2 · Model", "1 · Your pictures"], False),
+    "pick_a_snapshot": (["Read me", "2 · Model", "1 · The run"], False),
+    "sdxl_train_and_generate": (["Read me", "2 · Model", "1 · Your photos"], False),
 }
+SMALL_SHEET = {"width": 64, "height": 64, "sampler_steps": 4}
 TINY: dict[str, Any] = {"steps": 100, "resolution": 64, "learning_rate": 1e-3, "rank": 8}  # for a random model
 
 
@@ -45,22 +47,21 @@ def thumbnail(name: str, editor: Editor) -> bytes:
 
 
 def run_on_subject(editor: Editor) -> None:
-    """With the demo's pictures in place of the example picture, and settings for a random model."""
-    editor.do(
-        """([names]) => app.graph.nodes.filter((node) => node.type === "LoadImage").forEach((node, number) => {
-          node.widgets[0].value = names[number];
-          node.widgets[0].callback?.(names[number]);
-        })""",
-        subject(editor.host),
-    )
+    """With the demo's photos, and settings for a random model."""
+    editor.set("APTImageSet", folder=subject(editor.host))
     editor.set("APTTrain", **TINY)
     editor.set("EmptyLatentImage", width=64, height=64)
+    editor.set("APTSnapshotSheet", **SMALL_SHEET)
     finish(editor)
 
 
-def subject(host: Host) -> list[str]:
-    """The demo's pictures, large; the names that Load Image knows them by."""
-    return [host.upload(f"my_toy_{path.name}", enlarged(path)) for path in sorted(SUBJECT.glob("*.png"))]
+def subject(host: Host) -> str:
+    """A folder of the demo's pictures, large, in the host's input folder; its name there."""
+    folder = host.folder / "input" / "my_toy"
+    folder.mkdir(exist_ok=True)
+    for path in sorted(SUBJECT.glob("*.png")):
+        enlarged(path).save(folder / path.name)
+    return folder.name
 
 
 def enlarged(path: Path) -> Image.Image:
@@ -78,9 +79,9 @@ def screenshot(editor: Editor, *, real: bool) -> bytes:
 
     `real`: the checkpoint is a real one, and is given the steps and the size that it needs.
     """
-    s, names = Sketch(), subject(editor.host)
+    s, folder = Sketch(), subject(editor.host)
     editor.reopen()  # a page that was there first marks pictures it has not heard of as missing
-    run_and_draw(s, names, {} if real else TINY, 512 if real else 64)
+    run_and_draw(s, folder, {} if real else TINY, 512 if real else 64)
     s.draw(editor)
     finish(editor)
     width, height = editor.page.viewport_size["width"], editor.page.viewport_size["height"]
@@ -89,10 +90,10 @@ def screenshot(editor: Editor, *, real: bool) -> bytes:
     return editor.screenshot()
 
 
-def run_and_draw(s: Sketch, names: list[str], settings: dict[str, Any], side: int) -> None:
+def run_and_draw(s: Sketch, folder: str, settings: dict[str, Any], side: int) -> None:
     loader = checkpoint(s, SD15)
-    loaders, images = pictures(s, names)
-    train = training(s, loader, images, **settings)
+    images, learned = photos(s, folder=folder)
+    train = training(s, loader, learned, size=(400, 900), **settings)
     monitor = s.node("APTOverfitIndicatorMonitor", {"run": train["APT_RUN"]}, size=(500, 1110))
     wires = {"model": loader["MODEL"], "lora": monitor["LORA_MODEL"]}
     tuned = s.node("LoraModelLoader", wires, title="The snapshot's LoRA", size=(330, 0))
@@ -102,8 +103,8 @@ def run_and_draw(s: Sketch, names: list[str], settings: dict[str, Any], side: in
     latent = canvas(s, side)
     sampler, picture = drawn(s, tuned["model"], positive, negative, latent, loader["VAE"])
     save = saved(s, picture, "my_toy", size=(330, 430))
-    s.column(group("Pictures", [*loaders[::2], images], loaders[1::2]), group("Model", [loader]))
-    s.column(group("Train", [train]))
+    s.column(group("Photos", [images]))
+    s.column(group("Train", [train]), group("Model", [loader]))
     s.column(group("Watch it overfit, or not", [monitor]))
     s.column(
         group("Draw with the picked snapshot", [tuned, text, positive, negative, latent], [sampler, picture, save])
