@@ -4,7 +4,7 @@ from __future__ import annotations
 
 _PHOTOS = """\
 1. **Your photos**: put a folder with 3 to 10 photos of one subject into ComfyUI's `input` folder, press R, and choose \
-it. Sharp photos before different backgrounds are best. The sheet shows how each is learned, and what to change first."""
+it. Sharp photos before different backgrounds are best. The sheet shows how each is learned and what to change."""
 _MODEL = "**Model**: choose a {} checkpoint. Its file belongs in `models/checkpoints`."
 _WORDS = """\
 **APT Train**: `subject` is a name you make up, `class_word` what kind of thing it is: toy, dog, backpack."""
