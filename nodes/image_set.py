@@ -7,6 +7,7 @@ In: the node, and what it hands on. Not in: reading a folder (`apt_train.data.da
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
@@ -107,10 +108,12 @@ class APTImageSet(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> list[str]:
         """Another one as soon as a file of the folder is another: then the node runs again."""
+        from ..apt_train.data.folder_files import folder_state
+
         try:
             folder = _folder(_shown(inputs))
             return [] if folder is None else folder_state(folder)
-        except (InputError, OSError) as error:
+        except InputError as error:
             return [str(error)]
 
     @classmethod
@@ -164,15 +167,6 @@ class APTImageSet(io.ComfyNode):
         return io.NodeOutput(pictures, captions, masks, text, tensor, ui=on_node)
 
 
-def folder_state(folder: Any) -> list[str]:
-    """A line per entry of a folder that is another where the file has been written to."""
-    import os
-
-    with os.scandir(folder) as entries:
-        found = [(entry.name, entry.stat()) for entry in entries]
-    return sorted(f"{name!r} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}" for name, about in found)
-
-
 def _shown(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The widgets' values; the host hands lists of one, and None for what is wired and not known yet."""
     return {
@@ -188,7 +182,7 @@ def _is_given(name: str, inputs: Mapping[str, Any]) -> bool:
     return value is None or (value != NO_FOLDER if name == "folder" else bool(str(value).strip()))
 
 
-def _folder(shown: Mapping[str, Any]) -> Any:
+def _folder(shown: Mapping[str, Any]) -> Path | None:
     """The chosen folder, None where none is. InputError: it may not be read."""
     path = str(shown.get("path", "")).strip()
     chosen = shown.get("folder", NO_FOLDER)
