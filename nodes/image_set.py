@@ -129,9 +129,9 @@ class APTImageSet(io.ComfyNode):
             raise InputError("No pictures are given: choose a folder, write the path of one, or wire images.")
         if len(given) > 1:
             raise InputError(f"{' and '.join(given)} are both given: leave one of them, as pictures come from one.")
-        if isinstance(shown.get("background"), str):
-            parse_color(shown["background"])
+        parse_color(shown.get("background", "white"))
         check_ranges(shown, cls.define_schema().inputs)
+        _check_names(shown)
         folder = _folder(shown)
         if folder is not None:
             sort_folder(folder)
@@ -154,12 +154,11 @@ class APTImageSet(io.ComfyNode):
             stop_if_cancelled()
             NodeProgress(node, total).show(done, total)
 
+        _check_names(shown)
         with torch.inference_mode(False):
             images = _image_set(shown, {name: inputs[name] for name in _WIRES if inputs.get(name)})
-            name = "_".join(shown["subject"].split())
-            found = preflight(
-                images, shown["resolution"], class_word=shown["class_word"], identifier=name, at_picture=at_picture
-            )
+            names = {"class_word": shown["class_word"], "identifier": _identifier(shown)}
+            found = preflight(images, shown["resolution"], **names, at_picture=at_picture)
             sheet = contact_sheet(found)
             pictures, captions, masks = images.to_tensors()
         text, tensor = "\n".join(found.lines(translated)), image_tensor(sheet)
@@ -172,6 +171,20 @@ def _shown(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: values[0] for name, values in inputs.items() if name not in _WIRES and values and values[0] is not None
     }
+
+
+def _identifier(shown: Mapping[str, Any]) -> str:
+    return "_".join(shown.get("subject", "").split())
+
+
+def _check_names(shown: Mapping[str, Any]) -> None:
+    """InputError: a class word or a name that APT Train would refuse, called as the widget is."""
+    from ..apt_train.check.preflight import settings_of
+
+    try:
+        settings_of(shown.get("resolution", 512), 0, shown.get("class_word", ""), _identifier(shown))
+    except InputError as error:
+        raise InputError(str(error).replace("identifier is", "subject is", 1)) from None
 
 
 def _is_given(name: str, inputs: Mapping[str, Any]) -> bool:
