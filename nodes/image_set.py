@@ -6,13 +6,15 @@ In: the node, and what it hands on. Not in: reading a folder (`apt_train.data.da
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
 from ..apt_train.errors import InputError
+from ..apt_train.wording import printable
 from .host.folders import input_folders, picture_folder
 from .host.requirements import check_installed
 
@@ -134,7 +136,8 @@ class APTImageSet(io.ComfyNode):
         _check_names(shown)
         folder = _folder(shown)
         if folder is not None:
-            sort_folder(folder)
+            with _in_the_users_words(folder, shown):
+                sort_folder(folder)
         return True
 
     @classmethod
@@ -197,9 +200,24 @@ def _is_given(name: str, inputs: Mapping[str, Any]) -> bool:
 
 def _folder(shown: Mapping[str, Any]) -> Path | None:
     """The chosen folder, None where none is. InputError: it may not be read."""
-    path = str(shown.get("path", "")).strip()
+    given = _given_folder(shown)
+    return picture_folder(given) if given else None
+
+
+def _given_folder(shown: Mapping[str, Any]) -> str:
+    """As the user gave it; empty: none is."""
     chosen = shown.get("folder", NO_FOLDER)
-    return picture_folder(path or chosen) if path or chosen != NO_FOLDER else None
+    return str(shown.get("path", "")).strip() or ("" if chosen == NO_FOLDER else chosen)
+
+
+@contextlib.contextmanager
+def _in_the_users_words(folder: Path, shown: Mapping[str, Any]) -> Iterator[None]:
+    """Refusals name the folder as it was given, not where the host lies, and the widget instead of the option."""
+    try:
+        yield
+    except InputError as error:
+        said = str(error).replace(printable(str(folder)), printable(_given_folder(shown)))
+        raise InputError(said.replace("--skip-bad-images", _SKIPS)) from None
 
 
 def _image_set(shown: Mapping[str, Any], wires: Mapping[str, Sequence[Any]]) -> ImageSet:
@@ -212,10 +230,8 @@ def _image_set(shown: Mapping[str, Any], wires: Mapping[str, Sequence[Any]]) -> 
     if folder is None:
         return _of_wires(wires["images"], wires.get("captions"), wires.get("masks"), shown)
     reading = {name: shown[name] for name in ("background", "alpha_masks", _SKIPS)}
-    try:
+    with _in_the_users_words(folder, shown):
         images = load_images(folder, **reading)
-    except InputError as error:
-        raise InputError(str(error).replace("--skip-bad-images", _SKIPS)) from None
     if "captions" not in wires and "masks" not in wires:
         return images
     pictures, captions, masks = images.to_tensors()

@@ -153,9 +153,9 @@ def test_wired_images_are_looked_through_too(host: Host) -> None:
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "untouched": ({}, "No pictures are given: choose a folder, write the path of one, or wire images."),
     "two": ({"folder": "toys", "path": "/tmp"}, "folder and path are both given"),
-    "nowhere": ({"path": "nowhere"}, "nowhere does not exist"),
-    "gone": ({"folder": "gone"}, "does not exist"),
-    "a file": ({"path": "toys/a.png"}, "is a file: give a folder"),
+    "nowhere": ({"path": "nowhere"}, "The image folder nowhere does not exist"),
+    "gone": ({"folder": "gone"}, "The image folder gone does not exist"),
+    "a file": ({"path": "toys/a.png"}, "The image folder toys/a.png is a file: give a folder"),
     "no colour": ({"folder": "toys", "background": "sky"}, "background is 'sky'"),
     "a name": ({"folder": "toys", "class_word": "toy", "subject": "a/b"}, "subject is 'a/b': use only letters"),
     "a placeholder": ({"folder": "toys", "class_word": "{subject}"}, "class_word is '{subject}'"),
@@ -171,7 +171,7 @@ def test_a_mistake_is_told_at_the_node_before_anything_runs(host: Host, toys: Pa
     with pytest.raises(HostError) as caught:
         host.queue(g.prompt)
     assert caught.value.kind == "refused" and caught.value.node == node.id
-    assert sentence in caught.value.sentence
+    assert sentence in caught.value.sentence and str(host.folder) not in caught.value.sentence
 
 
 def test_a_broken_picture_is_named_with_the_widget_that_leaves_it_out(host: Host, tmp_path: Path) -> None:
