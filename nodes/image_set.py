@@ -6,12 +6,15 @@ In: the node, and what it hands on. Not in: reading a folder (`apt_train.data.da
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
 from ..apt_train.errors import InputError
+from ..apt_train.wording import printable
 from .host.folders import input_folders, picture_folder
 from .host.requirements import check_installed
 
@@ -107,10 +110,12 @@ class APTImageSet(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> list[str]:
         """Another one as soon as a file of the folder is another: then the node runs again."""
+        from ..apt_train.data.folder_files import folder_state
+
         try:
             folder = _folder(_shown(inputs))
             return [] if folder is None else folder_state(folder)
-        except (InputError, OSError) as error:
+        except InputError as error:
             return [str(error)]
 
     @classmethod
@@ -126,12 +131,13 @@ class APTImageSet(io.ComfyNode):
             raise InputError("No pictures are given: choose a folder, write the path of one, or wire images.")
         if len(given) > 1:
             raise InputError(f"{' and '.join(given)} are both given: leave one of them, as pictures come from one.")
-        if isinstance(shown.get("background"), str):
-            parse_color(shown["background"])
+        parse_color(shown.get("background", "white"))
         check_ranges(shown, cls.define_schema().inputs)
+        _check_names(shown)
         folder = _folder(shown)
         if folder is not None:
-            sort_folder(folder)
+            with _in_the_users_words(folder, shown):
+                sort_folder(folder)
         return True
 
     @classmethod
@@ -151,12 +157,11 @@ class APTImageSet(io.ComfyNode):
             stop_if_cancelled()
             NodeProgress(node, total).show(done, total)
 
+        _check_names(shown)
         with torch.inference_mode(False):
             images = _image_set(shown, {name: inputs[name] for name in _WIRES if inputs.get(name)})
-            name = "_".join(shown["subject"].split())
-            found = preflight(
-                images, shown["resolution"], class_word=shown["class_word"], identifier=name, at_picture=at_picture
-            )
+            names = {"class_word": shown["class_word"], "identifier": _identifier(shown)}
+            found = preflight(images, shown["resolution"], **names, at_picture=at_picture)
             sheet = contact_sheet(found)
             pictures, captions, masks = images.to_tensors()
         text, tensor = "\n".join(found.lines(translated)), image_tensor(sheet)
@@ -164,20 +169,25 @@ class APTImageSet(io.ComfyNode):
         return io.NodeOutput(pictures, captions, masks, text, tensor, ui=on_node)
 
 
-def folder_state(folder: Any) -> list[str]:
-    """A line per entry of a folder that is another where the file has been written to."""
-    import os
-
-    with os.scandir(folder) as entries:
-        found = [(entry.name, entry.stat()) for entry in entries]
-    return sorted(f"{name!r} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}" for name, about in found)
-
-
 def _shown(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The widgets' values; the host hands lists of one, and None for what is wired and not known yet."""
     return {
         name: values[0] for name, values in inputs.items() if name not in _WIRES and values and values[0] is not None
     }
+
+
+def _identifier(shown: Mapping[str, Any]) -> str:
+    return "_".join(shown.get("subject", "").split())
+
+
+def _check_names(shown: Mapping[str, Any]) -> None:
+    """InputError: a class word or a name that APT Train would refuse, called as the widget is."""
+    from ..apt_train.check.preflight import settings_of
+
+    try:
+        settings_of(shown.get("resolution", 512), 0, shown.get("class_word", ""), _identifier(shown))
+    except InputError as error:
+        raise InputError(str(error).replace("identifier is", "subject is", 1)) from None
 
 
 def _is_given(name: str, inputs: Mapping[str, Any]) -> bool:
@@ -188,11 +198,26 @@ def _is_given(name: str, inputs: Mapping[str, Any]) -> bool:
     return value is None or (value != NO_FOLDER if name == "folder" else bool(str(value).strip()))
 
 
-def _folder(shown: Mapping[str, Any]) -> Any:
+def _folder(shown: Mapping[str, Any]) -> Path | None:
     """The chosen folder, None where none is. InputError: it may not be read."""
-    path = str(shown.get("path", "")).strip()
+    given = _given_folder(shown)
+    return picture_folder(given) if given else None
+
+
+def _given_folder(shown: Mapping[str, Any]) -> str:
+    """As the user gave it; empty: none is."""
     chosen = shown.get("folder", NO_FOLDER)
-    return picture_folder(path or chosen) if path or chosen != NO_FOLDER else None
+    return str(shown.get("path", "")).strip() or ("" if chosen == NO_FOLDER else chosen)
+
+
+@contextlib.contextmanager
+def _in_the_users_words(folder: Path, shown: Mapping[str, Any]) -> Iterator[None]:
+    """Refusals name the folder as it was given, not where the host lies, and the widget instead of the option."""
+    try:
+        yield
+    except InputError as error:
+        said = str(error).replace(printable(str(folder)), printable(_given_folder(shown)))
+        raise InputError(said.replace("--skip-bad-images", _SKIPS)) from None
 
 
 def _image_set(shown: Mapping[str, Any], wires: Mapping[str, Sequence[Any]]) -> ImageSet:
@@ -205,10 +230,8 @@ def _image_set(shown: Mapping[str, Any], wires: Mapping[str, Sequence[Any]]) -> 
     if folder is None:
         return _of_wires(wires["images"], wires.get("captions"), wires.get("masks"), shown)
     reading = {name: shown[name] for name in ("background", "alpha_masks", _SKIPS)}
-    try:
+    with _in_the_users_words(folder, shown):
         images = load_images(folder, **reading)
-    except InputError as error:
-        raise InputError(str(error).replace("--skip-bad-images", _SKIPS)) from None
     if "captions" not in wires and "masks" not in wires:
         return images
     pictures, captions, masks = images.to_tensors()

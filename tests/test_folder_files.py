@@ -6,12 +6,14 @@ Not here: what pictures and captions hold (`test_pictures`, `test_dataset`).
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 from PIL import Image, features
 
 from apt_train.data.dataset import ImageSet, load_images
+from apt_train.data.folder_files import folder_state
 from apt_train.errors import InputError
 
 SIZE = (8, 8)
@@ -291,3 +293,26 @@ def test_a_thousand_of_a_kind_are_one_short_sentence(folder: Path, ending: str) 
         (folder / f"{index:03}{ending}").write_bytes(b"text")
     (note,) = load_images(folder).notes
     assert "000" in note and "295 others" in note and len(note) < 250
+
+
+# ---- whether a file has changed
+
+
+def test_a_folders_state_is_another_with_every_change_and_with_nothing_else(folder: Path) -> None:
+    (folder / "lost").symlink_to(folder / "nowhere")
+    (folder / "b.txt").write_text("a toy", encoding="utf-8")
+    states = [folder_state(folder)]
+    assert folder_state(folder) == states[0]
+    changes = (
+        lambda: (folder / "b.txt").write_text("a hat", encoding="utf-8"),  # of the same size
+        lambda: (folder / "b.txt").rename(folder / "c.txt"),
+        lambda: save(folder / "d.png"),
+        lambda: (folder / "d.png").unlink(),
+        lambda: (folder / "nowhere").touch(),
+    )
+    for change in changes:
+        time.sleep(0.02)  # a file's times are not finer than the system's clock
+        change()
+        states.append(folder_state(folder))
+        assert states[-1] != states[-2]
+    assert folder_state(folder / "nothing") == []

@@ -27,6 +27,7 @@ _LEAST_SURROUNDINGS = 0.1  # share of a picture outside its mask, below which th
 _COLOURS = (6, 12, 12)  # steps of brightness, red against green, yellow against blue
 _COARSE = 4  # times smaller: the size at which a blurred picture is sharp
 _TILES = 4  # a side; the sharpest of them counts, as a background may well be out of focus
+_LEAST_SIDE = _TILES * _COARSE * 3  # pixels, so that each tile of the small picture has some
 _ROUNDING = 20 / 12  # what whole numbers alone add to the Laplacian's variance: 4^2 + 4 * 1^2, each with 1/12
 _LEAST_DETAIL = 20.0  # variance of a tile's coarse Laplacian, below which it is flat
 
@@ -50,7 +51,7 @@ class Look:
 
 @dataclass(frozen=True)
 class MaskLook:
-    """A mask in numbers; white is above a half. Shares are of 1."""
+    """A mask in numbers; white is what counts at least half as much as the most. Shares are of 1."""
 
     area: float  # share of the crop that is white
     cut: float  # share of what is white that the crop takes away
@@ -62,6 +63,7 @@ class MaskLook:
 def look_at(image: TrainImage, sizes: list[tuple[int, int]]) -> Look:
     """A picture at the nearest of these bucket sizes. InputError: its file is no longer what it was."""
     pixels, mask = image.read()
+    mask = None if mask is None else mask / mask.max()  # a soft mask may have no white
     crop = crop_of(image.size, sizes)
     picture = picture_at(pixels, crop)
     masked = None if mask is None else _mask_look(mask, crop)
@@ -114,10 +116,12 @@ def sharpness_of(picture: Image.Image) -> float | None:
 
     About 0.2 to 2 of photographs, whatever their contrast, as they hold about as much detail at every scale; below
     0.06 where blur has taken the finest away. The plain variance (Pech-Pacheco et al. 2000) is that of the contrast
-    too. None: no tile has anything in it.
+    too. None: no tile has anything in it, or the picture is too small to tell.
     """
     grey = picture.convert("L")
-    small = grey.resize([max(_TILES * 3, side // _COARSE) for side in grey.size], Image.Resampling.BOX)
+    if min(grey.size) < _LEAST_SIDE:
+        return None
+    small = grey.resize([side // _COARSE for side in grey.size], Image.Resampling.BOX)
     fine, coarse = _tile_variances(grey), _tile_variances(small)
     told = coarse > _LEAST_DETAIL
     return float((np.maximum(fine - _ROUNDING, 0)[told] / coarse[told]).max()) if told.any() else None
@@ -138,11 +142,11 @@ def _at_own_size(pixels: Tensor, crop: Crop) -> Image.Image:
 
 
 def _mask_look(mask: Tensor, crop: Crop) -> MaskLook:
-    white, (height, width) = (mask[0] > 0.5).numpy(), mask.shape[-2:]
+    white, (height, width) = (mask[0] >= 0.5).numpy(), mask.shape[-2:]
     left, top, right, bottom = (round(side) for side in crop.box)
     thirds = slice(height // 3, -(-2 * height // 3)), slice(width // 3, -(-2 * width // 3))
     return MaskLook(
-        area=float((resize_mask(mask, crop.bucket, crop.box) > 0.5).double().mean()),
+        area=float((resize_mask(mask, crop.bucket, crop.box) >= 0.5).double().mean()),
         cut=float(1 - white[top:bottom, left:right].sum() / max(1, white.sum())),
         edges=tuple(float(edge.mean()) for edge in (white[0], white[-1], white[:, 0], white[:, -1])),
         middle=float(white[thirds].mean()),

@@ -15,7 +15,7 @@ from ..data.buckets import TOLD_CROP
 from .finding import Finding, named
 from .look import Look
 
-# All ours. Those of likeness and blur were settled on 260 pictures of all kinds (drawings, photographs, generated).
+# All ours; `docs/check.md` says on how many pictures they were settled.
 FEW, MANY = 3, 30  # pictures: as `docs/recipes.md` has it
 SAME = 0.94  # likeness of thumbs: copies with other light or saved anew 0.99, 3% shifted 0.95; others at most 0.75
 ALIKE = 0.85  # likeness of surroundings: one place 0.94 and more, two of three drawn from all kinds below 0.73

@@ -67,7 +67,7 @@ def preflight(
     Raises:
         InputError: a resolution or a name that no run takes, or a picture that is no longer what it was.
     """
-    config = _config(resolution, multiple, class_word, identifier)
+    config = settings_of(resolution, multiple, class_word, identifier)
     sizes = bucket_sizes(resolution, multiple or (64 if resolution >= 512 else _FINEST))
     looks = []
     for done, image in enumerate(images.images):
@@ -83,8 +83,8 @@ def preflight(
     return Preflight(looks, resolution, findings, list(_unchecked(looks, config)), list(images.notes))
 
 
-def _config(resolution: int, multiple: int, class_word: str, identifier: str) -> TrainConfig | None:
-    """The settings of such a run, checked; None: what the subject is called is not known."""
+def settings_of(resolution: int, multiple: int, class_word: str, identifier: str) -> TrainConfig | None:
+    """The settings of such a run; None: what the subject is called is not known. InputError: no run takes them."""
     if resolution == 0:
         raise InputError("resolution is 0: give the size to train at, such as 512 for SD1.5 or 1024 for SDXL.")
     if multiple % _FINEST:

@@ -147,7 +147,7 @@ def _fitting(size: tuple[int, int]) -> tuple[int, int]:
 
 def _white(mask: Floats, size: tuple[int, int]) -> Image.Image:
     """Where a mask counts, at a picture's size."""
-    return Image.fromarray(((mask > 0.5) * 255).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    return Image.fromarray(((mask >= 0.5) * 255).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
 
 
 def _edge(white: Image.Image) -> Image.Image:

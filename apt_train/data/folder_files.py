@@ -1,6 +1,7 @@
 """Which file of a folder is what: pictures with their captions and loss masks; all the rest is named once.
 
-In: endings, pairing by name, what other trainers' folders hold, the sentences about what is left out.
+In: endings, pairing by name, what other trainers' folders hold, the sentences about what is left out, whether a file
+has changed.
 Not in: reading pictures (`pictures`) or captions (`caption_files`), the set made of them (`dataset`).
 """
 
@@ -88,6 +89,27 @@ def sort_folder(folder: Path) -> Folder:
     used = {file for picture in sorted_.pictures for file in (*picture.captions, picture.mask)}
     sorted_.notes = [*_notes(found, used, sorted_), *_masks_elsewhere(folder, found.pictures)]
     return sorted_
+
+
+def folder_state(folder: Path) -> list[str]:
+    """A line per file of the folder, another one once the file is written to or replaced; its content is not read.
+
+    No lines: the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(f"{entry.name!r} {_written(entry)}" for entry in entries)
+    except OSError:
+        return []
+
+
+def _written(entry: os.DirEntry[str]) -> str:
+    """Size and times of a file, or of what a link leads to; empty: it leads nowhere."""
+    try:
+        about = entry.stat()
+    except OSError:
+        return ""
+    return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"
 
 
 def _entries(folder: Path) -> list[Path]:

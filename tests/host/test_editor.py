@@ -311,7 +311,7 @@ def test_a_new_nodes_seed_stays_as_it_is(editor: Editor, node_type: str) -> None
     assert values["control after generate"] == "fixed" and values["seed"] == 0
 
 
-@pytest.mark.parametrize("node_type", [TRAINER, "APTTrainOptions", "APTAttentionAlignPreview", MONITOR])
+@pytest.mark.parametrize("node_type", [TRAINER, "APTTrainOptions", "APTAttentionAlignPreview", MONITOR, "APTImageSet"])
 def test_the_help_page_opens(editor: Editor, node_type: str) -> None:
     help_of(editor, node_type)
     page = (dev.ROOT / "web" / "docs" / f"{node_type}.md").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from apt_train.config import TrainConfig
 from apt_train.data.dataset import load_images
 from apt_train.run.content_parts import content_parts
 
-from ..photo_sets import GOOD
+from ..photo_sets import GOOD, Photo
 from .editor import Browser, Editor, lacking
 from .graphs import half_transparent, picture, train_node, untouched
 from .server import Host, HostError
@@ -126,6 +126,16 @@ def test_wired_captions_and_masks_take_the_place_of_the_folders(host: Host, toys
     text = g.node("PreviewAny", source=node[FINDINGS])
     assert "No caption" not in shown_text(host.run(g.prompt), text)
 
+    alone = host.folder / "input" / "alone"
+    alone.mkdir()
+    Photo(1).draw().save(alone / "a.png")
+    mask = host.upload("alone_mask.png", Photo(1, reach=0.05).mask().convert("RGB"))
+    g = Graph()
+    masks = g.node("LoadImageMask", image=mask, channel="red")
+    node = image_set(g, folder="alone", masks=masks[0], resolution=256)
+    text = g.node("PreviewAny", source=node[FINDINGS])
+    assert "The subject fills little of the picture: a.png 0.8%." in shown_text(host.run(g.prompt), text)
+
 
 def test_wired_images_are_looked_through_too(host: Host) -> None:
     names = [host.upload(f"wired_{i}.png", photo.draw()) for i, photo in enumerate(GOOD[:2])]
@@ -143,10 +153,12 @@ def test_wired_images_are_looked_through_too(host: Host) -> None:
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "untouched": ({}, "No pictures are given: choose a folder, write the path of one, or wire images."),
     "two": ({"folder": "toys", "path": "/tmp"}, "folder and path are both given"),
-    "nowhere": ({"path": "nowhere"}, "nowhere does not exist"),
-    "gone": ({"folder": "gone"}, "does not exist"),
-    "a file": ({"path": "toys/a.png"}, "is a file: give a folder"),
+    "nowhere": ({"path": "nowhere"}, "The image folder nowhere does not exist"),
+    "gone": ({"folder": "gone"}, "The image folder gone does not exist"),
+    "a file": ({"path": "toys/a.png"}, "The image folder toys/a.png is a file: give a folder"),
     "no colour": ({"folder": "toys", "background": "sky"}, "background is 'sky'"),
+    "a name": ({"folder": "toys", "class_word": "toy", "subject": "a/b"}, "subject is 'a/b': use only letters"),
+    "a placeholder": ({"folder": "toys", "class_word": "{subject}"}, "class_word is '{subject}'"),
     "no size": ({"folder": "toys", "resolution": 1 << 20}, "resolution is 1048576"),
 }
 
@@ -159,7 +171,7 @@ def test_a_mistake_is_told_at_the_node_before_anything_runs(host: Host, toys: Pa
     with pytest.raises(HostError) as caught:
         host.queue(g.prompt)
     assert caught.value.kind == "refused" and caught.value.node == node.id
-    assert sentence in caught.value.sentence
+    assert sentence in caught.value.sentence and str(host.folder) not in caught.value.sentence
 
 
 def test_a_broken_picture_is_named_with_the_widget_that_leaves_it_out(host: Host, tmp_path: Path) -> None:
