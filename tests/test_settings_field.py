@@ -202,8 +202,8 @@ ADAPTER_WIDGETS = (
     "lr_schedule warmup_steps accumulation optimizer precision gradient_checkpointing lazy_prior options"
 ).split()
 DATA_WIDGETS = (
-    "identifier_mode init_word dco_beta bucket_multiple class_caption prior_preservation_weight mask_counts alpha_masks "
-    "background options prior_images"
+    "identifier_mode init_word dco_beta bucket_multiple class_caption prior_preservation_weight "
+    "mask_counts alpha_masks background options prior_images"
 ).split()
 SAMPLE_WIDGETS = (
     "snapshot_every preview_every preview_prompts preview_steps preview_guidance preview_seed watch_drift "

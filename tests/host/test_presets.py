@@ -162,7 +162,8 @@ def test_several_prompts_and_an_unseen_one_are_drawn_large_with_a_filmstrip(host
     end = host.image(shown)
     with Image.open(run / "filmstrip.png") as strip:
         assert strip.width > 3 * 192 and strip.height > 3 * 192
-    assert end.width > 3 * 256 and end.height > 2 * 256 + strip.height * end.width / strip.width
+    assert end.width > 3 * 256 and end.height > 2 * 256 + 256
+    assert result[0].outputs[node.id]["picture_size"] == list(end.size)
     assert live[-1].size == end.size and live[0].width < end.width, "the chart alone before the first samples"
     assert any(" · samples took " in line for line in lines)
     assert "![filmstrip.png](filmstrip.png)" in (run / "report.md").read_text()
@@ -232,3 +233,48 @@ def test_a_workflow_of_an_earlier_version_keeps_every_value(host: Host, editor: 
     assert (values["class_word"], values["seed"], values["captions"]) == ("teapot", 77, "my {subject}")
     (sent_on,) = [item for item in editor.prompt().values() if item["class_type"] == "APTTrain"]
     assert (sent_on["inputs"]["method"], sent_on["inputs"]["rank"]) == ("DCO", 5)
+
+
+# How wide a node draws its picture, in pixels of the graph.
+DRAWN = """() => {
+  const node = app.graph.nodes.find((node) => node.type === "APTTrain");
+  const element = document.querySelector(`[data-node-id="${node.id}"] img`);
+  if (element) return element.getBoundingClientRect().width / app.canvas.ds.scale;
+  const room = node.widgets?.find((widget) => widget.name.startsWith("$$canvas-image-preview"))?.computedHeight;
+  const [picture] = node.imgs ?? [];
+  return picture && room ? Math.min(node.size[0], (room * picture.naturalWidth) / picture.naturalHeight) : 0;
+}"""
+GRAPH = """([sampling]) => {
+  const add = (type, x, y, ...values) => {
+    const node = LiteGraph.createNode(type);
+    app.graph.add(node);
+    node.pos = [x, y];
+    values.forEach((value, i) => { node.widgets[i].value = value });
+    return node;
+  };
+  const wire = (from, output, to, input) => {
+    from.connect(from.outputs.findIndex((slot) => slot.name === output), to, to.findInputSlot(input));
+  };
+  const [loader, trainer] = [add("CheckpointLoaderSimple", 0, 0, "sd15.safetensors"), add("APTTrain", 800, 0)];
+  const [data, sample] = [add("APTDataOptions", 0, 300, "word"), add("APTSampleOptions", 400, 0, ...sampling)];
+  sample.widgets.find((widget) => widget.name === "preview_steps").value = 1;
+  const values = { class_word: "toy", steps: 4, resolution: 64, rank: 4, preset: "strong likeness", seed: 48 };
+  for (const [name, value] of Object.entries(values)) {
+    trainer.widgets.find((widget) => widget.name === name).value = value;
+  }
+  for (const name of ["model", "clip", "vae"]) wire(loader, name.toUpperCase(), trainer, name);
+  wire(add("LoadImage", 0, 600, "example.png"), "IMAGE", trainer, "images");
+  wire(data, "options", sample, "options");
+  wire(sample, "options", trainer, "options");
+  trainer.setSize([400, trainer.size[1]]);
+}"""
+
+
+@with_editor
+def test_samples_are_seen_large_on_the_node(host: Host, editor: Editor) -> None:
+    """Two prompts, so each sample is nearly half as wide as the picture."""
+    editor.do("async () => { await app.extensionManager.command.execute('Comfy.NewBlankWorkflow') }")
+    editor.do(GRAPH, [2, 2])
+    editor.fit()
+    host.wait(editor.queue(), timeout=300)
+    editor.until(f"() => ({DRAWN})() > 320")
