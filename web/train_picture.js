@@ -11,6 +11,7 @@ const TRAINER = "APTTrain";
 const TALLEST = 640; // of the picture on the node
 const HOST_HEIGHT = 220; // what the host itself keeps free for a picture
 const CAPTION = 30; // the host's line beneath it, and margins
+const TEXT_HEIGHT = 60; // of a text box once there is a picture, which would have to share the room with it
 
 const seen = new WeakMap(); // node -> the size of picture that it was last made room for
 
@@ -22,6 +23,9 @@ function makeRoom(node, width, height) {
   const picture = Math.min(TALLEST, (node.size[0] * height) / width) + CAPTION;
   const drawn = node.widgets?.some((widget) => widget.name.startsWith("$$canvas-image-preview"));
   const needed = (node.computeSize?.()[1] ?? 0) + picture - (drawn ? HOST_HEIGHT : 0);
+  for (const { name, options } of node.widgets ?? []) {
+    if (options && !name.startsWith("$$canvas-image-preview")) options.getMaxHeight ??= () => TEXT_HEIGHT;
+  }
   if (node.size[1] < needed) node.setSize?.([node.size[0], needed]);
 }
 
