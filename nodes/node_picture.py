@@ -39,9 +39,8 @@ def header_of(preset: str, config: TrainConfig) -> str:
 
 
 def stacked(header: str, parts: Sequence[Image.Image]) -> Image.Image:
-    """The parts under each other, those that are wider than the first shrunk to it; the header above all."""
+    """The parts under each other, none wider than the first; the header above all."""
     width = parts[0].width
-    parts = [part if part.width <= width else _as_wide(part, width) for part in parts]
     text = fit_label(header, width - 2 * GAP, font(LETTERS)) if header else ""
     top = round(LETTERS * 1.3) * (text.count("\n") + 1) + GAP if text else 0
     height = top + sum(part.height for part in parts) + GAP * (len(parts) - 1)
@@ -53,8 +52,11 @@ def stacked(header: str, parts: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _as_wide(picture: Image.Image, width: int) -> Image.Image:
-    return picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.LANCZOS)
+def small_strip(strip: Image.Image, large: Image.Image) -> Image.Image:
+    """The filmstrip, no wider than the samples above it and half as high at most: the run's folder has it large."""
+    scale = min(1.0, large.width / strip.width, large.height / 2 / strip.height)
+    size = max(1, int(strip.width * scale)), max(1, int(strip.height * scale))
+    return strip if scale == 1 else strip.resize(size, Image.Resampling.LANCZOS)
 
 
 def _scaled(picture: Image.Image, side: int) -> Image.Image:

@@ -20,8 +20,8 @@ from .train import ON_TRAIN
 from .wires import AptOptions, AptOptionsWire
 
 BORN = 5  # the round of settings in which these nodes were made: what is older stands by its heading alone
-METHOD, ADAPTER = ("subject", "APT"), ("adapter", "optimizer", "performance")
-DATA, SAMPLES = ("data",), ("snapshots",)
+METHOD, ADAPTER = ("APT",), ("adapter", "optimizer", "performance")
+DATA, SAMPLES = ("subject", "data"), ("snapshots",)
 
 
 def settings_of(headings: Iterable[str]) -> list[Setting]:
@@ -128,8 +128,8 @@ def checked(node: Any, inputs: Mapping[str, Any]) -> bool:
 class APTMethodOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        about = "How APT Train learns: the subject's word, and the three parts of APT."
-        return _schema("Method", METHOD, about, ["temperature", "overfitting", "augmentation", "dco"])
+        about = "How APT Train learns and holds back: the three parts of APT, and what they are measured by."
+        return _schema("Method", METHOD, about, ["temperature", "overfitting", "augmentation"])
 
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
@@ -158,8 +158,8 @@ class APTAdapterOptions(io.ComfyNode):
 class APTDataOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        about = "How APT Train reads pictures, masks and captions, and pictures of the class for prior preservation."
-        aliases = ["prior preservation", "mask", "bucket", "dreambooth"]
+        about = "The subject's word, how APT Train reads pictures, masks and captions, and pictures of the class."
+        aliases = ["prior preservation", "mask", "bucket", "dreambooth", "identifier", "trigger word"]
         return _schema("Data", DATA, about, aliases, *data_widgets(), wires=(prior_images_input(),))
 
     @classmethod

@@ -22,7 +22,7 @@ from ..apt_train.report.live_images import heat_image, loss_image
 from ..apt_train.run.notices import count_in_words, read_notices
 from .host.progress import NodeProgress, prompt_id, stop_if_cancelled
 from .live import LiveRun, host_sender
-from .node_picture import header_of, sample_sheet, stacked
+from .node_picture import header_of, sample_sheet, small_strip, stacked
 from .run_store import gamma, losses, newest_drift, newest_samples, steps_done
 from .wires import AptRun
 
@@ -235,4 +235,4 @@ def _composed(
         return stacked(header, [curves.chart(CHART, HEIGHT)])
     large = sample_sheet(samples, config)
     chart = curves.chart(large.width, STRIP_HEIGHT)
-    return stacked(header, [large, *([strip] if strip is not None else []), chart])
+    return stacked(header, [large, *([] if strip is None else [small_strip(strip, large)]), chart])

@@ -193,16 +193,17 @@ TRAIN_WIDGETS = (
     "seed resume captions masks options preset sample_prompts"
 ).split()
 METHOD_WIDGETS = (
-    "identifier_mode init_word dco_beta adaptive_augmentation adaptive_loss_weight bins ema temperature p_max max_zoom "
-    "max_degrees augment_kinds augment_variants mask_fill stabilization dist_weight dist_layers dist_mode alignment "
-    "attn_weight attn_layers attn_schedule watch_indicator balance_every augment_fill options"
+    "adaptive_augmentation adaptive_loss_weight bins ema temperature p_max max_zoom max_degrees augment_kinds "
+    "augment_variants mask_fill stabilization dist_weight dist_layers dist_mode alignment attn_weight "
+    "attn_layers attn_schedule watch_indicator balance_every augment_fill options"
 ).split()
 ADAPTER_WIDGETS = (
     "alpha dropout targets min_rank kind embedding_learning_rate beta1 beta2 epsilon weight_decay max_grad_norm "
     "lr_schedule warmup_steps accumulation optimizer precision gradient_checkpointing lazy_prior options"
 ).split()
 DATA_WIDGETS = (
-    "bucket_multiple class_caption prior_preservation_weight mask_counts alpha_masks background options prior_images"
+    "identifier_mode init_word dco_beta bucket_multiple class_caption prior_preservation_weight "
+    "mask_counts alpha_masks background options prior_images"
 ).split()
 SAMPLE_WIDGETS = (
     "snapshot_every preview_every preview_prompts preview_steps preview_guidance preview_seed watch_drift "

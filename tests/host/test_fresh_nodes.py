@@ -31,9 +31,11 @@ AROUND = """() => {
     values.forEach((value, i) => { node.widgets[i].value = value });
     return node;
   };
-  const [trainer, options, preview, monitor, pictures] =
-    ["APTTrain", "APTTrainOptions", "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor", "APTImageSet"]
-      .map((type) => app.graph.nodes.find((node) => node.type === type));
+  const find = (type) => app.graph.nodes.find((node) => node.type === type);
+  const [trainer, preview, monitor, pictures, sheet] =
+    ["APTTrain", "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor", "APTImageSet", "APTSnapshotSheet"].map(find);
+  const options = ["APTTrainOptions", "APTDataOptions", "APTMethodOptions", "APTSampleOptions", "APTAdapterOptions"]
+    .map(find);
   const wire = (from, output, to, input) => {
     from.connect(from.outputs.findIndex((slot) => slot.name === output), to, to.findInputSlot(input));
   };
@@ -43,12 +45,16 @@ AROUND = """() => {
   for (const name of ["images", "captions", "masks"]) wire(pictures, name, trainer, name);
   wire(add("PrimitiveInt", 1), "INT", trainer, "steps");
   wire(add("PrimitiveInt", 64), "INT", trainer, "resolution");
-  wire(options, "options", trainer, "options");
+  options.forEach((node, i) => wire(node, "options", options[i + 1] ?? trainer, "options"));
   trainer.widgets.find((widget) => widget.name === "class_word").value = "toy";
   wire(trainer, "APT_RUN", monitor, "run");
   wire(trainer, "APT_RUN", preview, "run");
   for (const name of ["model", "clip"]) wire(loader, name.toUpperCase(), preview, name);
   wire(trainer, "MODEL", preview, "tuned");
+  wire(trainer, "APT_RUN", sheet, "run");
+  for (const name of ["model", "clip", "vae"]) wire(loader, name.toUpperCase(), sheet, name);
+  for (const name of ["width", "height"]) wire(add("PrimitiveInt", 64), "INT", sheet, name);
+  wire(add("PrimitiveInt", 1), "INT", sheet, "sampler_steps");
 }"""
 
 
@@ -66,6 +72,14 @@ def editor(request: pytest.FixtureRequest, browser: Browser, host: Host) -> Iter
         yield page
 
 
+def add(editor: Editor, node_type: str) -> None:
+    """By its name in the editor's search; a deprecated node, which is not found there, as a saved workflow adds it."""
+    if nodes()[node_type].deprecated:
+        editor.do("([type]) => { app.graph.add(LiteGraph.createNode(type)) }", node_type)
+    else:
+        add_by_search(editor, node_type)
+
+
 def add_by_search(editor: Editor, node_type: str) -> None:
     search(editor, nodes()[node_type].display_name)
     editor.page.get_by_text(nodes()[node_type].display_name, exact=True).first.wait_for(timeout=60_000)
@@ -79,11 +93,33 @@ def add_by_search(editor: Editor, node_type: str) -> None:
 
 def test_every_node_runs_as_the_editor_makes_it(host: Host, editor: Editor) -> None:
     for node_type in nodes():
-        add_by_search(editor, node_type)
+        add(editor, node_type)
         values = editor.do(VALUES, node_type)
         assert {name: values[name] for name in untouched(node_type)} == untouched(node_type)
     editor.do(AROUND)
     host.wait(editor.queue(), timeout=600)
+
+
+NEW_OPTIONS = ["APTMethodOptions", "APTAdapterOptions", "APTDataOptions", "APTSampleOptions"]
+HEIGHT = """([type]) => {
+  const node = app.graph.nodes.find((node) => node.type === type);
+  const element = document.querySelector(`[data-node-id="${node.id}"]`);
+  return element ? element.getBoundingClientRect().height / app.canvas.ds.scale : node.size[1] + 30;
+}"""
+
+
+@pytest.mark.parametrize("node_type", NEW_OPTIONS)
+def test_an_options_node_fits_on_a_screen(editor: Editor, node_type: str) -> None:
+    """With its advanced widgets hidden, as it is new."""
+    editor.do("([type]) => { app.graph.add(LiteGraph.createNode(type)) }", node_type)
+    editor.page.wait_for_timeout(1000)
+    assert 60 < editor.do(HEIGHT, node_type) < 600
+
+
+def test_the_search_offers_no_node_of_earlier_versions(editor: Editor) -> None:
+    search(editor, "apt options")
+    editor.page.get_by_text("APT Method Options", exact=True).first.wait_for(timeout=60_000)
+    assert not editor.page.get_by_text("APT Train Options", exact=True).count()
 
 
 OLD_KINDS = {
@@ -124,7 +160,7 @@ def trainer(**inputs: Any) -> dict[str, Any]:
 
 IN_VAIN: dict[str, tuple[dict[str, Any], list[str]]] = {
     "typed plainly": ({"1": trainer(), "2": encoder("My_Toy on the beach")}, ["my_toy"]),
-    "the trigger": ({"1": trainer(), "2": encoder("embedding:my_toy_1234abcd on the beach")}, []),
+    "the trigger": ({"1": trainer(), "2": encoder("embedding:my_toy_apt_1500 on the beach")}, []),
     "another word": ({"1": trainer(), "2": encoder("my_toys and my_toy-like things")}, []),
     "placeholder filled in": ({"1": trainer(), "2": encoder(["3", 0]), "3": replacing("{subject}!", "{subject}")}, []),
     "name in its place": ({"1": trainer(), "2": encoder(["3", 0]), "3": replacing("my_toy!", "{subject}")}, ["my_toy"]),

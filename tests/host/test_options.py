@@ -111,7 +111,7 @@ def test_snapshots_and_previews_stand_in_the_run(host: Host, names: list[str]) -
     host.run(g.prompt)
     (run,) = set((host.folder / "output").glob("apt_train/*")) - before
     assert sorted(path.name for path in (run / "snapshots").iterdir()) == ["step_000001", "step_000002"]
-    assert len(list((run / "previews").iterdir())) == 4
+    assert len(list((run / "previews").iterdir())) == 8, "the caption template and the unseen prompt"
 
 
 def test_prior_preservation_pictures(host: Host, names: list[str]) -> None:
