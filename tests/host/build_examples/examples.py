@@ -124,7 +124,7 @@ def compare_prior_dreambooth_apt(s: Sketch) -> None:
     seed = s.node("PrimitiveInt", {"value": SEED}, title="Seed of training and pictures", folded=True)
     steps = s.node("PrimitiveInt", {"value": 2000}, title="Training steps", size=(SLIM, 90))
     same = {"class_word": word["STRING"], "seed": seed["INT"], "steps": steps["INT"]}
-    size = (330, 1000)
+    size = (330, 950)
     plain = training(s, loader, learned, "APT Train: DreamBooth", size, method="DreamBooth", **same)
     apt = training(s, loader, learned, "APT Train: APT", size, method="APT", **same)
     negative = encoded(s, apt["CLIP"], NEGATIVE, "Negative", folded=True)
@@ -138,17 +138,17 @@ def compare_prior_dreambooth_apt(s: Sketch) -> None:
         said = prompt(s, subject, text["STRING"], "Prompt, filled in", folded=True)
         positive = encoded(s, clip, said["STRING"], "Positive", folded=True)
         sampler, picture = drawn(s, model, positive, negative, latent, loader["VAE"], seed=seed["INT"], folded=True)
-        save = saved(s, picture, prefix, name, (230, 270))
+        save = saved(s, picture, prefix, name, (230, 300))
         rows.append(group(f"4 · {name}", [said, positive, sampler, picture], [save]))
     s.column(
-        group("Read me", [s.note(COMPARE, SLIM, 460)]),
+        group("Read me", [s.note(COMPARE, SLIM, 480)]),
         group("2 · Model", [loader]),
         group("3 · The same for all three", [word, text, steps]),
     )
     s.column(group("1 · Your photos", [images]))
-    s.column(group("Train by DreamBooth", [plain]))
+    s.column(group("The same for all three", [seed, negative], [latent]), group("Train by DreamBooth", [plain]))
     s.column(group("Train by APT", [apt]))
-    s.column(group("The same for all three", [seed, negative], [latent]), *rows)
+    s.column(*rows)
 
 
 def attention_preview(s: Sketch) -> None:

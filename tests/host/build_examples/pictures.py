@@ -24,7 +24,7 @@ SHOTS: dict[str, tuple[list[str], bool]] = {
     "compare_prior_dreambooth_apt": ([], False),
     "attention_preview": (["APT Attention Align Preview"], True),
     "monitor_and_pick_snapshot": (["3 · Train", "Watch it overfit, or not"], True),
-    "pick_a_snapshot": (["Read me", "2 · Model", "1 · The run"], False),
+    "pick_a_snapshot": (["3 · Snapshots"], True),
     "sdxl_train_and_generate": (["Read me", "2 · Model", "1 · Your photos"], False),
 }
 SMALL_SHEET = {"width": 64, "height": 64, "sampler_steps": 4}
@@ -52,6 +52,8 @@ def run_on_subject(editor: Editor) -> None:
     editor.set("APTTrain", **TINY)
     editor.set("EmptyLatentImage", width=64, height=64)
     editor.set("APTSnapshotSheet", **SMALL_SHEET)
+    if runs := sorted((editor.host.folder / "output" / "apt_train").glob("my_toy_*")):
+        editor.set("APTLoadRun", run=runs[0].name)
     finish(editor)
 
 
