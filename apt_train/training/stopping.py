@@ -54,11 +54,12 @@ def ended_by_itself(found: Ending, total: int) -> str:
 def measured_in(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What `ending` reads, out of a log's lines."""
     drifts = [(line["step"], line.get("drift")) for line in lines]
-    return [{"step": step, **drift} for step, drift in drifts if _is_whole(drift)]
+    whole = [(step, drift) for step, drift in drifts if isinstance(drift, dict) and _has_numbers(drift)]
+    return [{"step": step, **drift} for step, drift in whole]
 
 
-def _is_whole(drift: Any) -> bool:
-    return isinstance(drift, dict) and all(isinstance(drift.get(name), float) for name in ("subject", "ratio"))
+def _has_numbers(drift: Mapping[str, Any]) -> bool:
+    return all(isinstance(drift.get(name), float) for name in ("subject", "ratio"))
 
 
 def _risen(seen: Sequence[Mapping[str, Any]]) -> Ending | None:
