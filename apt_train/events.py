@@ -133,7 +133,7 @@ class TrainResult:
     steps_done: int
     stopped: bool
     run_dir: Path | None
-    losses: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list[float])
     gamma: numpy.ndarray | None = None  # (steps, bins)
     report: Path | None = None  # `report.md`; None: nothing was to be written, or it failed, which a notice has told
-    notices: list[str] = field(default_factory=list)  # every sentence told in the run, each once
+    notices: list[str] = field(default_factory=list[str])  # every sentence told in the run, each once

@@ -7,8 +7,8 @@ in a file (`export`, `lora_names`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, Literal, cast
 
 import torch
 from peft import inject_adapter_in_model
@@ -42,7 +42,7 @@ class Adapter:
             if ADAPTER in name.split(".")
         }
         # peft's own switch visits every parameter, and a module's `__setattr__` is slow: seconds in a run, for a flag.
-        self._switches = [vars(layer) for layer in self._layers.values()]
+        self._switches: list[dict[str, Any]] = [vars(layer) for layer in self._layers.values()]
         self._mask: Tensor | None = None
         # They stay on, so that gradient checkpointing recomputes with the same mask.
         assert ranks is None or KINDS[kind].by_rank, f"{kind} has no ranks to take away"
@@ -50,7 +50,7 @@ class Adapter:
         self._hooks = [down.register_forward_hook(self._apply_mask) for down in downs]
 
     @contextlib.contextmanager
-    def disabled(self) -> Iterator[None]:
+    def disabled(self) -> Generator[None]:
         """Inside the block the UNet is the prior, to the bit."""
         on = [switch for switch in self._switches if not switch.get(_OFF)]  # off already: left to who did it
         try:
@@ -62,7 +62,7 @@ class Adapter:
                 switch[_OFF] = False
 
     @contextlib.contextmanager
-    def at(self, timesteps: Tensor) -> Iterator[None]:
+    def at(self, timesteps: Tensor) -> Generator[None]:
         """Inside the block each sample has the ranks of its timestep, int64 (N,); also in a backward pass there."""
         self._mask = self._ranks.mask(timesteps) if self._ranks else None
         try:
@@ -71,7 +71,7 @@ class Adapter:
             self._mask = None
 
     @contextlib.contextmanager
-    def at_each_call(self) -> Iterator[None]:
+    def at_each_call(self) -> Generator[None]:
         """Inside the block each call of the UNet has the ranks of its own timesteps, as T-LoRA draws pictures.
 
         A LoRA file cannot say so, and other programs draw with all ranks. The timesteps are the call's second argument,
@@ -167,6 +167,6 @@ def _draw(parameters: Mapping[str, nn.Parameter], kind: Kind) -> None:
 
 def _layers(unet: nn.Module) -> Iterator[tuple[str, Any]]:
     # Any: peft's BaseTunerLayer is a mixin, a module only by its subclasses.
-    for name, module in unet.named_modules():
+    for name, module in cast("Iterator[tuple[str, nn.Module]]", unet.named_modules()):
         if isinstance(module, BaseTunerLayer):
             yield name, module

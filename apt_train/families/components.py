@@ -87,7 +87,7 @@ class Components:
     vae: nn.Module | None = None
     digest: str = ""  # of the source weights; enters a run's content hash
     source: str = ""  # for messages and metadata: a file or folder name, no path
-    notes: list[str] = field(default_factory=list)  # sentences the user should see once
+    notes: list[str] = field(default_factory=list[str])  # sentences the user should see once
     network: Network = field(default_factory=StableDiffusion)  # how `unet` is called and read
     rounded_to: torch.dtype | None = None  # what an earlier run has rounded the weights to, in place
 

@@ -75,7 +75,7 @@ def _indicator(figure: FigureBase, run: RunRecord) -> None:
 
 def _indicator_curves(axes: Axes, steps: Floats, gamma: Floats, labels: list[str]) -> None:
     marker = "o" if len(steps) == 1 else None
-    for values, label, colour in zip(gamma.T, labels, bin_colours(len(labels)), strict=True):
+    for values, label, colour in zip(np.transpose(gamma), labels, bin_colours(len(labels)), strict=True):
         axes.plot(steps, values, color=as_hex(colour), linewidth=1.7, marker=marker, label=label)
     axes.axhline(NEAR_ONE, **DASHED)
     axes.set_ylim(-0.02, 1.03)
@@ -88,7 +88,7 @@ def _indicator_curves(axes: Axes, steps: Floats, gamma: Floats, labels: list[str
 def _indicator_heat(axes: Axes, ends: tuple[int, int], gamma: Floats, labels: list[str]) -> None:
     extent = (ends[0] - 0.5, ends[1] + 0.5, -0.5, len(labels) - 0.5)
     fields: dict[str, Any] = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}
-    axes.imshow(heat_map(gamma.T), extent=extent, **fields)
+    axes.imshow(heat_map(np.transpose(gamma)), extent=extent, **fields)
     every = -(-len(labels) // 20)
     axes.set_yticks(range(0, len(labels), every), labels[::every])
     _dress(axes, "The same as a map", "timesteps", grid=False)

@@ -39,7 +39,7 @@ class RunLog:
     drift_step: NDArray[np.int64]  # (D,) the steps at which drift was measured
     drift: dict[str, Floats]  # from the prior, each of DRIFT (D,)
     truncated: bool = False  # the last line was cut off, as after a crash
-    left_out: list[int] = field(default_factory=list)  # numbers of the lines that are no step of this run
+    left_out: list[int] = field(default_factory=list[int])  # numbers of the lines that are no step of this run
 
     def __len__(self) -> int:
         return len(self.step)
@@ -67,7 +67,7 @@ def block_means(values: Floats, most: int) -> Floats:
     """(S, ...) -> (at most `most`, ...): means of equal runs of steps, NaN left out of them."""
     if len(values) <= most:
         return values
-    known, starts = np.isfinite(values), np.linspace(0, len(values), most + 1).round().astype(int)[:-1]
+    known, starts = np.isfinite(values), np.round(np.linspace(0, len(values), most + 1))[:-1].astype(int)
     return _means(*(np.add.reduceat(part, starts, dtype=np.float64) for part in (np.where(known, values, 0.0), known)))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -174,7 +174,7 @@ def _layer_shapes(unet: nn.Module, family: Family) -> dict[str, tuple[int, int]]
 
 def _linear_layers(unet: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """The UNet's own linear layers by their path without the adapter around them."""
-    for path, module in unet.named_modules():
+    for path, module in cast("Iterator[tuple[str, nn.Module]]", unet.named_modules()):
         if isinstance(module, nn.Linear) and ADAPTER not in path.split("."):
             yield path.removesuffix(".base_layer"), module
 

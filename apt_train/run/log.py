@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..disk.files import atomic_write, patiently
+from ..disk.json_file import is_list, is_object
 from ..errors import InputError
 from ..names import LOG
 
@@ -82,7 +83,7 @@ def read_log(path: Path, bins: int | None = None) -> Log:
     found = [(line, bool(raw.strip()), _is_cut(raw, line)) for raw, line in _read(path)]
     expected = _bins_of([line for line, _, _ in found if line is not None], bins)
     steps: dict[int, tuple[int, Line]] = {}
-    left_out = []
+    left_out: list[int] = []
     for number, (line, is_filled, is_cut) in enumerate(found, start=1):
         if line is not None and len(line["gamma"]) == expected:
             left_out += [steps[line["step"]][0]] if line["step"] in steps else []
@@ -157,7 +158,7 @@ def _step(raw: bytes) -> Line | None:
         line = json.loads(raw.decode("utf-8-sig"), parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return None
-    return line if isinstance(line, dict) and _is_step(line) else None
+    return line if is_object(line) and _is_step(line) else None
 
 
 def _is_step(line: Line) -> bool:
@@ -171,8 +172,8 @@ def _is_step(line: Line) -> bool:
     parts = [line.get("grad_norm_terms"), line.get("drift")]
     return (
         all(_is_number(value) for value in numbers)
-        and all(isinstance(items, list) and all(map(_is_number, items)) for items in lists)
-        and all(part is None or (isinstance(part, dict) and all(map(_is_number, part.values()))) for part in parts)
+        and all(is_list(items) and all(map(_is_number, items)) for items in lists)
+        and all(part is None or (is_object(part) and all(map(_is_number, part.values()))) for part in parts)
     )
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..adapter_kinds import KINDS, Kind
+from ..disk.json_file import is_list, is_object
 from ..disk.tensor_writer import header_bytes
 from ..families.components import Family, FamilyName
 
@@ -269,9 +270,9 @@ def _data_uri(picture: Image.Image) -> str:
 
 def _without_folders(value: Any) -> Any:
     """Plain values with every absolute path cut down to its last part."""
-    if isinstance(value, Mapping):
+    if is_object(value):
         return {key: _without_folders(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if is_list(value):
         return [_without_folders(item) for item in value]
     return file_name(value) if isinstance(value, str) and _ABSOLUTE_PATH.fullmatch(value) else value
 

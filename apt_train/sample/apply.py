@@ -6,7 +6,7 @@ In: kohya names -> adapter, embedding rows -> conditioner. Not in: reading files
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -36,7 +36,7 @@ def personalized(
     class_word: str,
     init_word: str = "",
     min_rank: int | None = None,
-) -> Iterator[Personalized]:
+) -> Generator[Personalized]:
     """Inside the block the UNet carries the LoRA.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -271,7 +271,7 @@ def _drift_prompts(config: TrainConfig) -> list[str]:
 
 
 @contextlib.contextmanager
-def _memory_in_words() -> Iterator[None]:
+def _memory_in_words() -> Generator[None]:
     """Running out of memory is something a user can act on."""
     try:
         yield

@@ -23,8 +23,8 @@ class Outcome:
     run: Run
     folder: RunFolder | None
     digest: str
-    losses: list[float] = field(default_factory=list)
-    gamma: list[list[float]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list[float])
+    gamma: list[list[float]] = field(default_factory=list[list[float]])
     stopped: bool = False
     prior_previews: list[Image.Image] | None = None  # drawn once: the prior does not change
     previews_failed: bool = False

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,4 +73,5 @@ def reads_size_ids(module: Any) -> bool:
 
 def _attention_modules(module: nn.Module, kind: str, part: Layers) -> dict[str, nn.Module]:
     pattern = re.compile(rf"({'|'.join(_BLOCKS[part])})\..*\.{kind}")
-    return {name: layer for name, layer in module.named_modules() if pattern.fullmatch(name)}
+    modules = cast("Iterator[tuple[str, nn.Module]]", module.named_modules())
+    return {name: layer for name, layer in modules if pattern.fullmatch(name)}

@@ -49,8 +49,12 @@ class FamilySpec:
 def load_family(name: Literal["sd15", "sdxl"]) -> FamilySpec:
     path = Path(__file__).parents[2] / "assets" / "families" / f"{name}.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    encoders = [EncoderSpec(**{**entry, "prefixes": tuple(entry["prefixes"])}) for entry in values.pop("text_encoders")]
-    return FamilySpec(**values, text_encoders=tuple(encoders))
+    encoders = tuple(_encoder_spec(**entry) for entry in values.pop("text_encoders"))
+    return FamilySpec(**values, text_encoders=encoders)
+
+
+def _encoder_spec(*, prefixes: list[str], **values: Any) -> EncoderSpec:
+    return EncoderSpec(prefixes=tuple(prefixes), **values)
 
 
 def family_of(unet_config: Mapping[str, Any], num_encoders: int, vae_factor: int) -> Family:
