@@ -41,7 +41,7 @@ def output(unet: nn.Module, inputs: dict[str, object]) -> Tensor:
     return unet(**inputs).sample
 
 
-def tuned_unet(kind: str = "sd15", dtype: torch.dtype = torch.float32, **settings: object) -> UNet2DConditionModel:
+def tuned_unet(kind: str = "sd15", dtype: torch.dtype = torch.float32, **settings: object) -> nn.Module:
     """A UNet whose LoRA does something: lora_B is filled as after training."""
     unet = tiny_components(kind).unet.to(dtype)
     add_adapter(unet, **({"rank": 4, "alpha": 2.0, "seed": 1} | settings))  # type: ignore[arg-type]

@@ -71,6 +71,12 @@ FLOORS = ("disk", "families", "data", "text", "adapter", "run", "sample", "repor
 DOORS = {"__init__.py", "__main__.py", "cli.py", "indicator.py", "losses.py", "augment.py"}  # open onto every floor
 
 
+def room_of(path: Path) -> str:
+    """The room that a file of the package stands in; "" beside them."""
+    first, *inner = path.relative_to(PACKAGE).parts
+    return first if inner else ""
+
+
 def rooms_called(path: Path, tree: ast.Module) -> set[str]:
     """The rooms of the package that a file imports from, "" for the files beside them."""
     home = path.relative_to(PACKAGE).parts[:-1]
@@ -86,8 +92,7 @@ def rooms_called(path: Path, tree: ast.Module) -> set[str]:
 def test_a_floor_calls_only_floors_below_it(room: str) -> None:
     above = set(FLOORS[FLOORS.index(room) + 1 :] if room else FLOORS)
     for path, tree in trees().items():
-        parts = path.relative_to(PACKAGE).parts
-        if (parts[0] if len(parts) > 1 else "") == room and (room or parts[0] not in DOORS):
+        if room_of(path) == room and (room or path.name not in DOORS):
             assert not rooms_called(path, tree) & above, path
 
 

@@ -468,7 +468,8 @@ def test_prior_preservation_adds_its_loss_and_never_enters_the_indicator() -> No
     first = run(steps=1, on_event=plain)
     second = run(steps=1, on_event=kept, prior_images=pictures(2, seed=5))
     assert plain.steps[0].prior_preservation is None and kept.steps[0].prior_preservation > 0  # type: ignore[operator]
-    assert kept.steps[0].loss == pytest.approx(plain.steps[0].loss + kept.steps[0].prior_preservation)
+    added = kept.steps[0].prior_preservation
+    assert added is not None and kept.steps[0].loss == pytest.approx(plain.steps[0].loss + added)
     assert kept.steps[0].gamma == plain.steps[0].gamma
     assert not same_weights(first, second)
 
