@@ -1,7 +1,7 @@
 """The adapter on a UNet, by peft: its layers are found once, then no step walks over the module tree again.
 
 In: on and off, ranks by timestep, the weights in and out. Not in: which kinds there are (`adapter_kinds`), names
-in a file (`export`, `lora_names`).
+in a file (`export`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..adapter_kinds import KINDS, Kind
 from ..errors import InputError
+from ..families.network import Network
 from ..rng import seeded
 from .ranks import RankByTimestep
 
@@ -29,7 +30,7 @@ FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 class Adapter:
     """The adapter that a UNet carries.
 
-    `parameters`: float32, by module path without the adapter's own name (`...attn1.to_q.lora_A.weight`). `ranks`: which
+    `parameters`: float32, by module path without the adapter's own name (`...to_q.lora_A.weight`). `ranks`: which
     of its ranks act at which timestep, inside `at`; None: all of them always.
     """
 
@@ -71,15 +72,14 @@ class Adapter:
             self._mask = None
 
     @contextlib.contextmanager
-    def at_each_call(self) -> Generator[None]:
+    def at_each_call(self, network: Network) -> Generator[None]:
         """Inside the block each call of the UNet has the ranks of its own timesteps, as T-LoRA draws pictures.
 
-        A LoRA file cannot say so, and other programs draw with all ranks. The timesteps are the call's second argument,
-        as Stable Diffusion's UNet has them.
+        A LoRA file cannot say so, and other programs draw with all ranks. `network`: says where a call has them.
         """
 
         def follow(_unet: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self._mask = self._ranks.mask(inputs[1].reshape(-1)) if self._ranks else None
+            self._mask = self._ranks.mask(network.timesteps(inputs).reshape(-1)) if self._ranks else None
 
         hook = self._unet.register_forward_pre_hook(follow)
         try:

@@ -42,7 +42,7 @@ def personalized(
     Args:
         lora: in kohya names, as in `TrainResult.lora`.
         embeddings: as in `TrainResult.embeddings`; None: the plain words `name class_word` (word mode).
-        min_rank: of a T-LoRA; its ranks act by timestep inside `adapter.at_each_call()`.
+        min_rank: of a T-LoRA; its ranks act by timestep inside `adapter.at_each_call(network)`.
 
     Raises:
         InputError: the LoRA does not fit this model.
