@@ -123,19 +123,19 @@ def _drift(figure: FigureBase, run: RunRecord) -> None:
 
 
 def _losses(figure: FigureBase, run: RunRecord) -> None:
-    """A panel per term that the run computed: every step faint, the moving average over it.
+    """A panel per term that the run computed and per further number: every step faint, the moving average over it.
 
     The denoising loss is averaged with its timesteps' own levels taken out, which else hide where it goes.
     """
-    log, shown = run.log, _terms_shown(run.log)
+    log, shown = run.log, _curves_shown(run.log)
     if not shown:
         return _message(figure, "No finite loss in this log.")
     columns, rows = _panel_grid(log)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     window = max(1, len(log) // 25) | 1
-    for axes, name in zip(panels, shown, strict=False):
-        level = evened_denoising(log, run.num_timesteps) if name == "denoising" else log.terms[name]
-        _loss_panel(axes, [log.step, log.terms[name], moving_average(level, window)], log.looks[name])
+    for axes, (name, values) in zip(panels, shown.items(), strict=False):
+        level = evened_denoising(log, run.num_timesteps) if name == "denoising" else values
+        _loss_panel(axes, [log.step, values, moving_average(level, window)], log.looks[name])
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     note = f"thick: mean over {window} steps, denoising with timesteps evened out" if window > 1 else "every step"
@@ -181,13 +181,13 @@ def _share_bars(axes: Axes, steps: Floats, norms: dict[Look, Floats]) -> None:
     _dress(axes, "Part of the norms' sum", "", grid=False)
 
 
-def _terms_shown(log: RunLog) -> list[str]:
-    return [name for name in log.terms if np.isfinite(log.terms[name]).any()]
+def _curves_shown(log: RunLog) -> dict[str, Floats]:
+    return {name: values for name, values in (log.terms | log.numbers).items() if np.isfinite(values).any()}
 
 
 def _panel_grid(log: RunLog) -> tuple[int, int]:
     """Columns and rows of the loss panels; no rows where there is nothing to show."""
-    count = len(_terms_shown(log))
+    count = len(_curves_shown(log))
     columns = min(2, max(1, count))
     return columns, -(-count // columns)
 

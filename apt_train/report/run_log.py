@@ -30,7 +30,8 @@ class RunLog:
 
     step: NDArray[np.int64]  # (S,), rising, from 1
     terms: dict[str, Floats]  # each (S,), raw: before weights and 1 - gamma; `loss`, the first, is the weighted total
-    looks: dict[str, Look]  # of each term
+    numbers: dict[str, Floats]  # each (S,), whatever else was logged by name
+    looks: dict[str, Look]  # of each term and number
     grad_norm: Floats  # (S,), before clipping
     timesteps: list[list[int]]  # of each step's samples
     gamma: Floats  # (S, bins); (S, 0) where the run logged none
@@ -84,14 +85,15 @@ def _means(total: Floats, count: Floats) -> Floats:
 
 
 def _columns(log: log_file.Log, looks: Mapping[str, Look]) -> RunLog:
-    records, terms = log.lines, log.terms()
+    records, terms, numbers = log.lines, log.terms(), log.numbers()
     measured = [record for record in records if record.get("grad_norm_terms")]
     drifted = [record for record in records if record.get("drift")]
     parts = list(dict.fromkeys(part for record in measured for part in record["grad_norm_terms"] if part in terms))
     return RunLog(
         step=np.array([record["step"] for record in records], dtype=np.int64),
         terms={name: _floats([record.get(name) for record in records]) for name in ("loss", *terms)},
-        looks=looks_of(terms, looks),
+        numbers={name: _floats([(record.get("numbers") or {}).get(name) for record in records]) for name in numbers},
+        looks=looks_of([*terms, *numbers], looks),
         grad_norm=_floats([record.get("grad_norm") for record in records]),
         timesteps=[[int(t) for t in record["timestep"] if t is not None] for record in records],
         gamma=np.array([record["gamma"] for record in records], dtype=np.float64),

@@ -17,7 +17,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from ..names import LOG
 
 Line = dict[str, Any]
 
-FIELDS = ("step", "loss", "grad_norm", "lr", "timestep", "gamma", "grad_norm_terms", "drift")  # all else is a term
+FIELDS = ("step", "loss", "grad_norm", "lr", "timestep", "gamma", "grad_norm_terms", "drift", "numbers")  # else: terms
 TERM_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 MOST_TERMS = 32
 LONGEST_LINE = 1 << 23  # bytes; some hundred are usual
@@ -61,6 +61,11 @@ class Log:
     def terms(self) -> list[str]:
         """The names of the loss terms in it, in the order in which they came."""
         return list(dict.fromkeys(name for line in self.lines for name in terms_of(line)))[:MOST_TERMS]
+
+    def numbers(self) -> list[str]:
+        """The names of whatever else was logged by name, likewise; none that is a term's."""
+        names = dict.fromkeys(name for line in self.lines for name in line.get("numbers") or {})
+        return [name for name in names if name not in ("loss", *self.terms())][:MOST_TERMS]
 
     def gap(self, step: int) -> str:
         """One sentence about the steps up to `step` that the log no longer has; empty: it has them all."""
@@ -164,17 +169,21 @@ def _step(raw: bytes) -> Line | None:
 def _is_step(line: Line) -> bool:
     if type(line.get("step")) is not int or not 1 <= line["step"] <= LAST_STEP or "loss" not in line:
         return False
-    terms = terms_of(line)
-    if len(terms) > MOST_TERMS or not all(map(TERM_NAME.fullmatch, terms)):
+    terms, further = terms_of(line), line.get("numbers") or {}
+    if not is_object(further) or not _are_names(terms) or not _are_names(further):
         return False
     numbers = [*terms.values(), line["loss"], line.get("grad_norm"), line.get("lr")]
     lists = [line.get("timestep"), line.get("gamma")]
-    parts = [line.get("grad_norm_terms"), line.get("drift")]
+    parts = [line.get("grad_norm_terms"), line.get("drift"), line.get("numbers")]
     return (
         all(_is_number(value) for value in numbers)
         and all(is_list(items) and all(map(_is_number, items)) for items in lists)
         and all(part is None or (is_object(part) and all(map(_is_number, part.values()))) for part in parts)
     )
+
+
+def _are_names(given: Collection[str]) -> bool:
+    return len(given) <= MOST_TERMS and all(map(TERM_NAME.fullmatch, given))
 
 
 def _is_number(value: object) -> bool:
