@@ -524,11 +524,6 @@ def set_config(folder: Path, stored: object) -> None:
     (folder / "config.json").write_text(stored if isinstance(stored, str) else json.dumps(stored))
 
 
-def edit_log(folder: Path, edit) -> None:
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    (folder / "log.jsonl").write_text("\n".join(edit(lines)) + "\n")
-
-
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
