@@ -606,7 +606,7 @@ EFFECTS: dict[str, Callable[[Seen, Seen], bool]] = {
     "rank": lambda now, before: {len(down) for down in now.of("lora_down.weight")} == {3},
     "alpha": lambda now, before: {float(alpha) for alpha in now.of(".alpha")} == {8.0},
     "targets": lambda now, before: any("_ff_net_" in name for name in now.result.lora.keys() - before.result.lora),
-    "kind": lambda now, before: now.of(".alpha")[0] == before.of(".alpha")[0] * 4**0.5,  # of rank 4
+    "kind": lambda now, before: float(now.of(".alpha")[0]) == float(before.of(".alpha")[0]) * 4**0.5,  # of rank 4
     "adaptive_loss_weight": lambda now, before: (
         now.steps[-1].loss == pytest.approx(now.plain_sum()) and before.steps[-1].loss < 0.99 * before.plain_sum()
     ),

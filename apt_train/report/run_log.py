@@ -92,7 +92,7 @@ def _columns(log: log_file.Log, looks: Mapping[str, Look]) -> RunLog:
     return RunLog(
         step=np.array([record["step"] for record in records], dtype=np.int64),
         terms={name: _floats([record.get(name) for record in records]) for name in ("loss", *terms)},
-        numbers={name: _floats([(record.get("numbers") or {}).get(name) for record in records]) for name in numbers},
+        numbers={name: _floats([log_file.numbers_of(record).get(name) for record in records]) for name in numbers},
         looks=looks_of([*terms, *numbers], looks),
         grad_norm=_floats([record.get("grad_norm") for record in records]),
         timesteps=[[int(t) for t in record["timestep"] if t is not None] for record in records],

@@ -64,7 +64,7 @@ class Log:
 
     def numbers(self) -> list[str]:
         """The names of whatever else was logged by name, likewise; none that is a term's."""
-        names = dict.fromkeys(name for line in self.lines for name in line.get("numbers") or {})
+        names = dict.fromkeys(name for line in self.lines for name in numbers_of(line))
         return [name for name in names if name not in ("loss", *self.terms())][:MOST_TERMS]
 
     def gap(self, step: int) -> str:
@@ -78,6 +78,12 @@ class Log:
 def terms_of(line: Line) -> Line:
     """The terms of the loss in a line of the log, by name; None: not computed in that step."""
     return {name: value for name, value in line.items() if name not in FIELDS}
+
+
+def numbers_of(line: Line) -> Line:
+    """Whatever else was logged by name in a line, likewise."""
+    found: Line = line.get("numbers") or {}
+    return found
 
 
 def read_log(path: Path, bins: int | None = None) -> Log:
@@ -169,7 +175,7 @@ def _step(raw: bytes) -> Line | None:
 def _is_step(line: Line) -> bool:
     if type(line.get("step")) is not int or not 1 <= line["step"] <= LAST_STEP or "loss" not in line:
         return False
-    terms, further = terms_of(line), line.get("numbers") or {}
+    terms, further = terms_of(line), numbers_of(line)
     if not is_object(further) or not _are_names(terms) or not _are_names(further):
         return False
     numbers = [*terms.values(), line["loss"], line.get("grad_norm"), line.get("lr")]
