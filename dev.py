@@ -3,7 +3,7 @@
     python dev.py demo [options]     train on the embedded model and draw the sheet (options: of apt-train demo)
     python dev.py test [options]     run the tests, then those on a real ComfyUI if there is one (options: of pytest)
     python dev.py test --oldest      the same on the oldest libraries that pyproject.toml admits
-    python dev.py lint               ruff (rules and format) on everything, pyright on apt_train/
+    python dev.py lint               ruff (rules and format) and pyright (strict on apt_train/, basic elsewhere)
     python dev.py docs               the pages in docs/ as a site in site/, which loads nothing from the network
     python dev.py bench quality      what each method learns, and what it costs the prior (docs/benchmark.md)
     python dev.py bench cost         what a step costs by method, as ratios (options: of benchmarks/cost.py)
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
         raise Failure(f"Python {sys.version.split()[0]} is too old: run dev.py with Python 3.10 or newer.")
     command, options = (arguments or ["--help"])[0], arguments[1:]
     if command in ("-h", "--help"):
-        say(__doc__)
+        say(__doc__ or "")
         return 0
     if command == "demo":
         return demo(options)
@@ -117,7 +117,8 @@ def pytest(python: str, options: list[str], workers: int = 8, spread: str = "wor
     """
     if not any(option.startswith(("-n", "--numprocesses", "--pdb")) for option in options):
         options = ["-n", str(min(cores(), workers)), "--dist", spread, *options]
-    return run([python, "-m", "pytest", *options], OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", **variables)
+    variables |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return run([python, "-m", "pytest", *options], ends_with_us=False, **variables)
 
 
 def named_tests(options: list[str]) -> list[str]:
@@ -133,12 +134,13 @@ def worst(*codes: int) -> int:
 
 
 def lint() -> int:
-    """All of them, also when one finds something."""
+    """All of them, also when one finds something. pyright is strict on apt_train/ alone."""
     python = prepare(*NEWEST, extras=["bench", "lint", "test"])
     return max(
         run([python, "-m", "ruff", "check", "."]),
         run([python, "-m", "ruff", "format", "--check", "--quiet", "."]),
         run([python, "-m", "pyright", "--pythonpath", python]),
+        run([python, "-m", "pyright", "--pythonpath", python, "--project", "pyright.basic.json"]),
     )
 
 

@@ -66,7 +66,7 @@ def _lora_config(rank: int, alpha: float, dropout: float, targets: list[str]) ->
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
     # Asked for by name, as peft else asks every quantisation library that is installed and gives up where another
     # package's torchao is too old for it.
-    config._register_custom_module({nn.Linear: Linear})
+    config._register_custom_module({nn.Linear: Linear})  # pyright: ignore[reportPrivateUsage]
     return config
 
 
@@ -99,7 +99,11 @@ def _put_magnitude_on(layer: Any, name: str) -> None:
 
     weight = layer.get_base_layer().weight.detach()
     layer.lora_magnitude = nn.ParameterDict({name: nn.Parameter(_column_norms(weight.float()))})
-    layer.register_forward_hook(lambda layer, inputs, output: _rescaled(layer, name, inputs[0], output))
+
+    def rescale(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return _rescaled(layer, name, inputs[0], output)
+
+    layer.register_forward_hook(rescale)
 
 
 def _rescaled(layer: Any, name: str, x: Tensor, output: Tensor) -> Tensor:
@@ -121,7 +125,7 @@ def _rescaled(layer: Any, name: str, x: Tensor, output: Tensor) -> Tensor:
     return output + (linear(d.to(x.dtype), weight) + scale * linear(linear(d, down), up)).to(output.dtype)
 
 
-def _column_norms(weight: Tensor) -> Tensor:
+def _column_norms(weight: Any) -> Tensor:  # Any: torch gives `norm` no type
     """(1, columns); never 0, which nothing could be divided by."""
     return weight.norm(dim=0, keepdim=True).clamp_min(1e-12)
 

@@ -13,13 +13,14 @@ import dataclasses
 import itertools
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args, get_origin
 
 from .config import OutputConfig, TrainConfig
 from .console.interruption import exit_code, interrupted_by_signals
 from .console.terminal import is_terminal, lossy_output
+from .disk.json_file import is_object
 from .errors import InputError
 from .paths import absolute, argument, command, expanded, one_line
 from .presets import PRESETS, PUBLISHED, in_force, preset_named
@@ -166,16 +167,16 @@ def _add_reading(parser: argparse._ActionsContainer) -> None:
 
 def add_config_options(parser: argparse.ArgumentParser, root: type = TrainConfig) -> None:
     """An option per setting, named as its field; what is not given is not in the namespace."""
-    _add_fields(parser.add_argument_group("run"), root)
+    _add_fields(parser.add_argument_group("run").add_argument, root)
     for name, item in groups_of(root).items():
-        _add_fields(parser.add_argument_group(item.metadata["title"]), types_of(root)[name])
+        _add_fields(parser.add_argument_group(item.metadata["title"]).add_argument, types_of(root)[name])
 
 
-def _add_fields(group: argparse._ArgumentGroup, cls: type) -> None:
+def _add_fields(add_option: Callable[..., object], cls: type) -> None:
     for name, item in fields_of(cls).items():
         required = item.default is dataclasses.MISSING
         text = said(item).help.replace("%", "%%")
-        group.add_argument(
+        add_option(
             "--" + name.replace("_", "-"),
             dest=name,
             required=required,
@@ -187,7 +188,7 @@ def _add_fields(group: argparse._ArgumentGroup, cls: type) -> None:
 
 def _shown(default: Any) -> str:
     if isinstance(default, tuple):
-        return shlex.join(default) or "none"
+        return shlex.join(cast("tuple[str, ...]", default)) or "none"
     return (
         {None: "empty", "": "empty", True: "on", False: "off"}.get(default, str(default))
         if not _number(default)
@@ -277,7 +278,7 @@ def _saved_inputs(saved: dict[str, Any], folder: Path) -> dict[str, Any]:
     InputError: it was not begun here, or config.json was changed to something else.
     """
     inputs = saved.get("inputs")
-    if not isinstance(inputs, dict):
+    if not is_object(inputs):
         raise InputError(f"{folder} was not written by `apt-train run`: resume it where it was started.")
     inputs = {**dict.fromkeys(_INPUTS), "background": "white", **dict.fromkeys(_SWITCHES, False), **inputs}
     for name, value in inputs.items():
@@ -429,7 +430,7 @@ def _free_folder(stem: str) -> Path:
 
 
 @contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def _quiet_libraries() -> Generator[None]:
     """Keep the libraries' own notices out of a user's terminal; ours say what matters."""
     import logging
 

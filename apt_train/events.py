@@ -22,7 +22,7 @@ class StepEvent:
     """One optimizer step, as it also stands in `log.jsonl`.
 
     `terms`: every term of the loss by name, raw (before its weight and before 1 - gamma); None: not computed in this
-    step.
+    step. `numbers`: whatever else is worth a curve in the report, by name; likewise.
     """
 
     step: int  # 1-based, of `total`
@@ -35,6 +35,7 @@ class StepEvent:
     gamma: list[float]  # one per bin
     grad_norm_terms: dict[str, float] | None = None
     drift: dict[str, float] | None = None  # the fields of `drift.Drift`; None: not measured here
+    numbers: dict[str, float | None] = field(default_factory=dict[str, float | None])
     seconds: float = 0.0  # this step's wall time; not logged, so that logs of equal runs are equal
 
     def log_line(self) -> dict[str, Any]:
@@ -42,7 +43,8 @@ class StepEvent:
         line = {"step": self.step, "loss": self.loss, **self.terms}
         line |= {name: getattr(self, name) for name in ("grad_norm", "lr", "timestep", "gamma")}
         measured = {"grad_norm_terms": self.grad_norm_terms, "drift": self.drift}
-        return line | {name: value for name, value in measured.items() if value is not None}
+        line |= {name: value for name, value in measured.items() if value is not None}
+        return line | ({"numbers": self.numbers} if self.numbers else {})
 
     # The published terms, for callers that know them.
 
@@ -139,7 +141,7 @@ class TrainResult:
     steps_done: int
     stopped: bool
     run_dir: Path | None
-    losses: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list[float])
     gamma: numpy.ndarray | None = None  # (steps, bins)
     report: Path | None = None  # `report.md`; None: nothing was to be written, or it failed, which a notice has told
-    notices: list[str] = field(default_factory=list)  # every sentence told in the run, each once
+    notices: list[str] = field(default_factory=list[str])  # every sentence told in the run, each once

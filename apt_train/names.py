@@ -73,7 +73,7 @@ def snapshot_folders(snapshots: Path) -> dict[int, Path]:
 
     Only folders that `step_folder` would name so: copies (`step_000005 copy`, `step_best`, `step_5`) are the user's.
     """
-    found = {}
+    found: dict[int, Path] = {}
     for path in snapshots.iterdir() if snapshots.is_dir() else ():
         match = _SNAPSHOT.fullmatch(path.name)
         if match and path.is_dir() and step_folder(snapshots, int(match[1])) == path:

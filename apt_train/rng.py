@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import torch
 
@@ -25,7 +25,7 @@ def generator(*key: int | str) -> torch.Generator:
 
 
 @contextlib.contextmanager
-def seeded(*key: int | str, device: torch.device | str = "cpu") -> Iterator[None]:
+def seeded(*key: int | str, device: torch.device | str = "cpu") -> Generator[None]:
     """Seed torch's global generators inside the block (dropout, initialisation); put them back after."""
     device = torch.device(device)
     cuda = [device] if device.type == "cuda" else []

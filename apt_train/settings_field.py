@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, cast, get_args, get_origin, get_type_hints
 
 from .errors import InputError
 
@@ -157,7 +157,7 @@ def nested(values: Mapping[str, Any], cls: type) -> dict[str, Any]:
     return own | {name: nested(values, types_of(cls)[name]) for name in groups_of(cls)}
 
 
-def identifying(config: Any, method: str) -> dict[str, Any]:
+def identifying(config: object, method: str) -> dict[str, Any]:
     """The values that the trained weights depend on under a method, nested as the settings.
 
     A setting of a later round is left out at its default, or runs begun before it could not be resumed.
@@ -190,7 +190,7 @@ def _spelled(value: object) -> str:
         return "a number of thousands of digits"
 
 
-def check_values(config: Any) -> None:
+def check_values(config: object) -> None:
     """Refuse a value of the wrong type, outside its choices, or outside its range."""
     hints = types_of(type(config))
     for name in groups_of(type(config)):
@@ -202,7 +202,7 @@ def check_values(config: Any) -> None:
 def check_value(item: dataclasses.Field[Any], hint: Any, value: Any) -> None:
     """Refuse it, in words, as a value of that field: settings also come from JSON and from wires."""
     _check_type(item.name, hint, value)
-    for text in value if isinstance(value, tuple) else (value,):
+    for text in value if _is_tuple(value) else (value,):
         if isinstance(text, str):
             require(_is_text(text), item.name, ascii(text), "leave out what is no letter")
     _check_words(item, hint, value)
@@ -211,12 +211,16 @@ def check_value(item: dataclasses.Field[Any], hint: Any, value: Any) -> None:
 
 def _check_type(name: str, hint: Any, value: Any) -> None:
     if get_origin(hint) is tuple:
-        ok = isinstance(value, tuple) and all(isinstance(part, str) for part in value)
+        ok = _is_tuple(value) and all(isinstance(part, str) for part in value)
         require(ok, name, _spelled(value), "give a list of texts")
     else:
         parts = () if get_origin(hint) is Literal else get_args(hint)
         allowed = [_plain_type(part) for part in parts] or [_plain_type(hint)]
         require(any(_is_a(value, kind) for kind in allowed), name, _spelled(value), f"give {_named(allowed)}")
+
+
+def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(value, tuple)
 
 
 def _is_text(text: str) -> bool:
@@ -244,7 +248,7 @@ def _check_words(item: dataclasses.Field[Any], hint: Any, value: Any) -> None:
     if choices := choices_of(item, hint):
         require(value in choices, item.name, repr(value), "choose one of " + ", ".join(choices))
     words = words_in(hint)
-    for part in value if isinstance(value, tuple) and words else ():
+    for part in value if _is_tuple(value) and words else ():
         require(part in words, item.name, repr(part), "choose from " + ", ".join(words))
     if words and isinstance(value, str):
         require(value in words, item.name, repr(value), _number_or(words[0], said(item).range or Range()))
@@ -279,5 +283,5 @@ def built(cls: type, values: Any) -> Any:
     for name, value in values.items():
         if name in groups_of(cls):
             value = built(hints[name], value)
-        ready[name] = tuple(value) if isinstance(value, list) else value
+        ready[name] = tuple(cast("list[Any]", value)) if isinstance(value, list) else value
     return cls(**ready)

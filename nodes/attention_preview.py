@@ -69,7 +69,7 @@ class APTAttentionAlignPreview(io.ComfyNode):
         check_ranges(shown, slots)
         _require_one_start(*("wired" if name in inputs else None for name in ("image", "vae", "latent")))
         _require_picture(inputs.get("draw"), "image" in inputs)
-        texts = {name: inputs.get(name) for name in ("prompt", "trigger", "class_word")}
+        texts: dict[str, Any] = {name: inputs.get(name) for name in ("prompt", "trigger", "class_word")}
         if "run" not in inputs and None not in texts.values():
             Texts.of(**texts)
         return True

@@ -21,7 +21,7 @@ AtPiece = Callable[[int, int], object]  # pieces done and all of them, before ea
 def tensor_hash(tensor: Tensor) -> str:
     """Of a plain tensor's type, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-    digest.update(memoryview(tensor.to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()))
+    digest.update(tensor.to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -124,7 +124,7 @@ def host_sender() -> Send:
     Each is given the id of the workflow it comes from, so that a page does not take it for another tab's node of the
     same number; None where the prompt came without a workflow.
     """
-    from server import PromptServer
+    from server import PromptServer  # pyright: ignore[reportMissingImports]
 
     server = PromptServer.instance
     workflows: dict[str, str | None] = {}
@@ -203,8 +203,8 @@ def answer_of(root: Path, run: str, after: str) -> tuple[int, str]:
 
 def register_routes() -> None:
     """Add the routes to the host's server, before it starts."""
-    from aiohttp import web
-    from server import PromptServer
+    from aiohttp import web  # pyright: ignore[reportMissingImports]
+    from server import PromptServer  # pyright: ignore[reportMissingImports]
 
     from .host.folders import runs_folder
     from .host.language import note_page_language

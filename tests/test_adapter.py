@@ -41,7 +41,7 @@ def output(unet: nn.Module, inputs: dict[str, object]) -> Tensor:
     return unet(**inputs).sample
 
 
-def tuned_unet(kind: str = "sd15", dtype: torch.dtype = torch.float32, **settings: object) -> UNet2DConditionModel:
+def tuned_unet(kind: str = "sd15", dtype: torch.dtype = torch.float32, **settings: object) -> nn.Module:
     """A UNet whose LoRA does something: lora_B is filled as after training."""
     unet = tiny_components(kind).unet.to(dtype)
     add_adapter(unet, **({"rank": 4, "alpha": 2.0, "seed": 1} | settings))  # type: ignore[arg-type]
@@ -334,7 +334,7 @@ def test_each_call_can_follow_its_own_timesteps() -> None:
 
     with torch.no_grad():
         full = called(timesteps)
-        with adapter.at_each_call():
+        with adapter.at_each_call(StableDiffusion()):
             found = [called(timesteps), called(timesteps.flip(0))]
         for at, prediction in zip((timesteps, timesteps.flip(0)), found, strict=True):
             with adapter.at(at):
@@ -350,7 +350,7 @@ def test_an_adapter_without_ranks_by_timestep_always_has_all() -> None:
         full = output(unet, inputs)
         with adapter.at(torch.tensor([900, 900])):
             assert torch.equal(output(unet, inputs), full)
-        with adapter.at_each_call():
+        with adapter.at_each_call(StableDiffusion()):
             assert torch.equal(unet(*(inputs[name] for name in POSITIONAL)).sample, full)
 
 

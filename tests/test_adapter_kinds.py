@@ -24,8 +24,7 @@ from apt_train.errors import InputError
 from apt_train.events import StopTraining
 from apt_train.families.components import Components
 from apt_train.rng import generator
-from apt_train.run.export import check_lora_keys, lora_to_kohya, save_lora
-from apt_train.run.lora_names import kohya_name
+from apt_train.run.export import check_lora_keys, kohya_name, lora_to_kohya, save_lora
 from apt_train.sample.apply import personalized
 from tests.test_adapter import inputs_of, output
 from tests.tiny import tiny_components

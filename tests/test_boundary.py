@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -73,6 +74,12 @@ FLOORS = (
 DOORS = {"__init__.py", "__main__.py", "cli.py", "indicator.py", "losses.py", "augment.py"}  # open onto every floor
 
 
+def room_of(path: Path) -> str:
+    """The room that a file of the package stands in; "" beside them."""
+    first, *inner = path.relative_to(PACKAGE).parts
+    return first if inner else ""
+
+
 def rooms_called(path: Path, tree: ast.Module) -> set[str]:
     """The rooms of the package that a file imports from, "" for the files beside them."""
     home = path.relative_to(PACKAGE).parts[:-1]
@@ -88,9 +95,33 @@ def rooms_called(path: Path, tree: ast.Module) -> set[str]:
 def test_a_floor_calls_only_floors_below_it(room: str) -> None:
     above = set(FLOORS[FLOORS.index(room) + 1 :] if room else FLOORS)
     for path, tree in trees().items():
-        parts = path.relative_to(PACKAGE).parts
-        if (parts[0] if len(parts) > 1 else "") == room and (room or parts[0] not in DOORS):
+        if room_of(path) == room and (room or path.name not in DOORS):
             assert not rooms_called(path, tree) & above, path
+
+
+OF_ONE_FAMILY = re.compile(
+    r"is_sdxl|\bsd15\b|\bsdxl\b|\battn[12]\b|\b(?:up|down|mid)_blocks?\b|UNet2D\w*|StableDiffusion\b"
+)
+DEFAULT_NETWORK = "families/components.py"  # what a caller who names none has always got
+
+
+def test_one_family_is_known_in_its_own_folder_alone() -> None:
+    """In code, not in comments and docstrings; among the nodes in the room that knows the host's models."""
+    nodes = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(NODES.glob("*.py"))}
+    for path, tree in {**trees(), **nodes}.items():
+        if path.is_relative_to(PACKAGE / "families" / "sd") or path == PACKAGE / DEFAULT_NETWORK:
+            continue
+        known = [text for text in _words(tree) if OF_ONE_FAMILY.search(text)]
+        assert not known, f"{path}: {known}"
+
+
+def _words(tree: ast.AST) -> Iterator[str]:
+    """Names and short texts; a sentence may speak of a model."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Name, ast.Attribute, ast.alias)):
+            yield getattr(node, "id", None) or getattr(node, "attr", None) or getattr(node, "name", "")
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
+            yield node.value
 
 
 def test_every_folder_is_a_floor() -> None:

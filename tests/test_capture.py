@@ -34,7 +34,7 @@ def inputs_of(kind: str, count: int = 2) -> dict[str, Any]:
     }
 
 
-def tuned_unet(kind: str, *, recompute: bool = False) -> UNet2DConditionModel:
+def tuned_unet(kind: str, *, recompute: bool = False) -> nn.Module:
     unet = tiny_components(kind).unet
     add_adapter(unet, rank=4, alpha=4.0, seed=0)
     draws = generator("capture adapter")
@@ -104,10 +104,9 @@ class Scores:
         self.kept, self.name = kept, name
 
     def __call__(self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object) -> Tensor:
-        query, key, value = (
-            attn.head_to_batch_dim(part)
-            for part in (attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
-        )
+        assert attn.to_k is not None and attn.to_v is not None
+        parts = (attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
+        query, key, value = map(attn.head_to_batch_dim, parts)
         scores = attn.get_attention_scores(query, key)
         self.kept[self.name] = scores.unflatten(0, (-1, attn.heads))
         return attn.to_out[0](attn.batch_to_head_dim(scores @ value))
@@ -126,7 +125,7 @@ def test_maps_equal_the_scores_of_diffusers_own_processor(kind: str) -> None:
     assert maps.keys() == theirs.keys()
     for name, found in maps.items():
         torch.testing.assert_close(found, theirs[name], rtol=1e-4, atol=1e-6)
-        heads = unet.get_submodule(name).heads
+        heads: Any = unet.get_submodule(name).heads
         assert found.shape == (2, heads, found.shape[2], TOKENS) and heads > 1
         torch.testing.assert_close(found.sum(-1), torch.ones(found.shape[:-1]))
     spread = torch.stack([found.std() for found in maps.values()])

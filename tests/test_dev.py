@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +38,20 @@ def test_help_names_every_command(options: list[str]) -> None:
     assert done.returncode == 0
     commands = ("demo", "test", "test --oldest", "lint", "docs", "bench", "host", "fuzz")
     assert all(f"python dev.py {command}" in done.stdout for command in commands)
+
+
+def test_all_code_is_typed_and_the_trainer_strictly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the strict rules two are off: what they would name is how torch, numpy and matplotlib are annotated."""
+    asked: list[list[str]] = []
+    monkeypatch.setattr(dev, "prepare", lambda *_, **__: "python")
+    monkeypatch.setattr(dev, "run", lambda command: len(asked.append(command) or ()))
+    assert dev.lint() == 0
+    assert [command[5:] for command in asked if "pyright" in command] == [[], ["--project", "pyright.basic.json"]]
+    text = (dev.ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[tool.pyright]")[2].partition("\n[")[0]
+    assert 'include = ["apt_train"]' in text and 'typeCheckingMode = "strict"' in text
+    assert re.findall(r"^report\w+ = (\w+)", text, re.MULTILINE) == ["false", "false"]
+    basic = (dev.ROOT / "pyright.basic.json").read_text(encoding="utf-8")
+    assert '"include": ["nodes", "benchmarks", "tests", "dev.py"]' in basic
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from apt_train.adapter import Adapter, add_adapter
 from apt_train.errors import InputError
 from apt_train.families.components import Components, Family
-from apt_train.run.export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
-from apt_train.run.lora_names import kohya_name, sgm_path
+from apt_train.families.sd.file_words import FILE_WORDS, sgm_path
+from apt_train.run.export import check_lora_keys, kohya_name, lora_to_kohya, save_embedding, save_lora
 from tests.tiny import tiny_components
 
-SDXL = Family("sdxl", 1024, 8)
-SD15 = Family("sd15", 512, 8)
+SDXL = Family("sdxl", 1024, 8, FILE_WORDS["sdxl"])
+SD15 = Family("sd15", 512, 8, FILE_WORDS["sd15"])
 
 
 def _adapted(kind: str, *, rank: int = 3, alpha: float = 1.5, targets: str = "attention") -> Components:

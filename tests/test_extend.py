@@ -9,7 +9,7 @@ import importlib
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 
 from apt_train.families.noise import scaled_linear_schedule
+from apt_train.report.plots import part_figure
+from apt_train.report.run_files import read_run
+from tests.synthetic_run import write_run
 from tests.tiny import tiny_components
 from tests.training import pictures, quick_config
 
@@ -44,6 +47,16 @@ def _applied(text: str, hunk: list[str]) -> str:
     return text.replace(old, new)
 
 
+def trained(module: Callable[[str], Any], **settings: Any) -> list[dict[str, Any]]:
+    values = quick_config(steps=3, watch_drift=False).to_dict()
+    for name, value in settings.items():
+        groups = [values, *(group for group in values.values() if isinstance(group, dict))]
+        next((group for group in groups[::-1] if name in group), values["apt"])[name] = value
+    config, kind, events = module("config").TrainConfig.from_dict(values), module("events").StepEvent, []
+    module("training.loop").train(tiny_components(), pictures(), config, device="cpu", on_event=events.append)
+    return [event.log_line() for event in events if isinstance(event, kind)]
+
+
 class Copy:
     """The trainer with a page's change, under another name."""
 
@@ -62,13 +75,7 @@ class Copy:
 
     def train(self, **settings: Any) -> list[dict[str, Any]]:
         """Three steps; the lines that the log would hold."""
-        values = quick_config(steps=3, watch_drift=False).to_dict()
-        for name, value in settings.items():
-            groups = [values, *(group for group in values.values() if isinstance(group, dict))]
-            next((group for group in groups[::-1] if name in group), values["apt"])[name] = value
-        config, kind, events = self.module("config").TrainConfig.from_dict(values), self.module("events").StepEvent, []
-        self.module("training.loop").train(tiny_components(), pictures(), config, device="cpu", on_event=events.append)
-        return [event.log_line() for event in events if isinstance(event, kind)]
+        return trained(self.module, **settings)
 
     def help(self) -> str:
         commands = self.module("cli").build_parser()._subparsers._group_actions[0].choices
@@ -112,6 +119,17 @@ def test_the_optimizer_of_the_page_is_trained_with(copy: Copy) -> None:
     nadam, adamw = (copy.train(optimizer=name) for name in ("nadam", "adamw"))
     assert nadam[0] == adamw[0] and nadam[2]["loss"] != adamw[2]["loss"]
     assert "nadam" in copy.help()
+
+
+@pytest.mark.parametrize("copy", ["number"], indirect=True)
+def test_the_number_of_the_page_is_logged_and_drawn_and_changes_nothing_else(copy: Copy, tmp_path: Path) -> None:
+    with_it = copy.train()
+    norms = [line.pop("numbers")["weight_norm"] for line in with_it]
+    assert len(set(norms)) == 3 and all(norm > 0 for norm in norms)
+    assert with_it == trained(lambda path: importlib.import_module(f"apt_train.{path}"))
+    folder = write_run(tmp_path / "run", [{**line, "numbers": {"weight_norm": 1.0}} for line in with_it])
+    figure = part_figure("losses", read_run(folder))
+    assert "Weight norm" in [axes.get_title(loc="left") for axes in figure.axes]
 
 
 @pytest.mark.parametrize("copy", ["term", "weighting"], indirect=True)

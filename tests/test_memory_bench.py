@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def row(kind: str, checkpointing: bool, method: Method) -> Row:
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_and_lora_are_those_summed_by_hand(kind: str) -> None:
     parts, found = tiny_components(kind), row(kind, True, "apt")
-    linear = [m for n, m in parts.unet.named_modules() if n.endswith(("to_q", "to_k", "to_v", "to_out.0"))]
+    linear: list[Any] = [m for n, m in parts.unet.named_modules() if n.endswith(("to_q", "to_k", "to_v", "to_out.0"))]
     lora = sum(RANK * (layer.in_features + layer.out_features) for layer in linear)
     assert found.adapter == (1 + 1 + 2) * 4 * lora  # weights, gradients, two moments
     assert found.unet == 4 * sum(tensor.numel() for tensor in parts.unet.state_dict().values())

@@ -17,10 +17,12 @@ from safetensors import safe_open
 from apt_train.config import AdapterConfig, TrainConfig
 from apt_train.disk.tensor_writer import header_bytes
 from apt_train.families.components import Family
+from apt_train.families.sd.file_words import FILE_WORDS
 from apt_train.run.export import save_embedding, save_lora
 from apt_train.run.metadata import MAX_HEADER, embedding_metadata, file_name, fit_metadata, lora_metadata
 
-FAMILIES = {name: Family(name, side, 8) for name, side in (("sd15", 512), ("sdxl", 1024), ("custom", 64))}  # type: ignore[arg-type]
+SIDES = {"sd15": 512, "sdxl": 1024, "custom": 64}
+FAMILIES = {name: Family(name, side, 8, FILE_WORDS[name]) for name, side in SIDES.items()}
 
 
 def _metadata(**changes: Any) -> dict[str, str]:

@@ -21,7 +21,7 @@ import apt_train
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib  # comes with pytest
+    import tomli as tomllib  # comes with pytest  # pyright: ignore[reportMissingImports]
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "apt_train"

@@ -51,7 +51,7 @@ def read(columns: Any) -> Any:
         pieces, position = [], 1
         for word in re.findall(r"embedding:\w+|[a-z]+|[^\sa-z]", re.sub(r"[()]|:[\d.]+\)", " ", text.lower())):
             if word.startswith("embedding:"):
-                groups = [tuple(f"{word}{row}".encode() for row in range(int(word[10])))]
+                groups: list[tuple[Any, ...]] = [tuple(f"{word}{row}".encode() for row in range(int(word[10])))]
             else:
                 groups = [(word[i : i + 6],) for i in range(0, len(word), 6)]
             for keys in groups:
@@ -60,7 +60,7 @@ def read(columns: Any) -> Any:
                     position += 2 if position % ROOM == ROOM - 1 else 0  # over a chunk's end and the next one's start
                     places.append(position)
                     position += 1
-                label = word[10:] if len(keys) > 1 else str(keys[0])
+                label = word[10:] if len(keys) > 1 else str(*keys)
                 pieces.append(columns.Piece(label, keys, tuple(places)))
         return columns.Reading(tuple(pieces), (position // ROOM + 1) * ROOM)
 

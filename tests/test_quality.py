@@ -406,7 +406,7 @@ def test_t_lora_masks_its_ranks_when_it_is_measured(small: Task) -> None:
                 return components.unet(noisy, torch.tensor(timestep), encoder_hidden_states=text).sample
 
         plain = ask(0), ask(999)
-        with adapter.at_each_call():
+        with adapter.at_each_call(components.network):
             masked = ask(0), ask(999)
         assert torch.allclose(masked[0], plain[0]) and not torch.allclose(masked[1], plain[1], atol=1e-3)
         assert torch.equal(ask(999), plain[1]), "nothing stays on the UNet"

@@ -433,6 +433,15 @@ def test_bins_never_trained_are_owned_up_to(tmp_path) -> None:
     assert "Only 1 of 10 timestep bins were trained" in told(tmp_path, lines)
 
 
+def test_a_further_number_is_drawn_under_its_name_and_none_takes_a_terms_place(tmp_path) -> None:
+    numbers = {"weight_norm": 2.0, "denoising": 7.0, "loss": 7.0}
+    lines = [plain_line(step, [0.1], numbers=numbers if step > 1 else {}) for step in (1, 2, 3)]
+    run = read_run(write_run(tmp_path, lines))
+    assert list(run.log.numbers) == ["weight_norm"] and run.log.terms["denoising"].max() < 7
+    titles = [axes.get_title(loc="left") for axes in part_figure("losses", run).axes]
+    assert titles.count("Weight norm") == 1 and "Denoising" in titles[1]
+
+
 def test_a_term_is_shown_as_the_run_said_and_else_by_its_name(tmp_path) -> None:
     """A term that this version has never heard of, and one of a run that says nothing of its terms."""
     lines = [plain_line(step, [0.1], l2_pull=0.5, grad_norm_terms={"l2_pull": 1.0}) for step in (1, 2, 3)]
@@ -514,11 +523,6 @@ def test_a_step_logged_twice_counts_as_last_logged(tmp_path) -> None:
 
 def set_config(folder: Path, stored: object) -> None:
     (folder / "config.json").write_text(stored if isinstance(stored, str) else json.dumps(stored))
-
-
-def edit_log(folder: Path, edit) -> None:
-    lines = (folder / "log.jsonl").read_text().splitlines()
-    (folder / "log.jsonl").write_text("\n".join(edit(lines)) + "\n")
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,10 @@ def other_prediction() -> Components:
     return dataclasses.replace(parts, schedule=dataclasses.replace(parts.schedule, prediction_type="v_prediction"))
 
 
+def halved_mask(image: Any) -> Any:
+    return image.mask * 0.5
+
+
 DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
     "weights": ({"components": other_weights}, "another checkpoint or VAE"),
     "prediction": (
@@ -64,7 +68,7 @@ DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
         "the same pictures under other names, which puts them in another order",
     ),
     "captions": ({"images": lambda: changed(begun(), caption=lambda _: "a toy in snow")}, "other captions"),
-    "masks": ({"images": lambda: changed(begun(), mask=lambda i: i.mask * 0.5)}, "other masks"),
+    "masks": ({"images": lambda: changed(begun(), mask=halved_mask)}, "other masks"),
     "no mask": ({"images": lambda: changed(begun(), mask=lambda _: None)}, "other masks"),
     "prior images": ({"prior_images": lambda: pictures(seed=5)}, "other prior images"),
     "settings": ({"learning_rate": lambda: 0.5}, r"other settings \(learning_rate was 0.01, now 0.5\)"),

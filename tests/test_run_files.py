@@ -165,6 +165,10 @@ BROKEN: dict[str, bytes] = {
     "other bins": a_line(gamma=[0.5] * 9),
     "no loss": json.dumps({"step": 3}).encode(),
     "drift as list": a_line(drift=[1]),
+    "numbers as list": a_line(numbers=["weight_norm"]),
+    "a number as text": a_line(numbers={"weight_norm": "big"}),
+    "a number that is a formula": a_line(numbers={"$\\frac{": 1.0}),
+    "a thousand numbers": a_line(numbers={f"n{i}": 1.0 for i in range(1000)}),
     "timesteps as text": a_line(timestep=["1"]),
     "huge": b'{"step": 3, "loss": 1, "x": "' + b"y" * (9 << 20) + b'"}',
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import types
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,10 @@ def pipeline_latents(components: Components, scheduler: DDIMScheduler, condition
         latents=torch.stack([initial_noise(3, k, (4, 16, 24)) for k in range(rows)]),
         height=64, width=96, num_inference_steps=5, guidance_scale=guidance, output_type="latent",
     )  # fmt: skip
-    parts = dict(vae=components.vae, text_encoder=None, tokenizer=None, unet=components.unet, scheduler=scheduler)
+    parts: dict[str, Any] = dict(
+        vae=components.vae, text_encoder=None, tokenizer=None, unet=components.unet, scheduler=scheduler
+    )
+    pipeline: Any
     if reads_size_ids(components.unet):
         pipeline = StableDiffusionXLPipeline(
             **parts, text_encoder_2=components.text_encoders[1].model, tokenizer_2=None, add_watermarker=False

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,12 +15,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch import Tensor
 
 from apt_train.adapter import Adapter, add_adapter
 from apt_train.config import LrSchedule, TrainConfig
 from apt_train.data.dataset import ImageSet
 from apt_train.errors import InputError
-from apt_train.events import BusyEvent, NoticeEvent, PreviewEvent, StopTraining
+from apt_train.events import BusyEvent, NoticeEvent, PreviewEvent, StepEvent, StopTraining, TrainResult
 from apt_train.rng import generator
 from apt_train.run.export import lora_to_kohya
 from apt_train.training import finish, update
@@ -468,7 +471,8 @@ def test_prior_preservation_adds_its_loss_and_never_enters_the_indicator() -> No
     first = run(steps=1, on_event=plain)
     second = run(steps=1, on_event=kept, prior_images=pictures(2, seed=5))
     assert plain.steps[0].prior_preservation is None and kept.steps[0].prior_preservation > 0  # type: ignore[operator]
-    assert kept.steps[0].loss == pytest.approx(plain.steps[0].loss + kept.steps[0].prior_preservation)
+    added = kept.steps[0].prior_preservation
+    assert added is not None and kept.steps[0].loss == pytest.approx(plain.steps[0].loss + added)
     assert kept.steps[0].gamma == plain.steps[0].gamma
     assert not same_weights(first, second)
 
@@ -549,6 +553,81 @@ ALL_ACT: dict[str, Any] = {  # in four steps: gamma rises at once, so that varia
 }
 
 
+@dataclasses.dataclass
+class Seen:
+    """A run, and what an effect is looked for in."""
+
+    result: TrainResult
+    steps: list[StepEvent]
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [step.log_line() for step in self.steps]
+
+    def weighs(self, term: str, more: float, before: Seen) -> bool:
+        """In the second step, up to which runs that differ in a regulariser's weight are the same: it was 0."""
+        (first, now), (same, then) = self.steps[:2], before.steps[:2]
+        raw = now.terms[term] or 0.0
+        assert raw > 0 and first.loss == pytest.approx(same.loss) and raw == pytest.approx(then.terms[term], rel=1e-3)
+        return now.loss - then.loss == pytest.approx(more * raw, rel=1e-2)
+
+    def last(self, name: str) -> Any:
+        """A term, raw, in the last step."""
+        return self.steps[-1].terms.get(name)
+
+    def of(self, part: str) -> list[Tensor]:
+        return [tensor for name, tensor in self.result.lora.items() if name.endswith(part)]
+
+    def size(self, part: str) -> float:
+        return sum(float(tensor.square().sum()) for tensor in self.of(part)) ** 0.5
+
+    def words_moved(self) -> float:
+        """How far the learned rows are from the init word's."""
+        table = tiny_components().text_encoders[0].table
+        row = (self.result.embeddings or {})["clip_l"]
+        return float((table - row).norm(dim=1).min())
+
+    def plain_sum(self) -> float:
+        """Of the last step's weighted terms, the denoising loss as it is."""
+        weights = {"denoising": 1.0, "stabilization": ALL_ACT["dist_weight"], "alignment": ALL_ACT["attn_weight"]}
+        return sum(weight * (self.last(name) or 0.0) for name, weight in weights.items())
+
+
+def seen(**settings: Any) -> Seen:
+    recorder = Recorder()
+    return Seen(run(**{**ALL_ACT, **settings}, on_event=recorder), recorder.steps)
+
+
+# What the help promises, looked for in the run with the changed setting and in the one without.
+EFFECTS: dict[str, Callable[[Seen, Seen], bool]] = {
+    "identifier_mode": lambda now, before: now.result.embeddings is None and before.result.embeddings is not None,
+    "method": lambda now, before: set(now.steps[0].terms) == {"denoising"} and max(now.steps[-1].gamma) == 0,
+    "steps": lambda now, before: len(now.steps) == 3 and now.lines() == before.lines()[:3],
+    "seed": lambda now, before: [s.timestep for s in now.steps] != [s.timestep for s in before.steps],
+    "rank": lambda now, before: {len(down) for down in now.of("lora_down.weight")} == {3},
+    "alpha": lambda now, before: {float(alpha) for alpha in now.of(".alpha")} == {8.0},
+    "targets": lambda now, before: any("_ff_net_" in name for name in now.result.lora.keys() - before.result.lora),
+    "kind": lambda now, before: float(now.of(".alpha")[0]) == float(before.of(".alpha")[0]) * 4**0.5,  # of rank 4
+    "adaptive_loss_weight": lambda now, before: (
+        now.steps[-1].loss == pytest.approx(now.plain_sum()) and before.steps[-1].loss < 0.99 * before.plain_sum()
+    ),
+    "bins": lambda now, before: len(now.steps[-1].gamma) == 3,
+    "temperature": lambda now, before: sum(now.steps[-1].gamma) < sum(before.steps[-1].gamma),
+    "stabilization": lambda now, before: "stabilization" not in now.steps[-1].terms,
+    "dist_weight": lambda now, before: now.weighs("stabilization", 50.0 - ALL_ACT["dist_weight"], before),
+    "alignment": lambda now, before: "alignment" not in now.steps[-1].terms,
+    "attn_weight": lambda now, before: now.weighs("alignment", 500.0 - ALL_ACT["attn_weight"], before),
+    "lazy_prior": lambda now, before: [s.stabilization is None for s in now.steps] == [False, True, False, True],
+    "learning_rate": lambda now, before: now.steps[0].lr == 1e-3 and now.size("up.weight") < before.size("up.weight"),
+    "embedding_learning_rate": lambda now, before: now.words_moved() > before.words_moved(),
+    "epsilon": lambda now, before: now.size("up.weight") < before.size("up.weight"),
+    "weight_decay": lambda now, before: now.size("down.weight") < before.size("down.weight"),
+    "max_grad_norm": lambda now, before: now.size("up.weight") < before.size("up.weight"),
+    "lr_schedule": lambda now, before: [s.lr for s in now.steps] == sorted((s.lr for s in now.steps), reverse=True),
+    "batch_size": lambda now, before: {len(s.timestep) for s in now.steps} == {1},
+    "accumulation": lambda now, before: {len(s.timestep) for s in now.steps} == {4},
+}
+
+
 @pytest.fixture(scope="module")
 def baseline() -> Any:
     """The run that each setting is compared with; kept by what the comparison needs."""
@@ -556,7 +635,7 @@ def baseline() -> Any:
 
     def of(**needs: Any) -> Any:
         key = json.dumps(needs)
-        kept[key] = kept.get(key) or run(**ALL_ACT, **needs)
+        kept[key] = kept.get(key) or seen(**needs)
         return kept[key]
 
     return of
@@ -564,8 +643,15 @@ def baseline() -> Any:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_every_setting_changes_the_trained_weights(name: str, baseline: Any) -> None:
+    """In the direction that its help promises, where a few steps can show one."""
     needs = NEEDS.get(name, {})
-    assert not same_weights(run(**{**ALL_ACT, **needs, name: CHANGES[name]}), baseline(**needs))
+    now, before = seen(**needs, **{name: CHANGES[name]}), baseline(**needs)
+    assert not same_weights(now.result, before.result)
+    assert EFFECTS.get(name, lambda *_: True)(now, before)
+
+
+def test_pictures_that_are_never_drawn_augmented_are_as_without_the_augmentation(baseline: Any) -> None:
+    assert same_weights(baseline(p_max=0.0).result, baseline(adaptive_augmentation=False).result)
 
 
 def test_settings_that_act_under_conditions(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from apt_train.families.components import Components, Family, TextEncoder
 from apt_train.families.noise import scaled_linear_schedule
+from apt_train.families.sd.file_words import FILE_WORDS
 
 WORDS = (
     "a photo of toy dog teddy bear sub submarine on grass sand snow in the park red blue green big small ball "
@@ -133,7 +134,7 @@ def tiny_components(kind: str = "sd15", prediction_type: str = "epsilon", seed: 
         return vae.decode(latents / 0.5).sample
 
     schedule = scaled_linear_schedule(prediction_type=prediction_type)  # type: ignore[arg-type]
-    family = Family(name=kind, resolution=64, vae_factor=4)  # type: ignore[arg-type]
+    family = Family(kind, 64, 4, FILE_WORDS[kind])
     return Components(
         unet,
         encoders,

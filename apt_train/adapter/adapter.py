@@ -1,14 +1,14 @@
 """The adapter on a UNet, by peft: its layers are found once, then no step walks over the module tree again.
 
 In: on and off, ranks by timestep, the weights in and out. Not in: which kinds there are (`adapter_kinds`), names
-in a file (`export`, `lora_names`).
+in a file (`export`).
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any, Literal, cast
 
 import torch
 from peft import inject_adapter_in_model
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..adapter_kinds import KINDS, Kind
 from ..errors import InputError
+from ..families.network import Network
 from ..rng import seeded
 from .ranks import RankByTimestep
 
@@ -29,7 +30,7 @@ FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 class Adapter:
     """The adapter that a UNet carries.
 
-    `parameters`: float32, by module path without the adapter's own name (`...attn1.to_q.lora_A.weight`). `ranks`: which
+    `parameters`: float32, by module path without the adapter's own name (`...to_q.lora_A.weight`). `ranks`: which
     of its ranks act at which timestep, inside `at`; None: all of them always.
     """
 
@@ -42,7 +43,7 @@ class Adapter:
             if ADAPTER in name.split(".")
         }
         # peft's own switch visits every parameter, and a module's `__setattr__` is slow: seconds in a run, for a flag.
-        self._switches = [vars(layer) for layer in self._layers.values()]
+        self._switches: list[dict[str, Any]] = [vars(layer) for layer in self._layers.values()]
         self._mask: Tensor | None = None
         # They stay on, so that gradient checkpointing recomputes with the same mask.
         assert ranks is None or KINDS[kind].by_rank, f"{kind} has no ranks to take away"
@@ -50,7 +51,7 @@ class Adapter:
         self._hooks = [down.register_forward_hook(self._apply_mask) for down in downs]
 
     @contextlib.contextmanager
-    def disabled(self) -> Iterator[None]:
+    def disabled(self) -> Generator[None]:
         """Inside the block the UNet is the prior, to the bit."""
         on = [switch for switch in self._switches if not switch.get(_OFF)]  # off already: left to who did it
         try:
@@ -62,7 +63,7 @@ class Adapter:
                 switch[_OFF] = False
 
     @contextlib.contextmanager
-    def at(self, timesteps: Tensor) -> Iterator[None]:
+    def at(self, timesteps: Tensor) -> Generator[None]:
         """Inside the block each sample has the ranks of its timestep, int64 (N,); also in a backward pass there."""
         self._mask = self._ranks.mask(timesteps) if self._ranks else None
         try:
@@ -71,15 +72,14 @@ class Adapter:
             self._mask = None
 
     @contextlib.contextmanager
-    def at_each_call(self) -> Iterator[None]:
+    def at_each_call(self, network: Network) -> Generator[None]:
         """Inside the block each call of the UNet has the ranks of its own timesteps, as T-LoRA draws pictures.
 
-        A LoRA file cannot say so, and other programs draw with all ranks. The timesteps are the call's second argument,
-        as Stable Diffusion's UNet has them.
+        A LoRA file cannot say so, and other programs draw with all ranks. `network`: says where a call has them.
         """
 
         def follow(_unet: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self._mask = self._ranks.mask(inputs[1].reshape(-1)) if self._ranks else None
+            self._mask = self._ranks.mask(network.timesteps(inputs).reshape(-1)) if self._ranks else None
 
         hook = self._unet.register_forward_pre_hook(follow)
         try:
@@ -167,6 +167,6 @@ def _draw(parameters: Mapping[str, nn.Parameter], kind: Kind) -> None:
 
 def _layers(unet: nn.Module) -> Iterator[tuple[str, Any]]:
     # Any: peft's BaseTunerLayer is a mixin, a module only by its subclasses.
-    for name, module in unet.named_modules():
+    for name, module in cast("Iterator[tuple[str, nn.Module]]", unet.named_modules()):
         if isinstance(module, BaseTunerLayer):
             yield name, module

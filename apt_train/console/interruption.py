@@ -9,7 +9,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import FrameType
 from typing import Any
 
@@ -33,7 +33,7 @@ def exit_code(error: KeyboardInterrupt) -> int:
 
 
 @contextlib.contextmanager
-def handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+def handled(handler: Callable[[int, FrameType | None], Any]) -> Generator[None]:
     """Inside the block the handler answers every signal that asks for an end.
 
     What was to be ignored stays so, as `nohup` wants it; of Ctrl-C it is not known who wanted that. In a thread there
@@ -81,7 +81,7 @@ class Heard:
 
 
 @contextlib.contextmanager
-def interrupted_by_signals() -> Iterator[None]:
+def interrupted_by_signals() -> Generator[None]:
     """Inside the block every such signal raises `Interrupted`, as Ctrl-C does, so that nothing is left half done.
 
     It comes out of the block also where a library has swallowed it, or made another exception of it.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from types import FrameType, TracebackType
-from typing import TextIO
+from typing import NoReturn, TextIO
 
 import psutil
 import torch
@@ -74,8 +74,8 @@ class _Terminal:
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self._bar: tqdm | None = None
-        self._busy_line: tqdm | None = None
+        self._bar: tqdm[NoReturn] | None = None
+        self._busy_line: tqdm[NoReturn] | None = None
 
     def say(self, text: str) -> None:
         tqdm.write(text, file=self._file)
@@ -151,7 +151,7 @@ class _Lines:
 
 
 @contextlib.contextmanager
-def stop_on_interrupt(progress: Progress, has_begun: Callable[[], bool] = lambda: True) -> Iterator[None]:
+def stop_on_interrupt(progress: Progress, has_begun: Callable[[], bool] = lambda: True) -> Generator[None]:
     """Inside the block the first signal lets the step end and asks for a stop; a second one aborts.
 
     Before the first step there is nothing to save, so the first one aborts, too. `has_begun`: whether that is over.

@@ -9,7 +9,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, TextIO, cast
 
 # The pipe is closed, the disk full, the terminal gone; the stream was closed; a signal came while it was written to.
@@ -59,7 +59,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 @contextlib.contextmanager
-def lossy_output() -> Iterator[None]:
+def lossy_output() -> Generator[None]:
     """Inside the block nothing that is printed can raise, nor at the interpreter's end what is still unwritten."""
     _fill_closed_places()
     before = sys.stdout, sys.stderr

@@ -102,7 +102,8 @@ def draw_variant(
     Returns:
         The picture; its mask (None if there was none); bool (1, H, W), False on the fill.
     """
-    zoom, turn, x, y, mirror, *colors = torch.rand(8, generator=generator, dtype=torch.float64).tolist()
+    draws = torch.rand(8, generator=generator, dtype=torch.float64)
+    zoom, turn, x, y, mirror, *colors = map(float, draws)
     if "color" in kinds:
         image = _jitter_color(image, *(1 + COLOR_RANGE * (2 * value - 1) for value in colors))
     if "flip" in kinds and mirror < 0.5:

@@ -73,7 +73,7 @@ def _draw_sample(
     bank: LatentBank, bucket: list[int], p_aug: Tensor, num_timesteps: int, draws: torch.Generator, mask_fill: bool
 ) -> Sample:
     timestep = int(torch.randint(num_timesteps, (1,), generator=draws))
-    chance, pick, choice = torch.rand(3, generator=draws, dtype=torch.float64).tolist()
+    chance, pick, choice = map(float, torch.rand(3, generator=draws, dtype=torch.float64))
     image = bucket[int(pick * len(bucket))]
     augmented = chance < float(p_aug[timestep * len(p_aug) // num_timesteps]) and bank.variants > 0
     variant = 1 + int(choice * bank.variants) if augmented else 0

@@ -94,7 +94,7 @@ def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
 
 def bucket_notes(prepared: Sequence[Prepared]) -> list[str]:
     """What the user should know: the sizes if there are several, the pictures enlarged, and those cropped by much."""
-    notes = []
+    notes: list[str] = []
     counts = Counter(item.bucket for item in prepared)
     if len(counts) > 1:
         sizes = ", ".join(f"{width} x {height}: {count}" for (height, width), count in sorted(counts.items()))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageCms, features
@@ -60,12 +60,12 @@ def _conversion(profile: bytes | None, mode: str) -> ToSrgb:
     if profile is None or len(profile) > MAX_PROFILE:
         raise ValueError("no usable profile")
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    core: Any = source.profile
+    core = cast("Any", source.profile)
     takes = _MODES[core.xcolor_space.strip()]
     # A grey picture may carry the RGB profile of the program that wrote it; CMYK fits CMYK alone.
     if (takes == "CMYK") != (mode == "CMYK") or (takes == "L" and mode not in _GREYS):
         raise ValueError("a profile for another kind of picture")
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    srgb = ImageCms.ImageCmsProfile(cast("Any", ImageCms.createProfile("sRGB")))
     return ToSrgb(takes, ImageCms.buildTransform(source, srgb, takes, "RGB"))
 
 

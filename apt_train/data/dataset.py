@@ -111,7 +111,7 @@ class ImageSet:
 
     images: list[TrainImage]
     digest: str  # sha256 over pixels, captions and masks in order; file and folder names do not count
-    notes: list[str] = field(default_factory=list)  # sentences to show once
+    notes: list[str] = field(default_factory=list[str])  # sentences to show once
 
     def repeats(self) -> list[str]:
         """A sentence for each picture that is there more than once: it counts as often, and is most often left over."""

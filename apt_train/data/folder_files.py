@@ -49,25 +49,25 @@ class PictureFiles:
 class Folder:
     """A folder's files by what they are."""
 
-    pictures: list[PictureFiles] = field(default_factory=list)  # by name
-    with_pictures: list[Path] = field(default_factory=list)  # sub-folders, which are not read
-    notes: list[str] = field(default_factory=list)
+    pictures: list[PictureFiles] = field(default_factory=list[PictureFiles])  # by name
+    with_pictures: list[Path] = field(default_factory=list[Path])  # sub-folders, which are not read
+    notes: list[str] = field(default_factory=list[str])
 
 
 @dataclass
 class _Found:
     """Visible entries by what their names and, where these say nothing, their contents make of them."""
 
-    pictures: list[Path] = field(default_factory=list)
-    captions: list[Path] = field(default_factory=list)
-    masks: list[tuple[str, Path]] = field(default_factory=list)  # with the stem of their picture
-    conditions: list[Path] = field(default_factory=list)
-    unread: list[Path] = field(default_factory=list)
-    misnamed: list[Path] = field(default_factory=list)
-    folders: list[Path] = field(default_factory=list)
-    others: list[Path] = field(default_factory=list)
-    hidden: list[Path] = field(default_factory=list)  # pictures, by content
-    by_picture: list[Path] = field(default_factory=list)  # masks for what a picture beside them is called
+    pictures: list[Path] = field(default_factory=list[Path])
+    captions: list[Path] = field(default_factory=list[Path])
+    masks: list[tuple[str, Path]] = field(default_factory=list[tuple[str, Path]])  # with the stem of their picture
+    conditions: list[Path] = field(default_factory=list[Path])
+    unread: list[Path] = field(default_factory=list[Path])
+    misnamed: list[Path] = field(default_factory=list[Path])
+    folders: list[Path] = field(default_factory=list[Path])
+    others: list[Path] = field(default_factory=list[Path])
+    hidden: list[Path] = field(default_factory=list[Path])  # pictures, by content
+    by_picture: list[Path] = field(default_factory=list[Path])  # masks for what a picture beside them is called
 
 
 def sort_folder(folder: Path) -> Folder:

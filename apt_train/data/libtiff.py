@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 
 _STDERR = 2
 
 
 @contextlib.contextmanager
-def unheard() -> Iterator[None]:
+def unheard() -> Generator[None]:
     """Inside the block nothing that C code writes to the error stream is shown. It is the whole process's stream."""
     try:
         kept = os.dup(_STDERR)

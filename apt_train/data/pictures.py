@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -138,7 +138,7 @@ def resize_mask(mask: Tensor, size: tuple[int, int], box: tuple[float, float, fl
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Without Pillow's own warnings, which name no picture; what matters of them is a remark or an error here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -187,7 +187,8 @@ def _read(name: str, source: Path | BareFile, background: Color, is_mask: bool) 
     file, formats = (
         (io.BytesIO(source.data), FORMATS) if isinstance(source, BareFile) else (source, _formats(source.suffix))
     )
-    with Image.open(file, formats=formats) as image:
+    image = Image.open(file, formats=formats)
+    with image:
         _check_size(name, image)
         with unheard() if image.format == "TIFF" else contextlib.nullcontext():
             image.load()

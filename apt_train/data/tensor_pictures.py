@@ -33,7 +33,7 @@ def to_mask(name: str, mask: Tensor) -> Tensor:
 
 def unbatch(tensors: Sequence[Tensor] | Tensor, dims: int) -> list[Tensor]:
     """Single pictures of `dims` dimensions, from a batch or a list of pictures and batches."""
-    parts = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    parts: Sequence[object] = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     single: list[Tensor] = []
     for part in parts:
         if not isinstance(part, Tensor):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def _run(output: Path, steps: int | None, seed: int) -> Path:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def _one_thread() -> Generator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -78,7 +78,12 @@ def recipe() -> dict[str, Any]:
 
 def demo_config(settings: dict[str, Any], method: str, *, steps: int | None, seed: int) -> TrainConfig:
     """Both runs share one recipe (`recipe.json`) and differ in the method alone; DreamBooth's indicator is watched."""
-    recipe = {**settings["recipe"], "class_word": settings["class_word"], "method": method, "seed": seed}
+    recipe: dict[str, Any] = {
+        **settings["recipe"],
+        "class_word": settings["class_word"],
+        "method": method,
+        "seed": seed,
+    }
     if steps is not None:
         recipe["steps"] = steps
     recipe["apt"] = {**recipe.get("apt", {}), "watch_indicator": True}

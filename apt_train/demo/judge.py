@@ -102,8 +102,9 @@ class Judge:
         ``object`` (default) is centred on the drawn world and meant for cosines between objects; ``scene`` is the
         surroundings' embedding; ``all`` joins both and is meant for distances between sets of pictures.
         """
-        things, scenes = [], []
-        for batch in images.split(256):
+        things: list[Tensor] = []
+        scenes: list[Tensor] = []
+        for batch in torch.split(images, 256):
             thing, scene = self.network.embed(batch.float())
             things.append(thing - self.network.object_centre)
             scenes.append(scene)
@@ -127,15 +128,15 @@ class Judge:
         empty, like ``pattern``, where the judge sees no object (``shape`` is ``none``).
         """
         logits: dict[str, list[Tensor]] = {}
-        for batch in images.split(256):
+        for batch in torch.split(images, 256):
             for name, value in self.network(batch.float()).items():
                 logits.setdefault(name, []).append(value)
         return self._read({name: torch.cat(values) for name, values in logits.items()})
 
     def _read(self, logits: dict[str, Tensor]) -> dict[str, list[str]]:
         exclusive = ("shape", "pattern", "ground", "place", "style")
-        seen = {name: [self.labels[name][i] for i in logits[name].argmax(1).tolist()] for name in exclusive}
-        ranked = logits["colours"].argsort(dim=1, descending=True).tolist()
+        seen = {name: [self.labels[name][int(i)] for i in logits[name].argmax(1)] for name in exclusive}
+        ranked = logits["colours"].argsort(dim=1, descending=True)
         seen["colours"] = []
         for row, shape in enumerate(seen["shape"]):
             if shape == "none":
@@ -143,7 +144,7 @@ class Judge:
                 seen["colours"].append("")
                 continue
             count = 1 if seen["pattern"][row] == "plain" else 2
-            seen["colours"].append("+".join(sorted(self.labels["colours"][i] for i in ranked[row][:count])))
+            seen["colours"].append("+".join(sorted(self.labels["colours"][int(i)] for i in ranked[row][:count])))
         return seen
 
 

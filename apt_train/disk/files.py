@@ -16,7 +16,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -226,7 +226,7 @@ def patiently(act: Callable[..., _T], *arguments: Any, **options: Any) -> _T:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path) -> Generator[Path]:
     """A temporary folder to fill; it takes the name `path` when the block ends, in place of what was there.
 
     Files written inside are flushed first, so a folder with the name `path` is whole. Any exception passes on

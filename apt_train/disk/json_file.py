@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import math
 import reprlib
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from ..errors import InputError
 from ..wording import printable
@@ -29,7 +30,7 @@ def read_json_object(path: Path, most_bytes: int = 1 << 20) -> dict[str, Any]:
         values = parse_json(path.read_bytes())
     except ValueError as error:
         raise InputError(f"{place(path)} is no readable JSON ({shown_error(error)}): {AGAIN}.") from None
-    if not isinstance(values, dict):
+    if not is_object(values):
         raise InputError(f"{place(path)} holds {kind_of(values)} instead of an object: {AGAIN}.")
     return values
 
@@ -45,6 +46,16 @@ def parse_json(raw: bytes, most_depth: int = MAX_DEPTH) -> Any:
     if _deeper_than(value, most_depth):
         raise ValueError("its values are nested too deeply")
     return value
+
+
+def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a value out of JSON is an object; its names are texts then."""
+    return isinstance(value, dict)
+
+
+def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether a value in or out of JSON is a list, which a tuple becomes there."""
+    return isinstance(value, (list, tuple))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -72,11 +83,14 @@ def _finite(text: str) -> float:
 def _deeper_than(value: Any, most: int) -> bool:
     layer = [value]
     for _ in range(most):
-        nested = [item for item in layer if isinstance(item, (dict, list))]
-        layer = [inner for item in nested for inner in (item.values() if isinstance(item, dict) else item)]
+        layer = [inner for item in layer for inner in _held(item)]
         if not layer:
             return False
-    return any(isinstance(item, (dict, list)) for item in layer)
+    return any(is_object(item) or is_list(item) for item in layer)
+
+
+def _held(value: Any) -> Collection[Any]:
+    return value.values() if is_object(value) else value if is_list(value) else ()
 
 
 def place(path: Path) -> str:
@@ -103,6 +117,12 @@ def short_name(text: str, most: int = 80) -> str:
     return plain if len(plain) <= most else f"{plain[:most]}..."
 
 
-def kind_of(value: Any) -> str:
-    names = {str: "a string", list: "a list", bool: "true or false", int: "a number", float: "a number"}
+def kind_of(value: object) -> str:
+    names: dict[type, str] = {
+        str: "a string",
+        list: "a list",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+    }
     return names.get(type(value), "nothing" if value is None else "an object")

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import InputError
-from .json_file import AGAIN, kind_of, parse_json, shown, shown_error
+from .json_file import AGAIN, is_list, is_object, kind_of, parse_json, shown, shown_error
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 MAX_HEADER = 10_000_000  # bytes; the format admits ten times as many, which as JSON could take gigabytes of memory
@@ -129,7 +129,7 @@ def _parse_header(path: Path, raw: bytes) -> tuple[dict[str, tuple[int, ...]], d
     """Shapes, metadata and the bytes of all tensors, which must lie one behind the other without a gap."""
     try:
         header = parse_json(raw)
-        if type(header) is not dict:
+        if not is_object(header):
             raise ValueError(f"it is {kind_of(header)} instead of an object")
         metadata = _metadata(header.pop("__metadata__", None))
         places = {name: _entry(name, entry) for name, entry in header.items()}
@@ -148,7 +148,7 @@ def _parse_header(path: Path, raw: bytes) -> tuple[dict[str, tuple[int, ...]], d
 def _metadata(values: Any) -> dict[str, str]:
     if values is None:
         return {}
-    if type(values) is not dict or any(type(value) is not str for value in values.values()):
+    if not is_object(values) or any(type(value) is not str for value in values.values()):
         raise ValueError("its metadata are no texts")
     return values
 
@@ -157,7 +157,7 @@ def _entry(name: str, entry: Any) -> tuple[tuple[int, ...], int, int]:
     """Shape, first and last byte of one tensor. ValueError: they are no such numbers, or do not agree."""
     if len(name) > MOST_LETTERS:
         raise ValueError(f"a tensor's name has {len(name)} characters")
-    if type(entry) is not dict or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+    if not is_object(entry) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise ValueError(f"{shown(name)} lacks dtype, shape or data_offsets")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if type(kind) is not str or kind not in _BYTES:
@@ -171,8 +171,8 @@ def _entry(name: str, entry: Any) -> tuple[tuple[int, ...], int, int]:
     return tuple(shape), offsets[0], offsets[1]
 
 
-def _are_counts(values: Any) -> bool:
-    return type(values) is list and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+def _are_counts(values: Any) -> TypeGuard[Sequence[int]]:
+    return is_list(values) and all(type(value) is int and 0 <= value < 1 << 63 for value in values)
 
 
 def size_of(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int, what: str) -> int:

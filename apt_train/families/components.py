@@ -5,9 +5,9 @@ A file, a diffusers folder and a host's wires all become one `Components`; nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,16 @@ from ..errors import InputError
 from .network import Network, Process
 from .sd.network import StableDiffusion
 
-FamilyName = Literal["sd15", "sdxl", "custom"]
+
+@dataclass(frozen=True)
+class FileWords:
+    """What the files of a model's LoRAs say of it, in the words that other programs read."""
+
+    architecture: str = "custom"  # of the model metadata standard
+    base_version: str = "custom"  # kohya's
+    implementation: str = "diffusers"  # the code whose names its layers go by
+    # A layer's path and the module's configuration -> its path in that code; None: it has none.
+    path: Callable[[str, Mapping[str, Any]], str | None] = lambda module, config: module
 
 
 def loses(source: torch.dtype, target: torch.dtype) -> bool:
@@ -31,19 +40,12 @@ def token_embedding(model: nn.Module) -> nn.Embedding:
 
 @dataclass(frozen=True)
 class Family:
-    """What kind of model this is.
+    """What kind of model this is."""
 
-    `sd15` and `sdxl` decide key names of the exported LoRA; `custom` is any other UNet2DConditionModel (the embedded
-    default, say), exported in the diffusers block names that SD1.5 uses.
-    """
-
-    name: FamilyName
+    name: str
     resolution: int  # pixels, the side of the square the model was made for
     vae_factor: int  # pixels per latent position, per side
-
-    @property
-    def is_sdxl(self) -> bool:
-        return self.name == "sdxl"
+    file_words: FileWords = FileWords()
 
 
 @dataclass
@@ -87,7 +89,7 @@ class Components:
     vae: nn.Module | None = None
     digest: str = ""  # of the source weights; enters a run's content hash
     source: str = ""  # for messages and metadata: a file or folder name, no path
-    notes: list[str] = field(default_factory=list)  # sentences the user should see once
+    notes: list[str] = field(default_factory=list[str])  # sentences the user should see once
     network: Network = field(default_factory=StableDiffusion)  # how `unet` is called and read
     rounded_to: torch.dtype | None = None  # what an earlier run has rounded the weights to, in place
 

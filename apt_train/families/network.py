@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,10 @@ class Network(Protocol):
 
         `noisy` (N, C, h, w), `timesteps` int64 (N,) or one for all, `text` of N rows.
         """
+        ...
+
+    def timesteps(self, inputs: tuple[Any, ...]) -> Tensor:
+        """The timesteps of a call of the module, int64 (N,) or one for all, out of its positional arguments."""
         ...
 
     def features(self, module: nn.Module, part: Layers) -> Mapping[str, nn.Module]:

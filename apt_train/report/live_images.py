@@ -36,7 +36,7 @@ def heat_image(gamma: ArrayLike, width: int = 512, height: int = 256, *, num_tim
     room = round(face.getlength("0.5")) + 30  # for the scale
     image, frame = _chart("overfitting indicator by timestep", marks[::-1], steps, (width, height), room)
     size = _size(frame)
-    image.paste(heat_map(block_means(values, size[0]).T[::-1], size), frame[:2])
+    image.paste(heat_map(np.transpose(block_means(values, size[0]))[::-1], size), frame[:2])
     image.paste(heat_map(np.linspace(1, 0, size[1])[:, None], (10, size[1])), (frame[2] + 10, frame[1]))
     for value, y, anchor in (("1", frame[1], "la"), ("0.5", sum(frame[1::2]) / 2, "lm"), ("0", frame[3], "ls")):
         ImageDraw.Draw(image).text((frame[2] + 25, y), value, INK, face, anchor=anchor)

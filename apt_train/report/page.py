@@ -75,7 +75,7 @@ def _run_table(summary: Summary, preset: str) -> str:
 
 
 def _term_table(summary: Summary) -> str:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, term in summary.terms.items():
         part = summary.balance.get(name)
         gradient = ("-", "-") if part is None else (f"{part.norm:.3g}", f"{part.share:.0%}")

@@ -82,4 +82,4 @@ def _ramp(anchors: list[Rgb], places: NDArray[np.floating]) -> NDArray[np.uint8]
     places = np.nan_to_num(np.clip(places, 0, 1))
     at = np.linspace(0, 1, len(anchors))
     channels = [np.interp(places, at, [anchor[c] for anchor in anchors]) for c in range(3)]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
+    return np.round(np.stack(channels, axis=-1)).astype(np.uint8)

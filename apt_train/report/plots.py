@@ -94,7 +94,7 @@ def _indicator(figure: FigureBase, run: RunRecord) -> None:
 
 def _indicator_curves(axes: Axes, steps: Floats, gamma: Floats, labels: list[str]) -> None:
     marker = "o" if len(steps) == 1 else None
-    for values, label, colour in zip(gamma.T, labels, bin_colours(len(labels)), strict=True):
+    for values, label, colour in zip(np.transpose(gamma), labels, bin_colours(len(labels)), strict=True):
         axes.plot(steps, values, color=as_hex(colour), linewidth=1.7, marker=marker, label=label)
     axes.axhline(NEAR_ONE, **DASHED)
     axes.set_ylim(-0.02, 1.03)
@@ -109,7 +109,7 @@ def _indicator_heat(
 ) -> None:
     extent = (ends[0] - 0.5, ends[1] + 0.5, -0.5, len(labels) - 0.5)
     fields: dict[str, Any] = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}
-    axes.imshow(heat_map(gamma.T), extent=extent, **fields)
+    axes.imshow(heat_map(np.transpose(gamma)), extent=extent, **fields)
     every = -(-len(labels) // 20)
     axes.set_yticks(range(0, len(labels), every), labels[::every])
     _dress(axes, title, "timesteps", grid=False)
@@ -148,19 +148,19 @@ def _drift_ratio(axes: Axes, run: RunRecord) -> None:
 
 
 def _losses(figure: FigureBase, run: RunRecord) -> None:
-    """A panel per term that the run computed: every step faint, the moving average over it.
+    """A panel per term that the run computed and per further number: every step faint, the moving average over it.
 
     The denoising loss is averaged with its timesteps' own levels taken out, which else hide where it goes.
     """
-    log, shown = run.log, _terms_shown(run.log)
+    log, shown = run.log, _curves_shown(run.log)
     if not shown:
         return _message(figure, "No finite loss in this log.")
     columns, rows = _panel_grid(log)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     window = max(1, len(log) // 25) | 1
-    for axes, name in zip(panels, shown, strict=False):
-        level = evened_denoising(log, run.num_timesteps) if name == "denoising" else log.terms[name]
-        _loss_panel(axes, [log.step, log.terms[name], moving_average(level, window)], log.looks[name])
+    for axes, (name, values) in zip(panels, shown.items(), strict=False):
+        level = evened_denoising(log, run.num_timesteps) if name == "denoising" else values
+        _loss_panel(axes, [log.step, values, moving_average(level, window)], log.looks[name])
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     note = f"thick: mean over {window} steps, denoising with timesteps evened out" if window > 1 else "every step"
@@ -206,13 +206,13 @@ def _share_bars(axes: Axes, steps: Floats, norms: dict[Look, Floats]) -> None:
     _dress(axes, "Part of the norms' sum", "", grid=False)
 
 
-def _terms_shown(log: RunLog) -> list[str]:
-    return [name for name in log.terms if np.isfinite(log.terms[name]).any()]
+def _curves_shown(log: RunLog) -> dict[str, Floats]:
+    return {name: values for name, values in (log.terms | log.numbers).items() if np.isfinite(values).any()}
 
 
 def _panel_grid(log: RunLog) -> tuple[int, int]:
     """Columns and rows of the loss panels; no rows where there is nothing to show."""
-    count = len(_terms_shown(log))
+    count = len(_curves_shown(log))
     columns = min(2, max(1, count))
     return columns, -(-count // columns)
 

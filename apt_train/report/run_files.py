@@ -28,7 +28,7 @@ class RunRecord:
     num_timesteps: int  # of the noise schedule
     log: RunLog
     snapshots: list[int]  # steps that have one, rising
-    notices: list[Notice] = field(default_factory=list)  # what the user was told
+    notices: list[Notice] = field(default_factory=list[Notice])  # what the user was told
     preset: str = ""  # that the settings came by
 
     @cached_property

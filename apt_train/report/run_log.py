@@ -30,7 +30,8 @@ class RunLog:
 
     step: NDArray[np.int64]  # (S,), rising, from 1
     terms: dict[str, Floats]  # each (S,), raw: before weights and 1 - gamma; `loss`, the first, is the weighted total
-    looks: dict[str, Look]  # of each term
+    numbers: dict[str, Floats]  # each (S,), whatever else was logged by name
+    looks: dict[str, Look]  # of each term and number
     grad_norm: Floats  # (S,), before clipping
     timesteps: list[list[int]]  # of each step's samples
     gamma: Floats  # (S, bins); (S, 0) where the run logged none
@@ -39,7 +40,7 @@ class RunLog:
     drift_step: NDArray[np.int64]  # (D,) the steps at which drift was measured
     drift: dict[str, Floats]  # from the prior, each of DRIFT (D,)
     truncated: bool = False  # the last line was cut off, as after a crash
-    left_out: list[int] = field(default_factory=list)  # numbers of the lines that are no step of this run
+    left_out: list[int] = field(default_factory=list[int])  # numbers of the lines that are no step of this run
 
     def __len__(self) -> int:
         return len(self.step)
@@ -67,7 +68,7 @@ def block_means(values: Floats, most: int) -> Floats:
     """(S, ...) -> (at most `most`, ...): means of equal runs of steps, NaN left out of them."""
     if len(values) <= most:
         return values
-    known, starts = np.isfinite(values), np.linspace(0, len(values), most + 1).round().astype(int)[:-1]
+    known, starts = np.isfinite(values), np.round(np.linspace(0, len(values), most + 1))[:-1].astype(int)
     return _means(*(np.add.reduceat(part, starts, dtype=np.float64) for part in (np.where(known, values, 0.0), known)))
 
 
@@ -84,14 +85,15 @@ def _means(total: Floats, count: Floats) -> Floats:
 
 
 def _columns(log: log_file.Log, looks: Mapping[str, Look]) -> RunLog:
-    records, terms = log.lines, log.terms()
+    records, terms, numbers = log.lines, log.terms(), log.numbers()
     measured = [record for record in records if record.get("grad_norm_terms")]
     drifted = [record for record in records if record.get("drift")]
     parts = list(dict.fromkeys(part for record in measured for part in record["grad_norm_terms"] if part in terms))
     return RunLog(
         step=np.array([record["step"] for record in records], dtype=np.int64),
         terms={name: _floats([record.get(name) for record in records]) for name in ("loss", *terms)},
-        looks=looks_of(terms, looks),
+        numbers={name: _floats([log_file.numbers_of(record).get(name) for record in records]) for name in numbers},
+        looks=looks_of([*terms, *numbers], looks),
         grad_norm=_floats([record.get("grad_norm") for record in records]),
         timesteps=[[int(t) for t in record["timestep"] if t is not None] for record in records],
         gamma=np.array([record["gamma"] for record in records], dtype=np.float64),

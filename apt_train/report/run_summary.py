@@ -90,7 +90,7 @@ class Summary:
     augments: bool
     snapshots: list[int]
     truncated: bool
-    left_out: list[int] = field(default_factory=list)  # numbers of the log's lines that are no step
+    left_out: list[int] = field(default_factory=list[int])  # numbers of the log's lines that are no step
 
     @property
     def near_one(self) -> list[BinSummary]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -69,10 +68,10 @@ def _composed(folder: Path) -> tuple[dict[str, bytes], str, str]:
 def _draw(run: RunRecord, maps: AttentionMaps | None) -> dict[str, bytes]:
     """The figures as PNG files by name, in the report's order."""
     wanted = {"indicator": True, "drift": len(run.log.drift_step), "losses": True, "balance": run.log.balance}
-    drawn = {f"{part}.png": _png(_figure(part, run).savefig) for part, is_there in wanted.items() if is_there}
+    drawn = {f"{part}.png": _png(_figure(part, run)) for part, is_there in wanted.items() if is_there}
     if maps is not None:
         picture = None if maps.image is None else Image.fromarray(maps.image.permute(1, 2, 0).contiguous().numpy())
-        drawn["attention.png"] = _png(attention_tiles((maps.prior, maps.tuned), maps.labels, picture).save)
+        drawn["attention.png"] = _png(attention_tiles((maps.prior, maps.tuned), maps.labels, picture))
     return drawn
 
 
@@ -82,9 +81,12 @@ def _figure(part: str, run: RunRecord) -> Figure:
     return part_figure(part, run)
 
 
-def _png(save: Callable[..., object]) -> bytes:
+def _png(drawn: Figure | Image.Image) -> bytes:
     buffer = BytesIO()
-    save(buffer, format="png")
+    if isinstance(drawn, Image.Image):
+        drawn.save(buffer, format="png")
+    else:
+        drawn.savefig(buffer, format="png")
     return buffer.getvalue()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..config import TrainConfig
 from ..disk.files import atomic_write
+from ..disk.json_file import is_object
 from ..errors import InputError
 from ..names import CONFIG, clashing_file
 from ..presets import PRESETS
@@ -39,7 +40,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{file} cannot be read ({error.strerror}): restore it, or train anew.") from error
     except (ValueError, RecursionError):
         raise InputError(f"{file} is not readable JSON: restore it, or train anew.") from None
-    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+    if not is_object(content) or not is_object(content.get("config")):
         raise InputError(f"{file} holds no settings of a training run: give the folder that a run was written to.")
     if type(content.get("format")) is not int or content["format"] != FORMAT:
         raise InputError(f"{file} is not of a format this version reads: use the version that wrote it.")
@@ -66,7 +67,7 @@ def read_settings(path: str | Path) -> tuple[TrainConfig, int]:
 def read_terms(path: str | Path) -> dict[str, tuple[str, str]]:
     """The terms of a run's loss by name: their title and their colour, `#rrggbb`; what is neither is left out."""
     terms = read_config(path).get("terms")
-    said = terms.items() if isinstance(terms, dict) else ()
+    said = terms.items() if is_object(terms) else ()
     return {name: (look["title"], look["colour"]) for name, look in said if _is_look(look)}
 
 
@@ -78,7 +79,7 @@ def read_preset(path: str | Path) -> str:
 
 def _is_look(look: Any) -> bool:
     patterns = {"title": _TITLE, "colour": _COLOUR}
-    return isinstance(look, dict) and all(
+    return is_object(look) and all(
         isinstance(look.get(key), str) and pattern.fullmatch(look[key]) for key, pattern in patterns.items()
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..config import TrainConfig
+from ..disk.json_file import is_list, is_object
 from ..text.captions import subject_captions
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def _digest(content: bytes) -> str:
 
 def other_parts(before: Any, now: Mapping[str, Any] | None) -> list[str]:
     """In words, the parts that differ. Nothing where one side does not hold them, as in files of an older version."""
-    if not isinstance(before, dict) or now is None:
+    if not is_object(before) or now is None:
         return []
     plain = [name for name in _WORDS if name not in _PER_PICTURE and name in before and name in now]
     others = [_WORDS[name].format(before=before[name], now=now[name]) for name in plain if before[name] != now[name]]
@@ -70,7 +71,7 @@ def _other_pictures(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
     if not all(_is_list_of_texts(parts.get(name)) for parts in (before, now) for name in _PER_PICTURE):
         return []
     gone, new = (set(one["pictures"]) - set(other["pictures"]) for one, other in ((before, now), (now, before)))
-    others = []
+    others: list[str] = []
     if gone or new or len(before["pictures"]) != len(now["pictures"]):
         others = [_WORDS["pictures"].format(gone=len(gone), new=len(new))]
     elif before["pictures"] != now["pictures"]:
@@ -86,4 +87,4 @@ def _of(parts: Mapping[str, Any], name: str, pictures: set[str]) -> set[tuple[st
 
 
 def _is_list_of_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return is_list(value) and all(isinstance(one, str) for one in value)

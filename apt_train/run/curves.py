@@ -45,8 +45,8 @@ def point_of(line: dict[str, Any]) -> Point:
     """One step, from its line in the log (`StepEvent.log_line`)."""
     gamma = [_number(value, 4) for value in line.get("gamma") or ()]
     terms = {name: _number(value, 6) for name, value in {"loss": line.get("loss"), **terms_of(line)}.items()}
-    ratio = (line.get("drift") or {}).get("ratio")
-    return {"step": line["step"], **terms, "gamma": gamma, "drift_ratio": _number(ratio, 4)}
+    drift: dict[str, Any] = line.get("drift") or {}
+    return {"step": line["step"], **terms, "gamma": gamma, "drift_ratio": _number(drift.get("ratio"), 4)}
 
 
 def thin_out(points: list[Point], most: int) -> list[Point]:

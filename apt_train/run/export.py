@@ -1,15 +1,15 @@
 """The files that leave a run: the LoRA and the learned embedding.
 
-In: the adapter's weights under kohya's names, the check of every name against the UNet, and the writing. Not
-in: what the metadata says (`metadata`), how names are formed (`lora_names`), the file format
-(`tensor_writer`).
+In: the adapter's weights under kohya's names, which load in every program; the check of every name against the UNet;
+the writing. Not in: what the metadata says (`metadata`), what a family calls its layers (`Family.file_words`), the file
+format (`tensor_writer`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from ..adapter_kinds import KINDS, Kind, kind_of_file
 from ..disk.tensor_writer import data_digest, write_tensors
 from ..errors import InputError
 from ..families.components import Family
-from .lora_names import kohya_name
 from .metadata import fit_metadata
 
 
@@ -30,6 +29,12 @@ class LoadedAdapter(NamedTuple):
     rank: int
     alpha: float
     kind: str
+
+
+def kohya_name(module: str, family: Family, unet_config: Mapping[str, Any]) -> str | None:
+    """The name of a network's layer in a LoRA file; None: the family has none for it."""
+    path = family.file_words.path(module, unet_config)
+    return None if path is None else "lora_unet_" + path.replace(".", "_")
 
 
 def lora_to_kohya(
@@ -174,7 +179,7 @@ def _layer_shapes(unet: nn.Module, family: Family) -> dict[str, tuple[int, int]]
 
 def _linear_layers(unet: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """The UNet's own linear layers by their path without the adapter around them."""
-    for path, module in unet.named_modules():
+    for path, module in cast("Iterator[tuple[str, nn.Module]]", unet.named_modules()):
         if isinstance(module, nn.Linear) and ADAPTER not in path.split("."):
             yield path.removesuffix(".base_layer"), module
 

@@ -12,12 +12,13 @@ import contextlib
 import errno
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import TrainConfig
 from ..disk.files import check_writable, sweep
+from ..disk.json_file import is_object
 from ..errors import InputError
 from ..events import StepEvent
 from ..names import (
@@ -135,7 +136,7 @@ class RunFolder:
         return {name: value for name, value in read_config(self.path).items() if name not in OURS}
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> Generator[None]:
         """Inside the block no other process trains in this folder, which is made if it is not there yet.
 
         What killed writers have left half done in it is removed first. InputError: another process trains there.
@@ -243,7 +244,7 @@ def _never_stepped(path: Path) -> bool:
 def _visible(path: Path) -> set[str]:
     """The names of all but what a file browser leaves, or a writer that was killed."""
     try:
-        names = {item.name for item in path.iterdir()} if path.is_dir() else set()
+        names = {item.name for item in path.iterdir()} if path.is_dir() else set[str]()
         return {name for name in names if not name.startswith(".") and name not in ("desktop.ini", "Thumbs.db")}
     except OSError as error:
         raise InputError(f"{path} cannot be opened ({error.strerror}): choose another output folder.") from error
@@ -279,7 +280,7 @@ def _other_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """In words, the first setting that differs."""
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict) and old != new:
+        if is_object(old) and is_object(new) and old != new:
             return _other_settings(old, new)
         if old != new:
             return [f"other settings ({key} was {old!r}, now {new!r})"]

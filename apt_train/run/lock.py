@@ -11,11 +11,13 @@ import json
 import os
 import platform
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..disk.json_file import is_object
 from ..disk.small_file import read_small
 from ..errors import InputError
 from ..names import LOCK, LOCK_WITHOUT_SYSTEM
@@ -27,7 +29,7 @@ except ImportError:  # Windows, whose locks are part of opening a file
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
+def held(path: Path) -> Generator[None]:
     """Inside the block no other process trains in this folder. InputError: another one does, or the lock is a link."""
     if (path / LOCK).is_symlink():  # some versions of filelock would empty the file it leads to, some find no lock
         raise InputError(f"{path / LOCK} is a link: delete it, then start again.")
@@ -64,7 +66,7 @@ def _has_locks(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _held_by_file(file: Path) -> Iterator[None]:
+def _held_by_file(file: Path) -> Generator[None]:
     ours = {"host": _host(), "pid": os.getpid(), "token": uuid.uuid4().hex}
     if _has_ended(_holder(file)):
         with contextlib.suppress(OSError):
@@ -94,12 +96,12 @@ def _refusal(file: Path, error: OSError) -> str:
     )
 
 
-def _holder(file: Path) -> dict[str, object] | None:
+def _holder(file: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(read_small(file, 1 << 16))
     except (OSError, ValueError, RecursionError):
         return None
-    return content if isinstance(content, dict) else None
+    return content if is_object(content) else None
 
 
 def _has_ended(holder: dict[str, object] | None) -> bool:

@@ -17,18 +17,19 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..disk.files import atomic_write, patiently
+from ..disk.json_file import is_list, is_object
 from ..errors import InputError
 from ..names import LOG
 
 Line = dict[str, Any]
 
-FIELDS = ("step", "loss", "grad_norm", "lr", "timestep", "gamma", "grad_norm_terms", "drift")  # all else is a term
+FIELDS = ("step", "loss", "grad_norm", "lr", "timestep", "gamma", "grad_norm_terms", "drift", "numbers")  # else: terms
 TERM_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 MOST_TERMS = 32
 LONGEST_LINE = 1 << 23  # bytes; some hundred are usual
@@ -61,6 +62,11 @@ class Log:
         """The names of the loss terms in it, in the order in which they came."""
         return list(dict.fromkeys(name for line in self.lines for name in terms_of(line)))[:MOST_TERMS]
 
+    def numbers(self) -> list[str]:
+        """The names of whatever else was logged by name, likewise; none that is a term's."""
+        names = dict.fromkeys(name for line in self.lines for name in numbers_of(line))
+        return [name for name in names if name not in ("loss", *self.terms())][:MOST_TERMS]
+
     def gap(self, step: int) -> str:
         """One sentence about the steps up to `step` that the log no longer has; empty: it has them all."""
         lost = step - sum(line["step"] <= step for line in self.lines)
@@ -74,6 +80,12 @@ def terms_of(line: Line) -> Line:
     return {name: value for name, value in line.items() if name not in FIELDS}
 
 
+def numbers_of(line: Line) -> Line:
+    """Whatever else was logged by name in a line, likewise."""
+    found: Line = line.get("numbers") or {}
+    return found
+
+
 def read_log(path: Path, bins: int | None = None) -> Log:
     """The log at `path`; without a file, an empty one.
 
@@ -82,7 +94,7 @@ def read_log(path: Path, bins: int | None = None) -> Log:
     found = [(line, bool(raw.strip()), _is_cut(raw, line)) for raw, line in _read(path)]
     expected = _bins_of([line for line, _, _ in found if line is not None], bins)
     steps: dict[int, tuple[int, Line]] = {}
-    left_out = []
+    left_out: list[int] = []
     for number, (line, is_filled, is_cut) in enumerate(found, start=1):
         if line is not None and len(line["gamma"]) == expected:
             left_out += [steps[line["step"]][0]] if line["step"] in steps else []
@@ -157,23 +169,27 @@ def _step(raw: bytes) -> Line | None:
         line = json.loads(raw.decode("utf-8-sig"), parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return None
-    return line if isinstance(line, dict) and _is_step(line) else None
+    return line if is_object(line) and _is_step(line) else None
 
 
 def _is_step(line: Line) -> bool:
     if type(line.get("step")) is not int or not 1 <= line["step"] <= LAST_STEP or "loss" not in line:
         return False
-    terms = terms_of(line)
-    if len(terms) > MOST_TERMS or not all(map(TERM_NAME.fullmatch, terms)):
+    terms, further = terms_of(line), numbers_of(line)
+    if not is_object(further) or not _are_names(terms) or not _are_names(further):
         return False
     numbers = [*terms.values(), line["loss"], line.get("grad_norm"), line.get("lr")]
     lists = [line.get("timestep"), line.get("gamma")]
-    parts = [line.get("grad_norm_terms"), line.get("drift")]
+    parts = [line.get("grad_norm_terms"), line.get("drift"), line.get("numbers")]
     return (
         all(_is_number(value) for value in numbers)
-        and all(isinstance(items, list) and all(map(_is_number, items)) for items in lists)
-        and all(part is None or (isinstance(part, dict) and all(map(_is_number, part.values()))) for part in parts)
+        and all(is_list(items) and all(map(_is_number, items)) for items in lists)
+        and all(part is None or (is_object(part) and all(map(_is_number, part.values()))) for part in parts)
     )
+
+
+def _are_names(given: Collection[str]) -> bool:
+    return len(given) <= MOST_TERMS and all(map(TERM_NAME.fullmatch, given))
 
 
 def _is_number(value: object) -> bool:

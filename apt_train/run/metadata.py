@@ -21,18 +21,15 @@ from torch import Tensor
 
 from .. import __version__
 from ..adapter_kinds import KINDS, Kind
+from ..disk.json_file import is_list, is_object
 from ..disk.tensor_writer import header_bytes
-from ..families.components import Family, FamilyName
+from ..families.components import Family
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MAX_HEADER = 1 << 20  # bytes; ComfyUI refuses to read the metadata of a file with a longer header
 
-_ARCHITECTURE: dict[FamilyName, str] = {
-    "sd15": "stable-diffusion-v1", "sdxl": "stable-diffusion-xl-v1-base", "custom": "custom"
-}  # fmt: skip
-_BASE_VERSION: dict[FamilyName, str] = {"sd15": "sd_v1", "sdxl": "sdxl_base_v1-0", "custom": "custom"}
 OWNER = "apt_run"  # of a copy: eight digits of the run that it belongs to
 MOST_NOTES = 4000  # letters
 METHOD_TITLES = {"apt": "APT", "dreambooth": "DreamBooth", "dco": "DCO", "tlora": "T-LoRA"}
@@ -83,8 +80,8 @@ def lora_metadata(
     width, height = _size(resolution or family.resolution)
     spec = {
         "sai_model_spec": "1.0.1",
-        "architecture": _ARCHITECTURE[family.name] + "/lora",
-        "implementation": "sgm" if family.is_sdxl else "diffusers",
+        "architecture": family.file_words.architecture + "/lora",
+        "implementation": family.file_words.implementation,
         "title": name,
         "author": author,
         "date": date,
@@ -97,7 +94,7 @@ def lora_metadata(
         "thumbnail": thumbnail if isinstance(thumbnail, str) or thumbnail is None else _data_uri(thumbnail),
     }
     kohya = {
-        "base_model_version": _BASE_VERSION[family.name],
+        "base_model_version": family.file_words.base_version,
         "v2": False,
         "sd_model_name": base,
         "output_name": name,
@@ -137,7 +134,7 @@ def embedding_metadata(
     base = file_name(base_name)
     spec = {
         "sai_model_spec": "1.0.1",
-        "architecture": _ARCHITECTURE[family.name] + "/textual-inversion",
+        "architecture": family.file_words.architecture + "/textual-inversion",
         "implementation": "sgm",
         "title": name,
         "description": f"The learned words of {name} ({class_word}) on {base}; belongs to the LoRA {name}.",
@@ -285,9 +282,9 @@ def _data_uri(picture: Image.Image) -> str:
 
 def _without_folders(value: Any) -> Any:
     """Plain values with every absolute path cut down to its last part."""
-    if isinstance(value, Mapping):
+    if is_object(value):
         return {key: _without_folders(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if is_list(value):
         return [_without_folders(item) for item in value]
     return file_name(value) if isinstance(value, str) and _ABSOLUTE_PATH.fullmatch(value) else value
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..disk.files import write_text
+from ..disk.json_file import is_object
 from ..errors import InputError
 from ..names import NOTICES
 from .log import append
@@ -91,7 +92,7 @@ def _parsed(text: str) -> Iterator[Notice]:
             value = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(value, dict) and isinstance(said := value.get("text"), str) and said.strip():
+        if is_object(value) and isinstance(said := value.get("text"), str) and said.strip():
             step = value.get("step")
             yield Notice(step if type(step) is int and step >= 0 else 0, said[:LONGEST])
 

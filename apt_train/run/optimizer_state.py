@@ -23,7 +23,8 @@ Values = dict[str, Any]
 
 def take(optimizer: Optimizer, names: Mapping[str, Parameter]) -> tuple[dict[str, Tensor], Values]:
     """Tensors by name, as they are (no copies), and plain values."""
-    tensors, values = {}, {}
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Values] = {}
     for name, parameter in names.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):

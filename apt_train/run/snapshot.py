@@ -66,7 +66,7 @@ def read_newest_state(
     `most_bytes`: of a state's tensors, beyond which it is none of the run's.
     None: there is none. InputError: another version wrote it.
     """
-    reasons = []
+    reasons: list[str] = []
     for step, folder in reversed(snapshot_folders(snapshots).items()):
         try:
             if not (folder / STATE_VALUES).exists():

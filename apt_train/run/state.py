@@ -24,6 +24,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from ..disk.files import write_text
+from ..disk.json_file import is_list, is_object
 from ..disk.small_file import read_small
 from ..disk.tensor_file import open_tensor_file, sha256_of_file
 from ..disk.tensor_writer import write_tensors
@@ -209,7 +210,7 @@ def _read_values(path: Path) -> dict[str, Any]:
         content = json.loads(read_small(path, MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{path.name} cannot be read") from error
-    if not isinstance(content, dict):
+    if not is_object(content):
         raise Damaged(f"{path.name} holds no values")
     if content.keys() == _VALUES:
         return content
@@ -238,10 +239,10 @@ def _check_tensors(run: Training, tensors: dict[str, Tensor]) -> None:
 def _is_like_optimizer(value: Any, run: Training) -> bool:
     """Settings of as many groups; values of known parameters. Of a torch that has other settings only the shared."""
     model = optimizer_state.take(run.optimizer, run.trainable)[1]
-    if not (isinstance(value, dict) and value.keys() == model.keys() and isinstance(value["values"], dict)):
+    if not (is_object(value) and value.keys() == model.keys() and is_object(value["values"])):
         return False
     groups, known = value["groups"], model["groups"]
-    if not (isinstance(groups, list) and len(groups) == len(known) and all(isinstance(g, dict) for g in groups)):
+    if not (is_list(groups) and len(groups) == len(known) and all(is_object(g) for g in groups)):
         return False
     pairs = [(old[key], new[key]) for old, new in zip(groups, known, strict=True) for key in old.keys() & new.keys()]
     return value["values"].keys() <= run.trainable.keys() and all(_is_like(*pair) for pair in pairs)
@@ -249,13 +250,13 @@ def _is_like_optimizer(value: Any, run: Training) -> bool:
 
 def _is_like(value: Any, model: Any) -> bool:
     """Whether a JSON value has the keys, lengths and kinds of another; its numbers are finite."""
-    if isinstance(model, dict):
-        fits = isinstance(value, dict) and value.keys() == model.keys()
+    if is_object(model):
+        fits = is_object(value) and value.keys() == model.keys()
         return fits and all(_is_like(value[name], model[name]) for name in model)
     if model is None or isinstance(model, str):
         return isinstance(value, type(model))
-    if isinstance(model, (list, tuple)):
-        return isinstance(value, (list, tuple)) and len(value) == len(model) and all(map(_is_like, value, model))
+    if is_list(model):
+        return is_list(value) and len(value) == len(model) and all(map(_is_like, value, model))
     if isinstance(model, bool) or isinstance(value, bool):
         return isinstance(model, bool) and isinstance(value, bool)
     return isinstance(value, (int, float)) and abs(value) < 1e300

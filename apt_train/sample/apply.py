@@ -6,7 +6,7 @@ In: kohya names -> adapter, embedding rows -> conditioner. Not in: reading files
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -36,13 +36,13 @@ def personalized(
     class_word: str,
     init_word: str = "",
     min_rank: int | None = None,
-) -> Iterator[Personalized]:
+) -> Generator[Personalized]:
     """Inside the block the UNet carries the LoRA.
 
     Args:
         lora: in kohya names, as in `TrainResult.lora`.
         embeddings: as in `TrainResult.embeddings`; None: the plain words `name class_word` (word mode).
-        min_rank: of a T-LoRA; its ranks act by timestep inside `adapter.at_each_call()`.
+        min_rank: of a T-LoRA; its ranks act by timestep inside `adapter.at_each_call(network)`.
 
     Raises:
         InputError: the LoRA does not fit this model.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy
@@ -127,7 +127,7 @@ def denoise(process: Process, predict: Callable[[Tensor, int], Tensor], noise: T
 
 
 @contextlib.contextmanager
-def eval_mode(module: nn.Module) -> Iterator[None]:
+def eval_mode(module: nn.Module) -> Generator[None]:
     """Evaluation mode inside the block; every part's own mode again after it."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
@@ -202,7 +202,7 @@ def _rows(tensor: Tensor, rows: range) -> Tensor:
 
 def _decode(components: Components, latents: Tensor, rows: range, on_notice: Notice | None) -> list[Image.Image]:
     """Latents -> pictures, one by one: half the memory's peak, and the same picture in any batch."""
-    pictures = []
+    pictures: list[Image.Image] = []
     for k, latent in zip(rows, latents, strict=True):
         image = components.decode(latent[None])[0].float()
         if not bool(image.isfinite().all()):

@@ -101,7 +101,7 @@ class Conditioner:
 
     def warnings(self) -> list[str]:
         """Sentences about words that will train badly; nothing is refused."""
-        found = []
+        found: list[str] = []
         if self.identifier is None and self.name.lower() in self.class_word.lower().split():
             found.append(
                 f"The identifier {self.name!r} is a word of the class {self.class_word!r}: "

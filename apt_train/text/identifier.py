@@ -11,7 +11,7 @@ replaced.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,8 @@ class Identifier(nn.Module):
 
         InputError when a tokenizer finds no token in it.
         """
-        rows, ids = [], []
+        rows: list[Tensor] = []
+        ids: list[list[int]] = []
         for encoder in encoders:
             found = Vocabulary.of(encoder).ids(init_word)
             if not found:
@@ -73,7 +74,7 @@ class Identifier(nn.Module):
 
 
 @contextlib.contextmanager
-def rows_in_place(model: nn.Module, rows: Tensor, places: Tensor) -> Iterator[None]:
+def rows_in_place(model: nn.Module, rows: Tensor, places: Tensor) -> Generator[None]:
     """Inside the block the model reads `rows` (n, width) where `places` says so.
 
     `places`: int64 of the shape of the ids, the row's number at each position, -1 for the vocabulary's own

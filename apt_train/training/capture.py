@@ -7,12 +7,13 @@ place and non-reentrant checkpointing recomputes what it saved. The maps are for
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils import checkpoint
 
 from ..config import Layers
 from ..families.network import AttentionLayer, Network
@@ -22,10 +23,10 @@ from ..families.network import AttentionLayer, Network
 class Captured:
     """What one forward pass left behind, by layer, in the order of the network."""
 
-    features: dict[str, Tensor] = field(default_factory=dict)  # (N, positions, channels)
-    queries: dict[str, Tensor] = field(default_factory=dict)  # (N, positions, heads * head_dim)
-    keys: dict[str, Tensor] = field(default_factory=dict)  # (N, tokens, heads * head_dim)
-    layers: Mapping[str, AttentionLayer] = field(default_factory=dict)  # those of queries and keys
+    features: dict[str, Tensor] = field(default_factory=dict[str, Tensor])  # (N, positions, channels)
+    queries: dict[str, Tensor] = field(default_factory=dict[str, Tensor])  # (N, positions, heads * head_dim)
+    keys: dict[str, Tensor] = field(default_factory=dict[str, Tensor])  # (N, tokens, heads * head_dim)
+    layers: Mapping[str, AttentionLayer] = field(default_factory=dict[str, AttentionLayer])  # those of queries and keys
 
 
 class Capture:
@@ -47,7 +48,7 @@ class Capture:
         self._attention = {part: network.attention(module, part) for part in attention}
 
     @contextlib.contextmanager
-    def record(self) -> Iterator[Captured]:
+    def record(self) -> Generator[Captured]:
         """Record one forward pass made inside the block.
 
         The hooks are gone when the block ends, before the backward pass, so a recomputation records nothing.
@@ -98,14 +99,16 @@ def attention_maps(
     sum to 1. `names`: of these layers alone. `save_memory` forms them again in the backward pass instead of keeping the
     full softmax.
     """
-    maps = []
+    maps: list[Tensor] = []
     for name in (name for name in captured.queries if names is None or name in names):
         layer = captured.layers[name]
         arguments = (captured.queries[name], captured.keys[name], columns, num_columns, layer.heads, layer.scale)
-        maps.append(
-            checkpoint(_column_map, *arguments, use_reentrant=False) if save_memory else _column_map(*arguments)
-        )
+        maps.append(_formed_again(*arguments) if save_memory else _column_map(*arguments))
     return maps
+
+
+def _formed_again(*arguments: object) -> Tensor:
+    return cast("Tensor", checkpoint.checkpoint(_column_map, *arguments, use_reentrant=False))
 
 
 def _column_map(query: Tensor, key: Tensor, columns: Tensor, num_columns: int, heads: int, scale: float) -> Tensor:
@@ -117,5 +120,9 @@ def _column_map(query: Tensor, key: Tensor, columns: Tensor, num_columns: int, h
 
 def attention_probabilities(query: Tensor, key: Tensor, heads: int, scale: float) -> Tensor:
     """softmax(Q K^T * scale) in float32: (N, positions, C), (N, tokens, C) -> (N, heads, positions, tokens)."""
-    query, key = (x.float().unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key))
+    query, key = _by_head(query, heads), _by_head(key, heads)
     return torch.softmax(query @ key.transpose(-1, -2) * scale, dim=-1)
+
+
+def _by_head(x: Any, heads: int) -> Tensor:  # Any: torch gives `unflatten` no type
+    return x.float().unflatten(2, (heads, -1)).transpose(1, 2)

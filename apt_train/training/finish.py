@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy
 
+from ..config import TrainConfig
 from ..events import BusyEvent, Callback, NoticeEvent, TrainResult
 from ..names import ATTENTION
 from ..paths import argument, command
 from ..report import write_report
 from ..text.captions import trigger_text
 from .attention_probe import write_attention
+from .listener import Listener
 from .outcome import Outcome
 from .saving import current_embeddings, current_lora, save_final
 
@@ -49,3 +51,16 @@ def write_extras(outcome: Outcome, emit: Callback) -> Path | None:
         text = f"The LoRA is written, but the report failed ({error}): try `{again}`."
         emit(NoticeEvent(text, outcome.run.steps_done))
     return None
+
+
+def stopped_early(config: TrainConfig, listener: Listener, run_dir: Path | None) -> TrainResult:
+    """The result of a run stopped while it was prepared; `run_dir`: of the run that was to go on, left as it was."""
+    return TrainResult(
+        lora={},
+        embeddings=None,
+        trigger=trigger_text(config.name, config.class_word, config.identifier_mode),
+        steps_done=listener.step,
+        stopped=True,
+        run_dir=run_dir,
+        notices=listener.notices.texts,
+    )

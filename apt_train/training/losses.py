@@ -64,7 +64,7 @@ def alignment_loss(tuned: Sequence[Tensor], prior: Sequence[Tensor], sample_weig
     summed over columns (a mean over them would bury the signal), mean over positions, heads, samples and layers
     (ours; the distance is unpublished). `sample_weight` (N,): a factor per sample. A scalar.
     """
-    terms = []
+    terms: list[Tensor] = []
     for t, p in zip(tuned, prior, strict=True):
         per_sample = (t.float() - p.float()).square().sum(dim=-1).mean(dim=(1, 2))
         terms.append((per_sample if sample_weight is None else per_sample * sample_weight).mean())

@@ -24,9 +24,9 @@ class Outcome:
     run: Run
     folder: RunFolder | None
     digest: str
-    losses: list[float] = field(default_factory=list)
-    gamma: list[list[float]] = field(default_factory=list)
-    measured: list[dict[str, float]] = field(default_factory=list)  # `step` and drift, of each snapshot that has one
+    losses: list[float] = field(default_factory=list[float])
+    gamma: list[list[float]] = field(default_factory=list[list[float]])
+    measured: list[dict[str, float]] = field(default_factory=list[dict[str, float]])  # step and drift, where measured
     stopped: bool = False
     prior_previews: list[Image.Image] | None = None  # drawn once: the prior does not change
     previews_failed: bool = False

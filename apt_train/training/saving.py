@@ -102,7 +102,7 @@ def _lora_metadata(run: Run) -> dict[str, str]:
         resolution=config.data.resolution or None,
         zero_terminal_snr=components.schedule.zero_terminal_snr,
         embedding_name=embedding_stem(config.name) if run.identifier is not None else "",
-        summary={"gamma": [round(value, 4) for value in run.indicator.gamma.tolist()]},
+        summary={"gamma": [round(float(value), 4) for value in run.indicator.gamma]},
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import torch
@@ -107,7 +107,7 @@ class Run:
 @contextlib.contextmanager
 def prepared_run(
     plan: Plan, notify: Callable[[str], None], busy: Busy = lambda work, done, total: None
-) -> Iterator[Run]:
+) -> Generator[Run]:
     """A run with its adapter on the network; when the block ends it is off and the modules are on the CPU.
 
     `busy` is called before each piece of work that takes its time, also of the encoding in later steps; what it raises
@@ -173,7 +173,7 @@ def _prepare_captions(plan: Plan, inputs: Inputs, drift: DriftWatch | None) -> N
 
 
 @contextlib.contextmanager
-def _encoders_on(components: Components) -> Iterator[None]:
+def _encoders_on(components: Components) -> Generator[None]:
     """The text encoders come back to the CPU, however the block ends."""
     try:
         yield
@@ -183,7 +183,7 @@ def _encoders_on(components: Components) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _adapter_on(plan: Plan) -> Iterator[Adapter]:
+def _adapter_on(plan: Plan) -> Generator[Adapter]:
     """The network on the device, training, with a fresh adapter; then without it, in eval mode, on the CPU."""
     unet, network, settings = plan.components.unet, plan.components.network, plan.config.adapter
     check_no_adapter(unet)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import torch
@@ -106,7 +106,7 @@ def _stream(
 
 
 @contextlib.contextmanager
-def vae_on(components: Components, device: torch.device) -> Iterator[None]:
+def vae_on(components: Components, device: torch.device) -> Generator[None]:
     """The VAE on the compute device for as long as the block lasts."""
     if components.vae is None:
         yield

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ..data.batch import Batch
 from ..errors import InputError
@@ -28,8 +29,8 @@ class TrainingDiverged(InputError):
 class _Seen:
     """Scalars of an optimizer step's passes, detached."""
 
-    total: list[Tensor] = field(default_factory=list)
-    terms: dict[str, list[Tensor]] = field(default_factory=dict)
+    total: list[Tensor] = field(default_factory=list[Tensor])
+    terms: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
 
     def add(self, total: Tensor, raw: Mapping[str, Tensor]) -> None:
         self.total.append(total.detach())
@@ -192,15 +193,18 @@ def _gradient_norms(run: Run, parts: Mapping[str, Tensor]) -> dict[str, float] |
     Scaled as in training: under fp16 plain gradients would underflow.
     """
     parameters, scale = list(run.trainable.values()), run.scaler.get_scale()
-    norms = {}
+    norms: dict[str, float] = {}
     for name, term in parts.items():
         scaled = run.scaler.scale(term)
-        grads: Sequence[Tensor | None] = ()
-        if term.requires_grad:
-            grads = torch.autograd.grad(scaled, parameters, retain_graph=True, allow_unused=True)
+        grads = _gradients(scaled, parameters) if term.requires_grad else ()
         squares = [(grad.detach().float() / scale).square().sum().cpu() for grad in grads if grad is not None]
         norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
     return norms if all(map(math.isfinite, norms.values())) else None
+
+
+def _gradients(loss: Tensor, parameters: list[Parameter]) -> Sequence[Tensor | None]:
+    """None: of a parameter that the loss does not depend on. torch's own types leave it out."""
+    return torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
 
 
 def _values(run: Run, seen: _Seen) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -87,13 +87,13 @@ def try_previews(outcome: Outcome, emit: Callback) -> None:
     """Previews are no part of the training: where they cannot be drawn or saved, it goes on without them."""
     if outcome.previews_failed:
         return
-    reason = ""
+    event, reason = None, ""
     with _interruptible(outcome.run, emit, "previews", _preview_calls(outcome)):
         try:
             event = _draw_previews(outcome, emit)
         except (RuntimeError, MemoryError) as error:
             outcome.previews_failed, reason = True, str(error).partition("\n")[0]
-    if not outcome.previews_failed:
+    if event is not None:
         return emit(event)
     _free_memory(outcome.run.device)
     emit(NoticeEvent(f"The previews failed ({reason}): training goes on without them.", outcome.run.steps_done))
@@ -114,7 +114,7 @@ class _Answer(BaseException):
 
 
 @contextlib.contextmanager
-def _interruptible(run: Run, emit: Callback, what: Work, calls: int) -> Iterator[None]:
+def _interruptible(run: Run, emit: Callback, what: Work, calls: int) -> Generator[None]:
     """Inside the block the caller is asked before every UNet call, of `calls`; what it raises comes out as it is."""
     done = itertools.count()
 

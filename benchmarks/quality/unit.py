@@ -137,7 +137,9 @@ class _Bench:
             min_rank=config.adapter.resolved_min_rank if config.method == "tlora" else None,
         ) as (conditioner, adapter):
             to(self.components, self.task.device)
-            with adapter.at_each_call():  # T-LoRA as published masks its ranks when it draws, too
+            with adapter.at_each_call(
+                self.components.network
+            ):  # T-LoRA as published masks its ranks when it draws, too
                 found = self._measured(conditioner, sampled)
         return _rounded({"step": step, **found})
 

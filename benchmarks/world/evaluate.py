@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ def sample(pipeline: StableDiffusionPipeline, prompts: list[str], guidance: floa
     for start in range(0, len(prompts), 50):
         batch = prompts[start : start + 50]
         generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))]
-        result = pipeline(
+        result: Any = pipeline(
             batch, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="pt",
             height=draw.SIZE, width=draw.SIZE,
         )  # fmt: skip

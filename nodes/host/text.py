@@ -62,7 +62,7 @@ def layer_of(clip: Any, key: str) -> tuple[int, bool]:
     kind, index, _ = encoder.options_default
     if clip.layer_idx is not None:
         kind, index = ("last", None) if abs(clip.layer_idx) > encoder.num_layers else ("hidden", clip.layer_idx)
-    if kind == "last":
+    if kind == "last" or index is None:
         return -1, True
     return int(index), bool(encoder.layer_norm_hidden_state)
 

@@ -17,7 +17,7 @@ from .damage import BROKEN, VALUES, Edit, byte_edits, cases_of, file_edits, json
 
 LOG, CONFIG = "log.jsonl", "config.json"
 STEPS = 60
-FIELDS = ["step", "loss", "denoising", "stabilization", "alignment", "prior_preservation", "grad_norm", "lr",
+FIELDS = ["step", "loss", "denoising", "stabilization", "alignment", "prior_preservation", "numbers", "grad_norm", "lr",
     "timestep",
           "gamma", "grad_norm_terms", "drift", "seconds"]  # fmt: skip
 

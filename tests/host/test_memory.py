@@ -22,13 +22,13 @@ def test_ten_runs_in_a_row_leave_the_memory_as_it_was(host: Host, names: list[st
     """
     for seed in range(6):
         host.run(training_graph(names, seed=290 + seed, steps=1, rank=128, method="DreamBooth")[0].prompt)
-    held = []
+    held, runs = [], []
     for seed in range(10):
         g, _ = training_graph(names, seed=300 + seed, steps=1 if seed != 5 else 200, rank=128, method="DreamBooth")
         if seed != 5:
-            run = new_run(host, lambda g=g: host.run(g.prompt))
+            runs.append(new_run(host, lambda g=g: host.run(g.prompt)))
         else:
             cancel_after_a_step(host, g)
         held.append(host.memory())
-    snapshot = sum(path.stat().st_size for path in (run / "snapshots" / "step_000001").iterdir())
+    snapshot = sum(path.stat().st_size for path in (runs[-1] / "snapshots" / "step_000001").iterdir())
     assert held[-1] - held[1] < snapshot

@@ -7,10 +7,10 @@ the checks themselves. Not in: the tables (`config_tables`), and reading the fil
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-from ...disk.json_file import AGAIN, shown, shown_error
+from ...disk.json_file import AGAIN, is_object, shown, shown_error
 from ...errors import InputError
 
 Check = Callable[[Any], Any]
@@ -26,7 +26,7 @@ def checked(values: Mapping[str, Any], table: Table, where: str) -> dict[str, An
 
     `where` names the file in the InputError for the first value that is wrong.
     """
-    kept = {}
+    kept: dict[str, Any] = {}
     for name in filter(values.__contains__, table):
         try:
             kept[name] = table[name](values[name])
@@ -36,7 +36,7 @@ def checked(values: Mapping[str, Any], table: Table, where: str) -> dict[str, An
 
 
 @contextlib.contextmanager
-def libraries_answer(what: str, advice: str = AGAIN) -> Iterator[None]:
+def libraries_answer(what: str, advice: str = AGAIN) -> Generator[None]:
     """What a library raises inside the block, over settings that were checked, becomes an InputError about `what`.
 
     The tokenizers library's panics are no `Exception`.
@@ -108,7 +108,7 @@ def either(*checks: Check) -> Check:
     """The first check that lets the value pass."""
 
     def check(value: Any) -> Any:
-        wanted = []
+        wanted: list[str] = []
         for one in checks:
             try:
                 return one(value)
@@ -141,7 +141,7 @@ def mapping(check: Check, most: int) -> Check:
     """An object with any names, all its values of one kind."""
 
     def check_all(value: Any) -> Any:
-        if type(value) is not dict or len(value) > most:
+        if not is_object(value) or len(value) > most:
             raise Wrong(f"an object of at most {most} names")
         try:
             return {name: check(item) for name, item in value.items()}
@@ -155,12 +155,12 @@ def record(table: Table, needed: tuple[str, ...] = ()) -> Check:
     """An object with these names; others are left out."""
 
     def check(value: Any) -> Any:
-        if type(value) is not dict:
+        if not is_object(value):
             raise Wrong("an object")
         for name in needed:
             if name not in value:
                 raise Wrong(f"an object with {name}")
-        kept = {}
+        kept: dict[str, Any] = {}
         for name in filter(value.__contains__, table):
             try:
                 kept[name] = table[name](value[name])

@@ -7,7 +7,7 @@ damaged, or made to take all time or memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from ...disk.json_file import AGAIN
 from ...errors import InputError
@@ -176,20 +176,22 @@ def unet_blocks(config: Mapping[str, Any]) -> int:
     """Residual blocks and transformers, as if each level had as many layers as the largest."""
     levels = len(config.get("block_out_channels", (0,) * 4))
     depths = config.get("transformer_layers_per_block", 1), config.get("reverse_transformer_layers_per_block") or 1
-    deepest = max(sum(_flat(depth)) if isinstance(depth, tuple) else depth * levels for depth in depths)
-    layers = config.get("layers_per_block", 2)
-    most = max(layers) if isinstance(layers, tuple) else layers
-    return (2 * most + 1) * (levels + deepest)
+    deepest = max(sum(map(_most, depth)) if _is_tuple(depth) else depth * levels for depth in depths)
+    return (2 * _most(config.get("layers_per_block", 2)) + 1) * (levels + deepest)
 
 
-def _flat(depths: tuple[Any, ...]) -> list[int]:
-    return [most for depth in depths for most in [max(depth) if isinstance(depth, tuple) else depth]]
+def _most(value: Any) -> int:
+    return max(value) if _is_tuple(value) else value
+
+
+def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(value, tuple)
 
 
 def checked_vae(values: Mapping[str, Any], table: Table, where: str) -> dict[str, Any]:
     """Keyword arguments of the VAE that the table is of; all lists of its levels are equally long."""
     config = checked(values, table, where)
-    lists = {name: value for name, value in config.items() if isinstance(value, tuple) and name != "sample_size"}
+    lists = {name: value for name, value in config.items() if _is_tuple(value) and name != "sample_size"}
     if len({len(value) for value in lists.values()}) > 1:
         lengths = ", ".join(f"{name} {len(value)}" for name, value in lists.items())
         raise InputError(f"{where} has lists of different lengths ({lengths}): {AGAIN}.")

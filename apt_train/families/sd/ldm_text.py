@@ -63,7 +63,7 @@ def build_text_encoder(
     kind = CLIPTextModelWithProjection if projection else CLIPTextModel
     with libraries_answer(what, "use another checkpoint of SD1.5 or SDXL"), torch.device("meta"):
         prefix = "text_model." if any(name.startswith("text_model.") for name in kind(config).state_dict()) else ""
-    named = {}
+    named: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         bare = name.removeprefix("text_model.")
         if bare == "text_projection.weight":

@@ -43,8 +43,8 @@ _OUTER = {
 class Level:
     """The blocks at one resolution: channels of each residual block, depth of the transformer behind it (0: none)."""
 
-    channels: list[int] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)
+    channels: list[int] = field(default_factory=list[int])
+    depths: list[int] = field(default_factory=list[int])
 
     @property
     def uniform_depth(self) -> int | list[int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,9 @@ class StableDiffusion:
         hidden = text.hidden.to(dtype)
         return module(noisy.to(dtype), timesteps, encoder_hidden_states=hidden, added_cond_kwargs=extra).sample.float()
 
+    def timesteps(self, inputs: tuple[Any, ...]) -> Tensor:
+        return inputs[1]
+
     def features(self, module: nn.Module, part: Layers) -> dict[str, nn.Module]:
         return _attention_modules(module, "attn1", part)
 
@@ -72,4 +76,5 @@ def reads_size_ids(module: Any) -> bool:
 
 def _attention_modules(module: nn.Module, kind: str, part: Layers) -> dict[str, nn.Module]:
     pattern = re.compile(rf"({'|'.join(_BLOCKS[part])})\..*\.{kind}")
-    return {name: layer for name, layer in module.named_modules() if pattern.fullmatch(name)}
+    modules = cast("Iterator[tuple[str, nn.Module]]", module.named_modules())
+    return {name: layer for name, layer in modules if pattern.fullmatch(name)}

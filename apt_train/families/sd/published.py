@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..components import Family, FamilyName
+from ..components import Family
+from .file_words import FILE_WORDS
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,22 @@ class FamilySpec:
 def load_family(name: Literal["sd15", "sdxl"]) -> FamilySpec:
     path = Path(__file__).parents[2] / "assets" / "families" / f"{name}.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    encoders = [EncoderSpec(**{**entry, "prefixes": tuple(entry["prefixes"])}) for entry in values.pop("text_encoders")]
-    return FamilySpec(**values, text_encoders=tuple(encoders))
+    encoders = tuple(_encoder_spec(**entry) for entry in values.pop("text_encoders"))
+    return FamilySpec(**values, text_encoders=encoders)
+
+
+def _encoder_spec(*, prefixes: list[str], **values: Any) -> EncoderSpec:
+    return EncoderSpec(prefixes=tuple(prefixes), **values)
 
 
 def family_of(unet_config: Mapping[str, Any], num_encoders: int, vae_factor: int) -> Family:
     """The family by shape: SDXL reads two encoders of 2048 channels together with size ids, SD1.5 one of 768."""
     context = unet_config["cross_attention_dim"]
-    name: FamilyName = "custom"
+    name = "custom"
     if unet_config.get("addition_embed_type") == "text_time" and context == 2048 and num_encoders == 2:
         name = "sdxl"
     elif unet_config.get("addition_embed_type") is None and context == 768 and num_encoders == 1:
         name = "sd15"
     sample_size = unet_config.get("sample_size") or {"sdxl": 128}.get(name, 64)
     side = sample_size if isinstance(sample_size, int) else min(sample_size)
-    return Family(name, resolution=side * vae_factor, vae_factor=vae_factor)
+    return Family(name, side * vae_factor, vae_factor, FILE_WORDS[name])

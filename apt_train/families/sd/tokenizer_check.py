@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...disk.files import write_text
-from ...disk.json_file import AGAIN, place, read_json_object, shown
+from ...disk.json_file import AGAIN, is_list, is_object, place, read_json_object, shown
 from ...errors import InputError
 from .config_check import (
     Check,
@@ -59,9 +59,10 @@ _VOCABULARY = mapping(_ID, most=MOST_TOKENS)
 
 def _steps(value: Any) -> Any:
     """A tokenizer.json's normalizer, say: small, its patterns matched in linear time, its text hardly lengthened."""
-    if type(value) is not dict:
+    if not is_object(value):
         raise Wrong("an object")
-    left, seen, written = [("", value)], 0, 0
+    left: list[tuple[str, Any]] = [("", value)]
+    seen = written = 0
     while left:
         name, item = left.pop()
         seen += 1
@@ -70,9 +71,9 @@ def _steps(value: Any) -> Any:
             raise Wrong("an object of a few short steps")
         if name == "Regex" and not (isinstance(item, str) and _is_linear(item)):
             raise Wrong("an object with simple patterns, as CLIP's are")
-        if isinstance(item, dict):
+        if is_object(item):
             left += item.items()
-        if isinstance(item, list):
+        if is_list(item):
             left += [("", inner) for inner in item]
     return value
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import CLIPTokenizerFast, PreTrainedTokenizerFast  # type: ignore[attr-defined]
 from transformers.utils import logging as transformers_logging
@@ -84,7 +84,7 @@ def load_tokenizer(folder: Path, *, max_length: int, rows: int, pad_token: str |
         raise InputError(
             f"The tokenizer folder {folder} has neither vocab.json and merges.txt nor tokenizer.json: complete it."
         )
-    kind = CLIPTokenizerFast if _has_clip_files(folder) else PreTrainedTokenizerFast
+    kind = cast("Any", CLIPTokenizerFast if _has_clip_files(folder) else PreTrainedTokenizerFast)
     what, advice = f"The tokenizer in {folder}", "give another with --tokenizer"
     with tempfile.TemporaryDirectory() as copy, _quiet_transformers():
         try:
@@ -110,7 +110,7 @@ def load_tokenizer(folder: Path, *, max_length: int, rows: int, pad_token: str |
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def _quiet_transformers() -> Generator[None]:
     """transformers warns when a folder names its other version's class for the same tokenizer."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -25,10 +26,10 @@ class VaeCodec:
         """float (N, 3, H, W) in [-1, 1] -> scaled mean and std, each (N, C, H/f, W/f); std None: fixed latents."""
         images = images.to(self.vae.device, self.vae.dtype)
         with self._exact():
-            encoded = self.vae.encode(images)
+            encoded = cast("Any", self.vae.encode(images))
         if isinstance(self.vae, AutoencoderTiny):
-            return (encoded.latents.float() - self._shift) * self._scale, None  # type: ignore[union-attr]
-        posterior = encoded.latent_dist  # type: ignore[union-attr]
+            return (encoded.latents.float() - self._shift) * self._scale, None
+        posterior = encoded.latent_dist
         return (posterior.mean.float() - self._shift) * self._scale, posterior.std.float() * self._scale
 
     @torch.no_grad()

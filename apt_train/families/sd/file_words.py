@@ -1,8 +1,7 @@
-"""What a UNet's layers are called in a LoRA file.
+"""What files of Stable Diffusion's LoRAs say it is, and what SDXL's layers are called in them.
 
-Kohya's names load in every program: `lora_unet_` and the layer's path with underscores. SD1.5's path is that
-of diffusers; SDXL's is that of sgm, the code SDXL was published with, which counts its blocks in one row.
-In: attention and feed-forward layers, which is where our adapters sit. Not in: convolutions, text encoders.
+SD1.5's layers go by diffusers' paths; SDXL's by those of sgm, the code SDXL was published with, which counts its blocks
+in one row. In: attention and feed-forward layers, where our adapters sit. Not in: convolutions, text encoders.
 """
 
 from __future__ import annotations
@@ -11,16 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..families.components import Family
+from ..components import FileWords
 
 _ATTENTION = re.compile(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.(.+)")
 _MIDDLE = re.compile(r"mid_block\.attentions\.0\.(.+)")
-
-
-def kohya_name(module: str, family: Family, unet_config: Mapping[str, Any]) -> str | None:
-    """The name of a diffusers UNet layer in a LoRA file; None: SDXL has no name for it here."""
-    path = sgm_path(module, unet_config) if family.is_sdxl else module
-    return None if path is None else "lora_unet_" + path.replace(".", "_")
 
 
 def sgm_path(module: str, unet_config: Mapping[str, Any]) -> str | None:
@@ -47,3 +40,10 @@ def sgm_path(module: str, unet_config: Mapping[str, Any]) -> str | None:
 def _layers_per_level(unet_config: Mapping[str, Any]) -> list[int]:
     layers = unet_config["layers_per_block"]
     return [layers] * len(unet_config["down_block_types"]) if isinstance(layers, int) else list(layers)
+
+
+FILE_WORDS = {
+    "sd15": FileWords("stable-diffusion-v1", "sd_v1"),
+    "sdxl": FileWords("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "sgm", sgm_path),
+    "custom": FileWords(),  # any other UNet2DConditionModel, the embedded default say
+}

@@ -1,0 +1,40 @@
+"""A run that goes on: the newest state that is as it was written, put back."""
+
+from __future__ import annotations
+
+from ..errors import InputError
+from ..names import snapshot_folders
+from ..run.folder import RunFolder
+from ..run.snapshot import drop_old_states, read_newest_state, set_aside_newer
+from ..run.state import check_state, most_state_bytes, restore_state
+from .listener import Listener
+from .setup import Run
+
+
+def go_on(run: Run, folder: RunFolder, listener: Listener) -> None:
+    """Put back the newest state that is as it was written; a run that never came to a snapshot starts again."""
+    state, faults = read_newest_state(folder.snapshots, lambda found: check_state(run, found), most_state_bytes(run))
+    if state is None:
+        if folder.lora.exists() and not snapshot_folders(folder.snapshots):
+            raise InputError(
+                f"{folder.path} has a LoRA, but no snapshot to go on from: restore its {folder.snapshots.name}, or "
+                "train anew in another folder."
+            )
+        if snapshot_folders(folder.snapshots):
+            raise InputError(
+                f"{folder.path} has snapshots, but no state that can be read ({'; '.join(faults)}): restore a "
+                "state.safetensors and state.json, or train anew in another folder."
+            )
+        return
+    if state.step > run.config.steps:
+        raise InputError(
+            f"{folder.path} is at step {state.step} already: give a total above that, not {run.config.steps}."
+        )
+    restore_state(run, state)
+    kept = [place.name for place in set_aside_newer(folder.snapshots, state.step)]
+    drop_old_states(folder.snapshots)
+    if faults:
+        listener.notice(
+            f"The newest state cannot be used ({'; '.join(faults)}), so the run goes on from step {state.step}; what "
+            f"came after it is kept as {', '.join(kept)} in {folder.snapshots.name}."
+        )

@@ -1,0 +1,74 @@
+"""A run's folder before the first step: new, or gone on with.
+
+In: who may train in it, its first files, its log cut to the last step that was saved. Not in: the state that is put
+back (`going_on`), what a folder holds (`run`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..config import TrainConfig
+from ..errors import InputError
+from ..events import NoticeEvent
+from ..paths import expanded
+from ..run.folder import RunFolder
+from ..run.preview_files import drop_newer_previews
+from ..sample.drift import unrelated_prompts
+from .going_on import go_on
+from .listener import Listener
+from .outcome import Outcome
+from .stopping import measured_in
+
+
+def open_folder(output_dir: str | Path | None, name: str, resume: bool) -> RunFolder | None:
+    if output_dir is None:
+        if resume:
+            raise InputError("resume needs the folder of the run to go on with: give output_dir.")
+        return None
+    path = expanded(output_dir, "The output folder")
+    return RunFolder.open_existing(path, name) if resume else RunFolder.open_new(path, name)
+
+
+def held(folder: RunFolder | None) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext() if folder is None else folder.held()
+
+
+def begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: Listener) -> None:
+    """Write the folder's first files, or put back what the newest snapshot holds and cut the log to it."""
+    folder, run = outcome.folder, outcome.run
+    assert folder is not None
+    rescaled = resume and _drift_prompts(folder.config()) != _drift_prompts(run.config)
+    if resume:
+        go_on(run, folder, listener)
+        drop_newer_previews(folder.previews, run.steps_done)
+    else:
+        RunFolder.open_new(folder.path, folder.name)  # again: another process may have come first
+    bins = run.config.apt.bins
+    if rescaled:  # another scale; cut before config.json says so, as the next call sees only what that says
+        folder.cut_log(run.steps_done, bins=bins, without=("drift",))
+    facts = {
+        "num_timesteps": run.components.schedule.num_timesteps,
+        "dtype": str(run.dtype),
+        "terms": {term.name: {"title": term.title, "colour": term.colour} for term in run.terms},
+    }
+    folder.start(outcome.digest, run.config, {**(folder.record() if resume else {}), **facts, **record})
+    log = folder.cut_log(run.steps_done, bins=bins)
+    for line in log.lines:
+        if len(line["gamma"]) == bins:
+            outcome.remember(line["loss"], line["gamma"])
+    outcome.measured.extend(measured_in(log.lines))
+    listener.step = run.steps_done
+    if run.steps_done:
+        listener.keep_notices(folder)
+    for note in filter(None, (log.notice(), log.gap(run.steps_done))):
+        listener.notice(note)
+    if rescaled:
+        listener(NoticeEvent("The drift prompts are others than before: the drift measured so far is dropped."))
+
+
+def _drift_prompts(config: TrainConfig) -> list[str]:
+    return unrelated_prompts(config.output.drift_prompts, config.class_word)
