@@ -1,0 +1,129 @@
+"""A LoRA file's layers found on a model: what each changes there, and what has no place.
+
+In: names -> layers, shapes checked. Not in: changing the model (`with_lora`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..families.components import Components
+from .formulas import change, kind_of, rank_of
+from .layer_names import encoder_names, unet_names
+from .lora_file import LoraFile
+
+MOSTLY = 0.5  # less than this share of a file's layers found: it is another model's (ours)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One layer's tensors and where they act. `part`: `unet`, or `text encoder 1` ..."""
+
+    name: str  # in the file
+    part: str
+    path: str
+    layer: nn.Module
+    parts: dict[str, Tensor]
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.parts) or ""
+
+    @property
+    def rank(self) -> int | None:
+        return rank_of(self.parts)
+
+    def changes(self, base: Tensor, of: str) -> Tensor | None:
+        """What is added to the layer's `weight` or `bias` (`of`) at strength 1, float32; None: nothing."""
+        if of == "bias":
+            bias = self.parts.get("bias")
+            return None if bias is None else bias.to(base.device, torch.float32).reshape(base.shape)
+        weight = {name: tensor for name, tensor in self.parts.items() if name != "bias"}
+        return change(weight, base) if kind_of(weight) else None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`unplaced`: layers of the file that the model lacks; `unfit`: those whose shapes are other ones."""
+
+    placed: list[Placed]
+    unplaced: list[str]
+    unfit: list[str]
+
+    @property
+    def changes_text(self) -> bool:
+        return any(item.part != "unet" for item in self.placed)
+
+
+def place(lora: LoraFile, components: Components) -> Placement:
+    """Find every layer of the file. InputError: most of them are not this model's."""
+    known = dict(_known(components))
+    placed: list[Placed] = []
+    unplaced: list[str] = []
+    unfit: list[str] = []
+    for name, parts in lora.layers.items():
+        if name not in known:
+            unplaced.append(name)
+            continue
+        part, path, layer = known[name]
+        item = Placed(name, part, path, layer, parts)
+        (placed if _fits(item) else unfit).append(item if _fits(item) else name)  # type: ignore[arg-type]
+    if len(placed) < MOSTLY * len(lora.layers):
+        raise InputError(_of_another_model(lora, components, len(placed)))
+    return Placement(placed, unplaced, unfit)
+
+
+def _known(components: Components) -> Iterator[tuple[str, tuple[str, str, nn.Module]]]:
+    """Every name in a file -> (part, path, layer)."""
+    for name, path in unet_names(components.unet).items():
+        yield name, ("unet", path, components.unet.get_submodule(path))
+    encoders = components.text_encoders
+    for number, encoder in enumerate(encoders, start=1):
+        for name, path in encoder_names(encoder.model, number, len(encoders), encoder.embedding_key).items():
+            yield name, (f"text encoder {number}", path, encoder.model.get_submodule(path))
+
+
+def _fits(item: Placed) -> bool:
+    """Whether the formulas can be worked out, on shapes alone."""
+    try:
+        for of in ("weight", "bias"):
+            if of == "bias" and "bias" not in item.parts:
+                continue
+            base = getattr(item.layer, of, None)
+            if not isinstance(base, Tensor):
+                return False
+            meta = {name: tensor.to("meta") for name, tensor in item.parts.items() if name != "alpha"}
+            hollow = Placed(item.name, item.part, item.path, item.layer, meta)
+            hollow.changes(base.to("meta"), of)
+    except (ValueError, RuntimeError, IndexError):
+        return False
+    return all(bool(tensor.isfinite().all()) for tensor in item.parts.values())
+
+
+def _of_another_model(lora: LoraFile, components: Components, found: int) -> str:
+    guess = _whose(lora)
+    made_for = f"is made for {guess}" if guess else "is made for another model"
+    return (
+        f"{lora.name} {made_for}: only {found} of its {len(lora.layers)} layers fit {components.source or 'the model'}, "
+        "so give the checkpoint it was trained on."
+    )
+
+
+def _whose(lora: LoraFile) -> str:
+    """The family by its layers' names and the width of the text that its cross-attention reads; empty: not known."""
+    names = list(lora.layers)
+    for mark, family in (("double_blocks", "FLUX"), ("joint_blocks", "SD3"), ("transformer_blocks", "")):
+        if family and any(mark in name for name in names):
+            return family
+    widths = {
+        parts["down"].flatten(1).shape[1]
+        for name, parts in lora.layers.items()
+        if name.endswith(("attn2_to_k", "attn2.to_k", "attn2.processor.to_k")) and "down" in parts
+    }
+    families = {768: "SD1.5", 1024: "SD2", 2048: "SDXL"}
+    return next((families[width] for width in widths if width in families), "")
