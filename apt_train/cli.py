@@ -1,4 +1,4 @@
-"""The command line: `apt-train run | resume | report | demo`, the same as `python -m apt_train`.
+"""The command line: `apt-train run | resume | report | inspect | demo`, the same as `python -m apt_train`.
 
 In: options (made from the config dataclasses), and the exit codes: 0 done, or stopped by Ctrl-C or a signal with the
 work saved; 2 something given cannot be used; 130, 143 or 129 aborted by Ctrl-C, SIGTERM or SIGHUP. Not in: heavy
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, get_origin
 
+from .checkup.command import add_options
 from .config import TrainConfig
 from .console.interruption import exit_code, interrupted_by_signals
 from .console.terminal import is_terminal, lossy_output
@@ -83,6 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="draw a run's curves and say what they mean", allow_abbrev=False)
     report.add_argument("folder", help="the run's folder")
     report.set_defaults(command=_report)
+    inspect = commands.add_parser("inspect", help="look any LoRA over on its model", allow_abbrev=False)
+    add_options(inspect)
+    inspect.set_defaults(command=_inspect)
     demo = commands.add_parser("demo", help="train on the embedded model and draw one sheet", allow_abbrev=False)
     demo.add_argument("--output", help="where the sheet and the runs go (default: the next free runs/demo-N)")
     demo.add_argument("--steps", type=int, help="steps of each run; empty: the demo's own")
@@ -344,6 +348,14 @@ def _report(options: argparse.Namespace) -> int:
 
     print(f"Report: {one_line(str(write_report(folder)))}")
     return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from .checkup.command import inspect
+
+    output = _free_folder("runs/inspect") if options.out is None else expanded(options.out, "--out")
+    with _quiet_libraries():
+        return inspect(options, output)
 
 
 def _demo(options: argparse.Namespace) -> int:

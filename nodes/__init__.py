@@ -24,11 +24,12 @@ class AptTrainExtension(ComfyExtension):
             return []
         from .attention_preview import APTAttentionAlignPreview
         from .boundary import speaks_plainly
+        from .check_up import APTLoRACheckUp
         from .monitor import APTOverfitIndicatorMonitor
         from .options import APTTrainOptions
         from .train import APTTrain
 
-        nodes = [APTTrain, APTTrainOptions, APTAttentionAlignPreview, APTOverfitIndicatorMonitor]
+        nodes = [APTTrain, APTTrainOptions, APTAttentionAlignPreview, APTOverfitIndicatorMonitor, APTLoRACheckUp]
         return [speaks_plainly(node) for node in nodes]
 
 

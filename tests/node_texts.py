@@ -157,6 +157,9 @@ class _Anything:
     def __getitem__(self, _key: Any) -> _Anything:
         return self
 
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())  # a folder's files, say
+
     def __or__(self, _other: Any) -> _Anything:
         return self
 

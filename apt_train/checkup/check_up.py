@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -25,97 +24,24 @@ from ..families.precision import resolve_dtype
 from ..sample.drift import drift_of, unrelated_prompts
 from ..sample.sampler import sample
 from ..text.captions import SUBJECT
-from ..training.indicator import OverfitIndicator
+from ..text.conditioning import Conditioner
 from ..training.plan import resolve_device
 from ..training.streams import vae_on
-from .blocks import Block, blocks_of
+from .blocks import blocks_of
+from .findings import Asked, AtStrength, CheckUp
+from .gain import gain_of
 from .lora_file import LoraFile
-from .placing import Placement, place
+from .placing import place
 from .probe import Drifts, Looks, Pictures, Probe
-from .recommend import Recommendation, recommended
+from .recommend import recommended
 from .subject import Subject
 from .with_lora import WithLora, lora_ready
 
-STRENGTHS = (0.4, 0.6, 0.8, 1.0, 1.2)
-LOWER = 3  # times that the lowest strength is halved where the best lies at or below it
+LOWER = 3  # times that the lowest strength is halved where the one to use lies below it
+LOWEST = 0.1
 MOST_PICTURES = 10
-PROMPT = "a photo of {subject}"
-BUSY = ("the LoRA at strength", "samples")
 
-Busy = Callable[[str, int, int], object]  # what is done, calls of the network that have ended, and all of them
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """How a LoRA is to be looked at.
-
-    `prompt`: what samples are drawn of, and without pictures the drift is measured on. `unrelated`: prompts that leave
-    the subject out. `draws`: noises per picture and noise level. `sample_steps`: 0: no samples.
-    """
-
-    strengths: tuple[float, ...] = STRENGTHS
-    prompt: str = PROMPT
-    unrelated: tuple[str, ...] = ()
-    resolution: int | None = None
-    draws: int = 2
-    bins: int = 10
-    rows: int = 1
-    sample_steps: int = 20
-    guidance: float = 5.0
-    seed: int = 0
-    precision: str = "auto"
-
-    def __post_init__(self) -> None:
-        if not self.strengths or any(not 0 < strength <= 10 for strength in self.strengths):
-            raise InputError("A strength is not between 0 and 10: give numbers such as 0.4 0.6 0.8 1.0 1.2.")
-        if self.draws < 1 or self.rows < 1 or self.sample_steps < 0:
-            raise InputError("draws and rows are at least 1, and sample_steps at least 0: give such numbers.")
-
-
-@dataclass(frozen=True)
-class AtStrength:
-    """What the LoRA does at one strength. Measures on pictures are None where there are none.
-
-    `gain`: by how much less it errs on the pictures than the prior, as a share of the prior's error, mean over noise
-    levels; `gain_error`: half of its 95% interval; `gains`: by level, clean first; `gamma`: the indicator at T = 1000.
-    `subject`, `bare`, `unrelated`: drifts (mean squared difference of epsilon) on the subject's prompts, on the same
-    with the bare class word, on prompts about other things. `ratio`: unrelated over subject, as in training. `spill`,
-    `bare_spill`: unrelated and bare drift, as a share of what leaving the prompt out would change. `alignment`,
-    `context`: see `probe.Looks`.
-    """
-
-    strength: float
-    subject: float
-    bare: float
-    unrelated: float
-    ratio: float
-    spill: float
-    bare_spill: float
-    gain: float | None = None
-    gain_error: float | None = None
-    gains: list[float] | None = None
-    gamma: list[float] | None = None
-    alignment: float | None = None
-    context: float | None = None
-
-
-@dataclass(frozen=True)
-class CheckUp:
-    """All that was found. `samples`: the prior's picture, then one per strength."""
-
-    lora: LoraFile
-    placement: Placement
-    blocks: list[Block]
-    subject: Subject
-    points: list[AtStrength]
-    recommendation: Recommendation
-    prompts: list[str]
-    unrelated: list[str]
-    pictures: int
-    bins: int
-    source: str
-    samples: list[Image.Image] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+Busy = Callable[[int, int], object]  # calls of the network that have ended, and all of them
 
 
 def check_up(
@@ -126,27 +52,29 @@ def check_up(
     *,
     images: ImageSet | None = None,
     device: str | torch.device | None = None,
-    busy: Busy = lambda what, done, total: None,
+    busy: Busy = lambda done, total: None,
 ) -> CheckUp:
     """Look a LoRA over on its model, which comes back as it was.
 
     Args:
         images: the pictures it was trained on, with captions; None: what needs them is not measured.
-        busy: called before each call of the network; what it raises ends the work.
+        busy: called before each picture that is encoded, and each call of the network; what it raises ends the work.
 
     Raises:
         InputError: the LoRA is another model's; a caption, size or precision that cannot be.
     """
     asked, place_ = asked or Asked(), resolve_device(device)
     placement = place(lora, components)
-    dtype = resolve_dtype(_precision(asked.precision, place_), place_)
-    with lora_ready(components, placement, place_, dtype) as ready:
+    with lora_ready(components, placement, place_, working_dtype(asked.precision, place_)) as ready:
         return _Work(ready, lora, subject, asked, images, busy).done()
 
 
-def _precision(asked: str, device: torch.device) -> str:
-    """fp16 on a CUDA GPU: with bf16 merging a LoRA into the weights would round much of it away (ours)."""
-    return "fp16" if asked == "auto" and device.type == "cuda" else asked
+def working_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What a check-up computes in. `auto`: float16 on a CUDA GPU, else float32.
+
+    In bfloat16, merging a LoRA into the weights would round much of it away (ours).
+    """
+    return resolve_dtype("fp16" if precision == "auto" and device.type == "cuda" else precision, device)
 
 
 class _Work:
@@ -159,6 +87,7 @@ class _Work:
         self._components, self._placement = ready.components, ready.placement
         self._side = asked.resolution or self._components.family.resolution
         self._notes: list[str] = []
+        rows = asked.rows or (1 if self._side > 768 else 4)
         self._shared = subject.conditioner(self._components)
         pictures = None if images is None else self._pictures(images)
         self._pictures_used = 0 if pictures is None else len(pictures.captions)
@@ -170,7 +99,7 @@ class _Work:
         self._prompts = list(itertools.islice(itertools.cycle(own), len(self._unrelated)))
         self._probe = Probe(
             ready, pictures=pictures, prompts=self._prompts, unrelated=self._unrelated, bins=asked.bins,
-            draws=asked.draws, side=self._side, rows=asked.rows,
+            draws=asked.draws, side=self._side, rows=rows,
         )  # fmt: skip
         self._prior_losses = torch.zeros(0)
 
@@ -179,21 +108,22 @@ class _Work:
             with self._ready.prior():
                 self._probe.begin(self._shared)
                 self._prior_losses = self._probe.losses(self._shared, 0)
-                samples = self._drawn(tuned=False)
+                samples = self._drawn(self._shared, tuned=False)
             points: list[AtStrength] = []
             for strength in sorted(self._asked.strengths):
                 point, drawn = self._at(strength)
                 points.append(point)
                 samples += drawn
             for _ in range(LOWER):
-                if not recommended(points).at_the_lowest:
+                if not recommended(points).below or points[0].strength < LOWEST:
                     break
                 point, drawn = self._at(points[0].strength / 2)
                 points.insert(0, point)
                 samples[1:1] = drawn
         return CheckUp(
             self._lora, self._placement, blocks_of(self._ready), self._subject, points, recommended(points),
-            self._prompts, self._unrelated, self._pictures_used, self._asked.bins, self._components.source, samples,
+            self._prompts, self._unrelated, self._pictures_used, self._asked.bins,
+            self._components.schedule.num_timesteps, self._components.source, samples,
             [*self._components.notes, *self._notes],
         )  # fmt: skip
 
@@ -204,7 +134,7 @@ class _Work:
             conditioner = self._subject.conditioner(self._components) if changes else self._shared
             losses = self._probe.losses(conditioner, strength)
             drifts, looks = self._probe.drifts(conditioner), self._probe.looks(conditioner)
-            return self._point(strength, losses, drifts, looks), self._drawn(tuned=True, conditioner=conditioner)
+            return self._point(strength, losses, drifts, looks), self._drawn(conditioner, tuned=True)
 
     def _point(self, strength: float, losses: Tensor, drifts: Drifts, looks: Looks | None) -> AtStrength:
         assert self._probe.scale is not None
@@ -213,29 +143,9 @@ class _Work:
         return AtStrength(
             strength, drift.subject, float(drifts.bare.mean()), drift.unrelated, drift.ratio,
             float((drifts.unrelated / others).mean()), float((drifts.bare / named).mean()),
-            **self._gains(losses),
+            gain=gain_of(self._prior_losses, losses, self._components.schedule.num_timesteps),
             alignment=None if looks is None else looks.alignment, context=None if looks is None else looks.context,
         )  # fmt: skip
-
-    def _gains(self, losses: Tensor) -> dict[str, object]:
-        """Relative gaps by noise level, the mean with its interval from the draws, and the published indicator."""
-        prior = self._prior_losses
-        if not prior.numel():
-            return {}
-        level = prior.mean(dim=1, keepdim=True)
-        relative = (prior - losses) / level
-        count = relative.shape[1]
-        spread = relative.var(dim=1, correction=1) / count if count > 1 else torch.zeros(len(relative))
-        total = self._components.schedule.num_timesteps
-        indicator = OverfitIndicator(self._asked.bins, num_timesteps=total)
-        times = torch.tensor([int((b + 0.5) / self._asked.bins * total) for b in range(self._asked.bins)])
-        indicator.update(times, level[:, 0], losses.mean(dim=1))
-        return {
-            "gain": float(relative.mean()),
-            "gain_error": 1.96 * float(spread.sum().sqrt()) / len(relative),
-            "gains": relative.mean(dim=1).tolist(),
-            "gamma": indicator.gamma.tolist(),
-        }
 
     def _pictures(self, images: ImageSet) -> Pictures:
         chosen = _some(images, MOST_PICTURES)
@@ -250,19 +160,19 @@ class _Work:
         bank = LatentBank(
             prepared, components.encode, seed=self._asked.seed, kinds=(), max_zoom=1.0, max_degrees=0.0, max_variants=0,
             vae_factor=components.family.vae_factor, on_device=lambda: vae_on(components, self._ready.device),
-            on_encode=lambda _, done, total: self._busy("pictures", done, total),
+            on_encode=lambda _, done, total: self._busy(0, 0),
         )  # fmt: skip
         bank.encode_plain()
         return Pictures.of(prepared, bank, captions)
 
-    def _drawn(self, *, tuned: bool, conditioner: object = None) -> list[Image.Image]:
+    def _drawn(self, reader: Conditioner, *, tuned: bool) -> list[Image.Image]:
         """One sample, or none where none are wanted."""
-        asked, reader = self._asked, conditioner or self._shared
+        asked = self._asked
         if not asked.sample_steps:
             return []
         with torch.no_grad(), vae_on(self._components, self._ready.device):
-            text = reader.encode([self._subject.caption(asked.prompt)], tuned=tuned)  # type: ignore[attr-defined]
-            nothing = reader.encode([""], tuned=False)  # type: ignore[attr-defined]
+            text = reader.encode([self._subject.caption(asked.prompt)], tuned=tuned)
+            nothing = reader.encode([""], tuned=False)
             return sample(
                 self._components, text, nothing, seed=asked.seed, steps=asked.sample_steps, guidance=asked.guidance,
                 height=self._side, width=self._side, device=self._ready.device, dtype=self._ready.dtype,
@@ -279,7 +189,7 @@ class _Work:
 
         def ask(*_: object) -> None:
             place_ = next(done)
-            self._busy("network", place_, max(total, place_ + 1))
+            self._busy(place_, max(total, place_ + 1))
 
         hook = self._components.unet.register_forward_pre_hook(ask)
         try:

@@ -102,7 +102,7 @@ def _kronecker(t: Mapping[str, Tensor]) -> Tensor:
         second = _tucker(t["lokr_t2"], t["lokr_w2_a"], t["lokr_w2_b"])
     else:
         second = t["lokr_w2_a"] @ t["lokr_w2_b"]
-    return torch.kron(first.reshape(*first.shape, *[1] * (second.ndim - 2)), second)
+    return torch.kron(first.reshape(*first.shape, *[1] * (second.ndim - 2)), second.contiguous())
 
 
 def _tucker(core: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ _ENDS = sorted(PARTS, key=len, reverse=True)
 
 @dataclass(frozen=True)
 class LoraFile:
-    """`layers`: parts (as `formulas.PARTS` calls them) by the layer's name in the file; `unread`: keys of no known kind."""
+    """`layers`: parts (as `formulas.PARTS` calls them) by the layer's name in the file; `unread`: other keys."""
 
     name: str
     layers: dict[str, dict[str, Tensor]]

@@ -6,7 +6,7 @@ In: names -> layers, shapes checked. Not in: changing the model (`with_lora`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,10 @@ def place(lora: LoraFile, components: Components) -> Placement:
             continue
         part, path, layer = known[name]
         item = Placed(name, part, path, layer, parts)
-        (placed if _fits(item) else unfit).append(item if _fits(item) else name)  # type: ignore[arg-type]
+        if _fits(item):
+            placed.append(item)
+        else:
+            unfit.append(name)
     if len(placed) < MOSTLY * len(lora.layers):
         raise InputError(_of_another_model(lora, components, len(placed)))
     return Placement(placed, unplaced, unfit)
@@ -89,17 +92,15 @@ def _known(components: Components) -> Iterator[tuple[str, tuple[str, str, nn.Mod
 
 
 def _fits(item: Placed) -> bool:
-    """Whether the formulas can be worked out, on shapes alone."""
+    """Whether the formulas can be worked out, on shapes alone, and hold numbers."""
+    hollow = {name: tensor if name == "alpha" else tensor.to("meta") for name, tensor in item.parts.items()}
     try:
         for of in ("weight", "bias"):
-            if of == "bias" and "bias" not in item.parts:
-                continue
             base = getattr(item.layer, of, None)
-            if not isinstance(base, Tensor):
+            if isinstance(base, Tensor):
+                replace(item, parts=hollow).changes(base.to("meta"), of)
+            elif of == "weight" or "bias" in item.parts:
                 return False
-            meta = {name: tensor.to("meta") for name, tensor in item.parts.items() if name != "alpha"}
-            hollow = Placed(item.name, item.part, item.path, item.layer, meta)
-            hollow.changes(base.to("meta"), of)
     except (ValueError, RuntimeError, IndexError):
         return False
     return all(bool(tensor.isfinite().all()) for tensor in item.parts.values())
@@ -108,10 +109,8 @@ def _fits(item: Placed) -> bool:
 def _of_another_model(lora: LoraFile, components: Components, found: int) -> str:
     guess = _whose(lora)
     made_for = f"is made for {guess}" if guess else "is made for another model"
-    return (
-        f"{lora.name} {made_for}: only {found} of its {len(lora.layers)} layers fit {components.source or 'the model'}, "
-        "so give the checkpoint it was trained on."
-    )
+    fit = f"only {found} of its {len(lora.layers)} layers fit {components.source or 'the model'}"
+    return f"{lora.name} {made_for}: {fit}, so give the checkpoint it was trained on."
 
 
 def _whose(lora: LoraFile) -> str:

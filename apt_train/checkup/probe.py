@@ -251,4 +251,3 @@ def _samples(bank: LatentBank, components: Components, bins: int, draws: int) ->
             2, *bank.latent_shape(image), generator=generator(SEED, "check-up", image, level, draw)
         )
         yield Sample(timestep, image, 0, bank.latent(image, 0, posterior), noise, None), level
-

@@ -69,7 +69,8 @@ class Subject:
 
     def caption(self, text: str) -> str:
         """With `{subject}` for the trigger or the first class word; a text that has neither stays as it is."""
-        marked = mark_subject(" ".join(text.split()), name=self.trigger.removeprefix(LEARNED), class_word=self.class_word)
+        name = self.trigger.removeprefix(LEARNED)
+        marked = mark_subject(" ".join(text.split()), name=name, class_word=self.class_word)
         return marked if SUBJECT in marked or not self.class_word else _first_word(marked, self.class_word)
 
     def captions(self, images: ImageSet, template: str) -> list[str]:

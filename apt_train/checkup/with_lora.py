@@ -94,4 +94,4 @@ def check_finite(values: Tensor, strength: float) -> None:
     """InputError: the network gives no numbers at this strength."""
     if not bool(values.isfinite().all()):
         what = f"with the LoRA at strength {strength:g}" if strength else "without the LoRA"
-        raise InputError(f"The model gives values that are no numbers {what}: use precision fp32, or another checkpoint.")
+        raise InputError(f"The model gives values that are no numbers {what}: use fp32, or another checkpoint.")
