@@ -162,6 +162,12 @@ def _inputs() -> list[Any]:
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=io.ControlAfterGenerate.fixed,
             tooltip="Of the samples. What is measured always has the same noise.",
         ),
+        io.String.Input(
+            "strengths",
+            default="0.4 0.6 0.8 1.0 1.2",
+            advanced=True,
+            tooltip="Which strengths are tried, with blanks between them. Fewer are quicker.",
+        ),
         io.Int.Input(
             "resolution", default=0, min=0, max=4096, step=8, advanced=True,
             tooltip="Pixels of a side. 0: the model's own size.",
@@ -229,6 +235,7 @@ def _looked_over(asked: _Question, one: dict[str, Any], node_id: str) -> CheckUp
     from .host.progress import NodeProgress
 
     settings = Asked(
+        strengths=_strengths(one["strengths"]),
         prompt=one["prompt"].strip() or "a photo of {subject}",
         unrelated=tuple(line.strip() for line in one.get("unrelated", "").splitlines() if line.strip()),
         resolution=one["resolution"] or None, draws=one["draws"], sample_steps=one["sample_steps"], seed=one["seed"],
@@ -245,6 +252,13 @@ def _looked_over(asked: _Question, one: dict[str, Any], node_id: str) -> CheckUp
             busy=_shown(progress),
         )  # fmt: skip
     return replace(found, notes=[*found.notes, *_host_note(taken, len(found.placement.placed))])
+
+
+def _strengths(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in text.replace(",", " ").split())
+    except ValueError:
+        raise InputError(f"strengths is {text!r}: write numbers with blanks between them.") from None
 
 
 def _shown(progress: Any) -> Any:

@@ -19,10 +19,10 @@ from apt_train.checkup.gain import Gain, gain_of
 from apt_train.checkup.lora_file import LoraFile, sorted_lora
 from apt_train.checkup.numbers import as_dict, as_json
 from apt_train.checkup.placing import place
-from apt_train.checkup.recommend import ENOUGH, recommended
+from apt_train.checkup.recommend import recommended
 from apt_train.checkup.sheet import sheet
 from apt_train.checkup.subject import Subject
-from apt_train.checkup.verdict import is_overfitted, paragraphs
+from apt_train.checkup.verdict import paragraphs
 from apt_train.checkup.with_lora import lora_ready
 from apt_train.errors import InputError
 from apt_train.events import TrainResult
@@ -99,12 +99,13 @@ def test_three_times_as_strong_is_used_at_a_third(trained: TrainResult, own: Che
     assert thrice.points[0].strength < 0.4, "lower strengths were tried, too"
 
 
-def test_without_pictures_the_spill_names_the_strength(trained: TrainResult) -> None:
+def test_without_pictures_the_spill_alone_holds_back(trained: TrainResult) -> None:
     found = looked_over(scaled(trained.lora, 8.0), SOME, images=None)
     assert all(point.gain is None for point in found.points) and found.pictures == 0
-    assert found.recommendation.rule == "spill" and found.recommendation.strength < 1
+    assert found.recommendation.strength < 0.5 and found.recommendation.overfitted
     assert "Without the training pictures" in paragraphs(found)[-1]
-    assert looked_over(scaled(trained.lora, 0.01), images=None).recommendation.rule == "calm"
+    weak = looked_over(scaled(trained.lora, 0.01), images=None).recommendation
+    assert (weak.rule, weak.strength) == ("usual", 1.0)
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
@@ -199,22 +200,25 @@ def parabola(best: float, spill: float = 0.1) -> list[AtStrength]:
     return [point(s, spill * s * s, 0.2 * (s / best) * (2 - s / best)) for s in at]
 
 
-def test_the_lowest_strength_with_enough_of_the_gain_is_named() -> None:
-    found = recommended(parabola(1.0))
-    assert found.rule == "gain" and found.strength == pytest.approx(1 - (1 - ENOUGH) ** 0.5, abs=0.05)
-    assert not found.open_ended and not found.below
-    assert recommended(parabola(2.0)).open_ended
+def test_the_strength_that_predicts_the_pictures_best_is_named() -> None:
+    found = recommended(parabola(0.9))
+    assert (found.rule, found.strength, found.open_ended, found.below) == ("gain", 0.9, False, False)
+    assert recommended(parabola(2.0)).open_ended and recommended(parabola(2.0)).strength == 1.2
     assert recommended(parabola(0.3)).below
-    nothing_learned = [point(0.5, 0.6, 0.01, 0.02), point(1.0, 2.0, 0.01, 0.02)]
-    assert recommended(nothing_learned).rule == "spill"
+    nothing_learned = [point(0.5, 0.3, 0.01, 0.02), point(1.0, 0.6, 0.01, 0.02)]
+    assert recommended(nothing_learned).rule == "usual"
 
 
 def test_an_overfitted_one_is_flagged(own: CheckUp) -> None:
-    for spill, flagged in ((0.1, False), (9.0, True)):
+    """By what it does to other prompts where it is to be used; with pictures that strength stays."""
+    for spill, flagged in ((0.1, False), (4.0, True)):
         points = parabola(1.0, spill)
         changed = replace(own, bins=10, points=points, recommendation=recommended(points))
-        assert is_overfitted(changed) == flagged == as_dict(changed)["overfitted"]
+        assert changed.recommendation.strength == 1.0 and as_dict(changed)["overfitted"] == flagged
+        assert changed.recommendation.gentle == (0.5 if flagged else None)
         assert ("overfitted" in paragraphs(changed)[0]) == flagged
+    blind = recommended([replace(point, gain=None) for point in parabola(1.0, 4.0)])
+    assert blind.overfitted and blind.strength == 0.5
 
 
 def test_the_gain_is_a_share_of_the_priors_error() -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .findings import CheckUp
-from .verdict import is_overfitted, paragraphs
+from .verdict import paragraphs
 
 
 def as_dict(found: CheckUp) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def as_dict(found: CheckUp) -> dict[str, Any]:
         "model": found.source,
         "strength": found.recommendation.strength,
         "rule": found.recommendation.rule,
-        "overfitted": is_overfitted(found),
+        "overfitted": found.recommendation.overfitted,
         "class_word": found.subject.class_word,
         "trigger": found.subject.trigger,
         "pictures": found.pictures,

@@ -18,7 +18,7 @@ from ..report.palette import BLUE, FAINT, INK, ORANGE, PALE, SERIES, as_hex
 from ..report.plots import as_picture
 from ..run.curves import bin_edges
 from .findings import CheckUp
-from .verdict import headline, is_overfitted, paragraphs
+from .verdict import headline, paragraphs
 
 WIDTH = 1400  # pixels
 LETTERS = 12.5
@@ -48,7 +48,7 @@ def sheet_figure(found: CheckUp) -> Figure:
 
 
 def _head(place: SubFigure, found: CheckUp, words: str) -> None:
-    colour = "#b3261e" if is_overfitted(found) else as_hex(INK)
+    colour = "#b3261e" if found.recommendation.overfitted else as_hex(INK)
     place.text(0.012, 0.97, f"{headline(found)}  {found.lora.name}", fontsize=19, va="top", weight="bold", color=colour)
     on = f'on {found.source}, "{found.subject.trigger}" for "{found.subject.class_word}"'
     seen = f"{found.pictures} pictures" if found.pictures else "no pictures"

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from ..run.curves import bin_edges
 from .findings import AtStrength, CheckUp
 from .placing import Placed
-from .recommend import ENOUGH, MOST_SPILL, Recommendation, known_gain
+from .recommend import USUAL, Recommendation, known_gain
 
 Say = Callable[[str], str]
 FEW_RANKS = 0.5  # the file has twice the ranks that it uses: worth saying (ours)
-OVERFIT_SPILL = 1.0  # prompts about other things change as much as without their prompt (ours)
-SAME_AS_BARE = 0.8  # the bare class word moves nearly as far as the trigger: it means the subject too (ours)
+SAME_AS_BARE = 0.8  # the bare class word moves nearly as far as the trigger (ours)
 LISTED = 5
 
 
@@ -36,35 +35,30 @@ def nearest(found: CheckUp) -> AtStrength:
     return min(found.points, key=lambda point: abs(point.strength - found.recommendation.strength))
 
 
-def is_overfitted(found: CheckUp) -> bool:
-    """Whether other prompts are overrun at the strength to use."""
-    return found.recommendation.spill > OVERFIT_SPILL
-
-
 def _strength(found: CheckUp) -> list[str]:
     pick, highest = found.recommendation, found.points[-1].strength
-    said = [headline(found), *_why(pick)]
+    said = [headline(found)]
+    if pick.rule == "gain":
+        said.append("There the model predicts the pictures best.")
+    elif pick.rule == "nothing":
+        said.append("The LoRA changes nothing that was measured, so the usual 1 stands.")
+    elif not pick.overfitted:
+        said.append("Nothing that was measured speaks against the usual strength.")
     if pick.open_ended:
-        said.append(f"The gain still rises at {highest:g}, so more may help: compare pictures.")
-    if is_overfitted(found):
-        said += [
-            f"It is overfitted: even there prompts about other things change by {pick.spill:.0%} of what leaving the "
-            "prompt out changes.",
-            "Take an earlier snapshot, or train it again with fewer steps or a lower learning rate.",
-        ]
+        said.append(f"The pictures are predicted best at {highest:g}, so more may help: compare samples.")
+    return said + (_overfitted(pick) if pick.overfitted else [])
+
+
+def _overfitted(pick: Recommendation) -> list[str]:
+    made_for = pick.strength if pick.rule == "gain" else USUAL
+    said = [
+        f"It is overfitted: at strength {made_for:g} prompts about other things change by {pick.spill:.0%} of what "
+        "leaving the prompt out changes.",
+        "An earlier snapshot or fewer steps would do better.",
+    ]
+    if pick.rule == "gain":
+        said.append(f"At {pick.gentle:g} that falls to 100%, but likeness falls too: compare samples.")
     return said
-
-
-def _why(pick: Recommendation) -> list[str]:
-    return {
-        "gain": [f"It is the lowest strength that reaches {ENOUGH:.0%} of the best gain on the pictures."],
-        "spill": [
-            f"At higher strengths prompts about other things change by more than {MOST_SPILL:.0%} of what leaving the "
-            "prompt out changes."
-        ],
-        "calm": ["Prompts about other things hardly change at any strength, so the usual 1 stands."],
-        "nothing": ["The LoRA changes nothing that was measured, so the usual 1 stands."],
-    }[pick.rule]
 
 
 def _gain(found: CheckUp) -> list[str]:
@@ -96,7 +90,7 @@ def _drift(found: CheckUp) -> list[str]:
         share = at.bare / at.subject
         said.append(f'The bare word "{found.subject.class_word}" changes {share:.2f} times as much as the trigger.')
         if share > SAME_AS_BARE:
-            said.append("So the class word shows the subject as well.")
+            said.append("That is nearly as far, so look whether the class word shows the subject too.")
     return said
 
 

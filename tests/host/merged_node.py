@@ -64,7 +64,8 @@ class AptMerged(io.ComfyNode):
             placement = pack("apt_train.checkup.placing").place(lora, components)
             ready = pack("apt_train.checkup.with_lora").lora_ready
             with ready(components, placement, torch.device("cpu"), torch.float32) as merged, merged.at(strength):
-                pairs = zip((components.unet, *encoders), (theirs.unet, *(e.model for e in theirs.text_encoders)), base)
+                others = (theirs.unet, *(encoder.model for encoder in theirs.text_encoders))
+                pairs = zip((components.unet, *encoders), others, base, strict=True)
                 found = [apart(*pair) for pair in pairs]
         numbers = {
             "parts": found, "kinds": sorted({item.kind for item in placement.placed}), "placed": len(placement.placed),

@@ -1,4 +1,4 @@
-"""APT LoRA Check-up on the real host: LoRAs of APT Train, of the host's own trainer and of others, merged as it does."""
+"""APT LoRA Check-up on the real host: LoRAs of APT Train, of the host's trainer and of others, merged as it does."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from .graphs import LORA, RUN, image_batch, train_node, training_graph, untouched, upload_pictures
+from .graphs import LORA, RUN, image_batch, training_graph, untouched, upload_pictures
 from .server import Host, HostError
 from .trained import shown_text
 from .workflows import Graph, Node, checkpoint
 
 NODE = "merged_node.py"
 SHEET, VERDICT, STRENGTH, NUMBERS = range(4)
-QUICK: Mapping[str, Any] = {"resolution": 64, "draws": 1, "sample_steps": 1, "class_word": "toy", "trigger": "sks toy"}
+QUICK: Mapping[str, Any] = {
+    "resolution": 64, "draws": 1, "sample_steps": 0, "class_word": "toy", "trigger": "sks toy", "strengths": "1.0",
+    "unrelated": "a city on grass",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +98,7 @@ def test_a_lora_that_was_trained_in_the_same_graph(host: Host, mode: str) -> Non
     g, trained = training_graph(names, setting={"identifier_mode": mode}, learning_rate=1e-2)
     images = image_batch(g, names)
     more = {"class_word": "", "trigger": "", "images": images, "run": trained[RUN], "lora": trained[LORA]}
+    more["sample_steps"] = 1
     node, shown = check_up(g, checkpoint(g, "sd15.safetensors"), **more)
     result = host.run(g.prompt, timeout=600)
     verdict, strength, numbers = (shown_text(result, text) for text in shown)
