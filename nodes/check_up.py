@@ -61,7 +61,10 @@ class APTLoRACheckUp(io.ComfyNode):
         from .host.loras import lora_path
 
         name = known(inputs).get("lora_name", NO_FILE)
-        return [] if name == NO_FILE else [lora_path(name).stat().st_mtime]
+        try:
+            return [] if name == NO_FILE else [lora_path(name).stat().st_mtime]
+        except (InputError, OSError):  # told where the node runs
+            return []
 
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:

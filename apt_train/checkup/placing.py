@@ -17,7 +17,7 @@ from .formulas import change, kind_of, rank_of
 from .layer_names import encoder_names, unet_names
 from .lora_file import LoraFile
 
-MOSTLY = 0.5  # less than this share of a file's layers found: it is another model's (ours)
+MOSTLY = 0.5  # no more than this share of a file's layers found: it is another model's (ours)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def place(lora: LoraFile, components: Components) -> Placement:
             placed.append(item)
         else:
             unfit.append(name)
-    if len(placed) < MOSTLY * len(lora.layers):
+    if len(placed) <= MOSTLY * len(lora.layers):
         raise InputError(_of_another_model(lora, components, len(placed)))
     return Placement(placed, unplaced, unfit)
 

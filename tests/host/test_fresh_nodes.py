@@ -31,8 +31,8 @@ AROUND = """() => {
     values.forEach((value, i) => { node.widgets[i].value = value });
     return node;
   };
-  const [trainer, options, preview, monitor] =
-    ["APTTrain", "APTTrainOptions", "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor"]
+  const [trainer, options, preview, monitor, checkUp] =
+    ["APTTrain", "APTTrainOptions", "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor", "APTLoRACheckUp"]
       .map((type) => app.graph.nodes.find((node) => node.type === type));
   const wire = (from, output, to, input) => {
     from.connect(from.outputs.findIndex((slot) => slot.name === output), to, to.findInputSlot(input));
@@ -48,6 +48,11 @@ AROUND = """() => {
   wire(trainer, "APT_RUN", preview, "run");
   for (const name of ["model", "clip"]) wire(loader, name.toUpperCase(), preview, name);
   wire(trainer, "MODEL", preview, "tuned");
+  for (const name of ["model", "clip", "vae"]) wire(loader, name.toUpperCase(), checkUp, name);
+  wire(trainer, "LORA_MODEL", checkUp, "lora");
+  wire(trainer, "APT_RUN", checkUp, "run");
+  wire(add("PrimitiveInt", 64), "INT", checkUp, "resolution");
+  wire(add("PrimitiveInt", 0), "INT", checkUp, "sample_steps");
 }"""
 
 
