@@ -6,6 +6,7 @@ Not here: names and formulas of files (`test_lora_formats`), the command (`test_
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +41,14 @@ QUICK = Asked(
     strengths=(1.0,), unrelated=("a painting",), resolution=32, draws=1, bins=4, rows=16, sample_steps=0
 )  # fmt: skip
 SOME = replace(QUICK, strengths=(0.4, 1.0, 1.2))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_trajectories() -> Iterator[None]:
+    """Two points on each instead of five, for time's sake."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("apt_train.checkup.probe.STEPS", 4)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +167,14 @@ def test_what_the_caller_raises_ends_it_and_leaves_the_model_alone(trained: Trai
 
     def busy(done: int, total: int) -> None:
         calls.append((done, total))
-        if done == 30:
+        if done == 15:
             raise Enough
 
     with pytest.raises(Enough):
         looked_over(trained.lora, SOME, components=parts, busy=busy)
     assert all(torch.equal(tensor, before[name]) for name, tensor in parts.unet.state_dict().items())
     assert not parts.unet._forward_pre_hooks
-    assert [done for done, total in calls if total] == list(range(31))
+    assert [done for done, total in calls if total] == list(range(16))
     assert len({total for _, total in calls if total}) == 1
 
 
@@ -174,6 +183,11 @@ def test_progress_ends_at_its_total(trained: TrainResult) -> None:
     asked = replace(QUICK, sample_steps=1)
     looked_over(scaled(trained.lora, 0.01), asked, images=None, busy=lambda *call: calls.append(call))
     assert calls[-1][0] + 1 == calls[-1][1]
+
+
+def test_a_strength_that_overflows_is_one_sentence(trained: TrainResult) -> None:
+    with pytest.raises(InputError, match="no numbers with the LoRA at strength 1: use fp32"):
+        looked_over(scaled(trained.lora, 1e37), images=None)
 
 
 def test_samples_stand_beside_the_priors(own: CheckUp) -> None:
@@ -286,7 +300,12 @@ def test_the_numbers_are_plain_json(trained: TrainResult) -> None:
     found = looked_over(lora, images=None)
     numbers = json.loads(as_json(found))
     assert numbers["strength"] == found.recommendation.strength and len(numbers["strengths"]) == len(found.points)
-    assert numbers["file"]["left_out"] == {"no_place": ["lora_unet_nowhere"], "unfit": [], "unread": ["odd.key"]}
+    assert numbers["file"]["left_out"] == {
+        "no_place": ["lora_unet_nowhere"],
+        "unfit": [],
+        "broken": [],
+        "unread": ["odd.key"],
+    }
     assert numbers["file"]["ranks"] == [4] and numbers["verdict"] == paragraphs(found)
     said = " ".join(paragraphs(found))
     assert "have no place in this model: lora_unet_nowhere" in said and "odd.key" in said

@@ -14,6 +14,12 @@ from tests.lora_files import attention_paths, kohya, random_layers
 from tests.tiny import tiny_components
 
 
+@pytest.fixture(autouse=True)
+def short_trajectories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two points on each instead of five, for time's sake."""
+    monkeypatch.setattr("apt_train.checkup.probe.STEPS", 4)
+
+
 @pytest.fixture
 def lora(tmp_path: Path) -> Path:
     unet = tiny_components().unet

@@ -202,8 +202,15 @@ def test_layers_that_do_not_fit_are_named_and_left_out() -> None:
     del lora[third]
     file = sorted_lora(lora, "file")
     found = place(file, parts)
-    assert found.unfit == [key.partition(".")[0] for key in (first, second)]
+    assert (found.unfit, found.broken) == ([first.partition(".")[0]], [second.partition(".")[0]])
     assert sorted(file.unread) == [third.replace("lora_down.weight", end) for end in ("alpha", "up")]
+
+
+def test_a_lora_that_broke_in_training_is_told_as_such() -> None:
+    parts = tiny_components()
+    lora = kohya(random_layers(parts.unet, attention_paths(parts.unet)))
+    broken = {key: tensor * float("nan") if "lora_up" in key else tensor for key, tensor in lora.items()}
+    assert "holds values that are no numbers in 32 of its 32 layers" in refused(broken, parts)
 
 
 @pytest.mark.parametrize(

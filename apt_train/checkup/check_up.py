@@ -133,7 +133,7 @@ class _Work:
             changes = self._placement.changes_text
             conditioner = self._subject.conditioner(self._components) if changes else self._shared
             losses = self._probe.losses(conditioner, strength)
-            drifts, looks = self._probe.drifts(conditioner), self._probe.looks(conditioner)
+            drifts, looks = self._probe.drifts(conditioner, strength), self._probe.looks(conditioner)
             return self._point(strength, losses, drifts, looks), self._drawn(conditioner, tuned=True)
 
     def _point(self, strength: float, losses: Tensor, drifts: Drifts, looks: Looks | None) -> AtStrength:

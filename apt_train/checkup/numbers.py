@@ -33,6 +33,7 @@ def as_dict(found: CheckUp) -> dict[str, Any]:
             "left_out": {
                 "no_place": found.placement.unplaced,
                 "unfit": found.placement.unfit,
+                "broken": found.placement.broken,
                 "unread": found.lora.unread,
             },
         },

@@ -6,7 +6,7 @@ In: names -> layers, shapes checked. Not in: changing the model (`with_lora`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -49,11 +49,15 @@ class Placed:
 
 @dataclass(frozen=True)
 class Placement:
-    """`unplaced`: layers of the file that the model lacks; `unfit`: those whose shapes are other ones."""
+    """`unplaced`: layers of the file that the model lacks; `unfit`: those whose shapes are other ones.
+
+    `broken`: those that hold values that are no numbers.
+    """
 
     placed: list[Placed]
     unplaced: list[str]
     unfit: list[str]
+    broken: list[str] = field(default_factory=list)
 
     @property
     def changes_text(self) -> bool:
@@ -61,24 +65,32 @@ class Placement:
 
 
 def place(lora: LoraFile, components: Components) -> Placement:
-    """Find every layer of the file. InputError: most of them are not this model's."""
+    """Find every layer of the file. InputError: most of them are not this model's, or hold no numbers."""
     known = dict(_known(components))
     placed: list[Placed] = []
     unplaced: list[str] = []
     unfit: list[str] = []
+    broken: list[str] = []
     for name, parts in lora.layers.items():
         if name not in known:
             unplaced.append(name)
             continue
         part, path, layer = known[name]
         item = Placed(name, part, path, layer, parts)
-        if _fits(item):
+        if not _fits(item):
+            unfit.append(name)
+        elif all(bool(tensor.isfinite().all()) for tensor in parts.values()):
             placed.append(item)
         else:
-            unfit.append(name)
+            broken.append(name)
     if len(placed) <= MOSTLY * len(lora.layers):
+        if len(broken) > len(placed):
+            raise InputError(
+                f"{lora.name} holds values that are no numbers in {len(broken)} of its {len(lora.layers)} layers: it "
+                "broke in training, so take an earlier snapshot."
+            )
         raise InputError(_of_another_model(lora, components, len(placed)))
-    return Placement(placed, unplaced, unfit)
+    return Placement(placed, unplaced, unfit, broken)
 
 
 def _known(components: Components) -> Iterator[tuple[str, tuple[str, str, nn.Module]]]:
@@ -92,7 +104,7 @@ def _known(components: Components) -> Iterator[tuple[str, tuple[str, str, nn.Mod
 
 
 def _fits(item: Placed) -> bool:
-    """Whether the formulas can be worked out, on shapes alone, and hold numbers."""
+    """Whether the formulas can be worked out, on shapes alone."""
     hollow = {name: tensor if name == "alpha" else tensor.to("meta") for name, tensor in item.parts.items()}
     try:
         for of in ("weight", "bias"):
@@ -103,7 +115,7 @@ def _fits(item: Placed) -> bool:
                 return False
     except (ValueError, RuntimeError, IndexError):
         return False
-    return all(bool(tensor.isfinite().all()) for tensor in item.parts.values())
+    return True
 
 
 def _of_another_model(lora: LoraFile, components: Components, found: int) -> str:

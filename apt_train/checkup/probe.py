@@ -117,6 +117,7 @@ class Probe:
         self._named = [self._way(conditioner, self._prompts, rows) for rows in self._chunked(self._prompts)]
         self._others = [self._way(conditioner, self._unrelated, rows) for rows in self._chunked(self._unrelated)]
         nothing = [self._moved(conditioner, ways, tuned=False, empty=True) for ways in (self._named, self._others)]
+        check_finite(torch.cat(nothing), 0)
         self.scale = nothing[0], nothing[1]
         self._maps = [self._maps_of(conditioner, way, tuned=False)[0] for way in self._named]
 
@@ -134,13 +135,15 @@ class Probe:
         return found
 
     @torch.no_grad()
-    def drifts(self, conditioner: Conditioner) -> Drifts:
-        """Of the model as it is now."""
-        return Drifts(
+    def drifts(self, conditioner: Conditioner, strength: float) -> Drifts:
+        """Of the model as it is now. InputError: at this strength it gives no numbers."""
+        found = Drifts(
             self._moved(conditioner, self._named, tuned=True),
             self._moved(conditioner, self._named, tuned=False),
             self._moved(conditioner, self._others, tuned=False),
         )
+        check_finite(torch.cat([found.subject, found.bare, found.unrelated]), strength)
+        return found
 
     @torch.no_grad()
     def looks(self, conditioner: Conditioner) -> Looks | None:
@@ -214,9 +217,7 @@ class Probe:
             predict = self._predictor(conditioner, text, 1.0)
             differences = [self._epsilon(predict, noisy, time) - prior for time, noisy, prior in way.points]
             found.append(torch.stack([difference.square().mean(dim=(1, 2, 3)) for difference in differences]))
-        moved = torch.cat(found, dim=1).mean(dim=1)
-        check_finite(moved, 1.0)
-        return moved
+        return torch.cat(found, dim=1).mean(dim=1)
 
     def _predictor(self, conditioner: Conditioner, text: Conditioning, guidance: float) -> Predict:
         nothing, rows, size = conditioner.encode([""], tuned=False), range(len(text.hidden)), (self._side, self._side)

@@ -86,7 +86,7 @@ def _by_strength(place: SubFigure, found: CheckUp) -> None:
         right.plot(strengths, values, label=name, color=as_hex(colour), **_MARKS)
     _strengths(right, found, "How far it leaves the model", "squared difference of epsilon")
     right.legend(**_LEGEND)
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.4 * max(1e-9, *(value for _, values, _ in lines for value in values)))  # room for the legend
 
 
 def _gain_map(axes: Axes, found: CheckUp) -> None:

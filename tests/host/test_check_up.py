@@ -19,6 +19,7 @@ from .workflows import Graph, Node, checkpoint
 
 NODE = "merged_node.py"
 SHEET, VERDICT, STRENGTH, NUMBERS = range(4)
+NOTHING: dict[str, list[str]] = {"no_place": [], "unfit": [], "broken": [], "unread": []}
 QUICK: Mapping[str, Any] = {
     "resolution": 64, "draws": 1, "sample_steps": 0, "class_word": "toy", "trigger": "sks toy", "strengths": "1.0",
     "unrelated": "a city on grass",
@@ -105,7 +106,7 @@ def test_a_lora_that_was_trained_in_the_same_graph(host: Host, mode: str) -> Non
     found = json.loads(numbers)
     assert verdict.startswith(f"Use it at strength {found['strength']:g}.") and float(strength) == found["strength"]
     assert found["class_word"] == "toy" and found["trigger"].startswith("embedding:" if mode == "learned" else "my_toy")
-    assert found["pictures"] == 2 and found["file"]["left_out"] == {"no_place": [], "unfit": [], "unread": []}
+    assert found["pictures"] == 2 and found["file"]["left_out"] == NOTHING
     assert all(point["gain"] and point["subject"] > 0 for point in found["strengths"])
     sheet = host.image(result.outputs[node.id]["images"][0])
     assert sheet.width == 1400 and len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 100
@@ -128,7 +129,7 @@ def test_a_lora_of_the_hosts_own_trainer_saved_and_chosen_by_name(host: Host) ->
     g.node("SaveLoRA", lora=trainer[0], prefix="loras/of_the_host")
     host.run(g.prompt, timeout=300)
     found, _ = looked_over(host, "of_the_host_00001_", trigger="")
-    assert found["file"]["layers"] > 50 and found["file"]["left_out"] == {"no_place": [], "unfit": [], "unread": []}
+    assert found["file"]["layers"] > 50 and found["file"]["left_out"] == NOTHING
     assert found["trigger"] == "toy" and found["strengths"][-1]["subject"] > 0
     assert merged(host, "of_the_host_00001_")["parts"][0]["apart"] < 1e-4
 
