@@ -53,6 +53,7 @@ AROUND = """() => {
   wire(trainer, "APT_RUN", checkUp, "run");
   wire(add("PrimitiveInt", 64), "INT", checkUp, "resolution");
   wire(add("PrimitiveInt", 0), "INT", checkUp, "sample_steps");
+  wire(add("PrimitiveString", "1.0"), "STRING", checkUp, "strengths");
 }"""
 
 
