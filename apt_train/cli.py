@@ -1,4 +1,4 @@
-"""The command line: `apt-train run | resume | check | report | demo`, the same as `python -m apt_train`.
+"""The command line: `apt-train run | resume | check | report | inspect | demo`, the same as `python -m apt_train`.
 
 In: options (made from the config dataclasses), and the exit codes: 0 done, or stopped by Ctrl-C or a signal with the
 work saved; 1 `check` has findings; 2 something given cannot be used; 130, 143 or 129 aborted by Ctrl-C, SIGTERM or
@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args, get_origin
 
+from .checkup.command import add_options
 from .config import OutputConfig, TrainConfig
 from .console.interruption import exit_code, interrupted_by_signals
 from .console.terminal import is_terminal, lossy_output
@@ -88,6 +89,9 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="draw a run's curves and say what they mean", allow_abbrev=False)
     report.add_argument("folder", help="the run's folder")
     report.set_defaults(command=_report)
+    inspect = commands.add_parser("inspect", help="look any LoRA over on its model", allow_abbrev=False)
+    add_options(inspect)
+    inspect.set_defaults(command=_inspect)
     demo = commands.add_parser("demo", help="train on the embedded model and draw one sheet", allow_abbrev=False)
     demo.add_argument("--output", help="where the sheet and the runs go (default: the next free runs/demo-N)")
     demo.add_argument("--steps", type=int, help="steps of each run; empty: the demo's own")
@@ -413,6 +417,14 @@ def _sheet_place(given: str, folder: Path) -> Path:
     if absolute(place).resolve().parent == absolute(folder).resolve():
         raise InputError(f"--sheet is {given}, among the pictures, where it would be trained on: give another place.")
     return place
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from .checkup.command import inspect
+
+    output = _free_folder("runs/inspect") if options.out is None else expanded(options.out, "--out")
+    with _quiet_libraries():
+        return inspect(options, output)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -94,7 +94,7 @@ class NoticeEvent:
     step: int = 0  # after which it was told; 0: before the first
 
 
-Work = Literal["weights", "pictures", "variants", "captions", "model", "drift", "previews", "report"]
+Work = Literal["weights", "pictures", "variants", "captions", "model", "drift", "previews", "report", "check-up"]
 
 _WORDS: dict[Work, str] = {
     "weights": "reading the weights",  # by the caller, before `train`
@@ -105,6 +105,7 @@ _WORDS: dict[Work, str] = {
     "drift": "measuring the drift from the prior",
     "previews": "drawing previews",
     "report": "writing the report",
+    "check-up": "measuring the LoRA",
 }
 
 

@@ -25,6 +25,7 @@ class AptTrainExtension(ComfyExtension):
         from .all_options import APTTrainOptions
         from .attention_preview import APTAttentionAlignPreview
         from .boundary import speaks_plainly
+        from .check_up import APTLoRACheckUp
         from .image_set import APTImageSet
         from .load_run import APTLoadRun
         from .monitor import APTOverfitIndicatorMonitor
@@ -34,7 +35,7 @@ class AptTrainExtension(ComfyExtension):
 
         options = [APTMethodOptions, APTAdapterOptions, APTDataOptions, APTSampleOptions, APTTrainOptions]
         looks = [APTAttentionAlignPreview, APTOverfitIndicatorMonitor, APTSnapshotSheet, APTLoadRun]
-        nodes = [APTTrain, *options, *looks, APTImageSet]
+        nodes = [APTTrain, *options, *looks, APTImageSet, APTLoRACheckUp]
         return [speaks_plainly(node) for node in nodes]
 
 

@@ -163,7 +163,7 @@ class _Anything:
         return self
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(())  # else `__getitem__` would be asked without end
+        return iter(())  # a folder's files, say
 
     def __or__(self, _other: Any) -> _Anything:
         return self

@@ -14,7 +14,7 @@ from apt_train.events import BusyEvent, Event, StepEvent, StopTraining, TrainRes
 from tests.training import Recorder, run, same_weights
 
 SETTINGS: dict[str, Any] = {"steps": 4, "snapshot_every": 2, "preview_every": 2, "drift_prompts": ("a dog",)}
-IN_TRAIN: list[Work] = [what for what in get_args(Work) if what != "weights"]  # those the caller reads
+IN_TRAIN: list[Work] = [what for what in get_args(Work) if what not in ("weights", "check-up")]  # no part of `train`
 STOP, CANCEL = "stop", "cancel"
 
 pytestmark = pytest.mark.usefixtures("no_report")

@@ -23,11 +23,13 @@ from PIL import Image
 from apt_train.check.finding import Finding
 from apt_train.check.look import Look
 from apt_train.check.preflight import Preflight, _unchecked
+from apt_train.checkup.verdict import paragraphs
 from apt_train.config import AptConfig, TrainConfig
 from apt_train.data.buckets import crop_of
 from apt_train.data.color_profiles import IGNORED, UNREADABLE
 from apt_train.data.folder_files import sort_folder
 from apt_train.data.pictures import FRAMES, METADATA
+from apt_train.events import BusyEvent
 from apt_train.report.recommend import recommended_snapshot
 from apt_train.report.run_log import read_log
 from apt_train.report.run_summary import summarize
@@ -35,6 +37,7 @@ from apt_train.report.verdict import paragraph
 from apt_train.run.log import Log
 
 from .node_modules import ROOT, node_module
+from .synthetic_check_up import check_ups
 from .synthetic_run import Line, plausible_log, write_run
 from .user_sentences import HOLE, Sentence, of_input_error, sentences
 
@@ -177,6 +180,19 @@ def test_what_is_left_out_is_there(chinese: Callable[[str], str]) -> None:
     assert [place for place in ELSEWHERE if place not in said] == []
 
 
+# ---- the check-up ----------------------------------------------------------------------------------------------------
+
+
+def test_every_sentence_of_a_check_up_has_its_chinese(chinese: Callable[[str], str]) -> None:
+    said: list[str] = []
+    for found in check_ups():
+        paragraphs(found, lambda sentence: said.append(sentence) or sentence)
+    assert [text for text in dict.fromkeys(said) if not CHINESE.search(chinese(text))] == []
+    told = constants("verdict", "checkup")
+    assert len(told) > 20 and [part for part in told if part not in " ".join(said)] == []
+    assert CHINESE.search(chinese(BusyEvent("check-up", 0, 2, 9).text))
+
+
 # ---- the verdict ---------------------------------------------------------------------------------------------------
 
 
@@ -237,9 +253,9 @@ def test_those_runs_make_it_say_all_that_it_can(tmp_path: Path) -> None:
     assert [part for name in ("verdict", "recommend") for part in constants(name) if part not in said] == []
 
 
-def constants(module: str) -> list[str]:
+def constants(module: str, floor: str = "report") -> list[str]:
     """The pieces of its sentences, docstrings left out."""
-    tree = ast.parse((ROOT / "apt_train" / "report" / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "apt_train" / floor / f"{module}.py").read_text(encoding="utf-8"))
     alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in alone]
     return [text for text in texts if isinstance(text, str) and text.count(" ") > 3]

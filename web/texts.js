@@ -12,6 +12,7 @@ import { app } from "../../scripts/app.js";
 const NODES = [
   "APTTrain", "APTMethodOptions", "APTAdapterOptions", "APTDataOptions", "APTSampleOptions", "APTTrainOptions",
   "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor", "APTImageSet", "APTSnapshotSheet", "APTLoadRun",
+  "APTLoRACheckUp",
 ];
 
 let served = {};

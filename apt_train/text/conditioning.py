@@ -50,12 +50,20 @@ class Conditioner:
     """
 
     def __init__(
-        self, encoders: list[TextEncoder], identifier: Identifier | None, *, class_word: str, name: str
+        self,
+        encoders: list[TextEncoder],
+        identifier: Identifier | None,
+        *,
+        class_word: str,
+        name: str,
+        trigger: str | None = None,
     ) -> None:
+        """`trigger`: in word mode what the tuned version reads for the subject; None: `NAME class_word`."""
         self.encoders = encoders
         self.identifier = identifier
         self.class_word = class_word
         self.name = name
+        self._trigger = trigger
         self._vocabularies = [Vocabulary.of(encoder) for encoder in encoders]
         self._home: torch.device | None = None  # where word mode's embeddings stay
         self._layouts: dict[str, TokenLayout] = {}
@@ -118,7 +126,7 @@ class Conditioner:
             text = mark_embedding(caption, name=self.name)
             prior = [vocabulary.ids(self.class_word) for vocabulary in self._vocabularies]
             if self.identifier is None:
-                words = trigger_text(self.name, self.class_word, "word")
+                words = self._trigger or trigger_text(self.name, self.class_word, "word")
                 tuned = [vocabulary.ids(words) for vocabulary in self._vocabularies]
             else:
                 tuned = self.identifier.ids

@@ -119,7 +119,7 @@ def plan_run(
     InputError: the device cannot be used, or several processes were launched.
     """
     _refuse_ranks()
-    place = _resolve_device(device)
+    place = resolve_device(device)
     return Plan(components, images, prior_images, config, place, resolve_dtype(config.precision, place))
 
 
@@ -143,7 +143,7 @@ def _refuse_ranks() -> None:
         raise InputError(f"This was launched with {ranks} processes, but trains in one: start it without a launcher.")
 
 
-def _resolve_device(device: str | torch.device | None) -> torch.device:
+def resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         resolved = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=resolved).cpu()  # what cannot be read back (meta) trains nothing

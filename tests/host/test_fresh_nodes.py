@@ -32,8 +32,10 @@ AROUND = """() => {
     return node;
   };
   const find = (type) => app.graph.nodes.find((node) => node.type === type);
-  const [trainer, preview, monitor, pictures, sheet] =
-    ["APTTrain", "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor", "APTImageSet", "APTSnapshotSheet"].map(find);
+  const [trainer, preview, monitor, pictures, sheet, checkUp] = [
+    "APTTrain", "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor", "APTImageSet", "APTSnapshotSheet",
+    "APTLoRACheckUp",
+  ].map(find);
   const options = ["APTTrainOptions", "APTDataOptions", "APTMethodOptions", "APTSampleOptions", "APTAdapterOptions"]
     .map(find);
   const wire = (from, output, to, input) => {
@@ -55,6 +57,12 @@ AROUND = """() => {
   for (const name of ["model", "clip", "vae"]) wire(loader, name.toUpperCase(), sheet, name);
   for (const name of ["width", "height"]) wire(add("PrimitiveInt", 64), "INT", sheet, name);
   wire(add("PrimitiveInt", 1), "INT", sheet, "sampler_steps");
+  for (const name of ["model", "clip", "vae"]) wire(loader, name.toUpperCase(), checkUp, name);
+  wire(trainer, "LORA_MODEL", checkUp, "lora");
+  wire(trainer, "APT_RUN", checkUp, "run");
+  wire(add("PrimitiveInt", 64), "INT", checkUp, "resolution");
+  wire(add("PrimitiveInt", 0), "INT", checkUp, "sample_steps");
+  wire(add("PrimitiveString", "1.0"), "STRING", checkUp, "strengths");
 }"""
 
 

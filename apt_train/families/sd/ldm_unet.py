@@ -20,7 +20,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 WHAT = "The checkpoint's UNet"
 MOST_MODULES = 100  # on one way through the UNet; SD1.5 has 12
 
-_RESNET = {
+RESNET = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
     "emb_layers.1": "time_emb_proj",
@@ -28,7 +28,7 @@ _RESNET = {
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
-_OUTER = {
+OUTER = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
     "label_emb.0.0": "add_embedding.linear_1",
@@ -72,7 +72,7 @@ class UNetLayout:
 
 def read_layout(shapes: Shapes) -> UNetLayout:
     """Walk the blocks of an original Stable Diffusion UNet (names without `model.diffusion_model.`)."""
-    names = dict(_OUTER)
+    names = dict(OUTER)
     down = _walk(shapes, "input_blocks", 1, "down_blocks", names)
     middle = _middle(shapes, names)
     up = _walk(shapes, "output_blocks", 0, "up_blocks", names)
@@ -106,7 +106,7 @@ def _members(shapes: Shapes, prefix: str) -> list[str]:
 
 
 def _name_resnet(names: dict[str, str], source: str, target: str) -> None:
-    names.update({f"{source}.{ldm}": f"{target}.{diffusers}" for ldm, diffusers in _RESNET.items()})
+    names.update({f"{source}.{ldm}": f"{target}.{diffusers}" for ldm, diffusers in RESNET.items()})
 
 
 def _depth(shapes: Shapes, prefix: str) -> int:

@@ -1,0 +1,91 @@
+"""Every name by which LoRA files call a layer of Stable Diffusion's UNet or of its text encoders.
+
+In: names made from the model's own layers, so that a file is looked up and never guessed at. Not in: what a file holds
+(`lora_file`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from ..families.sd.ldm_unet import OUTER, RESNET
+
+_OUTER = {theirs: ours for ours, theirs in OUTER.items()}
+_RESNET = {theirs: ours for ours, theirs in RESNET.items()}
+_MIDDLE = {"resnets.0": "0", "attentions.0": "1", "resnets.1": "2"}
+_DOTTED = ("", "unet.", "base_model.model.", "unet.base_model.model.", "base_model.model.unet.")
+
+
+def unet_names(unet: nn.Module) -> dict[str, str]:
+    """Name in a file -> path of the layer, for every layer of the UNet that has weights of its own.
+
+    Names of kohya (of diffusers' and of the original blocks), LyCORIS, peft, diffusers (also its older attention
+    processors) and ComfyUI.
+    """
+    names: dict[str, str] = {}
+    for path in _layers(unet):
+        flat = path.replace(".", "_")
+        found = [f"lora_unet_{flat}", f"lycoris_{flat}", *(f"{lead}{path}" for lead in _DOTTED)]
+        old = path.replace(".to_", ".processor.to_").removesuffix(".0" if path.endswith("to_out.0") else "\0")
+        found += [old, f"unet.{old}"]
+        original = original_path(path, unet.config)  # type: ignore[arg-type]
+        if original is not None:
+            found += [f"lora_unet_{original.replace('.', '_')}", f"diffusion_model.{original}"]
+            found.append(f"model.diffusion_model.{original}")
+        names.update({name: path for name in found if name not in names})
+    return names
+
+
+def encoder_names(encoder: nn.Module, number: int, count: int, key: str) -> dict[str, str]:
+    """The same for text encoder `number` (from 1) of `count`; `key`: what ComfyUI calls it (`clip_l`)."""
+    kohya = [f"lora_te{number}_", *(["lora_te_"] if count == 1 else [])]
+    own = "text_encoder" if number == 1 else f"text_encoder_{number}"
+    dotted = [f"{own}.", f"text_encoders.{key}.transformer.", f"{key}.transformer.", f"{own}.base_model.model."]
+    names: dict[str, str] = {}
+    for path in _layers(encoder):
+        bare = path.removeprefix("text_model.")  # transformers 5 has none
+        full = bare if bare.startswith("text_projection") else f"text_model.{bare}"
+        names.update({lead + full.replace(".", "_"): path for lead in kohya})
+        names.update({lead + full: path for lead in dotted})
+    return names
+
+
+def original_path(path: str, config: Mapping[str, Any]) -> str | None:
+    """A diffusers layer's path in the original code's UNet (`input_blocks.4.1...`), for any block counts."""
+    if path in _OUTER:
+        return _OUTER[path]
+    if middle := re.fullmatch(r"mid_block\.(\w+\.\d+)(?:\.(.+))?", path):
+        return f"middle_block.{_MIDDLE[middle[1]]}.{_inner(middle[1], middle[2])}" if middle[1] in _MIDDLE else None
+    found = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", path)
+    if found is None:
+        return None
+    side, level, part, number, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
+    counts = _layers_per_level(config)[:: 1 if side == "down" else -1]
+    row, first = ("input_blocks", 1) if side == "down" else ("output_blocks", 0)
+    before = first + sum(count + 1 for count in counts[:level])
+    if part == "downsamplers":
+        return f"{row}.{before + counts[level]}.0.op"
+    if part == "upsamplers":
+        attends = "CrossAttn" in config["up_block_types"][level]
+        return f"{row}.{before + counts[level]}.{2 if attends else 1}.conv"
+    return f"{row}.{before + number}.{1 if part == 'attentions' else 0}.{_inner(part, rest)}"
+
+
+def _inner(part: str, rest: str) -> str:
+    return _RESNET.get(rest, rest) if part.startswith("resnets") else rest
+
+
+def _layers(module: nn.Module) -> Iterator[str]:
+    """Paths of what has a weight or a bias of its own."""
+    for path, layer in module.named_modules():
+        if path and any(True for _ in layer.parameters(recurse=False)):
+            yield path
+
+
+def _layers_per_level(config: Mapping[str, Any]) -> list[int]:
+    layers = config["layers_per_block"]
+    return [layers] * len(config["down_block_types"]) if isinstance(layers, int) else list(layers)

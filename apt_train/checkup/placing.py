@@ -1,0 +1,140 @@
+"""A LoRA file's layers found on a model: what each changes there, and what has no place.
+
+In: names -> layers, shapes checked. Not in: changing the model (`with_lora`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..families.components import Components
+from .formulas import change, kind_of, rank_of
+from .layer_names import encoder_names, unet_names
+from .lora_file import LoraFile
+
+MOSTLY = 0.5  # no more than this share of a file's layers found: it is another model's (ours)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One layer's tensors and where they act. `part`: `unet`, or `text encoder 1` ..."""
+
+    name: str  # in the file
+    part: str
+    path: str
+    layer: nn.Module
+    parts: dict[str, Tensor]
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.parts) or ""
+
+    @property
+    def rank(self) -> int | None:
+        return rank_of(self.parts)
+
+    def changes(self, base: Tensor, of: str) -> Tensor | None:
+        """What is added to the layer's `weight` or `bias` (`of`) at strength 1, float32; None: nothing."""
+        if of == "bias":
+            bias = self.parts.get("bias")
+            return None if bias is None else bias.to(base.device, torch.float32).reshape(base.shape)
+        weight = {name: tensor for name, tensor in self.parts.items() if name != "bias"}
+        return change(weight, base) if kind_of(weight) else None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """`unplaced`: layers of the file that the model lacks; `unfit`: those whose shapes are other ones.
+
+    `broken`: those that hold values that are no numbers.
+    """
+
+    placed: list[Placed]
+    unplaced: list[str]
+    unfit: list[str]
+    broken: list[str] = field(default_factory=list)
+
+    @property
+    def changes_text(self) -> bool:
+        return any(item.part != "unet" for item in self.placed)
+
+
+def place(lora: LoraFile, components: Components) -> Placement:
+    """Find every layer of the file. InputError: most of them are not this model's, or hold no numbers."""
+    known = dict(_known(components))
+    placed: list[Placed] = []
+    unplaced: list[str] = []
+    unfit: list[str] = []
+    broken: list[str] = []
+    for name, parts in lora.layers.items():
+        if name not in known:
+            unplaced.append(name)
+            continue
+        part, path, layer = known[name]
+        item = Placed(name, part, path, layer, parts)
+        if not _fits(item):
+            unfit.append(name)
+        elif all(bool(tensor.isfinite().all()) for tensor in parts.values()):
+            placed.append(item)
+        else:
+            broken.append(name)
+    if len(placed) <= MOSTLY * len(lora.layers):
+        if len(broken) > len(placed):
+            raise InputError(
+                f"{lora.name} holds values that are no numbers in {len(broken)} of its {len(lora.layers)} layers: it "
+                "broke in training, so take an earlier snapshot."
+            )
+        raise InputError(_of_another_model(lora, components, len(placed)))
+    return Placement(placed, unplaced, unfit, broken)
+
+
+def _known(components: Components) -> Iterator[tuple[str, tuple[str, str, nn.Module]]]:
+    """Every name in a file -> (part, path, layer)."""
+    for name, path in unet_names(components.unet).items():
+        yield name, ("unet", path, components.unet.get_submodule(path))
+    encoders = components.text_encoders
+    for number, encoder in enumerate(encoders, start=1):
+        for name, path in encoder_names(encoder.model, number, len(encoders), encoder.embedding_key).items():
+            yield name, (f"text encoder {number}", path, encoder.model.get_submodule(path))
+
+
+def _fits(item: Placed) -> bool:
+    """Whether the formulas can be worked out, on shapes alone."""
+    hollow = {name: tensor if name == "alpha" else tensor.to("meta") for name, tensor in item.parts.items()}
+    try:
+        for of in ("weight", "bias"):
+            base = getattr(item.layer, of, None)
+            if isinstance(base, Tensor):
+                replace(item, parts=hollow).changes(base.to("meta"), of)
+            elif of == "weight" or "bias" in item.parts:
+                return False
+    except (ValueError, RuntimeError, IndexError):
+        return False
+    return True
+
+
+def _of_another_model(lora: LoraFile, components: Components, found: int) -> str:
+    guess = _whose(lora)
+    made_for = f"is made for {guess}" if guess else "is made for another model"
+    fit = f"only {found} of its {len(lora.layers)} layers fit {components.source or 'the model'}"
+    return f"{lora.name} {made_for}: {fit}, so give the checkpoint it was trained on."
+
+
+def _whose(lora: LoraFile) -> str:
+    """The family by its layers' names and the width of the text that its cross-attention reads; empty: not known."""
+    names = list(lora.layers)
+    for mark, family in (("double_blocks", "FLUX"), ("joint_blocks", "SD3"), ("transformer_blocks", "")):
+        if family and any(mark in name for name in names):
+            return family
+    widths = {
+        parts["down"].flatten(1).shape[1]
+        for name, parts in lora.layers.items()
+        if name.endswith(("attn2_to_k", "attn2.to_k", "attn2.processor.to_k")) and "down" in parts
+    }
+    families = {768: "SD1.5", 1024: "SD2", 2048: "SDXL"}
+    return next((families[width] for width in widths if width in families), "")

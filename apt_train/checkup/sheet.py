@@ -1,0 +1,170 @@
+"""The check-up on one page: samples by strength, the gain by noise level, drift, attention, blocks.
+
+In: drawing, in letters that stay legible at 70%. Not in: numbers (`check_up`), sentences (`verdict`).
+"""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from PIL import Image
+
+from ..report.heat_map import heat_map
+from ..report.palette import BLUE, FAINT, INK, ORANGE, PALE, SERIES, as_hex
+from ..report.plots import as_picture
+from ..run.curves import bin_edges
+from .findings import CheckUp
+from .verdict import headline, paragraphs
+
+WIDTH = 1400  # pixels
+LETTERS = 12.5
+_LEGEND: dict[str, Any] = {"fontsize": LETTERS - 1.5, "frameon": False}
+_MARKS: dict[str, Any] = {"marker": "o", "markersize": 5, "linewidth": 2}
+_PICKED: dict[str, Any] = {"color": as_hex(INK), "linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 0}
+
+
+def sheet(found: CheckUp, width: int = WIDTH) -> Image.Image:
+    """One picture, `width` pixels across."""
+    return as_picture(sheet_figure(found), width)
+
+
+def sheet_figure(found: CheckUp) -> Figure:
+    """The page as a figure of 14 inches' width."""
+    words = "\n".join(textwrap.wrap(paragraphs(found)[0].removeprefix(headline(found)).strip(), 118))
+    heights = [0.9 + 0.24 * (words.count("\n") + 1), 2.9 if found.samples else 0.0, 4.4, 3.9]
+    shown = [height for height in heights if height]
+    figure = Figure((14, sum(shown)), dpi=100, layout="constrained")
+    parts = list(figure.subfigures(len(shown), 1, squeeze=False, height_ratios=shown)[:, 0])
+    _head(parts.pop(0), found, words)
+    if found.samples:
+        _samples(parts.pop(0), found)
+    _by_strength(parts.pop(0), found)
+    _inside(parts.pop(0), found)
+    return figure
+
+
+def _head(place: SubFigure, found: CheckUp, words: str) -> None:
+    colour = "#b3261e" if found.recommendation.overfitted else as_hex(INK)
+    place.text(0.012, 0.97, f"{headline(found)}  {found.lora.name}", fontsize=19, va="top", weight="bold", color=colour)
+    on = f'on {found.source}, "{found.subject.trigger}" for "{found.subject.class_word}"'
+    seen = f"{found.pictures} pictures" if found.pictures else "no pictures"
+    place.text(
+        0.012, 0.06, f"{words}\n{on}; {seen}", fontsize=LETTERS, va="bottom", color=as_hex(INK), linespacing=1.35
+    )
+
+
+def _samples(place: SubFigure, found: CheckUp) -> None:
+    """The prior's picture and one per strength, the one nearest to the pick framed."""
+    titles = ["without it", *(f"{point.strength:g}" for point in found.points)]
+    nearest = min(found.points, key=lambda point: abs(point.strength - found.recommendation.strength)).strength
+    axes = place.subplots(1, len(titles), squeeze=False)[0]
+    for spot, title, picture in zip(axes, titles, found.samples, strict=False):
+        spot.imshow(np.asarray(picture))
+        spot.set_title(title, fontsize=LETTERS + 1, color=as_hex(INK))
+        spot.set(xticks=[], yticks=[])
+        picked = title == f"{nearest:g}"
+        spot.spines[:].set(color=as_hex(ORANGE if picked else FAINT), linewidth=4 if picked else 1)
+
+
+def _by_strength(place: SubFigure, found: CheckUp) -> None:
+    left, right = place.subplots(1, 2, width_ratios=(1.1, 1))
+    if found.pictures:
+        _gain_map(left, found)
+    else:
+        _message(left, "Without the training pictures\nthe gain by noise level is not known.")
+    strengths = [point.strength for point in found.points]
+    lines: list[tuple[str, list[float], tuple[int, int, int]]] = [
+        ("subject's prompts, with the trigger", [point.subject for point in found.points], BLUE),
+        ("the same, with the bare class word", [point.bare for point in found.points], PALE),
+        ("prompts about other things", [point.unrelated for point in found.points], ORANGE),
+    ]
+    for name, values, colour in lines:
+        right.plot(strengths, values, label=name, color=as_hex(colour), **_MARKS)
+    _strengths(right, found, "How far it leaves the model", "squared difference of epsilon")
+    right.legend(**_LEGEND)
+    right.set_ylim(0, 1.4 * max(1e-9, *(value for _, values, _ in lines for value in values)))  # room for the legend
+
+
+def _gain_map(axes: Axes, found: CheckUp) -> None:
+    """Levels x strengths, each field with its number: red is better than without the LoRA, blue worse."""
+    gains = np.array([point.gain.levels for point in found.points if point.gain is not None]).T
+    most = max(0.01, float(np.abs(gains).max()))
+    rows, columns = gains.shape
+    axes.imshow(
+        heat_map(gains / most, signed=True),
+        origin="lower",
+        aspect="auto",
+        extent=(-0.5, columns - 0.5, -0.5, rows - 0.5),
+    )
+    for row in range(rows):
+        for column in range(columns):
+            share = gains[row, column]
+            light = abs(share) > 0.6 * most
+            axes.text(
+                column, row, f"{share:+.0%}", ha="center", va="center", fontsize=LETTERS - 2.5,
+                color="white" if light else as_hex(INK),
+            )  # fmt: skip
+    edges = bin_edges(found.bins, found.num_timesteps)
+    axes.set_xticks(range(columns), [f"{point.strength:g}" for point in found.points])
+    axes.set_yticks(range(rows), [f"{low}-{high}" for low, high in edges])
+    _dress(axes, "Error on the pictures saved by it (red: better than without)", "timesteps")
+    axes.set_xlabel("strength", fontsize=LETTERS, color=as_hex(INK))
+
+
+def _inside(place: SubFigure, found: CheckUp) -> None:
+    left, middle, right = place.subplots(1, 3, width_ratios=(1, 1, 1.15))
+    strengths = [point.strength for point in found.points]
+    left.plot(strengths, [point.spill for point in found.points], label="other things", color=as_hex(ORANGE), **_MARKS)
+    left.set_ylim(bottom=0)
+    _strengths(left, found, "Spill: 1 is a prompt left out", "unrelated drift, as a share")
+    if all(point.alignment is not None for point in found.points):
+        for name, values, colour in (
+            ("alignment", [point.alignment or 0 for point in found.points], BLUE),
+            ("other words", [point.context or 0 for point in found.points], SERIES[2]),
+        ):
+            middle.plot(strengths, values, label=name, color=as_hex(colour), **_MARKS)
+        middle.legend(**_LEGEND)
+        _strengths(middle, found, "Attention: 1 is the model's own", "")
+    else:
+        _message(middle, "This network has no\nattention to read.")
+    _block_bars(right, found)
+
+
+def _block_bars(axes: Axes, found: CheckUp) -> None:
+    names = [block.name for block in found.blocks]
+    moved = [block.moved for block in found.blocks]
+    axes.barh(names, moved, color=as_hex(BLUE))
+    for row, block in enumerate(found.blocks):
+        used = "" if block.used is None else f"  rank {block.used:.1f} of {block.rank:.0f}"
+        axes.text(block.moved, row, f" {block.moved:.1%}{used}", va="center", fontsize=LETTERS - 2, color=as_hex(INK))
+    axes.set_xlim(0, 1.75 * max([*moved, 1e-9]))
+    axes.invert_yaxis()
+    axes.set_xticks([])
+    _dress(axes, "Blocks moved, of their weights' norm", "")
+
+
+def _strengths(axes: Axes, found: CheckUp, title: str, ylabel: str) -> None:
+    axes.axvline(found.recommendation.strength, **_PICKED)
+    axes.set_xticks([point.strength for point in found.points])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set_xlabel("strength (dashed: the one to use)", fontsize=LETTERS, color=as_hex(INK))
+    axes.grid(axis="y", color=as_hex(FAINT), linewidth=0.7)
+    axes.set_axisbelow(True)
+    _dress(axes, title, ylabel)
+
+
+def _dress(axes: Axes, title: str, ylabel: str) -> None:
+    axes.set_title(title, fontsize=LETTERS + 0.5, color=as_hex(INK), loc="left")
+    axes.set_ylabel(ylabel, fontsize=LETTERS, color=as_hex(INK))
+    axes.tick_params(labelsize=LETTERS - 1, colors=as_hex(INK))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(as_hex(FAINT))
+
+
+def _message(axes: Axes, text: str) -> None:
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=LETTERS + 1, color=as_hex(INK))

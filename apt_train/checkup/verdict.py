@@ -1,0 +1,159 @@
+"""A check-up in words: the strength, why, what it does and what it costs, and what these numbers cannot see.
+
+In: sentences. Not in: numbers of its own (`check_up`), the rule (`recommend`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..run.curves import bin_edges
+from .findings import AtStrength, CheckUp
+from .placing import Placed
+from .recommend import USUAL, Recommendation, known_gain
+
+Say = Callable[[str], str]
+FEW_RANKS = 0.5  # the file has twice the ranks that it uses: worth saying (ours)
+SAME_AS_BARE = 0.8  # the bare class word moves nearly as far as the trigger (ours)
+LISTED = 5
+
+
+def paragraphs(found: CheckUp, say: Say = str) -> list[str]:
+    """The parts of the verdict, in order. `say`: what becomes of each sentence, as a translation."""
+    parts = [_strength(found), _gain(found), _drift(found), _attention(found), _weights(found), _misfits(found)]
+    parts += [found.notes, _blind(found)]
+    return [" ".join(map(say, part)) for part in parts if part]
+
+
+def headline(found: CheckUp) -> str:
+    """The strength in one sentence."""
+    return f"Use it at strength {found.recommendation.strength:g}."
+
+
+def nearest(found: CheckUp) -> AtStrength:
+    """What was measured closest to the recommended strength."""
+    return min(found.points, key=lambda point: abs(point.strength - found.recommendation.strength))
+
+
+def _strength(found: CheckUp) -> list[str]:
+    pick, highest = found.recommendation, found.points[-1].strength
+    said = [headline(found)]
+    if pick.rule == "gain":
+        said.append("There the model predicts the pictures best.")
+    elif pick.rule == "nothing":
+        said.append("The LoRA changes nothing that was measured, so the usual 1 stands.")
+    elif not pick.overfitted:
+        said.append("Nothing that was measured speaks against the usual strength.")
+    if pick.open_ended:
+        said.append(f"The pictures are predicted best at {highest:g}, so more may help: compare samples.")
+    return said + (_overfitted(pick) if pick.overfitted else [])
+
+
+def _overfitted(pick: Recommendation) -> list[str]:
+    made_for = pick.strength if pick.rule == "gain" else USUAL
+    said = [
+        f"It is overfitted: at strength {made_for:g} prompts about other things change by {pick.spill:.0%} of what "
+        "leaving the prompt out changes.",
+        "An earlier snapshot or fewer steps would do better.",
+    ]
+    if pick.rule == "gain":
+        said.append(f"At {pick.gentle:g} that falls to 100%, but likeness falls too: compare samples.")
+    return said
+
+
+def _gain(found: CheckUp) -> list[str]:
+    if not found.pictures:
+        return []
+    if not known_gain(found.points):
+        return ["It predicts these pictures no better than the model without it: are they the ones it was trained on?"]
+    at = nearest(found)
+    assert at.gain is not None
+    levels = at.gain.levels
+    most = max(range(len(levels)), key=levels.__getitem__)
+    low, high = bin_edges(found.bins, found.num_timesteps)[most]
+    return [
+        f"At strength {at.strength:g} it errs {at.gain.mean:.1%} (±{at.gain.error:.1%}) less on the pictures than the "
+        f"model without it, most at timesteps {low} to {high} ({levels[most]:.0%})."
+    ]
+
+
+def _drift(found: CheckUp) -> list[str]:
+    at = nearest(found)
+    if not at.subject:
+        return []
+    said = [
+        f"At strength {at.strength:g} prompts about other things change {at.ratio:.2f} times as much as the subject's "
+        "own (the drift ratio).",
+        f"That is {at.spill:.0%} of what leaving the prompt out changes (the spill).",
+    ]
+    if found.subject.trigger != found.subject.class_word:
+        share = at.bare / at.subject
+        said.append(f'The bare word "{found.subject.class_word}" changes {share:.2f} times as much as the trigger.')
+        if share > SAME_AS_BARE:
+            said.append("That is nearly as far, so look whether the class word shows the subject too.")
+    return said
+
+
+def _attention(found: CheckUp) -> list[str]:
+    at = nearest(found)
+    if at.alignment is None:
+        return []
+    said = [f"Its attention agrees with the model's by {at.alignment:.3f} (1 is equal)."]
+    if at.context is not None:
+        said.append(f"The other words of the prompt keep {at.context:.0%} of the attention they had.")
+    return said
+
+
+def _weights(found: CheckUp) -> list[str]:
+    lora, blocks = found.lora, found.blocks
+    placed = found.placement.placed
+    kinds = ", ".join(dict.fromkeys(item.kind for item in placed))
+    said = [f"The file holds {kinds} in {lora.dtype} on {len(placed)} layers{_ranks(placed)}."]
+    top = max(blocks, key=lambda block: block.moved)
+    said.append(f"It moves the block {top.name} the most, by {top.moved:.1%} of the norm of its weights.")
+    counted = [block for block in blocks if block.rank and block.used is not None]
+    if counted:
+        layers = sum(block.layers for block in counted)
+        rank, used = (sum(getattr(b, name) * b.layers for b in counted) / layers for name in ("rank", "used"))
+        said.append(f"Of a rank of {rank:.0f} it uses {used:.1f} on average (95% of the change).")
+        if used < FEW_RANKS * rank:
+            said.append("A smaller rank would have held it.")
+    text = [block for block in blocks if block.name.startswith("text")]
+    if text:
+        said.append("It changes the text encoder too, which was measured along.")
+    return said
+
+
+def _ranks(placed: list[Placed]) -> str:
+    ranks = sorted({item.rank for item in placed if item.rank is not None})
+    alphas = sorted({float(item.parts["alpha"]) for item in placed if "alpha" in item.parts})
+    texts = [f"{what} {_range(values)}" for what, values in (("rank", ranks), ("alpha", alphas)) if values]
+    return f", {', '.join(texts)}" if texts else ""
+
+
+def _range(values: list[int] | list[float]) -> str:
+    return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
+
+
+def _misfits(found: CheckUp) -> list[str]:
+    placement, lora = found.placement, found.lora
+    said = []
+    for what, names in (
+        ("have no place in this model", placement.unplaced),
+        ("do not fit the layers of that name", placement.unfit),
+        ("hold values that are no numbers", placement.broken),
+        ("are of no kind that is read here", lora.unread),
+    ):
+        if names:
+            more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+            said.append(f"Left out, as they {what}: {', '.join(sorted(names)[:LISTED])}{more}.")
+    return said
+
+
+def _blind(found: CheckUp) -> list[str]:
+    said = ["These numbers cannot see likeness or whether a prompt is followed: compare pictures before you decide."]
+    if not found.pictures:
+        said.append("Without the training pictures they cannot tell what the LoRA has learned, only what it changes.")
+    if found.subject.embedding is None and found.subject.trigger == found.subject.class_word:
+        said.append("No trigger was given, so the class word stood for it.")
+    return said

@@ -1,0 +1,97 @@
+"""One network as the prior and with a LoRA at any strength: what measuring asks for, without knowing whose LoRA it is.
+
+The change is merged into the weights, as hosts do, so that every kind of file acts the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..families.components import Components
+from .placing import Placed, Placement
+
+
+@dataclass
+class WithLora:
+    """`at(strength)` and `prior()` are context managers; outside of them the model is the prior.
+
+    `originals` stay where they were, on the CPU and perhaps mapped from a file: they are never written to.
+    """
+
+    components: Components
+    placement: Placement
+    originals: dict[nn.Parameter, Tensor]
+    device: torch.device
+    dtype: torch.dtype
+
+    @contextlib.contextmanager
+    def at(self, strength: float) -> Iterator[None]:
+        """Inside the block the LoRA acts at this strength. InputError: the weights overflow there."""
+        try:
+            if strength:
+                for item in self.placement.placed:
+                    self._merge(item, strength)
+            yield
+        finally:
+            if strength:
+                for item in self.placement.placed:
+                    for parameter in _parameters(item).values():
+                        parameter.data = self.original(parameter).to(self.device, self.dtype)
+
+    @contextlib.contextmanager
+    def prior(self) -> Iterator[None]:
+        """Inside the block the model is as the checkpoint has it, to the bit."""
+        yield
+
+    def original(self, parameter: nn.Parameter) -> Tensor:
+        return self.originals[parameter]
+
+    def _merge(self, item: Placed, strength: float) -> None:
+        for of, parameter in _parameters(item).items():
+            base = self.original(parameter).to(self.device, torch.float32)
+            added = item.changes(base, of)
+            if added is None:
+                continue
+            parameter.data = (base + strength * added).to(self.dtype)
+
+
+def _parameters(item: Placed) -> dict[str, nn.Parameter]:
+    """The layer's own that the file changes."""
+    found = {of: getattr(item.layer, of, None) for of in ("weight", "bias")}
+    wanted = {"weight": set(item.parts) - {"bias", "alpha"}, "bias": set(item.parts) & {"bias"}}
+    return {of: p for of, p in found.items() if isinstance(p, nn.Parameter) and wanted[of]}
+
+
+@contextlib.contextmanager
+def lora_ready(
+    components: Components, placement: Placement, device: torch.device, dtype: torch.dtype
+) -> Iterator[WithLora]:
+    """The model on the device in `dtype`; when the block ends its weights are those that came in."""
+    modules = [components.unet, *(encoder.model for encoder in components.text_encoders)]
+    originals = {parameter: parameter.data for module in modules for parameter in module.parameters()}
+    for encoder in components.text_encoders:
+        encoder.keep_table(dtype)
+    try:
+        for module in modules:
+            module.requires_grad_(False).eval()
+            nn.Module.to(module, device, dtype)  # diffusers' own `to` warns about a cast that is meant
+        yield WithLora(components, placement, originals, device, dtype)
+    finally:
+        for parameter, data in originals.items():
+            parameter.data = data
+        for module in modules:
+            for buffer in module.buffers():
+                buffer.data = buffer.data.to("cpu")
+
+
+def check_finite(values: Tensor, strength: float) -> None:
+    """InputError: the network gives no numbers at this strength."""
+    if not bool(values.isfinite().all()):
+        what = f"with the LoRA at strength {strength:g}" if strength else "without the LoRA"
+        raise InputError(f"The model gives values that are no numbers {what}: use fp32, or another checkpoint.")

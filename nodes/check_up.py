@@ -1,0 +1,286 @@
+"""`APT LoRA Check-up`: any LoRA on its model, in numbers, in words and on one sheet, with the strength to use it at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import io, ui
+
+from ..apt_train.errors import InputError
+from .checks import check_choices, check_ranges, known
+from .host.requirements import check_installed
+from .wires import AptOptions, AptRun, AptRunWire
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..apt_train.checkup.findings import CheckUp
+    from ..apt_train.checkup.lora_file import LoraFile
+    from ..apt_train.checkup.subject import Subject
+    from ..apt_train.data.dataset import ImageSet
+
+NO_FILE = "none"
+WIRES = ("model", "clip", "vae")
+
+
+class APTLoRACheckUp(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="APTLoRACheckUp",
+            display_name="APT LoRA Check-up",
+            category="training/APT",
+            description="Looks any LoRA over on its model, also one from elsewhere: what it has learned of its "
+            "pictures, how much else it changes, and the strength to use it at.",
+            search_aliases=["lora strength", "inspect lora", "overfitting", "test lora", "lora analysis", "check lora"],
+            is_input_list=True,
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=_inputs(),
+            outputs=[
+                io.Image.Output(
+                    "sheet", display_name="IMAGE",
+                    tooltip="One page: samples at each strength, the gain by noise level, drift, attention, blocks.",
+                ),
+                io.String.Output(
+                    "verdict", display_name="verdict",
+                    tooltip="What was found and what cannot be seen, in words: for Preview as Text.",
+                ),
+                io.Float.Output(
+                    "strength", display_name="strength",
+                    tooltip="The strength to use it at, for strength_model of a LoRA loader.",
+                ),
+                io.String.Output("numbers", display_name="numbers", tooltip="Everything measured, as JSON."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> list[float]:
+        """Another one where the chosen file has changed."""
+        from .host.loras import lora_path
+
+        name = known(inputs).get("lora_name", NO_FILE)
+        try:
+            return [] if name == NO_FILE else [lora_path(name).stat().st_mtime]
+        except (InputError, OSError):  # told where the node runs
+            return []
+
+    @classmethod
+    def validate_inputs(cls, **inputs: Any) -> bool:
+        """True; InputError, which the host shows at the node before anything runs: a widget that cannot be."""
+        shown, slots = known(inputs), cls.define_schema().inputs
+        check_choices(shown, slots)
+        check_ranges(shown, slots)
+        if "lora" not in inputs and "lora_name" in shown:
+            _require_one("", shown["lora_name"])
+        return True
+
+    @classmethod
+    def check_lazy_status(cls, **inputs: Any) -> list[str]:
+        """The model's wires, once all else has been looked at."""
+        missing = [name for name in WIRES if list(inputs.get(name, ())) == [None]]
+        if missing:
+            _question(inputs)
+        return missing
+
+    @classmethod
+    def execute(cls, **inputs: Any) -> io.NodeOutput:
+        import torch
+
+        from ..apt_train.checkup.numbers import as_json
+        from ..apt_train.checkup.sheet import sheet
+        from ..apt_train.checkup.verdict import paragraphs
+        from .host.language import translated
+        from .host.pictures import image_tensor
+
+        one = {name: values[0] for name, values in inputs.items() if values}
+        if len(inputs["model"]) > 1:
+            raise InputError(f"{len(inputs['model'])} MODELs are wired at once: check one at a time.")
+        with torch.inference_mode(False):
+            found = _looked_over(_question(inputs), one, cls.hidden.unique_id)
+        page, words = image_tensor(sheet(found, one["width"])), "\n\n".join(paragraphs(found, translated))
+        shown = {**ui.PreviewImage(page, cls=cls).as_dict(), "text": (words,)}
+        return io.NodeOutput(page, words, found.recommendation.strength, as_json(found), ui=shown)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """What is to be looked over, without the model."""
+
+    lora: LoraFile
+    tensors: dict[str, Tensor]
+    subject: Subject
+    images: ImageSet | None
+
+
+def _inputs() -> list[Any]:
+    from .host.loras import lora_names
+
+    return [
+        io.Model.Input("model", lazy=True, tooltip="The model the LoRA is for, without it. Others on it are baked in."),
+        io.Clip.Input("clip", lazy=True, tooltip="Its text encoders. A LoRA's part for them is measured too."),
+        io.Vae.Input("vae", lazy=True, tooltip="Its VAE: turns pictures into latents, and samples into pictures."),
+        io.LoraModel.Input(
+            "lora", optional=True,
+            tooltip="The LoRA by wire: LORA_MODEL of APT Train, of the monitor, or of another node.",
+        ),
+        io.Image.Input(
+            "images", optional=True,
+            tooltip="The pictures it was trained on. Without them only what it changes is known, not what it learned.",
+        ),
+        AptRunWire.Input(
+            "run", optional=True, tooltip="A run of APT Train: fills class_word and trigger where they are empty."
+        ),
+        io.Combo.Input(
+            "lora_name", options=[NO_FILE, *lora_names()], default=NO_FILE,
+            tooltip="The LoRA as a file of the LoRA folders, from any trainer. none: the one on the lora wire.",
+        ),
+        io.String.Input(
+            "class_word", default="", placeholder="for example dog",
+            tooltip="What its subject is, in words the model knows. Empty: as the run or the file says.",
+        ),
+        io.String.Input(
+            "trigger", default="", placeholder="for example sks dog",
+            tooltip="What a prompt must say for it: words, or embedding:NAME. Empty: as the run or the file says, else "
+            "the class word.",
+        ),
+        io.String.Input(
+            "prompt", default="a photo of {subject}",
+            tooltip="What the samples show. It also stands in for the caption of a picture that has none.",
+        ),
+        io.String.Input(
+            "captions", optional=True, default="", multiline=True,
+            tooltip="What the pictures show: a wired list, or a line per picture. An empty line takes the prompt.",
+        ),
+        io.Int.Input(
+            "draws", default=2, min=1, max=64,
+            tooltip="Noises per picture and noise level. More is slower and surer.",
+        ),
+        io.Int.Input(
+            "sample_steps", default=20, min=0, max=200,
+            tooltip="Sampling steps of each sample on the sheet. 0: no samples, which saves half of the time.",
+        ),
+        io.Int.Input(
+            "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=io.ControlAfterGenerate.fixed,
+            tooltip="Of the samples. What is measured always has the same noise.",
+        ),
+        io.String.Input(
+            "strengths",
+            default="0.4 0.6 0.8 1.0 1.2",
+            advanced=True,
+            tooltip="Which strengths are tried, with blanks between them. Fewer are quicker.",
+        ),
+        io.Int.Input(
+            "resolution", default=0, min=0, max=4096, step=8, advanced=True,
+            tooltip="Pixels of a side. 0: the model's own size.",
+        ),
+        io.String.Input(
+            "unrelated", default="", multiline=True, optional=True, advanced=True,
+            tooltip="Prompts about other things, one per line, to see what else it changes. Empty: four of ours.",
+        ),
+        io.Int.Input(
+            "width", display_name="picture width", default=1400, min=700, max=4096, step=8, advanced=True,
+            tooltip="Width of the sheet in pixels. Letters grow with it.",
+        ),
+    ]  # fmt: skip
+
+
+def _require_one(wire: Any, name: str) -> None:
+    if wire is None or (not isinstance(wire, dict) and name == NO_FILE):
+        raise InputError("No LoRA is given: wire one into lora, or choose a file in lora_name.")
+    if isinstance(wire, dict) and name != NO_FILE:
+        raise InputError("Two LoRAs are given: set lora_name to none, or take the lora wire off.")
+
+
+def _question(inputs: dict[str, Any]) -> _Question:
+    """InputError: no LoRA, two of them, none that can be read; a subject without words; captions that do not match."""
+    check_installed()
+    import torch
+
+    from ..apt_train.checkup.lora_file import read_lora, sorted_lora
+    from .training import image_set
+
+    one = {name: values[0] for name, values in inputs.items() if values}
+    wire, name = one.get("lora", ""), one["lora_name"]
+    _require_one(wire, name)
+    with torch.inference_mode(False):
+        if isinstance(wire, dict):
+            tensors = {key: tensor.clone() for key, tensor in wire.items()}
+            lora = sorted_lora(tensors, "The LoRA on the wire")
+        else:
+            from .host.loras import lora_path
+
+            lora, tensors = read_lora(lora_path(name)), {}
+        given = list(inputs.get("images") or ())
+        images = image_set(given, inputs.get("captions"), None, AptOptions({})) if given else None
+        return _Question(lora, tensors, _subject(lora, one), images)
+
+
+def _subject(lora: LoraFile, one: dict[str, Any]) -> Subject:
+    from ..apt_train.checkup.subject import Subject
+    from .host.loras import embedding_rows
+
+    run: AptRun | None = one.get("run")
+    class_word = one["class_word"].strip() or (run.class_word if run else "")
+    trigger = one["trigger"].strip() or (run.trigger if run else "")
+    said = trigger or lora.metadata.get("modelspec.trigger_phrase", "")
+    return Subject.of(lora, class_word, trigger, embedding_rows(said))
+
+
+def _looked_over(asked: _Question, one: dict[str, Any], node_id: str) -> CheckUp:
+    from ..apt_train.checkup.check_up import check_up, working_dtype
+    from ..apt_train.checkup.findings import Asked
+    from ..apt_train.disk.tensor_file import read_tensors
+    from .host.components import Wires
+    from .host.loras import lora_path, taken_by_host
+    from .host.memory import training_room
+    from .host.progress import NodeProgress
+
+    settings = Asked(
+        strengths=_strengths(one["strengths"]),
+        prompt=one["prompt"].strip() or "a photo of {subject}",
+        unrelated=tuple(line.strip() for line in one.get("unrelated", "").splitlines() if line.strip()),
+        resolution=one["resolution"] or None, draws=one["draws"], sample_steps=one["sample_steps"], seed=one["seed"],
+    )  # fmt: skip
+    wires = Wires.checked(*(one[name] for name in WIRES))
+    tensors = asked.tensors or read_tensors(lora_path(one["lora_name"]))[0]
+    taken = taken_by_host(wires.model, wires.clip, tensors)
+    progress = NodeProgress(node_id, 1)
+    progress.say("reading the weights")
+    with training_room():
+        components = wires.components(working_dtype(settings.precision, wires.device), "")
+        found = check_up(
+            components, asked.lora, asked.subject, settings, images=asked.images, device=wires.device,
+            busy=_shown(progress),
+        )  # fmt: skip
+    return replace(found, notes=[*found.notes, *_host_note(taken, len(found.placement.placed))])
+
+
+def _strengths(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in text.replace(",", " ").split())
+    except ValueError:
+        raise InputError(f"strengths is {text!r}: write numbers with blanks between them.") from None
+
+
+def _shown(progress: Any) -> Any:
+    """Moves the bar, says how far it is, and hears Cancel."""
+    from .host.progress import told_now_and_then
+
+    tell = told_now_and_then(progress.say, "check-up")
+
+    def busy(done: int, total: int) -> None:
+        tell(done, total)
+        progress.show(done, max(total, 1))
+
+    return busy
+
+
+def _host_note(taken: int, placed: int) -> list[str]:
+    if taken >= placed:
+        return []
+    return [
+        f"ComfyUI's own loader takes only {taken} of the {placed} layers measured here: convert the file to the names "
+        "of kohya."
+    ]

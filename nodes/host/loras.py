@@ -1,0 +1,53 @@
+"""The host's LoRA files and learned words by name, and how much of a LoRA its own loader takes.
+
+In: names out of the host's own lists. Not in: what a LoRA does (`apt_train.checkup`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import comfy.lora
+import comfy.lora_convert
+import folder_paths
+from torch import Tensor
+
+from ...apt_train.disk.tensor_file import read_tensors
+from ...apt_train.errors import InputError
+
+
+def lora_names() -> list[str]:
+    """The files of the host's LoRA folders, as its own loaders list them."""
+    return list(folder_paths.get_filename_list("loras"))
+
+
+def lora_path(name: str) -> Path:
+    """Where a listed file lies. InputError: it is not there any more."""
+    path = folder_paths.get_full_path("loras", name) if name in lora_names() else None
+    if path is None:
+        raise InputError(f"There is no LoRA {name} in the LoRA folders: choose another, or refresh the editor (R).")
+    return Path(path)
+
+
+def embedding_rows(trigger: str) -> dict[str, Tensor] | None:
+    """The rows of `embedding:NAME`, from the host's folders; None: the trigger is none, or there is no such file."""
+    words = trigger.split()
+    if len(words) != 1 or not words[0].lower().startswith("embedding:"):
+        return None
+    wanted = PurePosixPath(words[0][len("embedding:") :]).name.removesuffix(".safetensors").lower()
+    for name in folder_paths.get_filename_list("embeddings"):
+        if Path(name).stem.lower() == wanted and name.endswith(".safetensors"):
+            path = folder_paths.get_full_path("embeddings", name)
+            return None if path is None else read_tensors(Path(path))[0]
+    return None
+
+
+def taken_by_host(model: Any, clip: Any, lora: Mapping[str, Tensor]) -> int:
+    """How many layers the host's own loader would change."""
+    known = comfy.lora.model_lora_keys_unet(model.model, {})
+    known = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, known)
+    loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora)), known, log_missing=False)
+    keys = (key if isinstance(key, str) else key[0] for key in loaded)
+    return len({key.rpartition(".")[0] for key in keys})

@@ -1,0 +1,318 @@
+"""The check-up: numbers move as they must, a LoRA comes back as the run drew it, and the rule scales with the LoRA.
+
+Not here: names and formulas of files (`test_lora_formats`), the command (`test_inspect`), the node (`tests/host`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from apt_train.checkup.check_up import check_up
+from apt_train.checkup.findings import Asked, AtStrength, CheckUp
+from apt_train.checkup.gain import Gain, gain_of
+from apt_train.checkup.lora_file import LoraFile, sorted_lora
+from apt_train.checkup.numbers import as_dict, as_json
+from apt_train.checkup.placing import place
+from apt_train.checkup.recommend import recommended
+from apt_train.checkup.sheet import sheet
+from apt_train.checkup.subject import Subject
+from apt_train.checkup.verdict import paragraphs
+from apt_train.checkup.with_lora import lora_ready
+from apt_train.errors import InputError
+from apt_train.events import TrainResult
+from apt_train.families.components import Components
+from apt_train.sample.apply import personalized
+from apt_train.sample.sampler import sample
+from tests.lora_files import attention_paths, kohya, random_layers, scaled
+from tests.tiny import tiny_components, tiny_unet_without_decoder_attention
+from tests.training import pictures, run
+
+pytestmark = pytest.mark.usefixtures("no_report")
+
+CPU = torch.device("cpu")
+QUICK = Asked(
+    strengths=(1.0,), unrelated=("a painting",), resolution=32, draws=1, bins=4, rows=16, sample_steps=0
+)  # fmt: skip
+SOME = replace(QUICK, strengths=(0.4, 1.0, 1.2))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_trajectories() -> Iterator[None]:
+    """Two points on each instead of five, for time's sake."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("apt_train.checkup.probe.STEPS", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained() -> TrainResult:
+    """A plain LoRA that knows its pictures, with plain words."""
+    settings = {"method": "dreambooth", "identifier_mode": "word", "watch_drift": False, "rank": 4}
+    return run(images=pictures(1), steps=40, learning_rate=2e-2, resolution=32, **settings)
+
+
+@pytest.fixture(scope="module")
+def own(trained: TrainResult) -> CheckUp:
+    """That LoRA on its pictures, with samples; nothing changes it."""
+    return looked_over(trained.lora, replace(SOME, sample_steps=1))
+
+
+def looked_over(lora: dict[str, Tensor] | LoraFile, asked: Asked = QUICK, **more: Any) -> CheckUp:
+    file = lora if isinstance(lora, LoraFile) else sorted_lora(lora, "mine")
+    subject = more.pop("subject", None) or Subject.of(file, "toy", "toy_subject toy")
+    parts = more.pop("components", None) or tiny_components()
+    return check_up(parts, file, subject, asked, device="cpu", **{"images": pictures(1), **more})
+
+
+# ---- numbers move as they must -----------------------------------------------------------------------------------
+
+
+def test_a_lora_of_zeros_changes_nothing() -> None:
+    parts = tiny_components()
+    zeros = {
+        name: tensor * 0 if "lora_up" in name else tensor
+        for name, tensor in kohya(random_layers(parts.unet, attention_paths(parts.unet))).items()
+    }
+    found = looked_over(zeros, components=parts, subject=Subject("toy", "toy"))
+    for point in found.points:
+        assert point.gain == Gain(0.0, 0.0, [0.0] * 4, [0.0] * 4)
+        assert (point.subject, point.bare, point.unrelated, point.ratio, point.spill) == (0.0,) * 5
+        assert point.alignment == pytest.approx(1, abs=1e-6) and point.context == pytest.approx(1, abs=1e-6)
+    assert (found.recommendation.rule, found.recommendation.strength) == ("nothing", 1.0)
+    assert {block.moved for block in found.blocks} == {0.0} and {block.used for block in found.blocks} == {0.0}
+    assert "changes nothing" in paragraphs(found)[0] and "no better than the model" in paragraphs(found)[1]
+
+
+def test_a_trained_lora_gains_on_its_pictures_and_drifts_with_its_strength(own: CheckUp) -> None:
+    at_one = next(point for point in own.points if point.strength == 1)
+    assert at_one.gain and at_one.gain.is_known and at_one.gain.mean > 0.02
+    assert own.points[0].subject < at_one.subject < own.points[-1].subject
+    assert own.recommendation.rule == "gain" and own.pictures == 1
+
+
+def test_three_times_as_strong_is_used_at_a_third(trained: TrainResult, own: CheckUp) -> None:
+    """The change alone counts, whatever splits it between alpha and strength."""
+    thrice = looked_over(scaled(trained.lora, 3.0), SOME)
+    assert thrice.recommendation.strength == pytest.approx(own.recommendation.strength / 3, abs=0.07)
+    strong, weak = thrice.points[-3], own.points[-1]
+    assert (strong.strength, weak.strength) == (0.4, 1.2)
+    assert strong.unrelated == pytest.approx(weak.unrelated, rel=1e-3)
+    assert strong.gain and weak.gain and strong.gain.mean == pytest.approx(weak.gain.mean, rel=1e-2, abs=1e-4)
+    assert thrice.points[0].strength < 0.4, "lower strengths were tried, too"
+
+
+def test_without_pictures_the_spill_alone_holds_back(trained: TrainResult) -> None:
+    found = looked_over(scaled(trained.lora, 8.0), SOME, images=None)
+    assert all(point.gain is None for point in found.points) and found.pictures == 0
+    assert found.recommendation.strength < 0.5 and found.recommendation.overfitted
+    assert "Without the training pictures" in paragraphs(found)[-1]
+    weak = looked_over(scaled(trained.lora, 0.01), images=None).recommendation
+    assert (weak.rule, weak.strength) == ("usual", 1.0)
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_at_full_strength_it_draws_what_the_run_would(kind: str) -> None:
+    """With its learned word; and the model comes back to the bit."""
+    parts = tiny_components(kind)
+    before = {name: tensor.clone() for name, tensor in parts.unet.state_dict().items()}
+    result = run(parts, learning_rate=5e-2, watch_drift=False)
+    file = sorted_lora(result.lora, "mine")
+    subject = Subject.of(file, "toy", result.trigger, result.embeddings)
+    with lora_ready(parts, place(file, parts), CPU, torch.float32) as ready, ready.at(1.0):
+        ours = drawn(parts, subject.conditioner(parts))
+    with personalized(parts, result.lora, result.embeddings, name="toy_subject", class_word="toy") as (conditioner, _):
+        assert torch.equal(ours, ours) and (drawn(parts, conditioner) - ours).abs().max() <= 2
+    after = parts.unet.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def drawn(parts: Components, conditioner: Any) -> Tensor:
+    text, nothing = conditioner.encode(["a photo of {subject}"], tuned=True), conditioner.encode([""], tuned=False)
+    size = {"height": 64, "width": 64}
+    (picture,) = sample(parts, text, nothing, seed=0, steps=3, guidance=3.0, device="cpu", dtype=torch.float32, **size)
+    return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).int()
+
+
+def test_a_lora_on_the_text_encoder_moves_every_prompt() -> None:
+    parts = tiny_components()
+    encoder = parts.text_encoders[0].model
+    tower = "" if hasattr(encoder, "encoder") else "text_model."
+    paths = [f"{tower}encoder.layers.{n}.self_attn.{end}" for n in (0, 1) for end in ("q_proj", "v_proj")]
+    layers = {path.removeprefix(tower): pair for path, pair in random_layers(encoder, paths).items()}
+    found = looked_over(kohya(layers, prefix="lora_te_text_model_"), components=parts)
+    assert [block.name for block in found.blocks] == ["text encoder 1"]
+    assert found.points[-1].unrelated > 0 and found.points[-1].bare > 0
+    assert any("changes the text encoder too" in part for part in paragraphs(found))
+
+
+def test_a_network_without_decoder_attention_is_looked_at_elsewhere() -> None:
+    parts = replace(tiny_components("sdxl"), unet=tiny_unet_without_decoder_attention().requires_grad_(False))
+    lora = kohya(random_layers(parts.unet, attention_paths(parts.unet)))
+    assert looked_over(lora, components=parts).points[0].alignment is not None
+
+
+def test_what_the_caller_raises_ends_it_and_leaves_the_model_alone(trained: TrainResult) -> None:
+    parts, calls = tiny_components(), []
+    before = {name: tensor.clone() for name, tensor in parts.unet.state_dict().items()}
+
+    class Enough(Exception):
+        pass
+
+    def busy(done: int, total: int) -> None:
+        calls.append((done, total))
+        if done == 15:
+            raise Enough
+
+    with pytest.raises(Enough):
+        looked_over(trained.lora, SOME, components=parts, busy=busy)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in parts.unet.state_dict().items())
+    assert not parts.unet._forward_pre_hooks
+    assert [done for done, total in calls if total] == list(range(16))
+    assert len({total for _, total in calls if total}) == 1
+
+
+def test_progress_ends_at_its_total(trained: TrainResult) -> None:
+    calls: list[tuple[int, int]] = []
+    asked = replace(QUICK, sample_steps=1)
+    looked_over(scaled(trained.lora, 0.01), asked, images=None, busy=lambda *call: calls.append(call))
+    assert calls[-1][0] + 1 == calls[-1][1]
+
+
+def test_a_strength_that_overflows_is_one_sentence(trained: TrainResult) -> None:
+    with pytest.raises(InputError, match="no numbers with the LoRA at strength 1: use fp32"):
+        looked_over(scaled(trained.lora, 1e37), images=None)
+
+
+def test_samples_stand_beside_the_priors(own: CheckUp) -> None:
+    assert len(own.samples) == 1 + len(own.points) and own.samples[0].tobytes() != own.samples[-1].tobytes()
+
+
+def test_half_precision_tells_the_same(trained: TrainResult, own: CheckUp) -> None:
+    rounded = looked_over(trained.lora, replace(QUICK, precision="bf16"), images=None).points[-1]
+    exact = next(point for point in own.points if point.strength == 1)
+    assert rounded.subject == pytest.approx(exact.subject, rel=0.3) and rounded.subject != exact.subject
+
+
+# ---- the rule ----------------------------------------------------------------------------------------------------
+
+
+def point(strength: float, spill: float, gain: float | None = None, error: float = 0.01) -> AtStrength:
+    known = None if gain is None else Gain(gain, error, [gain] * 10, [0.5] * 10)
+    return AtStrength(strength, 1.0, 0.5, 0.1, 0.1, spill, 0.5, known)
+
+
+def parabola(best: float, spill: float = 0.1) -> list[AtStrength]:
+    """A gain that peaks at `best`."""
+    at = (0.4, 0.6, 0.8, 1.0, 1.2)
+    return [point(s, spill * s * s, 0.2 * (s / best) * (2 - s / best)) for s in at]
+
+
+def test_the_strength_that_predicts_the_pictures_best_is_named() -> None:
+    found = recommended(parabola(0.9))
+    assert (found.rule, found.strength, found.open_ended, found.below) == ("gain", 0.9, False, False)
+    assert recommended(parabola(2.0)).open_ended and recommended(parabola(2.0)).strength == 1.2
+    assert recommended(parabola(0.3)).below
+    nothing_learned = [point(0.5, 0.3, 0.01, 0.02), point(1.0, 0.6, 0.01, 0.02)]
+    assert recommended(nothing_learned).rule == "usual"
+
+
+def test_an_overfitted_one_is_flagged(own: CheckUp) -> None:
+    """By what it does to other prompts where it is to be used; with pictures that strength stays."""
+    for spill, flagged in ((0.1, False), (4.0, True)):
+        points = parabola(1.0, spill)
+        changed = replace(own, bins=10, points=points, recommendation=recommended(points))
+        assert changed.recommendation.strength == 1.0 and as_dict(changed)["overfitted"] == flagged
+        assert changed.recommendation.gentle == (0.5 if flagged else None)
+        assert ("overfitted" in paragraphs(changed)[0]) == flagged
+    blind = recommended([replace(point, gain=None) for point in parabola(1.0, 4.0)])
+    assert blind.overfitted and blind.strength == 0.5
+
+
+def test_the_gain_is_a_share_of_the_priors_error() -> None:
+    prior, tuned = torch.tensor([[2.0, 4.0], [1.0, 1.0]]).double(), torch.tensor([[1.0, 2.0], [1.0, 1.0]]).double()
+    found = gain_of(prior, tuned, 1000)
+    assert found and found.levels == [0.5, 0.0] and found.mean == 0.25
+    assert found.gamma[0] == pytest.approx(1) and found.gamma[1] == 0
+    assert found.error == pytest.approx(1.96 * (((1 / 3 - 2 / 3) ** 2 / 2) / 2) ** 0.5 / 2)
+    assert gain_of(torch.zeros(10, 0), torch.zeros(10, 0), 1000) is None
+
+
+# ---- what is asked -----------------------------------------------------------------------------------------------
+
+
+def test_the_words_come_from_the_file_where_none_are_given(trained: TrainResult) -> None:
+    said = {"apt_class_word": "toy", "modelspec.trigger_phrase": "sks toy"}
+    file = sorted_lora(trained.lora, "mine", said)
+    assert Subject.of(file) == Subject("toy", "sks toy")
+    assert Subject.of(file, "dog", "rex") == Subject("dog", "rex")
+    plain = sorted_lora(trained.lora, "mine")
+    assert Subject.of(plain, "dog").trigger == "dog"
+    for class_word, trigger, complaint in (
+        ("", "", "class_word is empty"),
+        ("toy", "embedding:my_toy", "was not found"),
+        ("toy", "big embedding:my_toy", "the embedding alone"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            Subject.of(plain, class_word, trigger)
+
+
+def test_captions_name_the_subject_or_stay_as_they_are() -> None:
+    subject = Subject("toy", "sks toy")
+    texts = ("a sks toy here", "a Toy here", "a painting", "{subject}")
+    assert [subject.caption(text) for text in texts] == [
+        "a {subject} here",
+        "a {subject} here",
+        "a painting",
+        "{subject}",
+    ]
+
+
+def test_an_embedding_of_another_model_is_refused(trained: TrainResult) -> None:
+    subject = Subject("toy", "embedding:mine", {"clip_l": torch.zeros(1, 5)})
+    with pytest.raises(InputError, match="no rows for this model's clip_l"):
+        looked_over(trained.lora, subject=subject)
+
+
+@pytest.mark.parametrize("wrong", [{"strengths": ()}, {"strengths": (-1.0,)}, {"draws": 0}, {"sample_steps": -1}])
+def test_what_cannot_be_asked_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="give"):
+        Asked(**wrong)
+
+
+def test_unrelated_prompts_that_all_name_the_class_are_refused(trained: TrainResult) -> None:
+    with pytest.raises(InputError, match="names the class word"):
+        looked_over(trained.lora, replace(QUICK, unrelated=("a toy",)))
+
+
+# ---- what is handed out ------------------------------------------------------------------------------------------
+
+
+def test_the_numbers_are_plain_json(trained: TrainResult) -> None:
+    lora = {**trained.lora, "lora_unet_nowhere.lora_up.weight": torch.zeros(4, 2)}
+    lora |= {"lora_unet_nowhere.lora_down.weight": torch.zeros(2, 4), "odd.key": torch.zeros(1)}
+    found = looked_over(lora, images=None)
+    numbers = json.loads(as_json(found))
+    assert numbers["strength"] == found.recommendation.strength and len(numbers["strengths"]) == len(found.points)
+    assert numbers["file"]["left_out"] == {
+        "no_place": ["lora_unet_nowhere"],
+        "unfit": [],
+        "broken": [],
+        "unread": ["odd.key"],
+    }
+    assert numbers["file"]["ranks"] == [4] and numbers["verdict"] == paragraphs(found)
+    said = " ".join(paragraphs(found))
+    assert "have no place in this model: lora_unet_nowhere" in said and "odd.key" in said
+
+
+@pytest.mark.parametrize("has_pictures", [True, False])
+def test_the_sheet_is_one_page(own: CheckUp, has_pictures: bool) -> None:
+    blind = replace(own, pictures=0, samples=[], points=[replace(point, gain=None) for point in own.points])
+    page = sheet(own if has_pictures else blind, 900)
+    assert page.width == 900 and len(page.getcolors(1 << 24) or ()) > 100

@@ -1,0 +1,241 @@
+"""LoRA files of every program: names found on the model, formulas against peft's own layers, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from apt_train.checkup.formulas import change, kind_of, rank_of, singular_values
+from apt_train.checkup.layer_names import original_path, unet_names
+from apt_train.checkup.lora_file import read_lora, sorted_lora
+from apt_train.checkup.placing import place
+from apt_train.errors import InputError
+from apt_train.families.components import Components
+from tests.lora_files import Layers, attention_paths, kohya, original, peft, processors, random_layers
+from tests.tiny import tiny_components
+from tests.tiny_checkpoint import tiny_modules, unet_to_ldm
+
+# ---- formulas ----------------------------------------------------------------------------------------------------
+
+LINEAR, CONV = nn.Linear(6, 8), nn.Conv2d(6, 8, 3)
+KINDS: dict[str, tuple[Any, nn.Module]] = {
+    "LoRA": (LoraConfig(r=3, lora_alpha=2, target_modules=["0"]), LINEAR),
+    "LoRA on a convolution": (LoraConfig(r=3, lora_alpha=2, target_modules=["0"]), CONV),
+    "DoRA": (LoraConfig(r=3, lora_alpha=2, target_modules=["0"], use_dora=True), LINEAR),
+    "LoHa": (LoHaConfig(r=3, alpha=2, target_modules=["0"]), LINEAR),
+    "LoHa on a convolution": (LoHaConfig(r=3, alpha=2, target_modules=["0"], use_effective_conv2d=True), CONV),
+    "LoKr": (LoKrConfig(r=1, alpha=2, target_modules=["0"]), LINEAR),
+    "LoKr in two parts": (LoKrConfig(r=1, alpha=2, target_modules=["0"], decompose_both=True), LINEAR),
+    "LoKr on a convolution": (LoKrConfig(r=1, alpha=2, target_modules=["0"], use_effective_conv2d=True), CONV),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_change_is_what_pefts_layer_adds(kind: str) -> None:
+    config, layer = KINDS[kind]
+    base = layer.weight.detach().clone()  # type: ignore[operator]
+    model = nn.Sequential(type(layer)(*((6, 8) if layer is LINEAR else (6, 8, 3))))
+    model[0].load_state_dict(layer.state_dict())
+    inject_adapter_in_model(config, model)
+    draws = torch.Generator().manual_seed(0)
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if ".default" in name:
+            parameter.data = torch.randn(parameter.shape, generator=draws).abs() / 2
+            tensors[f"layer.{name.removeprefix('0.').replace('.default', '')}"] = parameter.data.clone()
+    (parts,) = sorted_lora({**tensors, "layer.alpha": torch.tensor(2.0)}, "file").layers.values()
+    assert kind_of(parts) == kind.split()[0]
+    ours = change(parts, base)
+    model[0].merge()  # type: ignore[operator]
+    torch.testing.assert_close(base + ours, model[0].get_base_layer().weight.detach())  # type: ignore[operator]
+
+
+def test_a_middle_part_is_a_chain_of_three_convolutions() -> None:
+    draws = torch.Generator().manual_seed(0)
+    down, mid, up = (torch.randn(*s, generator=draws) for s in ((3, 6, 1, 1), (3, 3, 3, 3), (8, 3, 1, 1)))
+    picture = torch.randn(1, 6, 5, 5, generator=draws)
+    chained = nn.functional.conv2d(nn.functional.conv2d(nn.functional.conv2d(picture, down), mid), up)
+    added = change({"down": down, "mid": mid, "up": up}, torch.zeros(8, 6, 3, 3))
+    torch.testing.assert_close(nn.functional.conv2d(picture, added), chained, rtol=1e-4, atol=1e-4)
+
+
+def test_plain_differences_and_both_axes_of_a_magnitude() -> None:
+    base, difference = torch.randn(4, 3), torch.randn(4, 3)
+    assert torch.equal(change({"diff": difference}, base), difference)
+    parts = {"up": torch.randn(4, 2), "down": torch.randn(2, 3)}
+    for dora, dimension in ((torch.ones(4, 1), 1), (torch.ones(1, 3), 0)):
+        merged = base + change({**parts, "dora": dora}, base)
+        torch.testing.assert_close(merged.norm(dim=dimension), torch.ones(merged.shape[1 - dimension]))
+
+
+def test_ranks_in_use_are_those_of_the_whole_change() -> None:
+    parts = {"up": torch.randn(8, 4), "down": torch.randn(4, 6), "alpha": torch.tensor(2.0)}
+    whole = torch.linalg.svdvals(parts["up"] @ parts["down"] * 0.5)
+    values = singular_values(parts)
+    assert values is not None
+    torch.testing.assert_close(values, whole[:4], rtol=1e-4, atol=1e-5)
+    assert rank_of(parts) == 4 and singular_values({"diff": torch.zeros(2, 2)}) is None
+
+
+# ---- names -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "ssd1b", "koala", "koala_mid"])
+def test_every_layer_has_its_name_in_the_original_code(kind: str) -> None:
+    unet = tiny_modules(kind).unet
+    theirs = {tensor.data_ptr(): name for name, tensor in unet_to_ldm(unet).items()}
+    for name, tensor in unet.state_dict().items():
+        path, _, end = name.rpartition(".")
+        assert f"{original_path(path, unet.config)}.{end}" == theirs[tensor.data_ptr()]
+
+
+def mixed(unet: nn.Module) -> Layers:
+    """Attention, a feed-forward layer, convolutions of a residual block and of samplers, an embedding of time."""
+    others = [
+        "down_blocks.0.resnets.0.conv1", "down_blocks.0.downsamplers.0.conv", "up_blocks.0.upsamplers.0.conv",
+        "mid_block.resnets.1.conv2", "mid_block.attentions.0.proj_in", "up_blocks.0.resnets.0.time_emb_proj",
+        "conv_in", "conv_out", "time_embedding.linear_2", "mid_block.attentions.0.transformer_blocks.0.ff.net.2",
+    ]  # fmt: skip
+    return random_layers(unet, [*attention_paths(unet), *others])
+
+
+FORMATS: dict[str, Callable[[Layers, nn.Module], dict[str, Tensor]]] = {
+    "kohya": lambda layers, unet: kohya(layers),
+    "kohya, original blocks": lambda layers, unet: kohya(original(layers, unet)),
+    "LyCORIS": lambda layers, unet: kohya(layers, prefix="lycoris_"),
+    "diffusers": lambda layers, unet: peft(layers),
+    "peft": lambda layers, unet: peft(layers, "base_model.model."),
+    "ComfyUI": lambda layers, unet: peft(original(layers, unet), "diffusion_model."),
+}
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_lora_means_the_same_in_every_format(kind: str, form: str) -> None:
+    parts = tiny_components(kind)
+    layers = mixed(parts.unet)
+    found = place(sorted_lora(FORMATS[form](layers, parts.unet), "file"), parts)
+    assert found.unplaced == found.unfit == []
+    assert {item.path for item in found.placed} == set(layers)
+    for item in found.placed:
+        down, up = layers[item.path]
+        weight = item.layer.weight
+        assert isinstance(weight, Tensor)
+        torch.testing.assert_close(item.changes(weight, "weight"), (up.flatten(1) @ down.flatten(1)).view_as(weight))
+
+
+def test_diffusers_older_processors_are_read() -> None:
+    parts = tiny_components()
+    layers = random_layers(parts.unet, attention_paths(parts.unet))
+    found = place(sorted_lora(processors(layers), "file"), parts)
+    assert {item.path for item in found.placed} == set(layers) and found.unplaced == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "leads"),
+    [("sd15", {"lora_te_text_model_": 1, "lora_te1_text_model_": 1}),
+     ("sdxl", {"lora_te1_text_model_": 1, "lora_te2_text_model_": 2})],
+)  # fmt: skip
+def test_text_encoders_are_found_by_their_number(kind: str, leads: dict[str, int]) -> None:
+    parts = tiny_components(kind)
+    layer = "encoder.layers.1.mlp.fc1"
+    for lead, number in leads.items():
+        encoder = parts.text_encoders[number - 1].model
+        tower = "" if hasattr(encoder, "encoder") else "text_model."
+        pair = random_layers(encoder, [tower + layer])[tower + layer]
+        (item,) = place(sorted_lora(kohya({layer: pair}, prefix=lead), "file"), parts).placed
+        assert (item.part, item.layer) == (f"text encoder {number}", encoder.get_submodule(tower + layer))
+    dotted = peft({f"text_model.{layer}": pair}, "text_encoder." if kind == "sd15" else "text_encoder_2.")
+    assert [item.path for item in place(sorted_lora(dotted, "file"), parts).placed] == [tower + layer]
+
+
+def test_biases_and_norms_of_comfyui_are_placed() -> None:
+    parts = tiny_components()
+    keys = {"diffusion_model.out.2.bias.diff": torch.ones(4), "lora_unet_conv_norm_out.w_norm": torch.ones(16)}
+    placed = {item.path: item for item in place(sorted_lora(keys, "file"), parts).placed}
+    bias, norm = placed["conv_out"], placed["conv_norm_out"]
+    assert (
+        torch.equal(bias.changes(torch.zeros(4), "bias"), torch.ones(4))
+        and bias.changes(torch.zeros(4, 16, 3, 3), "weight") is None
+    )  # type: ignore[arg-type]  # noqa: E501
+    assert torch.equal(norm.changes(torch.zeros(16), "weight"), torch.ones(16))  # type: ignore[arg-type]
+
+
+def test_no_two_layers_share_a_name() -> None:
+    unet = tiny_modules("sdxl").unet
+    names = unet_names(unet)
+    assert len(set(names.values())) == sum(1 for _, m in unet.named_modules() if [*m.parameters(recurse=False)])
+
+
+# ---- what is refused or left out ---------------------------------------------------------------------------------
+
+
+def refused(tensors: dict[str, Tensor], parts: Components) -> str:
+    with pytest.raises(InputError) as caught:
+        place(sorted_lora(tensors, "stranger.safetensors"), parts)
+    return str(caught.value)
+
+
+def test_a_lora_of_another_family_is_one_sentence() -> None:
+    sd15, sdxl = tiny_components(), tiny_components("sdxl")
+    strange = refused(kohya(original(random_layers(sdxl.unet, attention_paths(sdxl.unet)), sdxl.unet)), sd15)
+    assert strange.startswith("stranger.safetensors is made for another model: only ")
+    flux = {f"lora_unet_double_blocks_0_img_attn_qkv.lora_{end}.weight": torch.zeros(2, 2) for end in ("up", "down")}
+    assert "is made for FLUX" in refused(flux, sd15)
+    wide = random_layers(nn.ModuleDict({"k": nn.Linear(2048, 8)}), ["k"])["k"]
+    assert "is made for SDXL" in refused(kohya({"down_blocks.7.attn2.to_k": wide}), sd15)
+
+
+def test_layers_that_do_not_fit_are_named_and_left_out() -> None:
+    parts = tiny_components()
+    lora = kohya(random_layers(parts.unet, attention_paths(parts.unet)))
+    first, second, third = [key for key in lora if key.endswith("lora_down.weight")][:3]
+    lora[first] = lora[first][:, :3]
+    lora[second] = torch.full_like(lora[second], float("nan"))
+    del lora[third]
+    file = sorted_lora(lora, "file")
+    found = place(file, parts)
+    assert (found.unfit, found.broken) == ([first.partition(".")[0]], [second.partition(".")[0]])
+    assert sorted(file.unread) == [third.replace("lora_down.weight", end) for end in ("alpha", "up")]
+
+
+def test_a_lora_that_broke_in_training_is_told_as_such() -> None:
+    parts = tiny_components()
+    lora = kohya(random_layers(parts.unet, attention_paths(parts.unet)))
+    broken = {key: tensor * float("nan") if "lora_up" in key else tensor for key, tensor in lora.items()}
+    assert "holds values that are no numbers in 32 of its 32 layers" in refused(broken, parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.ckpt", b"PK\x03\x04", "is a pickle"),
+        ("a.safetensors", b"", "is empty"),
+        ("a.txt", b"x", "is no .safetensors"),
+    ],
+)
+def test_what_is_no_lora_file_is_refused(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=says):
+        read_lora(tmp_path / name)
+
+
+def test_a_checkpoint_is_no_lora(tmp_path: Path) -> None:
+    save_file({"model.diffusion_model.out.2.weight": torch.zeros(4, 4)}, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="nothing that can be read as a LoRA"):
+        read_lora(tmp_path / "model.safetensors")
+
+
+def test_a_learned_word_beside_the_file_is_found(tmp_path: Path) -> None:
+    save_file({"lora_unet_x.diff": torch.zeros(1)}, tmp_path / "toy.safetensors", {"apt_class_word": "toy"})
+    assert read_lora(tmp_path / "toy.safetensors").embedding is None
+    save_file({"clip_l": torch.zeros(1, 32)}, tmp_path / "toy_embedding.safetensors")
+    found = read_lora(tmp_path / "toy.safetensors")
+    assert found.embedding == tmp_path / "toy_embedding.safetensors" and found.metadata == {"apt_class_word": "toy"}
