@@ -6,7 +6,7 @@ The published architectures are built on torch's meta device, where tensors have
 project's own training step runs on them, forward and backward: text encoders with a learned identifier, prior pass,
 tuned pass, losses, recomputation. Weights, LoRA and optimizer are counted by their elements, activations as the bytes
 of all other tensors alive at a time. Fused attention is stood in for by a function that keeps what the fused kernels
-keep. No GPU and no weights are needed; nobody has held the result against a real run. Not in: time (cost.py).
+keep. No GPU and no weights are needed; nobody has held the result against a real run. Not in: time (speed.py).
 """
 
 from __future__ import annotations
