@@ -68,6 +68,7 @@ def main() -> None:
     found = {name: measured(name, options.rounds, options.cycle) for name in options.model}
     print(table(found), end="")
     if options.name:
+        RESULTS.mkdir(parents=True, exist_ok=True)
         values = {"machine": machine(), "rounds": options.rounds, "models": found}
         write_text(RESULTS / f"{options.name}.json", json.dumps(values, indent=1) + "\n")
 

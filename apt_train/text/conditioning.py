@@ -60,6 +60,7 @@ class Conditioner:
         self._home: torch.device | None = None  # where word mode's embeddings stay
         self._layouts: dict[str, TokenLayout] = {}
         self._cache: dict[tuple[tuple[int, ...], ...], tuple[Tensor, Tensor | None]] = {}
+        self._sent: dict[tuple[Any, ...], Tensor] = {}
         for encoder in encoders:
             encoder.model.requires_grad_(False).eval()
 
@@ -82,10 +83,17 @@ class Conditioner:
         return Conditioning(
             hidden=torch.stack([hidden for hidden, _ in encoded]),
             pooled=torch.stack(pooled) if pooled else None,
-            columns=torch.tensor(columns, dtype=torch.int64, device=target),
+            columns=torch.stack([self._on(target, row) for row in columns]),
             num_columns=max(layout.num_columns for layout in layouts),
             labels=[layout.labels for layout in layouts],
         )
+
+    def _on(self, device: torch.device, row: list[int]) -> Tensor:
+        """A row of whole numbers on a device, sent once."""
+        key = (device, *row)
+        if key not in self._sent:
+            self._sent[key] = torch.tensor(row, dtype=torch.int64, device=device)
+        return self._sent[key]
 
     def precompute(self, captions: list[str]) -> None:
         """Encode and keep all that does not change in training.

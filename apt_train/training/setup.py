@@ -56,6 +56,7 @@ class Run:
     scaler: torch.amp.GradScaler
     drift: DriftWatch | None  # None: nothing to measure
     steps_done: int = 0
+    gamma: list[float] | None = None  # of the last step; None: it is in the indicator alone
     updating: bool = False  # inside the update, when parameters and moments may disagree
 
     @property
@@ -220,7 +221,7 @@ def _ranks_of(plan: Plan) -> RankByTimestep | None:
 
 def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter, drift: DriftWatch | None) -> Run:
     apt, num_timesteps = plan.config.apt, plan.components.schedule.num_timesteps
-    indicator = OverfitIndicator(apt.bins, apt.ema, apt.temperature, num_timesteps)
+    indicator = OverfitIndicator(apt.bins, apt.ema, apt.temperature, num_timesteps, plan.device)
     step = TrainingStep(
         plan.components,
         adapter,
