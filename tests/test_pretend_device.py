@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(not pretend_device.AVAILABLE, reason="this torch cannot be given a device written in Python"),
     pytest.mark.usefixtures("one_thread", "no_report"),
 ]
-# Each with what the others lack: learned words and every term, masks and accumulation, a second encoder and recomputing.
+# Each with what the others lack: every term, masks and accumulation, a second encoder and recomputing.
 RUNS: dict[str, dict[str, Any]] = {
     "apt": {"balance_every": 1},
     "dora, word, accumulation": {"kind": "dora", "identifier_mode": "word", "accumulation": 2, "mask_fill": True},

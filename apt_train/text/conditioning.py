@@ -83,16 +83,18 @@ class Conditioner:
         return Conditioning(
             hidden=torch.stack([hidden for hidden, _ in encoded]),
             pooled=torch.stack(pooled) if pooled else None,
-            columns=torch.stack([self._on(target, row) for row in columns]),
+            columns=self._on(target, columns),
             num_columns=max(layout.num_columns for layout in layouts),
             labels=[layout.labels for layout in layouts],
         )
 
-    def _on(self, device: torch.device, row: list[int]) -> Tensor:
-        """A row of whole numbers on a device, sent once."""
-        key = (device, *row)
+    def _on(self, device: torch.device, rows: list[list[int]]) -> Tensor:
+        """Rows of whole numbers on a device; to one that has to be waited for they are sent once."""
+        if device.type in ("cpu", "meta"):
+            return torch.tensor(rows, dtype=torch.int64, device=device)
+        key = (device, *map(tuple, rows))
         if key not in self._sent:
-            self._sent[key] = torch.tensor(row, dtype=torch.int64, device=device)
+            self._sent[key] = torch.tensor(rows, dtype=torch.int64, device=device)
         return self._sent[key]
 
     def precompute(self, captions: list[str]) -> None:
