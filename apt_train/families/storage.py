@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 FP8 = torch.float8_e4m3fn
 _LARGEST = 448.0  # of this type
@@ -39,7 +40,7 @@ def stored_in_fp8(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             _restore(layer, dtype)
 
 
-def _layers(module: nn.Module) -> Iterator[nn.Linear | nn.Conv2d]:
+def _layers(module: nn.Module) -> Iterator[Any]:
     """Those of numbered blocks: nearly all weights of a UNet, and of an encoder all but its embeddings."""
     for name, layer in module.named_modules():
         plain = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros")
@@ -96,7 +97,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        return gradient @ _wide(*ctx.saved_tensors, gradient.dtype), None, None, None
+        weight, scale = ctx.saved_tensors
+        return gradient @ _wide(weight, scale, gradient.dtype), None, None, None
 
 
 class _Convolution(torch.autograd.Function):
@@ -111,5 +113,6 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        wide = _wide(*ctx.saved_tensors, gradient.dtype)
-        return torch.nn.grad.conv2d_input(ctx.size, wide, gradient, *ctx.how), None, None, None, None
+        weight, scale = ctx.saved_tensors
+        wide = _wide(weight, scale, gradient.dtype)
+        return conv2d_input(ctx.size, wide, gradient, *ctx.how), None, None, None, None

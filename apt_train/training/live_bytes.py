@@ -125,7 +125,8 @@ def gradients_left_out(live: LiveBytes, parameters: list[nn.Parameter]) -> Itera
 @contextlib.contextmanager
 def on_meta(module: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Inside the block its weights have sizes and no content, floats in `dtype`; then they are as they were."""
-    kept = [(store, dict(store)) for part in module.modules() for store in (part._parameters, part._buffers)]
+    stores: list[Any] = [store for part in module.modules() for store in (part._parameters, part._buffers)]
+    kept = [(store, dict(store)) for store in stores]
     try:
         for store, tensors in kept:
             store.update({name: _weightless(tensor, dtype) for name, tensor in tensors.items() if tensor is not None})
