@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .config import AdapterConfig, AptConfig, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
     from .data.dataset import ImageSet, load_images
     from .errors import InputError
-    from .events import BusyEvent, NoticeEvent, PreviewEvent, StepEvent, StopTraining, TrainResult
+    from .events import BusyEvent, NoticeEvent, PlanEvent, PreviewEvent, StepEvent, StopTraining, TrainResult
     from .families.components import Components
     from .families.sd import load_checkpoint
     from .training.loop import train

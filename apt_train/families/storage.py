@@ -53,7 +53,7 @@ def _store(layer: Any) -> None:
     scale = _scales(weight)
     layer.register_buffer("fp8_scale", scale, persistent=False)
     layer.weight = nn.Parameter((weight / scale).to(FP8), requires_grad=False)
-    layer.forward = partial(_convolved if isinstance(layer, nn.Conv2d) else _multiplied, layer)
+    layer.forward = partial(_convolved if weight.dim() == 4 else _multiplied, layer)
 
 
 def _restore(layer: Any, dtype: torch.dtype) -> None:
