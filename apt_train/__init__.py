@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .config import AdapterConfig, AptConfig, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
     from .data.dataset import ImageSet, load_images
     from .errors import InputError
-    from .events import BusyEvent, NoticeEvent, PreviewEvent, StepEvent, StopTraining, TrainResult
+    from .events import BusyEvent, NoticeEvent, PlanEvent, PreviewEvent, StepEvent, StopTraining, TrainResult
     from .families.components import Components
     from .families.sd import load_checkpoint
     from .training.loop import train
@@ -25,7 +25,7 @@ _HOME = {
     "config": ("AdapterConfig", "AptConfig", "DataConfig", "OptimizerConfig", "OutputConfig", "TrainConfig"),
     "data.dataset": ("ImageSet", "load_images"),
     "errors": ("InputError",),
-    "events": ("BusyEvent", "NoticeEvent", "PreviewEvent", "StepEvent", "StopTraining", "TrainResult"),
+    "events": ("BusyEvent", "NoticeEvent", "PlanEvent", "PreviewEvent", "StepEvent", "StopTraining", "TrainResult"),
     "training.loop": ("train",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -41,6 +41,7 @@ __all__ = [
     "NoticeEvent",
     "OptimizerConfig",
     "OutputConfig",
+    "PlanEvent",
     "PreviewEvent",
     "StepEvent",
     "StopTraining",

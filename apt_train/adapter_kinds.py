@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -70,6 +71,23 @@ def _lora_config(rank: int, alpha: float, dropout: float, targets: list[str]) ->
     return config
 
 
+def _compute_in_input_type(layer: Any, name: str) -> None:
+    """The products run in the type of the layer's input, on rounded copies of the float32 weights; gradients flow on.
+
+    peft would widen the input to float32 instead. Such products run on the slow units of a GPU, and each copy of an
+    input is kept for the backward pass.
+    """
+    layer.cast_input_dtype_enabled = False
+    for linear in (layer.lora_A[name], layer.lora_B[name]):
+        linear.forward = partial(_linear, linear)
+
+
+def _linear(module: Any, x: Tensor) -> Tensor:
+    from torch.nn.functional import linear
+
+    return linear(x, module.weight.to(x.dtype))
+
+
 def _lora(title: str, alpha: Callable[[int, float], float]) -> Kind:
     return Kind(
         title=title,
@@ -80,6 +98,7 @@ def _lora(title: str, alpha: Callable[[int, float], float]) -> Kind:
         config=_lora_config,
         alpha=alpha,
         by_rank="lora_A",
+        put_on=_compute_in_input_type,
     )
 
 
@@ -97,6 +116,7 @@ def _put_magnitude_on(layer: Any, name: str) -> None:
     """
     from torch import nn
 
+    _compute_in_input_type(layer, name)
     weight = layer.get_base_layer().weight.detach()
     layer.lora_magnitude = nn.ParameterDict({name: nn.Parameter(_column_norms(weight.float()))})
 
@@ -121,8 +141,8 @@ def _rescaled(layer: Any, name: str, x: Tensor, output: Tensor) -> Tensor:
     down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
     with torch.no_grad():
         norm = _column_norms(weight.float() + scale * (up @ down))
-    d = (layer.lora_magnitude[name] / norm - 1) * x.float()
-    return output + (linear(d.to(x.dtype), weight) + scale * linear(linear(d, down), up)).to(output.dtype)
+    d = (layer.lora_magnitude[name] / norm - 1).to(x.dtype) * x
+    return output + linear(d, weight) + scale * linear(linear(d, down.to(d.dtype)), up.to(d.dtype))
 
 
 def _column_norms(weight: Any) -> Tensor:  # Any: torch gives `norm` no type

@@ -28,6 +28,8 @@ AugmentFill = Literal["black", "reflect"]
 LrSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 Stop = Literal["never", "drift", "settled"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+MemoryUse = Literal["auto", "fixed"]
+Storage = Literal["full", "fp8"]
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 _PLACEHOLDER = re.compile(r"[{}]|embedding:", re.IGNORECASE)  # stands for the subject in captions, not for its kind
@@ -547,10 +549,25 @@ class TrainConfig:
     )
     gradient_checkpointing: bool | None = setting(
         None,
-        "Recompute activations in the backward pass to save memory. Empty: on for SDXL on a GPU, else off.",
+        "Recompute activations in the backward pass to save memory. Empty: decided by memory, and never for a CPU.",
         more="It costs time.",
         moves_weights=False,
         widget=Widget(heading="performance"),
+    )
+    memory: MemoryUse = setting(
+        "auto",
+        "auto: on a GPU, recompute activations only where they do not fit into the memory that is free. Out of memory, "
+        "a run starts to recompute them and goes on. fixed: as gradient_checkpointing says.",
+        moves_weights=False,
+        since=5,
+        widget=Widget(heading="performance", advanced=True),
+    )
+    base_storage: Storage = setting(
+        "full",
+        "How the frozen base weights are kept: full, in the training precision, or fp8, in one byte each. fp8 halves "
+        "their memory and rounds them, for the prior and the tuned model alike. Not with dora.",
+        since=5,
+        widget=Widget(heading="performance", advanced=True),
     )
     adapter: AdapterConfig = group(AdapterConfig, title="adapter", heading="adapter")
     apt: AptConfig = group(AptConfig, title="APT", heading="APT")
@@ -584,6 +601,8 @@ class TrainConfig:
             self.apt.lazy_prior,
             "DCO's loss needs the prior at every step, so set it to 1",
         )
+        stores = self.base_storage == "full" or self.adapter.kind != "dora"
+        require(stores, "base_storage", self.base_storage, "dora reads the base's weights themselves, so choose full")
         by_rank = [name for name, kind in KINDS.items() if kind.by_rank]
         fits = self.method != "tlora" or self.adapter.kind in by_rank
         require(fits, "kind", self.adapter.kind, f"T-LoRA takes ranks away, so choose {' or '.join(by_rank)}")

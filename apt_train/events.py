@@ -68,6 +68,40 @@ class StepEvent:
 
 
 @dataclass(frozen=True)
+class PlanEvent:
+    """What is about to be trained, told once before the first step of a call.
+
+    `memory`: bytes of the device at the peak, estimated; None: the model is too small to matter, or cannot be counted.
+    `free`: bytes that the device has for it; None: it does not say.
+    """
+
+    steps: int  # of the whole run
+    device: str
+    dtype: str
+    pictures: int
+    captions: int  # pictures with a caption of their own
+    side: int  # pixels of a square picture
+    checkpointing: bool
+    memory: int | None = None
+    free: int | None = None
+
+    @property
+    def text(self) -> str:
+        """For a line on a screen, its parts separated as in the node's other lines."""
+        size = f"{self.pictures} pictures of about {self.side} x {self.side} pixels, {self.captions} with a caption"
+        parts = [f"{self.steps} steps in {self.dtype} on {self.device}", size]
+        if self.memory is not None and self.free is not None:
+            parts.append(f"about {_gigabytes(self.memory)} GB of the {_gigabytes(self.free)} GB that are free")
+        elif self.memory is not None:
+            parts.append(f"about {_gigabytes(self.memory)} GB of memory")
+        return " \u00b7 ".join([*parts, *(["with gradient checkpointing"] if self.checkpointing else [])])
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.1f}"
+
+
+@dataclass(frozen=True)
 class PreviewEvent:
     """Samples drawn while training: one prior and one tuned picture per prompt, same seed.
 
@@ -127,7 +161,7 @@ class BusyEvent:
         return f"{_WORDS[self.what]} {self.done + 1} of {self.total}" if self.total > 1 else _WORDS[self.what]
 
 
-Event = StepEvent | PreviewEvent | NoticeEvent | BusyEvent
+Event = PlanEvent | StepEvent | PreviewEvent | NoticeEvent | BusyEvent
 Callback = Callable[[Event], None]
 Busy = Callable[[Work, int, int], object]  # work, its pieces that have ended, and all of them
 

@@ -6,7 +6,7 @@ The published architectures are built on torch's meta device, where tensors have
 project's own training step runs on them, forward and backward: text encoders with a learned identifier, prior pass,
 tuned pass, losses, recomputation. Weights, LoRA and optimizer are counted by their elements, activations as the bytes
 of all other tensors alive at a time. Fused attention is stood in for by a function that keeps what the fused kernels
-keep. No GPU and no weights are needed; nobody has held the result against a real run. Not in: time (cost.py).
+keep. No GPU and no weights are needed; nobody has held the result against a real run. Not in: time (speed.py).
 """
 
 from __future__ import annotations
@@ -14,18 +14,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 from apt_train.adapter import Adapter, add_adapter
@@ -39,10 +35,11 @@ from apt_train.families.sd.published import FamilySpec, load_family
 from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
 from apt_train.training.indicator import OverfitIndicator
+from apt_train.training.live_bytes import META, LiveBytes, fused_attention, gradients_left_out, weight_bytes
 from apt_train.training.objective import objective_of
 from apt_train.training.step import TrainingStep
 
-META, GIB = torch.device("meta"), 2**30
+GIB = 2**30
 CASES: tuple[tuple[Literal["sd15", "sdxl"], int], ...] = (("sd15", 512), ("sdxl", 1024), ("sdxl", 768))
 METHODS: dict[Method, str] = {"apt": "APT", "dreambooth": "DreamBooth"}
 VAE_FIELDS = ("model", "side", "weights", "encode", "decode")
@@ -175,10 +172,6 @@ def row_of(parts: Components, method: Method, side: int, *, checkpointing: bool)
     )
 
 
-def weight_bytes(parameters: Iterable[Tensor]) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-
-
 def step_bytes(parts: Components, method: Method, side: int, *, checkpointing: bool) -> tuple[int, int]:
     """Activations of one training step, forward and backward: alive after the forward pass, and at the most."""
     step = _training_step(parts, method, checkpointing=checkpointing)
@@ -187,7 +180,7 @@ def step_bytes(parts: Components, method: Method, side: int, *, checkpointing: b
     modules = [parts.unet, identifier, *(encoder.model for encoder in parts.text_encoders)]
     live = LiveBytes(modules)
     trained = [*step.adapter.parameters.values(), *identifier.parameters()]
-    with _checkpointing(parts.unet, checkpointing), _gradients_left_out(live, trained), fused_attention(), live:
+    with _checkpointing(parts.unet, checkpointing), gradients_left_out(live, trained), fused_attention(), live:
         batch = _batch(parts, side)
         output = step(batch, with_prior=step.objective.needs_prior(0))
         kept = live.now
@@ -231,87 +224,6 @@ def vae_bytes(parts: Components, side: int) -> tuple[int, int, int]:
     return weight_bytes(parts.vae.parameters()), peaks[0], peaks[1]
 
 
-class LiveBytes(TorchDispatchMode):
-    """Inside the block: the bytes of all tensors made there and still alive, `now` and at the `peak`.
-
-    A storage counts once, however many views it has, until it is freed; those of `modules` do not count. Temporaries
-    inside an operation stay unseen: they are the kernel's own.
-    """
-
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        known = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-        self._bytes = {_key(tensor): 0 for tensor in known}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = _read_back(func, args, kwargs or {})
-        result = func(*args, **(kwargs or {})) if result is None else result
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor):
-                self._see(tensor)
-        return result
-
-    def leave_out(self, tensor: Tensor) -> None:
-        """Do not count this one any more."""
-        self.now -= self._bytes[_key(tensor)]
-        self._bytes[_key(tensor)] = 0
-
-    def _see(self, tensor: Tensor) -> None:
-        key = _key(tensor)
-        if key not in self._bytes:
-            self._bytes[key] = tensor.untyped_storage().nbytes()
-            self.now += self._bytes[key]
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(tensor.untyped_storage(), self._freed, key)
-
-    def _freed(self, key: int) -> None:
-        self.now -= self._bytes.pop(key)
-
-
-def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # on meta there is no address of data to tell storages apart by
-
-
-def _read_back(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """What the trainer reads off the device, where a meta tensor has nothing to read: `all is finite`, losses of 0."""
-    if not (args and isinstance(args[0], Tensor) and args[0].is_meta):
-        return None
-    if func is torch.ops.aten._local_scalar_dense.default:
-        return True
-    if func is torch.ops.aten._to_copy.default and kwargs.get("device") == torch.device("cpu"):
-        return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
-    return None
-
-
-class _FusedAttention(torch.autograd.Function):
-    """Keeps for the backward pass what flash and memory-efficient kernels keep; the values are zeros."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        count, heads, length, width = query.shape
-        output = query.new_zeros(count, length, heads, width).transpose(1, 2)  # laid out as on CUDA
-        logsumexp = query.new_zeros(count, heads, length, dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, output, logsumexp)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        query, key, value, _, _ = ctx.saved_tensors
-        return torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-
-
-@contextlib.contextmanager
-def fused_attention() -> Iterator[None]:
-    """Inside the block the stand-in runs in the place of torch's attention."""
-    real = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = lambda query, key, value, **_: _FusedAttention.apply(query, key, value)
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = real
-
-
 @contextlib.contextmanager
 def _checkpointing(unet: UNet2DConditionModel, on: bool) -> Iterator[None]:
     if on:
@@ -320,18 +232,6 @@ def _checkpointing(unet: UNet2DConditionModel, on: bool) -> Iterator[None]:
         yield
     finally:
         unet.disable_gradient_checkpointing()
-
-
-@contextlib.contextmanager
-def _gradients_left_out(live: LiveBytes, parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Gradients of the trained parameters count with these, not among the activations; none is left afterwards."""
-    handles = [p.register_post_accumulate_grad_hook(lambda p: live.leave_out(p.grad)) for p in parameters]
-    try:
-        yield
-    finally:
-        for handle, parameter in zip(handles, parameters, strict=True):
-            handle.remove()
-            parameter.grad = None
 
 
 # -- what is printed
@@ -345,9 +245,11 @@ def report(rows: list[Row], vae: list[dict[str, Any]]) -> str:
         for r in rows
     ]
     resident = {r.model: r.unet + r.text_encoders + r.adapter for r in rows}
+    unets = {r.model: r.unet for r in rows}
     between = [
         (v["model"], v["side"], *(_gib(n) for n in (v["weights"], v["encode"], v["decode"])))
         + tuple(_gib(resident[v["model"]] + v["weights"] + v[way]) for way in ("encode", "decode"))
+        + (_gib(resident[v["model"]] - unets[v["model"]] + v["weights"] + max(v["encode"], v["decode"])),)
         for v in vae
     ]
     words = ", ".join(f"{_gib(n)} for {model}" for model, n in {r.model: r.text_encoders for r in rows}.items())
@@ -385,10 +287,11 @@ float32 LoRA of rank {rank} on the attention layers, a learned identifier, fused
 On disk, in GB, a snapshot and the state beside it in the newest two:
 {files}.
 
-Between the steps the VAE joins them, in float32: APT encodes augmented pictures, previews are decoded.
+Between the steps the VAE joins them, in float32: APT encodes augmented pictures, previews are decoded. Where that would
+be the peak, the UNet's frozen weights leave the device meanwhile.
 
-| model | pixels | VAE | encoding | decoding | total while encoding | total while decoding |
-|---|---|---|---|---|---|---|
+| model | pixels | VAE | encoding | decoding | total while encoding | total while decoding | UNet aside |
+|---|---|---|---|---|---|---|---|
 {vae}
 
 Not counted: the CUDA context, the allocator's rounding and fragmentation, the kernels' workspaces (convolutions' above

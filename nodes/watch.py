@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..apt_train.config import TrainConfig
-from ..apt_train.events import BusyEvent, Event, NoticeEvent, PreviewEvent, StepEvent
+from ..apt_train.events import BusyEvent, Event, NoticeEvent, PlanEvent, PreviewEvent, StepEvent
 from ..apt_train.report.filmstrip import draw_filmstrip
 from ..apt_train.report.live_images import heat_image, loss_image
 from ..apt_train.run.notices import count_in_words, read_notices
@@ -76,6 +76,8 @@ class Watch:
             self._draw()
         elif isinstance(event, NoticeEvent):
             self._on_notice(event)
+        elif isinstance(event, PlanEvent):
+            self._progress.say(event.text)
         else:
             self._on_busy(event)
         stop_if_cancelled()

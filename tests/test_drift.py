@@ -275,7 +275,7 @@ def test_a_caller_is_asked_before_every_call_of_the_unet() -> None:
     order = ["drift" if isinstance(event, BusyEvent) else type(event).__name__ for event in told]
     points = STEPS // EVERY
     first, second = 2 * (STEPS + 2 * points), 2 * points
-    assert order == ["drift"] * first + ["StepEvent"] + ["drift"] * second + ["StepEvent"]
+    assert order == ["PlanEvent"] + ["drift"] * first + ["StepEvent"] + ["drift"] * second + ["StepEvent"]
     progress = [(event.done, event.total) for event in told if isinstance(event, BusyEvent)]
     assert progress == [*((n, first) for n in range(first)), *((n, second) for n in range(second))]
 

@@ -21,7 +21,7 @@ from apt_train.data.buckets import bucket_notes, prepare
 from apt_train.data.dataset import ImageSet
 from apt_train.data.pictures import parse_color
 from apt_train.errors import InputError
-from apt_train.events import BusyEvent, Work
+from apt_train.events import BusyEvent, PlanEvent, Work
 from apt_train.run.notices import count_in_words
 from apt_train.text.captions import caption_for
 
@@ -106,6 +106,8 @@ def test_notices_and_what_else_a_line_says_are_told_in_chinese(language: Any, tm
     speak(tmp_path, "zh")
     works = [BusyEvent(what, 3).text for what in get_args(Work)]
     works += [BusyEvent(what, 3, 1, 8).text for what in ("pictures", "variants", "drift", "previews")]
+    planned = PlanEvent(9, "cpu", "fp32", 3, 1, 64, True, memory=2, free=3).text
+    works += [planned, PlanEvent(9, "cpu", "fp32", 3, 1, 64, False, memory=2).text]
     counts = [count_in_words(count) for count in (1, 2)]
     left = ["40 s left", "12 min left", "3 h 20 min left"]
     told = {english: language.translated_line(english) for english in (*_notices(), *works, *counts, *left)}

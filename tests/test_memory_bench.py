@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from apt_train.adapter import add_adapter
 from apt_train.config import Method
 from apt_train.families.components import Components
+from apt_train.training.live_bytes import META, LiveBytes, fused_attention, storage_key, weight_bytes
 from benchmarks import memory
-from benchmarks.memory import META, LiveBytes, Row, fused_attention, row_of, step_bytes, weight_bytes
+from benchmarks.memory import Row, row_of, step_bytes
 from tests.tiny import tiny_components
 
 KINDS, SIDE, RANK = ("sd15", "sdxl"), 64, 4
@@ -94,12 +95,12 @@ def test_what_is_kept_is_what_autograd_saves(device: torch.device) -> None:
     """Counted a second time, by autograd's hooks; beside it stand inputs, embeddings and scalars alone."""
     parts = tiny("sdxl", device)
     modules = [parts.unet, *(encoder.model for encoder in parts.text_encoders)]
-    weights = {memory._key(tensor) for module in modules for tensor in module.parameters()}
+    weights = {storage_key(tensor) for module in modules for tensor in module.parameters()}
     step = memory._training_step(parts, "apt", checkpointing=True)
     saved: dict[int, tuple[weakref.ref, int]] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage, key = tensor.untyped_storage(), memory._key(tensor)
+        storage, key = tensor.untyped_storage(), storage_key(tensor)
         if key not in weights:
             saved[key] = weakref.ref(storage), storage.nbytes()
         return tensor.detach()
@@ -157,6 +158,6 @@ def test_the_report_says_what_it_is_and_adds_up() -> None:
     vae = {"model": "sdxl", "side": 1024, "weights": gib, "encode": 2 * gib, "decode": 3 * gib}
     text = memory.report([row], [vae])
     assert "| sdxl | 1024 | on | APT | 7.0 | 1.0 | 1.0 | 2.0 | 10.0 |" in text
-    assert "| sdxl | 1024 | 1.0 | 2.0 | 3.0 | 11.0 | 12.0 |" in text
+    assert "| sdxl | 1024 | 1.0 | 2.0 | 3.0 | 11.0 | 12.0 | 7.0 |" in text
     assert "2.0 for sdxl" in text and "0.27 and 0.81 for sdxl" in text
     assert "not a measurement" in text and "Not counted" in text

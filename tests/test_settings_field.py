@@ -222,7 +222,8 @@ OPTIONS_WIDGETS = (
     "embedding_learning_rate beta1 beta2 epsilon weight_decay max_grad_norm lr_schedule warmup_steps accumulation "
     "bucket_multiple class_caption prior_preservation_weight precision gradient_checkpointing lazy_prior "
     "snapshot_every preview_every preview_prompts preview_steps preview_guidance preview_seed mask_counts alpha_masks "
-    "background watch_drift drift_prompts optimizer augment_fill kind prior_images"
+    "background watch_drift drift_prompts optimizer augment_fill kind memory base_storage "
+    "prior_images"
 ).split()
 
 

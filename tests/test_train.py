@@ -497,6 +497,7 @@ CHANGES: dict[str, Any] = {
     "steps": 3,
     "seed": 1,
     "precision": "bf16",
+    "base_storage": "fp8",
     "rank": 3,
     "alpha": 8.0,
     "dropout": 0.5,

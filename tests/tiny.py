@@ -127,11 +127,11 @@ def tiny_components(kind: str = "sd15", prediction_type: str = "epsilon", seed: 
         module.requires_grad_(False)
 
     def encode(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        posterior = vae.encode(images).latent_dist
+        posterior = vae.encode(images.to(vae.device)).latent_dist
         return posterior.mean * 0.5, posterior.std * 0.5
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
-        return vae.decode(latents / 0.5).sample
+        return vae.decode(latents.to(vae.device) / 0.5).sample
 
     schedule = scaled_linear_schedule(prediction_type=prediction_type)  # type: ignore[arg-type]
     family = Family(kind, 64, 4, FILE_WORDS[kind])

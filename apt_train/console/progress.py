@@ -13,7 +13,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from ..events import BusyEvent, Event, NoticeEvent, PreviewEvent, StepEvent, StopTraining
+from ..events import BusyEvent, Event, NoticeEvent, PlanEvent, PreviewEvent, StepEvent, StopTraining
 from .interruption import Heard, Interrupted, handled
 from .terminal import is_terminal, lossy
 
@@ -33,7 +33,7 @@ class Progress:
         self._screen: _Terminal | _Lines = _Terminal(file) if is_terminal(file) else _Lines(file)
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, NoticeEvent):
+        if isinstance(event, (NoticeEvent, PlanEvent)):
             self.say(event.text)
         elif isinstance(event, PreviewEvent):
             self.say(f"Preview at step {event.step}: {len(event.tuned)} pictures.")

@@ -89,12 +89,12 @@ def collate(
 ) -> Batch:
     """Samples of one bucket as one batch on `device`; `captions` and `size_ids` are by picture."""
     return Batch(
-        latents=torch.stack([sample.latent for sample in samples]).to(device),
-        noise=torch.stack([sample.noise for sample in samples]).to(device),
-        timesteps=torch.tensor([sample.timestep for sample in samples], device=device),
+        latents=_sent(torch.stack([sample.latent for sample in samples]), device),
+        noise=_sent(torch.stack([sample.noise for sample in samples]), device),
+        timesteps=_sent(torch.tensor([sample.timestep for sample in samples]), device),
         captions=[captions[sample.image] for sample in samples],
         mask=_collate_masks(samples, device),
-        size_ids=torch.tensor([size_ids[sample.image] for sample in samples], device=device),
+        size_ids=_sent(torch.tensor([size_ids[sample.image] for sample in samples]), device),
     )
 
 
@@ -102,7 +102,12 @@ def _collate_masks(samples: Sequence[Sample], device: torch.device) -> Tensor | 
     if all(sample.mask is None for sample in samples):
         return None
     whole = [torch.ones(1, *s.latent.shape[1:]) if s.mask is None else s.mask for s in samples]
-    return torch.stack(whole).to(device)
+    return _sent(torch.stack(whole), device)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """To the device; a GPU takes it when it comes to it, and nobody waits."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def size_ids_of(picture: Prepared) -> list[float]:

@@ -100,6 +100,9 @@ class Components:
                 f"An earlier run has rounded this model to {self.rounded_to}, and this one is to train in {dtype}: "
                 "load the checkpoint again."
             )
+        if dtype.itemsize == 1:
+            self.rounded_to = dtype
+            return
         modules = [self.unet, *(encoder.model for encoder in self.text_encoders)]
         held = {parameter.dtype for module in modules for parameter in module.parameters()}
         if any(loses(one, dtype) for one in held):

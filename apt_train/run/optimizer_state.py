@@ -18,6 +18,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 PREFIX = "optimizer/"
+_BY_DEVICE = ("params", "foreach", "fused", "capturable")  # how a group is computed, where it is now
 Values = dict[str, Any]
 
 
@@ -68,8 +69,11 @@ def _groups(kept: Values, now: Mapping[str, Any]) -> list[Values]:
 
 
 def _like(group: Mapping[str, Any], saved: Values) -> Values:
-    """JSON makes lists of pairs, and an older or newer torch may have settings that this one lacks."""
-    shared = {key: value for key, value in saved.items() if key in group and key != "params"}
+    """JSON makes lists of pairs, and an older or newer torch may have settings that this one lacks.
+
+    What a device decides stays as it is: a run may go on where there is another one.
+    """
+    shared = {key: value for key, value in saved.items() if key in group and key not in _BY_DEVICE}
     return {key: tuple(value) if isinstance(group[key], tuple) else value for key, value in shared.items()}
 
 

@@ -68,6 +68,7 @@ class Conditioner:
         self._home: torch.device | None = None  # where word mode's embeddings stay
         self._layouts: dict[str, TokenLayout] = {}
         self._cache: dict[tuple[tuple[int, ...], ...], tuple[Tensor, Tensor | None]] = {}
+        self._sent: dict[tuple[Any, ...], Tensor] = {}
         for encoder in encoders:
             encoder.model.requires_grad_(False).eval()
 
@@ -90,10 +91,19 @@ class Conditioner:
         return Conditioning(
             hidden=torch.stack([hidden for hidden, _ in encoded]),
             pooled=torch.stack(pooled) if pooled else None,
-            columns=torch.tensor(columns, dtype=torch.int64, device=target),
+            columns=self._on(target, columns),
             num_columns=max(layout.num_columns for layout in layouts),
             labels=[layout.labels for layout in layouts],
         )
+
+    def _on(self, device: torch.device, rows: list[list[int]]) -> Tensor:
+        """Rows of whole numbers on a device; to one that has to be waited for they are sent once."""
+        if device.type in ("cpu", "meta"):
+            return torch.tensor(rows, dtype=torch.int64, device=device)
+        key = (device, *map(tuple, rows))
+        if key not in self._sent:
+            self._sent[key] = torch.tensor(rows, dtype=torch.int64, device=device)
+        return self._sent[key]
 
     def precompute(self, captions: list[str]) -> None:
         """Encode and keep all that does not change in training.

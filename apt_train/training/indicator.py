@@ -33,22 +33,27 @@ class OverfitIndicator:
         ema: float = 0.1,
         temperature: float | Literal["auto"] = 1000.0,
         num_timesteps: int = 1000,
+        device: torch.device | str = "cpu",
     ) -> None:
+        """`device`: where the losses come from, so that nothing of a step has to wait for a reading."""
+        self._device = torch.device(device)
+        if self._device.type == "mps":  # has no float64
+            self._device = torch.device("cpu")
         self.bins, self.ema, self.temperature, self.num_timesteps = bins, ema, temperature, num_timesteps
-        self._average = torch.zeros(2, bins, dtype=torch.float64)  # prior, tuned
-        self._seen = torch.zeros(bins, dtype=torch.bool)
+        self._average = torch.zeros(2, bins, dtype=torch.float64, device=self._device)  # prior, tuned
+        self._seen = torch.zeros(bins, dtype=torch.bool, device=self._device)
         self._clear_pending()
 
     def bin_of(self, timesteps: Tensor) -> Tensor:
         """Bin index, int64 (N,), of int64 timesteps (N,)."""
-        return timesteps.cpu() * self.bins // self.num_timesteps
+        return timesteps.to(self._device) * self.bins // self.num_timesteps
 
     def observe(self, timesteps: Tensor, prior_loss: Tensor, tuned_loss: Tensor) -> None:
         """Take in per-sample losses (N,) of a part of an optimizer step."""
         bins = self.bin_of(timesteps)
-        losses = torch.stack([prior_loss.detach(), tuned_loss.detach()]).cpu().double()  # Apple's GPU has no float64
+        losses = torch.stack([prior_loss.detach(), tuned_loss.detach()]).to(self._device).double()
         self._pending_sum.index_add_(1, bins, losses)
-        self._pending_count.index_add_(0, bins, torch.ones(len(bins), dtype=torch.float64))
+        self._pending_count.index_add_(0, bins, torch.ones_like(losses[0]))
 
     def commit(self) -> None:
         """Make what was observed one update: each bin's samples count once, by their mean."""
@@ -66,7 +71,7 @@ class OverfitIndicator:
 
     @property
     def gamma(self) -> Tensor:
-        """float64 (bins,), in [0, 1]."""
+        """float64 (bins,) on the indicator's device, in [0, 1]."""
         (prior, tuned), seen = self._provisional()
         gap = (prior - tuned).clamp(min=0)
         if isinstance(self.temperature, str):
@@ -84,12 +89,13 @@ class OverfitIndicator:
         return {"average": self._average.tolist(), "seen": self._seen.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        average = torch.tensor(state["average"], dtype=torch.float64)
+        average = torch.tensor(state["average"], dtype=torch.float64, device=self._device)
         if average.shape != self._average.shape:
             raise ValueError(
                 f"the indicator has {self.bins} bins, the saved one {average.shape[-1]}: use the saved number."
             )
-        self._average, self._seen = average, torch.tensor(state["seen"], dtype=torch.bool)
+        self._average = average
+        self._seen = torch.tensor(state["seen"], dtype=torch.bool, device=self._device)
         self._clear_pending()
 
     def _provisional(self) -> tuple[Tensor, Tensor]:
@@ -101,5 +107,5 @@ class OverfitIndicator:
         return average, self._seen | fresh
 
     def _clear_pending(self) -> None:
-        self._pending_sum = torch.zeros(2, self.bins, dtype=torch.float64)
-        self._pending_count = torch.zeros(self.bins, dtype=torch.float64)
+        self._pending_sum = torch.zeros(2, self.bins, dtype=torch.float64, device=self._device)
+        self._pending_count = torch.zeros(self.bins, dtype=torch.float64, device=self._device)

@@ -25,8 +25,9 @@ from .listener import Listener
 from .opening import begin, held, open_folder
 from .outcome import Outcome
 from .plan import plan_run
+from .room import SPILLS, STEPPED_DOWN, Pace, can_step_down, is_out_of_memory, step_down
 from .saving import save_snapshot
-from .setup import prepared_run
+from .setup import Run, prepared_run
 from .stopping import ended_by_itself
 from .update import TrainingDiverged, optimizer_step
 from .watching import catch_up, is_due, try_drift, try_previews
@@ -55,9 +56,10 @@ def train(
         output_dir: where the run lives; None: nothing is written.
         resume: go on with the run in `output_dir` (on the CPU: bit for bit as if it had never stopped).
         device: None: CUDA if there is one, else the CPU.
-        on_event: gets every `StepEvent`, `PreviewEvent`, `NoticeEvent` and `BusyEvent`; it may raise `StopTraining`,
-            which ends the run normally. Any other exception passes on after the last completed step has been saved.
-            Stopped while the run is being prepared, nothing is written and the result has no LoRA.
+        on_event: gets a `PlanEvent` before the first step, and every `StepEvent`, `PreviewEvent`, `NoticeEvent` and
+            `BusyEvent`; it may raise `StopTraining`, which ends the run normally. Any other exception passes on after
+            the last completed step has been saved. Stopped while the run is being prepared, nothing is written and the
+            result has no LoRA.
         record: kept in `config.json` beside the settings.
 
     Raises:
@@ -69,6 +71,7 @@ def train(
     listener = Listener(on_event, folder.path if folder is not None and resume else None)
     if folder is not None and resume:
         folder.check_same_run(plan.digest, config, plan.dtype, plan.parts)
+    _ = plan.event  # its estimate needs the modules as they are now
 
     with (
         contextlib.suppress(StopTraining),  # while the run is prepared: there is no step yet to stop after
@@ -102,10 +105,12 @@ def _run_steps(outcome: Outcome, listener: Listener) -> None:
     run, output = outcome.run, outcome.run.config.output
     listener.stop_if_asked()
     catch_up(outcome, listener)
+    listener(run.plan.event)
+    pace = Pace(run.device)
     ended = outcome.ending
     while run.steps_done < run.config.steps and ended is None:
         started = time.perf_counter()
-        values = optimizer_step(run)
+        values = _stepped(run, listener)
         seconds = time.perf_counter() - started
         event = StepEvent(step=run.steps_done, total=run.config.steps, **values, seconds=seconds)
         keeps = is_due(run.steps_done, output.snapshot_every)
@@ -117,6 +122,8 @@ def _run_steps(outcome: Outcome, listener: Listener) -> None:
         if keeps:
             save_snapshot(outcome)
         listener(event)
+        if pace.is_news(seconds):
+            listener(NoticeEvent(SPILLS))
         if is_due(run.steps_done, output.preview_every):
             try_previews(outcome, listener)
         ended = outcome.ending if keeps else None
@@ -124,20 +131,29 @@ def _run_steps(outcome: Outcome, listener: Listener) -> None:
         listener(NoticeEvent(ended_by_itself(ended, run.config.steps), run.steps_done))
 
 
+def _stepped(run: Run, listener: Listener) -> dict[str, Any]:
+    """An optimizer step; where memory runs out, the same one again on less, once in a run."""
+    try:
+        return optimizer_step(run)
+    except (RuntimeError, MemoryError) as error:
+        if not (is_out_of_memory(error) and can_step_down(run)):
+            raise
+    step_down(run)
+    listener(NoticeEvent(STEPPED_DOWN, run.steps_done))
+    return optimizer_step(run)
+
+
 @contextlib.contextmanager
 def _memory_in_words() -> Generator[None]:
     """Running out of memory is something a user can act on."""
     try:
         yield
-    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-        raise InputError(_OUT_OF_MEMORY) from error
-    except RuntimeError as error:
-        if not any(words in str(error) for words in _ALLOCATION_FAILED):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         raise InputError(_OUT_OF_MEMORY) from error
 
 
-_ALLOCATION_FAILED = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # CPU, accelerators, cuBLAS
 _OUT_OF_MEMORY = (
     "Out of memory: lower the resolution or the batch size (raise accumulation instead), turn gradient checkpointing "
     "on, or lower the rank."

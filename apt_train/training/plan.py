@@ -18,13 +18,15 @@ from torch import nn
 from ..config import Layers, TrainConfig
 from ..data.dataset import ImageSet
 from ..errors import InputError
+from ..events import PlanEvent
 from ..families.components import Components
 from ..families.network import Network
-from ..families.precision import resolve_dtype
+from ..families.precision import DTYPES, resolve_dtype
 from ..run.content_parts import content_parts
 from ..run.folder import content_hash
 from ..sample.drift import unrelated_prompts
 from ..text.captions import mark_subject
+from .estimate import Memory, Setting, estimated, fits, free_bytes
 from .objective import Objective, objective_of
 from .terms import Term
 
@@ -47,9 +49,51 @@ class Plan:
     @cached_property
     def checkpoints(self) -> bool:
         """Whether activations are recomputed in the backward pass."""
-        if self.config.gradient_checkpointing is not None:
-            return self.config.gradient_checkpointing
-        return self.device.type != "cpu" and self.components.network.checkpoints_on_gpu(self.components.unet)
+        if self.config.gradient_checkpointing is not None or self.device.type == "cpu":
+            return bool(self.config.gradient_checkpointing)
+        free = free_bytes(self.device) if self.config.memory == "auto" else None
+        without = self._estimated(False) if free is not None else None
+        if free is None or without is None:
+            return self.components.network.checkpoints_on_gpu(self.components.unet)
+        return not fits(without, free)
+
+    @cached_property
+    def memory(self) -> Memory | None:
+        """What the run takes of its device, before the modules are there; None: it cannot be said, or is little."""
+        return self._estimated(self.checkpoints)
+
+    @cached_property
+    def sets_aside(self) -> bool:
+        """Whether the network leaves the device while the VAE works: where both together would be the run's peak.
+
+        A host's VAE cannot be counted, so a network that is large by its kind makes way for it, too.
+        """
+        if self.device.type == "cpu" or self.memory is None:
+            return False
+        if self.components.vae is None:
+            return self.components.network.checkpoints_on_gpu(self.components.unet)
+        return self.memory.beside_vae > self.memory.in_step
+
+    def _estimated(self, checkpoints: bool) -> Memory | None:
+        setting = Setting(self.config, self.objective, self.device, self.dtype, self.side, checkpoints)
+        return estimated(self.components, setting)
+
+    @cached_property
+    def event(self) -> PlanEvent:
+        """What the user hears before the first step; asked for before the modules move. InputError: as `check`."""
+        self.check()
+        memory, images = self.memory, self.images.images
+        return PlanEvent(
+            steps=self.config.steps,
+            device=str(self.device),
+            dtype=next(name for name, dtype in DTYPES.items() if dtype == self.dtype),
+            pictures=len(images),
+            captions=sum(bool(image.caption) for image in images),
+            side=self.side,
+            checkpointing=self.checkpoints,
+            memory=None if memory is None else memory.in_step if self.sets_aside else memory.peak,
+            free=free_bytes(self.device),
+        )
 
     @property
     def side(self) -> int:

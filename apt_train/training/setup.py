@@ -14,6 +14,7 @@ from ..adapter import Adapter, RankByTimestep, add_adapter, check_no_adapter
 from ..config import TrainConfig
 from ..events import Busy
 from ..families.components import Components
+from ..families.storage import FP8, stored_in_fp8
 from ..sample.drift import DriftWatch
 from ..text.captions import trigger_text
 from ..text.conditioning import Conditioner
@@ -56,6 +57,7 @@ class Run:
     scaler: torch.amp.GradScaler
     drift: DriftWatch | None  # None: nothing to measure
     steps_done: int = 0
+    gamma: list[float] | None = None  # of the last step; None: it is in the indicator alone
     updating: bool = False  # inside the update, when parameters and moments may disagree
 
     @property
@@ -121,8 +123,8 @@ def prepared_run(
     if subject.bank.fixed:
         notify("The VAE gives no standard deviation: each picture's latent is fixed.")
     busy("model", 0, 0)
-    plan.components.use(plan.dtype)
-    with _encoders_on(plan.components), _adapter_on(plan) as adapter:
+    plan.components.use(FP8 if plan.config.base_storage == "fp8" else plan.dtype)
+    with _encoders_on(plan), _adapter_on(plan) as adapter:
         inputs = Inputs(subject, preservation, *_conditioning(plan))
         for warning in inputs.conditioner.warnings():
             notify(warning)
@@ -135,11 +137,10 @@ def prepared_run(
 def _conditioning(plan: Plan) -> tuple[Identifier | None, Conditioner]:
     config, encoders = plan.config, plan.components.text_encoders
     identifier = None
-    if config.identifier_mode == "learned":  # before the cast, which would round the rows it starts from
+    if config.identifier_mode == "learned":
         identifier = Identifier.from_init_word(encoders, config.resolved_init_word).to(plan.device)
     for encoder in encoders:
-        encoder.keep_table(plan.dtype)
-        encoder.model.requires_grad_(False).to(plan.device, plan.dtype)
+        encoder.model.requires_grad_(False).to(plan.device)
     return identifier, Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
 
 
@@ -173,13 +174,26 @@ def _prepare_captions(plan: Plan, inputs: Inputs, drift: DriftWatch | None) -> N
 
 
 @contextlib.contextmanager
-def _encoders_on(components: Components) -> Generator[None]:
-    """The text encoders come back to the CPU, however the block ends."""
-    try:
-        yield
-    finally:
-        for encoder in components.text_encoders:
-            encoder.model.to("cpu")
+def _encoders_on(plan: Plan) -> Generator[None]:
+    """The text encoders in the run's type and storage; they come back to the CPU, however the block ends."""
+    encoders = plan.components.text_encoders
+    with contextlib.ExitStack() as stack:
+        for encoder in encoders:
+            encoder.keep_table(plan.dtype)
+            stack.enter_context(_kept(encoder.model, plan))
+        try:
+            yield
+        finally:
+            for encoder in encoders:
+                encoder.model.to("cpu")
+
+
+def _kept(module: nn.Module, plan: Plan) -> contextlib.AbstractContextManager[None]:
+    """Inside the block a module is in the run's type, its frozen weights as `base_storage` says."""
+    if plan.config.base_storage == "fp8":
+        return stored_in_fp8(module, plan.dtype)
+    nn.Module.to(module, plan.dtype)  # diffusers' own `to` warns about a cast that is meant
+    return contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -187,8 +201,7 @@ def _adapter_on(plan: Plan) -> Generator[Adapter]:
     """The network on the device, training, with a fresh adapter; then without it, in eval mode, on the CPU."""
     unet, network, settings = plan.components.unet, plan.components.network, plan.config.adapter
     check_no_adapter(unet)
-    try:
-        nn.Module.to(unet, plan.device, plan.dtype)  # diffusers' own `to` warns about a cast that is meant
+    with _kept(unet, plan), _on_device(plan):
         adapter = add_adapter(
             unet,
             rank=settings.rank,
@@ -206,8 +219,17 @@ def _adapter_on(plan: Plan) -> Generator[Adapter]:
             yield adapter
         finally:
             adapter.remove()
+
+
+@contextlib.contextmanager
+def _on_device(plan: Plan) -> Generator[None]:
+    """The network there; then in eval mode on the CPU."""
+    unet = plan.components.unet
+    try:
+        nn.Module.to(unet, plan.device)
+        yield
     finally:
-        network.checkpoint(unet, False)
+        plan.components.network.checkpoint(unet, False)
         nn.Module.to(unet.eval(), "cpu")
 
 
@@ -220,7 +242,7 @@ def _ranks_of(plan: Plan) -> RankByTimestep | None:
 
 def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter, drift: DriftWatch | None) -> Run:
     apt, num_timesteps = plan.config.apt, plan.components.schedule.num_timesteps
-    indicator = OverfitIndicator(apt.bins, apt.ema, apt.temperature, num_timesteps)
+    indicator = OverfitIndicator(apt.bins, apt.ema, apt.temperature, num_timesteps, plan.device)
     step = TrainingStep(
         plan.components,
         adapter,

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..adapter import Adapter
 from ..data.batch import Batch
-from ..errors import InputError
 from ..families.components import Components
 from ..families.network import Process, TextInput
 from ..text.conditioning import Conditioner, Conditioning
@@ -32,6 +31,7 @@ class StepOutput:
     total: Tensor
     raw: dict[str, Tensor]
     parts: dict[str, Tensor]
+    prior_error: Tensor | None = None  # the prior's mean error of epsilon; None: it did not run
 
 
 @dataclass
@@ -70,8 +70,7 @@ class TrainingStep:
         tuned = self._pass(noisy, batch, tuned=True, captured=with_prior)
 
         # The indicator sees this pass before the weight is taken [reported].
-        if prior is not None:
-            self._observe(prior.prediction, tuned.prediction, noisy, batch)
+        error = None if prior is None else self._observe(prior.prediction, tuned.prediction, noisy, batch)
 
         # L = (1 - gamma) L_DM + dist_weight (L_mu + L_sigma) + attn_weight L_attn [reported].
         lazy = self.objective.lazy_prior
@@ -79,7 +78,7 @@ class TrainingStep:
         values = {term.name: term(passes) for term in self.objective.terms if with_prior or not term.reads_prior}
         parts = {name: weighted for name, (_, weighted) in values.items()}
         total = torch.stack(list(parts.values())).sum() if len(parts) > 1 else next(iter(parts.values()))
-        return StepOutput(total, {name: raw for name, (raw, _) in values.items()}, parts)
+        return StepOutput(total, {name: raw for name, (raw, _) in values.items()}, parts, error)
 
     def preservation(self, batch: Batch) -> Tensor:
         """Plain denoising loss on prior-preservation pictures with their class captions (DreamBooth's second term)."""
@@ -107,14 +106,11 @@ class TrainingStep:
 
     # -- the indicator
 
-    def _observe(self, prior: Tensor, tuned: Tensor, noisy: Tensor, batch: Batch) -> None:
-        """Epsilon errors, unweighted and unmasked, whatever the model predicts [ours]."""
+    def _observe(self, prior: Tensor, tuned: Tensor, noisy: Tensor, batch: Batch) -> Tensor:
+        """Epsilon errors, unweighted and unmasked, whatever the model predicts [ours]; the prior's mean."""
         errors = [
             squared_error(self.schedule.to_epsilon(prediction.detach().float(), noisy, batch.timesteps), batch.noise)
             for prediction in (prior, tuned)
         ]
-        if not torch.isfinite(errors[0]).all():
-            raise InputError(
-                "The model's own prediction is not a number in this precision: train in bf16 or fp32, or check it."
-            )
         self.indicator.observe(batch.timesteps, *errors)
+        return errors[0].mean()

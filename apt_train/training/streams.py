@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.augment import zoom_limit
 from ..data.batch import Batch, collate, draw_samples, size_ids_of
@@ -97,7 +97,7 @@ def _stream(
         fill=config.apt.augment_fill,
         max_variants=config.apt.augment_variants if name == "subject" else 0,
         vae_factor=components.family.vae_factor,
-        on_device=lambda: vae_on(components, plan.device),
+        on_device=lambda: vae_on(components, plan.device, alone=plan.sets_aside),
         on_encode=busy,
     )
     bank.encode_plain()
@@ -106,13 +106,27 @@ def _stream(
 
 
 @contextlib.contextmanager
-def vae_on(components: Components, device: torch.device) -> Generator[None]:
-    """The VAE on the compute device for as long as the block lasts."""
-    if components.vae is None:
-        yield
-        return
-    components.vae.to(device)
+def vae_on(components: Components, device: torch.device, *, alone: bool = False) -> Generator[None]:
+    """The VAE on the compute device for as long as the block lasts; `alone`: the network's frozen weights leave it."""
+    with _aside(components.unet, device) if alone else contextlib.nullcontext():
+        if components.vae is None:
+            yield
+            return
+        components.vae.to(device)
+        try:
+            yield
+        finally:
+            components.vae.to("cpu")
+
+
+@contextlib.contextmanager
+def _aside(network: nn.Module, device: torch.device) -> Generator[None]:
+    """Copies are exact, so nothing changes. What is trained stays, with the optimizer's moments of it."""
+    moved = [one for one in network.parameters() if not one.requires_grad and one.device.type == device.type]
     try:
+        for parameter in moved:
+            parameter.data = parameter.data.to("cpu")
         yield
     finally:
-        components.vae.to("cpu")
+        for parameter in moved:
+            parameter.data = parameter.data.to(device)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,17 +24,32 @@ class TrainingDiverged(InputError):
     """The loss or the gradient is not a number any more; the files of the last good snapshot stay as they are."""
 
 
-@dataclass
 class _Seen:
-    """Scalars of an optimizer step's passes, detached."""
+    """Scalars of an optimizer step, detached, where they were made: a reading would make the CPU wait for its GPU."""
 
-    total: list[Tensor] = field(default_factory=list[Tensor])
-    terms: dict[str, list[Tensor]] = field(default_factory=dict[str, list[Tensor]])
+    def __init__(self) -> None:
+        self.values: dict[str, list[Tensor]] = {}
 
-    def add(self, total: Tensor, raw: Mapping[str, Tensor]) -> None:
-        self.total.append(total.detach())
-        for name, value in raw.items():
-            self.terms.setdefault(name, []).append(value)
+    def add(self, name: str, value: Tensor) -> None:
+        self.values.setdefault(name, []).append(value.detach())
+
+    def add_pass(self, output: StepOutput) -> None:
+        self.add(_TOTAL, output.total)
+        for name, value in output.raw.items():
+            self.add(name, value)
+        if output.prior_error is not None:
+            self.add(_PRIOR, output.prior_error)
+
+    def read(self, gamma: Tensor, timesteps: Tensor) -> tuple[dict[str, float], list[float], list[int]]:
+        """Means by name, and the two tensors' values: in one go, the only time that a step reads its device."""
+        means = torch.stack([torch.stack(values).mean().float() for values in self.values.values()])
+        whole = torch.cat([means.to(gamma.device).double(), gamma, timesteps.to(gamma.device).double()]).tolist()
+        split = len(means) + len(gamma)
+        named = dict(zip(self.values, whole[: len(means)], strict=True))
+        return named, whole[len(means) : split], [int(value) for value in whole[split:]]
+
+
+_TOTAL, _PRIOR, _NORM, _BALANCE = "total", "prior error", "gradient norm", "gradient norm of "  # no names of terms
 
 
 def optimizer_step(run: Run) -> dict[str, Any]:
@@ -53,14 +67,13 @@ def optimizer_step(run: Run) -> dict[str, Any]:
     preserved = _draw_preservation(run)
 
     run.optimizer.zero_grad(set_to_none=True)
-    norms = None
     for micro, batch in enumerate(batches):
         with seeded(run.config.seed, "dropout", step, micro, device=run.device):
             with run.adapter.at(batch.timesteps):
                 output = _subject_pass(run, batch)
                 if micro == 0 and _balance_due(run):
-                    norms = _gradient_norms(run, output.parts)
-                seen.add(output.total, output.raw)
+                    _see_gradient_norms(run, output.parts, seen)
+                seen.add_pass(output)
                 _backward(run, output.total / len(batches))
             if preserved:
                 _preservation_pass(run, preserved[micro], len(batches), seen)
@@ -69,21 +82,27 @@ def optimizer_step(run: Run) -> dict[str, Any]:
     factor = run.lr_factor(step)
     for group in run.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-    norm = _clip(run)
+    seen.add(_NORM, _clip(run))
+    values, gamma, timesteps = seen.read(run.indicator.gamma, torch.cat([batch.timesteps for batch in batches]))
+    _refuse(run, values)
     _update(run)
+    run.gamma = gamma
+    norm = values[_NORM]
     return {
-        **_values(run, seen),
-        "grad_norm": norm,
+        **_told(run, values),
+        "grad_norm": norm if math.isfinite(norm) else None,
         "lr": run.optimizer.param_groups[0]["lr"],
-        "timestep": [int(t) for batch in batches for t in batch.timesteps],
-        "gamma": run.indicator.gamma.tolist(),
-        "grad_norm_terms": norms,
+        "timestep": timesteps,
+        "gamma": gamma,
+        "grad_norm_terms": _balance(values),
     }
 
 
 def _augmentation_chance(run: Run) -> Tensor:
     """p_aug = min(gamma_b, p_max) per bin, from the committed gamma; zeros where the method does not augment."""
-    gamma = run.indicator.gamma
+    if run.gamma is None:
+        run.gamma = run.indicator.gamma.tolist()
+    gamma = torch.tensor(run.gamma, dtype=torch.float64)
     return gamma.clamp(max=run.objective.p_max) if run.objective.adaptive_augmentation else torch.zeros_like(gamma)
 
 
@@ -133,27 +152,33 @@ def _preservation_pass(run: Run, batch: Batch, parts: int, seen: _Seen) -> None:
     with run.adapter.at(batch.timesteps):
         term = run.training_step.preservation(batch)
         kind = run.preservation_term
-        seen.terms.setdefault(kind.name, []).append(term.detach())
+        seen.add(kind.name, term)
         _backward(run, kind.weight * term / parts)
 
 
 def _backward(run: Run, loss: Tensor) -> None:
-    if not torch.isfinite(loss.detach()).item():
-        raise TrainingDiverged(_diverged("loss", run))
     run.scaler.scale(loss).backward()
 
 
-def _clip(run: Run) -> float | None:
-    """The gradient's norm before clipping; None where fp16 overflowed and the scaler will skip the step."""
+def _clip(run: Run) -> Tensor:
+    """The gradient's norm before clipping."""
     parameters, limit = list(run.trainable.values()), run.config.optimizer.max_grad_norm
     run.scaler.unscale_(run.optimizer)
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf))
-    if math.isfinite(norm):
-        return norm
-    if run.scaler.get_scale() >= 1 and run.scaler.is_enabled():
-        return None
+    return torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf)
+
+
+def _refuse(run: Run, values: Mapping[str, float]) -> None:
+    """TrainingDiverged, InputError: something is no finite number. A gradient may be so where fp16 overflowed."""
+    if not math.isfinite(values.get(_PRIOR, 0.0)):
+        raise InputError(
+            "The model's own prediction is not a number in this precision: train in bf16 or fp32, or check it."
+        )
+    if not all(math.isfinite(values.get(name, 0.0)) for name in (_TOTAL, run.preservation_term.name)):
+        raise TrainingDiverged(_diverged("loss", run))
     # Without a scale above one it was no overflow of ours, and the next steps would be skipped like this one.
-    raise TrainingDiverged(_diverged("gradient", run))
+    skips = run.scaler.is_enabled() and run.scaler.get_scale() >= 1
+    if not (math.isfinite(values[_NORM]) or skips):
+        raise TrainingDiverged(_diverged("gradient", run))
 
 
 def _update(run: Run) -> None:
@@ -187,19 +212,18 @@ def _balance_due(run: Run) -> bool:
     return step % every < lazy  # the first step with a prior pass at or after a multiple
 
 
-def _gradient_norms(run: Run, parts: Mapping[str, Tensor]) -> dict[str, float] | None:
-    """Norm of each weighted term's gradient, without touching the gradients that train; None where one overflows.
+def _see_gradient_norms(run: Run, parts: Mapping[str, Tensor], seen: _Seen) -> None:
+    """Norm of each weighted term's gradient, without touching the gradients that train.
 
     Scaled as in training: under fp16 plain gradients would underflow.
     """
     parameters, scale = list(run.trainable.values()), run.scaler.get_scale()
-    norms: dict[str, float] = {}
     for name, term in parts.items():
         scaled = run.scaler.scale(term)
         grads = _gradients(scaled, parameters) if term.requires_grad else ()
-        squares = [(grad.detach().float() / scale).square().sum().cpu() for grad in grads if grad is not None]
-        norms[name] = float(torch.stack(squares).sum().sqrt()) if squares else 0.0
-    return norms if all(map(math.isfinite, norms.values())) else None
+        squares = [(grad.detach().float() / scale).square().sum() for grad in grads if grad is not None]
+        norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros((), device=term.device)
+        seen.add(_BALANCE + name, norm)
 
 
 def _gradients(loss: Tensor, parameters: list[Parameter]) -> Sequence[Tensor | None]:
@@ -207,15 +231,16 @@ def _gradients(loss: Tensor, parameters: list[Parameter]) -> Sequence[Tensor | N
     return torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
 
 
-def _values(run: Run, seen: _Seen) -> dict[str, Any]:
+def _balance(values: Mapping[str, float]) -> dict[str, float] | None:
+    """None: not due in this step, or one overflows."""
+    norms = {name.removeprefix(_BALANCE): norm for name, norm in values.items() if name.startswith(_BALANCE)}
+    return norms if norms and all(map(math.isfinite, norms.values())) else None
+
+
+def _told(run: Run, values: Mapping[str, float]) -> dict[str, Any]:
     """A term that was not computed in this step is None."""
-    terms = {term.name: _mean(seen.terms.get(term.name, ())) for term in run.terms}
-    kept, total = terms.get(run.preservation_term.name), _mean(seen.total)
-    assert total is not None
+    terms = {term.name: values.get(term.name) for term in run.terms}
+    kept, total = terms.get(run.preservation_term.name), values[_TOTAL]
     if kept is not None:
         total += run.preservation_term.weight * kept
     return {"loss": total, "terms": terms}
-
-
-def _mean(values: Sequence[Tensor]) -> float | None:
-    return float(torch.stack(list(values)).mean()) if values else None

@@ -11,11 +11,12 @@ import itertools
 import math
 import time
 from collections.abc import Generator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..events import BusyEvent, Callback, NoticeEvent, PreviewEvent, Work
 from ..names import LOG
@@ -145,22 +146,26 @@ def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:
     began = time.perf_counter()
     run, output = outcome.run, outcome.run.config.output
     prompts = list(run.config.sampled_prompts)
-    with vae_on(run.components, run.device):
-        prior, tuned = previews(
-            run.components,
-            run.adapter,
-            run.conditioner,
-            preview_captions(run.config),
-            seed=output.preview_seed,
-            steps=output.preview_steps,
-            guidance=output.preview_guidance,
-            height=run.plan.side,
-            width=run.plan.side,
-            device=run.device,
-            dtype=run.dtype,
-            prior=outcome.prior_previews,
-            on_notice=lambda text: emit(NoticeEvent(text)),
-        )
+
+    def decode(latents: Tensor) -> Tensor:
+        with vae_on(run.components, run.device, alone=run.plan.sets_aside):
+            return run.components.decode(latents).cpu()
+
+    prior, tuned = previews(
+        replace(run.components, decode=decode),
+        run.adapter,
+        run.conditioner,
+        preview_captions(run.config),
+        seed=output.preview_seed,
+        steps=output.preview_steps,
+        guidance=output.preview_guidance,
+        height=run.plan.side,
+        width=run.plan.side,
+        device=run.device,
+        dtype=run.dtype,
+        prior=outcome.prior_previews,
+        on_notice=lambda text: emit(NoticeEvent(text)),
+    )
     outcome.prior_previews = prior
     if outcome.folder is not None:
         save_previews(outcome.folder.previews, run.steps_done, prompts, prior=prior, tuned=tuned)

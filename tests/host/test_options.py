@@ -36,7 +36,7 @@ CHANGED: dict[str, Any] = {
     "gradient_checkpointing": "on", "lazy_prior": 2, "snapshot_every": 1, "preview_every": 0,
     "preview_prompts": "a {subject} in snow\na {subject}", "preview_steps": 2, "preview_guidance": 3.0,
     "preview_seed": 3, "watch_drift": False, "drift_prompts": "a dog in snow\na city",
-    "augment_fill": "reflect", "optimizer": "radam", "kind": "dora",
+    "augment_fill": "reflect", "optimizer": "radam", "kind": "rslora", "memory": "fixed", "base_storage": "fp8",
 }  # fmt: skip
 DEFAULTS = {name: option_defaults()[name] for name in QUICK}
 ELSEWHERE = {"mask_counts", "alpha_masks", "background"}

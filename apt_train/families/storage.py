@@ -1,0 +1,118 @@
+"""Frozen weights kept in one byte each and multiplied in the type of their input.
+
+As diffusers' layerwise casting, but the wide copy is made anew in the backward pass: kept for it, nothing would be
+saved. And each row has a scale, a power of two, so that small weights are not lost (ours). In: the layers of a module's
+blocks. Not in: embeddings, norms, the first and the last layers, which stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
+
+FP8 = torch.float8_e4m3fn
+_LARGEST = 448.0  # of this type
+
+
+@contextlib.contextmanager
+def stored_in_fp8(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Inside the block the layers keep float8 weights, and all else is in `dtype`; then the same rounded weights in it.
+
+    Rounded again they stay the same to the bit, and they are exact in every type that is trained in.
+    """
+    layers = list(_layers(module))
+    try:
+        for layer in layers:
+            _store(layer)
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point() and tensor.itemsize > 1:
+                tensor.data = tensor.data.to(dtype)
+        yield
+    finally:
+        for layer in layers:
+            _restore(layer, dtype)
+
+
+def _layers(module: nn.Module) -> Iterator[Any]:
+    """Those of numbered blocks: nearly all weights of a UNet, and of an encoder all but its embeddings."""
+    for name, layer in module.named_modules():
+        plain = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros")
+        if plain and any(part.isdigit() for part in name.split(".")):
+            yield layer
+
+
+def _store(layer: Any) -> None:
+    weight = layer.weight.detach().float()
+    scale = _scales(weight)
+    layer.register_buffer("fp8_scale", scale, persistent=False)
+    layer.weight = nn.Parameter((weight / scale).to(FP8), requires_grad=False)
+    layer.forward = partial(_convolved if weight.dim() == 4 else _multiplied, layer)
+
+
+def _restore(layer: Any, dtype: torch.dtype) -> None:
+    if layer.weight.dtype == FP8:
+        layer.weight = nn.Parameter(_wide(layer.weight, layer.fp8_scale, dtype), requires_grad=False)
+    layer.__dict__.pop("forward", None)
+    layer._buffers.pop("fp8_scale", None)
+    layer._non_persistent_buffers_set.discard("fp8_scale")
+
+
+def _scales(weight: Tensor) -> Tensor:
+    """Per output row, the smallest power of two by which it fits into the type; broadcasts over the weight."""
+    largest = weight.abs().flatten(1).amax(dim=1)
+    mantissa, exponent = torch.frexp(largest / _LARGEST)
+    exponent = torch.where(mantissa == 0.5, exponent - 1, exponent).clamp(min=-20)  # what half precision can hold
+    exponent = torch.where(largest > 0, exponent, torch.zeros_like(exponent))
+    return torch.ldexp(torch.ones_like(largest), exponent).view(-1, *[1] * (weight.dim() - 1))
+
+
+def _wide(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype) * scale.to(dtype)
+
+
+def _multiplied(layer: Any, x: Tensor) -> Tensor:
+    return _Product.apply(x, layer.weight, layer.fp8_scale, layer.bias)
+
+
+def _convolved(layer: Any, x: Tensor) -> Tensor:
+    how = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    return _Convolution.apply(x, layer.weight, layer.fp8_scale, layer.bias, how)
+
+
+class _Product(torch.autograd.Function):
+    """x W^T + b; keeps the narrow weight for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight, scale)
+        return F.linear(x, _wide(weight, scale, x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        weight, scale = ctx.saved_tensors
+        return gradient @ _wide(weight, scale, gradient.dtype), None, None, None
+
+
+class _Convolution(torch.autograd.Function):
+    """The same of a convolution; `how`: stride, padding, dilation, groups."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, how: Any) -> Tensor:
+        ctx.save_for_backward(weight, scale)
+        ctx.size, ctx.how = x.shape, how
+        return F.conv2d(x, _wide(weight, scale, x.dtype), bias, *how)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        weight, scale = ctx.saved_tensors
+        wide = _wide(weight, scale, gradient.dtype)
+        return conv2d_input(ctx.size, wide, gradient, *ctx.how), None, None, None, None

@@ -1,0 +1,188 @@
+"""What a run will take of its device's memory, found before its first step by running one without content.
+
+In: the run's own step, and the VAE beside it, counted. Not in: counting (`live_bytes`), what follows from it (`plan`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from ..adapter import Adapter, RankByTimestep, add_adapter
+from ..config import TrainConfig
+from ..data.batch import Batch
+from ..families.components import Components
+from ..families.storage import stored_in_fp8
+from ..text.conditioning import Conditioner
+from ..text.identifier import Identifier
+from .indicator import OverfitIndicator
+from .live_bytes import META, LiveBytes, fused_attention, gradients_left_out, on_meta, weight_bytes
+from .objective import Objective
+from .step import TrainingStep
+
+SMALL = 100_000_000  # bytes of weights: whoever can load this can train it, and the pass takes its time
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. `weights`: what stays on the device; `adapter`: it with its gradients and the optimizer's moments.
+
+    `step`: what else is alive at the worst moment of a step. `vae`: it and what it keeps while it encodes or decodes a
+    picture between the steps; None: it does neither then, or its owner looks after that.
+    """
+
+    weights: int
+    adapter: int
+    step: int
+    vae: int | None = None
+
+    @property
+    def in_step(self) -> int:
+        return self.weights + self.adapter + self.step
+
+    @property
+    def beside_vae(self) -> int:
+        return 0 if self.vae is None else self.weights + self.adapter + self.vae
+
+    @property
+    def peak(self) -> int:
+        """Without what the device's own library takes."""
+        return max(self.in_step, self.beside_vae)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Of the run whose memory is estimated: what it is trained in, on pictures of which side, recomputing or not."""
+
+    config: TrainConfig
+    objective: Objective
+    device: torch.device
+    dtype: torch.dtype
+    side: int
+    checkpoints: bool
+
+
+def estimated(components: Components, setting: Setting) -> Memory | None:
+    """None: too small to matter, or a network that cannot be run without content.
+
+    The modules are as before. On a host their owner must not use them meanwhile.
+    """
+    modules = [components.unet, *(encoder.model for encoder in components.text_encoders)]
+    if sum(weight_bytes(module.parameters()) for module in modules) < SMALL:
+        return None
+    try:
+        with _weightless(components, setting) as step:
+            return _counted(components, setting, step)
+    except (RuntimeError, NotImplementedError):  # an operation that needs its tensors' content
+        return None
+
+
+def _counted(components: Components, setting: Setting, step: TrainingStep) -> Memory:
+    encoders = [encoder.model for encoder in components.text_encoders]
+    adapter = list(step.adapter.parameters.values())
+    identifier = step.conditioner.identifier
+    rows = list(identifier.parameters()) if identifier is not None else []
+    live = LiveBytes([components.unet, *encoders, *([identifier] if identifier is not None else [])])
+    batch = _batch(components, setting)
+    prior = setting.objective.needs_prior(0)
+    with gradients_left_out(live, [*adapter, *rows]), fused_attention(only_meta=True), live:
+        with step.adapter.at(batch.timesteps):
+            step(batch, with_prior=prior).total.backward()
+    weights = weight_bytes(components.unet.parameters()) - weight_bytes(adapter)
+    resident = weights + sum(weight_bytes(model.parameters()) for model in encoders) * _stays(setting)
+    vae = components.vae
+    if setting.device.type == "cpu" and vae is not None:
+        resident += weight_bytes(vae.parameters())
+    return Memory(resident, 4 * (weight_bytes(adapter) + weight_bytes(rows)), live.peak, _vae(components, setting))
+
+
+def _stays(setting: Setting) -> bool:
+    """Whether the text encoders stay on the device."""
+    return setting.config.identifier_mode == "learned" or setting.device.type == "cpu"
+
+
+def _vae(components: Components, setting: Setting) -> int | None:
+    encodes, decodes = setting.objective.adaptive_augmentation, setting.config.output.preview_every > 0
+    if components.vae is None or not (encodes or decodes):
+        return None
+    pixels, latent = (1, 3, setting.side, setting.side), setting.side // components.family.vae_factor
+    channels = components.network.latent_channels(components.unet)
+    with on_meta(components.vae), LiveBytes([components.vae]) as live, fused_attention(only_meta=True), torch.no_grad():
+        if encodes:
+            components.encode(torch.zeros(pixels, device=META))
+        if decodes:
+            components.decode(torch.zeros(1, channels, latent, latent, device=META))
+    held = 0 if setting.device.type == "cpu" else weight_bytes(components.vae.parameters())
+    return held + live.peak
+
+
+@contextlib.contextmanager
+def _weightless(components: Components, setting: Setting) -> Iterator[TrainingStep]:
+    """The run's step on modules without content."""
+    config, network = setting.config, components.network
+    unet, encoders = components.unet, components.text_encoders
+    identifier = None
+    if config.identifier_mode == "learned":
+        identifier = Identifier.from_init_word(encoders, config.resolved_init_word).to(META)
+    with contextlib.ExitStack() as stack:
+        for module in (unet, *(encoder.model for encoder in encoders)):
+            stack.enter_context(on_meta(module, setting.dtype))
+            if config.base_storage == "fp8":
+                stack.enter_context(stored_in_fp8(module, setting.dtype))
+        conditioner = Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
+        adapter = stack.enter_context(_adapter_on(unet, setting, components.schedule.num_timesteps))
+        network.checkpoint(unet, setting.checkpoints)
+        stack.callback(network.checkpoint, unet, False)
+        stack.callback(unet.train, unet.training)
+        unet.train()
+        conditioner.precompute([config.data.caption_template])
+        indicator = OverfitIndicator(config.apt.bins, num_timesteps=components.schedule.num_timesteps, device=META)
+        yield TrainingStep(
+            components, adapter, conditioner, indicator, setting.objective,
+            dtype=setting.dtype, save_memory=setting.checkpoints,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _adapter_on(unet: Any, setting: Setting, num_timesteps: int) -> Iterator[Adapter]:
+    settings = setting.config.adapter
+    ranks = None
+    if setting.objective.rank_by_timestep:
+        ranks = RankByTimestep(settings.rank, settings.resolved_min_rank, num_timesteps)
+    with META:
+        adapter = add_adapter(
+            unet, rank=settings.rank, alpha=settings.effective_alpha, dropout=settings.dropout,
+            targets=settings.targets, ranks=ranks, kind=settings.kind,
+        )  # fmt: skip
+    try:
+        yield adapter
+    finally:
+        adapter.remove()
+
+
+def _batch(components: Components, setting: Setting) -> Batch:
+    count, side = setting.config.optimizer.batch_size, setting.side // components.family.vae_factor
+    latents = torch.zeros(count, components.network.latent_channels(components.unet), side, side, device=META)
+    timesteps = torch.zeros(count, dtype=torch.int64, device=META)
+    captions = [setting.config.data.caption_template] * count
+    return Batch(latents, torch.zeros_like(latents), timesteps, captions, None, torch.zeros(count, 6, device=META))
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Of a device's memory, for us; None: it does not say."""
+    if device.type == "cpu":
+        return int(psutil.virtual_memory().available)
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def fits(memory: Memory, free: int) -> bool:
+    """With room for what is not counted: the device's own library, workspaces, and gaps between tensors (ours)."""
+    return memory.peak * 1.1 + 700_000_000 <= free

@@ -1,0 +1,142 @@
+"""How many bytes a computation keeps alive, found by running it on torch's meta device, where tensors have no content.
+
+In: counting, a stand-in for fused attention, modules made weightless for a while. Not in: what is run (`estimate`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+META = torch.device("meta")
+
+
+def weight_bytes(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Inside the block: the bytes of all tensors made there and still alive, `now` and at the `peak`.
+
+    A storage counts once, however many views it has, until it is freed; those of `modules` do not count. Temporaries
+    inside an operation stay unseen: they are the kernel's own.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        known = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        self._bytes = {storage_key(tensor): 0 for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = _read_back(func, args, kwargs or {})
+        result = func(*args, **(kwargs or {})) if result is None else result
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._see(tensor)
+        return result
+
+    def leave_out(self, tensor: Tensor) -> None:
+        """Do not count this one any more."""
+        self.now -= self._bytes[storage_key(tensor)]
+        self._bytes[storage_key(tensor)] = 0
+
+    def _see(self, tensor: Tensor) -> None:
+        key = storage_key(tensor)
+        if key not in self._bytes:
+            self._bytes[key] = tensor.untyped_storage().nbytes()
+            self.now += self._bytes[key]
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(tensor.untyped_storage(), self._freed, key)
+
+    def _freed(self, key: int) -> None:
+        self.now -= self._bytes.pop(key)
+
+
+def storage_key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # on meta there is no address of data to tell storages apart by
+
+
+def _read_back(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """What the trainer reads off the device, where a meta tensor has nothing to read: `all is finite`, losses of 0."""
+    if not (args and isinstance(args[0], Tensor) and args[0].is_meta):
+        return None
+    if func is torch.ops.aten._local_scalar_dense.default:
+        return True
+    if func is torch.ops.aten._to_copy.default and kwargs.get("device") == torch.device("cpu"):
+        return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+    return None
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Keeps for the backward pass what flash and memory-efficient kernels keep; the values are zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        count, heads, length, width = query.shape
+        output = query.new_zeros(count, length, heads, width).transpose(1, 2)  # laid out as on CUDA
+        logsumexp = query.new_zeros(count, heads, length, dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, logsumexp)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        query, key, value, _, _ = ctx.saved_tensors
+        return torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
+
+
+@contextlib.contextmanager
+def fused_attention(*, only_meta: bool = False) -> Iterator[None]:
+    """Inside the block the stand-in runs in the place of torch's attention; `only_meta`: on tensors without content."""
+    real = F.scaled_dot_product_attention
+
+    def stand_in(query: Tensor, key: Tensor, value: Tensor, *more: Any, **named: Any) -> Any:
+        if only_meta and not query.is_meta:
+            return real(query, key, value, *more, **named)
+        return _FusedAttention.apply(query, key, value)
+
+    F.scaled_dot_product_attention = stand_in
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = real
+
+
+@contextlib.contextmanager
+def gradients_left_out(live: LiveBytes, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Gradients of the trained parameters count with these, not among the activations; none is left afterwards."""
+    handles = [p.register_post_accumulate_grad_hook(lambda p: live.leave_out(p.grad)) for p in parameters]
+    try:
+        yield
+    finally:
+        for handle, parameter in zip(handles, parameters, strict=True):
+            handle.remove()
+            parameter.grad = None
+
+
+@contextlib.contextmanager
+def on_meta(module: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
+    """Inside the block its weights have sizes and no content, floats in `dtype`; then they are as they were."""
+    stores: list[Any] = [store for part in module.modules() for store in (part._parameters, part._buffers)]
+    kept = [(store, dict(store)) for store in stores]
+    try:
+        for store, tensors in kept:
+            store.update({name: _weightless(tensor, dtype) for name, tensor in tensors.items() if tensor is not None})
+        yield
+    finally:
+        for store, tensors in kept:
+            store.clear()
+            store.update(tensors)
+
+
+def _weightless(tensor: Any, dtype: torch.dtype | None) -> Any:
+    made = torch.empty_like(tensor, device=META, dtype=dtype if tensor.is_floating_point() else None)
+    return nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made

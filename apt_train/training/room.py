@@ -1,0 +1,68 @@
+"""Where a run stands with its device's memory: one rung down when there is too little, a word when it spills over.
+
+In: what counts as out of memory, the step down, the pace of the steps. Not in: estimating (`estimate`).
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections import deque
+
+import torch
+
+from .setup import Run
+
+_ALLOCATION_FAILED = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # CPU, accelerators, cuBLAS
+STEPPED_DOWN = "Out of memory: activations are recomputed from here on, which takes more time and less memory."
+SPILLS = (
+    "The steps take ten times as long as the first ones: the GPU's memory may spill into main memory, so lower "
+    "resolution or batch_size, or set gradient_checkpointing to true."
+)
+_FEW = 5  # steps that a pace is taken from
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATION_FAILED)
+
+
+def can_step_down(run: Run) -> bool:
+    """Not twice, and not where parameters have begun to move: such a step cannot be taken again."""
+    return run.config.memory == "auto" and not run.updating and not run.training_step.save_memory
+
+
+def step_down(run: Run) -> None:
+    """Recompute activations, and forget what the broken step has left, outside the block that held its tensors."""
+    run.components.network.checkpoint(run.components.unet, True)
+    run.training_step.save_memory = True
+    run.optimizer.zero_grad(set_to_none=True)
+    run.indicator.discard()
+    gc.collect()
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+class Pace:
+    """Says once that the steps have become ten times slower (ours): drivers use main memory in place of an error."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._watches = device.type != "cpu"
+        self._first: list[float] = []
+        self._recent: deque[float] = deque(maxlen=_FEW)
+        self._warmed_up = False
+
+    def is_news(self, seconds: float) -> bool:
+        """Of the step that has ended; the first one is not counted."""
+        if not self._watches:
+            return False
+        if not self._warmed_up:
+            self._warmed_up = True
+        elif len(self._first) < _FEW:
+            self._first.append(seconds)
+        else:
+            self._recent.append(seconds)
+        slow = len(self._recent) == _FEW and statistics.median(self._recent) > 10 * statistics.median(self._first)
+        self._watches = not slow
+        return slow

@@ -1,0 +1,372 @@
+"""One command on one GPU, some eight minutes: what a step costs there, what it takes, and whether it is right.
+
+    python dev.py bench gpu [--name NAME]     also writes benchmarks/results/gpu/NAME.json
+    python dev.py bench gpu --tiny            the same on networks of a few weights, also on the CPU: does it run?
+
+The published architectures with random weights; nothing is fetched. Measured: a matmul as the card's ceiling; of each
+model and way to train, seconds a step, peak memory and the share of the ceiling; whether the embedded model trains as
+on the CPU, resumes, and trains in half precision; the tests marked `gpu`. In: measuring. Not in: quality.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import peft
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from apt_train.adapter import Adapter, add_adapter
+from apt_train.config import AdapterConfig, AptConfig, DataConfig, OutputConfig, Precision, TrainConfig
+from apt_train.data.dataset import ImageSet, load_images
+from apt_train.demo.demo import DEMO, MODEL
+from apt_train.disk.files import write_text
+from apt_train.families.components import Components
+from apt_train.families.network import TextInput
+from apt_train.families.precision import DTYPES, resolve_dtype
+from apt_train.families.sd import load_checkpoint
+from apt_train.families.sd.network import reads_size_ids
+from apt_train.families.sd.vae_codec import VaeCodec
+from apt_train.training.live_bytes import META
+from apt_train.training.loop import train
+from apt_train.training.plan import plan_run
+from apt_train.training.setup import Run, prepared_run
+from apt_train.training.update import optimizer_step
+from benchmarks import speed
+from benchmarks.memory import published
+
+RESULTS = Path(__file__).parent / "results" / "gpu"
+CASES = (("sdxl", 1024), ("sdxl", 512), ("sd15", 512))
+WAYS: dict[str, dict[str, Any]] = {
+    "DreamBooth": {"method": "dreambooth"},
+    "APT": {"method": "apt"},
+    "APT, lazy prior 4": {"method": "apt", "lazy_prior": 4},
+}
+LOW_MEMORY: dict[str, Any] = {"method": "apt", "identifier_mode": "word", "base_storage": "fp8"}
+WARM_UP, STEPS, MOST_SECONDS = 2, 8, 420.0
+
+
+def main() -> None:
+    options = _options()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and not options.tiny:
+        raise SystemExit("bench gpu: no CUDA device is here: give --tiny to see whether it runs.")
+    began = time.monotonic()
+    values: dict[str, Any] = {"machine": machine(device), "ceiling": ceilings(device, 256 if options.tiny else 8192)}
+    values["agreement"] = agreement(device, steps=4 if options.tiny else 40)
+    values["tests"] = None if options.tiny else marked_tests()
+    values["steps"] = []
+    for name, side in (("tiny", 64),) if options.tiny else CASES:
+        values["steps"] += steps_of(name, side, device, values["ceiling"], began)
+    values["seconds"] = round(time.monotonic() - began, 1)
+    print(report(values), end="")
+    if options.name:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        write_text(RESULTS / f"{options.name}.json", json.dumps(values, indent=1) + "\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--tiny", action="store_true", help="networks of a few weights, on the CPU where there is no GPU"
+    )
+    parser.add_argument("--name", help="also write benchmarks/results/gpu/NAME.json")
+    return parser.parse_args()
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """Card, driver and versions."""
+    found = {module.__name__: module.__version__ for module in (torch, diffusers, peft)}
+    found |= {"python": platform.python_version(), "date": time.strftime("%Y-%m-%d"), "card": platform.machine()}
+    if device.type == "cuda":
+        found |= {"card": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda), "driver": _driver()}
+    return found
+
+
+def _driver() -> str:
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+# -- the ceiling
+
+
+def ceilings(device: torch.device, side: int) -> dict[str, float]:
+    """Operations a second that a square matmul reaches, by type."""
+    names = ("bf16", "fp16", "fp32") if device.type == "cuda" else ("bf16", "fp32")
+    return {name: _matmul_rate(device, DTYPES[name], side) for name in names}
+
+
+def _matmul_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    seconds = _seconds(lambda: left @ right, device, WARM_UP, STEPS)
+    return 2 * side**3 / seconds
+
+
+def _seconds(step: Callable[[], object], device: torch.device, warm_up: int, count: int) -> float:
+    """Median of single steps, each waited for."""
+    taken = []
+    for _ in range(warm_up + count):
+        started = time.perf_counter()
+        step()
+        _wait(device)
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken[warm_up:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# -- is it right
+
+
+def agreement(device: torch.device, steps: int) -> dict[str, Any]:
+    """The embedded model with the same seed on the CPU and on the device, resumed there, and in half precision.
+
+    `lora`: the largest difference of the LoRAs by their largest weight; the others are mean losses.
+    """
+    here = _trained("cpu", "fp32", steps)
+    there = _trained(device, "fp32", steps)
+    with tempfile.TemporaryDirectory() as folder:
+        _trained(device, "fp32", steps // 2, folder)
+        resumed = _trained(device, "fp32", steps, folder, resume=True)
+    halves: tuple[Precision, ...] = ("bf16", "fp16") if device.type == "cuda" else ("bf16",)
+    return {
+        "steps": steps,
+        "lora": _difference(here.lora, there.lora),
+        "lora, resumed": _difference(there.lora, resumed.lora),
+        "loss": {"cpu": statistics.fmean(here.losses), "device": statistics.fmean(there.losses)}
+        | {name: statistics.fmean(_trained(device, name, steps).losses) for name in halves},
+    }
+
+
+def _trained(device: Any, precision: Precision, steps: int, folder: str | None = None, resume: bool = False) -> Any:
+    config = TrainConfig(
+        class_word="toy", steps=steps, precision=precision, adapter=AdapterConfig(rank=4),
+        apt=AptConfig(augment_variants=4, balance_every=0), output=OutputConfig(watch_drift=False),
+    )  # fmt: skip
+    images = load_images(DEMO / "subject")
+    place = Path(folder) / "run" if folder else None
+    return train(load_checkpoint(MODEL), images, config, device=device, output_dir=place, resume=resume)
+
+
+def _difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    largest = max(float(tensor.abs().max()) for name, tensor in one.items() if not name.endswith("alpha"))
+    return max(float((one[name] - other[name]).abs().max()) for name in one) / largest
+
+
+def marked_tests() -> str:
+    """The last line of the tests marked `gpu`."""
+    asked = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "gpu", "tests/test_gpu.py"]
+    return subprocess.run(asked, capture_output=True, text=True).stdout.strip().rpartition("\n")[2]
+
+
+# -- what a step costs
+
+
+def steps_of(
+    name: str, side: int, device: torch.device, ceiling: dict[str, float], began: float
+) -> list[dict[str, Any]]:
+    """A row per way to train and per recomputing; beyond the time that there is, rows are left out."""
+    dtype = resolve_dtype("auto", device)
+    rate = ceiling[next(key for key, value in DTYPES.items() if value == dtype)]
+    work, rows, parts = operations(name, side), [], model(name, device)
+    for checkpointing in (False, True):
+        rows += [("bare loop", {}, checkpointing), *((way, WAYS[way], checkpointing) for way in WAYS)]
+    rows.append(("APT, low memory", LOW_MEMORY, True))
+    found = []
+    for way, settings, checkpointing in rows:
+        if time.monotonic() - began > MOST_SECONDS:
+            break
+        row = {"model": name, "side": side, "way": way, "checkpointing": checkpointing}
+        found.append(row | _row(parts, side, settings, checkpointing, device, dtype, work, rate))
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return found
+
+
+def _row(
+    parts: Components, side: int, settings: dict[str, Any], checkpointing: bool, device: torch.device,
+    dtype: torch.dtype, work: float, rate: float,
+) -> dict[str, Any]:  # fmt: skip
+    """`utilisation`: of the ceiling, counting one forward and backward pass of the network, whatever the way does."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        with _steps(parts, side, settings, checkpointing, device, dtype) as (step, run):
+            seconds = _seconds(step, device, WARM_UP, STEPS)
+            in_step = _peak(device)
+            if run is not None:
+                run.subject.bank.ensure_variants(1)
+    except torch.cuda.OutOfMemoryError:
+        return {"seconds": None, "bytes": None}
+    return {
+        "seconds": seconds, "bytes": in_step, "bytes_encoding": _peak(device), "utilisation": work / seconds / rate,
+        "estimated": None if run is None or run.plan.memory is None else run.plan.memory.in_step,
+    }  # fmt: skip
+
+
+def _peak(device: torch.device) -> int | None:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+@contextmanager
+def _steps(
+    parts: Components,
+    side: int,
+    settings: dict[str, Any],
+    checkpointing: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Iterator[tuple[Callable[[], object], Run | None]]:
+    if not settings:
+        try:
+            yield bare_step(parts, side, checkpointing, device, dtype), None
+        finally:
+            Adapter(parts.unet).remove()
+            parts.unet._hf_peft_config_loaded = False  # type: ignore[assignment]
+            parts.network.checkpoint(parts.unet, False)
+            nn.Module.to(parts.unet.eval(), "cpu")
+        return
+    settings = dict(settings)
+    # Steady: augmented pictures would be encoded in the first steps only, and pass for a cost of every step.
+    apt = AptConfig(adaptive_augmentation=True, balance_every=0, lazy_prior=settings.pop("lazy_prior", 1), p_max=0)
+    config = TrainConfig(
+        class_word="toy", gradient_checkpointing=checkpointing, apt=apt, data=DataConfig(resolution=side),
+        output=OutputConfig(watch_drift=False), **settings,
+    )  # fmt: skip
+    images = ImageSet.from_tensors([torch.rand(side, side, 3) for _ in range(2)])
+    plan = plan_run(parts, images, config, device=device)
+    _ = plan.event
+    with prepared_run(plan, lambda text: None) as run:
+        yield lambda: optimizer_step(run), run
+
+
+def bare_step(
+    parts: Components, side: int, checkpointing: bool, device: torch.device, dtype: torch.dtype
+) -> Callable[[], None]:
+    """diffusers, peft and AdamW alone."""
+    unet: Any = nn.Module.to(parts.unet.requires_grad_(False), device, dtype)
+    rank = AdapterConfig().rank
+    unet.add_adapter(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    unet.train()
+    trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    parts.network.checkpoint(unet, checkpointing)
+    optimizer = torch.optim.AdamW(trained, lr=5e-5)
+    noisy, text = _inputs(parts, side, device)
+
+    def step() -> None:
+        times = torch.randint(1000, (1,), device=device)
+        with torch.autocast(device.type, dtype) if dtype != torch.float32 else nullcontext():
+            prediction = parts.network.predict(unet, noisy, times, text, dtype)
+        optimizer.zero_grad(set_to_none=True)
+        nn.functional.mse_loss(prediction, noisy).backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def _inputs(parts: Components, side: int, device: torch.device) -> tuple[Tensor, TextInput]:
+    unet: Any = parts.unet
+    latent = side // parts.family.vae_factor
+    pooled = geometry = None
+    if reads_size_ids(unet):
+        pooled, geometry = torch.zeros(1, 1280, device=device), torch.zeros(1, 6, device=device)
+    noisy = torch.zeros(1, parts.network.latent_channels(unet), latent, latent, device=device)
+    return noisy, TextInput(torch.zeros(1, 77, unet.config["cross_attention_dim"], device=device), pooled, geometry)
+
+
+def operations(name: str, side: int) -> float:
+    """Of one forward and backward pass of the network with its LoRA, counted without content."""
+    parts = speed.components("short") if name == "tiny" else published(name)  # type: ignore[arg-type]
+    if name == "tiny":
+        add_adapter(parts.unet.to(META), rank=AdapterConfig().rank, alpha=1)
+    noisy, text = _inputs(parts, side, META)
+    times, dtype = torch.zeros(1, dtype=torch.int64, device=META), parts.unet.conv_in.weight.dtype
+    with FlopCounterMode(display=False) as counter:
+        parts.network.predict(parts.unet.train(), noisy, times, text, dtype).sum().backward()  # type: ignore[arg-type]
+    return float(counter.get_total_flops())
+
+
+def model(name: str, device: torch.device) -> Components:
+    """With random weights drawn on the device, on the CPU; its VAE in float32."""
+    if name == "tiny":
+        return speed.components("short")
+    parts = published(name)  # type: ignore[arg-type]
+    Adapter(parts.unet).remove()
+    assert parts.vae is not None
+    for module in (parts.unet, parts.vae, *(encoder.model for encoder in parts.text_encoders)):
+        _fill(module, device)
+    codec = VaeCodec(parts.vae)  # type: ignore[arg-type]
+    return replace(parts, encode=codec.encode, decode=codec.decode)
+
+
+def _fill(module: nn.Module, device: torch.device) -> None:
+    module.to_empty(device=device)
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if "position_ids" in name:
+            tensor.data.copy_(torch.arange(tensor.numel()).view_as(tensor))
+        elif tensor.is_floating_point():
+            ones = name.endswith("weight") and tensor.dim() == 1  # of norms
+            tensor.data.fill_(1.0) if ones else tensor.data.normal_(0, 0.02)
+    nn.Module.to(module, "cpu")
+
+
+# -- what is printed
+
+
+def report(values: dict[str, Any]) -> str:
+    """Tables for a page."""
+    card = ", ".join(f"{name} {value}" for name, value in values["machine"].items())
+    rates = ", ".join(f"{name} {value / 1e12:.1f}" for name, value in values["ceiling"].items())
+    agree = values["agreement"]
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in agree["loss"].items())
+    lines = [
+        f"{card}.", "", f"A matmul reaches, in TFLOP/s: {rates}.", "",
+        f"After {agree['steps']} steps the LoRA differs from the CPU's by {agree['lora']:.1e} of its largest weight, "
+        f"and one that was resumed by {agree['lora, resumed']:.1e}. Mean losses: {losses}.", "",
+        f"Tests marked gpu: {values['tests'] or 'not run'}.", "",
+        "| model | pixels | way | checkpointing | s / step | GiB | estimated | with the VAE | of the matmul |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    return "\n".join([*lines, *map(_line, values["steps"])]) + "\n"
+
+
+def _line(row: dict[str, Any]) -> str:
+    cells = [row["model"], row["side"], row["way"], "on" if row["checkpointing"] else "off"]
+    if row["seconds"] is None:
+        return "| " + " | ".join(map(str, [*cells, "out of memory", "-", "-", "-", "-"])) + " |"
+    sizes = [_gib(row[key]) for key in ("bytes", "estimated", "bytes_encoding")]
+    return "| " + " | ".join(map(str, [*cells, f"{row['seconds']:.3f}", *sizes, f"{row['utilisation']:.0%}"])) + " |"
+
+
+def _gib(count: int | None) -> str:
+    return "-" if count is None else f"{count / 2**30:.2f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The GPU benchmark runs where there is none, on networks of a few weights, as a device's minutes are dear."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+
+
+@pytest.mark.slow
+def test_the_tiny_form_measures_everything(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_thread: None
+) -> None:
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu, "STEPS", 1)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--name", "now"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    gpu.main()
+    kept = json.loads((tmp_path / "now.json").read_text())
+    assert [(row["way"], row["checkpointing"]) for row in kept["steps"]] == [
+        *((way, on) for on in (False, True) for way in ("bare loop", *gpu.WAYS)),
+        ("APT, low memory", True),
+    ]
+    assert all(row["seconds"] > 0 and row["utilisation"] > 0 for row in kept["steps"])
+    assert kept["agreement"]["lora"] == kept["agreement"]["lora, resumed"] == 0  # both on the CPU
+    assert capsys.readouterr().out == gpu.report(kept)
+
+
+def test_operations_are_counted_with_the_attention() -> None:
+    """A network four times as large in area takes more than four times as many: attention grows by the square."""
+    assert gpu.operations("tiny", 128) > 4 * gpu.operations("tiny", 64) > 0
+
+
+def test_a_row_that_does_not_fit_is_one_line() -> None:
+    row = {"model": "sdxl", "side": 1024, "way": "APT", "checkpointing": False, "seconds": None, "bytes": None}
+    assert "out of memory" in gpu._line(row)
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="--tiny"):
+        gpu.main()

@@ -1,0 +1,218 @@
+"""Memory before and while a run trains: estimated, told, one rung down where it runs out, a word where it spills.
+
+Not here: how bytes are counted (`test_memory_bench`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from apt_train.errors import InputError
+from apt_train.events import NoticeEvent, PlanEvent
+from apt_train.training import estimate, live_bytes, plan, room, streams, update
+from apt_train.training.estimate import Memory, fits
+from apt_train.training.plan import Plan, plan_run
+from tests.tiny import tiny_components
+from tests.training import Recorder, pictures, quick_config, run, same_weights
+
+ROOT = Path(__file__).resolve().parent.parent
+GB = 10**9
+pytestmark = pytest.mark.usefixtures("one_thread", "no_report")
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a tiny model is estimated."""
+    monkeypatch.setattr(estimate, "SMALL", 0)
+
+
+def planned(kind: str = "sd15", device: str = "cpu", **settings: Any) -> Plan:
+    found = plan_run(tiny_components(kind), pictures(), quick_config(**settings), device="cpu")
+    return Plan(found.components, found.images, None, found.config, torch.device(device), found.dtype)
+
+
+def notices(recorder: Recorder) -> list[str]:
+    return [event.text for event in recorder.events if isinstance(event, NoticeEvent)]
+
+
+# ---- the estimate ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [("apt", "512", "off"), ("dreambooth", "512", "on")])
+def test_the_estimate_is_within_15_percent_of_what_a_run_takes(arguments: tuple[str, ...]) -> None:
+    """Of main memory, with an allocator that gives back at once what is freed, as the estimate has it."""
+    variables = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.measured_memory", *arguments], cwd=ROOT, env={**os.environ, **variables},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["estimated"] == pytest.approx(found["measured"], rel=0.15)
+
+
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"method": "dreambooth", "identifier_mode": "word"}, {"method": "tlora"}, {"kind": "dora"}],
+)
+def test_estimating_leaves_the_model_and_the_run_as_they_were(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, settings = tiny_components(), {"watch_drift": False, "steps": 1, **settings}
+    weights = {name: id(tensor) for name, tensor in parts.unet.named_parameters()}
+    found = Plan(parts, pictures(), None, quick_config(**settings), torch.device("cpu"), torch.float32).memory
+    assert found is not None and min(found.weights, found.adapter, found.step) > 0
+    assert {name: id(tensor) for name, tensor in parts.unet.named_parameters()} == weights
+    after = run(parts, **settings)
+    monkeypatch.undo()
+    assert same_weights(after, run(**settings))
+
+
+@pytest.mark.usefixtures("counted")
+def test_the_estimate_follows_the_settings() -> None:
+    def of(**settings: Any) -> Memory:
+        found = planned("sdxl", **settings).memory
+        assert found is not None
+        return found
+
+    plain = of()
+    assert of(gradient_checkpointing=True).step < plain.step < of(batch_size=4).step
+    assert of(method="dreambooth").step < plain.step
+    assert of(rank=8).adapter > 1.5 * plain.adapter
+    assert plain.vae is not None and of(adaptive_augmentation=False).vae is None
+    assert of(preview_every=1).vae > plain.vae
+    assert plain.peak == max(plain.in_step, plain.beside_vae)
+
+
+# ---- what is told ------------------------------------------------------------------------------------------------
+
+
+def test_the_plan_is_told_once_before_the_first_step() -> None:
+    recorder = Recorder()
+    run(steps=2, watch_drift=False, on_event=recorder)
+    (told,) = [event for event in recorder.events if isinstance(event, PlanEvent)]
+    assert recorder.events.index(told) < recorder.events.index(recorder.steps[0])
+    assert (told.steps, told.device, told.dtype, told.pictures, told.captions) == (2, "cpu", "fp32", 3, 0)
+    assert told.memory is None  # too small to matter
+    assert told.text == "2 steps in fp32 on cpu \u00b7 3 pictures of about 64 x 64 pixels, 0 with a caption"
+
+
+def test_the_plan_names_what_it_takes_of_what_is_free() -> None:
+    told = PlanEvent(2000, "cuda", "bf16", 5, 5, 1024, True, memory=8_300_000_000, free=11_200_000_000)
+    assert told.text.endswith("about 8.3 GB of the 11.2 GB that are free \u00b7 with gradient checkpointing")
+
+
+# ---- auto --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("free", "recomputes"), [(4, True), (40, False)])
+def test_auto_recomputes_only_where_it_would_not_fit(
+    free: int, recomputes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = {False: Memory(2 * GB, GB, 6 * GB), True: Memory(2 * GB, GB, GB)}
+    monkeypatch.setattr(plan, "estimated", lambda parts, setting: taken[setting.checkpoints])
+    monkeypatch.setattr(plan, "free_bytes", lambda device: free * GB)
+    assert planned(device="cuda").checkpoints is recomputes
+    assert planned(device="cuda", memory="fixed").checkpoints is False  # sd15
+    assert planned("sdxl", device="cuda", memory="fixed").checkpoints is True
+    assert planned(device="cuda", gradient_checkpointing=not recomputes).checkpoints is not recomputes
+    assert planned(device="cpu").checkpoints is False
+
+
+def test_fitting_leaves_room_for_what_is_not_counted() -> None:
+    assert fits(Memory(3 * GB, GB, GB), 7 * GB) and not fits(Memory(3 * GB, GB, GB), 6 * GB)
+
+
+# ---- out of memory -----------------------------------------------------------------------------------------------
+
+
+def out_of_memory(monkeypatch: pytest.MonkeyPatch, *, at: int, times: int = 1) -> None:
+    """In the backward pass of a step, as often."""
+    original, left = update._backward, [times]
+
+    def full(run_: Any, loss: torch.Tensor) -> None:
+        if run_.steps_done == at and left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        original(run_, loss)
+
+    monkeypatch.setattr(update, "_backward", full)
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_out_of_memory_a_run_steps_down_once_and_loses_nothing(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = run(watch_drift=False)
+    out_of_memory(monkeypatch, at=at)
+    recorder = Recorder()
+    found = run(on_event=recorder, watch_drift=False)
+    assert notices(recorder) == [room.STEPPED_DOWN]
+    assert [event.step for event in recorder.steps] == [1, 2, 3, 4]
+    for key, tensor in plain.lora.items():  # recomputed activations may differ in the last digit
+        torch.testing.assert_close(found.lora[key], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"memory": "fixed"}, {"gradient_checkpointing": True}])
+def test_where_there_is_no_rung_left_it_says_what_to_lower(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out_of_memory(monkeypatch, at=0)
+    with pytest.raises(InputError, match="lower the resolution"):
+        run(watch_drift=False, **settings)
+
+
+def test_out_of_memory_twice_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    out_of_memory(monkeypatch, at=1, times=2)
+    with pytest.raises(InputError, match="lower the resolution"):
+        run(watch_drift=False)
+
+
+# ---- spilling ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "at"),
+    [([9, *[1] * 5, *[11] * 9], 11), ([9, *[1] * 5, *[9] * 9], None), ([1] * 6 + [60, 1, 1, 1, 1, 60, 60], None)],
+)
+def test_steps_ten_times_slower_than_the_first_are_told_once(seconds: list[float], at: int | None) -> None:
+    """One slow step, as where pictures are encoded, is none of it; nor is the first step, which warms up."""
+    pace = room.Pace(torch.device("cuda"))
+    assert [number for number, one in enumerate(seconds, 1) if pace.is_news(one)] == ([at] if at else [])
+    assert not any(map(room.Pace(torch.device("cpu")).is_news, seconds))
+
+
+# ---- the VAE, with the network aside -----------------------------------------------------------------------------
+
+
+def test_the_network_makes_way_for_the_vae_where_both_would_be_the_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    for encoding, aside in ((3 * GB, True), (GB // 2, False), (None, False)):
+        monkeypatch.setattr(plan, "estimated", lambda *_, e=encoding: Memory(2 * GB, GB, GB, e))
+        assert planned(device="cuda", memory="fixed").sets_aside is aside
+        assert planned(device="cpu").sets_aside is False
+
+
+def test_aside_and_back_the_weights_are_the_same_and_what_is_trained_stays() -> None:
+    network = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 3))
+    frozen, trained = network[0].weight, network[1].weight
+    before, place = frozen.data, trained.data_ptr()
+    with streams._aside(network, torch.device("cpu")):
+        assert trained.data_ptr() == place and frozen.device.type == "cpu"
+    assert network[0].weight is frozen and torch.equal(frozen, before)
+
+
+def test_weightless_modules_are_as_before_whatever_happens() -> None:
+    module = nn.BatchNorm1d(4)
+    tensors = [id(tensor) for tensor in module.state_dict(keep_vars=True).values()]
+    with pytest.raises(KeyError), live_bytes.on_meta(module, torch.bfloat16):
+        assert module.weight.is_meta and module.weight.dtype == torch.bfloat16
+        raise KeyError
+    assert [id(tensor) for tensor in module.state_dict(keep_vars=True).values()] == tensors
