@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .notes import ATTENTION, COMPARE, MONITOR, PICK, SDXL_TRAIN_AND_GENERATE, TRAIN_AND_GENERATE
+from .notes import ATTENTION, CHECK_UP, COMPARE, MONITOR, PICK, SDXL_TRAIN_AND_GENERATE, TRAIN_AND_GENERATE
 from .sketch import Box, Sketch, Wire, group
 
 SD15 = (
@@ -213,10 +213,24 @@ def pick_a_snapshot(s: Sketch) -> None:
     s.column(group("4 · Draw", [said, positive, negative, latent, sampler, picture, save]))
 
 
+def check_a_lora_up(s: Sketch) -> None:
+    loader = checkpoint(s, SD15)
+    images, learned = photos(s)
+    wires = {"model": loader["MODEL"], "clip": loader["CLIP"], "vae": loader["VAE"]}
+    looked = {**wires, **{name: learned[name] for name in ("images", "captions")}, "class_word": "toy"}
+    check_up = s.node("APTLoRACheckUp", looked, size=(640, 1120))
+    verdict = s.node("PreviewAny", {"source": check_up["verdict"]}, title="Verdict", size=(330, 500))
+    save = saved(s, check_up, "check_up", "The sheet", (330, 420))
+    s.column(group("Read me", [s.note(CHECK_UP, NARROW, 520)]), group("2 · Model", [loader]))
+    s.column(group("1 · The photos it was trained on", [images]))
+    s.column(group("3 · The LoRA", [check_up]))
+    s.column(group("What was found", [verdict, save]))
+
+
 EXAMPLES: dict[str, Callable[[Sketch], None]] = {
     make.__name__: make
     for make in (
         train_and_generate, compare_prior_dreambooth_apt, attention_preview, monitor_and_pick_snapshot, pick_a_snapshot,
-        sdxl_train_and_generate,
+        check_a_lora_up, sdxl_train_and_generate,
     )
 }  # fmt: skip

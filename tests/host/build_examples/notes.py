@@ -87,3 +87,16 @@ run again: nothing is drawn anew but the last picture.
 
 `strengths` such as `0.6, 0.8, 1` shows each snapshot at several strengths. The chosen LoRA lies in `output/loras`.
 """
+
+CHECK_UP = f"""\
+## What does this LoRA do?
+
+1. **Your photos**: choose the folder that the LoRA was trained on. None at hand? Delete the node. What the LoRA \
+learned is then not measured, what it changes still is.
+2. {_MODEL.format("Stable Diffusion 1.5")} Take the one that the LoRA is for.
+3. **The LoRA**: choose its file in `lora_name`, from any trainer. Say what its subject is in `class_word`, and what a \
+prompt must say for it in `trigger`. Both may be left empty for a LoRA of APT Train.
+4. **Run**. The sheet shows samples at each strength, what was learned at each noise level, and what else changes.
+
+The verdict names the strength to use it at, and says what cannot be seen.
+"""

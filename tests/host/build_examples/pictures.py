@@ -25,8 +25,10 @@ SHOTS: dict[str, tuple[list[str], bool]] = {
     "attention_preview": (["APT Attention Align Preview"], True),
     "monitor_and_pick_snapshot": (["3 · Train", "Watch it overfit, or not"], True),
     "pick_a_snapshot": (["3 · Snapshots"], True),
+    "check_a_lora_up": (["3 · The LoRA", "What was found"], True),
     "sdxl_train_and_generate": (["Read me", "2 · Model", "1 · Your photos"], False),
 }
+QUICK_LOOK = {"resolution": 64, "sample_steps": 2, "strengths": "0.6 1.0", "draws": 1}
 SMALL_SHEET = {"width": 64, "height": 64, "sampler_steps": 4}
 TINY: dict[str, Any] = {"steps": 100, "resolution": 64, "learning_rate": 1e-3, "rank": 8}  # for a random model
 
@@ -54,6 +56,8 @@ def run_on_subject(editor: Editor) -> None:
     editor.set("APTSnapshotSheet", **SMALL_SHEET)
     if runs := sorted((editor.host.folder / "output" / "apt_train").glob("my_toy_*")):
         editor.set("APTLoadRun", run=runs[0].name)
+    if loras := sorted((editor.host.folder / "output" / "loras").glob("my_toy_*.safetensors")):
+        editor.set("APTLoRACheckUp", lora_name=loras[0].name, **QUICK_LOOK)
     finish(editor)
 
 
