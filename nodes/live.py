@@ -27,11 +27,11 @@ from ..apt_train.errors import InputError
 from ..apt_train.events import StepEvent
 from ..apt_train.names import LOG
 from ..apt_train.run.notices import read_notices
-from .host.folders import RUN_ID
 
 Send = Callable[[str, dict[str, Any]], None]
 
 INTERVAL = 0.25  # seconds between messages with steps, at least
+RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
 STEP = re.compile(r"[0-9]{1,9}")
 
 

@@ -26,7 +26,8 @@ from ..apt_train.run.preview_files import find_previews, read_preview
 from ..apt_train.run.snapshot import check_kept
 from ..apt_train.run.state import Damaged
 from ..apt_train.training.stopping import ending, measured_in
-from .host.folders import RUN_ID, inside, runs_folder
+from .host.folders import inside, runs_folder
+from .live import RUN_ID
 from .wires import AptRun
 
 RESTARTED = "restarted"  # in config.json, beside the settings

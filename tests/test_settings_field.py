@@ -199,7 +199,8 @@ METHOD_WIDGETS = (
 ).split()
 ADAPTER_WIDGETS = (
     "alpha dropout targets min_rank kind embedding_learning_rate beta1 beta2 epsilon weight_decay max_grad_norm "
-    "lr_schedule warmup_steps accumulation optimizer precision gradient_checkpointing lazy_prior options"
+    "lr_schedule warmup_steps accumulation optimizer precision gradient_checkpointing lazy_prior memory base_storage "
+    "options"
 ).split()
 DATA_WIDGETS = (
     "identifier_mode init_word dco_beta bucket_multiple class_caption prior_preservation_weight "
@@ -222,7 +223,7 @@ OPTIONS_WIDGETS = (
     "embedding_learning_rate beta1 beta2 epsilon weight_decay max_grad_norm lr_schedule warmup_steps accumulation "
     "bucket_multiple class_caption prior_preservation_weight precision gradient_checkpointing lazy_prior "
     "snapshot_every preview_every preview_prompts preview_steps preview_guidance preview_seed mask_counts alpha_masks "
-    "background watch_drift drift_prompts optimizer augment_fill kind memory base_storage "
+    "background watch_drift drift_prompts optimizer augment_fill kind "
     "prior_images"
 ).split()
 

@@ -61,7 +61,9 @@ ELSEWHERE = {
     ("settings_field.py", f"{HOLE} is a number of thousands of digits: {HOLE}."): "the same",
     ("settings_field.py", f"{HOLE} is {HOLE}...: {HOLE}."): "the same",
     ("watching.py", HOLE): "handed on",
-    ("loop.py", HOLE): "handed on",
+    ("listener.py", HOLE): "handed on",
+    ("opening.py", HOLE): "handed on",
+    ("loop.py", HOLE): "a constant, or put together elsewhere",
     ("watch.py", HOLE): "handed on",
 }
 

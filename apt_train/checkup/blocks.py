@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,7 +34,8 @@ def blocks_of(lora: WithLora) -> list[Block]:
     """In the order of the network; text encoders first."""
     groups: dict[str, list[Placed]] = {}
     for item in lora.placement.placed:
-        groups.setdefault(_block(item), []).append(item)
+        block = lora.components.network.block(item.path) if item.part == "unet" else item.part
+        groups.setdefault(block, []).append(item)
     return [_measured(name, groups[name], lora) for name in sorted(groups, key=_order)]
 
 
@@ -67,15 +67,6 @@ def _directions(values: torch.Tensor) -> int:
 
 def _mean(values: list[int]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-def _block(item: Placed) -> str:
-    if item.part != "unet":
-        return item.part
-    found = re.match(r"(down|up)_blocks\.(\d+)|mid_block", item.path)
-    if found is None:
-        return "in and out"
-    return "middle" if found[1] is None else f"{found[1]} {found[2]}"
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..families.components import Components
+from ..families.sd.layer_names import encoder_names, model_of, unet_names
 from .formulas import change, kind_of, rank_of
-from .layer_names import encoder_names, unet_names
 from .lora_file import LoraFile
 
 MOSTLY = 0.5  # no more than this share of a file's layers found: it is another model's (ours)
@@ -119,22 +119,7 @@ def _fits(item: Placed) -> bool:
 
 
 def _of_another_model(lora: LoraFile, components: Components, found: int) -> str:
-    guess = _whose(lora)
+    guess = model_of(lora.layers)
     made_for = f"is made for {guess}" if guess else "is made for another model"
     fit = f"only {found} of its {len(lora.layers)} layers fit {components.source or 'the model'}"
     return f"{lora.name} {made_for}: {fit}, so give the checkpoint it was trained on."
-
-
-def _whose(lora: LoraFile) -> str:
-    """The family by its layers' names and the width of the text that its cross-attention reads; empty: not known."""
-    names = list(lora.layers)
-    for mark, family in (("double_blocks", "FLUX"), ("joint_blocks", "SD3"), ("transformer_blocks", "")):
-        if family and any(mark in name for name in names):
-            return family
-    widths = {
-        parts["down"].flatten(1).shape[1]
-        for name, parts in lora.layers.items()
-        if name.endswith(("attn2_to_k", "attn2.to_k", "attn2.processor.to_k")) and "down" in parts
-    }
-    families = {768: "SD1.5", 1024: "SD2", 2048: "SDXL"}
-    return next((families[width] for width in widths if width in families), "")

@@ -60,6 +60,10 @@ class Network(Protocol):
         """Layers of a part of the network whose attention to the caption is aligned; empty: it has none."""
         ...
 
+    def block(self, path: str) -> str:
+        """Which part of the network a layer lies in, by its path, in words: `down 1`, `middle`; else `in and out`."""
+        ...
+
     def checkpoint(self, module: nn.Module, on: bool) -> None:
         """Recompute activations in the backward pass, or keep them."""
         ...

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-import re
 from pathlib import Path
 
 import folder_paths
@@ -17,8 +16,6 @@ from ...apt_train.errors import InputError
 from ...apt_train.paths import expanded
 
 ALLOWED = "APT_TRAIN_FOLDERS"  # environment: further folders, separated as in PATH
-
-RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")  # a run's folder by its name
 
 
 def runs_folder() -> Path:

@@ -51,6 +51,12 @@ class StableDiffusion:
         found: dict[str, Any] = dict(_attention_modules(module, "attn2", part))
         return {name: AttentionLayer(a.to_q, a.to_k, a.heads, a.scale) for name, a in found.items()}
 
+    def block(self, path: str) -> str:
+        found = re.match(r"(down|up)_blocks\.(\d+)|mid_block", path)
+        if found is None:
+            return "in and out"
+        return "middle" if found[1] is None else f"{found[1]} {found[2]}"
+
     def checkpoint(self, module: Any, on: bool) -> None:
         if on:
             module.enable_gradient_checkpointing()

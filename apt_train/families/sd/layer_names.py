@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from ..families.sd.ldm_unet import OUTER, RESNET
+from .ldm_unet import OUTER, RESNET
 
 _OUTER = {theirs: ours for ours, theirs in OUTER.items()}
 _RESNET = {theirs: ours for ours, theirs in RESNET.items()}
@@ -89,3 +89,18 @@ def _layers(module: nn.Module) -> Iterator[str]:
 def _layers_per_level(config: Mapping[str, Any]) -> list[int]:
     layers = config["layers_per_block"]
     return [layers] * len(config["down_block_types"]) if isinstance(layers, int) else list(layers)
+
+
+def model_of(layers: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """The kind of model a LoRA is for, by its layers' names and the width of the text that its cross-attention reads; empty: not known."""
+    names = list(layers)
+    for mark, family in (("double_blocks", "FLUX"), ("joint_blocks", "SD3"), ("transformer_blocks", "")):
+        if family and any(mark in name for name in names):
+            return family
+    widths = {
+        parts["down"].flatten(1).shape[1]
+        for name, parts in layers.items()
+        if name.endswith(("attn2_to_k", "attn2.to_k", "attn2.processor.to_k")) and "down" in parts
+    }
+    families = {768: "SD1.5", 1024: "SD2", 2048: "SDXL"}
+    return next((families[width] for width in widths if width in families), "")
