@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import torch
 from PIL import Image
@@ -180,7 +180,7 @@ class _Work:
             )  # fmt: skip
 
     @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _counted(self) -> Generator[None]:
         """Inside the block `busy` is called before each call of the network."""
         prior, each = self._probe.calls
         drawn = self._asked.sample_steps

@@ -83,5 +83,5 @@ class CheckUp:
     bins: int
     num_timesteps: int
     source: str
-    samples: list[Image.Image] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    samples: list[Image.Image] = field(default_factory=list[Image.Image])
+    notes: list[str] = field(default_factory=list[str])

@@ -7,6 +7,7 @@ LoRA (arXiv 2106.09685), also on convolutions and with a middle part; DoRA (2402
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -69,8 +70,8 @@ def singular_values(parts: Parts) -> Tensor | None:
     if kind_of(parts) != "LoRA" or "mid" in parts:
         return None
     up, down = (parts[name].float().flatten(1) for name in ("up", "down"))
-    small = torch.linalg.qr(up, mode="r").R @ torch.linalg.qr(down.T, mode="r").R.T
-    return torch.linalg.svdvals(small) * abs(_scale(parts))
+    small = cast("Tensor", torch.linalg.qr(up, mode="r").R @ torch.linalg.qr(down.T, mode="r").R.T)
+    return cast("Tensor", torch.linalg.svdvals(small)) * abs(_scale(parts))
 
 
 def _scale(parts: Parts) -> float:
@@ -115,10 +116,11 @@ def _decomposed(base: Tensor, added: Tensor, magnitude: Tensor) -> Tensor:
     moved = (base + added).flatten(1)
     by_row = magnitude.numel() == len(moved) and not (magnitude.ndim > 1 and magnitude.shape[0] == 1)
     if by_row:
-        scaled = moved * (magnitude.reshape(-1, 1) / moved.norm(dim=1, keepdim=True).clamp_min(1e-12))
+        norm = cast("Tensor", moved.norm(dim=1, keepdim=True))
+        scaled = moved * (magnitude.reshape(-1, 1) / norm.clamp_min(1e-12))
         return scaled.reshape(base.shape) - base
     moved = base + added
-    norm = moved.transpose(0, 1).flatten(1).norm(dim=1).clamp_min(1e-12)
+    norm = cast("Tensor", moved.transpose(0, 1).flatten(1).norm(dim=1)).clamp_min(1e-12)
     factor = (magnitude.flatten() / norm).reshape(1, -1, *[1] * (base.ndim - 2))
     return moved * factor - base
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -43,6 +44,6 @@ def gain_of(prior: Tensor, tuned: Tensor, num_timesteps: int) -> Gain | None:
     return Gain(
         float(relative.mean()),
         1.96 * float(spread.sum().sqrt()) / bins,
-        relative.mean(dim=1).tolist(),
-        indicator.gamma.tolist(),
+        cast("list[float]", relative.mean(dim=1).tolist()),
+        cast("list[float]", indicator.gamma.tolist()),
     )

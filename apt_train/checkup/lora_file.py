@@ -24,8 +24,8 @@ class LoraFile:
 
     name: str
     layers: dict[str, dict[str, Tensor]]
-    unread: list[str] = field(default_factory=list)
-    metadata: dict[str, str] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list[str])
+    metadata: dict[str, str] = field(default_factory=dict[str, str])
     embedding: Path | None = None  # of a learned word, where one lies beside the file
 
     @property

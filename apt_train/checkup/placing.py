@@ -57,7 +57,7 @@ class Placement:
     placed: list[Placed]
     unplaced: list[str]
     unfit: list[str]
-    broken: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list[str])
 
     @property
     def changes_text(self) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ class _Way:
     """Some prompts' trajectories by the prior: by point its timestep, latents and epsilon, (N, C, h, w) on the CPU."""
 
     texts: list[str]
-    points: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    points: list[tuple[int, Tensor, Tensor]] = field(default_factory=list[tuple[int, Tensor, Tensor]])
 
 
 class Probe:
@@ -129,7 +130,8 @@ class Probe:
         for batch, bins in self._batches():
             errors = self._errors(conditioner, batch, tuned=strength > 0)
             check_finite(errors, strength)
-            for level, error in zip(bins, errors.tolist(), strict=True):
+            values = cast("list[float]", errors.tolist())
+            for level, error in zip(bins, values, strict=True):
                 found[level, filled[level]] = error
                 filled[level] += 1
         return found
@@ -196,7 +198,8 @@ class Probe:
         noise = torch.stack([initial_noise(SEED, k, shape) for k in rows]).to(self._lora.device)
         text = conditioner.encode(texts, tuned=False)
         steered, schedule = self._predictor(conditioner, text, GUIDANCE), self._components.schedule
-        times, seen = schedule.sampling_timesteps(STEPS), []
+        times = schedule.sampling_timesteps(STEPS)
+        seen: list[Tensor] = []
 
         def watched(latents: Tensor, timestep: int) -> Tensor:
             seen.append(latents.cpu())
@@ -211,7 +214,7 @@ class Probe:
 
     def _moved(self, conditioner: Conditioner, ways: list[_Way], *, tuned: bool, empty: bool = False) -> Tensor:
         """Mean squared difference from the prior at each point, float32 (points,)."""
-        found = []
+        found: list[Tensor] = []
         for way in ways:
             text = conditioner.encode([""] * len(way.texts) if empty else way.texts, tuned=tuned)
             predict = self._predictor(conditioner, text, 1.0)

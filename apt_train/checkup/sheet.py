@@ -6,11 +6,12 @@ In: drawing, in letters that stay legible at 70%. Not in: numbers (`check_up`), 
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..report.heat_map import heat_map
@@ -91,7 +92,8 @@ def _by_strength(place: SubFigure, found: CheckUp) -> None:
 
 def _gain_map(axes: Axes, found: CheckUp) -> None:
     """Levels x strengths, each field with its number: red is better than without the LoRA, blue worse."""
-    gains = np.array([point.gain.levels for point in found.points if point.gain is not None]).T
+    levels = [point.gain.levels for point in found.points if point.gain is not None]
+    gains = cast("NDArray[np.float64]", np.array(levels).T)
     most = max(0.01, float(np.abs(gains).max()))
     rows, columns = gains.shape
     axes.imshow(

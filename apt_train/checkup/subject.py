@@ -78,7 +78,9 @@ class Subject:
         return [self.caption(image.caption or template) for image in images.images]
 
     def _identifier(self, components: Components, embedding: Mapping[str, Tensor]) -> Identifier:
-        rows, ids, keys = [], [], []
+        rows: list[Tensor] = []
+        ids: list[list[int]] = []
+        keys: list[str] = []
         for encoder in components.text_encoders:
             key, width = encoder.embedding_key, encoder.table.shape[1]
             found = embedding.get(key)

@@ -137,7 +137,7 @@ def _range(values: list[int] | list[float]) -> str:
 
 def _misfits(found: CheckUp) -> list[str]:
     placement, lora = found.placement, found.lora
-    said = []
+    said: list[str] = []
     for what, names in (
         ("have no place in this model", placement.unplaced),
         ("do not fit the layers of that name", placement.unfit),

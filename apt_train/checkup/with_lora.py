@@ -6,7 +6,7 @@ The change is merged into the weights, as hosts do, so that every kind of file a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,7 @@ class WithLora:
     dtype: torch.dtype
 
     @contextlib.contextmanager
-    def at(self, strength: float) -> Iterator[None]:
+    def at(self, strength: float) -> Generator[None]:
         """Inside the block the LoRA acts at this strength. InputError: the weights overflow there."""
         try:
             if strength:
@@ -45,7 +45,7 @@ class WithLora:
                         parameter.data = self.original(parameter).to(self.device, self.dtype)
 
     @contextlib.contextmanager
-    def prior(self) -> Iterator[None]:
+    def prior(self) -> Generator[None]:
         """Inside the block the model is as the checkpoint has it, to the bit."""
         yield
 
@@ -71,7 +71,7 @@ def _parameters(item: Placed) -> dict[str, nn.Parameter]:
 @contextlib.contextmanager
 def lora_ready(
     components: Components, placement: Placement, device: torch.device, dtype: torch.dtype
-) -> Iterator[WithLora]:
+) -> Generator[WithLora]:
     """The model on the device in `dtype`; when the block ends its weights are those that came in."""
     modules = [components.unet, *(encoder.model for encoder in components.text_encoders)]
     originals = {parameter: parameter.data for module in modules for parameter in module.parameters()}

@@ -8,21 +8,21 @@ blocks. Not in: embeddings, norms, the first and the last layers, which stay as 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
+from torch.nn import grad
 
 FP8 = torch.float8_e4m3fn
 _LARGEST = 448.0  # of this type
 
 
 @contextlib.contextmanager
-def stored_in_fp8(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+def stored_in_fp8(module: nn.Module, dtype: torch.dtype) -> Generator[None]:
     """Inside the block the layers keep float8 weights, and all else is in `dtype`; then the same rounded weights in it.
 
     Rounded again they stay the same to the bit, and they are exact in every type that is trained in.
@@ -42,7 +42,7 @@ def stored_in_fp8(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 
 def _layers(module: nn.Module) -> Iterator[Any]:
     """Those of numbered blocks: nearly all weights of a UNet, and of an encoder all but its embeddings."""
-    for name, layer in module.named_modules():
+    for name, layer in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
         plain = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros")
         if plain and any(part.isdigit() for part in name.split(".")):
             yield layer
@@ -78,12 +78,12 @@ def _wide(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _multiplied(layer: Any, x: Tensor) -> Tensor:
-    return _Product.apply(x, layer.weight, layer.fp8_scale, layer.bias)
+    return cast("Tensor", _Product.apply(x, layer.weight, layer.fp8_scale, layer.bias))
 
 
 def _convolved(layer: Any, x: Tensor) -> Tensor:
     how = (layer.stride, layer.padding, layer.dilation, layer.groups)
-    return _Convolution.apply(x, layer.weight, layer.fp8_scale, layer.bias, how)
+    return cast("Tensor", _Convolution.apply(x, layer.weight, layer.fp8_scale, layer.bias, how))
 
 
 class _Product(torch.autograd.Function):
@@ -115,4 +115,4 @@ class _Convolution(torch.autograd.Function):
         (gradient,) = gradients
         weight, scale = ctx.saved_tensors
         wide = _wide(weight, scale, gradient.dtype)
-        return conv2d_input(ctx.size, wide, gradient, *ctx.how), None, None, None, None
+        return grad.conv2d_input(ctx.size, wide, gradient, *ctx.how), None, None, None, None

@@ -6,7 +6,7 @@ In: the run's own step, and the VAE beside it, counted. Not in: counting (`live_
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,7 +122,7 @@ def _vae(components: Components, setting: Setting) -> int | None:
 
 
 @contextlib.contextmanager
-def _weightless(components: Components, setting: Setting) -> Iterator[TrainingStep]:
+def _weightless(components: Components, setting: Setting) -> Generator[TrainingStep]:
     """The run's step on modules without content."""
     config, network = setting.config, components.network
     unet, encoders = components.unet, components.text_encoders
@@ -149,7 +149,7 @@ def _weightless(components: Components, setting: Setting) -> Iterator[TrainingSt
 
 
 @contextlib.contextmanager
-def _adapter_on(unet: Any, setting: Setting, num_timesteps: int) -> Iterator[Adapter]:
+def _adapter_on(unet: Any, setting: Setting, num_timesteps: int) -> Generator[Adapter]:
     settings = setting.config.adapter
     ranks = None
     if setting.objective.rank_by_timestep:

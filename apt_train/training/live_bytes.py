@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Generator, Iterable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 META = torch.device("meta")
 
@@ -62,7 +63,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def storage_key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # on meta there is no address of data to tell storages apart by
+    return cast("Any", tensor.untyped_storage())._cdata  # on meta there is no address of data to tell storages apart by
 
 
 def _read_back(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -94,14 +95,14 @@ class _FusedAttention(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def fused_attention(*, only_meta: bool = False) -> Iterator[None]:
+def fused_attention(*, only_meta: bool = False) -> Generator[None]:
     """Inside the block the stand-in runs in the place of torch's attention; `only_meta`: on tensors without content."""
     real = F.scaled_dot_product_attention
 
     def stand_in(query: Tensor, key: Tensor, value: Tensor, *more: Any, **named: Any) -> Any:
         if only_meta and not query.is_meta:
             return real(query, key, value, *more, **named)
-        return _FusedAttention.apply(query, key, value)
+        return cast("Tensor", _FusedAttention.apply(query, key, value))
 
     F.scaled_dot_product_attention = stand_in
     try:
@@ -111,9 +112,13 @@ def fused_attention(*, only_meta: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def gradients_left_out(live: LiveBytes, parameters: list[nn.Parameter]) -> Iterator[None]:
+def gradients_left_out(live: LiveBytes, parameters: list[nn.Parameter]) -> Generator[None]:
     """Gradients of the trained parameters count with these, not among the activations; none is left afterwards."""
-    handles = [p.register_post_accumulate_grad_hook(lambda p: live.leave_out(p.grad)) for p in parameters]
+
+    def leave_out(parameter: Any) -> None:
+        live.leave_out(parameter.grad)
+
+    handles: list[RemovableHandle] = [p.register_post_accumulate_grad_hook(leave_out) for p in parameters]
     try:
         yield
     finally:
@@ -123,9 +128,10 @@ def gradients_left_out(live: LiveBytes, parameters: list[nn.Parameter]) -> Itera
 
 
 @contextlib.contextmanager
-def on_meta(module: nn.Module, dtype: torch.dtype | None = None) -> Iterator[None]:
+def on_meta(module: nn.Module, dtype: torch.dtype | None = None) -> Generator[None]:
     """Inside the block its weights have sizes and no content, floats in `dtype`; then they are as they were."""
-    stores: list[Any] = [store for part in module.modules() for store in (part._parameters, part._buffers)]
+    parts = cast("Iterable[Any]", module.modules())
+    stores: list[Any] = [store for part in parts for store in (part._parameters, part._buffers)]
     kept = [(store, dict(store)) for store in stores]
     try:
         for store, tensors in kept:

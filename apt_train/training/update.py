@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -43,7 +43,8 @@ class _Seen:
     def read(self, gamma: Tensor, timesteps: Tensor) -> tuple[dict[str, float], list[float], list[int]]:
         """Means by name, and the two tensors' values: in one go, the only time that a step reads its device."""
         means = torch.stack([torch.stack(values).mean().float() for values in self.values.values()])
-        whole = torch.cat([means.to(gamma.device).double(), gamma, timesteps.to(gamma.device).double()]).tolist()
+        joined = torch.cat([means.to(gamma.device).double(), gamma, timesteps.to(gamma.device).double()])
+        whole = cast("list[float]", joined.tolist())
         split = len(means) + len(gamma)
         named = dict(zip(self.values, whole[: len(means)], strict=True))
         return named, whole[len(means) : split], [int(value) for value in whole[split:]]

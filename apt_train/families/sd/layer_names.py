@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -81,7 +81,7 @@ def _inner(part: str, rest: str) -> str:
 
 def _layers(module: nn.Module) -> Iterator[str]:
     """Paths of what has a weight or a bias of its own."""
-    for path, layer in module.named_modules():
+    for path, layer in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
         if path and any(True for _ in layer.parameters(recurse=False)):
             yield path
 
