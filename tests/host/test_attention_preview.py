@@ -403,6 +403,6 @@ def test_every_input_and_output_says_what_it_is(host: Host) -> None:
     inputs = {**info["input"]["required"], **info["input"]["optional"]}
     order = ["model", "tuned", "clip", "prompt", "trigger", "class_word", "noise_level", "layers", "tokens", "seed"]
     assert info["input_order"]["required"] == order and info["input"]["required"]["trigger"][1]["default"] == ""
-    assert len(inputs) == 15 and all(len(spec[1]["tooltip"]) > 20 for spec in inputs.values())
+    assert len(inputs) == 16 and all(len(spec[1]["tooltip"]) > 20 for spec in inputs.values())
     assert info["output_name"] == ["tiles", "alignment", "table"] and all(info["output_tooltips"])
     assert inputs["tuned"][0] == "MODEL,LORA_MODEL" and info["output_node"]

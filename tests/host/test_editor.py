@@ -143,9 +143,19 @@ HEAR = """async () => {
 def opened(editor: Editor, steps: int, seed: int) -> None:
     """The monitor's example, made small."""
     editor.load(read(WATCHED))
+    editor.set("APTImageSet", folder=photos(editor.host))
     editor.set(TRAINER, steps=steps, seed=seed, resolution=64, rank=4)
     editor.set("KSampler", steps=2)
     editor.set("EmptyLatentImage", width=64, height=64)
+
+
+def photos(host: Host) -> str:
+    """A folder of pictures in the host's input folder; its name there."""
+    folder = host.folder / "input" / "watched"
+    folder.mkdir(exist_ok=True)
+    for seed in range(3):
+        picture(seed).save(folder / f"{seed}.png")
+    return folder.name
 
 
 PANEL = "document.querySelector('.apt-train-monitor')"

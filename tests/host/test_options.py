@@ -18,6 +18,7 @@ from .graphs import (
     options,
     picture,
     training_graph,
+    untouched,
     upload_pictures,
 )
 from .server import Host, HostError
@@ -36,7 +37,7 @@ CHANGED: dict[str, Any] = {
     "gradient_checkpointing": "on", "lazy_prior": 2, "snapshot_every": 1, "preview_every": 0,
     "preview_prompts": "a {subject} in snow\na {subject}", "preview_steps": 2, "preview_guidance": 3.0,
     "preview_seed": 3, "watch_drift": False, "drift_prompts": "a dog in snow\na city",
-    "augment_fill": "reflect", "optimizer": "radam", "kind": "rslora", "memory": "fixed", "base_storage": "fp8",
+    "augment_fill": "reflect", "optimizer": "radam", "kind": "rslora",
 }  # fmt: skip
 DEFAULTS = {name: option_defaults()[name] for name in QUICK}
 ELSEWHERE = {"mask_counts", "alpha_masks", "background"}
@@ -54,6 +55,20 @@ def settings_of(host: Host, names: list[str], **changes: Any) -> dict[str, Any]:
     host.run(g.prompt)
     (run,) = set((host.folder / "output").glob("apt_train/*")) - before
     return flat(json.loads((run / "config.json").read_text())["config"])
+
+
+def test_settings_of_a_later_round_reach_the_run_from_their_own_node(host: Host, names: list[str]) -> None:
+    own = {**untouched("APTAdapterOptions"), "memory": "fixed", "base_storage": "fp8"}
+    g, node = training_graph(names, steps=1)
+    node_id = str(len(g.prompt) + 1)
+    options = g.prompt[node.id]["inputs"]["options"]
+    g.prompt[node_id] = {"class_type": "APTAdapterOptions", "inputs": {**own, "options": options}}
+    g.prompt[node.id]["inputs"]["options"] = [node_id, 0]
+    before = set((host.folder / "output").glob("apt_train/*"))
+    host.run(g.prompt)
+    (run,) = set((host.folder / "output").glob("apt_train/*")) - before
+    settings = flat(json.loads((run / "config.json").read_text())["config"])
+    assert settings["memory"] == "fixed" and settings["base_storage"] == "fp8"
 
 
 def flat(config: dict[str, Any]) -> dict[str, Any]:

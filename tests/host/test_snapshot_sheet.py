@@ -36,7 +36,7 @@ def sheet_of(g: Graph, run: Any, **changes: Any) -> Node:
 
 def graph(names: list[str], **changes: Any) -> tuple[Graph, Node, Node]:
     """A run of 4 steps with a snapshot at every second one, and its sheet."""
-    setting = {"snapshot_every": 2, **LEARNED}
+    setting = {"snapshot_every": 2, "embedding_learning_rate": 0.1, **LEARNED}
     g, train = training_graph(names, setting=setting, steps=4, seed=71, learning_rate=1e-2)
     return g, train, sheet_of(g, train[RUN], **changes)
 

@@ -64,7 +64,8 @@ def test_the_lora_changes_the_picture_and_comes_back_from_its_file(
 
     word = shown_text(result, trigger)
     assert word.startswith("embedding:my_toy_" if mode == "learned" else "my_toy toy")
-    (file,) = [path.name for path in (host.folder / "output" / "loras").glob("my_toy_*") if base_of(path) == kind]
+    loras = (host.folder / "output" / "loras").glob("my_toy_*.safetensors")
+    (file,) = [path.name for path in loras if base_of(path) == kind]
     assert (host.folder / "models" / "embeddings" / file).is_file() == (mode == "learned")
     for name in (f"core_{kind}_00001_.safetensors", file):
         g = Graph()
@@ -95,7 +96,7 @@ def test_load_lora_model_takes_the_wire(host: Host, names: list[str]) -> None:
 def test_the_file_says_what_it_is(host: Host, names: list[str]) -> None:
     g, _ = training_graph(names, setting=LEARNED, seed=12)
     run = new_run(host, lambda: host.run(g.prompt))
-    (path,) = [path for path in (host.folder / "output" / "loras").glob("my_toy_*") if is_of(path, run)]
+    (path,) = [path for path in (host.folder / "output" / "loras").glob("my_toy_*.safetensors") if is_of(path, run)]
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     assert metadata["modelspec.trigger_phrase"] == f"embedding:{path.stem}"
@@ -112,7 +113,7 @@ def test_the_samples_of_a_run_are_its_thumbnail(host: Host, names: list[str]) ->
     g, _ = training_graph(names, setting={"preview_every": 2, "preview_steps": 2}, seed=13)
     run = new_run(host, lambda: host.run(g.prompt))
     assert (run / "previews" / "step_000002_0_tuned.png").is_file()
-    (found,) = [path for path in (host.folder / "output" / "loras").glob("my_toy_*") if is_of(path, run)]
+    (found,) = [path for path in (host.folder / "output" / "loras").glob("my_toy_*.safetensors") if is_of(path, run)]
     with safe_open(found, "pt") as file:
         assert file.metadata()["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
 
@@ -284,6 +285,9 @@ def test_without_the_indicator_the_node_shows_the_loss(host: Host, names: list[s
 def test_alone_in_a_graph_it_runs_and_shows_its_tooltips(host: Host, names: list[str]) -> None:
     for node_type in ("APTTrain", "APTTrainOptions"):
         info = host.object_info(node_type)
+        if node_type == "APTTrainOptions":
+            assert info["deprecated"] and not info["search_aliases"]
+            info = {**info, "search_aliases": ["none: it is not to be found"]}
         assert info["category"] == "training/APT" and info["description"] and info["search_aliases"]
         for group in ("required", "optional"):
             for name, (_, settings) in info["input"].get(group, {}).items():

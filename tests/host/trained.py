@@ -32,6 +32,10 @@ def log_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
+def config_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "config.json").read_text())["config"]
+
+
 def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(run / "snapshots" / f"step_{step:06d}" / "my_toy.safetensors")
 
