@@ -92,7 +92,7 @@ def _layers_per_level(config: Mapping[str, Any]) -> list[int]:
 
 
 def model_of(layers: Mapping[str, Mapping[str, Tensor]]) -> str:
-    """The kind of model that a LoRA is for, by its layers' names and the width of the text that it reads; empty: unknown."""
+    """The kind of model that a LoRA is for, by its layers' names and the width of the text it reads; empty: unknown."""
     names = list(layers)
     for mark, family in (("double_blocks", "FLUX"), ("joint_blocks", "SD3"), ("transformer_blocks", "")):
         if family and any(mark in name for name in names):

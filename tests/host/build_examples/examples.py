@@ -120,9 +120,9 @@ def compare_prior_dreambooth_apt(s: Sketch) -> None:
     loader = checkpoint(s, SD15, SLIM)
     images, learned = photos(s, size=PHOTOS)
     word = s.node("PrimitiveString", {"value": "toy"}, title="Class word", size=(SLIM, LINE))
-    text = s.node("PrimitiveStringMultiline", {"value": PROMPT}, title="Prompt", size=(SLIM, TEXT))
+    text = s.node("PrimitiveStringMultiline", {"value": PROMPT}, title="Prompt", size=(SLIM, 80))
     seed = s.node("PrimitiveInt", {"value": SEED}, title="Seed of training and pictures", folded=True)
-    steps = s.node("PrimitiveInt", {"value": 2000}, title="Training steps", size=(SLIM, 90))
+    steps = s.node("PrimitiveInt", {"value": 2000}, title="Training steps", size=(SLIM, 70))
     same = {"class_word": word["STRING"], "seed": seed["INT"], "steps": steps["INT"]}
     size = (330, 910)
     plain = training(s, loader, learned, "APT Train: DreamBooth", size, method="DreamBooth", **same)
