@@ -52,7 +52,7 @@ def _composed(folder: Path) -> tuple[dict[str, bytes], str, str]:
         run = read_run(folder)
         pictures = _draw(run, read_maps(folder / ATTENTION))
         if (strip := draw_filmstrip(folder, run.config)) is not None:
-            pictures[FILMSTRIP] = _png(strip.save)
+            pictures[FILMSTRIP] = _png(strip)
         return pictures, _numbers(run), page(run, list(pictures), _newest_previews(folder))
     except InputError:
         raise
