@@ -121,7 +121,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="folder of the CLIP vocabulary, for a single file (else $COMFYUI_PATH, else the local cache)",
     )
     inputs.add_argument("--prior-images", help="folder of class pictures for prior preservation")
-    _add_reading(inputs)
+    _add_reading(inputs.add_argument)
     inputs.add_argument("--output", required=True, help="a new folder for the run")
     names = [name.replace(" ", "-") for name in PRESETS]
     inputs.add_argument(
@@ -154,16 +154,16 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bucket-multiple", type=int, default=0, help="as in the run (default: 64, or 8 below 512)")
     parser.add_argument("--class-word", default="", help="as in the run: captions are searched for it")
     parser.add_argument("--identifier", default="", help="as in the run, likewise")
-    _add_reading(parser)
+    _add_reading(parser.add_argument)
     parser.add_argument("--sheet", help="a .png to draw the contact sheet in: crops, masks, captions and findings")
     parser.set_defaults(command=_check)
 
 
-def _add_reading(parser: argparse._ActionsContainer) -> None:
+def _add_reading(add_option: Callable[..., object]) -> None:
     """How the pictures of a folder are read."""
-    parser.add_argument("--background", default="white", help="colour under transparent pictures (default: white)")
-    parser.add_argument("--alpha-masks", action="store_true", help="take transparency as the loss mask")
-    parser.add_argument("--skip-bad-images", action="store_true", help="leave out pictures that cannot be read")
+    add_option("--background", default="white", help="colour under transparent pictures (default: white)")
+    add_option("--alpha-masks", action="store_true", help="take transparency as the loss mask")
+    add_option("--skip-bad-images", action="store_true", help="leave out pictures that cannot be read")
 
 
 # -- options from the config dataclasses

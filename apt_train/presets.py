@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from .config import TrainConfig
 from .errors import InputError
@@ -93,5 +93,5 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
-        return " / ".join(value)
+        return " / ".join(cast("tuple[str, ...]", value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -145,8 +145,9 @@ def may_be_empty(hint: Any) -> bool:
 
 def flat_values(config: Any) -> dict[str, Any]:
     """Every setting's value by its name: no two have one name, groups included."""
-    found = {name: getattr(config, name) for name in fields_of(type(config))}
-    for name in groups_of(type(config)):
+    cls = type(cast("object", config))
+    found = {name: getattr(config, name) for name in fields_of(cls)}
+    for name in groups_of(cls):
         found |= flat_values(getattr(config, name))
     return found
 

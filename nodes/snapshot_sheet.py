@@ -7,6 +7,7 @@ In: the node, and what it remembers between two runs. Not in: what its widgets m
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -245,7 +246,10 @@ class Sheet:
 
 
 def _grid(
-    pictures: list[list[Image.Image | None]], prompts: list[str], columns: list[Column], chosen: Column | None = None
+    pictures: Sequence[Sequence[Image.Image | None]],
+    prompts: list[str],
+    columns: list[Column],
+    chosen: Column | None = None,
 ) -> Image.Image:
     """The chosen column's name has marks around it."""
     from ..apt_train.report.grid import fit_label, font, labelled_grid

@@ -151,9 +151,12 @@ def test_a_crop_that_keeps_all_of_the_masked_subject_is_no_finding(tmp_path: Pat
 
 
 def test_a_soft_mask_is_judged_by_what_it_counts_most(tmp_path: Path) -> None:
+    def third(value: int) -> int:
+        return value // 3
+
     save(tmp_path, masks=True)
     for name in "0123":
-        change(tmp_path, f"{name}-mask.png", lambda mask: mask.point(lambda value: value // 3))
+        change(tmp_path, f"{name}-mask.png", lambda mask: mask.point(third))
     assert kinds(looked_through(tmp_path)) == []
 
 
@@ -166,11 +169,14 @@ def test_what_the_reader_notes_is_told_too(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("masks", [True, False])
 def test_pictures_of_any_size_can_be_looked_at_and_drawn(masks: bool, tmp_path: Path) -> None:
+    def half(value: int) -> int:
+        return value // 2
+
     for i, size in enumerate([(1, 1), (2, 3), (1, 400), (400, 1), (3, 900), (47, 48), (700, 40)]):
         Image.effect_noise(size, 80).convert("RGB").save(tmp_path / f"{i}.png")
         if masks:
             Image.new("L", size, 255).save(tmp_path / f"{i}-mask.png")
-            Image.open(tmp_path / f"{i}-mask.png").point(lambda value: value // 2).save(tmp_path / f"{i}-mask.png")
+            Image.open(tmp_path / f"{i}-mask.png").point(half).save(tmp_path / f"{i}-mask.png")
     found = looked_through(tmp_path, 64)
     assert "enlarged" in kinds(found) and contact_sheet(found).width
 

@@ -145,7 +145,7 @@ def test_diffusers_older_processors_are_read() -> None:
 )  # fmt: skip
 def test_text_encoders_are_found_by_their_number(kind: str, leads: dict[str, int]) -> None:
     parts = tiny_components(kind)
-    layer = "encoder.layers.1.mlp.fc1"
+    layer, tower = "encoder.layers.1.mlp.fc1", ""
     for lead, number in leads.items():
         encoder = parts.text_encoders[number - 1].model
         tower = "" if hasattr(encoder, "encoder") else "text_model."

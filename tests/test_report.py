@@ -570,7 +570,7 @@ def test_what_a_node_shows_can_be_read_at_seven_tenths(tmp_path: Path) -> None:
         figure = glance_figure(read_run(write_run(tmp_path / str(steps), plausible_log(steps))))
         figure.canvas.draw()
         texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
-        assert texts and min(text.get_fontsize() for text in texts) / 72 * 440 / figure.get_figwidth() * 0.7 >= 8
+        assert texts and min(float(text.get_fontsize()) for text in texts) / 72 * 440 / figure.get_figwidth() * 0.7 >= 8
         assert figure.get_figheight() <= 1.1 * figure.get_figwidth()
 
 

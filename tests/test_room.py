@@ -90,7 +90,8 @@ def test_the_estimate_follows_the_settings() -> None:
     assert of(method="dreambooth").step < plain.step
     assert of(rank=8).adapter > 1.5 * plain.adapter
     assert plain.vae is not None and of(adaptive_augmentation=False).vae is None
-    assert of(preview_every=1).vae > plain.vae
+    previewed = of(preview_every=1).vae
+    assert previewed is not None and previewed > plain.vae
     assert plain.peak == max(plain.in_step, plain.beside_vae)
 
 

@@ -45,7 +45,7 @@ def names_subject(look: Look, config: TrainConfig | None) -> bool | None:
 
 def named_by_all(looks: Sequence[Look], places: Sequence[int], config: TrainConfig | None) -> set[str]:
     """The words that the captions of all these pictures have beside the subject."""
-    return set.intersection(*(said_of_the_rest(looks[place].caption, config) for place in places))
+    return set[str].intersection(*(said_of_the_rest(looks[place].caption, config) for place in places))
 
 
 def caption_findings(

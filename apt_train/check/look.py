@@ -6,7 +6,9 @@ In: what is measured of the crop at the training size, and of its mask. Not in: 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,16 +100,23 @@ def surroundings_of(picture: Image.Image, mask: Floats | None) -> Floats:
     Neighbouring colours share a pixel, so that a little more light is still much the same.
     """
     cells = np.asarray(picture.resize((GRID, GRID), Image.Resampling.BOX), dtype=np.float64) / 255
-    red, green, blue = cells[_outside(mask)].T
+    red, green, blue = cast("Sequence[Floats]", cells[_outside(mask)].T)
     steps = np.array(_COLOURS) - 1
-    opponents = np.stack([(red + green + blue) / 3, (red - green + 1) / 2, ((red + green) / 2 - blue + 1) / 2], axis=1)
+    opponents: Floats = np.stack(
+        [(red + green + blue) / 3, (red - green + 1) / 2, ((red + green) / 2 - blue + 1) / 2], axis=1
+    )
     # The middle of the two colour axes, where nearly all photographs lie, takes up their whole length.
-    places = np.clip(np.stack([opponents[:, 0], *(0.5 + (opponents[:, 1:].T - 0.5) / 0.6)], axis=1), 0, 1) * steps
+    places: Floats = (
+        np.clip(
+            np.stack([opponents[:, 0], *cast("Sequence[Floats]", 0.5 + (opponents[:, 1:].T - 0.5) / 0.6)], axis=1), 0, 1
+        )
+        * steps
+    )
     low = np.minimum(np.floor(places).astype(int), steps - 1)
     counts, part = np.zeros(_COLOURS), places - low
-    for corner in np.ndindex(2, 2, 2):
+    for corner in cast("Iterator[tuple[int, ...]]", np.ndindex(2, 2, 2)):
         weight = np.where(corner, part, 1 - part).prod(axis=1)
-        np.add.at(counts, tuple((low + corner).T), weight)
+        np.add.at(counts, tuple(cast("Sequence[NDArray[np.int_]]", (low + corner).T)), weight)
     return np.sqrt(counts / counts.sum()).ravel()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +45,8 @@ def picture_findings(looks: Sequence[Look], backgrounds: Sequence[int]) -> Itera
 def one_background(looks: Sequence[Look]) -> list[int]:
     """The pictures whose surroundings have the same colours, where these are all or nearly all; else none."""
     surroundings = np.stack([look.surroundings for look in looks])
-    alike = surroundings @ surroundings.T > ALIKE
-    group = alike[int(alike.sum(axis=1).argmax())].nonzero()[0].tolist()
+    alike = cast("NDArray[np.bool_]", surroundings @ surroundings.T > ALIKE)
+    group = cast("list[int]", alike[int(alike.sum(axis=1).argmax())].nonzero()[0].tolist())
     return group if len(group) >= max(FEW, math.ceil(MOST * len(looks))) else []
 
 
@@ -69,7 +70,8 @@ def _copies(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
     """Pictures that are nearly one, and such as mirror each other."""
     thumbs = np.stack([look.thumb.ravel() for look in looks])
     mirrored = np.stack([look.thumb[:, ::-1].ravel() for look in looks])
-    same, mirror = thumbs @ thumbs.T > SAME, thumbs @ mirrored.T > SAME
+    same = cast("NDArray[np.bool_]", thumbs @ thumbs.T > SAME)
+    mirror = cast("NDArray[np.bool_]", thumbs @ mirrored.T > SAME)
     for group in _groups(same):
         yield Finding(
             "near-duplicate",

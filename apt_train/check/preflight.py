@@ -69,7 +69,7 @@ def preflight(
     """
     config = settings_of(resolution, multiple, class_word, identifier)
     sizes = bucket_sizes(resolution, multiple or (64 if resolution >= 512 else _FINEST))
-    looks = []
+    looks: list[Look] = []
     for done, image in enumerate(images.images):
         at_picture(done, len(images.images))
         looks.append(look_at(image, sizes))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +80,8 @@ def _tile(
     colours = heat_map(values, size, signed=signed, smooth=True)
     if beneath is None:
         return colours
-    covers = Image.fromarray((np.nan_to_num(np.abs(values)).clip(0, 1) * COVERS * 255).round().astype(np.uint8))
+    shares = np.nan_to_num(np.abs(values)).clip(0, 1) * COVERS * 255
+    covers = Image.fromarray(cast("NDArray[np.uint8]", shares.round().astype(np.uint8)))
     return Image.composite(colours, beneath, covers.resize(size, Image.Resampling.BICUBIC))
 
 

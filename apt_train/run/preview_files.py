@@ -44,7 +44,8 @@ def read_preview(path: Path) -> tuple[Image.Image, str | None]:
 
     OSError, ValueError, SyntaxError: it cannot be read, or is too large to be one.
     """
-    with Image.open(path) as picture:
+    picture = Image.open(path)
+    with picture:
         if picture.width * picture.height > MOST_PIXELS:
             raise ValueError(f"{path.name} is too large")
         prompt = picture.info.get(PROMPT)

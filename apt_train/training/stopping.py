@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import Stop
+from ..disk.json_file import is_object
 from ..report.run_summary import RISE
 
 SETTLED = 0.1  # of the distance at half the step
@@ -54,7 +55,7 @@ def ended_by_itself(found: Ending, total: int) -> str:
 def measured_in(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What `ending` reads, out of a log's lines."""
     drifts = [(line["step"], line.get("drift")) for line in lines]
-    whole = [(step, drift) for step, drift in drifts if isinstance(drift, dict) and _has_numbers(drift)]
+    whole = [(step, drift) for step, drift in drifts if is_object(drift) and _has_numbers(drift)]
     return [{"step": step, **drift} for step, drift in whole]
 
 

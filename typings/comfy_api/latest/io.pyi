@@ -77,6 +77,7 @@ class Schema:
         search_aliases: list[str] = ...,
         is_input_list: bool = ...,
         is_output_node: bool = ...,
+        is_deprecated: bool = ...,
         not_idempotent: bool = ...,
     ) -> None: ...
 
