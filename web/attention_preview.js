@@ -5,7 +5,7 @@
  */
 
 import { app } from "../../scripts/app.js";
-import { makeRoomForSheet } from "./sheet.js";
+import { makeRoomForSheet } from "./picture.js";
 
 const PREVIEW = "APTAttentionAlignPreview";
 const WIDTH = 480; // the letters are drawn for it

@@ -1,7 +1,7 @@
 /** APT Image Set, in the editor: a node large enough that its contact sheet can be read, also at 70% zoom. */
 
 import { app } from "../../scripts/app.js";
-import { makeRoomForSheet } from "./sheet.js";
+import { makeRoomForSheet } from "./picture.js";
 
 const IMAGE_SET = "APTImageSet";
 const WIDTH = 640;

@@ -124,7 +124,7 @@ def compare_prior_dreambooth_apt(s: Sketch) -> None:
     seed = s.node("PrimitiveInt", {"value": SEED}, title="Seed of training and pictures", folded=True)
     steps = s.node("PrimitiveInt", {"value": 2000}, title="Training steps", size=(SLIM, 70))
     same = {"class_word": word["STRING"], "seed": seed["INT"], "steps": steps["INT"]}
-    size = (330, 910)
+    size = (330, 950)
     plain = training(s, loader, learned, "APT Train: DreamBooth", size, method="DreamBooth", **same)
     apt = training(s, loader, learned, "APT Train: APT", size, method="APT", **same)
     negative = encoded(s, apt["CLIP"], NEGATIVE, "Negative", folded=True)
@@ -146,8 +146,8 @@ def compare_prior_dreambooth_apt(s: Sketch) -> None:
         group("3 · The same for all three", [word, text, steps]),
     )
     s.column(group("1 · Your photos", [images]))
-    s.column(group("The same for all three", [seed, negative, latent]), group("Train by DreamBooth", [plain]))
-    s.column(group("Train by APT", [apt]))
+    s.column(group("The same for all three", [seed, negative]), group("Train by DreamBooth", [plain]))
+    s.column(group("The same for all three", [latent]), group("Train by APT", [apt]))
     s.column(*rows)
 
 
