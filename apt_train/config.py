@@ -154,8 +154,8 @@ class AptConfig:
     )
     max_zoom: float | Literal["auto"] = _apt(
         "auto",
-        "Augmentation zooms out by 1 to this factor (reported: 3), or auto: 3 at SDXL's 1024 pixels, and less where a "
-        "picture has fewer latents, so that as many are left of it (ours: 1.5 at 512).",
+        "Augmentation zooms out by 1 to this factor (reported: 3). With auto (ours) it is 3 at SDXL's 1024 pixels and "
+        "1.5 at 512, as a smaller picture has fewer latents to lose.",
         Range(1, 1000),
         widget=Widget(most=10, step=0.05, advanced=True),
     )

@@ -16,8 +16,9 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -25,17 +26,19 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 from apt_train.adapter import Adapter, add_adapter
-from apt_train.config import AdapterConfig, Method, TrainConfig
+from apt_train.config import AdapterConfig, Method, Storage, TrainConfig
 from apt_train.data.batch import Batch
 from apt_train.demo.demo import MODEL
 from apt_train.disk.files import write_text
 from apt_train.families.components import Components, Family, TextEncoder
 from apt_train.families.noise import scaled_linear_schedule
 from apt_train.families.sd.published import FamilySpec, load_family
+from apt_train.families.storage import stored_in_fp8
 from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
+from apt_train.training.estimate import Setting, estimated
 from apt_train.training.indicator import OverfitIndicator
-from apt_train.training.live_bytes import META, LiveBytes, fused_attention, gradients_left_out, weight_bytes
+from apt_train.training.live_bytes import META, LiveBytes, fused_attention, gradients_left_out, on_meta, weight_bytes
 from apt_train.training.objective import objective_of
 from apt_train.training.step import TrainingStep
 
@@ -96,10 +99,11 @@ def main() -> None:
         for method in METHODS
     ]
     vae = [dict(zip(VAE_FIELDS, (name, side, *vae_bytes(models[name], side)), strict=True)) for name, side in CASES]
-    print(report(rows, vae), end="")
+    plans = [plan for name, side in CASES[:2] for plan in plans_of(models[name], side)]
+    print(report(rows, vae, plans), end="")
     if options.json:
         steps = [{**asdict(row), "total": row.total} for row in rows]
-        values = {"unit": "bytes", "measured": False, "steps": steps, "vae": vae}
+        values = {"unit": "bytes", "measured": False, "steps": steps, "vae": vae, "plans": plans}
         write_text(options.json, json.dumps(values, indent=1) + "\n")
 
 
@@ -224,6 +228,31 @@ def vae_bytes(parts: Components, side: int) -> tuple[int, int, int]:
     return weight_bytes(parts.vae.parameters()), peaks[0], peaks[1]
 
 
+def plans_of(parts: Components, side: int) -> list[dict[str, Any]]:
+    """What a run itself would tell before its first step, in bytes, recomputing; the LoRA on `parts` goes.
+
+    `step`: all that is alive in a step; `vae`: all beside the working VAE, the UNet aside.
+    """
+    Adapter(parts.unet).remove()
+    plans: list[dict[str, Any]] = []
+    for storage, mode in product(get_args(Storage), ("learned", "word")):
+        config = TrainConfig(class_word="toy", identifier_mode=mode, base_storage=storage)
+        setting = Setting(config, objective_of(config), torch.device("cuda"), torch.bfloat16, side, checkpoints=True)
+        told = estimated(parts, setting)
+        assert told is not None, parts.family.name
+        plans.append(
+            {"model": parts.family.name, "side": side, "base_storage": storage, "identifier_mode": mode,
+             "step": told.in_step, "vae": told.beside_vae - _unet_bytes(parts.unet, storage)}
+        )  # fmt: skip
+    return plans
+
+
+def _unet_bytes(unet: nn.Module, storage: Storage) -> int:
+    with on_meta(unet, torch.bfloat16):
+        with stored_in_fp8(unet, torch.bfloat16) if storage == "fp8" else contextlib.nullcontext():
+            return weight_bytes(unet.parameters())
+
+
 @contextlib.contextmanager
 def _checkpointing(unet: UNet2DConditionModel, on: bool) -> Iterator[None]:
     if on:
@@ -237,7 +266,7 @@ def _checkpointing(unet: UNet2DConditionModel, on: bool) -> Iterator[None]:
 # -- what is printed
 
 
-def report(rows: list[Row], vae: list[dict[str, Any]]) -> str:
+def report(rows: list[Row], vae: list[dict[str, Any]], plans: list[dict[str, Any]]) -> str:
     """The tables, in GiB, and what they leave out."""
     steps = [
         (r.model, r.side, "on" if r.checkpointing else "off", METHODS[r.method])
@@ -256,7 +285,9 @@ def report(rows: list[Row], vae: list[dict[str, Any]]) -> str:
     loras = {r.model: r.adapter / 4e9 for r in rows}  # GB; weights, gradients and two moments are of one size
     files = ", ".join(f"{size:.2f} and {3 * size:.2f} for {model}" for model, size in loras.items())
     rank = AdapterConfig().rank
-    return TEXT.format(steps=_cells(steps), vae=_cells(between), words=words, files=files, rank=rank)
+    told = [(*list(plan.values())[:4], _gib(plan["step"]), _gib(plan["vae"])) for plan in plans]
+    parts = {"steps": steps, "vae": between, "plans": told}
+    return TEXT.format(**{name: _cells(cells) for name, cells in parts.items()}, words=words, files=files, rank=rank)
 
 
 def _gib(count: int) -> str:
@@ -293,6 +324,12 @@ be the peak, the UNet's frozen weights leave the device meanwhile.
 | model | pixels | VAE | encoding | decoding | total while encoding | total while decoding | UNet aside |
 |---|---|---|---|---|---|---|---|
 {vae}
+
+What a run tells before its first step, APT with checkpointing, by `base_storage` and `identifier_mode`:
+
+| model | pixels | base_storage | identifier_mode | in a step | beside the VAE, UNet aside |
+|---|---|---|---|---|---|
+{plans}
 
 Not counted: the CUDA context, the allocator's rounding and fragmentation, the kernels' workspaces (convolutions' above
 all) and whatever else uses the GPU. Without fused attention the activations are more.

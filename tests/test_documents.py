@@ -97,7 +97,7 @@ def test_commands_shown_are_ones_that_the_command_line_takes(name: str) -> None:
 def test_the_readme_shows_how_to_start() -> None:
     """Of the trainer and of the workshop; all that it says is little enough to read."""
     shown = COMMANDS.findall(read("README.md"))
-    assert {line.split()[0] for line in shown} == {"run", "resume", "report", "demo"}
+    assert {line.split()[0] for line in shown} == {"check", "run", "resume", "report", "inspect", "demo"}
     assert {"python dev.py demo", "python dev.py test"} <= {line.partition("  ")[0] for line in lines("README.md")}
     assert len(lines("README.md")) <= 150
 

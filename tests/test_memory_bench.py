@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from apt_train.adapter import add_adapter
 from apt_train.config import Method
 from apt_train.families.components import Components
+from apt_train.training import estimate
 from apt_train.training.live_bytes import META, LiveBytes, fused_attention, storage_key, weight_bytes
 from benchmarks import memory
 from benchmarks.memory import Row, row_of, step_bytes
@@ -152,11 +153,26 @@ def test_a_freed_tensor_counts_for_the_peak_alone() -> None:
     assert (live.now, live.peak, first.numel()) == (200, 600, 50)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_run_would_tell_is_less_in_fp8_and_in_word_mode(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "SMALL", 0)
+    plans = memory.plans_of(tiny(kind, META), SIDE)
+    told = {(plan["base_storage"], plan["identifier_mode"]): (plan["step"], plan["vae"]) for plan in plans}
+    assert set(told) == {(storage, mode) for storage in ("full", "fp8") for mode in ("learned", "word")}
+    for mode in ("learned", "word"):
+        assert told["fp8", mode][0] < told["full", mode][0]
+    for storage in ("full", "fp8"):
+        assert told[storage, "word"] < told[storage, "learned"]
+    assert min(min(both) for both in told.values()) > 0
+
+
 def test_the_report_says_what_it_is_and_adds_up() -> None:
     gib = memory.GIB
     row = Row("sdxl", 1024, True, "apt", 5 * gib, 2 * gib, gib, gib, 2 * gib)
     vae = {"model": "sdxl", "side": 1024, "weights": gib, "encode": 2 * gib, "decode": 3 * gib}
-    text = memory.report([row], [vae])
+    plan = {"model": "sdxl", "side": 1024, "base_storage": "fp8", "identifier_mode": "word", "step": gib, "vae": 3 * gib}
+    text = memory.report([row], [vae], [plan])
+    assert "| sdxl | 1024 | fp8 | word | 1.0 | 3.0 |" in text
     assert "| sdxl | 1024 | on | APT | 7.0 | 1.0 | 1.0 | 2.0 | 10.0 |" in text
     assert "| sdxl | 1024 | 1.0 | 2.0 | 3.0 | 11.0 | 12.0 | 7.0 |" in text
     assert "2.0 for sdxl" in text and "0.27 and 0.81 for sdxl" in text

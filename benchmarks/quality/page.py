@@ -26,6 +26,7 @@ from .tables import bins_table, by_subject, level_table, short_table, step_table
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = (DOCS / "benchmark.md", *sorted((DOCS / "benchmark").glob("*.md")))
 GROUPS, SUBJECTS = ("near", "far"), "subjects"
+_NO_LEADING_ZERO = re.compile(r"(?<![\w.)])\.(?=\d)")  # names of variants that were run long ago
 _BLOCK = re.compile(r"<!-- table: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
@@ -66,7 +67,7 @@ def _table(title: str) -> str:
         "stopping": lambda: stopping_table(units),
         "units": lambda: f"{len(units)} of {len(GRIDS[name].units())} units of the grid `{name}` are there.",
     }
-    return makers[what]()
+    return _NO_LEADING_ZERO.sub("0.", makers[what]())
 
 
 def main() -> None:
