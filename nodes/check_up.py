@@ -159,7 +159,7 @@ def _inputs() -> list[Any]:
         ),
         io.Int.Input(
             "sample_steps", default=20, min=0, max=200,
-            tooltip="Sampling steps of each sample on the sheet. 0: no samples, which saves half of the time.",
+            tooltip="Sampling steps of each sample on the sheet. 0: no samples, which is much quicker.",
         ),
         io.Int.Input(
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=io.ControlAfterGenerate.fixed,

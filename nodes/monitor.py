@@ -1,7 +1,7 @@
 """`Overfit Indicator Monitor`: a run's curves as a picture, its verdict in words, and a snapshot to go on with.
 
 In: the node. Not in: the live curves on it (`web/`, fed by `live`), the recommendation's rule
-(`apt_train.report.recommend`).
+(`apt_train.verdict.recommend`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from .wires import AptRun, AptRunWire
 if TYPE_CHECKING:
     import torch
 
-    from ..apt_train.report.recommend import Recommendation
-    from ..apt_train.report.run_files import RunRecord
+    from ..apt_train.verdict.recommend import Recommendation
+    from ..apt_train.verdict.run_files import RunRecord
 
 
 class APTOverfitIndicatorMonitor(io.ComfyNode):
@@ -77,8 +77,8 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
     def execute(cls, run: AptRun, snapshot: str, step: int, width: int) -> io.NodeOutput:
         import torch
 
-        from ..apt_train.report.recommend import recommended_snapshot
-        from ..apt_train.report.run_files import read_run
+        from ..apt_train.verdict.recommend import recommended_snapshot
+        from ..apt_train.verdict.run_files import read_run
 
         record = read_run(run.folder, until=run.steps)
         advised = recommended_snapshot(record.summary)
@@ -111,8 +111,8 @@ def verdict(record: RunRecord, advised: Recommendation, picked: int) -> str:
 
     In the language of the editor.
     """
-    from ..apt_train.report.verdict import paragraph
     from ..apt_train.run.notices import count_in_words
+    from ..apt_train.verdict.words import paragraph
     from .host.language import translated
 
     goes_on = f"Step {picked} goes on, as recommended"

@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw
 
 from ..apt_train.config import TrainConfig
 from ..apt_train.events import PreviewEvent
+from ..apt_train.palette import INK, PAPER
 from ..apt_train.presets import in_force
 from ..apt_train.report.filmstrip import prompt_label
 from ..apt_train.report.grid import fit_label, font, labelled_grid
-from ..apt_train.report.palette import INK, PAPER
 
 SIDES = (384, 384, 256, 192)  # pixels of a sample, by how many prompts are shown
 LETTERS, GAP = 18, 6

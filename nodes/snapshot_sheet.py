@@ -130,8 +130,8 @@ class APTSnapshotSheet(io.ComfyNode):
         column: str, seed: int, negative: str, sampler_steps: int, cfg: float, sampler_name: str, scheduler: str,
         width: int, height: int, cell: int,
     ) -> io.NodeOutput:  # fmt: skip
-        from ..apt_train.report.recommend import recommended_snapshot
-        from ..apt_train.report.run_files import read_run
+        from ..apt_train.verdict.recommend import recommended_snapshot
+        from ..apt_train.verdict.run_files import read_run
         from .host.drawing import Drawing
         from .host.model import with_lora
         from .host.pictures import image_tensor

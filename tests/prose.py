@@ -17,7 +17,10 @@ _NOT_TEXT = (
     r"^--8<--.*?$",
     r"!\[[^\]]*\]\([^)]*\)",
 )
-_STILTED = r"\b(?:is whole|are whole|told apart|tells? apart|comes? to|gone on with|goes? on with|look(?:s|ed)? through|looked over|measured along|mend(?:s|ed)?)\b"
+_STILTED = (
+    r"\b(?:is whole|are whole|told apart|tells? apart|comes? to|gone on with|goes? on with|mend(?:s|ed)?|"
+    r"look(?:s|ed)? through|looked over|measured along)\b"
+)
 _NO_LEADING_ZERO = r"(?<![\w.)\]])\.\d+"
 
 

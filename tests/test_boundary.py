@@ -6,12 +6,14 @@ Not here: what the nodes do.
 from __future__ import annotations
 
 import ast
+import io
 import json
 import re
 import shutil
 import subprocess
 import sys
 import textwrap
+import tokenize
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -69,8 +71,8 @@ def test_relative_imports_stay_inside() -> None:
 
 # A floor calls only floors below it; the files beside the rooms are the words that everybody speaks.
 FLOORS = (
-    "disk", "families", "data", "text", "adapter", "run", "sample", "report", "check", "training", "console", "checkup",
-    "demo",
+    "disk", "families", "data", "text", "adapter", "run", "sample", "verdict", "report", "check", "training", "console",
+    "checkup", "demo",
 )  # fmt: skip
 DOORS = {"__init__.py", "__main__.py", "cli.py", "indicator.py", "losses.py", "augment.py"}  # open onto every floor
 
@@ -90,6 +92,30 @@ def rooms_called(path: Path, tree: ast.Module) -> set[str]:
             target = (*home[: len(home) - node.level + 1], *(node.module or node.names[0].name).split("."))
             found.add(target[0] if target[0] in FLOORS else "")
     return found
+
+
+TOLD = {tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP}
+METHOD = (
+    "data/augment.py", "sample/drift.py",
+    *(f"training/{name}.py" for name in (
+        "attention_probe", "capture", "indicator", "losses", "objective", "optimizer", "step", "terms", "update",
+    )),
+)  # fmt: skip
+
+
+def lines_of_code(path: Path) -> int:
+    """Lines that hold more than a comment or a docstring."""
+    tokens = tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline)
+    told = {line for kind, _, (first, _), (last, _), _ in tokens if kind in TOLD for line in range(first, last + 1)}
+    nodes = [node for node in ast.walk(trees()[path]) if isinstance(node, ast.Expr)]
+    said = [node for node in nodes if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)]
+    return len(told - {line for node in said for line in range(node.lineno, (node.end_lineno or 0) + 1)})
+
+
+def test_the_report_is_not_larger_than_the_method() -> None:
+    method = sum(lines_of_code(PACKAGE / name) for name in METHOD)
+    report = sum(lines_of_code(path) for path in trees() if room_of(path) == "report")
+    assert 0 < report <= method
 
 
 @pytest.mark.parametrize("room", ("", *FLOORS))

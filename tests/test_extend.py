@@ -18,7 +18,7 @@ import pytest
 
 from apt_train.families.noise import scaled_linear_schedule
 from apt_train.report.plots import part_figure
-from apt_train.report.run_files import read_run
+from apt_train.verdict.run_files import read_run
 from tests.synthetic_run import write_run
 from tests.tiny import tiny_components
 from tests.training import pictures, quick_config

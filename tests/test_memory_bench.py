@@ -170,7 +170,14 @@ def test_the_report_says_what_it_is_and_adds_up() -> None:
     gib = memory.GIB
     row = Row("sdxl", 1024, True, "apt", 5 * gib, 2 * gib, gib, gib, 2 * gib)
     vae = {"model": "sdxl", "side": 1024, "weights": gib, "encode": 2 * gib, "decode": 3 * gib}
-    plan = {"model": "sdxl", "side": 1024, "base_storage": "fp8", "identifier_mode": "word", "step": gib, "vae": 3 * gib}
+    plan = {
+        "model": "sdxl",
+        "side": 1024,
+        "base_storage": "fp8",
+        "identifier_mode": "word",
+        "step": gib,
+        "vae": 3 * gib,
+    }
     text = memory.report([row], [vae], [plan])
     assert "| sdxl | 1024 | fp8 | word | 1.0 | 3.0 |" in text
     assert "| sdxl | 1024 | on | APT | 7.0 | 1.0 | 1.0 | 2.0 | 10.0 |" in text

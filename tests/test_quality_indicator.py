@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from apt_train.config import TrainConfig
-from apt_train.report.run_log import read_log
-from apt_train.report.run_summary import summarize
 from apt_train.training.indicator import OverfitIndicator
+from apt_train.verdict.run_log import read_log
+from apt_train.verdict.run_summary import summarize
 from benchmarks.quality import page
 from benchmarks.quality.curves import Curve
 from benchmarks.quality.grids import GRIDS

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from apt_train.config import TrainConfig
-from apt_train.report.recommend import UNPROVEN, last_before_rising, recommended_snapshot
-from apt_train.report.run_log import read_log
-from apt_train.report.run_summary import RISE, Summary, summarize
-from apt_train.report.verdict import paragraph
+from apt_train.verdict.recommend import UNPROVEN, last_before_rising, recommended_snapshot
+from apt_train.verdict.run_log import read_log
+from apt_train.verdict.run_summary import RISE, Summary, summarize
+from apt_train.verdict.words import paragraph
 from tests.synthetic_run import Line, plausible_log, write_run
 
 

@@ -22,18 +22,18 @@ from apt_train.cli import main
 from apt_train.config import AptConfig, OptimizerConfig, TrainConfig
 from apt_train.disk import files
 from apt_train.errors import InputError
+from apt_train.palette import Look, diverging, heat
 from apt_train.report import write, write_report
 from apt_train.report.attention_tiles import attention_tiles
 from apt_train.report.grid import fit_label, font, labelled_grid
 from apt_train.report.live_images import heat_image, loss_image
-from apt_train.report.palette import Look, diverging, heat
 from apt_train.report.plots import as_picture, glance_figure, overview_figure, part_figure
-from apt_train.report.run_files import read_run
-from apt_train.report.run_log import block_means, moving_average, read_log
-from apt_train.report.run_summary import evened_denoising, summarize
-from apt_train.report.verdict import paragraph
 from apt_train.run.curves import bin_edges
 from apt_train.sample.attention import merge_layers
+from apt_train.verdict.run_files import read_run
+from apt_train.verdict.run_log import block_means, moving_average, read_log
+from apt_train.verdict.run_summary import evened_denoising, summarize
+from apt_train.verdict.words import paragraph
 from tests.damaged_runs import DAMAGES, Damage
 from tests.synthetic_run import plausible_log, plausible_maps, write_attention, write_run
 from tests.training import run

@@ -21,7 +21,6 @@ from apt_train.config import TrainConfig
 from apt_train.errors import InputError
 from apt_train.events import NoticeEvent, StepEvent
 from apt_train.report import write_report
-from apt_train.report.run_files import read_run
 from apt_train.run import lock
 from apt_train.run.config_file import read_config
 from apt_train.run.curves import run_curves
@@ -32,6 +31,7 @@ from apt_train.run.snapshot import check_kept, read_newest_state, write_snapshot
 from apt_train.run.state import Damaged, State, check_state, most_state_bytes, read_state, write_state
 from apt_train.training import finish
 from apt_train.training.indicator import OverfitIndicator
+from apt_train.verdict.run_files import read_run
 from tests.damaged_runs import FILES
 from tests.synthetic_run import plausible_log, write_run
 from tests.training import Recorder, run, same_weights

@@ -30,11 +30,11 @@ from apt_train.data.color_profiles import IGNORED, UNREADABLE
 from apt_train.data.folder_files import sort_folder
 from apt_train.data.pictures import FRAMES, METADATA
 from apt_train.events import BusyEvent
-from apt_train.report.recommend import recommended_snapshot
-from apt_train.report.run_log import read_log
-from apt_train.report.run_summary import summarize
-from apt_train.report.verdict import paragraph
 from apt_train.run.log import Log
+from apt_train.verdict.recommend import recommended_snapshot
+from apt_train.verdict.run_log import read_log
+from apt_train.verdict.run_summary import summarize
+from apt_train.verdict.words import paragraph
 
 from .node_modules import ROOT, node_module
 from .synthetic_check_up import check_ups

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from ..disk.files import atomic_write
+from ..palette import BLUE, FAINT, INK, ORANGE, PAPER, Rgb
 from ..report.grid import Font, fit_label, font
-from ..report.palette import BLUE, FAINT, INK, ORANGE, PAPER, Rgb
 from .finding import Finding
 from .look import TILE, Floats, Look
 from .preflight import Preflight

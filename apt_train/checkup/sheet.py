@@ -14,8 +14,8 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..palette import BLUE, FAINT, INK, ORANGE, PALE, SERIES, as_hex
 from ..report.heat_map import heat_map
-from ..report.palette import BLUE, FAINT, INK, ORANGE, PALE, SERIES, as_hex
 from ..report.plots import as_picture
 from ..run.curves import bin_edges
 from .findings import CheckUp

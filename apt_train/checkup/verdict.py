@@ -120,7 +120,7 @@ def _weights(found: CheckUp) -> list[str]:
             said.append("A smaller rank would have held it.")
     text = [block for block in blocks if block.name.startswith("text")]
     if text:
-        said.append("It changes the text encoder too, which was measured along.")
+        said.append("It changes the text encoder too, and that was measured.")
     return said
 
 

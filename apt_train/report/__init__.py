@@ -1,4 +1,4 @@
-"""What a run's log says, in pictures, numbers and words."""
+"""The verdict on a run on paper: pictures, tables, words."""
 
 from .write import write_report
 

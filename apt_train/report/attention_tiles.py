@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ..palette import INK, PAPER
 from .grid import fit_label, font, labelled_grid
 from .heat_map import heat_map
-from .palette import INK, PAPER
 
 TILE = 112  # pixels, the longer side of a map
 PER_ROW = 9

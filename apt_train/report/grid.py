@@ -10,7 +10,7 @@ from functools import partial
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .palette import INK, PAPER
+from ..palette import INK, PAPER
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .palette import diverging, heat
+from ..palette import diverging, heat
 
 
 def heat_map(

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
+from ..palette import BLUE, FAINT, INK, PALE, PAPER, Rgb
 from ..run.curves import bin_edges
+from ..verdict.run_log import Floats, block_means, moving_average
 from .grid import font
 from .heat_map import heat_map
-from .palette import BLUE, FAINT, INK, PALE, PAPER, Rgb
-from .run_log import Floats, block_means, moving_average
 
 OVERSAMPLE = 2  # Pillow draws hard edges; drawn twice as large and shrunk they are smooth
 

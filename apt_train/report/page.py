@@ -12,9 +12,9 @@ from ..names import FILMSTRIP
 from ..presets import in_force
 from ..run.metadata import METHOD_TITLES
 from ..run.notices import Notice
-from .run_files import RunRecord
-from .run_summary import Summary
-from .verdict import paragraph
+from ..verdict.run_files import RunRecord
+from ..verdict.run_summary import Summary
+from ..verdict.words import paragraph
 
 CAPTIONS = {
     "indicator.png": "Overfitting indicator per timestep bin: at 0 the tuned model predicts the noise of the training "

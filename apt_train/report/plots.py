@@ -14,12 +14,12 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
+from ..palette import BLUE, FAINT, INK, ORANGE, Look, as_hex, bin_colours
 from ..run.curves import bin_edges
+from ..verdict.run_files import RunRecord
+from ..verdict.run_log import DRIFT, Floats, RunLog, block_means, moving_average
+from ..verdict.run_summary import NEAR_ONE, RISE, evened_denoising
 from .heat_map import heat_map
-from .palette import BLUE, FAINT, INK, ORANGE, Look, as_hex, bin_colours
-from .run_files import RunRecord
-from .run_log import DRIFT, Floats, RunLog, block_means, moving_average
-from .run_summary import NEAR_ONE, RISE, evened_denoising
 
 MOST_POINTS = 1200  # more than that no screen shows
 MOST_BARS = 60

@@ -20,11 +20,11 @@ from ..errors import InputError
 from ..names import ATTENTION, FILMSTRIP, PREVIEWS
 from ..run.attention_file import AttentionMaps, read_maps
 from ..run.preview_files import find_previews, preview_file
+from ..verdict.run_files import RunRecord, read_run
+from ..verdict.words import advice, paragraph
 from .attention_tiles import attention_tiles
 from .filmstrip import draw_filmstrip
 from .page import CAPTIONS, page
-from .run_files import RunRecord, read_run
-from .verdict import advice, paragraph
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

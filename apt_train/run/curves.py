@@ -1,6 +1,6 @@
 """A run's curves as plain data, few enough points for a screen, also while the run still writes its log.
 
-In: log.jsonl -> points. Not in: what they mean (`report.run_summary`), drawing, who asks for them.
+In: log.jsonl -> points. Not in: what they mean (`verdict.run_summary`), drawing, who asks for them.
 """
 
 from __future__ import annotations

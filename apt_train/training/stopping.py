@@ -20,7 +20,7 @@ from typing import Any
 
 from ..config import Stop
 from ..disk.json_file import is_object
-from ..report.run_summary import RISE
+from ..verdict.run_summary import RISE
 
 SETTLED = 0.1  # of the distance at half the step
 FEWEST = 4  # snapshots measured before `settled` may speak

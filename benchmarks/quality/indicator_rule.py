@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apt_train.report.run_summary import FEWEST_STEPS, Summary
+from apt_train.verdict.run_summary import FEWEST_STEPS, Summary
 
 EARLY = 0.15  # of the run's steps
 

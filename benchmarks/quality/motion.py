@@ -16,8 +16,8 @@ import numpy as np
 from safetensors.torch import load_file
 
 from apt_train.names import step_folder
-from apt_train.report.run_log import RunLog
 from apt_train.run.folder import RunFolder
+from apt_train.verdict.run_log import RunLog
 
 from .curves import BASELINE, Mean, key_of
 

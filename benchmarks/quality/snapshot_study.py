@@ -63,7 +63,7 @@ def drift_at_most(kind: str, limit: float) -> Rule:
 def risen(factor: float) -> Rule:
     """The last snapshot whose drift ratio is at most `factor` times the run's lowest until then.
 
-    What `apt_train.report.recommend` does with the trainer's own, smaller probe.
+    What `apt_train.verdict.recommend` does with the trainer's own, smaller probe.
     """
 
     def rule(curve: Curve, bins: Sequence[Bins]) -> int:

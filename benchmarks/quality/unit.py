@@ -18,11 +18,11 @@ from apt_train.data.dataset import ImageSet
 from apt_train.families.components import Components
 from apt_train.families.precision import resolve_dtype
 from apt_train.names import step_folder
-from apt_train.report.run_files import read_run
 from apt_train.run.folder import RunFolder
 from apt_train.sample.apply import personalized
 from apt_train.text.conditioning import Conditioner
 from apt_train.training.loop import train
+from apt_train.verdict.run_files import read_run
 
 from .distances import set_distances
 from .grid import PRIOR, Grid, Unit, merged

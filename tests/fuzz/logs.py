@@ -9,7 +9,7 @@ from hypothesis.strategies import SearchStrategy
 
 from apt_train.config import TrainConfig
 from apt_train.report import write_report
-from apt_train.report.run_files import read_run
+from apt_train.verdict.run_files import read_run
 from tests.synthetic_run import plausible_log, write_run
 
 from .case import Case, packed

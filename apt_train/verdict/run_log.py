@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..palette import Look, looks_of
 from ..run import log as log_file
-from .palette import Look, looks_of
 
 Floats = NDArray[np.float64]
 

@@ -1,6 +1,6 @@
 """What a run's log amounts to, in numbers: indicator, loss trend, balance of the terms.
 
-In: every number of the report, each with its rule. Not in: words about them (`verdict`), pictures (`plots`).
+In: every number of the report, each with its rule. Not in: words about them (`words`), pictures (`report`).
 The rules (what counts as near 1, as falling, as most) are ours.
 """
 

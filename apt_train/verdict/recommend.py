@@ -1,7 +1,7 @@
 """Which snapshot of a run to look at first: one plain rule on the drift from the prior.
 
 In: the rule and its reason in words; the verdict's advice reads the same rule, so the two never disagree. Not in:
-numbers (`run_summary`), the rest of the verdict (`verdict`).
+numbers (`run_summary`), the rest of the verdict (`words`).
 
 The rule is ours: the last snapshot whose drift ratio is at most `RISE` times the lowest that the run had until then.
 On the drawn world no rule chose better than "always the last" beyond chance (docs/benchmark.md), and it says so

@@ -1,7 +1,7 @@
 """A run's folder read back: its settings, its log, its snapshots.
 
 In: what a report needs of it. Not in: the files' own readers (`run`), the log as arrays (`run_log`), what it means
-(`run_summary`), writing (`write`).
+(`run_summary`), writing (`report.write`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 from ..config import TrainConfig
 from ..errors import InputError
 from ..names import LOG, snapshot_steps
+from ..palette import Look
 from ..run.config_file import read_preset, read_settings, read_terms
 from ..run.notices import Notice, read_notices
-from .palette import Look
 from .run_log import RunLog, read_log
 from .run_summary import Summary, summarize
 

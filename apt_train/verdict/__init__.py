@@ -1,0 +1,1 @@
+"""What a run's log means, in numbers and in words."""
