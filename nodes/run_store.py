@@ -197,7 +197,7 @@ def _pair(
     files: dict[tuple[int, int, str], Path], step: int, prompt: int
 ) -> tuple[Image.Image, Image.Image, str] | None:
     """Prior, tuned and what both show; None: a file is missing or cannot be read."""
-    with contextlib.suppress(OSError, ValueError, SyntaxError, KeyError):
+    with contextlib.suppress(ValueError, KeyError):
         prior, _ = read_preview(files[step, prompt, "prior"])
         tuned, text = read_preview(files[step, prompt, "tuned"])
         return prior, tuned, text or ""

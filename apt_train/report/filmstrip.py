@@ -68,7 +68,7 @@ def _row(
 
 def _tile(path: Path | None, prompt: str) -> Image.Image | None:
     """None: no such file, none that can be read, or one of another prompt."""
-    with contextlib.suppress(OSError, ValueError, SyntaxError):
+    with contextlib.suppress(ValueError):
         found = None if path is None else read_preview(path)
         if found is not None and found[1] in (None, prompt):
             return found[0].resize((TILE, TILE), Image.Resampling.LANCZOS)
