@@ -118,7 +118,7 @@ def was_restarted(folder: Path) -> bool:
 
 
 def is_restart_to_finish(folder: Path, config: TrainConfig) -> bool:
-    """Whether a restart was cancelled there: it is gone on with, or taken as it is, as after every Cancel."""
+    """Whether a restart was cancelled there: it is resumed, or taken as it is, as after every Cancel."""
     if not was_restarted(folder) or ended_step(folder, config) is not None:
         return False
     return steps_done(folder) < max(config.steps, read_config(folder)["config"]["steps"])
