@@ -66,7 +66,8 @@ def _opened(path: Path) -> Generator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures
-            with Image.open(path, formats=("PNG",)) as picture:
+            picture = Image.open(path, formats=("PNG",))
+            with picture:
                 yield picture
     except Exception as error:  # decoders raise nearly anything on a broken file
         raise ValueError(f"{path.name} cannot be read: {error}") from error
