@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+from apt_train.data.latent_bank import LatentBank
 from apt_train.errors import InputError
 from apt_train.events import NoticeEvent, PlanEvent
 from apt_train.training import estimate, live_bytes, plan, room, streams, update
@@ -136,6 +137,35 @@ def test_fitting_leaves_room_for_what_is_not_counted() -> None:
 
 
 # ---- out of memory -----------------------------------------------------------------------------------------------
+
+
+FULL = {
+    "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "Linux": RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you"),
+    "Windows": RuntimeError("[enforce fail at alloc_cpu.cpp:80] . DefaultCPUAllocator: not enough memory: you tried"),
+    "Apple": RuntimeError("MPS backend out of memory (MPS allocated: 1.00 GB)"),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "Python": MemoryError(),
+}
+each_full = pytest.mark.parametrize("error", FULL.values(), ids=FULL)
+
+
+@each_full
+def test_out_of_memory_is_known_wherever_it_comes_from(error: Exception) -> None:
+    assert room.is_out_of_memory(error)
+    assert not room.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@each_full
+def test_no_room_for_the_vae_is_told_on_every_system(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recomputing would make none: nothing is alive between the steps."""
+
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(LatentBank, "ensure_variants", full)
+    with pytest.raises(InputError, match="VAE encodes augmented pictures.*identifier_mode word.*adaptive_augmentation"):
+        run(steps=1, watch_drift=False)
 
 
 def out_of_memory(monkeypatch: pytest.MonkeyPatch, *, at: int, times: int = 1) -> None:

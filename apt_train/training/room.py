@@ -13,7 +13,8 @@ import torch
 
 from .setup import Run
 
-_ALLOCATION_FAILED = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # CPU, accelerators, cuBLAS
+# Linux, Windows, accelerators, cuBLAS.
+_ALLOCATION_FAILED = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 STEPPED_DOWN = "Out of memory: activations are recomputed from here on, which takes more time and less memory."
 SPILLS = (
     "The steps take ten times as long as the first ones: the GPU's memory may spill into main memory, so lower "
