@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -184,13 +184,23 @@ def marked_tests() -> str:
 # -- what a step costs
 
 
+@dataclass(frozen=True)
+class On:
+    """What is trained on pictures of which side, where and in which precision."""
+
+    parts: Components
+    side: int
+    device: torch.device
+    dtype: torch.dtype
+
+
 def steps_of(
     name: str, side: int, device: torch.device, ceiling: dict[str, float], began: float
 ) -> list[dict[str, Any]]:
     """A row per way to train and per recomputing; beyond the time that there is, rows are left out."""
     dtype = resolve_dtype("auto", device)
     rate = ceiling[next(key for key, value in DTYPES.items() if value == dtype)]
-    work, rows, parts = operations(name, side), [], model(name, device)
+    work, rows, on = operations(name, side), [], On(model(name, device), side, device, dtype)
     for checkpointing in (False, True):
         rows += [("bare loop", {}, checkpointing), *((way, WAYS[way], checkpointing) for way in WAYS)]
     rows.append(("APT, low memory", LOW_MEMORY, True))
@@ -199,30 +209,30 @@ def steps_of(
         if time.monotonic() - began > MOST_SECONDS:
             break
         row = {"model": name, "side": side, "way": way, "checkpointing": checkpointing}
-        found.append(row | _row(parts, side, settings, checkpointing, device, dtype, work, rate))
+        found.append(row | _row(on, settings, checkpointing, work / rate))
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
     return found
 
 
-def _row(
-    parts: Components, side: int, settings: dict[str, Any], checkpointing: bool, device: torch.device,
-    dtype: torch.dtype, work: float, rate: float,
-) -> dict[str, Any]:  # fmt: skip
-    """`utilisation`: of the ceiling, counting one forward and backward pass of the network, whatever the way does."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+def _row(on: On, settings: dict[str, Any], checkpointing: bool, least: float) -> dict[str, Any]:
+    """`least`: the seconds that one forward and backward pass of the network would take at the ceiling.
+
+    `utilisation`: those of the seconds that a step takes, whatever else the way does in it.
+    """
+    if on.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(on.device)
     try:
-        with _steps(parts, side, settings, checkpointing, device, dtype) as (step, run):
-            seconds = _seconds(step, device, WARM_UP, STEPS)
-            in_step = _peak(device)
+        with _steps(on, settings, checkpointing) as (step, run):
+            seconds = _seconds(step, on.device, WARM_UP, STEPS)
+            in_step = _peak(on.device)
             if run is not None:
                 run.subject.bank.ensure_variants(1)
     except torch.cuda.OutOfMemoryError:
         return {"seconds": None, "bytes": None}
     return {
-        "seconds": seconds, "bytes": in_step, "bytes_encoding": _peak(device), "utilisation": work / seconds / rate,
+        "seconds": seconds, "bytes": in_step, "bytes_encoding": _peak(on.device), "utilisation": least / seconds,
         "estimated": None if run is None or run.plan.memory is None else run.plan.memory.in_step,
     }  # fmt: skip
 
@@ -232,17 +242,11 @@ def _peak(device: torch.device) -> int | None:
 
 
 @contextmanager
-def _steps(
-    parts: Components,
-    side: int,
-    settings: dict[str, Any],
-    checkpointing: bool,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Iterator[tuple[Callable[[], object], Run | None]]:
+def _steps(on: On, settings: dict[str, Any], checkpointing: bool) -> Iterator[tuple[Callable[[], object], Run | None]]:
+    parts = replace(on.parts, rounded_to=None, stored_in_fp8=False)  # random weights: it is no matter how often
     if not settings:
         try:
-            yield bare_step(parts, side, checkpointing, device, dtype), None
+            yield bare_step(on, checkpointing), None
         finally:
             Adapter(parts.unet).remove()
             parts.unet._hf_peft_config_loaded = False  # type: ignore[assignment]
@@ -253,20 +257,19 @@ def _steps(
     # Steady: augmented pictures would be encoded in the first steps only, and pass for a cost of every step.
     apt = AptConfig(adaptive_augmentation=True, balance_every=0, lazy_prior=settings.pop("lazy_prior", 1), p_max=0)
     config = TrainConfig(
-        class_word="toy", gradient_checkpointing=checkpointing, apt=apt, data=DataConfig(resolution=side),
+        class_word="toy", gradient_checkpointing=checkpointing, apt=apt, data=DataConfig(resolution=on.side),
         output=OutputConfig(watch_drift=False), **settings,
     )  # fmt: skip
-    images = ImageSet.from_tensors([torch.rand(side, side, 3) for _ in range(2)])
-    plan = plan_run(parts, images, config, device=device)
+    images = ImageSet.from_tensors([torch.rand(on.side, on.side, 3) for _ in range(2)])
+    plan = plan_run(parts, images, config, device=on.device)
     _ = plan.event
     with prepared_run(plan, lambda text: None) as run:
         yield lambda: optimizer_step(run), run
 
 
-def bare_step(
-    parts: Components, side: int, checkpointing: bool, device: torch.device, dtype: torch.dtype
-) -> Callable[[], None]:
+def bare_step(on: On, checkpointing: bool) -> Callable[[], None]:
     """diffusers, peft and AdamW alone."""
+    parts, device, dtype = on.parts, on.device, on.dtype
     unet: Any = nn.Module.to(parts.unet.requires_grad_(False), device, dtype)
     rank = AdapterConfig().rank
     unet.add_adapter(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
@@ -276,7 +279,7 @@ def bare_step(
         parameter.data = parameter.data.float()
     parts.network.checkpoint(unet, checkpointing)
     optimizer = torch.optim.AdamW(trained, lr=5e-5)
-    noisy, text = _inputs(parts, side, device)
+    noisy, text = _inputs(parts, on.side, device)
 
     def step() -> None:
         times = torch.randint(1000, (1,), device=device)

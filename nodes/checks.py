@@ -36,7 +36,7 @@ def check_train(shown: Mapping[str, Any], main: Iterable[Setting], slots: Iterab
 
 
 def check_options(shown: Mapping[str, Any], slots: Iterable[Any]) -> None:
-    """APT Train Options' widgets, but for what only APT Train's own contradict. InputError: the first wrong one."""
+    """An options node's widgets, but for what only APT Train's own contradict. InputError: the first wrong one."""
     from ..apt_train.data.pictures import parse_color
 
     slots = list(slots)

@@ -54,8 +54,13 @@ class APTLoadRun(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, run: str, step: int) -> Any:
-        """Another one when the run has been trained further, or its published files are gone."""
+    def fingerprint_inputs(cls, run: str | None, step: int | None) -> Any:
+        """Another one when the run has been trained further, or its published files are gone.
+
+        Of a wired run the host tells nothing here: then it is another one each time.
+        """
+        if run is None:
+            return float("nan")
         from .published import PUBLISHED
         from .run_store import find_run, steps_done
 

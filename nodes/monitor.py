@@ -42,8 +42,8 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "step", default=250, min=1, max=10_000_000,
-                    tooltip="The snapshot to take when snapshot says step. APT Train Options sets how often they are "
-                    "kept.",
+                    tooltip="The snapshot to take when snapshot says step. snapshot_every of APT Sample Options sets "
+                    "how often they are kept.",
                 ),
                 io.Int.Input(
                     "width", display_name="picture width", default=1024, min=512, max=4096, step=8, advanced=True,

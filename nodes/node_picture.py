@@ -22,13 +22,12 @@ LETTERS, GAP = 18, 6
 
 def sample_sheet(samples: PreviewEvent, config: TrainConfig) -> Image.Image:
     """The newest samples: a column per prompt, prior above tuned, from the same noise. Of many prompts the first ones,
-    and the last, which is the unseen one where there is one."""
+    and the last, which is the unseen one where there is one. Each has the prompt that it was drawn for."""
     count = len(samples.tuned)
     shown = list(range(count)) if count <= len(SIDES) else [*range(len(SIDES) - 1), count - 1]
     side = SIDES[len(shown) - 1]
     rows = [[_scaled(row[i], side) for i in shown] for row in (samples.prior, samples.tuned)]
-    known = len(config.sampled_prompts) == count
-    names = [prompt_label(config, i) if known else "" for i in shown]
+    names = [prompt_label(config, samples.prompts[i]) for i in shown]
     return labelled_grid(rows, ["prior", f"step\n{samples.step}"], names, text_size=LETTERS)
 
 

@@ -29,6 +29,7 @@ from ..apt_train.disk.tensor_writer import write_tensors
 from ..apt_train.errors import InputError
 from ..apt_train.run.metadata import OWNER, fit_metadata, renamed_metadata
 from ..apt_train.run.notices import read_notices
+from ..apt_train.run.preview_files import png_text
 from ..apt_train.text.captions import trigger_text
 from .host.folders import embeddings_folder, inside, lora_folders, loras_folder, runs_folder
 from .run_store import fault_of, newest_samples, snapshot_of, snapshot_steps, way_out
@@ -154,20 +155,12 @@ def _publish_word(source: Path, target: Path, owner: str) -> None:
 
 def _publish_picture(target: Path, picture: Image.Image, owner: str) -> None:
     """A picture that the user chose for this LoRA stays; so does everything else that is not the run's."""
-    if target.exists() and _owner_of_picture(target) != owner:
+    if target.exists() and png_text(target, OWNER) != owner:
         return
     about = PngImagePlugin.PngInfo()
     about.add_text(OWNER, owner)
     with contextlib.suppress(OSError):  # the LoRA is there; a picture is no reason to stop
         atomic_write(target, partial(picture.save, format="PNG", pnginfo=about))
-
-
-def _owner_of_picture(path: Path) -> str | None:
-    try:
-        with Image.open(path) as picture:
-            return picture.info.get(OWNER)
-    except (OSError, ValueError, SyntaxError):
-        return None
 
 
 def _holds(target: Path, tensors: dict[str, Tensor]) -> bool:

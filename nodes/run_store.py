@@ -118,7 +118,7 @@ def was_restarted(folder: Path) -> bool:
 
 
 def is_restart_to_finish(folder: Path, config: TrainConfig) -> bool:
-    """Whether a restart was cancelled there: it is gone on with, or taken as it is, as after every Cancel."""
+    """Whether a restart was cancelled there: it is resumed, or taken as it is, as after every Cancel."""
     if not was_restarted(folder) or ended_step(folder, config) is not None:
         return False
     return steps_done(folder) < max(config.steps, read_config(folder)["config"]["steps"])
@@ -197,7 +197,7 @@ def _pair(
     files: dict[tuple[int, int, str], Path], step: int, prompt: int
 ) -> tuple[Image.Image, Image.Image, str] | None:
     """Prior, tuned and what both show; None: a file is missing or cannot be read."""
-    with contextlib.suppress(OSError, ValueError, SyntaxError, KeyError):
+    with contextlib.suppress(ValueError, KeyError):
         prior, _ = read_preview(files[step, prompt, "prior"])
         tuned, text = read_preview(files[step, prompt, "tuned"])
         return prior, tuned, text or ""

@@ -46,8 +46,10 @@ def steps_shown(text: str, there: Sequence[int], recommended: int) -> list[int]:
     """The snapshots to show, rising.
 
     `text`: steps, `last`, `recommended`, separated by commas; `all`; empty: four from the first to the last, and the
-    recommended one. `there`: the run's snapshots, rising, at least one. InputError: a word that is none of these.
+    recommended one. `there`: the run's snapshots, rising. InputError: there are none; a word that is none of these.
     """
+    if not there:
+        raise InputError("The run has no snapshots any more: restore its folder, or train it anew with restart.")
     words = [word.strip().lower() for word in text.replace("\n", ",").split(",") if word.strip()]
     if not words:
         spread = {round(k * (len(there) - 1) / (SHOWN - 1)) for k in range(SHOWN)}

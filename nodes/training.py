@@ -1,4 +1,4 @@
-"""From wires and widgets to a finished run: found on disk, gone on with, or trained.
+"""From wires and widgets to a finished run: found on disk, resumed, or trained.
 
 In: the order of things. Not in: widgets (`train`), what the browser is told (`watch`), files (`run_store`).
 """

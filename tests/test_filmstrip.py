@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
+import zlib
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from apt_train.config import OutputConfig, TrainConfig
-from apt_train.events import PreviewEvent
+from apt_train.events import PreviewEvent, StepEvent
 from apt_train.report import write_report
 from apt_train.report.filmstrip import MOST, TILE, draw_filmstrip, picked, prompt_label, write_filmstrip
 from apt_train.run.preview_files import read_preview, save_previews
@@ -55,6 +60,35 @@ def test_samples_of_other_prompts_and_those_that_cannot_be_read_are_left_out(tmp
     assert draw_filmstrip(tmp_path, config("a cat")) is not None, "the one that does not say stays"
 
 
+def bomb() -> bytes:
+    """A PNG's head and the first of its pixels, of more than Pillow opens."""
+    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", b""))
+    parts = (struct.pack(">I", len(b)) + name + b + struct.pack(">I", zlib.crc32(name + b)) for name, b in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def bmp() -> bytes:
+    Image.new("RGB", (64, 64), BLUE).save(file := BytesIO(), format="BMP")
+    return file.getvalue()
+
+
+NO_PREVIEWS = {
+    "more pixels than Pillow opens": bomb(),
+    "another kind of picture": bmp(),  # of some Pillow would start a program
+}
+
+
+@pytest.mark.parametrize("what", NO_PREVIEWS)
+def test_what_is_no_sample_is_left_out_and_nothing_is_said(what: str, tmp_path: Path) -> None:
+    keep(tmp_path, 10, ["a {subject}"])
+    (tmp_path / "previews" / "step_000020_0_tuned.png").write_bytes(NO_PREVIEWS[what])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sheet = draw_filmstrip(tmp_path, config("a {subject}"))
+    assert (count(sheet, GREEN), count(sheet, BLUE)) == (1, 0)
+
+
 def test_a_picture_that_is_too_large_for_a_sample_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keep(tmp_path, 10, ["a {subject}"])
     monkeypatch.setattr("apt_train.run.preview_files.MOST_PIXELS", 64 * 64 - 1)
@@ -70,10 +104,12 @@ def test_of_many_snapshots_some_are_shown_and_always_the_last() -> None:
 def test_the_unseen_prompt_comes_last_and_is_marked() -> None:
     drawn = config("a {subject}", "a dog", unseen="auto")
     assert drawn.sampled_prompts == ("a {subject}", "a dog", "a watercolor painting of {subject} on the moon")
-    assert prompt_label(drawn, 2) == f"unseen: {drawn.unseen_prompt}" and prompt_label(drawn, 0) == "a {subject}"
+    assert [prompt_label(drawn, prompt) for prompt in drawn.sampled_prompts] == [
+        "a {subject}", "a dog", f"unseen: {drawn.unseen_prompt}"
+    ]  # fmt: skip
     assert TrainConfig(class_word="toy").sampled_prompts[0] == "a photo of {subject}"
     plain = config("a {subject}")
-    assert plain.sampled_prompts == ("a {subject}",) and prompt_label(plain, 0) == "a {subject}"
+    assert plain.sampled_prompts == ("a {subject}",) and prompt_label(plain, "") == ""
 
 
 def test_a_sample_says_which_prompt_it_shows(tmp_path: Path) -> None:
@@ -94,6 +130,19 @@ def test_samples_and_filmstrip_change_no_weight_and_come_while_it_trains(tmp_pat
     assert len(list((tmp_path / "previews").iterdir())) == 8 and (tmp_path / "filmstrip.png").is_file()
     with Image.open(tmp_path / "filmstrip.png") as sheet:
         assert sheet.width > 3 * TILE
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_run_trains_on_where_the_sheet_cannot_be_written(tmp_path: Path) -> None:
+    """Windows refuses while another program shows the file; here a folder lies in its place."""
+
+    def take(event: Any) -> None:
+        if isinstance(event, StepEvent) and event.step == 1:
+            (tmp_path / "filmstrip.png").mkdir()
+
+    result = run(preview_every=2, preview_steps=1, watch_drift=False, output_dir=tmp_path, on_event=take)
+    assert result.steps_done == 4 and not result.notices
+    assert len(list((tmp_path / "previews").iterdir())) == 4
 
 
 def test_the_report_shows_it_and_drops_it_where_no_sample_is_left(tmp_path: Path) -> None:

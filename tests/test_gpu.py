@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from apt_train.training import streams
 from apt_train.training.loop import train
 from apt_train.training.plan import plan_run
 from apt_train.training.setup import prepared_run
@@ -49,6 +51,14 @@ def test_a_step_waits_for_the_gpu_once() -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert len(waits) == 1, [str(one.message) for one in waits]
+
+
+def test_frozen_weights_leave_the_gpu_for_the_vae_and_come_back_to_the_bit() -> None:
+    network = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 3)).to("cuda")
+    before, trained = network[0].weight.clone(), network[1].weight.data_ptr()
+    with streams._aside(network, torch.device("cuda")):
+        assert network[0].weight.device.type == "cpu" and network[1].weight.data_ptr() == trained
+    assert network[0].weight.is_cuda and torch.equal(network[0].weight, before)
 
 
 @pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"precision": "fp16"}, {"base_storage": "fp8"}])

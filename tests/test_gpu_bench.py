@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, speed
 
 
 @pytest.mark.slow
@@ -29,6 +30,15 @@ def test_the_tiny_form_measures_everything(
     assert all(row["seconds"] > 0 and row["utilisation"] > 0 for row in kept["steps"])
     assert kept["agreement"]["lora"] == kept["agreement"]["lora, resumed"] == 0  # both on the CPU
     assert capsys.readouterr().out == gpu.report(kept)
+
+
+def test_random_weights_that_were_rounded_are_measured_on_in_every_way(one_thread: None) -> None:
+    """On a card without bf16 the first way rounds them to fp16, and the last is to store them in fp8."""
+    parts = replace(speed.components("short"), rounded_to=torch.float16)
+    on = gpu.On(parts, 64, torch.device("cpu"), torch.float32)
+    with gpu._steps(on, gpu.LOW_MEMORY, True) as (step, run):
+        step()
+        assert run is not None and run.steps_done == 1
 
 
 def test_operations_are_counted_with_the_attention() -> None:

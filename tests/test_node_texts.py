@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from .help_pages import OPTIONS, WITH_PRESETS, made, page_of, tables, with_presets, with_settings
-from .node_texts import ENGLISH, LOCALES, ROOT, Node, Slot, english_text, node_defs, nodes
+from .node_texts import ENGLISH, LOCALES, ROOT, Node, Slot, english_text, node_defs, node_modules, nodes
 
 DOCS = ROOT / "web" / "docs"
 LANGUAGES = sorted(path.name for path in LOCALES.iterdir() if path.is_dir())
@@ -332,3 +332,10 @@ def test_nothing_names_a_folder_of_somebody_s_machine() -> None:
     for path in (*DOCS.rglob("*.md"), *LOCALES.rglob("*.json")):
         text = Path(path).read_text(encoding="utf-8")
         assert re.findall(r"/(?:home|root|Users|tmp|work)/|[A-Z]:\\\\", text) == [], path.name
+
+
+def test_of_a_wired_run_nothing_is_known_before_it_runs() -> None:
+    """The host asks for a fingerprint with None then, and would warn of an error each time."""
+    with node_modules("load_run") as (load_run,):
+        first = load_run.APTLoadRun.fingerprint_inputs(run=None, step=0)
+        assert first != load_run.APTLoadRun.fingerprint_inputs(run=None, step=0), "it is run each time"

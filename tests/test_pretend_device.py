@@ -5,7 +5,9 @@ Not here: what the numbers are; they are the CPU's (`test_train`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from apt_train.events import PreviewEvent
+from apt_train.text.conditioning import Conditioner
 from apt_train.training.loop import train
 from tests import pretend_device
 from tests.pretend_device import Device
@@ -81,6 +84,20 @@ def test_a_step_reads_the_device_once(name: str, device: Device) -> None:
 
     trained(device, name, steps=3, on_event=Watch(), adaptive_augmentation=False)
     assert read[1] == read[2] == ["update.py: read"]
+
+
+def test_what_is_kept_on_the_device_grows_with_the_captions_and_not_with_the_batches(device: Device) -> None:
+    """A run of a hundred thousand steps draws nearly as many different batches."""
+    captions = ["a photo of {subject}", "a {subject} on grass", "a {subject} in snow", "the {subject}"]
+    conditioner = Conditioner(tiny_components().text_encoders, None, class_word="toy", name="zwx")
+
+    def kept(batches: Iterable[Sequence[str]]) -> int:
+        for batch in batches:
+            conditioner.encode(list(batch), tuned=True, device=device.device)
+        gc.collect()
+        return sum(type(found) is pretend_device.OnDevice for found in gc.get_objects())
+
+    assert kept([captions]) == kept(itertools.product(captions, repeat=len(captions) - 1))
 
 
 @pytest.mark.slow

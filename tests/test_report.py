@@ -678,6 +678,31 @@ def test_long_labels_fit_their_column() -> None:
     assert ".." in fit_label("incomprehensibilities_subject", 80, face)
 
 
+def test_no_row_label_reaches_into_the_next_row() -> None:
+    """A prompt may fill a page; its beginning is shown."""
+    tile, letters = Image.new("RGB", (60, 60), "red"), 12
+
+    def rows(label: str) -> Image.Image:
+        return labelled_grid([[tile], [tile]], [fit_label(label, 90, font(letters)), ""], [""], text_size=letters)
+
+    sheet = rows("a toy in a field of tall grass " * 40)
+    beside = range(sheet.height - 60, sheet.height), range(sheet.width - 64)
+    assert {sheet.getpixel((x, y)) for y in beside[0] for x in beside[1]} == {sheet.getpixel((0, 0))}
+    assert rows("three\nshort\nlines") != rows("three\nshort")
+
+
+def test_a_word_without_an_end_is_fitted_as_fast_as_another() -> None:
+    asked: list[str] = []
+
+    class Face:
+        def getlength(self, text: str) -> float:
+            asked.append(text)
+            return float(len(text))
+
+    assert fit_label("x" * 5000, 80, Face()) == f"{'x' * 39}..{'x' * 39}"  # type: ignore[arg-type]
+    assert len(asked) < 30
+
+
 # --- live pictures ------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from torch import nn
 
+from apt_train.data.latent_bank import LatentBank
 from apt_train.errors import InputError
 from apt_train.events import NoticeEvent, PlanEvent
 from apt_train.training import estimate, live_bytes, plan, room, streams, update
@@ -137,6 +139,35 @@ def test_fitting_leaves_room_for_what_is_not_counted() -> None:
 # ---- out of memory -----------------------------------------------------------------------------------------------
 
 
+FULL = {
+    "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "Linux": RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you"),
+    "Windows": RuntimeError("[enforce fail at alloc_cpu.cpp:80] . DefaultCPUAllocator: not enough memory: you tried"),
+    "Apple": RuntimeError("MPS backend out of memory (MPS allocated: 1.00 GB)"),
+    "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "Python": MemoryError(),
+}
+each_full = pytest.mark.parametrize("error", FULL.values(), ids=FULL)
+
+
+@each_full
+def test_out_of_memory_is_known_wherever_it_comes_from(error: Exception) -> None:
+    assert room.is_out_of_memory(error)
+    assert not room.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+@each_full
+def test_no_room_for_the_vae_is_told_on_every_system(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recomputing would make none: nothing is alive between the steps."""
+
+    def full(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(LatentBank, "ensure_variants", full)
+    with pytest.raises(InputError, match="VAE encodes augmented pictures.*identifier_mode word.*adaptive_augmentation"):
+        run(steps=1, watch_drift=False)
+
+
 def out_of_memory(monkeypatch: pytest.MonkeyPatch, *, at: int, times: int = 1) -> None:
     """In the backward pass of a step, as often."""
     original, left = update._backward, [times]
@@ -159,6 +190,25 @@ def test_out_of_memory_a_run_steps_down_once_and_loses_nothing(at: int, monkeypa
     assert notices(recorder) == [room.STEPPED_DOWN]
     assert [event.step for event in recorder.steps] == [1, 2, 3, 4]
     for key, tensor in plain.lora.items():  # recomputed activations may differ in the last digit
+        torch.testing.assert_close(found.lora[key], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_a_scaled_step_is_taken_again_also_where_its_gradients_were_unscaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in fp16; the CPU has a scaler, too. Clipping makes copies, which may be what there is no memory for."""
+    scaler = partial(torch.amp.GradScaler, init_scale=8.0, growth_interval=3)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device))
+    original, left = torch.nn.utils.clip_grad_norm_, [0]
+
+    def clip(*arguments: Any) -> torch.Tensor:
+        left[0] -= 1
+        if left[0] == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(*arguments)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+    plain, left[0] = run(watch_drift=False), 2
+    found = run(watch_drift=False)
+    for key, tensor in plain.lora.items():
         torch.testing.assert_close(found.lora[key], tensor, rtol=1e-3, atol=1e-4)
 
 

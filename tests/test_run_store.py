@@ -23,6 +23,7 @@ from apt_train.run.snapshot import write_snapshot
 from apt_train.run.state import State
 from tests.node_modules import node_module
 from tests.synthetic_run import plausible_log, write_run
+from tests.test_filmstrip import bomb
 
 STEPS = (2, 4, 6)
 
@@ -193,7 +194,7 @@ def test_the_newest_sample_lies_beside_the_lora(store: Any, run: Any, tmp_path: 
         assert picture.convert("RGB").getpixel((0, 0)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("own", [b"no picture", None])
+@pytest.mark.parametrize("own", [b"no picture", None, bomb()], ids=["no picture", "a picture", "a huge one"])
 def test_a_picture_that_the_user_chose_stays(store: Any, run: Any, tmp_path: Path, own: bytes | None) -> None:
     sample(run, 6, "red")
     beside = tmp_path / "output" / "loras" / f"{run.stem}.png"

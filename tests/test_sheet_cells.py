@@ -40,6 +40,12 @@ def test_a_short_run_shows_all_it_has(cells: Any, there: list[int]) -> None:
     assert cells.steps_shown("", there, there[0]) == there
 
 
+@pytest.mark.parametrize("text", ["", "last", "all"])
+def test_a_run_whose_snapshots_are_gone_is_refused(cells: Any, text: str) -> None:
+    with pytest.raises(cells.InputError, match="^The run has no snapshots any more: restore its folder"):
+        cells.steps_shown(text, [], 1000)
+
+
 @pytest.mark.parametrize("text", ["best", "-5", "1e3", "250 500", "²", "9" * 10])
 def test_no_snapshot_is_refused(cells: Any, text: str) -> None:
     with pytest.raises(cells.InputError, match=r"steps holds .*: write steps of snapshots, last, recommended or all\."):

@@ -126,6 +126,28 @@ def test_a_model_that_was_rounded_is_not_trained_in_full() -> None:
         run(parts, steps=1)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"precision": "bf16"}, {"precision": "fp32"}),
+        ({"precision": "bf16"}, {"precision": "bf16", "base_storage": "full"}),
+        ({"precision": "bf16", "base_storage": "full"}, {"precision": "bf16"}),
+    ],
+)
+def test_a_model_rounded_in_one_way_is_not_trained_in_another(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """What fp8 leaves out, norms and embeddings, is rounded to the run's precision all the same."""
+    parts = tiny_components()
+    run(parts, **{**FEW, "steps": 1, **first})
+    with pytest.raises(InputError, match="^An earlier run has rounded .*: load the checkpoint again.$"):
+        run(parts, **{**FEW, "steps": 1, **second})
+
+
+def test_where_nothing_but_the_layers_was_rounded_another_precision_is_as_on_a_fresh_model() -> None:
+    parts, less = tiny_components(), {**FEW, "steps": 1, "precision": "bf16"}
+    run(parts, **{**less, "precision": "fp32"})
+    assert same_weights(run(parts, **less), run(**less))
+
+
 def test_a_dora_is_refused() -> None:
     with pytest.raises(InputError, match="base_storage is fp8"):
         run(kind="dora", **FEW)

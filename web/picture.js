@@ -46,7 +46,7 @@ export function afterRun(node, then) {
 /** A node at least `width` wide, and as high as its sheet needs once it has one. */
 export function makeRoomForSheet(node, width, tallest = 1200) {
   node.setSize?.([Math.max(node.size[0], width), node.size[1]]);
-  afterRun(node, ({ sheet_size: size } = {}) => size && setTimeout(() => makeRoom(node, ...size, tallest)));
+  afterRun(node, (output) => output?.sheet_size && setTimeout(() => makeRoom(node, ...output.sheet_size, tallest)));
 }
 
 /**

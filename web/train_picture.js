@@ -37,6 +37,8 @@ app.registerExtension({
 
   nodeCreated(node) {
     if (node.comfyClass !== TRAINER) return;
-    afterRun(node, ({ picture_size: size } = {}) => size && setTimeout(() => makeRoomForSamples(node, ...size)));
+    afterRun(node, (output) => {
+      if (output?.picture_size) setTimeout(() => makeRoomForSamples(node, ...output.picture_size));
+    });
   },
 });

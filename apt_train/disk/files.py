@@ -229,7 +229,7 @@ def patiently(act: Callable[..., _T], *arguments: Any, **options: Any) -> _T:
 def atomic_folder(path: str | Path) -> Generator[Path]:
     """A temporary folder to fill; it takes the name `path` when the block ends, in place of what was there.
 
-    Files written inside are flushed first, so a folder with the name `path` is whole. Any exception passes on
+    Files written inside are flushed first, so a folder with the name `path` is complete. Any exception passes on
     and leaves nothing behind. Where `path` is a link, what it pointed to stays as it was.
 
     Raises:

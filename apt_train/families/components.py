@@ -33,6 +33,11 @@ def loses(source: torch.dtype, target: torch.dtype) -> bool:
     return source.itemsize > 1 and torch.promote_types(source, target) != target
 
 
+def _rounding(dtype: torch.dtype | None, in_fp8: bool) -> str:
+    names = [*(["fp8"] if in_fp8 else []), *([str(dtype)] if dtype is not None else [])]
+    return " and ".join(names)
+
+
 def token_embedding(model: nn.Module) -> nn.Embedding:
     """A text encoder's table of token embeddings."""
     return model.get_input_embeddings()  # type: ignore[operator]
@@ -92,17 +97,20 @@ class Components:
     notes: list[str] = field(default_factory=list[str])  # sentences the user should see once
     network: Network = field(default_factory=StableDiffusion)  # how `unet` is called and read
     rounded_to: torch.dtype | None = None  # what an earlier run has rounded the weights to, in place
+    stored_in_fp8: bool = False  # whether an earlier run has rounded the frozen layers to one byte, in place
 
-    def use(self, dtype: torch.dtype) -> None:
-        """Note that a run casts UNet and text encoders to `dtype`. InputError: an earlier one has rounded them."""
-        if self.rounded_to not in (None, dtype):
+    def use(self, dtype: torch.dtype, *, in_fp8: bool = False) -> None:
+        """Note that a run casts UNet and text encoders to `dtype`, their layers by way of one byte with `in_fp8`.
+
+        InputError: an earlier run has rounded them otherwise.
+        """
+        untouched = self.rounded_to is None and not self.stored_in_fp8
+        if self.rounded_to not in (None, dtype) or not (untouched or self.stored_in_fp8 == in_fp8):
             raise InputError(
-                f"An earlier run has rounded this model to {self.rounded_to}, and this one is to train in {dtype}: "
-                "load the checkpoint again."
+                f"An earlier run has rounded this model to {_rounding(self.rounded_to, self.stored_in_fp8)}, and this "
+                f"one is to train in {_rounding(dtype, in_fp8)}: load the checkpoint again."
             )
-        if dtype.itemsize == 1:
-            self.rounded_to = dtype
-            return
+        self.stored_in_fp8 = in_fp8
         modules = [self.unet, *(encoder.model for encoder in self.text_encoders)]
         held = {parameter.dtype for module in modules for parameter in module.parameters()}
         if any(loses(one, dtype) for one in held):

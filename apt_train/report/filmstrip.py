@@ -39,16 +39,13 @@ def draw_filmstrip(folder: Path, config: TrainConfig) -> Image.Image | None:
     rows = [_row(files, steps, number, prompt) for number, prompt in enumerate(prompts)]
     if not any(tile is not None for row in rows for tile in row[1:]):
         return None
-    names = [prompt_label(config, number) for number in range(len(prompts))]
-    names = [fit_label(name, TILE, font(LETTERS)) for name in names]
+    names = [fit_label(prompt_label(config, prompt), TILE, font(LETTERS)) for prompt in prompts]
     return labelled_grid(rows, names, ["prior", *(f"step {step}" for step in steps)], text_size=LETTERS)
 
 
-def prompt_label(config: TrainConfig, number: int) -> str:
+def prompt_label(config: TrainConfig, prompt: str) -> str:
     """A sampled prompt as a sheet names it; the one that asks for what the pictures never show is marked."""
-    prompts = config.sampled_prompts
-    marked = config.unseen_prompt and number == len(prompts) - 1
-    return f"unseen: {prompts[number]}" if marked else prompts[number]
+    return f"unseen: {prompt}" if prompt and prompt == config.unseen_prompt else prompt
 
 
 def picked(steps: Sequence[int]) -> list[int]:
@@ -68,7 +65,7 @@ def _row(
 
 def _tile(path: Path | None, prompt: str) -> Image.Image | None:
     """None: no such file, none that can be read, or one of another prompt."""
-    with contextlib.suppress(OSError, ValueError, SyntaxError):
+    with contextlib.suppress(ValueError):
         found = None if path is None else read_preview(path)
         if found is not None and found[1] in (None, prompt):
             return found[0].resize((TILE, TILE), Image.Resampling.LANCZOS)

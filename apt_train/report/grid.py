@@ -5,6 +5,7 @@ In: placing and lettering by Pillow alone. Not in: what the pictures are.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import partial
 
@@ -30,11 +31,13 @@ def labelled_grid(
 ) -> Image.Image:
     """Pictures of one size in rows and columns (None: an empty place), names to the left and above.
 
-    Long column labels are wrapped onto lines no wider than a picture.
+    Long column labels are wrapped onto lines no wider than a picture. Of a row's label there are as many lines as a
+    picture is high, the last one `...` where there are more.
     """
     width, height = next(picture.size for row in rows for picture in row if picture is not None)
     face, line = font(text_size), round(text_size * 1.25)
     names = [fit_label(label, width, face) for label in column_labels]
+    row_labels = [_cut(label, height // line) for label in row_labels]
     top = gap + line * max((name.count("\n") + 1 for name in names), default=0)
     lengths = [face.getlength(part) for label in row_labels for part in label.split("\n")]
     left = 2 * gap + round(max(lengths, default=0))
@@ -75,10 +78,20 @@ def fit_label(label: str, width: float, face: Font) -> str:
     return "\n".join(lines)
 
 
+def _cut(label: str, most: int) -> str:
+    """At most so many of its lines, the first one in any case."""
+    lines = label.split("\n")
+    return label if len(lines) <= most else "\n".join([*lines[: max(1, most - 1)], "..."])
+
+
 def _shorten(word: str, width: float, face: Font) -> str:
-    short = word
-    for keep in range(len(word) - 1, 1, -1):
-        if face.getlength(short) <= width:
-            break
-        short = f"{word[: (keep + 1) // 2]}..{word[len(word) - keep // 2 :]}"
-    return short
+    if face.getlength(word) <= width:
+        return word
+    letters = range(2, len(word))
+    fitting = bisect_right(letters, width, key=lambda keep: face.getlength(_without_middle(word, keep)))
+    return _without_middle(word, letters[max(0, fitting - 1)]) if letters else word
+
+
+def _without_middle(word: str, keep: int) -> str:
+    """All but so many of its letters, with `..` in their place."""
+    return f"{word[: (keep + 1) // 2]}..{word[len(word) - keep // 2 :]}"

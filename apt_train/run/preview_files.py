@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Generator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -42,14 +43,34 @@ def save_previews(folder: Path, step: int, prompts: Sequence[str], **pictures: l
 def read_preview(path: Path) -> tuple[Image.Image, str | None]:
     """A preview, RGB, and its prompt; None: of an earlier version, which did not say.
 
-    OSError, ValueError, SyntaxError: it cannot be read, or is too large to be one.
+    ValueError: it is no PNG, damaged, or too large to be a preview.
     """
-    picture = Image.open(path)
-    with picture:
+    with _opened(path) as picture:
         if picture.width * picture.height > MOST_PIXELS:
             raise ValueError(f"{path.name} is too large")
         prompt = picture.info.get(PROMPT)
         return picture.convert("RGB"), str(prompt) if prompt is not None else None
+
+
+def png_text(path: Path, name: str) -> str | None:
+    """A text in the metadata of a PNG of any size; None: it has none of that name, is no PNG, or is damaged."""
+    with contextlib.suppress(ValueError), _opened(path) as picture:
+        found = picture.info.get(name)
+        return str(found) if found is not None else None
+    return None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Generator[Image.Image]:
+    """A PNG alone, as some of Pillow's other readers start programs. ValueError: whatever fails in the block."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures
+            picture = Image.open(path, formats=("PNG",))
+            with picture:
+                yield picture
+    except Exception as error:  # decoders raise nearly anything on a broken file
+        raise ValueError(f"{path.name} cannot be read: {error}") from error
 
 
 def find_previews(folder: Path) -> list[tuple[int, int, str, Path]]:

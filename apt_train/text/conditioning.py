@@ -68,7 +68,7 @@ class Conditioner:
         self._home: torch.device | None = None  # where word mode's embeddings stay
         self._layouts: dict[str, TokenLayout] = {}
         self._cache: dict[tuple[tuple[int, ...], ...], tuple[Tensor, Tensor | None]] = {}
-        self._sent: dict[tuple[Any, ...], Tensor] = {}
+        self._sent: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # by caption, not by batch
         for encoder in encoders:
             encoder.model.requires_grad_(False).eval()
 
@@ -91,18 +91,16 @@ class Conditioner:
         return Conditioning(
             hidden=torch.stack([hidden for hidden, _ in encoded]),
             pooled=torch.stack(pooled) if pooled else None,
-            columns=self._on(target, columns),
+            columns=torch.stack([self._on(target, row) for row in columns]),
             num_columns=max(layout.num_columns for layout in layouts),
             labels=[layout.labels for layout in layouts],
         )
 
-    def _on(self, device: torch.device, rows: list[list[int]]) -> Tensor:
-        """Rows of whole numbers on a device; to one that has to be waited for they are sent once."""
-        if device.type in ("cpu", "meta"):
-            return torch.tensor(rows, dtype=torch.int64, device=device)
-        key = (device, *map(tuple, rows))
+    def _on(self, device: torch.device, row: list[int]) -> Tensor:
+        """A row of whole numbers on a device, int64. Sent once and kept: a GPU would have to be waited for."""
+        key = (device, tuple(row))
         if key not in self._sent:
-            self._sent[key] = torch.tensor(rows, dtype=torch.int64, device=device)
+            self._sent[key] = torch.tensor(row, dtype=torch.int64, device=device)
         return self._sent[key]
 
     def precompute(self, captions: list[str]) -> None:

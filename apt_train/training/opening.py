@@ -1,4 +1,4 @@
-"""A run's folder before the first step: new, or gone on with.
+"""A run's folder before the first step, whether the run is new or resumed.
 
 In: who may train in it, its first files, its log cut to the last step that was saved. Not in: the state that is put
 back (`going_on`), what a folder holds (`run`).

@@ -13,7 +13,8 @@ import torch
 
 from .setup import Run
 
-_ALLOCATION_FAILED = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # CPU, accelerators, cuBLAS
+# Linux, Windows, accelerators, cuBLAS.
+_ALLOCATION_FAILED = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 STEPPED_DOWN = "Out of memory: activations are recomputed from here on, which takes more time and less memory."
 SPILLS = (
     "The steps take ten times as long as the first ones: the GPU's memory may spill into main memory, so lower "
@@ -39,9 +40,17 @@ def step_down(run: Run) -> None:
     run.training_step.save_memory = True
     run.optimizer.zero_grad(set_to_none=True)
     run.indicator.discard()
+    run.scaler = _anew(run.scaler, run.device)
     gc.collect()
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def _anew(scaler: torch.amp.GradScaler, device: torch.device) -> torch.amp.GradScaler:
+    """The same, but that it has not unscaled this step's gradients: it refuses to do that twice."""
+    fresh = torch.amp.GradScaler(device.type, enabled=scaler.is_enabled())
+    fresh.load_state_dict(scaler.state_dict())
+    return fresh
 
 
 class Pace:

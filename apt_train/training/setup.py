@@ -14,7 +14,7 @@ from ..adapter import Adapter, RankByTimestep, add_adapter, check_no_adapter
 from ..config import TrainConfig
 from ..events import Busy
 from ..families.components import Components
-from ..families.storage import FP8, stored_in_fp8
+from ..families.storage import stored_in_fp8
 from ..sample.drift import DriftWatch
 from ..text.captions import trigger_text
 from ..text.conditioning import Conditioner
@@ -123,7 +123,7 @@ def prepared_run(
     if subject.bank.fixed:
         notify("The VAE gives no standard deviation: each picture's latent is fixed.")
     busy("model", 0, 0)
-    plan.components.use(FP8 if plan.config.base_storage == "fp8" else plan.dtype)
+    plan.components.use(plan.dtype, in_fp8=plan.config.base_storage == "fp8")
     with _encoders_on(plan), _adapter_on(plan) as adapter:
         inputs = Inputs(subject, preservation, *_conditioning(plan))
         for warning in inputs.conditioner.warnings():

@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from ..data.batch import Batch
 from ..errors import InputError
 from ..rng import seeded
+from .room import is_out_of_memory
 from .setup import Run
 from .step import StepOutput
 
@@ -112,7 +113,9 @@ def _grow_bank(run: Run, p_aug: Tensor) -> None:
     bank = run.subject.bank
     try:
         bank.ensure_variants(bank.wanted_variants(float(p_aug.max()), run.objective.p_max))
-    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise InputError(
             "Out of memory where the VAE encodes augmented pictures beside the UNet: lower the resolution, choose "
             "identifier_mode word, whose text encoders leave the device, or switch adaptive_augmentation off."

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..events import BusyEvent, Callback, NoticeEvent, PreviewEvent, Work
 from ..names import LOG
 from ..report.filmstrip import write_filmstrip
@@ -169,7 +170,8 @@ def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:
     outcome.prior_previews = prior
     if outcome.folder is not None:
         save_previews(outcome.folder.previews, run.steps_done, prompts, prior=prior, tuned=tuned)
-        write_filmstrip(outcome.folder.path, run.config)
+        with contextlib.suppress(InputError):  # open in another program, say; the report draws it again
+            write_filmstrip(outcome.folder.path, run.config)
     return PreviewEvent(
         step=run.steps_done,
         prompts=prompts,

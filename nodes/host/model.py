@@ -101,10 +101,13 @@ def name_of(model: Any) -> str:
 
 
 def with_lora(model: Any, lora: Mapping[str, Tensor], strength: float = 1.0) -> Any:
-    """A clone of the MODEL with a LoRA on it. RuntimeError: a module of the LoRA has no place on the MODEL."""
+    """A clone of the MODEL with a LoRA on it. InputError: a module of the LoRA has no place on the MODEL."""
     patched, _ = comfy.sd.load_lora_for_models(model, None, dict(lora), strength, 0.0)
     modules = {key.rsplit(".alpha", 1)[0] for key in lora if key.endswith(".alpha")}
     added = sum(len(patched.patches[key]) - len(model.patches.get(key, ())) for key in patched.patches)
     if added != len(modules):
-        raise RuntimeError(f"The LoRA has {len(modules)} modules, but the MODEL took {added} of them.")
+        raise InputError(
+            f"The LoRA has {len(modules)} modules, and the MODEL has a place for {added} of them: wire the model that "
+            "it was trained on."
+        )
     return patched

@@ -94,6 +94,18 @@ def test_a_column_that_is_not_there_is_refused(host: Host, names: list[str]) -> 
     assert caught.value.node == sheet.id and "write one of B, C, or nothing." in caught.value.sentence
 
 
+def test_another_model_than_the_runs_is_refused_in_words(host: Host, names: list[str]) -> None:
+    g, train, _ = graph(names)
+    model, clip, vae = checkpoint(g, "sdxl.safetensors")
+    other = g.node(
+        "APTSnapshotSheet", model=model, clip=clip, vae=vae, run=train[RUN], **untouched("APTSnapshotSheet") | SMALL
+    )
+    with pytest.raises(HostError) as caught:
+        host.run(g.prompt)
+    assert caught.value.node == other.id
+    assert caught.value.sentence.endswith(" of them: wire the model that it was trained on.")
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -29,7 +29,7 @@ def sgm_path(module: str, unet_config: Mapping[str, Any]) -> str | None:
     if found is None:
         return None
     side, level, layer, rest = found[1], int(found[2]), int(found[3]), found[4]
-    counts = _layers_per_level(unet_config)
+    counts = layers_per_level(unet_config)
     if side == "up":
         counts = counts[::-1]
     blocks_before = sum(count + 1 for count in counts[:level])
@@ -37,7 +37,8 @@ def sgm_path(module: str, unet_config: Mapping[str, Any]) -> str | None:
     return f"{row}.{first + blocks_before + layer}.1.{rest}"
 
 
-def _layers_per_level(unet_config: Mapping[str, Any]) -> list[int]:
+def layers_per_level(unet_config: Mapping[str, Any]) -> list[int]:
+    """Residual layers of the levels on the way down, the finest first."""
     layers = unet_config["layers_per_block"]
     return [layers] * len(unet_config["down_block_types"]) if isinstance(layers, int) else list(layers)
 

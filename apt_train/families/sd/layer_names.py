@@ -12,11 +12,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from .file_words import layers_per_level, sgm_path
 from .ldm_unet import OUTER, RESNET
 
 _OUTER = {theirs: ours for ours, theirs in OUTER.items()}
 _RESNET = {theirs: ours for ours, theirs in RESNET.items()}
-_MIDDLE = {"resnets.0": "0", "attentions.0": "1", "resnets.1": "2"}
 _DOTTED = ("", "unet.", "base_model.model.", "unet.base_model.model.", "base_model.model.unet.")
 
 
@@ -56,15 +56,16 @@ def encoder_names(encoder: nn.Module, number: int, count: int, key: str) -> dict
 
 def original_path(path: str, config: Mapping[str, Any]) -> str | None:
     """A diffusers layer's path in the original code's UNet (`input_blocks.4.1...`), for any block counts."""
-    if path in _OUTER:
-        return _OUTER[path]
-    if middle := re.fullmatch(r"mid_block\.(\w+\.\d+)(?:\.(.+))?", path):
-        return f"middle_block.{_MIDDLE[middle[1]]}.{_inner(middle[1], middle[2])}" if middle[1] in _MIDDLE else None
-    found = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", path)
+    known = _OUTER.get(path) or sgm_path(path, config)
+    if known is not None:
+        return known
+    if middle := re.fullmatch(r"mid_block\.resnets\.([01])\.(.+)", path):
+        return f"middle_block.{2 * int(middle[1])}.{_RESNET.get(middle[2], middle[2])}"
+    found = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|downsamplers|upsamplers)\.(\d+)\.(.+)", path)
     if found is None:
         return None
     side, level, part, number, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
-    counts = _layers_per_level(config)[:: 1 if side == "down" else -1]
+    counts = layers_per_level(config)[:: 1 if side == "down" else -1]
     row, first = ("input_blocks", 1) if side == "down" else ("output_blocks", 0)
     before = first + sum(count + 1 for count in counts[:level])
     if part == "downsamplers":
@@ -72,11 +73,7 @@ def original_path(path: str, config: Mapping[str, Any]) -> str | None:
     if part == "upsamplers":
         attends = "CrossAttn" in config["up_block_types"][level]
         return f"{row}.{before + counts[level]}.{2 if attends else 1}.conv"
-    return f"{row}.{before + number}.{1 if part == 'attentions' else 0}.{_inner(part, rest)}"
-
-
-def _inner(part: str, rest: str) -> str:
-    return _RESNET.get(rest, rest) if part.startswith("resnets") else rest
+    return f"{row}.{before + number}.0.{_RESNET.get(rest, rest)}"
 
 
 def _layers(module: nn.Module) -> Iterator[str]:
@@ -84,11 +81,6 @@ def _layers(module: nn.Module) -> Iterator[str]:
     for path, layer in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
         if path and any(True for _ in layer.parameters(recurse=False)):
             yield path
-
-
-def _layers_per_level(config: Mapping[str, Any]) -> list[int]:
-    layers = config["layers_per_block"]
-    return [layers] * len(config["down_block_types"]) if isinstance(layers, int) else list(layers)
 
 
 def model_of(layers: Mapping[str, Mapping[str, Tensor]]) -> str:
