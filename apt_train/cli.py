@@ -17,12 +17,12 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args, get_origin
 
-from .checkup.command import add_options
 from .config import OutputConfig, TrainConfig
 from .console.interruption import exit_code, interrupted_by_signals
 from .console.terminal import is_terminal, lossy_output
 from .disk.json_file import is_object
 from .errors import InputError
+from .lora_check.command import add_options
 from .paths import absolute, argument, command, expanded, one_line
 from .presets import PRESETS, PUBLISHED, in_force, preset_named
 from .settings_field import choices_of, fields_of, groups_of, nested, said, types_of
@@ -388,8 +388,8 @@ def _report(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     folder = expanded(options.folder, "The image folder")
     sheet = None if options.sheet is None else _sheet_place(options.sheet, folder)
-    from .check.preflight import preflight
     from .data.dataset import load_images
+    from .photo_check.preflight import preflight
 
     reading = {name: getattr(options, name) for name in ("background", *_SWITCHES)}
     found = preflight(
@@ -402,7 +402,7 @@ def _check(options: argparse.Namespace) -> int:
     for line in found.lines():
         print(one_line(line))
     if sheet is not None:
-        from .check.sheet import write_sheet
+        from .photo_check.sheet import write_sheet
 
         write_sheet(found, sheet)
         print(f"Sheet: {one_line(str(sheet))}")
@@ -420,7 +420,7 @@ def _sheet_place(given: str, folder: Path) -> Path:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .checkup.command import inspect
+    from .lora_check.command import inspect
 
     output = _free_folder("runs/inspect") if options.out is None else expanded(options.out, "--out")
     with _quiet_libraries():

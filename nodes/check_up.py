@@ -15,10 +15,10 @@ from .wires import AptOptions, AptRun, AptRunWire
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..apt_train.checkup.findings import CheckUp
-    from ..apt_train.checkup.lora_file import LoraFile
-    from ..apt_train.checkup.subject import Subject
     from ..apt_train.data.dataset import ImageSet
+    from ..apt_train.lora_check.findings import CheckUp
+    from ..apt_train.lora_check.lora_file import LoraFile
+    from ..apt_train.lora_check.subject import Subject
 
 NO_FILE = "none"
 WIRES = ("model", "clip", "vae")
@@ -88,9 +88,9 @@ class APTLoRACheckUp(io.ComfyNode):
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         import torch
 
-        from ..apt_train.checkup.numbers import as_json
-        from ..apt_train.checkup.sheet import sheet
-        from ..apt_train.checkup.verdict import paragraphs
+        from ..apt_train.lora_check.numbers import as_json
+        from ..apt_train.lora_check.sheet import sheet
+        from ..apt_train.lora_check.verdict import paragraphs
         from .host.language import translated
         from .host.pictures import image_tensor
 
@@ -198,7 +198,7 @@ def _question(inputs: dict[str, Any]) -> _Question:
     check_installed()
     import torch
 
-    from ..apt_train.checkup.lora_file import read_lora, sorted_lora
+    from ..apt_train.lora_check.lora_file import read_lora, sorted_lora
     from .training import image_set
 
     one = {name: values[0] for name, values in inputs.items() if values}
@@ -218,7 +218,7 @@ def _question(inputs: dict[str, Any]) -> _Question:
 
 
 def _subject(lora: LoraFile, one: dict[str, Any]) -> Subject:
-    from ..apt_train.checkup.subject import Subject
+    from ..apt_train.lora_check.subject import Subject
     from .host.loras import embedding_rows
 
     run: AptRun | None = one.get("run")
@@ -229,9 +229,9 @@ def _subject(lora: LoraFile, one: dict[str, Any]) -> Subject:
 
 
 def _looked_over(asked: _Question, one: dict[str, Any], node_id: str) -> CheckUp:
-    from ..apt_train.checkup.check_up import check_up, working_dtype
-    from ..apt_train.checkup.findings import Asked
     from ..apt_train.disk.tensor_file import read_tensors
+    from ..apt_train.lora_check.check_up import check_up, working_dtype
+    from ..apt_train.lora_check.findings import Asked
     from .host.components import Wires
     from .host.loras import lora_path, taken_by_host
     from .host.memory import training_room

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from apt_train import cli
-from apt_train.check.look import sharpness_of
-from apt_train.check.preflight import Preflight, preflight
-from apt_train.check.sheet import MOST, RED, contact_sheet
 from apt_train.data.dataset import load_images
+from apt_train.photo_check.look import sharpness_of
+from apt_train.photo_check.preflight import Preflight, preflight
+from apt_train.photo_check.sheet import MOST, RED, contact_sheet
 from apt_train.report.palette import BLUE, ORANGE
 
 from .photo_sets import FOLDERS, GOOD, SIDE, Photo, background, change, save

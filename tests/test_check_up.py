@@ -14,20 +14,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from apt_train.checkup.check_up import check_up
-from apt_train.checkup.findings import Asked, AtStrength, CheckUp
-from apt_train.checkup.gain import Gain, gain_of
-from apt_train.checkup.lora_file import LoraFile, sorted_lora
-from apt_train.checkup.numbers import as_dict, as_json
-from apt_train.checkup.placing import place
-from apt_train.checkup.recommend import recommended
-from apt_train.checkup.sheet import sheet
-from apt_train.checkup.subject import Subject
-from apt_train.checkup.verdict import paragraphs
-from apt_train.checkup.with_lora import lora_ready
 from apt_train.errors import InputError
 from apt_train.events import TrainResult
 from apt_train.families.components import Components
+from apt_train.lora_check.check_up import check_up
+from apt_train.lora_check.findings import Asked, AtStrength, CheckUp
+from apt_train.lora_check.gain import Gain, gain_of
+from apt_train.lora_check.lora_file import LoraFile, sorted_lora
+from apt_train.lora_check.numbers import as_dict, as_json
+from apt_train.lora_check.placing import place
+from apt_train.lora_check.recommend import recommended
+from apt_train.lora_check.sheet import sheet
+from apt_train.lora_check.subject import Subject
+from apt_train.lora_check.verdict import paragraphs
+from apt_train.lora_check.with_lora import lora_ready
 from apt_train.sample.apply import personalized
 from apt_train.sample.sampler import sample
 from tests.lora_files import attention_paths, kohya, random_layers, scaled
@@ -47,7 +47,7 @@ SOME = replace(QUICK, strengths=(0.4, 1.0, 1.2))
 def short_trajectories() -> Iterator[None]:
     """Two points on each instead of five, for time's sake."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("apt_train.checkup.probe.STEPS", 4)
+        patch.setattr("apt_train.lora_check.probe.STEPS", 4)
         yield
 
 

@@ -17,7 +17,7 @@ from tests.tiny import tiny_components
 @pytest.fixture(autouse=True)
 def short_trajectories(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two points on each instead of five, for time's sake."""
-    monkeypatch.setattr("apt_train.checkup.probe.STEPS", 4)
+    monkeypatch.setattr("apt_train.lora_check.probe.STEPS", 4)
 
 
 @pytest.fixture

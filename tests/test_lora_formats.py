@@ -12,12 +12,12 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from apt_train.checkup.formulas import change, kind_of, rank_of, singular_values
-from apt_train.checkup.lora_file import read_lora, sorted_lora
-from apt_train.checkup.placing import place
 from apt_train.errors import InputError
 from apt_train.families.components import Components
 from apt_train.families.sd.layer_names import original_path, unet_names
+from apt_train.lora_check.formulas import change, kind_of, rank_of, singular_values
+from apt_train.lora_check.lora_file import read_lora, sorted_lora
+from apt_train.lora_check.placing import place
 from tests.lora_files import Layers, attention_paths, kohya, original, peft, processors, random_layers
 from tests.tiny import tiny_components
 from tests.tiny_checkpoint import tiny_modules, unet_to_ldm

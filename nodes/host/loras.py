@@ -1,6 +1,6 @@
 """The host's LoRA files and learned words by name, and how much of a LoRA its own loader takes.
 
-In: names out of the host's own lists. Not in: what a LoRA does (`apt_train.checkup`).
+In: names out of the host's own lists. Not in: what a LoRA does (`apt_train.lora_check`).
 """
 
 from __future__ import annotations
