@@ -26,6 +26,7 @@ from .lora_check.command import add_options
 from .paths import absolute, argument, command, expanded, one_line
 from .presets import PRESETS, PUBLISHED, in_force, preset_named
 from .settings_field import choices_of, fields_of, groups_of, nested, said, types_of
+from .wording import counted
 
 if TYPE_CHECKING:
     from .data.dataset import ImageSet
@@ -364,7 +365,7 @@ def _say_done(result: TrainResult, output: Path, name: str) -> None:
         return print("Stopped before the first step, nothing was trained: run the same command again.")
     if result.stopped:
         again = command("resume", argument(output))
-        print(f"Stopped after {result.steps_done} steps, nothing is lost; go on with: {again}")
+        print(f"Stopped after {counted(result.steps_done, 'step')}, nothing is lost; go on with: {again}")
     place = one_line(str(output / name))
     print(f"LoRA: {place}.safetensors")
     if result.embeddings is not None:

@@ -182,10 +182,11 @@ def _identifier(shown: Mapping[str, Any]) -> str:
 
 def _check_names(shown: Mapping[str, Any]) -> None:
     """InputError: a class word or a name that APT Train would refuse, called as the widget is."""
-    from ..apt_train.photo_check.preflight import settings_of
+    from ..apt_train.photo_check.preflight import called_of, sizes_of
 
+    sizes_of(shown.get("resolution", 512), 0)
     try:
-        settings_of(shown.get("resolution", 512), 0, shown.get("class_word", ""), _identifier(shown))
+        called_of(shown.get("class_word", ""), _identifier(shown))
     except InputError as error:
         raise InputError(str(error).replace("identifier is", "subject is", 1)) from None
 

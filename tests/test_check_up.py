@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from apt_train.data.buckets import prepare
 from apt_train.errors import InputError
 from apt_train.events import TrainResult
 from apt_train.families.components import Components
@@ -28,6 +29,7 @@ from apt_train.lora_check.sheet import sheet
 from apt_train.lora_check.subject import Subject
 from apt_train.lora_check.verdict import paragraphs
 from apt_train.lora_check.with_lora import lora_ready
+from apt_train.photo_check.preflight import preflight
 from apt_train.sample.apply import personalized
 from apt_train.sample.sampler import sample
 from tests.lora_files import attention_paths, kohya, random_layers, scaled
@@ -188,6 +190,31 @@ def test_progress_ends_at_its_total(trained: TrainResult) -> None:
 def test_a_strength_that_overflows_is_one_sentence(trained: TrainResult) -> None:
     with pytest.raises(InputError, match="no numbers with the LoRA at strength 1: use fp32"):
         looked_over(scaled(trained.lora, 1e37), images=None)
+
+
+@pytest.mark.parametrize(("resolution", "multiple"), [(256, 8), (512, 64)])
+def test_pictures_are_cropped_as_they_were_trained_on(
+    resolution: int, multiple: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By training, by the preflight and by the check-up."""
+    images, parts, buckets = pictures(1, height=90, width=200), tiny_components(), list[tuple[int, int]]()
+
+    class Enough(Exception):
+        pass
+
+    def watched(*given: Any) -> None:
+        buckets.append(prepare(*given)[0].bucket)
+        raise Enough
+
+    for module in ("lora_check.check_up", "training.streams"):
+        monkeypatch.setattr(f"apt_train.{module}.prepare", watched)
+    lora = kohya(random_layers(parts.unet, attention_paths(parts.unet)))
+    with pytest.raises(Enough):
+        looked_over(lora, replace(QUICK, resolution=resolution), components=parts, images=images)
+    with pytest.raises(Enough):
+        run(parts, images=images, resolution=resolution)
+    buckets.append(preflight(images, resolution).looks[0].crop.bucket)
+    assert len(set(buckets)) == 1 and all(side % multiple == 0 for side in buckets[0])
 
 
 def test_samples_stand_beside_the_priors(own: CheckUp) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import OutputConfig
-from ..data.buckets import prepare
+from ..data.buckets import bucket_multiple, prepare
 from ..data.dataset import ImageSet, TrainImage
 from ..data.latent_bank import LatentBank
 from ..errors import InputError
@@ -156,7 +156,7 @@ class _Work:
         if not any(SUBJECT in text for text in captions):
             self._notes.append("No caption names the subject, so the trigger was only tried on the prompt.")
         components = self._components
-        prepared = prepare(chosen, self._side, components.size_multiple)
+        prepared = prepare(chosen, self._side, bucket_multiple(0, self._side, components.size_multiple))
         bank = LatentBank(
             prepared, components.encode, seed=self._asked.seed, kinds=(), max_zoom=1.0, max_degrees=0.0, max_variants=0,
             vae_factor=components.family.vae_factor, on_device=lambda: vae_on(components, self._ready.device),

@@ -18,6 +18,7 @@ from ..report.heat_map import heat_map
 from ..report.palette import BLUE, FAINT, INK, ORANGE, PALE, SERIES, as_hex
 from ..report.plots import as_picture
 from ..run.curves import bin_edges
+from ..wording import counted
 from .findings import CheckUp
 from .verdict import headline, paragraphs
 
@@ -52,7 +53,7 @@ def _head(place: SubFigure, found: CheckUp, words: str) -> None:
     colour = "#b3261e" if found.recommendation.overfitted else as_hex(INK)
     place.text(0.012, 0.97, f"{headline(found)}  {found.lora.name}", fontsize=19, va="top", weight="bold", color=colour)
     on = f'on {found.source}, "{found.subject.trigger}" for "{found.subject.class_word}"'
-    seen = f"{found.pictures} pictures" if found.pictures else "no pictures"
+    seen = counted(found.pictures, "picture")
     place.text(
         0.012, 0.06, f"{words}\n{on}; {seen}", fontsize=LETTERS, va="bottom", color=as_hex(INK), linespacing=1.35
     )
