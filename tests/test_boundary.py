@@ -116,6 +116,17 @@ def test_one_family_is_known_in_its_own_folder_alone() -> None:
         assert not known, f"{path}: {known}"
 
 
+def test_a_family_is_entered_by_its_door_alone() -> None:
+    """What else a room asks of a model goes through `Family` and `Network`, which every family has."""
+    for path, tree in trees().items():
+        home = path.relative_to(PACKAGE).parts[:-1]
+        for node in ast.walk(tree):
+            if home[:1] != ("families",) and isinstance(node, ast.ImportFrom) and node.level:
+                target = (*home[: len(home) - node.level + 1], *(node.module or "").split("."))
+                names = [name.name for name in node.names]
+                assert target[:2] != ("families", "sd") or (len(target) == 2 and names == ["load_checkpoint"]), path
+
+
 def _words(tree: ast.AST) -> Iterator[str]:
     """Names and short texts; a sentence may speak of a model."""
     for node in ast.walk(tree):

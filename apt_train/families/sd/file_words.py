@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from ..components import FileWords
+from ..file_words import FileWords
+from .layer_names import encoder_names, model_of, unet_names
 
 _ATTENTION = re.compile(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.(.+)")
 _MIDDLE = re.compile(r"mid_block\.attentions\.0\.(.+)")
@@ -42,8 +44,9 @@ def _layers_per_level(unet_config: Mapping[str, Any]) -> list[int]:
     return [layers] * len(unet_config["down_block_types"]) if isinstance(layers, int) else list(layers)
 
 
+_words = partial(FileWords, network_names=unet_names, encoder_names=encoder_names, model_of=model_of)
 FILE_WORDS = {
-    "sd15": FileWords("stable-diffusion-v1", "sd_v1"),
-    "sdxl": FileWords("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "sgm", sgm_path),
-    "custom": FileWords(),  # any other UNet2DConditionModel, the embedded default say
+    "sd15": _words("stable-diffusion-v1", "sd_v1"),
+    "sdxl": _words("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "sgm", sgm_path),
+    "custom": _words(),  # any other UNet2DConditionModel, the embedded default say
 }

@@ -7,17 +7,34 @@ In: names made from the model's own layers, so that a file is looked up and neve
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
-from .ldm_unet import OUTER, RESNET
+from ..file_words import layer_paths, plain_names
 
+# The original code's names -> diffusers': inside a residual block, and outside of all blocks.
+RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+OUTER = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
 _OUTER = {theirs: ours for ours, theirs in OUTER.items()}
 _RESNET = {theirs: ours for ours, theirs in RESNET.items()}
 _MIDDLE = {"resnets.0": "0", "attentions.0": "1", "resnets.1": "2"}
-_DOTTED = ("", "unet.", "base_model.model.", "unet.base_model.model.", "base_model.model.unet.")
 
 
 def unet_names(unet: nn.Module) -> dict[str, str]:
@@ -26,17 +43,16 @@ def unet_names(unet: nn.Module) -> dict[str, str]:
     Names of kohya (of diffusers' and of the original blocks), LyCORIS, peft, diffusers (also its older attention
     processors) and ComfyUI.
     """
-    names: dict[str, str] = {}
-    for path in _layers(unet):
-        flat = path.replace(".", "_")
-        found = [f"lora_unet_{flat}", f"lycoris_{flat}", *(f"{lead}{path}" for lead in _DOTTED)]
+    names = plain_names(unet)
+    for path in layer_paths(unet):
         old = path.replace(".to_", ".processor.to_").removesuffix(".0" if path.endswith("to_out.0") else "\0")
-        found += [old, f"unet.{old}"]
+        found = [old, f"unet.{old}"]
         original = original_path(path, unet.config)  # type: ignore[arg-type]
         if original is not None:
             found += [f"lora_unet_{original.replace('.', '_')}", f"diffusion_model.{original}"]
             found.append(f"model.diffusion_model.{original}")
-        names.update({name: path for name in found if name not in names})
+        for name in found:
+            names.setdefault(name, path)
     return names
 
 
@@ -46,7 +62,7 @@ def encoder_names(encoder: nn.Module, number: int, count: int, key: str) -> dict
     own = "text_encoder" if number == 1 else f"text_encoder_{number}"
     dotted = [f"{own}.", f"text_encoders.{key}.transformer.", f"{key}.transformer.", f"{own}.base_model.model."]
     names: dict[str, str] = {}
-    for path in _layers(encoder):
+    for path in layer_paths(encoder):
         bare = path.removeprefix("text_model.")  # transformers 5 has none
         full = bare if bare.startswith("text_projection") else f"text_model.{bare}"
         names.update({lead + full.replace(".", "_"): path for lead in kohya})
@@ -77,13 +93,6 @@ def original_path(path: str, config: Mapping[str, Any]) -> str | None:
 
 def _inner(part: str, rest: str) -> str:
     return _RESNET.get(rest, rest) if part.startswith("resnets") else rest
-
-
-def _layers(module: nn.Module) -> Iterator[str]:
-    """Paths of what has a weight or a bias of its own."""
-    for path, layer in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
-        if path and any(True for _ in layer.parameters(recurse=False)):
-            yield path
 
 
 def _layers_per_level(config: Mapping[str, Any]) -> list[int]:
