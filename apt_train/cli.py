@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args, get_or
 from .config import OutputConfig, TrainConfig
 from .console.interruption import exit_code, interrupted_by_signals
 from .console.terminal import is_terminal, lossy_output
+from .disk.files import check_new_file, check_writable
 from .disk.json_file import is_object
 from .errors import InputError
 from .lora_check.command import add_options
@@ -253,6 +254,7 @@ def _resume(options: argparse.Namespace) -> int:
     folder = expanded(options.folder, "The run's folder")
     saved = read_config(folder)
     config, _ = read_settings(folder)
+    check_writable(folder)
     if options.steps is not None:
         config = dataclasses.replace(config, steps=options.steps)
     if options.stop is not None:
@@ -380,6 +382,7 @@ def _say_done(result: TrainResult, output: Path, name: str) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     folder = expanded(options.folder, "The run's folder")
+    check_writable(folder)
     from .report import write_report
 
     print(f"Report: {one_line(str(write_report(folder)))}")
@@ -417,6 +420,7 @@ def _sheet_place(given: str, folder: Path) -> Path:
         raise InputError(f"--sheet is {given}: give the name of a .png file.")
     if absolute(place).resolve().parent == absolute(folder).resolve():
         raise InputError(f"--sheet is {given}, among the pictures, where it would be trained on: give another place.")
+    check_new_file(place)
     return place
 
 

@@ -19,12 +19,11 @@ from .settings_field import (
     Range,
     Widget,
     built,
-    check_value,
     check_values,
-    fields_of,
     group,
     identifying,
     require,
+    require_text,
     setting,
 )
 
@@ -674,9 +673,7 @@ def subject_name(class_word: str, identifier: str) -> str:
 
 def check_called(class_word: str, identifier: str) -> None:
     """InputError: a class word or an identifier that no run takes. An empty class word is one not known yet."""
-    for name, value in (("class_word", class_word), ("identifier", identifier)):
-        check_value(fields_of(TrainConfig)[name], str, value)
-    _check_plain("class_word", class_word)
+    check_class_word(class_word)
     letters = "letters, digits, _ and -"
     fits = not identifier or NAME_PATTERN.fullmatch(identifier) is not None
     require(fits, "identifier", repr(identifier), f"use only {letters}")
@@ -684,6 +681,12 @@ def check_called(class_word: str, identifier: str) -> None:
     empty = f"empty and class_word is {class_word!r}, which cannot name files"
     require(NAME_PATTERN.fullmatch(name) is not None, "identifier", empty, f"give a name of {letters}")
     check_subject_name(name)
+
+
+def check_class_word(word: str) -> None:
+    """InputError: no prompt can have it."""
+    require_text("class_word", word)
+    _check_plain("class_word", word)
 
 
 def _check_plain(name: str, word: str) -> None:

@@ -20,6 +20,7 @@ from apt_train.photo_check.sheet import MOST, RED, _lines_below, contact_sheet
 from apt_train.report.palette import BLUE, ORANGE
 from apt_train.text.captions import caption_for
 
+from .command_line import options_of
 from .photo_sets import FOLDERS, GOOD, SIDE, Photo, background, change, save
 
 DEMO = Path(cli.__file__).parent / "assets" / "demo"
@@ -286,6 +287,7 @@ MISTAKES = {
     "a sheet among the pictures": (["toy", "--sheet", "toy/sheet.png"], "where it would be trained on"),
     "no picture's name": (["toy", "--sheet", "sheet.txt"], "give the name of a .png file"),
     "no place for it": (["toy", "--sheet", "nowhere/sheet.png"], "nowhere"),
+    "a name for no file": (["toy", "--sheet", "con.png"], "con.png is a reserved name"),
 }
 
 
@@ -300,3 +302,51 @@ def test_a_mistake_is_told_in_one_sentence(
     said = capsys.readouterr()
     assert sentence in said.err and len(said.err.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["toy"]
+
+
+# ---- every option has its effect ---------------------------------------------------------------------------------
+
+
+def odd_set(folder: Path) -> Path:
+    """Pictures that every option reads in another way."""
+    save(folder, captions=True)
+    (folder / "0.txt").write_text("my_toy on a thing", encoding="utf-8")
+    Photo(5, 4, size=(256, 400)).draw().save(folder / "4.png")
+    clear = GOOD[1].draw()
+    clear.putalpha(GOOD[1].mask())
+    clear.save(folder / "5.png")
+    return folder
+
+
+EFFECTS: dict[str, tuple[list[str], list[str]]] = {
+    "--resolution": ([], ["--resolution", "512"]),
+    "--bucket-multiple": ([], ["--bucket-multiple", "128"]),
+    "--class-word": ([], ["--class-word", "thing"]),
+    "--identifier": ([], ["--identifier", "my_toy"]),
+    "--background": ([], ["--background", "red"]),
+    "--alpha-masks": ([], ["--alpha-masks"]),
+}
+ELSEWHERE = {"folder", "--skip-bad-images", "--sheet"}  # below, and above
+
+
+@pytest.mark.parametrize("option", EFFECTS)
+def test_an_option_has_its_effect(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, seen = odd_set(tmp_path / "odd"), list[tuple[str, bytes]]()
+    for given in EFFECTS[option]:
+        sheet = tmp_path / f"sheet-{len(seen)}.png"
+        assert cli.main(["check", str(folder), "--resolution", "256", *given, "--sheet", str(sheet)]) < 2
+        said = capsys.readouterr().out.replace(str(sheet), "")
+        seen.append((said, sheet.read_bytes()))
+    assert seen[0][1] != seen[1][1] and (option == "--background" or seen[0][0] != seen[1][0])
+
+
+def test_bad_pictures_are_left_out_where_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save(tmp_path / "toy")
+    (folder / "9.png").write_bytes(b"x")
+    assert cli.main(["check", str(folder), "--resolution", "256"]) == 2
+    assert cli.main(["check", str(folder), "--resolution", "256", "--skip-bad-images"]) == 0
+    assert "in 4 pictures" in capsys.readouterr().out
+
+
+def test_every_option_is_tried() -> None:
+    assert set(EFFECTS) | ELSEWHERE == options_of("check")

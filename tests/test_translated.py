@@ -46,7 +46,7 @@ SOURCES = sorted([*(ROOT / "nodes").rglob("*.py"), *(ROOT / "apt_train").rglob("
 
 # Read by the command line alone: the nodes get models from wires.
 COMMAND_LINE = {
-    "cli.py", "apply.py", "write.py", "attention_file.py",
+    "cli.py", "command.py", "apply.py", "write.py", "attention_file.py",
     "config_check.py", "config_tables.py", "diffusers_folder.py", "json_file.py", "load.py", "schedule_config.py",
     "sniff.py", "tokenizer_check.py", "tokenizer_files.py", "vae_source.py", "weight_files.py", "ldm_vae.py",
     "parts_fit.py",

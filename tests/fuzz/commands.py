@@ -20,6 +20,7 @@ from apt_train.demo import demo
 from apt_train.errors import InputError
 from apt_train.events import StepEvent, StopTraining
 from apt_train.training import finish, loop
+from tests.command_line import actions_of
 
 from . import captions, models, states
 from .case import Case
@@ -211,9 +212,7 @@ def _given(option: argparse.Action) -> SearchStrategy[tuple[str, ...]]:
 
 
 def _options(command: str) -> list[argparse.Action]:
-    parser = cli.build_parser()
-    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    found = [action for action in commands.choices[command]._actions if action.option_strings]
+    found = [action for action in actions_of(command) if action.option_strings]
     return [action for action in found if "--device" not in action.option_strings or command == "run"]
 
 
