@@ -71,7 +71,7 @@ def inspect(options: argparse.Namespace, output: Path) -> int:
             components, lora, subject, asked, images=images, device=options.device,
             busy=lambda done, total: progress(BusyEvent("check-up", 0, done, total)),
         )  # fmt: skip
-    print("\n\n".join(paragraphs(found)), end="\n\n")
+    print("\n\n".join(map(one_line, paragraphs(found))), end="\n\n")
     _write(found, output)
     print(f"Sheet: {one_line(str(output / 'check_up.png'))}")
     print(f"Numbers: {one_line(str(output / 'check_up.json'))}")
