@@ -17,15 +17,17 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args, get_origin
 
-from .checkup.command import add_options
 from .config import OutputConfig, TrainConfig
 from .console.interruption import exit_code, interrupted_by_signals
 from .console.terminal import is_terminal, lossy_output
+from .disk.files import check_new_file, check_writable
 from .disk.json_file import is_object
 from .errors import InputError
+from .lora_check.command import add_options
 from .paths import absolute, argument, command, expanded, one_line
 from .presets import PRESETS, PUBLISHED, in_force, preset_named
 from .settings_field import choices_of, fields_of, groups_of, nested, said, types_of
+from .wording import counted
 
 if TYPE_CHECKING:
     from .data.dataset import ImageSet
@@ -250,6 +252,7 @@ def _resume(options: argparse.Namespace) -> int:
     folder = expanded(options.folder, "The run's folder")
     saved = read_config(folder)
     config, _ = read_settings(folder)
+    check_writable(folder)
     if options.steps is not None:
         config = dataclasses.replace(config, steps=options.steps)
     if options.stop is not None:
@@ -362,7 +365,7 @@ def _say_done(result: TrainResult, output: Path, name: str) -> None:
         return print("Stopped before the first step, nothing was trained: run the same command again.")
     if result.stopped:
         again = command("resume", argument(output))
-        print(f"Stopped after {result.steps_done} steps, nothing is lost; go on with: {again}")
+        print(f"Stopped after {counted(result.steps_done, 'step')}, nothing is lost; go on with: {again}")
     place = one_line(str(output / name))
     print(f"LoRA: {place}.safetensors")
     if result.embeddings is not None:
@@ -377,6 +380,7 @@ def _say_done(result: TrainResult, output: Path, name: str) -> None:
 
 def _report(options: argparse.Namespace) -> int:
     folder = expanded(options.folder, "The run's folder")
+    check_writable(folder)
     from .report import write_report
 
     print(f"Report: {one_line(str(write_report(folder)))}")
@@ -386,8 +390,8 @@ def _report(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     folder = expanded(options.folder, "The image folder")
     sheet = None if options.sheet is None else _sheet_place(options.sheet, folder)
-    from .check.preflight import preflight
     from .data.dataset import load_images
+    from .photo_check.preflight import preflight
 
     reading = {name: getattr(options, name) for name in ("background", *_SWITCHES)}
     found = preflight(
@@ -400,7 +404,7 @@ def _check(options: argparse.Namespace) -> int:
     for line in found.lines():
         print(one_line(line))
     if sheet is not None:
-        from .check.sheet import write_sheet
+        from .photo_check.sheet import write_sheet
 
         write_sheet(found, sheet)
         print(f"Sheet: {one_line(str(sheet))}")
@@ -414,11 +418,12 @@ def _sheet_place(given: str, folder: Path) -> Path:
         raise InputError(f"--sheet is {given}: give the name of a .png file.")
     if absolute(place).resolve().parent == absolute(folder).resolve():
         raise InputError(f"--sheet is {given}, among the pictures, where it would be trained on: give another place.")
+    check_new_file(place)
     return place
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from .checkup.command import inspect
+    from .lora_check.command import inspect
 
     output = _free_folder("runs/inspect") if options.out is None else expanded(options.out, "--out")
     with _quiet_libraries():

@@ -15,7 +15,17 @@ from typing import Any, Literal
 from .adapter_kinds import KINDS
 from .names import check_subject_name
 from .optimizers import BUILDERS
-from .settings_field import Range, Widget, built, check_values, group, identifying, require, setting
+from .settings_field import (
+    Range,
+    Widget,
+    built,
+    check_values,
+    group,
+    identifying,
+    require,
+    require_text,
+    setting,
+)
 
 Method = Literal["apt", "dreambooth", "dco", "tlora"]
 IdentifierMode = Literal["learned", "word"]
@@ -578,23 +588,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_values(self)
         require(bool(self.class_word.strip()), "class_word", "empty", "say what the subject is, for example toy or dog")
-        for name in ("class_word", "init_word"):
-            word = getattr(self, name)
-            require(not _PLACEHOLDER.search(word), name, repr(word), "write plain words the model knows, such as toy")
-        letters = "letters, digits, _ and -"
-        require(
-            not self.identifier or NAME_PATTERN.fullmatch(self.identifier) is not None,
-            "identifier",
-            repr(self.identifier),
-            f"use only {letters}",
-        )
-        require(
-            NAME_PATTERN.fullmatch(self.name) is not None,
-            "identifier",
-            f"empty and class_word is {self.class_word!r}, which cannot name files",
-            f"give a name of {letters}",
-        )
-        check_subject_name(self.name)
+        _check_plain("init_word", self.init_word)
+        check_called(self.class_word, self.identifier)
         require(
             self.method != "dco" or self.apt.lazy_prior == 1,
             "lazy_prior",
@@ -610,7 +605,7 @@ class TrainConfig:
     @property
     def name(self) -> str:
         """The subject's name, also the stem of every file written for it."""
-        return self.identifier or "_".join(self.class_word.split()) + "_subject"
+        return subject_name(self.class_word, self.identifier)
 
     @property
     def unseen_prompt(self) -> str:
@@ -669,3 +664,30 @@ class TrainConfig:
         by_indicator = apt.alignment and apt.attn_schedule == "indicator"
         uses = self.method == "apt" and (apt.adaptive_augmentation or apt.adaptive_loss_weight or by_indicator)
         return uses or apt.watch_indicator
+
+
+def subject_name(class_word: str, identifier: str) -> str:
+    """What a subject is called, and its files."""
+    return identifier or "_".join(class_word.split()) + "_subject"
+
+
+def check_called(class_word: str, identifier: str) -> None:
+    """InputError: a class word or an identifier that no run takes. An empty class word is one not known yet."""
+    check_class_word(class_word)
+    letters = "letters, digits, _ and -"
+    fits = not identifier or NAME_PATTERN.fullmatch(identifier) is not None
+    require(fits, "identifier", repr(identifier), f"use only {letters}")
+    name = subject_name(class_word, identifier)
+    empty = f"empty and class_word is {class_word!r}, which cannot name files"
+    require(NAME_PATTERN.fullmatch(name) is not None, "identifier", empty, f"give a name of {letters}")
+    check_subject_name(name)
+
+
+def check_class_word(word: str) -> None:
+    """InputError: no prompt can have it."""
+    require_text("class_word", word)
+    _check_plain("class_word", word)
+
+
+def _check_plain(name: str, word: str) -> None:
+    require(not _PLACEHOLDER.search(word), name, repr(word), "write plain words the model knows, such as toy")

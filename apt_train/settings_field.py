@@ -205,7 +205,7 @@ def check_value(item: dataclasses.Field[Any], hint: Any, value: Any) -> None:
     _check_type(item.name, hint, value)
     for text in value if _is_tuple(value) else (value,):
         if isinstance(text, str):
-            require(_is_text(text), item.name, ascii(text), "leave out what is no letter")
+            require_text(item.name, text)
     _check_words(item, hint, value)
     _check_range(item, hint, value)
 
@@ -224,9 +224,10 @@ def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
     return isinstance(value, tuple)
 
 
-def _is_text(text: str) -> bool:
-    """Tokenizers read it and files hold it: no zero bytes, no halves of letters."""
-    return "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+def require_text(name: str, text: str) -> None:
+    """Tokenizers read it and files hold it: no zero bytes, no halves of letters. InputError: it has some."""
+    is_text = "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+    require(is_text, name, ascii(text), "leave out what is no letter")
 
 
 def _plain_type(hint: Any) -> type:

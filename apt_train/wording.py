@@ -1,4 +1,4 @@
-"""Names in a sentence for users: the first few of many, and nothing in them that a terminal or a log cannot take."""
+"""Names and counts in a sentence for users: the first few of many names, nothing that a terminal or log cannot take."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ def listed(names: Sequence[str], most: int = 5) -> str:
     if more > 0:
         shown.append(f"{more} others" if more > 1 else "1 other")
     return f"{', '.join(shown[:-1])} and {shown[-1]}" if len(shown) > 1 else "".join(shown)
+
+
+def counted(count: int, what: str) -> str:
+    """So many of it: `1 picture`, `3 pictures`, `no pictures`."""
+    return f"{count or 'no'} {what}" + ("" if count == 1 else "s")
 
 
 def printable(name: str) -> str:

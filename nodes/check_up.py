@@ -15,10 +15,10 @@ from .wires import AptOptions, AptRun, AptRunWire
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..apt_train.checkup.findings import CheckUp
-    from ..apt_train.checkup.lora_file import LoraFile
-    from ..apt_train.checkup.subject import Subject
     from ..apt_train.data.dataset import ImageSet
+    from ..apt_train.lora_check.findings import Asked, CheckUp
+    from ..apt_train.lora_check.lora_file import LoraFile
+    from ..apt_train.lora_check.subject import Subject
 
 NO_FILE = "none"
 WIRES = ("model", "clip", "vae")
@@ -88,9 +88,9 @@ class APTLoRACheckUp(io.ComfyNode):
     def execute(cls, **inputs: Any) -> io.NodeOutput:
         import torch
 
-        from ..apt_train.checkup.numbers import as_json
-        from ..apt_train.checkup.sheet import sheet
-        from ..apt_train.checkup.verdict import paragraphs
+        from ..apt_train.lora_check.numbers import as_json
+        from ..apt_train.lora_check.sheet import sheet
+        from ..apt_train.lora_check.verdict import paragraphs
         from .host.language import translated
         from .host.pictures import image_tensor
 
@@ -112,6 +112,7 @@ class _Question:
     tensors: dict[str, Tensor]
     subject: Subject
     images: ImageSet | None
+    asked: Asked
 
 
 def _inputs() -> list[Any]:
@@ -198,7 +199,7 @@ def _question(inputs: dict[str, Any]) -> _Question:
     check_installed()
     import torch
 
-    from ..apt_train.checkup.lora_file import read_lora, sorted_lora
+    from ..apt_train.lora_check.lora_file import read_lora, sorted_lora
     from .training import image_set
 
     one = {name: values[0] for name, values in inputs.items() if values}
@@ -214,45 +215,49 @@ def _question(inputs: dict[str, Any]) -> _Question:
             lora, tensors = read_lora(lora_path(name)), {}
         given = list(inputs.get("images") or ())
         images = image_set(given, inputs.get("captions"), None, AptOptions({})) if given else None
-        return _Question(lora, tensors, _subject(lora, one), images)
+        return _Question(lora, tensors, _subject(lora, one), images, _asked(one))
 
 
 def _subject(lora: LoraFile, one: dict[str, Any]) -> Subject:
-    from ..apt_train.checkup.subject import Subject
+    from ..apt_train.lora_check.subject import Subject
     from .host.loras import embedding_rows
 
     run: AptRun | None = one.get("run")
     class_word = one["class_word"].strip() or (run.class_word if run else "")
     trigger = one["trigger"].strip() or (run.trigger if run else "")
-    said = trigger or lora.metadata.get("modelspec.trigger_phrase", "")
+    said = trigger or lora.trigger
     return Subject.of(lora, class_word, trigger, embedding_rows(said))
 
 
-def _looked_over(asked: _Question, one: dict[str, Any], node_id: str) -> CheckUp:
-    from ..apt_train.checkup.check_up import check_up, working_dtype
-    from ..apt_train.checkup.findings import Asked
+def _asked(one: dict[str, Any]) -> Asked:
+    from ..apt_train.lora_check.findings import PROMPT, Asked
+
+    return Asked(
+        strengths=_strengths(one["strengths"]),
+        prompt=one["prompt"].strip() or PROMPT,
+        unrelated=tuple(line.strip() for line in one.get("unrelated", "").splitlines() if line.strip()),
+        resolution=one["resolution"], draws=one["draws"], sample_steps=one["sample_steps"], seed=one["seed"],
+    )  # fmt: skip
+
+
+def _looked_over(question: _Question, one: dict[str, Any], node_id: str) -> CheckUp:
     from ..apt_train.disk.tensor_file import read_tensors
+    from ..apt_train.lora_check.check_up import check_up, working_dtype
     from .host.components import Wires
     from .host.loras import lora_path, taken_by_host
     from .host.memory import training_room
     from .host.progress import NodeProgress
 
-    settings = Asked(
-        strengths=_strengths(one["strengths"]),
-        prompt=one["prompt"].strip() or "a photo of {subject}",
-        unrelated=tuple(line.strip() for line in one.get("unrelated", "").splitlines() if line.strip()),
-        resolution=one["resolution"] or None, draws=one["draws"], sample_steps=one["sample_steps"], seed=one["seed"],
-    )  # fmt: skip
     wires = Wires.checked(*(one[name] for name in WIRES))
-    tensors = asked.tensors or read_tensors(lora_path(one["lora_name"]))[0]
+    tensors = question.tensors or read_tensors(lora_path(one["lora_name"]))[0]
     taken = taken_by_host(wires.model, wires.clip, tensors)
     progress = NodeProgress(node_id, 1)
     progress.say("reading the weights")
     with training_room():
-        components = wires.components(working_dtype(settings.precision, wires.device), "")
+        components = wires.components(working_dtype(question.asked.precision, wires.device), "")
         found = check_up(
-            components, asked.lora, asked.subject, settings, images=asked.images, device=wires.device,
-            busy=_shown(progress),
+            components, question.lora, question.subject, question.asked, images=question.images,
+            device=wires.device, busy=_shown(progress),
         )  # fmt: skip
     return replace(found, notes=[*found.notes, *_host_note(taken, len(found.placement.placed))])
 

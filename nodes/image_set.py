@@ -1,7 +1,7 @@
 """`APT Image Set`: a folder, or wired images, as pictures, captions and masks for training; looked through on the way.
 
 In: the node, and what it hands on. Not in: reading a folder (`apt_train.data.dataset`), what is found and the sheet
-(`apt_train.check`), which folders may be read (`host.folders`).
+(`apt_train.photo_check`), which folders may be read (`host.folders`).
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ class APTImageSet(io.ComfyNode):
         check_installed()
         import torch
 
-        from ..apt_train.check.preflight import preflight
-        from ..apt_train.check.sheet import contact_sheet
+        from ..apt_train.photo_check.preflight import preflight
+        from ..apt_train.photo_check.sheet import contact_sheet
         from .host.language import translated
         from .host.pictures import image_tensor
         from .host.progress import NodeProgress, stop_if_cancelled
@@ -182,10 +182,11 @@ def _identifier(shown: Mapping[str, Any]) -> str:
 
 def _check_names(shown: Mapping[str, Any]) -> None:
     """InputError: a class word or a name that APT Train would refuse, called as the widget is."""
-    from ..apt_train.check.preflight import settings_of
+    from ..apt_train.photo_check.preflight import called_of, sizes_of
 
+    sizes_of(shown.get("resolution", 512), 0)
     try:
-        settings_of(shown.get("resolution", 512), 0, shown.get("class_word", ""), _identifier(shown))
+        called_of(shown.get("class_word", ""), _identifier(shown))
     except InputError as error:
         raise InputError(str(error).replace("identifier is", "subject is", 1)) from None
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from apt_train.checkup.blocks import Block
-from apt_train.checkup.findings import AtStrength, CheckUp
-from apt_train.checkup.gain import Gain
-from apt_train.checkup.lora_file import LoraFile
-from apt_train.checkup.placing import Placed, Placement
-from apt_train.checkup.recommend import recommended
-from apt_train.checkup.subject import Subject
+from apt_train.lora_check.blocks import Block
+from apt_train.lora_check.findings import AtStrength, CheckUp
+from apt_train.lora_check.gain import Gain
+from apt_train.lora_check.lora_file import LoraFile
+from apt_train.lora_check.placing import Placed, Placement
+from apt_train.lora_check.recommend import recommended
+from apt_train.lora_check.subject import Subject
 
 
 def check_ups() -> Iterator[CheckUp]:

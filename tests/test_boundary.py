@@ -71,8 +71,8 @@ def test_relative_imports_stay_inside() -> None:
 
 # A floor calls only floors below it; the files beside the rooms are the words that everybody speaks.
 FLOORS = (
-    "disk", "families", "data", "text", "adapter", "run", "sample", "verdict", "report", "check", "training", "console",
-    "checkup", "demo",
+    "disk", "families", "data", "text", "adapter", "run", "sample", "verdict", "report", "photo_check", "training",
+    "console", "lora_check", "demo",
 )  # fmt: skip
 DOORS = {"__init__.py", "__main__.py", "cli.py", "indicator.py", "losses.py", "augment.py"}  # open onto every floor
 
@@ -140,6 +140,17 @@ def test_one_family_is_known_in_its_own_folder_alone() -> None:
             continue
         known = [text for text in _words(tree) if OF_ONE_FAMILY.search(text)]
         assert not known, f"{path}: {known}"
+
+
+def test_a_family_is_entered_by_its_door_alone() -> None:
+    """What else a room asks of a model goes through `Family` and `Network`, which every family has."""
+    for path, tree in trees().items():
+        home = path.relative_to(PACKAGE).parts[:-1]
+        for node in ast.walk(tree):
+            if home[:1] != ("families",) and isinstance(node, ast.ImportFrom) and node.level:
+                target = (*home[: len(home) - node.level + 1], *(node.module or "").split("."))
+                names = [name.name for name in node.names]
+                assert target[:2] != ("families", "sd") or (len(target) == 2 and names == ["load_checkpoint"]), path
 
 
 def _words(tree: ast.AST) -> Iterator[str]:

@@ -12,12 +12,15 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from apt_train import cli
-from apt_train.check.look import sharpness_of
-from apt_train.check.preflight import Preflight, preflight
-from apt_train.check.sheet import MOST, RED, contact_sheet
 from apt_train.data.dataset import load_images
+from apt_train.errors import InputError
 from apt_train.palette import BLUE, ORANGE
+from apt_train.photo_check.look import sharpness_of
+from apt_train.photo_check.preflight import Preflight, preflight
+from apt_train.photo_check.sheet import MOST, RED, _lines_below, contact_sheet
+from apt_train.text.captions import caption_for
 
+from .command_line import options_of
 from .photo_sets import FOLDERS, GOOD, SIDE, Photo, background, change, save
 
 DEMO = Path(cli.__file__).parent / "assets" / "demo"
@@ -145,6 +148,38 @@ def test_without_a_class_word_only_the_placeholder_is_known(tmp_path: Path) -> N
     assert not any("no class word" in sentence for sentence in told.unchecked)
 
 
+CAPTIONS = (
+    "a photo of {subject}", "a toy on grass", "my_toy on grass", "embedding:my_toy on grass",
+    "embedding:my_toy_embedding.safetensors", "embedding:other on grass", "Embedding:other", "a thing on grass", "toys",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("caption", CAPTIONS)
+def test_a_caption_is_found_fault_with_where_training_refuses_it(caption: str, tmp_path: Path) -> None:
+    save(tmp_path, captions=True)
+    (tmp_path / "1.txt").write_text(caption, encoding="utf-8")
+    try:
+        caption_for(caption, "1.png", template="", name="my_toy", class_word="toy")
+        refused = False
+    except InputError:
+        refused = True
+    assert ("subject not named" in kinds(looked_through(tmp_path, identifier="my_toy"))) == refused
+
+
+def test_a_name_without_a_class_word_is_searched_for_all_the_same(tmp_path: Path) -> None:
+    """Whatever lacks it may still have the class word."""
+    save(tmp_path, captions=True)
+    for name in "0123":
+        (tmp_path / f"{name}.txt").write_text("my_toy", encoding="utf-8")
+    known = {"class_word": "", "identifier": "my_toy"}
+    assert kinds(looked_through(tmp_path, **known)) == ["background not named"]
+    assert not any("no class word" in sentence for sentence in looked_through(tmp_path, **known).unchecked)
+    assert kinds(looked_through(tmp_path, class_word="")) == ["same caption"]
+    (tmp_path / "1.txt").write_text("a toy on grass", encoding="utf-8")
+    found = looked_through(tmp_path, **known)
+    assert "subject not named" not in kinds(found) and any("no class word" in line for line in found.unchecked)
+
+
 def test_a_crop_that_keeps_all_of_the_masked_subject_is_no_finding(tmp_path: Path) -> None:
     save(tmp_path, (*GOOD[:3], Photo(4, 3, (0.5, 0.5), 0.4, (1280, 256))), masks=True)
     assert kinds(looked_through(tmp_path)) == []
@@ -216,6 +251,7 @@ def test_a_sheet_of_many_pictures_with_odd_names_is_drawn(tmp_path: Path) -> Non
         background(i, i % 7, (24, 16 + i % 9)).save(tmp_path / f"{'长' * (i % 3)}{'name ' * (i % 9)}{i}.png")
     found = looked_through(tmp_path, 64)
     assert contact_sheet(found).width == contact_sheet(looked_through(DEMO / "subject", 64)).width
+    assert [line.text for line in _lines_below(found)][1] == "Not shown: 3 more pictures."
 
 
 # ---- the command -------------------------------------------------------------------------------------------------
@@ -247,9 +283,11 @@ MISTAKES = {
     "a multiple": (["toy", "--bucket-multiple", "3"], "bucket_multiple is 3: give a multiple of 8"),
     "a class word": (["toy", "--class-word", "{subject}"], "class_word is '{subject}'"),
     "a name": (["toy", "--identifier", "a/b"], "identifier is 'a/b'"),
+    "a name that is no text": (["toy", "--class-word", "to\0y"], "leave out what is no letter"),
     "a sheet among the pictures": (["toy", "--sheet", "toy/sheet.png"], "where it would be trained on"),
     "no picture's name": (["toy", "--sheet", "sheet.txt"], "give the name of a .png file"),
     "no place for it": (["toy", "--sheet", "nowhere/sheet.png"], "nowhere"),
+    "a name for no file": (["toy", "--sheet", "con.png"], "con.png is a reserved name"),
 }
 
 
@@ -264,3 +302,51 @@ def test_a_mistake_is_told_in_one_sentence(
     said = capsys.readouterr()
     assert sentence in said.err and len(said.err.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["toy"]
+
+
+# ---- every option has its effect ---------------------------------------------------------------------------------
+
+
+def odd_set(folder: Path) -> Path:
+    """Pictures that every option reads in another way."""
+    save(folder, captions=True)
+    (folder / "0.txt").write_text("my_toy on a thing", encoding="utf-8")
+    Photo(5, 4, size=(256, 400)).draw().save(folder / "4.png")
+    clear = GOOD[1].draw()
+    clear.putalpha(GOOD[1].mask())
+    clear.save(folder / "5.png")
+    return folder
+
+
+EFFECTS: dict[str, tuple[list[str], list[str]]] = {
+    "--resolution": ([], ["--resolution", "512"]),
+    "--bucket-multiple": ([], ["--bucket-multiple", "128"]),
+    "--class-word": ([], ["--class-word", "thing"]),
+    "--identifier": ([], ["--identifier", "my_toy"]),
+    "--background": ([], ["--background", "red"]),
+    "--alpha-masks": ([], ["--alpha-masks"]),
+}
+ELSEWHERE = {"folder", "--skip-bad-images", "--sheet"}  # below, and above
+
+
+@pytest.mark.parametrize("option", EFFECTS)
+def test_an_option_has_its_effect(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, seen = odd_set(tmp_path / "odd"), list[tuple[str, bytes]]()
+    for given in EFFECTS[option]:
+        sheet = tmp_path / f"sheet-{len(seen)}.png"
+        assert cli.main(["check", str(folder), "--resolution", "256", *given, "--sheet", str(sheet)]) < 2
+        said = capsys.readouterr().out.replace(str(sheet), "")
+        seen.append((said, sheet.read_bytes()))
+    assert seen[0][1] != seen[1][1] and (option == "--background" or seen[0][0] != seen[1][0])
+
+
+def test_bad_pictures_are_left_out_where_that_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save(tmp_path / "toy")
+    (folder / "9.png").write_bytes(b"x")
+    assert cli.main(["check", str(folder), "--resolution", "256"]) == 2
+    assert cli.main(["check", str(folder), "--resolution", "256", "--skip-bad-images"]) == 0
+    assert "in 4 pictures" in capsys.readouterr().out
+
+
+def test_every_option_is_tried() -> None:
+    assert set(EFFECTS) | ELSEWHERE == options_of("check")

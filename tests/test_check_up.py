@@ -14,24 +14,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from apt_train.checkup.check_up import check_up
-from apt_train.checkup.findings import Asked, AtStrength, CheckUp
-from apt_train.checkup.gain import Gain, gain_of
-from apt_train.checkup.lora_file import LoraFile, sorted_lora
-from apt_train.checkup.numbers import as_dict, as_json
-from apt_train.checkup.placing import place
-from apt_train.checkup.recommend import recommended
-from apt_train.checkup.sheet import sheet
-from apt_train.checkup.subject import Subject
-from apt_train.checkup.verdict import paragraphs
-from apt_train.checkup.with_lora import lora_ready
+from apt_train.data.buckets import prepare
 from apt_train.errors import InputError
 from apt_train.events import TrainResult
 from apt_train.families.components import Components
+from apt_train.lora_check.check_up import check_up
+from apt_train.lora_check.findings import Asked, AtStrength, CheckUp
+from apt_train.lora_check.gain import Gain, gain_of
+from apt_train.lora_check.lora_file import LoraFile, sorted_lora
+from apt_train.lora_check.numbers import as_dict, as_json
+from apt_train.lora_check.placing import place
+from apt_train.lora_check.recommend import recommended
+from apt_train.lora_check.sheet import sheet
+from apt_train.lora_check.subject import Subject
+from apt_train.lora_check.verdict import paragraphs
+from apt_train.lora_check.with_lora import lora_ready
+from apt_train.photo_check.preflight import preflight
 from apt_train.sample.apply import personalized
 from apt_train.sample.sampler import sample
+from apt_train.text.captions import caption_for
 from tests.lora_files import attention_paths, kohya, random_layers, scaled
 from tests.tiny import tiny_components, tiny_unet_without_decoder_attention
+from tests.toy_flow import toy_flow_components
 from tests.training import pictures, run
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -47,7 +51,7 @@ SOME = replace(QUICK, strengths=(0.4, 1.0, 1.2))
 def short_trajectories() -> Iterator[None]:
     """Two points on each instead of five, for time's sake."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("apt_train.checkup.probe.STEPS", 4)
+        patch.setattr("apt_train.sample.paths.STEPS", 4)
         yield
 
 
@@ -185,9 +189,80 @@ def test_progress_ends_at_its_total(trained: TrainResult) -> None:
     assert calls[-1][0] + 1 == calls[-1][1]
 
 
+def test_a_strength_that_is_given_twice_is_tried_once(trained: TrainResult) -> None:
+    found = looked_over(trained.lora, replace(QUICK, strengths=(1.0, 0.5, 1.0)), images=None)
+    tried = [point.strength for point in found.points]
+    assert tried[-2:] == [0.5, 1.0] and len(set(tried)) == len(tried)
+
+
+def test_a_lora_in_single_bytes_is_looked_over(trained: TrainResult, own: CheckUp) -> None:
+    small = {
+        key: tensor if key.endswith("alpha") else tensor.to(torch.float8_e4m3fn) for key, tensor in trained.lora.items()
+    }
+    found = looked_over(small)
+    assert found.lora.dtype == "float8_e4m3fn"
+    exact = next(point for point in own.points if point.strength == 1)
+    assert found.points[-1].subject == pytest.approx(exact.subject, rel=0.3)
+
+
+def test_a_change_beyond_float32s_squares_is_still_a_number() -> None:
+    """On a layer that no output feels: the second encoder layer's, where the network reads the first."""
+    parts = tiny_components("sdxl")
+    paths = [path for path, _ in parts.text_encoders[0].model.named_modules() if path.endswith("layers.1.mlp.fc2")]
+    tower = paths[0].removesuffix("encoder.layers.1.mlp.fc2")
+    layers = {
+        path.removeprefix(tower): pair for path, pair in random_layers(parts.text_encoders[0].model, paths).items()
+    }
+    lora = scaled(kohya(layers, prefix="lora_te1_text_model_"), 1e30)
+    found = looked_over(lora, components=parts, images=None)
+    assert found.blocks[0].moved > 1e20 and found.blocks[0].used == pytest.approx(4, abs=1)
+    assert json.loads(as_json(found), parse_constant=pytest.fail)["blocks"]
+
+
+def test_too_little_memory_is_one_sentence(monkeypatch: pytest.MonkeyPatch, trained: TrainResult) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("apt_train.lora_check.check_up.blocks_of", full)
+    with pytest.raises(InputError, match="Out of memory: give the check-up a lower resolution"):
+        looked_over(trained.lora, images=None)
+
+
+def test_a_lora_of_a_flow_transformer_is_looked_over() -> None:
+    parts = toy_flow_components()
+    paths = [f"blocks.{n}.{end}" for n in range(3) for end in ("to_q", "to_k", "to_v", "to_out.0")]
+    found = looked_over(kohya(random_layers(parts.unet, paths)), components=parts)
+    assert found.points[-1].subject > 0 and found.points[-1].gain is not None and found.blocks[0].moved > 0
+
+
 def test_a_strength_that_overflows_is_one_sentence(trained: TrainResult) -> None:
     with pytest.raises(InputError, match="no numbers with the LoRA at strength 1: use fp32"):
         looked_over(scaled(trained.lora, 1e37), images=None)
+
+
+@pytest.mark.parametrize(("resolution", "multiple"), [(256, 8), (512, 64)])
+def test_pictures_are_cropped_as_they_were_trained_on(
+    resolution: int, multiple: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By training, by the preflight and by the check-up."""
+    images, parts, buckets = pictures(1, height=90, width=200), tiny_components(), list[tuple[int, int]]()
+
+    class Enough(Exception):
+        pass
+
+    def watched(*given: Any) -> None:
+        buckets.append(prepare(*given)[0].bucket)
+        raise Enough
+
+    for module in ("lora_check.check_up", "training.streams"):
+        monkeypatch.setattr(f"apt_train.{module}.prepare", watched)
+    lora = kohya(random_layers(parts.unet, attention_paths(parts.unet)))
+    with pytest.raises(Enough):
+        looked_over(lora, replace(QUICK, resolution=resolution), components=parts, images=images)
+    with pytest.raises(Enough):
+        run(parts, images=images, resolution=resolution)
+    buckets.append(preflight(images, resolution).looks[0].crop.bucket)
+    assert len(set(buckets)) == 1 and all(side % multiple == 0 for side in buckets[0])
 
 
 def test_samples_stand_beside_the_priors(own: CheckUp) -> None:
@@ -272,6 +347,30 @@ def test_captions_name_the_subject_or_stay_as_they_are() -> None:
         "a painting",
         "{subject}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("trigger", "text"),
+    [
+        ("sks toy", "sks on grass"), ("sks toy", "a SKS toy on grass"), ("embedding:sks_embedding", "sks on grass"),
+        ("Embedding:sks", "sks on grass"), ("embedding:sks", "embedding:sks.safetensors on grass"),
+        ("embedding:sks", "a toy on grass"), ("sks toy", "a thing on grass"),
+    ],
+)  # fmt: skip
+def test_a_caption_is_read_as_training_reads_it(trigger: str, text: str) -> None:
+    """Where training refuses it, it stays as it is."""
+    subject = Subject("toy", trigger, {"clip_l": torch.zeros(1, 32)} if ":" in trigger else None)
+    try:
+        expected = caption_for(text, "", template="", name="sks", class_word="toy")
+    except InputError:
+        expected = text
+    assert subject.caption(text) == expected
+
+
+def test_words_of_a_file_cannot_steer_a_terminal(trained: TrainResult) -> None:
+    said = {"apt_class_word": "to\x1b[2Jy", "modelspec.trigger_phrase": "a\nb\r"}
+    subject = Subject.of(sorted_lora(trained.lora, "mine", said))
+    assert (subject.class_word, subject.trigger) == ("to?[2Jy", "a b")
 
 
 def test_an_embedding_of_another_model_is_refused(trained: TrainResult) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,7 +21,9 @@ from safetensors.torch import load_file, save_file
 from apt_train import cli
 from apt_train.errors import InputError
 from apt_train.families.components import Components
+from tests.command_line import commands
 from tests.forked import Forked
+from tests.synthetic_run import plausible_log, write_run
 
 
 def arguments(model: Path, photos: Path, output: Path, *more: str) -> list[str]:
@@ -137,6 +140,48 @@ def test_a_demo_takes_the_next_free_folder(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("apt_train.demo.demo.run_demo", lambda output, *, steps: asked.append(output))
     assert cli.main(["demo"]) == cli.main(["demo", "--output", "here"]) == 0
     assert asked == [Path("runs/demo-2"), Path("here")]
+
+
+PLACES = {  # the command, and what it reads
+    "run": ["run", "--checkpoint", "m", "--images", "p", "--class-word", "toy", "--output", "o", "--device", "cpu"],
+    "resume": ["resume", "run", "--device", "cpu"],
+    "check": ["check", "p", "--sheet", "s.png"],
+    "report": ["report", "run"],
+    "inspect": ["inspect", "l.safetensors", "--checkpoint", "m", "--out", "o", "--device", "cpu"],
+    "demo": ["demo", "--output", "o"],
+}
+
+
+@pytest.mark.parametrize("command", PLACES)
+def test_a_place_that_takes_nothing_is_refused_before_anything_is_read(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not after the minutes of work that were to be written there."""
+
+    def refuse(path: Path) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    def too_early(*_: object, **__: object) -> None:
+        pytest.fail("it was read before the place was tried")
+
+    write_run(tmp_path / "run", plausible_log(3))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("apt_train.disk.files._create", refuse)
+    for reader in ("families.sd.load_checkpoint", "data.dataset.load_images", "lora_check.lora_file.read_lora",
+                   "report.write_report", "demo.demo.load_checkpoint", "demo.demo.load_images"):  # fmt: skip
+        monkeypatch.setattr(f"apt_train.{reader}", too_early, raising=False)
+    assert "is not writable" in refused(PLACES[command], capsys)
+
+
+def test_every_command_is_tried() -> None:
+    assert set(PLACES) == commands()
+
+
+def test_a_demo_of_which_one_run_is_there_trains_neither(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "demo" / "apt").mkdir(parents=True)
+    (tmp_path / "demo" / "apt" / "mine.txt").touch()
+    assert "is not empty" in refused(["demo", "--output", str(tmp_path / "demo")], capsys)
+    assert not (tmp_path / "demo" / "dreambooth").exists()
 
 
 # -- what bad input gets

@@ -36,7 +36,8 @@ SHORT = [  # hand-picked and drawn cases of a target, about a second of each; th
     ("captions", 6, 3),
     ("logs", 30, 8),
     ("states", 3, 1),  # two resumes each
-    ("commands", 12, 4),
+    ("loras", 10, 2),
+    ("commands", 14, 4),
 ]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere cases run in this process")
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from apt_train import cli
+from apt_train.families.components import Components
+from apt_train.lora_check.findings import CheckUp
+from tests.command_line import options_of
 from tests.lora_files import attention_paths, kohya, random_layers
 from tests.tiny import tiny_components
 
@@ -17,7 +23,7 @@ from tests.tiny import tiny_components
 @pytest.fixture(autouse=True)
 def short_trajectories(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two points on each instead of five, for time's sake."""
-    monkeypatch.setattr("apt_train.checkup.probe.STEPS", 4)
+    monkeypatch.setattr("apt_train.sample.paths.STEPS", 4)
 
 
 @pytest.fixture
@@ -29,7 +35,9 @@ def lora(tmp_path: Path) -> Path:
 
 
 def arguments(lora: Path, model: Path, *more: str) -> list[str]:
-    quick = ["--resolution", "32", "--draws", "1", "--unrelated", "a painting", "--device", "cpu", "--strengths", "1"]
+    quick = ["--resolution", "32", "--unrelated", "a painting", "--device", "cpu", "--strengths", "1"]
+    if "--images" in more and "--draws" not in more:
+        quick += ["--draws", "1"]
     return ["inspect", str(lora), "--checkpoint", str(model), *quick, *more]
 
 
@@ -62,7 +70,20 @@ def test_without_pictures_samples_or_a_place_of_its_own(
     [
         (("--class-word", "dog", "--trigger", "embedding:dog"), "that learned word was not found"),
         (("--strengths", "0"), "A strength is not between 0 and 10"),
-        (("--draws", "0"), "draws is below 1"),
+        (("--images", "photos", "--draws", "0"), "draws is 0: give a whole number from 1 to 64"),
+        (("--sample-steps", "-1"), "sample_steps is -1"),
+        (("--resolution", "-32"), "resolution is -32"),
+        (("--seed", "-1"), "seed is -1"),
+        (("--precision", "fp8"), "precision is 'fp8': choose one of auto, fp32, bf16, fp16"),
+        (("--strengths", *(f"0.{n}" for n in range(10, 40))), "strengths is 30 numbers: give 20 or fewer"),
+        (("--prompt", "a dog"), "prompt is 'a dog': write {subject}"),
+        (("--prompt", "a \0 toy"), "leave out what is no letter"),
+        (("--class-word", "{subject}"), "class_word is '{subject}'"),
+        (("--images", ""), "is empty"),
+        (("--draws", "2"), "--draws does nothing without --images"),
+        (("--background", "red"), "--background does nothing without --images"),
+        (("--seed", "1", "--sample-steps", "0"), "--seed does nothing without --sample-steps above 0"),
+        (("--device", "meta"), "The device meta cannot be used here"),
         (("--unrelated", "my toy"), "Every unrelated prompt names the class word"),
         (("--resolution", "33"), "does not fit the model"),
         (("--images", "nowhere"), "nowhere"),
@@ -83,3 +104,139 @@ def test_a_file_that_is_no_lora_is_refused_before_the_model_is_read(
     (tmp_path / "a.pt").write_bytes(b"PK\x03\x04")
     assert cli.main(["inspect", str(tmp_path / "a.pt"), "--checkpoint", "nowhere"]) == 2
     assert "is a pickle" in capsys.readouterr().err
+
+
+# ---- every option has its effect ---------------------------------------------------------------------------------
+
+
+Seen = tuple[dict[str, Any], bytes, dict[str, Any]]  # the numbers, the newest sample, what the checkpoint is read with
+
+
+@pytest.fixture
+def looked(lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Seen]:
+    """An inspection without a model's files and without the drawing."""
+    given: dict[str, Any] = {}
+
+    def load(path: str, **told: Any) -> Components:
+        given.update(checkpoint=path, **told)
+        return tiny_components()
+
+    def newest_sample(found: CheckUp) -> Image.Image:
+        return found.samples[-1] if found.samples else Image.new("RGB", (8, 8))
+
+    monkeypatch.setattr("apt_train.families.sd.load_checkpoint", load, raising=False)
+    monkeypatch.setattr("apt_train.lora_check.sheet.sheet", newest_sample)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for n in range(2):
+        Image.new("RGBA", (32, 32), (200, 40 * n, 0, 90)).save(tmp_path / "photos" / f"{n}.png")
+    save_file({"clip_l": torch.ones(2, 32)}, tmp_path / "my_word.safetensors")
+
+    def look(*options: str) -> Seen:
+        out = tmp_path / f"out-{len(list(tmp_path.glob('out-*')))}"
+        assert cli.main([*arguments(lora, Path("model"), "--out", str(out), "--sample-steps", "1", *options)]) == 0
+        numbers = json.loads((out / "check_up.json").read_text(encoding="utf-8"))
+        return numbers, Image.open(out / "check_up.png").tobytes(), dict(given)
+
+    return look
+
+
+def gains(seen: Seen) -> list[float]:
+    return [point["gain"]["mean"] for point in seen[0]["strengths"]]
+
+
+def drifts(seen: Seen) -> list[float]:
+    return [point["unrelated"] for point in seen[0]["strengths"]]
+
+
+PHOTOS = ("--images", "photos")
+EFFECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable[[Seen], Any], Any]] = {
+    # option: without it, with it, what to look at, what it is with it (...: another than without)
+    "--checkpoint": ((), (), lambda seen: seen[2]["checkpoint"], "model"),
+    "--images": ((), PHOTOS, lambda seen: seen[0]["pictures"], 2),
+    "--class-word": ((), ("--class-word", "dog"), lambda seen: seen[0]["class_word"], "dog"),
+    "--trigger": ((), ("--trigger", "sub toy"), lambda seen: seen[0]["trigger"], "sub toy"),
+    "--embedding": (
+        (), ("--embedding", "my_word.safetensors"), lambda seen: seen[0]["trigger"], "embedding:my_word",
+    ),
+    "--prompt": ((), ("--prompt", "a big {subject}"), lambda seen: seen[0]["prompts"]["subject"], ["a big {subject}"]),
+    "--unrelated": ((), ("--unrelated", "a dog"), lambda seen: seen[0]["prompts"]["unrelated"], ["a dog"]),
+    "--strengths": (
+        (), ("--strengths", "1", "0.5", "1"), lambda seen: [point["strength"] for point in seen[0]["strengths"]],
+        [0.5, 1.0],
+    ),
+    "--draws": (PHOTOS, (*PHOTOS, "--draws", "2"), gains, ...),
+    "--background": (PHOTOS, (*PHOTOS, "--background", "blue"), gains, ...),
+    "--sample-steps": ((), ("--sample-steps", "2"), lambda seen: seen[1], ...),
+    "--seed": ((), ("--seed", "1"), lambda seen: seen[1], ...),
+    "--resolution": ((), ("--resolution", "0"), drifts, ...),
+    "--precision": ((), ("--precision", "bf16"), drifts, ...),
+    "--tokenizer": ((), ("--tokenizer", "words"), lambda seen: seen[2]["tokenizer"], "words"),
+    "--vae": ((), ("--vae", "vae"), lambda seen: seen[2]["vae"], "vae"),
+    "--prediction-type": (
+        (), ("--prediction-type", "v_prediction"), lambda seen: seen[2]["prediction_type"], "v_prediction",
+    ),
+    "--zero-terminal-snr": ((), ("--zero-terminal-snr",), lambda seen: seen[2]["zero_terminal_snr"], True),
+}  # fmt: skip
+ELSEWHERE = {"--device", "--out", "file"}  # above: one that is refused, where it is written, what is looked over
+
+
+@pytest.mark.parametrize("option", EFFECTS)
+def test_an_option_has_its_effect(option: str, looked: Callable[..., Seen]) -> None:
+    without, given, of, expected = EFFECTS[option]
+    found = of(looked(*given))
+    if expected is not ...:
+        assert found == expected
+    if without != given:
+        assert found != of(looked(*without))
+
+
+def test_every_option_is_tried() -> None:
+    assert set(EFFECTS) | ELSEWHERE == options_of("inspect")
+
+
+def test_size_0_is_the_models_own(looked: Callable[..., Seen]) -> None:
+    assert drifts(looked("--resolution", "0")) == drifts(looked("--resolution", "64"))
+
+
+# ---- the learned word --------------------------------------------------------------------------------------------
+
+
+def test_a_learned_word_is_given_by_its_file(looked: Callable[..., Seen]) -> None:
+    """Its trigger is its name, where neither the user nor the LoRA says another; and the rows count."""
+    by_file = looked("--embedding", "my_word.safetensors")
+    named = looked("--embedding", "my_word.safetensors", "--trigger", "embedding:other")
+    assert (by_file[0]["trigger"], named[0]["trigger"]) == ("embedding:my_word", "embedding:other")
+    save_file({"clip_l": -torch.ones(2, 32)}, "my_word.safetensors")
+    assert looked("--embedding", "my_word.safetensors")[0]["strengths"] != by_file[0]["strengths"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "more", "says"),
+    [
+        (
+            {"clip_l": torch.ones(2, 32)},
+            ("--trigger", "sub toy"),
+            "--trigger is 'sub toy', so --embedding does nothing",
+        ),
+        ({"x": torch.ones(3)}, (), "holds no learned word"),
+        ({"clip_l": torch.ones(0, 32)}, (), "holds no learned word"),
+        ({"clip_l": torch.ones(2, 32, dtype=torch.int8)}, (), "holds no learned word"),
+        ({"clip_l": torch.full((2, 32), float("nan"))}, (), "holds values that are no numbers"),
+        ({"clip_g": torch.ones(2, 32)}, (), "has no rows for this model's clip_l"),
+        ({"clip_l": torch.ones(2, 31)}, (), "has no rows for this model's clip_l"),
+    ],
+)
+def test_an_embedding_that_cannot_be_is_refused(
+    tensors: dict[str, torch.Tensor], more: tuple[str, ...], says: str, lora: Path, model: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    word = tmp_path / "word.safetensors"
+    save_file(tensors, word)
+    assert cli.main(arguments(lora, model, "--embedding", str(word), *more)) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_damaged_embedding_that_is_not_asked_for_is_not_read(looked: Callable[..., Seen], lora: Path) -> None:
+    lora.with_name(f"{lora.stem}_embedding.safetensors").write_bytes(b"x")
+    assert looked("--trigger", "sub toy")[0]["trigger"] == "sub toy"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, inject_adapter_in_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from apt_train.checkup.formulas import change, kind_of, rank_of, singular_values
-from apt_train.checkup.lora_file import read_lora, sorted_lora
-from apt_train.checkup.placing import place
 from apt_train.errors import InputError
 from apt_train.families.components import Components
+from apt_train.families.file_words import FileWords
 from apt_train.families.sd.layer_names import original_path, unet_names
+from apt_train.lora_check.formulas import change, kind_of, rank_of, singular_values
+from apt_train.lora_check.lora_file import read_lora, sorted_lora
+from apt_train.lora_check.placing import place
 from tests.lora_files import Layers, attention_paths, kohya, original, peft, processors, random_layers
 from tests.tiny import tiny_components
 from tests.tiny_checkpoint import tiny_modules, unet_to_ldm
+from tests.toy_flow import toy_flow_components
 
 # ---- formulas ----------------------------------------------------------------------------------------------------
 
@@ -204,6 +207,81 @@ def test_layers_that_do_not_fit_are_named_and_left_out() -> None:
     found = place(file, parts)
     assert (found.unfit, found.broken) == ([first.partition(".")[0]], [second.partition(".")[0]])
     assert sorted(file.unread) == [third.replace("lora_down.weight", end) for end in ("alpha", "up")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.float64])
+@pytest.mark.parametrize("kind", ["LoRA", "difference"])
+def test_floats_of_any_size_are_read_as_the_numbers_they_are(dtype: torch.dtype, kind: str) -> None:
+    parts = tiny_components()
+    if kind == "LoRA":
+        lora = kohya(random_layers(parts.unet, attention_paths(parts.unet)))
+    else:
+        lora = {"lora_unet_conv_in.diff": torch.randn(16, 4, 3, 3), "lora_unet_conv_in.diff_b": torch.randn(16)}
+    small = {key: tensor.to(dtype) for key, tensor in lora.items()}
+    placed = place(sorted_lora(small, "file"), parts).placed
+    plain = place(sorted_lora({key: tensor.float() for key, tensor in small.items()}, "file"), parts).placed
+    assert len(placed) == len(plain) > 0 and [item.rank for item in placed] == [item.rank for item in plain]
+    for one, other in zip(placed, plain, strict=True):
+        for of in ("weight", "bias"):
+            base = getattr(one.layer, of)
+            ours, theirs = (None if base is None else item.changes(base, of) for item in (one, other))
+            assert (ours is None and theirs is None) or torch.equal(ours, theirs)  # type: ignore[arg-type]
+        if kind == "LoRA":
+            assert torch.equal(singular_values(one.parts), singular_values(other.parts))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64])
+def test_numbers_that_are_packed_or_no_floats_are_named_and_left_out(dtype: torch.dtype) -> None:
+    parts = tiny_components()
+    lora = kohya(random_layers(parts.unet, attention_paths(parts.unet)))
+    key = next(key for key in lora if key.endswith("lora_up.weight"))
+    file = sorted_lora({**lora, key: lora[key].to(dtype)}, "file")
+    layer = key.partition(".")[0]
+    assert sorted(file.unread) == [f"{layer}.{part}" for part in ("alpha", "down", "up")]
+    place(file, parts)
+    with pytest.raises(InputError, match="nothing that can be read as a LoRA"):
+        sorted_lora({key: tensor.to(dtype) for key, tensor in lora.items()}, "file")
+
+
+@pytest.mark.parametrize("alpha", [torch.ones(2), torch.ones(0), torch.ones((), dtype=torch.complex64)])
+@pytest.mark.parametrize("part", ["diff", "lora"])
+def test_an_alpha_is_one_number_or_its_layer_is_left_out(alpha: Tensor, part: str) -> None:
+    """Also where nothing is scaled by it."""
+    parts = tiny_components()
+    lora = kohya(random_layers(parts.unet, attention_paths(parts.unet)))
+    odd = {"lora_unet_conv_in.alpha": alpha}
+    if part == "diff":
+        odd["lora_unet_conv_in.diff"] = torch.zeros(16, 4, 3, 3)
+    else:
+        odd |= kohya(random_layers(parts.unet, ["conv_in"])) | odd
+    file = sorted_lora({**lora, **odd}, "file")
+    assert (
+        "conv_in" not in [item.path for item in place(file, parts).placed] and "lora_unet_conv_in.alpha" in file.unread
+    )
+
+
+def test_an_alpha_may_be_a_whole_number_or_a_list_of_one() -> None:
+    parts = tiny_components()
+    for alpha in (torch.tensor(2), torch.tensor([2.0])):
+        lora = kohya(random_layers(parts.unet, ["conv_in"])) | {"lora_unet_conv_in.alpha": alpha}
+        found = place(sorted_lora(lora, "file"), parts)
+        assert (found.ranks, found.alphas) == ([4], [2.0])
+
+
+def test_a_family_says_what_its_layers_are_called() -> None:
+    """Names that only its own files have; what it does not say goes by the paths."""
+    parts = toy_flow_components()
+    layers = random_layers(parts.unet, ["blocks.0.to_q", "blocks.2.to_v"])
+    own = {f"flow.{path.replace('blocks.', 'block-')}": path for path in layers}
+    lora = peft({name: layers[path] for name, path in own.items()}, "")
+    assert "is made for a rival" in refused(
+        lora, replace(parts, family=replace(parts.family, file_words=FileWords(model_of=lambda _: "a rival")))
+    )
+    words = FileWords(network_names=lambda network: own)
+    known = replace(parts, family=replace(parts.family, file_words=words))
+    for model, file in ((known, lora), (parts, kohya(layers)), (parts, peft(layers))):
+        found = place(sorted_lora(file, "file"), model)
+        assert {item.path for item in found.placed} == set(layers)
 
 
 def test_a_lora_that_broke_in_training_is_told_as_such() -> None:

@@ -20,16 +20,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apt_train.check.finding import Finding
-from apt_train.check.look import Look
-from apt_train.check.preflight import Preflight, _unchecked
-from apt_train.checkup.verdict import paragraphs
 from apt_train.config import AptConfig, TrainConfig
 from apt_train.data.buckets import crop_of
 from apt_train.data.color_profiles import IGNORED, UNREADABLE
 from apt_train.data.folder_files import sort_folder
 from apt_train.data.pictures import FRAMES, METADATA
 from apt_train.events import BusyEvent
+from apt_train.lora_check.verdict import paragraphs
+from apt_train.photo_check.finding import Finding
+from apt_train.photo_check.look import Look
+from apt_train.photo_check.preflight import Preflight, _unchecked
 from apt_train.run.log import Log
 from apt_train.verdict.recommend import recommended_snapshot
 from apt_train.verdict.run_log import read_log
@@ -46,7 +46,7 @@ SOURCES = sorted([*(ROOT / "nodes").rglob("*.py"), *(ROOT / "apt_train").rglob("
 
 # Read by the command line alone: the nodes get models from wires.
 COMMAND_LINE = {
-    "cli.py", "apply.py", "write.py", "attention_file.py",
+    "cli.py", "command.py", "apply.py", "write.py", "attention_file.py",
     "config_check.py", "config_tables.py", "diffusers_folder.py", "json_file.py", "load.py", "schedule_config.py",
     "sniff.py", "tokenizer_check.py", "tokenizer_files.py", "vae_source.py", "weight_files.py", "ldm_vae.py",
     "parts_fit.py",
@@ -128,7 +128,7 @@ def test_every_notice_has_its_chinese(chinese: Callable[[str], str]) -> None:
 
 
 def test_every_finding_of_the_preflight_has_its_chinese(chinese: Callable[[str], str]) -> None:
-    files = [ROOT / "apt_train" / "check" / f"{name}.py" for name in ("pictures", "masks", "captions")]
+    files = [ROOT / "apt_train" / "photo_check" / f"{name}.py" for name in ("pictures", "masks", "captions")]
     found = [sentence for path in files for sentence in sentences(path, ROOT, of_finding)]
     assert len(found) > 12
     assert [sentence for sentence in found if not CHINESE.search(chinese(sentence.text))] == []
@@ -190,7 +190,7 @@ def test_every_sentence_of_a_check_up_has_its_chinese(chinese: Callable[[str], s
     for found in check_ups():
         paragraphs(found, lambda sentence: said.append(sentence) or sentence)
     assert [text for text in dict.fromkeys(said) if not CHINESE.search(chinese(text))] == []
-    told = constants("verdict", "checkup")
+    told = constants("verdict", "lora_check")
     assert len(told) > 20 and [part for part in told if part not in " ".join(said)] == []
     assert CHINESE.search(chinese(BusyEvent("check-up", 0, 2, 9).text))
 

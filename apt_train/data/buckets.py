@@ -80,6 +80,17 @@ def picture_at(pixels: Tensor, crop: Crop) -> Image.Image:
     return to_image(pixels).resize((width, height), Image.Resampling.LANCZOS, box=crop.box)
 
 
+def bucket_multiple(given: int, resolution: int, own: int) -> int:
+    """Pixels, of which a bucket's sides are multiples: the one `given`; 0: 64, or below a resolution of 512 `own`.
+
+    `own`: what the model itself asks for. InputError: one is given that is no multiple of it.
+    """
+    multiple = given or (math.lcm(64, own) if resolution >= 512 else own)
+    if multiple % own:
+        raise InputError(f"bucket_multiple is {given}: give a multiple of {own}, as the model needs.")
+    return multiple
+
+
 def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
     """All (height, width): per height the widest that keeps the area, no side over 3 times the other."""
     _check_resolution(resolution, multiple)

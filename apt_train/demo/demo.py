@@ -24,6 +24,7 @@ from ..events import TrainResult
 from ..families.components import Components
 from ..families.sd import load_checkpoint
 from ..report.grid import labelled_grid
+from ..run.folder import RunFolder
 from ..sample.apply import personalized
 from ..sample.sampler import from_pictures, sample
 from ..text.conditioning import Conditioner
@@ -49,10 +50,12 @@ def run_demo(output: Path, *, steps: int | None = None, seed: int = 0) -> Path:
 
 def _run(output: Path, steps: int | None, seed: int) -> Path:
     settings = recipe()
+    configs = {method: demo_config(settings, method, steps=steps, seed=seed) for method in ("dreambooth", "apt")}
+    for method, config in configs.items():
+        RunFolder.open_new(output / method, config.name)  # refused before the first of them is trained
     components, images = load_checkpoint(MODEL), load_images(DEMO / "subject")
     rows: dict[str, list[list[Image.Image]]] = {}
-    for method in ("dreambooth", "apt"):
-        config = demo_config(settings, method, steps=steps, seed=seed)
+    for method, config in configs.items():
         result = _train(components, images, config, output / method)
         print(f"{method}: drawing pictures")  # as long as the training itself
         pictures = _draw(components, result, config, settings, seed)

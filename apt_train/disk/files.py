@@ -103,6 +103,23 @@ def check_writable(folder: str | Path) -> None:
         raise InputError(_in_words(error, folder / "output")) from error
 
 
+def check_new_file(path: Path) -> None:
+    """Refuse a file that could not be written later, when the work for it is done; nothing is left behind.
+
+    Raises:
+        InputError: a folder has that name, the name is not usable, or its folder is missing or not writable.
+    """
+    check_file_name(path.name)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, where a file belongs: give another name.")
+    try:
+        probe = _temporary_name(path.parent)
+        _create(probe)
+        probe.unlink()
+    except OSError as error:
+        raise InputError(_in_words(error, path)) from error
+
+
 def sweep(folder: str | Path, *, alone: bool = False) -> None:
     """Remove the drafts, files and folders, that killed writers have left in a folder; links are neither followed nor
 

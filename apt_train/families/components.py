@@ -5,7 +5,7 @@ A file, a diffusers folder and a host's wires all become one `Components`; nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,19 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .file_words import FileWords
 from .network import Network, Process
 from .sd.network import StableDiffusion
-
-
-@dataclass(frozen=True)
-class FileWords:
-    """What the files of a model's LoRAs say of it, in the words that other programs read."""
-
-    architecture: str = "custom"  # of the model metadata standard
-    base_version: str = "custom"  # kohya's
-    implementation: str = "diffusers"  # the code whose names its layers go by
-    # A layer's path and the module's configuration -> its path in that code; None: it has none.
-    path: Callable[[str, Mapping[str, Any]], str | None] = lambda module, config: module
 
 
 def loses(source: torch.dtype, target: torch.dtype) -> bool:

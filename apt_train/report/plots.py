@@ -64,11 +64,11 @@ def glance_figure(run: RunRecord) -> Figure:
         ends = int(log.step[0]), int(log.step[-1])
         _indicator_heat(upper.subplots(), ends, block_means(log.gamma, MOST_POINTS), labels)
     else:
-        _message(upper, "The indicator was not measured.", 9)
+        message(upper, "The indicator was not measured.", 9)
     if len(log.drift_step):
         _drift_ratio(lower.subplots(), run)
     else:
-        _message(lower, "The drift from the prior was not measured.", 9)
+        message(lower, "The drift from the prior was not measured.", 9)
     return figure
 
 
@@ -83,7 +83,7 @@ def as_picture(figure: Figure, width: int) -> Image.Image:
 def _indicator(figure: FigureBase, run: RunRecord) -> None:
     """One curve per timestep bin over the steps, beside the same numbers as a bins x steps heat map."""
     if not run.summary.indicator_measured:
-        return _message(figure, "The overfitting indicator was not measured in this run.")
+        return message(figure, "The overfitting indicator was not measured in this run.")
     steps = block_means(run.log.step.astype(np.float64), MOST_POINTS)
     gamma = block_means(run.log.gamma, MOST_POINTS)
     labels = [f"{low}-{high}" for low, high in bin_edges(gamma.shape[1], run.num_timesteps)]
@@ -126,7 +126,7 @@ def _drift(figure: FigureBase, run: RunRecord) -> None:
     """Drift from the prior at each snapshot: on prompts without the subject over that on its own, beside the two."""
     log = run.log
     if not len(log.drift_step):
-        return _message(figure, "The drift from the prior was not measured in this run (watch_drift, snapshot_every).")
+        return message(figure, "The drift from the prior was not measured in this run (watch_drift, snapshot_every).")
     subject, unrelated = (np.where(log.drift[name] > 0, log.drift[name], np.nan) for name in DRIFT[:2])
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     _drift_ratio(left, run)
@@ -154,7 +154,7 @@ def _losses(figure: FigureBase, run: RunRecord) -> None:
     """
     log, shown = run.log, _curves_shown(run.log)
     if not shown:
-        return _message(figure, "No finite loss in this log.")
+        return message(figure, "No finite loss in this log.")
     columns, rows = _panel_grid(log)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     window = max(1, len(log) // 25) | 1
@@ -181,7 +181,7 @@ def _balance(figure: FigureBase, run: RunRecord) -> None:
     """Gradient norm of each term over the steps, beside each term's part of their sum."""
     log = run.log
     if not log.balance:
-        return _message(figure, "The gradient of the single terms was not measured in this run (balance_every).")
+        return message(figure, "The gradient of the single terms was not measured in this run (balance_every).")
     steps = block_means(log.balance_step.astype(np.float64), MOST_BARS)
     norms = {name: block_means(values, MOST_BARS) for name, values in log.balance.items()}
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
@@ -218,11 +218,17 @@ def _panel_grid(log: RunLog) -> tuple[int, int]:
 
 
 def _dress(axes: Axes, title: str, ylabel: str, grid: bool = True) -> None:
-    axes.set_title(title, fontsize=10.5, color=as_hex(INK), loc="left")
+    """Of a chart over the steps."""
+    dress(axes, title, ylabel, (10.5, 9, 8.5), grid=grid)
     axes.set_xlabel("step", fontsize=9, color=as_hex(INK))
-    axes.set_ylabel(ylabel, fontsize=9, color=as_hex(INK))
-    axes.tick_params(labelsize=8.5, colors=as_hex(INK))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1, steps=[1, 2, 5, 10]))
+
+
+def dress(axes: Axes, title: str, ylabel: str, letters: tuple[float, float, float], *, grid: bool) -> None:
+    """Title, name and frame of any chart. `letters`: in points, of the title, of an axis's name, of its ticks."""
+    axes.set_title(title, fontsize=letters[0], color=as_hex(INK), loc="left")
+    axes.set_ylabel(ylabel, fontsize=letters[1], color=as_hex(INK))
+    axes.tick_params(labelsize=letters[2], colors=as_hex(INK))
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(as_hex(FAINT))
     if grid:
@@ -242,8 +248,9 @@ def _log_scale_if_wide(axes: Axes, values: Floats, lowest: float) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
-def _message(figure: FigureBase, text: str, letters: float = 13) -> None:
-    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=letters, color=as_hex(INK))
+def message(place: FigureBase | Axes, text: str, letters: float = 13) -> None:
+    """Words in the middle, where there is nothing to draw."""
+    place.text(0.5, 0.5, text, ha="center", va="center", fontsize=letters, color=as_hex(INK))
 
 
 PARTS = {"indicator": _indicator, "drift": _drift, "losses": _losses, "balance": _balance}  # from the top down

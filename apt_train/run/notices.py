@@ -14,6 +14,7 @@ from ..disk.files import write_text
 from ..disk.json_file import is_object
 from ..errors import InputError
 from ..names import NOTICES
+from ..wording import counted
 from .log import append
 
 MOST, LONGEST = 1000, 2000  # sentences, and characters of each; the file read may be anybody's
@@ -83,7 +84,7 @@ def read_notices(folder: Path) -> list[Notice]:
 
 def count_in_words(count: int) -> str:
     """`1 notice`, `2 notices`."""
-    return "1 notice" if count == 1 else f"{count} notices"
+    return counted(count, "notice")
 
 
 def _parsed(text: str) -> Iterator[Notice]:

@@ -5,13 +5,13 @@ the two. Learning a subject moves the model on the subject's captions, overfitti
 of the two is what to watch as it changes (docs/benchmark.md says what it is worth). Its level depends on the prompts.
 No picture is needed.
 
-In: the measure. Not in: when it is taken (`loop`), what is made of it (`report`).
+In: the measure. Not in: the ways and the differences (`paths`), when it is taken (`loop`), what is made of it
+(`report`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,12 +21,8 @@ from ..adapter import Adapter
 from ..families.components import Components
 from ..text.captions import SUBJECT
 from ..text.conditioning import Conditioner
-from .sampler import denoise, eval_mode, guided, initial_noise, latent_shape
-
-Predict = Callable[[Tensor, int | Tensor], Tensor]  # (noisy latents, timestep) -> the model's own prediction
-
-SEED, GUIDANCE = 0, 5.0
-STEPS, EVERY = 10, 2  # of the trajectories, and which of their points are measured: not the last, all but clean, one
+from .paths import Path, Walk, path_calls
+from .sampler import eval_mode
 
 
 @dataclass(frozen=True)
@@ -56,14 +52,6 @@ def unrelated_prompts(prompts: tuple[str, ...], class_word: str) -> list[str]:
     return [prompt for prompt in prompts if not named.search(prompt)]
 
 
-@dataclass(frozen=True)
-class _Path:
-    """Some prompts' trajectories: by point its timestep, noisy latents and the prior's epsilon, both (N, C, h, w)."""
-
-    texts: list[str]
-    points: list[tuple[int, Tensor, Tensor]]
-
-
 class DriftWatch:
     """Measures the adapter as it stands, always on the same trajectories.
 
@@ -91,8 +79,8 @@ class DriftWatch:
         self._components, self._adapter, self._conditioner = components, adapter, conditioner
         self._tuned = captions + unrelated
         self._prior = [caption.replace(SUBJECT, words) for caption in captions] + unrelated
-        self._side, self._rows, self._device, self._dtype = side, rows, device, dtype
-        self._paths: list[_Path] = []
+        self._walk, self._rows = Walk(components, side, device, dtype), rows
+        self._paths: list[tuple[range, Path]] = []
 
     @property
     def texts(self) -> list[str]:
@@ -102,9 +90,9 @@ class DriftWatch:
     @property
     def calls(self) -> int:
         """How often the next `measure` calls the UNet: the first time for the prior's trajectories and points, too."""
-        points = len(range(0, STEPS, EVERY))
+        making, measuring = path_calls()
         batches = len(range(0, len(self._tuned), self._rows))
-        return batches * (points if self._paths else STEPS + 2 * points)
+        return batches * (measuring if self._paths else making + measuring)
 
     @torch.no_grad()
     def measure(self) -> Drift:
@@ -114,47 +102,14 @@ class DriftWatch:
             if not self._paths:
                 with self._adapter.disabled():
                     self._paths = [self._path(range(total)[k : k + self._rows]) for k in range(0, total, self._rows)]
-            moved = torch.cat([self._moved(path) for path in self._paths], dim=1)
+            moved = torch.cat([self._moved(rows, path) for rows, path in self._paths], dim=1)
         subject, unrelated = (part.mean(dim=1) for part in moved.chunk(2, dim=1))
         return drift_of(subject, unrelated)
 
-    def _path(self, rows: range) -> _Path:
-        """The prior's way from noise to picture for some of the prompts, and what it predicts there."""
-        texts, schedule = [self._prior[k] for k in rows], self._components.schedule
-        shape, half = latent_shape(self._components, self._side, self._side), len(self._prior) // 2
-        noise = torch.stack([initial_noise(SEED, k % half, shape) for k in rows]).to(self._device)
-        steered = self._predictor(texts, tuned=False, guidance=GUIDANCE)
-        times = schedule.sampling_timesteps(STEPS)
-        seen: list[Tensor] = []
+    def _path(self, rows: range) -> tuple[range, Path]:
+        """Some of the prompts with the prior's way; the subject's and the others start from the same noises."""
+        half = len(self._prior) // 2
+        return rows, self._walk.path(self._conditioner, [self._prior[k] for k in rows], [k % half for k in rows])
 
-        def watched(latents: Tensor, timestep: int) -> Tensor:
-            seen.append(latents.cpu())
-            return steered(latents, timestep)
-
-        denoise(schedule, watched, noise, times)
-        points = list(zip(times, seen, strict=True))[::EVERY]
-        plain = self._predictor(texts, tuned=False)
-        tuned = [self._tuned[k] for k in rows]
-        return _Path(tuned, [(time, noisy, self._epsilon(plain, noisy, time)) for time, noisy in points])
-
-    def _moved(self, path: _Path) -> Tensor:
-        """Squared difference at each point of each prompt's trajectory, float32 (P, N)."""
-        predict = self._predictor(path.texts, tuned=True)
-        return torch.stack(
-            [
-                (self._epsilon(predict, noisy, time) - prior).square().mean(dim=(1, 2, 3))
-                for time, noisy, prior in path.points
-            ]
-        )
-
-    def _predictor(self, texts: list[str], *, tuned: bool, guidance: float = 1.0) -> Predict:
-        text = self._conditioner.encode(texts, tuned=tuned)
-        empty = self._conditioner.encode([""], tuned=False)
-        size, rows = (self._side, self._side), range(len(texts))
-        return guided(self._components, text, empty, rows, guidance, size, self._device, self._dtype)
-
-    def _epsilon(self, predict: Predict, noisy: Tensor, time: int) -> Tensor:
-        """The noise that the prediction stands for, float32 on the CPU."""
-        latents = noisy.to(self._device)
-        times = torch.full((len(latents),), time, device=self._device)
-        return self._components.schedule.to_epsilon(predict(latents, time), latents, times).float().cpu()
+    def _moved(self, rows: range, path: Path) -> Tensor:
+        return self._walk.moved(self._conditioner, path, [self._tuned[k] for k in rows], tuned=True)

@@ -7,6 +7,7 @@ after training. Not in: tokens (`tokens.py`) and embeddings (`conditioning.py`).
 from __future__ import annotations
 
 import re
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 SUBJECT = "{subject}"
 CLASS_WORD = "{class_word}"
+EMBEDDING = "embedding:"  # the host's prompts call a learned word so, in any case
 
 
 def caption_for(image_caption: str | None, image_name: str, *, template: str, name: str, class_word: str) -> str:
@@ -30,15 +32,24 @@ def caption_for(image_caption: str | None, image_name: str, *, template: str, na
     text = " ".join((image_caption or "").split())
     if not text:
         return template
-    text = mark_subject(text, name=name, class_word=class_word)
-    if SUBJECT not in text:
-        text = _whole_word(class_word).sub(lambda _: SUBJECT, text, count=1)
-    if SUBJECT not in text:
+    marked = marked_caption(text, name=name, class_word=class_word)
+    if marked is None:
         raise InputError(
             f"The caption of {image_name} ({text!r}) does not mention the subject: "
             f"write {SUBJECT}, {name} or {class_word!r} in it where the subject belongs, or leave it empty."
         )
-    return text
+    return marked
+
+
+def marked_caption(text: str, *, name: str, class_word: str) -> str | None:
+    """A caption with `{subject}` where the subject stands, as `caption_for` has it; None: it does not name it.
+
+    An empty class word is not searched for.
+    """
+    text = mark_subject(" ".join(text.split()), name=name, class_word=class_word)
+    if SUBJECT not in text and class_word.strip():
+        text = _whole_word(class_word).sub(lambda _: SUBJECT, text, count=1)
+    return text if SUBJECT in text else None
 
 
 def subject_captions(images: ImageSet, config: TrainConfig) -> list[str]:
@@ -62,13 +73,13 @@ def mark_subject(text: str, *, name: str, class_word: str) -> str:
     subject), so that the prior does not read `toy toy`.
     """
     text = mark_embedding(text, name=name)
-    spelled = rf"{_pattern(name)}(?:{EMBEDDING_SUFFIX}|\s+{_pattern(class_word)})?"
-    return _bounded(spelled).sub(lambda _: SUBJECT, text)
+    ends = [EMBEDDING_SUFFIX, *([rf"\s+{_pattern(class_word)}"] if class_word.strip() else [])]
+    return _bounded(rf"{_pattern(name)}(?:{'|'.join(ends)})?").sub(lambda _: SUBJECT, text)
 
 
 def mark_embedding(text: str, *, name: str) -> str:
     """Write `{subject}` for every `embedding:NAME`, the host's spelling that artists paste into captions."""
-    spelled = rf"embedding:{_pattern(name)}(?:{EMBEDDING_SUFFIX})?(?:\.safetensors)?"
+    spelled = rf"{EMBEDDING}{_pattern(name)}(?:{EMBEDDING_SUFFIX})?(?:\.safetensors)?"
     return _bounded(spelled).sub(lambda _: SUBJECT, text)
 
 
@@ -83,7 +94,15 @@ def trigger_text(name: str, class_word: str, mode: str) -> str:
     `learned`: the embedding file as the host calls it, `embedding:NAME_embedding`; `word`: `NAME class_word`.
     """
     assert mode in ("learned", "word"), mode
-    return f"embedding:{embedding_stem(name)}" if mode == "learned" else f"{name} {class_word}"
+    return f"{EMBEDDING}{embedding_stem(name)}" if mode == "learned" else f"{name} {class_word}"
+
+
+def learned_name(trigger: str) -> str | None:
+    """NAME of a trigger that is `embedding:NAME` and no more, without folders and ending; None: it is plain words."""
+    words = trigger.split()
+    if len(words) != 1 or not words[0].lower().startswith(EMBEDDING):
+        return None
+    return PurePosixPath(words[0][len(EMBEDDING) :]).name.removesuffix(".safetensors")
 
 
 def _whole_word(words: str) -> re.Pattern[str]:

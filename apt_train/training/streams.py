@@ -6,7 +6,6 @@ In: the subject's stream and the prior-preservation stream, built from picture s
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
@@ -15,10 +14,9 @@ from torch import Tensor, nn
 
 from ..data.augment import zoom_limit
 from ..data.batch import Batch, collate, draw_samples, size_ids_of
-from ..data.buckets import bucket_notes, prepare
+from ..data.buckets import bucket_multiple, bucket_notes, prepare
 from ..data.dataset import ImageSet
 from ..data.latent_bank import LatentBank, OnEncode
-from ..errors import InputError
 from ..families.components import Components
 from ..text.captions import class_caption, subject_captions
 from .plan import Plan
@@ -78,12 +76,7 @@ def _stream(
     name: str, plan: Plan, images: ImageSet, captions: list[str], notify: Callable[[str], None], busy: OnEncode
 ) -> Stream:
     components, config, resolution = plan.components, plan.config, plan.side
-    own = components.size_multiple
-    multiple = config.data.bucket_multiple or (math.lcm(64, own) if resolution >= 512 else own)
-    if multiple % own:
-        raise InputError(
-            f"bucket_multiple is {multiple}: this model needs sides that are multiples of {own}, so give such a number."
-        )
+    multiple = bucket_multiple(config.data.bucket_multiple, resolution, components.size_multiple)
     prepared = prepare(images, resolution, multiple)
     for note in bucket_notes(prepared):
         notify(note)

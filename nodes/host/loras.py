@@ -1,12 +1,12 @@
 """The host's LoRA files and learned words by name, and how much of a LoRA its own loader takes.
 
-In: names out of the host's own lists. Not in: what a LoRA does (`apt_train.checkup`).
+In: names out of the host's own lists. Not in: what a LoRA does (`apt_train.lora_check`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import comfy.lora
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...apt_train.disk.tensor_file import read_tensors
 from ...apt_train.errors import InputError
+from ...apt_train.text.captions import learned_name
 
 
 def lora_names() -> list[str]:
@@ -33,12 +34,11 @@ def lora_path(name: str) -> Path:
 
 def embedding_rows(trigger: str) -> dict[str, Tensor] | None:
     """The rows of `embedding:NAME`, from the host's folders; None: the trigger is none, or there is no such file."""
-    words = trigger.split()
-    if len(words) != 1 or not words[0].lower().startswith("embedding:"):
+    wanted = learned_name(trigger)
+    if wanted is None:
         return None
-    wanted = PurePosixPath(words[0][len("embedding:") :]).name.removesuffix(".safetensors").lower()
     for name in folder_paths.get_filename_list("embeddings"):
-        if Path(name).stem.lower() == wanted and name.endswith(".safetensors"):
+        if Path(name).stem.lower() == wanted.lower() and name.endswith(".safetensors"):
             path = folder_paths.get_full_path("embeddings", name)
             return None if path is None else read_tensors(Path(path))[0]
     return None

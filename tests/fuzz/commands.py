@@ -13,13 +13,20 @@ from unittest import mock
 
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from apt_train import cli
 from apt_train.demo import demo
 from apt_train.errors import InputError
 from apt_train.events import StepEvent, StopTraining
+from apt_train.lora_check import sheet
+from apt_train.sample import paths
 from apt_train.training import finish, loop
+from tests.command_line import actions_of
+from tests.lora_files import attention_paths, kohya, random_layers
+from tests.tiny import tiny_unet
 
 from . import captions, models, states
 from .case import Case
@@ -31,6 +38,9 @@ RUN = ["run", "--checkpoint", "model", "--images", "pictures", "--output", "out"
        "--preview-every", "0"]  # fmt: skip
 RESUME, REPORT = ["resume", "run", "--device", "cpu"], ["report", "run"]
 CHECK = ["check", "pictures", "--resolution", "64", "--sheet", "sheet.png"]
+INSPECT = ["inspect", "lora.safetensors", "--checkpoint", "model", "--class-word", "toy", "--images", "pictures",
+    "--strengths", "1", "--draws", "1", "--resolution", "32", "--sample-steps", "1", "--out", "out", "--device",
+           "cpu"]  # fmt: skip
 DEMO = ["demo", "--output", "out", "--steps", "0"]
 TEXTS = ["", " ", "-", "--", "-x", "x", "~", "~/x", "~nobody/x", "/", "/dev/null", ".", "..", "a/../b", "../x", "a\nb",
     "a\tb",
@@ -59,6 +69,8 @@ def sample(folder: Path) -> None:
         (folder / name).mkdir()
         target.sample(folder / name)
     (folder / "other" / states.RUN).rename(folder / "run")
+    unet = tiny_unet()
+    save_file(kohya(random_layers(unet, attention_paths(unet), size=0.1)), folder / "lora.safetensors")
 
 
 def run(folder: Path, case: Case) -> None:
@@ -119,7 +131,7 @@ def _surroundings(environment: dict[str, str | None]) -> Iterator[None]:
 def _short_training() -> Iterator[None]:
     """Any number of steps is a valid command: the first one ends the run.
 
-    The report is left out, which is slow, and the demo's pictures are drawn in two steps.
+    The report and the check-up's page are left out, which are slow, and the demo's pictures are drawn in two steps.
     """
     settings = demo.recipe()
     settings["sampling"]["steps"] = 2
@@ -136,8 +148,11 @@ def _short_training() -> Iterator[None]:
 
     with (
         mock.patch.object(loop, "train", train),
+        mock.patch.object(demo, "train", train),
         mock.patch.object(finish, "write_report"),
         mock.patch.object(demo, "recipe", lambda: settings),
+        mock.patch.object(paths, "STEPS", 4),
+        mock.patch.object(sheet, "sheet", lambda found: Image.new("RGB", (8, 8))),
     ):
         yield
 
@@ -150,6 +165,7 @@ def cases(folder: Path) -> SearchStrategy[Case]:
         _altered(RESUME),
         _altered(REPORT),
         _altered(CHECK),
+        _altered(INSPECT),
         _altered(DEMO),
         _free(),
     )
@@ -211,9 +227,7 @@ def _given(option: argparse.Action) -> SearchStrategy[tuple[str, ...]]:
 
 
 def _options(command: str) -> list[argparse.Action]:
-    parser = cli.build_parser()
-    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    found = [action for action in commands.choices[command]._actions if action.option_strings]
+    found = [action for action in actions_of(command) if action.option_strings]
     return [action for action in found if "--device" not in action.option_strings or command == "run"]
 
 
@@ -223,7 +237,10 @@ def _word() -> SearchStrategy[str]:
 
 def _free() -> SearchStrategy[list[str]]:
     words = st.one_of(
-        st.sampled_from(["run", "resume", "check", "report", "demo", "--help", "-h", "--version", "--steps"]), _word()
+        st.sampled_from(
+            ["run", "resume", "check", "report", "inspect", "demo", "--help", "-h", "--version", "--steps"]
+        ),
+        _word(),
     )
     return st.lists(words, max_size=4)
 
@@ -244,6 +261,10 @@ def hostile() -> list[Case]:
     known = {name for option in _options("run") for name in option.option_strings}
     argvs = [_changed(RUN, [("give", *pair)]) for pair in given if pair[0] in known]
     argvs += [CHECK, ["check", ""], ["check", "\x00"], ["check", "run"], [*CHECK, "--sheet", "\x00"]]
+    argvs += [INSPECT, [*INSPECT, "--strengths", "1", "1"], [*INSPECT, "--strengths", "nan"], ["inspect", "\x00"],
+              [*INSPECT, "--trigger", "\x00"], [*INSPECT, "--prompt", "\udcff"], [*INSPECT, "--unrelated", "\udcff"],
+              [*INSPECT, "--out", "\x00"], [*INSPECT, "--seed", "-1"], [*INSPECT, "--class-word", "{subject}"],
+              [*INSPECT, "--embedding", "lora.safetensors"], [*INSPECT, "--embedding", ""]]  # fmt: skip
     argvs += [RUN, RESUME, REPORT, [], ["run"], ["resume"], ["report", ""], ["report", "\x00"], ["resume", "\x00"],
               ["report", "~nobody"], ["resume", "run", "--steps", "9" * 5000], ["demo", "--steps", "-1"],
               ["demo", "--output", "\x00"], ["--help"], ["run", "--help"]]  # fmt: skip

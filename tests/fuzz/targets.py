@@ -6,7 +6,7 @@ A target is a module with `sample(folder)`, which writes something valid, `cases
 
 from types import ModuleType
 
-from . import captions, commands, headers, logs, models, pictures, states
+from . import captions, commands, headers, logs, loras, models, pictures, states
 
 TARGETS: dict[str, ModuleType] = {
     "headers": headers,
@@ -15,5 +15,6 @@ TARGETS: dict[str, ModuleType] = {
     "captions": captions,
     "logs": logs,
     "states": states,
+    "loras": loras,
     "commands": commands,
 }

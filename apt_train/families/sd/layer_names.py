@@ -7,17 +7,35 @@ In: names made from the model's own layers, so that a file is looked up and neve
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
-from .file_words import layers_per_level, sgm_path
-from .ldm_unet import OUTER, RESNET
+from ..file_words import layer_paths, plain_names
 
+# The original code's names -> diffusers': inside a residual block, and outside of all blocks.
+RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+OUTER = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
 _OUTER = {theirs: ours for ours, theirs in OUTER.items()}
 _RESNET = {theirs: ours for ours, theirs in RESNET.items()}
-_DOTTED = ("", "unet.", "base_model.model.", "unet.base_model.model.", "base_model.model.unet.")
+_ATTENTION = re.compile(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.(.+)")
+_MIDDLE = re.compile(r"mid_block\.attentions\.0\.(.+)")
 
 
 def unet_names(unet: nn.Module) -> dict[str, str]:
@@ -26,17 +44,16 @@ def unet_names(unet: nn.Module) -> dict[str, str]:
     Names of kohya (of diffusers' and of the original blocks), LyCORIS, peft, diffusers (also its older attention
     processors) and ComfyUI.
     """
-    names: dict[str, str] = {}
-    for path in _layers(unet):
-        flat = path.replace(".", "_")
-        found = [f"lora_unet_{flat}", f"lycoris_{flat}", *(f"{lead}{path}" for lead in _DOTTED)]
+    names = plain_names(unet)
+    for path in layer_paths(unet):
         old = path.replace(".to_", ".processor.to_").removesuffix(".0" if path.endswith("to_out.0") else "\0")
-        found += [old, f"unet.{old}"]
+        found = [old, f"unet.{old}"]
         original = original_path(path, unet.config)  # type: ignore[arg-type]
         if original is not None:
             found += [f"lora_unet_{original.replace('.', '_')}", f"diffusion_model.{original}"]
             found.append(f"model.diffusion_model.{original}")
-        names.update({name: path for name in found if name not in names})
+        for name in found:
+            names.setdefault(name, path)
     return names
 
 
@@ -46,7 +63,7 @@ def encoder_names(encoder: nn.Module, number: int, count: int, key: str) -> dict
     own = "text_encoder" if number == 1 else f"text_encoder_{number}"
     dotted = [f"{own}.", f"text_encoders.{key}.transformer.", f"{key}.transformer.", f"{own}.base_model.model."]
     names: dict[str, str] = {}
-    for path in _layers(encoder):
+    for path in layer_paths(encoder):
         bare = path.removeprefix("text_model.")  # transformers 5 has none
         full = bare if bare.startswith("text_projection") else f"text_model.{bare}"
         names.update({lead + full.replace(".", "_"): path for lead in kohya})
@@ -76,11 +93,31 @@ def original_path(path: str, config: Mapping[str, Any]) -> str | None:
     return f"{row}.{before + number}.0.{_RESNET.get(rest, rest)}"
 
 
-def _layers(module: nn.Module) -> Iterator[str]:
-    """Paths of what has a weight or a bias of its own."""
-    for path, layer in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
-        if path and any(True for _ in layer.parameters(recurse=False)):
-            yield path
+def sgm_path(module: str, unet_config: Mapping[str, Any]) -> str | None:
+    """`down_blocks.1.attentions.0.X` -> `input_blocks.4.1.X`, for any block counts; None: outside attention.
+
+    sgm's row of input blocks is: the first convolution, then per level its residual layers and one
+    downsampler; the row of output blocks has one residual layer more per level and no block for the
+    upsampler. Attention is the second part (`.1`) of its block.
+    """
+    if middle := _MIDDLE.fullmatch(module):
+        return f"middle_block.1.{middle[1]}"
+    found = _ATTENTION.fullmatch(module)
+    if found is None:
+        return None
+    side, level, layer, rest = found[1], int(found[2]), int(found[3]), found[4]
+    counts = layers_per_level(unet_config)
+    if side == "up":
+        counts = counts[::-1]
+    blocks_before = sum(count + 1 for count in counts[:level])
+    row, first = ("input_blocks", 1) if side == "down" else ("output_blocks", 0)
+    return f"{row}.{first + blocks_before + layer}.1.{rest}"
+
+
+def layers_per_level(unet_config: Mapping[str, Any]) -> list[int]:
+    """Residual layers of the levels on the way down, the finest first."""
+    layers = unet_config["layers_per_block"]
+    return [layers] * len(unet_config["down_block_types"]) if isinstance(layers, int) else list(layers)
 
 
 def model_of(layers: Mapping[str, Mapping[str, Tensor]]) -> str:

@@ -14,29 +14,12 @@ from typing import Any
 from ...disk.tensor_file import size_of
 from ...errors import InputError
 from .config_tables import checked_unet
+from .layer_names import OUTER, RESNET
 from .published import FamilySpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 WHAT = "The checkpoint's UNet"
 MOST_MODULES = 100  # on one way through the UNet; SD1.5 has 12
-
-RESNET = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
-}
-OUTER = {
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
-    "label_emb.0.0": "add_embedding.linear_1",
-    "label_emb.0.2": "add_embedding.linear_2",
-    "input_blocks.0.0": "conv_in",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
-}
 
 
 @dataclass

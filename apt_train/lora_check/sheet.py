@@ -16,13 +16,15 @@ from PIL import Image
 
 from ..palette import BLUE, FAINT, INK, ORANGE, PALE, SERIES, as_hex
 from ..report.heat_map import heat_map
-from ..report.plots import as_picture
+from ..report.plots import as_picture, dress, message
 from ..run.curves import bin_edges
+from ..wording import counted
 from .findings import CheckUp
-from .verdict import headline, paragraphs
+from .verdict import headline, nearest, paragraphs
 
 WIDTH = 1400  # pixels
 LETTERS = 12.5
+_SIZES = (LETTERS + 0.5, LETTERS, LETTERS - 1)  # of a chart's title, its axes' names, its ticks
 _LEGEND: dict[str, Any] = {"fontsize": LETTERS - 1.5, "frameon": False}
 _MARKS: dict[str, Any] = {"marker": "o", "markersize": 5, "linewidth": 2}
 _PICKED: dict[str, Any] = {"color": as_hex(INK), "linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 0}
@@ -52,7 +54,7 @@ def _head(place: SubFigure, found: CheckUp, words: str) -> None:
     colour = "#b3261e" if found.recommendation.overfitted else as_hex(INK)
     place.text(0.012, 0.97, f"{headline(found)}  {found.lora.name}", fontsize=19, va="top", weight="bold", color=colour)
     on = f'on {found.source}, "{found.subject.trigger}" for "{found.subject.class_word}"'
-    seen = f"{found.pictures} pictures" if found.pictures else "no pictures"
+    seen = counted(found.pictures, "picture")
     place.text(
         0.012, 0.06, f"{words}\n{on}; {seen}", fontsize=LETTERS, va="bottom", color=as_hex(INK), linespacing=1.35
     )
@@ -61,13 +63,12 @@ def _head(place: SubFigure, found: CheckUp, words: str) -> None:
 def _samples(place: SubFigure, found: CheckUp) -> None:
     """The prior's picture and one per strength, the one nearest to the pick framed."""
     titles = ["without it", *(f"{point.strength:g}" for point in found.points)]
-    nearest = min(found.points, key=lambda point: abs(point.strength - found.recommendation.strength)).strength
     axes = place.subplots(1, len(titles), squeeze=False)[0]
     for spot, title, picture in zip(axes, titles, found.samples, strict=False):
         spot.imshow(np.asarray(picture))
         spot.set_title(title, fontsize=LETTERS + 1, color=as_hex(INK))
         spot.set(xticks=[], yticks=[])
-        picked = title == f"{nearest:g}"
+        picked = title == f"{nearest(found).strength:g}"
         spot.spines[:].set(color=as_hex(ORANGE if picked else FAINT), linewidth=4 if picked else 1)
 
 
@@ -76,7 +77,7 @@ def _by_strength(place: SubFigure, found: CheckUp) -> None:
     if found.pictures:
         _gain_map(left, found)
     else:
-        _message(left, "Without the training pictures\nthe gain by noise level is not known.")
+        _say(left, "Without the training pictures\nthe gain by noise level is not known.")
     strengths = [point.strength for point in found.points]
     lines: list[tuple[str, list[float], tuple[int, int, int]]] = [
         ("subject's prompts, with the trigger", [point.subject for point in found.points], BLUE),
@@ -113,7 +114,7 @@ def _gain_map(axes: Axes, found: CheckUp) -> None:
     edges = bin_edges(found.bins, found.num_timesteps)
     axes.set_xticks(range(columns), [f"{point.strength:g}" for point in found.points])
     axes.set_yticks(range(rows), [f"{low}-{high}" for low, high in edges])
-    _dress(axes, "Error on the pictures saved by it (red: better than without)", "timesteps")
+    dress(axes, "Error on the pictures saved by it (red: better than without)", "timesteps", _SIZES, grid=False)
     axes.set_xlabel("strength", fontsize=LETTERS, color=as_hex(INK))
 
 
@@ -132,7 +133,7 @@ def _inside(place: SubFigure, found: CheckUp) -> None:
         middle.legend(**_LEGEND)
         _strengths(middle, found, "Attention: 1 is the model's own", "")
     else:
-        _message(middle, "This network has no\nattention to read.")
+        _say(middle, "This network has no\nattention to read.")
     _block_bars(right, found)
 
 
@@ -146,7 +147,7 @@ def _block_bars(axes: Axes, found: CheckUp) -> None:
     axes.set_xlim(0, 1.75 * max([*moved, 1e-9]))
     axes.invert_yaxis()
     axes.set_xticks([])
-    _dress(axes, "Blocks moved, of their weights' norm", "")
+    dress(axes, "Blocks moved, of their weights' norm", "", _SIZES, grid=False)
 
 
 def _strengths(axes: Axes, found: CheckUp, title: str, ylabel: str) -> None:
@@ -154,19 +155,9 @@ def _strengths(axes: Axes, found: CheckUp, title: str, ylabel: str) -> None:
     axes.set_xticks([point.strength for point in found.points])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("strength (dashed: the one to use)", fontsize=LETTERS, color=as_hex(INK))
-    axes.grid(axis="y", color=as_hex(FAINT), linewidth=0.7)
-    axes.set_axisbelow(True)
-    _dress(axes, title, ylabel)
+    dress(axes, title, ylabel, _SIZES, grid=True)
 
 
-def _dress(axes: Axes, title: str, ylabel: str) -> None:
-    axes.set_title(title, fontsize=LETTERS + 0.5, color=as_hex(INK), loc="left")
-    axes.set_ylabel(ylabel, fontsize=LETTERS, color=as_hex(INK))
-    axes.tick_params(labelsize=LETTERS - 1, colors=as_hex(INK))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(as_hex(FAINT))
-
-
-def _message(axes: Axes, text: str) -> None:
+def _say(axes: Axes, text: str) -> None:
     axes.set_axis_off()
-    axes.text(0.5, 0.5, text, ha="center", va="center", fontsize=LETTERS + 1, color=as_hex(INK))
+    message(axes, text, LETTERS + 1)

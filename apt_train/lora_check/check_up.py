@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import OutputConfig
-from ..data.buckets import prepare
+from ..data.buckets import bucket_multiple, prepare
 from ..data.dataset import ImageSet, TrainImage
 from ..data.latent_bank import LatentBank
 from ..errors import InputError
@@ -23,9 +23,11 @@ from ..families.components import Components
 from ..families.precision import resolve_dtype
 from ..sample.drift import drift_of, unrelated_prompts
 from ..sample.sampler import sample
+from ..settings_field import require
 from ..text.captions import SUBJECT
 from ..text.conditioning import Conditioner
 from ..training.plan import resolve_device
+from ..training.room import is_out_of_memory
 from ..training.streams import vae_on
 from .blocks import blocks_of
 from .findings import Asked, AtStrength, CheckUp
@@ -61,12 +63,17 @@ def check_up(
         busy: called before each picture that is encoded, and each call of the network; what it raises ends the work.
 
     Raises:
-        InputError: the LoRA is another model's; a caption, size or precision that cannot be.
+        InputError: the LoRA is another model's; a caption, size or precision that cannot be; too little memory.
     """
     asked, place_ = asked or Asked(), resolve_device(device)
     placement = place(lora, components)
-    with lora_ready(components, placement, place_, working_dtype(asked.precision, place_)) as ready:
-        return _Work(ready, lora, subject, asked, images, busy).done()
+    try:
+        with lora_ready(components, placement, place_, working_dtype(asked.precision, place_)) as ready:
+            return _Work(ready, lora, subject, asked, images, busy).done()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError("Out of memory: give the check-up a lower resolution, or free memory.") from error
 
 
 def working_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -95,7 +102,9 @@ class _Work:
         if not self._unrelated:
             raise InputError("Every unrelated prompt names the class word: give some about other things.")
         named = [text for text in (pictures.captions if pictures else ()) if SUBJECT in text]
-        own = list(dict.fromkeys(named)) or [subject.caption(asked.prompt)]
+        prompt = subject.caption(asked.prompt)
+        require(SUBJECT in prompt, "prompt", repr(asked.prompt), "write {subject} where the subject belongs")
+        own = list(dict.fromkeys(named)) or [prompt]
         self._prompts = list(itertools.islice(itertools.cycle(own), len(self._unrelated)))
         self._probe = Probe(
             ready, pictures=pictures, prompts=self._prompts, unrelated=self._unrelated, bins=asked.bins,
@@ -110,7 +119,7 @@ class _Work:
                 self._prior_losses = self._probe.losses(self._shared, 0)
                 samples = self._drawn(self._shared, tuned=False)
             points: list[AtStrength] = []
-            for strength in sorted(self._asked.strengths):
+            for strength in self._asked.strengths:
                 point, drawn = self._at(strength)
                 points.append(point)
                 samples += drawn
@@ -156,7 +165,7 @@ class _Work:
         if not any(SUBJECT in text for text in captions):
             self._notes.append("No caption names the subject, so the trigger was only tried on the prompt.")
         components = self._components
-        prepared = prepare(chosen, self._side, components.size_multiple)
+        prepared = prepare(chosen, self._side, bucket_multiple(0, self._side, components.size_multiple))
         bank = LatentBank(
             prepared, components.encode, seed=self._asked.seed, kinds=(), max_zoom=1.0, max_degrees=0.0, max_variants=0,
             vae_factor=components.family.vae_factor, on_device=lambda: vae_on(components, self._ready.device),

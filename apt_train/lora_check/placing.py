@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..families.components import Components
-from ..families.sd.layer_names import encoder_names, model_of, unet_names
 from .formulas import change, kind_of, rank_of
 from .lora_file import LoraFile
 
@@ -60,6 +59,16 @@ class Placement:
     broken: list[str] = field(default_factory=list[str])
 
     @property
+    def ranks(self) -> list[int]:
+        """Each once, rising."""
+        return sorted({item.rank for item in self.placed if item.rank is not None})
+
+    @property
+    def alphas(self) -> list[float]:
+        """Each once, rising."""
+        return sorted({float(item.parts["alpha"]) for item in self.placed if "alpha" in item.parts})
+
+    @property
     def changes_text(self) -> bool:
         return any(item.part != "unet" for item in self.placed)
 
@@ -79,7 +88,7 @@ def place(lora: LoraFile, components: Components) -> Placement:
         item = Placed(name, part, path, layer, parts)
         if not _fits(item):
             unfit.append(name)
-        elif all(bool(tensor.isfinite().all()) for tensor in parts.values()):
+        elif all(bool(tensor.float().isfinite().all()) for tensor in parts.values()):
             placed.append(item)
         else:
             broken.append(name)
@@ -95,11 +104,12 @@ def place(lora: LoraFile, components: Components) -> Placement:
 
 def _known(components: Components) -> Iterator[tuple[str, tuple[str, str, nn.Module]]]:
     """Every name in a file -> (part, path, layer)."""
-    for name, path in unet_names(components.unet).items():
+    words = components.family.file_words
+    for name, path in words.network_names(components.unet).items():
         yield name, ("unet", path, components.unet.get_submodule(path))
     encoders = components.text_encoders
     for number, encoder in enumerate(encoders, start=1):
-        for name, path in encoder_names(encoder.model, number, len(encoders), encoder.embedding_key).items():
+        for name, path in words.encoder_names(encoder.model, number, len(encoders), encoder.embedding_key).items():
             yield name, (f"text encoder {number}", path, encoder.model.get_submodule(path))
 
 
@@ -119,7 +129,7 @@ def _fits(item: Placed) -> bool:
 
 
 def _of_another_model(lora: LoraFile, components: Components, found: int) -> str:
-    guess = model_of(lora.layers)
+    guess = components.family.file_words.model_of(lora.layers)
     made_for = f"is made for {guess}" if guess else "is made for another model"
     fit = f"only {found} of its {len(lora.layers)} layers fit {components.source or 'the model'}"
     return f"{lora.name} {made_for}: {fit}, so give the checkpoint it was trained on."

@@ -28,8 +28,8 @@ def as_dict(found: CheckUp) -> dict[str, Any]:
             "dtype": found.lora.dtype,
             "kinds": sorted({item.kind for item in placed}),
             "layers": len(placed),
-            "ranks": sorted({item.rank for item in placed if item.rank is not None}),
-            "alphas": sorted({float(item.parts["alpha"]) for item in placed if "alpha" in item.parts}),
+            "ranks": found.placement.ranks,
+            "alphas": found.placement.alphas,
             "left_out": {
                 "no_place": found.placement.unplaced,
                 "unfit": found.placement.unfit,

@@ -69,9 +69,9 @@ def singular_values(parts: Parts) -> Tensor | None:
     """Of a LoRA's change, falling, by its two thin factors; None: it is of another kind."""
     if kind_of(parts) != "LoRA" or "mid" in parts:
         return None
-    up, down = (parts[name].float().flatten(1) for name in ("up", "down"))
+    up, down = (parts[name].double().flatten(1) for name in ("up", "down"))  # whose product may exceed float32
     small = cast("Tensor", torch.linalg.qr(up, mode="r").R @ torch.linalg.qr(down.T, mode="r").R.T)
-    return cast("Tensor", torch.linalg.svdvals(small)) * abs(_scale(parts))
+    return (cast("Tensor", torch.linalg.svdvals(small)) * abs(_scale(parts))).float()
 
 
 def _scale(parts: Parts) -> float:

@@ -5,23 +5,24 @@ In: the words, from what is given or what the file says. Not in: measuring (`pro
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..config import check_class_word
 from ..data.dataset import ImageSet
 from ..errors import InputError
 from ..families.components import Components
-from ..text.captions import SUBJECT, mark_subject
+from ..names import EMBEDDING_SUFFIX
+from ..settings_field import require_text
+from ..text.captions import EMBEDDING, learned_name, marked_caption
 from ..text.conditioning import Conditioner
 from ..text.identifier import Identifier
 from ..text.tokens import Vocabulary
+from ..wording import printable
 from .lora_file import LoraFile
-
-LEARNED = "embedding:"
 
 
 @dataclass(frozen=True)
@@ -41,37 +42,46 @@ class Subject:
     ) -> Subject:
         """What is not given is taken from the file, as APT Train writes it; no trigger at all is the class word.
 
-        InputError: no class word, or a learned word without its rows.
+        InputError: no class word, one that no prompt can have, or a learned word without its rows.
         """
-        said = lora.metadata
-        word = " ".join(class_word.split()) or said.get("apt_class_word", "")
+        word = " ".join(class_word.split()) or _words_of(lora.class_word)
         if not word:
             raise InputError(
                 "class_word is empty and the LoRA does not say it: say what its subject is, for example dog or woman."
             )
-        words = " ".join(trigger.split()) or said.get("modelspec.trigger_phrase", "") or word
-        if words.lower().startswith(LEARNED) and embedding is None:
+        check_class_word(word)
+        words = " ".join(trigger.split()) or _words_of(lora.trigger) or word
+        require_text("trigger", words)
+        if EMBEDDING in words.lower() and len(words.split()) > 1:
+            raise InputError(f"The trigger is {words!r}: give the embedding alone, or plain words.")
+        if learned_name(words) is None:
+            return Subject(word, words)
+        if embedding is None:
             raise InputError(
                 f"The trigger is {words}, but that learned word was not found: put its embedding file beside the LoRA "
                 "or where embeddings are kept, or give a trigger in plain words."
             )
-        if LEARNED in words.lower() and len(words.split()) > 1:
-            raise InputError(f"The trigger is {words!r}: give the embedding alone, or plain words.")
-        return Subject(word, words, embedding if words.lower().startswith(LEARNED) else None)
+        return Subject(word, words, _checked_rows(words, embedding))
+
+    @property
+    def name(self) -> str:
+        """What captions may call it: the trigger without what training puts around a name."""
+        learned = learned_name(self.trigger)
+        if learned is not None:
+            return learned.removesuffix(EMBEDDING_SUFFIX) or self.trigger
+        return self.trigger.removesuffix(f" {self.class_word}")
 
     def conditioner(self, components: Components) -> Conditioner:
         """Reads texts as the model's encoders do at this moment. InputError: the embedding is another model's."""
         identifier = None if self.embedding is None else self._identifier(components, self.embedding)
-        name = self.trigger.removeprefix(LEARNED)
         return Conditioner(
-            components.text_encoders, identifier, class_word=self.class_word, name=name, trigger=self.trigger
+            components.text_encoders, identifier, class_word=self.class_word, name=self.name, trigger=self.trigger
         )
 
     def caption(self, text: str) -> str:
-        """With `{subject}` for the trigger or the first class word; a text that has neither stays as it is."""
-        name = self.trigger.removeprefix(LEARNED)
-        marked = mark_subject(" ".join(text.split()), name=name, class_word=self.class_word)
-        return marked if SUBJECT in marked or not self.class_word else _first_word(marked, self.class_word)
+        """With `{subject}` as training has it; a text that does not name the subject stays as it is."""
+        plain = " ".join(text.split())
+        return marked_caption(plain, name=self.name, class_word=self.class_word) or plain
 
     def captions(self, images: ImageSet, template: str) -> list[str]:
         """One per picture; those without a caption get the template."""
@@ -84,7 +94,7 @@ class Subject:
         for encoder in components.text_encoders:
             key, width = encoder.embedding_key, encoder.table.shape[1]
             found = embedding.get(key)
-            if found is None or found.ndim != 2 or found.shape[1] != width:
+            if found is None or not len(found) or found.shape[1] != width:
                 raise InputError(
                     f"The embedding of {self.trigger} has no rows for this model's {key} ({width} wide): give the one "
                     "that was trained with the LoRA."
@@ -97,7 +107,16 @@ class Subject:
         return Identifier(rows, ids, keys, self.class_word).to(device)
 
 
-def _first_word(text: str, word: str) -> str:
-    """`{subject}` for the first whole `word` in any case."""
-    pattern = r"\s+".join(re.escape(part) for part in word.split())
-    return re.sub(rf"(?<![\w-]){pattern}(?![\w-])", lambda _: SUBJECT, text, count=1, flags=re.IGNORECASE)
+def _words_of(said: str) -> str:
+    """What a file says, which may be anything, as words for a terminal and a page."""
+    return " ".join(printable(" ".join(said.split())).split())
+
+
+def _checked_rows(words: str, embedding: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tables among an embedding file's tensors. InputError: there is none, or one that was broken in training."""
+    rows = {key: tensor for key, tensor in embedding.items() if tensor.ndim == 2 and tensor.is_floating_point()}
+    if not any(len(table) for table in rows.values()):
+        raise InputError(f"The file of {words} holds no learned word: give its embedding as .safetensors.")
+    if not all(bool(table.float().isfinite().all()) for table in rows.values()):
+        raise InputError(f"The file of {words} holds values that are no numbers: take an earlier snapshot's.")
+    return rows

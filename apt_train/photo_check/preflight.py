@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..config import DataConfig, TrainConfig
-from ..data.buckets import bucket_sizes
+from ..config import DataConfig, check_called, subject_name
+from ..data.buckets import Size, bucket_multiple, bucket_sizes
 from ..data.dataset import ImageSet
 from ..errors import InputError
-from .captions import caption_findings, named_by_all, names_subject
+from ..wording import counted
+from .captions import Called, caption_findings, named_by_all, names_subject
 from .finding import Finding
 from .look import Look, look_at
 from .masks import mask_findings
 from .pictures import one_background, picture_findings
 
-_FINEST = 8  # pixels of a latent
+_FINEST = 8  # pixels of a latent: what a model asks for at least
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Preflight:
     @property
     def heading(self) -> str:
         """`2 findings in 5 pictures at 512 pixels.`"""
-        findings, pictures = _count(len(self.findings), "finding"), _count(len(self.looks), "picture")
+        findings, pictures = counted(len(self.findings), "finding"), counted(len(self.looks), "picture")
         return f"{findings} in {pictures} at {self.resolution} pixels.".capitalize()
 
     def lines(self, translate: Callable[[str], str] = str) -> list[str]:
@@ -61,52 +62,52 @@ def preflight(
     Args:
         resolution: pixels, as in the run's settings.
         multiple: pixels, of which a bucket's sides are multiples; 0: 64, or 8 below a resolution of 512.
-        class_word, identifier: as in the run's settings; without a class word captions are not searched for it.
+        class_word, identifier: as in the run's settings, captions are searched for them; empty: not known.
         at_picture: called before each picture with the number done and that of all; what it raises ends the work.
 
     Raises:
         InputError: a resolution or a name that no run takes, or a picture that is no longer what it was.
     """
-    config = settings_of(resolution, multiple, class_word, identifier)
-    sizes = bucket_sizes(resolution, multiple or (64 if resolution >= 512 else _FINEST))
+    called, sizes = called_of(class_word, identifier), sizes_of(resolution, multiple)
     looks: list[Look] = []
     for done, image in enumerate(images.images):
         at_picture(done, len(images.images))
         looks.append(look_at(image, sizes))
     together = one_background(looks)
     findings = [
-        *picture_findings(looks, [] if _is_accounted_for(looks, together, config) else together),
+        *picture_findings(looks, [] if _is_accounted_for(looks, together, called) else together),
         *mask_findings(looks),
-        *caption_findings(looks, config, together),
+        *caption_findings(looks, called, together),
     ]
     findings.sort(key=lambda finding: not finding.serious)
-    return Preflight(looks, resolution, findings, list(_unchecked(looks, config)), list(images.notes))
+    return Preflight(looks, resolution, findings, list(_unchecked(looks, called)), list(images.notes))
 
 
-def settings_of(resolution: int, multiple: int, class_word: str, identifier: str) -> TrainConfig | None:
-    """The settings of such a run; None: what the subject is called is not known. InputError: no run takes them."""
+def sizes_of(resolution: int, multiple: int) -> list[Size]:
+    """The sizes that such a run brings pictures to, (height, width). InputError: no run takes these settings."""
     if resolution == 0:
         raise InputError("resolution is 0: give the size to train at, such as 512 for SD1.5 or 1024 for SDXL.")
-    if multiple % _FINEST:
-        raise InputError(f"bucket_multiple is {multiple}: give a multiple of {_FINEST}, as every model needs.")
-    data = DataConfig(resolution=resolution, bucket_multiple=multiple)
-    known = class_word.strip()
-    config = TrainConfig(class_word=class_word if known else "thing", identifier=identifier, data=data)
-    return config if known else None
+    given = DataConfig(resolution=resolution, bucket_multiple=multiple)
+    return bucket_sizes(resolution, bucket_multiple(given.bucket_multiple, resolution, _FINEST))
 
 
-def _is_accounted_for(looks: Sequence[Look], together: Sequence[int], config: TrainConfig | None) -> bool:
+def called_of(class_word: str, identifier: str) -> Called | None:
+    """What such a run calls its subject; None: it is not known. InputError: no run takes these names."""
+    class_word = class_word.strip()
+    if not class_word and not identifier:
+        return None
+    check_called(class_word, identifier)
+    return Called(subject_name(class_word, identifier), class_word)
+
+
+def _is_accounted_for(looks: Sequence[Look], together: Sequence[int], called: Called | None) -> bool:
     """Whether masks leave the one background out, or every caption says a word that may be its name."""
     masked = all(looks[place].mask is not None for place in together)
-    return not together or masked or bool(named_by_all(looks, together, config))
+    return not together or masked or bool(named_by_all(looks, together, called))
 
 
-def _unchecked(looks: Sequence[Look], config: TrainConfig | None) -> Iterator[str]:
+def _unchecked(looks: Sequence[Look], called: Called | None) -> Iterator[str]:
     if all(look.mask is None for look in looks):
         yield "Not checked: whether the subject is small or cut off, as there are no masks."
-    if any(names_subject(look, config) is None for look in looks):
+    if any(names_subject(look, called) is None for look in looks):
         yield "Not checked: whether the captions name the subject, as no class word was given."
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number or 'no'} {what}" + ("" if number == 1 else "s")

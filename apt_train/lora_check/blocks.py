@@ -48,8 +48,8 @@ def _measured(name: str, items: Sequence[Placed], lora: WithLora) -> Block:
             original = lora.original(weight).to(lora.device, torch.float32)
             change = item.changes(original, "weight")
             if change is not None:
-                added += float(change.square().sum())
-                base += float(original.square().sum())
+                added += float(change.double().square().sum())  # also of numbers whose squares exceed float32
+                base += float(original.double().square().sum())
         if item.rank is not None:
             ranks.append(item.rank)
         values = singular_values(item.parts)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.buckets import TOLD_CROP
+from ..wording import counted
 from .finding import Finding, named
 from .look import Look
 
@@ -52,11 +53,10 @@ def one_background(looks: Sequence[Look]) -> list[int]:
 
 def _count(count: int) -> Iterator[Finding]:
     if count < FEW:
-        pictures = "1 picture" if count == 1 else f"{count} pictures"
         yield Finding(
             "few pictures",
-            f"There is only {pictures} of the subject. Pose, light and background are then learned as part of it: "
-            "add photos until there are 3 to 10.",
+            f"There is only {counted(count, 'picture')} of the subject. Pose, light and background are then learned as "
+            "part of it: add photos until there are 3 to 10.",
         )
     if count > MANY:
         yield Finding(

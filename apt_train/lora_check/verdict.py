@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..run.curves import bin_edges
+from ..wording import listed, printable
 from .findings import AtStrength, CheckUp
-from .placing import Placed
+from .placing import Placement
 from .recommend import USUAL, Recommendation, known_gain
 
 Say = Callable[[str], str]
 FEW_RANKS = 0.5  # the file has twice the ranks that it uses: worth saying (ours)
 SAME_AS_BARE = 0.8  # the bare class word moves nearly as far as the trigger (ours)
-LISTED = 5
 
 
 def paragraphs(found: CheckUp, say: Say = str) -> list[str]:
@@ -106,9 +106,9 @@ def _attention(found: CheckUp) -> list[str]:
 
 def _weights(found: CheckUp) -> list[str]:
     lora, blocks = found.lora, found.blocks
-    placed = found.placement.placed
-    kinds = ", ".join(dict.fromkeys(item.kind for item in placed))
-    said = [f"The file holds {kinds} in {lora.dtype} on {len(placed)} layers{_ranks(placed)}."]
+    placement = found.placement
+    kinds = ", ".join(dict.fromkeys(item.kind for item in placement.placed))
+    said = [f"The file holds {kinds} in {lora.dtype} on {len(placement.placed)} layers{_ranks(placement)}."]
     top = max(blocks, key=lambda block: block.moved)
     said.append(f"It moves the block {top.name} the most, by {top.moved:.1%} of the norm of its weights.")
     counted = [block for block in blocks if block.rank and block.used is not None]
@@ -124,10 +124,9 @@ def _weights(found: CheckUp) -> list[str]:
     return said
 
 
-def _ranks(placed: list[Placed]) -> str:
-    ranks = sorted({item.rank for item in placed if item.rank is not None})
-    alphas = sorted({float(item.parts["alpha"]) for item in placed if "alpha" in item.parts})
-    texts = [f"{what} {_range(values)}" for what, values in (("rank", ranks), ("alpha", alphas)) if values]
+def _ranks(placement: Placement) -> str:
+    both = ("rank", placement.ranks), ("alpha", placement.alphas)
+    texts = [f"{what} {_range(values)}" for what, values in both if values]
     return f", {', '.join(texts)}" if texts else ""
 
 
@@ -145,8 +144,7 @@ def _misfits(found: CheckUp) -> list[str]:
         ("are of no kind that is read here", lora.unread),
     ):
         if names:
-            more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-            said.append(f"Left out, as they {what}: {', '.join(sorted(names)[:LISTED])}{more}.")
+            said.append(f"Left out, as they {what}: {listed([printable(name) for name in sorted(names)])}.")
     return said
 
 

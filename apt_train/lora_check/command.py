@@ -9,17 +9,16 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
 from ..events import BusyEvent
 from ..paths import expanded, one_line
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..data.dataset import ImageSet
     from ..families.components import Components
-    from .check_up import Busy
-    from .findings import CheckUp
+    from .findings import Asked, CheckUp
     from .lora_file import LoraFile
+    from .subject import Subject
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,16 +29,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--images", help="folder of the pictures it was trained on, with X.txt captions beside them")
     add("--class-word", default="", help="what its subject is, such as dog (default: as the LoRA says)")
     add("--trigger", default="", help="what a prompt must say for it (default: as the LoRA says, or the class word)")
-    add("--embedding", help="the learned word's file (default: NAME_embedding.safetensors beside the LoRA)")
+    add("--embedding", help="the learned word's file, to prompt with embedding:FILE (default: beside the LoRA)")
     add("--prompt", default="", help='what samples show, with {subject} (default: "a photo of {subject}")')
     add("--unrelated", nargs="+", default=(), metavar="TEXT", help="prompts about other things (default: four of ours)")
     add("--strengths", nargs="+", type=float, metavar="NUMBER", help="strengths to try (default: 0.4 0.6 0.8 1.0 1.2)")
-    add("--draws", type=int, default=2, help="noises per picture and noise level; more is surer (default: 2)")
+    add("--draws", type=int, help="noises per picture and noise level; more is surer (default: 2)")
     add("--sample-steps", type=int, default=20, help="sampling steps of each sample; 0: none (default: 20)")
-    add("--seed", type=int, default=0, help="of the samples (default: 0)")
-    add("--resolution", type=int, help="pixels of a side (default: the model's own)")
+    add("--seed", type=int, help="of the samples (default: 0)")
+    add("--resolution", type=int, default=0, help="pixels of a side; 0: the model's own (default)")
     add("--precision", default="auto", metavar="auto|fp32|bf16|fp16", help="auto: fp16 on a GPU, else fp32")
-    add("--background", default="white", help="colour under transparent pictures (default: white)")
+    add("--background", help="colour under transparent pictures (default: white)")
     add("--tokenizer", help="folder of the CLIP vocabulary, for a single file")
     add("--vae", help="a VAE to use instead of the model's own")
     add("--prediction-type", choices=("epsilon", "v_prediction"), help="for a file that does not say so itself")
@@ -55,53 +54,79 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def inspect(options: argparse.Namespace, output: Path) -> int:
     """Look the LoRA over, print the verdict, and write `check_up.png` and `check_up.json` into `output`."""
     from ..console.progress import Progress
+    from ..disk.files import check_writable
+    from ..training.plan import resolve_device
+    from .check_up import check_up, working_dtype
     from .lora_file import read_lora
     from .verdict import paragraphs
 
+    asked = _asked(options)
+    working_dtype(asked.precision, resolve_device(options.device))
+    check_writable(output)
     lora = read_lora(options.file)  # refused before gigabytes are read
+    subject = _subject(options, lora)
     with Progress(options.device) as progress:
-        found = _looked_over(options, lora, lambda done, total: progress(BusyEvent("check-up", 0, done, total)))
-    print("\n\n".join(paragraphs(found)), end="\n\n")
+        components, images = _loaded(options)
+        found = check_up(
+            components, lora, subject, asked, images=images, device=options.device,
+            busy=lambda done, total: progress(BusyEvent("check-up", 0, done, total)),
+        )  # fmt: skip
+    print("\n\n".join(map(one_line, paragraphs(found))), end="\n\n")
     _write(found, output)
     print(f"Sheet: {one_line(str(output / 'check_up.png'))}")
     print(f"Numbers: {one_line(str(output / 'check_up.json'))}")
     return 0
 
 
-def _looked_over(options: argparse.Namespace, lora: LoraFile, busy: Busy) -> CheckUp:
-    from .check_up import check_up
+def _asked(options: argparse.Namespace) -> Asked:
+    """InputError: a value that cannot be, or an option that without another one does nothing."""
     from .findings import PROMPT, STRENGTHS, Asked
-    from .subject import Subject
 
-    asked = Asked(
+    for name, needed, is_there in (
+        ("draws", "--images", options.images is not None),
+        ("background", "--images", options.images is not None),
+        ("seed", "--sample-steps above 0", options.sample_steps != 0),
+    ):
+        if getattr(options, name) is not None and not is_there:
+            raise InputError(f"--{name} does nothing without {needed}: give that too, or leave it out.")
+    given = {name: getattr(options, name) for name in ("draws", "seed") if getattr(options, name) is not None}
+    return Asked(
         strengths=tuple(options.strengths or STRENGTHS),
         prompt=options.prompt or PROMPT,
         unrelated=tuple(options.unrelated),
         resolution=options.resolution,
-        draws=options.draws,
         sample_steps=options.sample_steps,
-        seed=options.seed,
         precision=options.precision,
+        **given,
     )
-    subject = Subject.of(lora, options.class_word, options.trigger, _embedding(options, lora))
-    components, images = _loaded(options)
-    return check_up(components, lora, subject, asked, images=images, device=options.device, busy=busy)
+
+
+def _subject(options: argparse.Namespace, lora: LoraFile) -> Subject:
+    """With the learned word of `--embedding`, or of the file beside the LoRA where its trigger asks for one."""
+    from ..disk.tensor_file import read_tensors
+    from ..text.captions import EMBEDDING, learned_name
+    from .subject import Subject
+
+    place, trigger = lora.embedding, options.trigger.strip()
+    if options.embedding is not None:
+        place = expanded(options.embedding, "--embedding")
+        trigger = trigger or (lora.trigger if learned_name(lora.trigger) is not None else f"{EMBEDDING}{place.stem}")
+        if learned_name(trigger) is None:
+            raise InputError(f"--trigger is {trigger!r}, so --embedding does nothing: leave one of them out.")
+    is_learned = learned_name(trigger or lora.trigger) is not None
+    rows = read_tensors(place)[0] if is_learned and place is not None else None
+    return Subject.of(lora, options.class_word, trigger, rows)
 
 
 def _loaded(options: argparse.Namespace) -> tuple[Components, ImageSet | None]:
     from ..data.dataset import load_images
     from ..families.sd import load_checkpoint
 
-    images = load_images(options.images, background=options.background) if options.images else None
+    images = None
+    if options.images is not None:
+        images = load_images(options.images, background=options.background or "white")
     told = {name: getattr(options, name) for name in ("tokenizer", "vae", "prediction_type", "zero_terminal_snr")}
     return load_checkpoint(options.checkpoint, **told), images
-
-
-def _embedding(options: argparse.Namespace, lora: LoraFile) -> dict[str, Tensor] | None:
-    from ..disk.tensor_file import read_tensors
-
-    place = expanded(options.embedding, "--embedding") if options.embedding else lora.embedding
-    return None if place is None else read_tensors(place)[0]
 
 
 def _write(found: CheckUp, output: Path) -> None:

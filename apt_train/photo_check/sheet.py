@@ -14,7 +14,8 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from ..disk.files import atomic_write
 from ..palette import BLUE, FAINT, INK, ORANGE, PAPER, Rgb
-from ..report.grid import Font, fit_label, font
+from ..report.grid import Font, fit_label, font, one_beneath_another
+from ..wording import counted
 from .finding import Finding
 from .look import TILE, Floats, Look
 from .preflight import Preflight
@@ -25,6 +26,7 @@ RED: Rgb = (200, 30, 45)
 GREEN: Rgb = (26, 152, 80)
 GREY: Rgb = (105, 112, 122)
 _GAP, _MARGIN, _FRAME = 22, 16, 5
+WIDTH = COLUMNS * TILE + (COLUMNS - 1) * _GAP + 2 * _MARGIN
 _DIMMED = 0.72  # how much of what is cut away is paper
 _WASH = 0.45  # how much of what the mask leaves out is blue
 _CAPTION_LINES = 4
@@ -43,20 +45,19 @@ class _Line:
 def contact_sheet(found: Preflight) -> Image.Image:
     """RGB, 3 pictures wide; as high as there are pictures and findings. Words are in English."""
     face, shown = font(TEXT), found.looks[:MOST]
-    width = COLUMNS * TILE + (COLUMNS - 1) * _GAP + 2 * _MARGIN
     tiles = [_tile(place, look, found.findings, face) for place, look in enumerate(shown)]
     rows = [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
-    above = _text([_Line(found.heading, _worst(found.findings), True)], width, face)
-    below = _text(_lines_below(found), width, face)
-    height = above.height + sum(max(tile.height for tile in row) + _GAP for row in rows) + below.height
-    sheet, y = Image.new("RGB", (width, height), PAPER), above.height
-    sheet.paste(above, (0, 0))
-    for row in rows:
-        for column, tile in enumerate(row):
-            sheet.paste(tile, (_MARGIN + column * (TILE + _GAP), y))
-        y += max(tile.height for tile in row) + _GAP
-    sheet.paste(below, (0, y))
-    return sheet
+    above = _text([_Line(found.heading, _worst(found.findings), True)], face)
+    below = _text(_lines_below(found), face)
+    return one_beneath_another([above, *(_row(row) for row in rows), below])
+
+
+def _row(tiles: Sequence[Image.Image]) -> Image.Image:
+    """Side by side, with a gap beneath."""
+    row = Image.new("RGB", (WIDTH, max(tile.height for tile in tiles) + _GAP), PAPER)
+    for column, tile in enumerate(tiles):
+        row.paste(tile, (_MARGIN + column * (TILE + _GAP), 0))
+    return row
 
 
 def write_sheet(found: Preflight, path: Path) -> None:
@@ -78,7 +79,7 @@ def _lines_below(found: Preflight) -> list[_Line]:
     more = len(found.looks) - MOST
     return [
         _Line(LEGEND, GREY),
-        *([_Line(f"{more} more pictures are not shown.", GREY)] if more > 0 else []),
+        *([_Line(f"Not shown: {counted(more, 'more picture')}.", GREY)] if more > 0 else []),
         *(_Line(f"{i}. {finding.text}", colour_of(finding), True) for i, finding in enumerate(found.findings, 1)),
         *(_Line(sentence, GREY) for sentence in (*found.unchecked, *found.notes)),
     ]
@@ -165,13 +166,13 @@ def _badge(pen: ImageDraw.ImageDraw, text: str, face: Font) -> None:
 # ---- words -------------------------------------------------------------------------------------------------------
 
 
-def _text(lines: Sequence[_Line], width: int, face: Font) -> Image.Image:
-    """Paragraphs under each other."""
+def _text(lines: Sequence[_Line], face: Font) -> Image.Image:
+    """Paragraphs under each other, on the sheet's whole width."""
     line, square = round(TEXT * 1.3), TEXT + 9
-    room = width - 2 * _MARGIN
+    room = WIDTH - 2 * _MARGIN
     wrapped = [fit_label(_letters(item.text), room - square * item.marked, face) for item in lines]
     heights = [line * (text.count("\n") + 1) + 8 for text in wrapped]
-    drawn = Image.new("RGB", (width, sum(heights) + 12), PAPER)
+    drawn = Image.new("RGB", (WIDTH, sum(heights) + 12), PAPER)
     pen, y = ImageDraw.Draw(drawn), 8
     for item, text, height in zip(lines, wrapped, heights, strict=True):
         if item.marked:

@@ -1,7 +1,7 @@
 """What a LoRA does at one strength, against the prior on the same noise: losses, drift, attention.
 
 All measures are training's own: the indicator's loss gap (`training.indicator`), the drift along the prior's guided
-trajectories (`sample.drift`), attention over matched columns (`training.capture`). No weight is trained here.
+trajectories (`sample.paths`), attention over matched columns (`training.capture`). No weight is trained here.
 
 In: one model at one strength -> numbers. Not in: which strengths (`check_up`), what is made of them (`recommend`).
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -22,9 +22,8 @@ from ..data.latent_bank import LatentBank
 from ..families.components import Components
 from ..families.network import TextInput
 from ..rng import generator
-from ..sample.drift import EVERY, GUIDANCE, STEPS, Predict
-from ..sample.sampler import denoise, guided, initial_noise, latent_shape
-from ..text.conditioning import Conditioner, Conditioning
+from ..sample.paths import Path, Walk, path_calls
+from ..text.conditioning import Conditioner
 from ..text.tokens import END_LABEL, REST_LABEL, START_LABEL, SUBJECT_LABEL
 from ..training.capture import Capture, attention_maps
 from ..training.losses import squared_error
@@ -65,12 +64,7 @@ class Looks:
     context: float | None
 
 
-@dataclass
-class _Way:
-    """Some prompts' trajectories by the prior: by point its timestep, latents and epsilon, (N, C, h, w) on the CPU."""
-
-    texts: list[str]
-    points: list[tuple[int, Tensor, Tensor]] = field(default_factory=list[tuple[int, Tensor, Tensor]])
+Way = tuple[list[str], Path]  # some prompts and the prior's way for them
 
 
 class Probe:
@@ -92,11 +86,12 @@ class Probe:
         rows: int,
     ) -> None:
         self._lora, self._components, self._pictures = lora, lora.components, pictures
-        self._bins, self._draws, self._side, self._rows = bins, draws, side, rows
+        self._bins, self._draws, self._rows = bins, draws, rows
+        self._walk = Walk(self._components, side, lora.device, lora.dtype)
         self._samples = [] if pictures is None else list(_samples(pictures.bank, self._components, bins, draws))
         self._prompts, self._unrelated = prompts, unrelated
-        self._named: list[_Way] = []
-        self._others: list[_Way] = []
+        self._named: list[Way] = []
+        self._others: list[Way] = []
         self.scale: tuple[Tensor, Tensor] | None = None
         """How far the prior itself moves without the prompt, by level: on the subject's prompts, on unrelated ones."""
         network, unet = self._components.network, self._components.unet
@@ -108,9 +103,9 @@ class Probe:
     def calls(self) -> tuple[int, int]:
         """How often the network is called: for the prior, and at each strength."""
         losses = sum(-(-len(group) // self._rows) for group in self._by_picture())
-        ways, points = -(-len(self._prompts) // self._rows), len(range(0, STEPS, EVERY))
+        ways, (making, measuring) = -(-len(self._prompts) // self._rows), path_calls()
         looks = ways if self._capture else 0
-        return losses + 2 * ways * (STEPS + 2 * points) + looks, losses + 3 * ways * points + looks
+        return losses + 2 * ways * (making + measuring) + looks, losses + 3 * ways * measuring + looks
 
     @torch.no_grad()
     def begin(self, conditioner: Conditioner) -> None:
@@ -193,55 +188,27 @@ class Probe:
     def _chunked(self, texts: list[str]) -> list[list[int]]:
         return [list(range(len(texts)))[k : k + self._rows] for k in range(0, len(texts), self._rows)]
 
-    def _way(self, conditioner: Conditioner, prompts: list[str], rows: list[int]) -> _Way:
-        texts, shape = [prompts[k] for k in rows], latent_shape(self._components, self._side, self._side)
-        noise = torch.stack([initial_noise(SEED, k, shape) for k in rows]).to(self._lora.device)
-        text = conditioner.encode(texts, tuned=False)
-        steered, schedule = self._predictor(conditioner, text, GUIDANCE), self._components.schedule
-        times = schedule.sampling_timesteps(STEPS)
-        seen: list[Tensor] = []
+    def _way(self, conditioner: Conditioner, prompts: list[str], rows: list[int]) -> Way:
+        texts = [prompts[k] for k in rows]
+        return texts, self._walk.path(conditioner, texts, rows)
 
-        def watched(latents: Tensor, timestep: int) -> Tensor:
-            seen.append(latents.cpu())
-            return steered(latents, timestep)
-
-        denoise(schedule, watched, noise, times)
-        way = _Way(texts)
-        plain = self._predictor(conditioner, text, 1.0)
-        for time, noisy in list(zip(times, seen, strict=True))[::EVERY]:
-            way.points.append((time, noisy, self._epsilon(plain, noisy, time)))
-        return way
-
-    def _moved(self, conditioner: Conditioner, ways: list[_Way], *, tuned: bool, empty: bool = False) -> Tensor:
+    def _moved(self, conditioner: Conditioner, ways: list[Way], *, tuned: bool, empty: bool = False) -> Tensor:
         """Mean squared difference from the prior at each point, float32 (points,)."""
-        found: list[Tensor] = []
-        for way in ways:
-            text = conditioner.encode([""] * len(way.texts) if empty else way.texts, tuned=tuned)
-            predict = self._predictor(conditioner, text, 1.0)
-            differences = [self._epsilon(predict, noisy, time) - prior for time, noisy, prior in way.points]
-            found.append(torch.stack([difference.square().mean(dim=(1, 2, 3)) for difference in differences]))
+        read = [([""] * len(texts) if empty else texts, path) for texts, path in ways]
+        found = [self._walk.moved(conditioner, path, texts, tuned=tuned) for texts, path in read]
         return torch.cat(found, dim=1).mean(dim=1)
-
-    def _predictor(self, conditioner: Conditioner, text: Conditioning, guidance: float) -> Predict:
-        nothing, rows, size = conditioner.encode([""], tuned=False), range(len(text.hidden)), (self._side, self._side)
-        device, dtype = self._lora.device, self._lora.dtype
-        return guided(self._components, text, nothing, rows, guidance, size, device, dtype)
-
-    def _epsilon(self, predict: Predict, noisy: Tensor, time: int) -> Tensor:
-        latents = noisy.to(self._lora.device)
-        times = torch.full((len(latents),), time, device=self._lora.device)
-        return self._components.schedule.to_epsilon(predict(latents, time), latents, times).float().cpu()
 
     # -- attention
 
-    def _maps_of(self, conditioner: Conditioner, way: _Way, *, tuned: bool) -> tuple[list[Tensor], list[list[str]]]:
+    def _maps_of(self, conditioner: Conditioner, way: Way, *, tuned: bool) -> tuple[list[Tensor], list[list[str]]]:
         """Maps (N, heads, positions, columns) by layer on the CPU, and the columns' labels of each prompt."""
         if self._capture is None:
             return [], []
-        time, noisy, _ = way.points[len(way.points) // 2]
-        text = conditioner.encode(way.texts, tuned=tuned)
+        texts, path = way
+        time, noisy, _ = path[len(path) // 2]
+        text = conditioner.encode(texts, tuned=tuned)
         with self._capture.record() as captured:
-            self._predictor(conditioner, text, 1.0)(noisy.to(self._lora.device), time)
+            self._walk.predictor(conditioner, texts, tuned=tuned)(noisy.to(self._lora.device), time)
         maps = attention_maps(captured, text.columns, text.num_columns)
         return [layer.cpu() for layer in maps], text.labels
 

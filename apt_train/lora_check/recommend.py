@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 if TYPE_CHECKING:
     from .findings import AtStrength
 
@@ -90,12 +92,9 @@ def _first_at(values: Sequence[tuple[float, float]], goal: float) -> float | Non
     """Where the line through the values first reaches the goal; None: it never does."""
     for (before, low), (after, high) in zip(values, values[1:], strict=False):
         if high >= goal > low:
-            return before + (after - before) * (goal - low) / (high - low)
+            return float(np.interp(goal, (low, high), (before, after)))
     return None
 
 
 def _value_at(values: Sequence[tuple[float, float]], strength: float) -> float:
-    for (before, low), (after, high) in zip(values, values[1:], strict=False):
-        if strength <= after:
-            return low + (high - low) * (strength - before) / (after - before)
-    return values[-1][1]
+    return float(np.interp(strength, [at for at, _ in values], [value for _, value in values]))

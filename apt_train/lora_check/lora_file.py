@@ -20,13 +20,26 @@ _ENDS = sorted(PARTS, key=len, reverse=True)
 
 @dataclass(frozen=True)
 class LoraFile:
-    """`layers`: parts (as `formulas.PARTS` calls them) by the layer's name in the file; `unread`: other keys."""
+    """`layers`: parts (as `formulas.PARTS` calls them) by the layer's name in the file; `unread`: other keys.
+
+    Every part is of floats, of whatever size, and an alpha is one number.
+    """
 
     name: str
     layers: dict[str, dict[str, Tensor]]
     unread: list[str] = field(default_factory=list[str])
     metadata: dict[str, str] = field(default_factory=dict[str, str])
     embedding: Path | None = None  # of a learned word, where one lies beside the file
+
+    @property
+    def class_word(self) -> str:
+        """As the file says it; empty: it does not."""
+        return self.metadata.get("apt_class_word", "")
+
+    @property
+    def trigger(self) -> str:
+        """As the file says it; empty: it does not."""
+        return self.metadata.get("modelspec.trigger_phrase", "")
 
     @property
     def dtype(self) -> str:
@@ -60,11 +73,19 @@ def sorted_lora(
             unread.append(key)
         else:
             layers.setdefault(found[0], {})[found[1]] = tensor
-    for layer in [layer for layer, parts in layers.items() if kind_of(parts) is None]:
+    for layer in [layer for layer, parts in layers.items() if kind_of(parts) is None or not _can_be_computed(parts)]:
         unread += [f"{layer}.{part}" for part in layers.pop(layer)]
     if not layers:
         raise InputError(f"{name} holds nothing that can be read as a LoRA: give a LoRA, LoHa or LoKr as .safetensors.")
     return LoraFile(name, layers, unread, dict(metadata or {}), embedding)
+
+
+def _can_be_computed(parts: Mapping[str, Tensor]) -> bool:
+    """Whether its numbers are floats of any size, as whole ones are packed in ways of their own; an alpha is one."""
+    alpha = parts.get("alpha")
+    if alpha is not None and (alpha.numel() != 1 or alpha.is_complex()):
+        return False
+    return all(tensor.is_floating_point() for part, tensor in parts.items() if part != "alpha")
 
 
 def _split(key: str) -> tuple[str, str] | None:

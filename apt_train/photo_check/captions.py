@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from ..config import TrainConfig
-from ..errors import InputError
-from ..text.captions import SUBJECT, caption_for, mark_embedding
+from ..text.captions import EMBEDDING, SUBJECT, mark_embedding, marked_caption
 from .finding import Finding, named
 from .look import Look
 
@@ -22,38 +21,42 @@ _EMPTY = frozenset(
 )  # the last are of DreamBooth's and textual inversion's usual templates
 
 
-def said_of_the_rest(caption: str | None, config: TrainConfig | None) -> set[str]:
+@dataclass(frozen=True)
+class Called:
+    """What captions may call the subject. `class_word`: empty: not known, so that only the name can be searched for."""
+
+    name: str
+    class_word: str
+
+
+def said_of_the_rest(caption: str | None, called: Called | None) -> set[str]:
     """The caption's words that are neither the subject nor a filling."""
-    text = mark_embedding(caption or "", name=config.name) if config else caption or ""
-    subject = {word.lower() for word in (f"{config.name} {config.class_word}".split() if config else ())}
-    words = re.findall(r"[\w'-]+", re.sub(r"\{\w+\}|embedding:\S+", " ", text).lower())
+    text = mark_embedding(caption or "", name=called.name) if called else caption or ""
+    subject = {word.lower() for word in (f"{called.name} {called.class_word}".split() if called else ())}
+    words = re.findall(r"[\w'-]+", re.sub(rf"\{{\w+\}}|{EMBEDDING}\S+", " ", text).lower())
     return {word for word in words if word not in _EMPTY | subject}
 
 
-def names_subject(look: Look, config: TrainConfig | None) -> bool | None:
+def names_subject(look: Look, called: Called | None) -> bool | None:
     """Whether training takes the caption; None: without a class word nobody knows."""
-    if not look.caption or SUBJECT in look.caption or "embedding:" in look.caption:
+    if not look.caption or SUBJECT in look.caption:
         return True
-    if config is None:
+    if called is None:
         return None
-    try:
-        caption_for(look.caption, look.name, template=SUBJECT, name=config.name, class_word=config.class_word)
-    except InputError:
-        return False
-    return True
+    if marked_caption(look.caption, name=called.name, class_word=called.class_word) is not None:
+        return True
+    return False if called.class_word else None
 
 
-def named_by_all(looks: Sequence[Look], places: Sequence[int], config: TrainConfig | None) -> set[str]:
+def named_by_all(looks: Sequence[Look], places: Sequence[int], called: Called | None) -> set[str]:
     """The words that the captions of all these pictures have beside the subject."""
-    return set[str].intersection(*(said_of_the_rest(looks[place].caption, config) for place in places))
+    return set[str].intersection(*(said_of_the_rest(looks[place].caption, called) for place in places))
 
 
-def caption_findings(
-    looks: Sequence[Look], config: TrainConfig | None, backgrounds: Sequence[int]
-) -> Iterator[Finding]:
-    """`backgrounds`: the pictures in front of one background. `config`: what the subject is called, if known."""
+def caption_findings(looks: Sequence[Look], called: Called | None, backgrounds: Sequence[int]) -> Iterator[Finding]:
+    """`backgrounds`: the pictures in front of one background. `called`: what the subject is called, if known."""
     names = [look.name for look in looks]
-    refused = [i for i, look in enumerate(looks) if names_subject(look, config) is False]
+    refused = [i for i, look in enumerate(looks) if names_subject(look, called) is False]
     if refused:
         yield Finding(
             "subject not named",
@@ -65,7 +68,7 @@ def caption_findings(
     if not any(look.caption for look in looks):
         return
     yield from _missing(looks, names)
-    bare = [i for i, look in enumerate(looks) if look.caption and not said_of_the_rest(look.caption, config)]
+    bare = [i for i, look in enumerate(looks) if look.caption and not said_of_the_rest(look.caption, called)]
     if bare:
         yield Finding(
             "background not named",
@@ -73,7 +76,7 @@ def caption_findings(
             "it: name the place, the light and whatever else is there.",
             tuple(bare),
         )
-    yield from _identical(looks, config, backgrounds)
+    yield from _identical(looks, called, backgrounds)
 
 
 def _missing(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
@@ -87,10 +90,10 @@ def _missing(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
         )
 
 
-def _identical(looks: Sequence[Look], config: TrainConfig | None, backgrounds: Sequence[int]) -> Iterator[Finding]:
+def _identical(looks: Sequence[Look], called: Called | None, backgrounds: Sequence[int]) -> Iterator[Finding]:
     """Not in front of one background, which one caption can well name."""
     captions = {" ".join((look.caption or "").lower().split()) for look in looks}
-    same = len(looks) > 1 and len(captions) == 1 and said_of_the_rest(looks[0].caption, config)
+    same = len(looks) > 1 and len(captions) == 1 and said_of_the_rest(looks[0].caption, called)
     if same and not backgrounds:
         yield Finding(
             "same caption",

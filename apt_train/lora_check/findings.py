@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from ..errors import InputError
+from ..families.precision import DTYPES
+from ..settings_field import require, require_text
 from .blocks import Block
 from .gain import Gain
 from .lora_file import LoraFile
@@ -16,20 +18,28 @@ from .subject import Subject
 
 STRENGTHS = (0.4, 0.6, 0.8, 1.0, 1.2)
 PROMPT = "a photo of {subject}"
+MOST_STRENGTHS = 20  # for which a page has room
+_RANGES = {
+    "resolution": (0, 4096), "draws": (1, 64), "bins": (1, 1000), "rows": (0, 1024), "sample_steps": (0, 1000),
+    "seed": (0, 2**64 - 1),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """How a LoRA is to be looked at.
 
-    `prompt`: what samples are drawn of, and without pictures the drift is measured on. `unrelated`: prompts that leave
-    the subject out. `draws`: noises per picture and noise level. `sample_steps`: 0: no samples.
+    `strengths`: each is tried once, from the lowest. `prompt`: what samples are drawn of, and without pictures the
+    drift is measured on. `unrelated`: prompts that leave the subject out. `resolution`: pixels of a side; 0: the
+    model's own. `draws`: noises per picture and noise level. `sample_steps`: 0: no samples.
+
+    InputError: a value that cannot be.
     """
 
     strengths: tuple[float, ...] = STRENGTHS
     prompt: str = PROMPT
     unrelated: tuple[str, ...] = ()
-    resolution: int | None = None
+    resolution: int = 0
     draws: int = 2
     bins: int = 10
     rows: int = 0  # samples in one call of the network; 0: by its size
@@ -41,8 +51,17 @@ class Asked:
     def __post_init__(self) -> None:
         if not self.strengths or any(not 0 < strength <= 10 for strength in self.strengths):
             raise InputError("A strength is not between 0 and 10: give numbers such as 0.4 0.6 0.8 1.0 1.2.")
-        if self.draws < 1 or self.rows < 0 or self.sample_steps < 0:
-            raise InputError("draws is below 1, or rows or sample_steps below 0: give higher numbers.")
+        object.__setattr__(self, "strengths", tuple(sorted(set(self.strengths))))
+        count = len(self.strengths)
+        require(count <= MOST_STRENGTHS, "strengths", f"{count} numbers", f"give {MOST_STRENGTHS} or fewer")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            require(low <= value <= high, name, value, f"give a whole number from {low} to {high}")
+        kinds = ("auto", *DTYPES)
+        require(self.precision in kinds, "precision", repr(self.precision), "choose one of " + ", ".join(kinds))
+        for name, texts in (("prompt", (self.prompt,)), ("unrelated", self.unrelated)):
+            for text in texts:
+                require_text(name, text)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,79 @@
+"""The prior's own ways from noise to picture, and how far from its predictions a model's are along them.
+
+Ours. Drift is measured so: in training (`drift`), and of any LoRA (`lora_check.probe`). No picture is needed.
+
+In: the ways, and the difference at each point of them. Not in: which model is asked, and what is made of the numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..families.components import Components
+from ..text.conditioning import Conditioner
+from .sampler import denoise, guided, initial_noise, latent_shape
+
+Predict = Callable[[Tensor, int | Tensor], Tensor]  # (noisy latents, timestep) -> the model's own prediction
+Path = list[tuple[int, Tensor, Tensor]]  # by point its timestep, noisy latents and the prior's epsilon, (N, C, h, w)
+
+SEED, GUIDANCE = 0, 5.0
+STEPS, EVERY = 10, 2  # of the ways, and which of their points are measured: not the last, all but clean, one
+
+
+def path_calls() -> tuple[int, int]:
+    """How often the network is called to make a path, and to measure one once."""
+    points = len(range(0, STEPS, EVERY))
+    return STEPS + points, points
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What is walked with: a model as it stands, squares of `side` pixels, on a device, computed in `dtype`."""
+
+    components: Components
+    side: int
+    device: torch.device
+    dtype: torch.dtype
+
+    def path(self, conditioner: Conditioner, texts: list[str], noises: Sequence[int]) -> Path:
+        """The guided way of these prompts from noise to picture, each from the noise of that number; kept on the CPU.
+
+        To be called while the model is the prior.
+        """
+        shape, schedule = latent_shape(self.components, self.side, self.side), self.components.schedule
+        noise = torch.stack([initial_noise(SEED, k, shape) for k in noises]).to(self.device)
+        steered = self.predictor(conditioner, texts, tuned=False, guidance=GUIDANCE)
+        times = schedule.sampling_timesteps(STEPS)
+        seen: list[Tensor] = []
+
+        def watched(latents: Tensor, timestep: int) -> Tensor:
+            seen.append(latents.cpu())
+            return steered(latents, timestep)
+
+        denoise(schedule, watched, noise, times)
+        plain = self.predictor(conditioner, texts, tuned=False)
+        points = list(zip(times, seen, strict=True))[::EVERY]
+        return [(time, noisy, self._epsilon(plain, noisy, time)) for time, noisy in points]
+
+    def moved(self, conditioner: Conditioner, path: Path, texts: list[str], *, tuned: bool) -> Tensor:
+        """Squared difference at each point of each prompt's way, float32 (points, N). `texts`: what is read there."""
+        predict = self.predictor(conditioner, texts, tuned=tuned)
+        differences = [self._epsilon(predict, noisy, time) - prior for time, noisy, prior in path]
+        return torch.stack([difference.square().mean(dim=(1, 2, 3)) for difference in differences])
+
+    def predictor(self, conditioner: Conditioner, texts: list[str], *, tuned: bool, guidance: float = 1.0) -> Predict:
+        """The network with these texts filled in."""
+        text = conditioner.encode(texts, tuned=tuned)
+        nothing = conditioner.encode([""], tuned=False)
+        size, rows = (self.side, self.side), range(len(texts))
+        return guided(self.components, text, nothing, rows, guidance, size, self.device, self.dtype)
+
+    def _epsilon(self, predict: Predict, noisy: Tensor, time: int) -> Tensor:
+        """The noise that the prediction stands for, float32 on the CPU."""
+        latents = noisy.to(self.device)
+        times = torch.full((len(latents),), time, device=self.device)
+        return self.components.schedule.to_epsilon(predict(latents, time), latents, times).float().cpu()
