@@ -16,6 +16,7 @@ from .adapter_kinds import KINDS
 from .names import check_subject_name
 from .optimizers import BUILDERS
 from .settings_field import Range, Widget, built, check_values, group, identifying, require, setting
+from .settings_field import choices_of as choices_of  # other code knows it from here
 
 Method = Literal["apt", "dreambooth", "dco", "tlora"]
 IdentifierMode = Literal["learned", "word"]
