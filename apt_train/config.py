@@ -26,6 +26,7 @@ from .settings_field import (
     require_text,
     setting,
 )
+from .settings_field import choices_of as choices_of  # other code knows it from here
 
 Method = Literal["apt", "dreambooth", "dco", "tlora"]
 IdentifierMode = Literal["learned", "word"]

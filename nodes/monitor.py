@@ -75,16 +75,13 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
 
     @classmethod
     def execute(cls, run: AptRun, snapshot: str, step: int, width: int) -> io.NodeOutput:
-        import torch
-
         from ..apt_train.verdict.recommend import recommended_snapshot
         from ..apt_train.verdict.run_files import read_run
 
         record = read_run(run.folder, until=run.steps)
         advised = recommended_snapshot(record.summary)
         picked = {"recommended": advised.step, "last": run.steps, "step": step}[snapshot]
-        with torch.inference_mode(False):
-            published = publish(run, picked)
+        published = publish(run, picked)
         curves, words = picture(record, width), verdict(record, advised, picked)
         shown = {**ui.PreviewImage(glance(record)).as_dict(), "text": (words,), "run": (run.run_id,)}
         return io.NodeOutput(curves, words, published.lora, published.trigger, picked, ui=shown)

@@ -80,6 +80,7 @@ def open_run(folder: Path, config: TrainConfig, digest: str) -> AptRun:
     return AptRun(folder, stem, config.name, config.class_word, trigger, config.steps, owner)
 
 
+@torch.inference_mode(False)  # in which the host runs nodes: what goes out are plain tensors
 def publish(run: AptRun, step: int | None = None) -> Published:
     """Put a snapshot's LoRA and learned word where the host's loaders and prompts find them.
 

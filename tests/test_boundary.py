@@ -6,8 +6,10 @@ Not here: what the nodes do.
 from __future__ import annotations
 
 import ast
+import inspect
 import io
 import json
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -229,6 +231,28 @@ def test_matplotlib_is_loaded_only_where_figures_are_drawn(module: str) -> None:
 
 def test_every_public_name_has_a_home() -> None:
     assert [name for name in apt_train.__all__ if getattr(apt_train, name).__name__ != name] == []
+
+
+# What other code calls, with the parameters it may give by their place; more may follow.
+CALLED = {
+    "apt_train.train": "components images config",
+    "apt_train.load_checkpoint": "path",
+    "apt_train.load_images": "folder",
+    "apt_train.config.choices_of": "item hint",
+    "apt_train.indicator.OverfitIndicator": "bins ema temperature num_timesteps",
+    "apt_train.indicator.OverfitIndicator.update": "self timesteps prior_loss tuned_loss",
+    "apt_train.indicator.OverfitIndicator.gamma_at": "self timesteps",
+    "apt_train.losses.stabilization_loss": "tuned prior mode",
+    "apt_train.losses.alignment_loss": "tuned prior sample_weight",
+    "apt_train.losses.dco_loss": "tuned_loss prior_loss beta",
+    "apt_train.augment.affine": "image zoom degrees shift_x shift_y",
+}
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_what_other_code_calls_stays(name: str) -> None:
+    given = CALLED[name].split()
+    assert list(inspect.signature(pkgutil.resolve_name(name)).parameters)[: len(given)] == given
 
 
 # ---- the pack as the host loads it: an odd name, a hyphenated folder, another apt_train installed ----------

@@ -171,6 +171,13 @@ def test_a_snapshot_makes_way_for_a_file_of_the_user_too(store: Any, run: Any, t
     assert store.publish(run, 4).trigger == f"embedding:{run.stem}_s4_{run.owner}" and mine.read_bytes() == b"mine"
 
 
+def test_what_goes_out_can_be_trained_on(store: Any, run: Any) -> None:
+    """The host runs nodes under inference mode, whose tensors autograd refuses."""
+    with torch.inference_mode():
+        published = store.publish(run, 4)
+    assert published.lora and not any(tensor.is_inference() for tensor in published.lora.values())
+
+
 # ---- beside the LoRA ----------------------------------------------------------------------------------------------
 
 

@@ -447,6 +447,20 @@ def test_a_disk_that_fills_up_during_a_preview_is_told(tmp_path: Path, monkeypat
     assert (tmp_path / "toy_subject.safetensors").exists()
 
 
+def test_what_a_caller_does_to_an_event_changes_no_weight() -> None:
+    def spoil(event: Any) -> None:
+        if isinstance(event, StepEvent):
+            event.gamma[:] = [1.0 - value for value in event.gamma]
+            event.timestep.clear()
+            event.terms.clear()
+        if isinstance(event, PreviewEvent):
+            assert len(event.prior) == len(event.tuned) == 1
+            event.prior.clear()
+
+    spoiled = run(on_event=spoil, watch_drift=False, preview_every=2, preview_steps=1)
+    assert same_weights(spoiled, run(watch_drift=False)) and not spoiled.notices
+
+
 def test_a_preview_that_fails_does_not_end_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampling may need more memory than training: it is told once, and not tried again."""
 

@@ -95,7 +95,7 @@ def optimizer_step(run: Run) -> dict[str, Any]:
         "grad_norm": norm if math.isfinite(norm) else None,
         "lr": run.optimizer.param_groups[0]["lr"],
         "timestep": timesteps,
-        "gamma": gamma,
+        "gamma": list(gamma),  # the caller's own: the next step draws by ours
         "grad_norm_terms": _balance(values),
     }
 

@@ -175,7 +175,7 @@ def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:
     return PreviewEvent(
         step=run.steps_done,
         prompts=prompts,
-        prior=prior,
+        prior=list(prior),  # the caller's own: the next previews are drawn beside ours
         tuned=tuned,
         unseen=bool(run.config.unseen_prompt),
         seconds=time.perf_counter() - began,
