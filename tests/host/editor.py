@@ -107,7 +107,7 @@ class Editor:
         """What a JavaScript function returns, called with one array of values; a promise is waited for."""
         return self.page.evaluate(script, list(values))
 
-    def until(self, script: str, *values: Any, timeout: float = 120) -> Any:
+    def until(self, script: str, *values: Any, timeout: float = 300) -> Any:
         """What a JavaScript function returns once it is true; it is asked at every picture the page draws."""
         return self.page.wait_for_function(script, arg=list(values), timeout=timeout * 1000).json_value()
 

@@ -95,7 +95,7 @@ class Host:
 
     # ---- the process
 
-    def start(self, timeout: float = 120) -> None:
+    def start(self, timeout: float = 300) -> None:
         """Returns once it answers; a host that ends before that, or is slower, is an error with its log's end."""
         for name in ("models/checkpoints", "models/loras", "models/embeddings", "custom_nodes", "input", "output"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
@@ -225,7 +225,7 @@ class Host:
         """The host's account of a prompt that is over; None before that."""
         return self.get(f"/history/{prompt_id}").get(prompt_id)
 
-    def wait(self, prompt_id: str, timeout: float = 120) -> Result:
+    def wait(self, prompt_id: str, timeout: float = 300) -> Result:
         """The end of a queued prompt; raises HostError where it failed or was interrupted."""
         start = time.monotonic()
         entry = self.until(lambda: self.history(prompt_id), timeout, f"did not finish prompt {prompt_id}")
@@ -235,7 +235,7 @@ class Host:
             raise failure(dict(messages))
         return Result(prompt_id, entry["outputs"], messages, time.monotonic() - start)
 
-    def run(self, prompt: Mapping[str, Any], timeout: float = 120, client_id: str | None = None) -> Result:
+    def run(self, prompt: Mapping[str, Any], timeout: float = 300, client_id: str | None = None) -> Result:
         return self.wait(self.queue(prompt, client_id), timeout)
 
     def events(self) -> Events:
