@@ -1,9 +1,9 @@
-"""Makes the example workflows, their thumbnails, the blueprint and the screenshot in docs/start.md in the real editor.
+"""Makes the example workflows, their thumbnails, the blueprint and the screenshots in docs/start.md in the real editor.
 
     python -m tests.host.build_examples [NAME ...] [--checkpoint FILE]
 
 NAMEs: some of the examples, `blueprint`, `screenshot`; without them all. The tiny checkpoints stand in for the
-published ones; with a Stable Diffusion 1.5 checkpoint as FILE, and time, the screenshot shows real pictures.
+published ones; with a Stable Diffusion 1.5 checkpoint as FILE, and time, the screenshots show real pictures.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ LOOK = {
     "Comfy__Graph__CanvasInfo": False,
     "Comfy__VueNodes__Enabled": False,  # one renderer for all pictures, whatever was looked at before
 }
-SCREENSHOT = dev.ROOT / "docs" / "editor.png"
+SCREENSHOTS = {False: dev.ROOT / "docs" / "editor.png", True: dev.ROOT / "docs" / "editor-nodes-2.0.png"}
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.host.build_examples")
     names = [*EXAMPLES, "blueprint", "screenshot"]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; default: all")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="an SD1.5 checkpoint for the screenshot")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="an SD1.5 checkpoint for the screenshots")
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(names):
         parser.error(f"there is no {' or '.join(unknown)}")
@@ -67,10 +67,14 @@ def furnish(folder: Path, place: Path, checkpoint: Path | None) -> None:
 
 
 def make(name: str, host: Host, browser: Browser, *, real: bool) -> None:
-    with browser.page(host, 1600, 1000, scale=1.25, **LOOK) if name == "screenshot" else large(host, browser) as editor:
-        if name == "screenshot":
-            SCREENSHOT.write_bytes(screenshot(editor, real=real))
-        elif name == "blueprint":
+    if name == "screenshot":
+        for elements, path in SCREENSHOTS.items():
+            look = {**LOOK, "Comfy__VueNodes__Enabled": elements}
+            with browser.page(host, 1600, 1000, scale=1.25, **look) as editor:
+                path.write_bytes(screenshot(editor, real=real))
+        return
+    with large(host, browser) as editor:
+        if name == "blueprint":
             write(SUBGRAPHS / f"{TITLE}.json", blueprint(editor))
         else:
             sketch = Sketch()
