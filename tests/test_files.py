@@ -27,6 +27,7 @@ from apt_train.disk import files, tensor_writer
 from apt_train.disk.files import (
     atomic_folder,
     atomic_write,
+    check_new_file,
     check_writable,
     make_folder,
     sweep,
@@ -169,6 +170,20 @@ def test_check_writable_makes_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
         check_writable(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("taken", "is a folder"), ("nowhere/x", "does not exist"), ("nul.png", "reserved name")]
+)
+def test_a_file_that_could_not_be_written_is_refused_beforehand(tmp_path: Path, name: str, says: str) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "there").write_text("mine")
+    check_new_file(tmp_path / "there")
+    check_new_file(tmp_path / "new")
+    with pytest.raises(InputError, match=says):
+        check_new_file(tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["taken", "there"]
+    assert (tmp_path / "there").read_text() == "mine"
 
 
 def test_check_writable_refuses_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

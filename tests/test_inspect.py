@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from apt_train import cli
 from apt_train.families.components import Components
 from apt_train.lora_check.findings import CheckUp
 from tests.command_line import options_of
 from tests.lora_files import attention_paths, kohya, random_layers
-from tests.tiny import tiny_components
+from tests.tiny import tiny_components, tiny_unet
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +27,15 @@ def short_trajectories(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("apt_train.sample.paths.STEPS", 4)
 
 
+@cache
+def strange_lora() -> bytes:
+    unet = tiny_unet()
+    return save(kohya(random_layers(unet, attention_paths(unet), size=0.05)), {"apt_class_word": "toy"})
+
+
 @pytest.fixture
 def lora(tmp_path: Path) -> Path:
-    unet = tiny_components().unet
-    layers = random_layers(unet, attention_paths(unet), size=0.05)
-    save_file(kohya(layers), tmp_path / "strange.safetensors", {"apt_class_word": "toy"})
+    (tmp_path / "strange.safetensors").write_bytes(strange_lora())
     return tmp_path / "strange.safetensors"
 
 
@@ -133,12 +138,16 @@ def looked(lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     save_file({"clip_l": torch.ones(2, 32)}, tmp_path / "my_word.safetensors")
 
     def look(*options: str) -> Seen:
-        out = tmp_path / f"out-{len(list(tmp_path.glob('out-*')))}"
-        assert cli.main([*arguments(lora, Path("model"), "--out", str(out), "--sample-steps", "1", *options)]) == 0
-        numbers = json.loads((out / "check_up.json").read_text(encoding="utf-8"))
-        return numbers, Image.open(out / "check_up.png").tobytes(), dict(given)
+        if options not in _SEEN:
+            assert cli.main([*arguments(lora, Path("model"), "--out", "out", "--sample-steps", "1", *options)]) == 0
+            numbers = json.loads(Path("out/check_up.json").read_text(encoding="utf-8"))
+            _SEEN[options] = numbers, Image.open("out/check_up.png").tobytes(), dict(given)
+        return _SEEN[options]
 
     return look
+
+
+_SEEN: dict[tuple[str, ...], Seen] = {}  # by its options: the files are the same in every test
 
 
 def gains(seen: Seen) -> list[float]:
@@ -150,34 +159,30 @@ def drifts(seen: Seen) -> list[float]:
 
 
 PHOTOS = ("--images", "photos")
+WORDS = ("--class-word", "dog", "--trigger", "sub dog", "--prompt", "a big {subject}", "--unrelated", "a ball",
+         "--strengths", "1", "0.5", "1")  # fmt: skip
+LOADING = ("--tokenizer", "words", "--vae", "vae", "--prediction-type", "v_prediction", "--zero-terminal-snr")
 EFFECTS: dict[str, tuple[tuple[str, ...], tuple[str, ...], Callable[[Seen], Any], Any]] = {
     # option: without it, with it, what to look at, what it is with it (...: another than without)
     "--checkpoint": ((), (), lambda seen: seen[2]["checkpoint"], "model"),
     "--images": ((), PHOTOS, lambda seen: seen[0]["pictures"], 2),
-    "--class-word": ((), ("--class-word", "dog"), lambda seen: seen[0]["class_word"], "dog"),
-    "--trigger": ((), ("--trigger", "sub toy"), lambda seen: seen[0]["trigger"], "sub toy"),
-    "--embedding": (
-        (), ("--embedding", "my_word.safetensors"), lambda seen: seen[0]["trigger"], "embedding:my_word",
-    ),
-    "--prompt": ((), ("--prompt", "a big {subject}"), lambda seen: seen[0]["prompts"]["subject"], ["a big {subject}"]),
-    "--unrelated": ((), ("--unrelated", "a dog"), lambda seen: seen[0]["prompts"]["unrelated"], ["a dog"]),
-    "--strengths": (
-        (), ("--strengths", "1", "0.5", "1"), lambda seen: [point["strength"] for point in seen[0]["strengths"]],
-        [0.5, 1.0],
-    ),
+    "--class-word": ((), WORDS, lambda seen: seen[0]["class_word"], "dog"),
+    "--trigger": ((), WORDS, lambda seen: seen[0]["trigger"], "sub dog"),
+    "--embedding": ((), ("--embedding", "my_word.safetensors"), lambda seen: seen[0]["trigger"], "embedding:my_word"),
+    "--prompt": ((), WORDS, lambda seen: seen[0]["prompts"]["subject"], ["a big {subject}"]),
+    "--unrelated": ((), WORDS, lambda seen: seen[0]["prompts"]["unrelated"], ["a ball"]),
+    "--strengths": ((), WORDS, lambda seen: [point["strength"] for point in seen[0]["strengths"]], [0.5, 1.0]),
     "--draws": (PHOTOS, (*PHOTOS, "--draws", "2"), gains, ...),
     "--background": (PHOTOS, (*PHOTOS, "--background", "blue"), gains, ...),
     "--sample-steps": ((), ("--sample-steps", "2"), lambda seen: seen[1], ...),
     "--seed": ((), ("--seed", "1"), lambda seen: seen[1], ...),
     "--resolution": ((), ("--resolution", "0"), drifts, ...),
     "--precision": ((), ("--precision", "bf16"), drifts, ...),
-    "--tokenizer": ((), ("--tokenizer", "words"), lambda seen: seen[2]["tokenizer"], "words"),
-    "--vae": ((), ("--vae", "vae"), lambda seen: seen[2]["vae"], "vae"),
-    "--prediction-type": (
-        (), ("--prediction-type", "v_prediction"), lambda seen: seen[2]["prediction_type"], "v_prediction",
-    ),
-    "--zero-terminal-snr": ((), ("--zero-terminal-snr",), lambda seen: seen[2]["zero_terminal_snr"], True),
-}  # fmt: skip
+    "--tokenizer": ((), LOADING, lambda seen: seen[2]["tokenizer"], "words"),
+    "--vae": ((), LOADING, lambda seen: seen[2]["vae"], "vae"),
+    "--prediction-type": ((), LOADING, lambda seen: seen[2]["prediction_type"], "v_prediction"),
+    "--zero-terminal-snr": ((), LOADING, lambda seen: seen[2]["zero_terminal_snr"], True),
+}
 ELSEWHERE = {"--device", "--out", "file"}  # above: one that is refused, where it is written, what is looked over
 
 
@@ -207,8 +212,10 @@ def test_a_learned_word_is_given_by_its_file(looked: Callable[..., Seen]) -> Non
     by_file = looked("--embedding", "my_word.safetensors")
     named = looked("--embedding", "my_word.safetensors", "--trigger", "embedding:other")
     assert (by_file[0]["trigger"], named[0]["trigger"]) == ("embedding:my_word", "embedding:other")
-    save_file({"clip_l": -torch.ones(2, 32)}, "my_word.safetensors")
-    assert looked("--embedding", "my_word.safetensors")[0]["strengths"] != by_file[0]["strengths"]
+    save_file({"clip_l": -torch.ones(2, 32)}, "negative.safetensors")
+    negative = looked("--embedding", "negative.safetensors")
+    assert negative[0]["trigger"] == "embedding:negative" and drifts(negative) == drifts(by_file)
+    assert negative[0]["strengths"] != by_file[0]["strengths"]
 
 
 @pytest.mark.parametrize(
@@ -239,4 +246,4 @@ def test_an_embedding_that_cannot_be_is_refused(
 
 def test_a_damaged_embedding_that_is_not_asked_for_is_not_read(looked: Callable[..., Seen], lora: Path) -> None:
     lora.with_name(f"{lora.stem}_embedding.safetensors").write_bytes(b"x")
-    assert looked("--trigger", "sub toy")[0]["trigger"] == "sub toy"
+    assert looked("--trigger", "sub painting")[0]["trigger"] == "sub painting"
