@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from apt_train.events import BusyEvent, Event
-from apt_train.training import finish
+from apt_train.run.folder import RunFolder
 from tests.blank_figures import leave_blank
 from tests.tiny import tiny_components
 from tests.training import pictures, run
@@ -82,16 +82,16 @@ def train(order: dict[str, Any], moments: Moments) -> None:
 
 def _tear_the_log(step: int) -> None:
     """The system has taken half of a line when the process ends."""
-    whole = finish.RunFolder.log
+    whole = RunFolder.log
 
-    def half(folder: finish.RunFolder, event: Any) -> None:
+    def half(folder: RunFolder, event: Any) -> None:
         if event.step < step:
             return whole(folder, event)
         with open(folder.path / "log.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(event.log_line())[:50])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    finish.RunFolder.log = half  # type: ignore[method-assign]
+    RunFolder.log = half  # type: ignore[method-assign]
 
 
 def serve(order: dict[str, Any]) -> dict[str, Any]:
