@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .wording import counted
+
 if TYPE_CHECKING:
     import numpy
     import torch
@@ -88,8 +90,11 @@ class PlanEvent:
     @property
     def text(self) -> str:
         """For a line on a screen, its parts separated as in the node's other lines."""
-        size = f"{self.pictures} pictures of about {self.side} x {self.side} pixels, {self.captions} with a caption"
-        parts = [f"{self.steps} steps in {self.dtype} on {self.device}", size]
+        size = f"{counted(self.pictures, 'picture')} of about {self.side} x {self.side} pixels"
+        parts = [
+            f"{counted(self.steps, 'step')} in {self.dtype} on {self.device}",
+            f"{size}, {self.captions} with a caption",
+        ]
         if self.memory is not None and self.free is not None:
             parts.append(f"about {_gigabytes(self.memory)} GB of the {_gigabytes(self.free)} GB that are free")
         elif self.memory is not None:

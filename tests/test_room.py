@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,7 @@ def test_the_plan_is_told_once_before_the_first_step() -> None:
     assert (told.steps, told.device, told.dtype, told.pictures, told.captions) == (2, "cpu", "fp32", 3, 0)
     assert told.memory is None  # too small to matter
     assert told.text == "2 steps in fp32 on cpu \u00b7 3 pictures of about 64 x 64 pixels, 0 with a caption"
+    assert replace(told, steps=1, pictures=1).text.startswith("1 step in fp32 on cpu \u00b7 1 picture of about 64 x 64")
 
 
 def test_the_plan_names_what_it_takes_of_what_is_free() -> None:

@@ -99,7 +99,7 @@ def screenshot(editor: Editor, *, real: bool) -> bytes:
 def run_and_draw(s: Sketch, folder: str, settings: dict[str, Any], side: int) -> None:
     loader = checkpoint(s, SD15)
     images, learned = photos(s, folder=folder)
-    train = training(s, loader, learned, size=(400, 900), **settings)
+    train = training(s, loader, learned, size=(400, 960), **settings)
     monitor = s.node("APTOverfitIndicatorMonitor", {"run": train["APT_RUN"]}, size=(500, 1110))
     wires = {"model": loader["MODEL"], "lora": monitor["LORA_MODEL"]}
     tuned = s.node("LoraModelLoader", wires, title="The snapshot's LoRA", size=(330, 0))
