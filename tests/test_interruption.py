@@ -78,7 +78,7 @@ def test_the_first_one_ends_the_run_after_its_step(
     when(monkeypatch, apt_train.training.loop, "optimizer_step", lambda: send(name))
     assert cli.main(command) == 0
     shown = capsys.readouterr()
-    assert "Stopping after this step" in shown.err and "Stopped after 1 steps" in shown.out
+    assert "Stopping after this step" in shown.err and "Stopped after 1 step," in shown.out
     assert steps(tmp_path) == [1] and (tmp_path / "out" / "toy_subject.safetensors").exists()
     assert (tmp_path / "out" / "snapshots" / "step_000001" / "state.json").exists()
 

@@ -97,7 +97,9 @@ class Conditioner:
         )
 
     def _on(self, device: torch.device, row: list[int]) -> Tensor:
-        """A row of whole numbers on a device, int64. Sent once and kept: a GPU would have to be waited for."""
+        """A row of whole numbers on a device, int64. To a GPU, which would have to be waited for, it is sent once."""
+        if device.type in ("cpu", "meta"):
+            return torch.tensor(row, dtype=torch.int64, device=device)
         key = (device, tuple(row))
         if key not in self._sent:
             self._sent[key] = torch.tensor(row, dtype=torch.int64, device=device)
