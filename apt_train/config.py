@@ -165,8 +165,8 @@ class AptConfig:
     )
     max_zoom: float | Literal["auto"] = _apt(
         "auto",
-        "Augmentation zooms out by 1 to this factor (reported: 3). With auto (ours) it is 3 at SDXL's 1024 pixels and "
-        "1.5 at 512, as a smaller picture has fewer latents to lose.",
+        "Augmentation zooms out by 1 to this factor (reported: 3), or auto: 3 at SDXL's 1024 pixels and 1.5 at 512, "
+        "as a smaller picture has fewer latents to lose (ours).",
         Range(1, 1000),
         widget=Widget(most=10, step=0.05, advanced=True),
     )

@@ -328,6 +328,16 @@ def test_settings_a_page_mentions_exist(node: Node) -> None:
     assert mentioned - known == set()
 
 
+def test_a_number_that_may_be_left_out_says_what_its_0_means() -> None:
+    """A widget shows `auto` and an empty field as 0, so its help speaks of 0 as well."""
+    with node_modules("settings") as (settings,):
+        numbers = [setting for setting in settings.every_setting() if setting.is_number]
+        left_out = [one for one in numbers if settings.words_in(one.kind) or settings.may_be_empty(one.kind)]
+        helps = {setting.field.name: settings.help_of(setting) for setting in left_out}
+    assert {"max_zoom", "alpha", "min_rank"} <= set(helps)
+    assert {name: text for name, text in helps.items() if "0:" not in text or re.search(r"\bauto\b", text)} == {}
+
+
 def test_nothing_names_a_folder_of_somebody_s_machine() -> None:
     for path in (*DOCS.rglob("*.md"), *LOCALES.rglob("*.json")):
         text = Path(path).read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ import { locatorOf } from "./upstream.js";
 const HOST_HEIGHT = 220; // what the host itself keeps free for a picture
 const CAPTION = 30; // the host's line beneath it, and margins
 const PREVIEW = "$$canvas-image-preview"; // how the host's own widget for a picture is called
-const PACK = /^APT/;
+const SEND_LIVE_PICTURES = ["APTTrain", "APTSnapshotSheet"];
 
 const seen = new WeakMap(); // node -> the size of picture that it was last made room for
 
@@ -64,6 +64,7 @@ app.registerExtension({
   name: "APTTrain.Picture",
 
   nodeCreated(node) {
-    if (PACK.test(node.comfyClass)) afterRun(node, (output) => output?.images?.length && endLivePicture(node));
+    if (!SEND_LIVE_PICTURES.includes(node.comfyClass)) return;
+    afterRun(node, (output) => output?.images?.length && endLivePicture(node));
   },
 });

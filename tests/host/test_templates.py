@@ -105,6 +105,26 @@ def test_nothing_outgrows_its_group_once_it_has_run(host: Host, editor: Editor, 
         assert pictures == {1}, "the live picture has gone"
 
 
+LIVE_THEN_OWN = """async ([type, file]) => {
+  await app.extensionManager.command.execute("Comfy.NewBlankWorkflow");
+  const node = LiteGraph.createNode(type);
+  app.graph.add(node);
+  const blob = await (await fetch(`/view?filename=${file}&type=input`)).blob();
+  const ids = { nodeId: String(node.id), displayNodeId: String(node.id), realNodeId: String(node.id), jobId: "job" };
+  app.api.dispatchCustomEvent("b_preview_with_metadata", { blob, parentNodeId: "", promptId: "job", ...ids });
+  const live = Object.keys(app.nodePreviewImages).length;
+  const output = { images: [{ filename: file, subfolder: "", type: "input" }] };
+  app.api.dispatchCustomEvent("executed", { node: node.id, display_node: node.id, prompt_id: "job", output });
+  return [live, Object.keys(app.nodePreviewImages).length];
+}"""
+
+
+@pytest.mark.parametrize("node_type", ["APTTrain", "APTSnapshotSheet"])
+def test_a_live_picture_goes_when_the_nodes_own_has_come(host: Host, editor: Editor, node_type: str) -> None:
+    """The page is told what the host tells it, without a run."""
+    assert editor.do(LIVE_THEN_OWN, node_type, host.upload("own.png", picture(0))) == [1, 0]
+
+
 # Of training, wherever the number stands: on the node itself, or on one that is wired to it.
 STEPS = """([type]) => app.graph.nodes.filter((node) => node.type === type).forEach((node) => {
   const widget = node.widgets.find((each) => each.name === "steps" || /steps/i.test(node.title));
