@@ -51,7 +51,7 @@ SOME = replace(QUICK, strengths=(0.4, 1.0, 1.2))
 def short_trajectories() -> Iterator[None]:
     """Two points on each instead of five, for time's sake."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("apt_train.sample.paths.STEPS", 4)
+        patch.setattr("apt_train.sample.trajectories.STEPS", 4)
         yield
 
 

@@ -18,8 +18,8 @@ from apt_train.errors import InputError
 from apt_train.events import BusyEvent, Event, NoticeEvent, StopTraining
 from apt_train.families.components import Components
 from apt_train.sample.drift import Drift, DriftWatch, drift_of, unrelated_prompts
-from apt_train.sample.paths import EVERY, GUIDANCE, SEED, STEPS
 from apt_train.sample.sampler import initial_noise
+from apt_train.sample.trajectories import EVERY, GUIDANCE, SEED, STEPS
 from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
 from tests.tiny import tiny_components

@@ -24,7 +24,7 @@ from tests.tiny import tiny_components, tiny_unet
 @pytest.fixture(autouse=True)
 def short_trajectories(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two points on each instead of five, for time's sake."""
-    monkeypatch.setattr("apt_train.sample.paths.STEPS", 4)
+    monkeypatch.setattr("apt_train.sample.trajectories.STEPS", 4)
 
 
 @cache

@@ -1,7 +1,7 @@
 """What a LoRA does at one strength, against the prior on the same noise: losses, drift, attention.
 
 All measures are training's own: the indicator's loss gap (`training.indicator`), the drift along the prior's guided
-trajectories (`sample.paths`), attention over matched columns (`training.capture`). No weight is trained here.
+trajectories (`sample.trajectories`), attention over matched columns (`training.capture`). No weight is trained here.
 
 In: one model at one strength -> numbers. Not in: which strengths (`check_up`), what is made of them (`recommend`).
 """
@@ -22,7 +22,7 @@ from ..data.latent_bank import LatentBank
 from ..families.components import Components
 from ..families.network import TextInput
 from ..rng import generator
-from ..sample.paths import Path, Walk, path_calls
+from ..sample.trajectories import Trajectories, Trajectory, trajectory_calls
 from ..text.conditioning import Conditioner
 from ..text.tokens import END_LABEL, REST_LABEL, START_LABEL, SUBJECT_LABEL
 from ..training.capture import Capture, attention_maps
@@ -64,7 +64,7 @@ class Looks:
     context: float | None
 
 
-Way = tuple[list[str], Path]  # some prompts and the prior's way for them
+Guided = tuple[list[str], Trajectory]  # some prompts and the prior's trajectory for them
 
 
 class Probe:
@@ -87,11 +87,11 @@ class Probe:
     ) -> None:
         self._lora, self._components, self._pictures = lora, lora.components, pictures
         self._bins, self._draws, self._rows = bins, draws, rows
-        self._walk = Walk(self._components, side, lora.device, lora.dtype)
+        self._trajectories = Trajectories(self._components, side, lora.device, lora.dtype)
         self._samples = [] if pictures is None else list(_samples(pictures.bank, self._components, bins, draws))
         self._prompts, self._unrelated = prompts, unrelated
-        self._named: list[Way] = []
-        self._others: list[Way] = []
+        self._named: list[Guided] = []
+        self._others: list[Guided] = []
         self.scale: tuple[Tensor, Tensor] | None = None
         """How far the prior itself moves without the prompt, by level: on the subject's prompts, on unrelated ones."""
         network, unet = self._components.network, self._components.unet
@@ -103,19 +103,21 @@ class Probe:
     def calls(self) -> tuple[int, int]:
         """How often the network is called: for the prior, and at each strength."""
         losses = sum(-(-len(group) // self._rows) for group in self._by_picture())
-        ways, (making, measuring) = -(-len(self._prompts) // self._rows), path_calls()
-        looks = ways if self._capture else 0
-        return losses + 2 * ways * (making + measuring) + looks, losses + 3 * ways * measuring + looks
+        batches, (making, measuring) = -(-len(self._prompts) // self._rows), trajectory_calls()
+        looks = batches if self._capture else 0
+        return losses + 2 * batches * (making + measuring) + looks, losses + 3 * batches * measuring + looks
 
     @torch.no_grad()
     def begin(self, conditioner: Conditioner) -> None:
-        """The prior's own ways from noise to picture, and its attention. To be called while the model is the prior."""
-        self._named = [self._way(conditioner, self._prompts, rows) for rows in self._chunked(self._prompts)]
-        self._others = [self._way(conditioner, self._unrelated, rows) for rows in self._chunked(self._unrelated)]
-        nothing = [self._moved(conditioner, ways, tuned=False, empty=True) for ways in (self._named, self._others)]
+        """The prior's own trajectories, and its attention. To be called while the model is the prior."""
+        self._named = [self._guided(conditioner, self._prompts, rows) for rows in self._chunked(self._prompts)]
+        self._others = [self._guided(conditioner, self._unrelated, rows) for rows in self._chunked(self._unrelated)]
+        nothing = [
+            self._moved(conditioner, batches, tuned=False, empty=True) for batches in (self._named, self._others)
+        ]
         check_finite(torch.cat(nothing), 0)
         self.scale = nothing[0], nothing[1]
-        self._maps = [self._maps_of(conditioner, way, tuned=False)[0] for way in self._named]
+        self._maps = [self._maps_of(conditioner, guided, tuned=False)[0] for guided in self._named]
 
     @torch.no_grad()
     def losses(self, conditioner: Conditioner, strength: float) -> Tensor:
@@ -150,8 +152,8 @@ class Probe:
         apart: list[float] = []
         before: list[float] = []
         after: list[float] = []
-        for way, prior in zip(self._named, self._maps, strict=True):
-            tuned, labels = self._maps_of(conditioner, way, tuned=True)
+        for guided, prior in zip(self._named, self._maps, strict=True):
+            tuned, labels = self._maps_of(conditioner, guided, tuned=True)
             for layer, other in zip(tuned, prior, strict=True):
                 apart += ((layer - other).abs().sum(dim=-1) / 2).mean(dim=(1, 2)).tolist()
                 for row, names in enumerate(labels):
@@ -188,27 +190,29 @@ class Probe:
     def _chunked(self, texts: list[str]) -> list[list[int]]:
         return [list(range(len(texts)))[k : k + self._rows] for k in range(0, len(texts), self._rows)]
 
-    def _way(self, conditioner: Conditioner, prompts: list[str], rows: list[int]) -> Way:
+    def _guided(self, conditioner: Conditioner, prompts: list[str], rows: list[int]) -> Guided:
         texts = [prompts[k] for k in rows]
-        return texts, self._walk.path(conditioner, texts, rows)
+        return texts, self._trajectories.of(conditioner, texts, rows)
 
-    def _moved(self, conditioner: Conditioner, ways: list[Way], *, tuned: bool, empty: bool = False) -> Tensor:
+    def _moved(self, conditioner: Conditioner, batches: list[Guided], *, tuned: bool, empty: bool = False) -> Tensor:
         """Mean squared difference from the prior at each point, float32 (points,)."""
-        read = [([""] * len(texts) if empty else texts, path) for texts, path in ways]
-        found = [self._walk.moved(conditioner, path, texts, tuned=tuned) for texts, path in read]
+        read = [([""] * len(texts) if empty else texts, trajectory) for texts, trajectory in batches]
+        found = [self._trajectories.moved(conditioner, trajectory, texts, tuned=tuned) for texts, trajectory in read]
         return torch.cat(found, dim=1).mean(dim=1)
 
     # -- attention
 
-    def _maps_of(self, conditioner: Conditioner, way: Way, *, tuned: bool) -> tuple[list[Tensor], list[list[str]]]:
+    def _maps_of(
+        self, conditioner: Conditioner, guided: Guided, *, tuned: bool
+    ) -> tuple[list[Tensor], list[list[str]]]:
         """Maps (N, heads, positions, columns) by layer on the CPU, and the columns' labels of each prompt."""
         if self._capture is None:
             return [], []
-        texts, path = way
-        time, noisy, _ = path[len(path) // 2]
+        texts, trajectory = guided
+        time, noisy, _ = trajectory[len(trajectory) // 2]
         text = conditioner.encode(texts, tuned=tuned)
         with self._capture.record() as captured:
-            self._walk.predictor(conditioner, texts, tuned=tuned)(noisy.to(self._lora.device), time)
+            self._trajectories.predictor(conditioner, texts, tuned=tuned)(noisy.to(self._lora.device), time)
         maps = attention_maps(captured, text.columns, text.num_columns)
         return [layer.cpu() for layer in maps], text.labels
 

@@ -5,8 +5,8 @@ the two. Learning a subject moves the model on the subject's captions, overfitti
 of the two is what to watch as it changes (docs/benchmark.md says what it is worth). Its level depends on the prompts.
 No picture is needed.
 
-In: the measure. Not in: the ways and the differences (`paths`), when it is taken (`loop`), what is made of it
-(`report`).
+In: the measure. Not in: the trajectories and the differences (`trajectories`), when it is taken (`loop`), what is made
+of it (`report`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ..adapter import Adapter
 from ..families.components import Components
 from ..text.captions import SUBJECT
 from ..text.conditioning import Conditioner
-from .paths import Path, Walk, path_calls
 from .sampler import eval_mode
+from .trajectories import Trajectories, Trajectory, trajectory_calls
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class DriftWatch:
         self._components, self._adapter, self._conditioner = components, adapter, conditioner
         self._tuned = captions + unrelated
         self._prior = [caption.replace(SUBJECT, words) for caption in captions] + unrelated
-        self._walk, self._rows = Walk(components, side, device, dtype), rows
-        self._paths: list[tuple[range, Path]] = []
+        self._trajectories, self._rows = Trajectories(components, side, device, dtype), rows
+        self._made: list[tuple[range, Trajectory]] = []
 
     @property
     def texts(self) -> list[str]:
@@ -90,26 +90,26 @@ class DriftWatch:
     @property
     def calls(self) -> int:
         """How often the next `measure` calls the UNet: the first time for the prior's trajectories and points, too."""
-        making, measuring = path_calls()
+        making, measuring = trajectory_calls()
         batches = len(range(0, len(self._tuned), self._rows))
-        return batches * (measuring if self._paths else making + measuring)
+        return batches * (measuring if self._made else making + measuring)
 
     @torch.no_grad()
     def measure(self) -> Drift:
         """Of the adapter and the identifier as they are now; weights, modes and random draws stay as they are."""
         total = len(self._tuned)
         with eval_mode(self._components.unet):
-            if not self._paths:
+            if not self._made:
                 with self._adapter.disabled():
-                    self._paths = [self._path(range(total)[k : k + self._rows]) for k in range(0, total, self._rows)]
-            moved = torch.cat([self._moved(rows, path) for rows, path in self._paths], dim=1)
+                    self._made = [self._make(range(total)[k : k + self._rows]) for k in range(0, total, self._rows)]
+            moved = torch.cat([self._moved(rows, trajectory) for rows, trajectory in self._made], dim=1)
         subject, unrelated = (part.mean(dim=1) for part in moved.chunk(2, dim=1))
         return drift_of(subject, unrelated)
 
-    def _path(self, rows: range) -> tuple[range, Path]:
-        """Some of the prompts with the prior's way; the subject's and the others start from the same noises."""
+    def _make(self, rows: range) -> tuple[range, Trajectory]:
+        """Some of the prompts with the prior's trajectory; the subject's and the others start from the same noises."""
         half = len(self._prior) // 2
-        return rows, self._walk.path(self._conditioner, [self._prior[k] for k in rows], [k % half for k in rows])
+        return rows, self._trajectories.of(self._conditioner, [self._prior[k] for k in rows], [k % half for k in rows])
 
-    def _moved(self, rows: range, path: Path) -> Tensor:
-        return self._walk.moved(self._conditioner, path, [self._tuned[k] for k in rows], tuned=True)
+    def _moved(self, rows: range, trajectory: Trajectory) -> Tensor:
+        return self._trajectories.moved(self._conditioner, trajectory, [self._tuned[k] for k in rows], tuned=True)

@@ -82,23 +82,19 @@ def original_path(path: str, config: Mapping[str, Any]) -> str | None:
     if found is None:
         return None
     side, level, part, number, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
-    counts = layers_per_level(config)[:: 1 if side == "down" else -1]
-    row, first = ("input_blocks", 1) if side == "down" else ("output_blocks", 0)
-    before = first + sum(count + 1 for count in counts[:level])
+    row, first, layers = _blocks(side, level, config)
     if part == "downsamplers":
-        return f"{row}.{before + counts[level]}.0.op"
+        return f"{row}.{first + layers}.0.op"
     if part == "upsamplers":
         attends = "CrossAttn" in config["up_block_types"][level]
-        return f"{row}.{before + counts[level]}.{2 if attends else 1}.conv"
-    return f"{row}.{before + number}.0.{_RESNET.get(rest, rest)}"
+        return f"{row}.{first + layers}.{2 if attends else 1}.conv"
+    return f"{row}.{first + number}.0.{_RESNET.get(rest, rest)}"
 
 
 def sgm_path(module: str, unet_config: Mapping[str, Any]) -> str | None:
     """`down_blocks.1.attentions.0.X` -> `input_blocks.4.1.X`, for any block counts; None: outside attention.
 
-    sgm's row of input blocks is: the first convolution, then per level its residual layers and one
-    downsampler; the row of output blocks has one residual layer more per level and no block for the
-    upsampler. Attention is the second part (`.1`) of its block.
+    Attention is the second part (`.1`) of its block.
     """
     if middle := _MIDDLE.fullmatch(module):
         return f"middle_block.1.{middle[1]}"
@@ -106,18 +102,22 @@ def sgm_path(module: str, unet_config: Mapping[str, Any]) -> str | None:
     if found is None:
         return None
     side, level, layer, rest = found[1], int(found[2]), int(found[3]), found[4]
-    counts = layers_per_level(unet_config)
-    if side == "up":
-        counts = counts[::-1]
-    blocks_before = sum(count + 1 for count in counts[:level])
-    row, first = ("input_blocks", 1) if side == "down" else ("output_blocks", 0)
-    return f"{row}.{first + blocks_before + layer}.1.{rest}"
+    row, first, _ = _blocks(side, level, unet_config)
+    return f"{row}.{first + layer}.1.{rest}"
 
 
-def layers_per_level(unet_config: Mapping[str, Any]) -> list[int]:
-    """Residual layers of the levels on the way down, the finest first."""
+def _blocks(side: str, level: int, unet_config: Mapping[str, Any]) -> tuple[str, int, int]:
+    """sgm's row of blocks on that side, the number of the level's first block in it, and the level's residual layers.
+
+    The row of input blocks is: the first convolution, then per level its residual layers and one downsampler. The row
+    of output blocks has one residual layer more per level and no block for the upsampler.
+    """
     layers = unet_config["layers_per_block"]
-    return [layers] * len(unet_config["down_block_types"]) if isinstance(layers, int) else list(layers)
+    counts = [layers] * len(unet_config["down_block_types"]) if isinstance(layers, int) else list(layers)
+    if side == "up":
+        counts.reverse()
+    row, first = ("input_blocks", 1) if side == "down" else ("output_blocks", 0)
+    return row, first + sum(count + 1 for count in counts[:level]), counts[level]
 
 
 def model_of(layers: Mapping[str, Mapping[str, Tensor]]) -> str:

@@ -1,8 +1,9 @@
-"""The prior's own ways from noise to picture, and how far from its predictions a model's are along them.
+"""The prior's own trajectories from noise to picture, and how far from its predictions a model's are along them.
 
 Ours. Drift is measured so: in training (`drift`), and of any LoRA (`lora_check.probe`). No picture is needed.
 
-In: the ways, and the difference at each point of them. Not in: which model is asked, and what is made of the numbers.
+In: the trajectories, and the difference at each of their points. Not in: which model is asked, and what is made of the
+numbers.
 """
 
 from __future__ import annotations
@@ -18,29 +19,30 @@ from ..text.conditioning import Conditioner
 from .sampler import denoise, guided, initial_noise, latent_shape
 
 Predict = Callable[[Tensor, int | Tensor], Tensor]  # (noisy latents, timestep) -> the model's own prediction
-Path = list[tuple[int, Tensor, Tensor]]  # by point its timestep, noisy latents and the prior's epsilon, (N, C, h, w)
+# Of N prompts, by point: its timestep, the noisy latents and the prior's epsilon, (N, C, h, w).
+Trajectory = list[tuple[int, Tensor, Tensor]]
 
 SEED, GUIDANCE = 0, 5.0
-STEPS, EVERY = 10, 2  # of the ways, and which of their points are measured: not the last, all but clean, one
+STEPS, EVERY = 10, 2  # of a trajectory, and which of its points are measured: not the last, all but clean, one
 
 
-def path_calls() -> tuple[int, int]:
-    """How often the network is called to make a path, and to measure one once."""
+def trajectory_calls() -> tuple[int, int]:
+    """How often the network is called to make a trajectory, and to measure one once."""
     points = len(range(0, STEPS, EVERY))
     return STEPS + points, points
 
 
 @dataclass(frozen=True)
-class Walk:
-    """What is walked with: a model as it stands, squares of `side` pixels, on a device, computed in `dtype`."""
+class Trajectories:
+    """Of a model as it stands: squares of `side` pixels, on a device, computed in `dtype`."""
 
     components: Components
     side: int
     device: torch.device
     dtype: torch.dtype
 
-    def path(self, conditioner: Conditioner, texts: list[str], noises: Sequence[int]) -> Path:
-        """The guided way of these prompts from noise to picture, each from the noise of that number; kept on the CPU.
+    def of(self, conditioner: Conditioner, texts: list[str], noises: Sequence[int]) -> Trajectory:
+        """The guided one of these prompts, each from the noise of that number; kept on the CPU.
 
         To be called while the model is the prior.
         """
@@ -59,10 +61,10 @@ class Walk:
         points = list(zip(times, seen, strict=True))[::EVERY]
         return [(time, noisy, self._epsilon(plain, noisy, time)) for time, noisy in points]
 
-    def moved(self, conditioner: Conditioner, path: Path, texts: list[str], *, tuned: bool) -> Tensor:
-        """Squared difference at each point of each prompt's way, float32 (points, N). `texts`: what is read there."""
+    def moved(self, conditioner: Conditioner, trajectory: Trajectory, texts: list[str], *, tuned: bool) -> Tensor:
+        """Squared difference at each point of each prompt's trajectory, float32 (points, N). `texts`: what is read."""
         predict = self.predictor(conditioner, texts, tuned=tuned)
-        differences = [self._epsilon(predict, noisy, time) - prior for time, noisy, prior in path]
+        differences = [self._epsilon(predict, noisy, time) - prior for time, noisy, prior in trajectory]
         return torch.stack([difference.square().mean(dim=(1, 2, 3)) for difference in differences])
 
     def predictor(self, conditioner: Conditioner, texts: list[str], *, tuned: bool, guidance: float = 1.0) -> Predict:
