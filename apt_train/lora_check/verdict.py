@@ -90,7 +90,7 @@ def _drift(found: CheckUp) -> list[str]:
         share = at.bare / at.subject
         said.append(f'The bare word "{found.subject.class_word}" changes {share:.2f} times as much as the trigger.')
         if share > SAME_AS_BARE:
-            said.append("That is nearly as far, so look whether the class word shows the subject too.")
+            said.append("That is nearly as far, so check whether the class word shows the subject too.")
     return said
 
 
