@@ -22,7 +22,7 @@ from apt_train.demo import demo
 from apt_train.errors import InputError
 from apt_train.events import StepEvent, StopTraining
 from apt_train.lora_check import sheet
-from apt_train.sample import paths
+from apt_train.sample import trajectories
 from apt_train.training import finish, loop
 from tests.command_line import actions_of
 from tests.lora_files import attention_paths, kohya, random_layers
@@ -151,7 +151,7 @@ def _short_training() -> Iterator[None]:
         mock.patch.object(demo, "train", train),
         mock.patch.object(finish, "write_report"),
         mock.patch.object(demo, "recipe", lambda: settings),
-        mock.patch.object(paths, "STEPS", 4),
+        mock.patch.object(trajectories, "STEPS", 4),
         mock.patch.object(sheet, "sheet", lambda found: Image.new("RGB", (8, 8))),
     ):
         yield

@@ -22,7 +22,7 @@ from apt_train.lora_check.lora_file import read_lora
 from apt_train.lora_check.numbers import as_json
 from apt_train.lora_check.sheet import sheet_figure
 from apt_train.lora_check.subject import Subject
-from apt_train.sample import paths
+from apt_train.sample import trajectories
 from tests.lora_files import attention_paths, kohya, random_layers
 from tests.tiny import tiny_components
 
@@ -74,7 +74,7 @@ def run(folder: Path, case: Case) -> None:
     lora = read_lora(folder / FILE)
     rows = None if lora.embedding is None else read_tensors(lora.embedding)[0]
     subject = Subject.of(lora, **(case.arguments or {}), embedding=rows)
-    with mock.patch.object(paths, "STEPS", 4):
+    with mock.patch.object(trajectories, "STEPS", 4):
         found = check_up(_model(), lora, subject, QUICK, device="cpu")
     values = json.loads(as_json(found), parse_constant=_no_number)
     if not case.arguments and not all(part.isprintable() for part in values["verdict"]):  # nobody typed it
