@@ -134,6 +134,17 @@ def test_auto_recomputes_only_where_it_would_not_fit(
     assert planned(device="cpu").checkpoints is False
 
 
+@pytest.mark.parametrize("encoding", [GB, 20 * GB])
+def test_a_vae_that_the_network_makes_way_for_recomputes_nothing(
+    encoding: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the network it would not fit, but the two are never there together."""
+    monkeypatch.setattr(plan, "estimated", lambda *_: Memory(10 * GB, GB, GB // 2, encoding + GB))
+    monkeypatch.setattr(plan, "free_bytes", lambda device: 14 * GB)
+    made = planned(device="cuda")
+    assert made.sets_aside and made.checkpoints is False
+
+
 def test_fitting_leaves_room_for_what_is_not_counted() -> None:
     assert fits(Memory(3 * GB, GB, GB), 7 * GB) and not fits(Memory(3 * GB, GB, GB), 6 * GB)
 

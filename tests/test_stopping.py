@@ -93,6 +93,16 @@ def test_what_is_said_names_the_step_the_reason_and_the_way_on() -> None:
     )
 
 
+def test_of_a_run_that_had_trained_on_the_step_of_its_lora_is_said() -> None:
+    told = ended_by_itself(Ending(300, "the drift ratio rose", 200), 2000, 500)
+    assert told == (
+        "The run would have ended by itself at step 300 of 2000: the drift ratio rose. It had trained on to step 500 "
+        "by then, so its LoRA is that of step 500. Look first at the snapshot of step 200. To train on, set stop to "
+        "never."
+    )
+    assert ended_by_itself(Ending(300, "x", 200), 2000, 300) == ended_by_itself(Ending(300, "x", 200), 2000)
+
+
 def test_a_rule_without_anything_to_look_at_is_refused() -> None:
     for settings in ({"watch_drift": False}, {"snapshot_every": 0}):
         with pytest.raises(InputError, match="^stop is drift: switch watch_drift on and set snapshot_every above 0"):
@@ -158,7 +168,9 @@ def test_a_finished_run_has_ended_where_another_rule_ends_it(tmp_path: Path, ris
     """And a run at its own last step has not ended by itself."""
     run(**SETTINGS, output_dir=tmp_path / "run")
     longer = run(**{**SETTINGS, "steps": 20}, stop="drift", output_dir=tmp_path / "run", resume=True)
-    assert longer.steps_done == 16 and any("at step 8 of 20" in text for text in longer.notices)
+    (told,) = [text for text in longer.notices if "by itself" in text]
+    assert longer.steps_done == 16 and "would have ended by itself at step 8 of 20" in told
+    assert "so its LoRA is that of step 16" in told
     rising.clear()
     last = run(**{**SETTINGS, "steps": 8}, stop="drift", output_dir=tmp_path / "short")
     assert last.steps_done == 8 and not any("by itself" in text for text in last.notices)

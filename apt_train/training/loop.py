@@ -128,7 +128,7 @@ def _run_steps(outcome: Outcome, listener: Listener) -> None:
             try_previews(outcome, listener)
         ended = outcome.ending if keeps else None
     if ended is not None and ended.step < run.config.steps:
-        listener(NoticeEvent(ended_by_itself(ended, run.config.steps), run.steps_done))
+        listener(NoticeEvent(ended_by_itself(ended, run.config.steps, run.steps_done), run.steps_done))
 
 
 def _stepped(run: Run, listener: Listener) -> dict[str, Any]:

@@ -44,11 +44,14 @@ def ending(stop: Stop, measured: Sequence[Mapping[str, Any]]) -> Ending | None:
     return next((found for seen in prefixes if (found := rule(seen)) is not None), None)
 
 
-def ended_by_itself(found: Ending, total: int) -> str:
-    """The sentence for the user."""
+def ended_by_itself(found: Ending, total: int, at: int | None = None) -> str:
+    """The sentence for the user. `at`: the step that the run stands at; None: the one that it ended at."""
+    look = f"Look first at the snapshot of step {found.recommended}. To train on, set stop to never."
+    if at is None or at == found.step:
+        return f"The run ended by itself at step {found.step} of {total}: {found.reason}. {look}"
     return (
-        f"The run ended by itself at step {found.step} of {total}: {found.reason}. Look first at the snapshot of step "
-        f"{found.recommended}. To train on, set stop to never."
+        f"The run would have ended by itself at step {found.step} of {total}: {found.reason}. It had trained on to "
+        f"step {at} by then, so its LoRA is that of step {at}. {look}"
     )
 
 
