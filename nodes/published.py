@@ -5,6 +5,7 @@
     embeddings/<subject>_<method>_<steps>.safetensors     its learned word
 
 Where such a file is another run's, or the user's own, eight digits of the run's digest follow: nothing is written over.
+A run that was set aside (..._previous) or copied always has such digits, its own.
 
 In: these files. Not in: the run's folder (`run_store`).
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,10 +74,16 @@ def check_places(config: TrainConfig) -> None:
 
 
 def open_run(folder: Path, config: TrainConfig, digest: str) -> AptRun:
-    """The run at `config.steps`, as other nodes get it. `digest`: of what it is made of but its steps."""
-    owner = hashlib.sha256(f"{digest}/{config.steps}".encode()).hexdigest()[:8]
+    """The run at `config.steps`, as other nodes get it. `digest`: of what it is made of but its steps.
+
+    One that was set aside or copied has the digest of the run that its node goes on with, but names of its own.
+    """
+    is_nodes_own = re.fullmatch(rf"{re.escape(config.name)}_[0-9a-f]+(_to{config.steps})?", folder.name) is not None
+    what = f"{digest}/{config.steps}" if is_nodes_own else f"{digest}/{config.steps}/{folder.name}"
+    owner = hashlib.sha256(what.encode()).hexdigest()[:8]
     learned = config.identifier_mode == "learned"
-    stem = _free_stem(f"{config.name}_{config.method}_{config.steps}", owner, learned)
+    readable = f"{config.name}_{config.method}_{config.steps}"
+    stem = _free_stem(readable if is_nodes_own else f"{readable}_{owner}", owner, learned)
     trigger = f"embedding:{stem}" if learned else trigger_text(config.name, config.class_word, "word")
     return AptRun(folder, stem, config.name, config.class_word, trigger, config.steps, owner)
 
@@ -91,7 +99,8 @@ def publish(run: AptRun, step: int | None = None) -> Published:
     picked = checked_step(run, run.steps if step is None else step)
     source = snapshot_of(run.folder, picked)
     word = source / names.embedding_file(run.subject)
-    stem = run.stem if picked == run.steps else _free_stem(f"{run.stem}_s{picked}", run.owner, word.is_file())
+    readable = run.stem if picked == run.steps else f"{run.stem}_s{picked}"
+    stem = _free_stem(readable, run.owner, word.is_file())  # asked again: hours may lie between the run and its files
     stems = (word.stem, stem) if word.is_file() else None
     lora, metadata = read_tensors(source / names.lora_file(run.subject))
     target = inside(loras_folder(), f"{stem}.safetensors")

@@ -102,14 +102,16 @@ def set_aside(folder: Path) -> None:
 def ended_step(folder: Path, config: TrainConfig) -> int | None:
     """The step up to `steps` at which the run there has ended by itself under these settings; None: it has not.
 
-    By its log alone, so a run trained under another `stop` has ended where this one ends. The snapshot must be there.
+    By its log alone, so a run trained under another `stop` has ended where this one ends. Where that snapshot is gone,
+    the next one that is there counts: training would not go on.
     """
     if not holds_run(folder) or read_settings(folder)[0].output.drift_prompts != config.output.drift_prompts:
         return None
     lines = read_log(folder / names.LOG, config.apt.bins).lines
     found = ending(config.output.stop, measured_in(lines))
-    is_there = found is not None and found.step <= config.steps and snapshot_of(folder, found.step).is_dir()
-    return found.step if found is not None and is_there else None
+    if found is None:
+        return None
+    return next((step for step in names.snapshot_steps(folder) if found.step <= step <= config.steps), None)
 
 
 def was_restarted(folder: Path) -> bool:

@@ -183,6 +183,50 @@ def test_a_picture_of_a_mask_is_a_picture(folder: Path, name: str) -> None:
     assert names(load_images(folder)) == sorted(["a.png", name])
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["a-mask2.png", "a_mask_1.png", "A masks.png", "a-alpha.png", "a.matte.png", "a_seg.jpg", "a_depth.png",
+     "a_canny.png", "a-openpose.webp", "a (depth 2).png", "a_thumb.jpg", "A_Conditioning.png", "a__lineart.png"],
+)  # fmt: skip
+def test_what_is_made_from_a_picture_is_no_picture_of_the_subject_and_named(folder: Path, name: str) -> None:
+    save(folder / name)
+    images = load_images(folder)
+    assert names(images) == ["a.png"] and images.images[0].mask is None
+    assert "by name made from a picture here" in said_once(images, name)
+
+
+@pytest.mark.parametrize("name", ["b_depth.png", "depth.png", "ahead.png", "a normal day.png", "a_seg_old.png"])
+def test_a_picture_of_such_a_name_without_its_picture_is_one(folder: Path, name: str) -> None:
+    save(folder / name)
+    assert names(load_images(folder)) == sorted(["a.png", name])
+
+
+@pytest.mark.parametrize(
+    ("picture", "beside"),
+    [("IMG_1.PNG", "img_1"), ("img_1.png", "IMG_1"), ("caf\u00e9.png", "cafe\u0301"), ("Stra\u00dfe.png", "STRASSE"),
+     ("B.jpg", "b.JPG")],
+)  # fmt: skip
+def test_names_that_some_systems_do_not_know_apart_belong_together(folder: Path, picture: str, beside: str) -> None:
+    """A caption and a mask that have been on Windows, or on a Mac."""
+    save(folder / picture)
+    (folder / f"{beside}.txt").write_text("a toy", encoding="utf-8")
+    save(folder / f"{beside.removesuffix('.JPG')}-mask.png", 128, "L")
+    images = load_images(folder)
+    (found,) = [image for image in images.images if image.name == picture]
+    assert found.caption == "a toy" and found.mask is not None and images.notes == []
+
+
+def test_where_two_pictures_differ_in_case_alone_each_has_its_own(folder: Path) -> None:
+    save(folder / "A.png")
+    if len(list(folder.iterdir())) == 1:
+        pytest.skip("a file system that does not know them apart")
+    (folder / "A.txt").write_text("a toy")
+    (folder / "\u00c1.txt").write_text("nobody's")
+    images = load_images(folder)
+    assert [image.caption for image in images.images] == ["a toy", None]
+    assert "belongs to no picture" in said_once(images, "\u00c1.txt")
+
+
 def test_of_a_mask_by_name_and_ours_ours_counts(folder: Path) -> None:
     save(folder / "a mask.png", 100, mode="L")
     save(folder / "a-mask.png", 50, mode="L")
@@ -265,6 +309,21 @@ def test_where_only_sub_folders_hold_pictures_they_are_offered(tmp_path: Path) -
         load_images(tmp_path)
     assert str(tmp_path / "10_my toy") in str(caught.value) and str(tmp_path / "5_other") in str(caught.value)
     assert str(tmp_path / "empty") not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["img/10_my toy", "train/x/y", "10_a/b"])
+def test_folders_deeper_inside_are_offered_too(tmp_path: Path, place: str) -> None:
+    """As kohya's: it is given the folder above the numbered ones."""
+    save(tmp_path / place / "a.png")
+    (tmp_path / place.split("/")[0] / "loop").symlink_to(tmp_path)
+    (tmp_path / "log").mkdir()
+    with pytest.raises(InputError) as caught:
+        load_images(tmp_path)
+    assert f"give the folder that holds them, {tmp_path / place}." in str(caught.value)
+    save(tmp_path / "a.png")
+    notes = load_images(tmp_path).notes
+    assert [note for note in notes if f"{place}/ is not read, though with pictures" in note] and len(notes) == 2
+    assert [note for note in notes if note.startswith("log/ is not read: neither")]
 
 
 @pytest.mark.parametrize(

@@ -325,6 +325,41 @@ def test_a_profile_that_cannot_be_used_leaves_the_numbers_and_is_said(tmp_path: 
     assert len(images.notes) == 1 and "colour profile of a.png" in images.notes[0]
 
 
+WIDE = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
+
+
+def camera(**tags: object) -> bytes:
+    exif = Image.Exif()
+    if "space" in tags:
+        exif.get_ifd(0x8769)[0xA001] = tags["space"]
+    if "interop" in tags:
+        exif.get_ifd(0xA005)[1] = tags["interop"]
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (200, 80, 60)).save(file, "JPEG", exif=exif, quality=100)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "is_said"),
+    [
+        ("a.png", png_with(noise(), chunk(b"cHRM", WIDE)), True),
+        ("a.png", png_with(noise(), chunk(b"gAMA", struct.pack(">I", 100000))), True),
+        ("a.png", png_with(noise(), chunk(b"gAMA", struct.pack(">I", 55556))), True),
+        ("a.jpg", camera(interop="R03", space=0xFFFF), True),
+        ("a.jpg", camera(space=2), True),
+        ("a.png", png_with(noise(), chunk(b"sRGB", b"\0") + chunk(b"gAMA", struct.pack(">I", 45455))), False),
+        ("a.png", png_with(noise(), chunk(b"gAMA", struct.pack(">I", 45454))), False),
+        ("a.jpg", camera(interop="R98", space=1), False),
+        ("a.jpg", camera(space=0xFFFF), False),
+    ],
+)
+def test_other_colours_without_a_profile_are_said(tmp_path: Path, name: str, data: bytes, is_said: bool) -> None:
+    """Of a PNG by its own numbers, of a camera that was set to Adobe RGB by its EXIF."""
+    written(tmp_path / name, data)
+    notes = load_images(tmp_path).notes
+    assert notes == ([color_profiles.UNPROFILED.format(names=name)] if is_said else [])
+
+
 def test_without_littlecms_the_profile_is_said_to_be_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise().save(tmp_path / "a.png", icc_profile=profile_of(P3))
     noise().save(tmp_path / "b.png")

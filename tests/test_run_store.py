@@ -6,6 +6,7 @@ Not here: the host (`tests/host`); its modules are stood in for.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,6 +170,36 @@ def test_a_snapshot_makes_way_for_a_file_of_the_user_too(store: Any, run: Any, t
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"mine")
     assert store.publish(run, 4).trigger == f"embedding:{run.stem}_s4_{run.owner}" and mine.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["toy_0_previous", "toy_0_copy", "toy_0_to4", "other", "Toy_0"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_run_set_aside_or_copied_never_writes_over_the_one_in_its_nodes_place(
+    store: Any, run: Any, tmp_path: Path, name: str, first: bool
+) -> None:
+    """They have one digest: on a GPU, and after a restart, their weights differ all the same."""
+    earlier = shutil.copytree(run.folder, run.folder.with_name(name))
+    shutil.rmtree(earlier / "snapshots" / "step_000006")
+    files = {"toy.safetensors": lambda path: write_tensors(path, {"lora_unet_a.alpha": torch.tensor(7.0)})}
+    files["toy_embedding.safetensors"] = lambda path: write_tensors(path, {"clip_l": torch.zeros(1, 2)})
+    write_snapshot(earlier / "snapshots", State({"a": torch.ones(1)}, {"step": 6}), files)
+    config = TrainConfig(class_word="toy", identifier="toy", steps=6)
+    for folder in (earlier, run.folder) if first else (run.folder, earlier):
+        store.publish(store.open_run(folder, config, "0" * 64))
+    again = store.open_run(earlier, config, "0" * 64)
+    assert again.stem == f"toy_apt_6_{again.owner}" and store.publish(again).trigger == f"embedding:{again.stem}"
+    for folder in (tmp_path / "output" / "loras", tmp_path / "embeddings"):
+        assert sorted(path.stem for path in folder.iterdir()) == ["toy_apt_6", again.stem]
+    loras = tmp_path / "output" / "loras"
+    assert read_tensors(loras / "toy_apt_6.safetensors")[0]["lora_unet_a.alpha"] == 6
+    assert read_tensors(tmp_path / "embeddings" / "toy_apt_6.safetensors")[0]["clip_l"].sum() == 2
+
+
+def test_a_file_of_the_user_that_came_after_the_run_was_opened_stays(store: Any, run: Any, tmp_path: Path) -> None:
+    mine = tmp_path / "output" / "loras" / f"{run.stem}.safetensors"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    assert store.publish(run).trigger == f"embedding:{run.stem}_{run.owner}" and mine.read_bytes() == b"mine"
 
 
 def test_what_goes_out_can_be_trained_on(store: Any, run: Any) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from apt_train.config import AptConfig, TrainConfig
 from apt_train.data.buckets import crop_of
-from apt_train.data.color_profiles import IGNORED, UNREADABLE
+from apt_train.data.color_profiles import IGNORED, UNPROFILED, UNREADABLE
 from apt_train.data.folder_files import sort_folder
 from apt_train.data.pictures import FRAMES, METADATA
 from apt_train.events import BusyEvent
@@ -150,7 +150,7 @@ def test_every_note_on_a_folder_has_its_chinese(count: int, chinese: Callable[[s
     folder = tmp_path / "toys"
     for i in range(count):
         for name in (f"p{i}.png", f"p{i} mask.png", f"p{i}-mask.png", f"q{i}.png", f"q{i} mask.png",
-                     f"lone{i}-mask.png", f"c{i}-condlabel.png",
+                     f"p{i}_depth.png", f"lone{i}-mask.png", f"c{i}-condlabel.png",
                      f"sub{i}/a.png", f"masks{i}/a.png", f".hidden{i}.png", f"misnamed{i}.dat"):  # fmt: skip
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (4, 4)).save(folder / name, format="PNG")
@@ -159,12 +159,13 @@ def test_every_note_on_a_folder_has_its_chinese(count: int, chinese: Callable[[s
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "p0.png").touch()
     notes = sort_folder(folder).notes
-    assert len(notes) == 12
+    assert len(notes) == 13
     assert [note for note in notes if not CHINESE.search(chinese(note))] == []
 
 
 def test_every_remark_on_a_picture_has_its_chinese(chinese: Callable[[str], str]) -> None:
-    remarks = [remark.format(names="a.png and b.png") for remark in (FRAMES, METADATA, UNREADABLE, IGNORED)]
+    forms = (FRAMES, METADATA, UNREADABLE, IGNORED, UNPROFILED)
+    remarks = [remark.format(names="a.png and b.png") for remark in forms]
     remarks.append("Left out: a.png cannot be read as a picture (it is empty, damaged or of another format).")
     assert [remark for remark in remarks if not CHINESE.search(chinese(remark))] == []
 

@@ -18,8 +18,16 @@ from .bare_picture import MAX_PROFILE
 UNREADABLE = "The colour profile of {names} cannot be used, so the numbers are taken as sRGB: save it as sRGB."
 IGNORED = "This Pillow was built without LittleCMS, so the colour profile of {names} is ignored: save it as sRGB."
 
+UNPROFILED = (
+    "{names} should have other colours than sRGB but no profile to say which, so the numbers are taken as sRGB: save "
+    "it as sRGB."
+)
+
 _MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}
 _GREYS = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
+# Of sRGB in a PNG: the exponent that the numbers were stored with, and white, red, green and blue as x and y.
+_GAMMA, _CORNERS = 0.45455, (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
+_EXIF, _INTEROP, _COLOUR_SPACE = 0x8769, 0xA005, 0xA001
 # Profiles that call themselves sRGB differ from each other by rounding; Display P3 differs by 50.
 _SAME = 2
 
@@ -46,7 +54,7 @@ def to_srgb(image: Image.Image) -> tuple[ToSrgb | None, str | None]:
     """
     profile = image.info.get("icc_profile", b"")
     if profile == b"":
-        return None, None
+        return None, UNPROFILED if _is_said_to_be_other(image) else None
     if not features.check("littlecms2"):
         return None, IGNORED
     try:
@@ -54,6 +62,20 @@ def to_srgb(image: Image.Image) -> tuple[ToSrgb | None, str | None]:
         return (None if _is_identity(conversion) else conversion), None
     except Exception:  # LittleCMS raises nearly anything on a broken profile
         return None, UNREADABLE
+
+
+def _is_said_to_be_other(image: Image.Image) -> bool:
+    """By a PNG's own numbers, where it does not call itself sRGB, or by a camera that was set to Adobe RGB."""
+    gamma, corners = image.info.get("gamma", _GAMMA), image.info.get("chromaticity", _CORNERS)
+    if image.format == "PNG" and "srgb" not in image.info:
+        far = [abs(gamma / _GAMMA - 1) > 0.05, *(abs(a - b) > 0.01 for a, b in zip(corners, _CORNERS, strict=True))]
+        if any(far):
+            return True
+    try:
+        exif = image.getexif()
+        return exif.get_ifd(_EXIF).get(_COLOUR_SPACE) == 2 or exif.get_ifd(_INTEROP).get(1) == "R03"
+    except Exception:  # broken EXIF raises nearly anything
+        return False
 
 
 def _conversion(profile: bytes | None, mode: str) -> ToSrgb:

@@ -8,7 +8,9 @@ Not in: reading pictures (`pictures`) or captions (`caption_files`), the set mad
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,9 +33,15 @@ UNREAD_SUFFIXES = (
 MASK_ENDINGS = ("-mask", "-masklabel", "_mask", "_masklabel", ".mask")  # ours; OneTrainer's; common. The first counts
 # What is a mask only beside the picture of that name: else a "carnival mask.png" would be none of a subject.
 _MASKS_BY_PICTURE = ("{} mask", "{} (mask)", "{}(mask)", "mask_{}", "mask-{}", "mask {}", "mask.{}")
+# What masking, ControlNet and gallery tools write beside a picture X.
+_MADE_FROM = re.compile(
+    r"(?P<picture>.+?)[ ._(-]+(alpha|matte|trimap|masks?|masklabel|seg|segmentation|depth|depthmap|canny|hed|lineart|"
+    r"softedge|openpose|normalmap|cond|conditioning|thumb|thumbnail)[ ._-]*[0-9]*\)?"
+)
 CONDITION_ENDING = "-condlabel"  # OneTrainer's pictures for the conditioning, not of the subject
 _LEFT_BY_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir")
 _LOOKED_THROUGH = 1000  # entries of a sub-folder, to say whether it holds pictures
+_DEEPEST, _MOST_FOLDERS = 3, 100  # levels and folders inside a sub-folder that are looked into for that
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Folder:
     """A folder's files by what they are."""
 
     pictures: list[PictureFiles] = field(default_factory=list[PictureFiles])  # by name
-    with_pictures: list[Path] = field(default_factory=list[Path])  # sub-folders, which are not read
+    with_pictures: list[Path] = field(default_factory=list[Path])  # folders inside this one, which are not read
     notes: list[str] = field(default_factory=list[str])
 
 
@@ -68,6 +76,7 @@ class _Found:
     others: list[Path] = field(default_factory=list[Path])
     hidden: list[Path] = field(default_factory=list[Path])  # pictures, by content
     by_picture: list[Path] = field(default_factory=list[Path])  # masks for what a picture beside them is called
+    made: list[Path] = field(default_factory=list[Path])  # by name made from a picture beside them
 
 
 def sort_folder(folder: Path) -> Folder:
@@ -80,14 +89,17 @@ def sort_folder(folder: Path) -> Folder:
     for path in _entries(folder):
         _put(found, path)
     _find_masks_by_picture(found)
-    masks, captions = _by_stem(found.masks), _by_stem([(path.stem, path) for path in found.captions])
-    sorted_ = Folder(with_pictures=[path for path in found.folders if _holds_pictures(path)])
+    _find_made(found)
+    owner = _owners(found.pictures)
+    found.masks = [(owner(stem), path) for stem, path in found.masks]
+    masks, captions = _by_stem(found.masks), _by_stem([(owner(path.stem), path) for path in found.captions])
+    sorted_ = Folder(with_pictures=[inner for path in found.folders for inner in _with_pictures(path)])
     for path in found.pictures:
         beside = [*captions.get(path.stem, []), *captions.get(path.name, [])]
         beside.sort(key=lambda caption: CAPTION_SUFFIXES.index(caption.suffix.lower()))
         sorted_.pictures.append(PictureFiles(path, next(iter(masks.get(path.stem, [])), None), beside))
     used = {file for picture in sorted_.pictures for file in (*picture.captions, picture.mask)}
-    sorted_.notes = [*_notes(found, used, sorted_), *_masks_elsewhere(folder, found.pictures)]
+    sorted_.notes = [*_notes(folder, found, used, sorted_), *_masks_elsewhere(folder, found.pictures)]
     return sorted_
 
 
@@ -168,6 +180,34 @@ def _find_masks_by_picture(found: _Found) -> None:
     found.masks += [(called[path.stem.lower()].stem, path) for path in found.by_picture]
 
 
+def _find_made(found: _Found) -> None:
+    stems = {path.stem.lower() for path in found.pictures}
+    named = {path: _MADE_FROM.fullmatch(path.stem.lower()) for path in found.pictures}
+    found.made = [path for path, match in named.items() if match and match["picture"] in stems]
+    found.pictures = [path for path in found.pictures if path not in found.made]
+
+
+def _owners(pictures: list[Path]) -> Callable[[str], str]:
+    """The picture's stem or name that a file's stem means: itself, else the only one that differs in case alone, or
+
+    in how its accents are written, as files do that have been on Windows or a Mac.
+    """
+    names = {name for path in pictures for name in (path.stem, path.name)}
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_folded(name), []).append(name)
+
+    def owner(stem: str) -> str:
+        meant = alike.get(_folded(stem), [])
+        return meant[0] if stem not in names and len(meant) == 1 else stem
+
+    return owner
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
 def _by_stem(files: list[tuple[str, Path]]) -> dict[str, list[Path]]:
     """Files by the stem of their picture; of several masks, ours first."""
 
@@ -182,8 +222,17 @@ def _by_stem(files: list[tuple[str, Path]]) -> dict[str, list[Path]]:
     return sorted_
 
 
-def _holds_pictures(folder: Path) -> bool:
-    return any(Path(name).suffix.lower() in readable_suffixes() for name in _some_names(folder))
+def _with_pictures(folder: Path) -> list[Path]:
+    """The folder, where pictures lie in it, else those inside it in which some do (kohya's `img/10_name`, say)."""
+    layer, looked_into = [folder], 0
+    for _ in range(_DEEPEST):
+        names = {path: list(_some_names(path)) for path in layer[: max(0, _MOST_FOLDERS - looked_into)]}
+        looked_into += len(names)
+        if found := [path for path in names if any(Path(n).suffix.lower() in readable_suffixes() for n in names[path])]:
+            return found
+        inside = [path / name for path in names for name in sorted(names[path])]
+        layer = [path for path in inside if os.path.isdir(path) and not path.is_symlink()]
+    return []
 
 
 def _some_names(folder: Path) -> Iterator[str]:
@@ -196,7 +245,7 @@ def _some_names(folder: Path) -> Iterator[str]:
         return
 
 
-def _notes(found: _Found, used: set[Path | None], sorted_: Folder) -> list[str]:
+def _notes(folder: Path, found: _Found, used: set[Path | None], sorted_: Folder) -> list[str]:
     """A sentence for each kind of what is left out."""
     pictures = {path.stem for path in found.pictures}
     masks = [path for _, path in found.masks]
@@ -206,7 +255,8 @@ def _notes(found: _Found, used: set[Path | None], sorted_: Folder) -> list[str]:
     guessed = [path for path in found.by_picture if path in used]
     in_folders = [path for path in sorted_.with_pictures if "mask" not in path.name.lower()]
     of_masks = [path for path in sorted_.with_pictures if "mask" in path.name.lower()]
-    others = [path for path in (*found.others, *found.folders) if path not in sorted_.with_pictures]
+    empty = [path for path in found.folders if not any(inner.is_relative_to(path) for inner in sorted_.with_pictures)]
+    others = [*found.others, *empty]
     sentences = (
         (found.unread, "{is} left out: convert {it} to png or jpg."),
         (found.misnamed, "{is} left out, though a picture by content: give {it} the ending .png or .jpg."),
@@ -216,6 +266,7 @@ def _notes(found: _Found, used: set[Path | None], sorted_: Folder) -> list[str]:
             "{is} left out as a loss mask by name, but there is no picture for {it}: rename {it}, or add the picture.",
         ),
         (guessed, "{is} taken as a loss mask, by name: rename {it} where the subject is shown instead."),
+        (found.made, "{is} left out, by name made from a picture here: rename {it} where the subject is shown."),
         (found.hidden, "{is} hidden, so left out: take away the dot at the beginning where that is not meant."),
         (second, "{is} not used: another file is the loss mask of the same picture."),
         (orphans, "{belongs} to no picture: a caption has the name of its picture."),
@@ -226,17 +277,17 @@ def _notes(found: _Found, used: set[Path | None], sorted_: Folder) -> list[str]:
         (of_masks, "{is} not read: a loss mask of X.png stands beside it, as X-mask.png."),
         (others, "{is} not read: neither picture nor caption nor mask."),
     )
-    return [_sentence(paths, text) for paths, text in sentences if paths]
+    return [_sentence(folder, paths, text) for paths, text in sentences if paths]
 
 
-def _sentence(paths: Sequence[Path], text: str) -> str:
+def _sentence(folder: Path, paths: Sequence[Path], text: str) -> str:
     one = len(paths) == 1
     words = {"is": "is", "belongs": "belongs", "it": "it"} if one else {"is": "are", "belongs": "belong", "it": "them"}
-    return f"{listed([_shown(path) for path in paths])} {text.format(**words)}"
+    return f"{listed([_shown(folder, path) for path in paths])} {text.format(**words)}"
 
 
-def _shown(path: Path) -> str:
-    return printable(path.name) + ("/" if os.path.isdir(path) else "")
+def _shown(folder: Path, path: Path) -> str:
+    return printable(path.relative_to(folder).as_posix()) + ("/" if os.path.isdir(path) else "")
 
 
 def _masks_elsewhere(folder: Path, pictures: list[Path]) -> list[str]:

@@ -64,6 +64,8 @@ def png_text(path: Path, name: str) -> str | None:
 def _opened(path: Path) -> Generator[Image.Image]:
     """A PNG alone, as some of Pillow's other readers start programs. ValueError: whatever fails in the block."""
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise OSError("it is no file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures
             picture = Image.open(path, formats=("PNG",))
