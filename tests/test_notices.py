@@ -133,6 +133,13 @@ def test_a_damaged_line_costs_that_line_alone(tmp_path: Path, damage: bytes) -> 
     assert read_notices(tmp_path) == [Notice(1, "good"), Notice(9, "another")]
 
 
+def test_half_a_character_is_read_as_one_that_can_be_written(tmp_path: Path) -> None:
+    """The report writes it, which the damage of one line may not keep from being written."""
+    (tmp_path / NOTICES).write_text('{"step": 1, "text": "a \\ud800 b"}\n')
+    (found,) = read_notices(tmp_path)
+    assert found.text == "a ? b" and found.text.encode()
+
+
 STRANGE: dict[str, Callable[[Path], object]] = {
     "a link": lambda path: path.symlink_to("other"),
     "a link to nothing": lambda path: path.symlink_to("nothing"),

@@ -333,7 +333,7 @@ def camera(**tags: object) -> bytes:
     if "space" in tags:
         exif.get_ifd(0x8769)[0xA001] = tags["space"]
     if "interop" in tags:
-        exif.get_ifd(0xA005)[1] = tags["interop"]
+        exif.get_ifd(0x8769)[0xA005] = {1: tags["interop"]}
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (200, 80, 60)).save(file, "JPEG", exif=exif, quality=100)
     return file.getvalue()

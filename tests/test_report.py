@@ -28,6 +28,7 @@ from apt_train.report.attention_tiles import attention_tiles
 from apt_train.report.grid import fit_label, font, labelled_grid
 from apt_train.report.live_images import heat_image, loss_image
 from apt_train.report.plots import as_picture, glance_figure, overview_figure, part_figure
+from apt_train.run.attention_file import read_maps
 from apt_train.run.curves import bin_edges
 from apt_train.sample.attention import merge_layers
 from apt_train.verdict.run_files import read_run
@@ -557,6 +558,44 @@ def test_damaged_runs_are_refused_by_name(tmp_path, damage, message) -> None:
 
 def write_attention_without_labels(folder: Path) -> None:
     save_file({"prior": torch.zeros(2, 4, 4), "tuned": torch.zeros(2, 4, 4)}, folder / "attention.safetensors")
+
+
+MAPS = torch.rand(2, 4, 4)
+ODD_MAPS: dict[str, dict[str, torch.Tensor]] = {
+    "without a pixel": {"prior": torch.zeros(2, 0, 4)},
+    "flat": {"prior": torch.zeros(2, 4)},
+    "whole numbers": {"prior": torch.zeros(2, 4, 4, dtype=torch.int64)},
+    "complex": {"prior": torch.zeros(2, 4, 4, dtype=torch.complex64)},
+    "far larger than any": {"prior": torch.zeros(2, 600, 4)},
+    "another size": {"prior": torch.zeros(2, 4, 5)},
+    "a grey picture": {"image": torch.zeros(1, 8, 8, dtype=torch.uint8)},
+    "a flat picture": {"image": torch.zeros(8, 8, dtype=torch.uint8)},
+    "a picture in floats": {"image": torch.zeros(3, 8, 8)},
+    "a picture without a pixel": {"image": torch.zeros(3, 0, 8, dtype=torch.uint8)},
+    "a picture far larger than any": {"image": torch.zeros(3, 1, 9000, dtype=torch.uint8)},
+}
+
+
+@pytest.mark.parametrize("name", ODD_MAPS)
+def test_attention_that_no_run_has_written_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    tensors = {"prior": MAPS, "tuned": MAPS.clone(), **ODD_MAPS[name]}
+    if name != "another size" and "prior" in ODD_MAPS[name]:
+        tensors["tuned"] = tensors["prior"].clone()
+    save_file(tensors, tmp_path / "attention.safetensors", {"labels": json.dumps(["a", "b"])})
+    with pytest.raises(InputError, match=r"attention\.safetensors is damaged or holds no attention maps: delete it"):
+        read_maps(tmp_path / "attention.safetensors")
+
+
+@pytest.mark.parametrize("count", [2, 300, 5000])
+def test_of_a_long_captions_attention_the_first_columns_are_read(tmp_path: Path, count: int) -> None:
+    """What is no number or no letter is none in the figure either."""
+    maps = torch.full((count, 2, 2), float("nan"))
+    maps[0, 0, 0] = float("inf")
+    labels = {"labels": json.dumps(["\ud800\n"] * count)}
+    save_file({"prior": maps, "tuned": maps.clone()}, tmp_path / "attention.safetensors", labels)
+    found = read_maps(tmp_path / "attention.safetensors")
+    assert found is not None and len(found.labels) == len(found.prior) == len(found.tuned) == min(count, 300)
+    assert torch.isfinite(found.prior).all() and found.labels[0] == "??"
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, Event, NoticeEvent, StepEvent, StopTraining
+from apt_train.run.preview_files import png_text, read_preview
 from tests.training import Recorder, run
 
 SETTINGS: dict[str, Any] = {
@@ -184,6 +185,14 @@ def test_a_file_named_previews_costs_the_previews_alone(tmp_path: Path) -> None:
     assert result.steps_done == 4 and (tmp_path / "previews").is_file()
     told = [event.text for event in recorder.events if isinstance(event, NoticeEvent)]
     assert len([text for text in told if "previews is a file" in text]) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pipes")
+def test_a_pipe_in_a_previews_place_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "step_000002_0_tuned.png")
+    with pytest.raises(ValueError, match="it is no file"):
+        read_preview(tmp_path / "step_000002_0_tuned.png")
+    assert png_text(tmp_path / "step_000002_0_tuned.png", "prompt") is None
 
 
 def test_a_report_that_failed_is_not_named(tmp_path: Path) -> None:

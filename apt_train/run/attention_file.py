@@ -16,8 +16,11 @@ from ..disk.json_file import parse_json
 from ..disk.tensor_file import read_tensors
 from ..disk.tensor_writer import write_tensors
 from ..errors import InputError
+from ..wording import printable
 
-MOST_BYTES = 1 << 30  # a file far larger than any of ours would be read for long
+MOST_BYTES = 1 << 28  # a file far larger than any of ours would be read for long
+MOST_COLUMNS = 300  # read of it: more tokens are more than anyone looks at, and take minutes to draw
+MOST_SIDE, MOST_PICTURE = 512, 8192  # of a map, and of the picture, in pixels: larger ones are none of ours
 
 
 @dataclass(frozen=True)
@@ -42,16 +45,29 @@ def write_maps(path: Path, maps: AttentionMaps) -> None:
 
 
 def read_maps(path: Path) -> AttentionMaps | None:
-    """None where none were saved. InputError: the file is damaged, or none of ours."""
+    """Of a long caption the first columns; None where none were saved. InputError: it is damaged, or none of ours."""
     if not path.exists():
         return None
     try:
         assert path.stat().st_size <= MOST_BYTES
         tensors, metadata = read_tensors(path)
-        labels = [str(label) for label in parse_json(metadata["labels"].encode())]
-        image = tensors["image"].to(torch.uint8) if "image" in tensors else None
-        return AttentionMaps(tensors["prior"].float(), tensors["tuned"].float(), labels, image)
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AssertionError):
+        labels = [printable(label) for label in parse_json(metadata["labels"].encode())]
+        prior, tuned, image = tensors["prior"], tensors["tuned"], tensors.get("image")
+        assert _are_maps(prior) and _are_maps(tuned) and (image is None or _is_picture(image))
+        AttentionMaps(prior, tuned, labels)  # as many of each
+        shown = (torch.nan_to_num(maps[:MOST_COLUMNS].float(), 0, 0, 0) for maps in (prior, tuned))
+        return AttentionMaps(*shown, labels[:MOST_COLUMNS], image)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError):
         raise InputError(
             f"{path.name} is damaged or holds no attention maps: delete it and ask for the report again."
         ) from None
+
+
+def _are_maps(maps: Tensor) -> bool:
+    sides = maps.shape[1:]
+    return maps.ndim == 3 and maps.is_floating_point() and 0 < min(sides) <= max(sides) <= MOST_SIDE
+
+
+def _is_picture(image: Tensor) -> bool:
+    is_colour = image.ndim == 3 and image.dtype == torch.uint8 and len(image) == 3
+    return is_colour and 0 < min(image.shape) <= max(image.shape) <= MOST_PICTURE

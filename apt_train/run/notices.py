@@ -95,6 +95,7 @@ def _parsed(text: str) -> Iterator[Notice]:
             continue
         if is_object(value) and isinstance(said := value.get("text"), str) and said.strip():
             step = value.get("step")
+            said = said.encode(errors="replace").decode()  # half a character can be written to no file
             yield Notice(step if type(step) is int and step >= 0 else 0, said[:LONGEST])
 
 
