@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
+import os
 import shlex
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -412,13 +413,19 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _sheet_place(given: str, folder: Path) -> Path:
-    """InputError: no .png, or a file that the next run would train on."""
+    """InputError: no .png, a file that the next run would train on, or a picture that is no contact sheet."""
     place = expanded(given, "--sheet")
     if place.suffix.lower() != ".png":
         raise InputError(f"--sheet is {given}: give the name of a .png file.")
     if absolute(place).resolve().parent == absolute(folder).resolve():
         raise InputError(f"--sheet is {given}, among the pictures, where it would be trained on: give another place.")
     check_new_file(place)
+    if os.path.lexists(place):
+        from .photo_check.sheet import MARK
+        from .run.preview_files import png_text
+
+        if png_text(place, MARK[0]) != MARK[1]:
+            raise InputError(f"--sheet is {given}, where something else than a contact sheet lies: give another name.")
     return place
 
 

@@ -5,6 +5,8 @@ Not here: the node (`tests/host/test_image_set.py`).
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -302,6 +304,30 @@ def test_a_mistake_is_told_in_one_sentence(
     said = capsys.readouterr()
     assert sentence in said.err and len(said.err.splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["toy"]
+
+
+OTHERS: dict[str, Callable[[Path], object]] = {
+    "a picture": lambda path: Image.new("RGB", (4, 4)).save(path),
+    "text": lambda path: path.write_text("mine"),
+    "nothing": lambda path: path.touch(),
+    "a link to a picture": lambda path: path.symlink_to("other.png"),
+    "a link to nowhere": lambda path: path.symlink_to("nowhere.png"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_sheet_is_drawn_over_a_sheet_and_nothing_else(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "toy")
+    OTHERS[name](tmp_path / "s.png")
+    before = [os.readlink("s.png")] if os.path.islink("s.png") else [Path("s.png").read_bytes()]
+    assert cli.main(["check", "toy", "--sheet", "s.png"]) == 2
+    assert "where something else than a contact sheet lies: give another name." in capsys.readouterr().err
+    assert before == ([os.readlink("s.png")] if os.path.islink("s.png") else [Path("s.png").read_bytes()])
+    Path("s.png").unlink()
+    assert cli.main(["check", "toy", "--sheet", "s.png"]) < 2 and cli.main(["check", "toy", "--sheet", "s.png"]) < 2
 
 
 # ---- every option has its effect ---------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from diffusers import DDIMScheduler
 from apt_train.disk.tensor_file import open_tensor_file
 from apt_train.errors import InputError
 from apt_train.families.sd import load_checkpoint
+from apt_train.families.sd.tokenizer_files import load_tokenizer
 from tests.tiny import tiny_components
 from tests.tiny_checkpoint import single_file_tensors, tiny_modules, write_clip_vocabulary, write_safetensors
 
@@ -124,7 +125,7 @@ def test_a_json_that_is_no_plain_object_is_refused(changed, model: Path, name: s
 WRONG: dict[str, dict[str, list[Any]]] = {
     INDEX: {"unet": [HUB_NAME, 1, ["a"], [1, 2], {}, [[], {}]], "_class_name": [[], 5], "text_encoder_2": ["x/y"]},
     UNET: {
-        "sample_size": [0, -1, "64", 1.5, True, [8], 10**9],
+        "sample_size": [0, -1, "64", 1.5, True, [8], 10**9, 4096, [64, 4096]],
         "in_channels": [0, None, 10**9, "4"],
         "block_out_channels": [[10**9], [], [0, 0], [[16], 32], "16", None, [16, 32, 64], [True, True], [16.0, 32.0]],
         "layers_per_block": [10**8, 0, -1, [1], [1, 10**8], None, "1", True],
@@ -155,6 +156,7 @@ WRONG: dict[str, dict[str, list[Any]]] = {
         "hidden_act": ["x/y", 1],
         "layer_norm_eps": ["x", -1],
         "bos_token_id": ["1", -1, [1]],
+        "eos_token_id": [None, "1", -1, 1.0],
         "quantization_config": [{"quant_method": "gptq"}],
     },
     VAE: {
@@ -246,6 +248,32 @@ def test_no_text_setting_makes_a_look_up(changed, model: Path, name: str) -> Non
     for key, value in original.items():
         if isinstance(value, str) or key in ("_class_name", "tokenizer_class", "_name_or_path"):
             outcome(changed(name, json.dumps({**original, key: HUB_NAME}).encode()))
+
+
+PANICS: dict[str, dict[str, object]] = {
+    "a prefix longer than the words": {"model": {"continuing_subword_prefix": "####", "merges": ["d o"]}},
+    "pieces of no length": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    "a map that is none": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+}
+
+
+@pytest.mark.parametrize("name", PANICS)
+def test_a_tokenizer_at_which_the_library_panics_is_one_sentence(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It prints where it panicked past Python, which nobody should see."""
+    vocabulary = {letter: number for number, letter in enumerate("abcdefghijklmnopqrstuvwxyzA.,1")}
+    vocabulary |= {word: len(vocabulary) + number for number, word in enumerate(("do", "<bos>", "<eos>"))}
+    special = PANICS[name]
+    model = {"type": "BPE", "vocab": vocabulary, "merges": [], "unk_token": "a", **special.get("model", {})}  # type: ignore[dict-item]
+    whole = {"version": "1.0", "added_tokens": [], "decoder": None, **special, "model": model}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "a"}')
+    with pytest.raises(
+        InputError, match=r"^The tokenizer in .* cannot be read \(.*\): give another with --tokenizer.$"
+    ):
+        load_tokenizer(tmp_path, max_length=77, rows=600)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "added_tokens.json", TOKENIZER.split("/")[1]])

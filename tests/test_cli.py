@@ -177,6 +177,15 @@ def test_every_command_is_tried() -> None:
     assert set(PLACES) == commands()
 
 
+@pytest.mark.parametrize("name", ["demo.png", "demo.json"])
+def test_a_demo_writes_over_no_file_of_the_user(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    assert f"holds a {name} already: choose another output folder" in refused(
+        ["demo", "--output", str(tmp_path)], capsys
+    )
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"mine"]
+
+
 def test_a_demo_of_which_one_run_is_there_trains_neither(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "demo" / "apt").mkdir(parents=True)
     (tmp_path / "demo" / "apt" / "mine.txt").touch()

@@ -103,6 +103,19 @@ def test_mistakes_are_one_sentence(
     assert len(told) == 1 and says in told[0]
 
 
+@pytest.mark.parametrize("written", ["photos", "./photos/", "photos/../photos", "link"])
+def test_its_sheet_does_not_come_among_the_pictures(
+    lora: Path, model: Path, written: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The next run would train on it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "link").symlink_to("photos")
+    assert cli.main(arguments(lora, model, "--images", "photos", "--out", written)) == 2
+    assert "among the pictures, where the sheet would be trained on" in capsys.readouterr().err
+
+
 def test_a_file_that_is_no_lora_is_refused_before_the_model_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

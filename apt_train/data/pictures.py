@@ -19,11 +19,11 @@ import torch
 from PIL import Image, ImageColor, features
 from torch import Tensor
 
+from ..disk.unheard import unheard
 from ..errors import InputError
 from ..wording import printable
 from .bare_picture import BareFile, without_metadata
 from .color_profiles import ToSrgb, to_srgb
-from .libtiff import unheard
 
 # Named, so that a file posing as .png cannot start one of Pillow's rarer decoders (EPS runs a program).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # JPEG covers the MPO of phones

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..config import TrainConfig
 from ..console.progress import Progress
 from ..data.dataset import ImageSet, load_images
 from ..disk.files import atomic_write, write_text
+from ..errors import InputError
 from ..events import TrainResult
 from ..families.components import Components
 from ..families.sd import load_checkpoint
@@ -36,6 +38,7 @@ MODEL = ASSETS / "drawn_world"
 DEMO = ASSETS / "demo"
 SAMPLES = 8  # pictures per prompt behind each fidelity figure; the sheet shows the first
 TILE = 128
+SHEET, NUMBERS = "demo.png", "demo.json"
 
 
 def run_demo(output: Path, *, steps: int | None = None, seed: int = 0) -> Path:
@@ -53,6 +56,9 @@ def _run(output: Path, steps: int | None, seed: int) -> Path:
     configs = {method: demo_config(settings, method, steps=steps, seed=seed) for method in ("dreambooth", "apt")}
     for method, config in configs.items():
         RunFolder.open_new(output / method, config.name)  # refused before the first of them is trained
+    for name in (SHEET, NUMBERS):
+        if os.path.lexists(output / name):
+            raise InputError(f"{output} holds a {name} already: choose another output folder.")
     components, images = load_checkpoint(MODEL), load_images(DEMO / "subject")
     rows: dict[str, list[list[Image.Image]]] = {}
     for method, config in configs.items():
@@ -147,10 +153,10 @@ def _write_sheet(output: Path, rows: dict[str, list[list[Image.Image]]], setting
     labels = [_label(name, numbers[name]) for name in rows]
     tiles = [[_enlarged(column[0]) for column in pictures] for pictures in rows.values()]
     sheet = labelled_grid(tiles, labels, [entry["title"] for entry in settings["prompts"]])
-    path = output / "demo.png"
+    path = output / SHEET
     atomic_write(path, lambda temporary: sheet.save(temporary, format="PNG"))
     text = json.dumps({"samples_per_prompt": SAMPLES, **numbers}, indent=1) + "\n"
-    write_text(output / "demo.json", text)
+    write_text(output / NUMBERS, text)
     for label in labels:
         print(label.replace("\n", ", "))
     return path

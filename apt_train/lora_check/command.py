@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..events import BusyEvent
-from ..paths import expanded, one_line
+from ..paths import absolute, expanded, one_line
 
 if TYPE_CHECKING:
     from ..data.dataset import ImageSet
@@ -62,6 +62,8 @@ def inspect(options: argparse.Namespace, output: Path) -> int:
 
     asked = _asked(options)
     working_dtype(asked.precision, resolve_device(options.device))
+    if options.images is not None and absolute(output).resolve() == absolute(expanded(options.images)).resolve():
+        raise InputError(f"--out is {output}, among the pictures, where the sheet would be trained on: give another.")
     check_writable(output)
     lora = read_lora(options.file)  # refused before gigabytes are read
     subject = _subject(options, lora)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, PngImagePlugin
 
 from ..disk.files import atomic_write
 from ..palette import BLUE, FAINT, INK, ORANGE, PAPER, Rgb
@@ -30,6 +30,7 @@ WIDTH = COLUMNS * TILE + (COLUMNS - 1) * _GAP + 2 * _MARGIN
 _DIMMED = 0.72  # how much of what is cut away is paper
 _WASH = 0.45  # how much of what the mask leaves out is blue
 _CAPTION_LINES = 4
+MARK = "Software", "apt-train check"  # in the file: what has it is drawn over, nothing else
 LEGEND = "Pale: cut away by the crop. Blue: left out by the mask."
 
 
@@ -62,8 +63,9 @@ def _row(tiles: Sequence[Image.Image]) -> Image.Image:
 
 def write_sheet(found: Preflight, path: Path) -> None:
     """The contact sheet as a PNG, over what lies there. InputError: it cannot be written."""
-    sheet = contact_sheet(found)
-    atomic_write(path, lambda draft: sheet.save(draft, "PNG"))
+    sheet, about = contact_sheet(found), PngImagePlugin.PngInfo()
+    about.add_text(*MARK)
+    atomic_write(path, lambda draft: sheet.save(draft, "PNG", pnginfo=about))
 
 
 def colour_of(finding: Finding) -> Rgb:

@@ -39,11 +39,12 @@ INDEX: Table = {"_class_name": text(), **dict.fromkeys(PARTS, _CLASS)}
 # -- unet/config.json
 
 _WIDTH = whole(1, 8192)
+_SIDE = whole(1, 256)  # of the latent that is trained at where nobody says otherwise: 2048 pixels
 _DEPTH = either(whole(1, 64), several(whole(1, 64), most=16))
 _HEADS = whole(1, 256)
 UNET: Table = {
     "_class_name": one_of("UNet2DConditionModel"),
-    "sample_size": optional(either(whole(1, 4096), several(whole(1, 4096), least=2, most=2))),
+    "sample_size": optional(either(_SIDE, several(_SIDE, least=2, most=2))),
     "in_channels": whole(1, 64),
     "out_channels": whole(1, 64),
     "center_input_sample": flag,
@@ -142,7 +143,7 @@ TEXT: Table = {
     "attention_dropout": number(0, 1),
     "pad_token_id": optional(_ID),
     "bos_token_id": optional(_ID),
-    "eos_token_id": optional(_ID),
+    "eos_token_id": _ID,  # where a text ends is found by it
 }
 
 # -- scheduler/scheduler_config.json

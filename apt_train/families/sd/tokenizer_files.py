@@ -12,6 +12,7 @@ from typing import Any, cast
 from transformers import CLIPTokenizerFast, PreTrainedTokenizerFast  # type: ignore[attr-defined]
 from transformers.utils import logging as transformers_logging
 
+from ...disk.unheard import unheard
 from ...errors import InputError
 from ...paths import expanded
 from .config_check import libraries_answer
@@ -23,6 +24,9 @@ _CACHED = (  # repositories in the Hugging Face cache that hold CLIP's vocabular
     ("models--runwayml--stable-diffusion-v1-5", "tokenizer"),
     ("models--stabilityai--stable-diffusion-xl-base-1.0", "tokenizer"),
 )
+
+
+_PROBE = "A photo of a dog, 1. \u00e9e\u0301 \u72ac \U0001f415"  # letters of one to four bytes, and two for one
 
 
 def find_clip_vocabulary(given: str | Path | None) -> Path:
@@ -91,9 +95,9 @@ def load_tokenizer(folder: Path, *, max_length: int, rows: int, pad_token: str |
             copy_checked(folder, Path(copy))
         except InputError as wrong:
             raise InputError(f"{what} cannot be read ({str(wrong).rpartition(': ')[0]}): {advice}.") from None
-        with libraries_answer(what, advice):
+        with libraries_answer(what, advice), unheard():  # where it panics, the library prints that too
             tokenizer = kind.from_pretrained(copy, local_files_only=True)
-            tokenizer("A photo of a dog, 1.", add_special_tokens=False)
+            tokenizer(_PROBE, add_special_tokens=False)
     tokenizer.name_or_path = str(folder)
     if pad_token is not None:
         tokenizer.pad_token = pad_token

@@ -1,6 +1,6 @@
-"""libtiff writes its complaints to the process's error stream, past Python: here they are not heard.
+"""Libraries in C and Rust write their complaints to the process's error stream, past Python: here they are not heard.
 
-Not in: what becomes of a file it complains of (`pictures`).
+Not in: what becomes of a file that they complain of (`pictures`, `tokenizer_files`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _STDERR = 2
 
 @contextlib.contextmanager
 def unheard() -> Generator[None]:
-    """Inside the block nothing that C code writes to the error stream is shown. It is the whole process's stream."""
+    """Inside the block nothing that native code writes to the error stream is shown. It is the process's own stream."""
     try:
         kept = os.dup(_STDERR)
     except OSError:  # closed: there is nobody to hear it
