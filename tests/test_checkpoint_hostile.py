@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -274,6 +276,20 @@ def test_a_tokenizer_at_which_the_library_panics_is_one_sentence(
     ):
         load_tokenizer(tmp_path, max_length=77, rows=600)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EFBIG, errno.EDQUOT, errno.ENOENT])
+def test_a_full_folder_for_temporary_files_is_not_the_tokenizers_fault(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    words = write_clip_vocabulary(tmp_path / "words")
+    name = "tempfile.TemporaryDirectory" if number == errno.ENOENT else "apt_train.disk.files._create"
+    monkeypatch.setattr(name, refuse)
+    with pytest.raises(InputError, match=r"for temporary files \(.*\): free space there, or name another folder"):
+        load_tokenizer(words, max_length=77, rows=600)
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "added_tokens.json", TOKENIZER.split("/")[1]])

@@ -5,6 +5,7 @@ Not here: that it trains the same bits (`test_train`), and what real kills leave
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from apt_train.disk import files
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, Event, NoticeEvent, StepEvent, StopTraining
+from apt_train.run import folder
 from apt_train.run.preview_files import png_text, read_preview
 from tests.training import Recorder, run
 
@@ -185,6 +188,44 @@ def test_a_file_named_previews_costs_the_previews_alone(tmp_path: Path) -> None:
     assert result.steps_done == 4 and (tmp_path / "previews").is_file()
     told = [event.text for event in recorder.events if isinstance(event, NoticeEvent)]
     assert len([text for text in told if "previews is a file" in text]) == 1
+
+
+@pytest.mark.parametrize("name", ["snapshots", "log.jsonl"])
+def test_what_takes_nothing_is_refused_before_anything_is_trained(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the first snapshot, when the steps to it cannot be saved."""
+    run(steps=1, output_dir=tmp_path, watch_drift=False)
+    real = {"snapshots": files._create, "log.jsonl": folder.append}[name]
+
+    def refuse(path: Path, *more: Any) -> Any:
+        if name in (path.name, path.parent.name):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *more)
+
+    monkeypatch.setattr(*((files, "_create") if name == "snapshots" else (folder, "append")), refuse)
+    recorder = Recorder()
+    with pytest.raises(InputError, match=f"{name}.*(permission|not writable)"):
+        run(steps=2, output_dir=tmp_path, watch_drift=False, resume=True, on_event=recorder)
+    assert recorder.steps == []
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_takes_no_previews_costs_the_previews_alone(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = files._create
+
+    def refuse(path: Path) -> int:
+        if path.parent.name == "previews":
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path)
+
+    monkeypatch.setattr(files, "_create", refuse)
+    result = run(steps=2, preview_every=1, output_dir=tmp_path, watch_drift=False)
+    assert result.steps_done == 2 and (tmp_path / "snapshots" / "step_000002").is_dir()
+    assert any(text.startswith("The previews failed (step_000001_0_prior.png could not be") for text in result.notices)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no pipes")

@@ -56,8 +56,11 @@ def _composed(folder: Path) -> tuple[dict[str, bytes], str, str]:
         return pictures, _numbers(run), page(run, list(pictures), _newest_previews(folder))
     except InputError:
         raise
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"{error.filename or folder} cannot be read ({reason}): correct its permissions.") from error
     except (
-        ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError,
+        ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
     ) as error:  # fmt: skip
         raise InputError(
             f"The run in {folder} is damaged ({type(error).__name__}): restore its config.json and log.jsonl, then ask "

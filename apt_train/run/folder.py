@@ -109,6 +109,9 @@ class RunFolder:
         folder = RunFolder(path, name)
         if folder.snapshots.is_symlink():
             raise InputError(f"{folder.snapshots} is a link: put the folder itself in its place, then resume.")
+        if folder.snapshots.is_dir():
+            check_writable(folder.snapshots)
+        _check_log(path / LOG)
         return folder
 
     @property
@@ -258,6 +261,18 @@ def _check_kinds(path: Path, name: str) -> None:
     for folder in RUN_FOLDERS:
         if (path / folder).exists() and not (path / folder).is_dir():
             raise InputError(f"{path / folder} is a file, where a run has a folder: move it away, then resume.")
+
+
+def _check_log(file: Path) -> None:
+    """InputError: a log that takes no line, which would end the run at its first step."""
+    if not file.is_file() or file.is_symlink():  # a link gives way to a file
+        return
+    try:
+        append(file, b"")
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be written ({_reason(error)}): correct its permissions, then resume."
+        ) from None
 
 
 def _check_other_name(path: Path, name: str) -> None:

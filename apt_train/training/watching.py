@@ -93,7 +93,7 @@ def try_previews(outcome: Outcome, emit: Callback) -> None:
     with _interruptible(outcome.run, emit, "previews", _preview_calls(outcome)):
         try:
             event = _draw_previews(outcome, emit)
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, InputError) as error:
             outcome.previews_failed, reason = True, str(error).partition("\n")[0]
     if event is not None:
         return emit(event)

@@ -90,10 +90,12 @@ def load_tokenizer(folder: Path, *, max_length: int, rows: int, pad_token: str |
         )
     kind = cast("Any", CLIPTokenizerFast if _has_clip_files(folder) else PreTrainedTokenizerFast)
     what, advice = f"The tokenizer in {folder}", "give another with --tokenizer"
-    with tempfile.TemporaryDirectory() as copy, _quiet_transformers():
+    with _temporary_folder() as copy, _quiet_transformers():
         try:
-            copy_checked(folder, Path(copy))
+            copy_checked(folder, copy)
         except InputError as wrong:
+            if isinstance(wrong.__cause__, OSError):  # the copy could not be written: the folder is good
+                raise _takes_no_copy(wrong.__cause__) from None
             raise InputError(f"{what} cannot be read ({str(wrong).rpartition(': ')[0]}): {advice}.") from None
         with libraries_answer(what, advice), unheard():  # where it panics, the library prints that too
             tokenizer = kind.from_pretrained(copy, local_files_only=True)
@@ -111,6 +113,24 @@ def load_tokenizer(folder: Path, *, max_length: int, rows: int, pad_token: str |
         )
     tokenizer.model_max_length = int(min(tokenizer.model_max_length, max_length))
     return tokenizer
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Generator[Path]:
+    try:
+        made = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise _takes_no_copy(error) from None
+    with made as path:
+        yield Path(path)
+
+
+def _takes_no_copy(error: OSError) -> InputError:
+    reason = (error.strerror or str(error)).lower()
+    return InputError(
+        f"The tokenizer's checked copy could not be written to the folder for temporary files ({reason}): free space "
+        "there, or name another folder in the environment as TMPDIR."
+    )
 
 
 @contextlib.contextmanager
