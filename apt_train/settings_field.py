@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeGuard, cast, get_args, get_origin, get_type
 
 from .errors import InputError
 
+MOST_TEXTS = 100  # in a list; each is read by the text encoders, and most are drawn or measured
+LONGEST_TEXT = 10_000  # letters, as of a caption: more take minutes to read at every step
 _SHOWN = 80  # characters of a value in a message
 
 
@@ -203,6 +205,9 @@ def check_values(config: object) -> None:
 def check_value(item: dataclasses.Field[Any], hint: Any, value: Any) -> None:
     """Refuse it, in words, as a value of that field: settings also come from JSON and from wires."""
     _check_type(item.name, hint, value)
+    if _is_tuple(value):
+        remedy = f"give {MOST_TEXTS} or fewer"
+        require(len(value) <= MOST_TEXTS, item.name, f"{len(value)} texts", remedy)
     for text in value if _is_tuple(value) else (value,):
         if isinstance(text, str):
             require_text(item.name, text)
@@ -225,7 +230,8 @@ def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
 
 
 def require_text(name: str, text: str) -> None:
-    """Tokenizers read it and files hold it: no zero bytes, no halves of letters. InputError: it has some."""
+    """Tokenizers read it and files hold it: no zero bytes, no halves of letters, no book. InputError: it is none."""
+    require(len(text) <= LONGEST_TEXT, name, f"{len(text)} letters long", "write some sentences")
     is_text = "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
     require(is_text, name, ascii(text), "leave out what is no letter")
 

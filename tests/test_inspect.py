@@ -80,6 +80,8 @@ def test_without_pictures_samples_or_a_place_of_its_own(
         (("--resolution", "-32"), "resolution is -32"),
         (("--seed", "-1"), "seed is -1"),
         (("--precision", "fp8"), "precision is 'fp8': choose one of auto, fp32, bf16, fp16"),
+        (("--unrelated", *["a lamp"] * 101), "unrelated is 101 texts: give 100 or fewer"),
+        (("--prompt", "a {subject} " * 1000), "prompt is 12000 letters long: write some sentences"),
         (("--strengths", *(f"0.{n}" for n in range(10, 40))), "strengths is 30 numbers: give 20 or fewer"),
         (("--prompt", "a dog"), "prompt is 'a dog': write {subject}"),
         (("--prompt", "a \0 toy"), "leave out what is no letter"),

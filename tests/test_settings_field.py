@@ -150,6 +150,8 @@ def test_a_widget_gives_what_the_setting_takes(name: str, shown: Any, meant: Any
         ({"colours": ["red", "pink"]}, "colours is 'pink': choose from red, blue."),
         ({"shape": "flat"}, "shape is 'flat': choose one of round, long."),
         ({"lines": ["a\0"]}, "lines is 'a\\x00': leave out what is no letter."),
+        ({"lines": ["a"] * 101}, "lines is 101 texts: give 100 or fewer."),
+        ({"lines": ["a" * 10_001]}, "lines is 10001 letters long: write some sentences."),
     ],
 )
 def test_a_new_setting_is_checked(values: dict[str, Any], sentence: str) -> None:

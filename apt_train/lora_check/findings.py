@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..families.precision import DTYPES
-from ..settings_field import require, require_text
+from ..settings_field import MOST_TEXTS, require, require_text
 from .blocks import Block
 from .gain import Gain
 from .lora_file import LoraFile
@@ -54,6 +54,12 @@ class Asked:
         object.__setattr__(self, "strengths", tuple(sorted(set(self.strengths))))
         count = len(self.strengths)
         require(count <= MOST_STRENGTHS, "strengths", f"{count} numbers", f"give {MOST_STRENGTHS} or fewer")
+        require(
+            len(self.unrelated) <= MOST_TEXTS,
+            "unrelated",
+            f"{len(self.unrelated)} texts",
+            f"give {MOST_TEXTS} or fewer",
+        )
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             require(low <= value <= high, name, value, f"give a whole number from {low} to {high}")
