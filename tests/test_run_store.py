@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from apt_train.config import TrainConfig
+from apt_train.config import OutputConfig, TrainConfig
 from apt_train.disk.tensor_file import read_tensors
 from apt_train.disk.tensor_writer import write_tensors
 from apt_train.run.snapshot import write_snapshot
@@ -122,6 +122,21 @@ def test_one_folder_for_loras_and_embeddings_is_refused(store: Any, tmp_path: Pa
     store.check_places(TrainConfig(class_word="toy", identifier_mode="word"))
     with pytest.raises(store.InputError, match="give embeddings another folder"):
         store.check_places(TrainConfig(class_word="toy"))
+
+
+@pytest.mark.parametrize(("gone", "stands"), [((), 4), ((4,), 6), ((4, 6), None), ((6,), 4)])
+def test_a_run_has_ended_at_the_first_snapshot_there_is_from_its_ending_on(
+    store: Any, run: Any, gone: tuple[int, ...], stands: int | None
+) -> None:
+    """Training would not go on from there either, so asking for a later step would find nothing for ever."""
+    lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    for line, ratio in ((lines[1], 0.1), (lines[3], 0.4), (lines[5], 0.5)):
+        line["drift"] = {"subject": 1.0, "unrelated": 0.1, "ratio": ratio}
+    (run.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for step in gone:
+        shutil.rmtree(run.folder / "snapshots" / f"step_{step:06d}")
+    config = TrainConfig(class_word="toy", identifier="toy", steps=9, output=OutputConfig(stop="drift"))
+    assert store.ended_step(run.folder, config) == stands
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------

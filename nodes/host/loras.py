@@ -37,7 +37,8 @@ def embedding_rows(trigger: str) -> dict[str, Tensor] | None:
     wanted = learned_name(trigger)
     if wanted is None:
         return None
-    for name in folder_paths.get_filename_list("embeddings"):
+    # In other letters only where nothing is called exactly so: some file systems do not know them apart.
+    for name in sorted(folder_paths.get_filename_list("embeddings"), key=lambda name: Path(name).stem != wanted):
         if Path(name).stem.lower() == wanted.lower() and name.endswith(".safetensors"):
             path = folder_paths.get_full_path("embeddings", name)
             return None if path is None else read_tensors(Path(path))[0]
