@@ -91,6 +91,8 @@ def test_without_pictures_samples_or_a_place_of_its_own(
         (("--background", "red"), "--background does nothing without --images"),
         (("--seed", "1", "--sample-steps", "0"), "--seed does nothing without --sample-steps above 0"),
         (("--device", "meta"), "The device meta cannot be used here"),
+        (("--device", "hpu"), "The device hpu cannot be used here"),
+        (("--device", "privateuseone"), "The device privateuseone cannot be used here"),
         (("--unrelated", "my toy"), "Every unrelated prompt names the class word"),
         (("--resolution", "33"), "does not fit the model"),
         (("--images", "nowhere"), "nowhere"),

@@ -191,7 +191,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         resolved = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.zeros(1, device=resolved).cpu()  # what cannot be read back (meta) trains nothing
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise InputError(
             f"The device {device} cannot be used here: choose cpu, or a device that torch finds."
         ) from error
