@@ -166,9 +166,7 @@ def bare_loop(name: ModelName) -> Iterator[Step]:
 
 def network_alone(run: Run) -> Step:
     """What of a step of APT is the network: a pass of the prior, a pass of the tuned model, and its backward pass."""
-    batch = run.subject.draw(
-        torch.zeros(1), count=1, batch_size=1, num_timesteps=1000, seed=0, step=0, mask_fill=False, device=run.device
-    )[0]
+    batch = run.subject.draw(torch.zeros(1), 0, count=1, batch_size=1, device=run.device)[0]
     text, ones = run.conditioner.encode(batch.captions, tuned=True), torch.ones_like(batch.latents)
     adapter, trained = run.adapter, list(run.trainable.values())
 

@@ -19,6 +19,7 @@ from ..rng import seeded
 from .room import is_out_of_memory
 from .setup import Run
 from .step import StepOutput
+from .streams import Stream
 
 
 class TrainingDiverged(InputError):
@@ -123,27 +124,20 @@ def _grow_bank(run: Run, p_aug: Tensor) -> None:
 
 
 def _draw(run: Run, p_aug: Tensor) -> list[Batch]:
-    return run.subject.draw(p_aug, **_draw_arguments(run))
+    return _drawn(run, run.subject, p_aug)
 
 
 def _draw_preservation(run: Run) -> list[Batch]:
     """Prior-preservation pictures are never augmented."""
     if run.preservation is None:
         return []
-    return run.preservation.draw(torch.zeros(1), **_draw_arguments(run))
+    return _drawn(run, run.preservation, torch.zeros(1))
 
 
-def _draw_arguments(run: Run) -> dict[str, Any]:
-    settings = run.config.optimizer
-    return {
-        "count": settings.batch_size * settings.accumulation,
-        "batch_size": settings.batch_size,
-        "num_timesteps": run.components.schedule.num_timesteps,
-        "seed": run.config.seed,
-        "step": run.steps_done,
-        "mask_fill": run.objective.mask_fill,
-        "device": run.device,
-    }
+def _drawn(run: Run, stream: Stream, p_aug: Tensor) -> list[Batch]:
+    size = run.config.optimizer.batch_size
+    count = size * run.config.optimizer.accumulation
+    return stream.draw(p_aug, run.steps_done, count=count, batch_size=size, device=run.device)
 
 
 def _subject_pass(run: Run, batch: Batch) -> StepOutput:

@@ -15,7 +15,7 @@ from PIL import ImageOps
 from torch import Tensor
 
 from apt_train.config import AptConfig
-from apt_train.data.augment import PUBLISHED_ZOOM, draw_variant
+from apt_train.data.augment import PUBLISHED_ZOOM, Augmentation, draw_variant
 from apt_train.families.components import Components
 from apt_train.rng import generator
 from apt_train.sample.sampler import denoise, from_pictures, guided, initial_noise
@@ -114,12 +114,7 @@ def _latent(components: Components, item: Captioned, key: tuple[str | int, ...] 
     if key is not None:
         shipped, draws = AptConfig(), generator(*key, "variant")
         picture, _, _ = draw_variant(
-            picture,
-            None,
-            kinds=("affine",),
-            max_zoom=PUBLISHED_ZOOM,
-            max_degrees=shipped.max_degrees,
-            generator=draws,
+            picture, None, Augmentation(("affine",), PUBLISHED_ZOOM, shipped.max_degrees), draws
         )
     device = components.unet.device
     with vae_on(components, device):
