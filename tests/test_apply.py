@@ -9,7 +9,7 @@ from apt_train.errors import InputError
 from apt_train.events import PreviewEvent
 from apt_train.families.components import Components
 from apt_train.sample.apply import personalized
-from apt_train.sample.sampler import sample
+from apt_train.sample.sampler import Drawing, Sampler
 from tests.tiny import tiny_components
 from tests.training import Recorder, run
 
@@ -17,11 +17,8 @@ from tests.training import Recorder, run
 def drawn(parts: Components, conditioner: object, prompt: str, *, tuned: bool) -> bytes:
     conditioning = conditioner.encode([prompt], tuned=tuned)  # type: ignore[attr-defined]
     nothing = conditioner.encode([""], tuned=False)  # type: ignore[attr-defined]
-    size = {"height": 64, "width": 64}
-    pictures = sample(
-        parts, conditioning, nothing, seed=0, steps=2, guidance=5.0, device="cpu", dtype=torch.float32, **size
-    )
-    return pictures[0].tobytes()
+    sampler = Sampler(parts, (64, 64), "cpu", torch.float32)
+    return sampler.draw(conditioning, nothing, Drawing(seed=0, steps=2, guidance=5.0))[0].tobytes()
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])

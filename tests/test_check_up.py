@@ -23,7 +23,6 @@ from apt_train.lora_check.findings import Asked, AtStrength, CheckUp
 from apt_train.lora_check.gain import Gain, gain_of
 from apt_train.lora_check.lora_file import LoraFile, sorted_lora
 from apt_train.lora_check.numbers import as_dict, as_json
-from apt_train.lora_check.placing import place
 from apt_train.lora_check.recommend import recommended
 from apt_train.lora_check.sheet import sheet
 from apt_train.lora_check.subject import Subject
@@ -31,7 +30,7 @@ from apt_train.lora_check.verdict import paragraphs
 from apt_train.lora_check.with_lora import lora_ready
 from apt_train.photo_check.preflight import preflight
 from apt_train.sample.apply import personalized
-from apt_train.sample.sampler import sample
+from apt_train.sample.sampler import Drawing, Sampler
 from apt_train.text.captions import caption_for
 from tests.lora_files import attention_paths, kohya, random_layers, scaled
 from tests.tiny import tiny_components, tiny_unet_without_decoder_attention
@@ -129,7 +128,7 @@ def test_at_full_strength_it_draws_what_the_run_would(kind: str) -> None:
     result = run(parts, learning_rate=5e-2, watch_drift=False)
     file = sorted_lora(result.lora, "mine")
     subject = Subject.of(file, "toy", result.trigger, result.embeddings)
-    with lora_ready(parts, place(file, parts), CPU, torch.float32) as ready, ready.at(1.0):
+    with lora_ready(parts, file, CPU, "fp32") as ready, ready.at(1.0):
         ours = drawn(parts, subject.conditioner(parts))
     with personalized(parts, result.lora, result.embeddings, name="toy_subject", class_word="toy") as (conditioner, _):
         assert torch.equal(ours, ours) and (drawn(parts, conditioner) - ours).abs().max() <= 2
@@ -139,8 +138,8 @@ def test_at_full_strength_it_draws_what_the_run_would(kind: str) -> None:
 
 def drawn(parts: Components, conditioner: Any) -> Tensor:
     text, nothing = conditioner.encode(["a photo of {subject}"], tuned=True), conditioner.encode([""], tuned=False)
-    size = {"height": 64, "width": 64}
-    (picture,) = sample(parts, text, nothing, seed=0, steps=3, guidance=3.0, device="cpu", dtype=torch.float32, **size)
+    sampler = Sampler(parts, (64, 64), "cpu", torch.float32)
+    (picture,) = sampler.draw(text, nothing, Drawing(seed=0, steps=3, guidance=3.0))
     return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).int()
 
 
@@ -254,7 +253,7 @@ def test_pictures_are_cropped_as_they_were_trained_on(
         buckets.append(prepare(*given)[0].bucket)
         raise Enough
 
-    for module in ("lora_check.check_up", "training.streams"):
+    for module in ("lora_check.pictures", "training.streams"):
         monkeypatch.setattr(f"apt_train.{module}.prepare", watched)
     lora = kohya(random_layers(parts.unet, attention_paths(parts.unet)))
     with pytest.raises(Enough):

@@ -26,7 +26,7 @@ from ..families.sd import load_checkpoint
 from ..report.grid import labelled_grid
 from ..run.folder import RunFolder
 from ..sample.apply import personalized
-from ..sample.sampler import from_pictures, sample
+from ..sample.sampler import Drawing, Sampler, from_pictures
 from ..text.conditioning import Conditioner
 from ..training.loop import train
 from .judge import Judge, load_judge
@@ -117,24 +117,14 @@ def _draw(
 def _sampler(
     components: Components, conditioner: Conditioner, settings: dict[str, Any], seed: int
 ) -> Callable[[str, bool], list[Image.Image]]:
-    side = components.family.resolution
+    side, how = components.family.resolution, settings["sampling"]
+    drawing = Drawing(seed, how["steps"], how["guidance"])
+    sampler = Sampler(components, (side, side), "cpu", torch.float32, batch_size=SAMPLES)
 
     @torch.no_grad()
     def draw(prompt: str, tuned: bool) -> list[Image.Image]:
         conditioning = conditioner.encode([prompt] * SAMPLES, tuned=tuned)
-        return sample(
-            components,
-            conditioning,
-            conditioner.encode([""], tuned=False),
-            seed=seed,
-            steps=settings["sampling"]["steps"],
-            guidance=settings["sampling"]["guidance"],
-            height=side,
-            width=side,
-            device="cpu",
-            dtype=torch.float32,
-            batch_size=SAMPLES,
-        )
+        return sampler.draw(conditioning, conditioner.encode([""], tuned=False), drawing)
 
     return draw
 

@@ -56,9 +56,10 @@ def inspect(options: argparse.Namespace, output: Path) -> int:
     from ..console.progress import Progress
     from ..disk.files import check_writable
     from ..training.plan import resolve_device
-    from .check_up import check_up, working_dtype
+    from .check_up import check_up
     from .lora_file import read_lora
     from .verdict import paragraphs
+    from .with_lora import working_dtype
 
     asked = _asked(options)
     working_dtype(asked.precision, resolve_device(options.device))

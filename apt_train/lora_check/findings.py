@@ -71,7 +71,7 @@ class AtStrength:
     `gain`: on the pictures; None: there are none. `subject`, `bare`, `unrelated`: drifts (mean squared difference of
     epsilon) on the subject's prompts, on the same with the bare class word, on prompts about other things. `ratio`:
     unrelated over subject, as in training. `spill`, `bare_spill`: unrelated and bare drift, as a share of what leaving
-    the prompt out would change. `alignment`, `context`: see `probe.Looks`.
+    the prompt out would change. `alignment`, `context`: see `looks.Looks`.
     """
 
     strength: float

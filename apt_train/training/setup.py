@@ -16,6 +16,7 @@ from ..events import Busy
 from ..families.components import Components
 from ..families.storage import stored_in_fp8
 from ..sample.drift import DriftWatch
+from ..sample.sampler import Sampler
 from ..text.captions import trigger_text
 from ..text.conditioning import Conditioner
 from ..text.identifier import Identifier
@@ -150,17 +151,14 @@ def _drift_watch(plan: Plan, inputs: Inputs, adapter: Adapter) -> DriftWatch | N
     if not unrelated:
         return None
     learned = config.identifier_mode == "learned"
+    size = (plan.side, plan.side)
     return DriftWatch(
-        plan.components,
+        Sampler(plan.components, size, plan.device, plan.dtype, config.optimizer.batch_size),
         adapter,
         inputs.conditioner,
         list(itertools.islice(itertools.cycle(dict.fromkeys(inputs.subject.captions)), len(unrelated))),
         config.resolved_init_word if learned else trigger_text(config.name, config.class_word, "word"),
         unrelated,
-        side=plan.side,
-        rows=config.optimizer.batch_size,
-        device=plan.device,
-        dtype=plan.dtype,
     )
 
 

@@ -24,7 +24,7 @@ from ..names import LOG
 from ..report.filmstrip import write_filmstrip
 from ..run.log import read_log
 from ..run.preview_files import preview_file, save_previews
-from ..sample.sampler import previews
+from ..sample.sampler import Drawing, Sampler, previews
 from .outcome import Outcome
 from .plan import preview_captions
 from .setup import Run
@@ -147,25 +147,13 @@ def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:
     began = time.perf_counter()
     run, output = outcome.run, outcome.run.config.output
     prompts = list(run.config.sampled_prompts)
-
-    def decode(latents: Tensor) -> Tensor:
-        with vae_on(run.components, run.device, alone=run.plan.sets_aside):
-            return run.components.decode(latents).cpu()
-
     prior, tuned = previews(
-        replace(run.components, decode=decode),
+        _sampler(run, emit),
         run.adapter,
         run.conditioner,
         preview_captions(run.config),
-        seed=output.preview_seed,
-        steps=output.preview_steps,
-        guidance=output.preview_guidance,
-        height=run.plan.side,
-        width=run.plan.side,
-        device=run.device,
-        dtype=run.dtype,
-        prior=outcome.prior_previews,
-        on_notice=lambda text: emit(NoticeEvent(text)),
+        Drawing(output.preview_seed, output.preview_steps, output.preview_guidance),
+        outcome.prior_previews,
     )
     outcome.prior_previews = prior
     if outcome.folder is not None:
@@ -179,4 +167,20 @@ def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:
         tuned=tuned,
         unseen=bool(run.config.unseen_prompt),
         seconds=time.perf_counter() - began,
+    )
+
+
+def _sampler(run: Run, emit: Callback) -> Sampler:
+    """On the run's device, where the VAE comes for each decoding alone."""
+
+    def decode(latents: Tensor) -> Tensor:
+        with vae_on(run.components, run.device, alone=run.plan.sets_aside):
+            return run.components.decode(latents).cpu()
+
+    return Sampler(
+        replace(run.components, decode=decode),
+        (run.plan.side, run.plan.side),
+        run.device,
+        run.dtype,
+        on_notice=lambda text: emit(NoticeEvent(text)),
     )
