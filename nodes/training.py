@@ -20,7 +20,7 @@ from ..apt_train.errors import InputError
 from ..apt_train.events import BusyEvent
 from ..apt_train.families.precision import resolve_dtype
 from ..apt_train.presets import PUBLISHED
-from ..apt_train.run.folder import content_hash
+from ..apt_train.run.content import content_hash
 from .host.components import Wires
 from .host.copies import copy_notices
 from .host.memory import training_room

@@ -22,7 +22,8 @@ from apt_train.data.dataset import ImageSet
 from apt_train.families.components import Components, Family, TextEncoder
 from apt_train.families.noise import scaled_linear_schedule
 from apt_train.training import loop
-from apt_train.training.estimate import Setting, estimated
+from apt_train.training.estimate import estimated
+from apt_train.training.memory import Setting
 from apt_train.training.plan import plan_run
 from tests.tiny import tiny_tokenizer
 from tests.training import run

@@ -194,7 +194,7 @@ def test_the_subjects_half_is_its_captions_from_what_it_started_as(
 ) -> None:
     made: list[DriftWatch] = []
     monkeypatch.setattr(
-        "apt_train.training.setup.DriftWatch", lambda *a, **k: made.append(DriftWatch(*a, **k)) or made[0]
+        "apt_train.training.inputs.DriftWatch", lambda *a, **k: made.append(DriftWatch(*a, **k)) or made[0]
     )
     captioned = pictures(captions="my {subject}\na red {subject}\nmy {subject}")
     run(steps=1, snapshot_every=1, images=captioned, drift_prompts=("a dog", "snow", "a city"), **settings)

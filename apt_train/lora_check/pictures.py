@@ -68,7 +68,7 @@ def read_pictures(
     encoder = Encoder(
         components.encode, components.family.vae_factor, on_device=lambda: vae_on(components, lora.device)
     )
-    bank = LatentBank(prepared, encoder, seed=asked.seed, on_encode=lambda *_: busy())
+    bank = LatentBank(prepared, encoder, seed=asked.seed, on_encode=lambda _kind, _done, _total: busy())
     bank.encode_plain()
     return Pictures(bank, captions, [size_ids_of(item) for item in prepared], notes)
 

@@ -20,17 +20,20 @@ from ..data.dataset import ImageSet
 from ..errors import InputError
 from ..events import Callback, NoticeEvent, StepEvent, StopTraining, TrainResult
 from ..families.components import Components
+from ..run.folder import RunFolder
 from .finish import finish, stopped_early, write_extras
 from .listener import Listener
-from .opening import begin, held, open_folder
+from .opening import begin, held
 from .outcome import Outcome
 from .plan import plan_run
+from .previewing import try_previews
 from .room import SPILLS, STEPPED_DOWN, Pace, can_step_down, is_out_of_memory, step_down
+from .running import Run
 from .saving import save_snapshot
-from .setup import Run, prepared_run
+from .setup import prepared_run
 from .stopping import ended_by_itself
 from .update import TrainingDiverged, optimizer_step
-from .watching import catch_up, is_due, try_drift, try_previews
+from .watching import catch_up, is_due, try_drift
 
 
 def train(
@@ -67,7 +70,7 @@ def train(
             a loss that is no number (`TrainingDiverged`): the last good snapshot is kept.
     """
     plan = plan_run(components, images, config, prior_images=prior_images, device=device)
-    folder = open_folder(output_dir, config.name, resume)
+    folder = RunFolder.open(output_dir, config.name, resume)
     listener = Listener(on_event, folder.path if folder is not None and resume else None)
     if folder is not None and resume:
         folder.check_same_run(plan.digest, config, plan.dtype, plan.parts)

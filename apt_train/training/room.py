@@ -11,7 +11,7 @@ from collections import deque
 
 import torch
 
-from .setup import Run
+from .running import Run
 
 # Linux, Windows, accelerators, cuBLAS.
 _ALLOCATION_FAILED = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")

@@ -17,7 +17,7 @@ from ..data.batch import Batch
 from ..errors import InputError
 from ..rng import seeded
 from .room import is_out_of_memory
-from .setup import Run
+from .running import Run
 from .step import StepOutput
 from .streams import Stream
 
@@ -111,7 +111,7 @@ def _augmentation_chance(run: Run) -> Tensor:
 
 def _grow_bank(run: Run, p_aug: Tensor) -> None:
     """InputError: there is no room for the VAE beside the UNet, which a smaller step would not change."""
-    bank = run.subject.bank
+    bank = run.inputs.subject.bank
     try:
         bank.ensure_variants(bank.wanted_variants(float(p_aug.max()), run.objective.p_max))
     except (RuntimeError, MemoryError) as error:
@@ -124,14 +124,14 @@ def _grow_bank(run: Run, p_aug: Tensor) -> None:
 
 
 def _draw(run: Run, p_aug: Tensor) -> list[Batch]:
-    return _drawn(run, run.subject, p_aug)
+    return _drawn(run, run.inputs.subject, p_aug)
 
 
 def _draw_preservation(run: Run) -> list[Batch]:
     """Prior-preservation pictures are never augmented."""
-    if run.preservation is None:
+    if run.inputs.preservation is None:
         return []
-    return _drawn(run, run.preservation, torch.zeros(1))
+    return _drawn(run, run.inputs.preservation, torch.zeros(1))
 
 
 def _drawn(run: Run, stream: Stream, p_aug: Tensor) -> list[Batch]:
@@ -184,8 +184,8 @@ def _update(run: Run) -> None:
     run.updating = True
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    if run.identifier is not None:
-        run.identifier.renormalize()
+    if run.inputs.identifier is not None:
+        run.inputs.identifier.renormalize()
     run.indicator.commit()
     run.steps_done += 1
     run.updating = False

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from apt_train.config import AptConfig
 from apt_train.data.augment import PUBLISHED_ZOOM, Augmentation, draw_variant
-from apt_train.demo.demo import MODEL
+from apt_train.demo.recipe import MODEL
 from apt_train.families.components import Components
 from apt_train.families.sd import load_checkpoint
 from apt_train.rng import generator
