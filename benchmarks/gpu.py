@@ -43,10 +43,10 @@ from apt_train.families.sd import load_checkpoint
 from apt_train.families.sd.network import reads_size_ids
 from apt_train.families.sd.vae_codec import VaeCodec
 from apt_train.training.live_bytes import META
-from apt_train.training.loop import train
 from apt_train.training.plan import plan_run
 from apt_train.training.running import Run
 from apt_train.training.setup import prepared_run
+from apt_train.training.train import train
 from apt_train.training.update import optimizer_step
 from benchmarks import speed
 from benchmarks.memory import published

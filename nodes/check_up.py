@@ -257,8 +257,8 @@ def _looked_over(question: _Question, one: dict[str, Any], node_id: str) -> Chec
     with training_room():
         components = wires.components(working_dtype(question.asked.precision, wires.device), "")
         found = check_up(
-            components, question.lora, question.subject, question.asked, images=question.images,
-            device=wires.device, busy=_shown(progress),
+            components, question.lora, question.subject, replace(question.asked, device=wires.device),
+            images=question.images, busy=_shown(progress),
         )  # fmt: skip
     return replace(found, notes=[*found.notes, *_host_note(taken, len(found.placement.placed))])
 

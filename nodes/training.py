@@ -129,7 +129,7 @@ def _identity(job: Job, digest: str) -> str:
 
 
 def _train(job: Job, digest: str, folder: Path, watch: Any) -> None:
-    from ..apt_train.training.loop import train  # brings diffusers and peft: seconds, needed only here
+    from ..apt_train.training.train import train  # brings diffusers and peft: seconds, needed only here
 
     device = job.wires.device
     watch(BusyEvent("weights", steps_done(folder)))

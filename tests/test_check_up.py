@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from apt_train.config import TrainConfig
 from apt_train.data.buckets import prepare
 from apt_train.errors import InputError
 from apt_train.events import TrainResult
@@ -40,6 +41,7 @@ from tests.training import pictures, run
 pytestmark = pytest.mark.usefixtures("no_report")
 
 CPU = torch.device("cpu")
+TOY = TrainConfig(class_word="toy")
 QUICK = Asked(
     strengths=(1.0,), unrelated=("a painting",), resolution=32, draws=1, bins=4, rows=16, sample_steps=0
 )  # fmt: skip
@@ -71,7 +73,7 @@ def looked_over(lora: dict[str, Tensor] | LoraFile, asked: Asked = QUICK, **more
     file = lora if isinstance(lora, LoraFile) else sorted_lora(lora, "mine")
     subject = more.pop("subject", None) or Subject.of(file, "toy", "toy_subject toy")
     parts = more.pop("components", None) or tiny_components()
-    return check_up(parts, file, subject, asked, device="cpu", **{"images": pictures(1), **more})
+    return check_up(parts, file, subject, replace(asked, device="cpu"), **{"images": pictures(1), **more})
 
 
 # ---- numbers move as they must -----------------------------------------------------------------------------------
@@ -130,7 +132,7 @@ def test_at_full_strength_it_draws_what_the_run_would(kind: str) -> None:
     subject = Subject.of(file, "toy", result.trigger, result.embeddings)
     with lora_ready(parts, file, CPU, "fp32") as ready, ready.at(1.0):
         ours = drawn(parts, subject.conditioner(parts))
-    with personalized(parts, result.lora, result.embeddings, name="toy_subject", class_word="toy") as (conditioner, _):
+    with personalized(parts, result.lora, result.embeddings, TOY) as (conditioner, _):
         assert torch.equal(ours, ours) and (drawn(parts, conditioner) - ours).abs().max() <= 2
     after = parts.unet.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

@@ -1,7 +1,7 @@
 """The demo: DreamBooth and APT on the embedded model, drawn on one sheet beside the prior.
 
 In: which runs, in which order. Not in: what they train (`recipe`), the pictures (`pictures`), the sheet (`sheet`), the
-embedded model itself (assets/drawn_world, made by benchmarks/world), the training (loop.py).
+embedded model itself (assets/drawn_world, made by benchmarks/world), the training (`training`).
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..config import TrainConfig
 from ..console.progress import Progress
-from ..data.dataset import ImageSet, load_images
-from ..events import TrainResult
-from ..families.components import Components
+from ..data.dataset import load_images
 from ..families.sd import load_checkpoint
 from ..run.folder import RunFolder
-from ..training.loop import train
+from ..training.train import train
 from .pictures import draw_pictures
 from .recipe import DEMO, MODEL, demo_config, recipe
 from .sheet import write_sheet
@@ -44,7 +41,9 @@ def _run(output: Path, steps: int | None, seed: int) -> Path:
     components, images = load_checkpoint(MODEL), load_images(DEMO / "subject")
     rows: dict[str, list[list[Image.Image]]] = {}
     for method, config in configs.items():
-        result = _train(components, images, config, output / method)
+        print(f"{method}: {config.steps} steps")
+        with Progress("cpu") as progress:
+            result = train(components, images, config, output_dir=output / method, device="cpu", on_event=progress)
         print(f"{method}: drawing pictures")  # as long as the training itself
         pictures = draw_pictures(components, result, config, settings, seed)
         rows.setdefault("prior", pictures["prior"])
@@ -60,9 +59,3 @@ def _one_thread() -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _train(components: Components, images: ImageSet, config: TrainConfig, folder: Path) -> TrainResult:
-    print(f"{config.method}: {config.steps} steps")
-    with Progress("cpu") as progress:
-        return train(components, images, config, output_dir=folder, device="cpu", on_event=progress)

@@ -23,10 +23,7 @@ def draw_pictures(
 ) -> dict[str, list[list[Image.Image]]]:
     """Prior and tuned pictures per prompt, `SAMPLES` of each, with the same seeds."""
     prompts = [entry["prompt"] for entry in settings["prompts"]]
-    with personalized(components, result.lora, result.embeddings, name=config.name, class_word=config.class_word) as (
-        conditioner,
-        adapter,
-    ):
+    with personalized(components, result.lora, result.embeddings, config) as (conditioner, adapter):
         draw = _sampler(components, conditioner, settings, seed)
         with adapter.disabled():
             prior = [draw(prompt, False) for prompt in prompts] if config.method == "dreambooth" else []

@@ -6,8 +6,6 @@ the sheet (`sheet`).
 
 from __future__ import annotations
 
-import torch
-
 from ..data.dataset import ImageSet
 from ..errors import InputError
 from ..families.components import Components
@@ -27,7 +25,6 @@ def check_up(
     asked: Asked | None = None,
     *,
     images: ImageSet | None = None,
-    device: str | torch.device | None = None,
     busy: Busy = lambda done, total: None,
 ) -> CheckUp:
     """Look a LoRA over on its model, which comes back as it was.
@@ -41,7 +38,7 @@ def check_up(
     """
     asked = asked or Asked()
     try:
-        with lora_ready(components, lora, device, asked.precision) as ready:
+        with lora_ready(components, lora, asked.device, asked.precision) as ready:
             work = Strengths(ready, subject, asked, images, busy)
             work.measure()
             return CheckUp(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from PIL import Image
 
 from ..errors import InputError
@@ -47,6 +48,7 @@ class Asked:
     guidance: float = 5.0
     seed: int = 0
     precision: str = "auto"
+    device: str | torch.device | None = None  # None: CUDA if there is one, else the CPU
 
     def __post_init__(self) -> None:
         if not self.strengths or any(not 0 < strength <= 10 for strength in self.strengths):

@@ -61,7 +61,7 @@ def read_pictures(
     notes = list(images.notes)
     if len(chosen.images) < len(images.images):
         notes.append(f"Of {len(images.images)} pictures {len(chosen.images)} were looked at.")
-    captions = subject.captions(chosen, asked.prompt)
+    captions = [subject.caption(image.caption or asked.prompt) for image in chosen.images]
     if not any(SUBJECT in text for text in captions):
         notes.append("No caption names the subject, so the trigger was only tried on the prompt.")
     prepared = prepare(chosen, side, bucket_multiple(0, side, components.size_multiple))

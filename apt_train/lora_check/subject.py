@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..config import check_class_word
-from ..data.dataset import ImageSet
 from ..errors import InputError
 from ..families.components import Components
 from ..names import EMBEDDING_SUFFIX
@@ -82,10 +81,6 @@ class Subject:
         """With `{subject}` as training has it; a text that does not name the subject stays as it is."""
         plain = " ".join(text.split())
         return marked_caption(plain, name=self.name, class_word=self.class_word) or plain
-
-    def captions(self, images: ImageSet, template: str) -> list[str]:
-        """One per picture; those without a caption get the template."""
-        return [self.caption(image.caption or template) for image in images.images]
 
 
 def _words_of(said: str) -> str:

@@ -33,7 +33,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     lr_factor: Callable[[int], float]
     scaler: torch.amp.GradScaler
-    drift: DriftWatch | None  # None: nothing to measure
+    drift: DriftWatch | None = None  # None: nothing to measure
     steps_done: int = 0
     gamma: list[float] | None = None  # of the last step; None: it is in the indicator alone
     updating: bool = False  # inside the update, when parameters and moments may disagree

@@ -9,7 +9,6 @@ import torch
 
 from ..adapter import Adapter
 from ..events import Busy
-from ..sample.drift import DriftWatch
 from .indicator import OverfitIndicator
 from .inputs import Inputs, conditioning, drift_watch, prepare_captions
 from .on_device import adapter_on, encoders_on
@@ -45,10 +44,12 @@ def prepared_run(
         drift = drift_watch(plan, inputs, adapter)
         busy("captions", 0, 0)
         prepare_captions(plan, inputs, drift)
-        yield _assemble(plan, inputs, adapter, drift)
+        run = _assemble(plan, inputs, adapter)
+        run.drift = drift
+        yield run
 
 
-def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter, drift: DriftWatch | None) -> Run:
+def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter) -> Run:
     apt, num_timesteps = plan.config.apt, plan.components.schedule.num_timesteps
     indicator = OverfitIndicator(apt.bins, apt.ema, apt.temperature, num_timesteps, plan.device)
     step = TrainingStep(
@@ -64,4 +65,4 @@ def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter, drift: DriftWatch | 
     trainable, optimizer = build_optimizer(adapter, inputs.identifier, plan.config)
     scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.dtype == torch.float16)
     lr_factor = lr_factor_of(plan.config)
-    return Run(plan, inputs, adapter, indicator, step, trainable, optimizer, lr_factor, scaler, drift)
+    return Run(plan, inputs, adapter, indicator, step, trainable, optimizer, lr_factor, scaler)

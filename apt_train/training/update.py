@@ -1,6 +1,6 @@
 """One optimizer step: draw, accumulate gradients, clip, move the weights, commit the indicator.
 
-In: what happens between two states that can be resumed from. Not in: the losses (step.py), the run around it (loop.py).
+In: what happens between two states that can be resumed from. Not in: the losses (step.py), when one is due (loop.py).
 """
 
 from __future__ import annotations
