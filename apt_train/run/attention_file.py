@@ -55,8 +55,7 @@ def read_maps(path: Path) -> AttentionMaps | None:
         prior, tuned, image = tensors["prior"], tensors["tuned"], tensors.get("image")
         assert _are_maps(prior) and _are_maps(tuned) and (image is None or _is_picture(image))
         AttentionMaps(prior, tuned, labels)  # as many of each
-        shown = (torch.nan_to_num(maps[:MOST_COLUMNS].float(), 0, 0, 0) for maps in (prior, tuned))
-        return AttentionMaps(*shown, labels[:MOST_COLUMNS], image)
+        return AttentionMaps(_shown(prior), _shown(tuned), labels[:MOST_COLUMNS], image)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError):
         raise InputError(
             f"{path.name} is damaged or holds no attention maps: delete it and ask for the report again."
@@ -66,6 +65,11 @@ def read_maps(path: Path) -> AttentionMaps | None:
 def _are_maps(maps: Tensor) -> bool:
     sides = maps.shape[1:]
     return maps.ndim == 3 and maps.is_floating_point() and 0 < min(sides) <= max(sides) <= MOST_SIDE
+
+
+def _shown(maps: Tensor) -> Tensor:
+    """The first columns, what is no number as 0."""
+    return torch.nan_to_num(maps[:MOST_COLUMNS].float(), 0, 0, 0)
 
 
 def _is_picture(image: Tensor) -> bool:
