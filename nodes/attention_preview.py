@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,14 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..apt_train.errors import InputError
-from ..apt_train.rng import generator
-from .attention_table import compare, table
 from .checks import check_choices, check_ranges
 from .host import attention, looked_at
-from .host.prompt_reading import read_prompt
 from .host.requirements import check_installed
-from .prompt_columns import Columns, Texts, choose, match
 from .wires import AptRun, AptRunWire
+
+if TYPE_CHECKING:
+    from .prompt_columns import Columns, Texts
 
 MAPS, OVER = "maps", "over the picture"
 PER_ROW, TEXT_SIZE = 6, 20  # legible where the sheet is shown some 450 pixels wide, as on a node
@@ -63,6 +62,8 @@ class APTAttentionAlignPreview(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
         """True; InputError, which the host shows at the node before anything runs. A wired input is None here."""
+        from .prompt_columns import Texts
+
         slots = cls.define_schema().inputs
         shown = {name: value for name, value in inputs.items() if value is not None}
         check_choices(shown, slots)
@@ -81,6 +82,10 @@ class APTAttentionAlignPreview(io.ComfyNode):
         latent: dict[str, Any] | None = None, run: AptRun | None = None, tuned_clip: Any = None, draw: str = MAPS,
     ) -> io.NodeOutput:  # fmt: skip
         check_installed()
+        from ..apt_train.rng import generator
+        from .host.prompt_reading import read_prompt
+        from .prompt_columns import Texts, choose, match
+
         attention.require_pair(model, model if isinstance(tuned, dict) else tuned)
         texts = Texts.of(prompt, *_subject(trigger, class_word, run))
         read = partial(read_prompt, clip)
@@ -266,6 +271,7 @@ def _shown(
 ) -> io.NodeOutput:  # fmt: skip
     from ..apt_train.report.attention_tiles import attention_tiles
     from ..apt_train.sample.attention import merge_layers
+    from .attention_table import compare, table
     from .host.pictures import image_tensor
 
     comparison = compare(*maps)

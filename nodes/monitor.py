@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
 
-from .published import publish
 from .wires import AptRun, AptRunWire
 
 if TYPE_CHECKING:
@@ -77,6 +76,7 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
     def execute(cls, run: AptRun, snapshot: str, step: int, width: int) -> io.NodeOutput:
         from ..apt_train.verdict.recommend import recommended_snapshot
         from ..apt_train.verdict.run_files import read_run
+        from .published import publish
 
         record = read_run(run.folder, until=run.steps)
         advised = recommended_snapshot(record.summary)
