@@ -70,7 +70,7 @@ class APTLoadRun(io.ComfyNode):
     def validate_inputs(cls, run: str | None, step: int | None) -> bool:
         """True; InputError: there is no such run. A wired name is None here."""
         if run == NO_RUN:
-            raise InputError("There is no run in output/apt_train yet: train one with APT Train, then press R.")
+            _refuse_none()
         if run is not None:
             find_run(run)
         if step is not None:
@@ -87,6 +87,13 @@ class APTLoadRun(io.ComfyNode):
         sheet = image_tensor(runs_sheet(run))
         picture = ui.PreviewImage(sheet, cls=cls)
         return io.NodeOutput(found, published.lora, published.trigger, found.class_word, sheet, ui=picture)
+
+
+def _refuse_none() -> None:
+    """InputError: what to do, which depends on whether there is one to choose."""
+    if list_runs():
+        raise InputError("No run is chosen: choose one of the list, the newest comes first.")
+    raise InputError("There is no run in output/apt_train yet: train one with APT Train, then press R.")
 
 
 def _opened(name: str) -> AptRun:

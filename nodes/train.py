@@ -90,6 +90,7 @@ class APTTrain(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "preset", options=list(PRESETS), default=PUBLISHED, optional=True,
+                    extra_dict={"sets": {preset.name: preset.sets for preset in PRESETS.values()}},
                     tooltip="Settings for a purpose. It sets what is not set by hand, here or in the options. A value "
                     "that equals its widget's default counts as not set. The picture's header says what it has set; "
                     "published sets nothing.",

@@ -29,6 +29,7 @@ from .room import SPILLS, STEPPED_DOWN, Pace, can_step_down, is_out_of_memory, s
 from .saving import save_snapshot
 from .setup import Run, prepared_run
 from .stopping import ended_by_itself
+from .trial import seconds_left
 from .update import TrainingDiverged, optimizer_step
 from .watching import catch_up, is_due, try_drift, try_previews
 
@@ -105,7 +106,7 @@ def _run_steps(outcome: Outcome, listener: Listener) -> None:
     run, output = outcome.run, outcome.run.config.output
     listener.stop_if_asked()
     catch_up(outcome, listener)
-    listener(run.plan.event)
+    listener(replace(run.plan.event, seconds=seconds_left(run)))
     pace = Pace(run.device)
     ended = outcome.ending
     while run.steps_done < run.config.steps and ended is None:
