@@ -33,7 +33,7 @@ class APTAttentionAlignPreview(io.ComfyNode):
             category="training/APT",
             description=(
                 "Shows where a model looks for each word of a prompt before and after tuning. A tuned model that "
-                "still reads the rest of a prompt keeps its attention on it; an overfitted one tends to dim every word "
+                "still reads the rest of a prompt keeps its attention on it. An overfitted one tends to dim every word "
                 "but the subject. Works for any two versions of one SD1.5 or SDXL model, also with LoRAs made "
                 "elsewhere."
             ),
@@ -48,7 +48,7 @@ class APTAttentionAlignPreview(io.ComfyNode):
                 io.Float.Output(
                     "alignment",
                     tooltip=(
-                        "How alike the two models' attention is, from 0 to 1: one minus half the summed absolute "
+                        "How alike the two models' attention is, from 0 to 1. It is one minus half the summed absolute "
                         "difference over all tokens, averaged over positions, heads and layers. 1 means equal."
                     ),
                 ),
@@ -110,7 +110,7 @@ def _inputs() -> list[Any]:
             "tuned",
             [io.Model, io.LoraModel],
             tooltip=(
-                "The tuned model: a MODEL with a LoRA on it (from APT Train, or any LoRA loader), or a LORA_MODEL, "
+                "The tuned model: a MODEL with a LoRA on it, from APT Train or any LoRA loader. Or a LORA_MODEL, "
                 "which is put on the model and the clip at full strength."
             ),
         ),
@@ -175,8 +175,8 @@ def _inputs() -> list[Any]:
             max=1.0,
             step=0.01,
             tooltip=(
-                "How noisy the picture is that both models see, as a fraction of the schedule: 1 is where sampling "
-                "starts and layout is set, 0 is the clean picture."
+                "How noisy the picture is that both models see, as a fraction of the schedule. 1 is where sampling "
+                "starts and layout is set. 0 is the clean picture."
             ),
         ),
         io.Combo.Input(

@@ -18,6 +18,7 @@ import pytest
 
 from .help_pages import OPTIONS, WITH_PRESETS, made, page_of, tables, with_presets, with_settings
 from .node_texts import ENGLISH, LOCALES, ROOT, Node, Slot, asked_at_start, english_text, node_defs, node_modules, nodes
+from .prose import prose
 
 DOCS = ROOT / "web" / "docs"
 LANGUAGES = sorted(path.name for path in LOCALES.iterdir() if path.is_dir())
@@ -52,6 +53,15 @@ def test_every_node_and_slot_says_what_it_is() -> None:
         assert text.strip() == text != "", key
         if key.endswith((".tooltip", ".description")):
             assert text.endswith("."), f"{key}: {text}"
+
+
+def test_no_sentence_is_longer_than_25_words() -> None:
+    """Of what is read in the editor: tooltips, errors, notices, the line on the node, the verdict."""
+    scripts = json.loads((LOCALES / "zh" / "main.json").read_text(encoding="utf-8"))["aptTrain"]
+    read = [*texts(node_defs()).values(), *scripts["texts"], *scripts["server"]]
+    sentences = [sentence for text in read for sentence in re.split(r"(?<=[.!?])\s+", text)]
+    assert [sentence for sentence in sentences if len(sentence.split()) > 25] == []
+    assert [text for text in read if prose(text).stilted] == []
 
 
 def test_keys_are_ones_that_the_editor_can_look_up() -> None:

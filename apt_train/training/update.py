@@ -132,7 +132,7 @@ def _grow_bank(run: Run, p_aug: Tensor) -> None:
             raise
         raise InputError(
             "Out of memory where the VAE encodes augmented pictures beside the UNet: lower the resolution, choose "
-            "identifier_mode word, whose text encoders leave the device, or switch adaptive_augmentation off."
+            "identifier_mode word, or switch adaptive_augmentation off."
         ) from error
 
 

@@ -34,11 +34,11 @@ UNSEEN = "a photo of {subject} on water at night"
 
 
 def thumbnails(folder: Path) -> dict[str, Image.Image]:
-    """By template; the run and the check-up's sheet lie in `folder` after some minutes. One thread, so they are alike."""
+    """By template; the run and the check-up's sheet lie in `folder` after some minutes. Alike on one thread."""
     torch.set_num_threads(1)
     run = trained(folder / "run")
     record, photos = read_run(run), [shown(path, 140) for path in sorted((DEMO / "subject").glob("*.png"))]
-    taught = beneath([beside(photos), beside([cell(2, 2), cell(2, 3)], 280)])
+    taught = beneath([beside(photos), beside([cell(2, 1), cell(2, 2), cell(2, 3)], 187)])
     return {
         "train_and_generate": square("Your photos in, new scenes out", taught),
         "sdxl_train_and_generate": square("The same with SDXL", beneath([beside(photos), styles()])),
@@ -61,7 +61,7 @@ def trained(folder: Path) -> Path:
 
 
 def checked(run: Path, folder: Path) -> Image.Image:
-    """The upper part of the check-up's sheet: the verdict's figures."""
+    """The check-up's sheet."""
     given = ["--checkpoint", str(MODEL), "--images", str(DEMO / "subject"), "--class-word", "toy", "--device", "cpu"]
     if not folder.exists():
         assert command_line(["inspect", str(next(run.glob("*.safetensors"))), *given, "--out", str(folder)]) == 0
