@@ -93,16 +93,14 @@ class PlanEvent:
     def text(self) -> str:
         """For a line on a screen, its parts separated as in the node's other lines."""
         size = f"{counted(self.pictures, 'picture')} of about {self.side} x {self.side} pixels"
-        parts = [
-            f"{counted(self.steps, 'step')} in {self.dtype} on {self.device}",
-            f"{size}, {self.captions} with a caption",
-        ]
+        parts = [f"{counted(self.steps, 'step')} in {self.dtype} on {self.device}"]
+        if self.seconds is not None:  # early, as the classic editor shows two lines
+            parts.append(f"about {duration(self.seconds)} without samples")
+        parts.append(f"{size}, {self.captions} with a caption")
         if self.memory is not None and self.free is not None:
             parts.append(f"about {_gigabytes(self.memory)} GB of the {_gigabytes(self.free)} GB that are free")
         elif self.memory is not None:
             parts.append(f"about {_gigabytes(self.memory)} GB of memory")
-        if self.seconds is not None:
-            parts.append(f"about {duration(self.seconds)} without samples")
         return " \u00b7 ".join([*parts, *(["with gradient checkpointing"] if self.checkpointing else [])])
 
 

@@ -150,7 +150,7 @@ def test_the_plan_says_how_long_the_steps_will_take(monkeypatch: pytest.MonkeyPa
     assert left("cuda", large) == 3000 and left("cuda", large, 500) == 2250
     assert left("cuda", None) is None and left("cpu", large) is None
     told = PlanEvent(2000, "cuda", "bf16", 5, 5, 1024, False, seconds=3000)
-    assert told.text.endswith(" \u00b7 about 50 min without samples")
+    assert told.text.startswith("2000 steps in bf16 on cuda \u00b7 about 50 min without samples \u00b7 5 pictures")
 
 
 def test_a_trial_that_fails_is_not_told_and_the_run_trains(monkeypatch: pytest.MonkeyPatch) -> None:
