@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from .setup import Run
+from .running import Run
 from .update import passes
 
 
