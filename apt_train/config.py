@@ -149,7 +149,7 @@ class AptConfig:
     )
     temperature: float | Literal["auto"] = setting(
         1000.0,
-        "T in gamma = 1 - exp(-T * gap) (reported: 1000, the steps of the schedule), or auto: the gap is measured "
+        "T in gamma = 1 - exp(-T * gap) (reported: 1000, the steps of the schedule). auto: the gap is measured "
         "relative to the prior's own loss (ours).",
         Range(above=0, high=1_000_000_000),
         standing="reported",
@@ -165,7 +165,7 @@ class AptConfig:
     )
     max_zoom: float | Literal["auto"] = _apt(
         "auto",
-        "Augmentation zooms out by 1 to this factor (reported: 3), or auto: 3 at SDXL's 1024 pixels and 1.5 at 512, "
+        "Augmentation zooms out by 1 to this factor (reported: 3). auto: 3 at SDXL's 1024 pixels and 1.5 at 512, "
         "as a smaller picture has fewer latents to lose (ours).",
         Range(1, 1000),
         widget=Widget(most=10, step=0.05, advanced=True),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .wording import counted
+from .wording import counted, duration
 
 if TYPE_CHECKING:
     import numpy
@@ -74,7 +74,8 @@ class PlanEvent:
     """What is about to be trained, told once before the first step of a call.
 
     `memory`: bytes of the device at the peak, estimated; None: the model is too small to matter, or cannot be counted.
-    `free`: bytes that the device has for it; None: it does not say.
+    `free`: bytes that the device has for it; None: it does not say. `seconds`: what the steps will take, tried; None:
+    it was not tried.
     """
 
     steps: int  # of the whole run
@@ -86,15 +87,16 @@ class PlanEvent:
     checkpointing: bool
     memory: int | None = None
     free: int | None = None
+    seconds: float | None = None
 
     @property
     def text(self) -> str:
         """For a line on a screen, its parts separated as in the node's other lines."""
         size = f"{counted(self.pictures, 'picture')} of about {self.side} x {self.side} pixels"
-        parts = [
-            f"{counted(self.steps, 'step')} in {self.dtype} on {self.device}",
-            f"{size}, {self.captions} with a caption",
-        ]
+        parts = [f"{counted(self.steps, 'step')} in {self.dtype} on {self.device}"]
+        if self.seconds is not None:  # early, as the classic editor shows two lines
+            parts.append(f"about {duration(self.seconds)} without samples")
+        parts.append(f"{size}, {self.captions} with a caption")
         if self.memory is not None and self.free is not None:
             parts.append(f"about {_gigabytes(self.memory)} GB of the {_gigabytes(self.free)} GB that are free")
         elif self.memory is not None:

@@ -23,6 +23,11 @@ class Preset:
     values: Mapping[str, Any]
     why: str
 
+    @property
+    def sets(self) -> str:
+        """`steps 400, learning_rate 0.0002`; empty: nothing."""
+        return ", ".join(f"{setting} {shown(value)}" for setting, value in self.values.items())
+
 
 PUBLISHED = "published"
 _EVERY = (

@@ -18,6 +18,14 @@ def counted(count: int, what: str) -> str:
     return f"{count or 'no'} {what}" + ("" if count == 1 else "s")
 
 
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def printable(name: str) -> str:
     """A file's name without line breaks, control characters and bytes that are no text."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)

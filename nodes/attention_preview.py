@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,14 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..apt_train.errors import InputError
-from ..apt_train.rng import generator
-from .attention_table import compare, table
 from .checks import check_choices, check_ranges
 from .host import attention, looked_at
-from .host.prompt_reading import read_prompt
 from .host.requirements import check_installed
-from .prompt_columns import Columns, Texts, choose, match
 from .wires import AptRun, AptRunWire
+
+if TYPE_CHECKING:
+    from .prompt_columns import Columns, Texts
 
 MAPS, OVER = "maps", "over the picture"
 PER_ROW, TEXT_SIZE = 6, 20  # legible where the sheet is shown some 450 pixels wide, as on a node
@@ -34,7 +33,7 @@ class APTAttentionAlignPreview(io.ComfyNode):
             category="training/APT",
             description=(
                 "Shows where a model looks for each word of a prompt before and after tuning. A tuned model that "
-                "still reads the rest of a prompt keeps its attention on it; an overfitted one tends to dim every word "
+                "still reads the rest of a prompt keeps its attention on it. An overfitted one tends to dim every word "
                 "but the subject. Works for any two versions of one SD1.5 or SDXL model, also with LoRAs made "
                 "elsewhere."
             ),
@@ -49,7 +48,7 @@ class APTAttentionAlignPreview(io.ComfyNode):
                 io.Float.Output(
                     "alignment",
                     tooltip=(
-                        "How alike the two models' attention is, from 0 to 1: one minus half the summed absolute "
+                        "How alike the two models' attention is, from 0 to 1. It is one minus half the summed absolute "
                         "difference over all tokens, averaged over positions, heads and layers. 1 means equal."
                     ),
                 ),
@@ -63,6 +62,8 @@ class APTAttentionAlignPreview(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
         """True; InputError, which the host shows at the node before anything runs. A wired input is None here."""
+        from .prompt_columns import Texts
+
         slots = cls.define_schema().inputs
         shown = {name: value for name, value in inputs.items() if value is not None}
         check_choices(shown, slots)
@@ -81,6 +82,10 @@ class APTAttentionAlignPreview(io.ComfyNode):
         latent: dict[str, Any] | None = None, run: AptRun | None = None, tuned_clip: Any = None, draw: str = MAPS,
     ) -> io.NodeOutput:  # fmt: skip
         check_installed()
+        from ..apt_train.rng import generator
+        from .host.prompt_reading import read_prompt
+        from .prompt_columns import Texts, choose, match
+
         attention.require_pair(model, model if isinstance(tuned, dict) else tuned)
         texts = Texts.of(prompt, *_subject(trigger, class_word, run))
         read = partial(read_prompt, clip)
@@ -105,7 +110,7 @@ def _inputs() -> list[Any]:
             "tuned",
             [io.Model, io.LoraModel],
             tooltip=(
-                "The tuned model: a MODEL with a LoRA on it (from APT Train, or any LoRA loader), or a LORA_MODEL, "
+                "The tuned model: a MODEL with a LoRA on it, from APT Train or any LoRA loader. Or a LORA_MODEL, "
                 "which is put on the model and the clip at full strength."
             ),
         ),
@@ -170,8 +175,8 @@ def _inputs() -> list[Any]:
             max=1.0,
             step=0.01,
             tooltip=(
-                "How noisy the picture is that both models see, as a fraction of the schedule: 1 is where sampling "
-                "starts and layout is set, 0 is the clean picture."
+                "How noisy the picture is that both models see, as a fraction of the schedule. 1 is where sampling "
+                "starts and layout is set. 0 is the clean picture."
             ),
         ),
         io.Combo.Input(
@@ -266,6 +271,7 @@ def _shown(
 ) -> io.NodeOutput:  # fmt: skip
     from ..apt_train.report.attention_tiles import attention_tiles
     from ..apt_train.sample.attention import merge_layers
+    from .attention_table import compare, table
     from .host.pictures import image_tensor
 
     comparison = compare(*maps)

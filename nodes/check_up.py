@@ -31,8 +31,8 @@ class APTLoRACheckUp(io.ComfyNode):
             node_id="APTLoRACheckUp",
             display_name="APT LoRA Check-up",
             category="training/APT",
-            description="Looks any LoRA over on its model, also one from elsewhere: what it has learned of its "
-            "pictures, how much else it changes, and the strength to use it at.",
+            description="Looks any LoRA over on its model, also one from elsewhere. It says what the LoRA has learned "
+            "of its pictures, how much else it changes, and the strength to use it at.",
             search_aliases=["lora strength", "inspect lora", "overfitting", "test lora", "lora analysis", "check lora"],
             is_input_list=True,
             is_output_node=True,

@@ -21,12 +21,13 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..apt_train.errors import InputError
-from ..apt_train.events import StepEvent
 from ..apt_train.names import LOG
-from ..apt_train.run.notices import read_notices
+
+if TYPE_CHECKING:
+    from ..apt_train.events import StepEvent
 
 Send = Callable[[str, dict[str, Any]], None]
 
@@ -163,6 +164,7 @@ def curves_of(root: Path, run: str, after: int = 0) -> dict[str, Any]:
     InputError: there is none of that name, or its files cannot be read.
     """
     from ..apt_train.run.curves import run_curves
+    from ..apt_train.run.notices import read_notices
 
     folder = folder_of(root, run)
     try:

@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 
 from ..apt_train.errors import InputError
 from .checks import check_ranges
-from .run_store import list_runs
+from .run_list import find_run, list_runs
 from .wires import AptRun, AptRunWire
 
 if TYPE_CHECKING:
@@ -62,17 +62,15 @@ class APTLoadRun(io.ComfyNode):
         if run is None:
             return float("nan")
         from .published import PUBLISHED
-        from .run_store import find_run, steps_done
+        from .run_store import steps_done
 
         return steps_done(find_run(run)), PUBLISHED.missing()
 
     @classmethod
     def validate_inputs(cls, run: str | None, step: int | None) -> bool:
         """True; InputError: there is no such run. A wired name is None here."""
-        from .run_store import find_run
-
         if run == NO_RUN:
-            raise InputError("There is no run in output/apt_train yet: train one with APT Train, then press R.")
+            _refuse_none()
         if run is not None:
             find_run(run)
         if step is not None:
@@ -91,11 +89,18 @@ class APTLoadRun(io.ComfyNode):
         return io.NodeOutput(found, published.lora, published.trigger, found.class_word, sheet, ui=picture)
 
 
+def _refuse_none() -> None:
+    """InputError: what to do, which depends on whether there is one to choose."""
+    if list_runs():
+        raise InputError("No run is chosen: choose one of the list, the newest comes first.")
+    raise InputError("There is no run in output/apt_train yet: train one with APT Train, then press R.")
+
+
 def _opened(name: str) -> AptRun:
     """At its newest snapshot. InputError: it has none, or its files cannot be read."""
     from ..apt_train.run.config_file import read_config, read_settings
     from .published import open_run
-    from .run_store import find_run, steps_done
+    from .run_store import steps_done
 
     folder = find_run(name)
     config, done = read_settings(folder)[0], steps_done(folder)
@@ -132,7 +137,7 @@ def _last_sample(name: str) -> tuple[int, Image.Image]:
     """Of a run: where it stands, and its newest sample, grey where it has none."""
     from PIL import Image
 
-    from .run_store import find_run, newest_samples, steps_done
+    from .run_store import newest_samples, steps_done
 
     folder = find_run(name)
     step = steps_done(folder)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io, ui
 
-from .published import publish
 from .wires import AptRun, AptRunWire
 
 if TYPE_CHECKING:
@@ -27,18 +26,18 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
             node_id="APTOverfitIndicatorMonitor",
             display_name="Overfit Indicator Monitor",
             category="training/APT",
-            description="Draws how a run of APT Train goes while it trains, says in words whether it overfits, and "
-            "hands on the LoRA of the snapshot you choose.",
+            description="Draws how a run of APT Train goes while it trains, and says in words whether it overfits. "
+            "Hands on the LoRA of the snapshot you choose.",
             search_aliases=["overfitting", "training curves", "loss graph", "pick snapshot", "checkpoint", "gamma"],
             is_output_node=True,
             inputs=[
                 AptRunWire.Input("run", tooltip="APT_RUN of APT Train."),
                 io.Combo.Input(
                     "snapshot", options=["recommended", "last", "step"], default="recommended",
-                    tooltip="Whose LoRA goes on. recommended: the last snapshot from before the drift ratio (how much "
-                    "prompts without the subject change, over the subject's own) rose to more than three times its "
-                    "lowest, the last of all where it did not: the verdict gives the reason. The rule does not see "
-                    "likeness: compare pictures. step: the one below.",
+                    tooltip="Whose LoRA goes on. recommended: the last snapshot from before the drift ratio rose to "
+                    "more than three times its lowest, or else the last of all. That ratio is how much unrelated "
+                    "prompts change, divided by how much the subject's prompts change. The verdict gives the reason. "
+                    "The rule does not see likeness: compare pictures. step: the one below.",
                 ),
                 io.Int.Input(
                     "step", default=250, min=1, max=10_000_000,
@@ -53,8 +52,8 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     "curves", display_name="IMAGE",
-                    tooltip="The indicator per timestep bin over the steps, as curves and as a heat map; the drift "
-                    "from the prior; the losses; the balance of the terms.",
+                    tooltip="The indicator per timestep bin over the steps, as curves and as a heat map. Beneath it "
+                    "the drift from the prior, the losses, and the balance of the terms.",
                 ),
                 io.String.Output(
                     "verdict", display_name="verdict",
@@ -77,6 +76,7 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
     def execute(cls, run: AptRun, snapshot: str, step: int, width: int) -> io.NodeOutput:
         from ..apt_train.verdict.recommend import recommended_snapshot
         from ..apt_train.verdict.run_files import read_run
+        from .published import publish
 
         record = read_run(run.folder, until=run.steps)
         advised = recommended_snapshot(record.summary)

@@ -27,7 +27,7 @@ from ..apt_train.run.snapshot import check_kept
 from ..apt_train.run.state import Damaged
 from ..apt_train.training.stopping import ending, measured_in
 from .host.folders import inside, runs_folder
-from .live import RUN_ID
+from .run_list import holds_run
 from .wires import AptRun
 
 RESTARTED = "restarted"  # in config.json, beside the settings
@@ -43,34 +43,6 @@ def find_folder(config: TrainConfig, digest: str) -> Path:
     if steps_done(folder) > config.steps and not snapshot_of(folder, config.steps).is_dir():
         return folder.with_name(f"{folder.name}_to{config.steps}")
     return folder
-
-
-def list_runs() -> list[str]:
-    """The folders of all runs, by name; the one that was written to last comes first."""
-    try:
-        found = [folder for folder in runs_folder().iterdir() if RUN_ID.fullmatch(folder.name) and holds_run(folder)]
-    except OSError:
-        return []
-    return [folder.name for folder in sorted(found, key=lambda folder: (-_written(folder), folder.name))]
-
-
-def find_run(name: str) -> Path:
-    """The folder of a run by its name. InputError: there is none of that name."""
-    if not RUN_ID.fullmatch(name) or not holds_run(runs_folder() / name):
-        raise InputError(f"There is no run {name[:200]!r} in output/apt_train: choose one of the list, or press R.")
-    return runs_folder() / name
-
-
-def _written(folder: Path) -> float:
-    for name in (names.LOG, names.CONFIG):
-        with contextlib.suppress(OSError):
-            return (folder / name).stat().st_mtime
-    return 0.0
-
-
-def holds_run(folder: Path) -> bool:
-    """Whether a run began there, though it may have been killed before it saved a step."""
-    return (folder / names.CONFIG).is_file()
 
 
 def steps_done(folder: Path) -> int:

@@ -75,8 +75,8 @@ class APTTrain(io.ComfyNode):
                 io.String.Input(
                     "captions", optional=True, default="", multiline=True,
                     tooltip="What the pictures show: a wired list, or a line per picture; a single one counts for "
-                    "all. Write {subject} or the subject's name where it stands; without either, the class word is "
-                    "taken for it, and a caption with none of the three is refused. An empty line takes the caption "
+                    "all. Write {subject} or the subject's name where it stands. Without either, the class word is "
+                    "taken for it. A caption with none of the three is refused. An empty line takes the caption "
                     "template.",
                 ),
                 io.Mask.Input(
@@ -90,6 +90,7 @@ class APTTrain(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "preset", options=list(PRESETS), default=PUBLISHED, optional=True,
+                    extra_dict={"sets": {preset.name: preset.sets for preset in PRESETS.values()}},
                     tooltip="Settings for a purpose. It sets what is not set by hand, here or in the options. A value "
                     "that equals its widget's default counts as not set. The picture's header says what it has set; "
                     "published sets nothing.",
@@ -98,7 +99,7 @@ class APTTrain(io.ComfyNode):
                     "sample_prompts", optional=True, default="", multiline=True, placeholder="a {subject} on a beach",
                     tooltip="What the samples show, a line per prompt, with {subject}. Empty: preview_prompts of the "
                     "options, or the caption template. One more asks for what the pictures never show (unseen_prompt "
-                    "in APT Sample Options): the last snapshot that still obeys it is the one to keep.",
+                    "in APT Sample Options). Keep the last snapshot that still obeys it.",
                 ),
             ],
             outputs=[

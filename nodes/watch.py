@@ -20,6 +20,7 @@ from ..apt_train.events import BusyEvent, Event, NoticeEvent, PlanEvent, Preview
 from ..apt_train.report.filmstrip import draw_filmstrip
 from ..apt_train.report.live_images import heat_image, loss_image
 from ..apt_train.run.notices import count_in_words, read_notices
+from ..apt_train.wording import duration
 from .host.progress import NodeProgress, prompt_id, stop_if_cancelled
 from .live import LiveRun, host_sender
 from .node_picture import header_of, sample_sheet, small_strip, stacked
@@ -198,14 +199,6 @@ def line_of(
     if sampling:
         parts.append(f"samples took {duration(sampling)}")
     return " · ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3 h 20 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _is_measured(config: TrainConfig, values: list[list[float]]) -> bool:

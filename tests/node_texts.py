@@ -66,9 +66,20 @@ class Node:
 def nodes() -> dict[str, Node]:
     """Every node of the pack by its id, in the pack's order."""
     with _remembering_host():
-        extension = importlib.import_module(f"{PACK}.nodes").AptTrainExtension()
-        schemas = [node.define_schema() for node in _answer(extension.get_node_list())]
-    return {schema.node_id: schema for schema in schemas}
+        return {schema.node_id: schema for schema in _schemas()}
+
+
+def asked_at_start() -> set[str]:
+    """The trainer's modules, `config` say, that the list of nodes with its schemas asks for, directly or not."""
+    inside = f"{PACK}.apt_train."
+    with _remembering_host():
+        _schemas()
+        return {name.removeprefix(inside) for name in sys.modules if name.startswith(inside)}
+
+
+def _schemas() -> list[Node]:
+    extension = importlib.import_module(f"{PACK}.nodes").AptTrainExtension()
+    return [node.define_schema() for node in _answer(extension.get_node_list())]
 
 
 def node_defs() -> dict[str, Any]:

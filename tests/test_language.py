@@ -24,6 +24,7 @@ from apt_train.errors import InputError
 from apt_train.events import BusyEvent, PlanEvent, Work
 from apt_train.run.notices import count_in_words
 from apt_train.text.captions import caption_for
+from apt_train.wording import duration
 
 from .node_modules import ROOT, node_module
 
@@ -110,7 +111,9 @@ def test_notices_and_what_else_a_line_says_are_told_in_chinese(language: Any, tm
     works += [planned, PlanEvent(9, "cpu", "fp32", 3, 1, 64, False, memory=2).text]
     works.append(PlanEvent(1, "cpu", "fp32", 1, 1, 64, False).text)
     counts = [count_in_words(count) for count in (1, 2)]
-    left = ["40 s left", "12 min left", "3 h 20 min left"]
+    times = [duration(seconds) for seconds in (40, 700, 12_000)]
+    left = [f"{time} left" for time in times] + [f"samples took {time}" for time in times]
+    works += [PlanEvent(9, "cuda", "bf16", 3, 1, 64, False, seconds=seconds).text for seconds in (40, 700, 12_000)]
     told = {english: language.translated_line(english) for english in (*_notices(), *works, *counts, *left)}
     assert len(_notices()) == 6
     assert not [english for english, shown in told.items() if not CHINESE.search(shown)], told

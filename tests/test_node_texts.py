@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from .help_pages import OPTIONS, WITH_PRESETS, made, page_of, tables, with_presets, with_settings
-from .node_texts import ENGLISH, LOCALES, ROOT, Node, Slot, english_text, node_defs, node_modules, nodes
+from .node_texts import ENGLISH, LOCALES, ROOT, Node, Slot, asked_at_start, english_text, node_defs, node_modules, nodes
+from .prose import prose
 
 DOCS = ROOT / "web" / "docs"
 LANGUAGES = sorted(path.name for path in LOCALES.iterdir() if path.is_dir())
@@ -54,6 +55,15 @@ def test_every_node_and_slot_says_what_it_is() -> None:
             assert text.endswith("."), f"{key}: {text}"
 
 
+def test_no_sentence_is_longer_than_25_words() -> None:
+    """Of what is read in the editor: tooltips, errors, notices, the line on the node, the verdict."""
+    scripts = json.loads((LOCALES / "zh" / "main.json").read_text(encoding="utf-8"))["aptTrain"]
+    read = [*texts(node_defs()).values(), *scripts["texts"], *scripts["server"]]
+    sentences = [sentence for text in read for sentence in re.split(r"(?<=[.!?])\s+", text)]
+    assert [sentence for sentence in sentences if len(sentence.split()) > 25] == []
+    assert [text for text in read if prose(text).stilted] == []
+
+
 def test_keys_are_ones_that_the_editor_can_look_up() -> None:
     """It looks texts up by a path with dots."""
     for node in NODES:
@@ -70,6 +80,19 @@ def test_reading_the_schemas_leaves_nothing_behind() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+# What the schemas are made of. Everything else is loaded when a node runs: with it, the host started 0.1 s later.
+AT_START = set("adapter_kinds config errors names optimizers paths presets settings_field wording".split())
+
+
+def test_the_start_of_the_host_waits_for_the_settings_alone() -> None:
+    """Each module beyond these costs every start some milliseconds, whether the nodes are used or not."""
+    assert asked_at_start() <= AT_START
+    loads = "; ".join(f"import apt_train.{name}" for name in sorted(AT_START))
+    code = f"import sys; {loads}; print(*sorted(name for name in sys.modules if name.startswith('apt_train.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert set(done.stdout.split()) == {f"apt_train.{name}" for name in AT_START}, done.stderr
 
 
 # ---- languages ---------------------------------------------------------------------------------------------------

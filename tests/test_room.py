@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from torch import nn
 from apt_train.data.latent_bank import LatentBank
 from apt_train.errors import InputError
 from apt_train.events import NoticeEvent, PlanEvent
-from apt_train.training import estimate, live_bytes, plan, room, streams, update
+from apt_train.training import estimate, live_bytes, loop, plan, room, streams, trial, update
 from apt_train.training.memory import Memory, fits
 from apt_train.training.plan import Plan, plan_run
 from tests.tiny import tiny_components
@@ -115,6 +116,57 @@ def test_the_plan_is_told_once_before_the_first_step() -> None:
 def test_the_plan_names_what_it_takes_of_what_is_free() -> None:
     told = PlanEvent(2000, "cuda", "bf16", 5, 5, 1024, True, memory=8_300_000_000, free=11_200_000_000)
     assert told.text.endswith("about 8.3 GB of the 11.2 GB that are free \u00b7 with gradient checkpointing")
+
+
+# ---- the time of a step, tried before the first ----------------------------------------------------------------------
+
+TRIED: dict[str, dict[str, Any]] = {
+    "apt": {},
+    "tlora, dropout, accumulation": {"method": "tlora", "dropout": 0.5, "accumulation": 2, "identifier_mode": "word"},
+    "prior preservation": {"method": "dreambooth", "prior_images": pictures(seed=5)},
+}
+
+
+@pytest.mark.parametrize("name", TRIED)
+def test_trying_a_step_leaves_no_trace(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"steps": 2, "watch_drift": False, **TRIED[name]}
+    plain, seconds = run(**settings), list[float | None]()
+    monkeypatch.setattr(loop, "seconds_left", lambda run_: seconds.append(trial.tried(run_)))
+    assert same_weights(run(**settings), plain)
+    assert len(seconds) == 1 and (seconds[0] or 0) > 0
+
+
+def test_the_plan_says_how_long_the_steps_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the device, of the steps that are left; a small model is done before anybody has read it."""
+    monkeypatch.setattr(trial, "tried", lambda run_: 1.5)
+
+    def left(place: str, memory: Memory | None, steps_done: int = 0) -> float | None:
+        made = planned(device=place, steps=2000)
+        vars(made)["memory"] = memory
+        known = SimpleNamespace(device=made.device, plan=made, config=made.config, steps_done=steps_done)
+        return trial.seconds_left(known)  # type: ignore[arg-type]
+
+    large = Memory(GB, GB, GB)
+    assert left("cuda", large) == 3000 and left("cuda", large, 500) == 2250
+    assert left("cuda", None) is None and left("cpu", large) is None
+    told = PlanEvent(2000, "cuda", "bf16", 5, 5, 1024, False, seconds=3000)
+    assert told.text.startswith("2000 steps in bf16 on cuda \u00b7 about 50 min without samples \u00b7 5 pictures")
+
+
+def test_a_trial_that_fails_is_not_told_and_the_run_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = run(steps=2, watch_drift=False)
+    monkeypatch.setattr(loop, "seconds_left", trial.tried)
+    broken = iter([True])
+
+    def fails(run_: Any, loss: torch.Tensor) -> None:
+        loss.backward()
+        if next(broken, False):
+            raise torch.cuda.OutOfMemoryError("out of memory")
+
+    recorder = Recorder()
+    monkeypatch.setattr(update, "_backward", fails)
+    assert same_weights(run(steps=2, watch_drift=False, on_event=recorder), plain)
+    assert [event.seconds for event in recorder.events if isinstance(event, PlanEvent)] == [None]
 
 
 # ---- auto --------------------------------------------------------------------------------------------------------

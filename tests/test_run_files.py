@@ -563,7 +563,7 @@ def test_a_folder_that_goes_while_training_is_completed_again(tmp_path: Path, ho
                 folder.mkdir()
 
     with pytest.raises(
-        InputError, match="was deleted or moved while training.*goes on with `apt-train resume [^ ]*run`.$"
+        InputError, match="was deleted or moved while training.*continues with `apt-train resume [^ ]*run`.$"
     ):
         run(steps=6, snapshot_every=2, output_dir=folder, on_event=spoil, record={"inputs": "mine"}, **QUICK)
     assert read_config(folder)["inputs"] == "mine" and len(read_log(folder / "log.jsonl").lines) == 4

@@ -160,8 +160,8 @@ def _fit(index: int, image: TrainImage, crop: Crop) -> Prepared:
     mask = None if mask is None else resize_mask(mask, bucket, crop.box)
     if mask is not None and not mask.max() > 0:
         raise InputError(
-            f"Nothing of {image.name} is left to learn: its mask is black all over the "
-            f"{bucket[1]} x {bucket[0]} that are kept; crop the picture around the subject."
+            f"Nothing of {image.name} is left to learn: its mask is black over the "
+            f"{bucket[1]} x {bucket[0]} that are kept; crop it around the subject."
         )
     # In whole numbers until here, so alike on every machine.
     tensor = torch.from_numpy(np.array(picture_at(pixels, crop))).permute(2, 0, 1).float() / 127.5 - 1

@@ -188,8 +188,8 @@ class LatentBank:
         assert tuple(mean.shape[-2:]) == expected, f"encode gave {tuple(mean.shape)} for {tuple(picture.shape)}"
         if not all(bool(torch.isfinite(part).all()) for part in (mean, std) if part is not None):
             raise InputError(
-                f"The VAE gives latents that are not finite for {name}: it overflows in half precision, or "
-                "its weights are damaged; use it in float32 or bfloat16, or take another VAE."
+                f"The VAE overflows or is damaged, as its latents of {name} are not finite: use it in float32 or "
+                "bfloat16, or take another."
             )
         without_fill = _without_fill(mask, inside)
         return _Entry(mean, std, self._to_latent_size(mask), self._to_latent_size(without_fill))

@@ -220,8 +220,8 @@ def _in_words(error: OSError, path: Path) -> str:
         return f"{name} could not be written to {folder}, the disk is full: free space or choose another one."
     if error.errno in _REFUSED:
         return (
-            f"{name} could not be written: {folder} is not writable, or the file is open in another program: "
-            "change the folder's permissions, close the program, or choose another folder."
+            f"{name} could not be written: {folder} is not writable, or another program has the file open: "
+            "allow writing, close it there, or choose another folder."
         )
     if error.errno in _MISSING:
         return f"{name} could not be written: the folder {folder} does not exist: make it or choose another."

@@ -55,8 +55,8 @@ class Subject:
             return Subject(word, words)
         if embedding is None:
             raise InputError(
-                f"The trigger is {words}, but that learned word was not found: put its embedding file beside the LoRA "
-                "or where embeddings are kept, or give a trigger in plain words."
+                f"The trigger is {words}, but that learned word was not found: put its file beside the LoRA or among "
+                "the embeddings, or give plain words."
             )
         return Subject(word, words, checked_rows(words, embedding))
 

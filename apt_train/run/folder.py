@@ -134,8 +134,8 @@ class RunFolder:
         saved, before = read_config(self.path), self.config()
         if before.steps != config.steps and config.reads_total_steps:
             raise InputError(
-                f"{self.path} was planned for {before.steps} steps and its schedule reads the total, so it cannot be "
-                f"continued to {config.steps}: keep the number, or train anew with a constant schedule."
+                f"{self.path} was planned for {before.steps} steps, which its schedule reads: keep that number in "
+                f"place of {config.steps}, or train anew with a constant schedule."
             )
         if saved.get("dtype", str(dtype)) != str(dtype):
             raise InputError(
@@ -177,7 +177,7 @@ class RunFolder:
             again = command("resume", argument(self.path))
             raise InputError(
                 f"{self.path} was deleted or moved while training: what this run had trained is saved there again, and "
-                f"goes on with `{again}`."
+                f"continues with `{again}`."
             )
         if any(lost):
             self.complete()

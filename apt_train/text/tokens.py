@@ -8,11 +8,13 @@ columns that match a caption's tuned and prior version. Not in: anything with gr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..families.components import TextEncoder
 from .captions import SUBJECT
+
+if TYPE_CHECKING:
+    from ..families.components import TextEncoder
 
 START_LABEL, SUBJECT_LABEL, END_LABEL, REST_LABEL = "<start>", "<subject>", "<end>", "<rest>"
 LARGE_GROUP = 8  # ComfyUI: from this many tokens on, a group may be cut at a chunk's end

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..events import NoticeEvent, StepEvent
 from .listener import Listener
 from .outcome import Outcome
 from .previewing import try_previews
 from .room import SPILLS, STEPPED_DOWN, Pace, can_step_down, is_out_of_memory, step_down
-from .running import Run
 from .saving import save_snapshot
 from .stopping import ended_by_itself
+from .trial import seconds_left
 from .update import optimizer_step
 from .watching import catch_up, is_due, try_drift
+
+if TYPE_CHECKING:
+    from .running import Run
 
 
 def run_steps(outcome: Outcome, listener: Listener) -> None:
@@ -23,7 +26,7 @@ def run_steps(outcome: Outcome, listener: Listener) -> None:
     run, output = outcome.run, outcome.run.config.output
     listener.stop_if_asked()
     catch_up(outcome, listener)
-    listener(run.plan.event)
+    listener(replace(run.plan.event, seconds=seconds_left(run)))
     pace = Pace(run.device)
     ended = outcome.ending
     while run.steps_done < run.config.steps and ended is None:

@@ -20,7 +20,7 @@ from .running import Run
 _ALLOCATION_FAILED = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 STEPPED_DOWN = "Out of memory: activations are recomputed from here on, which takes more time and less memory."
 SPILLS = (
-    "The steps take ten times as long as the first ones: the GPU's memory may spill into main memory, so lower "
+    "The steps take ten times as long as the first ones: the GPU's memory may spill into main memory. Lower "
     "resolution or batch_size, or set gradient_checkpointing to true."
 )
 _FEW = 5  # steps that a pace is taken from

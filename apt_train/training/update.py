@@ -101,6 +101,20 @@ def optimizer_step(run: Run) -> dict[str, Any]:
     }
 
 
+def passes(run: Run) -> None:
+    """The passes of the next step, forward and backward, without anything that lasts but gradients and observations.
+
+    No picture is augmented, as the bank may still lack the variants.
+    """
+    batches, preserved = _draw(run, torch.zeros(1)), _draw_preservation(run)
+    for micro, batch in enumerate(batches):
+        with seeded(run.config.seed, "dropout", run.steps_done, micro, device=run.device):
+            with run.adapter.at(batch.timesteps):
+                _backward(run, _subject_pass(run, batch).total / len(batches))
+            if preserved:
+                _preservation_pass(run, preserved[micro], len(batches), _Seen())
+
+
 def _augmentation_chance(run: Run) -> Tensor:
     """p_aug = min(gamma_b, p_max) per bin, from the committed gamma; zeros where the method does not augment."""
     if run.gamma is None:
@@ -119,7 +133,7 @@ def _grow_bank(run: Run, p_aug: Tensor) -> None:
             raise
         raise InputError(
             "Out of memory where the VAE encodes augmented pictures beside the UNet: lower the resolution, choose "
-            "identifier_mode word, whose text encoders leave the device, or switch adaptive_augmentation off."
+            "identifier_mode word, or switch adaptive_augmentation off."
         ) from error
 
 

@@ -43,7 +43,7 @@ def recommended_snapshot(summary: Summary) -> Recommendation:
     if before is None:
         reason = f"the drift ratio rose more than {RISE:g}-fold ({measured}), but no snapshot from before that is left."
         return Recommendation(last, f"{reason} {UNPROVEN}")
-    reason = f"the last snapshot from before the drift ratio rose more than {RISE:g}-fold ({measured}): later ones"
+    reason = f"the last snapshot from before the drift ratio rose more than {RISE:g}-fold ({measured}). Later ones"
     return Recommendation(before.step, f"{reason} change prompts without the subject, too. {UNPROVEN}")
 
 

@@ -57,8 +57,8 @@ def _left_out(lines: list[int]) -> list[str]:
 def _indicator(summary: Summary) -> list[str]:
     if not summary.indicator_measured:
         because = "The overfitting indicator was not measured, because the prior was not run beside the tuned model"
-        unknown = "from its own loss a run cannot tell learning from memorising, so whether it overfits is not known"
-        return [f"{because}." if summary.drift else f"{because}: {unknown}."]
+        unknown = "From its own loss a run cannot tell learning from memorising, so whether it overfits is not known"
+        return [f"{because}." if summary.drift else f"{because}. {unknown}."]
     if _short(summary):
         return [f"With fewer than {FEWEST_STEPS} steps its overfitting indicator has no say yet."]
     seen = [item for item in summary.bins if item.samples]
@@ -84,7 +84,7 @@ def _near_one(summary: Summary) -> str:
     first = min(item.near_one_since or 0 for item in near)
     where = (
         f"The overfitting indicator is near 1 ({NEAR_ONE} or more) in {len(near)} of {count} timestep bins (timesteps "
-        f"{_ranges(near)}), the first of them since step {first}"
+        f"{_ranges(near)}). The first of them have been there since step {first}"
     )
     if summary.most_since is None:
         return (
@@ -92,7 +92,7 @@ def _near_one(summary: Summary) -> str:
             "noisiest, so this alone is no alarm."
         )
     return (
-        f"{where}, most since step {summary.most_since}: there the tuned model knows the training pictures far better "
+        f"{where}, most since step {summary.most_since}. There the tuned model knows the training pictures far better "
         "than the prior does. That is overfitting, or a subject far from all the prior knows; the indicator cannot "
         "tell these apart."
     )
@@ -102,15 +102,12 @@ def _drift(summary: Summary) -> list[str]:
     if not summary.drift or _short(summary):
         return []
     end = summary.drift[-1]
-    moved = (
-        f"At step {end.step} the model had left the prior {end.ratio:.2f} times as far on prompts without the subject "
-        "as on the subject's own (the drift ratio)"
-    )
+    meant = "It is how much unrelated prompts change, divided by how much the subject's prompts change."
+    ratio = f"At step {end.step} the drift ratio was {end.ratio:.2f}"
     if len(summary.drift) < 2:
-        return [f"{moved}; measured once, that says little."]
-    if not has_risen(summary):
-        return [f"{moved}, its lowest was {lowest_ratio(summary):.2f}: it has not risen much."]
-    return [f"{moved}, its lowest was {lowest_ratio(summary):.2f}: other pictures change too, a sign of overfitting."]
+        return [f"{ratio}. {meant} Measured once, it says little."]
+    risen = "other pictures change too, a sign of overfitting" if has_risen(summary) else "it has not risen much"
+    return [f"{ratio}, its lowest {lowest_ratio(summary):.2f}: {risen}. {meant}"]
 
 
 def _loss(summary: Summary) -> str:

@@ -65,8 +65,8 @@ def picture_folder(given: str) -> Path:
     place = Path(os.path.abspath(path))
     if not _is_own(place) and answers_others(args.listen):
         raise InputError(
-            f"path is {given}, outside ComfyUI's own folders, and this ComfyUI answers other machines, too: put the "
-            f"pictures into a folder in its input folder, or name theirs in the environment as {ALLOWED}."
+            f"path is {given}, outside the folders of a ComfyUI that answers other machines: put the pictures into its "
+            f"input folder, or name theirs in {ALLOWED}."
         )
     return place
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ...apt_train.errors import InputError
-from .vae_family import require_vae_of
 
 _SDXL_VECTOR = 2816  # size of SDXL's extra conditioning, which only models made for 1024 pixels have
 
@@ -20,6 +19,8 @@ def latent_of_picture(image: Tensor, vae: Any, model: Any) -> Tensor:
 
     Shrunk where it is larger than the model's own size. InputError: a VAE of another kind of model.
     """
+    from .vae_family import require_vae_of
+
     format = model.model.latent_format
     if vae.latent_channels != format.latent_channels:
         raise InputError(

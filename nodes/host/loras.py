@@ -14,9 +14,7 @@ import comfy.lora_convert
 import folder_paths
 from torch import Tensor
 
-from ...apt_train.disk.tensor_file import read_tensors
 from ...apt_train.errors import InputError
-from ...apt_train.text.captions import learned_name
 
 
 def lora_names() -> list[str]:
@@ -34,6 +32,9 @@ def lora_path(name: str) -> Path:
 
 def embedding_rows(trigger: str) -> dict[str, Tensor] | None:
     """The rows of `embedding:NAME`, from the host's folders; None: the trigger is none, or there is no such file."""
+    from ...apt_train.disk.tensor_file import read_tensors
+    from ...apt_train.text.captions import learned_name
+
     wanted = learned_name(trigger)
     if wanted is None:
         return None

@@ -67,8 +67,7 @@ def schedule_of(model: Any) -> NoiseSchedule:
     if kind not in kinds or not _is_plain(sampling):
         raise InputError(
             f"The MODEL samples as {kind.__name__} over {type(sampling).__mro__[1].__name__}: only epsilon and "
-            "v-prediction over the usual 1000 timesteps can be trained, so take the ModelSampling node or the "
-            "distilled model away."
+            "v-prediction over 1000 timesteps can be trained, so remove ModelSampling nodes or distilled models."
         )
     sigmas = sampling.sigmas.detach().cpu().double()  # in two goes: Apple's GPU knows no float64
     return NoiseSchedule((1 / (sigmas**2 + 1)).float(), kinds[kind])

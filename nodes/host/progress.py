@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 import comfy.utils
@@ -12,8 +12,10 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from server import PromptServer
 
-from ...apt_train.events import BusyEvent, Work
 from .language import translated_line
+
+if TYPE_CHECKING:
+    from ...apt_train.events import Work
 
 SAY_EVERY = 0.25  # seconds
 
@@ -31,6 +33,8 @@ def prompt_id() -> str:
 
 def told_now_and_then(say: Callable[[str], object], what: Work) -> Callable[[int, int], None]:
     """A function to call before each piece of a work: it hears Cancel, and says a few times a second how far it is."""
+    from ...apt_train.events import BusyEvent
+
     last = -SAY_EVERY
 
     def at_piece(done: int, total: int) -> None:

@@ -28,8 +28,7 @@ def require_vae_of(model: Any, vae: Any) -> None:
         return
     where = f" (from {file})" if file else ""
     raise InputError(
-        f"The VAE is one of {found}{where}, but the MODEL is one of {wanted}, which reads other latents: wire the VAE "
-        f"of the same checkpoint, or one made for {wanted}."
+        f"The VAE is one of {found}{where}, but the MODEL is one of {wanted}: wire the VAE of the same checkpoint."
     )
 
 

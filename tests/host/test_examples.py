@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -53,6 +54,8 @@ def test_it_has_a_thumbnail(path: Path) -> None:
     assert thumbnail.stat().st_size < 150_000
     with Image.open(thumbnail) as image:
         assert image.format == "JPEG" and image.width >= 640
+        _, saturation, brightness = np.asarray(image.convert("HSV")).transpose(2, 0, 1)
+    assert np.mean((saturation > 90) & (brightness > 60)) > 0.15, "a result has colours, an empty node has none"
 
 
 @each_file

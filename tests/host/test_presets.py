@@ -235,6 +235,19 @@ def test_a_workflow_of_an_earlier_version_keeps_every_value(host: Host, editor: 
     assert (sent_on["inputs"]["method"], sent_on["inputs"]["rank"]) == ("DCO", 5)
 
 
+@with_editor
+def test_what_a_preset_sets_is_said_when_it_is_chosen(editor: Editor) -> None:
+    """The other widgets go on showing their own values. One that sets nothing needs no word."""
+    editor.do("async () => { await app.extensionManager.command.execute('Comfy.NewBlankWorkflow') }")
+    editor.do("() => { app.graph.add(LiteGraph.createNode('APTTrain')) }")
+    notices = editor.page.locator(".p-toast-message")
+    editor.set("APTTrain", preset="published")
+    editor.set("APTTrain", preset="quick look")
+    notices.first.wait_for(timeout=30_000)
+    (text,) = notices.all_inner_texts()
+    assert "quick look sets steps 400, learning_rate 0.0002," in text and "changed yourself" in text
+
+
 # How wide a node draws its picture, in pixels of the graph.
 DRAWN = """() => {
   const node = app.graph.nodes.find((node) => node.type === "APTTrain");

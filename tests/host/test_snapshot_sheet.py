@@ -144,8 +144,30 @@ def test_an_earlier_run_is_handed_on(host: Host, names: list[str]) -> None:
     assert run.name in host.object_info("APTLoadRun")["input"]["required"]["run"][1]["options"]
 
 
+def test_before_a_choice_it_says_what_there_is_to_choose(host: Host, names: list[str]) -> None:
+    """As a template leaves it, also where runs have been trained since."""
+    g, node = loaded(Path("x"))
+    g.prompt[node.id]["inputs"]["run"] = "no run yet"
+
+    def told() -> str:
+        with pytest.raises(HostError) as caught:
+            host.queue(g.prompt)
+        return caught.value.sentence
+
+    kept = host.folder / "output" / "apt_train"
+    aside = kept.with_name("aside")
+    if kept.exists():
+        kept.rename(aside)
+    assert told().startswith("There is no run in output/apt_train yet")
+    if aside.exists():
+        aside.rename(kept)
+    else:
+        host.run(training_graph(names)[0].prompt)
+    assert told().startswith("No run is chosen: choose one of the list")
+
+
 def test_a_run_that_is_not_there_is_refused(host: Host) -> None:
-    for name in ("nothing_0", "../apt_train", "no run yet"):
+    for name in ("nothing_0", "../apt_train"):
         g, node = loaded(Path("x"))
         g.prompt[node.id]["inputs"]["run"] = name
         with pytest.raises(HostError) as caught:

@@ -2,8 +2,9 @@
 
     python -m tests.host.build_examples [NAME ...] [--checkpoint FILE]
 
-NAMEs: some of the examples, `blueprint`, `screenshot`; without them all. The tiny checkpoints stand in for the
-published ones; with a Stable Diffusion 1.5 checkpoint as FILE, and time, the screenshots show real pictures.
+NAMEs: some of the examples, `thumbnails`, `blueprint`, `screenshot`; without them all. The tiny checkpoints stand in
+for the published ones; with a Stable Diffusion 1.5 checkpoint as FILE, and time, the screenshots show real pictures.
+The thumbnails are drawn by the embedded model, which takes some minutes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from ..editor import Browser, Editor, lacking
 from ..server import Host
 from .blueprint import TITLE, blueprint
 from .examples import EXAMPLES, SD15, SDXL
-from .pictures import screenshot, thumbnail
+from .pictures import screenshot
+from .results import thumbnails
 from .sketch import Sketch
 
 EXAMPLE_WORKFLOWS = dev.ROOT / "example_workflows"
@@ -38,7 +40,7 @@ SCREENSHOTS = {False: dev.ROOT / "docs" / "editor.png", True: dev.ROOT / "docs" 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.host.build_examples")
-    names = [*EXAMPLES, "blueprint", "screenshot"]
+    names = [*EXAMPLES, "thumbnails", "blueprint", "screenshot"]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; default: all")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="an SD1.5 checkpoint for the screenshots")
     options = parser.parse_args(arguments)
@@ -67,6 +69,10 @@ def furnish(folder: Path, place: Path, checkpoint: Path | None) -> None:
 
 
 def make(name: str, host: Host, browser: Browser, *, real: bool) -> None:
+    if name == "thumbnails":
+        for example, picture in thumbnails(host.folder / name).items():
+            picture.save(EXAMPLE_WORKFLOWS / f"{example}.jpg", "JPEG", quality=85, optimize=True)
+        return
     if name == "screenshot":
         for elements, path in SCREENSHOTS.items():
             look = {**LOOK, "Comfy__VueNodes__Enabled": elements}
@@ -80,11 +86,10 @@ def make(name: str, host: Host, browser: Browser, *, real: bool) -> None:
             sketch = Sketch()
             EXAMPLES[name](sketch)
             write(EXAMPLE_WORKFLOWS / f"{name}.json", sketch.draw(editor))
-            (EXAMPLE_WORKFLOWS / f"{name}.jpg").write_bytes(thumbnail(name, editor))
 
 
 def large(host: Host, browser: Browser) -> Editor:
-    """Room for a graph's thumbnail at full size, beside the notices."""
+    """Room for a graph at full size, beside the notices."""
     return browser.page(host, 2000, 1500, **LOOK)
 
 

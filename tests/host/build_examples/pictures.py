@@ -1,8 +1,7 @@
-"""Pictures of the editor: thumbnails of the examples, and the screenshot of a finished run."""
+"""The screenshot of a finished run in the editor."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
@@ -16,49 +15,7 @@ from .examples import NEGATIVE, SD15, canvas, checkpoint, drawn, encoded, photos
 from .sketch import Sketch, group, script
 
 SUBJECT = dev.ROOT / "apt_train" / "assets" / "demo" / "subject"
-SIDE = 640  # pixels, of a thumbnail: the template browser shows squares
-GROUND = "#1a1a1a"  # the editor's own
-# Which groups or nodes of an example its thumbnail shows, none for all; and whether the workflow has run before.
-SHOTS: dict[str, tuple[list[str], bool]] = {
-    "train_and_generate": (["1 · Your photos", "3 · Train"], True),
-    "compare_prior_dreambooth_apt": ([], False),
-    "attention_preview": (["APT Attention Align Preview"], True),
-    "monitor_and_pick_snapshot": (["3 · Train", "Watch it overfit, or not"], True),
-    "pick_a_snapshot": (["3 · Snapshots"], True),
-    "check_a_lora_up": (["3 · The LoRA", "What was found"], True),
-    "sdxl_train_and_generate": (["Read me", "2 · Model", "1 · Your photos"], False),
-}
-QUICK_LOOK = {"resolution": 64, "sample_steps": 2, "strengths": "0.6 1.0", "draws": 1}
-SMALL_SHEET = {"width": 64, "height": 64, "sampler_steps": 4}
 TINY: dict[str, Any] = {"steps": 100, "resolution": 64, "learning_rate": 1e-3, "rank": 8}  # for a random model
-
-
-def thumbnail(name: str, editor: Editor) -> bytes:
-    """Of the example that is open, as a JPEG."""
-    shown, has_run = SHOTS[name]
-    if has_run:
-        run_on_subject(editor)
-    clip = editor.do(script("frame.js"), shown, [100, 120, 100 + 2 * SIDE, 120 + 2 * SIDE])
-    editor.page.wait_for_timeout(2000)
-    picture = Image.open(io.BytesIO(editor.screenshot(clip=clip))).convert("RGB")
-    square = Image.new("RGB", (2 * SIDE, 2 * SIDE), GROUND)
-    square.paste(picture, ((square.width - picture.width) // 2, (square.height - picture.height) // 2))
-    content = io.BytesIO()
-    square.resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(content, "JPEG", quality=85, optimize=True)
-    return content.getvalue()
-
-
-def run_on_subject(editor: Editor) -> None:
-    """With the demo's photos, and settings for a random model."""
-    editor.set("APTImageSet", folder=subject(editor.host))
-    editor.set("APTTrain", **TINY)
-    editor.set("EmptyLatentImage", width=64, height=64)
-    editor.set("APTSnapshotSheet", **SMALL_SHEET)
-    if runs := sorted((editor.host.folder / "output" / "apt_train").glob("my_toy_*")):
-        editor.set("APTLoadRun", run=runs[0].name)
-    if loras := sorted((editor.host.folder / "output" / "loras").glob("my_toy_*.safetensors")):
-        editor.set("APTLoRACheckUp", lora_name=loras[0].name, **QUICK_LOOK)
-    finish(editor)
 
 
 def subject(host: Host) -> str:
