@@ -57,7 +57,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Setting:
-    """Of the run whose memory is estimated: what it is trained in, on pictures of which side, recomputing or not."""
+    """Of the run whose memory is estimated: what it is trained in, on pictures of which side, recomputing or not.
+
+    `encoders_aside`: the text encoders are on the device only while they work.
+    """
 
     config: TrainConfig
     objective: Objective
@@ -65,6 +68,7 @@ class Setting:
     dtype: torch.dtype
     side: int
     checkpoints: bool
+    encoders_aside: bool = False
 
 
 def estimated(components: Components, setting: Setting) -> Memory | None:
@@ -103,7 +107,8 @@ def _counted(components: Components, setting: Setting, step: TrainingStep) -> Me
 
 def _stays(setting: Setting) -> bool:
     """Whether the text encoders stay on the device."""
-    return setting.config.identifier_mode == "learned" or setting.device.type == "cpu"
+    learns = setting.config.identifier_mode == "learned"
+    return setting.device.type == "cpu" or (learns and not setting.encoders_aside)
 
 
 def _vae(components: Components, setting: Setting) -> int | None:
@@ -135,6 +140,8 @@ def _weightless(components: Components, setting: Setting) -> Generator[TrainingS
             if config.base_storage == "fp8":
                 stack.enter_context(stored_in_fp8(module, setting.dtype))
         conditioner = Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
+        if setting.encoders_aside:
+            conditioner.work_on(META)
         adapter = stack.enter_context(_adapter_on(unet, setting, components.schedule.num_timesteps))
         network.checkpoint(unet, setting.checkpoints)
         stack.callback(network.checkpoint, unet, False)

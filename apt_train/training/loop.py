@@ -25,7 +25,7 @@ from .listener import Listener
 from .opening import begin, held, open_folder
 from .outcome import Outcome
 from .plan import plan_run
-from .room import SPILLS, STEPPED_DOWN, Pace, can_step_down, is_out_of_memory, step_down
+from .room import SPILLS, Pace, can_step_down, is_out_of_memory, step_down
 from .saving import save_snapshot
 from .setup import Run, prepared_run
 from .stopping import ended_by_itself
@@ -132,15 +132,14 @@ def _run_steps(outcome: Outcome, listener: Listener) -> None:
 
 
 def _stepped(run: Run, listener: Listener) -> dict[str, Any]:
-    """An optimizer step; where memory runs out, the same one again on less, once in a run."""
-    try:
-        return optimizer_step(run)
-    except (RuntimeError, MemoryError) as error:
-        if not (is_out_of_memory(error) and can_step_down(run)):
-            raise
-    step_down(run)
-    listener(NoticeEvent(STEPPED_DOWN, run.steps_done))
-    return optimizer_step(run)
+    """An optimizer step; where memory runs out, the same one again on less, rung by rung."""
+    while True:
+        try:
+            return optimizer_step(run)
+        except (RuntimeError, MemoryError) as error:
+            if not (is_out_of_memory(error) and can_step_down(run)):
+                raise
+        listener(NoticeEvent(step_down(run), run.steps_done))
 
 
 @contextlib.contextmanager

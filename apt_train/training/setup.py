@@ -17,7 +17,7 @@ from ..families.components import Components
 from ..families.storage import stored_in_fp8
 from ..sample.drift import DriftWatch
 from ..text.captions import trigger_text
-from ..text.conditioning import Conditioner
+from ..text.conditioning import Conditioner, put_aside
 from ..text.identifier import Identifier
 from .indicator import OverfitIndicator
 from .objective import Objective
@@ -139,9 +139,13 @@ def _conditioning(plan: Plan) -> tuple[Identifier | None, Conditioner]:
     identifier = None
     if config.identifier_mode == "learned":
         identifier = Identifier.from_init_word(encoders, config.resolved_init_word).to(plan.device)
+    conditioner = Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
+    if plan.encoders_aside:
+        put_aside(conditioner, plan.device)
+        return identifier, conditioner
     for encoder in encoders:
-        encoder.model.requires_grad_(False).to(plan.device)
-    return identifier, Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
+        encoder.model.to(plan.device)
+    return identifier, conditioner
 
 
 def _drift_watch(plan: Plan, inputs: Inputs, adapter: Adapter) -> DriftWatch | None:
