@@ -20,8 +20,8 @@ from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
 from apt_train.training import estimate, plan, update
 from apt_train.training.estimate import Memory
-from apt_train.training.plan import Plan, plan_run
 from apt_train.training.loop import train
+from apt_train.training.plan import Plan, plan_run
 from apt_train.training.room import STEPPED_DOWN
 from tests import pretend_device
 from tests.tiny import tiny_components

@@ -237,10 +237,10 @@ def encode_chunk(encoder: TextEncoder, chunk: Chunk, rows: Tensor | None = None)
     padding.
     """
     device = token_embedding(encoder.model).weight.device
-    ids = torch.tensor([chunk.ids], device=device)
+    ids = torch.tensor([chunk.ids]).to(device)
     placed = contextlib.nullcontext()
     if rows is not None:
-        placed = rows_in_place(encoder.model, rows, torch.tensor([chunk.rows], device=device))
+        placed = rows_in_place(encoder.model, rows, torch.tensor([chunk.rows]).to(device))
     with placed:
         output = encoder.model(input_ids=ids, output_hidden_states=True, return_dict=True)
     pooled = _project(encoder.model, output.last_hidden_state[0, chunk.end]) if encoder.pooled else None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import mul
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -41,10 +41,10 @@ class Pass:
     def let_go(self, terms: Sequence[Term]) -> None:
         """Have the terms read it, and free what was captured, which is a hundred times as much.
 
-        It stays where a term has no `read` of its own.
+        It stays where a term asks for some and has no `read`.
         """
         asking = [term for term in terms if term.features or term.attention]
-        self.readings = {term.name: term.read(self) for term in asking if isinstance(term, (Stabilization, Alignment))}
+        self.readings = {term.name: term.read(self) for term in asking if isinstance(term, Reader)}
         if len(self.readings) == len(asking):
             self.captured = Captured()
 
@@ -102,7 +102,7 @@ class Passes:
         assert self.prior is not None, "the prior pass did not run"
         return self.tuned, self.prior
 
-    def read_by(self, term: Stabilization | Alignment) -> tuple[Any, Any]:
+    def read_by(self, term: Reader) -> tuple[Any, Any]:
         """What a term reads of the tuned pass and of the prior's, which may have been let go after that."""
         tuned, prior = self.compared
         return term.read(tuned), prior.readings[term.name] if term.name in prior.readings else term.read(prior)
@@ -145,6 +145,16 @@ class Term(Protocol):
     def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
         """Raw value, for the log, and weighted value, for the total: scalars."""
         ...
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A term that has all it wants of a pass by `read`, so that what was captured of the prior's can be let go."""
+
+    @property
+    def name(self) -> str: ...
+
+    def read(self, one: Pass) -> Any: ...
 
 
 # -- the data term and its weightings
