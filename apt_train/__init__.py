@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .events import BusyEvent, NoticeEvent, PlanEvent, PreviewEvent, StepEvent, StopTraining, TrainResult
     from .families.components import Components
     from .families.sd import load_checkpoint
-    from .training.loop import train
+    from .training.train import train
 
 __version__ = "0.1.0"
 
@@ -26,7 +26,7 @@ _HOME = {
     "data.dataset": ("ImageSet", "load_images"),
     "errors": ("InputError",),
     "events": ("BusyEvent", "NoticeEvent", "PlanEvent", "PreviewEvent", "StepEvent", "StopTraining", "TrainResult"),
-    "training.loop": ("train",),
+    "training.train": ("train",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

@@ -315,7 +315,7 @@ def _train(
     """`preset`: the one that the settings came by, for config.json; empty: of a resumed run, which has its own."""
     from .console.progress import Progress, stop_on_interrupt
     from .events import BusyEvent
-    from .training.loop import train
+    from .training.train import train
 
     with Progress(device) as reading:
         reading(BusyEvent("weights", 0))

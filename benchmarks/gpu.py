@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from apt_train.adapter import Adapter, add_adapter
 from apt_train.config import AdapterConfig, AptConfig, DataConfig, OutputConfig, Precision, TrainConfig
 from apt_train.data.dataset import ImageSet, load_images
-from apt_train.demo.demo import DEMO, MODEL
+from apt_train.demo.recipe import DEMO, MODEL
 from apt_train.disk.files import write_text
 from apt_train.families.components import Components
 from apt_train.families.network import TextInput
@@ -43,9 +43,10 @@ from apt_train.families.sd import load_checkpoint
 from apt_train.families.sd.network import reads_size_ids
 from apt_train.families.sd.vae_codec import VaeCodec
 from apt_train.training.live_bytes import META
-from apt_train.training.loop import train
 from apt_train.training.plan import plan_run
-from apt_train.training.setup import Run, prepared_run
+from apt_train.training.running import Run
+from apt_train.training.setup import prepared_run
+from apt_train.training.train import train
 from apt_train.training.update import optimizer_step
 from benchmarks import speed
 from benchmarks.memory import published
@@ -228,7 +229,7 @@ def _row(on: On, settings: dict[str, Any], checkpointing: bool, least: float) ->
             seconds = _seconds(step, on.device, WARM_UP, STEPS)
             in_step = _peak(on.device)
             if run is not None:
-                run.subject.bank.ensure_variants(1)
+                run.inputs.subject.bank.ensure_variants(1)
     except torch.cuda.OutOfMemoryError:
         return {"seconds": None, "bytes": None}
     return {

@@ -28,7 +28,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from apt_train.adapter import Adapter, add_adapter
 from apt_train.config import AdapterConfig, Method, Storage, TrainConfig
 from apt_train.data.batch import Batch
-from apt_train.demo.demo import MODEL
+from apt_train.demo.recipe import MODEL
 from apt_train.disk.files import write_text
 from apt_train.families.components import Components, Family, TextEncoder
 from apt_train.families.noise import scaled_linear_schedule
@@ -36,9 +36,10 @@ from apt_train.families.sd.published import FamilySpec, load_family
 from apt_train.families.storage import stored_in_fp8
 from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
-from apt_train.training.estimate import Setting, estimated
+from apt_train.training.estimate import estimated
 from apt_train.training.indicator import OverfitIndicator
 from apt_train.training.live_bytes import META, LiveBytes, fused_attention, gradients_left_out, on_meta, weight_bytes
+from apt_train.training.memory import Setting
 from apt_train.training.objective import objective_of
 from apt_train.training.step import TrainingStep
 

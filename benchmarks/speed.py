@@ -31,13 +31,14 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from apt_train.config import AdapterConfig, AptConfig, Method, OptimizerConfig, TrainConfig
 from apt_train.data.dataset import load_images
-from apt_train.demo.demo import DEMO, MODEL
+from apt_train.demo.recipe import DEMO, MODEL
 from apt_train.disk.files import write_text
 from apt_train.families.components import Components, Family, TextEncoder
 from apt_train.families.noise import scaled_linear_schedule
 from apt_train.families.sd import load_checkpoint
 from apt_train.training.plan import plan_run
-from apt_train.training.setup import Run, prepared_run
+from apt_train.training.running import Run
+from apt_train.training.setup import prepared_run
 from apt_train.training.update import optimizer_step
 
 RESULTS = Path(__file__).parent / "results" / "speed"
@@ -166,10 +167,8 @@ def bare_loop(name: ModelName) -> Iterator[Step]:
 
 def network_alone(run: Run) -> Step:
     """What of a step of APT is the network: a pass of the prior, a pass of the tuned model, and its backward pass."""
-    batch = run.subject.draw(
-        torch.zeros(1), count=1, batch_size=1, num_timesteps=1000, seed=0, step=0, mask_fill=False, device=run.device
-    )[0]
-    text, ones = run.conditioner.encode(batch.captions, tuned=True), torch.ones_like(batch.latents)
+    batch = run.inputs.subject.draw(torch.zeros(1), 0, count=1, batch_size=1, device=run.device)[0]
+    text, ones = run.inputs.conditioner.encode(batch.captions, tuned=True), torch.ones_like(batch.latents)
     adapter, trained = run.adapter, list(run.trainable.values())
 
     def step() -> None:

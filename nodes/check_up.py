@@ -242,7 +242,8 @@ def _asked(one: dict[str, Any]) -> Asked:
 
 def _looked_over(question: _Question, one: dict[str, Any], node_id: str) -> CheckUp:
     from ..apt_train.disk.tensor_file import read_tensors
-    from ..apt_train.lora_check.check_up import check_up, working_dtype
+    from ..apt_train.lora_check.check_up import check_up
+    from ..apt_train.lora_check.with_lora import working_dtype
     from .host.components import Wires
     from .host.loras import lora_path, taken_by_host
     from .host.memory import training_room
@@ -256,8 +257,8 @@ def _looked_over(question: _Question, one: dict[str, Any], node_id: str) -> Chec
     with training_room():
         components = wires.components(working_dtype(question.asked.precision, wires.device), "")
         found = check_up(
-            components, question.lora, question.subject, question.asked, images=question.images,
-            device=wires.device, busy=_shown(progress),
+            components, question.lora, question.subject, replace(question.asked, device=wires.device),
+            images=question.images, busy=_shown(progress),
         )  # fmt: skip
     return replace(found, notes=[*found.notes, *_host_note(taken, len(found.placement.placed))])
 

@@ -20,7 +20,7 @@ from ..apt_train.errors import InputError
 from ..apt_train.events import BusyEvent
 from ..apt_train.families.precision import resolve_dtype
 from ..apt_train.presets import PUBLISHED
-from ..apt_train.run.folder import content_hash
+from ..apt_train.run.content import content_hash
 from .host.components import Wires
 from .host.copies import copy_notices
 from .host.memory import training_room
@@ -129,7 +129,7 @@ def _identity(job: Job, digest: str) -> str:
 
 
 def _train(job: Job, digest: str, folder: Path, watch: Any) -> None:
-    from ..apt_train.training.loop import train  # brings diffusers and peft: seconds, needed only here
+    from ..apt_train.training.train import train  # brings diffusers and peft: seconds, needed only here
 
     device = job.wires.device
     watch(BusyEvent("weights", steps_done(folder)))

@@ -21,9 +21,10 @@ from apt_train.config import AptConfig, DataConfig, OutputConfig, TrainConfig
 from apt_train.data.dataset import ImageSet
 from apt_train.families.components import Components, Family, TextEncoder
 from apt_train.families.noise import scaled_linear_schedule
-from apt_train.training import loop
-from apt_train.training.estimate import Setting, estimated
+from apt_train.training.estimate import estimated
+from apt_train.training.memory import Setting
 from apt_train.training.plan import plan_run
+from apt_train.training.train import train
 from tests.tiny import tiny_tokenizer
 from tests.training import run
 
@@ -64,7 +65,7 @@ def main(method: Any, side: str, checkpointing: str) -> None:
     setting = Setting(config, plan.objective, plan.device, plan.dtype, plan.side, plan.checkpoints)
     found = estimated(parts, setting)
     assert found is not None
-    loop.train(parts, images, config, device="cpu")
+    train(parts, images, config, device="cpu")
     with open("/proc/self/status") as status:
         peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     print(json.dumps({"estimated": found.peak, "measured": peak - before}))

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from apt_train.adapter import Adapter, RankByTimestep, add_adapter
 from apt_train.adapter_kinds import KINDS, Kind
-from apt_train.config import AdapterConfig
+from apt_train.config import AdapterConfig, TrainConfig
 from apt_train.errors import InputError
 from apt_train.events import StopTraining
 from apt_train.families.components import Components
@@ -30,6 +30,8 @@ from apt_train.sample.apply import personalized
 from tests.test_adapter import inputs_of, output
 from tests.tiny import tiny_components
 from tests.training import Recorder, quick_config, run, same_weights
+
+TOY = TrainConfig(class_word="toy")
 
 
 def adapted(kind: str, model: str = "sd15", dtype: torch.dtype = torch.float32, **settings: Any) -> Components:
@@ -205,7 +207,7 @@ def test_the_weights_its_file_gives_act_as_the_live_adapter(kind: str, model: st
 @pytest.mark.parametrize("model", ["sd15", "sdxl"])
 def test_its_file_put_back_is_the_live_adapter(kind: str, model: str) -> None:
     live, again = adapted(kind, model, targets="attention+ff"), tiny_components(model)
-    with personalized(again, in_file(live), None, name="n", class_word="toy") as (_, adapter):
+    with personalized(again, in_file(live), None, TOY) as (_, adapter):
         assert adapter.state().keys() == Adapter(live.unet).state().keys()
         assert torch.equal(predicted(again, model), predicted(live, model))
 
@@ -393,7 +395,7 @@ def test_another_kind_is_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     with safe_open(tmp_path / "toy_subject.safetensors", "pt") as file:
         assert file.metadata()["ss_network_module"] == "lycoris.kohya"
     prior = predicted(parts)
-    with personalized(parts, result.lora, result.embeddings, name="n", class_word="toy"):
+    with personalized(parts, result.lora, result.embeddings, TOY):
         tuned = predicted(parts)
     merge(parts.unet, result.lora, parts)
     assert not torch.equal(tuned, prior)

@@ -5,23 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 
+from apt_train.config import TrainConfig
 from apt_train.errors import InputError
 from apt_train.events import PreviewEvent
 from apt_train.families.components import Components
 from apt_train.sample.apply import personalized
-from apt_train.sample.sampler import sample
+from apt_train.sample.sampler import Drawing, Sampler
 from tests.tiny import tiny_components
 from tests.training import Recorder, run
+
+TOY = TrainConfig(class_word="toy")
 
 
 def drawn(parts: Components, conditioner: object, prompt: str, *, tuned: bool) -> bytes:
     conditioning = conditioner.encode([prompt], tuned=tuned)  # type: ignore[attr-defined]
     nothing = conditioner.encode([""], tuned=False)  # type: ignore[attr-defined]
-    size = {"height": 64, "width": 64}
-    pictures = sample(
-        parts, conditioning, nothing, seed=0, steps=2, guidance=5.0, device="cpu", dtype=torch.float32, **size
-    )
-    return pictures[0].tobytes()
+    sampler = Sampler(parts, (64, 64), "cpu", torch.float32)
+    return sampler.draw(conditioning, nothing, Drawing(seed=0, steps=2, guidance=5.0))[0].tobytes()
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
@@ -30,9 +30,9 @@ def test_it_draws_what_the_run_drew(kind: str, settings: dict[str, object]) -> N
     parts, recorder = tiny_components(kind), Recorder()
     result = run(parts, preview_every=4, preview_prompts=("a {subject} on grass",), on_event=recorder, **settings)
     preview = next(event for event in recorder.events if isinstance(event, PreviewEvent))
-    with personalized(parts, result.lora, result.embeddings, name="toy_subject", class_word="toy") as (conditioner, _):
+    with personalized(parts, result.lora, result.embeddings, TOY) as (conditioner, _):
         assert drawn(parts, conditioner, "a {subject} on grass", tuned=True) == preview.tuned[0].tobytes()
-    with personalized(parts, result.lora, result.embeddings, name="toy_subject", class_word="toy") as (conditioner, _):
+    with personalized(parts, result.lora, result.embeddings, TOY) as (conditioner, _):
         pass
     assert drawn(parts, conditioner, "a {subject} on grass", tuned=False) == preview.prior[0].tobytes(), "still on"
 
@@ -41,12 +41,12 @@ def test_a_lora_of_another_model_or_another_word_is_refused() -> None:
     result = run()
     with (
         pytest.raises(InputError, match="does not fit"),
-        personalized(tiny_components("sdxl"), result.lora, result.embeddings, name="n", class_word="toy"),
+        personalized(tiny_components("sdxl"), result.lora, result.embeddings, TOY),
     ):
         pass
     with (
         pytest.raises(InputError, match="1 rows"),
-        personalized(tiny_components(), result.lora, result.embeddings, name="n", class_word="teddy bear"),
+        personalized(tiny_components(), result.lora, result.embeddings, TrainConfig(class_word="teddy bear")),
     ):
         pass
 
@@ -54,6 +54,6 @@ def test_a_lora_of_another_model_or_another_word_is_refused() -> None:
 def test_a_part_of_a_lora_is_refused_and_leaves_the_model_alone() -> None:
     parts, result = tiny_components(), run()
     some = {name: tensor for name, tensor in result.lora.items() if "up_blocks" in name}
-    with pytest.raises(InputError, match="layers"), personalized(parts, some, None, name="n", class_word="toy"):
+    with pytest.raises(InputError, match="layers"), personalized(parts, some, None, TOY):
         pass
     assert not any("lora" in name for name, _ in parts.unet.named_parameters())

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apt_train.data.augment import affine, affine_mask, draw_variant, zoom_limit
+from apt_train.data.augment import Augmentation, affine, affine_mask, draw_variant, zoom_limit
 from apt_train.rng import generator
 
 ZOOMS = st.floats(1.0, 3.0)
@@ -198,7 +198,7 @@ def test_a_mask_goes_with_its_picture_and_continues_into_the_fill():
 
 def draw(kinds=("affine",), mask=None, seed=0, image=None, max_zoom=3.0, max_degrees=15.0):
     image = smooth_picture(24, 36) if image is None else image
-    return draw_variant(image, mask, kinds=kinds, max_zoom=max_zoom, max_degrees=max_degrees, generator=generator(seed))
+    return draw_variant(image, mask, Augmentation(kinds, max_zoom, max_degrees), generator(seed))
 
 
 def test_upright_variants_lie_wholly_on_the_canvas_at_uniform_zooms_and_places():
@@ -243,12 +243,9 @@ def test_a_reflected_fill_mirrors_the_picture_at_its_edges() -> None:
 def test_the_fill_leaves_the_placement_alone() -> None:
     for seed in range(6):
         moved = [
-            draw_variant(
-                smooth_picture(24, 36), None, kinds=("affine",), max_zoom=1.0, max_degrees=15.0,
-                generator=generator(seed), fill=fill,
-            )
+            draw_variant(smooth_picture(24, 36), None, Augmentation(("affine",), 1.0, 15.0, fill), generator(seed))
             for fill in ("black", "reflect")
-        ]  # fmt: skip
+        ]
         assert torch.equal(moved[0][2], moved[1][2]) and not torch.equal(moved[0][0], moved[1][0])
 
 
@@ -276,7 +273,7 @@ def test_auto_leaves_as_many_latents_of_a_picture_as_the_published_zoom_on_sdxl(
 @pytest.mark.parametrize("kinds", [("affine",), ("flip",), ("color",), ("affine", "flip", "color"), ()])
 def test_every_kind_takes_the_same_number_of_draws(kinds):
     source = generator("aligned")
-    draw_variant(smooth_picture(8, 8), None, kinds=kinds, max_zoom=3, max_degrees=15, generator=source)
+    draw_variant(smooth_picture(8, 8), None, Augmentation(kinds, 3.0, 15.0), source)
     other = generator("aligned")
     torch.rand(8, generator=other, dtype=torch.float64)
     assert torch.equal(source.get_state(), other.get_state())

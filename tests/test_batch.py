@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from apt_train.data.augment import Augmentation
 from apt_train.data.batch import Batch, Sample, collate, draw_samples, size_ids_of
 from apt_train.data.buckets import Prepared
-from apt_train.data.latent_bank import LatentBank
+from apt_train.data.latent_bank import Encoder, LatentBank
 from apt_train.rng import derive_seed, generator, seeded
 from apt_train.training.plan import Plan
 from apt_train.training.streams import Stream, build_streams
@@ -39,13 +40,10 @@ def picture(index: int, size: tuple[int, int] = (8, 8), mask: bool = False) -> P
 def bank_of(pictures: list[Prepared], variants: int = 0, **settings: Any) -> LatentBank:
     bank = LatentBank(
         pictures,
-        encode,
+        Encoder(encode, 4),
+        Augmentation(("affine",), max_zoom=3.0, max_degrees=15.0),
         seed=0,
-        kinds=("affine",),
-        max_zoom=3.0,
-        max_degrees=15.0,
         max_variants=8,
-        vae_factor=4,
         **settings,
     )
     bank.encode_plain()
@@ -54,16 +52,8 @@ def bank_of(pictures: list[Prepared], variants: int = 0, **settings: Any) -> Lat
 
 
 def draw(bank: LatentBank, p_aug: Tensor = NO_AUGMENTATION, **settings: Any) -> list[Sample]:
-    values = {
-        "count": 4,
-        "num_timesteps": 1000,
-        "seed": 0,
-        "step": 0,
-        "stream": "subject",
-        "mask_fill": False,
-        **settings,
-    }
-    return draw_samples(bank, p_aug, **values)
+    key = tuple(settings.pop(name, value) for name, value in (("seed", 0), ("stream", "subject"), ("step", 0)))
+    return draw_samples(bank, p_aug, key, **{"count": 4, "num_timesteps": 1000, "mask_fill": False, **settings})
 
 
 def many(
@@ -81,6 +71,9 @@ def stream() -> Stream:
     pictures = [picture(i) for i in range(3)]
     return Stream(
         name="subject",
+        seed=5,
+        num_timesteps=1000,
+        mask_fill=False,
         bank=bank_of(pictures, 4),
         captions=["one", "two", "three"],
         size_ids=[size_ids_of(p) for p in pictures],
@@ -91,12 +84,9 @@ def stream() -> Stream:
 def batches(batch_size: int, step: int = 7) -> list[Batch]:
     return stream().draw(
         torch.full((10,), 0.5, dtype=torch.float64),
+        step,
         count=4,
         batch_size=batch_size,
-        num_timesteps=1000,
-        seed=5,
-        step=step,
-        mask_fill=False,
         device=torch.device("cpu"),
     )
 

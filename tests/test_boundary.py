@@ -164,6 +164,32 @@ def _words(tree: ast.AST) -> Iterator[str]:
             yield node.value
 
 
+MEETS_ALL = {"cli.py": 11, "training/plan.py": 11, "training/train.py": 14, "families/sd/single_file.py": 14}
+ASKS_MUCH = {"train": 9, "add_adapter": 8, "attention_tiles": 7}  # what a user calls with names
+
+
+def test_a_file_calls_few_others() -> None:
+    """Ten of the package's own at most, those aside where a run, a command or a checkpoint is put together."""
+    for path, tree in trees().items():
+        called = {
+            "." * node.level + (node.module or name.name)
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom) and node.level
+            for name in node.names
+        }
+        assert len(called) <= MEETS_ALL.get(path.relative_to(PACKAGE).as_posix(), 10), path
+
+
+def test_a_function_asks_for_few_things() -> None:
+    """Six arguments at most: what belongs together is an object."""
+    for path, tree in trees().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                asked = [argument for argument in given if argument.arg not in ("self", "cls")]
+                assert len(asked) <= ASKS_MUCH.get(node.name, 6), (path, node.name)
+
+
 def test_every_folder_is_a_floor() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert folders == set(FLOORS)
@@ -222,7 +248,7 @@ def test_importing_costs_nothing(module: str) -> None:
     assert not HEAVY & set(json.loads(loaded))
 
 
-@pytest.mark.parametrize("module", ["apt_train.training.loop", "apt_train.report", "apt_train.report.live_images"])
+@pytest.mark.parametrize("module", ["apt_train.training.train", "apt_train.report", "apt_train.report.live_images"])
 def test_matplotlib_is_loaded_only_where_figures_are_drawn(module: str) -> None:
     """It takes half a second and 30 MB, and a training process needs it at its end alone."""
     loaded = python(f"import json, {module}; print(json.dumps(sorted(sys.modules)))", ROOT)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from apt_train.config import TrainConfig
 from apt_train.data.buckets import prepare
 from apt_train.errors import InputError
 from apt_train.events import TrainResult
@@ -23,7 +24,6 @@ from apt_train.lora_check.findings import Asked, AtStrength, CheckUp
 from apt_train.lora_check.gain import Gain, gain_of
 from apt_train.lora_check.lora_file import LoraFile, sorted_lora
 from apt_train.lora_check.numbers import as_dict, as_json
-from apt_train.lora_check.placing import place
 from apt_train.lora_check.recommend import recommended
 from apt_train.lora_check.sheet import sheet
 from apt_train.lora_check.subject import Subject
@@ -31,7 +31,7 @@ from apt_train.lora_check.verdict import paragraphs
 from apt_train.lora_check.with_lora import lora_ready
 from apt_train.photo_check.preflight import preflight
 from apt_train.sample.apply import personalized
-from apt_train.sample.sampler import sample
+from apt_train.sample.sampler import Drawing, Sampler
 from apt_train.text.captions import caption_for
 from tests.lora_files import attention_paths, kohya, random_layers, scaled
 from tests.tiny import tiny_components, tiny_unet_without_decoder_attention
@@ -41,6 +41,7 @@ from tests.training import pictures, run
 pytestmark = pytest.mark.usefixtures("no_report")
 
 CPU = torch.device("cpu")
+TOY = TrainConfig(class_word="toy")
 QUICK = Asked(
     strengths=(1.0,), unrelated=("a painting",), resolution=32, draws=1, bins=4, rows=16, sample_steps=0
 )  # fmt: skip
@@ -72,7 +73,7 @@ def looked_over(lora: dict[str, Tensor] | LoraFile, asked: Asked = QUICK, **more
     file = lora if isinstance(lora, LoraFile) else sorted_lora(lora, "mine")
     subject = more.pop("subject", None) or Subject.of(file, "toy", "toy_subject toy")
     parts = more.pop("components", None) or tiny_components()
-    return check_up(parts, file, subject, asked, device="cpu", **{"images": pictures(1), **more})
+    return check_up(parts, file, subject, replace(asked, device="cpu"), **{"images": pictures(1), **more})
 
 
 # ---- numbers move as they must -----------------------------------------------------------------------------------
@@ -129,9 +130,9 @@ def test_at_full_strength_it_draws_what_the_run_would(kind: str) -> None:
     result = run(parts, learning_rate=5e-2, watch_drift=False)
     file = sorted_lora(result.lora, "mine")
     subject = Subject.of(file, "toy", result.trigger, result.embeddings)
-    with lora_ready(parts, place(file, parts), CPU, torch.float32) as ready, ready.at(1.0):
+    with lora_ready(parts, file, CPU, "fp32") as ready, ready.at(1.0):
         ours = drawn(parts, subject.conditioner(parts))
-    with personalized(parts, result.lora, result.embeddings, name="toy_subject", class_word="toy") as (conditioner, _):
+    with personalized(parts, result.lora, result.embeddings, TOY) as (conditioner, _):
         assert torch.equal(ours, ours) and (drawn(parts, conditioner) - ours).abs().max() <= 2
     after = parts.unet.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -139,8 +140,8 @@ def test_at_full_strength_it_draws_what_the_run_would(kind: str) -> None:
 
 def drawn(parts: Components, conditioner: Any) -> Tensor:
     text, nothing = conditioner.encode(["a photo of {subject}"], tuned=True), conditioner.encode([""], tuned=False)
-    size = {"height": 64, "width": 64}
-    (picture,) = sample(parts, text, nothing, seed=0, steps=3, guidance=3.0, device="cpu", dtype=torch.float32, **size)
+    sampler = Sampler(parts, (64, 64), "cpu", torch.float32)
+    (picture,) = sampler.draw(text, nothing, Drawing(seed=0, steps=3, guidance=3.0))
     return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).int()
 
 
@@ -254,7 +255,7 @@ def test_pictures_are_cropped_as_they_were_trained_on(
         buckets.append(prepare(*given)[0].bucket)
         raise Enough
 
-    for module in ("lora_check.check_up", "training.streams"):
+    for module in ("lora_check.pictures", "training.streams"):
         monkeypatch.setattr(f"apt_train.{module}.prepare", watched)
     lora = kohya(random_layers(parts.unet, attention_paths(parts.unet)))
     with pytest.raises(Enough):

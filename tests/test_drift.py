@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from apt_train.errors import InputError
 from apt_train.events import BusyEvent, Event, NoticeEvent, StopTraining
 from apt_train.families.components import Components
 from apt_train.sample.drift import Drift, DriftWatch, drift_of, unrelated_prompts
-from apt_train.sample.sampler import initial_noise
+from apt_train.sample.sampler import Sampler, initial_noise
 from apt_train.sample.trajectories import EVERY, GUIDANCE, SEED, STEPS
 from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
@@ -34,8 +35,8 @@ CAPTIONS = ["a photo of {subject}", "a photo of {subject} on grass"]
 def watched(parts: Components, init_word: str = "toy", **changes: Any) -> tuple[DriftWatch, Identifier]:
     identifier = Identifier.from_init_word(parts.text_encoders, init_word)
     conditioner = Conditioner(parts.text_encoders, identifier, class_word="toy", name="toy_subject")
-    settings = {"side": 32, "rows": 3, "device": torch.device("cpu"), "dtype": torch.float32, **changes}
-    return DriftWatch(parts, Adapter(parts.unet), conditioner, CAPTIONS, init_word, UNRELATED, **settings), identifier
+    sampler = replace(Sampler(parts, (32, 32), torch.device("cpu"), torch.float32, batch_size=3), **changes)
+    return DriftWatch(sampler, Adapter(parts.unet), conditioner, CAPTIONS, init_word, UNRELATED), identifier
 
 
 def moved_adapter(parts: Components, size: float = 0.02) -> None:
@@ -142,7 +143,7 @@ def test_batches_make_no_difference_and_the_modes_stay() -> None:
     parts.unet.mid_block.eval()
     trains = {name: parameter.requires_grad for name, parameter in parts.unet.named_parameters()}
     modes = [module.training for module in parts.unet.modules()]
-    one, four = (watched(parts, rows=rows)[0].measure() for rows in (1, 4))
+    one, four = (watched(parts, batch_size=rows)[0].measure() for rows in (1, 4))
     assert one.subject == pytest.approx(four.subject, rel=1e-4) and one.unrelated == pytest.approx(
         four.unrelated, rel=1e-4
     )
@@ -193,7 +194,7 @@ def test_the_subjects_half_is_its_captions_from_what_it_started_as(
 ) -> None:
     made: list[DriftWatch] = []
     monkeypatch.setattr(
-        "apt_train.training.setup.DriftWatch", lambda *a, **k: made.append(DriftWatch(*a, **k)) or made[0]
+        "apt_train.training.inputs.DriftWatch", lambda *a, **k: made.append(DriftWatch(*a, **k)) or made[0]
     )
     captioned = pictures(captions="my {subject}\na red {subject}\nmy {subject}")
     run(steps=1, snapshot_every=1, images=captioned, drift_prompts=("a dog", "snow", "a city"), **settings)

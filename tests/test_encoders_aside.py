@@ -20,9 +20,9 @@ from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
 from apt_train.training import estimate, plan, update
 from apt_train.training.estimate import Memory
-from apt_train.training.loop import train
 from apt_train.training.plan import Plan, plan_run
 from apt_train.training.room import STEPPED_DOWN
+from apt_train.training.train import train
 from tests import pretend_device
 from tests.tiny import tiny_components
 from tests.training import Recorder, pictures, quick_config, run, same_weights

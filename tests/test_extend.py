@@ -53,7 +53,7 @@ def trained(module: Callable[[str], Any], **settings: Any) -> list[dict[str, Any
         groups = [values, *(group for group in values.values() if isinstance(group, dict))]
         next((group for group in groups[::-1] if name in group), values["apt"])[name] = value
     config, kind, events = module("config").TrainConfig.from_dict(values), module("events").StepEvent, []
-    module("training.loop").train(tiny_components(), pictures(), config, device="cpu", on_event=events.append)
+    module("training.train").train(tiny_components(), pictures(), config, device="cpu", on_event=events.append)
     return [event.log_line() for event in events if isinstance(event, kind)]
 
 

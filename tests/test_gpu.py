@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from apt_train.training import streams
-from apt_train.training.loop import train
 from apt_train.training.plan import plan_run
 from apt_train.training.setup import prepared_run
+from apt_train.training.train import train
 from apt_train.training.update import optimizer_step
 from tests.tiny import tiny_components
 from tests.training import pictures, quick_config, run

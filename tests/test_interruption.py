@@ -115,7 +115,7 @@ PLACES = {  # the function that is being called when the signal comes
     "pictures": (apt_train.data.dataset, "load_images"),
     "checkpoint": (apt_train.families.sd, "load_checkpoint"),
     "preparing": (apt_train.training.setup, "build_streams"),
-    "captions": (apt_train.training.setup, "_prepare_captions"),
+    "captions": (apt_train.training.setup, "prepare_captions"),
 }
 
 

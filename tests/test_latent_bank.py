@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from apt_train.data.augment import draw_variant
+from apt_train.data.augment import Augmentation, draw_variant
 from apt_train.data.buckets import Prepared
-from apt_train.data.latent_bank import LatentBank
+from apt_train.data.latent_bank import Encoder, LatentBank
 from apt_train.errors import InputError
 from apt_train.rng import generator
 from tests.tiny import tiny_components
 
 FACTOR = 4
 ENCODE = tiny_components().encode
+AFFINE = Augmentation(("affine",), max_zoom=3.0, max_degrees=15.0)
 
 
 def pictures(
@@ -35,10 +37,10 @@ def pictures(
 def make_bank(
     prepared: list[Prepared] | None = None, encode: Callable[..., Any] = ENCODE, **changes: Any
 ) -> LatentBank:
-    settings: dict[str, Any] = dict(
-        seed=3, kinds=("affine",), max_zoom=3.0, max_degrees=15.0, max_variants=6, vae_factor=FACTOR
-    )
-    bank = LatentBank(pictures() if prepared is None else prepared, encode, **{**settings, **changes})
+    encoder = Encoder(encode, FACTOR, changes.pop("on_device", contextlib.nullcontext))
+    shape = {name: changes.pop(name) for name in ("kinds", "max_zoom", "max_degrees") if name in changes}
+    settings: dict[str, Any] = {"seed": 3, "max_variants": 6, **changes}
+    bank = LatentBank(pictures() if prepared is None else prepared, encoder, replace(AFFINE, **shape), **settings)
     bank.encode_plain()
     return bank
 
@@ -77,10 +79,8 @@ def test_a_variant_is_the_encoded_drawing_of_its_own_seed():
     picture, _, _ = draw_variant(
         item.image,
         None,
-        kinds=("affine",),
-        max_zoom=3.0,
-        max_degrees=15.0,
-        generator=generator(3, "variant", 1, 2),
+        AFFINE,
+        generator(3, "variant", 1, 2),
     )
     assert torch.equal(bank.latent(1, 2, torch.zeros(bank.latent_shape(1))), ENCODE(picture[None])[0][0])
 
@@ -88,7 +88,7 @@ def test_a_variant_is_the_encoded_drawing_of_its_own_seed():
 def test_blocks_order_and_resume_do_not_change_a_bit():
     at_once = make_bank()
     at_once.ensure_variants(6)
-    in_steps = make_bank(block=1)
+    in_steps = make_bank()
     for count in (1, 0, 2, 5, 3, 6, 6):
         in_steps.ensure_variants(count)
         assert in_steps.variants >= count
@@ -145,12 +145,12 @@ def test_pictures_are_encoded_one_by_one_and_only_when_needed():
 
 
 def test_variants_come_in_blocks_as_the_augmentation_rises():
-    bank = make_bank(max_variants=32, block=4)
+    bank = make_bank(max_variants=32)
     wanted = [bank.wanted_variants(p / 100, 0.8) for p in range(0, 101)]
     assert wanted[0] == 0 and wanted[1] == 4 and wanted[40] == 16 and wanted[80] == wanted[100] == 32
     assert wanted == sorted(wanted) and set(wanted) == set(range(0, 33, 4))
     assert bank.variants == 0  # asking makes none
-    assert make_bank(max_variants=6, block=4).wanted_variants(0.8, 0.8) == 6
+    assert make_bank(max_variants=6).wanted_variants(0.8, 0.8) == 6
     assert bank.wanted_variants(0.0, 0.0) == 0 and bank.wanted_variants(0.5, 0.0) == 0
 
 
@@ -217,10 +217,7 @@ def test_mask_fill_is_the_share_of_the_picture_in_each_latent_position():
     bank, item = make_bank(), pictures()[1]
     bank.ensure_variants(3)
     for variant in (1, 2, 3):
-        _, _, inside = draw_variant(
-            item.image, None, kinds=("affine",), max_zoom=3.0, max_degrees=15.0,
-            generator=generator(3, "variant", 1, variant),
-        )  # fmt: skip
+        _, _, inside = draw_variant(item.image, None, AFFINE, generator(3, "variant", 1, variant))
         mask = bank.mask(1, variant, True)
         assert mask is not None and mask.shape == (1, 6, 10) and mask.dtype == torch.float32
         for row in range(6):
@@ -237,10 +234,7 @@ def test_the_users_mask_is_averaged_and_moved_with_its_picture():
     assert plain is not None and prepared[0].mask is not None
     assert plain[0, 2, 3].item() == pytest.approx(prepared[0].mask[0, 8:12, 12:16].mean().item())
     assert bank.mask(1, 0, False) is None
-    _, moved, inside = draw_variant(
-        prepared[0].image, prepared[0].mask, kinds=("affine",), max_zoom=3.0, max_degrees=15.0,
-        generator=generator(3, "variant", 0, 2),
-    )  # fmt: skip
+    _, moved, inside = draw_variant(prepared[0].image, prepared[0].mask, AFFINE, generator(3, "variant", 0, 2))
     assert moved is not None
     for mask_fill, expected in ((False, moved), (True, moved * inside)):
         found = bank.mask(0, 2, mask_fill)

@@ -6,6 +6,8 @@ import base64
 import hashlib
 import io
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +16,43 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from apt_train.config import AdapterConfig, TrainConfig
+from apt_train.config import AdapterConfig, DataConfig, OutputConfig, TrainConfig
 from apt_train.disk.tensor_writer import header_bytes
 from apt_train.families.components import Family
 from apt_train.families.sd.file_words import FILE_WORDS
 from apt_train.run.export import save_embedding, save_lora
-from apt_train.run.metadata import MAX_HEADER, embedding_metadata, file_name, fit_metadata, lora_metadata
+from apt_train.run.metadata import (
+    MAX_HEADER,
+    Naming,
+    Source,
+    embedding_metadata,
+    file_name,
+    fit_metadata,
+    lora_metadata,
+    renamed_metadata,
+)
 
 SIDES = {"sd15": 512, "sdxl": 1024, "custom": 64}
 FAMILIES = {name: Family(name, side, 8, FILE_WORDS[name]) for name, side in SIDES.items()}
 
 
-def _metadata(**changes: Any) -> dict[str, str]:
-    config = TrainConfig(class_word="toy", steps=2000, adapter=AdapterConfig(rank=8, alpha=4.0))
-    arguments: dict[str, Any] = {
-        "name": "toy_subject",
-        "trigger": "toy_subject",
-        "class_word": "toy",
-        "family": FAMILIES["sd15"],
-        "prediction_type": "epsilon",
-        "rank": 8,
-        "alpha": 4.0,
-        "steps": 750,
-        "config": config.to_dict(),
-        "captions": ["a photo of {subject}, red", "a photo of {subject} on grass", "a photo of {subject}, red, small"],
-        "base_name": "model-v1.safetensors",
-    }
-    return lora_metadata(**{**arguments, **changes})
+NAMING = Naming("toy_subject", "toy_subject", "toy")
+SOURCE = Source(FAMILIES["sd15"], "model-v1.safetensors")
+CONFIG = TrainConfig(class_word="toy", steps=2000, adapter=AdapterConfig(rank=8, alpha=4.0))
+CAPTIONS = ("a photo of {subject}, red", "a photo of {subject} on grass", "a photo of {subject}, red, small")
+
+
+def _metadata(
+    naming: Naming = NAMING,
+    source: Source = SOURCE,
+    config: TrainConfig = CONFIG,
+    captions: Sequence[str] = CAPTIONS,
+    thumbnail: Image.Image | None = None,
+    **more: Any,
+) -> dict[str, str]:
+    """Of a LoRA, or with a thumbnail of its copy."""
+    found = lora_metadata(naming, source, config, captions=captions, steps=750, **more)
+    return renamed_metadata(found, embedding=None, stem=naming.name, thumbnail=thumbnail) if thumbnail else found
 
 
 def test_what_other_programs_look_for() -> None:
@@ -73,7 +85,7 @@ def test_what_other_programs_look_for() -> None:
 
 
 def test_tag_frequency_is_counted_by_comma_with_the_trigger_in_place() -> None:
-    tags = json.loads(_metadata(trigger="zwx toy")["ss_tag_frequency"])
+    tags = json.loads(_metadata(replace(NAMING, trigger="zwx toy"))["ss_tag_frequency"])
     assert tags == {"toy_subject": {"red": 2, "a photo of zwx toy": 2, "a photo of zwx toy on grass": 1, "small": 1}}
     assert list(tags["toy_subject"].values()) == [2, 2, 1, 1]  # the most frequent first
 
@@ -87,23 +99,23 @@ def test_tag_frequency_is_counted_by_comma_with_the_trigger_in_place() -> None:
     ],
 )
 def test_families(family: str, base_version: str, architecture: str) -> None:
-    found = _metadata(family=FAMILIES[family], prediction_type="v_prediction", resolution=(96, 64))
+    config = replace(CONFIG, data=DataConfig(resolution=96))
+    found = _metadata(source=Source(FAMILIES[family], "base", prediction="v_prediction"), config=config)
     assert found["ss_base_model_version"] == base_version and found["modelspec.architecture"] == architecture
-    assert found["modelspec.prediction_type"] == "v" and found["modelspec.resolution"] == "96x64"
+    assert found["modelspec.prediction_type"] == "v" and found["modelspec.resolution"] == "96x96"
 
 
 def test_the_settings_come_back_whole() -> None:
     config = TrainConfig(class_word="teddy bear", method="dco", adapter=AdapterConfig(rank=4))
-    found = _metadata(config=config.to_dict())
+    found = _metadata(config=config)
     assert TrainConfig.from_dict(json.loads(found["apt_config"])) == config
     assert "by DCO in 750 steps" in found["modelspec.description"]
 
 
 def test_the_embedding_is_named_where_one_was_learned() -> None:
-    assert (
-        "embedding:toy_subject_embedding" in _metadata(embedding_name="toy_subject_embedding")["modelspec.usage_hint"]
-    )
-    assert "embedding" not in _metadata(trigger="zwx toy")["modelspec.usage_hint"]
+    learned = replace(NAMING, embedding="toy_subject_embedding")
+    assert "embedding:toy_subject_embedding" in _metadata(learned)["modelspec.usage_hint"]
+    assert "embedding" not in _metadata(replace(NAMING, trigger="zwx toy"))["modelspec.usage_hint"]
     assert json.loads(_metadata(summary={"gamma": [0.5]})["apt_summary"]) == {"gamma": [0.5]}
 
 
@@ -111,13 +123,13 @@ def test_the_embedding_is_named_where_one_was_learned() -> None:
     "path", ["/home/ann/models/base.safetensors", "C:\\Users\\ann\\models\\base.safetensors", "~/ann/base.safetensors"]
 )
 def test_no_folder_of_the_users_machine(path: str) -> None:
-    config = {"checkpoint": path, "nested": {"folders": [path]}, "caption_template": "a photo / {subject}"}
-    found = _metadata(base_name=path, config=config, summary={"from": path})
+    prompts = (path, "a photo / {subject}")
+    config, source = replace(CONFIG, output=OutputConfig(preview_prompts=prompts)), replace(SOURCE, name=path)
+    found = _metadata(source=source, config=config, summary={"from": path})
     assert "ann" not in "".join(found.values())
     assert found["ss_sd_model_name"] == "base.safetensors"
-    assert json.loads(found["apt_config"])["nested"] == {"folders": ["base.safetensors"]}
-    assert json.loads(found["apt_config"])["caption_template"] == "a photo / {subject}"
-    assert "ann" not in "".join(_embedding(base_name=path).values())
+    assert json.loads(found["apt_config"])["output"]["preview_prompts"] == ["base.safetensors", prompts[1]]
+    assert "ann" not in "".join(embedding_metadata(NAMING, source, steps=10).values())
 
 
 def test_file_name() -> None:
@@ -130,7 +142,6 @@ def test_a_picture_becomes_a_small_jpeg() -> None:
     assert head == "data:image/jpeg;base64"
     picture = Image.open(io.BytesIO(base64.b64decode(data)))
     assert picture.size == (256, 128) and picture.getpixel((5, 5))[0] > 240  # type: ignore[index]
-    assert _metadata(thumbnail=uri)["modelspec.thumbnail"] == uri
 
 
 def test_text_that_no_file_can_hold(tmp_path: Path) -> None:
@@ -160,7 +171,7 @@ def test_short_metadata_is_left_alone() -> None:
 
 def test_the_thumbnail_goes_first_then_the_rare_tags() -> None:
     captions = [f"common, rare tag number {i}" for i in range(40_000)]
-    found = _metadata(captions=captions, thumbnail="data:image/jpeg;base64," + "A" * 900_000)
+    found = _metadata(captions=captions) | {"modelspec.thumbnail": "data:image/jpeg;base64," + "A" * 900_000}
     assert fit_metadata({k: v for k, v in found.items() if k != "ss_tag_frequency"}, _many(100))["modelspec.thumbnail"]
     fitted = fit_metadata(found, _many(3000))
     assert _header(fitted, _many(3000)) <= MAX_HEADER < _header(found, _many(3000))
@@ -173,7 +184,7 @@ def test_the_thumbnail_goes_first_then_the_rare_tags() -> None:
 
 @pytest.mark.parametrize("limit", [12_000, 4_000])
 def test_anything_can_be_made_to_fit(limit: int) -> None:
-    found = _metadata(class_word="x" * 50_000, captions=["y" * 50_000] * 3)
+    found = _metadata(replace(NAMING, class_word="x" * 50_000), captions=["y" * 50_000] * 3)
     fitted = fit_metadata(found, _many(1), limit)
     assert _header(fitted, _many(1)) <= limit and fitted["modelspec.title"] == "toy_subject"
 
@@ -184,9 +195,8 @@ def test_tensors_that_fill_the_header_alone_do_not_stop_the_file() -> None:
 
 def test_a_file_never_has_a_longer_header(tmp_path: Path) -> None:
     tensors = {f"m{i}.alpha": torch.tensor(float(i)) for i in range(50)}
-    save_lora(
-        tmp_path / "x.safetensors", tensors, _metadata(captions=["é" * 200_000], thumbnail="data:," + "A" * 2_000_000)
-    )
+    found = _metadata(captions=["é" * 200_000]) | {"modelspec.thumbnail": "data:," + "A" * 2_000_000}
+    save_lora(tmp_path / "x.safetensors", tensors, found)
     content = (tmp_path / "x.safetensors").read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     assert start <= MAX_HEADER
@@ -199,20 +209,8 @@ def test_a_file_never_has_a_longer_header(tmp_path: Path) -> None:
 # -- the embedding's own
 
 
-def _embedding(**changes: Any) -> dict[str, str]:
-    arguments: dict[str, Any] = {
-        "name": "toy_subject",
-        "trigger": "toy_subject",
-        "class_word": "toy",
-        "family": FAMILIES["sdxl"],
-        "steps": 10,
-        "base_name": "model",
-    }
-    return embedding_metadata(**{**arguments, **changes})
-
-
 def test_embedding_metadata(tmp_path: Path) -> None:
-    found = _embedding()
+    found = embedding_metadata(NAMING, Source(FAMILIES["sdxl"], "model"), steps=10)
     assert found["modelspec.architecture"] == "stable-diffusion-xl-v1-base/textual-inversion"
     assert found["modelspec.title"] == "toy_subject" and found["apt_steps"] == "10"
     save_embedding(tmp_path / "e.safetensors", {"clip_l": torch.zeros(1, 768)}, found)

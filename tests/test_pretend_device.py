@@ -16,7 +16,7 @@ import torch
 
 from apt_train.events import PreviewEvent
 from apt_train.text.conditioning import Conditioner
-from apt_train.training.loop import train
+from apt_train.training.train import train
 from tests import pretend_device
 from tests.pretend_device import Device
 from tests.tiny import tiny_components

@@ -17,8 +17,8 @@ import pytest
 
 import apt_train.data.dataset
 import apt_train.families.sd
-import apt_train.training.loop
 import apt_train.training.setup
+import apt_train.training.train
 from apt_train import cli
 from apt_train.console import progress
 from apt_train.errors import InputError
@@ -85,7 +85,7 @@ PLACES = {
     "pictures": (apt_train.data.dataset, "load_images"),
     "weights": (apt_train.families.sd, "load_checkpoint"),
     "set-up": (apt_train.training.setup, "build_streams"),
-    "the end": (apt_train.training.loop, "write_extras"),
+    "the end": (apt_train.training.train, "write_extras"),
 }
 
 
@@ -114,7 +114,7 @@ def test_everything_that_is_said_in_a_run_begins_on_a_line_of_its_own(
 ) -> None:
     screen = watch(watched, monkeypatch)
     (photos / "again.png").write_bytes((photos / "0.png").read_bytes())
-    monkeypatch.setattr(apt_train.training.loop, "write_extras", lambda *_: None)
+    monkeypatch.setattr(apt_train.training.train, "write_extras", lambda *_: None)
     options = ["--steps", "3", "--snapshot-every", "2", "--preview-every", "1", "--preview-steps", "1"]
     assert cli.main(arguments(model, photos, tmp_path / "out", *options)) == 0
     said = screen.lines()

@@ -22,7 +22,7 @@ from apt_train.data.latent_bank import LatentBank
 from apt_train.errors import InputError
 from apt_train.events import NoticeEvent, PlanEvent
 from apt_train.training import estimate, live_bytes, plan, room, streams, update
-from apt_train.training.estimate import Memory, fits
+from apt_train.training.memory import Memory, fits
 from apt_train.training.plan import Plan, plan_run
 from tests.tiny import tiny_components
 from tests.training import Recorder, pictures, quick_config, run, same_weights

@@ -18,7 +18,7 @@ from apt_train.errors import InputError
 from apt_train.families.components import Components
 from apt_train.families.noise import scaled_linear_schedule
 from apt_train.families.sd.network import reads_size_ids
-from apt_train.sample.sampler import denoise, eval_mode, initial_noise, previews, sample
+from apt_train.sample.sampler import Drawing, Sampler, denoise, eval_mode, initial_noise, previews
 from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
 from tests.tiny import tiny_components
@@ -33,8 +33,16 @@ def text(components: Components, rows: int, length: int = 7, seed: int = 0) -> t
 
 
 def draw(components: Components, conditioning, unconditional=None, **changes) -> list[Image.Image]:
-    settings = dict(seed=3, steps=5, guidance=4.0, height=64, width=64, device="cpu", dtype=torch.float32) | changes
-    return sample(components, conditioning, unconditional or text(components, 1, seed=9), **settings)
+    how = {name: changes.pop(name, value) for name, value in (("seed", 3), ("steps", 5), ("guidance", 4.0))}
+    size = changes.pop("height", 64), changes.pop("width", 64)
+    sampler = Sampler(components, size, "cpu", torch.float32, **changes)
+    return sampler.draw(conditioning, unconditional or text(components, 1, seed=9), Drawing(**how))
+
+
+def paired(components: Components, conditioner: Any, prompts: list[str], **prior: Any) -> tuple[Any, Any]:
+    """The previews of a small model with its adapter."""
+    sampler, drawing = Sampler(components, (64, 64), "cpu", torch.float32), Drawing(seed=1, steps=3, guidance=3.0)
+    return previews(sampler, Adapter(components.unet), conditioner, prompts, drawing, **prior)
 
 
 def scheduler_like(components: Components, **changes) -> DDIMScheduler:
@@ -45,7 +53,7 @@ def scheduler_like(components: Components, **changes) -> DDIMScheduler:
 
 
 def latents_of(components: Components, monkeypatch: pytest.MonkeyPatch, *args, **changes) -> Tensor:
-    """What `sample` hands to the decoder."""
+    """What the sampler hands to the decoder."""
     seen: list[Tensor] = []
     decode = components.decode
     monkeypatch.setattr(components, "decode", lambda latents: (seen.append(latents.clone()), decode(latents))[1])
@@ -247,20 +255,15 @@ def adapted() -> Iterator[Components]:
 
 def test_previews_pair_the_prior_with_the_tuned(adapted) -> None:
     base = tiny_components()
-    settings = dict(seed=1, steps=3, guidance=3.0, height=64, width=64, device="cpu", dtype=torch.float32)
     conditioner, prompts = WordyConditioner(adapted), ["a {subject}", "my {subject}"]
-    prior, tuned = previews(adapted, Adapter(adapted.unet), conditioner, prompts, **settings)
+    prior, tuned = paired(adapted, conditioner, prompts)
     assert [asked for asked in conditioner.asked] == [
         (("",), False), (("a {subject}", "my {subject}"), False), (("a {subject}", "my {subject}"), True),
     ]  # fmt: skip
-    untouched, _ = previews(
-        base, Adapter(base.unet), WordyConditioner(base), ["a {subject}", "my {subject}"], **settings, prior=None
-    )
+    untouched, _ = paired(base, WordyConditioner(base), ["a {subject}", "my {subject}"], prior=None)
     assert [p.tobytes() for p in prior] == [p.tobytes() for p in untouched]  # the adapter off is the base model
     assert all(a.tobytes() != b.tobytes() for a, b in zip(prior, tuned, strict=True))
-    kept, again = previews(
-        adapted, Adapter(adapted.unet), conditioner, ["a {subject}", "my {subject}"], **settings, prior=prior
-    )
+    kept, again = paired(adapted, conditioner, ["a {subject}", "my {subject}"], prior=prior)
     assert kept is prior and [p.tobytes() for p in again] == [p.tobytes() for p in tuned]  # no dropout, same seeds
     assert (("a {subject}", "my {subject}"), False) not in conditioner.asked[3:]
     assert adapted.unet.training
@@ -271,17 +274,16 @@ def test_previews_read_the_learned_identifier_through_the_real_conditioner(kind)
     components = tiny_components(kind)
     identifier = Identifier.from_init_word(components.text_encoders, "toy")
     conditioner = Conditioner(components.text_encoders, identifier, class_word="toy", name="sub")
-    settings = dict(seed=1, steps=3, guidance=3.0, height=64, width=64, device="cpu", dtype=torch.float32)
     prompts = [
         "a photo of {subject} on grass",
         "grass and sand " * 5 + "{subject}",
     ]  # the second in two chunks
-    prior, tuned = previews(components, Adapter(components.unet), conditioner, prompts, **settings)
+    prior, tuned = paired(components, conditioner, prompts)
     assert all(
         largest_difference(a, b) <= 1 for a, b in zip(prior, tuned, strict=True)
     )  # untrained rows: the class word
     with torch.no_grad():
         for rows in identifier.rows:
             rows.neg_()
-    _, moved = previews(components, Adapter(components.unet), conditioner, prompts, **settings, prior=prior)
+    _, moved = paired(components, conditioner, prompts, prior=prior)
     assert all(a.tobytes() != b.tobytes() for a, b in zip(prior, moved, strict=True))

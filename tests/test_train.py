@@ -467,7 +467,7 @@ def test_a_preview_that_fails_does_not_end_the_training(monkeypatch: pytest.Monk
     def too_large(*_: Any, **__: Any) -> None:
         raise RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)")
 
-    monkeypatch.setattr("apt_train.training.watching.previews", too_large)
+    monkeypatch.setattr("apt_train.training.previewing.previews", too_large)
     recorder = Recorder()
     result = run(steps=3, preview_every=1, on_event=recorder)
     assert result.steps_done == 3

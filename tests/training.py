@@ -11,7 +11,7 @@ from apt_train.config import AdapterConfig, AptConfig, DataConfig, OptimizerConf
 from apt_train.data.dataset import ImageSet
 from apt_train.events import Event, StepEvent, TrainResult
 from apt_train.families.components import Components
-from apt_train.training.loop import train
+from apt_train.training.train import train
 from tests.tiny import tiny_components
 
 GROUPS = {

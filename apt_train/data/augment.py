@@ -8,7 +8,7 @@ picture is augmented (the indicator's business), how many variants there are and
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -21,6 +21,19 @@ Fill = Literal["black", "reflect"]
 _Outside = Literal["zeros", "border", "reflection"]
 _OUTSIDE: dict[str, _Outside] = {"black": "zeros", "reflect": "reflection"}  # as `grid_sample` calls them
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601: how bright red, green and blue look
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What a variant may differ in: `kinds` of "affine", "flip" and "color"; zoom, angle and fill are the affine map's.
+
+    `max_zoom`: at least 1. `max_degrees`: to either side.
+    """
+
+    kinds: tuple[str, ...] = ()
+    max_zoom: float = 1.0
+    max_degrees: float = 0.0
+    fill: Fill = "black"
 
 
 def zoom_limit(max_zoom: float | Literal["auto"], side: int) -> float:
@@ -76,14 +89,7 @@ def affine_mask(
 
 
 def draw_variant(
-    image: Tensor,
-    mask: Tensor | None,
-    *,
-    kinds: Sequence[str],
-    max_zoom: float,
-    max_degrees: float,
-    generator: torch.Generator,
-    fill: Fill = "black",
+    image: Tensor, mask: Tensor | None, augmentation: Augmentation, generator: torch.Generator
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """One random variant of a picture, of its loss mask, and where the picture lies in it.
 
@@ -96,12 +102,13 @@ def draw_variant(
     Args:
         image: float (3, H, W) in [-1, 1].
         mask: float (1, H, W) in [0, 1], or None.
+        augmentation: its fill as in `affine`.
         generator: a CPU generator; exactly eight numbers are taken.
-        fill: of the affine map, see `affine`.
 
     Returns:
         The picture; its mask (None if there was none); bool (1, H, W), False on the fill.
     """
+    kinds, fill = augmentation.kinds, augmentation.fill
     draws = torch.rand(8, generator=generator, dtype=torch.float64)
     zoom, turn, x, y, mirror, *colors = map(float, draws)
     if "color" in kinds:
@@ -110,9 +117,9 @@ def draw_variant(
         image, mask = image.flip(-1), None if mask is None else mask.flip(-1)
     if "affine" not in kinds:
         return image, mask, torch.ones(1, *image.shape[-2:], dtype=torch.bool)
-    zoom = 1 + (max_zoom - 1) * zoom
+    zoom = 1 + (augmentation.max_zoom - 1) * zoom
     room = 1 - 1 / zoom  # of the canvas, beside the content
-    placement = (zoom, max_degrees * (2 * turn - 1), room * (x - 0.5), room * (y - 0.5))
+    placement = (zoom, augmentation.max_degrees * (2 * turn - 1), room * (x - 0.5), room * (y - 0.5))
     image, inside = affine(image, *placement, fill)
     return image, None if mask is None else affine_mask(mask, *placement, fill), inside
 

@@ -17,6 +17,8 @@ from ..rng import generator
 from .buckets import Prepared
 from .latent_bank import LatentBank
 
+Key = tuple[int, str, int]  # of all draws of a step: the run's seed, the stream's name, the step
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -43,29 +45,20 @@ class Batch:
 
 
 def draw_samples(
-    bank: LatentBank,
-    p_aug: Tensor,
-    *,
-    count: int,
-    num_timesteps: int,
-    seed: int,
-    step: int,
-    stream: str,
-    mask_fill: bool,
+    bank: LatentBank, p_aug: Tensor, key: Key, *, count: int, num_timesteps: int, mask_fill: bool
 ) -> list[Sample]:
     """`count` samples of one bucket; `p_aug`: float (bins,), how likely a sample of each timestep bin is augmented."""
-    bucket = _draw_bucket(bank, seed, step, stream)
+    bucket = _draw_bucket(bank, key)
     return [
-        _draw_sample(bank, bucket, p_aug, num_timesteps, generator(seed, stream, step, index), mask_fill)
-        for index in range(count)
+        _draw_sample(bank, bucket, p_aug, num_timesteps, generator(*key, index), mask_fill) for index in range(count)
     ]
 
 
-def _draw_bucket(bank: LatentBank, seed: int, step: int, stream: str) -> list[int]:
+def _draw_bucket(bank: LatentBank, key: Key) -> list[int]:
     """The pictures of one bucket; a bucket is as likely as it has pictures."""
     buckets = list(bank.buckets.values())
     sizes = torch.tensor([len(bucket) for bucket in buckets])
-    anchor = int(torch.randint(int(sizes.sum()), (1,), generator=generator(seed, stream, step, "bucket")))
+    anchor = int(torch.randint(int(sizes.sum()), (1,), generator=generator(*key, "bucket")))
     return buckets[int((sizes.cumsum(0) <= anchor).sum())]
 
 

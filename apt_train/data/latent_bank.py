@@ -21,11 +21,26 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..rng import generator
-from .augment import Fill, draw_variant
+from .augment import Augmentation, draw_variant
 from .buckets import Prepared
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+BLOCK = 4  # so many variants of a picture come at a time
 OnEncode = Callable[[Literal["pictures", "variants"], int, int], object]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The VAE as the bank uses it.
+
+    `encode`: float32 (1, 3, H, W) in [-1, 1] -> (mean, std or None), each (1, C, H/f, W/f), on any device. `factor`: f,
+    pixels per latent position and side. `on_device`: entered around every round of encoding: the VAE sits on the
+    compute device inside.
+    """
+
+    encode: Encode
+    factor: int
+    on_device: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
 
 
 @dataclass(frozen=True)
@@ -49,40 +64,24 @@ class LatentBank:
     def __init__(
         self,
         prepared: list[Prepared],
-        encode: Encode,
+        encoder: Encoder,
+        augmentation: Augmentation | None = None,
         *,
         seed: int,
-        kinds: tuple[str, ...],
-        max_zoom: float,
-        max_degrees: float,
-        max_variants: int,
-        vae_factor: int,
-        fill: Fill = "black",
-        block: int = 4,
-        on_device: Callable[[], AbstractContextManager[object]] | None = None,
+        max_variants: int = 0,
         on_encode: OnEncode | None = None,
     ) -> None:
         """
         Args:
             prepared: the pictures; their places in this list are the image indices.
-            encode: float32 (1, 3, H, W) in [-1, 1] -> (mean, std or None), each (1, C, H/f, W/f), on any
-                device.
-            seed, kinds, max_zoom, max_degrees, fill: of the variants, see `draw_variant`.
+            augmentation, seed: of the variants, see `draw_variant`.
             max_variants: the most augmented variants of a picture; 0: the pictures are dropped once encoded.
-            vae_factor: f, pixels per latent position and side.
-            block: variants come in this many at a time.
-            on_device: entered around every round of encoding: the VAE sits on the compute device inside.
             on_encode: called before each picture with its kind, how many of this round are done, and how many it has.
                 What it raises passes on, and the bank is as before the round.
         """
         self._prepared = list(prepared)
-        self._encode = encode
-        self._seed, self._kinds = seed, kinds
-        self._max_zoom, self._max_degrees = max_zoom, max_degrees
-        self._fill: Fill = fill
-        self._max_variants, self._block = max_variants, block
-        self._factor = vae_factor
-        self._on_device = on_device or contextlib.nullcontext
+        self._encoder, self._augmentation, self._seed = encoder, augmentation or Augmentation(), seed
+        self._max_variants = max_variants
         self._on_encode = on_encode or _nobody_listens
         self._entries: list[list[_Entry]] = []  # per variant, per image
         self.buckets: dict[tuple[int, int], list[int]] = {}
@@ -108,7 +107,7 @@ class LatentBank:
         """
         if self._entries:
             return
-        with self._on_device():
+        with self._encoder.on_device():
             self._entries.append([self._encode_plain(i) for i in range(len(self._prepared))])
         if self._max_variants == 0:
             self._prepared = []
@@ -126,7 +125,7 @@ class LatentBank:
         images = range(len(self._prepared))
         total = len(wanted) * len(images)
         added: list[list[_Entry]] = [[] for _ in wanted]
-        with self._on_device():
+        with self._encoder.on_device():
             for done, (round_, image) in enumerate(itertools.product(range(len(wanted)), images)):
                 self._on_encode("variants", done, total)
                 added[round_].append(self._encode_variant(image, wanted[round_]))
@@ -141,8 +140,8 @@ class LatentBank:
         """
         if p_aug_max <= 0 or p_max <= 0:
             return 0
-        blocks = math.ceil(min(1.0, p_aug_max / p_max) * self._max_variants / self._block)
-        return min(blocks * self._block, self._max_variants)
+        blocks = math.ceil(min(1.0, p_aug_max / p_max) * self._max_variants / BLOCK)
+        return min(blocks * BLOCK, self._max_variants)
 
     def latent(self, image: int, variant: int, noise: Tensor) -> Tensor:
         """mean + std * noise, all float32 (C, h, w) on the CPU; the mean alone for fixed latents."""
@@ -176,22 +175,16 @@ class LatentBank:
     def _encode_variant(self, image: int, variant: int) -> _Entry:
         item = self._prepared[image]
         picture, mask, inside = draw_variant(
-            item.image,
-            item.mask,
-            kinds=self._kinds,
-            max_zoom=self._max_zoom,
-            max_degrees=self._max_degrees,
-            generator=generator(self._seed, "variant", image, variant),
-            fill=self._fill,
+            item.image, item.mask, self._augmentation, generator(self._seed, "variant", image, variant)
         )
         return self._encode_one(item.name, picture, mask, inside)
 
     @torch.no_grad()
     def _encode_one(self, name: str, picture: Tensor, mask: Tensor | None, inside: Tensor | None) -> _Entry:
         # Alone, as a VAE's results differ in the last digits from batch to batch.
-        mean, std = self._encode(picture[None])
+        mean, std = self._encoder.encode(picture[None])
         mean, std = _kept(mean), None if std is None else _kept(std)
-        expected = picture.shape[-2] // self._factor, picture.shape[-1] // self._factor
+        expected = picture.shape[-2] // self._encoder.factor, picture.shape[-1] // self._encoder.factor
         assert tuple(mean.shape[-2:]) == expected, f"encode gave {tuple(mean.shape)} for {tuple(picture.shape)}"
         if not all(bool(torch.isfinite(part).all()) for part in (mean, std) if part is not None):
             raise InputError(
@@ -202,7 +195,7 @@ class LatentBank:
         return _Entry(mean, std, self._to_latent_size(mask), self._to_latent_size(without_fill))
 
     def _to_latent_size(self, mask: Tensor | None) -> Tensor | None:
-        return None if mask is None else F.avg_pool2d(mask[None], self._factor)[0]
+        return None if mask is None else F.avg_pool2d(mask[None], self._encoder.factor)[0]
 
 
 def _nobody_listens(_kind: str, _done: int, _total: int) -> None:

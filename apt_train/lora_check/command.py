@@ -56,9 +56,10 @@ def inspect(options: argparse.Namespace, output: Path) -> int:
     from ..console.progress import Progress
     from ..disk.files import check_writable
     from ..training.plan import resolve_device
-    from .check_up import check_up, working_dtype
+    from .check_up import check_up
     from .lora_file import read_lora
     from .verdict import paragraphs
+    from .with_lora import working_dtype
 
     asked = _asked(options)
     working_dtype(asked.precision, resolve_device(options.device))
@@ -68,7 +69,7 @@ def inspect(options: argparse.Namespace, output: Path) -> int:
     with Progress(options.device) as progress:
         components, images = _loaded(options)
         found = check_up(
-            components, lora, subject, asked, images=images, device=options.device,
+            components, lora, subject, asked, images=images,
             busy=lambda done, total: progress(BusyEvent("check-up", 0, done, total)),
         )  # fmt: skip
     print("\n\n".join(map(one_line, paragraphs(found))), end="\n\n")
@@ -97,6 +98,7 @@ def _asked(options: argparse.Namespace) -> Asked:
         resolution=options.resolution,
         sample_steps=options.sample_steps,
         precision=options.precision,
+        device=options.device,
         **given,
     )
 

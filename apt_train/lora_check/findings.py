@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from PIL import Image
 
 from ..errors import InputError
@@ -47,6 +48,7 @@ class Asked:
     guidance: float = 5.0
     seed: int = 0
     precision: str = "auto"
+    device: str | torch.device | None = None  # None: CUDA if there is one, else the CPU
 
     def __post_init__(self) -> None:
         if not self.strengths or any(not 0 < strength <= 10 for strength in self.strengths):
@@ -71,7 +73,7 @@ class AtStrength:
     `gain`: on the pictures; None: there are none. `subject`, `bare`, `unrelated`: drifts (mean squared difference of
     epsilon) on the subject's prompts, on the same with the bare class word, on prompts about other things. `ratio`:
     unrelated over subject, as in training. `spill`, `bare_spill`: unrelated and bare drift, as a share of what leaving
-    the prompt out would change. `alignment`, `context`: see `probe.Looks`.
+    the prompt out would change. `alignment`, `context`: see `looks.Looks`.
     """
 
     strength: float

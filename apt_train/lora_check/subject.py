@@ -8,20 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..config import check_class_word
-from ..data.dataset import ImageSet
 from ..errors import InputError
 from ..families.components import Components
 from ..names import EMBEDDING_SUFFIX
 from ..settings_field import require_text
 from ..text.captions import EMBEDDING, learned_name, marked_caption
 from ..text.conditioning import Conditioner
-from ..text.identifier import Identifier
-from ..text.tokens import Vocabulary
 from ..wording import printable
+from .learned_word import checked_rows, identifier_of
 from .lora_file import LoraFile
 
 
@@ -61,7 +58,7 @@ class Subject:
                 f"The trigger is {words}, but that learned word was not found: put its embedding file beside the LoRA "
                 "or where embeddings are kept, or give a trigger in plain words."
             )
-        return Subject(word, words, _checked_rows(words, embedding))
+        return Subject(word, words, checked_rows(words, embedding))
 
     @property
     def name(self) -> str:
@@ -73,7 +70,9 @@ class Subject:
 
     def conditioner(self, components: Components) -> Conditioner:
         """Reads texts as the model's encoders do at this moment. InputError: the embedding is another model's."""
-        identifier = None if self.embedding is None else self._identifier(components, self.embedding)
+        identifier = (
+            None if self.embedding is None else identifier_of(self.embedding, components, self.trigger, self.class_word)
+        )
         return Conditioner(
             components.text_encoders, identifier, class_word=self.class_word, name=self.name, trigger=self.trigger
         )
@@ -83,40 +82,7 @@ class Subject:
         plain = " ".join(text.split())
         return marked_caption(plain, name=self.name, class_word=self.class_word) or plain
 
-    def captions(self, images: ImageSet, template: str) -> list[str]:
-        """One per picture; those without a caption get the template."""
-        return [self.caption(image.caption or template) for image in images.images]
-
-    def _identifier(self, components: Components, embedding: Mapping[str, Tensor]) -> Identifier:
-        rows: list[Tensor] = []
-        ids: list[list[int]] = []
-        keys: list[str] = []
-        for encoder in components.text_encoders:
-            key, width = encoder.embedding_key, encoder.table.shape[1]
-            found = embedding.get(key)
-            if found is None or not len(found) or found.shape[1] != width:
-                raise InputError(
-                    f"The embedding of {self.trigger} has no rows for this model's {key} ({width} wide): give the one "
-                    "that was trained with the LoRA."
-                )
-            place = Vocabulary.of(encoder).ids(self.class_word) or [0]
-            rows.append(found.to(torch.float32))
-            ids.append([place[0]] * len(found))
-            keys.append(key)
-        device = components.text_encoders[0].table.device
-        return Identifier(rows, ids, keys, self.class_word).to(device)
-
 
 def _words_of(said: str) -> str:
     """What a file says, which may be anything, as words for a terminal and a page."""
     return " ".join(printable(" ".join(said.split())).split())
-
-
-def _checked_rows(words: str, embedding: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tables among an embedding file's tensors. InputError: there is none, or one that was broken in training."""
-    rows = {key: tensor for key, tensor in embedding.items() if tensor.ndim == 2 and tensor.is_floating_point()}
-    if not any(len(table) for table in rows.values()):
-        raise InputError(f"The file of {words} holds no learned word: give its embedding as .safetensors.")
-    if not all(bool(table.float().isfinite().all()) for table in rows.values()):
-        raise InputError(f"The file of {words} holds values that are no numbers: take an earlier snapshot's.")
-    return rows

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..families.components import Components
-from .placing import Placed, Placement
+from ..families.precision import resolve_dtype
+from ..training.plan import resolve_device
+from .lora_file import LoraFile
+from .placing import Placed, Placement, place
 
 
 @dataclass
@@ -70,9 +73,14 @@ def _parameters(item: Placed) -> dict[str, nn.Parameter]:
 
 @contextlib.contextmanager
 def lora_ready(
-    components: Components, placement: Placement, device: torch.device, dtype: torch.dtype
+    components: Components, lora: LoraFile, device: str | torch.device | None, precision: str
 ) -> Generator[WithLora]:
-    """The model on the device in `dtype`; when the block ends its weights are those that came in."""
+    """The model on the device in that precision; when the block ends its weights are those that came in.
+
+    InputError: the LoRA is another model's.
+    """
+    where = resolve_device(device)
+    placement, dtype = place(lora, components), working_dtype(precision, where)
     modules = [components.unet, *(encoder.model for encoder in components.text_encoders)]
     originals = {parameter: parameter.data for module in modules for parameter in module.parameters()}
     for encoder in components.text_encoders:
@@ -80,14 +88,22 @@ def lora_ready(
     try:
         for module in modules:
             module.requires_grad_(False).eval()
-            nn.Module.to(module, device, dtype)  # diffusers' own `to` warns about a cast that is meant
-        yield WithLora(components, placement, originals, device, dtype)
+            nn.Module.to(module, where, dtype)  # diffusers' own `to` warns about a cast that is meant
+        yield WithLora(components, placement, originals, where, dtype)
     finally:
         for parameter, data in originals.items():
             parameter.data = data
         for module in modules:
             for buffer in module.buffers():
                 buffer.data = buffer.data.to("cpu")
+
+
+def working_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What a check-up computes in. `auto`: float16 on a CUDA GPU, else float32.
+
+    In bfloat16, merging a LoRA into the weights would round much of it away (ours).
+    """
+    return resolve_dtype("fp16" if precision == "auto" and device.type == "cuda" else precision, device)
 
 
 def check_finite(values: Tensor, strength: float) -> None:

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
-import json
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import TrainConfig
 from ..disk.files import check_writable, sweep
-from ..disk.json_file import is_object
 from ..errors import InputError
 from ..events import StepEvent
 from ..names import (
@@ -32,48 +29,14 @@ from ..names import (
     embedding_file,
     lora_file,
 )
-from ..paths import argument, command
-from ..text.captions import subject_captions
-from ..wording import listed
+from ..paths import argument, command, expanded
 from .config_file import OURS, check_complete, read_config, read_settings, write_config
-from .content_parts import other_parts
+from .content import difference
 from .lock import held
 from .log import Log, add_to_line, append, cut_log, line_bytes, read_log
 
 if TYPE_CHECKING:
     import torch
-
-    from ..data.dataset import ImageSet
-    from ..families.network import Process
-
-RECIPE = 1  # raised whenever the same weights, pictures and settings come to train to something else
-
-
-def content_hash(
-    source_digest: str,
-    schedule: Process,
-    images: ImageSet,
-    prior_images: ImageSet | None,
-    config: TrainConfig,
-    dtype: torch.dtype,
-) -> str:
-    """What a run is: sha256 hex over the weights, the pictures and every setting that changes the trained weights.
-
-    Also over what the model predicts, which the same file can be told either way, and the captions as they are trained
-    on, as the subject's name decides what in them stands for it. `dtype`: what `precision` came to on the device.
-    InputError: a caption that does not name the subject.
-    """
-    parts = {
-        "recipe": RECIPE,
-        "weights": source_digest,
-        "predicts": schedule.prediction,
-        "schedule": hashlib.sha256(schedule.fingerprint).hexdigest(),
-        "images": images.digest,
-        "captions": subject_captions(images, config),
-        "prior_images": prior_images.digest if prior_images else "",
-        "settings": {**config.identity(), "precision": str(dtype)},
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class RunFolder:
@@ -83,6 +46,16 @@ class RunFolder:
         self.path, self.name = path, name
         self._config: dict[str, Any] = {}
         self._log: list[bytes] = []  # all of it, should the folder go while the run trains
+
+    @staticmethod
+    def open(output_dir: str | Path | None, name: str, resume: bool) -> RunFolder | None:
+        """A new run's folder, or that of one to go on with; None where there is none. InputError: as those."""
+        if output_dir is None:
+            if resume:
+                raise InputError("resume needs the folder of the run to go on with: give output_dir.")
+            return None
+        path = expanded(output_dir, "The output folder")
+        return RunFolder.open_existing(path, name) if resume else RunFolder.open_new(path, name)
 
     @staticmethod
     def open_new(path: str | Path, name: str) -> RunFolder:
@@ -167,10 +140,9 @@ class RunFolder:
                 "of device, with the same precision."
             )
         if saved.get("digest") != digest:
-            others = [*other_parts(saved.get("parts"), parts), *_other_settings(before.identity(), config.identity())]
+            others = difference(saved.get("parts"), parts, before, config)
             raise InputError(
-                f"{self.path} holds a run of {listed(others, most=len(others)) or _ANY_PART}: "
-                "give what it began with, or choose another output folder."
+                f"{self.path} holds a run of {others}: give what it began with, or choose another output folder."
             )
 
     def start(self, digest: str, config: TrainConfig, record: Mapping[str, Any]) -> None:
@@ -271,17 +243,3 @@ def _check_other_name(path: Path, name: str) -> None:
 
 def _reason(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
-
-
-_ANY_PART = "another checkpoint, other pictures, captions or masks"
-
-
-def _other_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """In words, the first setting that differs."""
-    for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key), now.get(key)
-        if is_object(old) and is_object(new) and old != new:
-            return _other_settings(old, new)
-        if old != new:
-            return [f"other settings ({key} was {old!r}, now {new!r})"]
-    return []

@@ -14,13 +14,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from .. import __version__
-from ..adapter_kinds import KINDS, Kind
+from ..adapter_kinds import KINDS
+from ..config import TrainConfig
 from ..disk.json_file import is_list, is_object
 from ..disk.tensor_writer import header_bytes
 from ..families.components import Family
@@ -37,118 +39,131 @@ _IN_FOLDERS = re.compile(r"(?<![\w.])(~|[A-Za-z]:)?[/\\]{1,2}([^\s/\\]+[/\\])+")
 _ABSOLUTE_PATH = re.compile(r"(~[/\\]|/|[A-Za-z]:[/\\]|\\\\)\S.*")
 
 
+@dataclass(frozen=True)
+class Naming:
+    """What the subject is called. `name` is also the file's stem; `trigger`: what a prompt must say.
+
+    `embedding`: stem of the learned identifier's file; empty when none was learned.
+    """
+
+    name: str
+    trigger: str
+    class_word: str
+    embedding: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The checkpoint. Folders before its `name` are cut off; `digest`: hash of its weights."""
+
+    family: Family
+    name: str
+    digest: str = ""
+    prediction: str = "epsilon"
+    zero_terminal_snr: bool = False
+
+    @property
+    def file_name(self) -> str:
+        return file_name(self.name)
+
+
 def lora_metadata(
+    naming: Naming,
+    source: Source,
+    config: TrainConfig,
     *,
-    name: str,
-    trigger: str,
-    class_word: str,
-    family: Family,
-    prediction_type: str,
-    rank: int,
-    alpha: float,
-    steps: int,
-    config: Mapping[str, Any],
     captions: Sequence[str],
-    base_name: str,
-    base_digest: str = "",
-    resolution: int | tuple[int, int] | None = None,
-    zero_terminal_snr: bool = False,
-    embedding_name: str = "",
-    thumbnail: Image.Image | str | None = None,
+    steps: int,
     summary: Mapping[str, Any] | None = None,
-    author: str = "",
-    date: str = "",
 ) -> dict[str, str]:
     """The metadata of a trained LoRA.
 
     Args:
-        name: the subject's name, also the file's stem.
-        trigger: what a prompt must say.
-        alpha: as trained: the update is multiplied by alpha / rank.
-        steps: done so far; the planned number stands in `config`.
-        config: `TrainConfig.to_dict()`.
         captions: one per picture; `{subject}` in them is written as the trigger.
-        base_name: the checkpoint's name; folders before it are cut off.
-        base_digest: hash of the checkpoint's weights.
-        resolution: pixels, (width, height) or the side of a square; None: the family's own.
-        embedding_name: stem of the learned identifier's file; empty when none was learned.
-        thumbnail: a picture, or a `data:image/...` URI.
-        summary: how the run went (verdict, last gamma), plain values.
-        author, date: left out when empty; date in ISO 8601.
+        steps: done so far; the planned number stands in `config`.
+        summary: how the run went (last gamma), plain values.
     """
-    base = file_name(base_name)
-    width, height = _size(resolution or family.resolution)
-    spec = {
-        "sai_model_spec": "1.0.1",
-        "architecture": family.file_words.architecture + "/lora",
-        "implementation": family.file_words.implementation,
-        "title": name,
-        "author": author,
-        "date": date,
-        "description": _description(name, class_word, base, config, steps),
-        "resolution": f"{width}x{height}",
-        "prediction_type": "v" if prediction_type == "v_prediction" else prediction_type,
-        "trigger_phrase": trigger,
-        "usage_hint": _usage_hint(trigger, embedding_name),
-        "tags": class_word,
-        "thumbnail": thumbnail if isinstance(thumbnail, str) or thumbnail is None else _data_uri(thumbnail),
-    }
-    kohya = {
-        "base_model_version": family.file_words.base_version,
-        "v2": False,
-        "sd_model_name": base,
-        "output_name": name,
-        **{f"network_{key}": text for key, text in _kind(config).network.items()},
-        "network_dim": rank,
-        "network_alpha": float(alpha),
-        "steps": steps,
-        "resolution": f"({width}, {height})",
-        "num_train_images": len(captions),
-        "tag_frequency": _json({name: _tags(captions, trigger)}),
-        "zero_terminal_snr": zero_terminal_snr,
-        **_kohya_settings(config),
-    }
+    side = config.data.resolution or source.family.resolution
     ours = {
         "version": __version__,
-        "name": name,
-        "class_word": class_word,
-        "embedding": embedding_name,
-        "base_digest": base_digest,
-        "config": _json(_without_folders(config)),
+        "name": naming.name,
+        "class_word": naming.class_word,
+        "embedding": naming.embedding,
+        "base_digest": source.digest,
+        "config": _json(_without_folders(config.to_dict())),
         "summary": _json(_without_folders(summary)) if summary else None,
     }
-    return {**_strings("modelspec.", spec), **_strings("ss_", kohya), **_strings("apt_", ours)}
+    return {
+        **_strings("modelspec.", _spec(naming, source, config, side, steps)),
+        **_strings("ss_", _kohya(naming, source, config, side, steps)),
+        **_strings("ss_", {"num_train_images": len(captions), "tag_frequency": _tag_frequency(naming, captions)}),
+        **_strings("apt_", ours),
+    }
 
 
-def embedding_metadata(
-    *,
-    name: str,
-    trigger: str,
-    class_word: str,
-    family: Family,
-    steps: int,
-    base_name: str,
-    base_digest: str = "",
-) -> dict[str, str]:
+def embedding_metadata(naming: Naming, source: Source, *, steps: int) -> dict[str, str]:
     """The metadata of the learned identifier's file; arguments as `lora_metadata`."""
-    base = file_name(base_name)
+    name, class_word = naming.name, naming.class_word
     spec = {
         "sai_model_spec": "1.0.1",
-        "architecture": family.file_words.architecture + "/textual-inversion",
+        "architecture": source.family.file_words.architecture + "/textual-inversion",
         "implementation": "sgm",
         "title": name,
-        "description": f"The learned words of {name} ({class_word}) on {base}; belongs to the LoRA {name}.",
-        "trigger_phrase": trigger,
+        "description": f"The learned words of {name} ({class_word}) on {source.file_name}; belongs to the LoRA {name}.",
+        "trigger_phrase": naming.trigger,
         "tags": class_word,
     }
     ours = {
         "version": __version__,
         "name": name,
         "class_word": class_word,
-        "base_digest": base_digest,
+        "base_digest": source.digest,
         "steps": steps,
     }
     return {**_strings("modelspec.", spec), **_strings("apt_", ours)}
+
+
+def _spec(naming: Naming, source: Source, config: TrainConfig, side: int, steps: int) -> dict[str, Any]:
+    return {
+        "sai_model_spec": "1.0.1",
+        "architecture": source.family.file_words.architecture + "/lora",
+        "implementation": source.family.file_words.implementation,
+        "title": naming.name,
+        "description": _description(naming, source, config, steps),
+        "resolution": f"{side}x{side}",
+        "prediction_type": "v" if source.prediction == "v_prediction" else source.prediction,
+        "trigger_phrase": naming.trigger,
+        "usage_hint": _usage_hint(naming.trigger, naming.embedding),
+        "tags": naming.class_word,
+    }
+
+
+def _kohya(naming: Naming, source: Source, config: TrainConfig, side: int, steps: int) -> dict[str, Any]:
+    """What other programs know by kohya's names."""
+    optimizer, adapter = config.optimizer, config.adapter
+    return {
+        "base_model_version": source.family.file_words.base_version,
+        "v2": False,
+        "sd_model_name": source.file_name,
+        "output_name": naming.name,
+        **{f"network_{key}": text for key, text in KINDS[adapter.kind].network.items()},
+        "network_dim": adapter.rank,
+        "network_alpha": adapter.effective_alpha,
+        "network_dropout": adapter.dropout,
+        "steps": steps,
+        "max_train_steps": config.steps,
+        "resolution": f"({side}, {side})",
+        "zero_terminal_snr": source.zero_terminal_snr,
+        "seed": config.seed,
+        "learning_rate": optimizer.learning_rate,
+        "unet_lr": optimizer.learning_rate,
+        "lr_scheduler": optimizer.lr_schedule,
+        "lr_warmup_steps": optimizer.warmup_steps,
+        "optimizer": "torch.optim.AdamW" if optimizer.optimizer == "adamw" else optimizer.optimizer,
+        "total_batch_size": optimizer.batch_size,
+        "gradient_accumulation_steps": optimizer.accumulation,
+        "max_grad_norm": optimizer.max_grad_norm,
+    }
 
 
 def renamed_metadata(
@@ -224,6 +239,10 @@ def _halve_tags(metadata: dict[str, str]) -> bool:
     return True
 
 
+def _tag_frequency(naming: Naming, captions: Sequence[str]) -> str:
+    return _json({naming.name: _tags(captions, naming.trigger)})
+
+
 def _tags(captions: Sequence[str], trigger: str) -> dict[str, int]:
     """How often each comma-separated part of the captions occurs, the most frequent first."""
     parts = (part.strip() for caption in captions for part in caption.replace("{subject}", trigger).split(","))
@@ -231,35 +250,13 @@ def _tags(captions: Sequence[str], trigger: str) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _kohya_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that other programs know by kohya's names."""
-    optimizer = config.get("optimizer", {})
-    rate, chosen = optimizer.get("learning_rate"), optimizer.get("optimizer", "adamw")
-    return {
-        "max_train_steps": config.get("steps"),
-        "seed": config.get("seed"),
-        "learning_rate": rate,
-        "unet_lr": rate,
-        "lr_scheduler": optimizer.get("lr_schedule"),
-        "lr_warmup_steps": optimizer.get("warmup_steps"),
-        "optimizer": "torch.optim.AdamW" if chosen == "adamw" else chosen,
-        "total_batch_size": optimizer.get("batch_size"),
-        "gradient_accumulation_steps": optimizer.get("accumulation"),
-        "max_grad_norm": optimizer.get("max_grad_norm"),
-        "network_dropout": config.get("adapter", {}).get("dropout"),
-    }
-
-
-def _kind(config: Mapping[str, Any]) -> Kind:
-    return KINDS[config.get("adapter", {}).get("kind", "lora")]
-
-
-def _description(name: str, class_word: str, base: str, config: Mapping[str, Any], steps: int) -> str:
-    method, kind = str(config.get("method", "")), _kind(config)
-    how = METHOD_TITLES.get(method, method) or "APT Train"
+def _description(naming: Naming, source: Source, config: TrainConfig, steps: int) -> str:
+    kind = KINDS[config.adapter.kind]
+    how = METHOD_TITLES.get(config.method, config.method)
     if kind is not KINDS["lora"]:
         how += f" with {kind.title}"
-    return f"{name} ({class_word}), learned from a few pictures on {base} by {how} in {steps} steps."
+    subject = f"{naming.name} ({naming.class_word})"
+    return f"{subject}, learned from a few pictures on {source.file_name} by {how} in {steps} steps."
 
 
 def _usage_hint(trigger: str, embedding_name: str) -> str:
@@ -287,10 +284,6 @@ def _without_folders(value: Any) -> Any:
     if is_list(value):
         return [_without_folders(item) for item in value]
     return file_name(value) if isinstance(value, str) and _ABSOLUTE_PATH.fullmatch(value) else value
-
-
-def _size(resolution: int | tuple[int, int]) -> tuple[int, int]:
-    return (resolution, resolution) if isinstance(resolution, int) else resolution
 
 
 def _json(value: Any) -> str:

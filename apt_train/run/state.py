@@ -57,6 +57,11 @@ class _Stream(Protocol):
     def bank(self) -> _Bank: ...
 
 
+class _Inputs(Protocol):
+    @property
+    def subject(self) -> _Stream: ...
+
+
 class Training(Protocol):
     """What a state is taken from and put back into: training as it stands after a step."""
 
@@ -75,7 +80,7 @@ class Training(Protocol):
     def scaler(self) -> _Stateful: ...
 
     @property
-    def subject(self) -> _Stream: ...
+    def inputs(self) -> _Inputs: ...
 
 
 class Damaged(Exception):
@@ -104,7 +109,7 @@ def take_state(run: Training) -> State:
     values = {
         "step": run.steps_done,
         "indicator": run.indicator.state_dict(),
-        "variants": run.subject.bank.variants,
+        "variants": run.inputs.subject.bank.variants,
         "scaler": run.scaler.state_dict(),
         "optimizer": settings,
     }
@@ -119,7 +124,7 @@ def restore_state(run: Training, state: State) -> None:
     optimizer_state.put_back(run.optimizer, run.trainable, state.tensors, state.values.get("optimizer", {}))
     run.indicator.load_state_dict(state.values["indicator"])
     run.scaler.load_state_dict(state.values["scaler"])
-    run.subject.bank.ensure_variants(state.values["variants"])
+    run.inputs.subject.bank.ensure_variants(state.values["variants"])
     run.steps_done = state.step
 
 

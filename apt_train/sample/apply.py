@@ -12,6 +12,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..adapter import Adapter, RankByTimestep, add_adapter
+from ..config import TrainConfig
 from ..errors import InputError
 from ..families.components import Components
 from ..run.export import adapter_from_kohya
@@ -31,10 +32,8 @@ def personalized(
     components: Components,
     lora: Mapping[str, Tensor],
     embeddings: Mapping[str, Tensor] | None,
+    config: TrainConfig,
     *,
-    name: str,
-    class_word: str,
-    init_word: str = "",
     min_rank: int | None = None,
 ) -> Generator[Personalized]:
     """Inside the block the UNet carries the LoRA.
@@ -42,6 +41,7 @@ def personalized(
     Args:
         lora: in kohya names, as in `TrainResult.lora`.
         embeddings: as in `TrainResult.embeddings`; None: the plain words `name class_word` (word mode).
+        config: of the run: what it calls its subject, and the word that it began from.
         min_rank: of a T-LoRA; its ranks act by timestep inside `adapter.at_each_call(network)`.
 
     Raises:
@@ -55,8 +55,10 @@ def personalized(
         if adapter.parameters.keys() != state.keys():
             raise InputError("The LoRA does not sit on the layers that APT Train adapts: use one it wrote.")
         adapter.load(state)
-        identifier = _identifier(components, embeddings, init_word or class_word)
-        yield Personalized(Conditioner(components.text_encoders, identifier, class_word=class_word, name=name), adapter)
+        identifier = _identifier(components, embeddings, config.resolved_init_word)
+        yield Personalized(
+            Conditioner(components.text_encoders, identifier, class_word=config.class_word, name=config.name), adapter
+        )
     finally:
         adapter.remove()
 

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from ..adapter import Adapter
-from ..families.components import Components
 from ..text.captions import SUBJECT
 from ..text.conditioning import Conditioner
-from .sampler import eval_mode
+from .sampler import Sampler, eval_mode
 from .trajectories import Trajectories, Trajectory, trajectory_calls
 
 
@@ -57,29 +56,24 @@ class DriftWatch:
 
     `captions`: of the subject (`{subject}` in them), as many as there are `unrelated` prompts; `words`: what stood for
     the subject before the first step, so that an untrained model has not drifted whatever it was initialised with. Each
-    trajectory starts from fixed noise, `side` pixels square, `rows` prompts in one UNet call (guided ones count twice).
+    trajectory starts from fixed noise, the sampler's batch of prompts in one UNet call (guided ones count twice).
     They are the prior's, made at the first `measure` and kept on the CPU: two latents a point.
     """
 
     def __init__(
         self,
-        components: Components,
+        sampler: Sampler,
         adapter: Adapter,
         conditioner: Conditioner,
         captions: list[str],
         words: str,
         unrelated: list[str],
-        *,
-        side: int,
-        rows: int,
-        device: torch.device,
-        dtype: torch.dtype,
     ) -> None:
         assert len(captions) == len(unrelated) > 0, "as many of both kinds"
-        self._components, self._adapter, self._conditioner = components, adapter, conditioner
+        self._sampler, self._adapter, self._conditioner = sampler, adapter, conditioner
         self._tuned = captions + unrelated
         self._prior = [caption.replace(SUBJECT, words) for caption in captions] + unrelated
-        self._trajectories, self._rows = Trajectories(components, side, device, dtype), rows
+        self._trajectories, self._rows = Trajectories(sampler), sampler.batch_size
         self._made: list[tuple[range, Trajectory]] = []
 
     @property
@@ -98,7 +92,7 @@ class DriftWatch:
     def measure(self) -> Drift:
         """Of the adapter and the identifier as they are now; weights, modes and random draws stay as they are."""
         total = len(self._tuned)
-        with eval_mode(self._components.unet):
+        with eval_mode(self._sampler.components.unet):
             if not self._made:
                 with self._adapter.disabled():
                     self._made = [self._make(range(total)[k : k + self._rows]) for k in range(0, total, self._rows)]

@@ -10,6 +10,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from ..text.conditioning import Conditioning
 
 Notice = Callable[[str], None]
+Predict = Callable[[Tensor, "int | Tensor"], Tensor]  # (noisy latents, timestep) -> the network's own prediction
 
 
 class PromptEncoder(Protocol):
@@ -35,79 +37,101 @@ class PromptEncoder(Protocol):
     def encode(self, captions: list[str], *, tuned: bool) -> Conditioning: ...
 
 
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are drawn. `guidance`: classifier-free; at most 1 means none."""
+
+    seed: int
+    steps: int
+    guidance: float
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws with a model as it stands, with the adapter as it is on the UNet.
+
+    Args:
+        size: (height, width) of the pictures in pixels, multiples of the VAE's factor.
+        dtype: what the UNet computes in; the latents stay float32.
+        batch_size: pictures in one UNet call. The noise of picture k depends on (seed, k) alone; with batches of 1
+            so does the picture, to the bit.
+        on_notice: hears about pictures that are not numbers (they come back grey).
+    """
+
+    components: Components
+    size: tuple[int, int]
+    device: torch.device | str
+    dtype: torch.dtype
+    batch_size: int = 1
+    on_notice: Notice = _warn
+
+    def draw(self, conditioning: Conditioning, unconditional: Conditioning, drawing: Drawing) -> list[Image.Image]:
+        """One picture per row of `conditioning`. `unconditional`: one row for all, or one per picture."""
+        schedule, count = self.components.schedule, len(conditioning.hidden)
+        shape = latent_shape(self.components, *self.size)
+        times = schedule.sampling_timesteps(drawing.steps)
+        pictures: list[Image.Image] = []
+        with torch.no_grad(), eval_mode(self.components.unet):
+            for first in range(0, count, self.batch_size):
+                rows = range(first, min(first + self.batch_size, count))
+                predict = self.predictor(conditioning, unconditional, drawing.guidance, rows)
+                noise = torch.stack([initial_noise(drawing.seed, k, shape) for k in rows])
+                latents = denoise(schedule, predict, noise.to(self.device), times)
+                pictures += _decode(self.components, latents, rows, self.on_notice)
+        return pictures
+
+    def predictor(
+        self, conditioning: Conditioning, unconditional: Conditioning, guidance: float = 1.0, rows: range | None = None
+    ) -> Predict:
+        """The network with text (`rows` of it; None: all), sizes and guidance filled in.
+
+        One timestep for all rows, or where `guidance` is at most 1 also one each, int64 (N,); `unconditional` is not
+        read there.
+        """
+        guide = guidance > 1
+        some = range(len(conditioning.hidden)) if rows is None else rows
+        hidden, pooled = _text(conditioning, unconditional if guide else None, some)
+        sizes = [(*self.size, 0, 0, *self.size)] * len(hidden)
+        geometry = torch.tensor(sizes, device=self.device, dtype=torch.float32)
+        pooled = None if pooled is None else pooled.to(self.device, self.dtype)
+        text = TextInput(hidden.to(self.device, self.dtype), pooled, geometry)
+        network, unet = self.components.network, self.components.unet
+
+        def predict(latents: Tensor, timestep: int | Tensor) -> Tensor:
+            doubled = torch.cat([latents, latents]) if guide else latents
+            time = torch.as_tensor(timestep, device=self.device)
+            prediction = network.predict(unet, doubled, time, text, self.dtype)
+            if not guide:
+                return prediction
+            without, with_text = prediction.chunk(2)
+            return without + guidance * (with_text - without)
+
+        return predict
+
+
 def previews(
-    components: Components,
+    sampler: Sampler,
     adapter: Adapter,
     conditioner: PromptEncoder,
     prompts: list[str],
-    *,
-    seed: int,
-    steps: int,
-    guidance: float,
-    height: int,
-    width: int,
-    device: torch.device | str,
-    dtype: torch.dtype,
+    drawing: Drawing,
     prior: list[Image.Image] | None = None,
-    on_notice: Notice | None = None,
 ) -> tuple[list[Image.Image], list[Image.Image]]:
     """Prior and tuned pictures of the same prompts (holding `{subject}`) from the same noise: a PreviewEvent's.
 
     The prior's are drawn with the adapter off and the class word in the subject's place. They stay the same through
     a run: pass those of an earlier call as `prior` and they are not drawn again.
     """
-
-    def draw(conditioning: Conditioning) -> list[Image.Image]:
-        return sample(
-            components, conditioning, unconditional, seed=seed, steps=steps, guidance=guidance, height=height,
-            width=width, device=device, dtype=dtype, on_notice=on_notice,
-        )  # fmt: skip
-
     with torch.no_grad():
         unconditional = conditioner.encode([""], tuned=False)
         if prior is None:
             with adapter.disabled():
-                prior = draw(conditioner.encode(prompts, tuned=False))
-        return prior, draw(conditioner.encode(prompts, tuned=True))
-
-
-def sample(
-    components: Components,
-    conditioning: Conditioning,
-    unconditional: Conditioning,
-    *,
-    seed: int,
-    steps: int,
-    guidance: float,
-    height: int,
-    width: int,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    batch_size: int = 1,
-    on_notice: Notice | None = None,
-) -> list[Image.Image]:
-    """One picture per row of `conditioning`, with the adapter as it is on the UNet.
-
-    Args:
-        unconditional: one row for all, or one per picture; not read where `guidance` is at most 1.
-        guidance: classifier-free guidance scale; at most 1 means none.
-        height, width: pixels, multiples of the VAE's factor.
-        dtype: what the UNet computes in; the latents stay float32.
-        batch_size: pictures in one UNet call. The noise of picture k depends on (seed, k) alone; with batches of 1
-            so does the picture, to the bit.
-        on_notice: hears about pictures that are not numbers (they come back grey); None: a Python warning.
-    """
-    shape = latent_shape(components, height, width)
-    times = components.schedule.sampling_timesteps(steps)
-    pictures: list[Image.Image] = []
-    with torch.no_grad(), eval_mode(components.unet):
-        for first in range(0, len(conditioning.hidden), batch_size):
-            rows = range(first, min(first + batch_size, len(conditioning.hidden)))
-            predict = guided(components, conditioning, unconditional, rows, guidance, (height, width), device, dtype)
-            noise = torch.stack([initial_noise(seed, k, shape) for k in rows])
-            latents = denoise(components.schedule, predict, noise.to(device), times)
-            pictures += _decode(components, latents, rows, on_notice)
-    return pictures
+                prior = sampler.draw(conditioner.encode(prompts, tuned=False), unconditional, drawing)
+        return prior, sampler.draw(conditioner.encode(prompts, tuned=True), unconditional, drawing)
 
 
 def initial_noise(seed: int, index: int, shape: tuple[int, int, int]) -> Tensor:
@@ -148,37 +172,6 @@ def latent_shape(components: Components, height: int, width: int) -> tuple[int, 
     return components.network.latent_channels(components.unet), height // factor, width // factor
 
 
-def guided(
-    components: Components,
-    conditioning: Conditioning,
-    unconditional: Conditioning,
-    rows: range,
-    guidance: float,
-    size: tuple[int, int],
-    device: torch.device | str,
-    dtype: torch.dtype,
-) -> Callable[[Tensor, int | Tensor], Tensor]:
-    """The network with text, sizes and guidance filled in: (noisy latents, timestep) -> prediction.
-
-    One timestep for all rows, or where `guidance` is at most 1 also one each, int64 (N,).
-    """
-    guide = guidance > 1
-    hidden, pooled = _text(conditioning, unconditional if guide else None, rows)
-    geometry = torch.tensor([(*size, 0, 0, *size)] * len(hidden), device=device, dtype=torch.float32)
-    text = TextInput(hidden.to(device, dtype), None if pooled is None else pooled.to(device, dtype), geometry)
-
-    def predict(latents: Tensor, timestep: int | Tensor) -> Tensor:
-        doubled = torch.cat([latents, latents]) if guide else latents
-        time = torch.as_tensor(timestep, device=device)
-        prediction = components.network.predict(components.unet, doubled, time, text, dtype)
-        if not guide:
-            return prediction
-        without, with_text = prediction.chunk(2)
-        return without + guidance * (with_text - without)
-
-    return predict
-
-
 def _text(conditioning: Conditioning, unconditional: Conditioning | None, rows: range) -> tuple[Tensor, Tensor | None]:
     """Hidden states and pooled vectors of the given rows, the unconditional ones first where there are any."""
     hidden, pooled = conditioning.hidden[rows.start : rows.stop], conditioning.pooled
@@ -200,7 +193,7 @@ def _rows(tensor: Tensor, rows: range) -> Tensor:
     return tensor.expand(len(rows), *tensor.shape[1:]) if len(tensor) == 1 else tensor[rows.start : rows.stop]
 
 
-def _decode(components: Components, latents: Tensor, rows: range, on_notice: Notice | None) -> list[Image.Image]:
+def _decode(components: Components, latents: Tensor, rows: range, on_notice: Notice) -> list[Image.Image]:
     """Latents -> pictures, one by one: half the memory's peak, and the same picture in any batch."""
     pictures: list[Image.Image] = []
     for k, latent in zip(rows, latents, strict=True):
@@ -209,7 +202,7 @@ def _decode(components: Components, latents: Tensor, rows: range, on_notice: Not
             blame = "the VAE overflows: load it in float32 or bfloat16" if bool(latent.isfinite().all()) else (
                 "the UNet's latents overflowed: use bf16 or fp32 precision, or go back to an earlier snapshot"
             )  # fmt: skip
-            (on_notice or _warn)(f"Sample picture {k} is not a number and is shown grey; {blame}.")
+            on_notice(f"Sample picture {k} is not a number and is shown grey; {blame}.")
             image = torch.zeros_like(image)
         pictures.append(to_picture(image))
     return pictures
@@ -225,7 +218,3 @@ def from_pictures(pictures: Sequence[Image.Image]) -> Tensor:
     """Pictures of one size -> float (N, 3, H, W) in [-1, 1]; the way back of `to_picture`."""
     pixels = numpy.stack([numpy.asarray(picture.convert("RGB")) for picture in pictures])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=2)

@@ -8,17 +8,15 @@ numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..families.components import Components
 from ..text.conditioning import Conditioner
-from .sampler import denoise, guided, initial_noise, latent_shape
+from .sampler import Predict, Sampler, denoise, initial_noise, latent_shape
 
-Predict = Callable[[Tensor, int | Tensor], Tensor]  # (noisy latents, timestep) -> the model's own prediction
 # Of N prompts, by point: its timestep, the noisy latents and the prior's epsilon, (N, C, h, w).
 Trajectory = list[tuple[int, Tensor, Tensor]]
 
@@ -34,20 +32,18 @@ def trajectory_calls() -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Of a model as it stands: squares of `side` pixels, on a device, computed in `dtype`."""
+    """Of a model as it stands, at the size and on the device of its sampler."""
 
-    components: Components
-    side: int
-    device: torch.device
-    dtype: torch.dtype
+    sampler: Sampler
 
     def of(self, conditioner: Conditioner, texts: list[str], noises: Sequence[int]) -> Trajectory:
         """The guided one of these prompts, each from the noise of that number; kept on the CPU.
 
         To be called while the model is the prior.
         """
-        shape, schedule = latent_shape(self.components, self.side, self.side), self.components.schedule
-        noise = torch.stack([initial_noise(SEED, k, shape) for k in noises]).to(self.device)
+        components = self.sampler.components
+        shape, schedule = latent_shape(components, *self.sampler.size), components.schedule
+        noise = torch.stack([initial_noise(SEED, k, shape) for k in noises]).to(self.sampler.device)
         steered = self.predictor(conditioner, texts, tuned=False, guidance=GUIDANCE)
         times = schedule.sampling_timesteps(STEPS)
         seen: list[Tensor] = []
@@ -70,12 +66,11 @@ class Trajectories:
     def predictor(self, conditioner: Conditioner, texts: list[str], *, tuned: bool, guidance: float = 1.0) -> Predict:
         """The network with these texts filled in."""
         text = conditioner.encode(texts, tuned=tuned)
-        nothing = conditioner.encode([""], tuned=False)
-        size, rows = (self.side, self.side), range(len(texts))
-        return guided(self.components, text, nothing, rows, guidance, size, self.device, self.dtype)
+        return self.sampler.predictor(text, conditioner.encode([""], tuned=False), guidance)
 
     def _epsilon(self, predict: Predict, noisy: Tensor, time: int) -> Tensor:
         """The noise that the prediction stands for, float32 on the CPU."""
-        latents = noisy.to(self.device)
-        times = torch.full((len(latents),), time, device=self.device)
-        return self.components.schedule.to_epsilon(predict(latents, time), latents, times).float().cpu()
+        latents = noisy.to(self.sampler.device)
+        times = torch.full((len(latents),), time, device=self.sampler.device)
+        schedule = self.sampler.components.schedule
+        return schedule.to_epsilon(predict(latents, time), latents, times).float().cpu()

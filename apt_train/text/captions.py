@@ -117,3 +117,8 @@ def _pattern(words: str) -> str:
 def _bounded(pattern: str) -> re.Pattern[str]:
     """The pattern as whole words: names may hold hyphens, so a hyphen continues a word."""
     return re.compile(rf"(?<![\w-])(?:{pattern})(?![\w-])", re.IGNORECASE)
+
+
+def preview_captions(config: TrainConfig) -> list[str]:
+    """The preview prompts with `{subject}` wherever they name it."""
+    return [mark_subject(prompt, name=config.name, class_word=config.class_word) for prompt in config.sampled_prompts]

@@ -13,7 +13,7 @@ from ..run.attention_file import AttentionMaps, write_maps
 from ..sample.attention import merge_layers
 from ..sample.sampler import eval_mode
 from .capture import Capture, attention_maps
-from .setup import Run
+from .running import Run
 
 
 def write_attention(run: Run, path: Path) -> None:
@@ -33,21 +33,21 @@ def probe(run: Run, image: int = 0) -> AttentionMaps:
         with run.adapter.disabled():
             prior, labels = _maps(run, sample, tuned=False)
         tuned, _ = _maps(run, sample, tuned=True)
-    return AttentionMaps(prior, tuned, labels, run.subject.example)
+    return AttentionMaps(prior, tuned, labels, run.inputs.subject.example)
 
 
 def _middle_sample(run: Run, image: int) -> Sample:
-    shape = run.subject.bank.latent_shape(image)
+    shape = run.inputs.subject.bank.latent_shape(image)
     posterior, noise = torch.randn(2, *shape, generator=generator(run.config.seed, "attention", image))
     middle = run.components.schedule.num_timesteps // 2
-    return Sample(middle, image, 0, run.subject.bank.latent(image, 0, posterior), noise, None)
+    return Sample(middle, image, 0, run.inputs.subject.bank.latent(image, 0, posterior), noise, None)
 
 
 def _maps(run: Run, sample: Sample, *, tuned: bool) -> tuple[Tensor, list[str]]:
     components = run.components
-    batch = collate([sample], run.subject.captions, run.subject.size_ids, run.device)
+    batch = collate([sample], run.inputs.subject.captions, run.inputs.subject.size_ids, run.device)
     noisy = components.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-    conditioning = run.conditioner.encode(batch.captions, tuned=tuned)
+    conditioning = run.inputs.conditioner.encode(batch.captions, tuned=tuned)
     with Capture(components.network, components.unet, attention=[run.config.apt.attn_layers]).record() as captured:
         run.training_step.predict(noisy, batch, conditioning)
     maps = attention_maps(captured, conditioning.columns, conditioning.num_columns)

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 
 from ..adapter import Adapter, RankByTimestep, add_adapter
-from ..config import TrainConfig
 from ..data.batch import Batch
 from ..families.components import Components
 from ..families.storage import stored_in_fp8
@@ -22,53 +19,10 @@ from ..text.conditioning import Conditioner
 from ..text.identifier import Identifier
 from .indicator import OverfitIndicator
 from .live_bytes import META, LiveBytes, fused_attention, gradients_left_out, on_meta, weight_bytes
-from .objective import Objective
+from .memory import Memory, Setting
 from .step import TrainingStep
 
 SMALL = 100_000_000  # bytes of weights: whoever can load this can train it, and the pass takes its time
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes. `weights`: what stays on the device; `adapter`: it with its gradients and the optimizer's moments.
-
-    `step`: what else is alive at the worst moment of a step. `vae`: it and what it keeps while it encodes or decodes a
-    picture between the steps; None: it does neither then, or its owner looks after that.
-    """
-
-    weights: int
-    adapter: int
-    step: int
-    vae: int | None = None
-
-    @property
-    def in_step(self) -> int:
-        return self.weights + self.adapter + self.step
-
-    @property
-    def beside_vae(self) -> int:
-        return 0 if self.vae is None else self.weights + self.adapter + self.vae
-
-    @property
-    def peak(self) -> int:
-        """Without what the device's own library takes."""
-        return max(self.in_step, self.beside_vae)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Of the run whose memory is estimated: what it is trained in, on pictures of which side, recomputing or not.
-
-    `encoders_aside`: the text encoders are on the device only while they work.
-    """
-
-    config: TrainConfig
-    objective: Objective
-    device: torch.device
-    dtype: torch.dtype
-    side: int
-    checkpoints: bool
-    encoders_aside: bool = False
 
 
 def estimated(components: Components, setting: Setting) -> Memory | None:
@@ -178,18 +132,3 @@ def _batch(components: Components, setting: Setting) -> Batch:
     timesteps = torch.zeros(count, dtype=torch.int64, device=META)
     captions = [setting.config.data.caption_template] * count
     return Batch(latents, torch.zeros_like(latents), timesteps, captions, None, torch.zeros(count, 6, device=META))
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Of a device's memory, for us; None: it does not say."""
-    if device.type == "cpu":
-        return int(psutil.virtual_memory().available)
-    if device.type != "cuda":
-        return None
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def fits(memory: Memory, free: int) -> bool:
-    """With room for what is not counted: the device's own library, workspaces, and gaps between tensors (ours)."""
-    return memory.peak * 1.1 + 700_000_000 <= free

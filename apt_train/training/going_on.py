@@ -8,7 +8,7 @@ from ..run.folder import RunFolder
 from ..run.snapshot import drop_old_states, read_newest_state, set_aside_newer
 from ..run.state import check_state, most_state_bytes, restore_state
 from .listener import Listener
-from .setup import Run
+from .running import Run
 
 
 def go_on(run: Run, folder: RunFolder, listener: Listener) -> None:

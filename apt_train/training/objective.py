@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 
-from ..config import TrainConfig
+from torch import nn
+
+from ..config import Layers, TrainConfig
+from ..errors import InputError
+from ..families.network import Network
 from .terms import Denoising, Term, terms_of
 
 
@@ -38,3 +43,22 @@ def objective_of(config: TrainConfig) -> Objective:
         p_max=apt.p_max,
         mask_fill=is_apt and apt.mask_fill,
     )
+
+
+def check_layers(objective: Objective, network: Network, unet: nn.Module) -> None:
+    """InputError: a network may have no attention in the part that a term looks at."""
+    for term in objective.terms:
+        for setting, read, layers in _read_by(network, term):
+            if not read(unet, layers):
+                raise InputError(
+                    f"{setting} is {layers}, but this model has no attention there: choose all, or switch "
+                    f"{term.name} off."
+                )
+
+
+def _read_by(network: Network, term: Term) -> Iterator[tuple[str, Callable[[nn.Module, Layers], Sized], Layers]]:
+    """The setting of what a term reads, who finds the layers, and in which part of the network."""
+    if term.features:
+        yield "dist_layers", network.features, term.features
+    if term.attention:
+        yield "attn_layers", network.attention, term.attention

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
-from ..errors import InputError
 from ..events import NoticeEvent
-from ..paths import expanded
 from ..run.folder import RunFolder
 from ..run.preview_files import drop_newer_previews
 from ..sample.drift import unrelated_prompts
@@ -22,15 +19,6 @@ from .going_on import go_on
 from .listener import Listener
 from .outcome import Outcome
 from .stopping import measured_in
-
-
-def open_folder(output_dir: str | Path | None, name: str, resume: bool) -> RunFolder | None:
-    if output_dir is None:
-        if resume:
-            raise InputError("resume needs the folder of the run to go on with: give output_dir.")
-        return None
-    path = expanded(output_dir, "The output folder")
-    return RunFolder.open_existing(path, name) if resume else RunFolder.open_new(path, name)
 
 
 def held(folder: RunFolder | None) -> contextlib.AbstractContextManager[None]:

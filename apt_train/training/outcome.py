@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..events import StepEvent
 from ..run.folder import RunFolder
-from .setup import Run
+from .running import Run
 from .stopping import Ending, ending
 
 

@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
 
-from ..config import Layers, TrainConfig
+from ..config import TrainConfig
 from ..data.dataset import ImageSet
 from ..errors import InputError
 from ..events import PlanEvent
 from ..families.components import Components
-from ..families.network import Network
 from ..families.precision import DTYPES, resolve_dtype
-from ..run.content_parts import content_parts
-from ..run.folder import content_hash
+from ..run.content import content_hash, content_parts
 from ..sample.drift import unrelated_prompts
-from ..text.captions import mark_subject
-from .estimate import Memory, Setting, estimated, fits, free_bytes
-from .objective import Objective, objective_of
-from .terms import Term
+from .estimate import estimated
+from .memory import Memory, Setting, fits, free_bytes
+from .objective import Objective, check_layers, objective_of
 
 ENCODERS_ASIDE = (
     "The text encoders wait in main memory and come to the device twice a step, as it has no room for them all the "
@@ -154,20 +150,10 @@ class Plan:
 
     def check(self) -> None:
         """InputError: what would end a run that has trained for hours, or cannot be trained at all."""
-        self._check_layers()
+        check_layers(self.objective, self.components.network, self.components.unet)
         most, given = self.components.schedule.num_timesteps, self.config.output.preview_steps
         if self.config.output.preview_every and given > most:
             raise InputError(f"preview_steps is {given}, but this model's schedule has {most}: give {most} or fewer.")
-
-    def _check_layers(self) -> None:
-        """A network may have no attention in the part that a term looks at."""
-        for term in self.objective.terms:
-            for setting, read, layers in _read_by(self.components.network, term):
-                if not read(self.components.unet, layers):
-                    raise InputError(
-                        f"{setting} is {layers}, but this model has no attention there: choose all, or switch "
-                        f"{term.name} off."
-                    )
 
 
 def plan_run(
@@ -185,19 +171,6 @@ def plan_run(
     _refuse_ranks()
     place = resolve_device(device)
     return Plan(components, images, prior_images, config, place, resolve_dtype(config.precision, place))
-
-
-def preview_captions(config: TrainConfig) -> list[str]:
-    """The preview prompts with `{subject}` wherever they name it."""
-    return [mark_subject(prompt, name=config.name, class_word=config.class_word) for prompt in config.sampled_prompts]
-
-
-def _read_by(network: Network, term: Term) -> Iterator[tuple[str, Callable[[nn.Module, Layers], Sized], Layers]]:
-    """The setting of what a term reads, who finds the layers, and in which part of the network."""
-    if term.features:
-        yield "dist_layers", network.features, term.features
-    if term.attention:
-        yield "attn_layers", network.attention, term.attention
 
 
 def _refuse_ranks() -> None:

@@ -1,19 +1,22 @@
 """Where a run stands with its device's memory: a rung down when there is too little, a word when it spills over.
 
-In: what counts as out of memory, the step down, the pace of the steps. Not in: estimating (`estimate`).
+In: what counts as out of memory and how it is said, the step down, the steps' pace. Not in: estimating (`estimate`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import statistics
 from collections import deque
+from collections.abc import Generator
 
 import torch
 
+from ..errors import InputError
 from ..text.conditioning import put_aside
 from .plan import ENCODERS_ASIDE
-from .setup import Run
+from .running import Run
 
 # Linux, Windows, accelerators, cuBLAS.
 _ALLOCATION_FAILED = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
@@ -95,3 +98,20 @@ class Pace:
         slow = len(self._recent) == _FEW and statistics.median(self._recent) > 10 * statistics.median(self._first)
         self._watches = not slow
         return slow
+
+
+@contextlib.contextmanager
+def memory_in_words() -> Generator[None]:
+    """Running out of memory is something a user can act on."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(_OUT_OF_MEMORY) from error
+
+
+_OUT_OF_MEMORY = (
+    "Out of memory: lower the resolution or the batch size (raise accumulation instead), turn gradient checkpointing "
+    "on, or lower the rank."
+)

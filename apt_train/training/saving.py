@@ -17,12 +17,12 @@ from ..disk.files import flush
 from ..names import LOG, STATE_VALUES, embedding_stem, step_folder
 from ..run.export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
 from ..run.folder import RunFolder, check_folder
-from ..run.metadata import embedding_metadata, lora_metadata
+from ..run.metadata import Naming, Source, embedding_metadata, lora_metadata
 from ..run.snapshot import is_intact, write_snapshot
 from ..run.state import take_state
 from ..text.captions import trigger_text
 from .outcome import Outcome
-from .setup import Run
+from .running import Run
 
 Tensors = dict[str, Tensor]
 Writers = dict[Path, Callable[[Path], None]]
@@ -68,7 +68,7 @@ def _writers(run: Run, folder: RunFolder, lora: Tensors, embeddings: Tensors | N
     """What writes LoRA and embedding, by where they lie at the end."""
     writers: Writers = {folder.lora: partial(_write_lora, run, lora)}
     if embeddings is not None:
-        metadata = embedding_metadata(**_shared_metadata(run))
+        metadata = embedding_metadata(_naming(run), _source(run), steps=run.steps_done)
         writers[folder.embedding] = lambda path: save_embedding(path, embeddings, metadata)
     return writers
 
@@ -82,7 +82,7 @@ def current_lora(run: Run) -> Tensors:
 
 def current_embeddings(run: Run) -> Tensors | None:
     """The learned rows as they stand; None: there are none."""
-    return run.identifier.embeddings() if run.identifier is not None else None
+    return run.inputs.identifier.embeddings() if run.inputs.identifier is not None else None
 
 
 def _write_lora(run: Run, lora: Tensors, path: Path) -> None:
@@ -91,30 +91,24 @@ def _write_lora(run: Run, lora: Tensors, path: Path) -> None:
 
 
 def _lora_metadata(run: Run) -> dict[str, str]:
-    config, components = run.config, run.components
+    gamma = [round(float(value), 4) for value in run.indicator.gamma]
     return lora_metadata(
-        **_shared_metadata(run),
-        prediction_type=components.schedule.prediction,
-        rank=config.adapter.rank,
-        alpha=config.adapter.effective_alpha,
-        config=config.to_dict(),
-        captions=run.subject.captions,
-        resolution=config.data.resolution or None,
-        zero_terminal_snr=components.schedule.zero_terminal_snr,
-        embedding_name=embedding_stem(config.name) if run.identifier is not None else "",
-        summary={"gamma": [round(float(value), 4) for value in run.indicator.gamma]},
+        _naming(run),
+        _source(run),
+        run.config,
+        captions=run.inputs.subject.captions,
+        steps=run.steps_done,
+        summary={"gamma": gamma},
     )
 
 
-def _shared_metadata(run: Run) -> dict[str, Any]:
-    """What the LoRA's and the embedding's metadata have in common."""
-    config, components = run.config, run.components
-    return {
-        "name": config.name,
-        "trigger": trigger_text(config.name, config.class_word, config.identifier_mode),
-        "class_word": config.class_word,
-        "family": components.family,
-        "steps": run.steps_done,
-        "base_name": components.source,
-        "base_digest": components.digest,
-    }
+def _naming(run: Run) -> Naming:
+    config = run.config
+    trigger = trigger_text(config.name, config.class_word, config.identifier_mode)
+    learned = run.inputs.identifier is not None
+    return Naming(config.name, trigger, config.class_word, embedding_stem(config.name) if learned else "")
+
+
+def _source(run: Run) -> Source:
+    model, schedule = run.components, run.components.schedule
+    return Source(model.family, model.source, model.digest, schedule.prediction, schedule.zero_terminal_snr)

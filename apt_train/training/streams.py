@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..data.augment import zoom_limit
+from ..data.augment import Augmentation, zoom_limit
 from ..data.batch import Batch, collate, draw_samples, size_ids_of
 from ..data.buckets import bucket_multiple, bucket_notes, prepare
 from ..data.dataset import ImageSet
-from ..data.latent_bank import LatentBank, OnEncode
+from ..data.latent_bank import Encoder, LatentBank, OnEncode
 from ..families.components import Components
 from ..text.captions import class_caption, subject_captions
 from .plan import Plan
@@ -24,36 +24,25 @@ from .plan import Plan
 
 @dataclass
 class Stream:
-    """Pictures with their latents and captions, and the draws from them."""
+    """Pictures with their latents and captions, and the draws from them.
 
-    name: str  # enters the draws, so that two streams draw apart
+    `name` enters the draws with the run's `seed`, so that two streams draw apart. `mask_fill`: the fill counts nothing.
+    """
+
+    name: str
+    seed: int
+    num_timesteps: int
+    mask_fill: bool
     bank: LatentBank
     captions: list[str]
     size_ids: list[list[float]]
     example: Tensor  # the first picture as trained on, uint8 (3, H, W), for the attention figure
 
-    def draw(
-        self,
-        p_aug: Tensor,
-        *,
-        count: int,
-        batch_size: int,
-        num_timesteps: int,
-        seed: int,
-        step: int,
-        mask_fill: bool,
-        device: torch.device,
-    ) -> list[Batch]:
+    def draw(self, p_aug: Tensor, step: int, *, count: int, batch_size: int, device: torch.device) -> list[Batch]:
         """The batches of one optimizer step: `count` samples, `batch_size` at a time."""
+        key = (self.seed, self.name, step)
         samples = draw_samples(
-            self.bank,
-            p_aug,
-            count=count,
-            num_timesteps=num_timesteps,
-            seed=seed,
-            step=step,
-            stream=self.name,
-            mask_fill=mask_fill,
+            self.bank, p_aug, key, count=count, num_timesteps=self.num_timesteps, mask_fill=self.mask_fill
         )
         chunks = [samples[i : i + batch_size] for i in range(0, count, batch_size)]
         return [collate(chunk, self.captions, self.size_ids, device) for chunk in chunks]
@@ -80,22 +69,36 @@ def _stream(
     prepared = prepare(images, resolution, multiple)
     for note in bucket_notes(prepared):
         notify(note)
+    variants = config.apt.augment_variants if name == "subject" else 0
     bank = LatentBank(
-        prepared,
-        components.encode,
-        seed=config.seed,
-        kinds=config.apt.augment_kinds,
-        max_zoom=zoom_limit(config.apt.max_zoom, resolution // components.family.vae_factor),
-        max_degrees=config.apt.max_degrees,
-        fill=config.apt.augment_fill,
-        max_variants=config.apt.augment_variants if name == "subject" else 0,
-        vae_factor=components.family.vae_factor,
-        on_device=lambda: vae_on(components, plan.device, alone=plan.sets_aside),
-        on_encode=busy,
+        prepared, _encoder(plan), _augmentation(plan), seed=config.seed, max_variants=variants, on_encode=busy
     )
     bank.encode_plain()
-    example = ((prepared[0].image + 1) * 127.5).round().to(torch.uint8)
-    return Stream(name, bank, captions, [size_ids_of(picture) for picture in prepared], example)
+    return Stream(
+        name,
+        config.seed,
+        components.schedule.num_timesteps,
+        plan.objective.mask_fill,
+        bank,
+        captions,
+        size_ids=[size_ids_of(picture) for picture in prepared],
+        example=((prepared[0].image + 1) * 127.5).round().to(torch.uint8),
+    )
+
+
+def _encoder(plan: Plan) -> Encoder:
+    components = plan.components
+    return Encoder(
+        components.encode,
+        components.family.vae_factor,
+        on_device=lambda: vae_on(components, plan.device, alone=plan.sets_aside),
+    )
+
+
+def _augmentation(plan: Plan) -> Augmentation:
+    apt = plan.config.apt
+    zoom = zoom_limit(apt.max_zoom, plan.side // plan.components.family.vae_factor)
+    return Augmentation(apt.augment_kinds, zoom, apt.max_degrees, apt.augment_fill)
 
 
 @contextlib.contextmanager

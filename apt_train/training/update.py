@@ -1,6 +1,6 @@
 """One optimizer step: draw, accumulate gradients, clip, move the weights, commit the indicator.
 
-In: what happens between two states that can be resumed from. Not in: the losses (step.py), the run around it (loop.py).
+In: what happens between two states that can be resumed from. Not in: the losses (step.py), when one is due (loop.py).
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from ..data.batch import Batch
 from ..errors import InputError
 from ..rng import seeded
 from .room import is_out_of_memory
-from .setup import Run
+from .running import Run
 from .step import StepOutput
+from .streams import Stream
 
 
 class TrainingDiverged(InputError):
@@ -110,7 +111,7 @@ def _augmentation_chance(run: Run) -> Tensor:
 
 def _grow_bank(run: Run, p_aug: Tensor) -> None:
     """InputError: there is no room for the VAE beside the UNet, which a smaller step would not change."""
-    bank = run.subject.bank
+    bank = run.inputs.subject.bank
     try:
         bank.ensure_variants(bank.wanted_variants(float(p_aug.max()), run.objective.p_max))
     except (RuntimeError, MemoryError) as error:
@@ -123,27 +124,20 @@ def _grow_bank(run: Run, p_aug: Tensor) -> None:
 
 
 def _draw(run: Run, p_aug: Tensor) -> list[Batch]:
-    return run.subject.draw(p_aug, **_draw_arguments(run))
+    return _drawn(run, run.inputs.subject, p_aug)
 
 
 def _draw_preservation(run: Run) -> list[Batch]:
     """Prior-preservation pictures are never augmented."""
-    if run.preservation is None:
+    if run.inputs.preservation is None:
         return []
-    return run.preservation.draw(torch.zeros(1), **_draw_arguments(run))
+    return _drawn(run, run.inputs.preservation, torch.zeros(1))
 
 
-def _draw_arguments(run: Run) -> dict[str, Any]:
-    settings = run.config.optimizer
-    return {
-        "count": settings.batch_size * settings.accumulation,
-        "batch_size": settings.batch_size,
-        "num_timesteps": run.components.schedule.num_timesteps,
-        "seed": run.config.seed,
-        "step": run.steps_done,
-        "mask_fill": run.objective.mask_fill,
-        "device": run.device,
-    }
+def _drawn(run: Run, stream: Stream, p_aug: Tensor) -> list[Batch]:
+    size = run.config.optimizer.batch_size
+    count = size * run.config.optimizer.accumulation
+    return stream.draw(p_aug, run.steps_done, count=count, batch_size=size, device=run.device)
 
 
 def _subject_pass(run: Run, batch: Batch) -> StepOutput:
@@ -190,8 +184,8 @@ def _update(run: Run) -> None:
     run.updating = True
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    if run.identifier is not None:
-        run.identifier.renormalize()
+    if run.inputs.identifier is not None:
+        run.inputs.identifier.renormalize()
     run.indicator.commit()
     run.steps_done += 1
     run.updating = False

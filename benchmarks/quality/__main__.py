@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from apt_train.config import AptConfig
-from apt_train.demo.demo import MODEL
+from apt_train.demo.recipe import MODEL
 from apt_train.errors import InputError
 
 from .grid import Grid

@@ -10,7 +10,7 @@ from PIL import Image
 
 from apt_train.adapter import check_no_adapter
 from apt_train.families.components import Components
-from apt_train.sample.sampler import sample
+from apt_train.sample.sampler import Drawing, Sampler
 from apt_train.text.conditioning import Conditioner
 from apt_train.training.streams import vae_on
 
@@ -23,19 +23,9 @@ def draw_pictures(
     """One picture per prompt; picture k starts from the noise of (seed, k)."""
     side = components.family.resolution
     with torch.no_grad(), vae_on(components, conditioner.device):
-        return sample(
-            components,
-            conditioner.encode(list(texts), tuned=tuned),
-            conditioner.encode([""], tuned=False),
-            seed=seed,
-            steps=task.sampling_steps,
-            guidance=task.guidance,
-            height=side,
-            width=side,
-            device=conditioner.device,
-            dtype=components.unet.dtype,
-            batch_size=task.sampling_batch,
-        )
+        text, nothing = conditioner.encode(list(texts), tuned=tuned), conditioner.encode([""], tuned=False)
+        sampler = Sampler(components, (side, side), conditioner.device, components.unet.dtype, task.sampling_batch)
+        return sampler.draw(text, nothing, Drawing(seed, task.sampling_steps, task.guidance))
 
 
 def prior_pictures(

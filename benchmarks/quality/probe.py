@@ -15,10 +15,10 @@ from PIL import ImageOps
 from torch import Tensor
 
 from apt_train.config import AptConfig
-from apt_train.data.augment import PUBLISHED_ZOOM, draw_variant
+from apt_train.data.augment import PUBLISHED_ZOOM, Augmentation, draw_variant
 from apt_train.families.components import Components
 from apt_train.rng import generator
-from apt_train.sample.sampler import denoise, from_pictures, guided, initial_noise
+from apt_train.sample.sampler import Sampler, denoise, from_pictures, initial_noise
 from apt_train.text.conditioning import Conditioner
 from apt_train.training.streams import vae_on
 
@@ -114,12 +114,7 @@ def _latent(components: Components, item: Captioned, key: tuple[str | int, ...] 
     if key is not None:
         shipped, draws = AptConfig(), generator(*key, "variant")
         picture, _, _ = draw_variant(
-            picture,
-            None,
-            kinds=("affine",),
-            max_zoom=PUBLISHED_ZOOM,
-            max_degrees=shipped.max_degrees,
-            generator=draws,
+            picture, None, Augmentation(("affine",), PUBLISHED_ZOOM, shipped.max_degrees), draws
         )
     device = components.unet.device
     with vae_on(components, device):
@@ -133,16 +128,8 @@ def _drift_probe(task: Task, components: Components, conditioner: Conditioner, t
     noise = torch.stack([initial_noise(0, k, shape) for k in range(len(texts))]).to(conditioner.device)
     seen: list[tuple[Tensor, int]] = []
     with torch.no_grad():
-        predict = guided(
-            components,
-            conditioner.encode(texts, tuned=False),
-            conditioner.encode([""], tuned=False),
-            range(len(texts)),
-            task.guidance,
-            (side, side),
-            conditioner.device,
-            components.unet.dtype,
-        )
+        text, nothing = conditioner.encode(texts, tuned=False), conditioner.encode([""], tuned=False)
+        predict = _sampler(components, conditioner).predictor(text, nothing, task.guidance)
 
         def watched(latents: Tensor, timestep: int) -> Tensor:
             seen.append((latents, timestep))
@@ -166,11 +153,15 @@ def _epsilon(
     batch: int,
 ) -> Tensor:
     """The epsilon the UNet stands for, without guidance, float32 on the CPU."""
-    side, device, found = components.family.resolution, conditioner.device, []
+    sampler, device, found = _sampler(components, conditioner), conditioner.device, []
     for rows in (slice(first, first + batch) for first in range(0, len(captions), batch)):
         text = conditioner.encode(captions[rows], tuned=tuned)
-        count = range(len(text.hidden))
-        predict = guided(components, text, text, count, 1.0, (side, side), device, components.unet.dtype)
+        predict = sampler.predictor(text, text)
         latents, timesteps = noisy[rows].to(device), times[rows].to(device)
         found.append(components.schedule.to_epsilon(predict(latents, timesteps), latents, timesteps).cpu())
     return torch.cat(found)
+
+
+def _sampler(components: Components, conditioner: Conditioner) -> Sampler:
+    side = components.family.resolution
+    return Sampler(components, (side, side), conditioner.device, components.unet.dtype)

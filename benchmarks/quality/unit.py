@@ -21,7 +21,7 @@ from apt_train.names import step_folder
 from apt_train.run.folder import RunFolder
 from apt_train.sample.apply import personalized
 from apt_train.text.conditioning import Conditioner
-from apt_train.training.loop import train
+from apt_train.training.train import train
 from apt_train.verdict.run_files import read_run
 
 from .distances import set_distances
@@ -131,9 +131,7 @@ class _Bench:
             self.components,
             load_file(place / folder.lora.name),
             load_file(embedding) if embedding.exists() else None,
-            name=config.name,
-            class_word=config.class_word,
-            init_word=config.init_word,
+            config,
             min_rank=config.adapter.resolved_min_rank if config.method == "tlora" else None,
         ) as (conditioner, adapter):
             to(self.components, self.task.device)

@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from apt_train.demo.demo import MODEL, recipe
+from apt_train.demo.recipe import MODEL, recipe
 
 from .task import CONSTANTS, Task
 from .world_judge import WorldJudge

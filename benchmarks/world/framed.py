@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from apt_train.config import AptConfig
-from apt_train.data.augment import PUBLISHED_ZOOM, draw_variant
-from apt_train.demo.demo import MODEL
+from apt_train.data.augment import PUBLISHED_ZOOM, Augmentation, draw_variant
+from apt_train.demo.recipe import MODEL
 from apt_train.families.components import Components
 from apt_train.families.sd import load_checkpoint
 from apt_train.rng import generator
@@ -80,10 +80,8 @@ def _data(components: Components, pictures: int) -> tuple[Tensor, Tensor]:
             variant, _, _ = draw_variant(
                 picture,
                 None,
-                kinds=("affine",),
-                max_zoom=PUBLISHED_ZOOM,
-                max_degrees=shipped.max_degrees,
-                generator=generator(SEED, index),
+                Augmentation(("affine",), PUBLISHED_ZOOM, shipped.max_degrees),
+                generator(SEED, index),
             )
             for place, image in ((plain, picture), (moved, variant)):
                 place.append(components.encode(image[None])[0][0].float())

@@ -23,7 +23,8 @@ from apt_train.errors import InputError
 from apt_train.events import StepEvent, StopTraining
 from apt_train.lora_check import sheet
 from apt_train.sample import trajectories
-from apt_train.training import finish, loop
+from apt_train.training import finish
+from apt_train.training import train as training
 from tests.command_line import actions_of
 from tests.lora_files import attention_paths, kohya, random_layers
 from tests.tiny import tiny_unet
@@ -135,7 +136,7 @@ def _short_training() -> Iterator[None]:
     """
     settings = demo.recipe()
     settings["sampling"]["steps"] = 2
-    real = loop.train
+    real = training.train
 
     def train(*arguments: Any, on_event: Callable[..., Any] | None = None, **named: Any) -> Any:
         def heard(event: Any) -> None:
@@ -147,7 +148,7 @@ def _short_training() -> Iterator[None]:
         return real(*arguments, on_event=heard, **named)
 
     with (
-        mock.patch.object(loop, "train", train),
+        mock.patch.object(training, "train", train),
         mock.patch.object(demo, "train", train),
         mock.patch.object(finish, "write_report"),
         mock.patch.object(demo, "recipe", lambda: settings),

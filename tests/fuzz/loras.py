@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -75,7 +76,7 @@ def run(folder: Path, case: Case) -> None:
     rows = None if lora.embedding is None else read_tensors(lora.embedding)[0]
     subject = Subject.of(lora, **(case.arguments or {}), embedding=rows)
     with mock.patch.object(trajectories, "STEPS", 4):
-        found = check_up(_model(), lora, subject, QUICK, device="cpu")
+        found = check_up(_model(), lora, subject, replace(QUICK, device="cpu"))
     values = json.loads(as_json(found), parse_constant=_no_number)
     if not case.arguments and not all(part.isprintable() for part in values["verdict"]):  # nobody typed it
         raise Wrong("the verdict: a letter that no terminal shows")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from apt_train.training import loop
+from apt_train.training import train as training
 from tests.tiny import tiny_components
 from tests.training import pictures, quick_config
 
@@ -44,8 +45,10 @@ def run(folder: Path, case: Case) -> None:
 def _train(output: Path | None, steps: int, *, resume: bool) -> dict[str, Tensor]:
     """Without the report and the drift, which are slow and none of the state's business."""
     config = quick_config(steps=steps, snapshot_every=2, batch_size=1, augment_variants=1)
-    with mock.patch.object(loop, "write_extras"), mock.patch.object(loop, "try_drift", return_value=None):
-        return loop.train(tiny_components(), pictures(1), config, output_dir=output, resume=resume, device="cpu").lora
+    with mock.patch.object(training, "write_extras"), mock.patch.object(loop, "try_drift", return_value=None):
+        return training.train(
+            tiny_components(), pictures(1), config, output_dir=output, resume=resume, device="cpu"
+        ).lora
 
 
 def cases(folder: Path) -> SearchStrategy[Case]:

@@ -82,7 +82,8 @@ def of_lora(components: Any, model: Any, name: str) -> dict[str, float]:
     """The trainer's UNet with a file's adapter on it, against the host's with that file."""
     path = folder_paths.get_full_path_or_raise("loras", name)
     lora = load_file(path)
-    put_on = pack("apt_train.sample.apply").personalized(components, lora, None, name="x", class_word="toy")
+    config = pack("apt_train.config").TrainConfig(class_word="toy")
+    put_on = pack("apt_train.sample.apply").personalized(components, lora, None, config)
     patched = pack("nodes.host.model").with_lora(model, lora)
     plain = of_unet(components, patched)["unet"]
     with put_on:

@@ -19,7 +19,7 @@ from apt_train.config import TrainConfig
 from apt_train.data.dataset import load_images
 from apt_train.photo_check.preflight import preflight
 from apt_train.photo_check.sheet import contact_sheet
-from apt_train.run.content_parts import content_parts
+from apt_train.run.content import content_parts
 
 from ..photo_sets import GOOD, Photo
 from .editor import Browser, Editor, lacking

@@ -1,7 +1,6 @@
-"""What a run is made of, part by part, so that a run that cannot go on can say which part is another.
+"""What a run is made of: one hash that decides whether it can go on, and the parts that say which of them is another.
 
-In: the parts as they stand in config.json, and two of them compared. Not in: the one hash that decides (`folder`),
-the settings, which config.json holds in full.
+In: the hash, the parts as they stand in config.json, two runs compared. Not in: the folder (`folder`).
 """
 
 from __future__ import annotations
@@ -14,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 from ..config import TrainConfig
 from ..disk.json_file import is_list, is_object
 from ..text.captions import subject_captions
+from ..wording import listed
 
 if TYPE_CHECKING:
+    import torch
+
     from ..data.dataset import ImageSet
     from ..families.network import Process
 
+RECIPE = 1  # raised whenever the same weights, pictures and settings come to train to something else
 _LETTERS = 16  # of a digest: they are compared to word a refusal, and decide nothing
 _PER_PICTURE = ("pictures", "captions", "masks")
 _WORDS = {
@@ -30,6 +33,33 @@ _WORDS = {
     "masks": "other masks",
     "prior_images": "other prior images",
 }
+
+
+def content_hash(
+    source_digest: str,
+    schedule: Process,
+    images: ImageSet,
+    prior_images: ImageSet | None,
+    config: TrainConfig,
+    dtype: torch.dtype,
+) -> str:
+    """What a run is: sha256 hex over the weights, the pictures and every setting that changes the trained weights.
+
+    Also over what the model predicts, which the same file can be told either way, and the captions as they are trained
+    on, as the subject's name decides what in them stands for it. `dtype`: what `precision` came to on the device.
+    InputError: a caption that does not name the subject.
+    """
+    parts = {
+        "recipe": RECIPE,
+        "weights": source_digest,
+        "predicts": schedule.prediction,
+        "schedule": hashlib.sha256(schedule.fingerprint).hexdigest(),
+        "images": images.digest,
+        "captions": subject_captions(images, config),
+        "prior_images": prior_images.digest if prior_images else "",
+        "settings": {**config.identity(), "precision": str(dtype)},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def content_parts(
@@ -88,3 +118,20 @@ def _of(parts: Mapping[str, Any], name: str, pictures: set[str]) -> set[tuple[st
 
 def _is_list_of_texts(value: Any) -> bool:
     return is_list(value) and all(isinstance(one, str) for one in value)
+
+
+def difference(before: Any, now: Mapping[str, Any] | None, settings: TrainConfig, others: TrainConfig) -> str:
+    """In words, what the run `now` is of and the run `before` was not: parts (None: not known), then settings."""
+    found = [*other_parts(before, now), *_other_settings(settings.identity(), others.identity())]
+    return listed(found, most=len(found)) or "another checkpoint, other pictures, captions or masks"
+
+
+def _other_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """In words, the first setting that differs."""
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if is_object(old) and is_object(new) and old != new:
+            return _other_settings(old, new)
+        if old != new:
+            return [f"other settings ({key} was {old!r}, now {new!r})"]
+    return []

@@ -1,0 +1,81 @@
+"""The demo's sheet: a row of pictures for the prior and for each method, with what the judge says of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ..disk.files import atomic_write, write_text
+from ..report.grid import labelled_grid
+from ..sample.sampler import from_pictures
+from .judge import Judge, load_judge
+from .pictures import SAMPLES
+from .recipe import DEMO
+
+TILE = 128
+
+
+def write_sheet(output: Path, rows: dict[str, list[list[Image.Image]]], settings: dict[str, Any]) -> Path:
+    numbers = {name: measure(pictures, rows["prior"], settings) for name, pictures in rows.items()}
+    labels = [_label(name, numbers[name]) for name in rows]
+    tiles = [[_enlarged(column[0]) for column in pictures] for pictures in rows.values()]
+    sheet = labelled_grid(tiles, labels, [entry["title"] for entry in settings["prompts"]])
+    path = output / "demo.png"
+    atomic_write(path, lambda temporary: sheet.save(temporary, format="PNG"))
+    text = json.dumps({"samples_per_prompt": SAMPLES, **numbers}, indent=1) + "\n"
+    write_text(output / "demo.json", text)
+    for label in labels:
+        print(label.replace("\n", ", "))
+    return path
+
+
+def _label(name: str, numbers: dict[str, float]) -> str:
+    title = {"prior": "prior", "dreambooth": "DreamBooth", "apt": "APT"}[name]
+    lines = [f"subject {numbers['subject_fidelity']:.2f}", f"prompt kept {numbers['prompt_kept']:.0%}"]
+    return "\n".join([title, *lines, f"scene kept {numbers['scene_kept']:.2f}"])
+
+
+def _enlarged(picture: Image.Image) -> Image.Image:
+    return picture.resize((TILE, TILE), Image.Resampling.NEAREST)
+
+
+def measure(
+    pictures: list[list[Image.Image]], prior: list[list[Image.Image]], settings: dict[str, Any]
+) -> dict[str, float]:
+    """What the judge says of one row, pictures per prompt; `prior`: the prior's pictures of the same seeds.
+
+    `subject_fidelity`: mean cosine to held-out pictures of the subject, over the prompts that name it. `prompt_kept`:
+    share of the prompts' ground, place, style, shape and colour words found. `scene_kept`: mean cosine of the scene
+    around the object to the prior's, over every prompt but the training one.
+    """
+    judge, entries = load_judge(), settings["prompts"]
+    named = [column for column, entry in zip(pictures, entries, strict=True) if "{subject}" in entry["prompt"]]
+    others = [i for i, entry in enumerate(entries) if entry["prompt"] != settings["training_prompt"]]
+    scene, reference = (judge.features(_joined([row[i] for i in others]), part="scene") for row in (pictures, prior))
+    hits = [
+        hit for column, entry in zip(pictures, entries, strict=True) for hit in _hits(judge, column, entry["expect"])
+    ]
+    return {
+        "subject_fidelity": float(judge.fidelity(_joined(named), _heldout()).mean()),
+        "prompt_kept": sum(hits) / len(hits),
+        "scene_kept": float(F.cosine_similarity(scene, reference).mean()),
+    }
+
+
+def _hits(judge: Judge, column: list[Image.Image], expected: dict[str, str]) -> list[bool]:
+    seen = judge.classify(_joined([column]))
+    return [found == wanted for part, wanted in expected.items() for found in seen[part]]
+
+
+def _heldout() -> torch.Tensor:
+    return _joined([[Image.open(path).convert("RGB") for path in sorted((DEMO / "heldout").glob("*.png"))]])
+
+
+def _joined(columns: list[list[Image.Image]]) -> torch.Tensor:
+    """Pictures of one size, column after column -> float (N, 3, H, W) in [-1, 1]."""
+    return from_pictures([picture for column in columns for picture in column])

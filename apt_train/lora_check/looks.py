@@ -1,0 +1,67 @@
+"""Where the model as it stands looks, against the prior: attention over matched columns, as training aligns it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..sample.sampler import Sampler
+from ..text.conditioning import Conditioner
+from ..text.tokens import END_LABEL, REST_LABEL, START_LABEL, SUBJECT_LABEL
+from ..training.capture import Capture, attention_maps
+from .trails import Trail
+
+_NO_WORDS = {START_LABEL, SUBJECT_LABEL, END_LABEL, REST_LABEL}
+
+
+@dataclass(frozen=True)
+class Looks:
+    """`alignment`: 1 for the prior's attention, 0 for one that shares no token. `context`: attention on the prompt's
+    other words, as a multiple of the prior's."""
+
+    alignment: float
+    context: float | None
+
+
+class Looking:
+    """At a middle noise level of each trail. To be made while the model is the prior."""
+
+    def __init__(self, sampler: Sampler, capture: Capture, conditioner: Conditioner, trails: list[Trail]) -> None:
+        self._sampler, self._capture, self._trails = sampler, capture, trails
+        self._prior = [self._maps(conditioner, trail, tuned=False)[0] for trail in trails]
+
+    @torch.no_grad()
+    def looks(self, conditioner: Conditioner) -> Looks:
+        apart: list[float] = []
+        before: list[float] = []
+        after: list[float] = []
+        for trail, prior in zip(self._trails, self._prior, strict=True):
+            tuned, labels = self._maps(conditioner, trail, tuned=True)
+            for layer, other in zip(tuned, prior, strict=True):
+                apart += ((layer - other).abs().sum(dim=-1) / 2).mean(dim=(1, 2)).tolist()
+                for row, names in enumerate(labels):
+                    words = [column for column, name in enumerate(names) if name not in _NO_WORDS]
+                    before.append(float(other[row, :, :, words].sum(dim=-1).mean()))
+                    after.append(float(layer[row, :, :, words].sum(dim=-1).mean()))
+        context = sum(after) / sum(before) if sum(before) else None
+        return Looks(1 - sum(apart) / len(apart), context)
+
+    @torch.no_grad()
+    def _maps(self, conditioner: Conditioner, trail: Trail, *, tuned: bool) -> tuple[list[Tensor], list[list[str]]]:
+        """Maps (N, heads, positions, columns) by layer on the CPU, and the columns' labels of each prompt."""
+        texts, trajectory = trail
+        time, noisy, _ = trajectory[len(trajectory) // 2]
+        text, nothing = conditioner.encode(texts, tuned=tuned), conditioner.encode([""], tuned=False)
+        with self._capture.record() as captured:
+            self._sampler.predictor(text, nothing)(noisy.to(self._sampler.device), time)
+        maps = attention_maps(captured, text.columns, text.num_columns)
+        return [layer.cpu() for layer in maps], text.labels
+
+
+def capture_of(sampler: Sampler) -> Capture | None:
+    """Of the decoder's attention, or of all there is; None: the network has none to read."""
+    network, unet = sampler.components.network, sampler.components.unet
+    layers = next((part for part in ("up", "all") if network.attention(unet, part)), None)  # type: ignore[arg-type]
+    return None if layers is None else Capture(network, unet, attention=[layers])  # type: ignore[list-item]

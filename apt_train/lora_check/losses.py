@@ -1,0 +1,63 @@
+"""How well the model as it stands predicts the training pictures, always on the same noise: the indicator's losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..data.batch import Batch
+from ..families.network import TextInput
+from ..sample.sampler import Sampler
+from ..text.conditioning import Conditioner
+from ..training.losses import squared_error
+from .findings import Asked
+from .pictures import Pictures
+from .with_lora import check_finite
+
+
+class Losses:
+    """Without pictures there are none: (bins, 0)."""
+
+    def __init__(self, sampler: Sampler, pictures: Pictures | None, asked: Asked) -> None:
+        self._sampler, self._pictures, self._bins = sampler, pictures, asked.bins
+        total = sampler.components.schedule.num_timesteps
+        self._samples = [] if pictures is None else pictures.samples(asked.bins, asked.draws, total)
+
+    @property
+    def calls(self) -> int:
+        """How often `at` calls the network."""
+        return sum(-(-len(group) // self._sampler.batch_size) for group in self._samples)
+
+    @torch.no_grad()
+    def at(self, strength: float, conditioner: Conditioner) -> Tensor:
+        """Squared error of epsilon, float64 (bins, draws x pictures). At strength 0 the prior's."""
+        found = torch.zeros(self._bins, sum(map(len, self._samples)) // self._bins, dtype=torch.float64)
+        filled = [0] * self._bins
+        for batch, bins in self._batches():
+            errors = self._errors(conditioner, batch, tuned=strength > 0)
+            check_finite(errors, strength)
+            for level, error in zip(bins, cast("list[float]", errors.tolist()), strict=True):
+                found[level, filled[level]] = error
+                filled[level] += 1
+        return found
+
+    def _batches(self) -> Iterator[tuple[Batch, list[int]]]:
+        """Of one picture each, with the bins."""
+        if self._pictures is None:
+            return
+        rows, device = self._sampler.batch_size, torch.device(self._sampler.device)
+        for group in self._samples:
+            for chunk in (group[k : k + rows] for k in range(0, len(group), rows)):
+                yield self._pictures.batch([sample for sample, _ in chunk], device), [level for _, level in chunk]
+
+    def _errors(self, conditioner: Conditioner, batch: Batch, *, tuned: bool) -> Tensor:
+        """float32 (N,), unweighted and unmasked, as the indicator takes them."""
+        components, text = self._sampler.components, conditioner.encode(batch.captions, tuned=tuned)
+        schedule = components.schedule
+        noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+        read = TextInput(text.hidden, text.pooled, batch.size_ids)
+        prediction = components.network.predict(components.unet, noisy, batch.timesteps, read, self._sampler.dtype)
+        return squared_error(schedule.to_epsilon(prediction, noisy, batch.timesteps), batch.noise).cpu()

@@ -1,0 +1,62 @@
+"""What a LoRA does at one strength, against the prior on the same noise: losses, drift, attention.
+
+All measures are training's own: the indicator's loss gap (`losses`), the drift along the prior's guided trajectories
+(`trails`), attention over matched columns (`looks`). No weight is trained here.
+
+In: a model at one strength -> an `AtStrength`. Not in: which strengths (`strengths`), what follows (`recommend`).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..sample.drift import drift_of
+from ..sample.sampler import Sampler
+from ..text.conditioning import Conditioner
+from .findings import Asked, AtStrength
+from .gain import gain_of
+from .looks import Looking, capture_of
+from .losses import Losses
+from .pictures import Pictures
+from .prompts import Prompts
+from .trails import Trails
+
+
+class Measures:
+    """Of a model at whatever strength it has when it is asked. `begin` comes first."""
+
+    def __init__(self, sampler: Sampler, pictures: Pictures | None, prompts: Prompts, asked: Asked) -> None:
+        self._sampler, self._prompts = sampler, prompts
+        self._losses, self._capture = Losses(sampler, pictures, asked), capture_of(sampler)
+        self._prior_losses = torch.zeros(0)
+        self._trails: Trails | None = None
+        self._looking: Looking | None = None
+
+    @property
+    def calls(self) -> tuple[int, int]:
+        """How often the network is called: for the prior, and at each strength."""
+        rows = self._sampler.batch_size
+        making, measuring = Trails.calls(self._prompts, rows)
+        looks = -(-len(self._prompts.named) // rows) if self._capture else 0
+        return self._losses.calls + making + looks, self._losses.calls + measuring + looks
+
+    def begin(self, conditioner: Conditioner) -> None:
+        """The prior's own. To be called while the model is the prior."""
+        self._trails = Trails(self._sampler, conditioner, self._prompts)
+        if self._capture is not None:
+            self._looking = Looking(self._sampler, self._capture, conditioner, self._trails.named)
+        self._prior_losses = self._losses.at(0, conditioner)
+
+    def at(self, strength: float, conditioner: Conditioner) -> AtStrength:
+        """Of the model as it is now. InputError: at this strength it gives no numbers."""
+        assert self._trails is not None, "begin comes first"
+        losses = self._losses.at(strength, conditioner)
+        drifts, (named, others) = self._trails.drifts(strength, conditioner), self._trails.scale
+        looks = None if self._looking is None else self._looking.looks(conditioner)
+        drift = drift_of(drifts.subject, drifts.unrelated)
+        return AtStrength(
+            strength, drift.subject, float(drifts.bare.mean()), drift.unrelated, drift.ratio,
+            float((drifts.unrelated / others).mean()), float((drifts.bare / named).mean()),
+            gain=gain_of(self._prior_losses, losses, self._sampler.components.schedule.num_timesteps),
+            alignment=None if looks is None else looks.alignment, context=None if looks is None else looks.context,
+        )  # fmt: skip

@@ -1,0 +1,82 @@
+"""The pictures that a LoRA was trained on, as training reads them, and the noise they are tried with.
+
+In: pictures -> latents, samples, batches. Not in: what the model makes of them (`losses`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ..data.batch import Batch, Sample, collate, size_ids_of
+from ..data.buckets import bucket_multiple, prepare
+from ..data.dataset import ImageSet, TrainImage
+from ..data.latent_bank import Encoder, LatentBank
+from ..rng import generator
+from ..text.captions import SUBJECT
+from ..training.streams import vae_on
+from .findings import Asked
+from .subject import Subject
+from .with_lora import WithLora
+
+MOST = 10
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """As latents, with their captions (`{subject}` in them) and what is to be said of them."""
+
+    bank: LatentBank
+    captions: list[str]
+    size_ids: list[list[float]]
+    notes: list[str]
+
+    def samples(self, bins: int, draws: int, num_timesteps: int) -> list[list[tuple[Sample, int]]]:
+        """Per picture `draws` noises in each bin, at timesteps spread evenly in it, with the bin."""
+        return [list(self._of(image, bins, draws, num_timesteps)) for image in range(len(self.captions))]
+
+    def batch(self, samples: list[Sample], device: torch.device) -> Batch:
+        return collate(samples, self.captions, self.size_ids, device)
+
+    def _of(self, image: int, bins: int, draws: int, num_timesteps: int) -> Iterator[tuple[Sample, int]]:
+        for level, draw in itertools.product(range(bins), range(draws)):
+            timestep = int((level + (draw + 0.5) / draws) / bins * num_timesteps)
+            draws_of = generator(SEED, "check-up", image, level, draw)
+            posterior, noise = torch.randn(2, *self.bank.latent_shape(image), generator=draws_of)
+            yield Sample(timestep, image, 0, self.bank.latent(image, 0, posterior), noise, None), level
+
+
+def read_pictures(
+    images: ImageSet, lora: WithLora, subject: Subject, asked: Asked, side: int, busy: Callable[[], object]
+) -> Pictures:
+    """At most `MOST` of them, encoded in squares of about `side` pixels; `busy` is called before each.
+
+    InputError: a picture or a caption that cannot be trained on.
+    """
+    components, chosen = lora.components, _some(images, MOST)
+    notes = list(images.notes)
+    if len(chosen.images) < len(images.images):
+        notes.append(f"Of {len(images.images)} pictures {len(chosen.images)} were looked at.")
+    captions = [subject.caption(image.caption or asked.prompt) for image in chosen.images]
+    if not any(SUBJECT in text for text in captions):
+        notes.append("No caption names the subject, so the trigger was only tried on the prompt.")
+    prepared = prepare(chosen, side, bucket_multiple(0, side, components.size_multiple))
+    encoder = Encoder(
+        components.encode, components.family.vae_factor, on_device=lambda: vae_on(components, lora.device)
+    )
+    bank = LatentBank(prepared, encoder, seed=asked.seed, on_encode=lambda _kind, _done, _total: busy())
+    bank.encode_plain()
+    return Pictures(bank, captions, [size_ids_of(item) for item in prepared], notes)
+
+
+def _some(images: ImageSet, most: int) -> ImageSet:
+    """At most so many, spread evenly."""
+    count = len(images.images)
+    if count <= most:
+        return images
+    chosen: list[TrainImage] = [images.images[k * count // most] for k in range(most)]
+    return ImageSet(chosen, images.digest, images.notes)

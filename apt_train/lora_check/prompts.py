@@ -1,0 +1,36 @@
+"""The prompts that a LoRA is tried on: some name its subject, as many speak of other things."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from ..config import OutputConfig
+from ..errors import InputError
+from ..sample.drift import unrelated_prompts
+from ..settings_field import require
+from ..text.captions import SUBJECT
+from .findings import Asked
+from .subject import Subject
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """`named`: with `{subject}`, as many as `unrelated` ones."""
+
+    named: list[str]
+    unrelated: list[str]
+
+
+def prompts_of(asked: Asked, subject: Subject, captions: list[str]) -> Prompts:
+    """`named` are the captions that do; where none does, the prompt of the samples.
+
+    InputError: no prompt is left that names the subject, or none that does not.
+    """
+    unrelated = unrelated_prompts(asked.unrelated or OutputConfig().drift_prompts, subject.class_word)
+    if not unrelated:
+        raise InputError("Every unrelated prompt names the class word: give some about other things.")
+    prompt = subject.caption(asked.prompt)
+    require(SUBJECT in prompt, "prompt", repr(asked.prompt), "write {subject} where the subject belongs")
+    named = list(dict.fromkeys(text for text in captions if SUBJECT in text)) or [prompt]
+    return Prompts(list(itertools.islice(itertools.cycle(named), len(unrelated))), unrelated)

@@ -1,0 +1,98 @@
+"""One strength after the other: each is measured and drawn, lower ones too where the one to use lies below.
+
+In: what is measured when. Not in: the measures (`measures`), the rule (`recommend`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Generator
+from dataclasses import replace
+
+from PIL import Image
+
+from ..data.dataset import ImageSet
+from ..sample.sampler import Sampler
+from .findings import Asked, AtStrength
+from .measures import Measures
+from .pictures import Pictures, read_pictures
+from .prompts import prompts_of
+from .recommend import Recommendation, recommended
+from .samples import drawn
+from .subject import Subject
+from .with_lora import WithLora
+
+LOWER = 3  # times that the lowest strength is halved where the one to use lies below it
+LOWEST = 0.1
+
+Busy = Callable[[int, int], object]  # calls of the network that have ended, and all of them
+
+
+class Strengths:
+    """A LoRA's strengths under way. `points` and `samples` (the prior's first) fill as `measure` goes on."""
+
+    def __init__(self, ready: WithLora, subject: Subject, asked: Asked, images: ImageSet | None, busy: Busy) -> None:
+        self._ready, self._subject, self._asked, self._busy = ready, subject, asked, busy
+        side = asked.resolution or ready.components.family.resolution
+        self._shared = subject.conditioner(ready.components)
+        pictures = self._pictures(images, side)
+        self.pictures_used = 0 if pictures is None else len(pictures.captions)
+        self.notes: list[str] = [] if pictures is None else list(pictures.notes)
+        self.prompts = prompts_of(asked, subject, [] if pictures is None else pictures.captions)
+        self._sampler = Sampler(ready.components, (side, side), ready.device, ready.dtype, on_notice=self.notes.append)
+        rows = asked.rows or (1 if side > 768 else 4)
+        self._measures = Measures(replace(self._sampler, batch_size=rows), pictures, self.prompts, asked)
+        self.points: list[AtStrength] = []
+        self.samples: list[Image.Image] = []
+
+    @property
+    def recommendation(self) -> Recommendation:
+        return recommended(self.points)
+
+    def measure(self) -> None:
+        """All that is asked. InputError: the model gives no numbers at a strength."""
+        with self._counted():
+            with self._ready.prior():
+                self._measures.begin(self._shared)
+                self.samples = drawn(self._sampler, self._shared, self._subject, self._asked, tuned=False)
+            for strength in self._asked.strengths:
+                point, pictures = self._at(strength)
+                self.points.append(point)
+                self.samples += pictures
+            for _ in range(LOWER):
+                if not self.recommendation.below or self.points[0].strength < LOWEST:
+                    break
+                point, pictures = self._at(self.points[0].strength / 2)
+                self.points.insert(0, point)
+                self.samples[1:1] = pictures
+
+    def _at(self, strength: float) -> tuple[AtStrength, list[Image.Image]]:
+        with self._ready.at(strength):
+            # A LoRA on the text encoders changes what every text is read as.
+            changes = self._ready.placement.changes_text
+            conditioner = self._subject.conditioner(self._ready.components) if changes else self._shared
+            point = self._measures.at(strength, conditioner)
+            return point, drawn(self._sampler, conditioner, self._subject, self._asked, tuned=True)
+
+    def _pictures(self, images: ImageSet | None, side: int) -> Pictures | None:
+        if images is None:
+            return None
+        return read_pictures(images, self._ready, self._subject, self._asked, side, lambda: self._busy(0, 0))
+
+    @contextlib.contextmanager
+    def _counted(self) -> Generator[None]:
+        """Inside the block `busy` is called before each call of the network."""
+        prior, each = self._measures.calls
+        drawing, count = self._asked.sample_steps, len(self._asked.strengths)
+        total, done = prior + drawing + count * (each + drawing), itertools.count()
+
+        def ask(*_: object) -> None:
+            place = next(done)
+            self._busy(place, max(total, place + 1))
+
+        hook = self._ready.components.unet.register_forward_pre_hook(ask)
+        try:
+            yield
+        finally:
+            hook.remove()

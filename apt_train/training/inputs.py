@@ -1,0 +1,72 @@
+"""What a step reads, encoded: pictures, captions, the learned identifier; and the prompts that drift is measured on.
+
+In: texts and their readers. Not in: pictures on their way into the loop (`streams`).
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from ..adapter import Adapter
+from ..sample.drift import DriftWatch
+from ..sample.sampler import Sampler
+from ..text.captions import preview_captions, trigger_text
+from ..text.conditioning import Conditioner, put_aside
+from ..text.identifier import Identifier
+from .plan import Plan
+from .streams import Stream
+
+
+@dataclass
+class Inputs:
+    """What a step is drawn from and reads: pictures and captions, encoded."""
+
+    subject: Stream
+    preservation: Stream | None
+    identifier: Identifier | None
+    conditioner: Conditioner
+
+    @property
+    def captions(self) -> list[str]:
+        return [*self.subject.captions, *(self.preservation.captions if self.preservation else ())]
+
+
+def conditioning(plan: Plan) -> tuple[Identifier | None, Conditioner]:
+    config, encoders = plan.config, plan.components.text_encoders
+    identifier = None
+    if config.identifier_mode == "learned":
+        identifier = Identifier.from_init_word(encoders, config.resolved_init_word).to(plan.device)
+    made = Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
+    if plan.encoders_aside:
+        put_aside(made, plan.device)
+        return identifier, made
+    for encoder in encoders:
+        encoder.model.to(plan.device)
+    return identifier, made
+
+
+def drift_watch(plan: Plan, inputs: Inputs, adapter: Adapter) -> DriftWatch | None:
+    """None where nothing is to be measured. In batches of the training's own size, which have their place in memory."""
+    config, unrelated = plan.config, plan.unrelated
+    if not unrelated:
+        return None
+    learned = config.identifier_mode == "learned"
+    size = (plan.side, plan.side)
+    return DriftWatch(
+        Sampler(plan.components, size, plan.device, plan.dtype, config.optimizer.batch_size),
+        adapter,
+        inputs.conditioner,
+        list(itertools.islice(itertools.cycle(dict.fromkeys(inputs.subject.captions)), len(unrelated))),
+        config.resolved_init_word if learned else trigger_text(config.name, config.class_word, "word"),
+        unrelated,
+    )
+
+
+def prepare_captions(plan: Plan, inputs: Inputs, drift: DriftWatch | None) -> None:
+    """Encode what never changes; in word mode that is everything, and the text encoders leave the device."""
+    drawn = (*preview_captions(plan.config), "") if plan.config.output.preview_every else ()
+    inputs.conditioner.precompute([*inputs.captions, *drawn, *(drift.texts if drift else ())])
+    if plan.config.identifier_mode == "word":
+        for encoder in plan.components.text_encoders:
+            encoder.model.to("cpu")

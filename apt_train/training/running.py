@@ -1,0 +1,68 @@
+"""A run in progress: what it is made of, and how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..adapter import Adapter
+from ..config import TrainConfig
+from ..families.components import Components
+from ..sample.drift import DriftWatch
+from .indicator import OverfitIndicator
+from .inputs import Inputs
+from .objective import Objective
+from .plan import Plan
+from .step import TrainingStep
+from .terms import Preservation, Term
+
+
+@dataclass
+class Run:
+    """A run in progress. `trainable`: every trained parameter by name, adapter and identifier."""
+
+    plan: Plan
+    inputs: Inputs
+    adapter: Adapter
+    indicator: OverfitIndicator
+    training_step: TrainingStep
+    trainable: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    lr_factor: Callable[[int], float]
+    scaler: torch.amp.GradScaler
+    drift: DriftWatch | None = None  # None: nothing to measure
+    steps_done: int = 0
+    gamma: list[float] | None = None  # of the last step; None: it is in the indicator alone
+    updating: bool = False  # inside the update, when parameters and moments may disagree
+
+    @property
+    def components(self) -> Components:
+        return self.plan.components
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.plan.config
+
+    @property
+    def objective(self) -> Objective:
+        return self.plan.objective
+
+    @property
+    def device(self) -> torch.device:
+        return self.plan.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.plan.dtype
+
+    @property
+    def preservation_term(self) -> Preservation:
+        return Preservation(self.config.data.prior_preservation_weight)
+
+    @property
+    def terms(self) -> list[Term | Preservation]:
+        """All that is logged as a term, in the log's order."""
+        return [*self.objective.terms, *([self.preservation_term] if self.inputs.preservation else [])]

@@ -1,0 +1,98 @@
+"""`train()`: a run from its plan to its files.
+
+It reads top to bottom: what a run is made of (plan.py, setup.py), its folder (opening.py), one step after the other
+(loop.py), and at the end, however it comes, the files (finish.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import TrainConfig
+from ..data.dataset import ImageSet
+from ..events import Callback, StopTraining, TrainResult
+from ..families.components import Components
+from ..run.folder import RunFolder
+from .finish import finish, stopped_early, write_extras
+from .listener import Listener
+from .loop import run_steps
+from .opening import begin, held
+from .outcome import Outcome
+from .plan import plan_run
+from .room import memory_in_words
+from .setup import prepared_run
+from .update import TrainingDiverged
+
+
+def train(
+    components: Components,
+    images: ImageSet,
+    config: TrainConfig,
+    *,
+    prior_images: ImageSet | None = None,
+    output_dir: str | Path | None = None,
+    resume: bool = False,
+    device: str | torch.device | None = None,
+    on_event: Callback | None = None,
+    record: Mapping[str, Any] | None = None,
+) -> TrainResult:
+    """Personalize a diffusion model to one subject and return its LoRA.
+
+    Args:
+        components: the model; its modules are moved to `device` and the run's precision in place, and come back on
+            the CPU without the adapter.
+        images: pictures of the subject.
+        config: every setting.
+        prior_images: pictures of the class for DreamBooth's prior preservation.
+        output_dir: where the run lives; None: nothing is written.
+        resume: go on with the run in `output_dir` (on the CPU: bit for bit as if it had never stopped).
+        device: None: CUDA if there is one, else the CPU.
+        on_event: gets a `PlanEvent` before the first step, and every `StepEvent`, `PreviewEvent`, `NoticeEvent` and
+            `BusyEvent`; it may raise `StopTraining`, which ends the run normally. Any other exception passes on after
+            the last completed step has been saved. Stopped while the run is being prepared, nothing is written and the
+            result has no LoRA.
+        record: kept in `config.json` beside the settings.
+
+    Raises:
+        InputError: something given cannot be used; nothing has been written. Also a full disk, too little memory, or
+            a loss that is no number (`TrainingDiverged`): the last good snapshot is kept.
+    """
+    plan = plan_run(components, images, config, prior_images=prior_images, device=device)
+    folder = RunFolder.open(output_dir, config.name, resume)
+    listener = Listener(on_event, folder.path if folder is not None and resume else None)
+    if folder is not None and resume:
+        folder.check_same_run(plan.digest, config, plan.dtype, plan.parts)
+    _ = plan.event  # its estimate needs the modules as they are now
+
+    with (
+        contextlib.suppress(StopTraining),  # while the run is prepared: there is no step yet to stop after
+        memory_in_words(),
+        held(folder if resume else None),  # before the model takes the room of the one that trains there
+        prepared_run(plan, listener.notice, listener.busy) as run,
+        held(None if resume else folder),  # not before all is known to be usable, as it makes the folder
+    ):
+        outcome = Outcome(run=run, folder=folder, digest=plan.digest)
+        if folder is not None:
+            begin(outcome, resume, {**(record or {}), "parts": plan.parts}, listener)
+        try:
+            run_steps(outcome, listener)
+        except StopTraining:
+            outcome.stopped = True
+        except TrainingDiverged:
+            raise
+        except BaseException:
+            # Cancelled by the host, out of memory, a bug in a callback: the work so far is the user's.
+            if not run.updating:
+                run.indicator.discard()
+                finish(outcome)
+            raise
+        result = finish(outcome)
+        report = write_extras(outcome, listener) if run.steps_done else None
+        return replace(result, report=report, notices=listener.notices.texts)
+    return stopped_early(config, listener, folder.path if folder and resume else None)
