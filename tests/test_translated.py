@@ -47,7 +47,8 @@ SOURCES = sorted([*(ROOT / "nodes").rglob("*.py"), *(ROOT / "apt_train").rglob("
 # Read by the command line alone: the nodes get models from wires.
 COMMAND_LINE = {
     "cli.py", "command.py", "apply.py", "write.py", "attention_file.py",
-    "config_check.py", "config_tables.py", "diffusers_folder.py", "json_file.py", "load.py", "schedule_config.py",
+    "config_check.py", "config_tables.py", "diffusers_folder.py", "folder_index.py", "folder_unet.py", "folder_text.py",
+    "json_file.py", "load.py", "schedule_config.py",
     "sniff.py", "tokenizer_check.py", "tokenizer_files.py", "vae_source.py", "weight_files.py", "ldm_vae.py",
     "parts_fit.py",
 }  # fmt: skip
@@ -60,7 +61,7 @@ ELSEWHERE = {
     ("settings_field.py", f"{HOLE} is {HOLE}: {HOLE}."): "looked at as `require`",
     ("settings_field.py", f"{HOLE} is a number of thousands of digits: {HOLE}."): "the same",
     ("settings_field.py", f"{HOLE} is {HOLE}...: {HOLE}."): "the same",
-    ("watching.py", HOLE): "handed on",
+    ("previewing.py", HOLE): "handed on",
     ("listener.py", HOLE): "handed on",
     ("opening.py", HOLE): "handed on",
     ("loop.py", HOLE): "a constant, or put together elsewhere",
