@@ -76,5 +76,5 @@ class _TakenAgain(torch.autograd.Function):
             again = rows.detach().requires_grad_()
             pairs = [pair for pair in zip(ctx.encode(again), gradients, strict=True) if pair[0] is not None]
             outputs, wanted = zip(*pairs, strict=True)
-            found: tuple[Tensor, ...] = torch.autograd.grad(outputs, again, wanted)
+            found = cast("tuple[Tensor, ...]", torch.autograd.grad(outputs, again, wanted))
         return found[0], None, None

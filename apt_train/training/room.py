@@ -50,14 +50,14 @@ def step_down(run: Run) -> str:
         run.components.network.checkpoint(run.components.unet, True)
         run.training_step.save_memory = True
     else:
-        put_aside(run.conditioner, run.device)
+        put_aside(run.inputs.conditioner, run.device)
     _forget(run)
     return told
 
 
 def _encoders_stay(run: Run) -> bool:
     """Whether the text encoders are on a device that they can leave."""
-    return run.device.type != "cpu" and run.identifier is not None and not run.conditioner.is_aside
+    return run.device.type != "cpu" and run.inputs.identifier is not None and not run.inputs.conditioner.is_aside
 
 
 def _forget(run: Run) -> None:
