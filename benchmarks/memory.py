@@ -236,14 +236,15 @@ def plans_of(parts: Components, side: int) -> list[dict[str, Any]]:
     """
     Adapter(parts.unet).remove()
     plans: list[dict[str, Any]] = []
-    for storage, mode in product(get_args(Storage), ("learned", "word")):
+    for storage, (mode, aside) in product(get_args(Storage), (("learned", False), ("learned", True), ("word", False))):
         config = TrainConfig(class_word="toy", identifier_mode=mode, base_storage=storage)
-        setting = Setting(config, objective_of(config), torch.device("cuda"), torch.bfloat16, side, checkpoints=True)
+        setting = Setting(config, objective_of(config), torch.device("cuda"), torch.bfloat16, side, True, aside)
         told = estimated(parts, setting)
         assert told is not None, parts.family.name
+        place = "aside" if aside else "stay" if mode == "learned" else "leave"
         plans.append(
             {"model": parts.family.name, "side": side, "base_storage": storage, "identifier_mode": mode,
-             "step": told.in_step, "vae": told.beside_vae - _unet_bytes(parts.unet, storage)}
+             "encoders": place, "step": told.in_step, "vae": told.beside_vae - _unet_bytes(parts.unet, storage)}
         )  # fmt: skip
     return plans
 
@@ -286,7 +287,7 @@ def report(rows: list[Row], vae: list[dict[str, Any]], plans: list[dict[str, Any
     loras = {r.model: r.adapter / 4e9 for r in rows}  # GB; weights, gradients and two moments are of one size
     files = ", ".join(f"{size:.2f} and {3 * size:.2f} for {model}" for model, size in loras.items())
     rank = AdapterConfig().rank
-    told = [(*list(plan.values())[:4], _gib(plan["step"]), _gib(plan["vae"])) for plan in plans]
+    told = [(*list(plan.values())[:5], _gib(plan["step"]), _gib(plan["vae"])) for plan in plans]
     parts = {"steps": steps, "vae": between, "plans": told}
     return TEXT.format(**{name: _cells(cells) for name, cells in parts.items()}, words=words, files=files, rank=rank)
 
@@ -326,10 +327,11 @@ be the peak, the UNet's frozen weights leave the device meanwhile.
 |---|---|---|---|---|---|---|---|
 {vae}
 
-What a run tells before its first step, APT with checkpointing, by `base_storage` and `identifier_mode`:
+What a run tells before its first step, APT with checkpointing, by `base_storage` and `identifier_mode`. The text
+encoders leave the device in word mode; aside, they are there one at a time, while they work.
 
-| model | pixels | base_storage | identifier_mode | in a step | beside the VAE, UNet aside |
-|---|---|---|---|---|---|
+| model | pixels | base_storage | identifier_mode | text encoders | in a step | beside the VAE, UNet aside |
+|---|---|---|---|---|---|---|
 {plans}
 
 Not counted: the CUDA context, the allocator's rounding and fragmentation, the kernels' workspaces (convolutions' above

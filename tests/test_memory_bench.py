@@ -153,15 +153,18 @@ def test_a_freed_tensor_counts_for_the_peak_alone() -> None:
     assert (live.now, live.peak, first.numel()) == (200, 600, 50)
 
 
-def test_what_a_run_would_tell_is_less_in_fp8_and_in_word_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_run_would_tell_is_less_in_fp8_in_word_mode_and_with_encoders_aside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(estimate, "SMALL", 0)
     plans = memory.plans_of(tiny("sd15", META), SIDE)
-    told = {(plan["base_storage"], plan["identifier_mode"]): (plan["step"], plan["vae"]) for plan in plans}
-    assert set(told) == {(storage, mode) for storage in ("full", "fp8") for mode in ("learned", "word")}
-    for mode in ("learned", "word"):
-        assert told["fp8", mode][0] < told["full", mode][0]
+    told = {(plan["base_storage"], plan["encoders"]): (plan["step"], plan["vae"]) for plan in plans}
+    assert set(told) == {(storage, place) for storage in ("full", "fp8") for place in ("stay", "aside", "leave")}
+    assert [plan["identifier_mode"] for plan in plans] == 2 * ["learned", "learned", "word"]
+    for place in ("stay", "aside", "leave"):
+        assert told["fp8", place][0] < told["full", place][0]
     for storage in ("full", "fp8"):
-        assert told[storage, "word"] < told[storage, "learned"]
+        assert told[storage, "leave"] < told[storage, "stay"] and told[storage, "aside"] < told[storage, "stay"]
     assert min(min(both) for both in told.values()) > 0
 
 
@@ -174,11 +177,12 @@ def test_the_report_says_what_it_is_and_adds_up() -> None:
         "side": 1024,
         "base_storage": "fp8",
         "identifier_mode": "word",
+        "encoders": "leave",
         "step": gib,
         "vae": 3 * gib,
     }
     text = memory.report([row], [vae], [plan])
-    assert "| sdxl | 1024 | fp8 | word | 1.0 | 3.0 |" in text
+    assert "| sdxl | 1024 | fp8 | word | leave | 1.0 | 3.0 |" in text
     assert "| sdxl | 1024 | on | APT | 7.0 | 1.0 | 1.0 | 2.0 | 10.0 |" in text
     assert "| sdxl | 1024 | 1.0 | 2.0 | 3.0 | 11.0 | 12.0 | 7.0 |" in text
     assert "2.0 for sdxl" in text and "0.27 and 0.81 for sdxl" in text

@@ -14,7 +14,7 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, RankByTimestep, add_adapter
-from apt_train.config import AptConfig, Method, TrainConfig
+from apt_train.config import AptConfig, Layers, Method, TrainConfig
 from apt_train.data.batch import Batch
 from apt_train.families.components import Components
 from apt_train.families.noise import NoiseSchedule, scaled_linear_schedule
@@ -611,6 +611,53 @@ def test_a_users_own_term_is_summed_and_logged_by_its_name() -> None:
     close(output.raw["pull"], mse(hand.tuned, hand.prior).mean())
     close(output.total, plain.total.detach() + 3 * output.raw["pull"])
     assert set(run(made, with_prior=False).parts) == {"denoising"}
+
+
+def test_of_the_prior_only_what_the_terms_read_outlasts_its_pass() -> None:
+    """A hundredth of what was captured; a term that reads otherwise, as a user's own may, finds all of it."""
+
+    @dataclass(frozen=True)
+    class Own:
+        name: str = "own"
+        title: str = "My own"
+        colour: str = "#123456"
+        reads_prior: bool = True
+        reads_gamma: bool = False
+        features: Layers = "up"
+        attention: None = None
+
+        def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
+            tuned, prior = (one.features("up") for one in passes.compared)
+            assert len(tuned) == len(prior) > 0
+            raw = torch.stack(stabilization_loss(tuned, prior)).sum()
+            return raw.detach(), raw
+
+    batch, passes = batch_of(), []
+    for terms in ((DIST, ATTN), (DIST, ATTN, Own())):
+        made = bench(with_terms(*terms))
+        noisy = made.parts.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
+        passes.append((made.step._prior_pass(noisy, batch), run(made)))
+    (lean, plain), (whole, with_own) = passes
+    assert not lean.captured.features and not lean.captured.queries
+    assert set(lean.readings) == {"stabilization", "alignment"}
+    assert whole.captured.features and whole.captured.queries
+    close(with_own.raw["own"], plain.raw["stabilization"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_moments_formed_again_have_the_same_gradient(dtype: torch.dtype) -> None:
+    """Also of half precision, where only the narrow features are kept."""
+    gradients = []
+    for recompute in (False, True):
+        made = bench(with_terms(DIST), dtype=dtype)
+        made.step.save_memory = recompute
+        gradients.append(
+            torch.autograd.grad(
+                run(made).parts["stabilization"], list(made.step.adapter.parameters.values()), allow_unused=True
+            )
+        )
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None) and (one is None or torch.equal(one, other))
 
 
 def test_no_term_is_called_like_a_field_of_the_log() -> None:

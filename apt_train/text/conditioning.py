@@ -8,13 +8,16 @@ ids.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..families.components import TextEncoder, token_embedding
+from .aside import encoded_on_loan, on_loan, ready_to_lend
 from .captions import mark_embedding, trigger_text
 from .identifier import Identifier, rows_in_place
 from .tokens import Chunk, TokenLayout, Vocabulary, lay_out
@@ -65,7 +68,8 @@ class Conditioner:
         self.name = name
         self._trigger = trigger
         self._vocabularies = [Vocabulary.of(encoder) for encoder in encoders]
-        self._home: torch.device | None = None  # where word mode's embeddings stay
+        self._home: torch.device | None = None  # where results go when the encoders are elsewhere
+        self._works_on: torch.device | None = None  # where encoders that wait in main memory come to work
         self._layouts: dict[str, TokenLayout] = {}
         self._cache: dict[tuple[tuple[int, ...], ...], tuple[Tensor, Tensor | None]] = {}
         self._sent: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # by caption, not by batch
@@ -85,7 +89,7 @@ class Conditioner:
         target = self.device if device is None else torch.device(device)
         layouts = [self.layout(caption) for caption in captions]
         count = max(chunks, self.num_chunks(captions))
-        encoded = [self._encode_one(layout, tuned, count, target) for layout in layouts]
+        encoded = self._encode_all(layouts, tuned, count, target)
         pooled = [vector for _, vector in encoded if vector is not None]
         columns = [layout.columns(tuned=tuned, num_chunks=count) for layout in layouts]
         return Conditioning(
@@ -105,12 +109,22 @@ class Conditioner:
             self._sent[key] = torch.tensor(row, dtype=torch.int64, device=device)
         return self._sent[key]
 
+    def work_on(self, device: torch.device) -> None:
+        """From here on the encoders stay where they are, and are on `device`, one at a time, while they work."""
+        self._home = self._works_on = device
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether the encoders are on the device only while they work."""
+        return self._works_on is not None
+
     def precompute(self, captions: list[str]) -> None:
         """Encode and keep all that does not change in training.
 
         In word mode that is everything: the encoders may leave the device afterwards, the embeddings stay.
         """
-        self._home = self.device if self.identifier is None else None
+        if self._works_on is None:
+            self._home = self.device if self.identifier is None else None
         for caption in captions:
             layout = self.layout(caption)
             for parts in (*layout.tuned, *layout.prior, self._filler()):
@@ -153,16 +167,20 @@ class Conditioner:
         """Where `encode` puts its result unless told otherwise."""
         return self._home or token_embedding(self.encoders[0].model).weight.device
 
-    def _encode_one(
-        self, layout: TokenLayout, tuned: bool, count: int, device: torch.device
-    ) -> tuple[Tensor, Tensor | None]:
-        """One caption: hidden (L, D) and the first chunk's pooled vector (P,) or None."""
-        chunks = layout.tuned if tuned else layout.prior
-        chunks = chunks + [self._filler()] * (count - len(chunks))
+    def _encode_all(
+        self, layouts: list[TokenLayout], tuned: bool, count: int, device: torch.device
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Per caption: hidden (L, D) and the first chunk's pooled vector (P,) or None."""
+        chunked = [self._filled(layout.tuned if tuned else layout.prior, count) for layout in layouts]
+        fresh = iter(self._run([parts for chunks in chunked for parts in chunks if parts[0].learned]))
         encoded = [
-            _move(self._run(parts), device) if parts[0].learned else self._cached(parts, device) for parts in chunks
+            [_move(next(fresh), device) if parts[0].learned else self._cached(parts, device) for parts in chunks]
+            for chunks in chunked
         ]
-        return torch.cat([hidden for hidden, _ in encoded]), encoded[0][1]
+        return [(torch.cat([hidden for hidden, _ in chunks]), chunks[0][1]) for chunks in encoded]
+
+    def _filled(self, chunks: list[tuple[Chunk, ...]], count: int) -> list[tuple[Chunk, ...]]:
+        return chunks + [self._filler()] * (count - len(chunks))
 
     def _filler(self) -> tuple[Chunk, ...]:
         return tuple(vocabulary.filler() for vocabulary in self._vocabularies)
@@ -171,20 +189,44 @@ class Conditioner:
         key = tuple(chunk.ids for chunk in parts)
         if key not in self._cache:
             with torch.no_grad():
-                self._cache[key] = self._run(parts)
+                self._cache[key] = self._run([parts])[0]
         self._cache[key] = _move(self._cache[key], device)
         return self._cache[key]
 
-    def _run(self, parts: tuple[Chunk, ...]) -> tuple[Tensor, Tensor | None]:
-        """One chunk through every encoder: hidden states joined along features, and the pooled vector."""
-        hidden: list[Tensor] = []
-        pooled: Tensor | None = None
-        for i, (encoder, chunk) in enumerate(zip(self.encoders, parts, strict=True)):
-            rows = self.identifier.rows[i] if self.identifier is not None and chunk.learned else None
-            states, vector = encode_chunk(encoder, chunk, rows)
-            hidden.append(states.to(hidden[0].device) if hidden else states)
-            pooled = vector if encoder.pooled else pooled
-        return torch.cat(hidden, dim=-1), pooled
+    def _run(self, many: list[tuple[Chunk, ...]]) -> list[tuple[Tensor, Tensor | None]]:
+        """Chunks, all with learned rows or all without, through every encoder: hidden states joined, pooled vector."""
+        if not many:
+            return []
+        by_encoder = [self._through(i, [parts[i] for parts in many]) for i in range(len(self.encoders))]
+        return [_joined(one) for one in zip(*by_encoder, strict=True)]
+
+    def _through(self, number: int, chunks: list[Chunk]) -> list[tuple[Tensor, Tensor | None]]:
+        """Through one encoder, one after the other. Where it waits in main memory it comes once for all of them."""
+        encoder = self.encoders[number]
+        rows = self.identifier.rows[number] if self.identifier is not None and chunks[0].learned else None
+
+        def encode(rows: Tensor | None) -> list[Tensor | None]:
+            return [part for chunk in chunks for part in encode_chunk(encoder, chunk, rows)]
+
+        if self._works_on is None:
+            flat = encode(rows)
+        else:
+            flat = encoded_on_loan(encode, rows, partial(on_loan, encoder.model, self._works_on))
+        return [(cast("Tensor", hidden), pooled) for hidden, pooled in zip(flat[::2], flat[1::2], strict=True)]
+
+
+def put_aside(conditioner: Conditioner, device: torch.device) -> None:
+    """Its encoders wait in main memory from here on, and are on `device`, one at a time, while they work."""
+    for encoder in conditioner.encoders:
+        ready_to_lend(encoder.model, device)
+    conditioner.work_on(device)
+
+
+def _joined(encoded: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    """One chunk's hidden states of all encoders, along features, and the last pooled vector."""
+    device = encoded[0][0].device
+    pooled = [vector for _, vector in encoded if vector is not None]
+    return torch.cat([hidden.to(device) for hidden, _ in encoded], dim=-1), pooled[-1] if pooled else None
 
 
 def encode_chunk(encoder: TextEncoder, chunk: Chunk, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -195,10 +237,10 @@ def encode_chunk(encoder: TextEncoder, chunk: Chunk, rows: Tensor | None = None)
     padding.
     """
     device = token_embedding(encoder.model).weight.device
-    ids = torch.tensor([chunk.ids], device=device)
+    ids = torch.tensor([chunk.ids]).to(device)
     placed = contextlib.nullcontext()
     if rows is not None:
-        placed = rows_in_place(encoder.model, rows, torch.tensor([chunk.rows], device=device))
+        placed = rows_in_place(encoder.model, rows, torch.tensor([chunk.rows]).to(device))
     with placed:
         output = encoder.model(input_ids=ids, output_hidden_states=True, return_dict=True)
     pooled = _project(encoder.model, output.last_hidden_state[0, chunk.end]) if encoder.pooled else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch.utils import checkpoint
 
 from ..config import Layers
 from ..families.network import AttentionLayer, Network
+
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -100,28 +102,29 @@ def attention_maps(
     full softmax.
     """
     maps: list[Tensor] = []
+    member = torch.nn.functional.one_hot(columns, num_columns).float()  # (N, tokens, columns)
     for name in (name for name in captured.queries if names is None or name in names):
         layer = captured.layers[name]
-        arguments = (captured.queries[name], captured.keys[name], columns, num_columns, layer.heads, layer.scale)
-        maps.append(_formed_again(*arguments) if save_memory else _column_map(*arguments))
+        arguments = (captured.queries[name], captured.keys[name], member, layer.heads, layer.scale)
+        maps.append(formed_again(_column_map, *arguments) if save_memory else _column_map(*arguments))
     return maps
 
 
-def _formed_again(*arguments: object) -> Tensor:
-    return cast("Tensor", checkpoint.checkpoint(_column_map, *arguments, use_reentrant=False))
+def formed_again(form: Callable[..., Result], *arguments: object) -> Result:
+    """`form(*arguments)`, which keeps nothing for the backward pass but its arguments."""
+    return cast("Result", checkpoint.checkpoint(form, *arguments, use_reentrant=False))
 
 
-def _column_map(query: Tensor, key: Tensor, columns: Tensor, num_columns: int, heads: int, scale: float) -> Tensor:
-    probabilities = attention_probabilities(query, key, heads, scale)
+def _column_map(query: Tensor, key: Tensor, member: Tensor, heads: int, scale: float) -> Tensor:
     # A product with 0/1 rather than scatter_add: the latter is not deterministic on CUDA.
-    member = torch.nn.functional.one_hot(columns, num_columns).to(probabilities.dtype)  # (N, tokens, columns)
-    return probabilities @ member[:, None]
+    return attention_probabilities(query, key, heads, scale) @ member[:, None]
 
 
 def attention_probabilities(query: Tensor, key: Tensor, heads: int, scale: float) -> Tensor:
     """softmax(Q K^T * scale) in float32: (N, positions, C), (N, tokens, C) -> (N, heads, positions, tokens)."""
     query, key = _by_head(query, heads), _by_head(key, heads)
-    return torch.softmax(query @ key.transpose(-1, -2) * scale, dim=-1)
+    scores = query @ key.transpose(-1, -2)
+    return torch.softmax(scores.mul_(scale), dim=-1)  # in place: it is the largest tensor of a pass
 
 
 def _by_head(x: Any, heads: int) -> Tensor:  # Any: torch gives `unflatten` no type

@@ -61,7 +61,8 @@ def _counted(components: Components, setting: Setting, step: TrainingStep) -> Me
 
 def _stays(setting: Setting) -> bool:
     """Whether the text encoders stay on the device."""
-    return setting.config.identifier_mode == "learned" or setting.device.type == "cpu"
+    learns = setting.config.identifier_mode == "learned"
+    return setting.device.type == "cpu" or (learns and not setting.encoders_aside)
 
 
 def _vae(components: Components, setting: Setting) -> int | None:
@@ -93,6 +94,8 @@ def _weightless(components: Components, setting: Setting) -> Generator[TrainingS
             if config.base_storage == "fp8":
                 stack.enter_context(stored_in_fp8(module, setting.dtype))
         conditioner = Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
+        if setting.encoders_aside:
+            conditioner.work_on(META)
         adapter = stack.enter_context(_adapter_on(unet, setting, components.schedule.num_timesteps))
         network.checkpoint(unet, setting.checkpoints)
         stack.callback(network.checkpoint, unet, False)

@@ -52,6 +52,7 @@ class OverfitIndicator:
         """Take in per-sample losses (N,) of a part of an optimizer step."""
         bins = self.bin_of(timesteps)
         losses = torch.stack([prior_loss.detach(), tuned_loss.detach()]).to(self._device).double()
+        self._moved = None
         self._pending_sum.index_add_(1, bins, losses)
         self._pending_count.index_add_(0, bins, torch.ones_like(losses[0]))
 
@@ -99,13 +100,16 @@ class OverfitIndicator:
         self._clear_pending()
 
     def _provisional(self) -> tuple[Tensor, Tensor]:
-        """The averages as they would stand if what is pending were committed."""
-        fresh = self._pending_count > 0
-        mean = self._pending_sum / self._pending_count.clamp(min=1)
-        moved = self._average + self.ema * (mean - self._average)
-        average = torch.where(fresh, torch.where(self._seen, moved, mean), self._average)
-        return average, self._seen | fresh
+        """The averages as they would stand if what is pending were committed; asked for several times in a step."""
+        if self._moved is None:
+            fresh = self._pending_count > 0
+            mean = self._pending_sum / self._pending_count.clamp(min=1)
+            moved = self._average + self.ema * (mean - self._average)
+            average = torch.where(fresh, torch.where(self._seen, moved, mean), self._average)
+            self._moved = average, self._seen | fresh
+        return self._moved
 
     def _clear_pending(self) -> None:
+        self._moved: tuple[Tensor, Tensor] | None = None
         self._pending_sum = torch.zeros(2, self.bins, dtype=torch.float64, device=self._device)
         self._pending_count = torch.zeros(self.bins, dtype=torch.float64, device=self._device)

@@ -12,7 +12,7 @@ from ..adapter import Adapter
 from ..sample.drift import DriftWatch
 from ..sample.sampler import Sampler
 from ..text.captions import preview_captions, trigger_text
-from ..text.conditioning import Conditioner
+from ..text.conditioning import Conditioner, put_aside
 from ..text.identifier import Identifier
 from .plan import Plan
 from .streams import Stream
@@ -37,9 +37,13 @@ def conditioning(plan: Plan) -> tuple[Identifier | None, Conditioner]:
     identifier = None
     if config.identifier_mode == "learned":
         identifier = Identifier.from_init_word(encoders, config.resolved_init_word).to(plan.device)
+    made = Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
+    if plan.encoders_aside:
+        put_aside(made, plan.device)
+        return identifier, made
     for encoder in encoders:
-        encoder.model.requires_grad_(False).to(plan.device)
-    return identifier, Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
+        encoder.model.to(plan.device)
+    return identifier, made
 
 
 def drift_watch(plan: Plan, inputs: Inputs, adapter: Adapter) -> DriftWatch | None:

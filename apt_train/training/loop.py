@@ -10,7 +10,7 @@ from ..events import NoticeEvent, StepEvent
 from .listener import Listener
 from .outcome import Outcome
 from .previewing import try_previews
-from .room import SPILLS, STEPPED_DOWN, Pace, can_step_down, is_out_of_memory, step_down
+from .room import SPILLS, Pace, can_step_down, is_out_of_memory, step_down
 from .saving import save_snapshot
 from .stopping import ended_by_itself
 from .trial import seconds_left
@@ -53,12 +53,11 @@ def run_steps(outcome: Outcome, listener: Listener) -> None:
 
 
 def _stepped(run: Run, listener: Listener) -> dict[str, Any]:
-    """An optimizer step; where memory runs out, the same one again on less, once in a run."""
-    try:
-        return optimizer_step(run)
-    except (RuntimeError, MemoryError) as error:
-        if not (is_out_of_memory(error) and can_step_down(run)):
-            raise
-    step_down(run)
-    listener(NoticeEvent(STEPPED_DOWN, run.steps_done))
-    return optimizer_step(run)
+    """An optimizer step; where memory runs out, the same one again on less, rung by rung."""
+    while True:
+        try:
+            return optimizer_step(run)
+        except (RuntimeError, MemoryError) as error:
+            if not (is_out_of_memory(error) and can_step_down(run)):
+                raise
+        listener(NoticeEvent(step_down(run), run.steps_done))

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Moments = tuple[Tensor, Tensor]  # mean and standard deviation, (N, channels) each
+
 
 def squared_error(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean squared error per sample, float32 (N,), of tensors (N, C, H, W).
@@ -33,14 +35,18 @@ def stabilization_loss(
     `relative` divides by the prior's mean variance in that layer and sample (ours), `raw` does not; then the mean over
     samples and layers. Two scalars.
     """
+    return moment_loss([moments(t) for t in tuned], [moments(p) for p in prior], mode)
+
+
+def moment_loss(tuned: Sequence[Moments], prior: Sequence[Moments], mode: str) -> tuple[Tensor, Tensor]:
+    """The same of features that have become `moments`."""
     terms = [_moment_shift(t, p, mode) for t, p in zip(tuned, prior, strict=True)]
     mu, sigma = zip(*terms, strict=True)
     return torch.stack(mu).mean(), torch.stack(sigma).mean()
 
 
-def _moment_shift(tuned: Tensor, prior: Tensor, mode: str) -> tuple[Tensor, Tensor]:
-    mu_tuned, sigma_tuned = _moments(tuned)
-    mu_prior, sigma_prior = _moments(prior)
+def _moment_shift(tuned: Moments, prior: Moments, mode: str) -> tuple[Tensor, Tensor]:
+    (mu_tuned, sigma_tuned), (mu_prior, sigma_prior) = tuned, prior
     mu = (mu_tuned - mu_prior).square().mean(dim=-1)  # (N,)
     sigma = (sigma_tuned - sigma_prior).square().mean(dim=-1)
     if mode == "relative":
@@ -49,8 +55,8 @@ def _moment_shift(tuned: Tensor, prior: Tensor, mode: str) -> tuple[Tensor, Tens
     return mu.mean(), sigma.mean()
 
 
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and population standard deviation over positions: (N, channels) each."""
+def moments(features: Tensor) -> Moments:
+    """Mean and population standard deviation over positions of (N, positions, channels): (N, channels) each."""
     features = features.float()
     variance = features.var(dim=1, correction=0)
     # A channel that is constant over positions has an infinite slope at sqrt(0); the floor keeps its gradient finite.

@@ -40,7 +40,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Setting:
-    """Of the run whose memory is estimated: what it is trained in, on pictures of which side, recomputing or not."""
+    """Of the run whose memory is estimated: what it is trained in, on pictures of which side, recomputing or not.
+
+    `encoders_aside`: the text encoders are on the device only while they work.
+    """
 
     config: TrainConfig
     objective: Objective
@@ -48,6 +51,7 @@ class Setting:
     dtype: torch.dtype
     side: int
     checkpoints: bool
+    encoders_aside: bool = False
 
 
 def free_bytes(device: torch.device) -> int | None:

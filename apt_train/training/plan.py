@@ -6,7 +6,9 @@ In: device and precision, the objective, sizes, identity, and the refusals that 
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,6 +26,11 @@ from ..sample.drift import unrelated_prompts
 from .estimate import estimated
 from .memory import Memory, Setting, fits, free_bytes
 from .objective import Objective, check_layers, objective_of
+
+ENCODERS_ASIDE = (
+    "The text encoders wait in main memory and move to the device twice a step, as it has no room for them all the "
+    "time: set identifier_mode to word for shorter steps."
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Plan:
         if self.config.gradient_checkpointing is not None or self.device.type == "cpu":
             return bool(self.config.gradient_checkpointing)
         free = free_bytes(self.device) if self.config.memory == "auto" else None
-        without = self._estimated(False) if free is not None else None
+        without = self._estimated(False, False) if free is not None else None
         if free is None or without is None:
             return self.components.network.checkpoints_on_gpu(self.components.unet)
         return not fits(without, free)
@@ -55,7 +62,15 @@ class Plan:
     @cached_property
     def memory(self) -> Memory | None:
         """What the run takes of its device, before the modules are there; None: it cannot be said, or is little."""
-        return self._estimated(self.checkpoints)
+        return self._estimated(self.checkpoints, self.encoders_aside)
+
+    @cached_property
+    def encoders_aside(self) -> bool:
+        """Whether the text encoders wait in main memory: where the device does not hold them beside the network."""
+        if self.device.type == "cpu" or self.config.memory != "auto" or self.config.identifier_mode != "learned":
+            return False
+        free, beside = free_bytes(self.device), self._estimated(self.checkpoints, False)
+        return free is not None and beside is not None and not fits(beside, free)
 
     @cached_property
     def sets_aside(self) -> bool:
@@ -69,8 +84,13 @@ class Plan:
             return self.components.network.checkpoints_on_gpu(self.components.unet)
         return self.memory.beside_vae > self.memory.in_step
 
-    def _estimated(self, checkpoints: bool) -> Memory | None:
-        setting = Setting(self.config, self.objective, self.device, self.dtype, self.side, checkpoints)
+    @cached_property
+    def _estimated(self) -> Callable[[bool, bool], Memory | None]:
+        """By whether it recomputes, and whether the encoders are aside; each once, as it may take half a minute."""
+        return functools.cache(self._estimate)
+
+    def _estimate(self, checkpoints: bool, encoders_aside: bool) -> Memory | None:
+        setting = Setting(self.config, self.objective, self.device, self.dtype, self.side, checkpoints, encoders_aside)
         return estimated(self.components, setting)
 
     @cached_property
@@ -118,7 +138,8 @@ class Plan:
     def notes(self) -> list[str]:
         """What the user should hear of the model and the pictures."""
         prior = self.prior_images.notes if self.prior_images else []
-        return [*self.components.notes, *self.images.notes, *self.images.repeats(), *prior, *self._blind_stop()]
+        aside = [ENCODERS_ASIDE] if self.encoders_aside else []
+        return [*self.components.notes, *self.images.notes, *self.images.repeats(), *prior, *aside, *self._blind_stop()]
 
     def _blind_stop(self) -> list[str]:
         """The drift, which `stop` looks at, has no prompt to be measured on."""

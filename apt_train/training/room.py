@@ -1,4 +1,4 @@
-"""Where a run stands with its device's memory: one rung down when there is too little, a word when it spills over.
+"""Where a run stands with its device's memory: a rung down when there is too little, a word when it spills over.
 
 In: what counts as out of memory and how it is said, the step down, the steps' pace. Not in: estimating (`estimate`).
 """
@@ -14,6 +14,8 @@ from collections.abc import Generator
 import torch
 
 from ..errors import InputError
+from ..text.conditioning import put_aside
+from .plan import ENCODERS_ASIDE
 from .running import Run
 
 # Linux, Windows, accelerators, cuBLAS.
@@ -33,14 +35,32 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def can_step_down(run: Run) -> bool:
-    """Not twice, and not where parameters have begun to move: such a step cannot be taken again."""
-    return run.config.memory == "auto" and not run.updating and not run.training_step.save_memory
+    """Not below the last rung, nor where parameters have begun to move: such a step cannot be taken again."""
+    rung = not run.training_step.save_memory or _encoders_stay(run)
+    return run.config.memory == "auto" and not run.updating and rung
 
 
-def step_down(run: Run) -> None:
-    """Recompute activations, and forget what the broken step has left, outside the block that held its tensors."""
-    run.components.network.checkpoint(run.components.unet, True)
-    run.training_step.save_memory = True
+def step_down(run: Run) -> str:
+    """Recompute activations; if that is done, set the text encoders aside; what the user should hear.
+
+    Forgets what the broken step has left. To be called outside the block that held its tensors.
+    """
+    told = STEPPED_DOWN if not run.training_step.save_memory else ENCODERS_ASIDE
+    if told == STEPPED_DOWN:
+        run.components.network.checkpoint(run.components.unet, True)
+        run.training_step.save_memory = True
+    else:
+        put_aside(run.inputs.conditioner, run.device)
+    _forget(run)
+    return told
+
+
+def _encoders_stay(run: Run) -> bool:
+    """Whether the text encoders are on a device that they can leave."""
+    return run.device.type != "cpu" and run.inputs.identifier is not None and not run.inputs.conditioner.is_aside
+
+
+def _forget(run: Run) -> None:
     run.optimizer.zero_grad(set_to_none=True)
     run.indicator.discard()
     run.scaler = _anew(run.scaler, run.device)

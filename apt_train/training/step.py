@@ -91,7 +91,9 @@ class TrainingStep:
 
     def _prior_pass(self, noisy: Tensor, batch: Batch) -> Pass:
         with torch.no_grad(), self.adapter.disabled():
-            return self._pass(noisy, batch, tuned=False, captured=True)
+            prior = self._pass(noisy, batch, tuned=False, captured=True)
+            prior.let_go(self.objective.terms)
+        return prior
 
     def _pass(self, noisy: Tensor, batch: Batch, *, tuned: bool, captured: bool) -> Pass:
         conditioning = self.conditioner.encode(batch.captions, tuned=tuned, chunks=self.chunks)

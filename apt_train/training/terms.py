@@ -9,11 +9,11 @@ In: the terms and which a method has. Not in: the formulas (losses.py), when the
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import mul
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,9 +22,9 @@ from ..config import AttnSchedule, Layers, StabilizationMode, TrainConfig
 from ..data.batch import Batch
 from ..families.network import Process
 from ..text.conditioning import Conditioning
-from .capture import Capture, Captured
+from .capture import Capture, Captured, formed_again
 from .indicator import OverfitIndicator
-from .losses import alignment_loss, dco_per_sample, squared_error, stabilization_loss
+from .losses import Moments, alignment_loss, dco_per_sample, moment_loss, moments, squared_error
 
 
 @dataclass
@@ -35,17 +35,39 @@ class Pass:
     captured: Captured
     conditioning: Conditioning
     capture: Capture  # that has recorded it
-    saves_memory: bool = False  # form attention maps again in the backward pass
+    saves_memory: bool = False  # form maps and moments again in the backward pass
+    readings: dict[str, Any] = field(default_factory=dict[str, Any])  # of terms that have read it, by their names
+
+    def let_go(self, terms: Sequence[Term]) -> None:
+        """Have the terms read it, and free what was captured, which is a hundred times as much.
+
+        It stays where a term asks for some and has no `read`.
+        """
+        asking = [term for term in terms if term.features or term.attention]
+        self.readings = {term.name: term.read(self) for term in asking if isinstance(term, Reader)}
+        if len(self.readings) == len(asking):
+            self.captured = Captured()
+
+    @property
+    def _saves(self) -> bool:
+        return self.saves_memory and self.prediction.requires_grad
 
     def features(self, layers: Layers) -> list[Tensor]:
         """Self-attention outputs (N, positions, channels) of a part of the network."""
         return self.capture.features_of(self.captured, layers)
 
+    def moments(self, layers: Layers) -> list[Moments]:
+        """Mean and standard deviation over positions of these features, float32 (N, channels) each."""
+        # Of float32 features nothing is kept but they themselves, which are there anyway.
+        return [
+            formed_again(moments, kept) if self._saves and kept.dtype != torch.float32 else moments(kept)
+            for kept in self.features(layers)
+        ]
+
     def maps(self, layers: Layers) -> list[Tensor]:
         """Cross-attention maps (N, heads, positions, columns), columns matched by token, of a part of the UNet."""
         columns, count = self.conditioning.columns, self.conditioning.num_columns
-        save = self.saves_memory and self.prediction.requires_grad
-        return self.capture.maps_of(self.captured, layers, columns, count, save_memory=save)
+        return self.capture.maps_of(self.captured, layers, columns, count, save_memory=self._saves)
 
 
 @dataclass
@@ -79,6 +101,11 @@ class Passes:
         """The tuned pass and the prior's, for a term with `reads_prior`."""
         assert self.prior is not None, "the prior pass did not run"
         return self.tuned, self.prior
+
+    def read_by(self, term: Reader) -> tuple[Any, Any]:
+        """What a term reads of the tuned pass and of the prior's, which may have been let go after that."""
+        tuned, prior = self.compared
+        return term.read(tuned), prior.readings[term.name] if term.name in prior.readings else term.read(prior)
 
 
 class Term(Protocol):
@@ -118,6 +145,16 @@ class Term(Protocol):
     def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
         """Raw value, for the log, and weighted value, for the total: scalars."""
         ...
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """A term that has all it wants of a pass by `read`, so that what was captured of the prior's can be let go."""
+
+    @property
+    def name(self) -> str: ...
+
+    def read(self, one: Pass) -> Any: ...
 
 
 # -- the data term and its weightings
@@ -192,9 +229,11 @@ class Stabilization:
     reads_gamma: bool = False
     attention: None = None
 
+    def read(self, one: Pass) -> list[Moments]:
+        return one.moments(self.features)
+
     def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
-        tuned, prior = (each.features(self.features) for each in passes.compared)
-        mu, sigma = stabilization_loss(tuned, prior, self.mode)
+        mu, sigma = moment_loss(*passes.read_by(self), self.mode)
         return (mu + sigma).detach(), passes.lazy_prior * self.weight * (mu + sigma)
 
 
@@ -215,8 +254,11 @@ class Alignment:
     def reads_gamma(self) -> bool:
         return self.schedule == "indicator"
 
+    def read(self, one: Pass) -> list[Tensor]:
+        return one.maps(self.attention)
+
     def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
-        tuned, prior = (each.maps(self.attention) for each in passes.compared)
+        tuned, prior = passes.read_by(self)
         raw = alignment_loss(tuned, prior)
         by_bin = self.schedule == "indicator"
         term = alignment_loss(tuned, prior, passes.gamma) if by_bin else raw

@@ -1,0 +1,80 @@
+"""A text encoder that waits in main memory and is on the device while it works, in the forward and the backward pass.
+
+In: the loan, and a pass that is taken again in the backward pass. Not in: what is encoded (`conditioning`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+Encode = Callable[[Tensor], Sequence[Tensor | None]]
+
+
+@contextlib.contextmanager
+def on_loan(module: nn.Module, device: torch.device) -> Generator[None]:
+    """Inside the block the module works with copies of its weights on the device; then with its own again."""
+    parts = cast("Iterable[Any]", module.modules())
+    stores: list[Any] = [store for part in parts for store in (part._parameters, part._buffers)]
+    kept = [(store, dict(store)) for store in stores]
+    try:
+        for store, tensors in kept:
+            store.update({name: _lent(tensor, device) for name, tensor in tensors.items() if tensor is not None})
+        yield
+    finally:
+        for store, tensors in kept:
+            store.update(tensors)
+
+
+def _lent(tensor: Tensor, device: torch.device) -> Tensor:
+    there = tensor.detach().to(device, non_blocking=True, copy=True)
+    return nn.Parameter(there, requires_grad=False) if isinstance(tensor, nn.Parameter) else there
+
+
+def ready_to_lend(module: nn.Module, device: torch.device) -> None:
+    """To main memory; there in pages that stay put, which a GPU copies from several times as fast."""
+    module.to("cpu")
+    if device.type != "cuda":
+        return
+    with contextlib.suppress(RuntimeError):  # too little main memory for that: copies are slower then
+        for tensor in (*module.parameters(), *module.buffers()):
+            tensor.data = tensor.data.pin_memory()
+
+
+def encoded_on_loan(
+    encode: Encode, rows: Tensor | None, loan: Callable[[], AbstractContextManager[None]]
+) -> Sequence[Tensor | None]:
+    """`encode(rows)`, with the loan taken for it and once more for its backward pass; nothing is kept in between.
+
+    `rows`: what the gradient flows to; None: to nothing.
+    """
+    if rows is not None and torch.is_grad_enabled():
+        return cast("Sequence[Tensor | None]", _TakenAgain.apply(rows, encode, loan))
+    with loan():
+        return encode(cast("Tensor", rows))
+
+
+class _TakenAgain(torch.autograd.Function):
+    """As gradient checkpointing, whose own backward pass would find the encoder gone."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, encode: Encode, loan: Callable[[], Any]) -> tuple[Tensor | None, ...]:
+        ctx.save_for_backward(rows)
+        ctx.encode, ctx.loan = encode, loan
+        with loan():
+            return tuple(encode(rows))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        (rows,) = ctx.saved_tensors
+        with ctx.loan(), torch.enable_grad():
+            again = rows.detach().requires_grad_()
+            pairs = [pair for pair in zip(ctx.encode(again), gradients, strict=True) if pair[0] is not None]
+            outputs, wanted = zip(*pairs, strict=True)
+            found = cast("tuple[Tensor, ...]", torch.autograd.grad(outputs, again, wanted))
+        return found[0], None, None
