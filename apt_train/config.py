@@ -567,9 +567,8 @@ class TrainConfig:
     )
     memory: MemoryUse = setting(
         "auto",
-        "auto: on a GPU, recompute activations only where they do not fit into the memory that is free, and set the "
-        "text encoders aside where that is not enough. Out of memory, a run starts to do so and goes on. fixed: as "
-        "gradient_checkpointing says.",
+        "auto: on a GPU, recompute activations where the free memory is too small, then set the text encoders aside. "
+        "Out of memory, a run starts to do so and goes on. fixed: as gradient_checkpointing says.",
         moves_weights=False,
         since=5,
         widget=Widget(heading="performance", advanced=True),

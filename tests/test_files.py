@@ -159,7 +159,7 @@ def test_what_stays_in_use_is_told_after_some_seconds(tmp_path: Path, windows: l
         raise PermissionError(errno.EACCES, "in use")
 
     files.os.replace = replace  # type: ignore[assignment]
-    with pytest.raises(InputError, match="open in another program"):
+    with pytest.raises(InputError, match="another program has the file open"):
         atomic_write(tmp_path / "a", lambda path: path.write_text("new"))
     assert sum(windows) == pytest.approx(4.4) and list(tmp_path.iterdir()) == []
 

@@ -16,7 +16,7 @@ import pytest
 
 from .node_modules import node_module
 
-OUTSIDE = "outside ComfyUI's own folders"
+OUTSIDE = "outside the folders of a ComfyUI"
 
 
 @pytest.fixture

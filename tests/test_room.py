@@ -85,7 +85,7 @@ def test_estimating_leaves_the_model_and_the_run_as_they_were(
 @pytest.mark.usefixtures("counted")
 def test_the_estimate_follows_the_settings() -> None:
     def of(**settings: Any) -> Memory:
-        found = planned("sdxl", **settings).memory
+        found = planned("sd15", **settings).memory
         assert found is not None
         return found
 

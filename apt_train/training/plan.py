@@ -28,8 +28,8 @@ from .memory import Memory, Setting, fits, free_bytes
 from .objective import Objective, check_layers, objective_of
 
 ENCODERS_ASIDE = (
-    "The text encoders wait in main memory and move to the device twice a step, as it has no room for them all the "
-    "time: set identifier_mode to word for shorter steps."
+    "The text encoders wait in main memory and move to the device twice a step, as its memory is short. Steps are "
+    "shorter with identifier_mode word."
 )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apt_train.config import TrainConfig
-from apt_train.run.folder import RECIPE
+from apt_train.run.content import RECIPE
 from apt_train.training.indicator import AUTO_SCALE
 
 VERSION = 1
