@@ -61,9 +61,9 @@ class AptMerged(io.ComfyNode):
             tuned, tuned_clip = comfy.sd.load_lora_for_models(model, clip, tensors, strength, strength)
             theirs = pack("nodes.host.components").Wires.checked(tuned, tuned_clip, vae).components(torch.float32, "")
             lora = pack("apt_train.lora_check.lora_file").read_lora(Path(path))
-            placement = pack("apt_train.lora_check.placing").place(lora, components)
             ready = pack("apt_train.lora_check.with_lora").lora_ready
-            with ready(components, placement, torch.device("cpu"), torch.float32) as merged, merged.at(strength):
+            with ready(components, lora, "cpu", "fp32") as merged, merged.at(strength):
+                placement = merged.placement
                 others = (theirs.unet, *(encoder.model for encoder in theirs.text_encoders))
                 pairs = zip((components.unet, *encoders), others, base, strict=True)
                 found = [apart(*pair) for pair in pairs]
