@@ -329,11 +329,12 @@ WIDE = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
 
 
 def camera(**tags: object) -> bytes:
-    exif = Image.Exif()
+    exif, inner = Image.Exif(), dict[int, object]()
     if "space" in tags:
-        exif.get_ifd(0x8769)[0xA001] = tags["space"]
+        inner[0xA001] = tags["space"]
     if "interop" in tags:
-        exif.get_ifd(0x8769)[0xA005] = {1: tags["interop"]}
+        inner[0xA005] = {1: tags["interop"]}
+    exif[0x8769] = inner
     file = io.BytesIO()
     Image.new("RGB", (8, 8), (200, 80, 60)).save(file, "JPEG", exif=exif, quality=100)
     return file.getvalue()

@@ -565,7 +565,7 @@ ODD_MAPS: dict[str, dict[str, torch.Tensor]] = {
     "without a pixel": {"prior": torch.zeros(2, 0, 4)},
     "flat": {"prior": torch.zeros(2, 4)},
     "whole numbers": {"prior": torch.zeros(2, 4, 4, dtype=torch.int64)},
-    "complex": {"prior": torch.zeros(2, 4, 4, dtype=torch.complex64)},
+    "yes and no": {"prior": torch.zeros(2, 4, 4, dtype=torch.bool)},
     "far larger than any": {"prior": torch.zeros(2, 600, 4)},
     "another size": {"prior": torch.zeros(2, 4, 5)},
     "a grey picture": {"image": torch.zeros(1, 8, 8, dtype=torch.uint8)},
