@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, Literal, TypeGuard, cast, get_args, get_origin, get_type_hints
 
 from .errors import InputError
+from .wording import printable
 
 MOST_TEXTS = 100  # in a list; each is read by the text encoders, and most are drawn or measured
 LONGEST_TEXT = 10_000  # letters, as of a caption: more take minutes to read at every step
@@ -282,8 +283,8 @@ def built(cls: type, values: Any) -> Any:
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise InputError(
-            f"{cls.__name__} has no setting named {unknown[0]}: remove it, correct its name, or use the version of APT "
-            "Train that knows it."
+            f"{cls.__name__} has no setting named {printable(unknown[0])}: remove it, correct its name, or use the "
+            "version of APT Train that knows it."
         )
     for name, item in fields_of(cls).items():
         require(item.default is not dataclasses.MISSING or name in values, name, "missing", "give it")

@@ -74,3 +74,9 @@ def test_the_trigger_names_the_subject_in_either_mode() -> None:
     assert trigger_text("zwx", "toy", "word") == "zwx toy"
     for mode in ("learned", "word"):  # what the trigger says is what captions are read by
         assert read(f"a photo of {trigger_text('zwx', 'toy', mode)}", name="zwx") == "a photo of {subject}"
+
+
+def test_a_long_caption_is_shown_by_its_beginning() -> None:
+    with pytest.raises(InputError, match="does not mention the subject") as refused:
+        caption_for("\ufeff " * 5000, "a.png", template="", name="toy", class_word="toy")
+    assert len(str(refused.value)) < 400

@@ -196,6 +196,16 @@ def test_a_lora_of_another_family_is_one_sentence() -> None:
     assert "is made for SDXL" in refused(kohya({"down_blocks.7.attn2.to_k": wide}), sd15)
 
 
+@pytest.mark.parametrize("shape", [(), (4,)])
+def test_a_lora_of_numbers_without_a_shape_is_one_sentence(shape: tuple[int, ...]) -> None:
+    parts = tiny_components()
+    path = next(path for path in attention_paths(parts.unet) if path.endswith("attn2.to_k")).replace(".", "_")
+    for keys in (("lora_down.weight", "lora_up.weight"), ("lokr_w1", "lokr_w2")):
+        lora = {f"lora_unet_{path}.{key}": torch.ones(shape) for key in keys}
+        with pytest.raises(InputError):
+            place(sorted_lora(lora, "odd"), parts)
+
+
 def test_layers_that_do_not_fit_are_named_and_left_out() -> None:
     parts = tiny_components()
     lora = kohya(random_layers(parts.unet, attention_paths(parts.unet)))

@@ -184,6 +184,7 @@ DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "too large": (lambda content: content["config"].update(seed=2**64), "seed is 18446744073709551616"),
     "infinity": (lambda content: content["config"]["optimizer"].update(learning_rate=float("inf")), "learning_rate"),
     "a newer setting": (lambda content: content["config"]["apt"].update(newer=1), "no setting named newer"),
+    "an unprintable setting": (lambda content: content["config"].update({"\x1f": 1}), "no setting named ?:"),
     "a list of settings": (lambda content: content.update(config=[]), "config.json"),
 }
 

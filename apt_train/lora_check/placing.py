@@ -123,7 +123,7 @@ def _fits(item: Placed) -> bool:
                 replace(item, parts=hollow).changes(base.to("meta"), of)
             elif of == "weight" or "bias" in item.parts:
                 return False
-    except (ValueError, RuntimeError, IndexError):
+    except (ValueError, RuntimeError, IndexError, TypeError):
         return False
     return True
 

@@ -126,10 +126,8 @@ def model_of(layers: Mapping[str, Mapping[str, Tensor]]) -> str:
     for mark, family in (("double_blocks", "FLUX"), ("joint_blocks", "SD3"), ("transformer_blocks", "")):
         if family and any(mark in name for name in names):
             return family
-    widths = {
-        parts["down"].flatten(1).shape[1]
-        for name, parts in layers.items()
-        if name.endswith(("attn2_to_k", "attn2.to_k", "attn2.processor.to_k")) and "down" in parts
-    }
+    readers = ("attn2_to_k", "attn2.to_k", "attn2.processor.to_k")
+    downs = [parts["down"] for name, parts in layers.items() if name.endswith(readers) and "down" in parts]
+    widths = {down.flatten(1).shape[1] for down in downs if down.ndim > 1}
     families = {768: "SD1.5", 1024: "SD2", 2048: "SDXL"}
     return next((families[width] for width in widths if width in families), "")
