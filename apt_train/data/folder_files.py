@@ -188,9 +188,9 @@ def _find_made(found: _Found) -> None:
 
 
 def _owners(pictures: list[Path]) -> Callable[[str], str]:
-    """The picture's stem or name that a file's stem means: itself, else the only one that differs in case alone, or
+    """The picture's stem or name that a file's stem means: itself, else the only one that is spelled alike.
 
-    in how its accents are written, as files do that have been on Windows or a Mac.
+    Alike but for case, or for how accents are written, as in files that have been on Windows or a Mac.
     """
     names = {name for path in pictures for name in (path.stem, path.name)}
     alike: dict[str, list[str]] = {}

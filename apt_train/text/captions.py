@@ -10,6 +10,7 @@ import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from ..disk.json_file import short_name
 from ..errors import InputError
 from ..names import EMBEDDING_SUFFIX, embedding_stem
 
@@ -35,7 +36,7 @@ def caption_for(image_caption: str | None, image_name: str, *, template: str, na
     marked = marked_caption(text, name=name, class_word=class_word)
     if marked is None:
         raise InputError(
-            f"The caption of {image_name} ({_begun(repr(text))}) does not mention the subject: "
+            f"The caption of {image_name} ({short_name(repr(text), 200)}) does not mention the subject: "
             f"write {SUBJECT}, {name} or {class_word!r} in it where the subject belongs, or leave it empty."
         )
     return marked
@@ -122,7 +123,3 @@ def _bounded(pattern: str) -> re.Pattern[str]:
 def preview_captions(config: TrainConfig) -> list[str]:
     """The preview prompts with `{subject}` wherever they name it."""
     return [mark_subject(prompt, name=config.name, class_word=config.class_word) for prompt in config.sampled_prompts]
-
-
-def _begun(text: str, most: int = 200) -> str:
-    return text if len(text) <= most else text[:most] + "..."

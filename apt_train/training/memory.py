@@ -65,9 +65,9 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def fits(memory: Memory, free: int) -> bool:
-    """Whether the steps do, with room for what is not counted: the device's own library, workspaces, gaps between
+    """Whether the steps do, with room for what is not counted (ours).
 
-    tensors (ours). The VAE is not asked about: where it and the network together would be the peak, the network makes
-    way for it (`Plan.sets_aside`), and what it then takes is the same however the steps are computed.
+    That is the device's own library, workspaces, and gaps between tensors. The VAE is not asked about: where it and the
+    network together would be the peak, the network makes way for it (`Plan.sets_aside`).
     """
     return memory.in_step * 1.1 + 700_000_000 <= free

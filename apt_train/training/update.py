@@ -70,16 +70,7 @@ def optimizer_step(run: Run) -> dict[str, Any]:
     preserved = _draw_preservation(run)
 
     run.optimizer.zero_grad(set_to_none=True)
-    for micro, batch in enumerate(batches):
-        with seeded(run.config.seed, "dropout", step, micro, device=run.device):
-            with run.adapter.at(batch.timesteps):
-                output = _subject_pass(run, batch)
-                if micro == 0 and _balance_due(run):
-                    _see_gradient_norms(run, output.parts, seen)
-                seen.add_pass(output)
-                _backward(run, output.total / len(batches))
-            if preserved:
-                _preservation_pass(run, preserved[micro], len(batches), seen)
+    _accumulate(run, batches, preserved, seen)
 
     # Clip, move, keep the identifier's norm; one indicator update per optimizer step [ours].
     factor = run.lr_factor(step)
@@ -106,13 +97,21 @@ def passes(run: Run) -> None:
 
     No picture is augmented, as the bank may still lack the variants.
     """
-    batches, preserved = _draw(run, torch.zeros(1)), _draw_preservation(run)
+    _accumulate(run, _draw(run, torch.zeros(1)), _draw_preservation(run), _Seen())
+
+
+def _accumulate(run: Run, batches: list[Batch], preserved: list[Batch], seen: _Seen) -> None:
+    """Forward and backward, batch by batch; the gradients add up to those of one batch of all samples."""
     for micro, batch in enumerate(batches):
         with seeded(run.config.seed, "dropout", run.steps_done, micro, device=run.device):
             with run.adapter.at(batch.timesteps):
-                _backward(run, _subject_pass(run, batch).total / len(batches))
+                output = _subject_pass(run, batch)
+                if micro == 0 and _balance_due(run):
+                    _see_gradient_norms(run, output.parts, seen)
+                seen.add_pass(output)
+                _backward(run, output.total / len(batches))
             if preserved:
-                _preservation_pass(run, preserved[micro], len(batches), _Seen())
+                _preservation_pass(run, preserved[micro], len(batches), seen)
 
 
 def _augmentation_chance(run: Run) -> Tensor:
