@@ -425,7 +425,7 @@ def _sheet_place(given: str, folder: Path) -> Path:
         from .run.preview_files import png_text
 
         if png_text(place, MARK[0]) != MARK[1]:
-            raise InputError(f"--sheet is {given}, where something else than a contact sheet lies: give another name.")
+            raise InputError(f"--sheet is {given}, a file that is not a contact sheet: give another name.")
     return place
 
 

@@ -324,7 +324,7 @@ def test_a_sheet_is_drawn_over_a_sheet_and_nothing_else(
     OTHERS[name](tmp_path / "s.png")
     before = [os.readlink("s.png")] if os.path.islink("s.png") else [Path("s.png").read_bytes()]
     assert cli.main(["check", "toy", "--sheet", "s.png"]) == 2
-    assert "where something else than a contact sheet lies: give another name." in capsys.readouterr().err
+    assert ", a file that is not a contact sheet: give another name." in capsys.readouterr().err
     assert before == ([os.readlink("s.png")] if os.path.islink("s.png") else [Path("s.png").read_bytes()])
     Path("s.png").unlink()
     assert cli.main(["check", "toy", "--sheet", "s.png"]) < 2 and cli.main(["check", "toy", "--sheet", "s.png"]) < 2

@@ -192,7 +192,7 @@ def test_what_is_made_from_a_picture_is_no_picture_of_the_subject_and_named(fold
     save(folder / name)
     images = load_images(folder)
     assert names(images) == ["a.png"] and images.images[0].mask is None
-    assert "by name made from a picture here" in said_once(images, name)
+    assert "left out as made from a picture here, going by the name: rename it" in said_once(images, name)
 
 
 @pytest.mark.parametrize("name", ["b_depth.png", "depth.png", "ahead.png", "a normal day.png", "a_seg_old.png"])

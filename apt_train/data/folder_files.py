@@ -266,7 +266,10 @@ def _notes(folder: Path, found: _Found, used: set[Path | None], sorted_: Folder)
             "{is} left out as a loss mask by name, but there is no picture for {it}: rename {it}, or add the picture.",
         ),
         (guessed, "{is} taken as a loss mask, by name: rename {it} where the subject is shown instead."),
-        (found.made, "{is} left out, by name made from a picture here: rename {it} where the subject is shown."),
+        (
+            found.made,
+            "{is} left out as made from a picture here, going by the name: rename {it} where the subject is shown.",
+        ),
         (found.hidden, "{is} hidden, so left out: take away the dot at the beginning where that is not meant."),
         (second, "{is} not used: another file is the loss mask of the same picture."),
         (orphans, "{belongs} to no picture: a caption has the name of its picture."),
