@@ -19,8 +19,7 @@ UNREADABLE = "The colour profile of {names} cannot be used, so the numbers are t
 IGNORED = "This Pillow was built without LittleCMS, so the colour profile of {names} is ignored: save it as sRGB."
 
 UNPROFILED = (
-    "The colours of {names} are not sRGB, but there is no profile to say which, so the numbers are taken as sRGB: "
-    "save it as sRGB."
+    "The colours of {names} are not sRGB and no profile says what they are, so they are taken as sRGB: save it as sRGB."
 )
 
 _MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}
