@@ -46,8 +46,11 @@ def find_folder(config: TrainConfig, digest: str) -> Path:
 
 
 def steps_done(folder: Path) -> int:
-    """The newest step that the run has saved; 0: none, or no run."""
-    return max(names.snapshot_steps(folder), default=0) if holds_run(folder) else 0
+    """The newest step that the run has saved; 0: none, or no run. An empty folder is no snapshot."""
+    if not holds_run(folder):
+        return 0
+    found = names.snapshot_folders(folder / names.SNAPSHOTS)
+    return max((step for step, snapshot in found.items() if any(snapshot.iterdir())), default=0)
 
 
 def set_aside(folder: Path) -> None:

@@ -247,6 +247,13 @@ def test_a_black_mask_is_refused_and_a_lone_one_named(tmp_path):
     refused(lambda: load_images(tmp_path), "a-mask.png", "black")
 
 
+def test_a_mask_of_no_picture_is_told(tmp_path):
+    save(tmp_path / "a.png", 9)
+    save(tmp_path / "Mask.png", 255, mode="L")
+    (note,) = load_images(tmp_path).notes
+    assert note == "Mask.png is taken as a picture of the subject: a loss mask of X.png is called X-mask.png."
+
+
 def test_alpha_can_be_the_mask(tmp_path):
     image = Image.new("RGBA", (4, 4), (255, 0, 0, 255))
     image.paste((255, 0, 0, 51), (0, 0, 2, 4))

@@ -20,6 +20,7 @@ from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
 from apt_train.training import estimate, plan, update
 from apt_train.training.estimate import Memory
+from apt_train.training.notes import ENCODERS_ASIDE, notes_of
 from apt_train.training.plan import Plan, plan_run
 from apt_train.training.room import STEPPED_DOWN
 from apt_train.training.train import train
@@ -123,7 +124,7 @@ def test_they_are_set_aside_where_the_device_does_not_hold_them(
     made = plan_run(tiny_components(), pictures(), quick_config(**settings), device="cpu")
     made = Plan(made.components, made.images, None, made.config, torch.device("cuda"), torch.bfloat16)
     assert made.encoders_aside is away
-    assert (plan.ENCODERS_ASIDE in made.notes) is away
+    assert (ENCODERS_ASIDE in notes_of(made)) is away
     assert made.memory is not None and made.memory.weights == (5 if away else 7) * GB
     assert len(asked) == len(set(asked))  # an estimate of SDXL takes half a minute
 
@@ -188,4 +189,4 @@ def test_out_of_memory_twice_they_are_the_second_rung(monkeypatch: pytest.Monkey
         config = quick_config(steps=2, watch_drift=False)
         train(tiny_components(), pictures(), config, device=device.device, on_event=recorder)
     told = [event.text for event in recorder.events if isinstance(event, NoticeEvent)]
-    assert told == [STEPPED_DOWN, plan.ENCODERS_ASIDE] and len(recorder.steps) == 2
+    assert told == [STEPPED_DOWN, ENCODERS_ASIDE] and len(recorder.steps) == 2

@@ -99,6 +99,7 @@ def test_copies_of_snapshots_and_odd_pictures_count_for_nothing(store: Any, run:
     for name in ("step_000004 copy", "step_best", "step_8", "step_000009_set_aside"):
         (run.folder / "snapshots" / name).mkdir()
     (run.folder / "snapshots" / "step_000008").write_text("")
+    (run.folder / "snapshots" / "step_000999").mkdir()  # empty
     assert store.snapshot_steps(run) == list(STEPS) and store.steps_done(run.folder) == 6
     previews = run.folder / "previews"
     previews.mkdir()

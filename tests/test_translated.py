@@ -152,7 +152,8 @@ def test_every_note_on_a_folder_has_its_chinese(count: int, chinese: Callable[[s
     for i in range(count):
         for name in (f"p{i}.png", f"p{i} mask.png", f"p{i}-mask.png", f"q{i}.png", f"q{i} mask.png",
                      f"p{i}_depth.png", f"lone{i}-mask.png", f"c{i}-condlabel.png",
-                     f"sub{i}/a.png", f"masks{i}/a.png", f".hidden{i}.png", f"misnamed{i}.dat"):  # fmt: skip
+                     f"sub{i}/a.png", f"masks{i}/a.png", f".hidden{i}.png", f"misnamed{i}.dat",
+                     ("mask.png", "matte.png")[i]):  # fmt: skip
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (4, 4)).save(folder / name, format="PNG")
         for name in (f"x{i}.heic", f"orphan{i}.txt", f"other{i}.pdf"):
@@ -160,7 +161,7 @@ def test_every_note_on_a_folder_has_its_chinese(count: int, chinese: Callable[[s
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "p0.png").touch()
     notes = sort_folder(folder).notes
-    assert len(notes) == 13
+    assert len(notes) == 14
     assert [note for note in notes if not CHINESE.search(chinese(note))] == []
 
 

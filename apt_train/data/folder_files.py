@@ -33,6 +33,7 @@ UNREAD_SUFFIXES = (
 MASK_ENDINGS = ("-mask", "-masklabel", "_mask", "_masklabel", ".mask")  # ours; OneTrainer's; common. The first counts
 # What is a mask only beside the picture of that name: else a "carnival mask.png" would be none of a subject.
 _MASKS_BY_PICTURE = ("{} mask", "{} (mask)", "{}(mask)", "mask_{}", "mask-{}", "mask {}", "mask.{}")
+_OF_NOTHING = ("mask", "masks", "masklabel", "alpha", "matte")  # it may be a mask, but does not say of which picture
 # What masking, ControlNet and gallery tools write beside a picture X.
 _MADE_FROM = re.compile(
     r"(?P<picture>.+?)[ ._(-]+(alpha|matte|trimap|masks?|masklabel|seg|segmentation|depth|depthmap|canny|hed|lineart|"
@@ -253,6 +254,7 @@ def _notes(folder: Path, found: _Found, used: set[Path | None], sorted_: Folder)
     second = [path for path in masks if path not in used and path not in lone]
     orphans = [path for path in found.captions if path not in used]
     guessed = [path for path in found.by_picture if path in used]
+    nameless = [path for path in found.pictures if path.stem.lower() in _OF_NOTHING]
     in_folders = [path for path in sorted_.with_pictures if "mask" not in path.name.lower()]
     of_masks = [path for path in sorted_.with_pictures if "mask" in path.name.lower()]
     empty = [path for path in found.folders if not any(inner.is_relative_to(path) for inner in sorted_.with_pictures)]
@@ -266,6 +268,7 @@ def _notes(folder: Path, found: _Found, used: set[Path | None], sorted_: Folder)
             "{is} left out as a loss mask by name, but there is no picture for {it}: rename {it}, or add the picture.",
         ),
         (guessed, "{is} taken as a loss mask, by name: rename {it} where the subject is shown instead."),
+        (nameless, "{is} taken as a picture of the subject: a loss mask of X.png is called X-mask.png."),
         (
             found.made,
             "{is} left out as made from a picture here, going by the name: rename {it} where the subject is shown.",

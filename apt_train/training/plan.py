@@ -27,11 +27,6 @@ from .estimate import estimated
 from .memory import Memory, Setting, fits, free_bytes
 from .objective import Objective, check_layers, objective_of
 
-ENCODERS_ASIDE = (
-    "The text encoders wait in main memory and move to the device twice a step, as its memory is short. Steps are "
-    "shorter with identifier_mode word."
-)
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -133,20 +128,6 @@ class Plan:
         output = self.config.output
         watched = output.watch_drift and output.snapshot_every
         return unrelated_prompts(output.drift_prompts, self.config.class_word) if watched else []
-
-    @property
-    def notes(self) -> list[str]:
-        """What the user should hear of the model and the pictures."""
-        prior = self.prior_images.notes if self.prior_images else []
-        aside = [ENCODERS_ASIDE] if self.encoders_aside else []
-        return [*self.components.notes, *self.images.notes, *self.images.repeats(), *prior, *aside, *self._blind_stop()]
-
-    def _blind_stop(self) -> list[str]:
-        """The drift, which `stop` looks at, has no prompt to be measured on."""
-        stop = self.config.output.stop
-        if stop == "never" or self.unrelated:
-            return []
-        return [f"stop is {stop}, but every drift prompt names the class word: give others, or the run never stops."]
 
     def check(self) -> None:
         """InputError: what would end a run that has trained for hours, or cannot be trained at all."""

@@ -15,7 +15,7 @@ import torch
 
 from ..errors import InputError
 from ..text.conditioning import put_aside
-from .plan import ENCODERS_ASIDE
+from .notes import ENCODERS_ASIDE
 from .running import Run
 
 # Linux, Windows, accelerators, cuBLAS.

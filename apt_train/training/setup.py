@@ -31,8 +31,6 @@ def prepared_run(
     """
     plan.check()
     subject, preservation = build_streams(plan, notify, busy)
-    for note in plan.notes:
-        notify(note)
     if subject.bank.fixed:
         notify("The VAE gives no standard deviation: each picture's latent is fixed.")
     busy("model", 0, 0)

@@ -19,6 +19,7 @@ from ..data.dataset import ImageSet
 from ..data.latent_bank import Encoder, LatentBank, OnEncode
 from ..families.components import Components
 from ..text.captions import class_caption, subject_captions
+from .notes import notes_of
 from .plan import Plan
 
 
@@ -49,16 +50,23 @@ class Stream:
 
 
 def build_streams(plan: Plan, notify: Callable[[str], None], busy: OnEncode) -> tuple[Stream, Stream | None]:
-    """The subject's stream and, where there are pictures of the class, the prior-preservation stream."""
-    config = plan.config
-    subject = _stream("subject", plan, plan.images, subject_captions(plan.images, config), notify, busy)
-    if plan.prior_images is None:
-        return subject, None
-    texts = [
-        class_caption(image.caption or config.data.class_caption, config.class_word)
-        for image in plan.prior_images.images
-    ]
-    return subject, _stream("preservation", plan, plan.prior_images, texts, notify, busy)
+    """The subject's stream and, where there are pictures of the class, the prior-preservation stream.
+
+    `notify` gets the notes on sizes and, at the end, those on the rest of the plan.
+    """
+    subject = _stream("subject", plan, plan.images, subject_captions(plan.images, plan.config), notify, busy)
+    preservation = _preservation(plan, notify, busy)
+    for note in notes_of(plan):
+        notify(note)
+    return subject, preservation
+
+
+def _preservation(plan: Plan, notify: Callable[[str], None], busy: OnEncode) -> Stream | None:
+    config, images = plan.config, plan.prior_images
+    if images is None:
+        return None
+    texts = [class_caption(image.caption or config.data.class_caption, config.class_word) for image in images.images]
+    return _stream("preservation", plan, images, texts, notify, busy)
 
 
 def _stream(

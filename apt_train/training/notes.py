@@ -1,0 +1,60 @@
+"""What the user should hear of a run before its first step, a sentence each.
+
+In: remarks on model, pictures, texts and memory. Not in: what is refused (`plan`), how it is told (`setup`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from ..disk.json_file import short_name
+from ..text.captions import CLASS_WORD, SUBJECT
+from ..wording import listed, printable
+from .plan import Plan
+
+ENCODERS_ASIDE = (
+    "The text encoders wait in main memory and move to the device twice a step, as its memory is short. Steps are "
+    "shorter with identifier_mode word."
+)
+_BRACES = re.compile(r"\{[^{}]*\}")
+
+
+def notes_of(plan: Plan) -> list[str]:
+    """What model and pictures give rise to, then what the settings do."""
+    prior = plan.prior_images.notes if plan.prior_images else []
+    pictures = [*plan.images.notes, *plan.images.repeats(), *prior, *_preserved_subject(plan)]
+    aside = [ENCODERS_ASIDE] if plan.encoders_aside else []
+    return [*plan.components.notes, *pictures, *aside, *_blind_stop(plan), *_unfilled(plan)]
+
+
+def _preserved_subject(plan: Plan) -> list[str]:
+    """Pictures of the subject that are also among those of its class."""
+    preserved = {image.content[0] for image in plan.prior_images.images} if plan.prior_images else set[bytes]()
+    both = [image.name for image in plan.images.images if image.content[0] in preserved]
+    if not both:
+        return []
+    return [f"Also among the prior images: {listed(both, 3)}. Give only pictures there that do not show the subject."]
+
+
+def _blind_stop(plan: Plan) -> list[str]:
+    """The drift, which `stop` looks at, has no prompt to be measured on."""
+    stop = plan.config.output.stop
+    if stop == "never" or plan.unrelated:
+        return []
+    return [f"stop is {stop}, but every drift prompt names the class word: give others, or the run never stops."]
+
+
+def _unfilled(plan: Plan) -> list[str]:
+    """Braces that look as if something would be filled in."""
+    captions = [image.caption or "" for image in plan.images.images]
+    texts = [plan.config.data.caption_template, *plan.config.sampled_prompts, *captions]
+    found: dict[str, None] = dict.fromkeys(braces for text in texts for braces in _braces_in(text))
+    if not found:
+        return []
+    shown = listed([short_name(printable(braces), 40) for braces in found], 3)
+    return [f"Read as it stands, as only {SUBJECT} is filled in: {shown}."]
+
+
+def _braces_in(text: str) -> Iterator[str]:
+    return (match[0] for match in _BRACES.finditer(text) if match[0] not in (SUBJECT, CLASS_WORD))

@@ -1,0 +1,54 @@
+"""What a user hears of a run before its first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from apt_train.data.dataset import ImageSet
+from apt_train.training.notes import notes_of
+from apt_train.training.plan import plan_run
+from tests.tiny import tiny_components
+from tests.training import pictures, quick_config, run
+
+
+def notes(images: ImageSet | None = None, prior: ImageSet | None = None, **settings: Any) -> list[str]:
+    config = quick_config(**settings)
+    return notes_of(plan_run(tiny_components(), images or pictures(), config, prior_images=prior, device="cpu"))
+
+
+def test_nothing_is_told_where_nothing_is_odd() -> None:
+    captions = ["a {subject} on grass", "", "the toy"]
+    assert notes(pictures(captions=captions), pictures(seed=5, captions=["a {class_word}"] * 3)) == []
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_subjects_own_pictures_among_those_of_its_class_are_told(count: int) -> None:
+    (told,) = notes(pictures(3), pictures(count))
+    names = {1: "picture 1", 3: "picture 1, picture 2 and picture 3"}[count]
+    assert told == f"Also among the prior images: {names}. Give only pictures there that do not show the subject."
+
+
+BRACES: dict[str, tuple[dict[str, Any], str]] = {
+    "template": ({"caption_template": "a {subject} {x}"}, "{x}"),
+    "previews": ({"preview_prompts": ("a {subject} in {red|blue}",)}, "{red|blue}"),
+    "unseen": ({"unseen_prompt": "a {subject} { }"}, "{ }"),
+    "long": ({"caption_template": "a {subject} {" + 500 * "x" + "}"}, "..."),
+}
+
+
+@pytest.mark.parametrize(("settings", "shown"), BRACES.values(), ids=BRACES)
+def test_braces_that_nothing_is_filled_into_are_told(settings: dict[str, Any], shown: str) -> None:
+    (told,) = notes(**settings)
+    assert told.startswith("Read as it stands, as only {subject} is filled in: ") and shown in told and len(told) < 150
+
+
+def test_braces_in_captions_are_told_once() -> None:
+    (told,) = notes(pictures(captions=["a {subject} {x}", "a toy {x} {y}", ""]))
+    assert told.endswith("filled in: {x} and {y}.")
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_run_tells_them() -> None:
+    assert any("{x}" in text for text in run(steps=1, caption_template="a {subject} {x}").notices)
