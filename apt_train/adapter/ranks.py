@@ -1,4 +1,4 @@
-"""T-LoRA (arXiv 2507.05964): the noisier the timestep, the fewer of the LoRA's ranks take part."""
+"""T-LoRA (arXiv 2507.05964): the noisier the timestep, the fewer of the LoRA's ranks are active."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class RankByTimestep:
     num_timesteps: int
 
     def at(self, timesteps: Tensor) -> Tensor:
-        """The rank in force, int64 (N,), at int64 timesteps (N,)."""
+        """The number of active ranks, int64 (N,), at int64 timesteps (N,)."""
         left = self.num_timesteps - timesteps
         return (self.rank - self.min_rank) * left // self.num_timesteps + self.min_rank
 
     def mask(self, timesteps: Tensor) -> Tensor:
-        """1 where a rank takes part, else 0: float32 (N, rank)."""
+        """1 for an active rank, otherwise 0: float32 (N, rank)."""
         columns = torch.arange(self.rank, device=timesteps.device)
         return (columns < self.at(timesteps)[:, None]).float()

@@ -1,6 +1,6 @@
-"""Libraries in C and Rust write their complaints to the process's error stream, past Python: here they are not heard.
+"""Silences complaints that C and Rust libraries write straight to the process's error stream, bypassing Python.
 
-Not in: what becomes of a file that they complain of (`pictures`, `tokenizer_files`).
+Not in: handling the file they complain about (`pictures`, `tokenizer_files`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _STDERR = 2
 
 @contextlib.contextmanager
 def unheard() -> Generator[None]:
-    """Inside the block nothing that native code writes to the error stream is shown. It is the process's own stream."""
+    """Discard all output to the error stream inside the block, for the whole process: native code bypasses Python."""
     try:
         kept = os.dup(_STDERR)
-    except OSError:  # closed: there is nobody to hear it
+    except OSError:  # the stream is closed, so nothing can be shown
         yield
         return
     try:
