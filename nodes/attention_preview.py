@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .prompt_columns import Columns, Texts
 
 MAPS, OVER = "maps", "over the picture"
-PER_ROW, TEXT_SIZE = 6, 20  # legible where the sheet is shown some 450 pixels wide, as on a node
+PER_ROW, TEXT_SIZE = 6, 20  # legible when the sheet is shown about 450 pixels wide, as on a node
 
 
 class APTAttentionAlignPreview(io.ComfyNode):
@@ -61,7 +61,7 @@ class APTAttentionAlignPreview(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
-        """True; InputError, which the host shows at the node before anything runs. A wired input is None here."""
+        """True, or an InputError that the host shows on the node before anything runs. Wired inputs are None here."""
         from .prompt_columns import Texts
 
         slots = cls.define_schema().inputs
@@ -251,7 +251,7 @@ def _both(
     model: Any, tuned: Any, clip: Any, tuned_clip: Any, texts: Texts, view: attention.View, columns: Columns,
     layers: str,
 ) -> _Maps:  # fmt: skip
-    """The prior's maps and the tuned model's, layer by layer."""
+    """The maps of the prior and of the tuned model, layer by layer."""
     count = len(columns.labels)
     before = after = attention.encode_text(clip, texts.prior)
     if tuned_clip is not clip or texts.tuned != texts.prior:
