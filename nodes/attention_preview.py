@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..apt_train.errors import InputError
 from .checks import check_choices, check_ranges
-from .host import attention, looked_at
+from .host import attention, preview_latent
 from .host.requirements import check_installed
 from .wires import AptRun, AptRunWire
 
@@ -238,10 +238,10 @@ def _require_picture(draw: str | None, is_wired: bool) -> None:
 def _start(model: Any, image: Tensor | None, vae: Any, latent: dict[str, Any] | None) -> Tensor:
     _require_one_start(image, vae, latent)
     if image is not None:
-        return looked_at.latent_of_picture(image, vae, model)
+        return preview_latent.latent_of_picture(image, vae, model)
     if latent is not None:
-        return looked_at.latent_of_wire(latent, model)
-    return looked_at.empty_latent(model)
+        return preview_latent.latent_of_wire(latent, model)
+    return preview_latent.empty_latent(model)
 
 
 _Maps = tuple[list[Tensor], list[Tensor]]

@@ -98,7 +98,7 @@ class APTLoRACheckUp(io.ComfyNode):
         if len(inputs["model"]) > 1:
             raise InputError(f"{len(inputs['model'])} MODELs are wired at once: check one at a time.")
         with torch.inference_mode(False):
-            found = _looked_over(_question(inputs), one, cls.hidden.unique_id)
+            found = _checked_up(_question(inputs), one, cls.hidden.unique_id)
         page, words = image_tensor(sheet(found, one["width"])), "\n\n".join(paragraphs(found, translated))
         shown = {**ui.PreviewImage(page, cls=cls).as_dict(), "text": (words,)}
         return io.NodeOutput(page, words, found.recommendation.strength, as_json(found), ui=shown)
@@ -240,7 +240,7 @@ def _asked(one: dict[str, Any]) -> Asked:
     )  # fmt: skip
 
 
-def _looked_over(question: _Question, one: dict[str, Any], node_id: str) -> CheckUp:
+def _checked_up(question: _Question, one: dict[str, Any], node_id: str) -> CheckUp:
     from ..apt_train.disk.tensor_file import read_tensors
     from ..apt_train.lora_check.check_up import check_up
     from ..apt_train.lora_check.with_lora import working_dtype
@@ -272,9 +272,9 @@ def _strengths(text: str) -> tuple[float, ...]:
 
 def _shown(progress: Any) -> Any:
     """A callback that moves the bar, reports progress, and reacts to Cancel."""
-    from .host.progress import told_now_and_then
+    from .host.progress import throttled_progress
 
-    tell = told_now_and_then(progress.say, "check-up")
+    tell = throttled_progress(progress.say, "check-up")
 
     def busy(done: int, total: int) -> None:
         tell(done, total)

@@ -114,13 +114,13 @@ def _opened(name: str) -> AptRun:
 
 def runs_sheet(chosen: str) -> Image.Image:
     """The newest runs, shown by their last samples if they have any; the chosen one's name is marked."""
-    from ..apt_train.report.grid import fit_label, font, labelled_grid, one_beneath_another
+    from ..apt_train.report.grid import fit_label, font, labelled_grid, stacked_vertically
 
     names = list_runs()[:NEWEST]
     names = names if chosen in names else [chosen, *names[: NEWEST - 1]]
     shown = [(f"› {name} ‹" if name == chosen else name, *_last_sample(name)) for name in names]
     rows = [shown[k : k + ACROSS] for k in range(0, len(shown), ACROSS)]
-    return one_beneath_another(
+    return stacked_vertically(
         [
             labelled_grid(
                 [[sample for _, _, sample in row]],

@@ -139,7 +139,7 @@ class APTTrain(io.ComfyNode):
         """The model's wires, requested only after everything else is checked: bad settings load no checkpoint."""
         missing = [name for name in ("model", "clip", "vae") if list(inputs.get(name, ())) == [None]]
         if missing:
-            _lesson(inputs)
+            _training_inputs(inputs)
         return missing
 
     @classmethod
@@ -155,7 +155,7 @@ class APTTrain(io.ComfyNode):
 
         if len(inputs["model"]) > 1:
             raise InputError(f"{len(inputs['model'])} MODELs are wired at once: train on one at a time.")
-        config, images, prior = _lesson(inputs)
+        config, images, prior = _training_inputs(inputs)
         wires = Wires.checked(inputs["model"][0], inputs["clip"][0], inputs["vae"][0])
         with torch.inference_mode(False):
             restart = inputs["resume"][0] == "restart"
@@ -168,7 +168,7 @@ class APTTrain(io.ComfyNode):
         return io.NodeOutput(model, wires.clip, published.lora, run, loss_map, published.trigger, ui=shown)
 
 
-def _lesson(inputs: dict[str, Any]) -> tuple[TrainConfig, ImageSet, ImageSet | None]:
+def _training_inputs(inputs: dict[str, Any]) -> tuple[TrainConfig, ImageSet, ImageSet | None]:
     """What to learn: settings, pictures with captions and masks, pictures of the class.
 
     InputError: a setting, caption or mask that cannot be trained with, alone or in combination.

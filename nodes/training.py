@@ -24,7 +24,7 @@ from ..apt_train.run.content import content_hash
 from .host.components import Wires
 from .host.copies import copy_notices
 from .host.memory import training_room
-from .host.progress import NodeProgress, told_now_and_then
+from .host.progress import NodeProgress, throttled_progress
 from .host.weights import DigestCache
 from .published import Published, check_places, open_run, publish
 from .run_store import (
@@ -98,7 +98,7 @@ def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
     check_places(job.config)
     say = NodeProgress(node_id, job.config.steps).say
     say("reading the weights")
-    digest = job.wires.digest(_DIGESTS, told_now_and_then(say, "weights"))
+    digest = job.wires.digest(_DIGESTS, throttled_progress(say, "weights"))
     identity = _identity(job, digest)
     folder = find_folder(job.config, identity)
     if job.restart and not is_restart_to_finish(folder, job.config):

@@ -116,7 +116,7 @@ class _Lines:
         self._began: tuple[float, int] | None = None  # start of the first step, and the number of steps before it
         self._work: str | None = None  # the work named in the last line that was not about a step
         self._last_line = 0.0
-        self._unsaid: str | None = None  # the newest step, until a line has shown it
+        self._pending: str | None = None  # the newest step, until a line has shown it
 
     def say(self, text: str) -> None:
         self._file.write(f"{text}\n")
@@ -125,7 +125,7 @@ class _Lines:
     def busy(self, event: BusyEvent) -> None:
         if event.what != self._work or self._is_time():
             self._work = event.what
-            self._told(event.text)
+            self._print(event.text)
 
     def step(self, event: StepEvent, values: str) -> None:
         is_first = self._began is None
@@ -134,19 +134,19 @@ class _Lines:
             event.step, event.total, time.monotonic() - began, unit="step", initial=before, postfix=values,
             bar_format="step {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
         )  # fmt: skip
-        self._unsaid = line
+        self._pending = line
         if is_first or event.step == event.total or self._is_time():
-            self._told(line)
+            self._print(line)
 
     def close(self) -> None:
-        if self._unsaid is not None:
-            self._told(self._unsaid)
+        if self._pending is not None:
+            self._print(self._pending)
 
     def _is_time(self) -> bool:
         return time.monotonic() - self._last_line >= LINE_EVERY
 
-    def _told(self, line: str) -> None:
-        self._last_line, self._unsaid = time.monotonic(), None
+    def _print(self, line: str) -> None:
+        self._last_line, self._pending = time.monotonic(), None
         self.say(line)
 
 

@@ -22,7 +22,7 @@ from .dataset import ImageSet, TrainImage
 from .pictures import resize_mask, to_image
 
 MAX_ASPECT = 3.0  # ours: longer pictures are cropped to this shape
-TOLD_CROP = 0.25  # ours: a note is due if more of a picture than this is cropped away
+NOTED_CROP = 0.25  # ours: a note is due if more of a picture than this is cropped away
 Size = tuple[int, int]  # height, width
 
 
@@ -116,7 +116,7 @@ def bucket_notes(prepared: Sequence[Prepared]) -> list[str]:
             f"Smaller than the training size, so enlarged: {listed(small)}; larger originals give sharper results."
         )
     cropped = {
-        item.name: share for item in prepared if (share := share_lost(item.original_size, item.bucket)) > TOLD_CROP
+        item.name: share for item in prepared if (share := share_lost(item.original_size, item.bucket)) > NOTED_CROP
     }
     if cropped:
         names = listed([f"{name} loses {share:.0%}" for name, share in cropped.items()])

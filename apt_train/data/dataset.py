@@ -26,8 +26,8 @@ from .pictures import Color, Picture, fit_mask, parse_color, read_mask, read_pic
 from .tensor_pictures import to_mask, to_pixels, unbatch
 
 _T = TypeVar("_T")
-_TOLD_REPEATS = 5  # sentences about equal pictures; the rest are only counted
-_LEFT_OUT = 5  # sentences about skipped pictures, likewise
+_REPEATS_SHOWN = 5  # sentences about equal pictures; the rest are only counted
+_SKIPPED_SHOWN = 5  # sentences about skipped pictures, likewise
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class ImageSet:
         repeated = [names for names in alike.values() if len(names) > 1]
         told = [
             f"{listed(names, 3)} are the same picture, which counts {len(names)} times: leave one if that is not meant."
-            for names in repeated[:_TOLD_REPEATS]
+            for names in repeated[:_REPEATS_SHOWN]
         ]
         more = len(repeated) - len(told)
         return [*told, f"So it is with {more} more pictures."] if more else told
@@ -246,9 +246,9 @@ class _Reading:
 
     def notes(self) -> list[str]:
         """Notes for the user about the pictures read."""
-        notes = [f"Left out: {text}." for text in self._left_out[:_LEFT_OUT]]
-        if len(self._left_out) > _LEFT_OUT:
-            notes.append(f"Left out likewise: {len(self._left_out) - _LEFT_OUT} more.")
+        notes = [f"Left out: {text}." for text in self._left_out[:_SKIPPED_SHOWN]]
+        if len(self._left_out) > _SKIPPED_SHOWN:
+            notes.append(f"Left out likewise: {len(self._left_out) - _SKIPPED_SHOWN} more.")
         if self._ambiguous:
             count = "counts" if len(self._ambiguous) == 1 else "count"
             notes.append(f"{listed(self._ambiguous)} {count}; another caption file of the picture says something else.")

@@ -130,19 +130,19 @@ def _entries(folder: Path) -> list[Path]:
         what = "is a file" if os.path.exists(folder) else "does not exist"
         raise InputError(f"The image folder {shown} {what}: give a folder with pictures of the subject.")
     try:
-        entries = [path for path in folder.iterdir() if not _is_a_systems(path.name)]
+        entries = [path for path in folder.iterdir() if not _is_system_file(path.name)]
     except OSError as error:
         raise InputError(f"The image folder {shown} cannot be read: {error.strerror}.") from error
     return sorted(entries, key=lambda path: path.name)
 
 
-def _is_a_systems(name: str) -> bool:
+def _is_system_file(name: str) -> bool:
     """Files that systems leave behind. macOS writes `._X.png` next to X.png on foreign disks."""
     return name.startswith("._") or name.lower() in _LEFT_BY_SYSTEMS
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or _is_a_systems(name)
+    return name.startswith(".") or _is_system_file(name)
 
 
 def _put(found: _Found, path: Path) -> None:

@@ -80,7 +80,7 @@ class LatentBank:
         self._prepared = list(prepared)
         self._encoder, self._augmentation, self._seed = encoder, augmentation or Augmentation(), seed
         self._max_variants = max_variants
-        self._on_encode = on_encode or _nobody_listens
+        self._on_encode = on_encode or _no_callback
         self._entries: list[list[_Entry]] = []  # per variant, per image
         self.buckets: dict[tuple[int, int], list[int]] = {}
         """Image indices by bucket (height, width) in pixels."""
@@ -196,7 +196,7 @@ class LatentBank:
         return None if mask is None else F.avg_pool2d(mask[None], self._encoder.factor)[0]
 
 
-def _nobody_listens(_kind: str, _done: int, _total: int) -> None:
+def _no_callback(_kind: str, _done: int, _total: int) -> None:
     """The default callback."""
 
 

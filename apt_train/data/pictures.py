@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageColor, features
 from torch import Tensor
 
-from ..disk.unheard import unheard
+from ..disk.silenced import stderr_silenced
 from ..errors import InputError
 from ..wording import printable
 from .bare_picture import BareFile, without_metadata
@@ -190,7 +190,7 @@ def _read(name: str, source: Path | BareFile, background: Color, is_mask: bool) 
     image = Image.open(file, formats=formats)
     with image:
         _check_size(name, image)
-        with unheard() if image.format == "TIFF" else contextlib.nullcontext():
+        with stderr_silenced() if image.format == "TIFF" else contextlib.nullcontext():
             image.load()
         _check_values(name, image)
         if isinstance(source, BareFile) and source.profile is not None:

@@ -29,7 +29,7 @@ class Called:
     class_word: str
 
 
-def said_of_the_rest(caption: str | None, called: Called | None) -> set[str]:
+def described_words(caption: str | None, called: Called | None) -> set[str]:
     """The caption's words that are neither the subject nor filler."""
     text = mark_embedding(caption or "", name=called.name) if called else caption or ""
     subject = {word.lower() for word in (f"{called.name} {called.class_word}".split() if called else ())}
@@ -50,7 +50,7 @@ def names_subject(look: Look, called: Called | None) -> bool | None:
 
 def named_by_all(looks: Sequence[Look], places: Sequence[int], called: Called | None) -> set[str]:
     """The words that the captions of all these pictures share, besides the subject."""
-    return set[str].intersection(*(said_of_the_rest(looks[place].caption, called) for place in places))
+    return set[str].intersection(*(described_words(looks[place].caption, called) for place in places))
 
 
 def caption_findings(looks: Sequence[Look], called: Called | None, backgrounds: Sequence[int]) -> Iterator[Finding]:
@@ -68,7 +68,7 @@ def caption_findings(looks: Sequence[Look], called: Called | None, backgrounds: 
     if not any(look.caption for look in looks):
         return
     yield from _missing(looks, names)
-    bare = [i for i, look in enumerate(looks) if look.caption and not said_of_the_rest(look.caption, called)]
+    bare = [i for i, look in enumerate(looks) if look.caption and not described_words(look.caption, called)]
     if bare:
         yield Finding(
             "background not named",
@@ -93,7 +93,7 @@ def _missing(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
 def _identical(looks: Sequence[Look], called: Called | None, backgrounds: Sequence[int]) -> Iterator[Finding]:
     """Skipped for a common background, which one caption may well describe."""
     captions = {" ".join((look.caption or "").lower().split()) for look in looks}
-    same = len(looks) > 1 and len(captions) == 1 and said_of_the_rest(looks[0].caption, called)
+    same = len(looks) > 1 and len(captions) == 1 and described_words(looks[0].caption, called)
     if same and not backgrounds:
         yield Finding(
             "same caption",

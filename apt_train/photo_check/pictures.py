@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.buckets import TOLD_CROP
+from ..data.buckets import NOTED_CROP
 from ..wording import counted
 from .finding import Finding, named
 from .look import Look
@@ -128,7 +128,7 @@ def _enlarged(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
 
 def _cropped(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
     """Skipped if a mask shows that no part of the subject is lost."""
-    found = [i for i, look in enumerate(looks) if look.lost > TOLD_CROP and look.mask is None]
+    found = [i for i, look in enumerate(looks) if look.lost > NOTED_CROP and look.mask is None]
     if found:
         shares = [f"loses {looks[i].lost:.0%}" for i in found]
         yield Finding(

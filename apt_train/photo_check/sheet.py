@@ -14,7 +14,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, PngImagePlugin
 
 from ..disk.files import atomic_write
 from ..palette import BLUE, FAINT, INK, ORANGE, PAPER, Rgb
-from ..report.grid import Font, fit_label, font, one_beneath_another
+from ..report.grid import Font, fit_label, font, stacked_vertically
 from ..wording import counted
 from .finding import Finding
 from .look import TILE, Floats, Look
@@ -50,7 +50,7 @@ def contact_sheet(found: Preflight) -> Image.Image:
     rows = [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
     above = _text([_Line(found.heading, _worst(found.findings), True)], face)
     below = _text(_lines_below(found), face)
-    return one_beneath_another([above, *(_row(row) for row in rows), below])
+    return stacked_vertically([above, *(_row(row) for row in rows), below])
 
 
 def _row(tiles: Sequence[Image.Image]) -> Image.Image:

@@ -54,7 +54,7 @@ def labelled_grid(
     return sheet
 
 
-def one_beneath_another(sheets: Sequence[Image.Image]) -> Image.Image:
+def stacked_vertically(sheets: Sequence[Image.Image]) -> Image.Image:
     """Pictures of any sizes in one column, aligned left."""
     size = max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)
     whole, top = Image.new("RGB", size, PAPER), 0

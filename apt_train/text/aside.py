@@ -55,12 +55,12 @@ def encoded_on_loan(
     `rows`: the tensor the gradient flows to; None: no gradient.
     """
     if rows is not None and torch.is_grad_enabled():
-        return cast("Sequence[Tensor | None]", _TakenAgain.apply(rows, encode, loan))
+        return cast("Sequence[Tensor | None]", _Recomputed.apply(rows, encode, loan))
     with loan():
         return encode(cast("Tensor", rows))
 
 
-class _TakenAgain(torch.autograd.Function):
+class _Recomputed(torch.autograd.Function):
     """Like gradient checkpointing, whose own backward pass would find the encoder off the device."""
 
     @staticmethod

@@ -106,11 +106,11 @@ def attention_maps(
     for name in (name for name in captured.queries if names is None or name in names):
         layer = captured.layers[name]
         arguments = (captured.queries[name], captured.keys[name], member, layer.heads, layer.scale)
-        maps.append(formed_again(_column_map, *arguments) if save_memory else _column_map(*arguments))
+        maps.append(recomputed(_column_map, *arguments) if save_memory else _column_map(*arguments))
     return maps
 
 
-def formed_again(form: Callable[..., Result], *arguments: object) -> Result:
+def recomputed(form: Callable[..., Result], *arguments: object) -> Result:
     """`form(*arguments)`, recomputed in the backward pass, so that only the arguments are kept."""
     return cast("Result", checkpoint.checkpoint(form, *arguments, use_reentrant=False))
 

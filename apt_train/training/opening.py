@@ -1,6 +1,6 @@
 """Prepares a run's folder before the first step, whether the run is new or resumed.
 
-In: the lock, the first files, the log cut to the last saved step. Not in: restoring the state (`going_on`), the
+In: the lock, the first files, the log cut to the last saved step. Not in: restoring the state (`resuming`), the
 folder's contents (`run`).
 """
 
@@ -15,9 +15,9 @@ from ..events import NoticeEvent
 from ..run.folder import RunFolder
 from ..run.preview_files import drop_newer_previews
 from ..sample.drift import unrelated_prompts
-from .going_on import go_on
 from .listener import Listener
 from .outcome import Outcome
+from .resuming import restore_newest
 from .stopping import measured_in
 
 
@@ -31,7 +31,7 @@ def begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: L
     assert folder is not None
     rescaled = resume and _drift_prompts(folder.config()) != _drift_prompts(run.config)
     if resume:
-        go_on(run, folder, listener)
+        restore_newest(run, folder, listener)
         drop_newer_previews(folder.previews, run.steps_done)
     else:
         RunFolder.open_new(folder.path, folder.name)  # check again: another process may have come first

@@ -19,7 +19,7 @@ from ..report.filmstrip import write_filmstrip
 from ..run.preview_files import preview_file, save_previews
 from ..sample.sampler import Drawing, Sampler, previews
 from ..text.captions import preview_captions
-from .asking import free_memory, interruptible
+from .interruptible import free_memory, interruptible
 from .outcome import Outcome
 from .running import Run
 from .streams import vae_on

@@ -63,13 +63,13 @@ def _encoders_stay(run: Run) -> bool:
 def _forget(run: Run) -> None:
     run.optimizer.zero_grad(set_to_none=True)
     run.indicator.discard()
-    run.scaler = _anew(run.scaler, run.device)
+    run.scaler = _fresh_scaler(run.scaler, run.device)
     gc.collect()
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def _anew(scaler: torch.amp.GradScaler, device: torch.device) -> torch.amp.GradScaler:
+def _fresh_scaler(scaler: torch.amp.GradScaler, device: torch.device) -> torch.amp.GradScaler:
     """A copy that has not unscaled this step's gradients yet: a scaler refuses to do that twice."""
     fresh = torch.amp.GradScaler(device.type, enabled=scaler.is_enabled())
     fresh.load_state_dict(scaler.state_dict())

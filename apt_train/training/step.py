@@ -92,7 +92,7 @@ class TrainingStep:
     def _prior_pass(self, noisy: Tensor, batch: Batch) -> Pass:
         with torch.no_grad(), self.adapter.disabled():
             prior = self._pass(noisy, batch, tuned=False, captured=True)
-            prior.let_go(self.objective.terms)
+            prior.read_and_free(self.objective.terms)
         return prior
 
     def _pass(self, noisy: Tensor, batch: Batch, *, tuned: bool, captured: bool) -> Pass:

@@ -22,7 +22,7 @@ from ..config import AttnSchedule, Layers, StabilizationMode, TrainConfig
 from ..data.batch import Batch
 from ..families.network import Process
 from ..text.conditioning import Conditioning
-from .capture import Capture, Captured, formed_again
+from .capture import Capture, Captured, recomputed
 from .indicator import OverfitIndicator
 from .losses import Moments, alignment_loss, dco_per_sample, moment_loss, moments, squared_error
 
@@ -38,14 +38,14 @@ class Pass:
     saves_memory: bool = False  # recompute maps and moments in the backward pass
     readings: dict[str, Any] = field(default_factory=dict[str, Any])  # what terms have already read, by their names
 
-    def let_go(self, terms: Sequence[Term]) -> None:
+    def read_and_free(self, terms: Sequence[Term]) -> None:
         """Let the terms read this pass, then free the captured layers, which are a hundred times as large.
 
         They are kept if any term that needs them has no `read`.
         """
-        asking = [term for term in terms if term.features or term.attention]
-        self.readings = {term.name: term.read(self) for term in asking if isinstance(term, Reader)}
-        if len(self.readings) == len(asking):
+        capturing = [term for term in terms if term.features or term.attention]
+        self.readings = {term.name: term.read(self) for term in capturing if isinstance(term, Reader)}
+        if len(self.readings) == len(capturing):
             self.captured = Captured()
 
     @property
@@ -60,7 +60,7 @@ class Pass:
         """Mean and standard deviation of those features over positions, float32 (N, channels) each."""
         # With float32 features nothing would be saved: autograd would keep only the features, which exist anyway.
         return [
-            formed_again(moments, kept) if self._saves and kept.dtype != torch.float32 else moments(kept)
+            recomputed(moments, kept) if self._saves and kept.dtype != torch.float32 else moments(kept)
             for kept in self.features(layers)
         ]
 

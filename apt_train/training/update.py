@@ -83,7 +83,7 @@ def optimizer_step(run: Run) -> dict[str, Any]:
     run.gamma = gamma
     norm = values[_NORM]
     return {
-        **_told(run, values),
+        **_loss_and_terms(run, values),
         "grad_norm": norm if math.isfinite(norm) else None,
         "lr": run.optimizer.param_groups[0]["lr"],
         "timestep": timesteps,
@@ -248,7 +248,7 @@ def _balance(values: Mapping[str, float]) -> dict[str, float] | None:
     return norms if norms and all(map(math.isfinite, norms.values())) else None
 
 
-def _told(run: Run, values: Mapping[str, float]) -> dict[str, Any]:
+def _loss_and_terms(run: Run, values: Mapping[str, float]) -> dict[str, Any]:
     """The step's loss and terms. A term that was not computed in this step is None."""
     terms = {term.name: values.get(term.name) for term in run.terms}
     kept, total = terms.get(run.preservation_term.name), values[_TOTAL]

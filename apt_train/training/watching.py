@@ -12,7 +12,7 @@ from typing import Any
 from ..events import Callback, NoticeEvent
 from ..names import LOG
 from ..run.log import read_log
-from .asking import free_memory, interruptible
+from .interruptible import free_memory, interruptible
 from .outcome import Outcome
 from .previewing import has_previews, try_previews
 

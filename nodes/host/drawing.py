@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ...apt_train.errors import InputError
-from .looked_at import own_size
+from .preview_latent import own_size
 
 SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
 

@@ -24,21 +24,21 @@ def training_room() -> Iterator[None]:
         with torch.inference_mode(False):
             yield
     except BaseException as error:
-        _let_go(error)
+        _clear_frames(error)
         raise
     finally:
         gc.collect()
-        _give_back()
+        _trim_heap()
         comfy.model_management.soft_empty_cache()
 
 
-def _give_back() -> None:
+def _trim_heap() -> None:
     """Return freed memory to the system: glibc keeps it in its arenas, and a host runs for days."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library or system
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _let_go(error: BaseException | None) -> None:
+def _clear_frames(error: BaseException | None) -> None:
     """Clear an exception's frames, which would keep the model alive until the host has reported it."""
     seen: set[int] = set()  # causes and contexts may form a cycle
     while error is not None and id(error) not in seen:

@@ -31,7 +31,7 @@ def prompt_id() -> str:
     return context.prompt_id if context is not None else ""
 
 
-def told_now_and_then(say: Callable[[str], object], what: Work) -> Callable[[int, int], None]:
+def throttled_progress(say: Callable[[str], object], what: Work) -> Callable[[int, int], None]:
     """A function to call before each piece of work; it reacts to Cancel and reports progress a few times a second."""
     from ...apt_train.events import BusyEvent
 

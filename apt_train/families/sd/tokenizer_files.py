@@ -12,7 +12,7 @@ from typing import Any, cast
 from transformers import CLIPTokenizerFast, PreTrainedTokenizerFast  # type: ignore[attr-defined]
 from transformers.utils import logging as transformers_logging
 
-from ...disk.unheard import unheard
+from ...disk.silenced import stderr_silenced
 from ...errors import InputError
 from ...paths import expanded
 from .config_check import libraries_answer
@@ -95,9 +95,9 @@ def load_tokenizer(folder: Path, *, max_length: int, rows: int, pad_token: str |
             copy_checked(folder, copy)
         except InputError as wrong:
             if isinstance(wrong.__cause__, OSError):  # the copy could not be written; the folder itself is fine
-                raise _takes_no_copy(wrong.__cause__) from None
+                raise _copy_failed(wrong.__cause__) from None
             raise InputError(f"{what} cannot be read ({str(wrong).rpartition(': ')[0]}): {advice}.") from None
-        with libraries_answer(what, advice), unheard():  # the library also prints its panics
+        with libraries_answer(what, advice), stderr_silenced():  # the library also prints its panics
             tokenizer = kind.from_pretrained(copy, local_files_only=True)
             tokenizer(_PROBE, add_special_tokens=False)
     tokenizer.name_or_path = str(folder)
@@ -120,12 +120,12 @@ def _temporary_folder() -> Generator[Path]:
     try:
         made = tempfile.TemporaryDirectory()
     except OSError as error:
-        raise _takes_no_copy(error) from None
+        raise _copy_failed(error) from None
     with made as path:
         yield Path(path)
 
 
-def _takes_no_copy(error: OSError) -> InputError:
+def _copy_failed(error: OSError) -> InputError:
     reason = (error.strerror or str(error)).lower()
     return InputError(
         f"The tokenizer's checked copy could not be written to the folder for temporary files ({reason}): free space "

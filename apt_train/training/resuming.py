@@ -11,7 +11,7 @@ from .listener import Listener
 from .running import Run
 
 
-def go_on(run: Run, folder: RunFolder, listener: Listener) -> None:
+def restore_newest(run: Run, folder: RunFolder, listener: Listener) -> None:
     """Restore the newest intact state. A run that never reached a snapshot starts again."""
     state, faults = read_newest_state(folder.snapshots, lambda found: check_state(run, found), most_state_bytes(run))
     if state is None:

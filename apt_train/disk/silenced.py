@@ -13,7 +13,7 @@ _STDERR = 2
 
 
 @contextlib.contextmanager
-def unheard() -> Generator[None]:
+def stderr_silenced() -> Generator[None]:
     """Discard all output to the error stream inside the block, for the whole process: native code bypasses Python."""
     try:
         kept = os.dup(_STDERR)
