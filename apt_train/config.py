@@ -555,7 +555,8 @@ class TrainConfig:
     )
     precision: Precision = setting(
         "auto",
-        "Of base weights and passes. The LoRA stays fp32. auto: bf16 on CUDA (fp16 where it lacks bf16), else fp32.",
+        "Precision of base weights and passes. The LoRA stays fp32. auto: bf16 on CUDA (fp16 if it lacks bf16), else "
+        "fp32.",
         widget=Widget(heading="performance"),
     )
     gradient_checkpointing: bool | None = setting(

@@ -202,7 +202,7 @@ def _inputs() -> list[Any]:
             min=0,
             max=0xFFFFFFFFFFFFFFFF,
             control_after_generate=io.ControlAfterGenerate.fixed,
-            tooltip="Of the noise, which is the same for both models.",
+            tooltip="Seed of the noise, which is the same for both models.",
         ),
         io.Combo.Input(
             "draw",

@@ -164,7 +164,7 @@ def _inputs() -> list[Any]:
         ),
         io.Int.Input(
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=io.ControlAfterGenerate.fixed,
-            tooltip="Of the samples. What is measured always has the same noise.",
+            tooltip="Seed of the samples. The measurements always use the same noise.",
         ),
         io.String.Input(
             "strengths",

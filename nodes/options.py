@@ -110,7 +110,7 @@ def _schema(
             *map(option_widget, first),
             *more,
             *map(option_widget, added),
-            AptOptionsWire.Input("options", optional=True, tooltip="Of another options node: this one adds to it."),
+            AptOptionsWire.Input("options", optional=True, tooltip="From another options node: this one adds to it."),
             *wires,
         ],
         outputs=[options_output()],

@@ -76,7 +76,7 @@ class APTSnapshotSheet(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "seed", default=1, min=0, max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=io.ControlAfterGenerate.fixed, tooltip="Of every picture's noise.",
+                    control_after_generate=io.ControlAfterGenerate.fixed, tooltip="Seed of every picture's noise.",
                 ),
                 io.String.Input("negative", default="", multiline=True, tooltip="What no picture should show."),
                 io.Int.Input("sampler_steps", default=20, min=1, max=1000, tooltip="Steps of sampling a picture."),
@@ -85,11 +85,11 @@ class APTSnapshotSheet(io.ComfyNode):
                 io.Combo.Input("scheduler", options=SCHEDULERS, default="karras", tooltip="As in KSampler."),
                 io.Int.Input(
                     "width", default=0, min=0, max=4096, step=8,
-                    tooltip="Of the pictures, in pixels. 0: the model's own size.",
+                    tooltip="Width of the pictures in pixels. 0: the model's own size.",
                 ),
                 io.Int.Input(
                     "height", default=0, min=0, max=4096, step=8,
-                    tooltip="Of the pictures, in pixels. 0: the model's own size.",
+                    tooltip="Height of the pictures in pixels. 0: the model's own size.",
                 ),
                 io.Int.Input(
                     "cell", default=256, min=64, max=1024, step=8, advanced=True,

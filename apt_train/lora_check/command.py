@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--strengths", nargs="+", type=float, metavar="NUMBER", help="strengths to try (default: 0.4 0.6 0.8 1.0 1.2)")
     add("--draws", type=int, help="noises per picture and noise level; more is surer (default: 2)")
     add("--sample-steps", type=int, default=20, help="sampling steps of each sample; 0: none (default: 20)")
-    add("--seed", type=int, help="of the samples (default: 0)")
+    add("--seed", type=int, help="seed of the samples (default: 0)")
     add("--resolution", type=int, default=0, help="pixels of a side; 0: the model's own (default)")
     add("--precision", default="auto", metavar="auto|fp32|bf16|fp16", help="auto: fp16 on a GPU, else fp32")
     add("--background", help="colour under transparent pictures (default: white)")
