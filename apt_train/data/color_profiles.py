@@ -48,7 +48,7 @@ class ToSrgb:
 def to_srgb(image: Image.Image) -> tuple[ToSrgb | None, str | None]:
     """The conversion of the picture's colours to sRGB, None if they are sRGB; and a remark with `{names}`, if any.
 
-    A profile is judged by its effect, not by its name: if no colour moves by more than rounding, the pixels are left
+    A profile is judged by its effect, not by its name. If no colour moves by more than rounding, the pixels are left
     exactly as they are.
     """
     profile = image.info.get("icc_profile", b"")

@@ -1,8 +1,8 @@
 """The judge: a small network that reads shape, colours, pattern, ground, place and style from a 64 px picture.
 
-It is trained on the drawn world (``benchmarks/world/train_judge.py``) and answers two questions about a sample: does it
-show what its prompt asked for (:meth:`Judge.classify`), and how close is its object to a given subject
-(:meth:`Judge.fidelity`, the cosine between embeddings of the object).
+It is trained on the drawn world (``benchmarks/world/train_judge.py``) and answers two questions about a sample. Does it
+show what its prompt asked for (:meth:`Judge.classify`)? How close is its object to a given subject
+(:meth:`Judge.fidelity`, the cosine between embeddings of the object)?
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ def attention_tiles(
         text_size: of the labels, in pixels.
         over: draw the maps over `image`, which shows through where there is little attention.
 
-    In a column the prior's and the tuned map share one scale, from 0 to the higher peak, so that a token that was
-    dimmed looks dim. The difference (tuned - prior) is blue for less and red for more, in full colour at half that
+    In a column the prior's and the tuned map share one scale, from 0 to the higher peak. So a token that was dimmed
+    looks dim. The difference (tuned - prior) is blue for less and red for more, in full colour at half that
     peak. Beneath the label is the token's mean attention, prior > tuned.
     """
     prior, tuned = (side.detach().float().cpu().numpy().astype(np.float64) for side in maps)

@@ -248,7 +248,7 @@ def _check_log(file: Path) -> None:
 
 
 def _check_other_name(path: Path, name: str) -> None:
-    """InputError if a file of the new name would overwrite one of the old name: LoRA and embedding could swap."""
+    """InputError if the new name's LoRA would be the old name's embedding file, or the other way round."""
     before = read_config(path)["name"]
     if lora_file(name).lower() == embedding_file(before).lower() or (
         embedding_file(name).lower() == lora_file(before).lower()

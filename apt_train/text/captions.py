@@ -70,8 +70,8 @@ def subject_captions(images: ImageSet, config: TrainConfig) -> list[str]:
 def mark_subject(text: str, *, name: str, class_word: str) -> str:
     """Replace every NAME and `embedding:NAME` in a caption or prompt, also as file stems, by `{subject}`; ignores case.
 
-    A class word right after a plain NAME is replaced with it, so that the prior does not read `toy toy`: prompts of
-    word mode name the subject as `NAME toy`.
+    Prompts of word mode name the subject as `NAME toy`. So a class word right after a plain NAME is replaced with it;
+    otherwise the prior would read `toy toy`.
     """
     text = mark_embedding(text, name=name)
     ends = [EMBEDDING_SUFFIX, *([rf"\s+{_pattern(class_word)}"] if class_word.strip() else [])]

@@ -231,8 +231,8 @@ def _joined(encoded: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Te
 def encode_chunk(encoder: TextEncoder, chunk: Chunk, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """One chunk through one encoder: hidden (L, width) and, if the encoder has one, the pooled vector (P,).
 
-    The pooled vector is read at the chunk's own end token, not where transformers looks for one (the highest id, or
-    the first end id, depending on the configuration). There is no attention mask: Stable Diffusion's encoders attend
+    The pooled vector is read at the chunk's own end token. transformers would take the highest id or the first end id,
+    depending on the configuration. There is no attention mask: Stable Diffusion's encoders attend
     to their padding.
     """
     device = token_embedding(encoder.model).weight.device

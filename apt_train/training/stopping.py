@@ -2,8 +2,8 @@
 
 drift      Stops at the first snapshot whose drift ratio exceeds `RISE` times the run's lowest so far. The same rule
            recommends a snapshot: the last one before that rise.
-settled    Stops at the first snapshot, the fourth or later, whose distance from the prior on the subject's own prompts
-           is within `SETTLED` of that of the snapshot at half its step: the model has stopped changing.
+settled    Stops when the model has stopped changing: from the fourth snapshot on, at the first whose distance from the
+           prior on the subject's own prompts is within `SETTLED` of the distance at half its step.
 
 Both are ours and never the default; docs/benchmark/snapshot.md measures their worth. They read only the run's own log.
 So a stopped run is recognised whenever it is read again, and with another `stop` it continues bit for bit. They cannot

@@ -1,7 +1,7 @@
 """`train()`: a run from its plan to its files.
 
-Read it top to bottom: the ingredients of a run (plan.py, setup.py), its folder (opening.py), step after step
-(loop.py), and at the end, however it comes about, the files (finish.py).
+It reads from top to bottom: the ingredients of a run (plan.py, setup.py), its folder (opening.py), step after step
+(loop.py). However a run ends, finish.py writes its files.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The host's folders: those the pack writes to, those that may hold LoRAs, and those it may read pictures from.
 
-Anyone who can reach the host can queue a prompt. So if it accepts connections from other machines, pictures are read
-only from its own folders, as by its Load Image, and from those that the environment allows.
+Anyone who can reach the host can queue a prompt. So a host that accepts connections from other machines reads pictures
+only from its own folders, like its Load Image, and from those that the environment allows.
 """
 
 from __future__ import annotations
