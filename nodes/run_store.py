@@ -36,8 +36,8 @@ RESTARTED = "restarted"  # in config.json, beside the settings
 def find_folder(config: TrainConfig, digest: str) -> Path:
     """The folder of the run with this content hash.
 
-    If that run went beyond the requested steps and kept no snapshot there, a separate folder beside it is used. Training
-    again gives the same weights, and nothing that was trained is lost.
+    If that run went beyond the requested steps and kept no snapshot there, a separate folder beside it is used.
+    Training again gives the same weights, and nothing that was trained is lost.
     """
     folder = inside(runs_folder(), f"{config.name}_{digest[:12]}")
     if steps_done(folder) > config.steps and not snapshot_of(folder, config.steps).is_dir():
