@@ -15,8 +15,8 @@ from ..training.indicator import OverfitIndicator
 class Gain:
     """`mean`: the relative reduction of the prior's error, averaged over noise levels.
 
-    `error`: half the width of its 95% interval, from the spread over noises and pictures (ours). `levels`: per timestep
-    bin, clean first. `gamma`: the indicator for the same losses, with the published T = 1000.
+    `error`: half the width of its 95% interval, from the spread over noises and pictures (ours). `levels`: per bin,
+    clean first. `gamma`: the indicator for the same losses, with the published T = 1000.
     """
 
     mean: float
@@ -30,7 +30,7 @@ class Gain:
         return self.mean > self.error
 
 
-def gain_of(prior: Tensor, tuned: Tensor, num_timesteps: int) -> Gain | None:
+def gain_of(prior: Tensor, tuned: Tensor) -> Gain | None:
     """The gain from squared errors of epsilon on the same noises, float64 (bins, noises); None: no noises."""
     if not prior.numel():
         return None
@@ -38,9 +38,8 @@ def gain_of(prior: Tensor, tuned: Tensor, num_timesteps: int) -> Gain | None:
     level = prior.mean(dim=1, keepdim=True).clamp_min(1e-12)
     relative = (prior - tuned) / level
     spread = relative.var(dim=1, correction=1) / count if count > 1 else torch.zeros(bins)
-    indicator = OverfitIndicator(bins, num_timesteps=num_timesteps)
-    middles = torch.tensor([(2 * b + 1) * num_timesteps // (2 * bins) for b in range(bins)])
-    indicator.update(middles, level[:, 0], tuned.mean(dim=1))
+    indicator = OverfitIndicator(bins, num_timesteps=bins)  # one timestep per bin
+    indicator.update(torch.arange(bins), level[:, 0], tuned.mean(dim=1))
     return Gain(
         float(relative.mean()),
         1.96 * float(spread.sum().sqrt()) / bins,

@@ -18,27 +18,32 @@ Point = dict[str, Any]
 
 
 def run_curves(folder: Path, after: int = 0, most: int = MOST_POINTS) -> dict[str, Any]:
-    """`total` steps, the last logged `step`, first and last timestep of each of the `bins`, and `points` since a step.
+    """`total` steps, the last logged `step`, the noise levels of the `bins` in words, and the `points` since a step.
 
     A point is `{step, loss, gamma, drift_ratio}` plus the loss terms by name; non-finite values are null. If there are
     more than `most` points, neighbours are merged: mean losses, last step and gamma, last measured drift ratio. The
     last step is always kept on its own.
     InputError: the folder holds no run, or invalid settings.
     """
-    config, num_timesteps = read_settings(folder)
+    config, _ = read_settings(folder)
     lines = read_log(folder / LOG, config.apt.bins).lines
     return {
         "total": config.steps,
         "step": lines[-1]["step"] if lines else 0,
-        "bins": [list(edges) for edges in bin_edges(config.apt.bins, num_timesteps)],
+        "bins": bin_names(config.apt.bins),
         "points": thin_out([point_of(line) for line in lines if line["step"] > after], most),
     }
 
 
-def bin_edges(bins: int, num_timesteps: int = 1000) -> list[tuple[int, int]]:
-    """First and last timestep of every bin, where bin = t * bins // num_timesteps."""
-    starts = [-(-b * num_timesteps // bins) for b in range(bins + 1)]
-    return [(low, high - 1) for low, high in zip(starts[:-1], starts[1:], strict=True)]
+def bin_names(bins: int) -> list[str]:
+    """The noise levels of every bin, as `0.3-0.4`, with enough digits to distinguish them."""
+    return [levels_named(b / bins, (b + 1) / bins, bins) for b in range(bins)]
+
+
+def levels_named(low: float, high: float, bins: int) -> str:
+    """The noise levels from `low` to `high`, with as many digits as for `bins` bins."""
+    digits = next(d for d in (1, 2, 3, 4) if 10**d >= bins)
+    return f"{low:.{digits}f}-{high:.{digits}f}"
 
 
 def point_of(line: dict[str, Any]) -> Point:
