@@ -2,22 +2,22 @@
 
     python dev.py demo [options]     train on the embedded model and draw the sheet (options: of apt-train demo)
     python dev.py test [options]     run the tests, then those on a real ComfyUI if there is one (options: of pytest)
-    python dev.py test --oldest      the same on the oldest libraries that pyproject.toml admits
+    python dev.py test --oldest      the same on the oldest libraries that pyproject.toml allows
     python dev.py lint               ruff (rules and format) and pyright (strict on apt_train/, basic elsewhere)
     python dev.py docs               the pages in docs/ as a site in site/, which loads nothing from the network
     python dev.py bench quality      what each method learns, and what it costs the prior (docs/benchmark.md)
     python dev.py bench gpu          time and memory of a step on a GPU, in eight minutes (--tiny: does it run?)
-    python dev.py bench speed        what a step costs by method, beside a bare loop (options: of benchmarks/speed.py)
+    python dev.py bench speed        what a step costs by method, against a bare loop (options: of benchmarks/speed.py)
     python dev.py fuzz [options]     hostile files and command lines, for 7 minutes (--seconds N, --seed S, targets)
     python dev.py host [options]     start ComfyUI with this pack and tiny checkpoints (options: of its main.py; without
                                      a GPU that its torch can use, --cpu is added)
 
-ComfyUI is looked for in $COMFYUI_PATH, then in ~/comfy/ComfyUI, then around this pack where it lies in custom_nodes/.
+ComfyUI is looked for in $COMFYUI_PATH, then in ~/comfy/ComfyUI, then around this pack if it lies in custom_nodes/.
 
-Each command makes the virtual environment it needs beside this file (`.venv`, or `.venv-oldest`), installs the
-package into it under a constraints file, and runs there. A stamp in the environment remembers what was installed,
-so that the next call starts at once. Exit codes are passed on; what this file cannot do itself ends with one
-sentence and exit code 2. SIGTERM and SIGHUP are passed on to what runs, and it is waited for.
+Each command makes the virtual environment it needs beside this file (`.venv`, or `.venv-oldest`), installs the package
+into it under a constraints file, and runs there. A stamp in the environment records what was installed, so that the
+next call starts at once. Exit codes are passed on; a failure of this file itself ends with one sentence and exit code
+2. SIGTERM and SIGHUP are passed on to the child process, which is waited for.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ ROOT = Path(__file__).resolve().parent
 NEWEST = (".venv", "constraints/test.txt")
 OLDEST = (".venv-oldest", "constraints/oldest.txt")
 STAMP = "apt-train-installed.json"
-PACK = "comfyui-apt-train"  # what the pack is called among a host's custom nodes
+PACK = "comfyui-apt-train"  # the pack's name among a host's custom nodes
 HOST_TESTS = "tests/host"
-NOTHING_RUN = 5  # pytest's exit code where it found no test
+NOTHING_RUN = 5  # pytest's exit code if it found no test
 NO_HOST = "no ComfyUI found (COMFYUI_PATH, ~/comfy/ComfyUI)"
 
 
@@ -83,9 +83,9 @@ def demo(options: list[str]) -> int:
 
 
 def test(options: list[str], *, oldest: bool) -> int:
-    """The tests, then those on a host if one is found; named tests alone where the options name some.
+    """Run the tests, then those on a host if one is found; or only the tests that the options name.
 
-    `--oldest` leaves the host's out: a host brings its own libraries, so they would be the same ones again.
+    `--oldest` skips the host's: a host brings its own libraries, so nothing would differ.
     """
     found = None if oldest else find_host()
     python = prepare(*(OLDEST if oldest else NEWEST), extras=["bench", "test"])
@@ -101,7 +101,7 @@ def test(options: list[str], *, oldest: bool) -> int:
 
 
 def test_on_host(python: str, found: tuple[Path, str] | None, options: list[str]) -> int:
-    """At most two at once, and all of a test file in one process: each file has a host of its own."""
+    """At most two files at once, each in one process, because each file starts its own host."""
     if found is None:
         say(f"dev.py: {NO_HOST}: the host tests are skipped")
         return NOTHING_RUN
@@ -111,10 +111,9 @@ def test_on_host(python: str, found: tuple[Path, str] | None, options: list[str]
 
 
 def pytest(python: str, options: list[str], workers: int = 8, spread: str = "worksteal", **variables: str) -> int:
-    """One process per core with one torch thread each.
+    """Run pytest with one process per core and one torch thread each.
 
-    Threads of several processes would only wait for one another, and the trainer's bit-exactness is promised at
-    a fixed thread count.
+    More threads would only wait for one another, and the trainer is bit-exact only at a fixed thread count.
     """
     if not any(option.startswith(("-n", "--numprocesses", "--pdb")) for option in options):
         options = ["-n", str(min(cores(), workers)), "--dist", spread, *options]
@@ -130,12 +129,12 @@ def named_tests(options: list[str]) -> list[str]:
 
 
 def worst(*codes: int) -> int:
-    """That no test was found counts only where none of the runs found any."""
+    """The highest exit code; "no test was found" counts only if no run found any."""
     return max((code for code in codes if code != NOTHING_RUN), default=NOTHING_RUN)
 
 
 def lint() -> int:
-    """All of them, also when one finds something. pyright is strict on apt_train/ alone."""
+    """Run all linters, even if one finds something. pyright is strict on apt_train/ only."""
     python = prepare(*NEWEST, extras=["bench", "lint", "test"])
     return max(
         run([python, "-m", "ruff", "check", "."]),
@@ -146,7 +145,7 @@ def lint() -> int:
 
 
 def docs() -> int:
-    """Build the site, where every warning is an error, and look at what its pages would load."""
+    """Build the site with warnings as errors, and check what its pages would load."""
     python = prepare(*NEWEST, extras=["docs"])
     code = run([python, "-m", "mkdocs", "build", "--strict", "--quiet"], NO_MKDOCS_2_WARNING="1")
     if code == 0 and (found := loaded_from_elsewhere(ROOT / "site")):
@@ -157,7 +156,7 @@ def docs() -> int:
 
 
 def loaded_from_elsewhere(site: Path) -> list[str]:
-    """What a browser would fetch from another host as it shows a page, each with its file. Links are not fetched."""
+    """What a browser would fetch from another host to show a page, each with its file. Links are not fetched."""
     files = [file for file in sorted(site.rglob("*")) if file.suffix in (".html", ".css")]
     return [
         f"{found[0]} in {file.relative_to(site)}"
@@ -185,13 +184,13 @@ def bench(options: list[str]) -> int:
 
 
 def fuzz(options: list[str]) -> int:
-    """Look for input that ends in anything but success or one sentence; one thread, as in the tests."""
+    """Search for input that ends in anything but success or one sentence; single-threaded, as in the tests."""
     python = prepare(*NEWEST, extras=["bench", "test"])
     return run([python, "-m", "tests.fuzz", *options], OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="0")
 
 
 def host(options: list[str]) -> int:
-    """Start ComfyUI with the pack linked and the tiny checkpoints in their place; ends with it."""
+    """Start ComfyUI with the pack linked and the tiny checkpoints in place; returns when it ends."""
     found = find_host()
     if found is None:
         raise Failure(f"{NO_HOST}: install it, or set COMFYUI_PATH to its folder.")
@@ -214,7 +213,7 @@ def host(options: list[str]) -> int:
 
 
 def prepare(folder: str, constraints: str, *, extras: list[str]) -> str:
-    """Bring the environment to what the constraints and extras ask for; returns its Python's path."""
+    """Update the environment to match the constraints and extras; returns the path of its Python."""
     venv = ROOT / folder
     python = str(venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
     wanted = {"python": sys.version, "root": str(ROOT), "digest": digest()}
@@ -232,13 +231,13 @@ def prepare(folder: str, constraints: str, *, extras: list[str]) -> str:
 
 
 def digest() -> str:
-    """Of every file that decides what is installed."""
+    """The digest of every file that decides what is installed."""
     files = [ROOT / "pyproject.toml", *sorted((ROOT / "constraints").glob("*.txt"))]
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def read_stamp(venv: Path) -> dict:
-    """What the last successful installation left; empty where there was none."""
+    """The record of the last successful installation; empty if there was none."""
     try:
         return json.loads((venv / STAMP).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -246,7 +245,7 @@ def read_stamp(venv: Path) -> dict:
 
 
 def is_usable(python: str) -> bool:
-    """Whether an environment stands there that has pip and is of this Python."""
+    """Whether there is an environment with pip and this very Python."""
     try:
         probe = [python, "-c", "import sys, pip; print(sys.version, end='')"]
         answer = subprocess.run(probe, env=environment(), capture_output=True, text=True)
@@ -281,7 +280,7 @@ def install(python: str, constraints: str, extras: list[str]) -> None:
 
 
 def find_host() -> tuple[Path, str] | None:
-    """The folder of the ComfyUI to work with, and its Python; None where there is none.
+    """The folder of the ComfyUI to work with, and its Python; None: there is none.
 
     The folder: $COMFYUI_PATH, else ~/comfy/ComfyUI, else the one whose custom_nodes/ holds this pack. The Python:
     $COMFYUI_PYTHON, else the environment's in or beside the folder, else the current one.
@@ -298,7 +297,7 @@ def find_host() -> tuple[Path, str] | None:
 
 
 def host_python(host: Path) -> str:
-    """The portable Windows release keeps its Python beside the folder."""
+    """The host's Python; the portable Windows release keeps it beside the folder."""
     places = [
         *(host / venv / inner for venv in (".venv", "venv") for inner in ("bin/python", "Scripts/python.exe")),
         host.parent / "python_embeded" / "python.exe",
@@ -308,7 +307,7 @@ def host_python(host: Path) -> str:
 
 
 def lacking(host: Path, python: str) -> str:
-    """What the host's Python lacks of requirements.txt and how to install it, as a sentence; empty if nothing."""
+    """A sentence with what the host's Python lacks and how to install it; empty if nothing."""
     code = "import dev; print(*dev.missing_requirements(), sep=', ')"
     try:
         asked = subprocess.run([python, "-c", code], cwd=ROOT, env=environment(), capture_output=True, check=True)
@@ -319,7 +318,7 @@ def lacking(host: Path, python: str) -> str:
 
 
 def has_gpu(python: str) -> bool:
-    """Whether the host's torch can use a GPU of any kind; also where it cannot be asked."""
+    """Whether the host's torch can use a GPU of any kind; True if it cannot be asked."""
     try:
         asked = subprocess.run([python, "-c", _ASK_FOR_GPU], env=environment(), capture_output=True, text=True)
     except OSError:
@@ -331,20 +330,20 @@ _ASK_FOR_GPU = """
 import importlib.util, torch
 kinds = [getattr(torch, name, None) for name in ("accelerator", "cuda", "xpu", "npu", "mlu")] + [torch.backends.mps]
 found = any(kind.is_available() for kind in kinds if hasattr(kind, "is_available"))
-others = any(importlib.util.find_spec(name) for name in ("torch_npu", "torch_mlu"))  # they add theirs when imported
+others = any(importlib.util.find_spec(name) for name in ("torch_npu", "torch_mlu"))  # they register theirs on import
 print("some" if found or others else "none")
 """
 
 
 def missing_requirements() -> list[str]:
-    """Lines of requirements.txt that this interpreter does not meet."""
+    """The lines of requirements.txt that this interpreter does not satisfy."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [line.partition(">=") for line in lines if line and not line.startswith("#")]
     return [name + rule + bound for name, rule, bound in wanted if numbers(installed(name)) < numbers(bound)]
 
 
 def installed(name: str) -> str:
-    """The version of a distribution; empty where it is not there."""
+    """The version of a distribution; empty if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -356,7 +355,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def link_pack(folder: Path) -> None:
-    """Make the pack one of the host's custom nodes, by a link to where it is."""
+    """Make the pack one of the host's custom nodes by a link."""
     link = folder / PACK
     if ROOT.parent == folder or link.resolve() == ROOT:
         return
@@ -369,7 +368,7 @@ def link_pack(folder: Path) -> None:
 
 
 def write_checkpoints(folder: Path, python: str) -> None:
-    """Those that are absent, with the host's own torch."""
+    """Write the missing ones, with the host's own torch."""
     for kind in ("sd15", "sdxl", "sdxl_v"):
         absent = not (folder / f"apt_tiny_{kind}.safetensors").exists()
         if absent and run([python, f"{HOST_TESTS}/checkpoints.py", kind, str(folder)]) != 0:
@@ -377,7 +376,7 @@ def write_checkpoints(folder: Path, python: str) -> None:
 
 
 def free_port() -> int:
-    """Free now, that is: the system hands out another one for a while."""
+    """A port that is free now; the system will not hand it out again for a while."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -389,8 +388,8 @@ def free_port() -> int:
 def run(command: list[str], *, ends_with_us: bool = False, **variables: str) -> int:
     """Run in the repository's root and return the exit code.
 
-    Ctrl-C is the child's to answer, as a terminal sends it to both: we wait on. SIGTERM and SIGHUP come to us alone, so
-    they are passed on. `ends_with_us`: a child that a second after Ctrl-C still runs is told by us.
+    A terminal sends Ctrl-C to the child too, so we leave it to the child and keep waiting. SIGTERM and SIGHUP reach
+    only us, so they are passed on. `ends_with_us`: also pass on Ctrl-C if the child still runs a second later.
     """
     started: list[subprocess.Popen[bytes]] = []
     with passed_on(started):
@@ -407,7 +406,7 @@ def run(command: list[str], *, ends_with_us: bool = False, **variables: str) -> 
 
 @contextlib.contextmanager
 def passed_on(started: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Inside the block SIGTERM and SIGHUP go to the child. One that comes before there is a child ends this process."""
+    """Inside the block SIGTERM and SIGHUP go to the child. Before there is a child they end this process."""
     asking = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in asking}
 
@@ -427,17 +426,17 @@ def passed_on(started: list[subprocess.Popen[bytes]]) -> Iterator[None]:
 
 
 def waited_for(process: subprocess.Popen[bytes], *, tell: bool) -> int:
-    """The child's exit code, also when Ctrl-C comes while we wait."""
+    """The child's exit code, even if Ctrl-C comes while we wait."""
     while True:
         try:
             return process.wait()
         except KeyboardInterrupt:
-            if tell and not ends_within(process, 1):  # it was sent to us alone
+            if tell and not ends_within(process, 1):  # only we received it
                 process.send_signal(signal.SIGINT if os.name != "nt" else signal.SIGTERM)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """Leave nothing behind, whatever became of us."""
+    """Leave no process behind, however this one ends."""
     if process.poll() is None:
         process.terminate()
         if not ends_within(process, 10):
@@ -453,14 +452,14 @@ def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """This process's variables without those that let other packages in; the model hub is switched off."""
+    """This process's variables without those that let in other packages; the model hub is offline."""
     foreign = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     kept = {name: value for name, value in os.environ.items() if name not in foreign}
     return {**kept, "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1", "MPLBACKEND": "Agg"}
 
 
 def say(text: str, *, as_error: bool = False) -> None:
-    """Print a line. Where that cannot be done, as on a full disk or a closed pipe, it is lost."""
+    """Print a line. If that fails, for example on a full disk or a closed pipe, it is lost."""
     stream = sys.stderr if as_error else sys.stdout
     if stream is None:
         return
@@ -468,7 +467,7 @@ def say(text: str, *, as_error: bool = False) -> None:
     try:
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
     except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):  # or the interpreter would complain at its end
+        with contextlib.suppress(OSError, ValueError):  # otherwise the interpreter would complain at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 

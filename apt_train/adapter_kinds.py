@@ -1,8 +1,8 @@
-"""Kinds of adapter by name. To offer another, describe it here and name it in `KINDS`.
+"""Kinds of adapter by name. To add one, describe it here and list it in `KINDS`.
 
-A kind says how peft puts it on, what its weights are called in a file, and how they begin. Its file has to act in
-ComfyUI as the adapter acted in training. torch and peft are imported inside, as the settings ask this module for the
-names alone.
+A kind says how peft attaches it, what its weights are called in a file, and how they are initialised. The saved file
+must behave in ComfyUI exactly as the adapter did in training. torch and peft are imported inside functions, because
+the settings import this module only for the names.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Kind:
-    """What is trained on each linear layer (rows, columns) of those adapted.
+    """What is trained on each adapted linear layer, whose weight is (rows, columns).
 
     Args:
-        title: as people write it.
-        parts: its weights, by their names behind the layer's path; each with its name in a file.
-        shapes: of the weights in a file, from (rank, rows, columns).
-        rank_of: the weight in a file, and its dimension, that has the length of the rank.
-        drawn: the weights that begin at random. The others begin as peft or `put_on` leaves them, and with them the
-            layer's output has to be the base's to the bit.
-        config: of peft, from (rank, alpha, dropout, the layers' names).
-        alpha: from (rank, the setting): the update is multiplied by this over rank, in training and by every reader.
-        by_rank: the module on a layer whose output has one place per rank, for T-LoRA; empty: T-LoRA is refused.
-        put_on: called with each layer of peft's and the adapter's name, for what peft does not do.
-        network: what a file says of its kind in kohya's dialect, without the `ss_network_`.
+        title: the kind's name as people write it.
+        parts: peft's name of each weight, relative to the layer, mapped to its name in a file.
+        shapes: (rank, rows, columns) -> the shape of each weight in a file.
+        rank_of: a weight in the file and the dimension of it whose length is the rank.
+        drawn: the weights that are initialised at random. The others start as peft or `put_on` leaves them. With
+            those starting values the layer's output must equal the base layer's bit for bit.
+        config: (rank, alpha, dropout, layer names) -> peft's configuration.
+        alpha: (rank, the alpha setting) -> the alpha in use. Training and all readers scale the update by alpha / rank.
+        by_rank: the submodule whose output has one entry per rank, for T-LoRA; empty: T-LoRA is refused.
+        put_on: called with each peft layer and the adapter's name, to do what peft does not.
+        network: the kind's metadata in kohya's dialect, keys without `ss_network_`.
     """
 
     title: str
@@ -50,7 +50,7 @@ class Kind:
     network: Mapping[str, str] = field(default_factory=lambda: {"module": "networks.lora"})
 
 
-# ---- LoRA (arXiv 2106.09685), and rsLoRA (arXiv 2312.03732), which differs in its scale alone ---------------------
+# ---- LoRA (arXiv 2106.09685), and rsLoRA (arXiv 2312.03732), which differs only in its scale ----------------------
 
 _LORA_PARTS = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
 
@@ -65,17 +65,17 @@ def _lora_config(rank: int, alpha: float, dropout: float, targets: list[str]) ->
     from torch import nn
 
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
-    # Asked for by name, as peft else asks every quantisation library that is installed and gives up where another
-    # package's torchao is too old for it.
+    # Named explicitly: otherwise peft probes every installed quantisation library, and fails if some other package's
+    # torchao is too old for it.
     config._register_custom_module({nn.Linear: Linear})  # pyright: ignore[reportPrivateUsage]
     return config
 
 
 def _compute_in_input_type(layer: Any, name: str) -> None:
-    """The products run in the type of the layer's input, on rounded copies of the float32 weights; gradients flow on.
+    """Multiply in the dtype of the layer's input, on rounded copies of the float32 weights; gradients flow through.
 
-    peft would widen the input to float32 instead. Such products run on the slow units of a GPU, and each copy of an
-    input is kept for the backward pass.
+    peft would cast the input to float32 instead. Those products miss a GPU's fast units, and the backward pass keeps
+    every float32 copy of an input.
     """
     layer.cast_input_dtype_enabled = False
     for linear in (layer.lora_A[name], layer.lora_B[name]):
@@ -110,9 +110,9 @@ def _dora_shapes(rank: int, rows: int, columns: int) -> dict[str, Shape]:
 
 
 def _put_magnitude_on(layer: Any, name: str) -> None:
-    """A magnitude per column, as the paper has it: the one axis on which ComfyUI computes what was trained.
+    """Attach one magnitude per column, as in the paper. On this axis alone ComfyUI reproduces what was trained.
 
-    peft's own DoRA has one per row. ComfyUI divides such rows by the norm of the base weights, not of the tuned ones.
+    peft's own DoRA has one per row, and ComfyUI divides rows by the norm of the base weights instead of the tuned ones.
     """
     from torch import nn
 
@@ -127,10 +127,10 @@ def _put_magnitude_on(layer: Any, name: str) -> None:
 
 
 def _rescaled(layer: Any, name: str, x: Tensor, output: Tensor) -> Tensor:
-    """(W + s B A)(x + d) + b out of (W + s B A) x + b, where d = (magnitude / norm - 1) x.
+    """Turn (W + s B A) x + b into (W + s B A)(x + d) + b, where d = (magnitude / norm - 1) x.
 
-    Added, because x (1 + tiny) would be x again in half precision. As in the paper's section 4.3 no gradient flows
-    through the norm.
+    The term in d is added separately because x (1 + tiny) rounds back to x in half precision. As in the paper's
+    section 4.3, no gradient flows through the norm.
     """
     import torch
     from torch.nn.functional import linear
@@ -145,8 +145,8 @@ def _rescaled(layer: Any, name: str, x: Tensor, output: Tensor) -> Tensor:
     return output + linear(d, weight) + scale * linear(linear(d, down.to(d.dtype)), up.to(d.dtype))
 
 
-def _column_norms(weight: Any) -> Tensor:  # Any: torch gives `norm` no type
-    """(1, columns); never 0, which nothing could be divided by."""
+def _column_norms(weight: Any) -> Tensor:  # Any: torch leaves `norm` untyped
+    """Shape (1, columns), clamped above 0 so that it can be a divisor."""
     return weight.norm(dim=0, keepdim=True).clamp_min(1e-12)
 
 
@@ -167,9 +167,9 @@ KINDS: dict[str, Kind] = {
 
 
 def kind_of_file(names: Iterable[str]) -> str:
-    """The kind whose weights a file holds, by the ends of its keys; the closest one where none fits.
+    """The kind whose weights a file holds, judged by the ends of its keys; the closest match if none fits exactly.
 
-    An rsLoRA's file is a LoRA's: its alpha holds the scale.
+    An rsLoRA file is read as a LoRA: its alpha already contains the scale.
     """
     found = {name.partition(".")[2] for name in names}
 

@@ -1,4 +1,4 @@
-"""The augmentation, under the name that other code imports it by."""
+"""Re-exports the augmentation under its public name."""
 
 from .data.augment import affine
 

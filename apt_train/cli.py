@@ -1,8 +1,8 @@
 """The command line: `apt-train run | resume | check | report | inspect | demo`, the same as `python -m apt_train`.
 
-In: options (made from the config dataclasses), and the exit codes: 0 done, or stopped by Ctrl-C or a signal with the
-work saved; 1 `check` has findings; 2 something given cannot be used; 130, 143 or 129 aborted by Ctrl-C, SIGTERM or
-SIGHUP. Not in: heavy imports at the top, so `--help` answers at once.
+The options are made from the config dataclasses. Exit codes: 0 finished, or stopped by Ctrl-C or a signal with the
+work saved; 1 `check` has findings; 2 an input cannot be used; 130, 143 or 129 aborted by Ctrl-C, SIGTERM or SIGHUP.
+Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _INPUTS = (
     "checkpoint", "prediction_type", "images", "tokenizer", "prior_images", "background", "alpha_masks",
     "skip_bad_images", "vae", "zero_terminal_snr",
 )  # fmt: skip
-_PLACES = {  # those of them that are paths; a run's may have moved when it is resumed
+_PLACES = {  # the inputs that are paths, which may have moved by the time a run is resumed
     "checkpoint": "checkpoint", "vae": "VAE", "images": "pictures", "tokenizer": "tokenizer",
     "prior_images": "prior images",
 }  # fmt: skip
@@ -47,12 +47,12 @@ _SWITCHES = ("alpha_masks", "skip_bad_images")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code."""
+    """Run a command and return its exit code."""
     with lossy_output():
         try:
             with interrupted_by_signals():
                 options = build_parser().parse_args(arguments)
-                absolute(Path())  # libraries ask for the current folder and fail where there is none
+                absolute(Path())  # fail early: libraries crash if the current folder was deleted
                 return options.command(options)
         except InputError as error:
             return _complain(str(error), 2)
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _complain(f"{what} cannot be used ({error.strerror or error}): check its path and permissions.", 2)
         except KeyboardInterrupt as error:
             if is_terminal(sys.stderr):
-                print(file=sys.stderr)  # it has shown ^C on the line where the sentence would begin
+                print(file=sys.stderr)  # the terminal echoed ^C where the sentence would begin
             return _complain("aborted; the last snapshot stays.", exit_code(error))
 
 
@@ -71,7 +71,7 @@ def _complain(sentence: str, code: int) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence."""
+    """Reports an error in one sentence."""
 
     def error(self, message: str) -> NoReturn:
         message = message.replace("unrecognized arguments:", "unknown option")
@@ -161,7 +161,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_reading(add_option: Callable[..., object]) -> None:
-    """How the pictures of a folder are read."""
+    """The options for reading a folder of pictures."""
     add_option("--background", default="white", help="colour under transparent pictures (default: white)")
     add_option("--alpha-masks", action="store_true", help="take transparency as the loss mask")
     add_option("--skip-bad-images", action="store_true", help="leave out pictures that cannot be read")
@@ -171,7 +171,7 @@ def _add_reading(add_option: Callable[..., object]) -> None:
 
 
 def add_config_options(parser: argparse.ArgumentParser, root: type = TrainConfig) -> None:
-    """An option per setting, named as its field; what is not given is not in the namespace."""
+    """Add one option per setting, named after its field. Options that are not given are absent from the namespace."""
     _add_fields(parser.add_argument_group("run").add_argument, root)
     for name, item in groups_of(root).items():
         _add_fields(parser.add_argument_group(item.metadata["title"]).add_argument, types_of(root)[name])
@@ -206,7 +206,7 @@ def _number(value: Any) -> bool:
 
 
 def _kind(item: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
-    """argparse's words for a field's type. Choices and ranges are left to the config, which says them better."""
+    """argparse's keywords for a field's type. The config checks choices and ranges, with better messages."""
     if get_origin(hint) is tuple:
         return {"nargs": "+", "metavar": "TEXT"}
     parts = {str if get_origin(part) is Literal else part for part in get_args(hint) or (hint,)} - {type(None)}
@@ -226,7 +226,7 @@ def _number_or_word(text: str) -> float | str:
 
 
 def config_from(options: argparse.Namespace) -> TrainConfig:
-    """The settings that were given, over those of the preset, the rest at their defaults."""
+    """The given settings over the preset's, everything else at its default."""
     values = {**preset_named(getattr(options, "preset", PUBLISHED)).values, **vars(options)}
     return TrainConfig.from_dict(nested(values, TrainConfig))
 
@@ -239,7 +239,7 @@ def _run(options: argparse.Namespace) -> int:
     from .run.folder import RunFolder
 
     output = expanded(options.output, "--output")
-    RunFolder.open_new(output, config.name)  # refuse before gigabytes are read
+    RunFolder.open_new(output, config.name)  # refuse before reading gigabytes
     inputs = {name: getattr(options, name) for name in _INPUTS} | _given_places(options)
     preset = preset_named(options.preset).name
     if sets := in_force(preset, config):
@@ -269,7 +269,7 @@ def _option(name: str) -> str:
 
 
 def _given_places(options: argparse.Namespace) -> dict[str, str]:
-    """The paths among the inputs that were given, from the root, as they stand in config.json."""
+    """The input paths that were given, made absolute, as config.json stores them."""
     given = {name: getattr(options, name) for name in _PLACES}
     return {name: _place(name, text) for name, text in given.items() if text is not None}
 
@@ -279,9 +279,9 @@ def _place(name: str, text: str) -> str:
 
 
 def _saved_inputs(saved: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The inputs that a run began with; those that an older version did not know are as it took them.
+    """The inputs a run began with. Those that an older version did not have get the value it implied.
 
-    InputError: it was not begun here, or config.json was changed to something else.
+    InputError: the run was not started by this command, or its config.json was edited.
     """
     inputs = saved.get("inputs")
     if not is_object(inputs):
@@ -300,7 +300,7 @@ def _is_an_input(name: str, value: object) -> bool:
 
 
 def _check_still_there(name: str, inputs: dict[str, Any], folder: Path) -> None:
-    """InputError with the option to use: there is nothing where the run had its checkpoint, its pictures ..."""
+    """InputError, naming the option to use, if the run's checkpoint, pictures ... are no longer where they were."""
     if inputs[name] is None and name not in ("checkpoint", "images"):
         return
     path = expanded(inputs[name] or "", f"The path of the {_PLACES[name]}")
@@ -313,7 +313,7 @@ def _check_still_there(name: str, inputs: dict[str, Any], folder: Path) -> None:
 def _train(
     config: TrainConfig, inputs: dict[str, Any], output: Path, device: str | None, *, resume: bool, preset: str = ""
 ) -> int:
-    """`preset`: the one that the settings came by, for config.json; empty: of a resumed run, which has its own."""
+    """`preset`: the preset in use, recorded in config.json; empty for a resumed run, which has its own record."""
     from .console.progress import Progress, stop_on_interrupt
     from .events import BusyEvent
     from .training.train import train
@@ -339,7 +339,7 @@ def _train(
 
 
 def _written(output: Path) -> tuple[int, int] | None:
-    """Which config.json lies there: a run writes its own when all is ready, right before its first step."""
+    """Identifies the config.json on disk. A run writes its own once everything is ready, just before its first step."""
     try:
         found = (output / "config.json").stat()
     except OSError:
@@ -372,7 +372,7 @@ def _say_done(result: TrainResult, output: Path, name: str) -> None:
     if result.embeddings is not None:
         print(f"Embedding: {place}_embedding.safetensors (ComfyUI reads it from models/embeddings)")
     print(f"In a prompt, write: {result.trigger}")
-    if result.report is not None:  # else a notice has said why
+    if result.report is not None:  # otherwise a notice gave the reason
         print(f"Curves and verdict: {one_line(str(result.report))}")
     if result.notices:
         where = f": see Notices in {one_line(str(result.report))}" if result.report is not None else ""
@@ -413,7 +413,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _sheet_place(given: str, folder: Path) -> Path:
-    """InputError: no .png, a file that the next run would train on, or a picture that is no contact sheet."""
+    """InputError: not a .png, a picture the next run would train on, or an existing file that is no contact sheet."""
     place = expanded(given, "--sheet")
     if place.suffix.lower() != ".png":
         raise InputError(f"--sheet is {given}: give the name of a .png file.")
@@ -447,13 +447,13 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _free_folder(stem: str) -> Path:
-    """The first of stem-1, stem-2, ... that does not exist, so that a demo can be run again."""
+    """The first of stem-1, stem-2, ... that does not exist, so that a command can be repeated."""
     return next(path for path in (Path(f"{stem}-{n}") for n in itertools.count(1)) if not path.exists())
 
 
 @contextlib.contextmanager
 def _quiet_libraries() -> Generator[None]:
-    """Keep the libraries' own notices out of a user's terminal; ours say what matters."""
+    """Silence the libraries' own notices; ours say what matters."""
     import logging
 
     loggers = [logging.getLogger(name) for name in ("transformers", "diffusers", "peft")]

@@ -1,7 +1,7 @@
 """Every setting of a training run, as frozen dataclasses that check themselves.
 
-In: each setting once, with all that is said of it (`settings_field`): the command line, the nodes, the documentation
-and a run's identity are made from it. Not in: anything heavy; this module imports the standard library alone.
+Each setting is defined once, with all its metadata (`settings_field`). The command line, the nodes, the documentation
+and a run's identity are made from it. Nothing heavy is imported here, only the standard library and the names of kinds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .settings_field import (
     require_text,
     setting,
 )
-from .settings_field import choices_of as choices_of  # other code knows it from here
+from .settings_field import choices_of as choices_of  # re-exported for other code
 
 Method = Literal["apt", "dreambooth", "dco", "tlora"]
 IdentifierMode = Literal["learned", "word"]
@@ -43,12 +43,12 @@ MemoryUse = Literal["auto", "fixed"]
 Storage = Literal["full", "fp8"]
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
-_PLACEHOLDER = re.compile(r"[{}]|embedding:", re.IGNORECASE)  # stands for the subject in captions, not for its kind
+_PLACEHOLDER = re.compile(r"[{}]|embedding:", re.IGNORECASE)  # stands for the subject, so not allowed in a class word
 
-# For objects, animals and persons alike: another medium and another place, both seen at a glance, neither on a photo.
+# Suits objects, animals and persons: another medium and another place, both obvious at a glance, neither in a photo.
 UNSEEN = "a watercolor painting of {subject} on the moon"
 
-# The upper ends are ours. They keep every product of settings inside 32-bit floats and every count inside 64-bit ones.
+# The upper limits are ours. They keep products of settings within 32-bit floats and counts within 64-bit integers.
 _STEPS = 1_000_000_000
 _SEEDS = Range(0, 2**64 - 1)
 _EVERY = Range(0, _STEPS)
@@ -113,7 +113,7 @@ class AdapterConfig:
 
     @property
     def effective_alpha(self) -> float:
-        """What the update is multiplied by, times rank: in training, and in the file, where every program reads it."""
+        """The alpha in use: training and every program that reads the file multiply the update by it over rank."""
         return float(KINDS[self.kind].alpha(self.rank, self.resolved_alpha))
 
     @property
@@ -121,12 +121,12 @@ class AdapterConfig:
         return max(1, self.rank // 2) if self.min_rank is None else self.min_rank
 
 
-_apt = partial(setting, methods=("apt",))  # read by APT alone
+_apt = partial(setting, methods=("apt",))  # read by APT only
 
 
 @dataclass(frozen=True, kw_only=True)
 class AptConfig:
-    """The three parts of APT, each with its switch. They act when `method` is `apt`."""
+    """The three parts of APT, each with its switch. They apply only if `method` is `apt`."""
 
     # Adaptive Training Adjustment
     adaptive_augmentation: bool = _apt(
@@ -434,7 +434,7 @@ class OutputConfig:
         unit="steps",
         widget=Widget(
             most=1_000_000,
-            default=250,  # a node is watched, a command line often is not
+            default=250,  # people watch a node, but often not a command line
             note="The samples of prior and tuned model appear on the training node.",
         ),
     )
@@ -516,7 +516,7 @@ class TrainConfig:
     identifier: str = setting(
         "",
         "Name of the subject, the embedding and the LoRA file. Empty: <class-word>_subject.",
-        moves_weights=False,  # but as a trigger word: see `identity`
+        moves_weights=False,  # except as a trigger word: see `identity`
     )
     identifier_mode: IdentifierMode = setting(
         "learned",
@@ -555,7 +555,8 @@ class TrainConfig:
     )
     precision: Precision = setting(
         "auto",
-        "Of base weights and passes. The LoRA stays fp32. auto: bf16 on CUDA (fp16 where it lacks bf16), else fp32.",
+        "Precision of base weights and passes. The LoRA stays fp32. auto: bf16 on CUDA (fp16 if it lacks bf16), else "
+        "fp32.",
         widget=Widget(heading="performance"),
     )
     gradient_checkpointing: bool | None = setting(
@@ -605,18 +606,18 @@ class TrainConfig:
 
     @property
     def name(self) -> str:
-        """The subject's name, also the stem of every file written for it."""
+        """The subject's name, and the stem of all its files."""
         return subject_name(self.class_word, self.identifier)
 
     @property
     def unseen_prompt(self) -> str:
-        """What no picture shows, with `{subject}`; empty: it is not asked for."""
+        """A prompt for something no picture shows, with `{subject}`; empty: not wanted."""
         asked = self.output.unseen_prompt.strip()
         return UNSEEN if asked.lower() == "auto" else asked
 
     @property
     def sampled_prompts(self) -> tuple[str, ...]:
-        """What the previews show, with `{subject}`; the unseen prompt last, where there is one."""
+        """The preview prompts, with `{subject}`; the unseen prompt, if any, comes last."""
         asked = self.output.preview_prompts or (self.data.caption_template,)
         return (*asked, self.unseen_prompt) if self.unseen_prompt else asked
 
@@ -632,15 +633,15 @@ class TrainConfig:
     def from_dict(values: Any) -> TrainConfig:
         """The inverse of `to_dict`.
 
-        What is left out has its default, as in files of an older version. InputError: an unknown name, as in files of a
-        newer one: to train on without what it says would be another run.
+        Missing settings get their defaults, as in files of an older version. InputError: an unknown name, as in files
+        of a newer version, because training without that setting would be another run.
         """
         return built(TrainConfig, values)
 
     def identity(self) -> dict[str, Any]:
-        """The settings that change the trained weights: what a run's content hash is made of.
+        """The settings that change the trained weights, for a run's content hash.
 
-        `steps` counts only under a learning-rate or attention schedule that reads the total.
+        `steps` counts only with a learning-rate or attention schedule that depends on the total.
         """
         values = identifying(self, self.method)
         if not self.reads_total_steps:
@@ -648,19 +649,19 @@ class TrainConfig:
         values["adapter"]["alpha"] = self.adapter.resolved_alpha
         values["init_word"] = self.resolved_init_word if self.identifier_mode == "learned" else ""
         if self.identifier_mode == "word":
-            values["identifier"] = self.name  # the trigger word is read by the text encoder
+            values["identifier"] = self.name  # the text encoder reads the trigger word
         return values
 
     @property
     def reads_total_steps(self) -> bool:
-        """Whether the weights at step n depend on how many steps are to come."""
+        """Whether the weights at step n depend on the total number of steps."""
         constant = ("constant", "constant_with_warmup")
         linear_attn = self.method == "apt" and self.apt.alignment and self.apt.attn_schedule == "linear"
         return self.optimizer.lr_schedule not in constant or linear_attn
 
     @property
     def measures_indicator(self) -> bool:
-        """Whether the prior is asked for its loss; where it is not, gamma stays 0 and says nothing."""
+        """Whether the prior's loss is measured; if not, gamma stays 0 and means nothing."""
         apt = self.apt
         by_indicator = apt.alignment and apt.attn_schedule == "indicator"
         uses = self.method == "apt" and (apt.adaptive_augmentation or apt.adaptive_loss_weight or by_indicator)
@@ -668,12 +669,12 @@ class TrainConfig:
 
 
 def subject_name(class_word: str, identifier: str) -> str:
-    """What a subject is called, and its files."""
+    """A subject's name, which its files also have."""
     return identifier or "_".join(class_word.split()) + "_subject"
 
 
 def check_called(class_word: str, identifier: str) -> None:
-    """InputError: a class word or an identifier that no run takes. An empty class word is one not known yet."""
+    """InputError: no run accepts this class word or identifier. An empty class word means not known yet."""
     check_class_word(class_word)
     letters = "letters, digits, _ and -"
     fits = not identifier or NAME_PATTERN.fullmatch(identifier) is not None
@@ -685,7 +686,7 @@ def check_called(class_word: str, identifier: str) -> None:
 
 
 def check_class_word(word: str) -> None:
-    """InputError: no prompt can have it."""
+    """InputError: no prompt can contain it."""
     require_text("class_word", word)
     _check_plain("class_word", word)
 

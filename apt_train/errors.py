@@ -1,8 +1,8 @@
-"""The one exception a user is meant to read."""
+"""The one exception whose message is written for users."""
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used: one sentence naming the thing, what is wrong, and what to do.
+    """The user's input cannot be used. The message is one sentence: which input, what is wrong, what to do.
 
-    The command line prints the sentence and exits with code 2; the nodes show it in the error report.
+    The command line prints it and exits with code 2; the nodes show it in the error report.
     """

@@ -1,4 +1,4 @@
-"""What `train()` tells its caller: plain data, and the exception by which a caller asks it to stop."""
+"""What `train()` reports to its caller, as plain data, and the exception by which the caller asks it to stop."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ class StopTraining(Exception):
 
 @dataclass(frozen=True)
 class StepEvent:
-    """One optimizer step, as it also stands in `log.jsonl`.
+    """One optimizer step, as recorded in `log.jsonl`.
 
-    `terms`: every term of the loss by name, raw (before its weight and before 1 - gamma); None: not computed in this
-    step. `numbers`: whatever else is worth a curve in the report, by name; likewise.
+    `terms`: the raw value of every loss term by name, before its weight and before 1 - gamma; None if it was not
+    computed in this step. `numbers`: anything else worth a curve in the report, likewise.
     """
 
     step: int  # 1-based, of `total`
     total: int
     loss: float
     terms: dict[str, float | None]
-    grad_norm: float | None  # before clipping; None: overflow under fp16, the step was skipped
-    lr: float  # of the UNet's group
+    grad_norm: float | None  # before clipping; None: fp16 overflow, the step was skipped
+    lr: float  # of the UNet's parameter group
     timestep: list[int]  # of each sample
     gamma: list[float]  # one per bin
     grad_norm_terms: dict[str, float] | None = None
-    drift: dict[str, float] | None = None  # the fields of `drift.Drift`; None: not measured here
+    drift: dict[str, float] | None = None  # the fields of `drift.Drift`; None: not measured at this step
     numbers: dict[str, float | None] = field(default_factory=dict[str, float | None])
-    seconds: float = 0.0  # this step's wall time; not logged, so that logs of equal runs are equal
-    level: list[float] = field(default_factory=list[float])  # the noise level of each sample, in [0, 1]
+    seconds: float = 0.0  # wall time; not logged, so that equal runs write equal logs
+    level: list[float] = field(default_factory=list[float])  # noise level of each sample, in [0, 1]
 
     def log_line(self) -> dict[str, Any]:
-        """The fields of `log.jsonl`, in order; the terms stand among them under their names."""
+        """The fields of `log.jsonl`, in order, with each term under its own name."""
         line = {"step": self.step, "loss": self.loss, **self.terms}
         line |= {name: getattr(self, name) for name in ("grad_norm", "lr", "timestep", "level", "gamma")}
         measured = {"grad_norm_terms": self.grad_norm_terms, "drift": self.drift}
         line |= {name: value for name, value in measured.items() if value is not None}
         return line | ({"numbers": self.numbers} if self.numbers else {})
 
-    # The published terms, for callers that know them.
+    # The published terms as attributes, for callers that know them.
 
     @property
     def denoising(self) -> float:
@@ -72,18 +72,18 @@ class StepEvent:
 
 @dataclass(frozen=True)
 class PlanEvent:
-    """What is about to be trained, told once before the first step of a call.
+    """What is about to be trained, sent once per call before the first step.
 
-    `memory`: bytes of the device at the peak, estimated; None: the model is too small to matter, or cannot be counted.
-    `free`: bytes that the device has for it; None: it does not say. `seconds`: what the steps will take, tried; None:
-    it was not tried.
+    `memory`: estimated peak device memory in bytes; None if the model is too small to matter or cannot be counted.
+    `free`: bytes free on the device; None if it does not report them. `seconds`: predicted time of all steps, from a
+    trial; None if there was no trial.
     """
 
     steps: int  # of the whole run
     device: str
     dtype: str
     pictures: int
-    captions: int  # pictures with a caption of their own
+    captions: int  # pictures that have their own caption
     side: int  # pixels of a square picture
     checkpointing: bool
     memory: int | None = None
@@ -92,10 +92,10 @@ class PlanEvent:
 
     @property
     def text(self) -> str:
-        """For a line on a screen, its parts separated as in the node's other lines."""
+        """One line for a screen, with the separators of the node's other lines."""
         size = f"{counted(self.pictures, 'picture')} of about {self.side} x {self.side} pixels"
         parts = [f"{counted(self.steps, 'step')} in {self.dtype} on {self.device}"]
-        if self.seconds is not None:  # early, as the classic editor shows two lines
+        if self.seconds is not None:  # placed early: the classic editor shows only two lines
             parts.append(f"about {duration(self.seconds)} without samples")
         parts.append(f"{size}, {self.captions} with a caption")
         if self.memory is not None and self.free is not None:
@@ -111,10 +111,10 @@ def _gigabytes(count: int) -> str:
 
 @dataclass(frozen=True)
 class PreviewEvent:
-    """Samples drawn while training: one prior and one tuned picture per prompt, same seed.
+    """Samples drawn during training: per prompt one prior and one tuned picture from the same seed.
 
-    `unseen`: whether the last prompt is the one that asks for what the pictures never show. `seconds`: that drawing and
-    saving took; 0: they were drawn in an earlier session.
+    `unseen`: whether the last prompt asks for something the training pictures never show. `seconds`: time spent
+    drawing and saving; 0 if an earlier session drew them.
     """
 
     step: int
@@ -127,13 +127,13 @@ class PreviewEvent:
 
 @dataclass(frozen=True)
 class NoticeEvent:
-    """One sentence a user should see. It is also kept in the run's folder (`notices.jsonl`) and stands in the report.
+    """One sentence the user should see. It is also kept in the run's folder (`notices.jsonl`) and in the report.
 
-    Once in a run: what the pictures and settings gave rise to, a resumed run does not tell again.
+    Each is sent once per run: a resumed run does not repeat what the pictures and settings gave rise to.
     """
 
     text: str
-    step: int = 0  # after which it was told; 0: before the first
+    step: int = 0  # the last finished step; 0: before the first
 
 
 Work = Literal["weights", "pictures", "variants", "captions", "model", "drift", "previews", "report", "check-up"]
@@ -153,38 +153,38 @@ _WORDS: dict[Work, str] = {
 
 @dataclass(frozen=True)
 class BusyEvent:
-    """Before each piece of what trains nothing: a picture through the VAE, a UNet call. A caller may stop there, too.
+    """Sent before each piece of work other than training steps, such as encoding a picture. A caller may stop here too.
 
-    `StopTraining` raised before the first step ends the run at once: what it leaves is as it was before the call.
+    `StopTraining` raised before the first step ends the run at once and leaves everything as it was before the call.
     """
 
     what: Work
-    step: int  # that has ended; its own event may be still to come
-    done: int = 0  # pieces of this work that have ended
-    total: int = 0  # pieces that it has; 0: it is one
+    step: int  # the last finished step; its StepEvent may still be to come
+    done: int = 0  # finished pieces of this work
+    total: int = 0  # all pieces of this work; 0: there is only one
 
     @property
     def text(self) -> str:
-        """For a line on a screen: `encoding augmented pictures 12 of 96`."""
+        """One line for a screen: `encoding augmented pictures 12 of 96`."""
         return f"{_WORDS[self.what]} {self.done + 1} of {self.total}" if self.total > 1 else _WORDS[self.what]
 
 
 Event = PlanEvent | StepEvent | PreviewEvent | NoticeEvent | BusyEvent
 Callback = Callable[[Event], None]
-Busy = Callable[[Work, int, int], object]  # work, its pieces that have ended, and all of them
+Busy = Callable[[Work, int, int], object]  # (work, finished pieces, all pieces)
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run leaves in memory; the same is on disk when `output_dir` was given."""
+    """What a run returns; `output_dir`, if given, holds the same on disk."""
 
-    lora: dict[str, torch.Tensor]  # kohya names, with alpha; empty where a stop came before the model was ready
+    lora: dict[str, torch.Tensor]  # kohya names, with alpha; empty if stopped before the model was ready
     embeddings: dict[str, torch.Tensor] | None  # clip_l (n, width) and, for SDXL, clip_g; None in word mode
-    trigger: str  # what a prompt must say: `embedding:NAME_embedding`, in word mode `NAME class_word`
+    trigger: str  # goes into the prompt: `embedding:NAME_embedding`, in word mode `NAME class_word`
     steps_done: int
     stopped: bool
     run_dir: Path | None
     losses: list[float] = field(default_factory=list[float])
     gamma: numpy.ndarray | None = None  # (steps, bins)
-    report: Path | None = None  # `report.md`; None: nothing was to be written, or it failed, which a notice has told
-    notices: list[str] = field(default_factory=list[str])  # every sentence told in the run, each once
+    report: Path | None = None  # `report.md`; None if none was due, or writing it failed (see notices)
+    notices: list[str] = field(default_factory=list[str])  # every notice of the run, each once

@@ -1,4 +1,4 @@
-"""The overfitting indicator, under the name that other code imports it by."""
+"""Re-exports the overfitting indicator under its public name."""
 
 from .training.indicator import OverfitIndicator
 

@@ -1,4 +1,4 @@
-"""The losses, under the name that other code imports them by."""
+"""Re-exports the losses under their public names."""
 
 from .training.losses import alignment_loss, dco_loss, stabilization_loss
 

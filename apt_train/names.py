@@ -1,6 +1,6 @@
-"""What the files of a run are called, and which names a subject may not have because of them.
+"""File names of a run, and the subject names that would collide with them.
 
-In: the one list that writers, readers and the settings' check share. Not in: what stands in the files.
+Writers, readers and the settings' check all use this one list. Not here: file contents.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RUN_FOLDERS = (SNAPSHOTS, PREVIEWS)
 SNAPSHOT_FILES = (STATE_TENSORS, STATE_VALUES, CHECKSUMS)
 
 EMBEDDING_SUFFIX = "_embedding"
-MOST_LETTERS = 150  # the nodes' folders and files add up to some 30 more to a name, and 200 are addressable
+MOST_LETTERS = 150  # the nodes add up to 30 letters to a name, and 200 are addressable
 _SNAPSHOT = re.compile(r"step_([0-9]{6,9})")
 
 
@@ -35,7 +35,7 @@ def lora_file(name: str) -> str:
 
 
 def embedding_stem(name: str) -> str:
-    """Name, without its ending, of the file that holds the learned rows."""
+    """The name, without extension, of the file that holds the learned embedding."""
     return name + EMBEDDING_SUFFIX
 
 
@@ -44,16 +44,16 @@ def embedding_file(name: str) -> str:
 
 
 def clashing_file(name: str) -> str | None:
-    """The file of every run that a subject's would be, too; None: there is none.
+    """The run's own file that a subject of this name would overwrite, or None.
 
-    The case of letters does not count: it does not on the file systems of Windows and macOS.
+    Case is ignored, because the file systems of Windows and macOS ignore it.
     """
     ours = {file.lower() for file in (*RUN_FILES, *RUN_FOLDERS, *SNAPSHOT_FILES)}
     return next((file for file in (lora_file(name).lower(), embedding_file(name).lower()) if file in ours), None)
 
 
 def check_subject_name(name: str) -> None:
-    """InputError: a name whose files would be some of the run's own, or could not be stored everywhere."""
+    """InputError: the name's files would overwrite the run's own, or some system could not store them."""
     clash = clashing_file(name)
     if clash is not None:
         raise InputError(f"identifier is {name!r}, but every run has its own {clash}: choose another name.")
@@ -69,9 +69,9 @@ def step_folder(snapshots: Path, step: int) -> Path:
 
 
 def snapshot_folders(snapshots: Path) -> dict[int, Path]:
-    """The snapshots by step, rising.
+    """The snapshot folders by step, ascending.
 
-    Only folders that `step_folder` would name so: copies (`step_000005 copy`, `step_best`, `step_5`) are the user's.
+    Only exact names count. Copies such as `step_000005 copy`, `step_best` or `step_5` belong to the user.
     """
     found: dict[int, Path] = {}
     for path in snapshots.iterdir() if snapshots.is_dir() else ():
@@ -82,5 +82,5 @@ def snapshot_folders(snapshots: Path) -> dict[int, Path]:
 
 
 def snapshot_steps(folder: Path) -> list[int]:
-    """The steps that a run's folder has a snapshot of, rising."""
+    """The steps of a run's snapshots, ascending."""
     return list(snapshot_folders(folder / SNAPSHOTS))

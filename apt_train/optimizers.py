@@ -1,8 +1,8 @@
-"""Optimizers by name. To offer another, write its builder here and name it in `BUILDERS`.
+"""Optimizers by name. To add one, write its builder here and list it in `BUILDERS`.
 
-A builder takes parameter groups, each with its own rate and weight decay, and the settings they share. All that the
-optimizer knows has to be in its `state_dict`, or a run could not be resumed exactly. torch is imported inside, as the
-settings ask this module for the names alone.
+A builder takes parameter groups, each with its own learning rate and weight decay, and the settings they share. The
+optimizer must keep its entire state in `state_dict`, or a run could not be resumed exactly. torch is imported inside
+functions, because the settings import this module only for the names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shared:
-    """What all parameter groups share."""
+    """Settings shared by all parameter groups."""
 
     betas: tuple[float, float]
     epsilon: float
@@ -27,7 +27,7 @@ def adamw(groups: list[dict[str, Any]], shared: Shared) -> Optimizer:
     from torch.optim import AdamW
 
     on_cuda = all(parameter.is_cuda for group in groups for parameter in group["params"])
-    # One kernel for all parameters. On the CPU it would give other bits than torch's own choice there.
+    # One kernel for all parameters. On the CPU it would change the bits relative to torch's default there.
     return AdamW(groups, betas=shared.betas, eps=shared.epsilon, fused=True if on_cuda else None)
 
 

@@ -1,7 +1,4 @@
-"""Colours of every picture this project draws, so that a bin or a term looks the same in all of them.
-
-In: colour ramps as plain numpy. Not in: drawing.
-"""
+"""The colours of every figure, so that a bin or a term looks the same in all of them. Drawing happens elsewhere."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ PAPER: Rgb = (255, 255, 255)
 BLUE: Rgb = (42, 111, 187)
 PALE: Rgb = (168, 197, 230)
 ORANGE: Rgb = (224, 123, 0)
-# For terms of runs that did not say theirs, in the order of the log.
+# For terms of runs that recorded no colours, in the order of the log.
 SERIES: tuple[Rgb, ...] = (BLUE, ORANGE, (26, 152, 80), (140, 86, 168), (120, 120, 120))
 
 
@@ -36,7 +33,7 @@ TOTAL = Look("Total (weighted)", "#333333")
 
 
 def looks_of(names: Sequence[str], said: Mapping[str, Look]) -> dict[str, Look]:
-    """The look of every term, by name: as the run `said`, else its name and a colour by its place."""
+    """The look of every term by name: as recorded in `said`, otherwise its name and a colour by position."""
     colours = [SERIES[min(place, len(SERIES) - 1)] for place in range(len(names))]
     plain = {
         name: Look(name.replace("_", " ").capitalize(), as_hex(colour))

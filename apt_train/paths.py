@@ -1,6 +1,6 @@
 """Paths as a user types them, and commands as a user can paste them.
 
-In: `~`, what no system takes as a path, quoting, names that no terminal can show. Not in: what lies there.
+In: `~`, impossible paths, quoting, names that no terminal can show. Not in: file contents.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _UNUSABLE = {errno.ENAMETOOLONG: "is too long", errno.ELOOP: "leads through link
 _MAX_NAME = 255  # bytes, the common limit of ext4, NTFS, APFS
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 _SHOWN = 80  # characters of a path in a message
-_PLAIN_ON_WINDOWS = set("\\/:._-+@=")  # beside letters and digits; all else may mean something to cmd or PowerShell
+_PLAIN_ON_WINDOWS = set("\\/:._-+@=")  # besides letters and digits; anything else may be special to cmd or PowerShell
 
 
 def expanded(given: str | Path, what: str = "The path") -> Path:
-    """A path with `~` and `~user` put in, also where a shell left them because they were quoted.
+    """Expand `~` and `~user`, also where quotes kept the shell from doing it.
 
-    InputError: it is empty, no file can have it, or it begins with a home directory that this system does not know.
-    `what`: how the message calls it.
+    InputError: the path is empty, no file can have it, or its home directory is unknown here. `what`: what the message
+    calls it.
     """
     text = str(given)
     if not text.strip():
@@ -37,10 +37,10 @@ def expanded(given: str | Path, what: str = "The path") -> Path:
 
 
 def check_file_name(name: str) -> None:
-    """Refuse a file name that some system cannot store, so that a run's files can be carried anywhere.
+    """Refuse a file name that some system cannot store, so that a run's files can be copied anywhere.
 
     Raises:
-        InputError: a device name of Windows (`con`, `nul.txt` ...) or more than 255 bytes.
+        InputError: a Windows device name (`con`, `nul.txt` ...) or more than 255 bytes.
     """
     if name.split(".")[0].lower() in _DEVICES:
         raise InputError(f"{name} is a reserved name on Windows: choose another name.")
@@ -50,7 +50,7 @@ def check_file_name(name: str) -> None:
 
 
 def absolute(path: Path) -> Path:
-    """The path from the root. InputError: the current folder was deleted."""
+    """The absolute path. InputError: the current folder was deleted."""
     try:
         return path.absolute()
     except OSError:
@@ -60,24 +60,24 @@ def absolute(path: Path) -> Path:
 def _check_usable(path: str, what: str) -> None:
     try:
         os.lstat(path)
-    except ValueError:  # a zero byte, or characters that the system's encoding lacks
+    except ValueError:  # a zero byte, or characters missing from the system's encoding
         raise InputError(f"{what} is {ascii(path)[:_SHOWN]}, which no file can be called: give another.") from None
     except OSError as error:
         if error.errno in _UNUSABLE:
             raise InputError(f"{what} ({one_line(path)[:_SHOWN]}) {_UNUSABLE[error.errno]}: give another.") from None
-    with contextlib.suppress(OSError):  # no current folder
+    with contextlib.suppress(OSError):  # the current folder may be gone
         path = os.path.abspath(path)
-    if any("\ud800" <= letter <= "\udfff" for letter in path):  # safetensors and tokenizers open no such file
+    if any("\ud800" <= letter <= "\udfff" for letter in path):  # safetensors and tokenizers cannot open such a file
         raise InputError(f"{what} ({one_line(path)[:_SHOWN]}) has bytes that are no letters here: rename it.")
 
 
 def command(*words: str | Path) -> str:
-    """`apt-train` with these words, quoted for the system's shell so that it can be pasted."""
+    """An `apt-train` command line of these words, quoted for this system's shell so that it can be pasted."""
     return " ".join(["apt-train", *(_quoted(str(word)) for word in words)])
 
 
 def argument(path: Path) -> str:
-    """A path that is neither taken for an option nor for a home directory."""
+    """The path as a command-line argument that cannot be mistaken for an option or a home directory."""
     text = str(path)
     return f".{os.sep}{text}" if text.startswith(("-", "~")) else text
 
@@ -89,9 +89,9 @@ def _quoted(word: str) -> str:
     if word.isprintable():
         return shlex.quote(word)
     letters = (chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\{byte:03o}" for byte in os.fsencode(word))
-    return "$'" + "".join(letters) + "'"  # as bash and zsh read bytes that have no letter
+    return "$'" + "".join(letters) + "'"  # bash and zsh syntax for unprintable bytes
 
 
 def one_line(text: str) -> str:
-    """The text with line breaks and characters that no terminal shows written out."""
+    """The text with line breaks and unprintable characters escaped."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

@@ -1,7 +1,7 @@
-"""Presets by name: a few settings each, and why. Data alone; what a user sets by hand stands above all of it.
+"""Presets by name: a few settings each, and why. Data only; settings given by hand override a preset.
 
-In: names, values, and where the evidence or the arithmetic for them stands. Not in: how the command line and the node
-tell what was set by hand (`cli`, `nodes.settings`). Ours throughout. A run's identity depends on the values alone.
+Each names the evidence or arithmetic for its values. Detecting what was set by hand is up to `cli` and
+`nodes.settings`. All presets are ours. A run's identity depends on the values, not on the preset's name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .settings_field import flat_values
 
 @dataclass(frozen=True)
 class Preset:
-    """`values`: settings by their name. `why`: for whom, and in the same breath what stands behind it."""
+    """`values`: settings by name. `why`: whom it is for, and what supports it."""
 
     name: str
     values: Mapping[str, Any]
@@ -25,7 +25,7 @@ class Preset:
 
     @property
     def sets(self) -> str:
-        """`steps 400, learning_rate 0.0002`; empty: nothing."""
+        """`steps 400, learning_rate 0.0002`; empty if it sets nothing."""
         return ", ".join(f"{setting} {shown(value)}" for setting, value in self.values.items())
 
 
@@ -76,7 +76,7 @@ PRESETS = {preset.name: preset for preset in _EVERY}
 
 
 def preset_named(text: str) -> Preset:
-    """The preset of a name, in which `-` may stand for a space. InputError: there is none."""
+    """The preset of this name, where `-` may replace a space. InputError: there is none."""
     name = text.strip().lower().replace("-", " ")
     if name not in PRESETS:
         raise InputError(f"preset is {text!r}: choose one of {', '.join(PRESETS)}.")
@@ -84,9 +84,9 @@ def preset_named(text: str) -> Preset:
 
 
 def in_force(name: str, config: TrainConfig) -> str:
-    """What a preset has set in these settings: `temperature 300, stabilization off`. What was set by hand is left out.
+    """What a preset still determines in these settings: `temperature 300, stabilization off`, without manual overrides.
 
-    Empty: nothing, or there is no such preset.
+    Empty if that is nothing, or if there is no such preset.
     """
     values = flat_values(config)
     wanted = PRESETS[name].values.items() if name in PRESETS else ()

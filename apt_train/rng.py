@@ -1,7 +1,7 @@
-"""Random draws that depend on what they are for, not on what was drawn before.
+"""Random draws keyed by their purpose, independent of what was drawn before.
 
-Every draw comes from a generator seeded by a key such as (seed, step, index): a resumed run, a batch of 4 and four
-accumulated batches of 1 all draw alike. Generators live on the CPU, so that a device draws what another would.
+Every draw has a generator seeded by a key such as (seed, step, index). A resumed run, a batch of 4, and four
+accumulated batches of 1 therefore draw the same numbers. Generators live on the CPU, so that all devices draw alike.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 
 def derive_seed(*key: int | str) -> int:
-    """A 63-bit seed from a key; nearby keys give unrelated seeds."""
+    """Hash a key into a 63-bit seed; similar keys give unrelated seeds."""
     digest = hashlib.sha256("/".join(str(part) for part in key).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
@@ -26,7 +26,7 @@ def generator(*key: int | str) -> torch.Generator:
 
 @contextlib.contextmanager
 def seeded(*key: int | str, device: torch.device | str = "cpu") -> Generator[None]:
-    """Seed torch's global generators inside the block (dropout, initialisation); put them back after."""
+    """Seed torch's global generators inside the block (dropout, initialisation) and restore them afterwards."""
     device = torch.device(device)
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):

@@ -1,7 +1,7 @@
-"""What a setting says of itself, once: help, range, choices, unit, standing, widget; and the checks made from it.
+"""The metadata of a setting: help, range, choices, unit, standing, widget; and the checks derived from it.
 
-The command line, the nodes' widgets, the tables of the documentation and a run's identity read it. Not in: any
-setting (`config`). This module imports the standard library alone.
+The command line, the nodes' widgets, the documentation tables and a run's identity are all made from this metadata.
+The settings themselves are in `config`. This module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any, Literal, TypeGuard, cast, get_args, get_origin, get_type
 from .errors import InputError
 from .wording import printable
 
-MOST_TEXTS = 100  # in a list; each is read by the text encoders, and most are drawn or measured
-LONGEST_TEXT = 10_000  # letters, as of a caption: more take minutes to read at every step
+MOST_TEXTS = 100  # entries in a list; the text encoders read each, and most are drawn or measured
+LONGEST_TEXT = 10_000  # letters, as for a caption: longer texts take minutes to encode at every step
 _SHOWN = 80  # characters of a value in a message
 
 
-# ---- what is said ------------------------------------------------------------------------------------------------
+# ---- metadata ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Range:
-    """Where a number may lie; `above` and `below`: the bound itself does not count."""
+    """The allowed range of a number. `low` and `high` are inclusive, `above` and `below` exclusive."""
 
     low: float | None = None
     high: float | None = None
@@ -33,7 +33,7 @@ class Range:
     below: float | None = None
 
     def holds(self, value: float) -> bool:
-        """NaN is in no range."""
+        """False for NaN."""
         return (
             (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)
@@ -51,10 +51,10 @@ class Range:
 class Widget:
     """How a node shows a setting.
 
-    `least`, `most`: of a number, where not the ends of its range. `step`: of a number that is not whole; with it, a
-    number that may also be a word is shown as a number, and 0 is the word. `heading`: where not its group's.
-    `advanced`: waits behind the node's switch. `default`: where a node has another. `note`: what is true of nodes
-    alone, said after the help.
+    `least`, `most`: a number's limits, if not the ends of its range. `step`: the increment of a fractional number. A
+    setting that may be a number or a word, and has a `step`, is shown as a number where 0 means the word. `heading`:
+    if not its group's. `advanced`: hidden until the node's switch is on. `default`: if it differs on the node.
+    `note`: an addition to the help that applies to nodes only.
     """
 
     least: float | None = None
@@ -68,12 +68,12 @@ class Widget:
 
 @dataclass(frozen=True)
 class Said:
-    """All that stands in a field's metadata.
+    """The complete metadata of a setting's field.
 
-    `choices`: of a text whose choices no Literal says. `standing`: whose the default is. `more`: what the
-    documentation adds to the help. `methods`: those that read it; empty: all. `moves_weights`: whether the trained
-    weights depend on it. `since`: the round in which it was added, 0 for the first version. Widgets stand in this
-    order, as a workflow keeps values by place; and runs begun before do not name it.
+    `choices`: the allowed texts, if no Literal lists them. `standing`: the source of the default. `more`: what the
+    documentation adds to the help. `methods`: the methods that read it; empty: all. `moves_weights`: whether the
+    trained weights depend on it. `since`: the round in which it was added, 0 for the first version. Widgets are
+    ordered by round, because workflows store values by position. Older runs do not name newer settings.
     """
 
     help: str
@@ -89,12 +89,12 @@ class Said:
 
 
 def setting(default: Any, help: str, range: Range | None = None, **more: Any) -> Any:
-    """A field with its default (MISSING: it must be given) and all that is said of it; `more` as in `Said`."""
+    """A field with its default (MISSING: required) and its metadata; `more` as in `Said`."""
     return field(default=default, metadata=vars(Said(help, range, **more)))
 
 
 def group(cls: type, *, title: str, heading: str) -> Any:
-    """A field that holds further settings; `title` is theirs on the command line, `heading` on the nodes."""
+    """A field that holds a group of settings, called `title` on the command line and `heading` on the nodes."""
     return field(default_factory=cls, metadata={"title": title, "heading": heading})
 
 
@@ -103,7 +103,7 @@ def group(cls: type, *, title: str, heading: str) -> Any:
 
 @cache
 def types_of(cls: type) -> dict[str, Any]:
-    """The types of a dataclass's fields. Worked out once: that takes longer than everything else here."""
+    """The types of a dataclass's fields, cached because resolving them is the slowest thing in this module."""
     return get_type_hints(cls)
 
 
@@ -127,13 +127,13 @@ def said(item: dataclasses.Field[Any]) -> Said:
 
 
 def choices_of(item: dataclasses.Field[Any], hint: Any) -> tuple[str, ...]:
-    """The texts that a setting may be; none: it is no choice, or may also be a number."""
+    """The texts a setting may be; empty if it is not a choice, or may also be a number."""
     named = get_args(hint) if get_origin(hint) is Literal else ()
     return tuple(item.metadata.get("choices") or named)
 
 
 def words_in(hint: Any) -> tuple[str, ...]:
-    """The texts that a part of the type names: `auto` beside a number, or what a list may hold."""
+    """The texts named inside a type: `auto` beside a number, or the entries a list may hold."""
     literals = [part for part in get_args(hint) if get_origin(part) is Literal]
     return tuple(word for literal in literals for word in get_args(literal))
 
@@ -147,7 +147,7 @@ def may_be_empty(hint: Any) -> bool:
 
 
 def flat_values(config: Any) -> dict[str, Any]:
-    """Every setting's value by its name: no two have one name, groups included."""
+    """Every setting's value by name, groups included. No two settings share a name."""
     cls = type(cast("object", config))
     found = {name: getattr(config, name) for name in fields_of(cls)}
     for name in groups_of(cls):
@@ -156,15 +156,15 @@ def flat_values(config: Any) -> dict[str, Any]:
 
 
 def nested(values: Mapping[str, Any], cls: type) -> dict[str, Any]:
-    """The inverse, for `built`: settings by name into their groups. What is no setting of `cls` is left out."""
+    """The inverse, for `built`: put settings into their groups. Names that are no setting of `cls` are dropped."""
     own = {name: values[name] for name in fields_of(cls) if name in values}
     return own | {name: nested(values, types_of(cls)[name]) for name in groups_of(cls)}
 
 
 def identifying(config: object, method: str) -> dict[str, Any]:
-    """The values that the trained weights depend on under a method, nested as the settings.
+    """The values that the trained weights depend on under a method, nested like the settings.
 
-    A setting of a later round is left out at its default, or runs begun before it could not be resumed.
+    A setting from a later round is omitted at its default; otherwise runs begun before it could not be resumed.
     """
     found: dict[str, Any] = {}
     for name, item in fields_of(type(config)).items():
@@ -180,14 +180,14 @@ def identifying(config: object, method: str) -> dict[str, Any]:
 
 
 def require(ok: bool, name: str, value: object, remedy: str) -> None:
-    """InputError with the remedy, unless it is as it should be."""
+    """Raise InputError with the remedy unless `ok`."""
     if not ok:
         text = value if isinstance(value, str) else _spelled(value)
         raise InputError(f"{name} is {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'}: {remedy}.")
 
 
 def _spelled(value: object) -> str:
-    """As Python writes it, which refuses whole numbers of more than 4300 digits."""
+    """Its repr. Python refuses to write integers of more than 4300 digits."""
     try:
         return repr(value)
     except ValueError:
@@ -204,7 +204,7 @@ def check_values(config: object) -> None:
 
 
 def check_value(item: dataclasses.Field[Any], hint: Any, value: Any) -> None:
-    """Refuse it, in words, as a value of that field: settings also come from JSON and from wires."""
+    """Refuse a value this field cannot take. Settings also arrive from JSON and from wires, unchecked."""
     _check_type(item.name, hint, value)
     if _is_tuple(value):
         remedy = f"give {MOST_TEXTS} or fewer"
@@ -231,7 +231,7 @@ def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
 
 
 def require_text(name: str, text: str) -> None:
-    """Tokenizers read it and files hold it: no zero bytes, no halves of letters, no book. InputError: it is none."""
+    """InputError unless tokenizers can read it and files can hold it: no zero bytes, no lone surrogates, no book."""
     require(len(text) <= LONGEST_TEXT, name, f"{len(text)} letters long", "write some sentences")
     is_text = "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
     require(is_text, name, ascii(text), "leave out what is no letter")
@@ -253,7 +253,7 @@ def _named(kinds: list[type]) -> str:
 
 
 def _check_words(item: dataclasses.Field[Any], hint: Any, value: Any) -> None:
-    """Refuse a text that is none of the choices, or not the word that may stand for a number."""
+    """Refuse a text that is not among the choices, or is not the word allowed in place of a number."""
     if choices := choices_of(item, hint):
         require(value in choices, item.name, repr(value), "choose one of " + ", ".join(choices))
     words = words_in(hint)
@@ -277,7 +277,7 @@ def _check_range(item: dataclasses.Field[Any], hint: Any, value: Any) -> None:
 
 
 def built(cls: type, values: Any) -> Any:
-    """A dataclass of settings from plain nested values. InputError: an unknown name, a value that cannot be."""
+    """Build a settings dataclass from plain nested values. InputError: an unknown name or an invalid value."""
     require(isinstance(values, dict), cls.__name__, _spelled(values), "give its settings by name")
     hints = types_of(cls)
     unknown = sorted(set(values) - set(hints))

@@ -1,4 +1,4 @@
-"""Names and counts in a sentence for users: the first few of many names, nothing that a terminal or log cannot take."""
+"""Names and counts in sentences for users: long lists shortened, nothing that a terminal or log cannot show."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
-    """`a, b and c`; of more than `most` names the first ones and how many others: `a, b and 7 others`."""
+    """`a, b and c`; of more than `most` names, the first ones and a count of the others: `a, b and 7 others`."""
     shown, more = list(names[:most]), len(names) - most
     if more > 0:
         shown.append(f"{more} others" if more > 1 else "1 other")
@@ -14,7 +14,7 @@ def listed(names: Sequence[str], most: int = 5) -> str:
 
 
 def counted(count: int, what: str) -> str:
-    """So many of it: `1 picture`, `3 pictures`, `no pictures`."""
+    """A count with its noun: `1 picture`, `3 pictures`, `no pictures`."""
     return f"{count or 'no'} {what}" + ("" if count == 1 else "s")
 
 
@@ -27,5 +27,5 @@ def duration(seconds: float) -> str:
 
 
 def printable(name: str) -> str:
-    """A file's name without line breaks, control characters and bytes that are no text."""
+    """A file name with line breaks, control characters and undecodable bytes replaced by `?`."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)

@@ -1,4 +1,4 @@
-"""The pack's nodes: the list that the host asks for, and the routes beside them."""
+"""The pack's nodes: the list that ComfyUI asks for, and the HTTP routes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 
 class AptTrainExtension(ComfyExtension):
-    """All nodes; what they compute with is loaded when they run, so that the host's start stays quick."""
+    """All nodes. Their heavy imports happen when they run, so that ComfyUI starts quickly."""
 
     async def on_load(self) -> None:
         from .host.copies import first_copy, step_aside

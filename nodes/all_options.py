@@ -1,6 +1,6 @@
-"""`APT Train Options`, the one options node of earlier versions: loaded and run as it was, offered no more.
+"""`APT Train Options`, the single options node of earlier versions: it still loads and runs, but is deprecated.
 
-It has the widgets it had, in their order, and gets no new ones: those are on the four nodes in its place (`options`).
+It keeps its widgets in their order and gets no new ones; those are on the four nodes that replaced it (`options`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from .options import chained, checked, data_widgets, option_widget, options_outp
 from .settings import Setting, every_setting
 from .train import ON_TRAIN
 
-LAST = 4  # the last round of settings that it was given
+LAST = 4  # the last round of settings that it has
 
 
 def settings() -> list[Setting]:
-    """What the node shows, in order."""
+    """The settings the node shows, in order."""
     return [s for s in every_setting() if s.name not in ON_TRAIN and s.said.since <= LAST]
 
 
@@ -42,7 +42,7 @@ class APTTrainOptions(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
-        """As `options.checked`."""
+        """See `options.checked`."""
         return checked(cls, inputs)
 
     @classmethod

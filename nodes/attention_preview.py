@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..apt_train.errors import InputError
 from .checks import check_choices, check_ranges
-from .host import attention, looked_at
+from .host import attention, preview_latent
 from .host.requirements import check_installed
 from .wires import AptRun, AptRunWire
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .prompt_columns import Columns, Texts
 
 MAPS, OVER = "maps", "over the picture"
-PER_ROW, TEXT_SIZE = 6, 20  # legible where the sheet is shown some 450 pixels wide, as on a node
+PER_ROW, TEXT_SIZE = 6, 20  # legible when the sheet is shown about 450 pixels wide, as on a node
 
 
 class APTAttentionAlignPreview(io.ComfyNode):
@@ -61,7 +61,7 @@ class APTAttentionAlignPreview(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
-        """True; InputError, which the host shows at the node before anything runs. A wired input is None here."""
+        """True, or an InputError that the host shows on the node before anything runs. Wired inputs are None here."""
         from .prompt_columns import Texts
 
         slots = cls.define_schema().inputs
@@ -202,7 +202,7 @@ def _inputs() -> list[Any]:
             min=0,
             max=0xFFFFFFFFFFFFFFFF,
             control_after_generate=io.ControlAfterGenerate.fixed,
-            tooltip="Of the noise, which is the same for both models.",
+            tooltip="Seed of the noise, which is the same for both models.",
         ),
         io.Combo.Input(
             "draw",
@@ -238,10 +238,10 @@ def _require_picture(draw: str | None, is_wired: bool) -> None:
 def _start(model: Any, image: Tensor | None, vae: Any, latent: dict[str, Any] | None) -> Tensor:
     _require_one_start(image, vae, latent)
     if image is not None:
-        return looked_at.latent_of_picture(image, vae, model)
+        return preview_latent.latent_of_picture(image, vae, model)
     if latent is not None:
-        return looked_at.latent_of_wire(latent, model)
-    return looked_at.empty_latent(model)
+        return preview_latent.latent_of_wire(latent, model)
+    return preview_latent.empty_latent(model)
 
 
 _Maps = tuple[list[Tensor], list[Tensor]]
@@ -251,7 +251,7 @@ def _both(
     model: Any, tuned: Any, clip: Any, tuned_clip: Any, texts: Texts, view: attention.View, columns: Columns,
     layers: str,
 ) -> _Maps:  # fmt: skip
-    """The prior's maps and the tuned model's, layer by layer."""
+    """The maps of the prior and of the tuned model, layer by layer."""
     count = len(columns.labels)
     before = after = attention.encode_text(clip, texts.prior)
     if tuned_clip is not clip or texts.tuned != texts.prior:

@@ -1,6 +1,6 @@
-"""How far two models' attention lies apart, in one score and token by token.
+"""How far two models' attention differs, as one score and token by token.
 
-In: maps by layer -> numbers -> text. Not in: taking the maps (`host.attention`), pictures (`apt_train.report`).
+In: maps by layer -> numbers -> text. Not in: capturing the maps (`host.attention`), pictures (`apt_train.report`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 class Comparison:
     """Per column, float64 (columns,): mean attention of the prior and the tuned model, and the variation between them.
 
-    `variation`: half the absolute difference. Its sum over all columns is the total variation distance of the two
+    `variation`: half the absolute difference. Summed over all columns it is the total variation distance of the two
     models' attention. Every mean is over positions and heads, then over layers.
     """
 
@@ -26,12 +26,12 @@ class Comparison:
 
     @property
     def alignment(self) -> float:
-        """1 - total variation (ours): 1 for equal attention, 0 for attention that shares no token."""
+        """1 - total variation (ours): 1 for equal attention, 0 for no overlap."""
         return 1 - float(self.variation.sum())
 
 
 def compare(prior: Sequence[Tensor], tuned: Sequence[Tensor]) -> Comparison:
-    """Maps (heads, positions, columns) of each layer, rows summing to 1."""
+    """Compare maps (heads, positions, columns) of each layer, whose rows sum to 1."""
     halves = [(t.double() - p.double()).abs() / 2 for p, t in zip(prior, tuned, strict=True)]
     return Comparison(*(_mean(maps) for maps in (prior, tuned, halves)))
 

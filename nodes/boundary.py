@@ -1,6 +1,6 @@
-"""Where a user's mistake leaves the pack: the host shows its sentence, without the pack's folder and inner calls.
+"""The boundary between pack and host: a user's mistake is shown as one sentence, without folders and tracebacks.
 
-In: what every node's methods are wrapped in. Not in: the checks themselves (`checks`, and wherever the work is done).
+In: the wrapper around every node's methods. Not in: the checks themselves (`checks`, and wherever the work is done).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _METHODS = ("validate_inputs", "check_lazy_status", "execute")
 
 
 class UserMistake(ValueError):
-    """An InputError on its way to the host, which puts an exception's module and name before its sentence.
+    """An InputError on its way to the host, which prefixes an exception's message with its module and name.
 
-    For a custom node the module is the folder it is installed in. Python's own exceptions have none there.
+    For a custom node the module is its installation folder. Python's own exceptions have no such prefix.
     """
 
 
@@ -26,7 +26,7 @@ UserMistake.__module__, UserMistake.__qualname__ = "builtins", "InputError"
 
 
 def speaks_plainly(node: Any) -> Any:
-    """The node, whose InputErrors reach the user as their sentence alone, with no traceback of the pack's own."""
+    """The node with its InputErrors reduced to their sentence, without the pack's traceback."""
     for name in _METHODS:
         method = vars(node).get(name)
         if method is not None:

@@ -1,4 +1,4 @@
-"""`APT LoRA Check-up`: any LoRA on its model, in numbers, in words and on one sheet, with the strength to use it at."""
+"""`APT LoRA Check-up`: checks any LoRA on its model, in numbers, in words and on one sheet, with a strength to use."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ class APTLoRACheckUp(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> list[float]:
-        """Another one where the chosen file has changed."""
+        """Changes when the chosen file has changed."""
         from .host.loras import lora_path
 
         name = known(inputs).get("lora_name", NO_FILE)
         try:
             return [] if name == NO_FILE else [lora_path(name).stat().st_mtime]
-        except (InputError, OSError):  # told where the node runs
+        except (InputError, OSError):  # reported when the node runs
             return []
 
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
-        """True; InputError, which the host shows at the node before anything runs: a widget that cannot be."""
+        """True, or an InputError about a widget that the host shows on the node before anything runs."""
         shown, slots = known(inputs), cls.define_schema().inputs
         check_choices(shown, slots)
         check_ranges(shown, slots)
@@ -78,7 +78,7 @@ class APTLoRACheckUp(io.ComfyNode):
 
     @classmethod
     def check_lazy_status(cls, **inputs: Any) -> list[str]:
-        """The model's wires, once all else has been looked at."""
+        """The model's wires, requested only after everything else has been checked."""
         missing = [name for name in WIRES if list(inputs.get(name, ())) == [None]]
         if missing:
             _question(inputs)
@@ -98,7 +98,7 @@ class APTLoRACheckUp(io.ComfyNode):
         if len(inputs["model"]) > 1:
             raise InputError(f"{len(inputs['model'])} MODELs are wired at once: check one at a time.")
         with torch.inference_mode(False):
-            found = _looked_over(_question(inputs), one, cls.hidden.unique_id)
+            found = _checked_up(_question(inputs), one, cls.hidden.unique_id)
         page, words = image_tensor(sheet(found, one["width"])), "\n\n".join(paragraphs(found, translated))
         shown = {**ui.PreviewImage(page, cls=cls).as_dict(), "text": (words,)}
         return io.NodeOutput(page, words, found.recommendation.strength, as_json(found), ui=shown)
@@ -106,7 +106,7 @@ class APTLoRACheckUp(io.ComfyNode):
 
 @dataclass(frozen=True)
 class _Question:
-    """What is to be looked over, without the model."""
+    """What to check, without the model."""
 
     lora: LoraFile
     tensors: dict[str, Tensor]
@@ -164,7 +164,7 @@ def _inputs() -> list[Any]:
         ),
         io.Int.Input(
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=io.ControlAfterGenerate.fixed,
-            tooltip="Of the samples. What is measured always has the same noise.",
+            tooltip="Seed of the samples. The measurements always use the same noise.",
         ),
         io.String.Input(
             "strengths",
@@ -195,7 +195,7 @@ def _require_one(wire: Any, name: str) -> None:
 
 
 def _question(inputs: dict[str, Any]) -> _Question:
-    """InputError: no LoRA, two of them, none that can be read; a subject without words; captions that do not match."""
+    """InputError: no LoRA, two, or an unreadable one; a subject without words; captions that do not match."""
     check_installed()
     import torch
 
@@ -240,7 +240,7 @@ def _asked(one: dict[str, Any]) -> Asked:
     )  # fmt: skip
 
 
-def _looked_over(question: _Question, one: dict[str, Any], node_id: str) -> CheckUp:
+def _checked_up(question: _Question, one: dict[str, Any], node_id: str) -> CheckUp:
     from ..apt_train.disk.tensor_file import read_tensors
     from ..apt_train.lora_check.check_up import check_up
     from ..apt_train.lora_check.with_lora import working_dtype
@@ -271,10 +271,10 @@ def _strengths(text: str) -> tuple[float, ...]:
 
 
 def _shown(progress: Any) -> Any:
-    """Moves the bar, says how far it is, and hears Cancel."""
-    from .host.progress import told_now_and_then
+    """A callback that moves the bar, reports progress, and reacts to Cancel."""
+    from .host.progress import throttled_progress
 
-    tell = told_now_and_then(progress.say, "check-up")
+    tell = throttled_progress(progress.say, "check-up")
 
     def busy(done: int, total: int) -> None:
         tell(done, total)

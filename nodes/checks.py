@@ -1,6 +1,6 @@
-"""What is wrong with a node's own widgets, told when a prompt is queued: nothing is loaded for a mistake that stands.
+"""Checks a node's own widgets when a prompt is queued, so that nothing is loaded for settings that cannot work.
 
-A widget that a wire decides is not known yet; what depends on it is left to the node, before it asks for the model.
+A widget that is wired has no value yet. What depends on it is checked by the node, before it requests the model.
 
 In: choices, ranges, settings that contradict each other. Not in: what needs pictures or the model (`training`).
 """
@@ -16,16 +16,16 @@ from .settings import METHODS, Setting, beside_settings, train_config
 from .wires import AptOptions
 
 _MOST_LISTED = 16  # choices in a sentence
-_ANY_CLASS_WORD, _LARGEST_RANK = "thing", 1024  # in the place of what only a wire or another node knows
+_ANY_CLASS_WORD, _LARGEST_RANK = "thing", 1024  # stand in for values that only a wire or another node knows
 
 
 def known(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that stand on the node. The host hands lists of one here, and None for what is wired."""
+    """The values on the node itself. The host passes one-element lists here, and None for wired inputs."""
     return {name: values[0] for name, values in inputs.items() if values and values[0] is not None}
 
 
 def check_train(shown: Mapping[str, Any], main: Iterable[Setting], slots: Iterable[Any]) -> None:
-    """APT Train's own widgets. InputError: the first that cannot be trained with."""
+    """Check APT Train's own widgets. InputError: the first that cannot be trained with."""
     slots = list(slots)
     check_choices(shown, slots)
     values = {setting: shown[setting.name] for setting in main if setting.name in shown}
@@ -36,7 +36,7 @@ def check_train(shown: Mapping[str, Any], main: Iterable[Setting], slots: Iterab
 
 
 def check_options(shown: Mapping[str, Any], slots: Iterable[Any]) -> None:
-    """An options node's widgets, but for what only APT Train's own contradict. InputError: the first wrong one."""
+    """Check an options node's widgets, except for conflicts with APT Train's own. InputError: the first wrong one."""
     from ..apt_train.data.pictures import parse_color
 
     slots = list(slots)
@@ -51,17 +51,17 @@ def check_options(shown: Mapping[str, Any], slots: Iterable[Any]) -> None:
 
 
 def check_choices(shown: Mapping[str, Any], slots: Iterable[Any]) -> None:
-    """A combo holds one of its choices: the host leaves that to a node that checks its inputs itself."""
+    """Check that combos hold one of their choices; the host skips this for nodes that validate their own inputs."""
     for slot in slots:
         choices, value = getattr(slot, "options", None), shown.get(slot.id)
-        takes_lists = slot.id == "augment_kinds"  # as it was saved by older versions; its setting looks at it
+        takes_lists = slot.id == "augment_kinds"  # older versions saved lists; the setting itself checks them
         if choices and value is not None and value not in choices and not takes_lists:
             listed = ", ".join(choices) if len(choices) <= _MOST_LISTED else "its list"
             raise InputError(f"{slot.id} is {value!r}: choose one of {listed}.")
 
 
 def check_ranges(shown: Mapping[str, Any], slots: Iterable[Any]) -> None:
-    """A number is one that its widget can show; the host leaves that, too."""
+    """Check that numbers are within their widgets' range; the host skips this too."""
     for slot in slots:
         low, high, value = getattr(slot, "min", None), getattr(slot, "max", None), shown.get(slot.id)
         if value is not None and low is not None and high is not None and not low <= value <= high:

@@ -1,6 +1,6 @@
-"""`APT Image Set`: a folder, or wired images, as pictures, captions and masks for training; looked through on the way.
+"""`APT Image Set`: a folder, or wired images, as pictures, captions and masks for training, checked on the way.
 
-In: the node, and what it hands on. Not in: reading a folder (`apt_train.data.dataset`), what is found and the sheet
+In: the node and its outputs. Not in: reading a folder (`apt_train.data.dataset`), the findings and the sheet
 (`apt_train.photo_check`), which folders may be read (`host.folders`).
 """
 
@@ -109,7 +109,7 @@ class APTImageSet(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> list[str]:
-        """Another one as soon as a file of the folder is another: then the node runs again."""
+        """Changes as soon as any file of the folder changes; then the node runs again."""
         from ..apt_train.data.folder_files import folder_state
 
         try:
@@ -120,7 +120,7 @@ class APTImageSet(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
-        """True; InputError, which the host shows at the node before anything runs: a widget that cannot be."""
+        """True, or an InputError about a widget that the host shows on the node before anything runs."""
         from ..apt_train.data.folder_files import sort_folder
         from ..apt_train.data.pictures import parse_color
         from .checks import check_ranges
@@ -170,7 +170,7 @@ class APTImageSet(io.ComfyNode):
 
 
 def _shown(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The widgets' values; the host hands lists of one, and None for what is wired and not known yet."""
+    """The widgets' values. The host passes one-element lists, and None for wired inputs that are not known yet."""
     return {
         name: values[0] for name, values in inputs.items() if name not in _WIRES and values and values[0] is not None
     }
@@ -181,7 +181,7 @@ def _identifier(shown: Mapping[str, Any]) -> str:
 
 
 def _check_names(shown: Mapping[str, Any]) -> None:
-    """InputError: a class word or a name that APT Train would refuse, called as the widget is."""
+    """InputError: a class word or a name that APT Train would refuse, under the widget's name."""
     from ..apt_train.photo_check.preflight import called_of, sizes_of
 
     sizes_of(shown.get("resolution", 512), 0)
@@ -192,7 +192,7 @@ def _check_names(shown: Mapping[str, Any]) -> None:
 
 
 def _is_given(name: str, inputs: Mapping[str, Any]) -> bool:
-    """A wired widget is, whatever comes of it."""
+    """A wired widget counts as given, whatever its value will be."""
     if name not in inputs or name == "images":
         return name in inputs
     value = next(iter(inputs[name] or [None]))
@@ -200,20 +200,20 @@ def _is_given(name: str, inputs: Mapping[str, Any]) -> bool:
 
 
 def _folder(shown: Mapping[str, Any]) -> Path | None:
-    """The chosen folder, None where none is. InputError: it may not be read."""
+    """The chosen folder; None: none is chosen. InputError: it may not be read."""
     given = _given_folder(shown)
     return picture_folder(given) if given else None
 
 
 def _given_folder(shown: Mapping[str, Any]) -> str:
-    """As the user gave it; empty: none is."""
+    """The folder as the user gave it; empty: none."""
     chosen = shown.get("folder", NO_FOLDER)
     return str(shown.get("path", "")).strip() or ("" if chosen == NO_FOLDER else chosen)
 
 
 @contextlib.contextmanager
 def _in_the_users_words(folder: Path, shown: Mapping[str, Any]) -> Iterator[None]:
-    """Refusals name the folder as it was given, not where the host lies, and the widget instead of the option."""
+    """Make refusals name the folder as given, not its place on the host, and the widget instead of the option."""
     try:
         yield
     except InputError as error:
@@ -222,7 +222,7 @@ def _in_the_users_words(folder: Path, shown: Mapping[str, Any]) -> Iterator[None
 
 
 def _image_set(shown: Mapping[str, Any], wires: Mapping[str, Sequence[Any]]) -> ImageSet:
-    """The folder's pictures, or those wired; captions and masks that are wired take the place of its own."""
+    """The folder's pictures, or the wired ones; wired captions and masks replace the folder's."""
     from ..apt_train.data.dataset import load_images
 
     folder = _folder(shown)

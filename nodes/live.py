@@ -1,13 +1,13 @@
-"""How a run goes, told to the browser while it trains, and to a page opened later.
+"""Reports a run's progress to the browser while it trains, and to a page opened later.
 
     apt_train.started   {run, node, prompt_id, workflow, total, first_step, bins}
     apt_train.steps     {run, node, prompt_id, workflow, points, seconds_left}
-    apt_train.notice    {run, node, prompt_id, workflow, text, step}, a sentence that the user should see
+    apt_train.notice    {run, node, prompt_id, workflow, text, step}, a sentence the user should see
     apt_train.finished  {run, node, prompt_id, workflow, state, step}
-    apt_train.found     {run, node, prompt_id, workflow, total, step, bins}, of a run that was not trained again
+    apt_train.found     {run, node, prompt_id, workflow, total, step, bins}, for a run that needed no training
     GET /apt_train/runs        the runs of this session, newest first
-    GET /apt_train/runs/RUN    a run's curves, from its log; `?after=STEP`: only what came later
-    POST /apt_train/language   the page's language as the body, `zh`; it counts where the settings name none
+    GET /apt_train/runs/RUN    a run's curves, from its log; `?after=STEP`: only later steps
+    POST /apt_train/language   the page's language as the body, `zh`; used if the settings name none
 
 In: messages and routes. Not in: the curves' numbers (`apt_train.run.curves`), what the training node itself shows
 (`watch`), the monitor that draws (`web/`).
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 Send = Callable[[str, dict[str, Any]], None]
 
-INTERVAL = 0.25  # seconds between messages with steps, at least
+INTERVAL = 0.25  # seconds; the shortest time between messages with steps
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
 STEP = re.compile(r"[0-9]{1,9}")
 
 
 class LiveRun:
-    """Tells the browser how a run goes. Steps are collected and sent a few times a second; none is lost."""
+    """Reports a run to the browser. Steps are collected and sent a few times a second; none is lost."""
 
     def __init__(
         self, *, run_id: str, node_id: str, prompt_id: str, total: int, bins: int, send: Send,
@@ -51,15 +51,15 @@ class LiveRun:
         self._seconds_left: float | None = None
 
     def start(self, first_step: int) -> None:
-        """`first_step`: the one the run stands at, 0 for a new run; points come for those after it."""
+        """`first_step`: the step the run is at, 0 for a new run; points follow for later steps."""
         self._tell("started", total=self._total, first_step=first_step, bins=self._names_of_bins())
 
     def found(self, step: int) -> None:
-        """In the place of all else: the run stands at `step` and needs no training."""
+        """Sent instead of all other messages: the run is at `step` and needs no training."""
         self._tell("found", total=self._total, step=step, bins=self._names_of_bins())
 
     def step(self, event: StepEvent, seconds_left: float | None) -> None:
-        """One step of the trainer, and how long the rest will take."""
+        """One step of the trainer, and the estimated time left."""
         from ..apt_train.run.curves import point_of
 
         self._waiting.append(point_of(event.log_line()))
@@ -68,11 +68,11 @@ class LiveRun:
             self._flush()
 
     def notice(self, text: str, step: int) -> None:
-        """A sentence that the user should see, told after `step`; it also lies in the run's folder."""
+        """A sentence the user should see, sent after `step`; it is also kept in the run's folder."""
         self._tell("notice", text=text, step=step)
 
     def finish(self, state: Literal["done", "stopped", "failed"], step: int) -> None:
-        """The run stands at `step` and does not go on now."""
+        """The run is at `step` and has stopped for now."""
         self._flush()
         self._tell("finished", state=state, step=step)
 
@@ -92,7 +92,7 @@ class LiveRun:
 
 
 class Session:
-    """The runs of this host's process, by what was told of them."""
+    """The runs of this host process, according to the messages about them."""
 
     def __init__(self) -> None:
         self._runs: dict[tuple[str, str], dict[str, Any]] = {}
@@ -104,7 +104,7 @@ class Session:
         key = message["run"], message["node"]
         stands = {"apt_train.started": ("running", "first_step"), "apt_train.found": ("done", "step")}.get(event)
         if stands is not None:
-            self._runs.pop(key, None)  # what starts again, or is found again, is the newest
+            self._runs.pop(key, None)  # a run that starts or is found again becomes the newest
             who = {name: message.get(name) for name in ("run", "node", "prompt_id", "workflow", "total")}
             self._runs[key] = {**who, "state": stands[0], "step": message[stands[1]]}
         elif key in self._runs:
@@ -116,14 +116,14 @@ class Session:
         return [dict(run) for run in reversed(list(self._runs.values()))]
 
 
-_SESSION = Session()  # lives with the host's process, like its own queue
+_SESSION = Session()  # lives as long as the host process, like its queue
 
 
 def host_sender() -> Send:
-    """Messages to the page that queued the prompt, or to all pages where none is named; noted for later ones.
+    """Sends messages to the page that queued the prompt, or to all pages if it is unknown, and records them.
 
-    Each is given the id of the workflow it comes from, so that a page does not take it for another tab's node of the
-    same number; None where the prompt came without a workflow.
+    Each message carries the id of its workflow, so that a page does not mistake it for another tab's node with the same
+    number. The id is None if the prompt came without a workflow.
     """
     from server import PromptServer  # pyright: ignore[reportMissingImports]
 
@@ -142,24 +142,24 @@ def host_sender() -> Send:
 
 
 def workflow_of(prompt_id: str, running: list[Any]) -> str | None:
-    """Id of the workflow a prompt was queued from; `running`: the host's (number, prompt id, prompt, extra data...)."""
+    """The id of the workflow that queued a prompt; `running`: the host's (number, prompt id, prompt, extra data...)."""
     extra = next((item[3] for item in running if item[1] == prompt_id), None) or {}
     return ((extra.get("extra_pnginfo") or {}).get("workflow") or {}).get("id")
 
 
 def folder_of(root: Path, run: str) -> Path:
-    """The folder of a run that lies directly in `root`. InputError: the name is none, or there is no such run."""
+    """The folder of a run directly in `root`. InputError: not a valid name, or no such run."""
     try:
         folder = root / run if RUN_ID.fullmatch(run) else None
         if folder is not None and folder.resolve().parent == root.resolve() and folder.is_dir():
             return folder
-    except (OSError, RuntimeError):  # no permission, or a link that leads to itself
+    except (OSError, RuntimeError):  # no permission, or a link to itself
         pass
     raise InputError("There is no such run in output/apt_train: ask for one of /apt_train/runs.")
 
 
 def curves_of(root: Path, run: str, after: int = 0) -> dict[str, Any]:
-    """What the route answers about a run of this or an earlier session.
+    """The route's answer about a run of this or an earlier session.
 
     InputError: there is none of that name, or its files cannot be read.
     """
@@ -180,7 +180,7 @@ def curves_of(root: Path, run: str, after: int = 0) -> dict[str, Any]:
 
 
 def _is_finished(folder: Path, curves: dict[str, Any]) -> bool:
-    """Whether it stands at its last step, or has ended by itself before."""
+    """Whether it is at its last step, or a stopping rule ended it before."""
     from ..apt_train.run.config_file import read_settings
     from ..apt_train.run.log import read_log
     from ..apt_train.training.stopping import ending, measured_in
@@ -192,9 +192,9 @@ def _is_finished(folder: Path, curves: dict[str, Any]) -> bool:
 
 
 def answer_of(root: Path, run: str, after: str) -> tuple[int, str]:
-    """HTTP status and JSON about a run; 404 with the reason where there is none that can be read.
+    """HTTP status and JSON about a run; 404 with the reason if it does not exist or cannot be read.
 
-    The JSON is what a browser reads: without NaN.
+    The JSON is valid for browsers: it has no NaN.
     """
     try:
         curves = curves_of(root, run, int(after) if STEP.fullmatch(after) else 0)
@@ -204,7 +204,7 @@ def answer_of(root: Path, run: str, after: str) -> tuple[int, str]:
 
 
 def register_routes() -> None:
-    """Add the routes to the host's server, before it starts."""
+    """Add the routes to the host's server before it starts."""
     from aiohttp import web  # pyright: ignore[reportMissingImports]
     from server import PromptServer  # pyright: ignore[reportMissingImports]
 
@@ -220,7 +220,7 @@ def register_routes() -> None:
 
     async def run(request: web.Request) -> web.Response:
         work = answer_of, runs_folder(), request.match_info["run"], request.query.get("after", "")
-        # Files are read beside the event loop, which has every page's messages to serve.
+        # Files are read off the event loop, which serves every page's messages.
         status, text = await asyncio.get_running_loop().run_in_executor(None, *work)
         return web.json_response(text=text, status=status)
 

@@ -1,4 +1,4 @@
-"""`APT Load Run`: a run of an earlier day, handed on as if its training node stood in the graph.
+"""`APT Load Run`: passes on an earlier run as if its training node were in the graph.
 
 In: the node, and the list of runs as a picture. Not in: what is published of a run (`published`).
 """
@@ -18,7 +18,7 @@ from .wires import AptRun, AptRunWire
 if TYPE_CHECKING:
     from PIL import Image
 
-NEWEST, ACROSS, CELL, LABEL = 12, 4, 220, 20  # runs on the picture, in a row of it; pixels: a sample, letters
+NEWEST, ACROSS, CELL, LABEL = 12, 4, 220, 20  # runs in the picture and per row; pixels of a sample and of letters
 NO_RUN = "no run yet"
 
 
@@ -55,9 +55,9 @@ class APTLoadRun(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, run: str | None, step: int | None) -> Any:
-        """Another one when the run has been trained further, or its published files are gone.
+        """Changes when the run has been trained further, or its published files are gone.
 
-        Of a wired run the host tells nothing here: then it is another one each time.
+        For a wired run the host passes no name here, so it changes every time.
         """
         if run is None:
             return float("nan")
@@ -68,7 +68,7 @@ class APTLoadRun(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, run: str | None, step: int | None) -> bool:
-        """True; InputError: there is no such run. A wired name is None here."""
+        """True. InputError: there is no such run. A wired name is None here."""
         if run == NO_RUN:
             _refuse_none()
         if run is not None:
@@ -90,14 +90,14 @@ class APTLoadRun(io.ComfyNode):
 
 
 def _refuse_none() -> None:
-    """InputError: what to do, which depends on whether there is one to choose."""
+    """InputError with advice that depends on whether there is a run to choose."""
     if list_runs():
         raise InputError("No run is chosen: choose one of the list, the newest comes first.")
     raise InputError("There is no run in output/apt_train yet: train one with APT Train, then press R.")
 
 
 def _opened(name: str) -> AptRun:
-    """At its newest snapshot. InputError: it has none, or its files cannot be read."""
+    """The run at its newest snapshot. InputError: it has none, or its files cannot be read."""
     from ..apt_train.run.config_file import read_config, read_settings
     from .published import open_run
     from .run_store import steps_done
@@ -113,14 +113,14 @@ def _opened(name: str) -> AptRun:
 
 
 def runs_sheet(chosen: str) -> Image.Image:
-    """The newest runs by their last samples, where they have any; the chosen one has marks around its name."""
-    from ..apt_train.report.grid import fit_label, font, labelled_grid, one_beneath_another
+    """The newest runs, shown by their last samples if they have any; the chosen one's name is marked."""
+    from ..apt_train.report.grid import fit_label, font, labelled_grid, stacked_vertically
 
     names = list_runs()[:NEWEST]
     names = names if chosen in names else [chosen, *names[: NEWEST - 1]]
     shown = [(f"› {name} ‹" if name == chosen else name, *_last_sample(name)) for name in names]
     rows = [shown[k : k + ACROSS] for k in range(0, len(shown), ACROSS)]
-    return one_beneath_another(
+    return stacked_vertically(
         [
             labelled_grid(
                 [[sample for _, _, sample in row]],
@@ -134,7 +134,7 @@ def runs_sheet(chosen: str) -> Image.Image:
 
 
 def _last_sample(name: str) -> tuple[int, Image.Image]:
-    """Of a run: where it stands, and its newest sample, grey where it has none."""
+    """A run's current step and newest sample, grey if it has none."""
     from PIL import Image
 
     from .run_store import newest_samples, steps_done

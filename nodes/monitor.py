@@ -1,6 +1,6 @@
-"""`Overfit Indicator Monitor`: a run's curves as a picture, its verdict in words, and a snapshot to go on with.
+"""`Overfit Indicator Monitor`: a run's curves as a picture, its verdict in words, and the LoRA of a snapshot.
 
-In: the node. Not in: the live curves on it (`web/`, fed by `live`), the recommendation's rule
+In: the node. Not in: the live curves on it (`web/`, fed by `live`), the rule of the recommendation
 (`apt_train.verdict.recommend`).
 """
 
@@ -88,7 +88,7 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
 
 
 def picture(record: RunRecord, width: int) -> torch.Tensor:
-    """Everything the log says in one picture, float (1, H, W, 3) in [0, 1]."""
+    """The whole log in one picture, float (1, H, W, 3) in [0, 1]."""
     from ..apt_train.report.plots import as_picture, overview_figure
     from .host.pictures import image_tensor
 
@@ -96,7 +96,7 @@ def picture(record: RunRecord, width: int) -> torch.Tensor:
 
 
 def glance(record: RunRecord) -> torch.Tensor:
-    """What the node itself shows: the whole picture's letters would be too small on it."""
+    """The picture for the node itself, where the letters of the full one would be too small."""
     from ..apt_train.report.plots import as_picture, glance_figure
     from .host.pictures import image_tensor
 
@@ -104,9 +104,9 @@ def glance(record: RunRecord) -> torch.Tensor:
 
 
 def verdict(record: RunRecord, advised: Recommendation, picked: int) -> str:
-    """What goes on and what is recommended, with its reason; then the run in words, and what the user was told.
+    """Which step is used and which is recommended, with the reason; then the run in words, and its notices.
 
-    In the language of the editor.
+    It is in the editor's language.
     """
     from ..apt_train.run.notices import count_in_words
     from ..apt_train.verdict.words import paragraph

@@ -1,9 +1,10 @@
 """The options nodes, which chain: `APT Method Options`, `Adapter Options`, `Data Options` and `Sample Options`.
 
-Each shows the settings of its headings and hands on what came into it, with its own over that; so their order does not
-matter, and of two alike the later counts. A new setting appears on the node that has its heading.
+Each shows the settings under its headings and passes on its input with its own settings added. So the order of
+different nodes does not matter, and of two alike the later one counts. A new setting appears on the node that has its
+heading.
 
-In: the four nodes, and what they share with the one node of earlier versions (`all_options`). Not in: a setting's
+In: the four nodes, and what they share with the single node of earlier versions (`all_options`). Not in: a setting's
 widget and value (`settings`).
 """
 
@@ -19,20 +20,20 @@ from .settings import Setting, every_setting, value_of, widget
 from .train import ON_TRAIN
 from .wires import AptOptions, AptOptionsWire
 
-BORN = 5  # the round of settings in which these nodes were made: what is older stands by its heading alone
+BORN = 5  # the round in which these nodes were made; older settings are ordered by heading only
 METHOD, ADAPTER = ("APT",), ("adapter", "optimizer", "performance")
 DATA, SAMPLES = ("subject", "data"), ("snapshots",)
 
 
 def settings_of(headings: Iterable[str]) -> list[Setting]:
-    """What a node of these headings shows, in order: later settings after all that it had before."""
+    """The settings of a node with these headings, in order; later settings come after all earlier ones."""
     order = list(headings)
     shown = [setting for setting in every_setting() if setting.name not in ON_TRAIN and setting.heading in order]
     return sorted(shown, key=lambda setting: (max(setting.said.since, BORN), order.index(setting.heading)))
 
 
 def settings_shown(shown: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The widgets' values as `AptOptions.settings`; a setting that is not among them is left out."""
+    """The widgets' values as `AptOptions.settings`; settings that are not shown are omitted."""
     found: dict[str, dict[str, Any]] = {}
     for setting in every_setting():
         if setting.name in shown:
@@ -41,13 +42,13 @@ def settings_shown(shown: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def option_widget(setting: Setting) -> io.Input:
-    """Labelled by its group; what is turned seldom waits behind the node's "advanced" switch."""
+    """A widget labelled with its group; rarely used ones are behind the node's "advanced" switch."""
     advanced = setting.said.widget.advanced or None
     return widget(setting, label=f"{setting.heading} · {setting.name}", advanced=advanced)
 
 
 def data_widgets() -> list[io.Input]:
-    """How images and masks are read, which no setting of the trainer's is."""
+    """Widgets for reading images and masks, which are not trainer settings."""
     return [
         io.Combo.Input(
             "mask_counts", options=["white", "black"], default="white", display_name="data · mask_counts",
@@ -78,7 +79,7 @@ def options_output() -> io.Output:
 
 
 def chained(inputs: Mapping[str, Any]) -> AptOptions:
-    """What came in by `options`, and over it this node's own. The host hands lists of one."""
+    """The incoming `options` with this node's own values on top. The host passes one-element lists."""
     shown = {name: values[0] for name, values in inputs.items() if name != "prior_images" and values}
     before: AptOptions = shown.pop("options", None) or AptOptions({})
     own = settings_shown(shown)
@@ -96,7 +97,7 @@ def _schema(
     *more: io.Input,
     wires: tuple[io.Input, ...] = (),
 ) -> io.Schema:
-    """`more`: widgets that are no settings, after those that the node was made with."""
+    """`more`: widgets that are not settings, placed after those the node was made with."""
     first = [setting for setting in settings_of(headings) if setting.said.since <= BORN]
     added = [setting for setting in settings_of(headings) if setting.said.since > BORN]
     return io.Schema(
@@ -109,7 +110,7 @@ def _schema(
             *map(option_widget, first),
             *more,
             *map(option_widget, added),
-            AptOptionsWire.Input("options", optional=True, tooltip="Of another options node: this one adds to it."),
+            AptOptionsWire.Input("options", optional=True, tooltip="From another options node: this one adds to it."),
             *wires,
         ],
         outputs=[options_output()],
@@ -118,7 +119,7 @@ def _schema(
 
 
 def checked(node: Any, inputs: Mapping[str, Any]) -> bool:
-    """True; InputError, which the host shows at the node before anything runs: a setting that cannot be."""
+    """True, or an InputError about a setting that the host shows on the node before anything runs."""
     from .checks import check_options, known
 
     check_options(known(inputs), node.define_schema().inputs)

@@ -1,4 +1,4 @@
-"""Which attention column each position of a prompt counts for, in the text the prior reads and in the tuned model's.
+"""The attention column of each position of a prompt, both as the prior and as the tuned model reads it.
 
 In: matching the two readings of one prompt by the words around the subject. Not in: the tokenizer
 (`host.prompt_reading`) and attention (`host.attention`). All rules here are ours; the columns are those of training.
@@ -20,7 +20,7 @@ Keys = tuple[Hashable, ...]
 class Piece:
     """What one column stands for: a token of the vocabulary, or an embedding with all its rows.
 
-    `keys`: what makes it the same piece elsewhere, one per position (a token's id, an embedding row's content).
+    `keys`: identify the same piece elsewhere, one per position (a token's id, an embedding row's content).
     `positions`: in the sequence of all chunks.
     """
 
@@ -31,7 +31,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Reading:
-    """A text as a tokenizer reads it; `length`: positions of all its chunks, beginnings, ends and padding included."""
+    """A text as a tokenizer reads it; `length`: positions of all its chunks, including starts, ends and padding."""
 
     pieces: tuple[Piece, ...]
     length: int
@@ -46,7 +46,7 @@ Read = Callable[[str], Reading]
 
 @dataclass(frozen=True)
 class Texts:
-    """A prompt and the words in the place of its `{subject}`, which may be the same for both models."""
+    """A prompt and the words that replace its `{subject}`, which may be the same for both models."""
 
     prompt: str
     prior_subject: str
@@ -54,9 +54,9 @@ class Texts:
 
     @staticmethod
     def of(prompt: str, trigger: str, class_word: str) -> Texts:
-        """The tuned model reads the trigger, the prior the class word; where one is empty, both read the other.
+        """The tuned model reads the trigger, the prior the class word; if one is empty, both read the other.
 
-        InputError: no prompt, or a `{subject}` with nothing to stand in its place.
+        InputError: no prompt, or a `{subject}` with nothing to replace it.
         """
         prompt, trigger, class_word = prompt.strip(), trigger.strip(), class_word.strip()
         if not prompt:
@@ -78,7 +78,7 @@ class Texts:
 
     @property
     def sentences(self) -> list[str]:
-        """Who reads what, for labels."""
+        """What each model reads, for labels."""
         prior, tuned = (" ".join(text.split()) for text in (self.prior, self.tuned))
         return [f"both read: {prior}"] if prior == tuned else [f"prior reads: {prior}", f"tuned reads: {tuned}"]
 
@@ -87,8 +87,8 @@ class Texts:
 class Columns:
     """The column of every position of both texts.
 
-    Columns: start; each piece of the text, each `{subject}` as one; end; rest (padding, the start and end of further
-    chunks). `labels`, `keys`: one per column; what is no piece of the text has no keys.
+    Columns: start; each piece of the text, each `{subject}` as one; end; rest (padding, start and end of further
+    chunks). `labels`, `keys`: one per column; columns that are not a piece of the text have no keys.
     """
 
     prior: list[int]
@@ -98,7 +98,7 @@ class Columns:
 
 
 def match(texts: Texts, read: Read) -> Columns:
-    """Columns of both versions of a prompt. InputError: a subject that is read as nothing, or as part of a word."""
+    """The columns of both versions of a prompt. InputError: a subject that is read as nothing, or as part of a word."""
     slots = _slots(texts.prompt, read)
     return Columns(
         _place(slots, texts.prior, texts.prior_subject, read),
@@ -109,10 +109,11 @@ def match(texts: Texts, read: Read) -> Columns:
 
 
 def choose(columns: Columns, wanted: str, texts: Texts, read: Read) -> list[int]:
-    """The columns of words separated by commas, in the prompt's order; all where nothing is wanted.
+    """The columns of words separated by commas, in the prompt's order; all columns if there are no words.
 
-    A word of several tokens counts whole; several words are looked for in this order. `{subject}`, the trigger and the
-    class word mean the subject; `<start>`, `<end>` and `<rest>` their columns. InputError: a word the prompt has not.
+    A word of several tokens counts as a whole; several words are matched in this order. `{subject}`, the trigger and
+    the class word mean the subject; `<start>`, `<end>` and `<rest>` their columns. InputError: a word is not in the
+    prompt.
     """
     words = [word.strip() for word in wanted.split(",") if word.strip()]
     if not words:
@@ -121,7 +122,7 @@ def choose(columns: Columns, wanted: str, texts: Texts, read: Read) -> list[int]
 
 
 def _slots(prompt: str, read: Read) -> list[Piece | None]:
-    """The prompt's pieces, None for each `{subject}`: found by a word in its place that the prompt does not hold."""
+    """The prompt's pieces, None for each `{subject}`, which is located with a marker word that the prompt lacks."""
     mark = "subject"
     while mark in prompt.replace(SUBJECT, "").lower():
         mark += "x"

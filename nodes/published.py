@@ -1,11 +1,11 @@
-"""What a run gives to the host's loaders and prompts: its LoRA, its learned word and a picture, under names to read.
+"""Files of a run for the host's loaders and prompts: its LoRA, its learned word and a picture, under readable names.
 
-    output/loras/<subject>_<method>_<steps>.safetensors   the LoRA at the end; of a snapshot ..._s<step>
+    output/loras/<subject>_<method>_<steps>.safetensors   the final LoRA; for a snapshot ..._s<step>
     output/loras/<subject>_<method>_<steps>.png           its newest sample, where model managers look for a picture
     embeddings/<subject>_<method>_<steps>.safetensors     its learned word
 
-Where such a file is another run's, or the user's own, eight digits of the run's digest follow: nothing is written over.
-A run that was set aside (..._previous) or copied always has such digits, its own.
+If such a file belongs to another run or to the user, eight digits of the run's digest are appended: nothing is
+overwritten. A run that was set aside (..._previous) or copied always has its own such digits.
 
 In: these files. Not in: the run's folder (`run_store`).
 """
@@ -40,14 +40,14 @@ from .wires import AptRun
 
 @dataclass(frozen=True)
 class Published:
-    """A LoRA as the host's wires carry it, and what a prompt must say."""
+    """A LoRA as the host's wires carry it, and the words a prompt needs."""
 
     lora: dict[str, Tensor]
     trigger: str
 
 
 class PublishedFiles:
-    """What this process has published: the host's cache does not notice when such a file is deleted."""
+    """What this process has published, because the host's cache does not notice when such a file is deleted."""
 
     def __init__(self) -> None:
         self._paths: set[Path] = set()
@@ -56,7 +56,7 @@ class PublishedFiles:
         self._paths.add(path)
 
     def missing(self) -> list[str]:
-        """The files that are gone, by name."""
+        """The names of the files that are gone."""
         return sorted(path.name for path in self._paths if not path.is_file())
 
 
@@ -64,19 +64,19 @@ PUBLISHED = PublishedFiles()
 
 
 def check_places(config: TrainConfig) -> None:
-    """InputError, before hours of training: a folder that the result could not be written to."""
+    """InputError, before hours of training, if the result could not be written to its folders."""
     check_writable(runs_folder())
     check_writable(loras_folder())
     if config.identifier_mode == "learned":
         check_writable(embeddings_folder())
-        if embeddings_folder().resolve() == loras_folder().resolve():  # the LoRA and its word have one name there
+        if embeddings_folder().resolve() == loras_folder().resolve():  # LoRA and word would share a name there
             raise InputError(f"{loras_folder()} holds both LoRAs and embeddings: give embeddings another folder.")
 
 
 def open_run(folder: Path, config: TrainConfig, digest: str) -> AptRun:
-    """The run at `config.steps`, as other nodes get it. `digest`: of what it is made of but its steps.
+    """The run at `config.steps`, as other nodes receive it. `digest`: of everything that defines it except its steps.
 
-    One that was set aside or copied has the digest of the run that its node goes on with, but names of its own.
+    A run that was set aside or copied has the digest of the one its node continues, but names of its own.
     """
     is_nodes_own = re.fullmatch(rf"{re.escape(config.name)}_[0-9a-f]+(_to{config.steps})?", folder.name) is not None
     what = f"{digest}/{config.steps}" if is_nodes_own else f"{digest}/{config.steps}/{folder.name}"
@@ -88,19 +88,18 @@ def open_run(folder: Path, config: TrainConfig, digest: str) -> AptRun:
     return AptRun(folder, stem, config.name, config.class_word, trigger, config.steps, owner)
 
 
-@torch.inference_mode(False)  # in which the host runs nodes: what goes out are plain tensors
+@torch.inference_mode(False)  # the host runs nodes in inference mode, but outputs must be plain tensors
 def publish(run: AptRun, step: int | None = None) -> Published:
     """Put a snapshot's LoRA and learned word where the host's loaders and prompts find them.
 
-    A file that holds these very weights stays; one of an earlier training, which on a GPU differs in its last bits,
-    does not. `step`: a snapshot's; None: the end of the run.
-    InputError: no such snapshot, or a folder that cannot be written.
+    A file with exactly these weights is kept. One from an earlier training, whose last bits differ on a GPU, is
+    replaced. `step`: a snapshot's; None: the end of the run. InputError: no such snapshot, or a folder is not writable.
     """
     picked = checked_step(run, run.steps if step is None else step)
     source = snapshot_of(run.folder, picked)
     word = source / names.embedding_file(run.subject)
     readable = run.stem if picked == run.steps else f"{run.stem}_s{picked}"
-    stem = _free_stem(readable, run.owner, word.is_file())  # asked again: hours may lie between the run and its files
+    stem = _free_stem(readable, run.owner, word.is_file())  # checked again: hours may have passed since the run began
     stems = (word.stem, stem) if word.is_file() else None
     lora, metadata = read_tensors(source / names.lora_file(run.subject))
     target = inside(loras_folder(), f"{stem}.safetensors")
@@ -122,7 +121,7 @@ def publish(run: AptRun, step: int | None = None) -> Published:
 
 
 def checked_step(run: AptRun, step: int) -> int:
-    """A step whose snapshot is there as it was written. InputError: it is not; names what to choose instead."""
+    """The step, if its snapshot is intact. InputError if not, naming what to choose instead."""
     if step not in snapshot_steps(run):
         there = ", ".join(map(str, snapshot_steps(run))) or "none"
         raise InputError(f"{run.run_id} has no snapshot of step {step}: choose one of these steps: {there}.")
@@ -136,14 +135,14 @@ def checked_step(run: AptRun, step: int) -> int:
 
 
 def _free_stem(readable: str, owner: str, learned: bool) -> str:
-    """`readable`, or with `owner` behind it where a LoRA or a word of that name is not this run's."""
+    """`readable`, followed by `owner` if a LoRA or a word of that name is not this run's."""
     folders = {loras_folder(), *lora_folders(), *([embeddings_folder()] if learned else [])}
     taken = any(not _is_of(inside(folder, f"{readable}.safetensors"), owner) for folder in folders)
     return f"{readable}_{owner}" if taken else readable
 
 
 def _is_of(path: Path, owner: str) -> bool:
-    """Whether a run may write there: nothing lies there, or what it has published itself."""
+    """Whether a run may write there: the path is free, or holds what the run itself published."""
     if not path.exists() and not path.is_symlink():
         return True
     try:
@@ -164,12 +163,12 @@ def _publish_word(source: Path, target: Path, owner: str) -> None:
 
 
 def _publish_picture(target: Path, picture: Image.Image, owner: str) -> None:
-    """A picture that the user chose for this LoRA stays; so does everything else that is not the run's."""
+    """Write the picture, unless there is one that is not the run's, such as the user's own choice."""
     if target.exists() and png_text(target, OWNER) != owner:
         return
     about = PngImagePlugin.PngInfo()
     about.add_text(OWNER, owner)
-    with contextlib.suppress(OSError):  # the LoRA is there; a picture is no reason to stop
+    with contextlib.suppress(OSError):  # the LoRA is written; a missing picture is no reason to fail
         atomic_write(target, partial(picture.save, format="PNG", pnginfo=about))
 
 

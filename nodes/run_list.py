@@ -1,6 +1,6 @@
-"""Which runs lie in `output/apt_train`, by the names of their folders.
+"""The runs in `output/apt_train`, by folder name.
 
-In: names alone, so that the list for the editor is there without anything that reads a run. Not in: what a run holds
+In: names only, so that the editor's list does not load anything that reads runs. Not in: a run's contents
 (`run_store`).
 """
 
@@ -16,7 +16,7 @@ from .live import RUN_ID
 
 
 def list_runs() -> list[str]:
-    """The folders of all runs, by name; the one that was written to last comes first."""
+    """The folder names of all runs, most recently written first."""
     try:
         found = [folder for folder in runs_folder().iterdir() if RUN_ID.fullmatch(folder.name) and holds_run(folder)]
     except OSError:
@@ -25,7 +25,7 @@ def list_runs() -> list[str]:
 
 
 def find_run(name: str) -> Path:
-    """The folder of a run by its name. InputError: there is none of that name."""
+    """The folder of the run with this name. InputError: there is none."""
     if not RUN_ID.fullmatch(name) or not holds_run(runs_folder() / name):
         raise InputError(f"There is no run {name[:200]!r} in output/apt_train: choose one of the list, or press R.")
     return runs_folder() / name
@@ -39,5 +39,5 @@ def _written(folder: Path) -> float:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run began there, though it may have been killed before it saved a step."""
+    """Whether a run began there; it may have been killed before it saved a step."""
     return (folder / names.CONFIG).is_file()

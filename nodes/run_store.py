@@ -1,9 +1,9 @@
-"""Finished and broken-off runs on disk, in `output/apt_train/<subject>_<hash12>`: found again, and read back.
+"""Finished and interrupted runs on disk, in `output/apt_train/<subject>_<hash12>`: finding them, and reading them.
 
-A folder has the layout of the command line's --output. hash12 is of everything that decides the weights but the number
-of steps, so that a run goes on when steps are raised.
+A folder has the layout of the command line's --output. hash12 covers everything that decides the weights except the
+number of steps, so that raising the steps continues a run.
 
-In: these folders. Not in: training (`training`), what the host's loaders get of a run (`published`).
+In: these folders. Not in: training (`training`), the files for the host's loaders (`published`).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ RESTARTED = "restarted"  # in config.json, beside the settings
 def find_folder(config: TrainConfig, digest: str) -> Path:
     """The folder of the run with this content hash.
 
-    Where it went on beyond the steps asked for and kept no snapshot there, a folder of its own beside it: training anew
-    gives the same weights, and nothing that was trained is lost.
+    If that run went beyond the requested steps and kept no snapshot there, a separate folder beside it is used.
+    Training again gives the same weights, and nothing that was trained is lost.
     """
     folder = inside(runs_folder(), f"{config.name}_{digest[:12]}")
     if steps_done(folder) > config.steps and not snapshot_of(folder, config.steps).is_dir():
@@ -54,14 +54,14 @@ def steps_done(folder: Path) -> int:
 
 
 def set_aside(folder: Path) -> None:
-    """Make way for a new run: the one that stands there becomes ..._previous, unless that one has more steps.
+    """Make way for a new run: rename the present one to ..._previous, unless that name has one with more steps.
 
     InputError: another process is training there, or a file is in use.
     """
     if not folder.exists():
         return
     with RunFolder(folder, "").held():
-        pass  # let go again before the folder moves, which Windows would refuse
+        pass  # released before the folder moves, because Windows would refuse
     previous = folder.with_name(folder.name + "_previous")
     goes = folder if steps_done(previous) > steps_done(folder) else previous
     try:
@@ -75,10 +75,10 @@ def set_aside(folder: Path) -> None:
 
 
 def ended_step(folder: Path, config: TrainConfig) -> int | None:
-    """The step up to `steps` at which the run there has ended by itself under these settings; None: it has not.
+    """The step, at most `steps`, at which a stopping rule ended the run under these settings; None: none did.
 
-    By its log alone, so a run trained under another `stop` has ended where this one ends. Where that snapshot is gone,
-    the next one that is there counts: training would not go on.
+    Only the log decides, so a run trained with another `stop` also ends where this rule says. If that snapshot is gone,
+    the next existing one counts, because training would not continue.
     """
     if not holds_run(folder) or read_settings(folder)[0].output.drift_prompts != config.output.drift_prompts:
         return None
@@ -90,29 +90,29 @@ def ended_step(folder: Path, config: TrainConfig) -> int | None:
 
 
 def was_restarted(folder: Path) -> bool:
-    """Whether the run there was begun by `restart`."""
+    """Whether the run there was started by `restart`."""
     return holds_run(folder) and bool(read_config(folder).get(RESTARTED))
 
 
 def is_restart_to_finish(folder: Path, config: TrainConfig) -> bool:
-    """Whether a restart was cancelled there: it is resumed, or taken as it is, as after every Cancel."""
+    """Whether a restart was cancelled there; then it is resumed or used as it is, as after any Cancel."""
     if not was_restarted(folder) or ended_step(folder, config) is not None:
         return False
     return steps_done(folder) < max(config.steps, read_config(folder)["config"]["steps"])
 
 
 def snapshot_steps(run: AptRun) -> list[int]:
-    """The steps that have a snapshot, rising, up to the run's own."""
+    """The steps of its snapshots, ascending, up to the run's own step."""
     return [step for step in names.snapshot_steps(run.folder) if step <= run.steps]
 
 
 def losses(run: AptRun) -> list[float]:
-    """The total loss of every step."""
+    """The total loss per step."""
     return [math.nan if line["loss"] is None else line["loss"] for line in _log(run)]
 
 
 def is_damaged(run: AptRun) -> bool:
-    """Whether the run's end is there, but not as it was written: its training goes on, which writes it again."""
+    """Whether the run's last snapshot exists but is damaged; then training continues and writes it again."""
     return run.steps in snapshot_steps(run) and fault_of(run, run.steps) is not None
 
 
@@ -129,7 +129,7 @@ def fault_of(run: AptRun, step: int) -> str | None:
 
 
 def way_out(run: AptRun, step: int) -> str:
-    """What to do where that snapshot is damaged, in a few words."""
+    """What to do about that damaged snapshot, in a few words."""
     others = sorted((at for at in snapshot_steps(run) if at != step), key=lambda at: (abs(at - step), -at))
     nearest = next((at for at in others if fault_of(run, at) is None), None)
     return "train it anew with restart" if nearest is None else f"choose step {nearest}, the nearest that is intact"
@@ -141,24 +141,24 @@ def snapshot_of(folder: Path, step: int) -> Path:
 
 
 def gamma(run: AptRun) -> list[list[float]]:
-    """The indicator after every step, one value per bin."""
+    """The indicator after each step, one value per bin."""
     return [[math.nan if value is None else value for value in line["gamma"]] for line in _log(run)]
 
 
 def newest_drift(run: AptRun) -> dict[str, float] | None:
-    """The drift from the prior as it was last measured; None: it was not."""
+    """The last measured drift from the prior; None: not measured."""
     measured = [line["drift"] for line in _log(run) if (line.get("drift") or {}).get("ratio") is not None]
     return measured[-1] if measured else None
 
 
 def _log(run: AptRun) -> list[Line]:
-    """What can be read of the log, up to the run's own last step."""
+    """The readable lines of the log, up to the run's own last step."""
     bins = read_settings(run.folder)[0].apt.bins if holds_run(run.folder) else None
     return [line for line in read_log(run.folder / names.LOG, bins).lines if line["step"] <= run.steps]
 
 
 def newest_samples(folder: Path, step: int) -> PreviewEvent | None:
-    """The last samples drawn up to a step, a pair per prompt as far as they can be read; None: there are none."""
+    """The last samples drawn up to a step, one pair per prompt if readable; None: there are none."""
     found = find_previews(folder / names.PREVIEWS)
     files = {(drawn, prompt, kind): path for drawn, prompt, kind, path in found if drawn <= step}
     for at in sorted({drawn for drawn, _, _ in files}, reverse=True):
@@ -173,7 +173,7 @@ def newest_samples(folder: Path, step: int) -> PreviewEvent | None:
 def _pair(
     files: dict[tuple[int, int, str], Path], step: int, prompt: int
 ) -> tuple[Image.Image, Image.Image, str] | None:
-    """Prior, tuned and what both show; None: a file is missing or cannot be read."""
+    """Prior, tuned and their prompt; None: a file is missing or unreadable."""
     with contextlib.suppress(ValueError, KeyError):
         prior, _ = read_preview(files[step, prompt, "prior"])
         tuned, text = read_preview(files[step, prompt, "tuned"])

@@ -1,7 +1,7 @@
-"""Widgets out of the trainer's settings, and settings out of widgets: what either is like stands in the dataclasses.
+"""Converts the trainer's settings to widgets and back, using only the metadata in the dataclasses.
 
-In: one widget per field by its type, the order of all of them, and what an empty field is called on a node. Not in:
-which node shows which (`train`, `options`), nor anything that is true of one setting alone.
+In: one widget per field by its type, the order of all widgets, and how a node shows an empty field. Not in: which node
+shows which setting (`train`, `options`), nor anything specific to one setting.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from ..apt_train.settings_field import (
 from .wires import AptOptions
 
 METHODS = {"APT": "apt", "DreamBooth": "dreambooth", "DCO": "dco", "T-LoRA": "tlora"}
-HEADINGS = ("subject", "APT", "adapter", "optimizer", "data", "performance", "snapshots")  # further ones follow
-_SWITCH = {"auto": None, "on": True, "off": False}  # of a switch that may be left to the trainer
+HEADINGS = ("subject", "APT", "adapter", "optimizer", "data", "performance", "snapshots")  # unknown ones come last
+_SWITCH = {"auto": None, "on": True, "off": False}  # for a switch whose value may be left to the trainer
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A field of the settings: `group` is its dataclass's name in `root`, empty for one of `root` itself."""
+    """A field of the settings; `group`: the field of `root` that holds its dataclass, empty for a field of `root`."""
 
     group: str
     name: str
@@ -63,18 +63,18 @@ class Setting:
 
     @property
     def default(self) -> Any:
-        """A node's own, or the field's."""
+        """The node's own default, or the field's."""
         own = self.said.widget.default
         return self.field.default if own is None else own
 
     @property
     def is_switch(self) -> bool:
-        """On, off, or left to the trainer."""
+        """Whether it is on, off, or left to the trainer."""
         return bool in get_args(self.kind)
 
     @property
     def is_number(self) -> bool:
-        """Whether it is shown as one. A number that may be a word is a text, unless its widget has a step."""
+        """Whether it is shown as a number. One that may also be a word is a text, unless its widget has a step."""
         numbers = {int, float} & {self.kind, *get_args(self.kind)}
         return bool(numbers) and (not words_in(self.kind) or self.said.widget.step is not None)
 
@@ -87,7 +87,7 @@ class Setting:
 def every_setting(root: type = TrainConfig) -> tuple[Setting, ...]:
     """All settings in the order of their widgets.
 
-    A workflow keeps widgets' values by their place: what was added in a later round stands after all of the earlier.
+    A workflow stores widget values by position, so settings of a later round come after all earlier ones.
     """
     homes = {"": root, **{name: types_of(root)[name] for name in groups_of(root)}}
     found = [Setting(group, name, root) for group, home in homes.items() for name in fields_of(home)]
@@ -102,7 +102,7 @@ def _place(heading: str) -> int:
 
 
 def widget(setting: Setting, *, label: str | None = None, **more: Any) -> io.Input:
-    """The widget of a setting, with its default and help. `label`: in place of its name."""
+    """The widget of a setting, with its default and help. `label`: replaces its name."""
     name, kind, default = setting.name, setting.kind, _as_shown(setting)
     shared = {"display_name": label, "tooltip": help_of(setting), **more}
     if choices := _choices(setting):
@@ -120,7 +120,7 @@ def widget(setting: Setting, *, label: str | None = None, **more: Any) -> io.Inp
 
 
 def number_range(setting: Setting) -> tuple[float, float, float]:
-    """Least, most and step of a number's widget. Everything is checked again, in words, by the dataclasses."""
+    """Minimum, maximum and step of a number's widget. The dataclasses check the value again, with a message."""
     about, allowed = setting.said.widget, setting.said.range
     assert allowed is not None, f"{setting.name} is a number: say its range"
     zero_means_more = may_be_empty(setting.kind) or words_in(setting.kind)
@@ -132,7 +132,7 @@ def number_range(setting: Setting) -> tuple[float, float, float]:
 
 
 def _choices(setting: Setting) -> list[str]:
-    """What its widget lets choose from; none: it is no combo."""
+    """The choices of its combo; empty: it is not a combo."""
     if setting.is_switch:
         return list(_SWITCH)
     if get_origin(setting.kind) is tuple:
@@ -141,14 +141,14 @@ def _choices(setting: Setting) -> list[str]:
 
 
 def _combined(kinds: tuple[str, ...]) -> list[str]:
-    """Every choice of one or more, `affine+flip` say. The editor's own list of several starts empty, and in its newer
-    renderer cannot be seen."""
+    """Every combination of one or more kinds, such as `affine+flip`. The editor's own multi-select starts empty, and
+    its newer renderer does not show it."""
     chosen = [some for count in range(1, len(kinds) + 1) for some in combinations(kinds, count)]
     return ["+".join(some) for some in chosen]
 
 
 def _as_shown(setting: Setting) -> Any:
-    """The default as the widget shows it; the inverse of `value_of`."""
+    """The default as the widget shows it: the inverse of `value_of`."""
     value = setting.default
     if value is dataclasses.MISSING:
         return ""
@@ -162,7 +162,7 @@ def _as_shown(setting: Setting) -> Any:
 
 
 def help_of(setting: Setting) -> str:
-    """The field's help, where an empty field is a 0 (or `auto`) on a node; and what is true of nodes alone."""
+    """The field's help plus its note for nodes. On a node an empty field is called 0 (or `auto`)."""
     text = " ".join(part for part in (setting.said.help, setting.said.widget.note) if part)
     if may_be_empty(setting.kind):
         return text.replace("Empty:", "auto:" if setting.is_switch else "0:")
@@ -175,7 +175,7 @@ def help_of(setting: Setting) -> str:
 
 
 def value_of(setting: Setting, shown: Any) -> Any:
-    """A widget's value as the dataclass takes it. InputError: a text that is no number where one is meant."""
+    """A widget's value in the form the dataclass takes. InputError: a text where a number is needed."""
     words = words_in(setting.kind)
     if setting.is_switch:
         return _SWITCH.get(shown, shown)
@@ -187,7 +187,7 @@ def value_of(setting: Setting, shown: Any) -> Any:
 
 
 def _kinds(shown: Any) -> tuple[str, ...]:
-    """Of `affine+flip`, or of a list as older workflows hold it; of an empty one, none."""
+    """The kinds in `affine+flip`, or in a list from an older workflow; empty for an empty one."""
     parts = shown if isinstance(shown, (list, tuple)) else str(shown).split("+")
     return tuple(str(part).strip() for part in parts if str(part).strip())
 
@@ -217,10 +217,10 @@ def train_config(
     preset: str = PUBLISHED,
     samples: str = "",
 ) -> TrainConfig:
-    """The run's settings: the preset's, over them the options nodes', and over those the training node's own.
+    """The run's settings: the preset's, overridden by the options nodes', overridden by the training node's own.
 
-    A widget at its default was not set by hand: there the preset stands. `samples`: the node's own preview prompts.
-    InputError: a value that does not fit, named as the widgets are.
+    A widget at its default does not count as set by hand, so the preset applies. `samples`: the node's own preview
+    prompts. InputError: an invalid value, under its widget's name.
     """
     shown: dict[str, Any] = {}
     for settings in (options.settings if options else {}).values():
@@ -238,5 +238,5 @@ def train_config(
 
 
 def beside_settings(shown: Mapping[str, Any]) -> dict[str, str]:
-    """The training node's preset and preview prompts for `train_config`; workflows of older versions have neither."""
+    """The training node's preset and preview prompts for `train_config`; workflows of older versions lack both."""
     return {"preset": shown.get("preset", PUBLISHED), "samples": shown.get("sample_prompts", "")}

@@ -1,6 +1,6 @@
-"""What a snapshot sheet shows, out of its widgets' texts: steps, strengths, prompts; and which column goes on.
+"""Parses the widgets of a snapshot sheet: steps, strengths, prompts; and which column is passed on.
 
-In: reading and refusing. Not in: pictures (`snapshot_sheet`).
+In: parsing and refusing. Not in: pictures (`snapshot_sheet`).
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 from ..apt_train.errors import InputError
 
-MOST_PICTURES, MOST_COLUMNS = 200, 26  # of a sheet: a letter a column
-SHOWN = 4  # snapshots, where the user names none
+MOST_PICTURES, MOST_COLUMNS = 200, 26  # on a sheet; each column has a letter
+SHOWN = 4  # snapshots shown if the user names none
 STRONGEST = 4.0
 
 
 @dataclass(frozen=True)
 class Column:
-    """A snapshot at a strength; `step` None: the model as it was."""
+    """A snapshot at a strength; `step` None: the original model."""
 
     letter: str
     step: int | None
@@ -32,7 +32,7 @@ class Column:
 
 
 def columns_of(steps: Sequence[int], strengths: Sequence[float], *, prior: bool) -> list[Column]:
-    """In order, a letter each. InputError: more than there are letters."""
+    """The columns in order, one letter each. InputError: more columns than letters."""
     pairs: list[tuple[int | None, float]] = [(None, 0.0)] if prior else []
     pairs += [(step, strength) for step in steps for strength in strengths]
     if len(pairs) > MOST_COLUMNS:
@@ -43,10 +43,10 @@ def columns_of(steps: Sequence[int], strengths: Sequence[float], *, prior: bool)
 
 
 def steps_shown(text: str, there: Sequence[int], recommended: int) -> list[int]:
-    """The snapshots to show, rising.
+    """The snapshots to show, ascending.
 
     `text`: steps, `last`, `recommended`, separated by commas; `all`; empty: four from the first to the last, and the
-    recommended one. `there`: the run's snapshots, rising. InputError: there are none; a word that is none of these.
+    recommended one. `there`: the run's snapshots, ascending. InputError: there are none, or an unknown word.
     """
     if not there:
         raise InputError("The run has no snapshots any more: restore its folder, or train it anew with restart.")
@@ -68,7 +68,7 @@ def steps_shown(text: str, there: Sequence[int], recommended: int) -> list[int]:
 
 
 def strengths_shown(text: str) -> list[float]:
-    """The LoRA's strengths, in the order given. InputError: no number from 0 to 4, or none at all."""
+    """The LoRA's strengths, in the given order. InputError: not a number from 0 to 4, or none at all."""
     found: list[float] = []
     for word in (word.strip() for word in text.replace("\n", ",").split(",")):
         if not word:
@@ -85,7 +85,7 @@ def strengths_shown(text: str) -> list[float]:
 
 
 def prompts_shown(text: str) -> list[str]:
-    """A line a prompt. InputError: none."""
+    """The prompts, one per line. InputError: there are none."""
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
         raise InputError("prompts is empty: write a prompt a line, with {subject} where the subject goes.")
@@ -93,7 +93,7 @@ def prompts_shown(text: str) -> list[str]:
 
 
 def check_count(columns: int, prompts: int) -> None:
-    """InputError: more pictures than anybody would wait for."""
+    """InputError: more pictures than anyone would wait for."""
     if columns * prompts > MOST_PICTURES:
         raise InputError(
             f"The sheet has {columns * prompts} pictures, and at most {MOST_PICTURES} are drawn: name fewer steps, "
@@ -102,9 +102,9 @@ def check_count(columns: int, prompts: int) -> None:
 
 
 def chosen_column(text: str, columns: Sequence[Column], recommended: int) -> Column:
-    """The column that goes on: by its letter; empty: the recommended snapshot, at the strength nearest to 1.
+    """The column to pass on: by its letter; empty: the recommended snapshot, at the strength nearest to 1.
 
-    InputError: no such letter, or that of the model as it was.
+    InputError: no such letter, or that of the original model.
     """
     letter, tuned = text.strip().upper(), [column for column in columns if column.step is not None]
     if not letter:

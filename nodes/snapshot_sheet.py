@@ -1,6 +1,6 @@
 """`APT Snapshot Sheet`: snapshots, strengths and prompts as one labelled picture, and the chosen column's LoRA.
 
-In: the node, and what it remembers between two runs. Not in: what its widgets mean (`sheet_cells`), drawing
+In: the node, and what it caches between executions. Not in: what its widgets mean (`sheet_cells`), drawing
 (`host.drawing`).
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .host.drawing import Drawing
 
 PROMPTS = "a photo of {subject}\na photo of {subject} on the beach, at sunset\na watercolour painting of {subject}"
-LABEL, WIDEST = 22, 220  # pixels: height of letters, width of a row's label
+LABEL, WIDEST = 22, 220  # pixels: height of letters, maximal width of a row's label
 
 
 class APTSnapshotSheet(io.ComfyNode):
@@ -76,7 +76,7 @@ class APTSnapshotSheet(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "seed", default=1, min=0, max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=io.ControlAfterGenerate.fixed, tooltip="Of every picture's noise.",
+                    control_after_generate=io.ControlAfterGenerate.fixed, tooltip="Seed of every picture's noise.",
                 ),
                 io.String.Input("negative", default="", multiline=True, tooltip="What no picture should show."),
                 io.Int.Input("sampler_steps", default=20, min=1, max=1000, tooltip="Steps of sampling a picture."),
@@ -85,11 +85,11 @@ class APTSnapshotSheet(io.ComfyNode):
                 io.Combo.Input("scheduler", options=SCHEDULERS, default="karras", tooltip="As in KSampler."),
                 io.Int.Input(
                     "width", default=0, min=0, max=4096, step=8,
-                    tooltip="Of the pictures, in pixels. 0: the model's own size.",
+                    tooltip="Width of the pictures in pixels. 0: the model's own size.",
                 ),
                 io.Int.Input(
                     "height", default=0, min=0, max=4096, step=8,
-                    tooltip="Of the pictures, in pixels. 0: the model's own size.",
+                    tooltip="Height of the pictures in pixels. 0: the model's own size.",
                 ),
                 io.Int.Input(
                     "cell", default=256, min=64, max=1024, step=8, advanced=True,
@@ -109,7 +109,7 @@ class APTSnapshotSheet(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
-        """True; InputError, which the host shows at the node before anything runs. A wired input is None here."""
+        """True, or an InputError that the host shows on the node before anything runs. Wired inputs are None here."""
         from .checks import check_choices, check_ranges
 
         slots = cls.define_schema().inputs
@@ -155,7 +155,7 @@ class APTSnapshotSheet(io.ComfyNode):
 
 @dataclass(frozen=True)
 class Wires:
-    """What draws. Compared by what they are, not by what they hold."""
+    """The wires that draw."""
 
     model: Any
     clip: Any
@@ -164,25 +164,25 @@ class Wires:
 
 @dataclass
 class _Drawn:
-    """The pictures drawn last, as long as the same wires are drawn with: another column is then only chosen."""
+    """The pictures drawn last, kept while the wires stay the same: choosing another column then draws nothing."""
 
     wires: tuple[weakref.ref[Any], ...] = ()
     pictures: dict[tuple[Any, ...], Image.Image] = field(default_factory=dict[tuple[Any, ...], "Image.Image"])
 
     def of(self, wires: Wires) -> dict[tuple[Any, ...], Image.Image]:
-        """Its pictures so far; none of other wires'."""
+        """The pictures drawn with these wires so far; other wires clear the cache."""
         now = (wires.model, wires.clip, wires.vae)
         if len(self.wires) != len(now) or any(was() is not one for was, one in zip(self.wires, now, strict=True)):
             self.wires, self.pictures = tuple(weakref.ref(one) for one in now), {}
         return self.pictures
 
 
-_DRAWN = _Drawn()  # lives with the host's process
+_DRAWN = _Drawn()  # lives as long as the host process
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A run's snapshots drawn by the same wires in the same way, and put on one sheet."""
+    """A run's snapshots, drawn with the same wires and settings onto one sheet."""
 
     wires: Wires
     run: AptRun
@@ -192,7 +192,7 @@ class Sheet:
     node_id: str
 
     def drawn(self, prompts: list[str], columns: list[Column], chosen: Column) -> Image.Image:
-        """Column by column, as a LoRA is put on once for all prompts; the sheet so far appears on the node."""
+        """Draw column by column, so that each LoRA is applied once for all prompts; the node shows the sheet so far."""
         from .host.progress import NodeProgress, stop_if_cancelled
 
         known, keys = _DRAWN.of(self.wires), {(p, c): self._key(p, c) for c in columns for p in prompts}
@@ -251,7 +251,7 @@ def _grid(
     columns: list[Column],
     chosen: Column | None = None,
 ) -> Image.Image:
-    """The chosen column's name has marks around it."""
+    """The labelled sheet; the chosen column's name is marked."""
     from ..apt_train.report.grid import fit_label, font, labelled_grid
 
     names = [f"› {column.label} ‹" if column == chosen else column.label for column in columns]

@@ -1,4 +1,4 @@
-"""`APT Train`: a checkpoint's wires and a batch of images in, the model with its new LoRA out."""
+"""`APT Train`: from a checkpoint's wires and a batch of images to the model with its new LoRA."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAIN = (
 )
 SEED = Setting("", "seed")
 CLASS_WORD = Setting("", "class_word")
-ON_TRAIN = {"identifier", "method", *(setting.name for setting in (*MAIN, SEED, CLASS_WORD))}  # not on the options
+ON_TRAIN = {"identifier", "method", *(setting.name for setting in (*MAIN, SEED, CLASS_WORD))}  # not on options nodes
 
 
 class APTTrain(io.ComfyNode):
@@ -117,10 +117,10 @@ class APTTrain(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> list[str]:
-        """Another one as long as a published file is missing: then the node runs, and writes it again.
+        """Changes while a published file is missing; then the node runs and writes it again.
 
-        Not where running may mean training anew: a file that was moved away is no reason for that. (Of a wired `resume`
-        the host tells nothing here.)
+        Not with `restart`, where running may mean training again: a file that was moved away is no reason for that.
+        (For a wired `resume` the host passes no value here.)
         """
         from .published import PUBLISHED
 
@@ -128,7 +128,7 @@ class APTTrain(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
-        """True; InputError, which the host shows at the node before anything runs: a widget that cannot be."""
+        """True, or an InputError about a widget that the host shows on the node before anything runs."""
         from .checks import check_train, known
 
         check_train(known(inputs), (*MAIN, SEED, CLASS_WORD), cls.define_schema().inputs)
@@ -136,10 +136,10 @@ class APTTrain(io.ComfyNode):
 
     @classmethod
     def check_lazy_status(cls, **inputs: Any) -> list[str]:
-        """The model's wires, once all else has been looked at: no checkpoint is loaded for settings that cannot be."""
+        """The model's wires, requested only after everything else is checked: bad settings load no checkpoint."""
         missing = [name for name in ("model", "clip", "vae") if list(inputs.get(name, ())) == [None]]
         if missing:
-            _lesson(inputs)
+            _training_inputs(inputs)
         return missing
 
     @classmethod
@@ -155,7 +155,7 @@ class APTTrain(io.ComfyNode):
 
         if len(inputs["model"]) > 1:
             raise InputError(f"{len(inputs['model'])} MODELs are wired at once: train on one at a time.")
-        config, images, prior = _lesson(inputs)
+        config, images, prior = _training_inputs(inputs)
         wires = Wires.checked(inputs["model"][0], inputs["clip"][0], inputs["vae"][0])
         with torch.inference_mode(False):
             restart = inputs["resume"][0] == "restart"
@@ -168,10 +168,10 @@ class APTTrain(io.ComfyNode):
         return io.NodeOutput(model, wires.clip, published.lora, run, loss_map, published.trigger, ui=shown)
 
 
-def _lesson(inputs: dict[str, Any]) -> tuple[TrainConfig, ImageSet, ImageSet | None]:
-    """What is to be learned: settings, pictures with captions and masks, pictures of the class.
+def _training_inputs(inputs: dict[str, Any]) -> tuple[TrainConfig, ImageSet, ImageSet | None]:
+    """What to learn: settings, pictures with captions and masks, pictures of the class.
 
-    InputError: a setting, a caption or a mask that cannot be trained with, alone or beside the others.
+    InputError: a setting, caption or mask that cannot be trained with, alone or in combination.
     """
     check_installed()
     import torch

@@ -1,6 +1,6 @@
 """From wires and widgets to a finished run: found on disk, resumed, or trained.
 
-In: the order of things. Not in: widgets (`train`), what the browser is told (`watch`), files (`run_store`).
+In: the order of steps. Not in: widgets (`train`), messages to the browser (`watch`), files (`run_store`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..apt_train.run.content import content_hash
 from .host.components import Wires
 from .host.copies import copy_notices
 from .host.memory import training_room
-from .host.progress import NodeProgress, told_now_and_then
+from .host.progress import NodeProgress, throttled_progress
 from .host.weights import DigestCache
 from .published import Published, check_places, open_run, publish
 from .run_store import (
@@ -41,19 +41,19 @@ from .run_store import (
 from .watch import Watch, say_finished, tell_found
 from .wires import AptOptions, AptRun
 
-_DIGESTS = DigestCache()  # lives with the host's process: hashing gigabytes at every queue would be felt
+_DIGESTS = DigestCache()  # lives as long as the host process: hashing gigabytes for every prompt would be slow
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be trained."""
+    """What to train."""
 
     wires: Wires
     images: ImageSet
     prior_images: ImageSet | None
     config: TrainConfig
     restart: bool
-    preset: str = PUBLISHED  # that the settings came by
+    preset: str = PUBLISHED  # the preset the settings came from
 
 
 def image_set(
@@ -61,8 +61,8 @@ def image_set(
 ) -> ImageSet:
     """The host's lists as the trainer's pictures.
 
-    `captions`: one per picture, or a single text with a line per picture. A mask of Load Image for a picture without
-    transparency (64 x 64, all zero) counts as none. InputError: as `ImageSet.from_tensors`.
+    `captions`: one per picture, or a single text with one line per picture. Load Image's mask for a picture without
+    transparency (64 x 64, all zero) counts as none. InputError: as in `ImageSet.from_tensors`.
     """
     singles = unbatch(images, 3)
     lines: Sequence[str] | str | None = captions
@@ -90,15 +90,15 @@ def _weight(picture: Tensor, mask: Tensor, counts: str) -> Tensor:
 
 
 def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
-    """The run of this job at its last step; trained as far as it is not on disk yet.
+    """The run of this job at its last step; trains whatever is not on disk yet.
 
-    InputError: what cannot be trained. The host's own exception: the user pressed Cancel; the work is saved, and the
-    same job goes on from there.
+    InputError: it cannot be trained. The host's own exception: the user pressed Cancel; the work is saved, and the same
+    job continues from there.
     """
     check_places(job.config)
     say = NodeProgress(node_id, job.config.steps).say
     say("reading the weights")
-    digest = job.wires.digest(_DIGESTS, told_now_and_then(say, "weights"))
+    digest = job.wires.digest(_DIGESTS, throttled_progress(say, "weights"))
     identity = _identity(job, digest)
     folder = find_folder(job.config, identity)
     if job.restart and not is_restart_to_finish(folder, job.config):
@@ -117,7 +117,7 @@ def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
 
 
 def _run_there(folder: Path, config: TrainConfig, identity: str) -> AptRun:
-    """The run at its last step: the one asked for, or an earlier one at which it has ended by itself."""
+    """The run at its last step: the requested one, or an earlier one at which a stopping rule ended it."""
     ended = ended_step(folder, config)
     return open_run(folder, config if ended is None else replace(config, steps=ended), identity)
 
@@ -128,7 +128,7 @@ def _identity(job: Job, digest: str) -> str:
 
 
 def _train(job: Job, digest: str, folder: Path, watch: Any) -> None:
-    from ..apt_train.training.train import train  # brings diffusers and peft: seconds, needed only here
+    from ..apt_train.training.train import train  # imports diffusers and peft, which takes seconds, so only here
 
     device = job.wires.device
     watch(BusyEvent("weights", steps_done(folder)))

@@ -1,4 +1,4 @@
-"""What an artist sees while a run trains: progress with the time left, a live picture, a line of text; and Cancel.
+"""What a user sees while a run trains: progress with the time left, a live picture, a line of text; and Cancel.
 
 In: turning the trainer's events into what the node shows. Not in: the monitor's curves (`live`), drawing
 (`apt_train.report.live_images`).
@@ -28,13 +28,13 @@ from .run_store import gamma, losses, newest_drift, newest_samples, steps_done
 from .wires import AptRun
 
 PICTURE_EVERY = 1.0  # seconds between live pictures
-BUSY_EVERY = 0.25  # seconds between lines about what is no step
+BUSY_EVERY = 0.25  # seconds between lines about work other than steps
 CHART, HEIGHT = 480, 256  # pixels: the live picture's chart
-STRIP_HEIGHT = 150  # of the chart beneath samples
+STRIP_HEIGHT = 150  # pixels: height of the chart beneath samples
 
 
 class Watch:
-    """The trainer's callback, for the time of one run; tells the browser how the run ended, however it did."""
+    """The trainer's callback during one run; also reports to the browser how the run ended."""
 
     def __init__(self, run: AptRun, config: TrainConfig, node_id: str, preset: str) -> None:
         self._config, self._preset = config, preset
@@ -43,7 +43,7 @@ class Watch:
         self._step = steps_done(run.folder)
         self._so_far = replace(run, steps=self._step)
         self._gamma, self._losses = gamma(self._so_far), losses(self._so_far)
-        self._began: tuple[float, int] | None = None  # when the first step of this session ended, and which it was
+        self._began: tuple[float, int] | None = None  # end time and number of this session's first step
         self._samples = newest_samples(run.folder, self._step)
         self._strip = draw_filmstrip(run.folder, config)
         self._drift: dict[str, float] | None = None
@@ -52,7 +52,7 @@ class Watch:
         self._notices = {notice.text for notice in read_notices(run.folder)}
 
     def __enter__(self) -> Watch:
-        self._progress.show(self._step, self._config.steps)  # raises where Cancel was pressed already
+        self._progress.show(self._step, self._config.steps)  # raises if Cancel was pressed already
         begins = "getting ready" if not self._step else f"going on after step {self._step}"
         self._progress.say(" · ".join(filter(None, [header_of(self._preset, self._config), begins])))
         self._live.start(self._step)
@@ -98,7 +98,7 @@ class Watch:
 
     def _on_step(self, event: StepEvent) -> None:
         self._step, self._busy = event.step, ""
-        if self._began is None:  # not before: the trainer may have dropped what was measured on other prompts
+        if self._began is None:  # not earlier: the trainer may have dropped drift measured on other prompts
             self._drift = newest_drift(self._so_far)
         self._gamma.append(event.gamma)
         self._losses.append(event.loss)
@@ -114,7 +114,7 @@ class Watch:
             self._progress.show(event.step, event.total)
 
     def _seconds_left(self, event: StepEvent) -> float | None:
-        """By the mean of this session's steps, previews and encoding included; None at its first one."""
+        """Estimated from the mean of this session's steps, including previews and encoding; None at its first step."""
         now = time.monotonic()
         if self._began is None:
             self._began = now, event.step
@@ -133,7 +133,7 @@ class Watch:
 
 
 def tell_found(run: AptRun, config: TrainConfig, node_id: str) -> None:
-    """The monitors hear of a run that needed no training, too: it is now the one its node has made."""
+    """Tell the monitors about a run that needed no training, because it is now its node's run."""
     _live_run(run, config, node_id).found(run.steps)
 
 
@@ -145,18 +145,18 @@ def _live_run(run: AptRun, config: TrainConfig, node_id: str) -> LiveRun:
 
 
 def say_finished(node_id: str, run: AptRun, trigger: str, trained: bool, *, by_itself: bool = False) -> None:
-    """The last line on the node: what a prompt must say, and where the run lies. `by_itself`: it ended early."""
+    """The last line on the node: the words a prompt needs, and where the run is. `by_itself`: it ended early."""
     how = "done" if trained else "found, not trained again"
     alone = f" ({run.subject} alone shows no subject)" if trigger.startswith("embedding:") else ""
     told = notices_part(len(read_notices(run.folder)))
-    # In this order: the classic editor cuts off what is beyond two lines.
+    # In this order, because the classic editor shows only two lines.
     ended = ["stopped by itself"] if by_itself else []
     parts = [f"{how}: {run.steps} steps", *ended, *told, f"prompts say {trigger}{alone}", f"run {run.run_id}"]
     NodeProgress(node_id, run.steps).say(" · ".join(parts))
 
 
 def stopped_line(step: int, *, usable: bool) -> str:
-    """What Cancel has left, and how to go on. `usable`: whether a run of that many steps would be the same."""
+    """The result of Cancel, and how to continue. `usable`: whether a run of that many steps would be the same."""
     if not step:
         return "stopped before the first step: queue again to train"
     how = f", or set steps to {step} to use it as it is" if usable else ""
@@ -164,12 +164,12 @@ def stopped_line(step: int, *, usable: bool) -> str:
 
 
 def notices_part(count: int) -> list[str]:
-    """For a line of parts: how many notices the run has, where it has any."""
+    """A part for a status line: the run's number of notices, if any."""
     return [count_in_words(count)] if count else []
 
 
 def picture_of(run: AptRun, config: TrainConfig, preset: str) -> Image.Image:
-    """The live picture as it stands at the run's end."""
+    """The live picture as it is at the run's end."""
     values = gamma(run)
     curves = _Curves(values, losses(run), _is_measured(config, values))
     samples, strip = newest_samples(run.folder, run.steps), draw_filmstrip(run.folder, config)
@@ -186,8 +186,8 @@ def line_of(
 ) -> str:
     """`step 120 of 2000 · loss 0.113 · gamma 0.42 · drift ratio 0.12 · 12 min left · samples took 14 s`.
 
-    gamma, where measured, is the mean over the bins; `drift`: the newest that was measured; `sampling`: seconds that
-    the newest samples took.
+    gamma, if measured, is the mean over the bins; `drift`: the last measurement; `sampling`: seconds that the newest
+    samples took.
     """
     parts = [f"step {event.step} of {event.total}", f"loss {event.loss:.3g}"]
     if measured:
@@ -202,20 +202,20 @@ def line_of(
 
 
 def _is_measured(config: TrainConfig, values: list[list[float]]) -> bool:
-    """Whether gamma says something: where nobody asks the prior it stays 0."""
+    """Whether gamma means anything: it stays 0 if the prior pass never runs."""
     return config.measures_indicator or any(any(row) for row in values[-1:])
 
 
 @dataclass(frozen=True)
 class _Curves:
-    """What a chart is drawn of: gamma and loss by step, and whether gamma says something."""
+    """The data of a chart: gamma and loss by step, and whether gamma means anything."""
 
     gamma: list[list[float]]
     losses: list[float]
     measured: bool
 
     def chart(self, width: int, height: int) -> Image.Image:
-        """The indicator's heat map; where it is not measured, the loss."""
+        """The indicator's heat map, or the loss if the indicator is not measured."""
         if not self.measured or not self.gamma:
             return loss_image(self.losses, width, height)
         return heat_image(np.array(self.gamma), width, height)
@@ -224,7 +224,7 @@ class _Curves:
 def _composed(
     header: str, curves: _Curves, samples: PreviewEvent | None, strip: Image.Image | None, config: TrainConfig
 ) -> Image.Image:
-    """Samples, filmstrip and chart under each other; before the first samples the chart alone."""
+    """Samples, filmstrip and chart beneath each other; just the chart until there are samples."""
     if samples is None:
         return stacked(header, [curves.chart(CHART, HEIGHT)])
     large = sample_sheet(samples, config)

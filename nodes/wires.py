@@ -1,4 +1,4 @@
-"""The pack's own wire types, and what travels on them.
+"""The pack's own wire types, and the data they carry.
 
 In: names and plain data. Not in: reading or writing a run's files (`run_store`).
 """
@@ -17,28 +17,28 @@ AptOptionsWire = io.Custom("APT_OPTIONS")
 
 @dataclass(frozen=True)
 class AptRun:
-    """A finished or stopped run as other nodes see it: where it lies and what a prompt must say."""
+    """A finished or stopped run as other nodes see it: where it is and which words a prompt needs."""
 
     folder: Path  # output/apt_train/<subject>_<hash12>, in the layout of the command line's --output
-    stem: str  # <subject>_<method>_<steps>: of the LoRA in output/loras and of the learned word's embedding
+    stem: str  # <subject>_<method>_<steps>: names the LoRA in output/loras and the learned word's embedding
     subject: str
     class_word: str
-    trigger: str  # what a prompt must say
-    steps: int  # the run stands here
-    owner: str = ""  # eight digits that tell its published files from those of another run
+    trigger: str  # the words a prompt needs
+    steps: int  # the step the run is at
+    owner: str = ""  # eight digits that distinguish its published files from another run's
 
     @property
     def run_id(self) -> str:
-        """The folder's name: what live messages and the routes call the run."""
+        """The folder's name, by which live messages and routes identify the run."""
         return self.folder.name
 
 
 @dataclass(frozen=True)
 class AptOptions:
-    """What the options nodes set.
+    """The settings from the options nodes.
 
-    `settings`: nested as `TrainConfig.to_dict`, only groups and fields that the nodes show. `prior_images`: class
-    pictures, float (N, H, W, C) in [0, 1], or a list of them.
+    `settings`: nested like `TrainConfig.to_dict`, with only the groups and fields that the nodes show. `prior_images`:
+    class pictures, float (N, H, W, C) in [0, 1], or a list of them.
     """
 
     settings: dict[str, Any]

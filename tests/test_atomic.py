@@ -90,7 +90,7 @@ def test_every_file_is_written_atomically() -> None:
         "apt_train/run/log.py: append: open(path, 'ab')",
         "apt_train/run/lock.py: ",
         "apt_train/console/terminal.py: ",
-        "apt_train/disk/unheard.py: unheard: open(os.devnull, 'wb')",
+        "apt_train/disk/silenced.py: stderr_silenced: open(os.devnull, 'wb')",
     )
     excepted = [call for call in calls if call.startswith(named)]
     assert len(excepted) == 6, "the exceptions are named here"

@@ -1,4 +1,4 @@
-"""What is trained on the UNet: put on, switched off for the prior pass, read out, taken off."""
+"""The trained adapter on the UNet: attached, switched off for the prior pass, read out, removed."""
 
 from .adapter import ADAPTER, Adapter, add_adapter, check_no_adapter
 from .ranks import RankByTimestep

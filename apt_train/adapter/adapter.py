@@ -1,7 +1,7 @@
-"""The adapter on a UNet, by peft: its layers are found once, then no step walks over the module tree again.
+"""The adapter on a UNet, built with peft. Its layers are looked up once, so no step walks the module tree.
 
-In: on and off, ranks by timestep, the weights in and out. Not in: which kinds there are (`adapter_kinds`), names
-in a file (`export`).
+In: switching on and off, ranks by timestep, loading and reading weights. Not in: the kinds (`adapter_kinds`), names in
+a file (`export`).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from ..rng import seeded
 from .ranks import RankByTimestep
 
 ADAPTER = "apt"
-_OFF = "_disable_adapters"  # what peft's layers ask in their forward pass
+_OFF = "_disable_adapters"  # the attribute that peft's layers check in their forward pass
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 
 
 class Adapter:
-    """The adapter that a UNet carries.
+    """The adapter on a UNet.
 
-    `parameters`: float32, by module path without the adapter's own name (`...to_q.lora_A.weight`). `ranks`: which
-    of its ranks act at which timestep, inside `at`; None: all of them always.
+    `parameters`: float32, by module path without the adapter's own name (`...to_q.lora_A.weight`). `ranks`: the ranks
+    that are active at each timestep, inside `at`; None: always all of them.
     """
 
     def __init__(self, unet: nn.Module, ranks: RankByTimestep | None = None, kind: str = "lora") -> None:
@@ -42,18 +42,18 @@ class Adapter:
             for name, parameter in unet.named_parameters()
             if ADAPTER in name.split(".")
         }
-        # peft's own switch visits every parameter, and a module's `__setattr__` is slow: seconds in a run, for a flag.
+        # peft's own switch visits every parameter through a slow `__setattr__`: seconds per run for a flag.
         self._switches: list[dict[str, Any]] = [vars(layer) for layer in self._layers.values()]
         self._mask: Tensor | None = None
-        # They stay on, so that gradient checkpointing recomputes with the same mask.
+        # The hooks stay registered, so that gradient checkpointing recomputes with the same mask.
         assert ranks is None or KINDS[kind].by_rank, f"{kind} has no ranks to take away"
         downs = [getattr(layer, KINDS[kind].by_rank)[ADAPTER] for layer in self._layers.values()] if ranks else []
         self._hooks = [down.register_forward_hook(self._apply_mask) for down in downs]
 
     @contextlib.contextmanager
     def disabled(self) -> Generator[None]:
-        """Inside the block the UNet is the prior, to the bit."""
-        on = [switch for switch in self._switches if not switch.get(_OFF)]  # off already: left to who did it
+        """Inside the block the UNet is bit for bit the prior."""
+        on = [switch for switch in self._switches if not switch.get(_OFF)]  # those already off stay off afterwards
         try:
             for switch in on:
                 switch[_OFF] = True
@@ -64,7 +64,7 @@ class Adapter:
 
     @contextlib.contextmanager
     def at(self, timesteps: Tensor) -> Generator[None]:
-        """Inside the block each sample has the ranks of its timestep, int64 (N,); also in a backward pass there."""
+        """Inside the block each sample has the ranks of its timestep, int64 (N,); so does a backward pass in it."""
         self._mask = self._ranks.mask(timesteps) if self._ranks else None
         try:
             yield
@@ -73,9 +73,9 @@ class Adapter:
 
     @contextlib.contextmanager
     def at_each_call(self, network: Network) -> Generator[None]:
-        """Inside the block each call of the UNet has the ranks of its own timesteps, as T-LoRA draws pictures.
+        """Inside the block each UNet call has the ranks of its own timesteps, which is how T-LoRA samples.
 
-        A LoRA file cannot say so, and other programs draw with all ranks. `network`: says where a call has them.
+        A LoRA file cannot express this, so other programs sample with all ranks. `network` finds a call's timesteps.
         """
 
         def follow(_unet: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -89,7 +89,7 @@ class Adapter:
             self._mask = None
 
     def state(self) -> dict[str, Tensor]:
-        """A copy of the weights, float32 on the CPU: of a LoRA lora_A (rank, in), lora_B (out, rank)."""
+        """A copy of the weights, float32 on the CPU; for a LoRA lora_A (rank, in) and lora_B (out, rank)."""
         return {
             name: parameter.detach().to("cpu", torch.float32, copy=True) for name, parameter in self.parameters.items()
         }
@@ -102,7 +102,7 @@ class Adapter:
                 parameter.copy_(state[name])
 
     def remove(self) -> None:
-        """Take it off: the UNet is as it was before `add_adapter`."""
+        """Remove the adapter; the UNet is as it was before `add_adapter`."""
         for hook in self._hooks:
             hook.remove()
         for name, layer in self._layers.items():
@@ -127,11 +127,10 @@ def add_adapter(
     ranks: RankByTimestep | None = None,
     kind: str = "lora",
 ) -> Adapter:
-    """Put a float32 adapter on the UNet's attention (and feed-forward) layers; the base weights are frozen.
+    """Attach a float32 adapter to the UNet's attention (and feed-forward) layers and freeze the base weights.
 
-    What the kind draws comes from `seed` (of a LoRA lora_A, while lora_B is zero): the output is the base's until the
-    first step. `alpha`: the update is multiplied by alpha / rank, whatever the kind. InputError: the UNet carries an
-    adapter already.
+    Random initial weights come from `seed` (in a LoRA lora_A, while lora_B is zero). Until the first step the output is
+    the base's. The update is scaled by alpha / rank, whatever the kind. InputError: the UNet already has an adapter.
     """
     check_no_adapter(unet)
     modules = [*ATTENTION, *(FEED_FORWARD if targets == "attention+ff" else ())]
@@ -144,20 +143,20 @@ def add_adapter(
                 KINDS[kind].put_on(layer, ADAPTER)
             adapter = Adapter(unet, ranks, kind)
             _draw(adapter.parameters, KINDS[kind])
-    except BaseException:  # out of memory, say: no half of an adapter stays
+    except BaseException:  # out of memory, for example: leave no partial adapter
         Adapter(unet).remove()
         raise
     return adapter
 
 
 def check_no_adapter(unet: nn.Module) -> None:
-    """InputError where the UNet carries an adapter already, ours or another's."""
+    """InputError if the UNet already has an adapter, ours or another."""
     if any(True for _ in _layers(unet)):
         raise InputError("The UNet carries an adapter already: take it off, or merge it, before training.")
 
 
 def _draw(parameters: Mapping[str, nn.Parameter], kind: Kind) -> None:
-    """Anew in float32 on the CPU: peft draws in the base's dtype on its device, where the bits would differ."""
+    """Draw again in float32 on the CPU: peft draws in the base's dtype on its device, where the bits would differ."""
     for parameter in parameters.values():
         parameter.data = parameter.data.float()
     for name, parameter in parameters.items():
@@ -166,7 +165,7 @@ def _draw(parameters: Mapping[str, nn.Parameter], kind: Kind) -> None:
 
 
 def _layers(unet: nn.Module) -> Iterator[tuple[str, Any]]:
-    # Any: peft's BaseTunerLayer is a mixin, a module only by its subclasses.
+    # Any: peft's BaseTunerLayer is a mixin; only its subclasses are modules.
     for name, module in cast("Iterator[tuple[str, nn.Module]]", unet.named_modules()):
         if isinstance(module, BaseTunerLayer):
             yield name, module

@@ -1,4 +1,4 @@
-"""T-LoRA (arXiv 2507.05964): the noisier the latent, the fewer of the LoRA's ranks take part."""
+"""T-LoRA (arXiv 2507.05964): the noisier the latent, the fewer of the LoRA's ranks are active."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class RankByTimestep:
     levels: Tensor | None = None
 
     def at(self, timesteps: Tensor) -> Tensor:
-        """The rank in force, int64 (N,), at int64 timesteps (N,)."""
+        """The number of active ranks, int64 (N,), at int64 timesteps (N,)."""
         return self._rank_of.to(timesteps.device)[timesteps]
 
     @cached_property
     def _rank_of(self) -> Tensor:
-        """By timestep, int64 (num_timesteps,)."""
+        """The rank per timestep, int64 (num_timesteps,)."""
         levels = even_levels(self.num_timesteps) if self.levels is None else self.levels
-        half = 0.5 / len(levels)  # of a timestep, against rounding
+        half = 0.5 / len(levels)  # half a timestep, against rounding
         return ((self.rank - self.min_rank) * (1 - levels) + half).long() + self.min_rank
 
     def mask(self, timesteps: Tensor) -> Tensor:
-        """1 where a rank takes part, else 0: float32 (N, rank)."""
+        """1 for an active rank, otherwise 0: float32 (N, rank)."""
         columns = torch.arange(self.rank, device=timesteps.device)
         return (columns < self.at(timesteps)[:, None]).float()

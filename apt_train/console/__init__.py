@@ -1,1 +1,1 @@
-"""What a run shows in a terminal, and how it is asked to end there."""
+"""How a run appears in a terminal, and how it is stopped there."""

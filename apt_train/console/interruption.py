@@ -1,6 +1,6 @@
 """Signals that ask a process to end: Ctrl-C, SIGTERM, a closed terminal, and Ctrl-Break on Windows.
 
-In: which they are, and how a command that saves nothing answers them. Not in: how a run answers (progress.py).
+In: which they are, and how a command with nothing to save responds. Not in: how a run responds (progress.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # Windows has no SIGHUP, others no SIGBREAK
 _ASKING = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 _HANGUP = getattr(signal, "SIGHUP", None)
-_ONE = 0.2  # seconds within which two signals are one: `timeout` and service managers send theirs twice
+_ONE = 0.2  # seconds within which two signals count as one: `timeout` and service managers send two
 
 
 class Interrupted(KeyboardInterrupt):
@@ -28,16 +28,16 @@ class Interrupted(KeyboardInterrupt):
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
-    """As shells count it: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    """The shell's exit code: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
     return 128 + getattr(error, "number", signal.SIGINT)
 
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, FrameType | None], Any]) -> Generator[None]:
-    """Inside the block the handler answers every signal that asks for an end.
+    """Inside the block the handler receives every signal that asks for an end.
 
-    What was to be ignored stays so, as `nohup` wants it; of Ctrl-C it is not known who wanted that. In a thread there
-    are no handlers.
+    Signals that were ignored stay ignored, as `nohup` intends, except Ctrl-C, where the intention is unknown. Threads
+    other than the main one cannot set handlers.
     """
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -55,21 +55,21 @@ def handled(handler: Callable[[int, FrameType | None], Any]) -> Generator[None]:
 
 
 class Heard:
-    """The signals that have come so far."""
+    """Keeps track of the signals received."""
 
     def __init__(self) -> None:
         self._first: tuple[int, float] | None = None
 
     @property
     def number(self) -> int | None:
-        """The first one's; None: none has come."""
+        """The first signal; None: none has come."""
         return self._first[0] if self._first else None
 
     def is_news(self, number: int) -> bool:
-        """Take note of one; False: it says what the first has said.
+        """Record a signal; False if it only repeats the first.
 
-        Two of Ctrl-C are two wishes, however fast they come. Who closes the window while a stopped run is being saved
-        does not want to lose it.
+        Two Ctrl-C always count as two, however fast they come. But closing the window while a stopped run is being
+        saved must not lose it.
         """
         now = time.monotonic()
         if self._first is None:
@@ -82,9 +82,9 @@ class Heard:
 
 @contextlib.contextmanager
 def interrupted_by_signals() -> Generator[None]:
-    """Inside the block every such signal raises `Interrupted`, as Ctrl-C does, so that nothing is left half done.
+    """Inside the block every such signal raises `Interrupted`, so that cleanup runs as for Ctrl-C.
 
-    It comes out of the block also where a library has swallowed it, or made another exception of it.
+    It leaves the block even if a library has swallowed it or turned it into another exception.
     """
     heard = Heard()
 

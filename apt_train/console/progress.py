@@ -1,4 +1,4 @@
-"""The terminal's side of a run: a progress bar, and signals as a request to stop."""
+"""A run in the terminal: a progress bar, and signals as requests to stop."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..events import BusyEvent, Event, NoticeEvent, PlanEvent, PreviewEvent, Ste
 from .interruption import Heard, Interrupted, handled
 from .terminal import is_terminal, lossy
 
-LINE_EVERY = 10.0  # seconds between lines of progress where there is no terminal
+LINE_EVERY = 10.0  # seconds between lines of progress without a terminal
 
 
 class Progress:
-    """An `on_event` callback that shows loss, gamma, rate, time left and memory, on one line where there is a terminal.
+    """An `on_event` callback that shows loss, gamma, speed, time left and memory, on a single line in a terminal.
 
-    What is printed after it, an error too, begins on a line of its own.
+    Anything printed afterwards, including errors, starts on a new line.
     """
 
     def __init__(self, device: str | None = None) -> None:
@@ -54,11 +54,11 @@ class Progress:
         self._screen.close()
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print a line of its own."""
         self._screen.say(text)
 
     def _memory(self) -> str:
-        """In GB, the most that CUDA held, or what the process holds; empty where the system does not say."""
+        """Peak CUDA memory in GB, otherwise the process's memory; empty if the system does not say."""
         try:
             if torch.cuda.is_available() and self._device != "cpu":
                 held = torch.cuda.max_memory_allocated(self._device)
@@ -70,7 +70,7 @@ class Progress:
 
 
 class _Terminal:
-    """A bar of steps that is drawn over and over, and beneath it, for as long as it lasts, what else is being done."""
+    """A bar of steps, redrawn in place, with other work beneath it while that lasts."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -109,14 +109,14 @@ class _Terminal:
 
 
 class _Lines:
-    """The same for a file or a pipe, where nothing can be drawn over: whole lines, few enough to read."""
+    """The counterpart for a file or a pipe, where nothing can be redrawn: whole lines, few enough to read."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self._began: tuple[float, int] | None = None  # when the first step ended, and the steps before it
-        self._work: str | None = None  # what the last line about no step was about
+        self._began: tuple[float, int] | None = None  # start of the first step, and the number of steps before it
+        self._work: str | None = None  # the work named in the last line that was not about a step
         self._last_line = 0.0
-        self._unsaid: str | None = None  # the newest step, while no line has told it
+        self._pending: str | None = None  # the newest step, until a line has shown it
 
     def say(self, text: str) -> None:
         self._file.write(f"{text}\n")
@@ -125,7 +125,7 @@ class _Lines:
     def busy(self, event: BusyEvent) -> None:
         if event.what != self._work or self._is_time():
             self._work = event.what
-            self._told(event.text)
+            self._print(event.text)
 
     def step(self, event: StepEvent, values: str) -> None:
         is_first = self._began is None
@@ -134,27 +134,28 @@ class _Lines:
             event.step, event.total, time.monotonic() - began, unit="step", initial=before, postfix=values,
             bar_format="step {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]",
         )  # fmt: skip
-        self._unsaid = line
+        self._pending = line
         if is_first or event.step == event.total or self._is_time():
-            self._told(line)
+            self._print(line)
 
     def close(self) -> None:
-        if self._unsaid is not None:
-            self._told(self._unsaid)
+        if self._pending is not None:
+            self._print(self._pending)
 
     def _is_time(self) -> bool:
         return time.monotonic() - self._last_line >= LINE_EVERY
 
-    def _told(self, line: str) -> None:
-        self._last_line, self._unsaid = time.monotonic(), None
+    def _print(self, line: str) -> None:
+        self._last_line, self._pending = time.monotonic(), None
         self.say(line)
 
 
 @contextlib.contextmanager
 def stop_on_interrupt(progress: Progress, has_begun: Callable[[], bool] = lambda: True) -> Generator[None]:
-    """Inside the block the first signal lets the step end and asks for a stop; a second one aborts.
+    """Inside the block the first signal finishes the step and then stops; a second one aborts.
 
-    Before the first step there is nothing to save, so the first one aborts, too. `has_begun`: whether that is over.
+    Before the first step there is nothing to save, so the first signal aborts too. `has_begun`: whether that phase is
+    over.
     """
     heard = Heard()
 

@@ -1,4 +1,4 @@
-"""A terminal that may go away: what cannot be printed is lost, and that ends nothing.
+"""Output to a terminal that may vanish: what cannot be printed is dropped, without ending anything.
 
 In: the streams of the command line, and the files behind them. Not in: what is printed (cli.py, progress.py).
 """
@@ -12,15 +12,15 @@ import sys
 from collections.abc import Generator
 from typing import Any, TextIO, cast
 
-# The pipe is closed, the disk full, the terminal gone; the stream was closed; a signal came while it was written to.
+# Closed pipe, full disk or lost terminal; closed stream; signal during a write.
 _LOST = (OSError, ValueError, RuntimeError)
 
 
 class _Lossy:
-    """A text stream that drops what the one below does not take, and writes out letters that its encoding lacks."""
+    """A text stream that drops what the stream below rejects, and escapes letters missing from its encoding."""
 
     def __init__(self, below: TextIO | None) -> None:
-        self._below = below  # None: as under pythonw, or where it was closed before the start
+        self._below = below  # None: under pythonw, or if it was closed before the start
         self._like: TextIO = io.StringIO() if below is None else below
 
     def write(self, text: str) -> int:
@@ -46,12 +46,12 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def lossy(stream: TextIO | None) -> TextIO:
-    """The stream as one that never raises; None: one that takes everything and shows nothing."""
+    """A stream that never raises; for None one that accepts everything and shows nothing."""
     return cast(TextIO, stream if isinstance(stream, _Lossy) else _Lossy(stream))
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether somebody watches it, and lines can be drawn over."""
+    """Whether it is a terminal, where lines can be redrawn."""
     try:
         return stream.isatty()
     except (OSError, ValueError):  # closed
@@ -60,7 +60,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 @contextlib.contextmanager
 def lossy_output() -> Generator[None]:
-    """Inside the block nothing that is printed can raise, nor at the interpreter's end what is still unwritten."""
+    """Inside the block printing cannot raise, and neither can the interpreter's flush at exit."""
     _fill_closed_places()
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = lossy(before[0]), lossy(before[1])
@@ -73,7 +73,7 @@ def lossy_output() -> Generator[None]:
 
 
 def _fill_closed_places() -> None:
-    """A standard stream that was closed leaves its number free: a run's file would get it, and others' output."""
+    """Reopen closed standard streams: otherwise a run's file would get the number, and others' output with it."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -82,7 +82,7 @@ def _fill_closed_places() -> None:
 
 
 def _settle(stream: TextIO | None) -> None:
-    """The interpreter flushes at its end and complains where it cannot: what is left then goes nowhere."""
+    """Redirect a stream that cannot be flushed, because the interpreter would complain about it at exit."""
     if stream is None:
         return
     try:

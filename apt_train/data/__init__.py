@@ -1,1 +1,1 @@
-"""A folder of pictures becomes latents."""
+"""From a folder of pictures to latents."""

@@ -1,8 +1,7 @@
 """The adaptive augmentation: an affine map of the picture before the VAE, and two further kinds.
 
-In: the affine map itself and the drawing of one variant of a picture (and of its loss mask). Not in: when a
-picture is augmented (the indicator's business), how many variants there are and their latents
-(`latent_bank`).
+In: the affine map, and drawing one variant of a picture and its loss mask. Not in: when a picture is augmented (the
+indicator decides), how many variants there are and their latents (`latent_bank`).
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 COLOR_RANGE = 0.2  # ours: brightness, contrast and saturation change by at most this share
-PUBLISHED_ZOOM, PUBLISHED_SIDE = 3.0, 128  # reported of SDXL, whose 1024 pixels are 128 latents
+PUBLISHED_ZOOM, PUBLISHED_SIDE = 3.0, 128  # reported for SDXL, where 1024 pixels are 128 latents
 Fill = Literal["black", "reflect"]
 _Outside = Literal["zeros", "border", "reflection"]
-_OUTSIDE: dict[str, _Outside] = {"black": "zeros", "reflect": "reflection"}  # as `grid_sample` calls them
-LUMA = (0.299, 0.587, 0.114)  # Rec. 601: how bright red, green and blue look
+_OUTSIDE: dict[str, _Outside] = {"black": "zeros", "reflect": "reflection"}  # in `grid_sample`'s terms
+LUMA = (0.299, 0.587, 0.114)  # Rec. 601: the perceived brightness of red, green and blue
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What a variant may differ in: `kinds` of "affine", "flip" and "color"; zoom, angle and fill are the affine map's.
+    """What may vary: `kinds` of "affine", "flip" and "color"; zoom, angle and fill belong to the affine map.
 
-    `max_zoom`: at least 1. `max_degrees`: to either side.
+    `max_zoom`: at least 1. `max_degrees`: in either direction.
     """
 
     kinds: tuple[str, ...] = ()
@@ -37,10 +36,10 @@ class Augmentation:
 
 
 def zoom_limit(max_zoom: float | Literal["auto"], side: int) -> float:
-    """How far pictures are zoomed out at most, at least 1; `side`: latents per side of a square one.
+    """The furthest that pictures are zoomed out, at least 1; `side`: latents per side of a square picture.
 
-    `auto` (ours): so far that what is left of the picture has as many latents as the published range leaves on
-    SDXL, 43 a side. That is 3 for 128 latents, 1.5 for 64, and 1 (turned only) for 43 and fewer. Never above 3.
+    `auto` (ours): the shrunken picture keeps as many latents as the published range leaves on SDXL, 43 per side. That
+    is 3 for 128 latents, 1.5 for 64, and 1 (rotation only) for 43 and fewer. Never above 3.
     """
     if max_zoom != "auto":
         return max_zoom
@@ -50,38 +49,38 @@ def zoom_limit(max_zoom: float | Literal["auto"], side: int) -> float:
 def affine(
     image: Tensor, zoom: float, degrees: float, shift_x: float, shift_y: float, fill: Fill = "black"
 ) -> tuple[Tensor, Tensor]:
-    """Shrink, turn and move a picture on a canvas of its own size.
+    """Shrink, rotate and move a picture on a canvas of its own size.
 
-    That it is an affine map before the VAE, and the ranges, are reported; the black fill is the paper's
-    (figure); the antialiasing, and `reflect`, are ours.
+    Reported: an affine map before the VAE, and its ranges. Paper (figure): the black fill. Ours: the antialiasing, and
+    `reflect`.
 
     Args:
         image: float (C, H, W) in [-1, 1].
         zoom: above 0; the content's sides become 1/zoom of the canvas.
-        degrees: counter-clockwise as seen, about the content's centre; without shear on any aspect.
-        shift_x: where the content's centre goes, as a fraction of the canvas; right is positive.
-        shift_y: likewise, down is positive.
+        degrees: counter-clockwise as seen, about the content's centre; without shear at any aspect ratio.
+        shift_x: offset of the content's centre, as a fraction of the canvas; right is positive.
+        shift_y: likewise; down is positive.
         fill: outside the content: black (-1), or the picture mirrored at its edges.
 
     Returns:
-        The moved picture, like `image`; and bool (1, H, W), True where a pixel's centre lies in the content.
+        The moved picture, like `image`; and bool (1, H, W), True if a pixel's centre lies in the content.
     """
     assert image.dim() == 3 and image.is_floating_point(), "image must be float (C, H, W)"
     grid = _source_grid(image, zoom, degrees, shift_x, shift_y)
-    # Sampled as height above black, so that the zeros beyond the content, and its soft edge, are black.
+    # Sampled as brightness above black, so that the zeros outside the content, and its soft edge, are black.
     above_black = _sample(image + 1, grid, zoom, outside=_OUTSIDE[fill])
-    inside = (grid.abs() <= 1 + 1e-9).all(dim=-1)  # the margin: rounding of centres that lie on the very edge
+    inside = (grid.abs() <= 1 + 1e-9).all(dim=-1)  # the margin absorbs rounding of centres on the very edge
     return (above_black - 1).clamp(-1, 1).to(image.dtype), inside
 
 
 def affine_mask(
     mask: Tensor, zoom: float, degrees: float, shift_x: float, shift_y: float, fill: Fill = "black"
 ) -> Tensor:
-    """The loss mask that goes with `affine`: float (1, H, W) in [0, 1], both ways (ours).
+    """The loss mask that matches `affine`: float (1, H, W) in [0, 1], in and out (ours).
 
-    A black fill continues the mask's own edge: it is more of the background, so a mask that leaves the background
-    out leaves the fill out, and one that keeps it trains the fill as the paper does. A mirrored picture has its
-    mask mirrored.
+    A black fill continues the mask's own edge, because it extends the background. So a mask that excludes the
+    background excludes the fill, and one that includes it trains the fill as the paper does. With a mirrored fill the
+    mask is mirrored too.
     """
     grid = _source_grid(mask, zoom, degrees, shift_x, shift_y)
     outside = "border" if fill == "black" else _OUTSIDE[fill]
@@ -91,19 +90,18 @@ def affine_mask(
 def draw_variant(
     image: Tensor, mask: Tensor | None, augmentation: Augmentation, generator: torch.Generator
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """One random variant of a picture, of its loss mask, and where the picture lies in it.
+    """One random variant of a picture and its loss mask, and where the picture lies in it.
 
-    `affine` (reported; uniform draws are ours): zoom in [1, max_zoom], angle within +-max_degrees, the place
-    uniform among those where the upright content lies inside the canvas. `flip` (ours): mirrored in half of
-    the variants. `color` (ours): brightness, contrast and saturation by up to 20% each, on the picture only,
-    so a black fill stays black. The same numbers are drawn whatever `kinds` names: adding a kind leaves the
-    others' variants as they were.
+    `affine` (reported; uniform draws are ours): zoom in [1, max_zoom], angle within +-max_degrees, position uniform
+    among those that keep the upright content inside the canvas. `flip` (ours): half of the variants are mirrored.
+    `color` (ours): brightness, contrast and saturation by up to 20% each, on the picture only, so a black fill stays
+    black. The number of draws does not depend on `kinds`, so adding a kind leaves the other kinds' draws unchanged.
 
     Args:
         image: float (3, H, W) in [-1, 1].
         mask: float (1, H, W) in [0, 1], or None.
-        augmentation: its fill as in `affine`.
-        generator: a CPU generator; exactly eight numbers are taken.
+        augmentation: `fill` as in `affine`.
+        generator: a CPU generator; exactly eight numbers are drawn.
 
     Returns:
         The picture; its mask (None if there was none); bool (1, H, W), False on the fill.
@@ -118,24 +116,24 @@ def draw_variant(
     if "affine" not in kinds:
         return image, mask, torch.ones(1, *image.shape[-2:], dtype=torch.bool)
     zoom = 1 + (augmentation.max_zoom - 1) * zoom
-    room = 1 - 1 / zoom  # of the canvas, beside the content
+    room = 1 - 1 / zoom  # the fraction of the canvas around the content
     placement = (zoom, augmentation.max_degrees * (2 * turn - 1), room * (x - 0.5), room * (y - 0.5))
     image, inside = affine(image, *placement, fill)
     return image, None if mask is None else affine_mask(mask, *placement, fill), inside
 
 
 def _source_grid(image: Tensor, zoom: float, degrees: float, shift_x: float, shift_y: float) -> Tensor:
-    """For every canvas pixel the place in the source it shows: float64 (1, H, W, 2), from -1 to 1.
+    """The source position that each canvas pixel shows: float64 (1, H, W, 2), from -1 to 1.
 
-    Turned in pixels, not in units of the sides: those would shear a picture that is not square. In float64,
-    as float32 would misplace the samples of a 1024 pixel side by up to 1e-4 pixels.
+    Rotated in pixels, because rotating in units of the sides would shear a picture that is not square. In float64,
+    because float32 would misplace samples on a 1024-pixel side by up to 1e-4 pixels.
     """
     assert zoom > 0, "zoom must be above 0"
     height, width = image.shape[-2:]
     down = torch.arange(height, dtype=torch.float64) + 0.5 - height * (0.5 + shift_y)
     right = torch.arange(width, dtype=torch.float64) + 0.5 - width * (0.5 + shift_x)
     down, right = torch.meshgrid(down, right, indexing="ij")
-    # The way back from the canvas: turned clockwise. Rows run downwards, hence the signs.
+    # The inverse map, from the canvas: clockwise. Rows run downwards, hence the signs.
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     source_x = zoom * (cos * right - sin * down)
     source_y = zoom * (sin * right + cos * down)
@@ -143,9 +141,9 @@ def _source_grid(image: Tensor, zoom: float, degrees: float, shift_x: float, shi
 
 
 def _sample(image: Tensor, grid: Tensor, zoom: float, outside: _Outside) -> Tensor:
-    """Bilinear samples (C, H, W) in float64, of a picture first reduced to about its final size.
+    """Bilinear samples (C, H, W) in float64, from a picture first reduced to about its final size.
 
-    The reduction keeps fine patterns from aliasing. The grid counts in the picture's sides, so rounding the
+    The reduction prevents aliasing of fine patterns. The grid is in units of the picture's sides, so rounding the
     reduced size does not change the zoom.
     """
     source = image[None].double()
@@ -156,7 +154,7 @@ def _sample(image: Tensor, grid: Tensor, zoom: float, outside: _Outside) -> Tens
 
 
 def _jitter_color(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
-    """Each factor 1 leaves the picture as it is; float (3, H, W) in [-1, 1], both ways."""
+    """Factors of 1 leave the picture unchanged; float (3, H, W) in [-1, 1], in and out."""
     picture = (image + 1) / 2 * brightness
     weights = torch.tensor(LUMA, dtype=image.dtype, device=image.device).view(3, 1, 1)
     mean = (picture * weights).sum(dim=0).mean()

@@ -1,4 +1,4 @@
-"""A PNG or JPEG file without its metadata, for a decoder that stumbles over what is beside the pixels.
+"""A PNG or JPEG file stripped of metadata, for a decoder that fails on what surrounds the pixels.
 
 In: which parts of a file the pixels, their colours and their orientation need. Not in: decoding (`pictures`).
 """
@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-MAX_PROFILE = 16 * 2**20  # bytes of an ICC profile; those of printers take 3 MB at most
+MAX_PROFILE = 16 * 2**20  # bytes of an ICC profile; printer profiles have 3 MB at most
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf")
@@ -21,14 +21,14 @@ _ALONE = (0x01, *range(0xD0, 0xD8))  # markers without a length
 
 @dataclass(frozen=True)
 class BareFile:
-    """A picture file's bytes, and the colour profile that could not stay in them."""
+    """A picture file's bytes, and the colour profile that had to be taken out of them."""
 
     data: bytes
     profile: bytes | None = None
 
 
 def without_metadata(data: bytes) -> Iterator[BareFile]:
-    """The same picture with less and less beside its pixels; nothing for a file of another format."""
+    """The same picture with less and less metadata; empty for a file of another format."""
     if data.startswith(_PNG):
         yield _bare_png(data)
     elif data.startswith(_JPEG):
@@ -50,7 +50,7 @@ def _bare_png(data: bytes) -> BareFile:
 
 
 def _unpacked(chunk: bytes) -> bytes | None:
-    """A colour profile out of its chunk: name, 0, method, compressed bytes. None: broken, or too large."""
+    """The colour profile in a chunk of name, 0, method, compressed bytes. None: broken or too large."""
     packed = chunk.partition(b"\0")[2][1:]
     reader = zlib.decompressobj()
     try:
@@ -76,7 +76,7 @@ def _bare_jpeg(data: bytes, kept: tuple[bytes, ...]) -> bytes:
 
 
 def _segment(marker: int, segment: bytes, kept: tuple[bytes, ...]) -> bytes:
-    """What stays of a segment: JFIF and Adobe tell the decoder which colours the numbers are."""
+    """What is kept of a segment: JFIF and Adobe tell the decoder what the numbers mean as colours."""
     content = segment[4:]
     if marker == _COMMENT:
         return b""

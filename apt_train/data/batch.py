@@ -1,8 +1,8 @@
 """Drawing the samples of an optimizer step: timestep, picture or variant, noise.
 
-Each sample's draws come from (seed, step, index in the global batch) and are always the same in number, so a batch of
-4, four accumulated batches of 1 and a resumed run draw alike. Timesteps come before pictures, because the timestep's
-bin decides how likely the picture is augmented.
+Each sample draws a fixed count of numbers from (seed, step, index in the global batch). So a batch of 4, four
+accumulated batches of 1 and a resumed run draw alike. Timesteps come before pictures, because the timestep's bin
+decides how likely augmentation is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..rng import generator
 from .buckets import Prepared
 from .latent_bank import LatentBank
 
-Key = tuple[int, str, int]  # of all draws of a step: the run's seed, the stream's name, the step
+Key = tuple[int, str, int]  # keys a step's draws: the run's seed, the stream's name, the step
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Sample:
 
     timestep: int
     image: int
-    variant: int  # 0: the picture as it is
+    variant: int  # 0: the unaltered picture
     latent: Tensor  # (C, h, w)
     noise: Tensor  # (C, h, w)
     mask: Tensor | None  # (1, h, w)
@@ -47,7 +47,7 @@ class Batch:
 def draw_samples(
     bank: LatentBank, p_aug: Tensor, key: Key, *, count: int, num_timesteps: int, mask_fill: bool
 ) -> list[Sample]:
-    """`count` samples of one bucket; `p_aug`: float (bins,), how likely a sample of each timestep bin is augmented."""
+    """`count` samples from one bucket; `p_aug`: float (bins,), the chance of augmentation per timestep bin."""
     bucket = _draw_bucket(bank, key)
     return [
         _draw_sample(bank, bucket, p_aug, num_timesteps, generator(*key, index), mask_fill) for index in range(count)
@@ -55,7 +55,7 @@ def draw_samples(
 
 
 def _draw_bucket(bank: LatentBank, key: Key) -> list[int]:
-    """The pictures of one bucket; a bucket is as likely as it has pictures."""
+    """The pictures of one bucket, drawn in proportion to their number."""
     buckets = list(bank.buckets.values())
     sizes = torch.tensor([len(bucket) for bucket in buckets])
     anchor = int(torch.randint(int(sizes.sum()), (1,), generator=generator(*key, "bucket")))
@@ -80,7 +80,7 @@ def _draw_sample(
 def collate(
     samples: Sequence[Sample], captions: Sequence[str], size_ids: Sequence[Sequence[float]], device: torch.device
 ) -> Batch:
-    """Samples of one bucket as one batch on `device`; `captions` and `size_ids` are by picture."""
+    """Samples of one bucket as a batch on `device`; `captions` and `size_ids` are indexed by picture."""
     return Batch(
         latents=_sent(torch.stack([sample.latent for sample in samples]), device),
         noise=_sent(torch.stack([sample.noise for sample in samples]), device),
@@ -99,10 +99,10 @@ def _collate_masks(samples: Sequence[Sample], device: torch.device) -> Tensor | 
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """To the device; a GPU takes it when it comes to it, and nobody waits."""
+    """Send to the device; on a GPU without waiting for the copy."""
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def size_ids_of(picture: Prepared) -> list[float]:
-    """SDXL's size ids of the picture as it was, also for its augmented variants (ours)."""
+    """SDXL's size ids of the original picture, used for its augmented variants too (ours)."""
     return [float(value) for value in (*picture.original_size, *picture.crop, *picture.bucket)]

@@ -1,7 +1,7 @@
-"""Aspect buckets: every picture resized and cropped to a size of about the same area, near its own shape.
+"""Aspect buckets: every picture is resized and cropped to a size of about the same area, near its own shape.
 
-In: the sizes a resolution allows, the choice among them, the resizing. Not in: latents (`latent_bank`), how a
-batch stays in one bucket (the loop).
+In: the sizes a resolution allows, choosing one, resizing. Not in: latents (`latent_bank`), how a batch stays within
+one bucket (`batch`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .dataset import ImageSet, TrainImage
 from .pictures import resize_mask, to_image
 
 MAX_ASPECT = 3.0  # ours: longer pictures are cropped to this shape
-TOLD_CROP = 0.25  # ours: share of a picture whose loss is said
+NOTED_CROP = 0.25  # ours: a note is due if more of a picture than this is cropped away
 Size = tuple[int, int]  # height, width
 
 
 @dataclass(frozen=True)
 class Crop:
-    """What of a picture is trained on, in its own pixels, and the size it is brought to."""
+    """The part of a picture that is trained on, in its own pixels, and the size it is resized to."""
 
     bucket: Size  # (height, width)
     scale: float  # above 1: the picture is enlarged
@@ -50,40 +50,40 @@ class Prepared:
 
 
 def prepare(images: ImageSet, resolution: int, multiple: int) -> list[Prepared]:
-    """Every picture resized to cover its bucket, the surplus cropped evenly from both ends; masks go along.
+    """Resize every picture to cover its bucket and crop the surplus evenly from both ends; masks likewise.
 
     Args:
-        resolution: pixels; a bucket's area is at most its square, the square itself being one.
+        resolution: pixels; a bucket's area is at most its square, and the square itself is one of the buckets.
         multiple: pixels; every side is a multiple of it.
 
     Raises:
-        InputError: when the resolution is no multiple of it, or a crop loses all that a loss mask leaves.
+        InputError: the resolution is no multiple of it, or a crop removes everything that a loss mask leaves.
     """
     sizes = bucket_sizes(resolution, multiple)
     return [_fit(index, image, crop_of(image.size, sizes)) for index, image in enumerate(images.images)]
 
 
 def crop_of(size: Size, sizes: list[Size]) -> Crop:
-    """How a picture of that (height, width) is brought to the nearest of the bucket sizes."""
+    """How a picture of this (height, width) is brought to the nearest bucket size."""
     (height, width), bucket = size, _nearest(sizes, size)
     scale = _scale(size, bucket)
     covering = max(bucket[0], round(height * scale)), max(bucket[1], round(width * scale))
     top, left = (covering[0] - bucket[0]) // 2, (covering[1] - bucket[1]) // 2
-    # The crop in the picture's own pixels: only what is kept is resized, whatever the picture's shape.
+    # The crop in the picture's own pixels, so that only the kept part is resized, however long the picture is.
     y, x = height / covering[0], width / covering[1]
     return Crop(bucket, scale, (top, left), (left * x, top * y, (left + bucket[1]) * x, (top + bucket[0]) * y))
 
 
 def picture_at(pixels: Tensor, crop: Crop) -> Image.Image:
-    """A picture, uint8 (3, H, W), at its bucket's size."""
+    """The picture, uint8 (3, H, W), at its bucket's size."""
     height, width = crop.bucket
     return to_image(pixels).resize((width, height), Image.Resampling.LANCZOS, box=crop.box)
 
 
 def bucket_multiple(given: int, resolution: int, own: int) -> int:
-    """Pixels, of which a bucket's sides are multiples: the one `given`; 0: 64, or below a resolution of 512 `own`.
+    """Pixels that a bucket's sides are multiples of: `given`; if that is 0: 64, or `own` below a resolution of 512.
 
-    `own`: what the model itself asks for. InputError: one is given that is no multiple of it.
+    `own`: what the model itself requires. InputError: `given` is no multiple of it.
     """
     multiple = given or (math.lcm(64, own) if resolution >= 512 else own)
     if multiple % own:
@@ -92,19 +92,19 @@ def bucket_multiple(given: int, resolution: int, own: int) -> int:
 
 
 def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
-    """All (height, width): per height the widest that keeps the area, no side over 3 times the other."""
+    """All (height, width): for each height the widest within the area, no side more than 3 times the other."""
     _check_resolution(resolution, multiple)
     area = resolution**2
     widest = {
         height: area // height // multiple * multiple for height in range(multiple, area // multiple + 1, multiple)
     }
     sizes = {(height, width) for height, width in widest.items() if width}
-    sizes |= {(width, height) for height, width in sizes}  # so that tall and wide pictures have equal choice
+    sizes |= {(width, height) for height, width in sizes}  # so that tall and wide pictures have the same choice
     return sorted(size for size in sizes if max(size) <= MAX_ASPECT * min(size))
 
 
 def bucket_notes(prepared: Sequence[Prepared]) -> list[str]:
-    """What the user should know: the sizes if there are several, the pictures enlarged, and those cropped by much."""
+    """Notes for the user: the sizes if there are several, and pictures that were enlarged or cropped by much."""
     notes: list[str] = []
     counts = Counter(item.bucket for item in prepared)
     if len(counts) > 1:
@@ -116,7 +116,7 @@ def bucket_notes(prepared: Sequence[Prepared]) -> list[str]:
             f"Smaller than the training size, so enlarged: {listed(small)}; larger originals give sharper results."
         )
     cropped = {
-        item.name: share for item in prepared if (share := share_lost(item.original_size, item.bucket)) > TOLD_CROP
+        item.name: share for item in prepared if (share := share_lost(item.original_size, item.bucket)) > NOTED_CROP
     }
     if cropped:
         names = listed([f"{name} loses {share:.0%}" for name, share in cropped.items()])
@@ -127,7 +127,7 @@ def bucket_notes(prepared: Sequence[Prepared]) -> list[str]:
 
 
 def share_lost(size: Size, bucket: Size) -> float:
-    """The share of a picture of that (height, width) that is cropped away, 0 to 1."""
+    """The share of a picture of this (height, width) that is cropped away, 0 to 1."""
     return 1 - bucket[0] * bucket[1] / (size[0] * size[1] * _scale(size, bucket) ** 2)
 
 
@@ -141,7 +141,7 @@ def _check_resolution(resolution: int, multiple: int) -> None:
 
 
 def _nearest(sizes: list[Size], original: Size) -> Size:
-    """The bucket of the nearest shape, by the ratio of the aspects; of equals the largest, then the first."""
+    """The bucket nearest in aspect ratio; among equals the largest, then the first."""
     height, width = original
 
     def distance(size: Size) -> tuple[float, int]:
@@ -163,6 +163,6 @@ def _fit(index: int, image: TrainImage, crop: Crop) -> Prepared:
             f"Nothing of {image.name} is left to learn: its mask is black over the "
             f"{bucket[1]} x {bucket[0]} that are kept; crop it around the subject."
         )
-    # In whole numbers until here, so alike on every machine.
+    # Integers up to this point, so that every machine gets the same values.
     tensor = torch.from_numpy(np.array(picture_at(pixels, crop))).permute(2, 0, 1).float() / 127.5 - 1
     return Prepared(index, image.name, tensor, mask, image.size, crop.place, bucket)

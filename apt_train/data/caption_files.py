@@ -1,7 +1,7 @@
 """The text of a caption file: its encoding, its size, and which of several files counts.
 
-In: files to text on one line. Not in: which file belongs to which picture (`folder_files`), what a caption says of the
-subject (`captions`).
+In: from files to a single line of text. Not in: which file belongs to which picture (`folder_files`), what a caption
+says about the subject (`captions`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from ..errors import InputError
 from ..wording import printable
 
 MAX_BYTES = 2**16  # a long caption has some hundred words
-MAX_LETTERS = 10_000  # beyond, each step reads hundreds of chunks of 75 tokens, for minutes
-# UTF-32's mark begins with UTF-16's, so it comes first.
+MAX_LETTERS = 10_000  # longer ones make each step encode hundreds of 75-token chunks, for minutes
+# UTF-32's byte order mark starts with UTF-16's, so it comes first.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -25,10 +25,10 @@ _MARKS = (
 
 
 def read_caption(paths: Sequence[Path]) -> tuple[str | None, Path | None]:
-    """The first text that is not empty, None without any; and the file it is from, where another one says otherwise.
+    """The first text that is not empty, or None; and the file it came from, if another file disagrees with it.
 
     Raises:
-        InputError: naming the file, when one of them cannot be read as text.
+        InputError: naming the file, if one of them cannot be read as text.
     """
     texts = {path: on_one_line(_read_text(path)) for path in paths}
     counts = next((path for path, text in texts.items() if text), None)
@@ -38,7 +38,7 @@ def read_caption(paths: Sequence[Path]) -> tuple[str | None, Path | None]:
 
 
 def on_one_line(caption: str | None) -> str | None:
-    """Runs of white space as one space; None for an empty caption."""
+    """The caption with runs of white space as one space; None if it is empty."""
     return " ".join((caption or "").split()) or None
 
 
@@ -60,7 +60,7 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{name} is not UTF-8 text: save it as UTF-8.") from None
     if len(text) > MAX_LETTERS:
         raise InputError(f"{name} has {len(text)} letters, too many for a caption: write some sentences, or remove it.")
-    if "\0" in text:  # UTF-16 without its mark, or no text at all
+    if "\0" in text:  # UTF-16 without its byte order mark, or no text at all
         raise InputError(f"{name} is not UTF-8 text, as it holds zero bytes: save it as UTF-8.")
     return text
 

@@ -1,6 +1,6 @@
-"""Colours as a picture's ICC profile means them, turned into sRGB, which the models were trained on.
+"""Converts colours from a picture's ICC profile to sRGB, which the models were trained on.
 
-In: reading a profile, and whether it says more than sRGB. Not in: opening files, alpha (`pictures`).
+In: reading a profile, and telling whether it differs from sRGB. Not in: opening files, alpha (`pictures`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from PIL import Image, ImageCms, features
 
 from .bare_picture import MAX_PROFILE
 
-# Completed with the pictures' names.
+# {names} is filled in with the pictures' names.
 UNREADABLE = "The colour profile of {names} cannot be used, so the numbers are taken as sRGB: save it as sRGB."
 IGNORED = "This Pillow was built without LittleCMS, so the colour profile of {names} is ignored: save it as sRGB."
 
@@ -24,32 +24,32 @@ UNPROFILED = (
 
 _MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}
 _GREYS = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
-# Of sRGB in a PNG: the exponent that the numbers were stored with, and white, red, green and blue as x and y.
+# A PNG in sRGB has this gamma, and these chromaticities of white, red, green and blue as x and y.
 _GAMMA, _CORNERS = 0.45455, (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 _EXIF, _INTEROP, _COLOUR_SPACE = 0x8769, 0xA005, 0xA001
-# Profiles that call themselves sRGB differ from each other by rounding; Display P3 differs by 50.
+# Profiles named sRGB differ from each other by rounding; Display P3 differs by 50.
 _SAME = 2
 
 
 @dataclass(frozen=True)
 class ToSrgb:
-    """The way from one profile's colours to sRGB."""
+    """The conversion from one profile's colours to sRGB."""
 
     mode: str  # L, RGB or CMYK: what `apply` takes
     transform: Any
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """An 8-bit picture of `mode` to sRGB."""
+        """Convert an 8-bit picture of `mode` to sRGB."""
         converted = ImageCms.applyTransform(image, self.transform)
         assert converted is not None
         return converted
 
 
 def to_srgb(image: Image.Image) -> tuple[ToSrgb | None, str | None]:
-    """How the picture's colours become sRGB, None where they are sRGB; and a remark with `{names}`, if any.
+    """The conversion of the picture's colours to sRGB, None if they are sRGB; and a remark with `{names}`, if any.
 
-    A profile is judged by what it does, not by its name: where no colour moves by more than rounding, the pixels are
-    left exactly as they are.
+    A profile is judged by its effect, not by its name. If no colour moves by more than rounding, the pixels are left
+    exactly as they are.
     """
     profile = image.info.get("icc_profile", b"")
     if profile == b"":
@@ -64,7 +64,7 @@ def to_srgb(image: Image.Image) -> tuple[ToSrgb | None, str | None]:
 
 
 def _is_said_to_be_other(image: Image.Image) -> bool:
-    """By a PNG's own numbers, where it does not call itself sRGB, or by a camera that was set to Adobe RGB."""
+    """Whether a PNG's own numbers contradict sRGB, or a camera was set to Adobe RGB."""
     gamma, corners = image.info.get("gamma", _GAMMA), image.info.get("chromaticity", _CORNERS)
     if image.format == "PNG" and "srgb" not in image.info:
         far = [abs(gamma / _GAMMA - 1) > 0.05, *(abs(a - b) > 0.01 for a, b in zip(corners, _CORNERS, strict=True))]
@@ -83,7 +83,7 @@ def _conversion(profile: bytes | None, mode: str) -> ToSrgb:
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     core = cast("Any", source.profile)
     takes = _MODES[core.xcolor_space.strip()]
-    # A grey picture may carry the RGB profile of the program that wrote it; CMYK fits CMYK alone.
+    # A grey picture may carry the RGB profile of the program that wrote it; CMYK fits only CMYK.
     if (takes == "CMYK") != (mode == "CMYK") or (takes == "L" and mode not in _GREYS):
         raise ValueError("a profile for another kind of picture")
     srgb = ImageCms.ImageCmsProfile(cast("Any", ImageCms.createProfile("sRGB")))
@@ -99,6 +99,6 @@ def _is_identity(conversion: ToSrgb) -> bool:
 
 
 def _probe() -> Image.Image:
-    """Colours all over the cube, 16 steps a side, as one row."""
+    """Colours from the whole cube, 16 steps per side, as one row."""
     levels = np.arange(0, 256, 17, dtype=np.uint8)
     return Image.fromarray(np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3))

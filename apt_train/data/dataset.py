@@ -1,6 +1,6 @@
-"""Pictures, captions and loss masks as the trainer takes them in: from a folder, or from a host's tensors.
+"""Pictures, captions and loss masks as the trainer receives them: from a folder, or from a host's tensors.
 
-In: one picture with what belongs to it, what is refused and how, and the set's digest. Not in: which file is what
+In: one picture with its caption and mask, what is refused and how, the set's digest. Not in: which file is what
 (`folder_files`), decoding (`pictures`), sizes (`buckets`), what a caption means (`conditioning`), latents
 (`latent_bank`).
 """
@@ -26,13 +26,13 @@ from .pictures import Color, Picture, fit_mask, parse_color, read_mask, read_pic
 from .tensor_pictures import to_mask, to_pixels, unbatch
 
 _T = TypeVar("_T")
-_TOLD_REPEATS = 5  # sentences about equal pictures, after which their number is said
-_LEFT_OUT = 5  # sentences about pictures left out, likewise
+_REPEATS_SHOWN = 5  # sentences about equal pictures; the rest are only counted
+_SKIPPED_SHOWN = 5  # sentences about skipped pictures, likewise
 
 
 @dataclass(frozen=True)
 class StoredPicture:
-    """Where a picture and its loss mask lie, and how they are read."""
+    """Where a picture and its loss mask are stored, and how to read them."""
 
     path: Path
     mask_path: Path | None
@@ -40,19 +40,19 @@ class StoredPicture:
     alpha_mask: bool
 
     def read(self) -> tuple[Picture, Tensor | None]:
-        """The picture, and its mask as it lies there. InputError: one of them cannot be read."""
+        """The picture, and its mask as stored. InputError: one of them cannot be read."""
         picture = read_picture(self.path, self.background)
         return picture, read_mask(self.mask_path) if self.mask_path else picture.alpha if self.alpha_mask else None
 
     def fitted(self, picture: Picture, mask: Tensor | None) -> Tensor | None:
-        """The mask at its picture's size. InputError: another shape, or black all over."""
+        """The mask at its picture's size. InputError: it has another shape, or is entirely black."""
         name = printable(self.path.name)
         mask_name = printable(self.mask_path.name) if self.mask_path else f"the alpha channel of {name}"
         return _fitted(mask, picture.pixels, mask_name, name)
 
 
 class TrainImage:
-    """One picture with what belongs to it. A stored one is read again when it is asked for, not kept in memory."""
+    """One picture with its caption and mask. Stored pictures are read again on each access, not kept in memory."""
 
     def __init__(
         self,
@@ -66,10 +66,10 @@ class TrainImage:
         """
         Args:
             name: file name, for messages.
-            pixels: uint8 (3, H, W), upright, alpha composed.
-            caption: as the user wrote it, on one line; None: the template.
-            mask: float32 (1, H, W) in [0, 1], the loss's weight per pixel; None: all 1.
-            stored: where `pixels` and `mask` were read; None: they stay in memory.
+            pixels: uint8 (3, H, W), upright, composited over the background.
+            caption: the user's text on one line; None: the template.
+            mask: float32 (1, H, W) in [0, 1], the loss weight per pixel; None: all 1.
+            stored: where to read `pixels` and `mask` again; None: keep them in memory.
         """
         self.name, self.caption = name, caption
         self.size: tuple[int, int] = (int(pixels.shape[-2]), int(pixels.shape[-1]))  # height, width
@@ -92,7 +92,7 @@ class TrainImage:
         return self._content or _content(*self.read())
 
     def read(self) -> tuple[Tensor, Tensor | None]:
-        """Pixels and mask, both at once. InputError: their files are no longer what they were."""
+        """Pixels and mask together. InputError: their files have changed."""
         if self._held is not None:
             return self._held
         assert self._stored is not None
@@ -107,21 +107,21 @@ class TrainImage:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The pictures of one subject, in a fixed order (a picture's random draws depend on its place)."""
+    """The pictures of one subject, in a fixed order: a picture's random draws depend on its index."""
 
     images: list[TrainImage]
     digest: str  # sha256 over pixels, captions and masks in order; file and folder names do not count
     notes: list[str] = field(default_factory=list[str])  # sentences to show once
 
     def repeats(self) -> list[str]:
-        """A sentence for each picture that is there more than once: it counts as often, and is most often left over."""
+        """A sentence for each picture that appears more than once: it counts as often, usually by mistake."""
         alike: dict[bytes, list[str]] = {}
         for image in self.images:
             alike.setdefault(image.content[0], []).append(image.name)
         repeated = [names for names in alike.values() if len(names) > 1]
         told = [
             f"{listed(names, 3)} are the same picture, which counts {len(names)} times: leave one if that is not meant."
-            for names in repeated[:_TOLD_REPEATS]
+            for names in repeated[:_REPEATS_SHOWN]
         ]
         more = len(repeated) - len(told)
         return [*told, f"So it is with {more} more pictures."] if more else told
@@ -136,19 +136,19 @@ class ImageSet:
         *,
         alpha_masks: bool = False,
     ) -> ImageSet:
-        """A host's layout: channels last, floats.
+        """From a host's layout: float tensors, channels last.
 
         Args:
-            images: (N, H, W, C), or a list of (H, W, C) or (N, H, W, C), of any sizes; float in [0, 1]; C is
-                1, 3 or 4, the fourth being alpha.
-            captions: one per picture, or one string with a line per picture; a single one counts for all
+            images: (N, H, W, C), or a list of (H, W, C) or (N, H, W, C), of any sizes; float in [0, 1]; C is 1, 3 or
+                4, the fourth being alpha.
+            captions: one per picture, or a string with one line per picture. A single caption applies to all
                 pictures, which is noted; an empty one means the template.
             masks: loss weights in [0, 1], (N, H, W) or a list of (H, W), one per picture.
             background: colour name or #rrggbb behind transparent parts.
-            alpha_masks: a fourth channel is the loss mask of pictures without one in `masks`.
+            alpha_masks: use a fourth channel as the loss mask of pictures without one in `masks`.
 
         Raises:
-            InputError: naming the picture (`picture 1` is the first) that cannot be used.
+            InputError: naming the picture that cannot be used (`picture 1` is the first).
         """
         color = parse_color(background)
         pictures = unbatch(images, 3)
@@ -167,10 +167,10 @@ class ImageSet:
         return cls(found, digest.hexdigest(), notes)
 
     def to_tensors(self) -> tuple[list[Tensor], list[str], list[Tensor]]:
-        """Pictures, captions and masks that `from_tensors` makes this very set of.
+        """Pictures, captions and masks from which `from_tensors` makes this same set again.
 
-        Pictures (1, H, W, 3), masks (1, H, W), float in [0, 1]. What a picture lacks is an empty caption and a mask
-        that is white all over. InputError: a file is no longer what it was.
+        Pictures (1, H, W, 3), masks (1, H, W), float in [0, 1]. A missing caption becomes empty, a missing mask
+        entirely white. InputError: a file has changed.
         """
         read = [image.read() for image in self.images]
         pictures = [(pixels.permute(1, 2, 0).float() / 255)[None] for pixels, _ in read]
@@ -185,21 +185,20 @@ def load_images(
     alpha_masks: bool = False,
     skip_bad_images: bool = False,
 ) -> ImageSet:
-    """The pictures of a folder, by name, with their captions and loss masks.
+    """The pictures of a folder, sorted by name, with their captions and loss masks.
 
-    Read are png, jpg, webp, bmp, gif, tiff, tga and, with a newer Pillow, avif; captions `X.txt` or `X.caption`;
-    loss masks `X-mask.png`, `X-masklabel.png` or `X_mask.png`. Whatever else lies there stands in the set's notes.
-    The pictures stay on disk: each is read here once, and again when it is prepared.
+    Formats: png, jpg, webp, bmp, gif, tiff, tga and, with a newer Pillow, avif; captions `X.txt` or `X.caption`; loss
+    masks `X-mask.png`, `X-masklabel.png` or `X_mask.png`. Any other file is listed in the set's notes. The pictures
+    stay on disk: each is read here once, and again when it is prepared.
 
     Args:
-        folder: not searched deeper; hidden files are left alone.
+        folder: sub-folders are not searched, hidden files are ignored.
         background: colour name or #rrggbb behind transparent parts.
-        alpha_masks: a picture's alpha channel is its loss mask, where no mask file says otherwise.
-        skip_bad_images: leave unreadable pictures out, with a note, rather than refuse the folder.
+        alpha_masks: use a picture's alpha channel as its loss mask, unless there is a mask file.
+        skip_bad_images: leave unreadable pictures out, with a note, instead of refusing the folder.
 
     Raises:
-        InputError: no such folder, no pictures in it, or a picture, mask or caption that cannot be used, by
-            name.
+        InputError: no such folder, no pictures in it, or a picture, mask or caption that cannot be used; it is named.
     """
     color, place = parse_color(background), expanded(folder, "The image folder")
     files = sort_folder(place)
@@ -215,18 +214,18 @@ def load_images(
 
 
 class _Reading:
-    """A folder's pictures as they are read, one after the other."""
+    """Collects a folder's pictures as they are read, one after another."""
 
     def __init__(self, background: Color, alpha_masks: bool, skip_bad_images: bool) -> None:
         self._background, self._alpha_masks, self._skips = background, alpha_masks, skip_bad_images
         self._left_out: list[str] = []
-        self._ambiguous: list[str] = []  # caption files that count where others say something else
-        self._remarks: dict[str, list[str]] = {}  # pictures' names by what is said of them
+        self._ambiguous: list[str] = []  # caption files in use although another one disagrees
+        self._remarks: dict[str, list[str]] = {}  # names of pictures by remark
         self.images: list[TrainImage] = []
         self.digest = hashlib.sha256()
 
     def add(self, files: PictureFiles) -> None:
-        """Read a picture with what lies beside it. InputError: it cannot be used, and is not to be left out."""
+        """Read a picture and its side files. InputError: it cannot be used, and must not be skipped."""
         stored = StoredPicture(files.path, files.mask, self._background, self._alpha_masks)
         try:
             picture, mask = stored.read()
@@ -246,10 +245,10 @@ class _Reading:
             self.digest.update(part)
 
     def notes(self) -> list[str]:
-        """What the user should know of them."""
-        notes = [f"Left out: {text}." for text in self._left_out[:_LEFT_OUT]]
-        if len(self._left_out) > _LEFT_OUT:
-            notes.append(f"Left out likewise: {len(self._left_out) - _LEFT_OUT} more.")
+        """Notes for the user about the pictures read."""
+        notes = [f"Left out: {text}." for text in self._left_out[:_SKIPPED_SHOWN]]
+        if len(self._left_out) > _SKIPPED_SHOWN:
+            notes.append(f"Left out likewise: {len(self._left_out) - _SKIPPED_SHOWN} more.")
         if self._ambiguous:
             count = "counts" if len(self._ambiguous) == 1 else "count"
             notes.append(f"{listed(self._ambiguous)} {count}; another caption file of the picture says something else.")
@@ -279,7 +278,7 @@ def _from_tensor(
 
 
 def _lines(captions: Sequence[str | None] | str | None, count: int) -> tuple[list[str | None] | list[None], list[str]]:
-    """A caption per picture, and a note where the only one counts for all."""
+    """One caption per picture, and a note if a single one applies to all."""
     lines = _caption_lines(captions, count)
     if lines is None:
         return [None] * count, []
@@ -297,7 +296,7 @@ def _lines(captions: Sequence[str | None] | str | None, count: int) -> tuple[lis
 
 
 def _check_text(caption: object) -> None:
-    """A string that can be written: half a character of UTF-16 cannot."""
+    """InputError unless it is a string that can be encoded: lone surrogates cannot."""
     if caption is None:
         return
     if not isinstance(caption, str):
@@ -311,7 +310,7 @@ def _check_text(caption: object) -> None:
 
 
 def _caption_lines(captions: Sequence[str | None] | str | None, count: int) -> list[str | None] | None:
-    """One string holds a line per picture; blank lines at its end count only where they make up the number."""
+    """A string holds one line per picture; trailing blank lines count only if they complete the number."""
     if captions is None or not isinstance(captions, str):
         return None if captions is None else list(captions)
     if not captions.strip():
@@ -331,7 +330,7 @@ def _one_each(values: list[_T] | None, count: int, what: str) -> list[_T] | list
 
 
 def _content(pixels: Tensor, mask: Tensor | None) -> tuple[bytes, bytes]:
-    """Digests of pixels and mask; of no mask an empty one."""
+    """Digests of pixels and mask; empty for a missing mask."""
     shape = f"{tuple(pixels.shape)}".encode()
     of_pixels = hashlib.sha256(shape)
     of_pixels.update(_bytes(pixels))
@@ -339,7 +338,7 @@ def _content(pixels: Tensor, mask: Tensor | None) -> tuple[bytes, bytes]:
 
 
 def _parts(pixels: Tensor, caption: str | None, mask: Tensor | None) -> Iterator[bytes | memoryview]:
-    """A picture's part of the set's digest. All is led by its length, so that no two sets read as the same bytes."""
+    """A picture's part of the set's digest. Lengths come first, so that different sets never hash the same bytes."""
     text = (caption or "").encode()
     yield f"image {tuple(pixels.shape)} {len(text)} {mask is not None};".encode()
     yield _bytes(pixels)
@@ -349,5 +348,5 @@ def _parts(pixels: Tensor, caption: str | None, mask: Tensor | None) -> Iterator
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """A tensor's values as they lie in memory, without a copy."""
+    """A tensor's memory as bytes, without a copy."""
     return tensor.contiguous().numpy().reshape(-1).view(np.uint8).data

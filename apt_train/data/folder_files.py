@@ -1,8 +1,7 @@
-"""Which file of a folder is what: pictures with their captions and loss masks; all the rest is named once.
+"""Sorts a folder's files: pictures with their captions and loss masks; every other file is mentioned in a note.
 
-In: endings, pairing by name, what other trainers' folders hold, the sentences about what is left out, whether a file
-has changed.
-Not in: reading pictures (`pictures`) or captions (`caption_files`), the set made of them (`dataset`).
+In: file endings, pairing by name, what other trainers' folders contain, notes about ignored files, detecting changed
+files. Not in: reading pictures (`pictures`) or captions (`caption_files`), the set made of them (`dataset`).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ..errors import InputError
 from ..wording import listed, printable
 from .pictures import is_picture, readable_suffixes
 
-CAPTION_SUFFIXES = (".txt", ".caption")  # .caption is kohya's; where both say something, the first counts
+CAPTION_SUFFIXES = (".txt", ".caption")  # .caption is kohya's; if both have text, the first counts
 UNREAD_SUFFIXES = (
     ".heic",
     ".heif",
@@ -30,58 +29,58 @@ UNREAD_SUFFIXES = (
     ".svg",
     ".dng",
 )  # pictures, but not read
-MASK_ENDINGS = ("-mask", "-masklabel", "_mask", "_masklabel", ".mask")  # ours; OneTrainer's; common. The first counts
-# What is a mask only beside the picture of that name: else a "carnival mask.png" would be none of a subject.
+MASK_ENDINGS = ("-mask", "-masklabel", "_mask", "_masklabel", ".mask")  # ours, OneTrainer's, common. The first counts
+# Masks only if a picture of that name exists: otherwise "carnival mask.png" could not show a subject.
 _MASKS_BY_PICTURE = ("{} mask", "{} (mask)", "{}(mask)", "mask_{}", "mask-{}", "mask {}", "mask.{}")
-_OF_NOTHING = ("mask", "masks", "masklabel", "alpha", "matte")  # it may be a mask, but does not say of which picture
-# What masking, ControlNet and gallery tools write beside a picture X.
+_OF_NOTHING = ("mask", "masks", "masklabel", "alpha", "matte")  # perhaps a mask, but of no picture by name
+# What masking, ControlNet and gallery tools write next to a picture X.
 _MADE_FROM = re.compile(
     r"(?P<picture>.+?)[ ._(-]+(alpha|matte|trimap|masks?|masklabel|seg|segmentation|depth|depthmap|canny|hed|lineart|"
     r"softedge|openpose|normalmap|cond|conditioning|thumb|thumbnail)[ ._-]*[0-9]*\)?"
 )
 CONDITION_ENDING = "-condlabel"  # OneTrainer's pictures for the conditioning, not of the subject
 _LEFT_BY_SYSTEMS = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir")
-_LOOKED_THROUGH = 1000  # entries of a sub-folder, to say whether it holds pictures
-_DEEPEST, _MOST_FOLDERS = 3, 100  # levels and folders inside a sub-folder that are looked into for that
+_LOOKED_THROUGH = 1000  # entries of a sub-folder inspected for pictures
+_DEEPEST, _MOST_FOLDERS = 3, 100  # levels, and folders within a sub-folder, inspected likewise
 
 
 @dataclass(frozen=True)
 class PictureFiles:
-    """A picture file and what lies beside it."""
+    """A picture file and the files that belong to it."""
 
     path: Path
     mask: Path | None
-    captions: list[Path]  # the first that says something counts
+    captions: list[Path]  # the first with text counts
 
 
 @dataclass
 class Folder:
-    """A folder's files by what they are."""
+    """A folder's files, sorted by kind."""
 
-    pictures: list[PictureFiles] = field(default_factory=list[PictureFiles])  # by name
-    with_pictures: list[Path] = field(default_factory=list[Path])  # folders inside this one, which are not read
+    pictures: list[PictureFiles] = field(default_factory=list[PictureFiles])  # sorted by name
+    with_pictures: list[Path] = field(default_factory=list[Path])  # sub-folders with pictures, which are not read
     notes: list[str] = field(default_factory=list[str])
 
 
 @dataclass
 class _Found:
-    """Visible entries by what their names and, where these say nothing, their contents make of them."""
+    """Visible entries, classified by name or, if the name says nothing, by content."""
 
     pictures: list[Path] = field(default_factory=list[Path])
     captions: list[Path] = field(default_factory=list[Path])
-    masks: list[tuple[str, Path]] = field(default_factory=list[tuple[str, Path]])  # with the stem of their picture
+    masks: list[tuple[str, Path]] = field(default_factory=list[tuple[str, Path]])  # each with its picture's stem
     conditions: list[Path] = field(default_factory=list[Path])
     unread: list[Path] = field(default_factory=list[Path])
     misnamed: list[Path] = field(default_factory=list[Path])
     folders: list[Path] = field(default_factory=list[Path])
     others: list[Path] = field(default_factory=list[Path])
-    hidden: list[Path] = field(default_factory=list[Path])  # pictures, by content
-    by_picture: list[Path] = field(default_factory=list[Path])  # masks for what a picture beside them is called
-    made: list[Path] = field(default_factory=list[Path])  # by name made from a picture beside them
+    hidden: list[Path] = field(default_factory=list[Path])  # pictures by content
+    by_picture: list[Path] = field(default_factory=list[Path])  # masks only because a picture of that name exists
+    made: list[Path] = field(default_factory=list[Path])  # by their name, derived from another picture here
 
 
 def sort_folder(folder: Path) -> Folder:
-    """Every file of the folder has its place, or stands in a note.
+    """Assign every file of the folder to its kind, or mention it in a note.
 
     Raises:
         InputError: no such folder, or one that cannot be read.
@@ -105,9 +104,9 @@ def sort_folder(folder: Path) -> Folder:
 
 
 def folder_state(folder: Path) -> list[str]:
-    """A line per file of the folder, another one once the file is written to or replaced; its content is not read.
+    """A line per file of the folder that changes when the file is written or replaced; contents are not read.
 
-    No lines: the folder cannot be read.
+    Empty: the folder cannot be read.
     """
     try:
         with os.scandir(folder) as entries:
@@ -117,7 +116,7 @@ def folder_state(folder: Path) -> list[str]:
 
 
 def _written(entry: os.DirEntry[str]) -> str:
-    """Size and times of a file, or of what a link leads to; empty: it leads nowhere."""
+    """Size and times of a file, or of a link's target; empty if the link is broken."""
     try:
         about = entry.stat()
     except OSError:
@@ -126,32 +125,32 @@ def _written(entry: os.DirEntry[str]) -> str:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """The folder's visible entries, by name: the same order on every system."""
+    """The folder's visible entries, sorted by name so that every system has the same order."""
     shown = printable(str(folder))
     if not os.path.isdir(folder):
         what = "is a file" if os.path.exists(folder) else "does not exist"
         raise InputError(f"The image folder {shown} {what}: give a folder with pictures of the subject.")
     try:
-        entries = [path for path in folder.iterdir() if not _is_a_systems(path.name)]
+        entries = [path for path in folder.iterdir() if not _is_system_file(path.name)]
     except OSError as error:
         raise InputError(f"The image folder {shown} cannot be read: {error.strerror}.") from error
     return sorted(entries, key=lambda path: path.name)
 
 
-def _is_a_systems(name: str) -> bool:
-    """`._X.png` is what a Mac writes beside X.png on a foreign disk."""
+def _is_system_file(name: str) -> bool:
+    """Files that systems leave behind. macOS writes `._X.png` next to X.png on foreign disks."""
     return name.startswith("._") or name.lower() in _LEFT_BY_SYSTEMS
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or _is_a_systems(name)
+    return name.startswith(".") or _is_system_file(name)
 
 
 def _put(found: _Found, path: Path) -> None:
     suffix, stem = path.suffix.lower(), path.stem
     if _is_hidden(path.name):
         return found.hidden.append(path) if os.path.isfile(path) and is_picture(path) else None
-    if os.path.isdir(path):  # as Path.is_dir raises where a folder may be listed but not entered
+    if os.path.isdir(path):  # Path.is_dir raises if a folder may be listed but not entered
         return found.folders.append(path)
     if suffix in CAPTION_SUFFIXES:
         return found.captions.append(path)
@@ -164,7 +163,7 @@ def _put(found: _Found, path: Path) -> None:
 
 
 def _unnamed(found: _Found, path: Path) -> list[Path] | None:
-    """Where a file goes whose ending is none of a picture that is read; None: it is one by its content."""
+    """The list for a file without a readable picture's ending; None: its content is a picture after all."""
     by_content = os.path.isfile(path) and is_picture(path)
     if path.suffix.lower() in UNREAD_SUFFIXES:
         return None if by_content else found.unread
@@ -189,9 +188,9 @@ def _find_made(found: _Found) -> None:
 
 
 def _owners(pictures: list[Path]) -> Callable[[str], str]:
-    """The picture's stem or name that a file's stem means: itself, else the only one that is spelled alike.
+    """A function from a file's stem to its picture's stem or name: an exact match, else the only similar spelling.
 
-    Alike but for case, or for how accents are written, as in files that have been on Windows or a Mac.
+    Similar means equal but for case or the encoding of accents, which Windows and macOS may change.
     """
     names = {name for path in pictures for name in (path.stem, path.name)}
     alike: dict[str, list[str]] = {}
@@ -210,7 +209,7 @@ def _folded(name: str) -> str:
 
 
 def _by_stem(files: list[tuple[str, Path]]) -> dict[str, list[Path]]:
-    """Files by the stem of their picture; of several masks, ours first."""
+    """Files by the stem of their picture; among several masks, ours come first."""
 
     def rank(path: Path) -> int:
         return next(
@@ -224,7 +223,7 @@ def _by_stem(files: list[tuple[str, Path]]) -> dict[str, list[Path]]:
 
 
 def _with_pictures(folder: Path) -> list[Path]:
-    """The folder, where pictures lie in it, else those inside it in which some do (kohya's `img/10_name`, say)."""
+    """The folder if it contains pictures, otherwise the folders inside it that do (kohya's `img/10_name`)."""
     layer, looked_into = [folder], 0
     for _ in range(_DEEPEST):
         names = {path: list(_some_names(path)) for path in layer[: max(0, _MOST_FOLDERS - looked_into)]}
@@ -247,7 +246,7 @@ def _some_names(folder: Path) -> Iterator[str]:
 
 
 def _notes(folder: Path, found: _Found, used: set[Path | None], sorted_: Folder) -> list[str]:
-    """A sentence for each kind of what is left out."""
+    """One sentence for each kind of ignored file."""
     pictures = {path.stem for path in found.pictures}
     masks = [path for _, path in found.masks]
     lone = [path for stem, path in found.masks if stem not in pictures]
@@ -297,7 +296,7 @@ def _shown(folder: Path, path: Path) -> str:
 
 
 def _masks_elsewhere(folder: Path, pictures: list[Path]) -> list[str]:
-    """Folders beside this one in which other trainers look for loss masks under the pictures' own names."""
+    """Notes about sibling folders in which other trainers look for loss masks with the pictures' own names."""
     here = folder.absolute()
     names = [f"{here.name}{joint}{word}" for joint in "-_" for word in ("mask", "masks")] + ["mask", "masks"]
     places = [here.parent / name for name in names if name != here.name and os.path.isdir(here.parent / name)]

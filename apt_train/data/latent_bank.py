@@ -1,8 +1,7 @@
 """The latent bank: the VAE's posterior of every picture and of its augmented variants.
 
-In: encoding one by one, when to add variants, loss masks at latent size. Not in: how a variant is drawn
-(`augment`), which variant a step takes and its noise (the step), moving the VAE (the `on_device` context
-given by the trainer).
+In: encoding one by one, when to add variants, loss masks at latent size. Not in: drawing a variant (`augment`), a
+step's choice of variant and noise (`batch`), moving the VAE (the trainer's `on_device` context).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from .augment import Augmentation, draw_variant
 from .buckets import Prepared
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-BLOCK = 4  # so many variants of a picture come at a time
+BLOCK = 4  # variants are added this many at a time
 OnEncode = Callable[[Literal["pictures", "variants"], int, int], object]
 
 
@@ -34,8 +33,8 @@ class Encoder:
     """The VAE as the bank uses it.
 
     `encode`: float32 (1, 3, H, W) in [-1, 1] -> (mean, std or None), each (1, C, H/f, W/f), on any device. `factor`: f,
-    pixels per latent position and side. `on_device`: entered around every round of encoding: the VAE sits on the
-    compute device inside.
+    pixels per latent position, per side. `on_device`: a context around each round of encoding in which the VAE is on
+    the compute device.
     """
 
     encode: Encode
@@ -50,15 +49,14 @@ class _Entry:
     mean: Tensor  # (C, h, w)
     std: Tensor | None  # (C, h, w); None: the latents are fixed
     mask: Tensor | None  # (1, h, w), the user's loss mask
-    mask_without_fill: Tensor | None  # (1, h, w), the same with the fill masked out
+    mask_without_fill: Tensor | None  # (1, h, w), likewise, with the fill masked out
 
 
 class LatentBank:
-    """Posterior mean and std of every picture, as it is (variant 0) and augmented (variants 1 to `variants`).
+    """Posterior mean and std of every picture: unaltered (variant 0) and augmented (1 to `variants`).
 
-    Variant v of picture i is a function of (seed, i, v) and encoded alone, so neither the order nor the size
-    of the blocks, nor a resume, changes it (the bank is ours; the paper augments before the VAE and says no
-    more).
+    Variant v of picture i depends only on (seed, i, v) and is encoded alone. So neither order and size of the blocks
+    nor resuming changes it. The bank is ours; the paper augments before the VAE and gives no details.
     """
 
     def __init__(
@@ -73,16 +71,16 @@ class LatentBank:
     ) -> None:
         """
         Args:
-            prepared: the pictures; their places in this list are the image indices.
-            augmentation, seed: of the variants, see `draw_variant`.
-            max_variants: the most augmented variants of a picture; 0: the pictures are dropped once encoded.
-            on_encode: called before each picture with its kind, how many of this round are done, and how many it has.
-                What it raises passes on, and the bank is as before the round.
+            prepared: the pictures; their positions in this list are the image indices.
+            augmentation, seed: for the variants, see `draw_variant`.
+            max_variants: the most augmented variants per picture; 0: the pictures are dropped once encoded.
+            on_encode: called before each picture with its kind, the number done in this round, and the round's total.
+                If it raises, the exception passes through and the bank stays as before the round.
         """
         self._prepared = list(prepared)
         self._encoder, self._augmentation, self._seed = encoder, augmentation or Augmentation(), seed
         self._max_variants = max_variants
-        self._on_encode = on_encode or _nobody_listens
+        self._on_encode = on_encode or _no_callback
         self._entries: list[list[_Entry]] = []  # per variant, per image
         self.buckets: dict[tuple[int, int], list[int]] = {}
         """Image indices by bucket (height, width) in pixels."""
@@ -91,19 +89,19 @@ class LatentBank:
 
     @property
     def variants(self) -> int:
-        """How many augmented variants each picture has by now; 0 at the start."""
+        """The current number of augmented variants per picture; 0 at the start."""
         return max(0, len(self._entries) - 1)
 
     @property
     def fixed(self) -> bool:
-        """Whether the encoder gives no std, so a picture has one latent; known after `encode_plain`."""
+        """Whether the encoder returns no std, so that a picture has one latent; known after `encode_plain`."""
         return self._entry(0, 0).std is None
 
     def encode_plain(self) -> None:
-        """Encode every picture as it is; a second call does nothing.
+        """Encode every unaltered picture; a second call does nothing.
 
         Raises:
-            InputError: when the VAE gives values that are not finite.
+            InputError: the VAE returns values that are not finite.
         """
         if self._entries:
             return
@@ -113,10 +111,10 @@ class LatentBank:
             self._prepared = []
 
     def ensure_variants(self, count: int) -> None:
-        """Add variants until each picture has `count` (at most `max_variants`); never takes any away.
+        """Add variants until each picture has `count` (at most `max_variants`); never removes any.
 
         Raises:
-            InputError: as `encode_plain`; the bank is then as before the call.
+            InputError: as in `encode_plain`; the bank then stays as before the call.
         """
         assert self._entries, "encode_plain comes first"
         wanted = range(self.variants + 1, min(count, self._max_variants) + 1)
@@ -132,11 +130,11 @@ class LatentBank:
         self._entries += added
 
     def wanted_variants(self, p_aug_max: float, p_max: float) -> int:
-        """How many variants should be there now (ours): none without augmentation, all at its peak.
+        """The number of variants there should be now (ours): none without augmentation, all at its peak.
 
         Args:
             p_aug_max: the highest augmentation probability of any bin.
-            p_max: what it can reach.
+            p_max: the maximum it can reach.
         """
         if p_aug_max <= 0 or p_max <= 0:
             return 0
@@ -144,16 +142,16 @@ class LatentBank:
         return min(blocks * BLOCK, self._max_variants)
 
     def latent(self, image: int, variant: int, noise: Tensor) -> Tensor:
-        """mean + std * noise, all float32 (C, h, w) on the CPU; the mean alone for fixed latents."""
+        """mean + std * noise, all float32 (C, h, w) on the CPU; just the mean for fixed latents."""
         entry = self._entry(image, variant)
         return entry.mean.clone() if entry.std is None else entry.mean + entry.std * noise
 
     def mask(self, image: int, variant: int, mask_fill: bool) -> Tensor | None:
-        """Loss weights float32 (1, h, w) in [0, 1] by area averages; None when everything counts fully.
+        """Loss weights float32 (1, h, w) in [0, 1] by area averaging; None if everything counts fully.
 
-        The user's mask, moved with the picture; with `mask_fill` times the picture's place on the canvas,
-        which leaves the fill out of the loss (ours; by default it is trained, as in the paper's figure). A
-        mask may be 0 all over where a variant leaves only masked parts in sight.
+        The user's mask, moved with the picture. With `mask_fill` it is multiplied by the picture's area on the canvas,
+        which excludes the fill from the loss (ours; by default it is trained, as in the paper's figure). A mask may be
+        0 everywhere if a variant shows only masked parts.
         """
         entry = self._entry(image, variant)
         return entry.mask_without_fill if mask_fill else entry.mask
@@ -181,7 +179,7 @@ class LatentBank:
 
     @torch.no_grad()
     def _encode_one(self, name: str, picture: Tensor, mask: Tensor | None, inside: Tensor | None) -> _Entry:
-        # Alone, as a VAE's results differ in the last digits from batch to batch.
+        # One at a time, because a VAE's results differ in the last digits with the batch.
         mean, std = self._encoder.encode(picture[None])
         mean, std = _kept(mean), None if std is None else _kept(std)
         expected = picture.shape[-2] // self._encoder.factor, picture.shape[-1] // self._encoder.factor
@@ -198,18 +196,18 @@ class LatentBank:
         return None if mask is None else F.avg_pool2d(mask[None], self._encoder.factor)[0]
 
 
-def _nobody_listens(_kind: str, _done: int, _total: int) -> None:
-    """Stands in for a callback."""
+def _no_callback(_kind: str, _done: int, _total: int) -> None:
+    """The default callback."""
 
 
 def _kept(batch: Tensor) -> Tensor:
-    """The one entry of a batch, as the bank keeps it."""
+    """The single entry of a batch, in the form the bank keeps."""
     assert batch.shape[0] == 1
     return batch[0].detach().to("cpu", torch.float32, copy=True)
 
 
 def _without_fill(mask: Tensor | None, inside: Tensor | None) -> Tensor | None:
-    """The loss mask times the picture's place on the canvas; None when nothing is masked."""
+    """The loss mask times the picture's area on the canvas; None if nothing is masked."""
     if inside is None or bool(inside.all()):
         return mask
     return inside.float() if mask is None else mask * inside

@@ -1,7 +1,7 @@
-"""One picture file: read, turned upright, its colours made sRGB, composed on a background colour, widened to RGB.
+"""Reads one picture file: upright, in sRGB, composited over a background colour, as RGB.
 
-In: what Pillow needs to be told for phones' JPEGs, palettes, 16 bits, CMYK, alpha, broken metadata and hostile sizes.
-Not in: folders, captions, pairing of masks (`dataset`), resizing to buckets (`buckets`).
+In: handling phones' JPEGs, palettes, 16 bits, CMYK, alpha, broken metadata and hostile sizes with Pillow. Not in:
+folders, captions, pairing of masks (`dataset`), resizing to buckets (`buckets`).
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ import torch
 from PIL import Image, ImageColor, features
 from torch import Tensor
 
-from ..disk.unheard import unheard
+from ..disk.silenced import stderr_silenced
 from ..errors import InputError
 from ..wording import printable
 from .bare_picture import BareFile, without_metadata
 from .color_profiles import ToSrgb, to_srgb
 
-# Named, so that a file posing as .png cannot start one of Pillow's rarer decoders (EPS runs a program).
+# Listed, so that a file posing as .png cannot start one of Pillow's rarer decoders (EPS runs a program).
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # JPEG covers the MPO of phones
 SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".tga")
-_TGA = ".tga"  # has no mark to know it by, so the ending alone says it
-MAX_PIXELS = 178_956_970  # Pillow's own limit, kept also where a host has switched it off
+_TGA = ".tga"  # has no signature, so only the ending identifies it
+MAX_PIXELS = 178_956_970  # Pillow's own limit, enforced even if a host has disabled it
 MAX_BYTES = 2**30
-_STRIP = 2**20  # pixels converted at a time: a large picture is in memory once, not five times
+_STRIP = 2**20  # pixels converted at a time, so that a large picture is in memory once, not five times
 Color = tuple[int, int, int]
 
-# Completed with the pictures' names.
+# {names} is filled in with the pictures' names.
 FRAMES = "There are several frames in {names}: the first is taken."
 METADATA = "The metadata of {names} is broken or too large and was ignored: check which way up each picture is."
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture as it was read."""
+    """One picture as read."""
 
-    pixels: Tensor  # uint8 (3, H, W), upright, alpha composed
-    alpha: Tensor | None  # float32 (1, H, W) in [0, 1]; None where the file has none
-    remarks: tuple[str, ...] = ()  # sentences with a place for {names}
+    pixels: Tensor  # uint8 (3, H, W), upright, composited over the background
+    alpha: Tensor | None  # float32 (1, H, W) in [0, 1]; None: the file has none
+    remarks: tuple[str, ...] = ()  # sentences with a placeholder {names}
 
 
 def parse_color(background: str) -> Color:
-    """RGB of a colour name or `#rrggbb`; anything else is an InputError."""
+    """RGB of a colour name or `#rrggbb`. InputError: it is neither."""
     try:
         return ImageColor.getrgb(background)[:3]
     except (ValueError, AttributeError, TypeError):
@@ -57,12 +57,12 @@ def parse_color(background: str) -> Color:
 
 
 def readable_suffixes() -> tuple[str, ...]:
-    """The endings of picture files, .avif among them where this Pillow can read it."""
+    """The endings of picture files, including .avif if this Pillow can read it."""
     return (*SUFFIXES, ".avif") if _reads_avif() else SUFFIXES
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file's content, whatever its ending, is a picture of a format that is read."""
+    """Whether a file's content, whatever its ending, is a picture in a supported format."""
     try:
         with _quiet(), Image.open(path, formats=_formats("")):
             return True
@@ -73,10 +73,10 @@ def is_picture(path: Path) -> bool:
 
 
 def read_picture(path: Path, background: Color, *, is_mask: bool = False) -> Picture:
-    """The first frame of a picture file; a mask's numbers are taken as they are, whatever its colour profile.
+    """The first frame of a picture file. A mask's numbers are used as they are, whatever its colour profile.
 
     Raises:
-        InputError: naming the file, when it cannot be read or is too large.
+        InputError: naming the file, if it cannot be read or is too large.
     """
     name = printable(path.name)
     _check_file(name, path)
@@ -100,7 +100,7 @@ def read_mask(path: Path) -> Tensor:
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """Uint8 (3, H, W) as Pillow's picture; strip by strip, as large ones would be in memory three times."""
+    """Convert uint8 (3, H, W) to a Pillow image, in strips so that large ones are not in memory three times."""
     _, height, width = pixels.shape
     image, rows = Image.new("RGB", (width, height)), max(1, _STRIP // width)
     for top in range(0, height, rows):
@@ -110,14 +110,14 @@ def to_image(pixels: Tensor) -> Image.Image:
 
 
 def fit_mask(mask: Tensor, size: tuple[int, int], mask_name: str, name: str) -> Tensor | None:
-    """The mask (1, H, W) at its picture's `size` (height, width); None where it is white all over.
+    """The mask (1, H, W) at its picture's `size` (height, width); None if it is entirely white.
 
     Raises:
-        InputError: another shape than the picture's, or a mask that leaves nothing to learn.
+        InputError: its shape differs from the picture's, or it leaves nothing to learn.
     """
     mask_height, mask_width = mask.shape[-2:]
     height, width = size
-    slack = 0.01 + 1 / min(mask_height, mask_width)  # rounding to whole pixels is no other shape
+    slack = 0.01 + 1 / min(mask_height, mask_width)  # rounding to whole pixels does not make another shape
     if abs(mask_width * height / (mask_height * width) - 1) > slack:
         raise InputError(
             f"{mask_name} is {mask_width} x {mask_height} but {name} is {width} x {height}: "
@@ -129,7 +129,7 @@ def fit_mask(mask: Tensor, size: tuple[int, int], mask_name: str, name: str) -> 
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> Tensor:
-    """Float32 (1, H, W) in [0, 1] to `size`, (height, width); of its part `box`: left, top, right, bottom."""
+    """Resize float32 (1, H, W) in [0, 1], or its part `box` (left, top, right, bottom), to `size` (height, width)."""
     if box is None and tuple(mask.shape[-2:]) == size:
         return mask
     image = Image.fromarray(mask[0].numpy())  # mode F
@@ -139,7 +139,7 @@ def resize_mask(mask: Tensor, size: tuple[int, int], box: tuple[float, float, fl
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """Without Pillow's own warnings, which name no picture; what matters of them is a remark or an error here."""
+    """Suppress Pillow's own warnings, which name no picture; those that matter become remarks or errors here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -155,7 +155,7 @@ def _formats(suffix: str) -> tuple[str, ...]:
 
 
 def _check_file(name: str, path: Path) -> None:
-    """Before it is opened: a pipe would wait for ever, and no picture takes a gigabyte."""
+    """Checks before opening: a pipe would block for ever, and no picture has a gigabyte."""
     remedy = "replace it, or leave it out (--skip-bad-images)"
     try:
         is_file, size = path.is_file(), path.stat().st_size
@@ -190,7 +190,7 @@ def _read(name: str, source: Path | BareFile, background: Color, is_mask: bool) 
     image = Image.open(file, formats=formats)
     with image:
         _check_size(name, image)
-        with unheard() if image.format == "TIFF" else contextlib.nullcontext():
+        with stderr_silenced() if image.format == "TIFF" else contextlib.nullcontext():
             image.load()
         _check_values(name, image)
         if isinstance(source, BareFile) and source.profile is not None:
@@ -208,7 +208,7 @@ def _read(name: str, source: Path | BareFile, background: Color, is_mask: bool) 
 
 
 def _read_without_metadata(name: str, path: Path, background: Color, is_mask: bool) -> Picture | None:
-    """Good pixels behind metadata that the decoder refuses; None where the pixels are no better."""
+    """Intact pixels behind metadata that the decoder refuses; None if the pixels are broken too."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -224,14 +224,14 @@ def _read_without_metadata(name: str, path: Path, background: Color, is_mask: bo
 
 
 def _check_values(name: str, image: Image.Image) -> None:
-    """Numbers whose white is unknown would be trained on as black or white."""
+    """Refuse numbers whose white is unknown; they would be trained on as black or white."""
     least, most = cast("tuple[float, float]", image.getextrema()) if image.mode == "I" else (0, 0)
     if image.mode == "F" or least < 0 or most > 65535:
         raise InputError(f"{name} holds numbers of 32 bits, whose white is unknown: save it with 8 or 16 bits.")
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """How the camera was held, 1 to 8 as in EXIF; None where the metadata cannot be read."""
+    """The camera's orientation, 1 to 8 as in EXIF; None if the metadata cannot be read."""
     try:
         value = image.getexif().get(0x0112, 1)
         return value if value in range(1, 9) else 1
@@ -240,7 +240,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _turned(picture: Tensor, orientation: int) -> Tensor:
-    """(C, H, W) as it was seen: mirrored, then turned clockwise, as the EXIF orientation says."""
+    """(C, H, W) made upright: mirrored, then rotated clockwise, as the EXIF orientation says."""
     if orientation in (2, 4, 5, 7):
         picture = picture.flip(-1)
     quarters = {3: 2, 4: 2, 5: 3, 6: 1, 7: 1, 8: 3}.get(orientation, 0)
@@ -248,7 +248,7 @@ def _turned(picture: Tensor, orientation: int) -> Tensor:
 
 
 def _has_frames(image: Image.Image) -> bool:
-    """Whether more than one frame is there; a phone's second picture (MPO) is none. Looks for the second alone."""
+    """Whether there is more than one frame; a phone's second picture (MPO) does not count. Reads only the second."""
     try:
         return image.format != "MPO" and bool(getattr(image, "is_animated", False))
     except Exception:  # the second frame may be broken
@@ -256,7 +256,7 @@ def _has_frames(image: Image.Image) -> bool:
 
 
 def _to_tensors(image: Image.Image, background: Color, conversion: ToSrgb | None) -> tuple[Tensor, Tensor | None]:
-    """Uint8 (3, H, W), and the alpha float32 (1, H, W) if there is any; strip by strip."""
+    """Uint8 (3, H, W), and the alpha float32 (1, H, W) if there is any; converted in strips."""
     width, height = image.size
     has_alpha = "A" in image.getbands() or (not _is_deep(image) and "transparency" in image.info)
     pixels = torch.empty(3, height, width, dtype=torch.uint8)
@@ -272,7 +272,7 @@ def _to_tensors(image: Image.Image, background: Color, conversion: ToSrgb | None
 
 
 def _to_rgb(strip: Image.Image, background: Color, conversion: ToSrgb | None) -> tuple[Image.Image, Image.Image | None]:
-    """The strip in sRGB on the background, and its alpha channel."""
+    """The strip in sRGB over the background, and its alpha channel."""
     if _is_deep(strip):
         strip = _to_eight_bits(strip)
     if "A" not in strip.getbands() and "transparency" not in strip.info:
@@ -293,7 +293,7 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits: Pillow's own conversion would clip everything above 255 to white."""
+    """16-bit grey to 8 bits. Pillow's own conversion would clip everything above 255 to white."""
     values = np.asarray(image).astype(np.float64) / 257
     return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
 

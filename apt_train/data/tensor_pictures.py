@@ -1,7 +1,7 @@
-"""One picture or mask as a host hands it over: a float tensor, channels last.
+"""One picture or mask in a host's layout: a float tensor, channels last.
 
-In: the checks of shape, type and range, and the way to the trainer's own layout. Not in: picture files
-(`pictures`), how pictures, captions and masks are paired (`dataset`).
+In: checks of shape, type and range, and conversion to the trainer's own layout. Not in: picture files (`pictures`),
+pairing pictures, captions and masks (`dataset`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .pictures import Color
 
 
 def to_pixels(name: str, picture: Tensor, background: Color) -> tuple[Tensor, Tensor | None]:
-    """Float (H, W, 1, 3 or 4) in [0, 1] to uint8 (3, H, W) and the alpha float32 (1, H, W), if any."""
+    """Float (H, W, 1, 3 or 4) in [0, 1] -> uint8 (3, H, W), and the alpha float32 (1, H, W) if there is any."""
     picture = _checked(name, picture).permute(2, 0, 1)  # HWC -> CHW
     alpha = picture[3:] if picture.shape[0] == 4 else None
     rgb = picture[:3].expand(3, -1, -1)
@@ -26,7 +26,7 @@ def to_pixels(name: str, picture: Tensor, background: Color) -> tuple[Tensor, Te
 
 
 def to_mask(name: str, mask: Tensor) -> Tensor:
-    """Float (H, W) in [0, 1], or bool, to float32 (1, H, W)."""
+    """Float (H, W) in [0, 1], or bool -> float32 (1, H, W)."""
     mask = mask.float() if mask.dtype == torch.bool else mask
     return _checked(name, mask[..., None])[..., 0][None]
 
@@ -48,14 +48,14 @@ def unbatch(tensors: Sequence[Tensor] | Tensor, dims: int) -> list[Tensor]:
 
 
 def _checked(name: str, picture: Tensor) -> Tensor:
-    """Float32 (H, W, C) on the CPU, clamped to [0, 1]; anything else is an InputError."""
+    """Float32 (H, W, C) on the CPU, clamped to [0, 1]. InputError: anything else."""
     height, width, channels = picture.shape
     if channels not in (1, 3, 4) or height * width == 0:
         raise InputError(f"{name} has the shape {tuple(picture.shape)}: give (height, width, 1, 3 or 4 channels).")
     if not picture.is_floating_point():
         raise InputError(f"{name} holds {picture.dtype} values: give floats from 0 to 1.")
     picture = picture.detach().to("cpu", torch.float32, copy=True)
-    # Upscalers overshoot 0 and 1 a little; a picture in -1..1 or 0..255 goes far beyond.
+    # Upscalers overshoot 0 and 1 slightly; a picture in -1..1 or 0..255 goes far beyond.
     if not bool(torch.isfinite(picture).all()) or picture.min() < -0.25 or picture.max() > 1.25:
         raise InputError(f"{name} has values outside 0 to 1 or not a number: give floats from 0 to 1.")
     return picture.clamp(0, 1)

@@ -1,7 +1,7 @@
-"""The demo: DreamBooth and APT on the embedded model, drawn on one sheet beside the prior.
+"""The demo: DreamBooth and APT on the embedded model, on one sheet beside the prior.
 
 In: which runs, in which order. Not in: what they train (`recipe`), the pictures (`pictures`), the sheet (`sheet`), the
-embedded model itself (assets/drawn_world, made by benchmarks/world), the training (`training`).
+embedded model (assets/drawn_world, made by benchmarks/world), the training (`training`).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .sheet import check_place, write_sheet
 
 
 def run_demo(output: Path, *, steps: int | None = None, seed: int = 0) -> Path:
-    """Train both, draw the sheet, and return its path. The runs stay beside it, with their reports.
+    """Train both methods, draw the sheet, and return its path. The runs stay beside it, with their reports.
 
-    One torch thread, so that machines with more of them draw the same sheet. InputError: `output` holds something
-    else already.
+    It uses a single torch thread, so that all machines draw the same sheet. InputError: `output` already holds
+    something else.
     """
     with _one_thread():
         return _run(output, steps, seed)
@@ -37,7 +37,7 @@ def _run(output: Path, steps: int | None, seed: int) -> Path:
     settings = recipe()
     configs = {method: demo_config(settings, method, steps=steps, seed=seed) for method in ("dreambooth", "apt")}
     for method, config in configs.items():
-        RunFolder.open_new(output / method, config.name)  # refused before the first of them is trained
+        RunFolder.open_new(output / method, config.name)  # refuse before the first one is trained
     check_place(output)
     components, images = load_checkpoint(MODEL), load_images(DEMO / "subject")
     rows: dict[str, list[list[Image.Image]]] = {}
@@ -45,7 +45,7 @@ def _run(output: Path, steps: int | None, seed: int) -> Path:
         print(f"{method}: {config.steps} steps")
         with Progress("cpu") as progress:
             result = train(components, images, config, output_dir=output / method, device="cpu", on_event=progress)
-        print(f"{method}: drawing pictures")  # as long as the training itself
+        print(f"{method}: drawing pictures")  # takes as long as the training itself
         pictures = draw_pictures(components, result, config, settings, seed)
         rows.setdefault("prior", pictures["prior"])
         rows[method] = pictures["tuned"]

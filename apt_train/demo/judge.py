@@ -1,8 +1,8 @@
-"""The judge: a small network that reads shape, colours, pattern, ground, place and style off a 64 px picture.
+"""The judge: a small network that reads shape, colours, pattern, ground, place and style from a 64 px picture.
 
-It is trained on the drawn world (``benchmarks/world/train_judge.py``) and says two things about a sample: whether it
-shows what its prompt asked for (:meth:`Judge.classify`) and how close its object is to a given subject
-(:meth:`Judge.fidelity`, the cosine between embeddings of the object).
+It is trained on the drawn world (``benchmarks/world/train_judge.py``) and answers two questions about a sample. Does it
+show what its prompt asked for (:meth:`Judge.classify`)? How close is its object to a given subject
+(:meth:`Judge.fidelity`, the cosine between embeddings of the object)?
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..disk.tensor_file import read_tensors
 WEIGHTS = "judge.safetensors"
 CONFIG = "config.json"
 
-#: Default place of the weights, beside the embedded model they were trained for.
+#: Default folder of the weights, beside the embedded model they were trained for.
 DEFAULT_FOLDER = Path(__file__).parents[1] / "assets" / "drawn_world" / "judge"
 
 
@@ -41,9 +41,9 @@ class _Residual(nn.Module):
 class JudgeNetwork(nn.Module):
     """Convolutional trunk with two embeddings: one for the object, one for the scene around it (source: ours).
 
-    Object heads (shape, pattern, colours, first colour, stripe angle) see only the object embedding and scene heads
-    (ground, place, style) only the scene embedding, so that the cosine of object embeddings says little about
-    where the object stands.
+    Object heads (shape, pattern, colours, first colour, stripe angle) see only the object embedding, and scene heads
+    (ground, place, style) only the scene embedding. So the cosine of object embeddings says little about where the
+    object is.
 
     Args:
         labels: the class names of each head; ``colours`` is multi-label, all others are exclusive.
@@ -66,7 +66,7 @@ class JudgeNetwork(nn.Module):
         self.scene_embedding = nn.Linear(flat, embedding)
         heads = {name: nn.Linear(embedding, len(labels[name])) for name in self.OBJECT_HEADS + self.SCENE_HEADS}
         self.heads = nn.ModuleDict(heads)
-        # Mean embedding of the drawn world: without it every cosine is close to one.
+        # Mean embedding of the drawn world; without subtracting it every cosine is close to one.
         self.register_buffer("object_centre", torch.zeros(embedding))
 
     def embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,8 +99,8 @@ class Judge:
     def features(self, images: Tensor, part: str = "object") -> Tensor:
         """Embeddings, float (N, D).
 
-        ``object`` (default) is centred on the drawn world and meant for cosines between objects; ``scene`` is the
-        surroundings' embedding; ``all`` joins both and is meant for distances between sets of pictures.
+        ``object`` (default) is centred on the drawn world, for cosines between objects; ``scene`` is the embedding of
+        the surroundings; ``all`` joins both, for distances between sets of pictures.
         """
         things: list[Tensor] = []
         scenes: list[Tensor] = []
@@ -122,10 +122,10 @@ class Judge:
         return (ours @ theirs.T).mean(dim=1)
 
     def classify(self, images: Tensor) -> dict[str, list[str]]:
-        """What each picture shows: label by attribute.
+        """What each picture shows: a label per attribute.
 
-        ``colours`` is one colour for a plain object, else two joined as ``blue+red`` in alphabetical order; it is
-        empty, like ``pattern``, where the judge sees no object (``shape`` is ``none``).
+        ``colours`` is one colour for a plain object, otherwise two in alphabetical order, as ``blue+red``. Like
+        ``pattern`` it is empty if the judge sees no object (``shape`` is ``none``).
         """
         logits: dict[str, list[Tensor]] = {}
         for batch in torch.split(images, 256):

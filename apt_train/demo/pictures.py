@@ -1,4 +1,4 @@
-"""The demo's pictures: each prompt by the prior and by a trained run, with the same seeds."""
+"""The demo's pictures: each prompt drawn by the prior and by a trained run, with the same seeds."""
 
 from __future__ import annotations
 

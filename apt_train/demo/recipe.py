@@ -19,7 +19,7 @@ def recipe() -> dict[str, Any]:
 
 
 def demo_config(settings: dict[str, Any], method: str, *, steps: int | None, seed: int) -> TrainConfig:
-    """Both runs share one recipe (`recipe.json`) and differ in the method alone; DreamBooth's indicator is watched."""
+    """Both runs share one recipe and differ only in the method; DreamBooth's indicator is measured too."""
     recipe: dict[str, Any] = {
         **settings["recipe"],
         "class_word": settings["class_word"],

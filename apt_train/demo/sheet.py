@@ -1,4 +1,4 @@
-"""The demo's sheet: a row of pictures for the prior and for each method, with what the judge says of it."""
+"""The demo's sheet: a row of pictures for the prior and each method, with the judge's scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHEET, NUMBERS = "demo.png", "demo.json"
 
 
 def check_place(output: Path) -> None:
-    """InputError: a file of the user's would be written over."""
+    """InputError: a user's file would be overwritten."""
     for name in (SHEET, NUMBERS):
         if os.path.lexists(output / name):
             raise InputError(f"{output} holds a {name} already: choose another output folder.")
@@ -57,11 +57,11 @@ def _enlarged(picture: Image.Image) -> Image.Image:
 def measure(
     pictures: list[list[Image.Image]], prior: list[list[Image.Image]], settings: dict[str, Any]
 ) -> dict[str, float]:
-    """What the judge says of one row, pictures per prompt; `prior`: the prior's pictures of the same seeds.
+    """The judge's scores for one row, pictures per prompt; `prior`: the prior's pictures from the same seeds.
 
     `subject_fidelity`: mean cosine to held-out pictures of the subject, over the prompts that name it. `prompt_kept`:
-    share of the prompts' ground, place, style, shape and colour words found. `scene_kept`: mean cosine of the scene
-    around the object to the prior's, over every prompt but the training one.
+    share of the prompts' words for ground, place, style, shape and colour that were found. `scene_kept`: mean cosine of
+    the scene around the object to the prior's, over every prompt but the training one.
     """
     judge, entries = load_judge(), settings["prompts"]
     named = [column for column, entry in zip(pictures, entries, strict=True) if "{subject}" in entry["prompt"]]
@@ -87,5 +87,5 @@ def _heldout() -> torch.Tensor:
 
 
 def _joined(columns: list[list[Image.Image]]) -> torch.Tensor:
-    """Pictures of one size, column after column -> float (N, 3, H, W) in [-1, 1]."""
+    """Pictures of one size, column by column -> float (N, 3, H, W) in [-1, 1]."""
     return from_pictures([picture for column in columns for picture in column])

@@ -1,7 +1,7 @@
-"""Writing files so that a reader never sees half of one.
+"""Writes files so that a reader never sees half of one.
 
-In: the atomic write every output goes through, what to say when the disk or the folder will not take it, and the
-removal of drafts whose writer was killed. Not in: any format; see `tensor_writer` and `export`.
+In: the atomic write behind every output, error messages for a full or unwritable disk, and removing drafts of killed
+writers. Not in: any format; see `tensor_writer` and `export`.
 """
 
 from __future__ import annotations
@@ -29,23 +29,22 @@ _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _MISSING = (errno.ENOENT, errno.ENOTDIR)
 
-# A draft's name says who writes it: the machine (12 digits), its process (8), and a random part. Drafts of 16 random
-# digits alone are those of earlier versions, whose writer is unknown.
+# A draft's name identifies its writer: the machine (12 digits), the process (8), and a random part. Drafts with just 16
+# random digits come from earlier versions, so their writer is unknown.
 _DRAFT = re.compile(r"\.(?:(?P<machine>[0-9a-f]{12})(?P<process>[0-9a-f]{8})[0-9a-f]{12}|[0-9a-f]{16})\.tmp")
-_ABANDONED = 24 * 3600.0  # seconds without a change after which a draft of an unknown writer is taken for left behind
+_ABANDONED = 24 * 3600.0  # seconds without a change after which an unknown writer's draft counts as abandoned
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path in the same folder, then give the finished file its name.
+    """Call `write` with a temporary path in the same folder, then rename the finished file to `path`.
 
-    The file is flushed to the disk before it takes the name, so `path` holds either what it held before or
-    all of the new content, also after a power cut. Its mode is that of any new file (0666 less the umask).
-    The temporary path has no suffix of its own: a writer that goes by the suffix must be told the format. Any
-    exception of `write` passes on and leaves nothing behind. Where `path` is a link, the file takes the link's place
-    and what it pointed to stays as it was.
+    The file is flushed to disk before the rename, so `path` holds either its old content or all of the new, even after
+    a power cut. Its mode is that of any new file (0666 less the umask). The temporary path has no suffix, so a writer
+    that infers the format from the suffix must be given it. Exceptions from `write` pass through and leave nothing
+    behind. If `path` is a link, the file replaces the link, and its target is untouched.
 
     Raises:
-        InputError: the disk is full, the folder is missing or not writable, or the name is not usable.
+        InputError: the disk is full, the folder is missing or not writable, or the name cannot be used.
     """
     path = Path(path)
     check_file_name(path.name)
@@ -65,15 +64,15 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in UTF-8, as `atomic_write` does. InputError: as there."""
+    """Write a text file in UTF-8 atomically. InputError: as in `atomic_write`."""
     atomic_write(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder where there is none. A link there gives way, and what it points to stays.
+    """Make a folder if there is none. A link in its place is replaced; its target is untouched.
 
     Raises:
-        InputError: a file has that name, the disk is full, or the folder above is not writable.
+        InputError: a file has that name, the disk is full, or the parent is not writable.
     """
     try:
         if path.is_symlink():
@@ -86,10 +85,10 @@ def make_folder(path: Path) -> None:
 
 
 def check_writable(folder: str | Path) -> None:
-    """Refuse a folder that cannot be written to, or made; nothing is left behind and nothing is made.
+    """Refuse a folder that cannot be written to or made. Leaves nothing behind and makes nothing.
 
     Raises:
-        InputError: `folder`, or the nearest folder above it that exists, takes no new file.
+        InputError: `folder`, or its nearest existing ancestor, takes no new file.
     """
     folder = Path(folder)
     try:
@@ -104,10 +103,10 @@ def check_writable(folder: str | Path) -> None:
 
 
 def check_new_file(path: Path) -> None:
-    """Refuse a file that could not be written later, when the work for it is done; nothing is left behind.
+    """Refuse a file now that could not be written later, after the work for it is done. Leaves nothing behind.
 
     Raises:
-        InputError: a folder has that name, the name is not usable, or its folder is missing or not writable.
+        InputError: a folder has that name, the name cannot be used, or its folder is missing or not writable.
     """
     check_file_name(path.name)
     if path.is_dir():
@@ -121,13 +120,13 @@ def check_new_file(path: Path) -> None:
 
 
 def sweep(folder: str | Path, *, alone: bool = False) -> None:
-    """Remove the drafts, files and folders, that killed writers have left in a folder; links are neither followed nor
+    """Remove drafts, files and folders, that killed writers left in a folder. Links are neither followed nor removed.
 
-    removed. The draft of a process that runs on this machine is never touched. One of an unknown writer (another
-    machine, or this one before it was started anew) goes after a day without a change.
+    The draft of a process running on this machine is never touched. That of an unknown writer (another machine, or
+    this one before a restart) is removed after a day without a change.
 
     Args:
-        alone: nobody else writes in the folder, as its lock is held: drafts of unknown writers go at once.
+        alone: the caller holds the folder's lock, so drafts of unknown writers are removed at once.
     """
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):
@@ -143,13 +142,13 @@ def _is_left_behind(entry: os.DirEntry[str], name: re.Match[str], alone: bool) -
         return not _is_running(int(name["process"], 16))
     try:
         return alone or time.time() - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED
-    except OSError:  # gone meanwhile
+    except OSError:  # already gone
         return False
 
 
 def _is_running(process: int) -> bool:
-    """Also a process that may not be looked at; not one that has ended and waits for its parent."""
-    import psutil  # here, as only few callers sweep
+    """True also for a process that may not be inspected; False for one that has ended and awaits its parent."""
+    import psutil  # imported here, because few callers sweep
 
     try:
         return psutil.Process(process).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
@@ -160,7 +159,7 @@ def _is_running(process: int) -> bool:
 
 
 def _machine() -> str:
-    """12 hex digits for the machine since its start, and the room of process numbers: a container has its own."""
+    """12 hex digits for this boot of the machine and its process-number namespace, of which a container has its own."""
     parts = [platform.node()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
@@ -170,7 +169,7 @@ def _machine() -> str:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all it holds. A link goes and what it points to stays. OSError: it cannot."""
+    """Remove a file, or a folder with its contents. Of a link only the link is removed. OSError: it fails."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -182,7 +181,7 @@ def _temporary_name(folder: Path) -> Path:
 
 
 def _create(path: Path) -> int:
-    """Make an empty new file; its permission bits, from which the umask is known without changing it."""
+    """Create an empty new file. Returns its permission bits, which reveal the umask without changing it."""
     handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         return stat.S_IMODE(os.fstat(handle).st_mode)
@@ -191,19 +190,19 @@ def _create(path: Path) -> int:
 
 
 def _set_mode(path: Path, mode: int) -> None:
-    """Undo the private mode of a writer that replaced the file; silent file systems without modes stay so."""
+    """Undo the private mode of a writer that replaced the file; skipped if the mode is right already."""
     if stat.S_IMODE(path.stat().st_mode) != mode:
         path.chmod(mode)
 
 
 def flush(path: Path) -> None:
-    """Have the system put a file's content on the disk, where it outlasts a power cut. OSError: it cannot."""
-    with open(path, "rb+") as file:  # Windows flushes only what is open for writing
+    """Flush a file's content to the disk, so that it survives a power cut. OSError: it fails."""
+    with open(path, "rb+") as file:  # Windows only flushes files open for writing
         os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make the rename itself last, where the system can: Windows and some network file systems cannot."""
+    """Make the rename itself durable, if the system can: Windows and some network file systems cannot."""
     if os.name == "nt":
         return
     with contextlib.suppress(OSError):
@@ -230,9 +229,9 @@ def _in_words(error: OSError, path: Path) -> str:
 
 
 def patiently(act: Callable[..., _T], *arguments: Any, **options: Any) -> _T:
-    """Do something to a file or folder. Windows refuses while a scanner, an indexer or a reader of ours holds it open:
+    """Act on a file or folder, with retries on Windows, which refuses while a scanner, indexer or reader holds it open.
 
-    it is asked again for some seconds, and what it says last passes on.
+    It retries for a few seconds; the last exception passes through.
     """
     for wait in (0.1, 0.3, 1.0, 3.0) if os.name == "nt" else ():
         try:
@@ -244,13 +243,13 @@ def patiently(act: Callable[..., _T], *arguments: Any, **options: Any) -> _T:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Generator[Path]:
-    """A temporary folder to fill; it takes the name `path` when the block ends, in place of what was there.
+    """A temporary folder to fill. When the block ends it becomes `path`, replacing what was there.
 
-    Files written inside are flushed first, so a folder with the name `path` is complete. Any exception passes on
-    and leaves nothing behind. Where `path` is a link, what it pointed to stays as it was.
+    Files inside are flushed first, so a folder named `path` is complete. Exceptions pass through and leave nothing
+    behind. If `path` is a link, its target is untouched.
 
     Raises:
-        InputError: the disk is full, or the folder above is not writable.
+        InputError: the disk is full, or the parent folder is not writable.
     """
     path = Path(path)
     draft = _temporary_name(path.parent)
@@ -269,7 +268,7 @@ def atomic_folder(path: str | Path) -> Generator[Path]:
 
 
 def _take_place(draft: Path, path: Path) -> None:
-    """What was there steps aside in one move, as removing it takes a while in which the process may be killed."""
+    """Move the old content aside in one rename, because removing it takes time in which the process may be killed."""
     old = _temporary_name(path.parent)
     is_taken = path.exists() or path.is_symlink()
     if is_taken:
@@ -281,5 +280,5 @@ def _take_place(draft: Path, path: Path) -> None:
             os.replace(old, path)
         raise
     _flush_folder(path.parent)
-    with contextlib.suppress(OSError):  # open in another program: a later sweep takes it
+    with contextlib.suppress(OSError):  # perhaps open in another program; a later sweep removes it
         remove(old)

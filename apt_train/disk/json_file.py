@@ -1,7 +1,7 @@
-"""One JSON file of a model, read as an object that no later code can trip over.
+"""Reads one JSON file of a model into an object that is safe for later code.
 
-In: what the text itself can be wrong in (size, encoding, nesting, names given twice, numbers that are none). Not in:
-what the values mean; that is `config_check`.
+In: faults of the text itself (size, encoding, nesting, duplicate names, invalid numbers). Not in: the meaning of the
+values (`config_check`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ AGAIN = "download or copy it again"
 
 
 def read_json_object(path: Path, most_bytes: int = 1 << 20) -> dict[str, Any]:
-    """The file's object. InputError: missing, too large, no JSON, not an object, or no plain numbers and names."""
+    """The file's object. InputError: missing, too large, not an object, or anything `parse_json` refuses."""
     if not path.is_file():
         raise InputError(f"{path} does not exist: the diffusers folder is incomplete, {AGAIN}.")
     if path.stat().st_size > most_bytes:
@@ -36,7 +36,7 @@ def read_json_object(path: Path, most_bytes: int = 1 << 20) -> dict[str, Any]:
 
 
 def parse_json(raw: bytes, most_depth: int = MAX_DEPTH) -> Any:
-    """The value. ValueError: no JSON, deep nesting, a name given twice, NaN or a number beyond a float's range."""
+    """The value. ValueError: invalid JSON, deep nesting, a duplicate name, NaN, or a number beyond a float's range."""
     try:
         value = json.loads(
             raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_finite
@@ -49,12 +49,12 @@ def parse_json(raw: bytes, most_depth: int = MAX_DEPTH) -> Any:
 
 
 def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether a value out of JSON is an object; its names are texts then."""
+    """Whether a value from JSON is an object; its names are then strings."""
     return isinstance(value, dict)
 
 
 def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
-    """Whether a value in or out of JSON is a list, which a tuple becomes there."""
+    """Whether a value is a JSON list; a tuple is written as one."""
     return isinstance(value, (list, tuple))
 
 
@@ -94,12 +94,12 @@ def _held(value: Any) -> Collection[Any]:
 
 
 def place(path: Path) -> str:
-    """A file by its last three names: the model's folder, the part's, its own."""
+    """A file by the last three parts of its path: the model's folder, the part's, its own name."""
     return "/".join(path.parts[-3:])
 
 
 def shown(value: Any, most: int = 60) -> str:
-    """A value from a file as it may stand in a sentence: one line, no character that a terminal obeys, not long."""
+    """A value from a file, safe for a sentence: one line, short, without characters that control a terminal."""
     short = reprlib.Repr()
     short.maxstring = short.maxlong = short.maxother = most
     text = short.repr(value).encode("ascii", "backslashreplace").decode()
@@ -107,7 +107,7 @@ def shown(value: Any, most: int = 60) -> str:
 
 
 def shown_error(error: BaseException) -> str:
-    """A library's message, likewise."""
+    """A library's error message, likewise."""
     return short_name(" ".join(str(error).split()).rstrip(".") or type(error).__name__, 120)
 
 

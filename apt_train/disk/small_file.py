@@ -1,4 +1,4 @@
-"""A small file of a run, read whole, whatever lies in its place by now."""
+"""Reads a small file of a run, whatever may lie in its place by now."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def read_small(path: Path, most: int) -> bytes:
-    """A file's content. OSError: there is none, or it is no file (a pipe would be waited for) or larger than `most`."""
+    """A file's content. OSError: it is missing, larger than `most`, or not a regular file (a pipe would block)."""
     found = path.stat()
     if not path.is_file():
         raise OSError(errno.EINVAL, "it is no file", os.fspath(path))

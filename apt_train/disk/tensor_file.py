@@ -1,7 +1,7 @@
-"""One safetensors file: its header read and checked by hand, its tensors mapped into memory on demand.
+"""One safetensors file: the header is read and checked here, tensors are mapped into memory on demand.
 
-In: what the container itself can tell (empty, cut short, not safetensors at all). Not in: what the tensors mean;
-that is `sniff` and the readers of each layout.
+In: faults of the container itself (empty, truncated, not safetensors). Not in: what the tensors mean (`sniff` and the
+readers of each layout).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ..errors import InputError
 from .json_file import AGAIN, is_list, is_object, kind_of, parse_json, shown, shown_error
 
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-MAX_HEADER = 10_000_000  # bytes; the format admits ten times as many, which as JSON could take gigabytes of memory
-MOST_LETTERS = 500  # of a tensor's name
+MAX_HEADER = 10_000_000  # bytes; the format allows ten times as many, whose JSON could take gigabytes of memory
+MOST_LETTERS = 500  # in a tensor's name
 _BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
@@ -33,12 +33,12 @@ _BYTES = {
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A safetensors file whose header has been read: names, shapes and metadata are known, no tensor is loaded."""
+    """A safetensors file after reading its header: names, shapes and metadata are known, no tensor is loaded."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
-    size: int  # bytes that the header says the file has
+    size: int  # bytes the file has according to its header
 
     def __contains__(self, name: str) -> bool:
         return name in self.shapes
@@ -47,11 +47,11 @@ class TensorFile:
         return any(name.startswith(prefix) for name in self.shapes)
 
     def under(self, prefix: str) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors whose name starts with `prefix`, by the rest of the name."""
+        """Shapes of the tensors whose name starts with `prefix`, keyed by the rest of the name."""
         return {name[len(prefix) :]: shape for name, shape in self.shapes.items() if name.startswith(prefix)}
 
     def load(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The named tensors as views of the memory-mapped file; pages are read when first touched."""
+        """The named tensors as views of the memory-mapped file; pages are read on first access."""
         try:
             with safe_open(self.path, framework="pt", device="cpu") as opened:
                 return {name: opened.get_tensor(name) for name in names}
@@ -59,13 +59,13 @@ class TensorFile:
             raise InputError(f"{self.path.name} is damaged ({shown_error(error)}): {AGAIN}.") from None
 
     def load_under(self, prefix: str) -> dict[str, Tensor]:
-        """All tensors whose name starts with `prefix`, by the rest of the name."""
+        """All tensors whose name starts with `prefix`, keyed by the rest of the name."""
         loaded = self.load(name for name in self.shapes if name.startswith(prefix))
         return {name[len(prefix) :]: tensor for name, tensor in loaded.items()}
 
 
 def open_tensor_file(path: Path) -> TensorFile:
-    """Read the header. InputError: missing, empty, a pickle, cut short, or no safetensors file."""
+    """Read the header. InputError: missing, empty, a pickle, truncated, or not a safetensors file."""
     if not path.is_file():
         what = "is no file" if path.exists() else "does not exist"
         raise InputError(f"{path} {what}: check the path.")
@@ -87,7 +87,7 @@ def open_tensor_file(path: Path) -> TensorFile:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors, copied into memory, and the metadata, of a file from anywhere. InputError as `open_tensor_file`."""
+    """All tensors, copied into memory, and the metadata of an untrusted file. InputError: as in `open_tensor_file`."""
     file = open_tensor_file(path)
     return {name: tensor.clone() for name, tensor in file.load(file.shapes).items()}, file.metadata
 
@@ -105,7 +105,7 @@ def _refuse_by_suffix(path: Path) -> None:
 
 
 def _refuse_by_content(path: Path, start: bytes) -> None:
-    """Say what a file is whose first 8 bytes are no length of a safetensors header that fits into it."""
+    """Identify a file whose first 8 bytes cannot be the length of its safetensors header."""
     if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] <= b"\x05"):
         _refuse_pickle(path)
     if start.startswith(b"version "):
@@ -126,7 +126,7 @@ def _refuse_pickle(path: Path) -> None:
 
 
 def _parse_header(path: Path, raw: bytes) -> tuple[dict[str, tuple[int, ...]], dict[str, str], int]:
-    """Shapes, metadata and the bytes of all tensors, which must lie one behind the other without a gap."""
+    """Shapes, metadata and the total bytes of the tensors, which must be contiguous."""
     try:
         header = parse_json(raw)
         if not is_object(header):
@@ -154,7 +154,7 @@ def _metadata(values: Any) -> dict[str, str]:
 
 
 def _entry(name: str, entry: Any) -> tuple[tuple[int, ...], int, int]:
-    """Shape, first and last byte of one tensor. ValueError: they are no such numbers, or do not agree."""
+    """A tensor's shape, first byte and end. ValueError: they are invalid or inconsistent."""
     if len(name) > MOST_LETTERS:
         raise ValueError(f"a tensor's name has {len(name)} characters")
     if not is_object(entry) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
@@ -176,7 +176,7 @@ def _are_counts(values: Any) -> TypeGuard[Sequence[int]]:
 
 
 def size_of(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int, what: str) -> int:
-    """One length of a tensor that a layout must have. InputError: the tensor is absent, or has fewer axes."""
+    """One dimension of a tensor that a layout must have. InputError: the tensor is absent, or has too few axes."""
     if name not in shapes:
         raise InputError(f"{what} lacks {name}: it is damaged, so use another checkpoint.")
     if len(shapes[name]) <= axis:
@@ -185,7 +185,7 @@ def size_of(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int, what: s
 
 
 def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
-    """The floating type that most of the elements have, widened where torch cannot compute in it (float8, float64)."""
+    """The most common floating dtype by element count; bfloat16 for float8, float32 for float64."""
     elements: dict[torch.dtype, int] = {}
     for tensor in tensors:
         if tensor.is_floating_point():
@@ -197,7 +197,7 @@ def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
 
 
 def sha256_of_file(path: Path, chunk: int = 1 << 24) -> str:
-    """Hex digest of a file's content, read in pieces."""
+    """Hex digest of a file's content, read in chunks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(chunk):
@@ -206,7 +206,7 @@ def sha256_of_file(path: Path, chunk: int = 1 << 24) -> str:
 
 
 def sha256_of_files(folder: Path, files: Iterable[Path]) -> str:
-    """One digest over several files of a folder: their names inside it and contents, in sorted order."""
+    """One digest over several files of a folder: their relative names and contents, in sorted order."""
     digest = hashlib.sha256()
     for path in sorted(set(files)):
         digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256_of_file(path)}\n".encode())

@@ -1,8 +1,8 @@
-"""Safetensors files that are the same byte for byte whenever their content is the same.
+"""Writes safetensors files that are byte-for-byte equal whenever their content is.
 
-In: writing, and reading back what was written. Not in: what the tensors mean (`export`), reading foreign
-files. The safetensors library's own writer lists the metadata in a different order in every process and makes
-files that only their owner can read, hence this one; the reading back goes through the library.
+In: writing, and verifying what was written. Not in: what the tensors mean (`export`), reading untrusted files. The
+safetensors library's own writer varies the order of the metadata between processes and makes files readable only by
+their owner, hence this one. Verification reads with the library.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _DTYPES = {
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically, after reading it back: keys, shapes, dtypes, values and metadata.
+    """Write a safetensors file atomically, after verifying keys, shapes, dtypes, values and metadata.
 
-    Tensors of any device and layout; the file holds them contiguous. A file that reads back different never
-    takes the name.
+    Tensors may be on any device and of any layout; the file stores them contiguous. A file that reads back differently
+    never gets its final name.
 
     Raises:
-        InputError: the disk is full, the folder not writable, or what was read back differs.
+        InputError: the disk is full, the folder is not writable, or what was read back differs.
     """
     name = Path(path).name
 
@@ -48,7 +48,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
 
 
 def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """What stands before the data: the length (8 bytes), then JSON padded to a multiple of 8."""
+    """Everything before the data: the length (8 bytes), then JSON padded to a multiple of 8."""
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     offset = 0
     for key, tensor in _in_file_order(tensors).items():
@@ -65,7 +65,7 @@ def header_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
 
 
 def data_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256, in hex, of the data region that `write_tensors` writes: the hash tools know a LoRA by."""
+    """SHA-256, in hex, of the data region that `write_tensors` writes: the hash by which tools identify a LoRA."""
     digest = hashlib.sha256()
     for tensor in _in_file_order(tensors).values():
         digest.update(_raw(tensor))
@@ -78,7 +78,7 @@ def _in_file_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The tensor's bytes as a flat uint8 tensor: equal bits are equal values, also for NaN."""
+    """The tensor's bytes as a flat uint8 tensor, so that NaNs compare equal too."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 

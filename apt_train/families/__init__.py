@@ -1,1 +1,1 @@
-"""What a checkpoint is made of, whichever family it belongs to."""
+"""What a checkpoint consists of, whichever family it belongs to."""

@@ -1,6 +1,6 @@
-"""The parts of a checkpoint as the trainer uses them, wherever they came from.
+"""The parts of a checkpoint in the form the trainer uses, wherever they came from.
 
-A file, a diffusers folder and a host's wires all become one `Components`; nothing after it asks which it was.
+A file, a diffusers folder and a host's wires all become one `Components`. Later code does not know the difference.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .sd.network import StableDiffusion
 
 
 def loses(source: torch.dtype, target: torch.dtype) -> bool:
-    """Whether a cast may round. Floats of one byte fit into all that is trained in."""
+    """Whether a cast may round. One-byte floats fit exactly into every training dtype."""
     return source.itemsize > 1 and torch.promote_types(source, target) != target
 
 
@@ -30,7 +30,7 @@ def _rounding(dtype: torch.dtype | None, in_fp8: bool) -> str:
 
 
 def token_embedding(model: nn.Module) -> nn.Embedding:
-    """A text encoder's table of token embeddings."""
+    """A text encoder's token embedding table."""
     return model.get_input_embeddings()  # type: ignore[operator]
 
 
@@ -46,23 +46,23 @@ class Family:
 
 @dataclass
 class TextEncoder:
-    """One text encoder with its tokenizer and which of its layers the UNet reads."""
+    """One text encoder with its tokenizer, and which of its outputs the UNet reads."""
 
     model: nn.Module  # transformers CLIPTextModel or CLIPTextModelWithProjection
     tokenizer: Any  # transformers tokenizer; model_max_length is the chunk length (77 for CLIP)
     layer: int = -1  # index into hidden_states
     final_norm: bool = True  # apply the final layer norm to that layer's output
-    pooled: bool = False  # its projected vector at EOS is the UNet's `text_embeds`
-    embedding_key: str = "clip_l"  # name of its rows in an embedding file
+    pooled: bool = False  # whether its projected EOS vector is the UNet's `text_embeds`
+    embedding_key: str = "clip_l"  # name of its tensor in an embedding file
     _kept_table: Tensor | None = field(default=None, init=False, repr=False)
 
     @property
     def table(self) -> Tensor:
-        """The token embeddings (vocabulary, width) as they were loaded, also after a run that has rounded the model."""
+        """The token embeddings (vocabulary, width) as loaded, even after a run has rounded the model."""
         return token_embedding(self.model).weight if self._kept_table is None else self._kept_table
 
     def keep_table(self, dtype: torch.dtype) -> None:
-        """Called before the model is cast to `dtype`: the next identifier must start from the same rows as this one."""
+        """Call before casting the model to `dtype`, so that the next identifier starts from the same rows."""
         if self._kept_table is None and loses(self.table.dtype, dtype):
             self._kept_table = self.table.detach().cpu()
 
@@ -72,28 +72,28 @@ class Components:
     """A loaded model.
 
     `encode`: images float32 (N, 3, H, W) in [-1, 1] -> (mean, std or None), each (N, C, H/f, W/f), already scaled to
-    the UNet's latent space (std None: the latents are fixed). `decode`: the way back, to images in [-1, 1].
-    `vae`: the module both run on, moved on and off the device by the trainer; None when the caller looks after that.
+    the UNet's latent space (std None: the latents are fixed). `decode`: back to images in [-1, 1].
+    `vae`: the module behind both, moved on and off the device by the trainer; None if the caller manages it.
     """
 
-    unet: nn.Module  # what carries the adapter: a UNet2DConditionModel, or what `network` takes
+    unet: nn.Module  # carries the adapter: a UNet2DConditionModel, or what `network` expects
     text_encoders: list[TextEncoder]
     encode: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     decode: Callable[[Tensor], Tensor]
     schedule: Process
     family: Family
     vae: nn.Module | None = None
-    digest: str = ""  # of the source weights; enters a run's content hash
-    source: str = ""  # for messages and metadata: a file or folder name, no path
+    digest: str = ""  # hash of the source weights; part of a run's content hash
+    source: str = ""  # file or folder name, not a path, for messages and metadata
     notes: list[str] = field(default_factory=list[str])  # sentences the user should see once
     network: Network = field(default_factory=StableDiffusion)  # how `unet` is called and read
-    rounded_to: torch.dtype | None = None  # what an earlier run has rounded the weights to, in place
-    stored_in_fp8: bool = False  # whether an earlier run has rounded the frozen layers to one byte, in place
+    rounded_to: torch.dtype | None = None  # dtype to which an earlier run rounded the weights in place
+    stored_in_fp8: bool = False  # whether an earlier run rounded the frozen layers to fp8 in place
 
     def use(self, dtype: torch.dtype, *, in_fp8: bool = False) -> None:
-        """Note that a run casts UNet and text encoders to `dtype`, their layers by way of one byte with `in_fp8`.
+        """Record that a run casts UNet and text encoders to `dtype`, via fp8 if `in_fp8`.
 
-        InputError: an earlier run has rounded them otherwise.
+        InputError: an earlier run rounded them differently.
         """
         untouched = self.rounded_to is None and not self.stored_in_fp8
         if self.rounded_to not in (None, dtype) or not (untouched or self.stored_in_fp8 == in_fp8):
@@ -114,5 +114,5 @@ class Components:
 
     @property
     def size_multiple(self) -> int:
-        """Pixels that a side must be a multiple of: the VAE's factor times what the network needs of a latent."""
+        """Pixels that each side must be a multiple of: the VAE's factor times the network's latent multiple."""
         return self.family.vae_factor * self.network.latent_multiple(self.unet)

@@ -1,6 +1,6 @@
-"""What the files of a model's LoRAs say of it and call its layers: a family's words, with plain ones to go by.
+"""The vocabulary of LoRA files: how a family's files describe the model and name its layers, with generic defaults.
 
-In: what a family that says nothing gets. Not in: any family's own names (`sd/layer_names`).
+In: the defaults for a family that defines none. Not in: any family's own names (`sd/layer_names`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ _DOTTED = ("", "unet.", "base_model.model.", "unet.base_model.model.", "base_mod
 
 
 def layer_paths(module: nn.Module) -> Iterator[str]:
-    """Paths of what has a weight or a bias of its own."""
+    """Paths of all layers with their own weight or bias."""
     for path, layer in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
         if path and any(True for _ in layer.parameters(recurse=False)):
             yield path
 
 
 def plain_names(network: nn.Module) -> dict[str, str]:
-    """Name in a file -> path of the layer: names that kohya, LyCORIS, peft and diffusers make of any path."""
+    """Name in a file -> layer path: the names that kohya, LyCORIS, peft and diffusers derive from any path."""
     names: dict[str, str] = {}
     for path in layer_paths(network):
         flat = path.replace(".", "_")
@@ -32,7 +32,7 @@ def plain_names(network: nn.Module) -> dict[str, str]:
 
 
 def plain_encoder_names(encoder: nn.Module, number: int, count: int, key: str) -> dict[str, str]:
-    """The same for text encoder `number` (from 1) of `count`; `key`: what its rows go by in an embedding file."""
+    """Likewise for text encoder `number` (from 1) of `count`; `key`: its tensor's name in an embedding file."""
     kohya = [f"lora_te{number}_", *(["lora_te_"] if count == 1 else [])]
     own = "text_encoder" if number == 1 else f"text_encoder_{number}"
     names: dict[str, str] = {}
@@ -45,15 +45,15 @@ def plain_encoder_names(encoder: nn.Module, number: int, count: int, key: str) -
 
 @dataclass(frozen=True)
 class FileWords:
-    """In the words that other programs read and write."""
+    """A family's terms, as other programs read and write them."""
 
-    architecture: str = "custom"  # of the model metadata standard
-    base_version: str = "custom"  # kohya's
-    implementation: str = "diffusers"  # the code whose names its layers go by
-    # A layer's path and the module's configuration -> its path in that code; None: it has none.
+    architecture: str = "custom"  # in the model metadata standard (modelspec)
+    base_version: str = "custom"  # in kohya's metadata
+    implementation: str = "diffusers"  # the code base whose layer names the files use
+    # (layer path, module configuration) -> its path in that code base; None: it has none.
     path: Callable[[str, Mapping[str, Any]], str | None] = lambda module, config: module
-    # Every name by which a file may call a layer -> its path: of the network, of a text encoder.
+    # All names by which files may call a layer -> its path: for the network, for a text encoder.
     network_names: Callable[[nn.Module], Mapping[str, str]] = plain_names
     encoder_names: Callable[[nn.Module, int, int, str], Mapping[str, str]] = plain_encoder_names
-    # The kind of model that a file's layers are of, in a word; empty: not known.
+    # A file's layers -> the kind of model they belong to, in a word; empty: unknown.
     model_of: Callable[[Mapping[str, Mapping[str, Tensor]]], str] = lambda layers: ""

@@ -1,6 +1,6 @@
-"""Noise levels cut into equal parts: what the indicator's bins, T-LoRA's ranks and the plots' axes count in.
+"""Noise levels divided into equal parts, as counted by the indicator's bins, T-LoRA's ranks and the plots' axes.
 
-A family may space its timesteps over the noise levels as it likes. Stable Diffusion's are even: level = t / 1000.
+Each family may space its timesteps over the noise levels differently. Stable Diffusion's are even: level = t / 1000.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Levels(Protocol):
-    """What of a `Process` is needed here."""
+    """The part of a `Process` used here."""
 
     @property
     def num_timesteps(self) -> int: ...
@@ -26,17 +26,17 @@ def levels_of(process: Levels) -> Tensor:
 
 
 def even_levels(num_timesteps: int) -> Tensor:
-    """The same where they are spaced evenly from 0: t / num_timesteps."""
+    """Noise levels spaced evenly from 0: t / num_timesteps."""
     return torch.arange(num_timesteps, dtype=torch.float64) / num_timesteps
 
 
 def parts_of(levels: Tensor, parts: int) -> Tensor:
-    """Which of `parts` equal parts of [0, 1] each timestep's level lies in, int64 (num_timesteps,)."""
-    half = 0.5 / len(levels)  # of a timestep: levels that lie on an edge may be rounded to below it
+    """For each timestep, which of `parts` equal parts of [0, 1] holds its noise level, int64 (num_timesteps,)."""
+    half = 0.5 / len(levels)  # half a timestep: rounding may put a level on an edge just below it
     return (levels * parts + half).long().clamp(0, parts - 1)
 
 
 def timestep_at(levels: Tensor, level: float) -> int:
-    """The noisiest timestep whose level is no higher; 0 below the first."""
+    """The noisiest timestep whose noise level is at most `level`; 0 if there is none."""
     half = 0.5 / len(levels)
     return max(0, int(torch.searchsorted(levels, level + half, right=True)) - 1)

@@ -1,7 +1,7 @@
-"""What a family says of its network and of its noise: all that training, sampling and measuring ask of a model.
+"""A family's interface to its network and its noise: all that training, sampling and measuring need from a model.
 
-A family is an object with these members; nothing else knows what kind of network it is. `sd/network.py` is Stable
-Diffusion's, `noise.py` has its process. A flow transformer is one more file of each kind.
+A family is an object with these members; no other code knows what kind of network it is. `sd/network.py` is Stable
+Diffusion's network, `noise.py` its process. A flow transformer would add one file of each kind.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class TextInput:
-    """What a network reads of captions. `pooled`, `geometry`: where the family has them."""
+    """What a network reads of captions. `pooled`, `geometry`: only in families that use them."""
 
     hidden: Tensor  # (N, tokens, width)
     pooled: Tensor | None = None  # (N, width)
@@ -28,66 +28,66 @@ class TextInput:
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """How the attention from positions to caption tokens is read: softmax(query key^T * scale), by head."""
+    """How to compute attention from positions to caption tokens: softmax(query key^T * scale), per head."""
 
-    query: nn.Module  # gives (N, positions, heads * head_dim)
-    key: nn.Module  # gives (N, tokens, heads * head_dim)
+    query: nn.Module  # outputs (N, positions, heads * head_dim)
+    key: nn.Module  # outputs (N, tokens, heads * head_dim)
     heads: int
     scale: float
 
 
 class Network(Protocol):
-    """The network that carries the adapter. The object holds no weights: it gets the module."""
+    """The network that carries the adapter. This object holds no weights; each call receives the module."""
 
     def predict(
         self, module: nn.Module, noisy: Tensor, timesteps: Tensor, text: TextInput, dtype: torch.dtype
     ) -> Tensor:
         """The module's own prediction, float32 (N, C, h, w), computed in `dtype`.
 
-        `noisy` (N, C, h, w), `timesteps` int64 (N,) or one for all, `text` of N rows.
+        `noisy` (N, C, h, w), `timesteps` int64 (N,) or a single one, `text` with N rows.
         """
         ...
 
     def timesteps(self, inputs: tuple[Any, ...]) -> Tensor:
-        """The timesteps of a call of the module, int64 (N,) or one for all, out of its positional arguments."""
+        """The timesteps in the positional arguments of a module call: int64 (N,) or a single one."""
         ...
 
     def features(self, module: nn.Module, part: Layers) -> Mapping[str, nn.Module]:
-        """Layers of a part of the network whose output (N, positions, channels) is stabilized; empty: it has none."""
+        """Layers in this part whose outputs (N, positions, channels) are stabilized; may be empty."""
         ...
 
     def attention(self, module: nn.Module, part: Layers) -> Mapping[str, AttentionLayer]:
-        """Layers of a part of the network whose attention to the caption is aligned; empty: it has none."""
+        """Layers in this part whose attention to the caption is aligned; may be empty."""
         ...
 
     def block(self, path: str) -> str:
-        """Which part of the network a layer lies in, by its path, in words: `down 1`, `middle`; else `in and out`."""
+        """The part of the network that a layer path lies in: `down 1`, `middle`, otherwise `in and out`."""
         ...
 
     def checkpoint(self, module: nn.Module, on: bool) -> None:
-        """Recompute activations in the backward pass, or keep them."""
+        """Switch gradient checkpointing on or off."""
         ...
 
     def checkpoints_on_gpu(self, module: nn.Module) -> bool:
-        """Whether that is the default on a GPU: activations would take more than the weights."""
+        """The default on a GPU: whether activations would take more memory than the weights."""
         ...
 
     def latent_channels(self, module: nn.Module) -> int: ...
 
     def latent_multiple(self, module: nn.Module) -> int:
-        """Sides of a latent have to be multiples of this."""
+        """Number that the sides of a latent must be multiples of."""
         ...
 
 
 class Process(Protocol):
-    """How pictures become noise, and the way back. A timestep is a whole number, 0 (clean) to num_timesteps - 1."""
+    """Noising and denoising. A timestep is an integer from 0 (clean) to num_timesteps - 1."""
 
     @property
     def num_timesteps(self) -> int: ...
 
     @property
     def prediction(self) -> str:
-        """What the network predicts, in a word: epsilon, v_prediction, flow."""
+        """What the network predicts: epsilon, v_prediction, flow."""
         ...
 
     @property
@@ -97,11 +97,11 @@ class Process(Protocol):
 
     @property
     def fingerprint(self) -> bytes:
-        """Equal for equal processes: a part of what a run is."""
+        """Equal for equal processes; part of a run's identity."""
         ...
 
     def level(self, timesteps: Tensor) -> Tensor:
-        """How noisy, float32 in [0, 1], 0 clean."""
+        """The amount of noise, float32 in [0, 1], where 0 is clean."""
         ...
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -113,19 +113,19 @@ class Process(Protocol):
         ...
 
     def to_epsilon(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """The noise that a prediction stands for."""
+        """The noise that a prediction implies."""
         ...
 
     def sampling_timesteps(self, steps: int) -> list[int]:
-        """The timesteps that a sampler visits, falling. InputError: more than there are."""
+        """The timesteps a sampler visits, descending. InputError: more than there are."""
         ...
 
     def step(self, latents: Tensor, prediction: Tensor, now: int, then: int | None) -> Tensor:
-        """One deterministic sampling step from `now` down to `then`; None: to where sampling ends."""
+        """One deterministic sampling step from `now` down to `then`; None: down to the end of sampling."""
         ...
 
 
 def require_sampling_steps(steps: int, most: int) -> None:
-    """InputError: a number of sampling steps that a process of `most` timesteps does not have."""
+    """InputError unless a process of `most` timesteps allows this number of sampling steps."""
     if not 1 <= steps <= most:
         raise InputError(f"The number of sampling steps is {steps}: give a whole number from 1 to {most}.")

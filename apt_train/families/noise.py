@@ -1,4 +1,4 @@
-"""The noise schedule: noisy latents, training targets, and the epsilon behind any prediction."""
+"""The noise schedule: noisy latents, training targets, and the epsilon that any prediction implies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PredictionType = Literal["epsilon", "v_prediction"]
 class NoiseSchedule:
     """Variance-preserving schedule: x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) noise.
 
-    `alphas_cumprod`: float (num_timesteps,), each in [0, 1], falling; its last entry is 0 under zero-terminal-SNR.
+    `alphas_cumprod`: float (num_timesteps,), each in [0, 1], descending; the last is 0 with zero terminal SNR.
     """
 
     alphas_cumprod: Tensor
@@ -36,7 +36,7 @@ class NoiseSchedule:
         return self.alphas_cumprod.cpu().float().numpy().tobytes()
 
     def level(self, timesteps: Tensor) -> Tensor:
-        """The share of the schedule that lies below, float32 in [0, 1)."""
+        """The fraction of the schedule below this timestep, float32 in [0, 1)."""
         return timesteps.float() / self.num_timesteps
 
     @property
@@ -61,18 +61,18 @@ class NoiseSchedule:
         return signal * noise - sigma * latents
 
     def to_epsilon(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """The noise a prediction stands for, so that eps- and v-models feed the indicator alike (ours)."""
+        """The noise that a prediction implies, so that eps- and v-models feed the indicator alike (ours)."""
         if self.prediction_type == "epsilon":
             return prediction
         signal, sigma = self.signal_and_noise(timesteps)
         return signal * prediction + sigma * noisy
 
     def sampling_timesteps(self, steps: int) -> list[int]:
-        """The timesteps visited, falling.
+        """The timesteps visited, descending.
 
-        As Stable Diffusion's own: evenly spaced from below with offset 1 ("leading"). A zero-terminal-SNR v-model
-        starts from pure noise instead ("trailing", arXiv 2305.08891); an epsilon-model says nothing there, so it does
-        not.
+        Like Stable Diffusion's own: evenly spaced from below with offset 1 ("leading"). A zero-terminal-SNR v-model
+        starts from pure noise instead ("trailing", arXiv 2305.08891). An epsilon model does not, because its prediction
+        carries no information at pure noise.
         """
         total = self.num_timesteps
         require_sampling_steps(steps, total)
@@ -107,7 +107,7 @@ def scaled_linear_schedule(
 
 
 def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
-    """Shift and scale sqrt(alpha_bar) so that its first entry stays and its last is 0 (arXiv 2305.08891)."""
+    """Shift and scale sqrt(alpha_bar) so that its first entry is unchanged and its last is 0 (arXiv 2305.08891)."""
     root = alphas_cumprod.sqrt()
     first, last = root[0].clone(), root[-1].clone()
     return ((root - last) * first / (first - last)) ** 2

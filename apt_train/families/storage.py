@@ -1,8 +1,8 @@
-"""Frozen weights kept in one byte each and multiplied in the type of their input.
+"""Stores frozen weights in one byte each and multiplies them in the dtype of their input.
 
-As diffusers' layerwise casting, but the wide copy is made anew in the backward pass: kept for it, nothing would be
-saved. And each row has a scale, a power of two, so that small weights are not lost (ours). In: the layers of a module's
-blocks. Not in: embeddings, norms, the first and the last layers, which stay as they are.
+Like diffusers' layerwise casting, but the backward pass recomputes the wide copy; keeping it would save nothing. Each
+row also has a power-of-two scale, so that small weights are not lost (ours). Only linear and convolution layers inside
+numbered blocks are stored this way. Embeddings, norms, first and last layers stay as they are.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn import grad
 
 FP8 = torch.float8_e4m3fn
-_LARGEST = 448.0  # of this type
+_LARGEST = 448.0  # the largest value of this dtype
 
 
 @contextlib.contextmanager
 def stored_in_fp8(module: nn.Module, dtype: torch.dtype) -> Generator[None]:
-    """Inside the block the layers keep float8 weights, and all else is in `dtype`; then the same rounded weights in it.
+    """Inside the block the layers hold float8 weights and all else is in `dtype`; afterwards everything is in `dtype`.
 
-    Rounded again they stay the same to the bit, and they are exact in every type that is trained in.
+    The rounded values are exact in every training dtype, and rounding them again changes nothing.
     """
     layers = list(_layers(module))
     try:
@@ -41,7 +41,7 @@ def stored_in_fp8(module: nn.Module, dtype: torch.dtype) -> Generator[None]:
 
 
 def _layers(module: nn.Module) -> Iterator[Any]:
-    """Those of numbered blocks: nearly all weights of a UNet, and of an encoder all but its embeddings."""
+    """The layers in numbered blocks: nearly all weights of a UNet, and all of an encoder but its embeddings."""
     for name, layer in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
         plain = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros")
         if plain and any(part.isdigit() for part in name.split(".")):
@@ -65,10 +65,10 @@ def _restore(layer: Any, dtype: torch.dtype) -> None:
 
 
 def _scales(weight: Tensor) -> Tensor:
-    """Per output row, the smallest power of two by which it fits into the type; broadcasts over the weight."""
+    """Per output row, the smallest power of two that fits it into float8; broadcasts over the weight."""
     largest = weight.abs().flatten(1).amax(dim=1)
     mantissa, exponent = torch.frexp(largest / _LARGEST)
-    exponent = torch.where(mantissa == 0.5, exponent - 1, exponent).clamp(min=-20)  # what half precision can hold
+    exponent = torch.where(mantissa == 0.5, exponent - 1, exponent).clamp(min=-20)  # half precision cannot hold less
     exponent = torch.where(largest > 0, exponent, torch.zeros_like(exponent))
     return torch.ldexp(torch.ones_like(largest), exponent).view(-1, *[1] * (weight.dim() - 1))
 
@@ -87,7 +87,7 @@ def _convolved(layer: Any, x: Tensor) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """x W^T + b; keeps the narrow weight for the backward pass."""
+    """x W^T + b; saves only the float8 weight for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -102,7 +102,7 @@ class _Product(torch.autograd.Function):
 
 
 class _Convolution(torch.autograd.Function):
-    """The same of a convolution; `how`: stride, padding, dilation, groups."""
+    """The same for a convolution; `how`: stride, padding, dilation, groups."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, how: Any) -> Tensor:

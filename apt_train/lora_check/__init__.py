@@ -1,1 +1,1 @@
-"""A LoRA from anywhere, looked at on its checkpoint: what it does, what it costs, and the strength to use it at."""
+"""Checks any LoRA on its checkpoint: what it does, what it costs, and the strength to use it at."""

@@ -1,4 +1,4 @@
-"""Which blocks of the model a LoRA moves, how far, and how many of its ranks it uses."""
+"""Which blocks of the model a LoRA changes, by how much, and how many of its ranks are in use."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .formulas import singular_values
 from .placing import Placed
 from .with_lora import WithLora
 
-ENERGY = 0.95  # of a change's squared norm: so much the ranks in use hold (ours)
+ENERGY = 0.95  # share of a change's squared norm that defines the ranks in use (ours)
 
 
 @dataclass(frozen=True)
 class Block:
-    """Part of the model. `moved`: norm of the change at strength 1 over the norm of the weights that it changes.
+    """A part of the model. `moved`: norm of the change at strength 1, relative to the norm of the changed weights.
 
-    `rank`, `used`: mean over its layers of the rank in the file and of the directions that hold `ENERGY` of the change;
-    None where the kind has none to count.
+    `rank`, `used`: averages over its layers of the rank in the file, and of the number of directions that hold
+    `ENERGY` of the change; None if the kind has no ranks.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Block:
 
 @torch.no_grad()
 def blocks_of(lora: WithLora) -> list[Block]:
-    """In the order of the network; text encoders first."""
+    """The blocks in network order, text encoders first."""
     groups: dict[str, list[Placed]] = {}
     for item in lora.placement.placed:
         block = lora.components.network.block(item.path) if item.part == "unet" else item.part
@@ -48,7 +48,7 @@ def _measured(name: str, items: Sequence[Placed], lora: WithLora) -> Block:
             original = lora.original(weight).to(lora.device, torch.float32)
             change = item.changes(original, "weight")
             if change is not None:
-                added += float(change.double().square().sum())  # also of numbers whose squares exceed float32
+                added += float(change.double().square().sum())  # float64, because squares may exceed float32
                 base += float(original.double().square().sum())
         if item.rank is not None:
             ranks.append(item.rank)
@@ -59,7 +59,7 @@ def _measured(name: str, items: Sequence[Placed], lora: WithLora) -> Block:
 
 
 def _directions(values: torch.Tensor) -> int:
-    """The fewest singular directions that hold `ENERGY` of the squared norm; 0 of no change at all."""
+    """The fewest singular directions that hold `ENERGY` of the squared norm; 0 if there is no change."""
     energy = values.double().square()
     total = float(energy.sum())
     return 0 if total == 0 else int((energy.cumsum(0) < ENERGY * total).sum()) + 1

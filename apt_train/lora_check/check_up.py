@@ -1,4 +1,4 @@
-"""The check-up in order: the LoRA is found on the model, measured at each strength, and a strength is named.
+"""Runs a check-up: places the LoRA on the model, measures it at each strength, and recommends a strength.
 
 In: from a LoRA to a `CheckUp`. Not in: what is measured when (`strengths`), the rule (`recommend`), words (`verdict`),
 the sheet (`sheet`).
@@ -27,14 +27,14 @@ def check_up(
     images: ImageSet | None = None,
     busy: Busy = lambda done, total: None,
 ) -> CheckUp:
-    """Look a LoRA over on its model, which comes back as it was.
+    """Check a LoRA on its model, which is restored afterwards.
 
     Args:
-        images: the pictures it was trained on, with captions; None: what needs them is not measured.
-        busy: called before each picture that is encoded, and each call of the network; what it raises ends the work.
+        images: its training pictures, with captions; None: measures that need them are skipped.
+        busy: called before each picture is encoded and before each network call; if it raises, the work ends.
 
     Raises:
-        InputError: the LoRA is another model's; a caption, size or precision that cannot be; too little memory.
+        InputError: the LoRA is for another model; an invalid caption, size or precision; too little memory.
     """
     asked = asked or Asked()
     try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `inspect`. Numbers that cannot be are left to the check-up, which says it better."""
+    """The options of `inspect`. The check-up itself validates numbers, with better messages."""
     add = parser.add_argument
     add("file", help="the LoRA, a .safetensors from APT Train or any other trainer (LoRA, LoCon, DoRA, LoHa, LoKr)")
     add("--checkpoint", required=True, help="the model it is for: a diffusers folder or a .safetensors (SD1.5, SDXL)")
@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--strengths", nargs="+", type=float, metavar="NUMBER", help="strengths to try (default: 0.4 0.6 0.8 1.0 1.2)")
     add("--draws", type=int, help="noises per picture and noise level; more is surer (default: 2)")
     add("--sample-steps", type=int, default=20, help="sampling steps of each sample; 0: none (default: 20)")
-    add("--seed", type=int, help="of the samples (default: 0)")
+    add("--seed", type=int, help="seed of the samples (default: 0)")
     add("--resolution", type=int, default=0, help="pixels of a side; 0: the model's own (default)")
     add("--precision", default="auto", metavar="auto|fp32|bf16|fp16", help="auto: fp16 on a GPU, else fp32")
     add("--background", help="colour under transparent pictures (default: white)")
@@ -52,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def inspect(options: argparse.Namespace, output: Path) -> int:
-    """Look the LoRA over, print the verdict, and write `check_up.png` and `check_up.json` into `output`."""
+    """Check the LoRA, print the verdict, and write `check_up.png` and `check_up.json` into `output`."""
     from ..console.progress import Progress
     from ..disk.files import check_writable
     from ..training.plan import resolve_device
@@ -66,7 +66,7 @@ def inspect(options: argparse.Namespace, output: Path) -> int:
     if options.images is not None and absolute(output).resolve() == absolute(expanded(options.images)).resolve():
         raise InputError(f"--out is {output}, among the pictures, where the sheet would be trained on: give another.")
     check_writable(output)
-    lora = read_lora(options.file)  # refused before gigabytes are read
+    lora = read_lora(options.file)  # may refuse, so before reading gigabytes
     subject = _subject(options, lora)
     with Progress(options.device) as progress:
         components, images = _loaded(options)
@@ -82,7 +82,7 @@ def inspect(options: argparse.Namespace, output: Path) -> int:
 
 
 def _asked(options: argparse.Namespace) -> Asked:
-    """InputError: a value that cannot be, or an option that without another one does nothing."""
+    """The request. InputError: an invalid value, or an option that has no effect without another one."""
     from .findings import PROMPT, STRENGTHS, Asked
 
     for name, needed, is_there in (
@@ -106,7 +106,7 @@ def _asked(options: argparse.Namespace) -> Asked:
 
 
 def _subject(options: argparse.Namespace, lora: LoraFile) -> Subject:
-    """With the learned word of `--embedding`, or of the file beside the LoRA where its trigger asks for one."""
+    """The subject, with the learned word of `--embedding`, or of the file beside the LoRA if its trigger names it."""
     from ..disk.tensor_file import read_tensors
     from ..text.captions import EMBEDDING, learned_name
     from .subject import Subject

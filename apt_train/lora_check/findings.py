@@ -1,4 +1,4 @@
-"""What is asked of a check-up, and what it finds: plain data for the rule, the words, the sheet and JSON."""
+"""A check-up's request and its results: plain data for the rule, the words, the sheet and JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .subject import Subject
 
 STRENGTHS = (0.4, 0.6, 0.8, 1.0, 1.2)
 PROMPT = "a photo of {subject}"
-MOST_STRENGTHS = 20  # for which a page has room
+MOST_STRENGTHS = 20  # as many as fit on a page
 _RANGES = {
     "resolution": (0, 4096), "draws": (1, 64), "bins": (1, 1000), "rows": (0, 1024), "sample_steps": (0, 1000),
     "seed": (0, 2**64 - 1),
@@ -28,13 +28,13 @@ _RANGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """How a LoRA is to be looked at.
+    """How to check a LoRA.
 
-    `strengths`: each is tried once, from the lowest. `prompt`: what samples are drawn of, and without pictures the
-    drift is measured on. `unrelated`: prompts that leave the subject out. `resolution`: pixels of a side; 0: the
-    model's own. `draws`: noises per picture and noise level. `sample_steps`: 0: no samples.
+    `strengths`: each is tried once, from the lowest. `prompt`: what samples show; without pictures, drift is measured
+    on it too. `unrelated`: prompts without the subject. `resolution`: pixels per side; 0: the model's own. `draws`:
+    noises per picture and noise level. `sample_steps`: 0: no samples.
 
-    InputError: a value that cannot be.
+    InputError: an invalid value.
     """
 
     strengths: tuple[float, ...] = STRENGTHS
@@ -43,7 +43,7 @@ class Asked:
     resolution: int = 0
     draws: int = 2
     bins: int = 10
-    rows: int = 0  # samples in one call of the network; 0: by its size
+    rows: int = 0  # samples per network call; 0: depends on its size
     sample_steps: int = 20
     guidance: float = 5.0
     seed: int = 0
@@ -76,10 +76,10 @@ class Asked:
 class AtStrength:
     """What the LoRA does at one strength.
 
-    `gain`: on the pictures; None: there are none. `subject`, `bare`, `unrelated`: drifts (mean squared difference of
-    epsilon) on the subject's prompts, on the same with the bare class word, on prompts about other things. `ratio`:
-    unrelated over subject, as in training. `spill`, `bare_spill`: unrelated and bare drift, as a share of what leaving
-    the prompt out would change. `alignment`, `context`: see `looks.Looks`.
+    `gain`: on the pictures; None without pictures. `subject`, `bare`, `unrelated`: drifts (mean squared difference of
+    epsilon) on the subject's prompts, on the same with just the class word, on unrelated prompts. `ratio`: unrelated
+    over subject, as in training. `spill`, `bare_spill`: unrelated and bare drift, relative to the change from leaving
+    the prompt out. `alignment`, `context`: see `looks.Looks`.
     """
 
     strength: float
@@ -96,7 +96,7 @@ class AtStrength:
 
 @dataclass(frozen=True)
 class CheckUp:
-    """All that was found. `samples`: the prior's picture, then one per strength."""
+    """All findings. `samples`: the prior's picture, then one per strength."""
 
     lora: LoraFile
     placement: Placement

@@ -1,4 +1,4 @@
-"""What a LoRA file's tensors add to a layer's weight: the formulas of the kinds that are read.
+"""The change that a LoRA file's tensors make to a layer's weight: one formula per supported kind.
 
 LoRA (arXiv 2106.09685), also on convolutions and with a middle part; DoRA (2402.09353); LoHa (2108.06098), LoKr
 (2309.14859); plain differences. In: tensors -> the change at full strength. Not in: names and files (`lora_file`).
@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-Parts = Mapping[str, Tensor]  # a layer's tensors by their names in `PARTS`
+Parts = Mapping[str, Tensor]  # a layer's tensors, by the values of `PARTS`
 
 PARTS: dict[str, str] = {
     **{end: "down" for end in ("lora_down.weight", "lora_A.weight", "lora_A.default.weight", "lora.down.weight")},
@@ -29,11 +29,11 @@ PARTS: dict[str, str] = {
     "diff_b": "bias",
     "b_norm": "bias",
 }
-"""The end of a key in a file -> what it is."""
+"""The end of a key in a file -> the part it holds."""
 
 
 def kind_of(parts: Parts) -> str | None:
-    """`LoRA`, `DoRA`, `LoHa`, `LoKr` or `difference`; None: the parts make none of them."""
+    """`LoRA`, `DoRA`, `LoHa`, `LoKr` or `difference`; None: the parts form none of them."""
     names = set(parts)
     if {"up", "down"} <= names:
         return "DoRA" if "dora" in names else "LoRA"
@@ -45,7 +45,7 @@ def kind_of(parts: Parts) -> str | None:
 
 
 def rank_of(parts: Parts) -> int | None:
-    """The rank that the layer was given; None: its kind has none."""
+    """The layer's rank; None: its kind has none."""
     for name, dimension in (("down", 0), ("hada_w1_b", 0), ("lokr_w2_b", 0), ("lokr_w1_b", 0)):
         if name in parts:
             return int(parts[name].shape[dimension])
@@ -53,9 +53,9 @@ def rank_of(parts: Parts) -> int | None:
 
 
 def change(parts: Parts, base: Tensor) -> Tensor:
-    """What is added to the weight `base` at strength 1, float32 of its shape on its device.
+    """The change to the weight `base` at strength 1, float32 of its shape on its device.
 
-    Linear in the strength for every kind, as hosts apply them: of a DoRA the whole difference to `base` is scaled.
+    Every kind is linear in the strength, as hosts apply it: for a DoRA the whole difference to `base` is scaled.
     ValueError or RuntimeError: the tensors do not fit each other or the weight.
     """
     tensors = {name: tensor.to(base.device, torch.float32) for name, tensor in parts.items()}
@@ -66,16 +66,16 @@ def change(parts: Parts, base: Tensor) -> Tensor:
 
 
 def singular_values(parts: Parts) -> Tensor | None:
-    """Of a LoRA's change, falling, by its two thin factors; None: it is of another kind."""
+    """The singular values of a LoRA's change, descending, from its two thin factors; None for another kind."""
     if kind_of(parts) != "LoRA" or "mid" in parts:
         return None
-    up, down = (parts[name].double().flatten(1) for name in ("up", "down"))  # whose product may exceed float32
+    up, down = (parts[name].double().flatten(1) for name in ("up", "down"))  # the product may exceed float32
     small = cast("Tensor", torch.linalg.qr(up, mode="r").R @ torch.linalg.qr(down.T, mode="r").R.T)
     return (cast("Tensor", torch.linalg.svdvals(small)) * abs(_scale(parts))).float()
 
 
 def _scale(parts: Parts) -> float:
-    """alpha / rank; 1 where there is no alpha, or nothing that has a rank."""
+    """alpha / rank; 1 if there is no alpha, or the kind has no rank."""
     rank = rank_of(parts)
     return float(parts["alpha"]) / rank if "alpha" in parts and rank else 1.0
 
@@ -112,7 +112,7 @@ def _tucker(core: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _decomposed(base: Tensor, added: Tensor, magnitude: Tensor) -> Tensor:
-    """Rows or columns of base + added at the given magnitudes, less base."""
+    """base + added, its rows or columns rescaled to the given magnitudes, minus base."""
     moved = (base + added).flatten(1)
     by_row = magnitude.numel() == len(moved) and not (magnitude.ndim > 1 and magnitude.shape[0] == 1)
     if by_row:

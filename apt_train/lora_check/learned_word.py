@@ -1,4 +1,4 @@
-"""A learned word's rows, from its file to the model that reads them."""
+"""A learned word's rows: read from its file and put on a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..text.tokens import Vocabulary
 
 
 def checked_rows(words: str, embedding: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tables among an embedding file's tensors. InputError: there is none, or one that was broken in training."""
+    """The tables in an embedding file. InputError: there is none, or training broke one."""
     rows = {key: tensor for key, tensor in embedding.items() if tensor.ndim == 2 and tensor.is_floating_point()}
     if not any(len(table) for table in rows.values()):
         raise InputError(f"The file of {words} holds no learned word: give its embedding as .safetensors.")
@@ -24,7 +24,7 @@ def checked_rows(words: str, embedding: Mapping[str, Tensor]) -> dict[str, Tenso
 
 
 def identifier_of(embedding: Mapping[str, Tensor], components: Components, trigger: str, class_word: str) -> Identifier:
-    """Its rows on a model. InputError: they are another model's."""
+    """The word's rows on a model. InputError: they are for another model."""
     rows: list[Tensor] = []
     ids: list[list[int]] = []
     keys: list[str] = []

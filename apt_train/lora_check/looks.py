@@ -1,4 +1,4 @@
-"""Where the model as it stands looks, against the prior: attention over matched columns, as training aligns it."""
+"""Where the model looks, relative to the prior: attention over matched columns, as training aligns it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _NO_WORDS = {START_LABEL, SUBJECT_LABEL, END_LABEL, REST_LABEL}
 
 @dataclass(frozen=True)
 class Looks:
-    """`alignment`: 1 for the prior's attention, 0 for one that shares no token. `context`: attention on the prompt's
-    other words, as a multiple of the prior's."""
+    """`alignment`: 1: the prior's attention; 0: no overlap with it. `context`: attention on the prompt's other words,
+    relative to the prior's."""
 
     alignment: float
     context: float | None
 
 
 class Looking:
-    """At a middle noise level of each trail. To be made while the model is the prior."""
+    """Reads attention at a middle noise level of each trail. Create it while the model is the prior."""
 
     def __init__(self, sampler: Sampler, capture: Capture, conditioner: Conditioner, trails: list[Trail]) -> None:
         self._sampler, self._capture, self._trails = sampler, capture, trails
@@ -50,7 +50,7 @@ class Looking:
 
     @torch.no_grad()
     def _maps(self, conditioner: Conditioner, trail: Trail, *, tuned: bool) -> tuple[list[Tensor], list[list[str]]]:
-        """Maps (N, heads, positions, columns) by layer on the CPU, and the columns' labels of each prompt."""
+        """Maps (N, heads, positions, columns) per layer, on the CPU, and each prompt's column labels."""
         texts, trajectory = trail
         time, noisy, _ = trajectory[len(trajectory) // 2]
         text, nothing = conditioner.encode(texts, tuned=tuned), conditioner.encode([""], tuned=False)
@@ -61,7 +61,7 @@ class Looking:
 
 
 def capture_of(sampler: Sampler) -> Capture | None:
-    """Of the decoder's attention, or of all there is; None: the network has none to read."""
+    """Captures the decoder's attention, otherwise any; None: the network has no attention."""
     network, unet = sampler.components.network, sampler.components.unet
     layers = next((part for part in ("up", "all") if network.attention(unet, part)), None)  # type: ignore[arg-type]
     return None if layers is None else Capture(network, unet, attention=[layers])  # type: ignore[list-item]

@@ -1,4 +1,4 @@
-"""A LoRA's tensors sorted by layer, and what the file says of itself. Whose layers they are is `placing`'s business."""
+"""A LoRA file's tensors sorted by layer, and its metadata. Finding the layers on a model is up to `placing`."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ _ENDS = sorted(PARTS, key=len, reverse=True)
 
 @dataclass(frozen=True)
 class LoraFile:
-    """`layers`: parts (as `formulas.PARTS` calls them) by the layer's name in the file; `unread`: other keys.
+    """`layers`: parts (values of `formulas.PARTS`) by the layer's name in the file; `unread`: other keys.
 
-    Every part is of floats, of whatever size, and an alpha is one number.
+    Every part is floating-point, of any size, and an alpha is a single number.
     """
 
     name: str
     layers: dict[str, dict[str, Tensor]]
     unread: list[str] = field(default_factory=list[str])
     metadata: dict[str, str] = field(default_factory=dict[str, str])
-    embedding: Path | None = None  # of a learned word, where one lies beside the file
+    embedding: Path | None = None  # a learned word beside the file, if any
 
     @property
     def class_word(self) -> str:
-        """As the file says it; empty: it does not."""
+        """The class word in the file; empty: none."""
         return self.metadata.get("apt_class_word", "")
 
     @property
     def trigger(self) -> str:
-        """As the file says it; empty: it does not."""
+        """The trigger in the file; empty: none."""
         return self.metadata.get("modelspec.trigger_phrase", "")
 
     @property
     def dtype(self) -> str:
-        """What most of its numbers are in."""
+        """The most common dtype of its numbers."""
         count: Counter[str] = Counter()
         for parts in self.layers.values():
             for tensor in parts.values():
@@ -52,7 +52,7 @@ class LoraFile:
 
 
 def read_lora(given: str | Path) -> LoraFile:
-    """A safetensors file. InputError: no such file, a pickle, damaged, or nothing in it that is a LoRA."""
+    """Read a safetensors file. InputError: no such file, a pickle, damaged, or no LoRA in it."""
     path = expanded(given, "The LoRA")
     file = open_tensor_file(path)
     if len(file.shapes) > MOST_TENSORS:
@@ -64,7 +64,7 @@ def read_lora(given: str | Path) -> LoraFile:
 def sorted_lora(
     tensors: Mapping[str, Tensor], name: str, metadata: Mapping[str, str] | None = None, embedding: Path | None = None
 ) -> LoraFile:
-    """The same of tensors by key, as a host's wire carries them. InputError: nothing in them is a LoRA."""
+    """Likewise from tensors by key, as a host's wire carries them. InputError: there is no LoRA among them."""
     layers: dict[str, dict[str, Tensor]] = {}
     unread: list[str] = []
     for key, tensor in tensors.items():
@@ -81,7 +81,7 @@ def sorted_lora(
 
 
 def _can_be_computed(parts: Mapping[str, Tensor]) -> bool:
-    """Whether its numbers are floats of any size, as whole ones are packed in ways of their own; an alpha is one."""
+    """Whether all parts are floats, since integers are packed in their own ways, and an alpha is a single number."""
     alpha = parts.get("alpha")
     if alpha is not None and (alpha.numel() != 1 or alpha.is_complex()):
         return False
@@ -89,12 +89,12 @@ def _can_be_computed(parts: Mapping[str, Tensor]) -> bool:
 
 
 def _split(key: str) -> tuple[str, str] | None:
-    """The layer's name and the part; None: it is no part that is known."""
+    """The layer's name and the part; None: an unknown part."""
     for end in _ENDS:
         if not key.endswith(f".{end}"):
             continue
         layer, part = key.removesuffix(f".{end}"), PARTS[end]
-        if part == "diff" and layer.endswith(".bias"):  # ComfyUI's own training names a bias so
+        if part == "diff" and layer.endswith(".bias"):  # how ComfyUI's own training names a bias
             return layer.removesuffix(".bias"), "bias"
         return layer.removesuffix(".weight"), part
     for end, part in (("_lora.down.weight", "down"), ("_lora.up.weight", "up")):  # diffusers' attention processors

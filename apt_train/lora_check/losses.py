@@ -1,4 +1,4 @@
-"""How well the model as it stands predicts the training pictures, always on the same noise: the indicator's losses."""
+"""How well the model predicts the training pictures, always on the same noise: the indicator's losses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .with_lora import check_finite
 
 
 class Losses:
-    """Without pictures there are none: (bins, 0)."""
+    """Losses at any strength; without pictures they are empty, (bins, 0)."""
 
     def __init__(self, sampler: Sampler, pictures: Pictures | None, asked: Asked) -> None:
         self._sampler, self._pictures, self._bins = sampler, pictures, asked.bins
@@ -30,12 +30,12 @@ class Losses:
 
     @property
     def calls(self) -> int:
-        """How often `at` calls the network."""
+        """The number of network calls of `at`."""
         return sum(-(-len(group) // self._sampler.batch_size) for group in self._samples)
 
     @torch.no_grad()
     def at(self, strength: float, conditioner: Conditioner) -> Tensor:
-        """Squared error of epsilon, float64 (bins, draws x pictures). At strength 0 the prior's."""
+        """Squared errors of epsilon, float64 (bins, draws x pictures); at strength 0 the prior's."""
         found = torch.zeros(self._bins, sum(map(len, self._samples)) // self._bins, dtype=torch.float64)
         filled = [0] * self._bins
         for batch, bins in self._batches():
@@ -47,7 +47,7 @@ class Losses:
         return found
 
     def _batches(self) -> Iterator[tuple[Batch, list[int]]]:
-        """Of one picture each, with the bins."""
+        """Batches that each show one picture, with the bin of each sample."""
         if self._pictures is None:
             return
         rows, device = self._sampler.batch_size, torch.device(self._sampler.device)
@@ -56,7 +56,7 @@ class Losses:
                 yield self._pictures.batch([sample for sample, _ in chunk], device), [level for _, level in chunk]
 
     def _errors(self, conditioner: Conditioner, batch: Batch, *, tuned: bool) -> Tensor:
-        """float32 (N,), unweighted and unmasked, as the indicator takes them."""
+        """Float32 (N,), unweighted and unmasked, as the indicator observes them."""
         components, text = self._sampler.components, conditioner.encode(batch.captions, tuned=tuned)
         schedule = components.schedule
         noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)

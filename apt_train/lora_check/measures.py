@@ -1,9 +1,9 @@
-"""What a LoRA does at one strength, against the prior on the same noise: losses, drift, attention.
+"""What a LoRA does at one strength, compared with the prior on the same noise: losses, drift, attention.
 
-All measures are training's own: the indicator's loss gap (`losses`), the drift along the prior's guided trajectories
-(`trails`), attention over matched columns (`looks`). No weight is trained here.
+All measures are those of training: the indicator's loss gap (`losses`), the drift along the prior's guided trajectories
+(`trails`), attention over matched columns (`looks`). Nothing is trained here.
 
-In: a model at one strength -> an `AtStrength`. Not in: which strengths (`strengths`), what follows (`recommend`).
+In: a model at one strength -> an `AtStrength`. Not in: which strengths (`strengths`), the conclusion (`recommend`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .trails import Trails
 
 
 class Measures:
-    """Of a model at whatever strength it has when it is asked. `begin` comes first."""
+    """Measures the model at its current strength. Call `begin` first."""
 
     def __init__(self, sampler: Sampler, pictures: Pictures | None, prompts: Prompts, asked: Asked) -> None:
         self._sampler, self._prompts = sampler, prompts
@@ -34,21 +34,21 @@ class Measures:
 
     @property
     def calls(self) -> tuple[int, int]:
-        """How often the network is called: for the prior, and at each strength."""
+        """The number of network calls: for the prior, and per strength."""
         rows = self._sampler.batch_size
         making, measuring = Trails.calls(self._prompts, rows)
         looks = -(-len(self._prompts.named) // rows) if self._capture else 0
         return self._losses.calls + making + looks, self._losses.calls + measuring + looks
 
     def begin(self, conditioner: Conditioner) -> None:
-        """The prior's own. To be called while the model is the prior."""
+        """Measure the prior. Call it while the model is the prior."""
         self._trails = Trails(self._sampler, conditioner, self._prompts)
         if self._capture is not None:
             self._looking = Looking(self._sampler, self._capture, conditioner, self._trails.named)
         self._prior_losses = self._losses.at(0, conditioner)
 
     def at(self, strength: float, conditioner: Conditioner) -> AtStrength:
-        """Of the model as it is now. InputError: at this strength it gives no numbers."""
+        """Measure the current model. InputError: at this strength its output is not finite."""
         assert self._trails is not None, "begin comes first"
         losses = self._losses.at(strength, conditioner)
         drifts, (named, others) = self._trails.drifts(strength, conditioner), self._trails.scale

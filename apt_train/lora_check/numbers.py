@@ -11,7 +11,7 @@ from .verdict import paragraphs
 
 
 def as_dict(found: CheckUp) -> dict[str, Any]:
-    """Everything that was measured, and what was left out."""
+    """Everything that was measured or ignored."""
     placed = found.placement.placed
     return {
         "lora": found.lora.name,
@@ -43,5 +43,5 @@ def as_dict(found: CheckUp) -> dict[str, Any]:
 
 
 def as_json(found: CheckUp) -> str:
-    """The same as text."""
+    """`as_dict` as text."""
     return json.dumps(as_dict(found), indent=1, ensure_ascii=False) + "\n"

@@ -1,6 +1,6 @@
-"""The pictures that a LoRA was trained on, as training reads them, and the noise they are tried with.
+"""A LoRA's training pictures, prepared as in training, and the noise they are tried with.
 
-In: pictures -> latents, samples, batches. Not in: what the model makes of them (`losses`).
+In: pictures -> latents, samples, batches. Not in: the model's predictions on them (`losses`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Pictures:
-    """As latents, with their captions (`{subject}` in them) and what is to be said of them."""
+    """Latents with captions (which hold `{subject}`), and notes about the pictures."""
 
     bank: LatentBank
     captions: list[str]
@@ -36,7 +36,7 @@ class Pictures:
     notes: list[str]
 
     def samples(self, bins: int, draws: int, timestep_at: Callable[[float], int]) -> list[list[tuple[Sample, int]]]:
-        """Per picture `draws` noises in each bin, at noise levels spread evenly in it, with the bin.
+        """Per picture `draws` noises in each bin, at evenly spread noise levels, each with its bin.
 
         `timestep_at`: the timestep of a noise level in [0, 1].
         """
@@ -58,7 +58,7 @@ class Pictures:
 def read_pictures(
     images: ImageSet, lora: WithLora, subject: Subject, asked: Asked, side: int, busy: Callable[[], object]
 ) -> Pictures:
-    """At most `MOST` of them, encoded in squares of about `side` pixels; `busy` is called before each.
+    """Encode at most `MOST` of the pictures in squares of about `side` pixels; `busy` is called before each.
 
     InputError: a picture or a caption that cannot be trained on.
     """
@@ -79,7 +79,7 @@ def read_pictures(
 
 
 def _some(images: ImageSet, most: int) -> ImageSet:
-    """At most so many, spread evenly."""
+    """At most this many pictures, evenly spread."""
     count = len(images.images)
     if count <= most:
         return images

@@ -1,6 +1,6 @@
-"""A LoRA file's layers found on a model: what each changes there, and what has no place.
+"""Finds a LoRA file's layers on a model: what each one changes, and which have no place.
 
-In: names -> layers, shapes checked. Not in: changing the model (`with_lora`).
+In: names -> layers, shape checks. Not in: changing the model (`with_lora`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ..families.components import Components
 from .formulas import change, kind_of, rank_of
 from .lora_file import LoraFile
 
-MOSTLY = 0.5  # no more than this share of a file's layers found: it is another model's (ours)
+MOSTLY = 0.5  # if no more than this share of a file's layers is found, it is for another model (ours)
 
 
 @dataclass(frozen=True)
 class Placed:
-    """One layer's tensors and where they act. `part`: `unet`, or `text encoder 1` ..."""
+    """One layer's tensors and where they apply. `part`: `unet`, or `text encoder 1` ..."""
 
     name: str  # in the file
     part: str
@@ -38,7 +38,7 @@ class Placed:
         return rank_of(self.parts)
 
     def changes(self, base: Tensor, of: str) -> Tensor | None:
-        """What is added to the layer's `weight` or `bias` (`of`) at strength 1, float32; None: nothing."""
+        """The change to the layer's `weight` or `bias` (`of`) at strength 1, float32; None: no change."""
         if of == "bias":
             bias = self.parts.get("bias")
             return None if bias is None else bias.to(base.device, torch.float32).reshape(base.shape)
@@ -48,9 +48,9 @@ class Placed:
 
 @dataclass(frozen=True)
 class Placement:
-    """`unplaced`: layers of the file that the model lacks; `unfit`: those whose shapes are other ones.
+    """`unplaced`: layers of the file that the model lacks; `unfit`: those with other shapes.
 
-    `broken`: those that hold values that are no numbers.
+    `broken`: those with values that are not finite.
     """
 
     placed: list[Placed]
@@ -60,12 +60,12 @@ class Placement:
 
     @property
     def ranks(self) -> list[int]:
-        """Each once, rising."""
+        """The distinct ranks, ascending."""
         return sorted({item.rank for item in self.placed if item.rank is not None})
 
     @property
     def alphas(self) -> list[float]:
-        """Each once, rising."""
+        """The distinct alphas, ascending."""
         return sorted({float(item.parts["alpha"]) for item in self.placed if "alpha" in item.parts})
 
     @property
@@ -74,7 +74,7 @@ class Placement:
 
 
 def place(lora: LoraFile, components: Components) -> Placement:
-    """Find every layer of the file. InputError: most of them are not this model's, or hold no numbers."""
+    """Find every layer of the file. InputError: most are not this model's, or are not finite."""
     known = dict(_known(components))
     placed: list[Placed] = []
     unplaced: list[str] = []
@@ -103,7 +103,7 @@ def place(lora: LoraFile, components: Components) -> Placement:
 
 
 def _known(components: Components) -> Iterator[tuple[str, tuple[str, str, nn.Module]]]:
-    """Every name in a file -> (part, path, layer)."""
+    """Every possible name in a file -> (part, path, layer)."""
     words = components.family.file_words
     for name, path in words.network_names(components.unet).items():
         yield name, ("unet", path, components.unet.get_submodule(path))
@@ -114,7 +114,7 @@ def _known(components: Components) -> Iterator[tuple[str, tuple[str, str, nn.Mod
 
 
 def _fits(item: Placed) -> bool:
-    """Whether the formulas can be worked out, on shapes alone."""
+    """Whether the formulas can be computed, tried on shapes only."""
     hollow = {name: tensor if name == "alpha" else tensor.to("meta") for name, tensor in item.parts.items()}
     try:
         for of in ("weight", "bias"):

@@ -1,4 +1,4 @@
-"""The prompts that a LoRA is tried on: some name its subject, as many speak of other things."""
+"""The prompts a LoRA is tried on: some name its subject, as many are about other things."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .subject import Subject
 
 @dataclass(frozen=True)
 class Prompts:
-    """`named`: with `{subject}`, as many as `unrelated` ones."""
+    """`named`: prompts with `{subject}`, as many as `unrelated` ones."""
 
     named: list[str]
     unrelated: list[str]
 
 
 def prompts_of(asked: Asked, subject: Subject, captions: list[str]) -> Prompts:
-    """`named` are the captions that do; where none does, the prompt of the samples.
+    """`named` are the captions with the subject, or if there is none the prompt of the samples.
 
-    InputError: no prompt is left that names the subject, or none that does not.
+    InputError: no prompt is left with the subject, or none without it.
     """
     unrelated = unrelated_prompts(asked.unrelated or OutputConfig().drift_prompts, subject.class_word)
     if not unrelated:

@@ -1,9 +1,9 @@
 """The strength to use a LoRA at, by a stated rule (ours; docs/log.md says what it was tried on).
 
-With pictures: the strength that predicts them best, where more of the LoRA begins to err again. So a LoRA of three
-times the alpha gets a third of the strength. Without: the usual 1, but no more than where prompts about other things
-change as much as if their prompt were left out (`MOST_SPILL`). A LoRA that exceeds this where it should be used is
-overfitted. Between the strengths measured, values are interpolated; at strength 0 a LoRA does nothing.
+With pictures: the strength that predicts them best; beyond it errors grow again. So a LoRA with three times the alpha
+gets a third of the strength. Without pictures: the usual 1, but no more than where unrelated prompts change as much as
+if their text were left out (`MOST_SPILL`). A LoRA that exceeds this limit at its intended strength is overfitted.
+Values between measured strengths are interpolated; at strength 0 a LoRA does nothing.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ if TYPE_CHECKING:
 
 MOST_SPILL = 1.0
 USUAL = 1.0
-STEP = 0.05  # strengths are named in such steps
+STEP = 0.05  # recommended strengths are multiples of this
 
 Rule = Literal["gain", "usual", "nothing"]
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """`rule`: what named the strength; `nothing`: the LoRA changes nothing.
+    """`rule`: what determined the strength; `nothing`: the LoRA changes nothing.
 
-    `gentle`: the strength at which the spill reaches `MOST_SPILL`; None: it stays below. `open_ended`: more strength
-    than was measured may do better; `below`: what to use may lie below the lowest strength that was measured.
+    `gentle`: the strength at which the spill reaches `MOST_SPILL`; None: it never does. `open_ended`: higher strengths
+    than measured may do better; `below`: the right strength may be below the lowest one measured.
     """
 
     strength: float
     rule: Rule
-    spill: float  # at the usual strength, or at that of the pictures
+    spill: float  # at the usual strength, or at the best for the pictures
     gentle: float | None = None
     open_ended: bool = False
     below: bool = False
 
     @property
     def overfitted(self) -> bool:
-        """Whether it overruns prompts about other things at the strength that it was made for."""
+        """Whether it overruns unrelated prompts at its intended strength."""
         return self.spill > MOST_SPILL
 
 
 def recommended(points: Sequence[AtStrength]) -> Recommendation:
-    """For points in the order of their strengths, at least one."""
+    """The recommendation from at least one point, in order of strength."""
     gains = [(0.0, 0.0), *((point.strength, _gain(point)) for point in points)]
     spills = [(0.0, 0.0), *((point.strength, point.spill) for point in points)]
     if not any(spill > 0 for _, spill in spills):
@@ -62,7 +62,7 @@ def recommended(points: Sequence[AtStrength]) -> Recommendation:
 
 
 def known_gain(points: Sequence[AtStrength]) -> bool:
-    """Whether the LoRA predicts the pictures better than chance at some strength."""
+    """Whether at some strength the LoRA predicts the pictures better than chance."""
     return any(point.gain is not None and point.gain.is_known for point in points)
 
 
@@ -75,7 +75,7 @@ def _named(strength: float) -> float:
 
 
 def _peak(values: Sequence[tuple[float, float]]) -> float:
-    """Where the parabola through the highest value and its neighbours is highest; the last strength if that is best."""
+    """The top of the parabola through the highest value and its neighbours; at the edge the highest value itself."""
     best = max(range(len(values)), key=lambda place: values[place][1])
     if best in (0, len(values) - 1):
         return values[best][0]
@@ -89,7 +89,7 @@ def _rounded(strength: float | None) -> float | None:
 
 
 def _first_at(values: Sequence[tuple[float, float]], goal: float) -> float | None:
-    """Where the line through the values first reaches the goal; None: it never does."""
+    """Where linear interpolation first reaches the goal; None: it never does."""
     for (before, low), (after, high) in zip(values, values[1:], strict=False):
         if high >= goal > low:
             return float(np.interp(goal, (low, high), (before, after)))

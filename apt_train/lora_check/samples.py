@@ -1,4 +1,4 @@
-"""The sample that shows what a number means: one picture of the prompt, by the model as it stands."""
+"""The sample that illustrates the numbers: one picture of the prompt from the model in its current state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .subject import Subject
 def drawn(
     sampler: Sampler, conditioner: Conditioner, subject: Subject, asked: Asked, *, tuned: bool
 ) -> list[Image.Image]:
-    """One picture, or none where none are wanted."""
+    """One picture, or none if none are wanted."""
     if not asked.sample_steps:
         return []
     with torch.no_grad(), vae_on(sampler.components, torch.device(sampler.device)):

@@ -1,6 +1,6 @@
 """The check-up on one page: samples by strength, the gain by noise level, drift, attention, blocks.
 
-In: drawing, in letters that stay legible at 70%. Not in: numbers (`check_up`), sentences (`verdict`).
+In: drawing, with letters that stay legible at 70%. Not in: numbers (`findings`), sentences (`verdict`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .verdict import headline, nearest, paragraphs
 
 WIDTH = 1400  # pixels
 LETTERS = 12.5
-_SIZES = (LETTERS + 0.5, LETTERS, LETTERS - 1)  # of a chart's title, its axes' names, its ticks
+_SIZES = (LETTERS + 0.5, LETTERS, LETTERS - 1)  # font sizes of a chart's title, its axis labels, its ticks
 _LEGEND: dict[str, Any] = {"fontsize": LETTERS - 1.5, "frameon": False}
 _MARKS: dict[str, Any] = {"marker": "o", "markersize": 5, "linewidth": 2}
 _PICKED: dict[str, Any] = {"color": as_hex(INK), "linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 0}
@@ -36,7 +36,7 @@ def sheet(found: CheckUp, width: int = WIDTH) -> Image.Image:
 
 
 def sheet_figure(found: CheckUp) -> Figure:
-    """The page as a figure of 14 inches' width."""
+    """The page as a figure 14 inches wide."""
     words = "\n".join(textwrap.wrap(paragraphs(found)[0].removeprefix(headline(found)).strip(), 118))
     heights = [0.9 + 0.24 * (words.count("\n") + 1), 2.9 if found.samples else 0.0, 4.4, 3.9]
     shown = [height for height in heights if height]
@@ -61,7 +61,7 @@ def _head(place: SubFigure, found: CheckUp, words: str) -> None:
 
 
 def _samples(place: SubFigure, found: CheckUp) -> None:
-    """The prior's picture and one per strength, the one nearest to the pick framed."""
+    """The prior's picture and one per strength; the one nearest to the recommendation is framed."""
     titles = ["without it", *(f"{point.strength:g}" for point in found.points)]
     axes = place.subplots(1, len(titles), squeeze=False)[0]
     for spot, title, picture in zip(axes, titles, found.samples, strict=False):
@@ -88,11 +88,11 @@ def _by_strength(place: SubFigure, found: CheckUp) -> None:
         right.plot(strengths, values, label=name, color=as_hex(colour), **_MARKS)
     _strengths(right, found, "How far it leaves the model", "squared difference of epsilon")
     right.legend(**_LEGEND)
-    right.set_ylim(0, 1.4 * max(1e-9, *(value for _, values, _ in lines for value in values)))  # room for the legend
+    right.set_ylim(0, 1.4 * max(1e-9, *(value for _, values, _ in lines for value in values)))  # for the legend
 
 
 def _gain_map(axes: Axes, found: CheckUp) -> None:
-    """Levels x strengths, each field with its number: red is better than without the LoRA, blue worse."""
+    """Levels x strengths, each cell with its number: red is better than without the LoRA, blue worse."""
     levels = [point.gain.levels for point in found.points if point.gain is not None]
     gains = cast("NDArray[np.float64]", np.array(levels).T)
     most = max(0.01, float(np.abs(gains).max()))

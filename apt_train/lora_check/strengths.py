@@ -1,4 +1,4 @@
-"""One strength after the other: each is measured and drawn, lower ones too where the one to use lies below.
+"""Measures and samples one strength after another, adding lower ones if the recommendation lies below.
 
 In: what is measured when. Not in: the measures (`measures`), the rule (`recommend`).
 """
@@ -23,14 +23,14 @@ from .samples import drawn
 from .subject import Subject
 from .with_lora import WithLora
 
-LOWER = 3  # times that the lowest strength is halved where the one to use lies below it
+LOWER = 3  # how often the lowest strength may be halved while the recommendation lies below it
 LOWEST = 0.1
 
-Busy = Callable[[int, int], object]  # calls of the network that have ended, and all of them
+Busy = Callable[[int, int], object]  # (finished network calls, all of them)
 
 
 class Strengths:
-    """A LoRA's strengths under way. `points` and `samples` (the prior's first) fill as `measure` goes on."""
+    """A LoRA's strengths in progress. `measure` fills `points` and `samples` (the prior's first)."""
 
     def __init__(self, ready: WithLora, subject: Subject, asked: Asked, images: ImageSet | None, busy: Busy) -> None:
         self._ready, self._subject, self._asked, self._busy = ready, subject, asked, busy
@@ -51,7 +51,7 @@ class Strengths:
         return recommended(self.points)
 
     def measure(self) -> None:
-        """All that is asked. InputError: the model gives no numbers at a strength."""
+        """Measure everything requested. InputError: at some strength the model's output is not finite."""
         with self._counted():
             with self._ready.prior():
                 self._measures.begin(self._shared)
@@ -69,7 +69,7 @@ class Strengths:
 
     def _at(self, strength: float) -> tuple[AtStrength, list[Image.Image]]:
         with self._ready.at(strength):
-            # A LoRA on the text encoders changes what every text is read as.
+            # A LoRA on the text encoders changes the encoding of every text.
             changes = self._ready.placement.changes_text
             conditioner = self._subject.conditioner(self._ready.components) if changes else self._shared
             point = self._measures.at(strength, conditioner)
@@ -82,7 +82,7 @@ class Strengths:
 
     @contextlib.contextmanager
     def _counted(self) -> Generator[None]:
-        """Inside the block `busy` is called before each call of the network."""
+        """Inside the block `busy` is called before each network call."""
         prior, each = self._measures.calls
         drawing, count = self._asked.sample_steps, len(self._asked.strengths)
         total, done = prior + drawing + count * (each + drawing), itertools.count()

@@ -1,6 +1,6 @@
-"""What a LoRA's subject is called: its class word, its trigger, a learned word's rows; and texts read with them.
+"""A LoRA's subject: its class word, its trigger, a learned word's rows; and texts encoded with them.
 
-In: the words, from what is given or what the file says. Not in: measuring (`probe`).
+In: the words, as given or from the file. Not in: measuring (`measures`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .lora_file import LoraFile
 
 @dataclass(frozen=True)
 class Subject:
-    """`trigger`: what the tuned model reads for `{subject}`; `class_word`: what the prior reads there.
+    """`trigger`: the tuned model's words for `{subject}`; `class_word`: the prior's.
 
-    `embedding`: a learned word's rows by text encoder (`clip_l`, `clip_g`), which stand for the trigger.
+    `embedding`: a learned word's rows per text encoder (`clip_l`, `clip_g`), used as the trigger.
     """
 
     class_word: str
@@ -37,9 +37,9 @@ class Subject:
     def of(
         lora: LoraFile, class_word: str = "", trigger: str = "", embedding: Mapping[str, Tensor] | None = None
     ) -> Subject:
-        """What is not given is taken from the file, as APT Train writes it; no trigger at all is the class word.
+        """Whatever is not given comes from the file, as APT Train writes it; without a trigger the class word is used.
 
-        InputError: no class word, one that no prompt can have, or a learned word without its rows.
+        InputError: no class word, one that no prompt can contain, or a learned word without its rows.
         """
         word = " ".join(class_word.split()) or _words_of(lora.class_word)
         if not word:
@@ -62,14 +62,14 @@ class Subject:
 
     @property
     def name(self) -> str:
-        """What captions may call it: the trigger without what training puts around a name."""
+        """What captions may call it: the trigger without the additions that training makes to a name."""
         learned = learned_name(self.trigger)
         if learned is not None:
             return learned.removesuffix(EMBEDDING_SUFFIX) or self.trigger
         return self.trigger.removesuffix(f" {self.class_word}")
 
     def conditioner(self, components: Components) -> Conditioner:
-        """Reads texts as the model's encoders do at this moment. InputError: the embedding is another model's."""
+        """Encodes texts with the encoders' current weights. InputError: the embedding is for another model."""
         identifier = (
             None if self.embedding is None else identifier_of(self.embedding, components, self.trigger, self.class_word)
         )
@@ -78,11 +78,11 @@ class Subject:
         )
 
     def caption(self, text: str) -> str:
-        """With `{subject}` as training has it; a text that does not name the subject stays as it is."""
+        """The text with `{subject}` as in training; a text without the subject stays as it is."""
         plain = " ".join(text.split())
         return marked_caption(plain, name=self.name, class_word=self.class_word) or plain
 
 
 def _words_of(said: str) -> str:
-    """What a file says, which may be anything, as words for a terminal and a page."""
+    """Text from a file, which may be anything, made safe for a terminal and a page."""
     return " ".join(printable(" ".join(said.split())).split())

@@ -1,4 +1,4 @@
-"""How far the model as it stands has left the prior, along the prior's own trajectories: training's drift.
+"""How far the model has moved from the prior, along the prior's own trajectories: the drift of training.
 
 In: the distances. Not in: the trajectories themselves (`sample.trajectories`).
 """
@@ -21,17 +21,18 @@ Trail = tuple[list[str], Trajectory]  # some prompts and the prior's trajectory 
 
 @dataclass(frozen=True)
 class Drifts:
-    """Mean squared difference of epsilon from the prior, by noise level of the trajectory, float32 (levels,)."""
+    """Mean squared difference of epsilon from the prior, per noise level of the trajectory, float32 (levels,)."""
 
-    subject: Tensor  # the subject's prompts, read with the trigger
-    bare: Tensor  # the same prompts, read with the class word alone
+    subject: Tensor  # the subject's prompts, with the trigger
+    bare: Tensor  # the same prompts, with just the class word
     unrelated: Tensor
 
 
 class Trails:
-    """The prior's trajectories for all prompts. To be made while the model is the prior.
+    """The prior's trajectories for all prompts. Create it while the model is the prior.
 
-    `scale`: how far the prior itself moves without the prompt, by level: on the subject's prompts, on unrelated ones.
+    `scale`: how far the prior itself moves if the prompt is left out, per level: on the subject's prompts, and on
+    unrelated ones.
     """
 
     def __init__(self, sampler: Sampler, conditioner: Conditioner, prompts: Prompts) -> None:
@@ -46,13 +47,13 @@ class Trails:
 
     @staticmethod
     def calls(prompts: Prompts, rows: int) -> tuple[int, int]:
-        """How often the network is called to make them, and to measure once."""
+        """The number of network calls to make the trajectories, and to measure once."""
         batches, (making, measuring) = -(-len(prompts.named) // rows), trajectory_calls()
         return 2 * batches * (making + measuring), 3 * batches * measuring
 
     @torch.no_grad()
     def drifts(self, strength: float, conditioner: Conditioner) -> Drifts:
-        """Of the model as it is now. InputError: at this strength it gives no numbers."""
+        """The drifts of the current model. InputError: at this strength its output is not finite."""
         found = Drifts(
             self._moved(conditioner, self.named, tuned=True),
             self._moved(conditioner, self.named, tuned=False),
@@ -71,7 +72,7 @@ class Trails:
 
     @torch.no_grad()
     def _moved(self, conditioner: Conditioner, trails: list[Trail], *, tuned: bool, empty: bool = False) -> Tensor:
-        """Mean squared difference from the prior at each point, float32 (points,). `empty`: without the prompt."""
+        """Mean squared difference from the prior at each point, float32 (points,). `empty`: with an empty prompt."""
         read = [([""] * len(texts) if empty else texts, trajectory) for texts, trajectory in trails]
         found = [self._trajectories.moved(conditioner, trajectory, texts, tuned=tuned) for texts, trajectory in read]
         return torch.cat(found, dim=1).mean(dim=1)

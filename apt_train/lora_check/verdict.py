@@ -1,6 +1,6 @@
-"""A check-up in words: the strength, why, what it does and what it costs, and what these numbers cannot see.
+"""A check-up in words: the strength, why, what the LoRA does and costs, and what these numbers cannot show.
 
-In: sentences. Not in: numbers of its own (`check_up`), the rule (`recommend`).
+In: sentences. Not in: the numbers (`findings`), the rule (`recommend`).
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from .placing import Placement
 from .recommend import USUAL, Recommendation, known_gain
 
 Say = Callable[[str], str]
-FEW_RANKS = 0.5  # the file has twice the ranks that it uses: worth saying (ours)
-SAME_AS_BARE = 0.8  # the bare class word moves nearly as far as the trigger (ours)
+FEW_RANKS = 0.5  # worth a remark if the LoRA uses less than this share of its ranks (ours)
+SAME_AS_BARE = 0.8  # from here on the bare class word moves nearly as far as the trigger (ours)
 
 
 def paragraphs(found: CheckUp, say: Say = str) -> list[str]:
-    """The parts of the verdict, in order. `say`: what becomes of each sentence, as a translation."""
+    """The parts of the verdict, in order. `say`: applied to each sentence, for example to translate it."""
     parts = [_strength(found), _gain(found), _drift(found), _attention(found), _weights(found), _misfits(found)]
     parts += [found.notes, _blind(found)]
     return [" ".join(map(say, part)) for part in parts if part]
 
 
 def headline(found: CheckUp) -> str:
-    """The strength in one sentence."""
+    """The recommended strength in one sentence."""
     return f"Use it at strength {found.recommendation.strength:g}."
 
 
 def nearest(found: CheckUp) -> AtStrength:
-    """What was measured closest to the recommended strength."""
+    """The measurement closest to the recommended strength."""
     return min(found.points, key=lambda point: abs(point.strength - found.recommendation.strength))
 
 

@@ -1,6 +1,6 @@
-"""One network as the prior and with a LoRA at any strength: what measuring asks for, without knowing whose LoRA it is.
+"""One network, switchable between the prior and a LoRA at any strength, for measures that need not know the LoRA.
 
-The change is merged into the weights, as hosts do, so that every kind of file acts the same way.
+The change is merged into the weights, as hosts do it, so that every kind of file is treated the same.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .placing import Placed, Placement, place
 
 @dataclass
 class WithLora:
-    """`at(strength)` and `prior()` are context managers; outside of them the model is the prior.
+    """`at(strength)` and `prior()` are context managers; outside them the model is the prior.
 
-    `originals` stay where they were, on the CPU and perhaps mapped from a file: they are never written to.
+    `originals` stay where they were, on the CPU and perhaps mapped from a file. They are never written to.
     """
 
     components: Components
@@ -35,7 +35,7 @@ class WithLora:
 
     @contextlib.contextmanager
     def at(self, strength: float) -> Generator[None]:
-        """Inside the block the LoRA acts at this strength. InputError: the weights overflow there."""
+        """Inside the block the LoRA is merged at this strength; afterwards the weights are restored."""
         try:
             if strength:
                 for item in self.placement.placed:
@@ -49,7 +49,7 @@ class WithLora:
 
     @contextlib.contextmanager
     def prior(self) -> Generator[None]:
-        """Inside the block the model is as the checkpoint has it, to the bit."""
+        """Inside the block the model is bit for bit the checkpoint's."""
         yield
 
     def original(self, parameter: nn.Parameter) -> Tensor:
@@ -65,7 +65,7 @@ class WithLora:
 
 
 def _parameters(item: Placed) -> dict[str, nn.Parameter]:
-    """The layer's own that the file changes."""
+    """The layer's own parameters that the file changes."""
     found = {of: getattr(item.layer, of, None) for of in ("weight", "bias")}
     wanted = {"weight": set(item.parts) - {"bias", "alpha"}, "bias": set(item.parts) & {"bias"}}
     return {of: p for of, p in found.items() if isinstance(p, nn.Parameter) and wanted[of]}
@@ -75,9 +75,9 @@ def _parameters(item: Placed) -> dict[str, nn.Parameter]:
 def lora_ready(
     components: Components, lora: LoraFile, device: str | torch.device | None, precision: str
 ) -> Generator[WithLora]:
-    """The model on the device in that precision; when the block ends its weights are those that came in.
+    """The model on the device in this precision; afterwards it has its original weights.
 
-    InputError: the LoRA is another model's.
+    InputError: the LoRA is for another model.
     """
     where = resolve_device(device)
     placement, dtype = place(lora, components), working_dtype(precision, where)
@@ -88,7 +88,7 @@ def lora_ready(
     try:
         for module in modules:
             module.requires_grad_(False).eval()
-            nn.Module.to(module, where, dtype)  # diffusers' own `to` warns about a cast that is meant
+            nn.Module.to(module, where, dtype)  # diffusers' own `to` would warn about this intended cast
         yield WithLora(components, placement, originals, where, dtype)
     finally:
         for parameter, data in originals.items():
@@ -99,7 +99,7 @@ def lora_ready(
 
 
 def working_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What a check-up computes in. `auto`: float16 on a CUDA GPU, else float32.
+    """The dtype of a check-up. `auto`: float16 on a CUDA GPU, otherwise float32.
 
     In bfloat16, merging a LoRA into the weights would round much of it away (ours).
     """
@@ -107,7 +107,7 @@ def working_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def check_finite(values: Tensor, strength: float) -> None:
-    """InputError: the network gives no numbers at this strength."""
+    """InputError: the network's output is not finite at this strength."""
     if not bool(values.isfinite().all()):
         what = f"with the LoRA at strength {strength:g}" if strength else "without the LoRA"
         raise InputError(f"The model gives values that are no numbers {what}: use fp32, or another checkpoint.")

@@ -1,1 +1,1 @@
-"""What is wrong with a set of pictures, said before they are trained on."""
+"""Finds problems in a set of pictures before it is trained on."""

@@ -1,6 +1,6 @@
-"""What the captions leave unsaid, and so is learned as part of the subject.
+"""What captions leave unsaid, and training therefore learns as part of the subject.
 
-In: the words of captions alone; no model reads them. Not in: what training makes of a caption (`text.captions`).
+In: the captions' words only; no model reads them. Not in: how training uses a caption (`text.captions`).
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from ..text.captions import EMBEDDING, SUBJECT, mark_embedding, marked_caption
 from .finding import Finding, named
 from .look import Look
 
-# Words that say nothing of what else is in a picture.
+# Words that say nothing about what else is in a picture.
 _EMPTY = frozenset(
     """a an the this that my our of in on at by with and or is it its as for to from very one some photo photograph
     photography picture image shot snapshot portrait closeup close up close-up view rendering render drawing painting
     illustration sketch depiction cropped good bad nice clean dark bright cool weird rendition showing""".split()
-)  # the last are of DreamBooth's and textual inversion's usual templates
+)  # the last ones come from the usual templates of DreamBooth and textual inversion
 
 
 @dataclass(frozen=True)
 class Called:
-    """What captions may call the subject. `class_word`: empty: not known, so that only the name can be searched for."""
+    """What captions may call the subject. `class_word`: empty if unknown; then only the name can be searched for."""
 
     name: str
     class_word: str
 
 
-def said_of_the_rest(caption: str | None, called: Called | None) -> set[str]:
-    """The caption's words that are neither the subject nor a filling."""
+def described_words(caption: str | None, called: Called | None) -> set[str]:
+    """The caption's words that are neither the subject nor filler."""
     text = mark_embedding(caption or "", name=called.name) if called else caption or ""
     subject = {word.lower() for word in (f"{called.name} {called.class_word}".split() if called else ())}
     words = re.findall(r"[\w'-]+", re.sub(rf"\{{\w+\}}|{EMBEDDING}\S+", " ", text).lower())
@@ -38,7 +38,7 @@ def said_of_the_rest(caption: str | None, called: Called | None) -> set[str]:
 
 
 def names_subject(look: Look, called: Called | None) -> bool | None:
-    """Whether training takes the caption; None: without a class word nobody knows."""
+    """Whether training accepts the caption; None: unknown without a class word."""
     if not look.caption or SUBJECT in look.caption:
         return True
     if called is None:
@@ -49,12 +49,12 @@ def names_subject(look: Look, called: Called | None) -> bool | None:
 
 
 def named_by_all(looks: Sequence[Look], places: Sequence[int], called: Called | None) -> set[str]:
-    """The words that the captions of all these pictures have beside the subject."""
-    return set[str].intersection(*(said_of_the_rest(looks[place].caption, called) for place in places))
+    """The words that the captions of all these pictures share, besides the subject."""
+    return set[str].intersection(*(described_words(looks[place].caption, called) for place in places))
 
 
 def caption_findings(looks: Sequence[Look], called: Called | None, backgrounds: Sequence[int]) -> Iterator[Finding]:
-    """`backgrounds`: the pictures in front of one background. `called`: what the subject is called, if known."""
+    """Findings about captions. `backgrounds`: pictures with a common background. `called`: the names, if known."""
     names = [look.name for look in looks]
     refused = [i for i, look in enumerate(looks) if names_subject(look, called) is False]
     if refused:
@@ -68,7 +68,7 @@ def caption_findings(looks: Sequence[Look], called: Called | None, backgrounds: 
     if not any(look.caption for look in looks):
         return
     yield from _missing(looks, names)
-    bare = [i for i, look in enumerate(looks) if look.caption and not said_of_the_rest(look.caption, called)]
+    bare = [i for i, look in enumerate(looks) if look.caption and not described_words(look.caption, called)]
     if bare:
         yield Finding(
             "background not named",
@@ -91,9 +91,9 @@ def _missing(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
 
 
 def _identical(looks: Sequence[Look], called: Called | None, backgrounds: Sequence[int]) -> Iterator[Finding]:
-    """Not in front of one background, which one caption can well name."""
+    """Skipped for a common background, which one caption may well describe."""
     captions = {" ".join((look.caption or "").lower().split()) for look in looks}
-    same = len(looks) > 1 and len(captions) == 1 and said_of_the_rest(looks[0].caption, called)
+    same = len(looks) > 1 and len(captions) == 1 and described_words(looks[0].caption, called)
     if same and not backgrounds:
         yield Finding(
             "same caption",

@@ -1,7 +1,6 @@
-"""One picture as the trainer will see it, in the few numbers that the findings are made of.
+"""One picture as the trainer will see it, reduced to the few numbers that the findings use.
 
-In: what is measured of the crop at the training size, and of its mask. Not in: what is made of the numbers
-(`pictures`, `masks`).
+In: measurements of the crop at training size, and of its mask. Not in: what the numbers mean (`pictures`, `masks`).
 """
 
 from __future__ import annotations
@@ -21,49 +20,49 @@ from ..data.pictures import resize_mask, to_image
 
 Floats = NDArray[np.float64]
 
-TILE = 240  # pixels: what a picture is shown at
-THUMB = 16  # cells a side: enough to know a picture again, too few to see a slight shift
-GRID = 64  # pixels a side of the picture whose surroundings are looked at
-_RING = 0.18  # of a side: what counts as surroundings where no mask says so
-_LEAST_SURROUNDINGS = 0.1  # share of a picture outside its mask, below which the ring is taken
+TILE = 240  # pixels: the size of a picture on the sheet
+THUMB = 16  # cells per side: enough to recognise a picture, too few to notice a slight shift
+GRID = 64  # pixels per side of the picture whose surroundings are measured
+_RING = 0.18  # share of a side that counts as surroundings without a mask
+_LEAST_SURROUNDINGS = 0.1  # if less than this share is outside the mask, the ring is used
 _COLOURS = (6, 12, 12)  # steps of brightness, red against green, yellow against blue
-_COARSE = 4  # times smaller: the size at which a blurred picture is sharp
-_TILES = 4  # a side; the sharpest of them counts, as a background may well be out of focus
-_LEAST_SIDE = _TILES * _COARSE * 3  # pixels, so that each tile of the small picture has some
-_ROUNDING = 20 / 12  # what whole numbers alone add to the Laplacian's variance: 4^2 + 4 * 1^2, each with 1/12
-_LEAST_DETAIL = 20.0  # variance of a tile's coarse Laplacian, below which it is flat
+_COARSE = 4  # reduction at which a blurred picture becomes sharp
+_TILES = 4  # per side; only the sharpest counts, because a background may well be out of focus
+_LEAST_SIDE = _TILES * _COARSE * 3  # pixels, so that each tile of the reduced picture has some
+_ROUNDING = 20 / 12  # what rounding adds to the Laplacian's variance: 4^2 + 4 * 1^2, each times 1/12
+_LEAST_DETAIL = 20.0  # a tile is flat if its coarse Laplacian has less variance
 
 
 @dataclass(frozen=True)
 class Look:
-    """A picture's crop at the training size. Shares are of 1."""
+    """A picture's crop at training size. Shares are between 0 and 1."""
 
     name: str
     caption: str | None
     size: tuple[int, int]  # (height, width) of the file
     crop: Crop
-    lost: float  # share of the picture that the crop takes away
-    thumb: Floats  # (THUMB, THUMB, 3), mean 0 and length 1, all 0 where the picture has one colour
-    surroundings: Floats  # (colours,), square roots of shares: the dot product of two is their likeness
+    lost: float  # share of the picture that the crop removes
+    thumb: Floats  # (THUMB, THUMB, 3), mean 0 and length 1; all 0 for a single colour
+    surroundings: Floats  # (colours,), square roots of shares; the dot product of two is their similarity
     sharpness: float | None  # None: too flat to say
     mask: MaskLook | None
-    small: Image.Image  # the whole picture, TILE pixels on its longer side, at most
-    small_mask: Floats | None  # in [0, 1], as large as that
+    small: Image.Image  # the whole picture, at most TILE pixels on its longer side
+    small_mask: Floats | None  # in [0, 1], the size of `small`
 
 
 @dataclass(frozen=True)
 class MaskLook:
-    """A mask in numbers; white is what counts at least half as much as the most. Shares are of 1."""
+    """A mask in numbers. White means at least half the mask's maximum. Shares are between 0 and 1."""
 
     area: float  # share of the crop that is white
-    cut: float  # share of what is white that the crop takes away
+    cut: float  # share of the white area that the crop removes
     edges: tuple[float, ...]  # share of each edge of the whole picture that is white
     middle: float  # share of the middle third of the whole picture that is white
-    kept: Floats  # (GRID, GRID) in [0, 1]: the crop's
+    kept: Floats  # (GRID, GRID) in [0, 1]: the mask of the crop
 
 
 def look_at(image: TrainImage, sizes: list[tuple[int, int]]) -> Look:
-    """A picture at the nearest of these bucket sizes. InputError: its file is no longer what it was."""
+    """A picture at the nearest of these bucket sizes. InputError: its file has changed."""
     pixels, mask = image.read()
     mask = None if mask is None else mask / mask.max()  # a soft mask may have no white
     crop = crop_of(image.size, sizes)
@@ -87,7 +86,7 @@ def look_at(image: TrainImage, sizes: list[tuple[int, int]]) -> Look:
 
 
 def thumb_of(picture: Image.Image) -> Floats:
-    """The picture in a few cells, without its brightness and contrast."""
+    """The picture in a few cells, normalised for brightness and contrast."""
     cells = np.asarray(picture.resize((THUMB, THUMB), Image.Resampling.BOX), dtype=np.float64)
     cells = cells - cells.mean(axis=(0, 1))
     length = np.linalg.norm(cells)
@@ -95,9 +94,9 @@ def thumb_of(picture: Image.Image) -> Floats:
 
 
 def surroundings_of(picture: Image.Image, mask: Floats | None) -> Floats:
-    """How often each colour comes outside the mask, or without one near the edges; roots of shares.
+    """How often each colour occurs outside the mask, or without a mask near the edges; square roots of shares.
 
-    Neighbouring colours share a pixel, so that a little more light is still much the same.
+    A pixel is shared between neighbouring colours, so that slightly different light still gives a similar result.
     """
     cells = np.asarray(picture.resize((GRID, GRID), Image.Resampling.BOX), dtype=np.float64) / 255
     red, green, blue = cast("Sequence[Floats]", cells[_outside(mask)].T)
@@ -105,7 +104,7 @@ def surroundings_of(picture: Image.Image, mask: Floats | None) -> Floats:
     opponents: Floats = np.stack(
         [(red + green + blue) / 3, (red - green + 1) / 2, ((red + green) / 2 - blue + 1) / 2], axis=1
     )
-    # The middle of the two colour axes, where nearly all photographs lie, takes up their whole length.
+    # Stretch the middle of both colour axes, where nearly all photographs lie.
     places: Floats = (
         np.clip(
             np.stack([opponents[:, 0], *cast("Sequence[Floats]", 0.5 + (opponents[:, 1:].T - 0.5) / 0.6)], axis=1), 0, 1
@@ -121,11 +120,11 @@ def surroundings_of(picture: Image.Image, mask: Floats | None) -> Floats:
 
 
 def sharpness_of(picture: Image.Image) -> float | None:
-    """Variance of the Laplacian over that of the same picture at a quarter of its size, in the sharpest tile.
+    """Variance of the Laplacian over that of the picture at a quarter of its size, in the sharpest tile.
 
-    About 0.2 to 2 of photographs, whatever their contrast, as they hold about as much detail at every scale; below
-    0.06 where blur has taken the finest away. The plain variance (Pech-Pacheco et al. 2000) is that of the contrast
-    too. None: no tile has anything in it, or the picture is too small to tell.
+    About 0.2 to 2 for photographs, whatever their contrast, because they hold about as much detail at every scale;
+    below 0.06 if blur has removed the finest. The plain variance (Pech-Pacheco et al. 2000) depends on contrast too.
+    None: every tile is flat, or the picture is too small to tell.
     """
     grey = picture.convert("L")
     if min(grey.size) < _LEAST_SIDE:
@@ -137,7 +136,7 @@ def sharpness_of(picture: Image.Image) -> float | None:
 
 
 def _tile_variances(grey: Image.Image) -> Floats:
-    """Variance of the Laplacian in each tile."""
+    """Variance of the Laplacian per tile."""
     values = np.asarray(grey, dtype=np.float64)
     across = values[1:-1, :-2] + values[1:-1, 2:] + values[:-2, 1:-1] + values[2:, 1:-1]
     edges = 4 * values[1:-1, 1:-1] - across
@@ -146,7 +145,7 @@ def _tile_variances(grey: Image.Image) -> Floats:
 
 
 def _at_own_size(pixels: Tensor, crop: Crop) -> Image.Image:
-    """The crop without the enlargement, which is said by itself and is no fault of the photographer's."""
+    """The crop without enlargement, which is a separate finding and not the photographer's fault."""
     return to_image(pixels).crop([round(side) for side in crop.box])  # pyright: ignore[reportArgumentType]
 
 

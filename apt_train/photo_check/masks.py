@@ -1,6 +1,6 @@
-"""What is wrong with the masks, and what they say of the subject in its picture.
+"""Findings about masks, and about what they reveal of the subject in its picture.
 
-In: the thresholds, each with where it comes from. Not in: what is measured (`look`).
+In: the thresholds, each with its source. Not in: the measurements (`look`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from .finding import Finding, named
 from .look import Look, MaskLook
 
 # All ours.
-TINY = 0.04  # share of the crop: 160 of the 4096 latents of 512 pixels
+TINY = 0.04  # share of the crop: 160 of the 4096 latents at 512 pixels
 CUT = 0.1  # share of the subject
-ON_EDGE = 0.15  # share of an edge that the subject covers: a paw or a handle that touches it is no matter
-MOSTLY = 0.5  # share of the masked pictures that have to cut the subject off
-BORDER, HOLLOW = 0.75, 0.5  # of an inverted mask: the mean of the edges at least, and of the middle at most
+ON_EDGE = 0.15  # share of an edge that the subject covers; a paw or a handle touching it is fine
+MOSTLY = 0.5  # a finding needs more than this share of masked pictures that cut the subject off
+BORDER, HOLLOW = 0.75, 0.5  # of an inverted mask: least white share of the edges, most of the middle
 
 
 def mask_findings(looks: Sequence[Look]) -> Iterator[Finding]:
-    """Findings about the pictures that have a mask."""
+    """Findings about the pictures with a mask."""
     names = [look.name for look in looks]
     inverted = _where(looks, is_inverted)
     if inverted:
@@ -37,7 +37,7 @@ def mask_findings(looks: Sequence[Look]) -> Iterator[Finding]:
 
 
 def is_inverted(mask: MaskLook) -> bool:
-    """White all around and black in the middle, where the subject of most photographs is."""
+    """Whether a mask is white at the edges and black in the middle, where most photographs have their subject."""
     return sum(mask.edges) / len(mask.edges) > BORDER and mask.middle < HOLLOW
 
 
@@ -71,7 +71,7 @@ def _cut_by_crop(looks: Sequence[Look], names: list[str], upright: list[int]) ->
 
 
 def _cut_by_edge(looks: Sequence[Look], names: list[str], upright: list[int]) -> Iterator[Finding]:
-    """In most of them, as one close-up beside pictures of the whole is welcome."""
+    """Only if most pictures do it: one close-up among pictures of the whole subject is welcome."""
     found = [i for i in upright if (mask := looks[i].mask) and max(mask.edges) > ON_EDGE]
     if found and len(found) > MOSTLY * len(upright):
         yield Finding(

@@ -1,6 +1,6 @@
-"""What is wrong with the pictures themselves: too few, alike, blurred, enlarged, cropped, in one place.
+"""Findings about the pictures themselves: too few, duplicates, blurred, enlarged, cropped, all in one place.
 
-In: the thresholds, each with where it comes from. Not in: what is measured (`look`), masks and captions.
+In: the thresholds, each with its source. Not in: the measurements (`look`), masks and captions.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.buckets import TOLD_CROP
+from ..data.buckets import NOTED_CROP
 from ..wording import counted
 from .finding import Finding, named
 from .look import Look
 
-# All ours; `docs/check.md` says on how many pictures they were settled.
-FEW, MANY = 3, 30  # pictures: as `docs/recipes.md` has it
-SAME = 0.94  # likeness of thumbs: copies with other light or saved anew 0.99, 3% shifted 0.95; others at most 0.75
-ALIKE = 0.85  # likeness of surroundings: one place 0.94 and more, two of three drawn from all kinds below 0.73
-MOST = 0.8  # share of the pictures that one background has to have
-BLURRED = 0.06  # `sharpness_of`: sharp pictures 0.2 to 2 (1 in 100: 0.07), smoothed by 1.5 pixels 0.025
-ENLARGED = 1.2  # times; below, nobody sees it
+# All ours; `docs/check.md` says how many pictures they were tuned on.
+FEW, MANY = 3, 30  # pictures, as in `docs/recipes.md`
+SAME = 0.94  # similarity of thumbs: copies relit or re-saved 0.99, shifted by 3% 0.95; others at most 0.75
+ALIKE = 0.85  # similarity of surroundings: same place 0.94 or more, two of three random pictures below 0.73
+MOST = 0.8  # share of the pictures that must have the same background
+BLURRED = 0.06  # `sharpness_of`: sharp 0.2 to 2 (1 in 100: 0.07), smoothed by 1.5 pixels 0.025
+ENLARGED = 1.2  # times; less is invisible
 
 
 def picture_findings(looks: Sequence[Look], backgrounds: Sequence[int]) -> Iterator[Finding]:
-    """`backgrounds`: the pictures in front of one background, to be told of; none: nothing is to be said of it."""
+    """Findings about the pictures. `backgrounds`: those with one background, if that is to be reported; else empty."""
     names = [look.name for look in looks]
     yield from _count(len(looks))
     yield from _copies(looks, names)
@@ -44,7 +44,7 @@ def picture_findings(looks: Sequence[Look], backgrounds: Sequence[int]) -> Itera
 
 
 def one_background(looks: Sequence[Look]) -> list[int]:
-    """The pictures whose surroundings have the same colours, where these are all or nearly all; else none."""
+    """The pictures whose surroundings share the same colours, if these are nearly all of them; otherwise none."""
     surroundings = np.stack([look.surroundings for look in looks])
     alike = cast("NDArray[np.bool_]", surroundings @ surroundings.T > ALIKE)
     group = cast("list[int]", alike[int(alike.sum(axis=1).argmax())].nonzero()[0].tolist())
@@ -67,7 +67,7 @@ def _count(count: int) -> Iterator[Finding]:
 
 
 def _copies(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
-    """Pictures that are nearly one, and such as mirror each other."""
+    """Pictures that are nearly identical, or mirror images of each other."""
     thumbs = np.stack([look.thumb.ravel() for look in looks])
     mirrored = np.stack([look.thumb[:, ::-1].ravel() for look in looks])
     same = cast("NDArray[np.bool_]", thumbs @ thumbs.T > SAME)
@@ -89,7 +89,7 @@ def _copies(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
 
 
 def _groups(linked: NDArray[np.bool_]) -> Iterator[list[int]]:
-    """Places that are linked, directly or by others; a place alone is no group."""
+    """Indices linked directly or through others; a single index is no group."""
     seen: set[int] = set()
     for start in range(len(linked)):
         group, waiting = set[int](), [start]
@@ -127,8 +127,8 @@ def _enlarged(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
 
 
 def _cropped(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
-    """Not where a mask says that nothing of the subject is lost."""
-    found = [i for i, look in enumerate(looks) if look.lost > TOLD_CROP and look.mask is None]
+    """Skipped if a mask shows that no part of the subject is lost."""
+    found = [i for i, look in enumerate(looks) if look.lost > NOTED_CROP and look.mask is None]
     if found:
         shares = [f"loses {looks[i].lost:.0%}" for i in found]
         yield Finding(

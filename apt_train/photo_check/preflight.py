@@ -1,6 +1,6 @@
-"""A set of pictures looked through before it is trained on: all findings, and what could not be looked for.
+"""Checks a set of pictures before training: all findings, and what could not be checked.
 
-In: the order of things and their words. Not in: the findings themselves (`pictures`, `masks`, `captions`), the sheet.
+In: the order of checks, and their words. Not in: the findings themselves (`pictures`, `masks`, `captions`), the sheet.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from .look import Look, look_at
 from .masks import mask_findings
 from .pictures import one_background, picture_findings
 
-_FINEST = 8  # pixels of a latent: what a model asks for at least
+_FINEST = 8  # pixels per latent: the least that any model requires
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was found in a set of pictures."""
+    """The findings about a set of pictures."""
 
     looks: list[Look]
     resolution: int  # pixels
     findings: list[Finding]
     unchecked: list[str]  # sentences
-    notes: list[str]  # the reader's: what it left out, for example
+    notes: list[str]  # from reading the set: what was skipped, for example
 
     @property
     def heading(self) -> str:
@@ -39,7 +39,7 @@ class Preflight:
         return f"{findings} in {pictures} at {self.resolution} pixels.".capitalize()
 
     def lines(self, translate: Callable[[str], str] = str) -> list[str]:
-        """All of it, a line each."""
+        """Everything, one line each."""
         told = [translate(finding.text) for finding in self.findings]
         return [
             translate(self.heading),
@@ -57,16 +57,16 @@ def preflight(
     identifier: str = "",
     at_picture: Callable[[int, int], object] = lambda done, total: None,
 ) -> Preflight:
-    """Look through a set as it will be trained on.
+    """Check a set as it will be trained on.
 
     Args:
         resolution: pixels, as in the run's settings.
-        multiple: pixels, of which a bucket's sides are multiples; 0: 64, or 8 below a resolution of 512.
-        class_word, identifier: as in the run's settings, captions are searched for them; empty: not known.
-        at_picture: called before each picture with the number done and that of all; what it raises ends the work.
+        multiple: pixels that a bucket's sides are multiples of; 0: 64, or 8 below a resolution of 512.
+        class_word, identifier: as in the run's settings; captions are searched for them; empty: unknown.
+        at_picture: called before each picture with the number done and the total; if it raises, the work ends.
 
     Raises:
-        InputError: a resolution or a name that no run takes, or a picture that is no longer what it was.
+        InputError: a resolution or a name that no run accepts, or a picture that has changed.
     """
     called, sizes = called_of(class_word, identifier), sizes_of(resolution, multiple)
     looks: list[Look] = []
@@ -84,7 +84,7 @@ def preflight(
 
 
 def sizes_of(resolution: int, multiple: int) -> list[Size]:
-    """The sizes that such a run brings pictures to, (height, width). InputError: no run takes these settings."""
+    """The bucket sizes of such a run, (height, width). InputError: no run accepts these settings."""
     if resolution == 0:
         raise InputError("resolution is 0: give the size to train at, such as 512 for SD1.5 or 1024 for SDXL.")
     given = DataConfig(resolution=resolution, bucket_multiple=multiple)
@@ -92,7 +92,7 @@ def sizes_of(resolution: int, multiple: int) -> list[Size]:
 
 
 def called_of(class_word: str, identifier: str) -> Called | None:
-    """What such a run calls its subject; None: it is not known. InputError: no run takes these names."""
+    """The subject's names in such a run; None: unknown. InputError: no run accepts these names."""
     class_word = class_word.strip()
     if not class_word and not identifier:
         return None
@@ -101,7 +101,7 @@ def called_of(class_word: str, identifier: str) -> Called | None:
 
 
 def _is_accounted_for(looks: Sequence[Look], together: Sequence[int], called: Called | None) -> bool:
-    """Whether masks leave the one background out, or every caption says a word that may be its name."""
+    """Whether masks exclude the common background, or a word shared by all captions may name it."""
     masked = all(looks[place].mask is not None for place in together)
     return not together or masked or bool(named_by_all(looks, together, called))
 

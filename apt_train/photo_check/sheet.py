@@ -1,6 +1,6 @@
 """The contact sheet: every picture with its crop, mask and caption, and the findings in words and colour.
 
-In: drawing by Pillow alone. Not in: what is found (`preflight`).
+In: drawing, with Pillow only. Not in: the findings (`preflight`).
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, PngImagePlugin
 
 from ..disk.files import atomic_write
 from ..palette import BLUE, FAINT, INK, ORANGE, PAPER, Rgb
-from ..report.grid import Font, fit_label, font, one_beneath_another
+from ..report.grid import Font, fit_label, font, stacked_vertically
 from ..wording import counted
 from .finding import Finding
 from .look import TILE, Floats, Look
 from .preflight import Preflight
 
-COLUMNS, MOST = 3, 60  # pictures beside each other; pictures on a sheet
-TEXT = 21  # pixels: legible where the sheet is shown half as wide as it is
+COLUMNS, MOST = 3, 60  # pictures per row; pictures on a sheet
+TEXT = 21  # pixels: legible even if the sheet is shown at half its width
 RED: Rgb = (200, 30, 45)
 GREEN: Rgb = (26, 152, 80)
 GREY: Rgb = (105, 112, 122)
 _GAP, _MARGIN, _FRAME = 22, 16, 5
 WIDTH = COLUMNS * TILE + (COLUMNS - 1) * _GAP + 2 * _MARGIN
-_DIMMED = 0.72  # how much of what is cut away is paper
-_WASH = 0.45  # how much of what the mask leaves out is blue
+_DIMMED = 0.72  # opacity of the paper over what is cropped away
+_WASH = 0.45  # opacity of the blue over what the mask excludes
 _CAPTION_LINES = 4
-MARK = "Software", "apt-train check"  # in the file: what has it is drawn over, nothing else
+MARK = "Software", "apt-train check"  # in the file: only files with this mark are overwritten
 LEGEND = "Pale: cut away by the crop. Blue: left out by the mask."
 
 
 @dataclass(frozen=True)
 class _Line:
-    """Wrapped text in a colour, and whether a square of that colour stands before it."""
+    """Wrapped text in a colour, optionally with a square of that colour before it."""
 
     text: str
     colour: Rgb
@@ -44,17 +44,17 @@ class _Line:
 
 
 def contact_sheet(found: Preflight) -> Image.Image:
-    """RGB, 3 pictures wide; as high as there are pictures and findings. Words are in English."""
+    """RGB, 3 pictures wide; its height depends on pictures and findings. Words are in English."""
     face, shown = font(TEXT), found.looks[:MOST]
     tiles = [_tile(place, look, found.findings, face) for place, look in enumerate(shown)]
     rows = [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
     above = _text([_Line(found.heading, _worst(found.findings), True)], face)
     below = _text(_lines_below(found), face)
-    return one_beneath_another([above, *(_row(row) for row in rows), below])
+    return stacked_vertically([above, *(_row(row) for row in rows), below])
 
 
 def _row(tiles: Sequence[Image.Image]) -> Image.Image:
-    """Side by side, with a gap beneath."""
+    """Tiles side by side, with a gap beneath."""
     row = Image.new("RGB", (WIDTH, max(tile.height for tile in tiles) + _GAP), PAPER)
     for column, tile in enumerate(tiles):
         row.paste(tile, (_MARGIN + column * (TILE + _GAP), 0))
@@ -62,14 +62,14 @@ def _row(tiles: Sequence[Image.Image]) -> Image.Image:
 
 
 def write_sheet(found: Preflight, path: Path) -> None:
-    """The contact sheet as a PNG, over what lies there. InputError: it cannot be written."""
+    """Write the contact sheet as a PNG, overwriting any file there. InputError: it cannot be written."""
     sheet, about = contact_sheet(found), PngImagePlugin.PngInfo()
     about.add_text(*MARK)
     atomic_write(path, lambda draft: sheet.save(draft, "PNG", pnginfo=about))
 
 
 def colour_of(finding: Finding) -> Rgb:
-    """Red where the result is spoiled, else orange."""
+    """Red if the result is spoiled, otherwise orange."""
     return RED if finding.serious else ORANGE
 
 
@@ -115,7 +115,7 @@ def _tile(place: int, look: Look, findings: Sequence[Finding], face: Font) -> Im
 
 
 def _framed(look: Look, colour: Rgb) -> Image.Image:
-    """TILE pixels wide and high, the picture in the middle."""
+    """The picture centred in a frame of TILE x TILE pixels."""
     picture = _drawn(look)
     picture.thumbnail((TILE - 2 * _FRAME, TILE - 2 * _FRAME), Image.Resampling.LANCZOS)
     framed = Image.new("RGB", (TILE, TILE), PAPER)
@@ -127,7 +127,7 @@ def _framed(look: Look, colour: Rgb) -> Image.Image:
 
 
 def _drawn(look: Look) -> Image.Image:
-    """The whole picture, small: what the crop takes away dimmed, the mask's edge drawn."""
+    """The whole picture, small, with the cropped-away part dimmed and the mask's edge drawn."""
     picture = look.small.resize(_fitting(look.small.size), Image.Resampling.LANCZOS)
     if look.small_mask is not None:
         white = _white(look.small_mask, picture.size)
@@ -143,23 +143,23 @@ def _drawn(look: Look) -> Image.Image:
 
 
 def _fitting(size: tuple[int, int]) -> tuple[int, int]:
-    """Small pictures are drawn as large as the others."""
+    """A size with the longer side TILE, so that small pictures appear as large as others."""
     longest = max(size)
     return max(1, round(size[0] * TILE / longest)), max(1, round(size[1] * TILE / longest))
 
 
 def _white(mask: Floats, size: tuple[int, int]) -> Image.Image:
-    """Where a mask counts, at a picture's size."""
+    """The area where a mask counts, at a picture's size."""
     return Image.fromarray(((mask >= 0.5) * 255).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
 
 
 def _edge(white: Image.Image) -> Image.Image:
-    """Where a mask changes between black and white, as a mask of its own."""
+    """The border between black and white in a mask, as a mask of its own."""
     return ImageChops.subtract(white.filter(ImageFilter.MaxFilter(3)), white.filter(ImageFilter.MinFilter(5)))
 
 
 def _badge(pen: ImageDraw.ImageDraw, text: str, face: Font) -> None:
-    """The picture's number, as APT Train's sentences call it."""
+    """The picture's number, as used in APT Train's sentences."""
     width = round(face.getlength(text)) + 14
     pen.rectangle((0, 0, width, TEXT + 8), INK)
     pen.text((width / 2, TEXT / 2 + 4), text, PAPER, face, anchor="mm")
@@ -169,7 +169,7 @@ def _badge(pen: ImageDraw.ImageDraw, text: str, face: Font) -> None:
 
 
 def _text(lines: Sequence[_Line], face: Font) -> Image.Image:
-    """Paragraphs under each other, on the sheet's whole width."""
+    """Paragraphs beneath each other, over the sheet's full width."""
     line, square = round(TEXT * 1.3), TEXT + 9
     room = WIDTH - 2 * _MARGIN
     wrapped = [fit_label(_letters(item.text), room - square * item.marked, face) for item in lines]
@@ -186,5 +186,5 @@ def _text(lines: Sequence[_Line], face: Font) -> Image.Image:
 
 
 def _letters(text: str) -> str:
-    """Without what Pillow's typeface lacks."""
+    """Replace letters that Pillow's typeface lacks."""
     return "".join(letter if letter == "\n" or 32 <= ord(letter) < 0x250 else "?" for letter in text)

@@ -1,4 +1,4 @@
-"""The verdict on a run on paper: pictures, tables, words."""
+"""The report on a run: pictures, tables, words."""
 
 from .write import write_report
 

@@ -20,8 +20,8 @@ from .heat_map import heat_map
 
 TILE = 112  # pixels, the longer side of a map
 PER_ROW = 9
-COVERS = 0.85  # of a picture beneath a map, at the map's peak
-LEAST_WIDTH = 480  # pixels: room for the lines above and beneath, also where one token is shown
+COVERS = 0.85  # opacity of a map over a picture, at the map's peak
+LEAST_WIDTH = 480  # pixels: room for the text above and beneath, even for a single token
 LEGEND = "mean attention, prior > tuned; one scale per token; difference: blue less, red more than the prior"
 ROWS = ("prior", "tuned", "difference")
 
@@ -38,20 +38,20 @@ def attention_tiles(
     text_size: float = 13,
     over: bool = False,
 ) -> Image.Image:
-    """Rows prior | tuned | difference, one column per token; long captions go on in further rows.
+    """Rows prior | tuned | difference, one column per token; long captions continue in further rows.
 
     Args:
-        maps: attention of every token, the prior's and the tuned model's, float (columns, h, w), each in [0, 1].
+        maps: attention per token, the prior's and the tuned model's, float (columns, h, w), each in [0, 1].
         labels: one per column.
         image: the picture the maps belong to, shown as the first column.
         heading: lines above the tiles.
-        per_row: tokens beside each other, at most; fewer and larger letters suit where the sheet is shown small.
+        per_row: most tokens per row; use few and large letters if the sheet is shown small.
         text_size: of the labels, in pixels.
-        over: draw the maps over `image`, which then shows through where there is little attention.
+        over: draw the maps over `image`, which shows through where there is little attention.
 
-    In a column the prior's and the tuned map share one scale, from 0 to the larger one's peak, so that a token that
-    has been dimmed looks dim; the difference (tuned - prior) is blue for less and red for more, in full colour at half
-    that peak. Beneath the label stands the token's mean attention, prior > tuned.
+    In a column the prior's and the tuned map share one scale, from 0 to the higher peak. So a token that was dimmed
+    looks dim. The difference (tuned - prior) is blue for less and red for more, in full colour at half that
+    peak. Beneath the label is the token's mean attention, prior > tuned.
     """
     prior, tuned = (side.detach().float().cpu().numpy().astype(np.float64) for side in maps)
     assert prior.shape == tuned.shape and prior.ndim == 3 and len(prior) == len(labels), "a map and a label per column"
@@ -76,7 +76,7 @@ def _column(
 def _tile(
     values: NDArray[np.float64], size: tuple[int, int], beneath: Image.Image | None, *, signed: bool
 ) -> Image.Image:
-    """A map, alone or over a picture: the more attention, or the greater its change, the less shows through."""
+    """A map, alone or over a picture: the more attention, or the larger its change, the less shows through."""
     colours = heat_map(values, size, signed=signed, smooth=True)
     if beneath is None:
         return colours
@@ -86,7 +86,7 @@ def _tile(
 
 
 def _sheets(columns: list[_Column], titles: list[str], per_row: int, text_size: float) -> list[Image.Image]:
-    """As few sheets as hold the columns, evenly filled and equally wide."""
+    """The fewest sheets that hold the columns, evenly filled and equally wide."""
     beside = math.ceil(len(columns) / math.ceil(len(columns) / per_row))
     missing = -len(columns) % beside
     columns, titles = [*columns, *[(None,) * len(ROWS)] * missing], [*titles, *[""] * missing]
@@ -98,7 +98,7 @@ def _sheets(columns: list[_Column], titles: list[str], per_row: int, text_size: 
 
 
 def _stack(sheets: list[Image.Image], heading: Sequence[str], text_size: float) -> Image.Image:
-    """Sheets under each other, the heading above and the legend beneath them."""
+    """Sheets beneath each other, with the heading above and the legend below."""
     gap, margin, face, line = 14, 6, font(text_size - 1), round(text_size * 1.3)
     width = max(LEAST_WIDTH, *(sheet.width for sheet in sheets))
     above, below = (fit_label("\n".join(lines), width - 2 * margin, face) for lines in (heading, [LEGEND]))

@@ -1,7 +1,7 @@
-"""The filmstrip: a run's samples over its snapshots on one sheet, a row per prompt, the prior first.
+"""The filmstrip: a run's samples over its snapshots on one sheet, one row per prompt, the prior first.
 
-It is for choosing a snapshot by eye: the last one that still obeys the prompt that the pictures never show. In: placing
-what lies in `previews/`. Not in: drawing the samples (`sample.sampler`), lettering (`grid`).
+It helps choose a snapshot by eye: the last one that still obeys the prompt for something the pictures never show. In:
+arranging the files in `previews/`. Not in: drawing the samples (`sample.sampler`), labels (`grid`).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from ..run.preview_files import find_previews, read_preview
 from .grid import fit_label, font, labelled_grid
 
 TILE, LETTERS = 192, 16  # pixels
-MOST = 10  # snapshots shown, evenly picked, the last among them
+MOST = 10  # snapshots shown, evenly picked, including the last
 
 
 def write_filmstrip(folder: Path, config: TrainConfig) -> None:
-    """Draw a run folder's filmstrip anew; nothing where there are no samples. InputError: it cannot be written."""
+    """Redraw a run folder's filmstrip; does nothing without samples. InputError: it cannot be written."""
     strip = draw_filmstrip(folder, config)
     if strip is not None:
         atomic_write(folder / FILMSTRIP, partial(strip.save, format="PNG"))
 
 
 def draw_filmstrip(folder: Path, config: TrainConfig) -> Image.Image | None:
-    """The sheet as `previews/` now stands; None: it holds no sample. Samples of other prompts than the run's now are
-    left out, and so is what cannot be read."""
+    """The sheet from the current `previews/`; None: no samples. Samples of prompts that the run no longer has, and
+    unreadable ones, are skipped."""
     prompts = list(config.sampled_prompts)
     files = {(step, prompt, kind): path for step, prompt, kind, path in find_previews(folder / PREVIEWS)}
     steps = picked(sorted({step for step, _, kind in files if kind == "tuned"}))
@@ -44,12 +44,12 @@ def draw_filmstrip(folder: Path, config: TrainConfig) -> Image.Image | None:
 
 
 def prompt_label(config: TrainConfig, prompt: str) -> str:
-    """A sampled prompt as a sheet names it; the one that asks for what the pictures never show is marked."""
+    """A sampled prompt as labelled on a sheet; the unseen prompt is marked."""
     return f"unseen: {prompt}" if prompt and prompt == config.unseen_prompt else prompt
 
 
 def picked(steps: Sequence[int]) -> list[int]:
-    """At most `MOST` of the steps, evenly, the first and the last among them."""
+    """At most `MOST` of the steps, evenly spaced, including the first and the last."""
     if len(steps) <= MOST:
         return list(steps)
     return [steps[round(i * (len(steps) - 1) / (MOST - 1))] for i in range(MOST)]
@@ -64,7 +64,7 @@ def _row(
 
 
 def _tile(path: Path | None, prompt: str) -> Image.Image | None:
-    """None: no such file, none that can be read, or one of another prompt."""
+    """A sample; None: the file is missing, unreadable, or shows another prompt."""
     with contextlib.suppress(ValueError):
         found = None if path is None else read_preview(path)
         if found is not None and found[1] in (None, prompt):

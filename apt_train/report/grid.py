@@ -1,6 +1,6 @@
 """Labelled sheets of equally sized pictures.
 
-In: placing and lettering by Pillow alone. Not in: what the pictures are.
+In: layout and labels, with Pillow only. Not in: what the pictures show.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def font(size: float) -> Font:
-    """Pillow's own built-in typeface, so that a picture looks alike on every machine."""
+    """Pillow's built-in typeface, so that pictures look the same on every machine."""
     return ImageFont.load_default(size)
 
 
@@ -29,10 +29,10 @@ def labelled_grid(
     gap: int = 4,
     text_size: float = 14,
 ) -> Image.Image:
-    """Pictures of one size in rows and columns (None: an empty place), names to the left and above.
+    """Pictures of one size in rows and columns (None: an empty place), with labels to the left and above.
 
-    Long column labels are wrapped onto lines no wider than a picture. Of a row's label there are as many lines as a
-    picture is high, the last one `...` where there are more.
+    Long column labels are wrapped to the width of a picture. A row's label gets as many lines as fit beside a picture;
+    if there are more, the last one is `...`.
     """
     width, height = next(picture.size for row in rows for picture in row if picture is not None)
     face, line = font(text_size), round(text_size * 1.25)
@@ -54,8 +54,8 @@ def labelled_grid(
     return sheet
 
 
-def one_beneath_another(sheets: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of any sizes in one, at the left."""
+def stacked_vertically(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Pictures of any sizes in one column, aligned left."""
     size = max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)
     whole, top = Image.new("RGB", size, PAPER), 0
     for sheet in sheets:
@@ -65,7 +65,7 @@ def one_beneath_another(sheets: Sequence[Image.Image]) -> Image.Image:
 
 
 def fit_label(label: str, width: float, face: Font) -> str:
-    """The label on as many lines as keep it within `width` pixels; words longer than that lose their middle."""
+    """The label wrapped to lines of at most `width` pixels; longer words lose their middle."""
     lines: list[str] = []
     for paragraph in label.split("\n"):
         lines.append("")
@@ -79,7 +79,7 @@ def fit_label(label: str, width: float, face: Font) -> str:
 
 
 def _cut(label: str, most: int) -> str:
-    """At most so many of its lines, the first one in any case."""
+    """At most this many of the label's lines, but at least the first."""
     lines = label.split("\n")
     return label if len(lines) <= most else "\n".join([*lines[: max(1, most - 1)], "..."])
 
@@ -93,5 +93,5 @@ def _shorten(word: str, width: float, face: Font) -> str:
 
 
 def _without_middle(word: str, keep: int) -> str:
-    """All but so many of its letters, with `..` in their place."""
+    """The word reduced to this many letters, with `..` in place of its middle."""
     return f"{word[: (keep + 1) // 2]}..{word[len(word) - keep // 2 :]}"

@@ -1,6 +1,6 @@
-"""The one heat map of all pictures: numbers as coloured fields.
+"""The one heat map that all pictures use: numbers as coloured cells.
 
-In: numbers -> picture. Not in: axes, names and scales around it; the colours themselves (`palette`).
+In: numbers -> picture. Not in: axes, labels and scales around it; the colours themselves (`palette`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def heat_map(
 ) -> Image.Image:
     """Values (rows, columns) in [0, 1], `signed` in [-1, 1], first row on top -> picture of `size` (width, height).
 
-    Without a size one pixel per value. Fields have hard edges, or are `smooth`.
+    Without a size there is one pixel per value. Cells have hard edges unless `smooth`.
     """
     picture = Image.fromarray(diverging(values) if signed else heat(values))
     return picture.resize(size or picture.size, Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST)

@@ -1,6 +1,6 @@
-"""Small charts drawn fast enough for every step of a run: the indicator as a map, and the loss.
+"""Small charts that are fast enough to draw at every step of a run: the indicator as a map, and the loss.
 
-In: Pillow and numpy alone, some 10 ms a picture. Not in: the report's figures (`plots`).
+In: Pillow and numpy only, about 10 ms per picture. Not in: the report's figures (`plots`).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from ..verdict.run_log import Floats, block_means, moving_average
 from .grid import font
 from .heat_map import heat_map
 
-OVERSAMPLE = 2  # Pillow draws hard edges; drawn twice as large and shrunk they are smooth
+OVERSAMPLE = 2  # Pillow draws hard edges; drawing at twice the size and shrinking smooths them
 
 _Frame = tuple[int, int, int, int]  # left, top, right, bottom
 
 
 def heat_image(gamma: ArrayLike, width: int = 512, height: int = 256) -> Image.Image:
-    """The overfitting indicator so far, (steps, bins) in [0, 1], as a map: a row per bin, noisiest on top.
+    """The overfitting indicator so far, (steps, bins) in [0, 1], as a map: one row per bin, noisiest on top.
 
-    Steps run from left to right over the whole width; the colour scale stands at the right.
+    Steps run from left to right over the full width; the colour scale is on the right.
     """
     values = np.asarray(gamma, dtype=np.float64)
     steps, bins = values.shape
@@ -33,7 +33,7 @@ def heat_image(gamma: ArrayLike, width: int = 512, height: int = 256) -> Image.I
         return _empty("overfitting indicator: not measured", (width, height))
     marks = [((b + 0.5) / bins, name) for b, name in enumerate(bin_names(bins))]
     face = font(_letters(height))
-    room = round(face.getlength("0.5")) + 30  # for the scale
+    room = round(face.getlength("0.5")) + 30  # space for the scale
     image, frame = _chart("overfitting indicator by noise level", marks[::-1], steps, (width, height), room)
     size = _size(frame)
     image.paste(heat_map(np.transpose(block_means(values, size[0]))[::-1], size), frame[:2])
@@ -44,7 +44,7 @@ def heat_image(gamma: ArrayLike, width: int = 512, height: int = 256) -> Image.I
 
 
 def loss_image(losses: Sequence[float] | Floats, width: int = 640, height: int = 320) -> Image.Image:
-    """The loss so far: every step faint, its moving average thick. Steps that are no number are left out."""
+    """The loss so far: every step faint, its moving average thick. Steps with non-finite loss are skipped."""
     values = np.asarray(losses, dtype=np.float64)
     known = values[np.isfinite(values)]
     if not len(known):
@@ -68,9 +68,9 @@ def _empty(title: str, size: tuple[int, int]) -> Image.Image:
 def _chart(
     title: str, marks: list[tuple[float, str]], steps: int, size: tuple[int, int], right: int = 8
 ) -> tuple[Image.Image, _Frame]:
-    """Paper with an empty frame: title above, first, middle and last step beneath, names at the left.
+    """Paper with an empty frame: title above, first, middle and last step below, labels on the left.
 
-    `marks`: from the top down, the part of the frame's height and the name, as many as there is room for.
+    `marks`: from the top down, a fraction of the frame's height and its label; as many are drawn as fit.
     """
     image, face = Image.new("RGB", size, PAPER), font(_letters(size[1]))
     pen, line = ImageDraw.Draw(image), round(face.getbbox("Ag")[3]) + 3
@@ -91,7 +91,7 @@ def _chart(
 def _curves(
     curves: Sequence[tuple[Floats, Rgb, float]], span: tuple[float, float], size: tuple[int, int]
 ) -> Image.Image:
-    """Curves (values, colour, width) between the ends of `span`, over three lines; a lone value is a dot."""
+    """Curves (values, colour, width) within `span`, over three grid lines; a single value is a dot."""
     width, height = (OVERSAMPLE * side for side in size)
     large = Image.new("RGB", (width, height), PAPER)
     pen, radius = ImageDraw.Draw(large), 3 * OVERSAMPLE

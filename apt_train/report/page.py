@@ -1,4 +1,4 @@
-"""`report.md`: the verdict, tables and pictures of a run as one page.
+"""`report.md`: verdict, tables and pictures of a run as one page.
 
 In: Markdown. Not in: numbers (`run_summary`), words (`verdict`), drawing (`plots`), writing the files (`write`).
 """
@@ -32,7 +32,7 @@ CAPTIONS = {
 
 
 def page(run: RunRecord, pictures: Sequence[str], previews: Sequence[tuple[str, str]]) -> str:
-    """The page. `pictures`: of `CAPTIONS`, those that are there; `previews`: files of prior and tuned by prompt."""
+    """The page. `pictures`: those of `CAPTIONS` that exist; `previews`: files of prior and tuned per prompt."""
     summary = run.summary
     parts = [f"# {run.config.name}: report of the run", paragraph(summary)]
     if run.notices:
@@ -48,13 +48,13 @@ def page(run: RunRecord, pictures: Sequence[str], previews: Sequence[tuple[str, 
 
 
 def _notice_item(notice: Notice) -> str:
-    """A list's line. File names in it may hold what Markdown would take for a picture, a link or HTML."""
+    """A notice as a list item, with everything escaped that Markdown would take for a picture, a link or HTML."""
     text = re.sub(r"[\\`*\[\]<>|]", r"\\\g<0>", " ".join(notice.text.split()))
     return f"- {text}" + (f" (step {notice.step})" if notice.step else "")
 
 
 def _preset_of(run: RunRecord) -> str:
-    """`quick look: steps 400`; a preset that sets nothing is its name alone."""
+    """`quick look: steps 400`; just the name if the preset sets nothing."""
     return ": ".join(filter(None, [run.preset, in_force(run.preset, run.config)])) or "-"
 
 

@@ -1,6 +1,6 @@
-"""The report's curves: indicator, drift, losses, balance, as matplotlib figures, each alone or all in one.
+"""The report's curves: indicator, drift, losses, balance, as matplotlib figures, separately or all in one.
 
-In: drawing. Not in: pyplot, style sheets or any other state of matplotlib that others share; numbers (`run_summary`).
+In: drawing. Not in: pyplot, style sheets or any other shared state of matplotlib; numbers (`run_summary`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..verdict.run_log import DRIFT, Floats, RunLog, block_means, moving_average
 from ..verdict.run_summary import NEAR_ONE, RISE, evened_denoising
 from .heat_map import heat_map
 
-MOST_POINTS = 1200  # more than that no screen shows
+MOST_POINTS = 1200  # no screen shows more
 MOST_BARS = 60
 DRIFT_NAMES = ("on the subject's prompt", "on prompts without it")
 DRIFT_COLOURS = (BLUE, ORANGE)
@@ -31,7 +31,7 @@ BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "f
 
 
 def part_figure(part: str, run: RunRecord) -> Figure:
-    """One of `PARTS` by itself, on a sheet 1300 pixels wide; a lone loss on half of that."""
+    """One of `PARTS` on its own sheet, 1300 pixels wide; a single loss panel gets half of that."""
     columns, rows = _panel_grid(run.log)
     losses = (6.5 * columns, 3.1 * rows + 0.4) if rows else (13, 4.8)
     sizes = {"indicator": (13, 4.8), "drift": (13, 4.0), "losses": losses, "balance": (13, 4.4)}
@@ -41,7 +41,7 @@ def part_figure(part: str, run: RunRecord) -> Figure:
 
 
 def overview_figure(run: RunRecord) -> Figure:
-    """Indicator, drift, losses and balance under each other, in letters large enough for a small window."""
+    """Indicator, drift, losses and balance beneath each other, in letters large enough for a small window."""
     rows = _panel_grid(run.log)[1]
     losses, part, empty = 2.1 * rows + 0.4, 2.9, 0.8  # inches
     heights = [3.5 if run.summary.indicator_measured else empty, part if len(run.log.drift_step) else empty]
@@ -54,7 +54,7 @@ def overview_figure(run: RunRecord) -> Figure:
 
 
 def glance_figure(run: RunRecord) -> Figure:
-    """What a node has room for, in letters that can be read on it: the indicator's map, the drift ratio beneath."""
+    """A small figure, legible on a node: the indicator's map, the drift ratio beneath."""
     log, empty, part = run.log, 0.5, 2.0  # inches
     heights = [part if run.summary.indicator_measured else empty, part if len(log.drift_step) else empty]
     figure = Figure((4.2, sum(heights)), dpi=100, layout="constrained")
@@ -73,8 +73,8 @@ def glance_figure(run: RunRecord) -> Figure:
 
 
 def as_picture(figure: Figure, width: int) -> Image.Image:
-    """The figure as pixels, `width` of them across; letters grow with it."""
-    figure.set_dpi((width + 0.01) / figure.get_figwidth())  # matplotlib cuts the product off, rounding errors and all
+    """The figure as pixels, `width` of them across; letters scale with it."""
+    figure.set_dpi((width + 0.01) / figure.get_figwidth())  # matplotlib truncates the product, rounding errors and all
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
@@ -123,7 +123,7 @@ def _indicator_heat(
 
 
 def _drift(figure: FigureBase, run: RunRecord) -> None:
-    """Drift from the prior at each snapshot: on prompts without the subject over that on its own, beside the two."""
+    """Drift from the prior at each snapshot: the ratio of unrelated to subject, beside the two themselves."""
     log = run.log
     if not len(log.drift_step):
         return message(figure, "The drift from the prior was not measured in this run (watch_drift, snapshot_every).")
@@ -148,9 +148,9 @@ def _drift_ratio(axes: Axes, run: RunRecord) -> None:
 
 
 def _losses(figure: FigureBase, run: RunRecord) -> None:
-    """A panel per term that the run computed and per further number: every step faint, the moving average over it.
+    """One panel per computed term and per further number: every step faint, the moving average over it.
 
-    The denoising loss is averaged with the noise levels' own sizes taken out, which else hide where it goes.
+    The denoising loss is averaged after removing the size typical of each noise level, which would hide its trend.
     """
     log, shown = run.log, _curves_shown(run.log)
     if not shown:
@@ -168,17 +168,17 @@ def _losses(figure: FigureBase, run: RunRecord) -> None:
 
 
 def _loss_panel(axes: Axes, columns: list[Any], look: Look) -> None:
-    """`columns`: steps, values, their average. A lazy prior leaves most steps of its terms empty."""
+    """`columns`: steps, values, their average. With a lazy prior most steps lack some terms."""
     known = np.isfinite(columns[1])
     steps, raw, average = (block_means(column[known].astype(np.float64), MOST_POINTS) for column in columns)
     axes.plot(steps, raw, color=look.colour, alpha=0.28, linewidth=0.8)
     axes.plot(steps, average, color=look.colour, linewidth=2.0, marker="o" if len(raw) == 1 else None)
-    _log_scale_if_wide(axes, raw, lowest=0.01)  # the first step's regularisers are 0 but for rounding
+    _log_scale_if_wide(axes, raw, lowest=0.01)  # in the first step the regularisers are 0 except for rounding
     _dress(axes, look.title, "")
 
 
 def _balance(figure: FigureBase, run: RunRecord) -> None:
-    """Gradient norm of each term over the steps, beside each term's part of their sum."""
+    """Gradient norm of each term over the steps, beside each term's share of their sum."""
     log = run.log
     if not log.balance:
         return message(figure, "The gradient of the single terms was not measured in this run (balance_every).")
@@ -211,21 +211,21 @@ def _curves_shown(log: RunLog) -> dict[str, Floats]:
 
 
 def _panel_grid(log: RunLog) -> tuple[int, int]:
-    """Columns and rows of the loss panels; no rows where there is nothing to show."""
+    """Columns and rows of the loss panels; no rows if there is nothing to show."""
     count = len(_curves_shown(log))
     columns = min(2, max(1, count))
     return columns, -(-count // columns)
 
 
 def _dress(axes: Axes, title: str, ylabel: str, grid: bool = True) -> None:
-    """Of a chart over the steps."""
+    """The style of charts over steps."""
     dress(axes, title, ylabel, (10.5, 9, 8.5), grid=grid)
     axes.set_xlabel("step", fontsize=9, color=as_hex(INK))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1, steps=[1, 2, 5, 10]))
 
 
 def dress(axes: Axes, title: str, ylabel: str, letters: tuple[float, float, float], *, grid: bool) -> None:
-    """Title, name and frame of any chart. `letters`: in points, of the title, of an axis's name, of its ticks."""
+    """Title, labels and frame of any chart. `letters`: font sizes in points of title, axis label and ticks."""
     axes.set_title(title, fontsize=letters[0], color=as_hex(INK), loc="left")
     axes.set_ylabel(ylabel, fontsize=letters[1], color=as_hex(INK))
     axes.tick_params(labelsize=letters[2], colors=as_hex(INK))
@@ -237,7 +237,7 @@ def dress(axes: Axes, title: str, ylabel: str, letters: tuple[float, float, floa
 
 
 def _log_scale_if_wide(axes: Axes, values: Floats, lowest: float) -> None:
-    """A logarithmic axis where the values span more than a decade, from their quantile `lowest` up."""
+    """Use a logarithmic axis if the values span more than a decade; it starts at their quantile `lowest`."""
     positive = values[np.isfinite(values) & (values > 0)]
     if len(positive) < 2 or np.quantile(positive, 0.98) < 15 * np.quantile(positive, 0.02):
         return
@@ -249,7 +249,7 @@ def _log_scale_if_wide(axes: Axes, values: Floats, lowest: float) -> None:
 
 
 def message(place: FigureBase | Axes, text: str, letters: float = 13) -> None:
-    """Words in the middle, where there is nothing to draw."""
+    """Text in the middle, if there is nothing to draw."""
     place.text(0.5, 0.5, text, ha="center", va="center", fontsize=letters, color=as_hex(INK))
 
 

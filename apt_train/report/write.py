@@ -1,4 +1,4 @@
-"""A run directory -> pictures, tables, a verdict in words: `report.md`, `report.json` and their PNG files.
+"""Writes the report of a run directory: `report.md`, `report.json` and their PNG files.
 
 In: writing the report's files. Not in: reading the run's (`run_files`), the page (`page`), numbers (`run_summary`),
 drawing (`plots`, `attention_tiles`).
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write the report of a finished or broken-off run into its own folder; returns the path of `report.md`.
+    """Write the report of a finished or interrupted run into its own folder. Returns the path of `report.md`.
 
-    Reads `config.json` and `log.jsonl`, and `attention.safetensors` and the previews where there are any. A missing
-    or unreadable file is an InputError, raised before anything is written; so is a folder that takes no file. Every
-    file appears complete or not at all, `report.md` last.
+    Reads `config.json` and `log.jsonl`, and if they exist `attention.safetensors` and the previews. InputError, raised
+    before anything is written: a file is missing or unreadable, or the folder takes no files. Every file is written
+    atomically, `report.md` last.
     """
     folder = Path(run_dir)
     pictures, numbers, text = _composed(folder)
@@ -47,7 +47,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def _composed(folder: Path) -> tuple[dict[str, bytes], str, str]:
-    """PNG files by name, `report.json` and `report.md`; a folder whose files make no sense is an InputError."""
+    """PNG files by name, `report.json` and `report.md`. InputError: the folder's files make no sense."""
     try:
         run = read_run(folder)
         pictures = _draw(run, read_maps(folder / ATTENTION))
@@ -79,7 +79,7 @@ def _draw(run: RunRecord, maps: AttentionMaps | None) -> dict[str, bytes]:
 
 
 def _figure(part: str, run: RunRecord) -> Figure:
-    from .plots import part_figure  # here, as it loads matplotlib, which a training process does without until its end
+    from .plots import part_figure  # imported late: training does without matplotlib until its end
 
     return part_figure(part, run)
 
@@ -94,7 +94,7 @@ def _png(drawn: Figure | Image.Image) -> bytes:
 
 
 def _numbers(run: RunRecord) -> str:
-    """`report.json`; JSON has no NaN: what is no number is null."""
+    """`report.json`; non-finite numbers become null, because JSON has no NaN."""
     summary, notices = run.summary, [asdict(notice) for notice in run.notices]
     values = {"format": 1, **asdict(summary), "advice": advice(summary), "verdict": paragraph(summary)}
     plain = json.loads(json.dumps({**values, "notices": notices}), parse_constant=lambda _: None)
@@ -102,7 +102,7 @@ def _numbers(run: RunRecord) -> str:
 
 
 def _newest_previews(folder: Path) -> list[tuple[str, str]]:
-    """(prior, tuned) picture files, inside the run folder, of the last step that drew previews; one pair per prompt."""
+    """(prior, tuned) picture files of the last step with previews, relative to the run folder; one pair per prompt."""
     tuned = [(step, prompt) for step, prompt, kind, _ in find_previews(folder / PREVIEWS) if kind == "tuned"]
     place = Path(PREVIEWS)
     return [
@@ -113,7 +113,7 @@ def _newest_previews(folder: Path) -> list[tuple[str, str]]:
 
 
 def _write_pictures(folder: Path, pictures: dict[str, bytes]) -> None:
-    """A figure of an earlier report that this one lacks is removed."""
+    """Write the figures, and remove those of an earlier report that this one lacks."""
     for name, content in pictures.items():
         atomic_write(folder / name, lambda draft, content=content: draft.write_bytes(content))
     for name in CAPTIONS.keys() - pictures.keys():

@@ -1,1 +1,1 @@
-"""A run on disk: one reader and one writer each for its settings, its log, its state and its snapshots."""
+"""A run on disk: one reader and one writer for each of its files."""

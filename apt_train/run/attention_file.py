@@ -1,6 +1,6 @@
-"""`attention.safetensors`, where prior and tuned looked at the end of a run: the one reader and the one writer.
+"""Reads and writes `attention.safetensors`: where the prior and the tuned model looked at the end of a run.
 
-In: its format. Not in: taking the maps (`training.attention_probe`), painting them (`report.attention_tiles`).
+In: the format. Not in: making the maps (`training.attention_probe`), drawing them (`report.attention_tiles`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ..disk.tensor_writer import write_tensors
 from ..errors import InputError
 from ..wording import printable
 
-MOST_BYTES = 1 << 28  # a file far larger than any of ours would be read for long
-MOST_COLUMNS = 300  # read of it: more tokens are more than anyone looks at, and take minutes to draw
-MOST_SIDE, MOST_PICTURE = 512, 8192  # of a map, and of the picture, in pixels: larger ones are none of ours
+MOST_BYTES = 1 << 28  # larger files are not ours, and would take long to read
+MOST_COLUMNS = 300  # columns read: nobody looks at more tokens, and they would take minutes to draw
+MOST_SIDE, MOST_PICTURE = 512, 8192  # of a map, and of the picture in pixels; larger ones are not ours
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def write_maps(path: Path, maps: AttentionMaps) -> None:
 
 
 def read_maps(path: Path) -> AttentionMaps | None:
-    """Of a long caption the first columns; None where none were saved. InputError: it is damaged, or none of ours."""
+    """The saved maps, at most `MOST_COLUMNS` columns; None if there are none. InputError: damaged or foreign."""
     if not path.exists():
         return None
     try:
@@ -54,7 +54,7 @@ def read_maps(path: Path) -> AttentionMaps | None:
         labels = [printable(label) for label in parse_json(metadata["labels"].encode())]
         prior, tuned, image = tensors["prior"], tensors["tuned"], tensors.get("image")
         assert _are_maps(prior) and _are_maps(tuned) and (image is None or _is_picture(image))
-        AttentionMaps(prior, tuned, labels)  # as many of each
+        AttentionMaps(prior, tuned, labels)  # checks that there is one label per column
         return AttentionMaps(_shown(prior), _shown(tuned), labels[:MOST_COLUMNS], image)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, AssertionError):
         raise InputError(
@@ -68,7 +68,7 @@ def _are_maps(maps: Tensor) -> bool:
 
 
 def _shown(maps: Tensor) -> Tensor:
-    """The first columns, what is no number as 0."""
+    """The first columns, with non-finite values as 0."""
     return torch.nan_to_num(maps[:MOST_COLUMNS].float(), 0, 0, 0)
 
 

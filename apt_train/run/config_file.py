@@ -1,6 +1,6 @@
-"""`config.json`, what a run is and was trained with: the one reader and the one writer.
+"""Reads and writes `config.json`: what a run is and what it was trained with.
 
-In: its format and what must stand in it. Not in: what makes two runs the same (`folder`), the settings themselves.
+In: the format and its required entries. Not in: what makes two runs the same (`folder`), the settings themselves.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..names import CONFIG, clashing_file
 from ..presets import PRESETS
 
 FORMAT = 1
-MOST_BYTES = 16 << 20  # of a file that holds settings: a digest per picture is the most of it
+MOST_BYTES = 16 << 20  # of config.json, which consists mostly of a digest per picture
 _TITLE, _COLOUR = re.compile(r"[A-Za-z0-9 ()_,.-]{1,60}"), re.compile(r"#[0-9a-f]{6}")
 OURS = ("format", "name", "digest", "parts", "config", "num_timesteps", "dtype", "terms")  # the rest is the callers'
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """A run folder's `config.json`. InputError: there is none, or it is not one of ours."""
+    """A run folder's `config.json`. InputError: it is missing, or not one of ours."""
     file = Path(path) / CONFIG
     if not file.is_file():
         raise InputError(
@@ -49,9 +49,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def read_settings(path: str | Path) -> tuple[TrainConfig, int]:
-    """A run's settings, and the length of its noise schedule (1000 where the file does not say).
+    """A run's settings, and the length of its noise schedule (1000 if the file does not say).
 
-    InputError: as `read_config`, or settings that this version does not have.
+    InputError: as in `read_config`, or settings that this version does not have.
     """
     content = read_config(path)
     try:
@@ -65,14 +65,14 @@ def read_settings(path: str | Path) -> tuple[TrainConfig, int]:
 
 
 def read_terms(path: str | Path) -> dict[str, tuple[str, str]]:
-    """The terms of a run's loss by name: their title and their colour, `#rrggbb`; what is neither is left out."""
+    """The terms of a run's loss by name, each with title and colour `#rrggbb`; malformed entries are dropped."""
     terms = read_config(path).get("terms")
     said = terms.items() if is_object(terms) else ()
     return {name: (look["title"], look["colour"]) for name, look in said if _is_look(look)}
 
 
 def read_preset(path: str | Path) -> str:
-    """The preset that a run's settings came by; empty: none, or the file does not say."""
+    """The preset that a run's settings came from; empty: none, or unknown."""
     preset = read_config(path).get("preset")
     return preset if isinstance(preset, str) and preset in PRESETS else ""
 
@@ -85,9 +85,9 @@ def _is_look(look: Any) -> bool:
 
 
 def check_complete(path: str | Path) -> None:
-    """InputError: what a run is compared by when it is resumed does not stand in its `config.json`."""
+    """InputError if `config.json` lacks what a resumed run is compared by."""
     content = read_config(path)
-    for name in ("name", "digest"):  # without a `dtype`, which the digest is over, too, it is of an older version
+    for name in ("name", "digest"):  # `dtype` may be missing: older versions did not write it, and the digest covers it
         if not isinstance(content.get(name), str):
             raise InputError(f"{Path(path) / CONFIG} does not say its {name}: restore it, or train anew.")
 
@@ -99,7 +99,7 @@ def write_config(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _refuse_clash(file: Path, settings: Mapping[str, Any]) -> None:
-    """Earlier versions took such names, and wrote two things under one."""
+    """Earlier versions allowed such names, and wrote two things to the same file."""
     name = settings.get("identifier")
     clash = clashing_file(name) if isinstance(name, str) else None
     if clash is None:

@@ -1,6 +1,6 @@
-"""What a run is made of: one hash that decides whether it can go on, and the parts that say which of them is another.
+"""What a run consists of: one hash that decides whether it can be resumed, and parts that tell what differs.
 
-In: the hash, the parts as they stand in config.json, two runs compared. Not in: the folder (`folder`).
+In: the hash, the parts as stored in config.json, comparing two runs. Not in: the folder (`folder`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ..data.dataset import ImageSet
     from ..families.network import Process
 
-RECIPE = 1  # raised whenever the same weights, pictures and settings come to train to something else
-_LETTERS = 16  # of a digest: they are compared to word a refusal, and decide nothing
+RECIPE = 1  # raised whenever the same weights, pictures and settings would train to a different result
+_LETTERS = 16  # kept of each digest: these only word a refusal and decide nothing
 _PER_PICTURE = ("pictures", "captions", "masks")
 _WORDS = {
     "weights": "another checkpoint or VAE",
@@ -43,11 +43,11 @@ def content_hash(
     config: TrainConfig,
     dtype: torch.dtype,
 ) -> str:
-    """What a run is: sha256 hex over the weights, the pictures and every setting that changes the trained weights.
+    """A run's identity: sha256 hex over the weights, the pictures and every setting that changes the trained weights.
 
-    Also over what the model predicts, which the same file can be told either way, and the captions as they are trained
-    on, as the subject's name decides what in them stands for it. `dtype`: what `precision` came to on the device.
-    InputError: a caption that does not name the subject.
+    It also covers what the model predicts, because that can be overridden, and the final captions, because the
+    subject's name decides how they are read. `dtype`: what `precision` resolved to on the device. InputError: a caption
+    does not name the subject.
     """
     parts = {
         "recipe": RECIPE,
@@ -69,7 +69,7 @@ def content_parts(
     prior_images: ImageSet | None,
     config: TrainConfig,
 ) -> dict[str, Any]:
-    """Digests of the weights, the schedule and the prior images, and of every picture, its caption and its mask."""
+    """Digests of the weights, the schedule and the prior images, and of every picture, caption and mask."""
     contents = [image.content for image in images.images]
     captions = zip(subject_captions(images, config), images.images, strict=True)
     return {
@@ -78,7 +78,7 @@ def content_parts(
         "schedule": _digest(schedule.fingerprint),
         "pictures": [pixels.hex()[:_LETTERS] for pixels, _ in contents],
         "captions": [_digest(json.dumps([trained, image.caption]).encode()) for trained, image in captions],
-        "masks": [mask.hex()[:_LETTERS] for _, mask in contents],  # empty where there is none
+        "masks": [mask.hex()[:_LETTERS] for _, mask in contents],  # empty if there is none
         "prior_images": prior_images.digest if prior_images else "",
     }
 
@@ -88,7 +88,7 @@ def _digest(content: bytes) -> str:
 
 
 def other_parts(before: Any, now: Mapping[str, Any] | None) -> list[str]:
-    """In words, the parts that differ. Nothing where one side does not hold them, as in files of an older version."""
+    """The parts that differ, in words. Parts that one side lacks, as in files of an older version, are skipped."""
     if not is_object(before) or now is None:
         return []
     plain = [name for name in _WORDS if name not in _PER_PICTURE and name in before and name in now]
@@ -97,7 +97,7 @@ def other_parts(before: Any, now: Mapping[str, Any] | None) -> list[str]:
 
 
 def _other_pictures(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Captions and masks are compared for the pictures that both have."""
+    """Captions and masks are compared only for pictures that both runs have."""
     if not all(_is_list_of_texts(parts.get(name)) for parts in (before, now) for name in _PER_PICTURE):
         return []
     gone, new = (set(one["pictures"]) - set(other["pictures"]) for one, other in ((before, now), (now, before)))
@@ -121,13 +121,13 @@ def _is_list_of_texts(value: Any) -> bool:
 
 
 def difference(before: Any, now: Mapping[str, Any] | None, settings: TrainConfig, others: TrainConfig) -> str:
-    """In words, what the run `now` is of and the run `before` was not: parts (None: not known), then settings."""
+    """How the run `now` differs from the run `before`, in words: parts (None: unknown), then settings."""
     found = [*other_parts(before, now), *_other_settings(settings.identity(), others.identity())]
     return listed(found, most=len(found)) or "another checkpoint, other pictures, captions or masks"
 
 
 def _other_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """In words, the first setting that differs."""
+    """The first setting that differs, in words."""
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
         if is_object(old) and is_object(new) and old != new:

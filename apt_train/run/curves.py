@@ -1,6 +1,6 @@
-"""A run's curves as plain data, few enough points for a screen, also while the run still writes its log.
+"""A run's curves as plain data, thinned out for a screen; readable while the run still writes its log.
 
-In: log.jsonl -> points. Not in: what they mean (`verdict.run_summary`), drawing, who asks for them.
+In: log.jsonl -> points. Not in: their meaning (`verdict.run_summary`), drawing them, requesting them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Point = dict[str, Any]
 
 
 def run_curves(folder: Path, after: int = 0, most: int = MOST_POINTS) -> dict[str, Any]:
-    """`total` steps, the last logged `step`, the `bins`' noise levels in words, and the `points` after a step.
+    """`total` steps, the last logged `step`, the noise levels of the `bins` in words, and the `points` since a step.
 
-    A point is `{step, loss, gamma, drift_ratio}` with the terms of the loss by name, what is no number null. Of more
-    than `most` points neighbours run together: their mean losses, the last one's step and gamma, the last drift ratio
-    that was measured; the last step is there as it is.
-    InputError: the folder holds no run, or settings that no run has.
+    A point is `{step, loss, gamma, drift_ratio}` plus the loss terms by name; non-finite values are null. If there are
+    more than `most` points, neighbours are merged: mean losses, last step and gamma, last measured drift ratio. The
+    last step is always kept on its own.
+    InputError: the folder holds no run, or invalid settings.
     """
     config, _ = read_settings(folder)
     lines = read_log(folder / LOG, config.apt.bins).lines
@@ -36,18 +36,18 @@ def run_curves(folder: Path, after: int = 0, most: int = MOST_POINTS) -> dict[st
 
 
 def bin_names(bins: int) -> list[str]:
-    """The noise levels of every bin, as `0.3-0.4`, in as many digits as tell them apart."""
+    """The noise levels of every bin, as `0.3-0.4`, with enough digits to distinguish them."""
     return [levels_named(b / bins, (b + 1) / bins, bins) for b in range(bins)]
 
 
 def levels_named(low: float, high: float, bins: int) -> str:
-    """The noise levels from `low` to `high`, likewise."""
+    """The noise levels from `low` to `high`, with as many digits as for `bins` bins."""
     digits = next(d for d in (1, 2, 3, 4) if 10**d >= bins)
     return f"{low:.{digits}f}-{high:.{digits}f}"
 
 
 def point_of(line: dict[str, Any]) -> Point:
-    """One step, from its line in the log (`StepEvent.log_line`)."""
+    """One step as a point, from its line in the log (`StepEvent.log_line`)."""
     gamma = [_number(value, 4) for value in line.get("gamma") or ()]
     terms = {name: _number(value, 6) for name, value in {"loss": line.get("loss"), **terms_of(line)}.items()}
     drift: dict[str, Any] = line.get("drift") or {}
@@ -55,7 +55,7 @@ def point_of(line: dict[str, Any]) -> Point:
 
 
 def thin_out(points: list[Point], most: int) -> list[Point]:
-    """At most `most` (2 or more) points, each of as many steps as its neighbours; the last step stays alone."""
+    """At most `most` (2 or more) points, each merged from about equally many steps; the last step stays on its own."""
     if len(points) <= most:
         return points
     blocks, before = most - 1, len(points) - 1
@@ -76,6 +76,6 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _number(value: Any, digits: int) -> float | None:
-    """Rounded to so many significant digits; None for what is no finite number."""
+    """The number rounded to this many significant digits; None if it is not finite."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(f"{value:.{digits}g}") if is_number and -1e308 < value < 1e308 else None

@@ -1,8 +1,8 @@
 """The files that leave a run: the LoRA and the learned embedding.
 
-In: the adapter's weights under kohya's names, which load in every program; the check of every name against the UNet;
-the writing. Not in: what the metadata says (`metadata`), what a family calls its layers (`Family.file_words`), the file
-format (`tensor_writer`).
+In: the adapter's weights under kohya's names, which every program loads; checking each name against the UNet; writing.
+Not in: the metadata (`metadata`), a family's names for its layers (`Family.file_words`), the file format
+(`tensor_writer`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .metadata import fit_metadata
 
 
 class LoadedAdapter(NamedTuple):
-    """What a file says of an adapter: its weights by module path, its rank and alpha, its kind by name."""
+    """An adapter read from a file: its weights by module path, its rank and alpha, its kind by name."""
 
     state: dict[str, Tensor]
     rank: int
@@ -32,7 +32,7 @@ class LoadedAdapter(NamedTuple):
 
 
 def kohya_name(module: str, family: Family, unet_config: Mapping[str, Any]) -> str | None:
-    """The name of a network's layer in a LoRA file; None: the family has none for it."""
+    """The name of a layer in a LoRA file; None: the family has no name for it."""
     path = family.file_words.path(module, unet_config)
     return None if path is None else "lora_unet_" + path.replace(".", "_")
 
@@ -40,17 +40,17 @@ def kohya_name(module: str, family: Family, unet_config: Mapping[str, Any]) -> s
 def lora_to_kohya(
     state: Mapping[str, Tensor], alpha: float, family: Family, unet_config: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """The adapter's weights as a LoRA file holds them.
+    """The adapter's weights in the form a LoRA file stores.
 
     Args:
-        state: of a LoRA `MODULE.lora_A.weight` (rank, in) and `MODULE.lora_B.weight` (out, rank), MODULE a path in the
-            UNet; of another kind its own `parts`.
-        alpha: the scale numerator that was trained; readers multiply the update by alpha / rank.
+        state: for a LoRA `MODULE.lora_A.weight` (rank, in) and `MODULE.lora_B.weight` (out, rank), where MODULE is a
+            path in the UNet; for another kind its own `parts`.
+        alpha: the scale numerator used in training; readers multiply the update by alpha / rank.
         unet_config: the UNet's configuration, for SDXL's block names.
 
     Returns:
-        Of a LoRA `NAME.lora_down.weight`, `NAME.lora_up.weight` and the scalar `NAME.alpha` per module, float32 on the
-        CPU.
+        For a LoRA `NAME.lora_down.weight`, `NAME.lora_up.weight` and the scalar `NAME.alpha` per module, float32 on
+        the CPU.
     """
     lora: dict[str, Tensor] = {}
     for key, tensor in sorted(state.items()):
@@ -91,13 +91,12 @@ def adapter_from_kohya(lora: Mapping[str, Tensor], unet: nn.Module, family: Fami
 
 
 def check_lora_keys(lora: Mapping[str, Tensor], unet: nn.Module, family: Family) -> None:
-    """Match every key of a LoRA file against the layers of the UNet, by name and by shape.
+    """Match every key of a LoRA file against the UNet's layers, by name and by shape.
 
-    The UNet may carry the adapter or not.
+    The UNet may have the adapter attached or not.
 
     Raises:
-        RuntimeError: names the first key that no layer answers to, whose shape does not fit, or that is
-        missing.
+        RuntimeError: names the first key that is missing, that no layer has, or whose shape does not fit.
     """
     layers = _layer_shapes(unet, family)
     names = sorted({key.split(".")[0] for key in lora})
@@ -120,18 +119,15 @@ def save_lora(
 ) -> None:
     """Write a LoRA file: temporary name, flush, read-back, rename (see `tensor_writer.write_tensors`).
 
-    Metadata too long for readers (a header above 1 MiB) is shortened; the hash of the weights is added to it.
-    Equal weights and metadata give equal files, byte for byte.
+    Metadata too long for readers (a header above 1 MiB) is shortened, and the hash of the weights is added. Equal
+    weights and metadata give byte-for-byte equal files.
 
     Args:
-        dtype: of the weights on disk; alpha stays float32. float32 is the adapter exactly, as trained and as
-        resumed
-            from; float16 halves the file and rounds the small weights of a short run.
+        dtype: of the weights on disk; alpha stays float32. float32 stores the adapter exactly, as trained and as
+            needed to resume; float16 halves the file and rounds the small weights of a short run.
 
     Raises:
-        InputError: a weight that is not a finite number, a disk or folder that takes no file, a file that
-        reads
-            back different.
+        InputError: a weight is not finite, the disk or folder takes no file, or the file reads back different.
     """
     _require_finite(lora, Path(path).name)
     stored = {key: value if key.endswith(".alpha") else value.to(dtype) for key, value in lora.items()}
@@ -143,13 +139,13 @@ def save_lora(
 def save_embedding(
     path: str | Path, embeddings: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write the learned identifier as prompts read it: `embedding:FILE` in ComfyUI.
+    """Write the learned identifier for use in prompts: `embedding:FILE` in ComfyUI.
 
     Args:
-        embeddings: per text encoder its rows, (n, width) float32: `clip_l` and, for SDXL, `clip_g`.
+        embeddings: the rows per text encoder, (n, width) float32: `clip_l` and, for SDXL, `clip_g`.
 
     Raises:
-        InputError: as `save_lora`.
+        InputError: as in `save_lora`.
     """
     assert embeddings and all(rows.ndim == 2 for rows in embeddings.values())
     _require_finite(embeddings, Path(path).name)
@@ -178,7 +174,7 @@ def _layer_shapes(unet: nn.Module, family: Family) -> dict[str, tuple[int, int]]
 
 
 def _linear_layers(unet: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """The UNet's own linear layers by their path without the adapter around them."""
+    """The UNet's own linear layers, by their path without the adapter."""
     for path, module in cast("Iterator[tuple[str, nn.Module]]", unet.named_modules()):
         if isinstance(module, nn.Linear) and ADAPTER not in path.split("."):
             yield path.removesuffix(".base_layer"), module

@@ -1,9 +1,9 @@
-"""The folder a run lives in: who may use it, what it is a run of.
+"""The folder of a run: who may use it, and which run it holds.
 
     config.json  log.jsonl  NAME.safetensors  NAME_embedding.safetensors  previews/  snapshots/  indicator.png ...
 
-In: the folder's identity, its first files and its log. Not in: how single files are read and written (`config_file`,
-`log`, `state`, `snapshot`), the LoRA file (`export`).
+In: the folder's identity, its first files and its log. Not in: reading and writing single files (`config_file`, `log`,
+`state`, `snapshot`), the LoRA file (`export`).
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
 
 
 class RunFolder:
-    """A run's folder. `open_new` and `open_existing` check and refuse, and write nothing until `start`."""
+    """A run's folder. `open_new` and `open_existing` only check and refuse; nothing is written before `start`."""
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
         self._config: dict[str, Any] = {}
-        self._log: list[bytes] = []  # all of it, should the folder go while the run trains
+        self._log: list[bytes] = []  # the whole log, in case the folder disappears during training
 
     @staticmethod
     def open(output_dir: str | Path | None, name: str, resume: bool) -> RunFolder | None:
-        """A new run's folder, or that of one to go on with; None where there is none. InputError: as those."""
+        """The folder of a new or resumed run; None without `output_dir`. InputError: as in the two methods below."""
         if output_dir is None:
             if resume:
                 raise InputError("resume needs the folder of the run to go on with: give output_dir.")
@@ -59,7 +59,7 @@ class RunFolder:
 
     @staticmethod
     def open_new(path: str | Path, name: str) -> RunFolder:
-        """A folder for a new run. InputError: it holds a run or other files, or cannot be written."""
+        """A folder for a new run. InputError: it holds a run or other files, or is not writable."""
         path = Path(path)
         found = _visible(path)
         if CONFIG in found and not _never_stepped(path):
@@ -73,7 +73,7 @@ class RunFolder:
 
     @staticmethod
     def open_existing(path: str | Path, name: str) -> RunFolder:
-        """The folder of a run to go on with. InputError: it holds none, or cannot be written."""
+        """The folder of a run to resume. InputError: it holds none, or is not writable."""
         path = Path(path)
         check_complete(path)
         _check_kinds(path, name)
@@ -104,18 +104,18 @@ class RunFolder:
         return self.path / embedding_file(self.name)
 
     def config(self) -> TrainConfig:
-        """The settings that the run was last trained with."""
+        """The settings of the run's last training session."""
         return read_settings(self.path)[0]
 
     def record(self) -> dict[str, Any]:
-        """What callers have had kept beside the settings."""
+        """The entries that callers had stored beside the settings."""
         return {name: value for name, value in read_config(self.path).items() if name not in OURS}
 
     @contextlib.contextmanager
     def held(self) -> Generator[None]:
-        """Inside the block no other process trains in this folder, which is made if it is not there yet.
+        """Inside the block no other process can train in this folder; it is made if it does not exist.
 
-        What killed writers have left half done in it is removed first. InputError: another process trains there.
+        Drafts of killed writers are removed first. InputError: another process trains there.
         """
         self._make()
         with held(self.path):
@@ -127,9 +127,9 @@ class RunFolder:
     def check_same_run(
         self, digest: str, config: TrainConfig, dtype: torch.dtype, parts: Mapping[str, Any] | None = None
     ) -> None:
-        """Refuse to go on with other weights, pictures or settings than the run began with, naming what differs.
+        """Refuse to resume with other weights, pictures or settings than the run began with, naming what differs.
 
-        `parts`: those of `content_parts`; folders of an older version hold none, and less can be said of them.
+        `parts`: from `content_parts`. Folders of older versions hold none, so the message is less specific.
         """
         saved, before = read_config(self.path), self.config()
         if before.steps != config.steps and config.reads_total_steps:
@@ -149,7 +149,7 @@ class RunFolder:
             )
 
     def start(self, digest: str, config: TrainConfig, record: Mapping[str, Any]) -> None:
-        """Write `config.json`; `record`: what the caller wants kept beside the settings."""
+        """Write `config.json`; `record`: the caller's entries beside the settings."""
         self._config = {"name": self.name, "digest": digest, "config": config.to_dict(), **record}
         write_config(self.path, self._config)
 
@@ -157,19 +157,19 @@ class RunFolder:
         check_folder(self.path)
 
     def cut_log(self, step: int, *, bins: int, without: tuple[str, ...] = ()) -> Log:
-        """Cut `log.jsonl` back to `step` steps (what came after them was not saved); what can be read of it then.
+        """Cut `log.jsonl` back to `step` steps, because later ones were not saved, and read what remains.
 
-        `without`: fields that go, because what follows could not be compared with them.
+        `without`: fields to drop, because later values would not be comparable with them.
         """
         self._log = [cut_log(self.path / LOG, step, without=without)]
         return read_log(self.path / LOG, bins)
 
     def add_drift(self, step: int, drift: Mapping[str, float]) -> None:
-        """Put what was measured late into the line of its step; all other lines stay as they are."""
+        """Add a late measurement to the line of its step; all other lines are unchanged."""
         self._log = [add_to_line(self.path / LOG, step, {"drift": dict(drift)})]
 
     def log(self, event: StepEvent) -> None:
-        """Append a step to `log.jsonl`. InputError: the disk takes no more, or the folder is gone."""
+        """Append a step to `log.jsonl`. InputError: the disk is full, or the folder is gone."""
         raw = line_bytes(event.log_line())
         self._log.append(raw)
         lost = [not (self.path / name).exists() for name in (CONFIG, LOG)]
@@ -185,7 +185,7 @@ class RunFolder:
             self._append(raw)
 
     def complete(self) -> None:
-        """Write again what the folder has lost of its first files since the run started. InputError: it cannot be."""
+        """Rewrite those of the folder's first files that vanished since the run started. InputError: that fails."""
         self._make()
         if self._config and not (self.path / CONFIG).exists():
             write_config(self.path, self._config)
@@ -202,7 +202,7 @@ class RunFolder:
 
 
 def check_folder(path: Path) -> None:
-    """Make a folder of a run where it is missing. InputError: a file stands in its place, or it cannot be made."""
+    """Make a run's folder if it is missing. InputError: a file is in its place, or it cannot be made."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -212,12 +212,12 @@ def check_folder(path: Path) -> None:
 
 
 def _never_stepped(path: Path) -> bool:
-    """A run that ended before its first step has left nothing that anyone could miss."""
+    """Whether a run ended before its first step, so that nothing is lost by overwriting it."""
     return _visible(path) == {CONFIG, LOG} and (path / LOG).stat().st_size == 0
 
 
 def _visible(path: Path) -> set[str]:
-    """The names of all but what a file browser leaves, or a writer that was killed."""
+    """The names of all entries, except those left by file browsers or killed writers."""
     try:
         names = {item.name for item in path.iterdir()} if path.is_dir() else set[str]()
         return {name for name in names if not name.startswith(".") and name not in ("desktop.ini", "Thumbs.db")}
@@ -226,7 +226,7 @@ def _visible(path: Path) -> set[str]:
 
 
 def _check_kinds(path: Path, name: str) -> None:
-    """InputError: a folder where a run has a file, or a file where it has a folder."""
+    """InputError: there is a folder where a run has a file, or a file where it has a folder."""
     for file in (*RUN_FILES, lora_file(name), embedding_file(name)):
         if (path / file).is_dir():
             raise InputError(f"{path / file} is a folder, where a run has a file: move it away, then resume.")
@@ -236,8 +236,8 @@ def _check_kinds(path: Path, name: str) -> None:
 
 
 def _check_log(file: Path) -> None:
-    """InputError: a log that takes no line, which would end the run at its first step."""
-    if not file.is_file() or file.is_symlink():  # a link gives way to a file
+    """InputError if the log cannot be appended to, which would end the run at its first step."""
+    if not file.is_file() or file.is_symlink():  # a link will be replaced by a file
         return
     try:
         append(file, b"")
@@ -248,7 +248,7 @@ def _check_log(file: Path) -> None:
 
 
 def _check_other_name(path: Path, name: str) -> None:
-    """InputError: a LoRA of the new name would be the embedding of the old one, or the other way round."""
+    """InputError if the new name's LoRA would be the old name's embedding file, or the other way round."""
     before = read_config(path)["name"]
     if lora_file(name).lower() == embedding_file(before).lower() or (
         embedding_file(name).lower() == lora_file(before).lower()

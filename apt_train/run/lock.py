@@ -1,7 +1,7 @@
-"""Who trains in a folder: one process at a time.
+"""Locks a run's folder, so that only one process trains in it.
 
-The system's lock, which goes with a process that is killed. Some network file systems have none: there a file names
-the process that holds the folder, and counts for nothing once that process has ended.
+This uses the system's lock, which is released even if the process is killed. Some network file systems have none.
+There a file names the process that holds the folder, and counts for nothing once that process has ended.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from ..names import LOCK, LOCK_WITHOUT_SYSTEM
 
 try:
     import fcntl
-except ImportError:  # Windows, whose locks are part of opening a file
+except ImportError:  # Windows, where locking is part of opening a file
     fcntl = None
 
 
 @contextlib.contextmanager
 def held(path: Path) -> Generator[None]:
-    """Inside the block no other process trains in this folder. InputError: another one does, or the lock is a link."""
-    if (path / LOCK).is_symlink():  # some versions of filelock would empty the file it leads to, some find no lock
+    """Inside the block no other process can train here. InputError: another one does, or the lock is a link."""
+    if (path / LOCK).is_symlink():  # some versions of filelock would empty its target, others find no lock
         raise InputError(f"{path / LOCK} is a link: delete it, then start again.")
-    lock = FileLock(path / LOCK, timeout=1)  # a scanner may hold a lock file that was just let go
+    lock = FileLock(path / LOCK, timeout=1)  # a scanner may briefly hold a lock file that was just released
     try:
         has_locks = _has_locks(path)
         if has_locks:
@@ -50,7 +50,7 @@ def held(path: Path) -> Generator[None]:
 
 
 def _has_locks(path: Path) -> bool:
-    """Tried on a file of our own: on the lock itself a file system without any can look like one that is held."""
+    """Whether the file system has locks. Tested on a separate file: a missing lock can look like one that is held."""
     if fcntl is None:
         return True
     probe = path / f".{uuid.uuid4().hex[:16]}.tmp"
@@ -77,7 +77,7 @@ def _held_by_file(file: Path) -> Generator[None]:
     except OSError as error:
         raise InputError(_refusal(file, error)) from None
     try:
-        if _holder(file) != ours:  # two found the same ended process: the later one has it
+        if _holder(file) != ours:  # two processes replaced the same stale lock: the later one wins
             raise InputError(_refusal(file, FileExistsError()))
         yield
     finally:
@@ -105,7 +105,7 @@ def _holder(file: Path) -> dict[str, Any] | None:
 
 
 def _has_ended(holder: dict[str, object] | None) -> bool:
-    """Whether it is known that the process has ended: one of another machine, or of Windows, cannot be asked after."""
+    """Whether the process is known to have ended. One on another machine, or on Windows, cannot be checked."""
     pid = (holder or {}).get("pid")
     if holder is None or holder.get("host") != _host() or type(pid) is not int or pid < 1 or os.name == "nt":
         return False
@@ -119,7 +119,7 @@ def _has_ended(holder: dict[str, object] | None) -> bool:
 
 
 def _host() -> str:
-    """This machine, or this container: a process is known by its number only inside it."""
+    """This machine, or this container: process numbers are only valid inside it."""
     try:
         return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:

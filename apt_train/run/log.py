@@ -1,13 +1,13 @@
-"""`log.jsonl`, a line of JSON per step: the one reader, the one writer, and what becomes of lines that are no step.
+"""Reads and writes `log.jsonl`, one line of JSON per step, including the rules for lines that are no step.
 
-The rules, the same for resume, report and monitor:
-  - A step is an object with a whole `step` from 1 and numbers where `StepEvent.log_line` has them. NaN reads as null.
-  - Of a step logged twice the last line counts. Steps count in rising order, wherever they stand.
-  - Of lines with different numbers of timestep bins those count that have as many as the settings say, else as most.
-  - Every other line is left out, told by its number, and stays in the file. Only a last line without an end that is no
-    step goes at the next resume: a killed writer leaves it.
+Resume, report and monitor share these rules:
+  - A step is an object with an integer `step` from 1, and numbers where `StepEvent.log_line` has them. NaN is null.
+  - If a step is logged twice, the last line counts. Steps are sorted, wherever they are in the file.
+  - If lines differ in their number of timestep bins, those with the settings' number count, otherwise the majority.
+  - Any other line is ignored, reported by its number, and kept in the file. The exception is an unfinished last line,
+    which a killed writer leaves: the next resume removes it.
 
-The file has no `format` of its own: it is that of `config.json`.
+The file has no `format` of its own; that of `config.json` applies.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from ..names import LOG
 
 Line = dict[str, Any]
 
-FIELDS = (  # what else stands in a line is a term
+FIELDS = (  # any other key of a line is a term
     "step", "loss", "grad_norm", "lr", "timestep", "level", "gamma", "grad_norm_terms", "drift", "numbers",
 )  # fmt: skip
 TERM_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 MOST_TERMS = 32
-LONGEST_LINE = 1 << 23  # bytes; some hundred are usual
-MOST_BROKEN = 10_000  # lines that are no step
-MOST_BYTES = 1 << 29  # of the file: a million steps and more
-LARGEST = 3.5e38  # of float32, in which training computes
+LONGEST_LINE = 1 << 23  # bytes; a few hundred are usual
+MOST_BROKEN = 10_000  # lines that are not a step
+MOST_BYTES = 1 << 29  # of the file: enough for more than a million steps
+LARGEST = 3.5e38  # of float32, which training computes in
 LAST_STEP = 999_999_999
 
 
 @dataclass(frozen=True)
 class Log:
-    """What can be read of a log."""
+    """What can be read from a log."""
 
-    lines: list[Line]  # one per step, rising
-    left_out: list[int]  # numbers, from 1, of the lines that are no step of this run, or whose step stands again below
-    cut: bool = False  # the last line has no end, as after a crash; it is not among `left_out`
+    lines: list[Line]  # one per step, ascending
+    left_out: list[int]  # 1-based numbers of lines that are not a step, or whose step is logged again later
+    cut: bool = False  # the last line is unfinished, as after a crash; not in `left_out`
 
     def notice(self) -> str:
-        """One sentence about the lines that are left out; empty: there are none."""
+        """One sentence about the ignored lines; empty: there are none."""
         if not self.left_out:
             return ""
         stays = (
@@ -61,16 +61,16 @@ class Log:
         return f"{LOG} is damaged: {line_numbers(self.left_out)} {stays} in the file."
 
     def terms(self) -> list[str]:
-        """The names of the loss terms in it, in the order in which they came."""
+        """The names of its loss terms, in order of appearance."""
         return list(dict.fromkeys(name for line in self.lines for name in terms_of(line)))[:MOST_TERMS]
 
     def numbers(self) -> list[str]:
-        """The names of whatever else was logged by name, likewise; none that is a term's."""
+        """The names of all other numbers logged by name, likewise, without those of terms."""
         names = dict.fromkeys(name for line in self.lines for name in numbers_of(line))
         return [name for name in names if name not in ("loss", *self.terms())][:MOST_TERMS]
 
     def gap(self, step: int) -> str:
-        """One sentence about the steps up to `step` that the log no longer has; empty: it has them all."""
+        """One sentence about steps up to `step` that are missing from the log; empty: it is complete."""
         lost = step - sum(line["step"] <= step for line in self.lines)
         if not lost:
             return ""
@@ -78,20 +78,20 @@ class Log:
 
 
 def terms_of(line: Line) -> Line:
-    """The terms of the loss in a line of the log, by name; None: not computed in that step."""
+    """The loss terms in a line of the log, by name; None: not computed in that step."""
     return {name: value for name, value in line.items() if name not in FIELDS}
 
 
 def numbers_of(line: Line) -> Line:
-    """Whatever else was logged by name in a line, likewise."""
+    """The other numbers in a line of the log, likewise."""
     found: Line = line.get("numbers") or {}
     return found
 
 
 def read_log(path: Path, bins: int | None = None) -> Log:
-    """The log at `path`; without a file, an empty one.
+    """The log at `path`; empty if there is no file.
 
-    `bins`: how many the settings say. InputError: the file cannot be opened.
+    `bins`: the settings' number of timestep bins. InputError: the file cannot be opened.
     """
     found = [(line, bool(raw.strip()), _is_cut(raw, line)) for raw, line in _read(path)]
     expected = _bins_of([line for line, _, _ in found if line is not None], bins)
@@ -108,9 +108,9 @@ def read_log(path: Path, bins: int | None = None) -> Log:
 
 
 def cut_log(path: Path, step: int, *, without: tuple[str, ...] = ()) -> bytes:
-    """Cut the log back to `step` steps, as what came after them was not saved; the file's content then.
+    """Cut the log back to `step` steps, because later ones were not saved. Returns the file's new content.
 
-    `without`: fields that go, because what follows could not be compared with them. All other lines stay to the byte.
+    `without`: fields to drop, because later values would not be comparable. All other lines stay byte for byte.
     """
     kept = [_without(raw, line, without) for raw, line in _read(path) if not _goes(raw, line, step)]
     text = b"".join(raw if raw.endswith(b"\n") else raw + b"\n" for raw in kept)
@@ -126,7 +126,7 @@ def line_numbers(numbers: list[int]) -> str:
 
 
 def add_to_line(path: Path, step: int, fields: Line) -> bytes:
-    """Put fields into the line of a step; all other lines stay to the byte. The file's content then."""
+    """Add fields to the line of a step; all other lines stay byte for byte. Returns the file's new content."""
     lines = ((raw, line if line is not None and line["step"] == step else None) for raw, line in _read(path))
     text = b"".join(raw if line is None else line_bytes({**line, **fields}) for raw, line in lines)
     atomic_write(path, lambda draft: draft.write_bytes(text))
@@ -138,18 +138,18 @@ def line_bytes(line: Line) -> bytes:
 
 
 def append(path: Path, raw: bytes) -> None:
-    """Append whole lines. OSError: they could not be written."""
+    """Append complete lines. OSError: writing failed."""
     with patiently(lambda: open(path, "ab")) as file:
         file.write(raw)
 
 
 def _read(path: Path) -> Iterator[tuple[bytes, Line | None]]:
-    """Every line as it stands, and as a step where it is one. InputError: what no run has written, however broken."""
+    """Every raw line, and its step if it is one. InputError: no run can have written this file."""
     if not os.path.lexists(path):
         return
     broken = 0
     try:
-        if not path.is_file():  # a pipe would be waited for, a device has no end
+        if not path.is_file():  # a pipe would block, a device has no end
             raise InputError(f"{path.name} cannot be read (it is no file): restore it, or move it away.")
         if path.stat().st_size > MOST_BYTES:
             raise InputError(f"{path.name} is larger than any run's: restore it, or move it away to go on without.")
@@ -181,7 +181,7 @@ def _is_step(line: Line) -> bool:
     if not is_object(further) or not _are_names(terms) or not _are_names(further):
         return False
     numbers = [*terms.values(), line["loss"], line.get("grad_norm"), line.get("lr")]
-    lists = [line.get("timestep"), line.get("level", []), line.get("gamma")]  # without levels in older versions
+    lists = [line.get("timestep"), line.get("level", []), line.get("gamma")]  # older versions logged no levels
     parts = [line.get("grad_norm_terms"), line.get("drift"), line.get("numbers")]
     return (
         all(_is_number(value) for value in numbers)

@@ -1,9 +1,8 @@
 """What a LoRA file says about itself, in the three dialects that programs read.
 
-`ss_*`: kohya's, read by A1111, model managers and the host's scanner. `modelspec.*`: the Stability AI model
-metadata standard, read by ComfyUI's side bar. `apt_*`: ours, everything needed to say how the file was made.
-All values are strings. In none of them: a clock (equal runs give equal files) or a folder of the user's
-machine.
+`ss_*`: kohya's, read by A1111, model managers and ComfyUI's scanner. `modelspec.*`: the Stability AI model metadata
+standard, read by ComfyUI's side bar. `apt_*`: ours, everything needed to tell how the file was made. All values are
+strings. None contains a time (equal runs give equal files) or a folder of the user's machine.
 """
 
 from __future__ import annotations
@@ -32,18 +31,18 @@ if TYPE_CHECKING:
 
 MAX_HEADER = 1 << 20  # bytes; ComfyUI refuses to read the metadata of a file with a longer header
 
-OWNER = "apt_run"  # of a copy: eight digits of the run that it belongs to
+OWNER = "apt_run"  # in a copy: eight digits that identify its run
 MOST_NOTES = 4000  # letters
 METHOD_TITLES = {"apt": "APT", "dreambooth": "DreamBooth", "dco": "DCO", "tlora": "T-LoRA"}
-_IN_FOLDERS = re.compile(r"(?<![\w.])(~|[A-Za-z]:)?[/\\]{1,2}([^\s/\\]+[/\\])+")  # what stands before a file's name
+_IN_FOLDERS = re.compile(r"(?<![\w.])(~|[A-Za-z]:)?[/\\]{1,2}([^\s/\\]+[/\\])+")  # the folders before a file's name
 _ABSOLUTE_PATH = re.compile(r"(~[/\\]|/|[A-Za-z]:[/\\]|\\\\)\S.*")
 
 
 @dataclass(frozen=True)
 class Naming:
-    """What the subject is called. `name` is also the file's stem; `trigger`: what a prompt must say.
+    """How the subject is named. `name` is also the file's stem; `trigger`: the words a prompt needs.
 
-    `embedding`: stem of the learned identifier's file; empty when none was learned.
+    `embedding`: stem of the learned identifier's file; empty if none was learned.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Naming:
 
 @dataclass(frozen=True)
 class Source:
-    """The checkpoint. Folders before its `name` are cut off; `digest`: hash of its weights."""
+    """The checkpoint. `name` may include folders, which are removed; `digest`: hash of its weights."""
 
     family: Family
     name: str
@@ -79,9 +78,9 @@ def lora_metadata(
     """The metadata of a trained LoRA.
 
     Args:
-        captions: one per picture; `{subject}` in them is written as the trigger.
-        steps: done so far; the planned number stands in `config`.
-        summary: how the run went (last gamma), plain values.
+        captions: one per picture; `{subject}` in them is replaced by the trigger.
+        steps: completed so far; the planned number is in `config`.
+        summary: how the run went (last gamma), as plain values.
     """
     side = config.data.resolution or source.family.resolution
     ours = {
@@ -102,7 +101,7 @@ def lora_metadata(
 
 
 def embedding_metadata(naming: Naming, source: Source, *, steps: int) -> dict[str, str]:
-    """The metadata of the learned identifier's file; arguments as `lora_metadata`."""
+    """The metadata of the learned identifier's file; arguments as in `lora_metadata`."""
     name, class_word = naming.name, naming.class_word
     spec = {
         "sai_model_spec": "1.0.1",
@@ -139,7 +138,7 @@ def _spec(naming: Naming, source: Source, config: TrainConfig, side: int, steps:
 
 
 def _kohya(naming: Naming, source: Source, config: TrainConfig, side: int, steps: int) -> dict[str, Any]:
-    """What other programs know by kohya's names."""
+    """The entries that other programs know under kohya's names."""
     optimizer, adapter = config.optimizer, config.adapter
     return {
         "base_model_version": source.family.file_words.base_version,
@@ -178,12 +177,12 @@ def renamed_metadata(
     """The metadata of a copy under another file name.
 
     Args:
-        embedding: stem of the learned word's file before and now, wherever the texts name it (the trigger, the hint);
-            None: there is none.
+        embedding: old and new stem of the learned word's file, to replace in all texts (the trigger, the hint); None:
+            there is none.
         stem: the copy's own.
-        thumbnail: a picture for the side bar; None: as it was.
-        owner: eight digits of the run that the copy belongs to.
-        notes: what the user was told of the run, shown as the author's notes by programs that read kohya's names.
+        thumbnail: a picture for the side bar; None: keep the present one.
+        owner: eight digits that identify the copy's run.
+        notes: the run's notices, which programs that read kohya's names show as the author's notes.
     """
     before, now = embedding or ("", "")
     texts = {key: text.replace(before, now) if before else text for key, text in metadata.items()}
@@ -199,8 +198,8 @@ def renamed_metadata(
 def fit_metadata(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], limit: int = MAX_HEADER) -> dict[str, str]:
     """The metadata, shortened until the file's header has at most `limit` bytes.
 
-    What goes, in this order: the thumbnail, the rarer half of the tags again and again, the settings and
-    summary, the ends of long texts. The tensors' own entries stay, whatever their size.
+    Dropped in this order: the thumbnail, the rarer half of the tags (repeatedly), settings and summary, the ends of
+    long texts. The tensors' own entries stay, whatever their size.
     """
     fitted = dict(metadata)
     while len(header_bytes(tensors, fitted)) > limit and _shorten(fitted):
@@ -209,12 +208,12 @@ def fit_metadata(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], lim
 
 
 def file_name(path: str) -> str:
-    """The last part of a path of any system, so that no folder of the user's machine reaches a file."""
+    """The last part of a path from any system, so that no folder of the user's machine ends up in a file."""
     return PurePosixPath(PureWindowsPath(path).name).name
 
 
 def _shorten(metadata: dict[str, str]) -> bool:
-    """Take one thing away, in place; False when nothing is left that may go."""
+    """Drop one thing, in place; False if nothing is left to drop."""
     if metadata.pop("modelspec.thumbnail", None) is not None:
         return True
     if _halve_tags(metadata):
@@ -244,7 +243,7 @@ def _tag_frequency(naming: Naming, captions: Sequence[str]) -> str:
 
 
 def _tags(captions: Sequence[str], trigger: str) -> dict[str, int]:
-    """How often each comma-separated part of the captions occurs, the most frequent first."""
+    """Counts of the comma-separated parts of the captions, the most frequent first."""
     parts = (part.strip() for caption in captions for part in caption.replace("{subject}", trigger).split(","))
     counts = Counter(part for part in parts if part)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
@@ -269,7 +268,7 @@ def _usage_hint(trigger: str, embedding_name: str) -> str:
 
 
 def _data_uri(picture: Image.Image) -> str:
-    """A JPEG of at most 256 x 256 pixels, the size the standard recommends."""
+    """A JPEG data URI of at most 256 x 256 pixels, the size the standard recommends."""
     small = picture.convert("RGB")
     small.thumbnail((256, 256))
     buffer = io.BytesIO()
@@ -278,7 +277,7 @@ def _data_uri(picture: Image.Image) -> str:
 
 
 def _without_folders(value: Any) -> Any:
-    """Plain values with every absolute path cut down to its last part."""
+    """Plain values with every absolute path reduced to its last part."""
     if is_object(value):
         return {key: _without_folders(item) for key, item in value.items()}
     if is_list(value):
@@ -291,6 +290,6 @@ def _json(value: Any) -> str:
 
 
 def _strings(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """Values as text under their prefix; without None and empty ones, `?` for what UTF-8 cannot hold."""
+    """Values as text under their prefix. None and empty values are dropped; `?` replaces what UTF-8 cannot encode."""
     texts = {prefix + key: str(value) for key, value in values.items() if value is not None and value != ""}
     return {key: text.encode("utf-8", "replace").decode() for key, text in texts.items()}

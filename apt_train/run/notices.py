@@ -1,6 +1,6 @@
-"""What a user was told in a run, kept in its folder: `notices.jsonl`, a line `{"step", "text"}` per sentence.
+"""Keeps a run's notices in its folder: `notices.jsonl`, a line `{"step", "text"}` per sentence.
 
-In: keeping and reading back. Not in: who tells it (`loop`), the report that shows it (`report`).
+In: storing and reading back. Not in: who sends them (`loop`), the report that shows them (`report`).
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from ..names import NOTICES
 from ..wording import counted
 from .log import append
 
-MOST, LONGEST = 1000, 2000  # sentences, and characters of each; the file read may be anybody's
+MOST, LONGEST = 1000, 2000  # notices, and characters in each; the file may come from anyone
 MOST_BYTES = 8_000_000
 
 
 @dataclass(frozen=True)
 class Notice:
-    """A sentence, and the step after which it was told first; 0: before the first."""
+    """A sentence, and the last step before it was first sent; 0: before the first step."""
 
     step: int
     text: str
 
 
 class Notices:
-    """Every sentence of a run, each once. They wait in memory until the run has a folder."""
+    """A run's notices, each once. They wait in memory until the run has a folder."""
 
     def __init__(self, kept: list[Notice] | None = None) -> None:
         self._kept = list(kept or ())
@@ -38,19 +38,19 @@ class Notices:
 
     @property
     def texts(self) -> list[str]:
-        """In the order in which they were told."""
+        """The texts in the order they were sent."""
         return [notice.text for notice in (*self._kept, *self._waiting)]
 
     def add(self, text: str, step: int) -> None:
-        """Take note of a sentence, unless it is noted already."""
+        """Add a notice, unless it is known already."""
         text, known = text[:LONGEST], self.texts
         if text not in known and len(known) < MOST:
             self._waiting.append(Notice(step, text))
 
     def write(self, folder: Path) -> None:
-        """Append what is waiting to the folder's file. Where that fails it waits on: training does not need it.
+        """Append waiting notices to the folder's file. If that fails they keep waiting: training does not need them.
 
-        A link, a pipe or a file of another size than ours makes way for a new file with everything that was told.
+        Anything but a regular file of plausible size is replaced by a new file with all notices.
         """
         if not self._waiting:
             return
@@ -67,7 +67,7 @@ class Notices:
 
 
 def read_notices(folder: Path) -> list[Notice]:
-    """The sentences of a run's folder, each once; none where there is no such file. A damaged line is left out."""
+    """The notices in a run's folder, each once; none if there is no file. Damaged lines are skipped."""
     path = folder / NOTICES
     if not path.is_file():
         return []
@@ -95,7 +95,7 @@ def _parsed(text: str) -> Iterator[Notice]:
             continue
         if is_object(value) and isinstance(said := value.get("text"), str) and said.strip():
             step = value.get("step")
-            said = said.encode(errors="replace").decode()  # half a character can be written to no file
+            said = said.encode(errors="replace").decode()  # a lone surrogate cannot be written to a file
             yield Notice(step if type(step) is int and step >= 0 else 0, said[:LONGEST])
 
 
@@ -104,11 +104,11 @@ def _lines(notices: list[Notice]) -> str:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether what lies there can be appended to: nothing is waited for, and nothing written through a link."""
+    """Whether the file can be appended to: not a pipe, which would block, nor a link, which must not be followed."""
     return path.is_file() and not path.is_symlink() and path.stat().st_size < MOST_BYTES
 
 
 def _line_end(path: Path) -> str:
-    """What a line that was cut short by a crash lacks."""
+    """The newline that a line cut short by a crash lacks."""
     content = path.read_bytes()
     return "\n" if content and not content.endswith(b"\n") else ""

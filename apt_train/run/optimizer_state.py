@@ -1,7 +1,7 @@
-"""An optimizer's whole state as named tensors and plain values, and back: whatever optimizer it is.
+"""Converts any optimizer's full state to named tensors and plain values, and back.
 
     optimizer/KEY/PARAMETER   a tensor of the state, in `state.safetensors`
-    optimizer                 {groups, values} in `state.json`: the groups' settings, and of the state what is no tensor
+    optimizer                 {groups, values} in `state.json`: the groups' settings, and the state's non-tensor values
 
 In: `state_dict` with parameters by name instead of by number. Not in: files, checksums (`state`).
 """
@@ -18,12 +18,12 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 PREFIX = "optimizer/"
-_BY_DEVICE = ("params", "foreach", "fused", "capturable")  # how a group is computed, where it is now
+_BY_DEVICE = ("params", "foreach", "fused", "capturable")  # how a group is computed, which depends on the device
 Values = dict[str, Any]
 
 
 def take(optimizer: Optimizer, names: Mapping[str, Parameter]) -> tuple[dict[str, Tensor], Values]:
-    """Tensors by name, as they are (no copies), and plain values."""
+    """The state's tensors by name, not copied, and its plain values."""
     tensors: dict[str, Tensor] = {}
     values: dict[str, Values] = {}
     for name, parameter in names.items():
@@ -36,7 +36,7 @@ def take(optimizer: Optimizer, names: Mapping[str, Parameter]) -> tuple[dict[str
 
 
 def put_back(optimizer: Optimizer, names: Mapping[str, Parameter], tensors: Mapping[str, Tensor], kept: Values) -> None:
-    """The inverse of `take`; without `groups`, as in states of earlier versions, those of the optimizer stay."""
+    """The inverse of `take`. Without `groups`, as in states of earlier versions, the optimizer's own stay."""
     by_name = _by_parameter(tensors)
     for name, values in kept.get("values", {}).items():
         by_name.setdefault(name, {}).update(values)
@@ -51,7 +51,7 @@ def put_back(optimizer: Optimizer, names: Mapping[str, Parameter], tensors: Mapp
 
 
 def shapes(optimizer: Optimizer, shape: torch.Size) -> dict[str, torch.Size]:
-    """What this optimizer keeps of a parameter of a shape, by key: found by a step of its own kind on zeros."""
+    """Shapes of what this optimizer keeps for a parameter of `shape`, by key; found by one step of a twin on zeros."""
     twin = torch.zeros(shape, requires_grad=True)
     twin.grad = torch.zeros_like(twin)
     taken = inspect.signature(type(optimizer)).parameters
@@ -69,9 +69,9 @@ def _groups(kept: Values, now: Mapping[str, Any]) -> list[Values]:
 
 
 def _like(group: Mapping[str, Any], saved: Values) -> Values:
-    """JSON makes lists of pairs, and an older or newer torch may have settings that this one lacks.
+    """Saved settings adapted to a group: JSON turns pairs into lists, and another torch may have other settings.
 
-    What a device decides stays as it is: a run may go on where there is another one.
+    Settings that depend on the device are not restored, because a run may be resumed on another one.
     """
     shared = {key: value for key, value in saved.items() if key in group and key not in _BY_DEVICE}
     return {key: tuple(value) if isinstance(group[key], tuple) else value for key, value in shared.items()}

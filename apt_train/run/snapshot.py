@@ -1,10 +1,10 @@
-"""A run's snapshots: written, found, checked before they are used.
+"""A run's snapshots: writing, finding and checking them.
 
-A snapshot folder `step_000500` holds the LoRA and the embedding (kept for good, with their checksums) and, in the
-newest two, the state to resume from. A folder is written under another name and renamed, so one with its proper name
-was finished.
+A snapshot folder `step_000500` holds the LoRA and the embedding (kept for good, with checksums) and, in the newest two,
+the state to resume from. A folder is written under another name and then renamed, so one with its proper name is
+complete.
 
-In: folders and which of them can be used. Not in: what a state is (`state`), the LoRA file (`export`).
+In: the folders, and which of them can be used. Not in: what a state is (`state`), the LoRA file (`export`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ KEPT_STATES = 2
 
 
 def write_snapshot(snapshots: Path, state: State, files: Mapping[str, Callable[[Path], None]]) -> Path:
-    """Write a snapshot folder; `files`: file name -> function that writes that path. Older states beyond two go.
+    """Write a snapshot folder; `files`: file name -> function that writes that path. Keeps only the two newest states.
 
-    What stands in the snapshot's place already is set aside. InputError: the disk or the folder takes no files.
+    Anything already in the snapshot's place is set aside. InputError: the disk or the folder takes no files.
     """
     folder = step_folder(snapshots, state.step)
     if os.path.lexists(folder):
@@ -49,22 +49,21 @@ def write_snapshot(snapshots: Path, state: State, files: Mapping[str, Callable[[
 
 
 def drop_old_states(snapshots: Path) -> None:
-    """Remove the states beyond the newest two, also one whose removal was broken off half-way."""
+    """Remove all states but the newest two, including one whose removal was interrupted."""
     kept = _with_state(snapshots)[:KEPT_STATES]
     for folder in snapshot_folders(snapshots).values():
         for name in (STATE_VALUES, STATE_TENSORS) if kept and folder not in kept else ():
-            with contextlib.suppress(OSError):  # open in another program: it goes with the next snapshot
+            with contextlib.suppress(OSError):  # open in another program: the next snapshot removes it
                 (folder / name).unlink(missing_ok=True)
 
 
 def read_newest_state(
     snapshots: Path, check: Callable[[State], None], most_bytes: int = MOST_TENSOR_BYTES
 ) -> tuple[State | None, list[str]]:
-    """The newest state that can be used, and of every newer snapshot why its own cannot.
+    """The newest usable state, and for every newer snapshot the reason why its state cannot be used.
 
-    A damaged one makes way for the one before it. `check` raises `Damaged` for a state that does not fit the run.
-    `most_bytes`: of a state's tensors, beyond which it is none of the run's.
-    None: there is none. InputError: another version wrote it.
+    `check` raises `Damaged` for a state that does not fit the run. `most_bytes`: the most that the tensors of the run's
+    state can take. None: there is no usable state. InputError: another version wrote it.
     """
     reasons: list[str] = []
     for step, folder in reversed(snapshot_folders(snapshots).items()):
@@ -82,12 +81,12 @@ def read_newest_state(
 
 
 def set_aside_newer(snapshots: Path, step: int) -> list[Path]:
-    """Give the snapshots beyond `step` another name, as a resumed run writes its own; the new places."""
+    """Rename the snapshots beyond `step`, because a resumed run writes its own. Returns the new paths."""
     return [set_aside(folder) for at, folder in snapshot_folders(snapshots).items() if at > step]
 
 
 def set_aside(path: Path) -> Path:
-    """Rename what stands in a snapshot's place, and lose nothing of it; its new place. InputError: it cannot be."""
+    """Rename whatever is in a snapshot's place, losing nothing. Returns the new path. InputError: it fails."""
     number, place = 1, path.with_name(f"{path.name}_set_aside")
     while os.path.lexists(place):
         number += 1
@@ -100,9 +99,9 @@ def set_aside(path: Path) -> Path:
 
 
 def check_kept(file: Path) -> None:
-    """A snapshot's LoRA or embedding, before it is used. Damaged: it is not what was written.
+    """Verify a snapshot's LoRA or embedding before use. Damaged: it is not what was written.
 
-    Snapshots of earlier versions have no checksums; their LoRA names the digest of its own tensors.
+    Snapshots of earlier versions have no checksums, but their LoRA holds the digest of its own tensors.
     """
     sums = _checksums(file.with_name(CHECKSUMS))
     if not file.is_file():
@@ -125,7 +124,7 @@ def check_kept(file: Path) -> None:
 
 
 def is_intact(folder: Path, files: list[str]) -> bool:
-    """Whether a snapshot's LoRA and embedding are as they were written."""
+    """Whether a snapshot's LoRA and embedding are exactly as written."""
     try:
         for name in files:
             check_kept(folder / name)
@@ -135,7 +134,7 @@ def is_intact(folder: Path, files: list[str]) -> bool:
 
 
 def _checksums(path: Path) -> dict[str, str] | None:
-    """By file name in small letters, as some file systems do not know them apart; None: of an earlier version."""
+    """Checksums by lower-case file name, as some file systems ignore case; None: from an earlier version."""
     if not path.exists():
         return None
     try:

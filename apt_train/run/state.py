@@ -1,10 +1,10 @@
-"""The full state of a run: taken, written with checksums, read, checked, put back.
+"""The full state of a run: taken, written with checksums, read, checked, restored.
 
     state.safetensors  parameters and optimizer moments
-    state.json         {format, step, indicator, variants, scaler, optimizer, tensors_sha256, sha256}, the last over all
-                       before it; in format 1 without `optimizer`, whose settings are then the run's
+    state.json         {format, step, indicator, variants, scaler, optimizer, tensors_sha256, sha256}; the last covers
+                       all others. Format 1 has no `optimizer`: the settings are then those of the run
 
-In: one snapshot's state. Not in: which snapshot it is read from (`snapshot`).
+In: the state of one snapshot. Not in: choosing the snapshot (`snapshot`).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from ..names import STATE_TENSORS, STATE_VALUES
 from . import optimizer_state
 
 FORMAT = 2
-MOST_TENSOR_BYTES = 16 << 30  # of a LoRA: SDXL's at rank 1024 takes 11 GB; a state is measured by its run
-MOST_BYTES = 16 << 20  # of state.json: a number per timestep bin is the most of it
-_VALUES = {"step", "indicator", "variants", "scaler"}  # all that states of the first versions hold: no checksum either
+MOST_TENSOR_BYTES = 16 << 30  # of a LoRA: SDXL's at rank 1024 has 11 GB; a state's limit depends on its run
+MOST_BYTES = 16 << 20  # of state.json, which consists mostly of a number per timestep bin
+_VALUES = {"step", "indicator", "variants", "scaler"}  # all that states of the first versions hold, not even a checksum
 _OF_FORMAT = {1: _VALUES | {"tensors_sha256"}, FORMAT: _VALUES | {"optimizer", "tensors_sha256"}}
 
 
@@ -63,7 +63,7 @@ class _Inputs(Protocol):
 
 
 class Training(Protocol):
-    """What a state is taken from and put back into: training as it stands after a step."""
+    """What a state is taken from and restored into: training between two steps."""
 
     steps_done: int
 
@@ -84,7 +84,7 @@ class Training(Protocol):
 
 
 class Damaged(Exception):
-    """What is wrong with a file that was written by a run, in a few words."""
+    """Says in a few words what is wrong with a file that a run wrote."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class State:
 def take_state(run: Training) -> State:
     """Copy a run's state: parameters, optimizer moments, indicator, scaler, number of variants in the bank.
 
-    Random generators are not in it: every draw is seeded by its step.
+    Random generators are not part of it: every draw is seeded by its step.
     """
     moments, settings = optimizer_state.take(run.optimizer, run.trainable)
     tensors = {name: _copy(tensor) for name, tensor in {**run.trainable, **moments}.items()}
@@ -117,7 +117,7 @@ def take_state(run: Training) -> State:
 
 
 def restore_state(run: Training, state: State) -> None:
-    """Put a checked state back into a run made from the same inputs."""
+    """Restore a checked state into a run made from the same inputs."""
     with torch.no_grad():
         for name, parameter in run.trainable.items():
             parameter.copy_(state.tensors[name])
@@ -137,9 +137,9 @@ def write_state(folder: Path, state: State) -> None:
 
 
 def read_state(folder: Path, most_bytes: int = MOST_TENSOR_BYTES) -> State:
-    """A state as it was written. Damaged: it is not what was written; InputError: a newer version wrote it.
+    """A state from disk. Damaged: it is not what was written; InputError: a newer version wrote it.
 
-    `most_bytes`: of its tensors, beyond which it is none.
+    `most_bytes`: the most that its tensors may take.
     """
     values = _read_values(folder / STATE_VALUES)
     tensors = folder / STATE_TENSORS
@@ -153,7 +153,7 @@ def read_state(folder: Path, most_bytes: int = MOST_TENSOR_BYTES) -> State:
 
 
 def check_state(run: Training, state: State) -> None:
-    """Damaged: the state is not one that this run could have written, by names, shapes, types and values."""
+    """Damaged: this run could not have written the state, judging by names, shapes, types and values."""
     _check_tensors(run, state.tensors)
     values = state.values
     sound = type(values["step"]) is int and values["step"] >= 1
@@ -166,14 +166,14 @@ def check_state(run: Training, state: State) -> None:
 
 
 def most_state_bytes(run: Training) -> int:
-    """Of the tensors' file of a run's state: parameters and their moments in float32, with room for the header."""
+    """The most bytes a tensor file of this run's state can have: parameters and moments in float32, plus the header."""
     shapes = [parameter.shape for parameter in run.trainable.values()]
     shapes += [shape for moments in _moments(run).values() for shape in moments.values()]
     return 4 * sum(shape.numel() for shape in shapes) + (16 << 20)
 
 
 def _moments(run: Training) -> dict[str, dict[str, torch.Size]]:
-    """By parameter, the names of what the optimizer keeps of it, and their shapes."""
+    """Per parameter, the names and shapes of what the optimizer keeps for it."""
     known = {shape: optimizer_state.shapes(run.optimizer, shape) for shape in {p.shape for p in run.trainable.values()}}
     return {
         name: {f"{optimizer_state.PREFIX}{key}/{name}": shape for key, shape in known[parameter.shape].items()}
@@ -182,16 +182,16 @@ def _moments(run: Training) -> dict[str, dict[str, torch.Size]]:
 
 
 def kept_sha256(path: Path, most_bytes: int = MOST_TENSOR_BYTES) -> str:
-    """Of a safetensors file's bytes, in hex. Damaged: it is none, too large, or not of the size its header says.
+    """SHA-256 of a safetensors file, in hex. Damaged: not such a file, too large, or not the size its header says.
 
-    The header comes first, as a file that was blown up to a terabyte would be read for hours.
+    The header is checked first, because a file blown up to a terabyte would take hours to read.
     """
     check_size(path, most_bytes)
     return sha256_of_file(path)
 
 
 def check_size(path: Path, most_bytes: int = MOST_TENSOR_BYTES) -> None:
-    """Damaged: a safetensors file is none, too large, or not of the size its header says."""
+    """Damaged: not a safetensors file, too large, or not the size its header says."""
     try:
         size = open_tensor_file(path).size
     except InputError:
@@ -230,7 +230,7 @@ def _read_values(path: Path) -> dict[str, Any]:
 def _check_tensors(run: Training, tensors: dict[str, Tensor]) -> None:
     expected = {name: parameter.shape for name, parameter in run.trainable.items()}
     for moments in _moments(run).values():
-        if moments.keys() & tensors.keys():  # under fp16 the first steps may all have been skipped
+        if moments.keys() & tensors.keys():  # with fp16 all steps so far may have been skipped
             expected |= moments
     for name in sorted(expected.keys() ^ tensors.keys()):
         raise Damaged(f"{name} is {'missing from' if name in expected else 'unknown in'} {STATE_TENSORS}")
@@ -242,7 +242,7 @@ def _check_tensors(run: Training, tensors: dict[str, Tensor]) -> None:
 
 
 def _is_like_optimizer(value: Any, run: Training) -> bool:
-    """Settings of as many groups; values of known parameters. Of a torch that has other settings only the shared."""
+    """Whether the number of groups matches and all parameters are known. Only settings of both torches are compared."""
     model = optimizer_state.take(run.optimizer, run.trainable)[1]
     if not (is_object(value) and value.keys() == model.keys() and is_object(value["values"])):
         return False
@@ -254,7 +254,7 @@ def _is_like_optimizer(value: Any, run: Training) -> bool:
 
 
 def _is_like(value: Any, model: Any) -> bool:
-    """Whether a JSON value has the keys, lengths and kinds of another; its numbers are finite."""
+    """Whether a JSON value has the keys, lengths and types of another, and finite numbers."""
     if is_object(model):
         fits = is_object(value) and value.keys() == model.keys()
         return fits and all(_is_like(value[name], model[name]) for name in model)

@@ -1,1 +1,1 @@
-"""Pictures from a model as it stands, and how far it has left the prior."""
+"""Sampling pictures from a model, and measuring how far it has moved from the prior."""

@@ -1,4 +1,4 @@
-"""Putting a trained LoRA and its identifier back on a model: for the demo, comparisons and the nodes.
+"""Puts a trained LoRA and its identifier back on a model: for the demo, comparisons and the nodes.
 
 In: kohya names -> adapter, embedding rows -> conditioner. Not in: reading files (safetensors does that).
 """
@@ -21,7 +21,7 @@ from ..text.identifier import Identifier
 
 
 class Personalized(NamedTuple):
-    """A model with a trained LoRA on: `conditioner` reads `{subject}` as the trained identifier."""
+    """A model with a trained LoRA attached; `conditioner` reads `{subject}` as the trained identifier."""
 
     conditioner: Conditioner
     adapter: Adapter
@@ -36,13 +36,13 @@ def personalized(
     *,
     min_rank: int | None = None,
 ) -> Generator[Personalized]:
-    """Inside the block the UNet carries the LoRA.
+    """Inside the block the UNet has the LoRA attached.
 
     Args:
         lora: in kohya names, as in `TrainResult.lora`.
         embeddings: as in `TrainResult.embeddings`; None: the plain words `name class_word` (word mode).
-        config: of the run: what it calls its subject, and the word that it began from.
-        min_rank: of a T-LoRA; its ranks act by timestep inside `adapter.at_each_call(network)`.
+        config: of the run, for the subject's name and its init word.
+        min_rank: for a T-LoRA, whose ranks follow the timestep inside `adapter.at_each_call(network)`.
 
     Raises:
         InputError: the LoRA does not fit this model.
@@ -64,7 +64,7 @@ def personalized(
 
 
 def _identifier(components: Components, embeddings: Mapping[str, Tensor] | None, init_word: str) -> Identifier | None:
-    """The init word's identifier with the trained rows in it: its tokens hold the places."""
+    """The init word's identifier with the trained rows in it; the word's tokens serve as placeholders."""
     if embeddings is None:
         return None
     identifier = Identifier.from_init_word(components.text_encoders, init_word)

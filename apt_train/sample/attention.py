@@ -1,6 +1,6 @@
-"""Attention maps of layers of several sizes as one map per token.
+"""Merges attention maps of layers of several sizes into one map per token.
 
-In: their arithmetic. Not in: capturing maps (`training.capture`), painting them (`report.attention_tiles`).
+In: the arithmetic. Not in: capturing maps (`training.capture`), drawing them (`report.attention_tiles`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def merge_layers(maps: Sequence[Tensor], aspect: float) -> Tensor:
-    """Maps (positions, columns) of layers of different sizes -> their mean (columns, h, w) at the finest size.
+    """Average maps (positions, columns) of layers of different sizes -> (columns, h, w) at the finest size.
 
     `aspect`: height / width of the latent.
     """
@@ -26,7 +26,7 @@ def merge_layers(maps: Sequence[Tensor], aspect: float) -> Tensor:
 
 def _grid(layer: Tensor, aspect: float) -> Tensor:
     positions = layer.shape[0]
-    # Odd latents are rounded up on each way down, so the sides are found, not computed: the divisor nearest in aspect.
+    # Downsampling rounds odd latents up, so the sides are searched, not computed: the divisor nearest in aspect.
     divisors = [h for h in range(1, positions + 1) if positions % h == 0]
     height = min(divisors, key=lambda h: abs(math.log(h * h / positions / aspect)))
     return layer.T.reshape(-1, height, positions // height).float()

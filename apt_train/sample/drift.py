@@ -1,12 +1,12 @@
-"""How far the tuned model has left the prior: on the subject's own captions, and on prompts without the subject.
+"""How far the tuned model has moved from the prior: on the subject's own captions, and on prompts without the subject.
 
 Ours. Both models predict the noise along the prior's own guided trajectories; drift is the mean squared difference of
-the two. Learning a subject moves the model on the subject's captions, overfitting moves it everywhere, so the *ratio*
-of the two is what to watch as it changes (docs/benchmark.md says what it is worth). Its level depends on the prompts.
-No picture is needed.
+the two. Learning a subject moves the model on the subject's captions; overfitting moves it everywhere. So watch how the
+*ratio* of the two changes (docs/benchmark.md measures its worth). Its level depends on the prompts. No pictures are
+needed.
 
-In: the measure. Not in: the trajectories and the differences (`trajectories`), when it is taken (`loop`), what is made
-of it (`report`).
+In: the measure. Not in: the trajectories and differences (`trajectories`), when it is measured (`loop`), how it is used
+(`report`).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from .trajectories import Trajectories, Trajectory, trajectory_calls
 
 @dataclass(frozen=True)
 class Drift:
-    """Mean squared difference of epsilon, tuned less prior, on each kind of prompt.
+    """Mean squared difference of epsilon between tuned and prior, on each kind of prompt.
 
-    `ratio`: unrelated over subject at each noise level, the mean over those where the subject's has moved; 0 where none
-    has. By levels because the drift at low noise is many times that at high noise. In bfloat16 rounding adds some 1e-5
-    to either once the adapter has moved at all, which pulls the ratio towards 1 while it has moved little.
+    `ratio`: unrelated over subject at each noise level, averaged over the levels where the subject's has moved; 0 if
+    none has. It is taken per level because drift at low noise is many times that at high noise. In bfloat16, rounding
+    adds about 1e-5 to both as soon as the adapter has moved, which at first pulls the ratio towards 1.
     """
 
     subject: float
@@ -39,25 +39,25 @@ class Drift:
 
 
 def drift_of(subject: Tensor, unrelated: Tensor) -> Drift:
-    """From the mean squared differences at each noise level, both (P,)."""
+    """The drift from the mean squared differences at each noise level, both (P,)."""
     moved = subject > 0
     ratio = float((unrelated[moved] / subject[moved]).mean()) if bool(moved.any()) else 0.0
     return Drift(float(subject.mean()), float(unrelated.mean()), ratio)
 
 
 def unrelated_prompts(prompts: tuple[str, ...], class_word: str) -> list[str]:
-    """Those that do not name the class, in any case, as whole words, also in a plain plural."""
+    """The prompts that do not contain the class word, as a whole word or plain plural, ignoring case."""
     named = re.compile(rf"(?<!\w){re.escape(class_word.strip())}(?:e?s)?(?!\w)", re.IGNORECASE)
     return [prompt for prompt in prompts if not named.search(prompt)]
 
 
 class DriftWatch:
-    """Measures the adapter as it stands, always on the same trajectories.
+    """Measures the current adapter, always on the same trajectories.
 
-    `captions`: of the subject (`{subject}` in them), as many as there are `unrelated` prompts; `words`: what stood for
-    the subject before the first step, so that an untrained model has not drifted whatever it was initialised with. Each
-    trajectory starts from fixed noise, the sampler's batch of prompts in one UNet call (guided ones count twice).
-    They are the prior's, made at the first `measure` and kept on the CPU: two latents a point.
+    `captions`: of the subject, with `{subject}`, as many as the `unrelated` prompts. `words`: what stood for the
+    subject before the first step, so that an untrained model has zero drift however it was initialised. Each
+    trajectory starts from fixed noise; one UNet call takes a sampler batch of prompts (guided ones count twice). The
+    trajectories are the prior's, made at the first `measure` and kept on the CPU: two latents per point.
     """
 
     def __init__(
@@ -78,19 +78,19 @@ class DriftWatch:
 
     @property
     def texts(self) -> list[str]:
-        """All that it encodes."""
+        """All texts that it encodes."""
         return [*self._tuned, *self._prior, ""]
 
     @property
     def calls(self) -> int:
-        """How often the next `measure` calls the UNet: the first time for the prior's trajectories and points, too."""
+        """The number of UNet calls of the next `measure`; the first one also makes the prior's trajectories."""
         making, measuring = trajectory_calls()
         batches = len(range(0, len(self._tuned), self._rows))
         return batches * (measuring if self._made else making + measuring)
 
     @torch.no_grad()
     def measure(self) -> Drift:
-        """Of the adapter and the identifier as they are now; weights, modes and random draws stay as they are."""
+        """The current drift; weights, modes and random states are left unchanged."""
         total = len(self._tuned)
         with eval_mode(self._sampler.components.unet):
             if not self._made:
@@ -101,7 +101,7 @@ class DriftWatch:
         return drift_of(subject, unrelated)
 
     def _make(self, rows: range) -> tuple[range, Trajectory]:
-        """Some of the prompts with the prior's trajectory; the subject's and the others start from the same noises."""
+        """Some prompts with the prior's trajectory; subject and unrelated prompts start from the same noises."""
         half = len(self._prior) // 2
         return rows, self._trajectories.of(self._conditioner, [self._prior[k] for k in rows], [k % half for k in rows])
 

@@ -1,7 +1,7 @@
-"""Pictures from a model as it stands, deterministic and guided: for previews while training and the demo.
+"""Deterministic, guided sampling of pictures from a model: for previews during training and the demo.
 
-In: the sampling loop and the prior | tuned pair. Not in: moving the VAE to the device (the caller does), text
-encoding (`conditioning`), putting pictures on a sheet (`grid`).
+In: the sampling loop, and pairs of prior and tuned pictures. Not in: moving the VAE to the device (the caller does),
+text encoding (`conditioning`), arranging pictures on a sheet (`grid`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Predict = Callable[[Tensor, "int | Tensor"], Tensor]  # (noisy latents, timestep
 
 
 class PromptEncoder(Protocol):
-    """What `previews` asks of a `Conditioner`."""
+    """The part of `Conditioner` that `previews` needs."""
 
     def encode(self, captions: list[str], *, tuned: bool) -> Conditioning: ...
 
@@ -43,7 +43,7 @@ def _warn(text: str) -> None:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How pictures are drawn. `guidance`: classifier-free; at most 1 means none."""
+    """How pictures are sampled. `guidance`: classifier-free; 1 or less: none."""
 
     seed: int
     steps: int
@@ -52,14 +52,14 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Draws with a model as it stands, with the adapter as it is on the UNet.
+    """Samples pictures from a model in its current state, with the adapter on or off as it is.
 
     Args:
         size: (height, width) of the pictures in pixels, multiples of the VAE's factor.
-        dtype: what the UNet computes in; the latents stay float32.
-        batch_size: pictures in one UNet call. The noise of picture k depends on (seed, k) alone; with batches of 1
-            so does the picture, to the bit.
-        on_notice: hears about pictures that are not numbers (they come back grey).
+        dtype: the UNet's compute dtype; the latents stay float32.
+        batch_size: pictures per UNet call. The noise of picture k depends only on (seed, k); with batches of 1 so does
+            the picture, bit for bit.
+        on_notice: told about pictures with non-finite values, which are returned grey.
     """
 
     components: Components
@@ -87,10 +87,10 @@ class Sampler:
     def predictor(
         self, conditioning: Conditioning, unconditional: Conditioning, guidance: float = 1.0, rows: range | None = None
     ) -> Predict:
-        """The network with text (`rows` of it; None: all), sizes and guidance filled in.
+        """The network with text (its `rows`; None: all), sizes and guidance filled in.
 
-        One timestep for all rows, or where `guidance` is at most 1 also one each, int64 (N,); `unconditional` is not
-        read there.
+        It takes one timestep for all rows or, if `guidance` is at most 1, also one per row, int64 (N,). In that case
+        `unconditional` is not read.
         """
         guide = guidance > 1
         some = range(len(conditioning.hidden)) if rows is None else rows
@@ -121,10 +121,10 @@ def previews(
     drawing: Drawing,
     prior: list[Image.Image] | None = None,
 ) -> tuple[list[Image.Image], list[Image.Image]]:
-    """Prior and tuned pictures of the same prompts (holding `{subject}`) from the same noise: a PreviewEvent's.
+    """Prior and tuned pictures of the same prompts (with `{subject}`) from the same noise, for a PreviewEvent.
 
-    The prior's are drawn with the adapter off and the class word in the subject's place. They stay the same through
-    a run: pass those of an earlier call as `prior` and they are not drawn again.
+    The prior's are drawn with the adapter off and the class word as the subject. They do not change during a run, so
+    pass those of an earlier call as `prior` to avoid drawing them again.
     """
     with torch.no_grad():
         unconditional = conditioner.encode([""], tuned=False)
@@ -135,12 +135,12 @@ def previews(
 
 
 def initial_noise(seed: int, index: int, shape: tuple[int, int, int]) -> Tensor:
-    """The latent (C, h, w) that picture `index` starts from, float32 on the CPU."""
+    """The initial latent (C, h, w) of picture `index`, float32 on the CPU."""
     return torch.randn(shape, generator=generator(seed, "sample", index))
 
 
 def denoise(process: Process, predict: Callable[[Tensor, int], Tensor], noise: Tensor, times: list[int]) -> Tensor:
-    """From `noise` (N, C, h, w) down `times`, deterministically: clean latents.
+    """Clean latents from `noise` (N, C, h, w), deterministically, down the timesteps `times`.
 
     `predict(noisy, timestep)`: the network's own prediction.
     """
@@ -152,7 +152,7 @@ def denoise(process: Process, predict: Callable[[Tensor, int], Tensor], noise: T
 
 @contextlib.contextmanager
 def eval_mode(module: nn.Module) -> Generator[None]:
-    """Evaluation mode inside the block; every part's own mode again after it."""
+    """Evaluation mode inside the block; afterwards every submodule has its own mode again."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -163,7 +163,7 @@ def eval_mode(module: nn.Module) -> Generator[None]:
 
 
 def latent_shape(components: Components, height: int, width: int) -> tuple[int, int, int]:
-    """(C, h, w) of a picture so many pixels high and wide. InputError: the model has none of that size."""
+    """(C, h, w) of a picture of this height and width in pixels. InputError: the model cannot make that size."""
     factor = components.family.vae_factor
     if height <= 0 or width <= 0 or height % factor or width % factor:
         raise InputError(
@@ -173,7 +173,7 @@ def latent_shape(components: Components, height: int, width: int) -> tuple[int, 
 
 
 def _text(conditioning: Conditioning, unconditional: Conditioning | None, rows: range) -> tuple[Tensor, Tensor | None]:
-    """Hidden states and pooled vectors of the given rows, the unconditional ones first where there are any."""
+    """Hidden states and pooled vectors of the given rows, preceded by the unconditional ones if there are any."""
     hidden, pooled = conditioning.hidden[rows.start : rows.stop], conditioning.pooled
     pooled = None if pooled is None else pooled[rows.start : rows.stop]
     if unconditional is None:
@@ -194,7 +194,7 @@ def _rows(tensor: Tensor, rows: range) -> Tensor:
 
 
 def _decode(components: Components, latents: Tensor, rows: range, on_notice: Notice) -> list[Image.Image]:
-    """Latents -> pictures, one by one: half the memory's peak, and the same picture in any batch."""
+    """Decode latents one by one: half the peak memory, and the same picture whatever the batch."""
     pictures: list[Image.Image] = []
     for k, latent in zip(rows, latents, strict=True):
         image = components.decode(latent[None])[0].float()
@@ -209,12 +209,12 @@ def _decode(components: Components, latents: Tensor, rows: range, on_notice: Not
 
 
 def to_picture(image: Tensor) -> Image.Image:
-    """float (3, H, W) in [-1, 1] -> RGB picture, values outside clamped."""
+    """Float (3, H, W) in [-1, 1] -> RGB picture; values outside are clamped."""
     scaled = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(scaled.permute(1, 2, 0).cpu().numpy())
 
 
 def from_pictures(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures of one size -> float (N, 3, H, W) in [-1, 1]; the way back of `to_picture`."""
+    """Pictures of one size -> float (N, 3, H, W) in [-1, 1]; the inverse of `to_picture`."""
     pixels = numpy.stack([numpy.asarray(picture.convert("RGB")) for picture in pictures])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -1,9 +1,10 @@
-"""The prior's own trajectories from noise to picture, and how far from its predictions a model's are along them.
+"""The prior's own trajectories from noise to picture, and how far a model's predictions differ along them.
 
-Ours. Drift is measured so: in training (`drift`), and of any LoRA (`lora_check.probe`). No picture is needed.
+Ours. This is how drift is measured, in training (`drift`) and for any LoRA (`lora_check.trails`). No pictures are
+needed.
 
-In: the trajectories, and the difference at each of their points. Not in: which model is asked, and what is made of the
-numbers.
+In: the trajectories, and the difference at each of their points. Not in: which model is compared, and what the numbers
+mean.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ from torch import Tensor
 from ..text.conditioning import Conditioner
 from .sampler import Predict, Sampler, denoise, initial_noise, latent_shape
 
-# Of N prompts, by point: its timestep, the noisy latents and the prior's epsilon, (N, C, h, w).
+# For N prompts, per point: its timestep, the noisy latents and the prior's epsilon, (N, C, h, w).
 Trajectory = list[tuple[int, Tensor, Tensor]]
 
 SEED, GUIDANCE = 0, 5.0
-STEPS, EVERY = 10, 2  # of a trajectory, and which of its points are measured: not the last, all but clean, one
+STEPS, EVERY = 10, 2  # steps of a trajectory, and every which of them is measured; the last, almost clean, is not
 
 
 def trajectory_calls() -> tuple[int, int]:
-    """How often the network is called to make a trajectory, and to measure one once."""
+    """The number of network calls to make a trajectory, and to measure one once."""
     points = len(range(0, STEPS, EVERY))
     return STEPS + points, points
 
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Of a model as it stands, at the size and on the device of its sampler."""
+    """Trajectories of a model in its current state, at the size and on the device of its sampler."""
 
     sampler: Sampler
 
     def of(self, conditioner: Conditioner, texts: list[str], noises: Sequence[int]) -> Trajectory:
-        """The guided one of these prompts, each from the noise of that number; kept on the CPU.
+        """The guided trajectory of these prompts, each from the noise of that number; kept on the CPU.
 
-        To be called while the model is the prior.
+        Call it while the model is the prior.
         """
         components = self.sampler.components
         shape, schedule = latent_shape(components, *self.sampler.size), components.schedule
@@ -58,7 +59,7 @@ class Trajectories:
         return [(time, noisy, self._epsilon(plain, noisy, time)) for time, noisy in points]
 
     def moved(self, conditioner: Conditioner, trajectory: Trajectory, texts: list[str], *, tuned: bool) -> Tensor:
-        """Squared difference at each point of each prompt's trajectory, float32 (points, N). `texts`: what is read."""
+        """Squared difference at each point of each prompt's trajectory, float32 (points, N). `texts`: the prompts."""
         predict = self.predictor(conditioner, texts, tuned=tuned)
         differences = [self._epsilon(predict, noisy, time) - prior for time, noisy, prior in trajectory]
         return torch.stack([difference.square().mean(dim=(1, 2, 3)) for difference in differences])
@@ -69,7 +70,7 @@ class Trajectories:
         return self.sampler.predictor(text, conditioner.encode([""], tuned=False), guidance)
 
     def _epsilon(self, predict: Predict, noisy: Tensor, time: int) -> Tensor:
-        """The noise that the prediction stands for, float32 on the CPU."""
+        """The noise that the prediction implies, float32 on the CPU."""
         latents = noisy.to(self.sampler.device)
         times = torch.full((len(latents),), time, device=self.sampler.device)
         schedule = self.sampler.components.schedule

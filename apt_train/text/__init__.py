@@ -1,1 +1,1 @@
-"""Captions become what the UNet reads."""
+"""From captions to what the UNet reads."""

@@ -1,6 +1,7 @@
-"""A text encoder that waits in main memory and is on the device while it works, in the forward and the backward pass.
+"""Lets a text encoder wait in main memory and visit the device only for its forward and backward passes.
 
-In: the loan, and a pass that is taken again in the backward pass. Not in: what is encoded (`conditioning`).
+In: lending the weights, and recomputing the forward pass during the backward pass. Not in: what is encoded
+(`conditioning`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Encode = Callable[[Tensor], Sequence[Tensor | None]]
 
 @contextlib.contextmanager
 def on_loan(module: nn.Module, device: torch.device) -> Generator[None]:
-    """Inside the block the module works with copies of its weights on the device; then with its own again."""
+    """Inside the block the module works with copies of its weights on the device; afterwards with its own again."""
     parts = cast("Iterable[Any]", module.modules())
     stores: list[Any] = [store for part in parts for store in (part._parameters, part._buffers)]
     kept = [(store, dict(store)) for store in stores]
@@ -37,11 +38,11 @@ def _lent(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def ready_to_lend(module: nn.Module, device: torch.device) -> None:
-    """To main memory; there in pages that stay put, which a GPU copies from several times as fast."""
+    """Move the module to main memory; for CUDA into pinned pages, which copy to the GPU several times as fast."""
     module.to("cpu")
     if device.type != "cuda":
         return
-    with contextlib.suppress(RuntimeError):  # too little main memory for that: copies are slower then
+    with contextlib.suppress(RuntimeError):  # too little memory to pin: copies will be slower
         for tensor in (*module.parameters(), *module.buffers()):
             tensor.data = tensor.data.pin_memory()
 
@@ -49,18 +50,18 @@ def ready_to_lend(module: nn.Module, device: torch.device) -> None:
 def encoded_on_loan(
     encode: Encode, rows: Tensor | None, loan: Callable[[], AbstractContextManager[None]]
 ) -> Sequence[Tensor | None]:
-    """`encode(rows)`, with the loan taken for it and once more for its backward pass; nothing is kept in between.
+    """`encode(rows)` on loan, lent again for the backward pass; nothing is kept in between.
 
-    `rows`: what the gradient flows to; None: to nothing.
+    `rows`: the tensor the gradient flows to; None: no gradient.
     """
     if rows is not None and torch.is_grad_enabled():
-        return cast("Sequence[Tensor | None]", _TakenAgain.apply(rows, encode, loan))
+        return cast("Sequence[Tensor | None]", _Recomputed.apply(rows, encode, loan))
     with loan():
         return encode(cast("Tensor", rows))
 
 
-class _TakenAgain(torch.autograd.Function):
-    """As gradient checkpointing, whose own backward pass would find the encoder gone."""
+class _Recomputed(torch.autograd.Function):
+    """Like gradient checkpointing, whose own backward pass would find the encoder off the device."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, encode: Encode, loan: Callable[[], Any]) -> tuple[Tensor | None, ...]:

@@ -1,7 +1,7 @@
-"""What a caption says of the subject: `{subject}`, the subject's name, or its class word.
+"""How a caption refers to the subject: `{subject}`, the subject's name, or its class word.
 
-In: the rules that turn a picture's caption file into text holding `{subject}`, and the words a prompt needs
-after training. Not in: tokens (`tokens.py`) and embeddings (`conditioning.py`). All rules here are ours.
+In: turning a picture's caption into text with `{subject}`, and the words a prompt needs after training. Not in: tokens
+(`tokens.py`) and embeddings (`conditioning.py`). All rules here are ours.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 SUBJECT = "{subject}"
 CLASS_WORD = "{class_word}"
-EMBEDDING = "embedding:"  # the host's prompts call a learned word so, in any case
+EMBEDDING = "embedding:"  # ComfyUI's prefix for a learned word in prompts; case is ignored
 
 
 def caption_for(image_caption: str | None, image_name: str, *, template: str, name: str, class_word: str) -> str:
-    """The caption of one picture, holding `{subject}` at least once.
+    """The caption of one picture, with `{subject}` at least once.
 
-    An empty caption becomes the template. Else `{subject}`, `embedding:NAME` or NAME (a whole word) marks the
-    subject, and where none of them stands, the first whole-word class word. Runs of white space become one
-    space. Raises InputError, naming the picture, for a caption without any of them.
+    An empty caption becomes the template. Otherwise `{subject}`, `embedding:NAME` or NAME (as a whole word) marks the
+    subject; if none of them occurs, the first whole-word class word does. Runs of white space become one space.
+    Raises InputError, naming the picture, for a caption without any of them.
     """
     text = " ".join((image_caption or "").split())
     if not text:
@@ -43,7 +43,7 @@ def caption_for(image_caption: str | None, image_name: str, *, template: str, na
 
 
 def marked_caption(text: str, *, name: str, class_word: str) -> str | None:
-    """A caption with `{subject}` where the subject stands, as `caption_for` has it; None: it does not name it.
+    """A caption with `{subject}` in place of the subject, by the rules of `caption_for`; None: it does not name it.
 
     An empty class word is not searched for.
     """
@@ -54,7 +54,7 @@ def marked_caption(text: str, *, name: str, class_word: str) -> str | None:
 
 
 def subject_captions(images: ImageSet, config: TrainConfig) -> list[str]:
-    """The pictures' captions as they are trained on, with `{subject}`. InputError: one that does not name it."""
+    """The captions to train on, with `{subject}`. InputError: one does not mention the subject."""
     return [
         caption_for(
             image.caption,
@@ -68,10 +68,10 @@ def subject_captions(images: ImageSet, config: TrainConfig) -> list[str]:
 
 
 def mark_subject(text: str, *, name: str, class_word: str) -> str:
-    """Write `{subject}` for every NAME and `embedding:NAME` in a caption or prompt, in any case, also as file stems.
+    """Replace every NAME and `embedding:NAME` in a caption or prompt, also as file stems, by `{subject}`; ignores case.
 
-    A class word right after a plain NAME goes with it (`NAME toy` is how word mode's prompts name the
-    subject), so that the prior does not read `toy toy`.
+    Prompts of word mode name the subject as `NAME toy`. So a class word right after a plain NAME is replaced with it;
+    otherwise the prior would read `toy toy`.
     """
     text = mark_embedding(text, name=name)
     ends = [EMBEDDING_SUFFIX, *([rf"\s+{_pattern(class_word)}"] if class_word.strip() else [])]
@@ -79,27 +79,27 @@ def mark_subject(text: str, *, name: str, class_word: str) -> str:
 
 
 def mark_embedding(text: str, *, name: str) -> str:
-    """Write `{subject}` for every `embedding:NAME`, the host's spelling that artists paste into captions."""
+    """Replace every `embedding:NAME`, ComfyUI's spelling that artists paste into captions, by `{subject}`."""
     spelled = rf"{EMBEDDING}{_pattern(name)}(?:{EMBEDDING_SUFFIX})?(?:\.safetensors)?"
     return _bounded(spelled).sub(lambda _: SUBJECT, text)
 
 
 def class_caption(text: str, class_word: str) -> str:
-    """A caption of a prior-preservation picture: `{class_word}` and `{subject}` both read the class word."""
+    """A prior-preservation caption: `{class_word}` and `{subject}` both become the class word."""
     return " ".join(text.replace(CLASS_WORD, class_word).replace(SUBJECT, class_word).split())
 
 
 def trigger_text(name: str, class_word: str, mode: str) -> str:
-    """What a prompt must say to show the subject.
+    """The words a prompt needs to show the subject.
 
-    `learned`: the embedding file as the host calls it, `embedding:NAME_embedding`; `word`: `NAME class_word`.
+    `learned`: the embedding file in ComfyUI's spelling, `embedding:NAME_embedding`; `word`: `NAME class_word`.
     """
     assert mode in ("learned", "word"), mode
     return f"{EMBEDDING}{embedding_stem(name)}" if mode == "learned" else f"{name} {class_word}"
 
 
 def learned_name(trigger: str) -> str | None:
-    """NAME of a trigger that is `embedding:NAME` and no more, without folders and ending; None: it is plain words."""
+    """NAME if the trigger is just `embedding:NAME`, without folders and ending; None: it is plain words."""
     words = trigger.split()
     if len(words) != 1 or not words[0].lower().startswith(EMBEDDING):
         return None
@@ -111,15 +111,15 @@ def _whole_word(words: str) -> re.Pattern[str]:
 
 
 def _pattern(words: str) -> str:
-    """The words in any case, with any white space between them."""
+    """Matches the words with any white space between them."""
     return r"\s+".join(re.escape(word) for word in words.split())
 
 
 def _bounded(pattern: str) -> re.Pattern[str]:
-    """The pattern as whole words: names may hold hyphens, so a hyphen continues a word."""
+    """The pattern as whole words, ignoring case. Names may hold hyphens, so a hyphen continues a word."""
     return re.compile(rf"(?<![\w-])(?:{pattern})(?![\w-])", re.IGNORECASE)
 
 
 def preview_captions(config: TrainConfig) -> list[str]:
-    """The preview prompts with `{subject}` wherever they name it."""
+    """The preview prompts, with every mention of the subject as `{subject}`."""
     return [mark_subject(prompt, name=config.name, class_word=config.class_word) for prompt in config.sampled_prompts]

@@ -1,8 +1,7 @@
-"""Captions become what the UNet reads: hidden states, the pooled vector, and a column for every position.
+"""Encodes captions into what the UNet reads: hidden states, the pooled vector, and a column for every position.
 
-In: encoding with one or two CLIP text encoders, chunk by chunk, in the tuned and the prior version, and the
-cache. Not in: reading captions (`captions.py`, `tokens.py`), the learned rows (`identifier.py`), SDXL's size
-ids.
+In: encoding with one or two CLIP text encoders, chunk by chunk, in the tuned and the prior version; the cache. Not in:
+reading captions (`captions.py`, `tokens.py`), the learned rows (`identifier.py`), SDXL's size ids.
 """
 
 from __future__ import annotations
@@ -27,29 +26,30 @@ from .tokens import Chunk, TokenLayout, Vocabulary, lay_out
 class Conditioning:
     """A batch of encoded captions. L: chunks x the tokenizer's length.
 
-    `columns` maps a position to its column of the attention map (METHOD, Attention Alignment); sample i uses
-    the columns 0 to len(labels[i]) - 1, the same ones in its tuned and its prior version.
+    `columns` maps a position to its column of the attention map (see "Attention alignment" in docs/method.md). Sample
+    i uses the columns 0 to len(labels[i]) - 1, the same ones in its tuned and its prior version.
     """
 
     hidden: Tensor  # (N, L, D), in the encoders' dtype; D is summed over the encoders
     pooled: Tensor | None  # (N, P), SDXL only
     columns: Tensor  # int64 (N, L)
-    num_columns: int  # the most of any sample
+    num_columns: int  # the maximum over the samples
     labels: list[list[str]]  # one per column
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
-        """The same on another device or in another dtype (the columns stay int64)."""
+        """A copy on another device or in another dtype (the columns stay int64)."""
         pooled = None if self.pooled is None else self.pooled.to(device=device, dtype=dtype)
         hidden = self.hidden.to(device=device, dtype=dtype)
         return replace(self, hidden=hidden, pooled=pooled, columns=self.columns.to(device=device))
 
 
 class Conditioner:
-    """Encodes captions that hold `{subject}` (or the host's `embedding:NAME`) any number of times, also none.
+    """Encodes captions that hold `{subject}` (or ComfyUI's `embedding:NAME`) any number of times, including none.
 
-    Tuned, the subject is the learned identifier's rows, or without an identifier (word mode) the plain text
-    `NAME class_word`; prior, it is the class word. Every chunk is encoded alone, so a caption's embedding
-    does not depend on its batch, and one without learned rows is encoded once and kept. Freezes the encoders.
+    In the tuned version the subject is the learned identifier's rows, or without an identifier (word mode) the plain
+    text `NAME class_word`. In the prior version it is the class word. Chunks are encoded one by one, so a caption's
+    embedding does not depend on its batch. Those without learned rows are encoded once and cached. Freezes the
+    encoders.
     """
 
     def __init__(
@@ -61,29 +61,28 @@ class Conditioner:
         name: str,
         trigger: str | None = None,
     ) -> None:
-        """`trigger`: in word mode what the tuned version reads for the subject; None: `NAME class_word`."""
+        """`trigger`: the subject's words in the tuned version of word mode; None: `NAME class_word`."""
         self.encoders = encoders
         self.identifier = identifier
         self.class_word = class_word
         self.name = name
         self._trigger = trigger
         self._vocabularies = [Vocabulary.of(encoder) for encoder in encoders]
-        self._home: torch.device | None = None  # where results go when the encoders are elsewhere
-        self._works_on: torch.device | None = None  # where encoders that wait in main memory come to work
+        self._home: torch.device | None = None  # where results go if the encoders are elsewhere
+        self._works_on: torch.device | None = None  # where encoders that wait in main memory do their work
         self._layouts: dict[str, TokenLayout] = {}
         self._cache: dict[tuple[tuple[int, ...], ...], tuple[Tensor, Tensor | None]] = {}
-        self._sent: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # by caption, not by batch
+        self._sent: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # keyed by caption, not by batch
         for encoder in encoders:
             encoder.model.requires_grad_(False).eval()
 
     def encode(
         self, captions: list[str], *, tuned: bool, chunks: int = 1, device: torch.device | str | None = None
     ) -> Conditioning:
-        """Encode a batch; gradient flows to the identifier's rows alone, where grad is enabled.
+        """Encode a batch; gradient flows only to the identifier's rows, and only where grad is enabled.
 
-        All captions get the same number of chunks: the most that any of them has in either version, at least
-        `chunks`. `device`: where the result goes; None: where the encoders are, in word mode where they were
-        at `precompute`.
+        All captions get the same number of chunks: the most any of them has in either version, at least `chunks`.
+        `device`: where the result goes; None: where the encoders are, or in word mode where they were at `precompute`.
         """
         assert captions, "no captions"
         target = self.device if device is None else torch.device(device)
@@ -101,7 +100,7 @@ class Conditioner:
         )
 
     def _on(self, device: torch.device, row: list[int]) -> Tensor:
-        """A row of whole numbers on a device, int64. To a GPU, which would have to be waited for, it is sent once."""
+        """A row of integers on a device, int64. On a GPU it is cached, because sending it would make the GPU wait."""
         if device.type in ("cpu", "meta"):
             return torch.tensor(row, dtype=torch.int64, device=device)
         key = (device, tuple(row))
@@ -110,7 +109,7 @@ class Conditioner:
         return self._sent[key]
 
     def work_on(self, device: torch.device) -> None:
-        """From here on the encoders stay where they are, and are on `device`, one at a time, while they work."""
+        """From now on the encoders stay where they are and visit `device`, one at a time, to work."""
         self._home = self._works_on = device
 
     @property
@@ -119,9 +118,9 @@ class Conditioner:
         return self._works_on is not None
 
     def precompute(self, captions: list[str]) -> None:
-        """Encode and keep all that does not change in training.
+        """Encode and cache everything that training does not change.
 
-        In word mode that is everything: the encoders may leave the device afterwards, the embeddings stay.
+        In word mode this is everything: the encoders may leave the device afterwards.
         """
         if self._works_on is None:
             self._home = self.device if self.identifier is None else None
@@ -132,7 +131,7 @@ class Conditioner:
                     self._cached(parts, self.device)
 
     def warnings(self) -> list[str]:
-        """Sentences about words that will train badly; nothing is refused."""
+        """Warnings about words that will train badly; nothing is refused."""
         found: list[str] = []
         if self.identifier is None and self.name.lower() in self.class_word.lower().split():
             found.append(
@@ -159,12 +158,12 @@ class Conditioner:
         return self._layouts[caption]
 
     def num_chunks(self, captions: list[str]) -> int:
-        """The chunks that `encode` gives these captions."""
+        """The number of chunks that `encode` gives these captions."""
         return max(self.layout(caption).num_chunks for caption in captions)
 
     @property
     def device(self) -> torch.device:
-        """Where `encode` puts its result unless told otherwise."""
+        """Where `encode` puts its result by default."""
         return self._home or token_embedding(self.encoders[0].model).weight.device
 
     def _encode_all(
@@ -194,14 +193,14 @@ class Conditioner:
         return self._cache[key]
 
     def _run(self, many: list[tuple[Chunk, ...]]) -> list[tuple[Tensor, Tensor | None]]:
-        """Chunks, all with learned rows or all without, through every encoder: hidden states joined, pooled vector."""
+        """Chunks, all with learned rows or all without, through every encoder: joined hidden states, pooled vector."""
         if not many:
             return []
         by_encoder = [self._through(i, [parts[i] for parts in many]) for i in range(len(self.encoders))]
         return [_joined(one) for one in zip(*by_encoder, strict=True)]
 
     def _through(self, number: int, chunks: list[Chunk]) -> list[tuple[Tensor, Tensor | None]]:
-        """Through one encoder, one after the other. Where it waits in main memory it comes once for all of them."""
+        """All chunks through one encoder, one after another. An encoder that is lent out moves only once for all."""
         encoder = self.encoders[number]
         rows = self.identifier.rows[number] if self.identifier is not None and chunks[0].learned else None
 
@@ -216,25 +215,25 @@ class Conditioner:
 
 
 def put_aside(conditioner: Conditioner, device: torch.device) -> None:
-    """Its encoders wait in main memory from here on, and are on `device`, one at a time, while they work."""
+    """From now on the encoders wait in main memory and visit `device`, one at a time, to work."""
     for encoder in conditioner.encoders:
         ready_to_lend(encoder.model, device)
     conditioner.work_on(device)
 
 
 def _joined(encoded: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
-    """One chunk's hidden states of all encoders, along features, and the last pooled vector."""
+    """One chunk's hidden states from all encoders, joined along features, and the last pooled vector."""
     device = encoded[0][0].device
     pooled = [vector for _, vector in encoded if vector is not None]
     return torch.cat([hidden.to(device) for hidden, _ in encoded], dim=-1), pooled[-1] if pooled else None
 
 
 def encode_chunk(encoder: TextEncoder, chunk: Chunk, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """One chunk through one encoder: hidden (L, width) and, where the encoder has it, the pooled vector (P,).
+    """One chunk through one encoder: hidden (L, width) and, if the encoder has one, the pooled vector (P,).
 
-    The pooled vector is read at the chunk's own end token, not where transformers looks for one (the highest
-    id, or the first end id, by configuration). No attention mask: Stable Diffusion's encoders see their
-    padding.
+    The pooled vector is read at the chunk's own end token. transformers would take the highest id or the first end id,
+    depending on the configuration. There is no attention mask: Stable Diffusion's encoders attend
+    to their padding.
     """
     device = token_embedding(encoder.model).weight.device
     ids = torch.tensor([chunk.ids]).to(device)
@@ -251,7 +250,7 @@ def _layer(encoder: TextEncoder, output: Any) -> Tensor:
     """The hidden states that the UNet reads, (1, L, width)."""
     if encoder.layer == -1 and encoder.final_norm:
         return output.last_hidden_state
-    states = output.hidden_states[encoder.layer]  # even the last one is taken before the final norm
+    states = output.hidden_states[encoder.layer]  # all of them precede the final norm, even the last
     if not encoder.final_norm:
         return states
     # transformers 5 has no `text_model` inside a plain CLIPTextModel

@@ -1,11 +1,10 @@
-"""The learned identifier: embedding rows of our own in the place of a word's, without touching any tokenizer.
+"""The learned identifier: our own embedding rows in place of a word's, without touching any tokenizer.
 
-In: the rows, their norm, and the hook that puts them among a text encoder's token embeddings. Not in: where
-they go in a caption (`tokens.py`), the file format (`export.py`).
+In: the rows, their norm, and the hook that puts them among a text encoder's token embeddings. Not in: their position
+in a caption (`tokens.py`), the file format (`export.py`).
 
-Adding a token to a tokenizer would split longer words around it and, where the configuration's `eos_token_id`
-is 2, move the pooled position; so the init word's own ids hold the places and only the looked-up rows are
-replaced.
+Adding a token to a tokenizer would split longer words around it and, if the configuration's `eos_token_id` is 2, move
+the pooled position. So the init word's own ids serve as placeholders, and only the looked-up rows are replaced.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from .tokens import Vocabulary
 
 
 class Identifier(nn.Module):
-    """Learned rows, one float32 Parameter (n, width) per text encoder, n being the tokens of the init word.
+    """Learned rows: one float32 Parameter (n, width) per text encoder, where n is the init word's token count.
 
-    Initialised from a class word, norm kept at every step: DCO's recipe (arXiv 2402.12004).
-    `ids`: per encoder, the vocabulary ids that hold the rows' places.
+    Initialised from a class word, with the norm restored at every step: DCO's recipe (arXiv 2402.12004).
+    `ids`: per encoder, the vocabulary ids that serve as placeholders for the rows.
     """
 
     def __init__(
@@ -43,9 +42,9 @@ class Identifier(nn.Module):
 
     @staticmethod
     def from_init_word(encoders: list[TextEncoder], init_word: str) -> Identifier:
-        """Rows that start as the init word's; several words, or a word of several tokens, give several rows.
+        """Rows initialised from the init word; several words, or a word of several tokens, give several rows.
 
-        InputError when a tokenizer finds no token in it.
+        InputError: a tokenizer finds no token in it.
         """
         rows: list[Tensor] = []
         ids: list[list[int]] = []
@@ -60,14 +59,14 @@ class Identifier(nn.Module):
 
     @torch.no_grad()
     def renormalize(self) -> None:
-        """Scale every row back to the norm it started with; an untrained row stays the same to the bit."""
+        """Scale every row back to its initial norm; an untrained row keeps its exact bits."""
         for i, row in enumerate(self.rows):
             start = self.get_buffer(f"norm_{i}")
             norm = row.norm(dim=-1, keepdim=True)
             row.mul_(torch.where(norm > 0, start / norm, torch.ones_like(norm)))
 
     def embeddings(self) -> dict[str, Tensor]:
-        """Rows by embedding key, `{"clip_l": (n, 768), "clip_g": (n, 1280)}`, float32 copies on the CPU."""
+        """Rows by embedding key, `{"clip_l": (n, 768), "clip_g": (n, 1280)}`, as float32 copies on the CPU."""
         return {
             key: row.detach().to("cpu", torch.float32, copy=True) for key, row in zip(self.keys, self.rows, strict=True)
         }
@@ -75,10 +74,10 @@ class Identifier(nn.Module):
 
 @contextlib.contextmanager
 def rows_in_place(model: nn.Module, rows: Tensor, places: Tensor) -> Generator[None]:
-    """Inside the block the model reads `rows` (n, width) where `places` says so.
+    """Inside the block the model reads `rows` (n, width) at the positions given by `places`.
 
-    `places`: int64 of the shape of the ids, the row's number at each position, -1 for the vocabulary's own
-    embedding. A hook on the table keeps the gradient: transformers 5 refuses `inputs_embeds` for CLIP.
+    `places`: int64 in the shape of the ids, the row's number at each position, -1 for the vocabulary's own embedding.
+    A hook on the table keeps the gradient, because transformers 5 refuses `inputs_embeds` for CLIP.
     """
 
     def replace(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

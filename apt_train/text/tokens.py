@@ -1,8 +1,7 @@
-"""Captions as token ids, cut into chunks, and which attention column each position counts for.
+"""Captions as token ids, cut into chunks, and the attention column of each position.
 
-In: reading a caption with a tokenizer that stays as it is, ComfyUI's way of cutting long captions, and the
-columns that match a caption's tuned and prior version. Not in: anything with gradients; embeddings are in
-`conditioning.py`.
+In: reading a caption with an unmodified tokenizer, cutting long captions as ComfyUI does, and the columns that match a
+caption's tuned and prior versions. Not in: anything with gradients (`conditioning.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from ..families.components import TextEncoder
 
 START_LABEL, SUBJECT_LABEL, END_LABEL, REST_LABEL = "<start>", "<subject>", "<end>", "<rest>"
-LARGE_GROUP = 8  # ComfyUI: from this many tokens on, a group may be cut at a chunk's end
+LARGE_GROUP = 8  # as in ComfyUI: groups of this many tokens or more may be split between chunks
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,12 @@ class Token:
 
     id: int
     column: int
-    row: int = -1  # which row of the learned identifier stands here; -1: the vocabulary's own
+    row: int = -1  # the learned identifier's row at this position; -1: the vocabulary's own embedding
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """One encoder input: start, tokens, end, padding, all of the tokenizer's length."""
+    """One encoder input of the tokenizer's length: start, tokens, end, padding."""
 
     ids: tuple[int, ...]
     rows: tuple[int, ...]  # the identifier's row at each position, -1 where there is none
@@ -45,7 +44,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Reading:
-    """A caption's tokens in groups that should not be torn apart, with one label per column."""
+    """A caption's tokens in groups that should not be split, with one label per column."""
 
     groups: list[list[Token]]
     labels: list[str]
@@ -53,9 +52,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What reading a caption asks of a text encoder's tokenizer, which is never changed.
+    """What is needed from a text encoder's tokenizer, which is never modified.
 
-    `length`: positions of one chunk (77 for CLIP).
+    `length`: positions in one chunk (77 for CLIP).
     """
 
     tokenizer: Any
@@ -66,7 +65,7 @@ class Vocabulary:
 
     @staticmethod
     def of(encoder: TextEncoder) -> Vocabulary:
-        """Read a tokenizer's special ids; InputError when it has no start or end token."""
+        """Read a tokenizer's special ids. InputError: it has no start or end token."""
         tokenizer = encoder.tokenizer
         start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
         if start is None or end is None:
@@ -77,7 +76,7 @@ class Vocabulary:
         return Vocabulary(tokenizer, start, end, end if pad is None else pad, length)
 
     def tokens(self, text: str) -> list[tuple[str, int]]:
-        """(label, id) of each token, read word by word; a word of one token is its own label."""
+        """(label, id) of each token, read word by word; a single-token word is its own label."""
         found: list[tuple[str, int]] = []
         for word in text.split():
             ids = self.tokenizer(word, add_special_tokens=False)["input_ids"]
@@ -86,7 +85,7 @@ class Vocabulary:
         return found
 
     def ids(self, text: str) -> list[int]:
-        """The ids of a word or several, without start and end."""
+        """The ids of one or more words, without start and end."""
         return [id for _, id in self.tokens(text)]
 
     def unknown_words(self, text: str) -> list[str]:
@@ -97,7 +96,7 @@ class Vocabulary:
         return [word for word in text.split() if unknown in self.ids(word)]
 
     def seal(self, tokens: list[Token], start: int, end: int, rest: int) -> Chunk:
-        """Start + tokens + end + padding; `start`, `end`, `rest`: their columns."""
+        """Start, tokens, end and padding as a chunk; `start`, `end`, `rest`: the columns of those parts."""
         padding = self.length - len(tokens) - 2
         assert padding >= 0, (len(tokens), self.length)
         return Chunk(
@@ -108,16 +107,16 @@ class Vocabulary:
         )
 
     def filler(self) -> Chunk:
-        """An empty chunk that lengthens a shorter caption; its columns are the caller's to set."""
+        """An empty chunk that lengthens a shorter caption; the caller sets its columns."""
         return self.seal([], -1, -1, -1)
 
 
 def read(vocabulary: Vocabulary, caption: str, subject: list[int], learned: bool) -> Reading:
-    """Tokens of a caption with these ids in every `{subject}`'s place.
+    """Tokens of a caption, with the `subject` ids in place of every `{subject}`.
 
-    Columns (ours): start; one for each token of the text; one for each whole subject; end; rest. They depend
-    on the text alone, not on the subject's ids, so two versions of a caption share them. Groups are the
-    host's: a learned identifier stands alone, the text between two of them is one group.
+    Columns (ours): start; one for each token of the text; one for each whole subject; end; rest. They depend on the
+    text only, not on the subject's ids, so both versions of a caption share them. Groups follow ComfyUI: a learned
+    identifier is a group, and so is the text between two of them.
     """
     groups: list[list[Token]] = [[]]
     labels = [START_LABEL]
@@ -133,10 +132,10 @@ def read(vocabulary: Vocabulary, caption: str, subject: list[int], learned: bool
 
 
 def pack(groups: list[list[Token]], room: int) -> list[list[Token]]:
-    """Cut groups into chunks of at most `room` tokens as ComfyUI does; at least one chunk, possibly empty.
+    """Pack groups into chunks of at most `room` tokens as ComfyUI does; at least one chunk, possibly empty.
 
-    A group shorter than 8 tokens that does not fit moves to the next chunk whole; a longer one fills the
-    chunk first.
+    A group of fewer than 8 tokens that does not fit moves to the next chunk unsplit; a longer one first fills the
+    current chunk.
     """
     chunks: list[list[Token]] = [[]]
     for group in groups:
@@ -151,7 +150,7 @@ def pack(groups: list[list[Token]], room: int) -> list[list[Token]]:
 
 
 def chunks_of(reading: Reading, vocabulary: Vocabulary) -> list[Chunk]:
-    """A reading's chunks; the first one's start and end have columns of their own, the others' are rest."""
+    """A reading's chunks. The first one's start and end have their own columns, those of the others are rest."""
     end, rest = len(reading.labels) - 2, len(reading.labels) - 1
     packed = pack(reading.groups, vocabulary.length - 2)
     first = vocabulary.seal(packed[0], 0, end, rest)
@@ -160,10 +159,10 @@ def chunks_of(reading: Reading, vocabulary: Vocabulary) -> list[Chunk]:
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """One caption's tuned and prior version, each a list of chunks; a chunk is one `Chunk` per text encoder.
+    """One caption's tuned and prior versions, each a list of chunks, with one `Chunk` per text encoder.
 
-    `labels`: one per column, the same for both versions: `<start>`, the text's tokens and `<subject>`,
-    `<end>`, `<rest>`.
+    `labels`: one per column, the same for both versions: `<start>`, the text's tokens and `<subject>`, `<end>`,
+    `<rest>`.
     """
 
     caption: str
@@ -177,11 +176,11 @@ class TokenLayout:
 
     @property
     def num_chunks(self) -> int:
-        """Chunks both versions are padded to."""
+        """The number of chunks that both versions are padded to."""
         return max(len(self.tuned), len(self.prior))
 
     def columns(self, *, tuned: bool, num_chunks: int) -> list[int]:
-        """Column of every sequence position, padded with empty chunks (all rest) to `num_chunks`."""
+        """The column of every sequence position, padded with empty chunks (all rest) to `num_chunks`."""
         chunks = self.tuned if tuned else self.prior
         found = [column for chunk in chunks for column in chunk[0].columns]
         missing = (num_chunks - len(chunks)) * len(chunks[0][0].ids)
@@ -197,9 +196,8 @@ def lay_out(
 ) -> TokenLayout:
     """Read a caption with every encoder's tokenizer.
 
-    `tuned`, `prior`: per encoder, the ids in the subject's place; `learned`: the tuned ones are the
-    identifier's rows. InputError when two tokenizers put the tokens at different positions: their outputs are
-    joined position by position.
+    `tuned`, `prior`: per encoder, the subject's ids; `learned`: the tuned ones stand for the identifier's rows.
+    InputError: two tokenizers place tokens differently, although their outputs are joined position by position.
     """
     versions: list[list[tuple[Chunk, ...]]] = []
     labels: list[str] = []

@@ -1,4 +1,4 @@
-"""Where prior and tuned look, token by token, on one picture: the maps of the paper's attention figure."""
+"""Where the prior and the tuned model look, token by token, on one picture: the paper's attention figure."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def write_attention(run: Run, path: Path) -> None:
 
 @torch.no_grad()
 def probe(run: Run, image: int = 0) -> AttentionMaps:
-    """Prior's and tuned's maps on the CPU.
+    """The prior's and the tuned model's maps, on the CPU.
 
-    Mean over heads and the aligned layers, at the resolution of the finest; the noise is the same for both, drawn
-    from the run's seed.
+    Averaged over heads and the aligned layers, at the finest layer's resolution. Both see the same noise, drawn from
+    the run's seed.
     """
     sample = _middle_sample(run, image)
     with eval_mode(run.components.unet):

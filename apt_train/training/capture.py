@@ -1,7 +1,7 @@
-"""Reading features and attention maps of chosen layers out of a network's forward pass.
+"""Captures features and attention maps of chosen layers during a network's forward pass.
 
-Plain forward hooks on the layers that the family names: they add no operation to the pass, so fused attention stays in
-place and non-reentrant checkpointing recomputes what it saved. The maps are formed afterwards, outside.
+Plain forward hooks on the layers the family names add no operation to the pass. Fused attention stays in place, and
+non-reentrant checkpointing recomputes what it saved. The maps are computed afterwards, outside the pass.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ Result = TypeVar("Result")
 
 @dataclass
 class Captured:
-    """What one forward pass left behind, by layer, in the order of the network."""
+    """What one forward pass recorded, by layer, in the network's order."""
 
     features: dict[str, Tensor] = field(default_factory=dict[str, Tensor])  # (N, positions, channels)
     queries: dict[str, Tensor] = field(default_factory=dict[str, Tensor])  # (N, positions, heads * head_dim)
     keys: dict[str, Tensor] = field(default_factory=dict[str, Tensor])  # (N, tokens, heads * head_dim)
-    layers: Mapping[str, AttentionLayer] = field(default_factory=dict[str, AttentionLayer])  # those of queries and keys
+    layers: Mapping[str, AttentionLayer] = field(default_factory=dict[str, AttentionLayer])  # of queries and keys
 
 
 class Capture:
-    """Reads chosen layers of a network in its forward passes; the layers are found here, once.
+    """Records chosen layers of a network in its forward passes; the layers are looked up once, here.
 
-    `features`, `attention`: the parts whose layers are read. To be made after the adapter is on, as that takes the
-    place of layers.
+    `features`, `attention`: the parts of the network to record. Create it after the adapter is attached, because the
+    adapter replaces layers.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Capture:
     def record(self) -> Generator[Captured]:
         """Record one forward pass made inside the block.
 
-        The hooks are gone when the block ends, before the backward pass, so a recomputation records nothing.
+        The hooks are removed when the block ends, before the backward pass, so recomputation records nothing.
         """
         layers = {name: layer for part in self._attention.values() for name, layer in part.items()}
         captured = Captured(layers=layers)
@@ -75,7 +75,7 @@ class Capture:
     def maps_of(
         self, captured: Captured, part: Layers, columns: Tensor, num_columns: int, *, save_memory: bool = False
     ) -> list[Tensor]:
-        """The attention maps of a part's layers, as `attention_maps`."""
+        """The attention maps of a part's layers, as from `attention_maps`."""
         return attention_maps(captured, columns, num_columns, names=self._attention[part], save_memory=save_memory)
 
 
@@ -95,10 +95,10 @@ def attention_maps(
     names: Collection[str] | None = None,
     save_memory: bool = False,
 ) -> list[Tensor]:
-    """Maps softmax(Q K^T / sqrt(d)) over the caption's tokens, summed into matched columns, one per captured layer.
+    """softmax(Q K^T / sqrt(d)) over the caption's tokens, summed into matched columns; one map per captured layer.
 
     `columns`: int64 (N, tokens), the column of each token. Result: float32 (N, heads, positions, num_columns); rows
-    sum to 1. `names`: of these layers alone. `save_memory` forms them again in the backward pass instead of keeping the
+    sum to 1. `names`: only these layers. `save_memory` recomputes the maps in the backward pass instead of keeping the
     full softmax.
     """
     maps: list[Tensor] = []
@@ -106,17 +106,17 @@ def attention_maps(
     for name in (name for name in captured.queries if names is None or name in names):
         layer = captured.layers[name]
         arguments = (captured.queries[name], captured.keys[name], member, layer.heads, layer.scale)
-        maps.append(formed_again(_column_map, *arguments) if save_memory else _column_map(*arguments))
+        maps.append(recomputed(_column_map, *arguments) if save_memory else _column_map(*arguments))
     return maps
 
 
-def formed_again(form: Callable[..., Result], *arguments: object) -> Result:
-    """`form(*arguments)`, which keeps nothing for the backward pass but its arguments."""
+def recomputed(form: Callable[..., Result], *arguments: object) -> Result:
+    """`form(*arguments)`, recomputed in the backward pass, so that only the arguments are kept."""
     return cast("Result", checkpoint.checkpoint(form, *arguments, use_reentrant=False))
 
 
 def _column_map(query: Tensor, key: Tensor, member: Tensor, heads: int, scale: float) -> Tensor:
-    # A product with 0/1 rather than scatter_add: the latter is not deterministic on CUDA.
+    # A product with 0/1 rather than scatter_add, which is not deterministic on CUDA.
     return attention_probabilities(query, key, heads, scale) @ member[:, None]
 
 
@@ -127,5 +127,5 @@ def attention_probabilities(query: Tensor, key: Tensor, heads: int, scale: float
     return torch.softmax(scores.mul_(scale), dim=-1)  # in place: it is the largest tensor of a pass
 
 
-def _by_head(x: Any, heads: int) -> Tensor:  # Any: torch gives `unflatten` no type
+def _by_head(x: Any, heads: int) -> Tensor:  # Any: torch leaves `unflatten` untyped
     return x.float().unflatten(2, (heads, -1)).transpose(1, 2)

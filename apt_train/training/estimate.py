@@ -1,6 +1,6 @@
-"""What a run will take of its device's memory, found before its first step by running one without content.
+"""The device memory a run will need, estimated by running one step on weightless modules before training starts.
 
-In: the run's own step, and the VAE beside it, counted. Not in: counting (`live_bytes`), what follows from it (`plan`).
+In: the run's own step and the VAE, both counted. Not in: the counting (`live_bytes`), the decisions (`plan`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .live_bytes import META, LiveBytes, fused_attention, gradients_left_out, on
 from .memory import Memory, Setting
 from .step import TrainingStep
 
-SMALL = 100_000_000  # bytes of weights: whoever can load this can train it, and the pass takes its time
+SMALL = 100_000_000  # bytes of weights; a device that loads less can train it, and the estimate itself takes time
 
 
 def estimated(components: Components, setting: Setting) -> Memory | None:
-    """None: too small to matter, or a network that cannot be run without content.
+    """The estimate; None for a model too small to matter, or one that cannot run on the meta device.
 
-    The modules are as before. On a host their owner must not use them meanwhile.
+    The modules are restored afterwards. A host that owns them must not use them meanwhile.
     """
     modules = [components.unet, *(encoder.model for encoder in components.text_encoders)]
     if sum(weight_bytes(module.parameters()) for module in modules) < SMALL:
@@ -82,7 +82,7 @@ def _vae(components: Components, setting: Setting) -> int | None:
 
 @contextlib.contextmanager
 def _weightless(components: Components, setting: Setting) -> Generator[TrainingStep]:
-    """The run's step on modules without content."""
+    """The run's training step on modules that have shapes but no data."""
     config, network = setting.config, components.network
     unet, encoders = components.unet, components.text_encoders
     identifier = None

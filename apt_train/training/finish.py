@@ -1,4 +1,4 @@
-"""The end of a run: its files, its result, its report."""
+"""The end of a run: files, result and report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .saving import current_embeddings, current_lora, save_final
 
 
 def finish(outcome: Outcome) -> TrainResult:
-    """Save the last completed step, export the LoRA, hand the result over; before the first step nothing is written."""
+    """Save the last completed step, export the LoRA and return the result. Before the first step nothing is written."""
     run, folder = outcome.run, outcome.folder
     lora, embeddings = current_lora(run), current_embeddings(run)
     save_final(outcome, lora, embeddings)
@@ -36,9 +36,9 @@ def finish(outcome: Outcome) -> TrainResult:
 
 
 def write_extras(outcome: Outcome, emit: Callback) -> Path | None:
-    """Attention maps and report, once the LoRA is safe: they are no part of it, so their failure is only told.
+    """Write attention maps and report once the LoRA is safe. A failure here is only reported, as the LoRA is complete.
 
-    The path of the report; None where there is no folder for one, or it failed.
+    Returns the path of the report, or None if there is no folder for it or it failed.
     """
     if outcome.folder is None:
         return None
@@ -54,7 +54,7 @@ def write_extras(outcome: Outcome, emit: Callback) -> Path | None:
 
 
 def stopped_early(config: TrainConfig, listener: Listener, run_dir: Path | None) -> TrainResult:
-    """The result of a run stopped while it was prepared; `run_dir`: of the run that was to go on, left as it was."""
+    """The result of a run stopped during preparation. `run_dir`: of a run being resumed, which stays untouched."""
     return TrainResult(
         lora={},
         embeddings=None,

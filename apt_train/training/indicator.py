@@ -1,6 +1,6 @@
 """The overfitting indicator: per bin of the noise level, how far the tuned model's loss has fallen below the prior's.
 
-In: bins, moving averages, gamma. Not in: how gamma is used (augmentation and loss weight stand in step.py).
+In: bins, moving averages, gamma. Not in: the uses of gamma (augmentation in update.py, loss weight in terms.py).
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from torch import Tensor
 from ..families.levels import even_levels, parts_of
 
 AUTO_SCALE = 5.0
-"""For "auto": gamma = 1 - exp(-5 * relative gap), .39 where the tuned loss is 10% below the prior's (ours)."""
+"""For "auto": gamma = 1 - exp(-5 * relative gap), so 0.39 if the tuned loss is 10% below the prior's (ours)."""
 
 
 class OverfitIndicator:
     """gamma_b = 1 - exp(-T * (EMA_b[prior loss] - EMA_b[tuned loss])), clamped to [0, 1].
 
-    Losses are mean squared errors of epsilon, per sample. Ten bins: paper. EMA weight 0.1 and T = 1000: reported. The
-    clamp, a bin's first value as the start of its EMA, gamma 0 before that, one update per optimizer step: ours.
+    Losses are mean squared errors of epsilon, per sample. Ten bins: paper. EMA weight 0.1 and T = 1000: reported. Ours:
+    the clamp, each EMA starting at its bin's first value, gamma 0 before that, and one update per optimizer step.
 
     `temperature="auto"` divides the gap by the prior's own moving average in the bin, so that gamma does not depend on
     the scale of the loss (ours).
 
-    An optimizer step may `observe` several times (accumulated batches); gamma then already answers for what was seen,
-    and `commit` makes it one update.
+    An optimizer step may call `observe` several times (accumulated batches). gamma reflects each call at once, and
+    `commit` turns them into one update.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class OverfitIndicator:
         device: torch.device | str = "cpu",
         levels: Tensor | None = None,
     ) -> None:
-        """`device`: where the losses come from, so that nothing of a step has to wait for a reading.
+        """`device`: where the losses are computed, so that a step never waits for a transfer.
 
         `levels`: the noise level of each timestep, float64 (num_timesteps,) in [0, 1]; None: t / num_timesteps. The
         bins are equal parts of the noise level.
         """
         self._device = torch.device(device)
-        if self._device.type == "mps":  # has no float64
+        if self._device.type == "mps":  # it has no float64
             self._device = torch.device("cpu")
         self.bins, self.ema, self.temperature, self.num_timesteps = bins, ema, temperature, num_timesteps
         self._bin_of = parts_of(even_levels(num_timesteps) if levels is None else levels, bins).to(self._device)
@@ -53,11 +53,11 @@ class OverfitIndicator:
         self._clear_pending()
 
     def bin_of(self, timesteps: Tensor) -> Tensor:
-        """Bin index, int64 (N,), of int64 timesteps (N,)."""
+        """The bin index, int64 (N,), of int64 timesteps (N,)."""
         return self._bin_of[timesteps.to(self._device)]
 
     def observe(self, timesteps: Tensor, prior_loss: Tensor, tuned_loss: Tensor) -> None:
-        """Take in per-sample losses (N,) of a part of an optimizer step."""
+        """Record per-sample losses (N,) from one part of an optimizer step."""
         bins = self.bin_of(timesteps)
         losses = torch.stack([prior_loss.detach(), tuned_loss.detach()]).to(self._device).double()
         self._moved = None
@@ -65,7 +65,7 @@ class OverfitIndicator:
         self._pending_count.index_add_(0, bins, torch.ones_like(losses[0]))
 
     def commit(self) -> None:
-        """Make what was observed one update: each bin's samples count once, by their mean."""
+        """Turn the observations into one update: each bin moves once, by the mean of its samples."""
         self._average, self._seen = self._provisional()
         self._clear_pending()
 
@@ -80,7 +80,7 @@ class OverfitIndicator:
 
     @property
     def gamma(self) -> Tensor:
-        """float64 (bins,) on the indicator's device, in [0, 1]."""
+        """One value in [0, 1] per bin: float64 (bins,) on the indicator's device."""
         (prior, tuned), seen = self._provisional()
         gap = (prior - tuned).clamp(min=0)
         if isinstance(self.temperature, str):
@@ -94,7 +94,7 @@ class OverfitIndicator:
         return self.gamma[self.bin_of(timesteps)].float().to(timesteps.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers; float64 survives JSON exactly."""
+        """Plain numbers; JSON stores float64 exactly."""
         return {"average": self._average.tolist(), "seen": self._seen.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ class OverfitIndicator:
         self._clear_pending()
 
     def _provisional(self) -> tuple[Tensor, Tensor]:
-        """The averages as they would stand if what is pending were committed; asked for several times in a step."""
+        """The averages as if the pending observations were committed; cached, as a step asks several times."""
         if self._moved is None:
             fresh = self._pending_count > 0
             mean = self._pending_sum / self._pending_count.clamp(min=1)

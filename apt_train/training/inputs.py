@@ -1,6 +1,6 @@
 """What a step reads, encoded: pictures, captions, the learned identifier; and the prompts that drift is measured on.
 
-In: texts and their readers. Not in: pictures on their way into the loop (`streams`).
+In: texts and their encoders. Not in: how pictures reach the loop (`streams`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .streams import Stream
 
 @dataclass
 class Inputs:
-    """What a step is drawn from and reads: pictures and captions, encoded."""
+    """The encoded pictures and captions that steps draw from."""
 
     subject: Stream
     preservation: Stream | None
@@ -47,7 +47,7 @@ def conditioning(plan: Plan) -> tuple[Identifier | None, Conditioner]:
 
 
 def drift_watch(plan: Plan, inputs: Inputs, adapter: Adapter) -> DriftWatch | None:
-    """None where nothing is to be measured. In batches of the training's own size, which have their place in memory."""
+    """None if drift is not measured. It uses the training batch size, which is known to fit in memory."""
     config, unrelated = plan.config, plan.unrelated
     if not unrelated:
         return None
@@ -64,7 +64,7 @@ def drift_watch(plan: Plan, inputs: Inputs, adapter: Adapter) -> DriftWatch | No
 
 
 def prepare_captions(plan: Plan, inputs: Inputs, drift: DriftWatch | None) -> None:
-    """Encode what never changes; in word mode that is everything, and the text encoders leave the device."""
+    """Encode the texts that never change. In word mode these are all, and the text encoders leave the device."""
     drawn = (*preview_captions(plan.config), "") if plan.config.output.preview_every else ()
     inputs.conditioner.precompute([*inputs.captions, *drawn, *(drift.texts if drift else ())])
     if plan.config.identifier_mode == "word":

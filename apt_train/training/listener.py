@@ -1,6 +1,6 @@
-"""Who hears of a run: the caller's callback, and what was told, kept in the run's folder.
+"""Passes a run's events to the caller's callback and keeps the notices in the run's folder.
 
-In: passing events on, the step they belong to, a stop asked for too early. Not in: what is told.
+In: passing events on, assigning them a step, deferring a stop that came too early. Not in: the events' content.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from ..run.notices import Notices, read_notices
 
 
 class Listener:
-    """The caller's callback, and the notices told to it. A stop asked for at a notice waits for a step to end after.
+    """The caller's callback and the notices sent so far. A stop requested at a notice takes effect after a step.
 
-    `resumed`: the folder of the run that goes on, whose steps and notices are there already.
+    `resumed`: the folder of a run being resumed, whose steps and notices already exist.
     """
 
     def __init__(self, callback: Callback | None, resumed: Path | None) -> None:
         self._callback = callback
         self._stop = False
         self._keeps_in: Path | None = None
-        self.step = max(snapshot_steps(resumed), default=0) if resumed else 0  # the last that has ended
+        self.step = max(snapshot_steps(resumed), default=0) if resumed else 0  # the last finished step
         self.notices = Notices(read_notices(resumed) if resumed else [])
 
     def __call__(self, event: Event) -> None:
@@ -42,7 +42,7 @@ class Listener:
             self._stop = True
 
     def notice(self, text: str) -> None:
-        """Of the model, the pictures and the settings, which stay the same when the run is resumed: told once."""
+        """A notice about the model, the pictures or the settings. A resumed run does not repeat it."""
         if text not in self.notices.texts:
             self(NoticeEvent(text))
 
@@ -50,7 +50,7 @@ class Listener:
         self(BusyEvent(what, self.step, done, total))
 
     def keep_notices(self, folder: RunFolder | None) -> None:
-        """From now on write at once what is told. To be called after a step: a run without one leaves nothing."""
+        """From now on write each notice at once. Call after a step: a run without one must leave no files."""
         if folder is not None:
             self._keeps_in = folder.path
             self.notices.write(folder.path)

@@ -1,6 +1,6 @@
-"""How many bytes a computation keeps alive, found by running it on torch's meta device, where tensors have no content.
+"""Counts the bytes a computation keeps alive by running it on torch's meta device, where tensors have no data.
 
-In: counting, a stand-in for fused attention, modules made weightless for a while. Not in: what is run (`estimate`).
+In: the counting, a substitute for fused attention, making modules weightless. Not in: what is run (`estimate`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def weight_bytes(parameters: Iterable[Tensor]) -> int:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Inside the block: the bytes of all tensors made there and still alive, `now` and at the `peak`.
+    """Counts the bytes of all tensors created in the block and still alive: `now` and at the `peak`.
 
-    A storage counts once, however many views it has, until it is freed; those of `modules` do not count. Temporaries
-    inside an operation stay unseen: they are the kernel's own.
+    A storage counts once, however many views it has, until it is freed. Storages of `modules` do not count. Temporaries
+    inside an operation are not seen: they belong to its kernel.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -46,7 +46,7 @@ class LiveBytes(TorchDispatchMode):
         return result
 
     def leave_out(self, tensor: Tensor) -> None:
-        """Do not count this one any more."""
+        """Stop counting this tensor."""
         self.now -= self._bytes[storage_key(tensor)]
         self._bytes[storage_key(tensor)] = 0
 
@@ -63,11 +63,11 @@ class LiveBytes(TorchDispatchMode):
 
 
 def storage_key(tensor: Tensor) -> int:
-    return cast("Any", tensor.untyped_storage())._cdata  # on meta there is no address of data to tell storages apart by
+    return cast("Any", tensor.untyped_storage())._cdata  # meta storages have no data pointer to identify them by
 
 
 def _read_back(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """What the trainer reads off the device, where a meta tensor has nothing to read: `all is finite`, losses of 0."""
+    """Stand-ins for values the trainer reads off the device: `all is finite` is True, losses are 0."""
     if not (args and isinstance(args[0], Tensor) and args[0].is_meta):
         return None
     if func is torch.ops.aten._local_scalar_dense.default:
@@ -78,12 +78,12 @@ def _read_back(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Keeps for the backward pass what flash and memory-efficient kernels keep; the values are zeros."""
+    """Saves for the backward pass what flash and memory-efficient kernels save; its values are zeros."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         count, heads, length, width = query.shape
-        output = query.new_zeros(count, length, heads, width).transpose(1, 2)  # laid out as on CUDA
+        output = query.new_zeros(count, length, heads, width).transpose(1, 2)  # CUDA's memory layout
         logsumexp = query.new_zeros(count, heads, length, dtype=torch.float32)
         ctx.save_for_backward(query, key, value, output, logsumexp)
         return output
@@ -96,7 +96,7 @@ class _FusedAttention(torch.autograd.Function):
 
 @contextlib.contextmanager
 def fused_attention(*, only_meta: bool = False) -> Generator[None]:
-    """Inside the block the stand-in runs in the place of torch's attention; `only_meta`: on tensors without content."""
+    """Replace torch's attention by the substitute inside the block; `only_meta`: only for meta tensors."""
     real = F.scaled_dot_product_attention
 
     def stand_in(query: Tensor, key: Tensor, value: Tensor, *more: Any, **named: Any) -> Any:
@@ -113,7 +113,7 @@ def fused_attention(*, only_meta: bool = False) -> Generator[None]:
 
 @contextlib.contextmanager
 def gradients_left_out(live: LiveBytes, parameters: list[nn.Parameter]) -> Generator[None]:
-    """Gradients of the trained parameters count with these, not among the activations; none is left afterwards."""
+    """Leave the trained parameters' gradients out of this count: `Memory.adapter` has them. Clears them afterwards."""
 
     def leave_out(parameter: Any) -> None:
         live.leave_out(parameter.grad)
@@ -129,7 +129,7 @@ def gradients_left_out(live: LiveBytes, parameters: list[nn.Parameter]) -> Gener
 
 @contextlib.contextmanager
 def on_meta(module: nn.Module, dtype: torch.dtype | None = None) -> Generator[None]:
-    """Inside the block its weights have sizes and no content, floats in `dtype`; then they are as they were."""
+    """Inside the block the module's weights are meta tensors, floats in `dtype`; afterwards they are restored."""
     parts = cast("Iterable[Any]", module.modules())
     stores: list[Any] = [store for part in parts for store in (part._parameters, part._buffers)]
     kept = [(store, dict(store)) for store in stores]

@@ -1,4 +1,4 @@
-"""The loop: one optimizer step after the other (update.py), with snapshots, drift and previews when due."""
+"""The loop: one optimizer step after another (update.py), with snapshots, drift and previews when due."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def run_steps(outcome: Outcome, listener: Listener) -> None:
-    """Until the last step, or where the run ends by itself. What the caller raises passes on."""
+    """Run until the last step, or until a stopping rule ends the run. The caller's exceptions pass through."""
     run, output = outcome.run, outcome.run.config.output
     listener.stop_if_asked()
     catch_up(outcome, listener)
@@ -37,7 +37,7 @@ def run_steps(outcome: Outcome, listener: Listener) -> None:
         keeps = is_due(run.steps_done, output.snapshot_every)
         try:
             event = replace(event, drift=try_drift(outcome, listener)) if keeps else event
-        finally:  # the step is done, also where measuring is broken off
+        finally:  # the step is done, even if measuring was interrupted
             outcome.add(event)
             listener.keep_notices(outcome.folder)
         if keeps:
@@ -53,7 +53,7 @@ def run_steps(outcome: Outcome, listener: Listener) -> None:
 
 
 def _stepped(run: Run, listener: Listener) -> dict[str, Any]:
-    """An optimizer step; where memory runs out, the same one again on less, rung by rung."""
+    """Take an optimizer step; if memory runs out, step down to a leaner mode and repeat the same step."""
     while True:
         try:
             return optimizer_step(run)

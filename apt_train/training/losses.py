@@ -15,8 +15,8 @@ Moments = tuple[Tensor, Tensor]  # mean and standard deviation, (N, channels) ea
 def squared_error(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean squared error per sample, float32 (N,), of tensors (N, C, H, W).
 
-    `mask`: weights (N, 1, H, W) in [0, 1]; the mean is then the weighted one, so that a small mask does not mean a
-    small loss (ours). A mask that is zero everywhere gives zero.
+    `mask`: weights (N, 1, H, W) in [0, 1] for a weighted mean, so that a small mask does not mean a small loss (ours).
+    A mask that is zero everywhere gives zero.
     """
     error = F.mse_loss(prediction.float(), target.float(), reduction="none")
     if mask is None:
@@ -30,16 +30,16 @@ def stabilization_loss(
 ) -> tuple[Tensor, Tensor]:
     """L_mu and L_sigma: how far the features' mean and standard deviation have moved from the prior's.
 
-    Lists of features (N, positions, channels), one per layer. Per channel, mean and population standard deviation over
-    positions, in float32; squared differences, mean over channels (paper: mean and variance, symbols L_mu, L_sigma).
-    `relative` divides by the prior's mean variance in that layer and sample (ours), `raw` does not; then the mean over
-    samples and layers. Two scalars.
+    Takes features (N, positions, channels), one tensor per layer. Per channel: mean and population standard deviation
+    over positions, in float32; squared differences, averaged over channels (paper: mean and variance, symbols L_mu,
+    L_sigma). `relative` divides by the prior's mean variance in that layer and sample (ours), `raw` does not. Returns
+    two scalars, averaged over samples and layers.
     """
     return moment_loss([moments(t) for t in tuned], [moments(p) for p in prior], mode)
 
 
 def moment_loss(tuned: Sequence[Moments], prior: Sequence[Moments], mode: str) -> tuple[Tensor, Tensor]:
-    """The same of features that have become `moments`."""
+    """`stabilization_loss` from precomputed `moments`."""
     terms = [_moment_shift(t, p, mode) for t, p in zip(tuned, prior, strict=True)]
     mu, sigma = zip(*terms, strict=True)
     return torch.stack(mu).mean(), torch.stack(sigma).mean()
@@ -59,16 +59,16 @@ def moments(features: Tensor) -> Moments:
     """Mean and population standard deviation over positions of (N, positions, channels): (N, channels) each."""
     features = features.float()
     variance = features.var(dim=1, correction=0)
-    # A channel that is constant over positions has an infinite slope at sqrt(0); the floor keeps its gradient finite.
+    # The slope of sqrt is infinite at 0, where a channel is constant; the floor keeps its gradient finite.
     return features.mean(dim=1), variance.clamp(min=1e-12).sqrt()
 
 
 def alignment_loss(tuned: Sequence[Tensor], prior: Sequence[Tensor], sample_weight: Tensor | None = None) -> Tensor:
     """L_attn: how far the cross-attention has moved from the prior's.
 
-    Lists of maps (N, heads, positions, columns), one per layer, columns already matched by token. Squared difference,
-    summed over columns (a mean over them would bury the signal), mean over positions, heads, samples and layers
-    (ours; the distance is unpublished). `sample_weight` (N,): a factor per sample. A scalar.
+    Takes maps (N, heads, positions, columns), one tensor per layer, columns already matched by token. Squared
+    differences, summed over columns (a mean over them would bury the signal), then averaged over positions, heads,
+    samples and layers (ours; the distance is unpublished). `sample_weight` (N,): a factor per sample. Returns a scalar.
     """
     terms: list[Tensor] = []
     for t, p in zip(tuned, prior, strict=True):
@@ -86,5 +86,5 @@ def dco_loss(tuned_loss: Tensor, prior_loss: Tensor, beta: float = 1000.0) -> Te
 
 
 def dco_per_sample(tuned_loss: Tensor, prior_loss: Tensor, beta: float) -> Tensor:
-    """The same before the mean, (N,)."""
+    """`dco_loss` before the mean, (N,)."""
     return F.softplus(beta * (tuned_loss - prior_loss.detach()))

@@ -1,4 +1,4 @@
-"""A run's memory in numbers: what it takes by estimate, what the device has, and whether that is enough."""
+"""A run's memory in numbers: the estimate, what the device has free, and whether that is enough."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .objective import Objective
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. `weights`: what stays on the device; `adapter`: it with its gradients and the optimizer's moments.
+    """Bytes. `weights`: those that stay on the device; `adapter`: adapter, its gradients and the optimizer's moments.
 
-    `step`: what else is alive at the worst moment of a step. `vae`: it and what it keeps while it encodes or decodes a
-    picture between the steps; None: it does neither then, or its owner looks after that.
+    `step`: everything else alive at the peak of a step. `vae`: its weights and activations when it encodes or decodes
+    a picture between steps; None: it does neither during training, or its host manages it.
     """
 
     weights: int
@@ -34,13 +34,13 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """Without what the device's own library takes."""
+        """Excludes what the device's own library takes."""
         return max(self.in_step, self.beside_vae)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Of the run whose memory is estimated: what it is trained in, on pictures of which side, recomputing or not.
+    """The setting that is estimated: precision, side of the pictures in pixels, and whether activations are recomputed.
 
     `encoders_aside`: the text encoders are on the device only while they work.
     """
@@ -55,7 +55,7 @@ class Setting:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Of a device's memory, for us; None: it does not say."""
+    """Bytes of a device's memory available to us; None if the device does not report them."""
     if device.type == "cpu":
         return int(psutil.virtual_memory().available)
     if device.type != "cuda":
@@ -65,9 +65,9 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def fits(memory: Memory, free: int) -> bool:
-    """Whether the steps do, with room for what is not counted (ours).
+    """Whether the steps fit, with a margin for what is not counted (ours).
 
-    That is the device's own library, workspaces, and gaps between tensors. The VAE is not asked about: where it and the
-    network together would be the peak, the network makes way for it (`Plan.sets_aside`).
+    Not counted are the device's own library, workspaces, and gaps between tensors. The VAE is ignored: if it and the
+    network together would be the peak, the network leaves the device for it (`Plan.sets_aside`).
     """
     return memory.in_step * 1.1 + 700_000_000 <= free

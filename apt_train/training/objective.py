@@ -1,4 +1,4 @@
-"""What a method trains on: its terms, what else depends on the indicator, and when the prior is asked."""
+"""What a method trains on: its terms, what else depends on the indicator, and when the prior pass runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .terms import Denoising, Term, terms_of
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss of one run as its list of terms, and what the method does beside it."""
+    """The loss of one run as a list of terms, and what else the method does."""
 
     terms: tuple[Term, ...] = (Denoising(),)
     adaptive_augmentation: bool = False
@@ -26,13 +26,13 @@ class Objective:
     mask_fill: bool = False
 
     def needs_prior(self, step: int) -> bool:
-        """Whether the prior pass runs in this step (0-based)."""
+        """Whether this step (0-based) runs the prior pass."""
         by_terms = any(term.reads_prior or term.reads_gamma for term in self.terms)
         return (by_terms or self.adaptive_augmentation or self.watch_indicator) and step % self.lazy_prior == 0
 
 
 def objective_of(config: TrainConfig) -> Objective:
-    """The objective of a method; APT's switches act under `apt` alone."""
+    """The objective of a method; APT's switches apply only under `apt`."""
     apt, is_apt = config.apt, config.method == "apt"
     return Objective(
         terms=terms_of(config),
@@ -46,7 +46,7 @@ def objective_of(config: TrainConfig) -> Objective:
 
 
 def check_layers(objective: Objective, network: Network, unet: nn.Module) -> None:
-    """InputError: a network may have no attention in the part that a term looks at."""
+    """InputError: the network has no attention in the part that a term reads."""
     for term in objective.terms:
         for setting, read, layers in _read_by(network, term):
             if not read(unet, layers):
@@ -57,7 +57,7 @@ def check_layers(objective: Objective, network: Network, unet: nn.Module) -> Non
 
 
 def _read_by(network: Network, term: Term) -> Iterator[tuple[str, Callable[[nn.Module, Layers], Sized], Layers]]:
-    """The setting of what a term reads, who finds the layers, and in which part of the network."""
+    """For each part a term reads: the setting that names it, the function that finds its layers, and the part."""
     if term.features:
         yield "dist_layers", network.features, term.features
     if term.attention:

@@ -1,4 +1,4 @@
-"""The model where it is trained: on the device, in the run's type, the adapter on the network; and back again."""
+"""Moves the model to the device in the run's precision, with the adapter attached; and back again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .plan import Plan
 
 @contextlib.contextmanager
 def encoders_on(plan: Plan) -> Generator[None]:
-    """The text encoders in the run's type and storage; they come back to the CPU, however the block ends."""
+    """The text encoders in the run's precision and storage; they return to the CPU when the block ends."""
     encoders = plan.components.text_encoders
     with contextlib.ExitStack() as stack:
         for encoder in encoders:
@@ -28,16 +28,16 @@ def encoders_on(plan: Plan) -> Generator[None]:
 
 
 def _kept(module: nn.Module, plan: Plan) -> contextlib.AbstractContextManager[None]:
-    """Inside the block a module is in the run's type, its frozen weights as `base_storage` says."""
+    """Inside the block the module has the run's precision, its frozen weights stored as `base_storage` says."""
     if plan.config.base_storage == "fp8":
         return stored_in_fp8(module, plan.dtype)
-    nn.Module.to(module, plan.dtype)  # diffusers' own `to` warns about a cast that is meant
+    nn.Module.to(module, plan.dtype)  # diffusers' own `to` would warn about this intended cast
     return contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def adapter_on(plan: Plan) -> Generator[Adapter]:
-    """The network on the device, training, with a fresh adapter; then without it, in eval mode, on the CPU."""
+    """The network on the device in training mode with a fresh adapter; afterwards bare, in eval mode, on the CPU."""
     unet, network, settings = plan.components.unet, plan.components.network, plan.config.adapter
     check_no_adapter(unet)
     with _kept(unet, plan), _on_device(plan):
@@ -62,7 +62,7 @@ def adapter_on(plan: Plan) -> Generator[Adapter]:
 
 @contextlib.contextmanager
 def _on_device(plan: Plan) -> Generator[None]:
-    """The network there; then in eval mode on the CPU."""
+    """The network on the device inside the block; afterwards in eval mode on the CPU."""
     unet = plan.components.unet
     try:
         nn.Module.to(unet, plan.device)

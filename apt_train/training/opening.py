@@ -1,7 +1,7 @@
-"""A run's folder before the first step, whether the run is new or resumed.
+"""Prepares a run's folder before the first step, whether the run is new or resumed.
 
-In: who may train in it, its first files, its log cut to the last step that was saved. Not in: the state that is put
-back (`going_on`), what a folder holds (`run`).
+In: the lock, the first files, the log cut to the last saved step. Not in: restoring the state (`resuming`), the
+folder's contents (`run`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ..events import NoticeEvent
 from ..run.folder import RunFolder
 from ..run.preview_files import drop_newer_previews
 from ..sample.drift import unrelated_prompts
-from .going_on import go_on
 from .listener import Listener
 from .outcome import Outcome
+from .resuming import restore_newest
 from .stopping import measured_in
 
 
@@ -26,17 +26,17 @@ def held(folder: RunFolder | None) -> contextlib.AbstractContextManager[None]:
 
 
 def begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: Listener) -> None:
-    """Write the folder's first files, or put back what the newest snapshot holds and cut the log to it."""
+    """Write the folder's first files, or restore the newest snapshot and cut the log back to it."""
     folder, run = outcome.folder, outcome.run
     assert folder is not None
     rescaled = resume and _drift_prompts(folder.config()) != _drift_prompts(run.config)
     if resume:
-        go_on(run, folder, listener)
+        restore_newest(run, folder, listener)
         drop_newer_previews(folder.previews, run.steps_done)
     else:
-        RunFolder.open_new(folder.path, folder.name)  # again: another process may have come first
+        RunFolder.open_new(folder.path, folder.name)  # check again: another process may have come first
     bins = run.config.apt.bins
-    if rescaled:  # another scale; cut before config.json says so, as the next call sees only what that says
+    if rescaled:  # cut before config.json changes: after a crash here, only it shows the old prompts
         folder.cut_log(run.steps_done, bins=bins, without=("drift",))
     facts = {
         "num_timesteps": run.components.schedule.num_timesteps,

@@ -1,4 +1,4 @@
-"""The optimizer over what is trained, and the course of its learning rate."""
+"""The optimizer over the trained parameters, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..text.identifier import Identifier
 def build_optimizer(
     adapter: Adapter, identifier: Identifier | None, config: TrainConfig
 ) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
-    """Over the adapter and, without weight decay, the identifier's rows; each group keeps its own rate.
+    """Build the optimizer over the adapter and, without weight decay, the identifier's rows, each at its own rate.
 
-    Returns the trained parameters by name, and the optimizer that the settings name.
+    Returns the trained parameters by name, and the optimizer that the settings choose.
     """
     settings = config.optimizer
     lora = {f"adapter.{name}": parameter for name, parameter in adapter.parameters.items()}
@@ -31,9 +31,9 @@ def build_optimizer(
 
 
 def lr_factor_of(config: TrainConfig) -> Callable[[int], float]:
-    """The learning rate's factor by step (0-based): a diffusers schedule read as a plain function.
+    """The learning rate's factor by step (0-based): a diffusers schedule as a plain function.
 
-    Without a scheduler object there is no scheduler state, so a resumed run cannot disagree with it.
+    Without a scheduler object there is no scheduler state that a resumed run could disagree with.
     """
     from diffusers.optimization import get_scheduler
 

@@ -1,7 +1,7 @@
-"""A run and what has come of it so far.
+"""A run and its results so far.
 
-In: the numbers and flags that a run gathers while it goes. Not in: its files (`saving`), what is measured on the way
-(`watching`), its end (`finish`).
+In: the numbers and flags that accumulate during a run. Not in: its files (`saving`), its measurements (`watching`),
+its end (`finish`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from .stopping import Ending, ending
 
 @dataclass
 class Outcome:
-    """A run and what has come of it so far."""
+    """A run and its results so far."""
 
     run: Run
     folder: RunFolder | None
     digest: str
     losses: list[float] = field(default_factory=list[float])
     gamma: list[list[float]] = field(default_factory=list[list[float]])
-    measured: list[dict[str, float]] = field(default_factory=list[dict[str, float]])  # step and drift, where measured
+    measured: list[dict[str, float]] = field(default_factory=list[dict[str, float]])  # step and drift, per measurement
     stopped: bool = False
     prior_previews: list[Image.Image] | None = None  # drawn once: the prior does not change
     previews_failed: bool = False
@@ -34,7 +34,7 @@ class Outcome:
 
     @property
     def ending(self) -> Ending | None:
-        """Where the run ends by itself; None: not yet, or not at all."""
+        """Where a stopping rule ends the run; None: not yet, or there is no rule."""
         return ending(self.run.config.output.stop, self.measured)
 
     def add(self, event: StepEvent) -> None:
@@ -45,6 +45,6 @@ class Outcome:
             self.folder.log(event)
 
     def remember(self, loss: float | None, gamma: list[float | None]) -> None:
-        """A step's numbers; what a damaged log no longer says is NaN."""
+        """Record a step's numbers; values missing from a damaged log become NaN."""
         self.losses.append(math.nan if loss is None else loss)
         self.gamma.append([math.nan if value is None else value for value in gamma])

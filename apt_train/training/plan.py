@@ -1,6 +1,6 @@
-"""A run before its first step: what it is made of, and what follows from that. Everything here is worked out once.
+"""A run before its first step: its ingredients and everything derived from them, each computed once.
 
-In: device and precision, the objective, sizes, identity, and the refusals that need no training. Not in: what trains
+In: device and precision, the objective, sizes, identity, and the checks that need no training. Not in: what trains
 (`setup`).
 """
 
@@ -30,7 +30,7 @@ from .objective import Objective, check_layers, objective_of
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained on what, with which settings, where and in which precision."""
+    """Which model is trained on which pictures, with which settings, where and in which precision."""
 
     components: Components
     images: ImageSet
@@ -56,12 +56,12 @@ class Plan:
 
     @cached_property
     def memory(self) -> Memory | None:
-        """What the run takes of its device, before the modules are there; None: it cannot be said, or is little."""
+        """The run's estimated device memory, before the modules move there; None if unknown or small."""
         return self._estimated(self.checkpoints, self.encoders_aside)
 
     @cached_property
     def encoders_aside(self) -> bool:
-        """Whether the text encoders wait in main memory: where the device does not hold them beside the network."""
+        """Whether the text encoders wait in main memory, because the device cannot hold them beside the network."""
         if self.device.type == "cpu" or self.config.memory != "auto" or self.config.identifier_mode != "learned":
             return False
         free, beside = free_bytes(self.device), self._estimated(self.checkpoints, False)
@@ -69,9 +69,9 @@ class Plan:
 
     @cached_property
     def sets_aside(self) -> bool:
-        """Whether the network leaves the device while the VAE works: where both together would be the run's peak.
+        """Whether the network leaves the device while the VAE works, because both together would be the run's peak.
 
-        A host's VAE cannot be counted, so a network that is large by its kind makes way for it, too.
+        A host's VAE cannot be counted, so a network of a large kind always makes way for it.
         """
         if self.device.type == "cpu" or self.memory is None:
             return False
@@ -81,7 +81,7 @@ class Plan:
 
     @cached_property
     def _estimated(self) -> Callable[[bool, bool], Memory | None]:
-        """By whether it recomputes, and whether the encoders are aside; each once, as it may take half a minute."""
+        """(recompute activations?, encoders aside?) -> estimate; cached, as one may take half a minute."""
         return functools.cache(self._estimate)
 
     def _estimate(self, checkpoints: bool, encoders_aside: bool) -> Memory | None:
@@ -90,7 +90,7 @@ class Plan:
 
     @cached_property
     def event(self) -> PlanEvent:
-        """What the user hears before the first step; asked for before the modules move. InputError: as `check`."""
+        """The summary sent before the first step. Read it before the modules move. InputError: as in `check`."""
         self.check()
         memory, images = self.memory, self.images.images
         return PlanEvent(
@@ -107,30 +107,30 @@ class Plan:
 
     @property
     def side(self) -> int:
-        """Of a square picture, in pixels."""
+        """The side of a square training picture, in pixels."""
         return self.config.data.resolution or self.components.family.resolution
 
     @cached_property
     def digest(self) -> str:
-        """What the run is: see `content_hash`."""
+        """The run's identity: see `content_hash`."""
         model = self.components
         return content_hash(model.digest, model.schedule, self.images, self.prior_images, self.config, self.dtype)
 
     @cached_property
     def parts(self) -> dict[str, Any]:
-        """The same part by part, for saying which of them differs."""
+        """The identity part by part, to report which part differs."""
         model = self.components
         return content_parts(model.digest, model.schedule, self.images, self.prior_images, self.config)
 
     @cached_property
     def unrelated(self) -> list[str]:
-        """Prompts without the subject that drift is measured on; empty: it is not measured."""
+        """Prompts without the subject that drift is measured on; empty: drift is not measured."""
         output = self.config.output
         watched = output.watch_drift and output.snapshot_every
         return unrelated_prompts(output.drift_prompts, self.config.class_word) if watched else []
 
     def check(self) -> None:
-        """InputError: what would end a run that has trained for hours, or cannot be trained at all."""
+        """InputError for settings that cannot be trained, or that would fail hours into a run."""
         check_layers(self.objective, self.components.network, self.components.unet)
         most, given = self.components.schedule.num_timesteps, self.config.output.preview_steps
         if self.config.output.preview_every and given > most:
@@ -145,7 +145,7 @@ def plan_run(
     prior_images: ImageSet | None = None,
     device: str | torch.device | None = None,
 ) -> Plan:
-    """The plan of a run. `device`: None: CUDA if there is one, else the CPU.
+    """The plan of a run. `device` None: CUDA if there is one, else the CPU.
 
     InputError: the device cannot be used, or several processes were launched.
     """
@@ -155,7 +155,7 @@ def plan_run(
 
 
 def _refuse_ranks() -> None:
-    """Several ranks would each train the whole run, in one folder and on one device."""
+    """Several ranks would each train the whole run in the same folder on the same device."""
     ranks = os.environ.get("WORLD_SIZE", "1")
     if ranks not in ("", "1"):
         raise InputError(f"This was launched with {ranks} processes, but trains in one: start it without a launcher.")
@@ -164,7 +164,7 @@ def _refuse_ranks() -> None:
 def resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         resolved = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=resolved).cpu()  # what cannot be read back (meta) trains nothing
+        torch.zeros(1, device=resolved).cpu()  # a device that cannot be read back (meta) cannot train
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise InputError(
             f"The device {device} cannot be used here: choose cpu, or a device that torch finds."

@@ -1,6 +1,6 @@
 """The previews of a run: prior and tuned pictures of its prompts.
 
-In: asking the caller before each call of the UNet, going on without them where they fail. Not in: drawing itself
+In: letting the caller interrupt before each UNet call, training on if previews fail. Not in: drawing
 (`sample.sampler`), when they are due (`loop`).
 """
 
@@ -19,20 +19,20 @@ from ..report.filmstrip import write_filmstrip
 from ..run.preview_files import preview_file, save_previews
 from ..sample.sampler import Drawing, Sampler, previews
 from ..text.captions import preview_captions
-from .asking import free_memory, interruptible
+from .interruptible import free_memory, interruptible
 from .outcome import Outcome
 from .running import Run
 from .streams import vae_on
 
 
 def has_previews(outcome: Outcome, folder: Path) -> bool:
-    """Whether the previews of this step are there."""
+    """Whether this step's previews exist."""
     step, count = outcome.run.steps_done, len(outcome.run.config.sampled_prompts)
     return all(preview_file(folder, step, i, kind).is_file() for i in range(count) for kind in ("prior", "tuned"))
 
 
 def try_previews(outcome: Outcome, emit: Callback) -> None:
-    """Previews are no part of the training: where they cannot be drawn or saved, it goes on without them."""
+    """Draw and save previews. They are optional: if that fails, training goes on without them."""
     if outcome.previews_failed:
         return
     event, reason = None, ""
@@ -48,7 +48,7 @@ def try_previews(outcome: Outcome, emit: Callback) -> None:
 
 
 def _preview_calls(outcome: Outcome) -> int:
-    """How often the UNet is called for the previews that are due: one picture at a time, the prior's once."""
+    """The number of UNet calls for the previews now due: one picture at a time, the prior's only once per run."""
     config = outcome.run.config
     each = len(preview_captions(config)) * config.output.preview_steps
     return each * (2 if outcome.prior_previews is None else 1)
@@ -70,12 +70,12 @@ def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:
     outcome.prior_previews = prior
     if outcome.folder is not None:
         save_previews(outcome.folder.previews, run.steps_done, prompts, prior=prior, tuned=tuned)
-        with contextlib.suppress(InputError):  # open in another program, say; the report draws it again
+        with contextlib.suppress(InputError):  # perhaps open in another program; the report draws it again
             write_filmstrip(outcome.folder.path, run.config)
     return PreviewEvent(
         step=run.steps_done,
         prompts=prompts,
-        prior=list(prior),  # the caller's own: the next previews are drawn beside ours
+        prior=list(prior),  # a copy for the caller: later previews reuse ours
         tuned=tuned,
         unseen=bool(run.config.unseen_prompt),
         seconds=time.perf_counter() - began,
@@ -83,7 +83,7 @@ def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:
 
 
 def _sampler(run: Run, emit: Callback) -> Sampler:
-    """On the run's device, where the VAE comes for each decoding alone."""
+    """A sampler on the run's device; the VAE visits the device only for decoding."""
 
     def decode(latents: Tensor) -> Tensor:
         with vae_on(run.components, run.device, alone=run.plan.sets_aside):

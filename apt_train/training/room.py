@@ -1,6 +1,6 @@
-"""Where a run stands with its device's memory: a rung down when there is too little, a word when it spills over.
+"""Reacts to the device's memory: steps down to a leaner mode when it runs out, warns when it spills.
 
-In: what counts as out of memory and how it is said, the step down, the steps' pace. Not in: estimating (`estimate`).
+In: recognising and reporting out-of-memory errors, stepping down, the pace of steps. Not in: estimating (`estimate`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ..text.conditioning import put_aside
 from .notes import ENCODERS_ASIDE
 from .running import Run
 
-# Linux, Windows, accelerators, cuBLAS.
+# Errors of Linux, Windows, accelerators, cuBLAS.
 _ALLOCATION_FAILED = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 STEPPED_DOWN = "Out of memory: activations are recomputed from here on, which takes more time and less memory."
 SPILLS = (
     "The steps take ten times as long as the first ones: the GPU's memory may spill into main memory. Lower "
     "resolution or batch_size, or set gradient_checkpointing to true."
 )
-_FEW = 5  # steps that a pace is taken from
+_FEW = 5  # steps per pace measurement
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -35,15 +35,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def can_step_down(run: Run) -> bool:
-    """Not below the last rung, nor where parameters have begun to move: such a step cannot be taken again."""
+    """Whether a leaner mode is left. Once parameters have begun to move, the step cannot be repeated."""
     rung = not run.training_step.save_memory or _encoders_stay(run)
     return run.config.memory == "auto" and not run.updating and rung
 
 
 def step_down(run: Run) -> str:
-    """Recompute activations; if that is done, set the text encoders aside; what the user should hear.
+    """Recompute activations; if that is on already, set the text encoders aside. Returns a notice for the user.
 
-    Forgets what the broken step has left. To be called outside the block that held its tensors.
+    Also discards what the failed step left. Call it outside the block that held the step's tensors.
     """
     told = STEPPED_DOWN if not run.training_step.save_memory else ENCODERS_ASIDE
     if told == STEPPED_DOWN:
@@ -63,21 +63,21 @@ def _encoders_stay(run: Run) -> bool:
 def _forget(run: Run) -> None:
     run.optimizer.zero_grad(set_to_none=True)
     run.indicator.discard()
-    run.scaler = _anew(run.scaler, run.device)
+    run.scaler = _fresh_scaler(run.scaler, run.device)
     gc.collect()
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
 
 
-def _anew(scaler: torch.amp.GradScaler, device: torch.device) -> torch.amp.GradScaler:
-    """The same, but that it has not unscaled this step's gradients: it refuses to do that twice."""
+def _fresh_scaler(scaler: torch.amp.GradScaler, device: torch.device) -> torch.amp.GradScaler:
+    """A copy that has not unscaled this step's gradients yet: a scaler refuses to do that twice."""
     fresh = torch.amp.GradScaler(device.type, enabled=scaler.is_enabled())
     fresh.load_state_dict(scaler.state_dict())
     return fresh
 
 
 class Pace:
-    """Says once that the steps have become ten times slower (ours): drivers use main memory in place of an error."""
+    """Reports once if steps become ten times slower (ours): some drivers spill into main memory without an error."""
 
     def __init__(self, device: torch.device) -> None:
         self._watches = device.type != "cpu"
@@ -86,7 +86,7 @@ class Pace:
         self._warmed_up = False
 
     def is_news(self, seconds: float) -> bool:
-        """Of the step that has ended; the first one is not counted."""
+        """Takes the duration of each finished step; the first one is ignored as warm-up."""
         if not self._watches:
             return False
         if not self._warmed_up:
@@ -102,7 +102,7 @@ class Pace:
 
 @contextlib.contextmanager
 def memory_in_words() -> Generator[None]:
-    """Running out of memory is something a user can act on."""
+    """Turn running out of memory into an InputError, because the user can act on it."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

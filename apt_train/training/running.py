@@ -1,4 +1,4 @@
-"""A run in progress: what it is made of, and how far it is."""
+"""A run in progress: its parts and its position."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Run:
     optimizer: torch.optim.Optimizer
     lr_factor: Callable[[int], float]
     scaler: torch.amp.GradScaler
-    drift: DriftWatch | None = None  # None: nothing to measure
+    drift: DriftWatch | None = None  # None: drift is not measured
     steps_done: int = 0
-    gamma: list[float] | None = None  # of the last step; None: it is in the indicator alone
-    updating: bool = False  # inside the update, when parameters and moments may disagree
+    gamma: list[float] | None = None  # after the last step; None: read it from the indicator
+    updating: bool = False  # during the update, when parameters and moments may disagree
 
     @property
     def components(self) -> Components:
@@ -64,5 +64,5 @@ class Run:
 
     @property
     def terms(self) -> list[Term | Preservation]:
-        """All that is logged as a term, in the log's order."""
+        """Everything logged as a term, in the log's order."""
         return [*self.objective.terms, *([self.preservation_term] if self.inputs.preservation else [])]

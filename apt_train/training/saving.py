@@ -1,6 +1,6 @@
-"""What of a run is saved: LoRA, embedding and full state, as a snapshot of a step and as the files at the end.
+"""Saving a run: LoRA, embedding and full state, as a step's snapshot and as the final files.
 
-In: which tensors with which metadata. Not in: when (`loop`, `finish`), the files' formats (`run`).
+In: which tensors with which metadata. Not in: when (`loop`, `finish`), the file formats (`run`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Writers = dict[Path, Callable[[Path], None]]
 
 
 def save_snapshot(outcome: Outcome) -> None:
-    """LoRA, embedding and full state of the step that has just ended; nothing without a folder."""
+    """Save LoRA, embedding and full state of the step that just ended; does nothing without a folder."""
     run, folder = outcome.run, outcome.folder
     if folder is None:
         return
@@ -39,7 +39,7 @@ def save_snapshot(outcome: Outcome) -> None:
 
 
 def save_final(outcome: Outcome, lora: Tensors, embeddings: Tensors | None) -> None:
-    """LoRA, embedding and a snapshot as the run stands; nothing without a folder, or before the first step."""
+    """Save LoRA, embedding and a final snapshot; does nothing without a folder or before the first step."""
     run, folder = outcome.run, outcome.folder
     if folder is None or not run.steps_done:
         return
@@ -53,19 +53,19 @@ def save_final(outcome: Outcome, lora: Tensors, embeddings: Tensors | None) -> N
 
 def _write_snapshot(run: Run, folder: RunFolder, writers: Writers) -> None:
     check_folder(folder.snapshots)
-    with contextlib.suppress(OSError):  # what a state follows must be on the disk before it
+    with contextlib.suppress(OSError):  # the log must reach the disk before the state that relies on it
         flush(folder.path / LOG)
     write_snapshot(folder.snapshots, take_state(run), {path.name: write for path, write in writers.items()})
 
 
 def _is_saved(folder: RunFolder, step: int, names: list[str]) -> bool:
-    """Whether the snapshot of a step is there, as it was written."""
+    """Whether this step's snapshot exists and is intact."""
     place = step_folder(folder.snapshots, step)
     return (place / STATE_VALUES).exists() and is_intact(place, names)
 
 
 def _writers(run: Run, folder: RunFolder, lora: Tensors, embeddings: Tensors | None) -> Writers:
-    """What writes LoRA and embedding, by where they lie at the end."""
+    """The functions that write LoRA and embedding, by final path."""
     writers: Writers = {folder.lora: partial(_write_lora, run, lora)}
     if embeddings is not None:
         metadata = embedding_metadata(_naming(run), _source(run), steps=run.steps_done)
@@ -74,14 +74,14 @@ def _writers(run: Run, folder: RunFolder, lora: Tensors, embeddings: Tensors | N
 
 
 def current_lora(run: Run) -> Tensors:
-    """The LoRA as it stands, in kohya names."""
+    """The current LoRA, in kohya names."""
     unet: Any = run.components.unet
     family = run.components.family
     return lora_to_kohya(run.adapter.state(), run.config.adapter.effective_alpha, family, unet.config)
 
 
 def current_embeddings(run: Run) -> Tensors | None:
-    """The learned rows as they stand; None: there are none."""
+    """The current learned embedding; None: there is none."""
     return run.inputs.identifier.embeddings() if run.inputs.identifier is not None else None
 
 

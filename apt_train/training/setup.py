@@ -1,4 +1,4 @@
-"""Getting a run ready: everything that lasts longer than one step, built from its plan."""
+"""Sets up a run: builds everything that outlives a single step from its plan."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ from .streams import build_streams
 def prepared_run(
     plan: Plan, notify: Callable[[str], None], busy: Busy = lambda work, done, total: None
 ) -> Generator[Run]:
-    """A run with its adapter on the network; when the block ends it is off and the modules are on the CPU.
+    """A run with its adapter attached; afterwards the adapter is removed and the modules are on the CPU.
 
-    `busy` is called before each piece of work that takes its time, also of the encoding in later steps; what it raises
-    passes on.
-    Raises InputError for anything in the pictures, captions or settings that cannot be trained on.
+    `busy` is called before each lengthy piece of work, including encoding during later steps. Its exceptions pass
+    through. Raises InputError for pictures, captions or settings that cannot be trained on.
     """
     plan.check()
     subject, preservation = build_streams(plan, notify, busy)

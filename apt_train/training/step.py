@@ -1,7 +1,7 @@
 """One training step: prior pass, tuned pass, losses, indicator, weighted total.
 
-In: what happens between a drawn batch and a loss to call `backward` on. Not in: drawing (batch.py), the optimizer
-(update.py), everything that lasts longer (setup.py).
+In: everything between a drawn batch and the loss that `backward` is called on. Not in: drawing (batch.py), the
+optimizer (update.py), everything that outlives a step (setup.py).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from .terms import Pass, Passes
 
 @dataclass
 class StepOutput:
-    """Scalars of one pass, by term: as they are logged, and as they enter the total, weights included."""
+    """Scalars of one pass, by term: `raw` as logged, `parts` as they enter the total, weights included."""
 
     total: Tensor
     raw: dict[str, Tensor]
     parts: dict[str, Tensor]
-    prior_error: Tensor | None = None  # the prior's mean error of epsilon; None: it did not run
+    prior_error: Tensor | None = None  # the prior's mean epsilon error; None: no prior pass
 
 
 @dataclass
 class TrainingStep:
-    """The step of one run: call it with a batch, call `backward` on `total`."""
+    """The step of one run: call it with a batch, then call `backward` on `total`."""
 
     components: Components
     adapter: Adapter
@@ -45,7 +45,7 @@ class TrainingStep:
     objective: Objective
     dtype: torch.dtype = torch.float32
     save_memory: bool = False
-    chunks: int = 1  # every caption is padded to as many 77-token chunks, so that its batch does not matter
+    chunks: int = 1  # 77-token chunks that every caption is padded to, so results do not depend on batching
 
     def __post_init__(self) -> None:
         terms = self.objective.terms
@@ -61,7 +61,7 @@ class TrainingStep:
         return self.components.schedule
 
     def __call__(self, batch: Batch, *, with_prior: bool, progress: float = 1.0) -> StepOutput:
-        """Loss of a batch. `with_prior`: run the prior pass and what hangs on it; `progress`: of the run, 0 to 1."""
+        """The loss of a batch. `with_prior`: run the prior pass and what needs it; `progress`: 0 to 1 over the run."""
         noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         target = self.schedule.target(batch.latents, batch.noise, batch.timesteps)
 
@@ -69,7 +69,7 @@ class TrainingStep:
         prior = self._prior_pass(noisy, batch) if with_prior else None
         tuned = self._pass(noisy, batch, tuned=True, captured=with_prior)
 
-        # The indicator sees this pass before the weight is taken [reported].
+        # The indicator observes this pass before the weight is computed [reported].
         error = None if prior is None else self._observe(prior.prediction, tuned.prediction, noisy, batch)
 
         # L = (1 - gamma) L_DM + dist_weight (L_mu + L_sigma) + attn_weight L_attn [reported].
@@ -81,7 +81,7 @@ class TrainingStep:
         return StepOutput(total, {name: raw for name, (raw, _) in values.items()}, parts, error)
 
     def preservation(self, batch: Batch) -> Tensor:
-        """Plain denoising loss on prior-preservation pictures with their class captions (DreamBooth's second term)."""
+        """Plain denoising loss on prior-preservation pictures with class captions (DreamBooth's second term)."""
         noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         target = self.schedule.target(batch.latents, batch.noise, batch.timesteps)
         conditioning = self.conditioner.encode(batch.captions, tuned=False, chunks=self.chunks)
@@ -92,7 +92,7 @@ class TrainingStep:
     def _prior_pass(self, noisy: Tensor, batch: Batch) -> Pass:
         with torch.no_grad(), self.adapter.disabled():
             prior = self._pass(noisy, batch, tuned=False, captured=True)
-            prior.let_go(self.objective.terms)
+            prior.read_and_free(self.objective.terms)
         return prior
 
     def _pass(self, noisy: Tensor, batch: Batch, *, tuned: bool, captured: bool) -> Pass:
@@ -102,14 +102,14 @@ class TrainingStep:
         return Pass(prediction, record, conditioning, self._wanted, self.save_memory)
 
     def predict(self, noisy: Tensor, batch: Batch, conditioning: Conditioning) -> Tensor:
-        """The network's prediction, float32 (N, C, h, w), computed in `dtype`, with the adapter as it is."""
+        """The network's prediction, float32 (N, C, h, w), computed in `dtype`, with the adapter on or off as it is."""
         text = TextInput(conditioning.hidden, conditioning.pooled, batch.size_ids)
         return self.components.network.predict(self.components.unet, noisy, batch.timesteps, text, self.dtype)
 
     # -- the indicator
 
     def _observe(self, prior: Tensor, tuned: Tensor, noisy: Tensor, batch: Batch) -> Tensor:
-        """Epsilon errors, unweighted and unmasked, whatever the model predicts [ours]; the prior's mean."""
+        """Observe epsilon errors, unweighted and unmasked, for any prediction type [ours]. Returns the prior's mean."""
         errors = [
             squared_error(self.schedule.to_epsilon(prediction.detach().float(), noisy, batch.timesteps), batch.noise)
             for prediction in (prior, tuned)

@@ -1,15 +1,15 @@
-"""When a run ends by itself before its last step (`stop`): two plain rules on the drift that every snapshot measures.
+"""When a run stops by itself before its last step (`stop`): two simple rules on the drift measured at each snapshot.
 
-drift      At the first snapshot whose drift ratio is more than `RISE` times the lowest of the run until then. That is
-           the rule by which a snapshot is recommended; the one recommended is the last from before.
-settled    At the first snapshot, the fourth or later, that is as far from the prior on the subject's own prompts as the
-           snapshot at half its step was, within `SETTLED`: the model has learned what it learns.
+drift      Stops at the first snapshot whose drift ratio exceeds `RISE` times the run's lowest so far. The same rule
+           recommends a snapshot: the last one before that rise.
+settled    Stops when the model has stopped changing: from the fourth snapshot on, at the first whose distance from the
+           prior on the subject's own prompts is within `SETTLED` of the distance at half its step.
 
-Both are ours and never the default; docs/benchmark/snapshot.md has what they are worth. They look at nothing but the
-run's own log, so a run that has ended by itself is known as such whenever it is read again, and with another `stop` it
-goes on bit for bit. What they cannot see is likeness.
+Both are ours and never the default; docs/benchmark/snapshot.md measures their worth. They read only the run's own log.
+So a stopped run is recognised whenever it is read again, and with another `stop` it continues bit for bit. They cannot
+see likeness.
 
-In: the rules, and their reason in words. Not in: measuring (`sample.drift`), ending (`loop`).
+In: the rules, and the reason in words. Not in: measuring (`sample.drift`), stopping (`loop`).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ..config import Stop
 from ..disk.json_file import is_object
 from ..verdict.run_summary import RISE
 
-SETTLED = 0.1  # of the distance at half the step
-FEWEST = 4  # snapshots measured before `settled` may speak
+SETTLED = 0.1  # relative to the distance at half the step
+FEWEST = 4  # snapshots needed before `settled` applies
 
 
 @dataclass(frozen=True)
 class Ending:
-    """The step that a run ends at by itself, why, and the snapshot to look at first."""
+    """The step at which a rule ends the run, the reason, and the snapshot to look at first."""
 
     step: int
     reason: str
@@ -36,7 +36,7 @@ class Ending:
 
 
 def ending(stop: Stop, measured: Sequence[Mapping[str, Any]]) -> Ending | None:
-    """Where a run ends; None: not yet. `measured`: `step`, `subject` and `ratio` of each snapshot, rising in step."""
+    """Where a run ends; None: not yet. `measured`: `step`, `subject` and `ratio` per snapshot, in order of step."""
     rule = {"drift": _risen, "settled": _settled}.get(stop)
     if rule is None:
         return None
@@ -45,7 +45,7 @@ def ending(stop: Stop, measured: Sequence[Mapping[str, Any]]) -> Ending | None:
 
 
 def ended_by_itself(found: Ending, total: int, at: int | None = None) -> str:
-    """The sentence for the user. `at`: the step that the run stands at; None: the one that it ended at."""
+    """The sentence for the user. `at`: the step the run has reached; None: the step it ended at."""
     look = f"Look first at the snapshot of step {found.recommended}. To train on, set stop to never."
     if at is None or at == found.step:
         return f"The run ended by itself at step {found.step} of {total}: {found.reason}. {look}"
@@ -56,7 +56,7 @@ def ended_by_itself(found: Ending, total: int, at: int | None = None) -> str:
 
 
 def measured_in(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What `ending` reads, out of a log's lines."""
+    """The entries of a log that `ending` reads."""
     drifts = [(line["step"], line.get("drift")) for line in lines]
     whole = [(step, drift) for step, drift in drifts if is_object(drift) and _has_numbers(drift)]
     return [{"step": step, **drift} for step, drift in whole]

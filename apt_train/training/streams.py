@@ -1,6 +1,6 @@
-"""Pictures on their way into the loop: latents and captions side by side, and the draws from them.
+"""Feeds pictures to the loop: latents with their captions, and the batches drawn from them.
 
-In: the subject's stream and the prior-preservation stream, built from picture sets. Not in: the single draw (batch.py).
+In: building the subject's stream and the prior-preservation stream. Not in: drawing a single sample (batch.py).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from .plan import Plan
 
 @dataclass
 class Stream:
-    """Pictures with their latents and captions, and the draws from them.
+    """Pictures with their latents and captions, and the batches drawn from them.
 
-    `name` enters the draws with the run's `seed`, so that two streams draw apart. `mask_fill`: the fill counts nothing.
+    `name` and the run's `seed` key the draws, so that two streams differ. `mask_fill`: filled areas get no loss.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Stream:
 
 
 def build_streams(plan: Plan, notify: Callable[[str], None], busy: OnEncode) -> tuple[Stream, Stream | None]:
-    """The subject's stream and, where there are pictures of the class, the prior-preservation stream.
+    """The subject's stream and, if there are class pictures, the prior-preservation stream.
 
     `notify` gets the notes on sizes and, at the end, those on the rest of the plan.
     """
@@ -111,7 +111,7 @@ def _augmentation(plan: Plan) -> Augmentation:
 
 @contextlib.contextmanager
 def vae_on(components: Components, device: torch.device, *, alone: bool = False) -> Generator[None]:
-    """The VAE on the compute device for as long as the block lasts; `alone`: the network's frozen weights leave it."""
+    """The VAE on the compute device inside the block; `alone`: the network's frozen weights leave it meanwhile."""
     with _aside(components.unet, device) if alone else contextlib.nullcontext():
         if components.vae is None:
             yield
@@ -125,7 +125,7 @@ def vae_on(components: Components, device: torch.device, *, alone: bool = False)
 
 @contextlib.contextmanager
 def _aside(network: nn.Module, device: torch.device) -> Generator[None]:
-    """Copies are exact, so nothing changes. What is trained stays, with the optimizer's moments of it."""
+    """Move frozen weights off the device and back. Copies are exact. Trained weights stay, with their moments."""
     moved = [one for one in network.parameters() if not one.requires_grad and one.device.type == device.type]
     try:
         for parameter in moved:

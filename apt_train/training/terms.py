@@ -1,10 +1,10 @@
 """What is minimised: a list of terms, made from the settings by `terms_of`.
 
-A term says what it wants to know of the two passes, reads it, and gives its raw and its weighted value. To add one,
-write it here or in a file of its own, and name it in `terms_of`. A weighting is a function that the data term's
-per-sample loss is multiplied by; several multiply.
+A term names the layers it needs captured, reads them from both passes, and returns a raw and a weighted value. To add
+one, write it here or in its own file, and list it in `terms_of`. A weighting is a function whose result multiplies the
+data term's per-sample loss; several multiply.
 
-In: the terms and which a method has. Not in: the formulas (losses.py), when the prior pass runs (objective.py).
+In: the terms, and which a method has. Not in: the formulas (losses.py), when the prior pass runs (objective.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..config import AttnSchedule, Layers, StabilizationMode, TrainConfig
 from ..data.batch import Batch
 from ..families.network import Process
 from ..text.conditioning import Conditioning
-from .capture import Capture, Captured, formed_again
+from .capture import Capture, Captured, recomputed
 from .indicator import OverfitIndicator
 from .losses import Moments, alignment_loss, dco_per_sample, moment_loss, moments, squared_error
 
@@ -34,18 +34,18 @@ class Pass:
     prediction: Tensor  # float32 (N, C, h, w)
     captured: Captured
     conditioning: Conditioning
-    capture: Capture  # that has recorded it
-    saves_memory: bool = False  # form maps and moments again in the backward pass
-    readings: dict[str, Any] = field(default_factory=dict[str, Any])  # of terms that have read it, by their names
+    capture: Capture  # the one that recorded this pass
+    saves_memory: bool = False  # recompute maps and moments in the backward pass
+    readings: dict[str, Any] = field(default_factory=dict[str, Any])  # what terms have already read, by their names
 
-    def let_go(self, terms: Sequence[Term]) -> None:
-        """Have the terms read it, and free what was captured, which is a hundred times as much.
+    def read_and_free(self, terms: Sequence[Term]) -> None:
+        """Let the terms read this pass, then free the captured layers, which are a hundred times as large.
 
-        It stays where a term asks for some and has no `read`.
+        They are kept if any term that needs them has no `read`.
         """
-        asking = [term for term in terms if term.features or term.attention]
-        self.readings = {term.name: term.read(self) for term in asking if isinstance(term, Reader)}
-        if len(self.readings) == len(asking):
+        capturing = [term for term in terms if term.features or term.attention]
+        self.readings = {term.name: term.read(self) for term in capturing if isinstance(term, Reader)}
+        if len(self.readings) == len(capturing):
             self.captured = Captured()
 
     @property
@@ -57,10 +57,10 @@ class Pass:
         return self.capture.features_of(self.captured, layers)
 
     def moments(self, layers: Layers) -> list[Moments]:
-        """Mean and standard deviation over positions of these features, float32 (N, channels) each."""
-        # Of float32 features nothing is kept but they themselves, which are there anyway.
+        """Mean and standard deviation of those features over positions, float32 (N, channels) each."""
+        # With float32 features nothing would be saved: autograd would keep only the features, which exist anyway.
         return [
-            formed_again(moments, kept) if self._saves and kept.dtype != torch.float32 else moments(kept)
+            recomputed(moments, kept) if self._saves and kept.dtype != torch.float32 else moments(kept)
             for kept in self.features(layers)
         ]
 
@@ -72,14 +72,14 @@ class Pass:
 
 @dataclass
 class Passes:
-    """What a term may read: the two passes over a batch, and where the run stands."""
+    """What a term may read: both passes over a batch, and the run's progress."""
 
     batch: Batch
     target: Tensor  # what the model should have predicted, (N, C, h, w)
     schedule: Process
     tuned: Pass
-    prior: Pass | None  # None: not run in this step (lazy_prior), or nobody asked for it
-    indicator: OverfitIndicator  # with this pass's losses taken in
+    prior: Pass | None  # None: skipped in this step (lazy_prior), or not needed
+    indicator: OverfitIndicator  # has already observed this pass
     progress: float = 1.0  # 0 in the run's first step, 1 in its last
     lazy_prior: int = 1  # the prior pass runs in every k-th step
 
@@ -90,7 +90,7 @@ class Passes:
 
     @property
     def snr(self) -> Tensor:
-        """Signal-to-noise ratio at each sample's timestep, float32 (N,): what becomes of a latent and a noise of 1."""
+        """Signal-to-noise ratio at each sample's timestep, float32 (N,), found by noising a latent and a noise of 1."""
         times = self.batch.timesteps
         one = torch.ones(len(times), 1, 1, 1, device=times.device)
         signal, noise = self.schedule.add_noise(one, 0 * one, times), self.schedule.add_noise(0 * one, one, times)
@@ -103,37 +103,37 @@ class Passes:
         return self.tuned, self.prior
 
     def read_by(self, term: Reader) -> tuple[Any, Any]:
-        """What a term reads of the tuned pass and of the prior's, which may have been let go after that."""
+        """A term's readings of the tuned and the prior pass; the latter's may have been taken before it was freed."""
         tuned, prior = self.compared
         return term.read(tuned), prior.readings[term.name] if term.name in prior.readings else term.read(prior)
 
 
 class Term(Protocol):
-    """One summand of the loss. `features`, `attention`: the part of the UNet that it wants captured."""
+    """One summand of the loss. `features`, `attention`: the part of the UNet whose layers it needs captured."""
 
     @property
     def name(self) -> str:
-        """In log, events and report: lower-case letters and `_`."""
+        """Its name in log, events and report: lower-case letters and `_`."""
         ...
 
     @property
     def title(self) -> str:
-        """In the report's pictures."""
+        """Its name in the report's figures."""
         ...
 
     @property
     def colour(self) -> str:
-        """In the report's pictures, `#rrggbb`."""
+        """Its colour in the report's figures, `#rrggbb`."""
         ...
 
     @property
     def reads_prior(self) -> bool:
-        """It cannot be computed without the prior pass, and is left out of steps that have none."""
+        """Whether it needs the prior pass; if so, steps without one skip it."""
         ...
 
     @property
     def reads_gamma(self) -> bool:
-        """It wants gamma up to date, so the prior pass runs for it."""
+        """Whether it needs an up-to-date gamma, for which the prior pass runs."""
         ...
 
     @property
@@ -149,7 +149,7 @@ class Term(Protocol):
 
 @runtime_checkable
 class Reader(Protocol):
-    """A term that has all it wants of a pass by `read`, so that what was captured of the prior's can be let go."""
+    """A term whose `read` takes all it needs from a pass, so that the prior's captured layers can be freed."""
 
     @property
     def name(self) -> str: ...
@@ -162,7 +162,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Weighting:
-    """What the denoising loss of each sample is multiplied by: `factor` gives (N,) or a number."""
+    """A factor on each sample's denoising loss: `factor` returns (N,) or a number."""
 
     factor: Callable[[Passes], Tensor]
     reads_gamma: bool = False
@@ -173,7 +173,7 @@ ADAPTIVE = Weighting(lambda passes: 1 - passes.gamma, reads_gamma=True)  # ATA: 
 
 @dataclass(frozen=True)
 class Denoising:
-    """L_DM, on the model's own prediction target, masked and weighted [paper; the mask is ours]."""
+    """L_DM, against the model's own prediction target, masked and weighted [paper; the mask is ours]."""
 
     weightings: tuple[Weighting, ...] = ()
     name: str = "denoising"
@@ -195,7 +195,7 @@ class Denoising:
 
 @dataclass(frozen=True)
 class Dco:
-    """DCO's loss in the data term's place (arXiv 2402.12004); raw is the tuned denoising loss."""
+    """DCO's loss in place of the data term (arXiv 2402.12004); the raw value is the tuned denoising loss."""
 
     beta: float
     name: str = "denoising"
@@ -212,7 +212,7 @@ class Dco:
         return tuned.mean().detach(), dco_per_sample(tuned, prior, self.beta).mean()
 
 
-# -- the regularisers: in every k-th step alone under a lazy prior, and k times as strong there [ours]
+# -- the regularisers: under a lazy prior only in every k-th step, and there k times as strong [ours]
 
 
 @dataclass(frozen=True)
@@ -280,10 +280,10 @@ class Preservation:
 
 
 def terms_of(config: TrainConfig) -> tuple[Term, ...]:
-    """The terms of a run, the data term first; APT's switches act under `apt` alone, a weight of 0 leaves a term out.
+    """The terms of a run, the data term first. APT's switches apply only under `apt`; a weight of 0 drops a term.
 
-    L = (1 - gamma) L_DM + dist_weight (L_mu + L_sigma) + attn_weight L_attn [reported]; DreamBooth and T-LoRA keep the
-    first term alone, with gamma at 0.
+    L = (1 - gamma) L_DM + dist_weight (L_mu + L_sigma) + attn_weight L_attn [reported]; DreamBooth and T-LoRA keep
+    only the first term, with gamma at 0.
     """
     apt = config.apt
     if config.method == "dco":

@@ -1,7 +1,7 @@
 """`train()`: a run from its plan to its files.
 
-It reads top to bottom: what a run is made of (plan.py, setup.py), its folder (opening.py), one step after the other
-(loop.py), and at the end, however it comes, the files (finish.py).
+It reads from top to bottom: the ingredients of a run (plan.py, setup.py), its folder (opening.py), step after step
+(loop.py). However a run ends, finish.py writes its files.
 """
 
 from __future__ import annotations
@@ -45,37 +45,37 @@ def train(
     """Personalize a diffusion model to one subject and return its LoRA.
 
     Args:
-        components: the model; its modules are moved to `device` and the run's precision in place, and come back on
-            the CPU without the adapter.
+        components: the model. Its modules are moved in place to `device` and the run's precision. Afterwards they are
+            on the CPU, without the adapter.
         images: pictures of the subject.
-        config: every setting.
+        config: all settings.
         prior_images: pictures of the class for DreamBooth's prior preservation.
-        output_dir: where the run lives; None: nothing is written.
-        resume: go on with the run in `output_dir` (on the CPU: bit for bit as if it had never stopped).
+        output_dir: the run's folder; None: nothing is written.
+        resume: continue the run in `output_dir` (on the CPU: bit for bit as if it had never stopped).
         device: None: CUDA if there is one, else the CPU.
-        on_event: gets a `PlanEvent` before the first step, and every `StepEvent`, `PreviewEvent`, `NoticeEvent` and
-            `BusyEvent`; it may raise `StopTraining`, which ends the run normally. Any other exception passes on after
-            the last completed step has been saved. Stopped while the run is being prepared, nothing is written and the
-            result has no LoRA.
-        record: kept in `config.json` beside the settings.
+        on_event: receives a `PlanEvent` before the first step, and every `StepEvent`, `PreviewEvent`, `NoticeEvent` and
+            `BusyEvent`. It may raise `StopTraining`, which ends the run normally. Any other exception is re-raised
+            once the last completed step has been saved. If it stops a run during preparation, nothing is written and
+            the result has no LoRA.
+        record: extra entries for `config.json`, beside the settings.
 
     Raises:
-        InputError: something given cannot be used; nothing has been written. Also a full disk, too little memory, or
-            a loss that is no number (`TrainingDiverged`): the last good snapshot is kept.
+        InputError: an input cannot be used; nothing has been written. Also: the disk is full, memory is too small, or
+            the loss is not finite (`TrainingDiverged`); the last good snapshot is kept.
     """
     plan = plan_run(components, images, config, prior_images=prior_images, device=device)
     folder = RunFolder.open(output_dir, config.name, resume)
     listener = Listener(on_event, folder.path if folder is not None and resume else None)
     if folder is not None and resume:
         folder.check_same_run(plan.digest, config, plan.dtype, plan.parts)
-    _ = plan.event  # its estimate needs the modules as they are now
+    _ = plan.event  # computed now: its estimate needs the modules before they move
 
     with (
-        contextlib.suppress(StopTraining),  # while the run is prepared: there is no step yet to stop after
+        contextlib.suppress(StopTraining),  # during preparation there is no step to stop after
         memory_in_words(),
-        held(folder if resume else None),  # before the model takes the room of the one that trains there
+        held(folder if resume else None),  # lock before loading, in case another process is training there
         prepared_run(plan, listener.notice, listener.busy) as run,
-        held(None if resume else folder),  # not before all is known to be usable, as it makes the folder
+        held(None if resume else folder),  # lock late: it creates the folder, so all inputs must be valid first
     ):
         outcome = Outcome(run=run, folder=folder, digest=plan.digest)
         if folder is not None:
@@ -87,7 +87,7 @@ def train(
         except TrainingDiverged:
             raise
         except BaseException:
-            # Cancelled by the host, out of memory, a bug in a callback: the work so far is the user's.
+            # Cancelled by the host, out of memory, a bug in a callback: save the work done so far.
             if not run.updating:
                 run.indicator.discard()
                 finish(outcome)

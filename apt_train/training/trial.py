@@ -1,7 +1,7 @@
-"""How long the steps of a run will take, from passes that are tried before the first of them and leave no trace (ours).
+"""Predicts how long a run's steps will take, by trying two before the first; the trial leaves no trace (ours).
 
-In: trying and timing. Not in: the passes (`update`), the time of samples and of the drift, whether steps become slow
-later (`room`).
+In: trying and timing. Not in: the passes (`update`), the time for samples and drift, steps that become slow later
+(`room`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from .update import passes
 
 
 def seconds_left(run: Run) -> float | None:
-    """Of all steps that the run still has, without samples and drift.
+    """Predicted seconds for all remaining steps, without samples and drift.
 
-    None: it is not tried, as on a CPU a trial takes as long as two steps, or a small model is done soon; or it failed,
-    which a step will say better.
+    None if not tried: on a CPU the trial costs as much as two steps, and a small model finishes soon anyway. Also None
+    if the trial failed; the real step will give a better error.
     """
     if run.device.type == "cpu" or run.plan.memory is None:
         return None
@@ -27,7 +27,7 @@ def seconds_left(run: Run) -> float | None:
 
 
 def tried(run: Run) -> float | None:
-    """Seconds of one step's passes. The first ones load what the device computes with, so the second ones count."""
+    """Seconds that one step's passes take. The first run warms the device up; the second is timed."""
     try:
         _timed(run)
         return _timed(run)
@@ -41,5 +41,5 @@ def tried(run: Run) -> float | None:
 def _timed(run: Run) -> float:
     began = time.perf_counter()
     passes(run)
-    torch.zeros(1, device=run.device).cpu()  # read back: the device has done all that was asked of it
+    torch.zeros(1, device=run.device).cpu()  # a read-back waits until the device has finished
     return time.perf_counter() - began

@@ -1,6 +1,6 @@
 """One optimizer step: draw, accumulate gradients, clip, move the weights, commit the indicator.
 
-In: what happens between two states that can be resumed from. Not in: the losses (step.py), when one is due (loop.py).
+In: what happens between two resumable states. Not in: the losses (step.py), when snapshots are due (loop.py).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .streams import Stream
 
 
 class TrainingDiverged(InputError):
-    """The loss or the gradient is not a number any more; the files of the last good snapshot stay as they are."""
+    """The loss or the gradient is no longer finite. The files of the last good snapshot are left alone."""
 
 
 class _Seen:
-    """Scalars of an optimizer step, detached, where they were made: a reading would make the CPU wait for its GPU."""
+    """Collects a step's scalars, detached and on their device: reading each would make the CPU wait for the GPU."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[Tensor]] = {}
@@ -43,7 +43,7 @@ class _Seen:
             self.add(_PRIOR, output.prior_error)
 
     def read(self, gamma: Tensor, timesteps: Tensor) -> tuple[dict[str, float], list[float], list[int]]:
-        """Means by name, and the two tensors' values: in one go, the only time that a step reads its device."""
+        """Means by name and the values of both tensors, in one transfer: a step's only read from the device."""
         means = torch.stack([torch.stack(values).mean().float() for values in self.values.values()])
         joined = torch.cat([means.to(gamma.device).double(), gamma, timesteps.to(gamma.device).double()])
         whole = cast("list[float]", joined.tolist())
@@ -52,18 +52,18 @@ class _Seen:
         return named, whole[len(means) : split], [int(value) for value in whole[split:]]
 
 
-_TOTAL, _PRIOR, _NORM, _BALANCE = "total", "prior error", "gradient norm", "gradient norm of "  # no names of terms
+_TOTAL, _PRIOR, _NORM, _BALANCE = "total", "prior error", "gradient norm", "gradient norm of "  # no term's name
 
 
 def optimizer_step(run: Run) -> dict[str, Any]:
-    """Take one optimizer step; the values of its `StepEvent`.
+    """Take one optimizer step and return the values of its `StepEvent`.
 
     Raises:
         TrainingDiverged: the loss or the gradient is not a finite number; the weights have not moved.
     """
     step, seen = run.steps_done, _Seen()
 
-    # ATA: how likely each timestep bin is augmented; the bank grows before the draw [p_max reported].
+    # ATA: the chance of augmentation per timestep bin; the bank grows before the draw [p_max reported].
     p_aug = _augmentation_chance(run)
     _grow_bank(run, p_aug)
     batches = _draw(run, p_aug)
@@ -83,26 +83,26 @@ def optimizer_step(run: Run) -> dict[str, Any]:
     run.gamma = gamma
     norm = values[_NORM]
     return {
-        **_told(run, values),
+        **_loss_and_terms(run, values),
         "grad_norm": norm if math.isfinite(norm) else None,
         "lr": run.optimizer.param_groups[0]["lr"],
         "timestep": timesteps,
         "level": _levels(run, timesteps),
-        "gamma": list(gamma),  # the caller's own: the next step draws by ours
+        "gamma": list(gamma),  # a copy for the caller: the next step uses ours
         "grad_norm_terms": _balance(values),
     }
 
 
 def passes(run: Run) -> None:
-    """The passes of the next step, forward and backward, without anything that lasts but gradients and observations.
+    """Run the next step's passes, forward and backward. Leaves only gradients and pending observations.
 
-    No picture is augmented, as the bank may still lack the variants.
+    No picture is augmented, because the bank may not have the variants yet.
     """
     _accumulate(run, _draw(run, torch.zeros(1)), _draw_preservation(run), _Seen())
 
 
 def _accumulate(run: Run, batches: list[Batch], preserved: list[Batch], seen: _Seen) -> None:
-    """Forward and backward, batch by batch; the gradients add up to those of one batch of all samples."""
+    """Forward and backward, batch by batch; the gradients sum to those of one large batch."""
     for micro, batch in enumerate(batches):
         with seeded(run.config.seed, "dropout", run.steps_done, micro, device=run.device):
             with run.adapter.at(batch.timesteps):
@@ -116,7 +116,7 @@ def _accumulate(run: Run, batches: list[Batch], preserved: list[Batch], seen: _S
 
 
 def _augmentation_chance(run: Run) -> Tensor:
-    """p_aug = min(gamma_b, p_max) per bin, from the committed gamma; zeros where the method does not augment."""
+    """p_aug = min(gamma_b, p_max) per bin, from the committed gamma; zeros if the method does not augment."""
     if run.gamma is None:
         run.gamma = run.indicator.gamma.tolist()
     gamma = torch.tensor(run.gamma, dtype=torch.float64)
@@ -124,7 +124,7 @@ def _augmentation_chance(run: Run) -> Tensor:
 
 
 def _grow_bank(run: Run, p_aug: Tensor) -> None:
-    """InputError: there is no room for the VAE beside the UNet, which a smaller step would not change."""
+    """InputError: the VAE does not fit beside the UNet, which stepping down to a leaner mode would not change."""
     bank = run.inputs.subject.bank
     try:
         bank.ensure_variants(bank.wanted_variants(float(p_aug.max()), run.objective.p_max))
@@ -180,21 +180,21 @@ def _clip(run: Run) -> Tensor:
 
 
 def _refuse(run: Run, values: Mapping[str, float]) -> None:
-    """TrainingDiverged, InputError: something is no finite number. A gradient may be so where fp16 overflowed."""
+    """InputError or TrainingDiverged if a value is not finite. fp16 overflow in the gradient is let through."""
     if not math.isfinite(values.get(_PRIOR, 0.0)):
         raise InputError(
             "The model's own prediction is not a number in this precision: train in bf16 or fp32, or check it."
         )
     if not all(math.isfinite(values.get(name, 0.0)) for name in (_TOTAL, run.preservation_term.name)):
         raise TrainingDiverged(_diverged("loss", run))
-    # Without a scale above one it was no overflow of ours, and the next steps would be skipped like this one.
+    # With a scale below 1 it was not our scaling that overflowed, and every following step would be skipped too.
     skips = run.scaler.is_enabled() and run.scaler.get_scale() >= 1
     if not (math.isfinite(values[_NORM]) or skips):
         raise TrainingDiverged(_diverged("gradient", run))
 
 
 def _update(run: Run) -> None:
-    """Move the weights, commit the indicator, count the step: whatever fails before, the last step can be saved."""
+    """Move the weights, commit the indicator, count the step. Until this is called, the last step can be saved."""
     run.updating = True
     run.scaler.step(run.optimizer)
     run.scaler.update()
@@ -213,11 +213,11 @@ def _diverged(what: str, run: Run) -> str:
     )
 
 
-# -- what is told
+# -- values for the log
 
 
 def _balance_due(run: Run) -> bool:
-    """Every `balance_every` steps; under a lazy prior at the next step that has all terms."""
+    """Every `balance_every` steps; under a lazy prior at the next step that computes all terms."""
     every, lazy, step = run.config.apt.balance_every, run.objective.lazy_prior, run.steps_done
     if not every or step % lazy:
         return False
@@ -225,9 +225,9 @@ def _balance_due(run: Run) -> bool:
 
 
 def _see_gradient_norms(run: Run, parts: Mapping[str, Tensor], seen: _Seen) -> None:
-    """Norm of each weighted term's gradient, without touching the gradients that train.
+    """The gradient norm of each weighted term, without touching the gradients that train.
 
-    Scaled as in training: under fp16 plain gradients would underflow.
+    Scaled as in training, because plain gradients would underflow in fp16.
     """
     parameters, scale = list(run.trainable.values()), run.scaler.get_scale()
     for name, term in parts.items():
@@ -239,12 +239,12 @@ def _see_gradient_norms(run: Run, parts: Mapping[str, Tensor], seen: _Seen) -> N
 
 
 def _gradients(loss: Tensor, parameters: list[Parameter]) -> Sequence[Tensor | None]:
-    """None: of a parameter that the loss does not depend on. torch's own types leave it out."""
+    """None for a parameter the loss does not depend on, which torch's own types do not admit."""
     return torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
 
 
 def _balance(values: Mapping[str, float]) -> dict[str, float] | None:
-    """None: not due in this step, or one overflows."""
+    """Gradient norms per term; None if not due in this step, or if one overflowed."""
     norms = {name.removeprefix(_BALANCE): norm for name, norm in values.items() if name.startswith(_BALANCE)}
     return norms if norms and all(map(math.isfinite, norms.values())) else None
 
@@ -255,8 +255,8 @@ def _levels(run: Run, timesteps: list[int]) -> list[float]:
     return [round(level, 6) for level in cast("list[float]", levels.tolist())]
 
 
-def _told(run: Run, values: Mapping[str, float]) -> dict[str, Any]:
-    """A term that was not computed in this step is None."""
+def _loss_and_terms(run: Run, values: Mapping[str, float]) -> dict[str, Any]:
+    """The step's loss and terms. A term that was not computed in this step is None."""
     terms = {term.name: values.get(term.name) for term in run.terms}
     kept, total = terms.get(run.preservation_term.name), values[_TOTAL]
     if kept is not None:

@@ -1,7 +1,6 @@
-"""What a run measures on its way: the drift from the prior; and what a run that was broken off still lacks.
+"""What a run measures as it goes: the drift from the prior; and catching up on what an interrupted run still lacks.
 
-In: when it is due, going on without it where it fails. Not in: measuring itself (`sample.drift`), the previews
-(`previewing`).
+In: when drift is due, training on if it fails. Not in: measuring (`sample.drift`), the previews (`previewing`).
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from typing import Any
 from ..events import Callback, NoticeEvent
 from ..names import LOG
 from ..run.log import read_log
-from .asking import free_memory, interruptible
+from .interruptible import free_memory, interruptible
 from .outcome import Outcome
 from .previewing import has_previews, try_previews
 
 
 def catch_up(outcome: Outcome, emit: Callback) -> None:
-    """Measure and draw what the step that a run goes on from still lacks: it was broken off after its snapshot."""
+    """Measure and draw what the resumed step still lacks because the run was interrupted after its snapshot."""
     run, folder, output = outcome.run, outcome.folder, outcome.run.config.output
     if folder is None or not run.steps_done:
         return
@@ -34,21 +33,21 @@ def catch_up(outcome: Outcome, emit: Callback) -> None:
 
 
 def is_due(step: int, every: int) -> bool:
-    """Whether something happens after this step; `every` 0: never."""
+    """Whether something that happens every `every` steps is due after this step; 0: never."""
     return every > 0 and step % every == 0
 
 
 def _lacks_drift(lines: list[dict[str, Any]], step: int, every: int) -> bool:
-    """Whether only the last of the drifts due was not measured.
+    """Whether the last due drift is the only one missing.
 
-    Where an earlier one is missing, too, it was not wanted, could not be measured, or was on other prompts and dropped.
+    If an earlier one is missing too, drift was off, could not be measured, or was dropped with its old prompts.
     """
     missing = [line["step"] for line in lines if is_due(line["step"], every) and not line.get("drift")]
     return missing == [step]
 
 
 def try_drift(outcome: Outcome, emit: Callback) -> dict[str, float] | None:
-    """How far the model has left the prior; None where that is not measured, or can no longer be."""
+    """How far the model has moved from the prior; None if that is not measured, or has failed."""
     run, reason = outcome.run, "the result is not a number"
     if run.drift is None or outcome.drift_failed:
         return None

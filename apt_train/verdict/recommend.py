@@ -1,11 +1,10 @@
-"""Which snapshot of a run to look at first: one plain rule on the drift from the prior.
+"""Which snapshot of a run to look at first: one simple rule on the drift from the prior.
 
-In: the rule and its reason in words; the verdict's advice reads the same rule, so the two never disagree. Not in:
+In: the rule and its reason in words; the verdict's advice uses the same rule, so the two never disagree. Not in:
 numbers (`run_summary`), the rest of the verdict (`words`).
 
-The rule is ours: the last snapshot whose drift ratio is at most `RISE` times the lowest that the run had until then.
-On the drawn world no rule chose better than "always the last" beyond chance (docs/benchmark.md), and it says so
-wherever it speaks.
+The rule is ours: the last snapshot whose drift ratio is at most `RISE` times the run's lowest so far. On the drawn
+world no rule beat "always the last" by more than chance (docs/benchmark.md), and every recommendation says so.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ UNPROVEN = (
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The step to take, a snapshot's or the run's last, and why."""
+    """The recommended step, a snapshot's or the run's last, and why."""
 
     step: int
     reason: str
 
 
 def recommended_snapshot(summary: Summary) -> Recommendation:
-    """The last snapshot before the drift ratio rose; the last step where it has not, or was not measured."""
+    """The last snapshot before the drift ratio rose; the last step if it has not, or was not measured."""
     last = summary.steps_done
     if last < FEWEST_STEPS:
         return Recommendation(last, f"with fewer than {FEWEST_STEPS} steps there is little to choose from.")
@@ -57,7 +56,7 @@ def lowest_ratio(summary: Summary) -> float:
 
 
 def last_before_rising(summary: Summary) -> DriftSummary | None:
-    """The last snapshot left with at most `RISE` times the lowest ratio until then; None: no rise, or none is left."""
+    """The last existing snapshot with at most `RISE` times the lowest ratio so far; None: no rise, or none is left."""
     if not has_risen(summary):
         return None
     kept, lowest = None, summary.drift[0].ratio

@@ -1,6 +1,6 @@
-"""A run's folder read back: its settings, its log, its snapshots.
+"""Reads a run's folder back: its settings, its log, its snapshots.
 
-In: what a report needs of it. Not in: the files' own readers (`run`), the log as arrays (`run_log`), what it means
+In: what a report needs from it. Not in: the files' own readers (`run`), the log as arrays (`run_log`), its meaning
 (`run_summary`), writing (`report.write`).
 """
 
@@ -22,13 +22,13 @@ from .run_summary import Summary, summarize
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run left in its folder."""
+    """A run as read from its folder."""
 
     config: TrainConfig
     log: RunLog
-    snapshots: list[int]  # steps that have one, rising
-    notices: list[Notice] = field(default_factory=list[Notice])  # what the user was told
-    preset: str = ""  # that the settings came by
+    snapshots: list[int]  # steps that have one, ascending
+    notices: list[Notice] = field(default_factory=list[Notice])  # all notices of the run
+    preset: str = ""  # the preset the settings came from
 
     @cached_property
     def summary(self) -> Summary:
@@ -37,7 +37,7 @@ class RunRecord:
 
 
 def read_run(folder: Path, until: int | None = None) -> RunRecord:
-    """Read a run's folder, up to the step `until` where one is given. InputError: it holds no readable run."""
+    """Read a run's folder, up to the step `until` if given. InputError: it holds no readable run."""
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: give the output folder of a training run.")
     config, num_timesteps = read_settings(folder)

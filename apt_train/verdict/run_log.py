@@ -1,6 +1,6 @@
 """A run's log as arrays.
 
-In: the columns and the curves' smoothing. Not in: which lines of the file count (`run.log`), what the numbers mean
+In: the columns, and smoothing of curves. Not in: which lines of the file count (`run.log`), what the numbers mean
 (`run_summary`).
 """
 
@@ -26,21 +26,21 @@ DRIFT = ("subject", "unrelated", "ratio")
 
 @dataclass(frozen=True)
 class RunLog:
-    """S steps of a run; a number that a step did not compute is NaN."""
+    """S steps of a run; a number that was not computed in a step is NaN."""
 
-    step: NDArray[np.int64]  # (S,), rising, from 1
+    step: NDArray[np.int64]  # (S,), ascending, from 1
     terms: dict[str, Floats]  # each (S,), raw: before weights and 1 - gamma; `loss`, the first, is the weighted total
-    numbers: dict[str, Floats]  # each (S,), whatever else was logged by name
+    numbers: dict[str, Floats]  # each (S,), other numbers logged by name
     looks: dict[str, Look]  # of each term and number
     grad_norm: Floats  # (S,), before clipping
-    levels: list[list[float]]  # of each step's samples: noise, 0 clean, 1 pure
-    gamma: Floats  # (S, bins); (S, 0) where the run logged none
+    levels: list[list[float]]  # per step, the noise levels of its samples, 0 clean, 1 pure noise
+    gamma: Floats  # (S, bins); (S, 0) if the run logged none
     balance_step: NDArray[np.int64]  # (K,) the steps whose gradient was measured term by term
     balance: dict[str, Floats]  # gradient norm of each term (K,)
     drift_step: NDArray[np.int64]  # (D,) the steps at which drift was measured
     drift: dict[str, Floats]  # from the prior, each of DRIFT (D,)
     truncated: bool = False  # the last line was cut off, as after a crash
-    left_out: list[int] = field(default_factory=list[int])  # numbers of the lines that are no step of this run
+    left_out: list[int] = field(default_factory=list[int])  # numbers of the lines that are not a step of this run
 
     def __len__(self) -> int:
         return len(self.step)
@@ -55,8 +55,8 @@ def read_log(
 ) -> RunLog:
     """The log at `path`; `until`: the last step wanted.
 
-    `bins`, `looks` of the terms, `num_timesteps`: as the run's `config.json` says.
-    InputError: there is none, or no step in it.
+    `bins`, `looks` of the terms, `num_timesteps`: from the run's `config.json`.
+    InputError: there is no log, or no step in it.
     """
     if not path.exists():
         raise InputError(f"{path.name} cannot be read, as it is missing: give the folder of a training run.")
@@ -70,7 +70,7 @@ def read_log(
 
 
 def block_means(values: Floats, most: int) -> Floats:
-    """(S, ...) -> (at most `most`, ...): means of equal runs of steps, NaN left out of them."""
+    """(S, ...) -> (at most `most`, ...): means over equally long blocks of steps, ignoring NaN."""
     if len(values) <= most:
         return values
     known, starts = np.isfinite(values), np.round(np.linspace(0, len(values), most + 1))[:-1].astype(int)
@@ -78,7 +78,7 @@ def block_means(values: Floats, most: int) -> Floats:
 
 
 def moving_average(values: Floats, window: int) -> Floats:
-    """Centred mean over `window` steps (S,), NaN left out, shorter at the ends; NaN where nothing was computed."""
+    """Centred mean over `window` steps (S,), ignoring NaN, shorter at the ends; NaN if nothing was computed."""
     known, reach, at = np.isfinite(values), max(0, (window - 1) // 2), np.arange(len(values))
     low, high = np.maximum(at - reach, 0), np.minimum(at + reach + 1, len(values))
     sums = [np.concatenate([[0.0], np.cumsum(part)]) for part in (np.where(known, values, 0.0), known)]
@@ -112,7 +112,7 @@ def _columns(log: log_file.Log, looks: Mapping[str, Look], num_timesteps: int) -
 
 
 def _levels(record: log_file.Line, num_timesteps: int) -> list[float]:
-    """Older versions logged the timesteps alone, of a schedule whose levels are even."""
+    """Older versions logged only the timesteps; their schedules had evenly spaced levels."""
     logged: list[float | None] = record.get("level") or [
         None if t is None else t / num_timesteps for t in record["timestep"]
     ]

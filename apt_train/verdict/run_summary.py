@@ -1,7 +1,7 @@
-"""What a run's log amounts to, in numbers: indicator, loss trend, balance of the terms.
+"""A run's log summarised in numbers: indicator, loss trend, balance of the terms.
 
-In: every number of the report, each with its rule. Not in: words about them (`words`), pictures (`report`).
-The rules (what counts as near 1, as falling, as most) are ours.
+In: every number of the report, each with its rule. Not in: words about them (`words`), pictures (`report`). The rules
+(what counts as near 1, as falling, as most) are ours.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .run_log import DRIFT, Floats, RunLog, moving_average
 
 Trend = Literal["falling", "flat", "rising", "unknown"]
 
-NEAR_ONE = 0.9  # here 1 - gamma has shrunk the denoising loss tenfold
-FEWEST_STEPS = 40  # below these no trend can be told from the chance of the draws
-RISE = 3.0  # times its lowest, and the drift ratio has risen: other prompts change too (ours, docs/benchmark.md)
-SURE = 2.0  # standard errors that two quarters must differ by
+NEAR_ONE = 0.9  # where 1 - gamma has reduced the denoising loss tenfold
+FEWEST_STEPS = 40  # with fewer, no trend stands out from the chance of the draws
+RISE = 3.0  # the drift ratio has risen at this many times its lowest: other prompts change (ours, docs/benchmark.md)
+SURE = 2.0  # standard errors by which two quarters must differ
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class BinSummary:
 
     bin: int
     levels: tuple[float, float]  # of noise, 0 clean and 1 pure
-    samples: int  # trained in this bin
+    samples: int  # samples trained on in this bin
     gamma: float  # mean over the closing window
-    near_one_since: int | None  # step from which it stayed at NEAR_ONE; None: `gamma` is below
+    near_one_since: int | None  # step since which it is at least NEAR_ONE; None: `gamma` is below
 
     @property
     def range(self) -> str:
@@ -42,7 +42,7 @@ class BinSummary:
 
 @dataclass(frozen=True)
 class TermSummary:
-    """One loss term, as the mean of the run's first and last quarter; raw, the total weighted."""
+    """One loss term's mean over the run's first and last quarter; raw, except that the total is weighted."""
 
     first_quarter: float
     last_quarter: float
@@ -50,7 +50,7 @@ class TermSummary:
 
 @dataclass(frozen=True)
 class BalanceSummary:
-    """One weighted term's gradient norm per step (median over the measurements' later half), its part of their sum."""
+    """One weighted term's gradient norm per step (median over the later half of measurements), and its share."""
 
     norm: float
     share: float
@@ -58,32 +58,32 @@ class BalanceSummary:
 
 @dataclass(frozen=True)
 class DriftSummary:
-    """How far one snapshot has left the prior, and how much of that has nothing to do with the subject."""
+    """How far one snapshot has moved from the prior, and how much of that is unrelated to the subject."""
 
     step: int
     subject: float  # mean squared difference of epsilon on the subject's own prompt
     unrelated: float  # and on prompts without it
-    ratio: float  # unrelated / subject, by noise level, their mean
+    ratio: float  # unrelated / subject, averaged over noise levels
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A run in numbers; settings that the verdict speaks of are repeated here."""
+    """A run in numbers, with the settings that the verdict mentions."""
 
     method: str
     class_word: str
     steps_done: int
     steps_planned: int
     indicator_measured: bool
-    window: int  # steps at the end that `gamma` is the mean of
+    window: int  # steps at the end over which `gamma` is averaged
     bins: list[BinSummary]
-    most_since: int | None  # step from which more than half of the bins are near 1
+    most_since: int | None  # step since which more than half of the bins are near 1
     data_weight: float | None  # mean of 1 - gamma over the bins at the end; None without the adaptive loss weight
-    trend: Trend  # of the denoising loss, the noise levels' own differences taken out
+    trend: Trend  # of the denoising loss, corrected for the noise levels drawn
     terms: dict[str, TermSummary]
     balance: dict[str, BalanceSummary]
     drift: list[DriftSummary]  # by step; empty: not measured
-    clipped: float | None  # part of the steps whose gradient was clipped; None without clipping
+    clipped: float | None  # share of steps whose gradient was clipped; None without clipping
     learning_rate: float
     temperature: float | str
     dist_weight: float
@@ -91,7 +91,7 @@ class Summary:
     augments: bool
     snapshots: list[int]
     truncated: bool
-    left_out: list[int] = field(default_factory=list[int])  # numbers of the log's lines that are no step
+    left_out: list[int] = field(default_factory=list[int])  # numbers of the log's lines that are not a step
 
     @property
     def near_one(self) -> list[BinSummary]:
@@ -99,7 +99,7 @@ class Summary:
 
 
 def summarize(log: RunLog, config: TrainConfig, *, snapshots: Sequence[int] = ()) -> Summary:
-    """The numbers of a run. `snapshots`: the steps that have one."""
+    """The numbers of a run. `snapshots`: the steps with a snapshot."""
     apt, runs_apt = config.apt, config.method == "apt"
     measured = indicator_measured(log, config)
     window = max(1, len(log) // 10)
@@ -133,14 +133,14 @@ def summarize(log: RunLog, config: TrainConfig, *, snapshots: Sequence[int] = ()
 
 
 def indicator_measured(log: RunLog, config: TrainConfig) -> bool:
-    """Whether gamma in this log says something: it stays 0 also where the prior was never asked."""
+    """Whether gamma in this log means anything: it also stays 0 if the prior pass never ran."""
     if log.gamma.shape[1] == 0:
         return False
     return config.measures_indicator or bool((log.gamma > 0).any())
 
 
 def loss_trend(log: RunLog) -> Trend:
-    """Whether the evened denoising loss differs between the third and the last quarter by more than chance."""
+    """Whether the corrected denoising loss differs between the third and the last quarter by more than chance."""
     loss = evened_denoising(log)
     loss = loss[np.isfinite(loss)]
     if len(loss) < FEWEST_STEPS:
@@ -155,17 +155,17 @@ def loss_trend(log: RunLog) -> Trend:
 
 
 def evened_denoising(log: RunLog) -> Floats:
-    """The denoising loss (S,) as if every step had drawn the same noise levels; its mean stays.
+    """The denoising loss (S,) as if every step had drawn the same noise levels; its mean is unchanged.
 
-    It depends on the noise level far more than on training, so its size in each twentieth of the levels, fitted by
-    least squares over the run, is taken out. A log too short for that, or without levels, stays as it is.
+    It depends far more on the noise level than on training. So its size in each twentieth of the levels, fitted by
+    least squares over the run, is subtracted. A log too short for that, or without levels, is returned as it is.
     """
     parts = 20
     loss = log.terms["denoising"]
     known = np.isfinite(loss) & np.array([len(drawn) > 0 for drawn in log.levels])
     if known.sum() < 2 * parts:
         return loss
-    drawn_from = np.zeros((len(loss), parts))  # part of each step's samples in each twentieth
+    drawn_from = np.zeros((len(loss), parts))  # share of each step's samples in each twentieth
     for row, drawn in zip(drawn_from, log.levels, strict=True):
         np.add.at(row, _parts_of(drawn, parts), 1 / max(1, len(drawn)))
     sizes = np.linalg.lstsq(drawn_from[known], loss[known], rcond=None)[0]
@@ -182,12 +182,12 @@ def _bins(log: RunLog, window: int) -> list[BinSummary]:
 
 
 def _parts_of(levels: Sequence[float], parts: int) -> NDArray[np.int64]:
-    """Which of so many equal parts of [0, 1] each lies in; a level on an edge may be rounded to below it."""
+    """The index of the equal part of [0, 1] that holds each level; rounding may put one just below its edge."""
     return np.clip(np.floor(np.array(levels, dtype=np.float64) * parts + 1e-4), 0, parts - 1).astype(np.int64)
 
 
 def _since(log: RunLog, bin: int, window: int) -> int | None:
-    """First step after which the bin's curve, smoothed over a twentieth of the run, no more dips below NEAR_ONE.
+    """First step after which the bin's curve, smoothed over a twentieth of the run, never dips below NEAR_ONE.
 
     Dips within the closing window do not count, as long as the window's mean is near 1.
     """
@@ -212,7 +212,7 @@ def _quarters(values: Floats) -> TermSummary:
 
 
 def _drift(log: RunLog) -> list[DriftSummary]:
-    """Without snapshots that have not moved at all: they have no ratio."""
+    """Drift per snapshot, without snapshots that have not moved at all: they have no ratio."""
     measured = zip(log.drift_step, *(log.drift[name] for name in DRIFT), strict=True)
     return [
         DriftSummary(int(step), float(subject), float(unrelated), float(ratio))
@@ -226,7 +226,7 @@ def _balance(log: RunLog, lazy_prior: int) -> dict[str, BalanceSummary]:
     for name, values in log.balance.items():
         known = values[np.isfinite(values)]
         if len(known):
-            # What reads the prior acts in every k-th step, scaled by k: per step, a k-th of what was measured.
+            # Terms that read the prior act in every k-th step, scaled by k: per step, a k-th of what was measured.
             acts = 1.0 if np.isfinite(log.terms[name]).all() else 1 / lazy_prior
             norms[name] = float(np.median(known[len(known) // 2 :])) * acts
     total = sum(norms.values())

@@ -1,7 +1,7 @@
 """A run's numbers in one plain paragraph: what happened, what it may mean, what to change.
 
-In: words. Not in: numbers of its own (`run_summary`). It says what the log can know and, as often, what it cannot:
-the indicator compares losses on the training pictures; likeness and obedience to a prompt only pictures show.
+In: words. Not in: the numbers (`run_summary`). It says what the log can show and, as often, what it cannot: the
+indicator compares losses on the training pictures; only pictures show likeness and obedience to a prompt.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from .recommend import has_risen, last_before_rising, lowest_ratio
 from .run_summary import FEWEST_STEPS, NEAR_ONE, BinSummary, Summary
 
 SETTING_OF = {"stabilization": "dist_weight", "alignment": "attn_weight"}
-DOMINATES = 0.8  # part of the gradient norms' sum (ours)
+DOMINATES = 0.8  # share of the sum of gradient norms (ours)
 
 
 def paragraph(summary: Summary, say: Callable[[str], str] = str) -> str:
-    """The paragraph for a summary. `say`: what becomes of each sentence and each piece of advice, as a translation."""
+    """The paragraph for a summary. `say`: applied to each sentence and piece of advice, for example to translate it."""
     said = [*_opening(summary), *_indicator(summary), *_drift(summary), _loss(summary), *_balance(summary)]
     changes = advice(summary)
     if not changes:
@@ -32,7 +32,7 @@ def paragraph(summary: Summary, say: Callable[[str], str] = str) -> str:
 
 
 def advice(summary: Summary) -> list[str]:
-    """What to change, most useful first; empty where the numbers ask for nothing."""
+    """What to change, most useful first; empty if the numbers call for nothing."""
     if _short(summary):
         return ["train longer before reading anything into a report"]
     return [*_against_overfitting(summary), *_about_length(summary), *_about_balance(summary)]
@@ -48,7 +48,7 @@ def _opening(summary: Summary) -> list[str]:
 
 
 def _left_out(lines: list[int]) -> list[str]:
-    """Lines of a damaged log, by number."""
+    """A sentence about ignored lines of a damaged log, by number."""
     if not lines:
         return []
     verb = "is" if len(lines) == 1 else "are"
@@ -130,7 +130,7 @@ def _balance(summary: Summary) -> list[str]:
 
 
 def _against_overfitting(summary: Summary) -> list[str]:
-    """By the drift alone: the indicator is near 1 also where a subject is well learned and nothing else has changed."""
+    """Based on drift only: the indicator is also near 1 if a subject is learned well and nothing else has changed."""
     if len(summary.drift) < 2:
         if summary.indicator_measured and summary.most_since is None:
             return []
@@ -160,7 +160,7 @@ def _about_length(summary: Summary) -> list[str]:
 
 
 def _about_balance(summary: Summary) -> list[str]:
-    """Regularisers that drown the rest. A small share asks for nothing: in our benchmark ten times less did as well."""
+    """Regularisers that drown the rest. A small share needs no advice: in our benchmark ten times less did as well."""
     acting = [term for term, name in SETTING_OF.items() if getattr(summary, name) > 0 and term in summary.balance]
     return [
         f"lower {SETTING_OF[term]} from {getattr(summary, SETTING_OF[term]):g}, the {term} term drowns the rest"
@@ -174,7 +174,7 @@ def _short(summary: Summary) -> bool:
 
 
 def _ranges(bins: list[BinSummary], count: int) -> str:
-    """Neighbouring bins run together: `0.0-0.3, 0.5-0.6`."""
+    """Noise level ranges, with neighbouring bins merged: `0.0-0.3, 0.5-0.6`."""
     runs: list[list[BinSummary]] = []
     for item in bins:
         if runs and runs[-1][-1].bin == item.bin - 1:

@@ -1,1 +1,1 @@
-"""All that knows ComfyUI's internals: models, text encoders, VAE, folders, progress, memory."""
+"""Everything that knows ComfyUI's internals: models, text encoders, VAE, folders, progress, memory."""

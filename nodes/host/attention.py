@@ -1,7 +1,7 @@
-"""Cross-attention maps of a host's MODEL on one noised latent, token by token, as its own sampler would make them.
+"""Cross-attention maps of a host's MODEL on one noised latent, token by token, as its own sampler would compute them.
 
-In: one evaluation by the host (which loads, patches and frees the model as it always does), listening in on its
-cross-attention. Not in: which columns there are (`prompt_columns`), what two models' maps say (`attention_table`).
+In: one evaluation by the host (which loads, patches and frees the model as usual) with a tap on its cross-attention.
+Not in: which columns there are (`prompt_columns`), comparing two models' maps (`attention_table`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from ...apt_train.errors import InputError
 from .progress import stop_if_cancelled
 
-Layer = tuple[str, int, int]  # the host's: input, middle or output; number of the block; transformer in it
+Layer = tuple[str, int, int]  # the host's names: input, middle or output; block number; transformer within it
 Conditioning = list[Any]
 
 LAYERS: dict[str, tuple[str, ...]] = {
@@ -30,7 +30,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "middle + decoder": ("middle", "output"),
     "all": ("input", "middle", "output"),
 }
-# Guidance of other nodes acts on the picture that is sampled, and some of it evaluates the model a second time.
+# Other nodes' guidance acts on the sampled picture, and some of it evaluates the model a second time.
 _GUIDANCE = (
     "sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function", "sampler_calc_cond_batch_function",
     "disable_cfg1_optimization",
@@ -39,7 +39,7 @@ _GUIDANCE = (
 
 @dataclass(frozen=True)
 class View:
-    """What both models look at: a latent as wires carry it, (1, C, h, w); the noise of that shape; its sigma."""
+    """What both models look at: a latent as on a wire, (1, C, h, w); noise of that shape; its sigma."""
 
     latent: Tensor
     noise: Tensor
@@ -49,9 +49,9 @@ class View:
 
 @dataclass
 class Listener:
-    """Maps by layer, float32 (heads, positions, columns) on the CPU, rows summing to 1.
+    """Captures maps by layer, float32 (heads, positions, columns) on the CPU, rows summing to 1.
 
-    `columns` (text positions, columns): 1 where a position counts for a column.
+    `columns` (text positions, columns): 1 if a position belongs to a column.
     """
 
     columns: Tensor
@@ -59,7 +59,7 @@ class Listener:
     maps: dict[Layer, Tensor] = field(default_factory=dict)
 
     def on(self, model: Any) -> Any:
-        """A clone of the MODEL whose cross-attention is listened to, also where another node has replaced it."""
+        """A clone of the MODEL whose cross-attention is captured, even if another node has replaced it."""
         model = model.clone()
         for name in _GUIDANCE:
             model.model_options.pop(name, None)
@@ -80,7 +80,7 @@ class Listener:
         return attend
 
     def hear(self, q: Tensor, k: Tensor, options: dict[str, Any]) -> None:
-        """q, k: (batch, positions, heads x width), as the model's own projections give them."""
+        """q, k: (batch, positions, heads x width), from the model's own projections."""
         layer, kinds = (*options["block"], options["block_index"]), options["cond_or_uncond"]
         if layer in self.maps or 0 not in kinds:
             return
@@ -101,9 +101,9 @@ class Listener:
 def attention_of(
     model: Any, conditioning: Conditioning, view: View, columns: Sequence[int], count: int, layers: str
 ) -> dict[Layer, Tensor]:
-    """Maps of the chosen layers, one of LAYERS; `columns`: of each text position, `count` of them in all.
+    """Maps of the chosen layers, one of LAYERS; `columns`: the column of each text position, `count`: their number.
 
-    One evaluation of the model, without guidance. InputError: a text that the model cannot read, or no such layers.
+    It evaluates the model once, without guidance. InputError: a text that the model cannot read, or no such layers.
     """
     stop_if_cancelled()
     _require_fit(model, conditioning, len(columns))
@@ -119,7 +119,7 @@ def attention_of(
 
 
 def _evaluate_once(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], **_: Any) -> Tensor:
-    """A sampler of one evaluation and no step."""
+    """A sampler that evaluates once and takes no step."""
     return model(x, sigmas[0] * x.new_ones(len(x)), **extra_args)
 
 
@@ -129,18 +129,18 @@ def _blocks(unet: UNetModel) -> list[tuple[str, int]]:
 
 
 def encode_text(clip: Any, text: str) -> Conditioning:
-    """As the host's own text node does."""
+    """Encode as the host's own text node does."""
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
 def sigma_at(model: Any, level: float) -> Tensor:
-    """Of a noise level from 0 (clean) to 1: that fraction of the model's schedule, ModelSampling nodes honoured."""
+    """The sigma at a noise level from 0 (clean) to 1, a fraction of the schedule, including ModelSampling nodes."""
     sigmas = model.get_model_object("model_sampling").sigmas
     return sigmas[round(level * (len(sigmas) - 1))].detach().float().cpu()
 
 
 def with_lora(model: Any, clip: Any, lora: dict[str, Tensor]) -> tuple[Any, Any]:
-    """Clones of both with a LoRA on them at full strength. InputError: it has nothing for this model."""
+    """Clones of both with a LoRA at full strength. InputError: none of it fits this model."""
     tuned, tuned_clip = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
     before, after = (
         sum(len(patches) for part in parts for patches in part.patches.values())
@@ -152,7 +152,7 @@ def with_lora(model: Any, clip: Any, lora: dict[str, Tensor]) -> tuple[Any, Any]
 
 
 def require_pair(prior: Any, tuned: Any) -> None:
-    """InputError: a model without a UNet's cross-attention, named; or two models of different kinds."""
+    """InputError: a model without a UNet's cross-attention, or two models of different kinds."""
     for wire, model in (("model", prior), ("tuned", tuned)):
         if not isinstance(model.model.diffusion_model, UNetModel):
             raise InputError(
@@ -167,7 +167,7 @@ def require_pair(prior: Any, tuned: Any) -> None:
 
 
 def name_of(model: Any) -> str:
-    """What the host takes a MODEL for."""
+    """The host's name for the MODEL's kind."""
     return type(model.model.model_config).__name__
 
 

@@ -1,4 +1,4 @@
-"""MODEL, CLIP and VAE wires -> the trainer's `Components`, and the digest of all that they hold."""
+"""MODEL, CLIP and VAE wires -> the trainer's `Components`, and the digest of their contents."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Wires:
 
     @property
     def device(self) -> torch.device:
-        """Where the MODEL computes: the host's device, or the one that a Select Model Device node chose."""
+        """The MODEL's compute device: the host's, or the one chosen by a Select Model Device node."""
         return self.model.load_device
 
     def digest(self, cache: DigestCache, at_piece: AtPiece) -> str:
-        """Of everything that training depends on: weights with their LoRAs, schedule, clip skip.
+        """The digest of everything that training depends on: weights with their LoRAs, schedule, clip skip.
 
         `at_piece`: called before each weight that is hashed.
         """
@@ -62,7 +62,7 @@ class Wires:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def components(self, dtype: torch.dtype, digest: str) -> Components:
-        """Copies of the weights in `dtype`, on the CPU; Cancel is heard at every call of the UNet and the VAE."""
+        """Copies of the weights in `dtype`, on the CPU; Cancel works at every call of the UNet and the VAE."""
         unet = unet_of(self.model, self.family, dtype)
         unet.register_forward_pre_hook(lambda _module, _inputs: stop_if_cancelled())
         encoders = text_encoders(self.clip, self.family)

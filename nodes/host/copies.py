@@ -1,7 +1,7 @@
-"""The pack lies in `custom_nodes` twice: which copy acts, and what the user is told.
+"""Handles the pack being installed twice in `custom_nodes`: which copy is active, and what the user is told.
 
-The first that the host loads acts. A later one gives no nodes, no routes and no scripts, because the host would mix the
-two without a word.
+The first copy that the host loads is active. A later one provides no nodes, routes or scripts, because the host would
+silently mix the two.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def first_copy() -> Path | None:
 
 
 def step_aside(first: Path) -> None:
-    """Say that this copy is not used, in the log and to the copy that is."""
+    """Report that this copy is not used, in the log and to the active copy."""
     logging.warning(
         "APT Train is installed twice: %s is used, %s is not. Remove one of them and restart ComfyUI.", first, OURS
     )
@@ -36,17 +36,17 @@ def step_aside(first: Path) -> None:
 
 
 def _withdraw_scripts(first: Path) -> None:
-    """The editor would load both copies' scripts, and complain of the second's."""
+    """Withdraw this copy's scripts: the editor would load both copies', and complain about the second."""
     served = getattr(sys.modules.get("nodes"), "EXTENSION_WEB_DIRS", {})
     for name in [name for name, folder in served.items() if Path(folder).resolve() == OURS / "web"]:
-        if name == first.name:  # two folders of one name in two places: ours has taken the first's place
+        if name == first.name:  # both folders have the same name, so ours has replaced the first
             served[name] = str(first / "web")
         else:
             del served[name]
 
 
 def copy_notices() -> list[str]:
-    """A sentence where the host has loaded another copy than this one."""
+    """One sentence per other copy that the host has loaded."""
     return [
         f"APT Train is installed twice: the copy in {OURS.name} is used, the one in {_shown(other)} is not; remove one "
         "of them and restart ComfyUI."
@@ -55,7 +55,7 @@ def copy_notices() -> list[str]:
 
 
 def _shown(other: Path) -> str:
-    """Its folder's name, or where it lies if that is another place than ours."""
+    """Its folder's name, or its full path if it is not beside ours."""
     return other.name if other.parent == OURS.parent else str(other)
 
 

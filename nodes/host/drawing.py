@@ -1,6 +1,6 @@
-"""Pictures drawn as the host's own sampler draws them, with a LoRA at any strength and a word of any snapshot.
+"""Draws pictures with the host's own sampler, with a LoRA at any strength and the learned word of any snapshot.
 
-In: text, sampling, decoding. Not in: which pictures there are (`snapshot_sheet`).
+In: text, sampling, decoding. Not in: which pictures to draw (`snapshot_sheet`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 from ...apt_train.errors import InputError
-from .looked_at import own_size
+from .preview_latent import own_size
 
 SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How every picture of a sheet is drawn. `width`, `height`: pixels, multiples of 8; 0: the model's own size."""
+    """How the pictures of a sheet are drawn. `width`, `height`: pixels, multiples of 8; 0: the model's own size."""
 
     seed: int
     steps: int
@@ -35,9 +35,9 @@ class Drawing:
 
 
 def draw(model: Any, positive: Any, negative: Any, vae: Any, how: Drawing) -> Image.Image:
-    """One picture from conditionings. The host's own exception: the user pressed Cancel.
+    """One picture from conditionings. Raises the host's own exception if the user pressed Cancel.
 
-    InputError: the VAE is of another kind of model.
+    InputError: the VAE is for another kind of model.
     """
     latent = _empty(model, how)
     if vae.latent_channels != latent.shape[1]:
@@ -60,7 +60,7 @@ def encoded(clip: Any, text: str) -> Any:
 
 
 def knowing(clip: Any, folder: Path) -> Any:
-    """The CLIP, whose prompts also find the learned words in a folder; the CLIP itself stays as it is."""
+    """A CLIP whose prompts also find the learned words in a folder; the original is unchanged."""
     known = clip.clone()
     known.tokenizer = copy.copy(clip.tokenizer)
     for name, part in vars(clip.tokenizer).items():

@@ -1,7 +1,7 @@
-"""The folders of the host that the pack writes to, those where LoRAs may lie, and those of pictures that it may read.
+"""The host's folders: those the pack writes to, those that may hold LoRAs, and those it may read pictures from.
 
-Whoever reaches the host may queue a prompt. So where it answers other machines than its own, pictures are read from its
-own folders alone, as its Load Image does, and from those that the environment names.
+Anyone who can reach the host can queue a prompt. So a host that accepts connections from other machines reads pictures
+only from its own folders, like its Load Image, and from those that the environment allows.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import folder_paths
 from ...apt_train.errors import InputError
 from ...apt_train.paths import expanded
 
-ALLOWED = "APT_TRAIN_FOLDERS"  # environment: further folders, separated as in PATH
+ALLOWED = "APT_TRAIN_FOLDERS"  # environment variable: further folders, separated as in PATH
 
 
 def runs_folder() -> Path:
-    """Where runs live: output/apt_train."""
+    """The folder of runs: output/apt_train."""
     return Path(folder_paths.get_output_directory()) / "apt_train"
 
 
 def loras_folder() -> Path:
-    """Where finished LoRAs go, and the host's loaders look: output/loras."""
+    """The folder of finished LoRAs, where the host's loaders look: output/loras."""
     return Path(folder_paths.get_output_directory()) / "loras"
 
 
 def lora_folders() -> list[Path]:
-    """Every folder that the host's loaders look for LoRAs in."""
+    """Every folder in which the host's loaders look for LoRAs."""
     return [Path(folder) for folder in folder_paths.get_folder_paths("loras")]
 
 
@@ -48,15 +48,15 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def input_folders() -> list[str]:
-    """The folders inside the host's input folder, at any depth, with / between their parts."""
+    """The folders inside the host's input folder, at any depth, as paths with /."""
     return folder_paths.get_input_subfolders()
 
 
 def picture_folder(given: str) -> Path:
-    """A folder as the user names it: by its whole path, or by its place in the host's input folder.
+    """A folder as the user names it: by its full path, or relative to the host's input folder.
 
-    `~` is put in, and `[output]` or `[temp]` at the end mean that folder of the host, as in Load Image.
-    InputError: no folder can have that path, or this host may not read it.
+    `~` is expanded, and a trailing `[output]` or `[temp]` means that folder of the host, as in Load Image.
+    InputError: an impossible path, or one that this host may not read.
     """
     from comfy.cli_args import args
 
@@ -77,7 +77,7 @@ def answers_others(listen: str) -> bool:
 
 
 def _is_own(place: Path) -> bool:
-    """Whether a folder lies in one of the host's own, or of those allowed, also after its links are followed."""
+    """Whether a folder, with links resolved, is inside one of the host's own or the allowed ones."""
     own = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory()]
     allowed = [expanded(path) for path in os.environ.get(ALLOWED, "").split(os.pathsep) if path.strip()]
     real = place.resolve()

@@ -1,7 +1,7 @@
-"""The user's language, for what the host shows as it comes from here: errors, and the line of text on a node.
+"""The user's language, for texts that the host shows as they come from here: errors, and the line on a node.
 
-In: which language the editor is set to, and a sentence's translation from `locales/LANGUAGE/main.json`. Not in: what
-the editor translates itself (names, tooltips), nor the texts of its scripts (`web/texts.js`).
+In: the editor's language, and translating a sentence with `locales/LANGUAGE/main.json`. Not in: what the editor
+translates itself (names, tooltips), nor the texts of its scripts (`web/texts.js`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import folder_paths
 
 _LOCALES = Path(__file__).resolve().parents[2] / "locales"
 _SEPARATOR = " · "
-LONGEST = 5000  # characters: more is no sentence of ours
-Pattern = tuple[list[str], str]  # what stands around the places of an English sentence, and its translation
+LONGEST = 5000  # characters; none of our sentences is longer
+Pattern = tuple[list[str], str]  # the fixed pieces of an English sentence, and its translation
 _PLACE = re.compile(r"\{\d\}")
 _LANGUAGE = re.compile(r"[a-z]{2}(-[A-Z]{2})?")
 
 
 @dataclass
 class _Page:
-    """What the page that was opened last said of itself; lives with the host's process."""
+    """What the most recently opened page reported; lives as long as the host process."""
 
     language: str = ""
 
@@ -35,25 +35,25 @@ _PAGE = _Page()
 
 
 def note_page_language(said: bytes) -> None:
-    """An open page's language: the browser's own, where the user has chosen none. Anything else is not noted."""
+    """Record an open page's language: the browser's, if the user has chosen none. Anything else is ignored."""
     language = said[:10].decode("ascii", errors="replace")
     if _LANGUAGE.fullmatch(language):
         _PAGE.language = language
 
 
 def translated(sentence: str) -> str:
-    """In the user's language, where it is one of those translated; else as it is."""
+    """The sentence in the user's language if there is a translation, otherwise unchanged."""
     return _translate(sentence, _patterns(_language()))
 
 
 def translated_line(line: str) -> str:
-    """A line of several parts, each by itself."""
+    """A line of several parts, each translated separately."""
     patterns = _patterns(_language())
     return _SEPARATOR.join(_translate(part, patterns) for part in line.split(_SEPARATOR)) if patterns else line
 
 
 def _translate(sentence: str, patterns: list[Pattern]) -> str:
-    """By the first pattern that fits; `{1}`, `{2}` ... stand for what differs from case to case."""
+    """Translate by the first matching pattern; `{1}`, `{2}` ... are its variable parts."""
     if len(sentence) > LONGEST:
         return sentence
     for pieces, translation in patterns:
@@ -64,9 +64,9 @@ def _translate(sentence: str, patterns: list[Pattern]) -> str:
 
 
 def _gaps(sentence: str, pieces: Sequence[str]) -> list[str] | None:
-    """What stands between the pieces, none of it empty; None: the sentence is not made of them.
+    """The text in the gaps between the pieces, none of it empty; None: the sentence does not consist of them.
 
-    Each piece is taken where it first comes: a regular expression would try all ways, on a long text for minutes.
+    Each piece is matched at its first occurrence. A regular expression would backtrack, on a long text for minutes.
     """
     first, last, middle = pieces[0], pieces[-1], pieces[1:-1]
     if len(pieces) == 1:
@@ -89,7 +89,7 @@ def _filled(translation: str, parts: Sequence[str]) -> str:
 
 
 def _language() -> str:
-    """Of the editor's settings; the page's where they cannot be read, or leave it to the browser."""
+    """The language in the editor's settings, or the page's if they are unreadable or leave it to the browser."""
     settings = Path(folder_paths.get_user_directory()) / "default" / "comfy.settings.json"
     try:
         chosen = json.loads(settings.read_text(encoding="utf-8")).get("Comfy.Locale")
@@ -100,7 +100,7 @@ def _language() -> str:
 
 @functools.cache
 def _patterns(language: str) -> list[Pattern]:
-    """Of a language's sentences and their translations; none where there is no such language."""
+    """A language's sentences with their translations; empty if there is no such language."""
     if not _LANGUAGE.fullmatch(language):
         return []
     try:
@@ -108,6 +108,6 @@ def _patterns(language: str) -> list[Pattern]:
     except OSError:
         return []
     served = texts["aptTrain"]["server"].items()
-    # What says most by itself comes first: `{1} is {2}: choose one of {3}.` would take what belongs to others.
+    # Patterns with the most fixed text come first: `{1} is {2}: choose one of {3}.` would also match others' sentences.
     by_words = sorted(served, key=lambda pair: -len(_PLACE.sub("", pair[0])))
     return [(_PLACE.split(english), translation) for english, translation in by_words]

@@ -1,6 +1,6 @@
-"""The host's LoRA files and learned words by name, and how much of a LoRA its own loader takes.
+"""The host's LoRA files and learned words by name, and how much of a LoRA its own loader uses.
 
-In: names out of the host's own lists. Not in: what a LoRA does (`apt_train.lora_check`).
+In: the host's own lists. Not in: what a LoRA does (`apt_train.lora_check`).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ...apt_train.errors import InputError
 
 
 def lora_names() -> list[str]:
-    """The files of the host's LoRA folders, as its own loaders list them."""
+    """The files in the host's LoRA folders, as its own loaders list them."""
     return list(folder_paths.get_filename_list("loras"))
 
 
 def lora_path(name: str) -> Path:
-    """Where a listed file lies. InputError: it is not there any more."""
+    """The path of a listed file. InputError: it no longer exists."""
     path = folder_paths.get_full_path("loras", name) if name in lora_names() else None
     if path is None:
         raise InputError(f"There is no LoRA {name} in the LoRA folders: choose another, or refresh the editor (R).")
@@ -31,14 +31,14 @@ def lora_path(name: str) -> Path:
 
 
 def embedding_rows(trigger: str) -> dict[str, Tensor] | None:
-    """The rows of `embedding:NAME`, from the host's folders; None: the trigger is none, or there is no such file."""
+    """The rows of `embedding:NAME`, from the host's folders; None: not such a trigger, or no such file."""
     from ...apt_train.disk.tensor_file import read_tensors
     from ...apt_train.text.captions import learned_name
 
     wanted = learned_name(trigger)
     if wanted is None:
         return None
-    # In other letters only where nothing is called exactly so: some file systems do not know them apart.
+    # Different case only if no name matches exactly, because some file systems ignore case.
     for name in sorted(folder_paths.get_filename_list("embeddings"), key=lambda name: Path(name).stem != wanted):
         if Path(name).stem.lower() == wanted.lower() and name.endswith(".safetensors"):
             path = folder_paths.get_full_path("embeddings", name)
@@ -47,7 +47,7 @@ def embedding_rows(trigger: str) -> dict[str, Tensor] | None:
 
 
 def taken_by_host(model: Any, clip: Any, lora: Mapping[str, Tensor]) -> int:
-    """How many layers the host's own loader would change."""
+    """The number of layers that the host's own loader would change."""
     known = comfy.lora.model_lora_keys_unet(model.model, {})
     known = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, known)
     loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora)), known, log_missing=False)

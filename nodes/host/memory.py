@@ -1,4 +1,4 @@
-"""Handing the machine over: the host's models leave before training, ours are gone after it."""
+"""Hands over the machine: the host's models leave before training, ours afterwards."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 
 @contextlib.contextmanager
 def training_room() -> Iterator[None]:
-    """Inside the block autograd works and the device is free of the host's models; after it ours have left.
+    """Inside the block autograd works and the host's models are off the device; afterwards ours are too.
 
-    The host runs nodes under inference mode, whose tensors cannot be trained.
+    The host runs nodes in inference mode, whose tensors cannot be trained.
     """
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()
@@ -24,23 +24,23 @@ def training_room() -> Iterator[None]:
         with torch.inference_mode(False):
             yield
     except BaseException as error:
-        _let_go(error)
+        _clear_frames(error)
         raise
     finally:
         gc.collect()
-        _give_back()
+        _trim_heap()
         comfy.model_management.soft_empty_cache()
 
 
-def _give_back() -> None:
-    """Return what was freed to the system: glibc keeps it scattered over its arenas, and a host runs for days."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, another system
+def _trim_heap() -> None:
+    """Return freed memory to the system: glibc keeps it in its arenas, and a host runs for days."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library or system
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _let_go(error: BaseException | None) -> None:
-    """Empty the frames that an exception has left: they would keep the model until the host has reported it."""
-    seen: set[int] = set()  # causes and contexts may lead back to where they began
+def _clear_frames(error: BaseException | None) -> None:
+    """Clear an exception's frames, which would keep the model alive until the host has reported it."""
+    seen: set[int] = set()  # causes and contexts may form a cycle
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         traceback.clear_frames(error.__traceback__)

@@ -1,6 +1,6 @@
 """A wired MODEL as the trainer's UNet, family and noise schedule; what cannot be trained is refused by name.
 
-In: which of the host's models these are. Not in: reading weights (`weights`), text (`text`), pictures (`vae`).
+In: identifying the host's models. Not in: reading weights (`weights`), text (`text`), pictures (`vae`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _IGNORED = ("patches", "patches_replace")
 
 
 def family_spec(model: Any) -> FamilySpec:
-    """The family of a MODEL. InputError: any other kind, named."""
+    """The family of a MODEL. InputError: any other kind, which is named."""
     kind, config = type(model.model), model.model.model_config
     channels = config.unet_config.get("in_channels", 4)
     if kind in (comfy.model_base.BaseModel, comfy.model_base.SDXL) and channels == 4:
@@ -47,16 +47,16 @@ def family_spec(model: Any) -> FamilySpec:
 
 
 def unet_of(model: Any, family: FamilySpec, dtype: torch.dtype) -> UNet2DConditionModel:
-    """The UNet on the CPU, the LoRAs on the MODEL baked in. InputError: one that diffusers cannot build."""
+    """The UNet on the CPU, with the MODEL's LoRAs baked in. InputError: diffusers cannot build it."""
     from ...apt_train.families.sd.single_file import build_unet
 
     return build_unet(baked(model, UNET, dtype), family, "The MODEL", dtype)
 
 
 def schedule_of(model: Any) -> NoiseSchedule:
-    """The noise schedule, honouring ModelSampling nodes. InputError: neither epsilon nor v over a discrete schedule.
+    """The noise schedule, including ModelSampling nodes. InputError: not epsilon or v over a discrete schedule.
 
-    Flow and EDM models have no timesteps that the indicator's bins could be cut from.
+    Flow and EDM models have no timesteps that could be divided into the indicator's bins.
     """
     sampling = model.get_model_object("model_sampling")
     kinds: dict[type, PredictionType] = {
@@ -69,12 +69,12 @@ def schedule_of(model: Any) -> NoiseSchedule:
             f"The MODEL samples as {kind.__name__} over {type(sampling).__mro__[1].__name__}: only epsilon and "
             "v-prediction over 1000 timesteps can be trained, so remove ModelSampling nodes or distilled models."
         )
-    sigmas = sampling.sigmas.detach().cpu().double()  # in two goes: Apple's GPU knows no float64
+    sigmas = sampling.sigmas.detach().cpu().double()  # in two calls: Apple's GPU has no float64
     return NoiseSchedule((1 / (sigmas**2 + 1)).float(), kinds[kind])
 
 
 def _is_plain(sampling: Any) -> bool:
-    """Whether timestep t is the t-th sigma, which distilled and continuous samplings bend."""
+    """Whether timestep t is the t-th sigma, which is not so for distilled and continuous samplings."""
     if not isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
         return False
     sigmas = sampling.sigmas.detach()
@@ -82,7 +82,7 @@ def _is_plain(sampling: Any) -> bool:
 
 
 def notes_of(model: Any) -> list[str]:
-    """Sentences on what the MODEL carries and training leaves out."""
+    """Sentences about what the MODEL carries and training ignores."""
     options = model.model_options
     patches = [name for key in _IGNORED for name in options.get("transformer_options", {}).get(key, {})]
     if "model_function_wrapper" in options:
@@ -93,14 +93,14 @@ def notes_of(model: Any) -> list[str]:
 
 
 def name_of(model: Any) -> str:
-    """The checkpoint's file name where the loader left it, else the kind of model."""
+    """The checkpoint's file name if the loader recorded it, otherwise the kind of model."""
     made_by = getattr(model, "cached_patcher_init", None)
     path = made_by[1][0] if made_by and made_by[1] else None
     return os.path.basename(path) if isinstance(path, str) else type(model.model.model_config).__name__
 
 
 def with_lora(model: Any, lora: Mapping[str, Tensor], strength: float = 1.0) -> Any:
-    """A clone of the MODEL with a LoRA on it. InputError: a module of the LoRA has no place on the MODEL."""
+    """A clone of the MODEL with a LoRA. InputError: some module of the LoRA has no place on the MODEL."""
     patched, _ = comfy.sd.load_lora_for_models(model, None, dict(lora), strength, 0.0)
     modules = {key.rsplit(".alpha", 1)[0] for key in lora if key.endswith(".alpha")}
     added = sum(len(patched.patches[key]) - len(model.patches.get(key, ())) for key in patched.patches)

@@ -9,5 +9,5 @@ from torch import Tensor
 
 
 def image_tensor(picture: Image.Image) -> Tensor:
-    """float32 (1, H, W, 3) in [0, 1]."""
+    """Float32 (1, H, W, 3) in [0, 1]."""
     return torch.from_numpy(np.array(picture.convert("RGB"), dtype=np.float32) / 255)[None]

@@ -21,18 +21,18 @@ SAY_EVERY = 0.25  # seconds
 
 
 def stop_if_cancelled() -> None:
-    """Raise the host's own exception when the user pressed Cancel."""
+    """Raise the host's own exception if the user pressed Cancel."""
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
 def prompt_id() -> str:
-    """Of the prompt being executed; empty outside one."""
+    """The id of the prompt being executed; empty outside one."""
     context = get_executing_context()
     return context.prompt_id if context is not None else ""
 
 
-def told_now_and_then(say: Callable[[str], object], what: Work) -> Callable[[int, int], None]:
-    """A function to call before each piece of a work: it hears Cancel, and says a few times a second how far it is."""
+def throttled_progress(say: Callable[[str], object], what: Work) -> Callable[[int, int], None]:
+    """A function to call before each piece of work; it reacts to Cancel and reports progress a few times a second."""
     from ...apt_train.events import BusyEvent
 
     last = -SAY_EVERY
@@ -55,11 +55,11 @@ class NodeProgress:
         self._bar = comfy.utils.ProgressBar(total, node_id)
 
     def show(self, done: int, total: int, picture: Image.Image | None = None) -> None:
-        """Move the bar; a picture appears on the node."""
-        # The third entry is the size that the host scales the longer side to: its own, so that letters stay sharp.
+        """Move the bar, and show a picture on the node if given."""
+        # The third entry is the length the host scales the longer side to; the picture's own keeps letters sharp.
         preview: Any = None if picture is None else ("JPEG", picture.convert("RGB"), max(picture.size))
         self._bar.update_absolute(done, total, preview)
 
     def say(self, text: str) -> None:
-        """Replace the line of text on the node; parts stand between ` · `."""
+        """Replace the line of text on the node; its parts are separated by ` · `."""
         PromptServer.instance.send_progress_text(translated_line(text), self._node_id)

@@ -1,6 +1,6 @@
-"""A text as the host's tokenizer reads it: which token or embedding stands at which position.
+"""A text as the host's tokenizer reads it: which token or embedding is at which position.
 
-In: what `CLIP.tokenize` gives. Not in: what columns come of it (`prompt_columns`).
+In: the output of `CLIP.tokenize`. Not in: the columns derived from it (`prompt_columns`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from ...apt_train.errors import InputError
 from ..prompt_columns import Piece, Reading
 
-_CLIPS = {"l", "g", "h"}  # what the host calls CLIP's tokenizers
+_CLIPS = {"l", "g", "h"}  # the host's names for CLIP's tokenizers
 _MENTION = re.compile(r"(?:^|(?<=[\s(]))embedding:([^\s,:()<\[]+)")
 _Tokens = list[tuple[Any, int]]  # token (a vocabulary id or an embedding's row), position
 
@@ -22,7 +22,8 @@ _Tokens = list[tuple[Any, int]]  # token (a vocabulary id or an embedding's row)
 def read_prompt(clip: Any, text: str) -> Reading:
     """The text's pieces, with their positions in what the UNet reads.
 
-    InputError: another kind of text encoder, an embedding that is missing or another model's, tokenizers that disagree.
+    InputError: another kind of text encoder, an embedding that is missing or for another model, tokenizers that
+    disagree.
     """
     chunked = _chunks(clip, text)
     readings = [_read(clip, name, chunks, text) for name, chunks in chunked.items()]
@@ -65,7 +66,7 @@ def _is_embedding(tokens: _Tokens) -> bool:
 
 
 def _embedding_names(clip: Any, text: str, found: int) -> list[str]:
-    """Of the embeddings in a text, in order. The host leaves a missing one out with no more than a line in its log."""
+    """The names of a text's embeddings, in order. For a missing one the host only writes a line in its log."""
     names = _MENTION.findall(text)
     if len(names) == found:
         return names
@@ -90,7 +91,7 @@ def _embedding(tokens: _Tokens, name: str, tokenizer: Any) -> Piece:
 
 
 def _words(tokens: _Tokens, tokenizer: Any) -> list[Piece]:
-    """One piece per token; where a word has several they are numbered."""
+    """One piece per token; the tokens of a longer word are numbered."""
     words: list[_Tokens] = [[]]
     for token in tokens:
         words[-1].append(token)
@@ -105,7 +106,7 @@ def _words(tokens: _Tokens, tokenizer: Any) -> list[Piece]:
 
 
 def _places(reading: Reading) -> list[Any]:
-    """What the tokenizers of one CLIP must agree on: ids and positions; an embedding's rows differ in content."""
+    """What the tokenizers of a CLIP must agree on: ids and positions. An embedding's rows may differ in content."""
     return [(piece.positions, [key for key in piece.keys if isinstance(key, int)]) for piece in reading.pieces] + [
         reading.length
     ]

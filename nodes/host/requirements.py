@@ -1,4 +1,4 @@
-"""Whether what the pack computes with is installed: a clone without its requirements says so, with the command."""
+"""Checks that the pack's requirements are installed; if not, the message has the command to install them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from ...apt_train.errors import InputError
 
 _FILE = Path(__file__).resolve().parents[2] / "requirements.txt"
-_MODULE_OF = {"pillow": "PIL"}  # where the import is called otherwise than the distribution
+_MODULE_OF = {"pillow": "PIL"}  # distributions whose import name differs
 
 
 def check_installed() -> None:
-    """InputError, with the command that installs it: something of requirements.txt is not there."""
+    """InputError, with the command that installs it, if something in requirements.txt is missing."""
     names = [line.partition(">=")[0] for line in _FILE.read_text(encoding="utf-8").splitlines() if line[:1].isalnum()]
     missing = [name for name in names if not _is_there(_MODULE_OF.get(name, name))]
     if missing:
@@ -21,11 +21,11 @@ def check_installed() -> None:
 
 
 def _is_there(module: str) -> bool:
-    """What is loaded already need not be looked for; another pack's stand-in would have no place to be found in."""
+    """Loaded modules are not searched for: another pack's stub may have no spec to find."""
     return module in sys.modules or find_spec(module) is not None
 
 
 def _command() -> str:
-    """For this very Python; the portable release's must not look into the user's own packages."""
+    """The command for this very Python; the portable release's must ignore the user's own packages."""
     alone = " -s" if "python_embeded" in sys.executable else ""
     return f'"{sys.executable}"{alone} -m pip install -r "{_FILE}"'

@@ -1,6 +1,6 @@
-"""A wired CLIP as the trainer's text encoders and tokenizers, as deep as CLIP Set Last Layer says.
+"""A wired CLIP as the trainer's text encoders and tokenizers, honouring CLIP Set Last Layer.
 
-In: the encoders of SD1.5 and SDXL. Not in: encoding prompts (the trainer does, with gradients the host's CLIP has not).
+In: the encoders of SD1.5 and SDXL. Not in: encoding prompts (the trainer does, with gradients the host's CLIP lacks).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from ...apt_train.families.sd.published import EncoderSpec, FamilySpec
 from ..hashing import AtPiece
 from .weights import DigestCache, baked
 
-_PROJECTION = "text_projection.weight"  # read for SDXL's pooled vector alone; SD1.5 files lack it
+_PROJECTION = "text_projection.weight"  # used only for SDXL's pooled vector; SD1.5 files lack it
 
 
 def text_encoders(clip: Any, family: FamilySpec) -> list[TextEncoder]:
-    """One per encoder the family reads, on the CPU; of a CLIP that `require_clip` has let pass."""
+    """One encoder per spec of the family, on the CPU, from a CLIP that has passed `require_clip`."""
     return [_encoder(clip, spec) for spec in family.text_encoders]
 
 
 def require_clip(clip: Any, family: FamilySpec) -> None:
-    """InputError when the CLIP is not the family's."""
+    """InputError: the CLIP is not the family's."""
     found = sorted(name for name, _ in clip.cond_stage_model.named_children())
     wanted = sorted(spec.embedding_key for spec in family.text_encoders)
     if found != wanted:
@@ -34,7 +34,7 @@ def require_clip(clip: Any, family: FamilySpec) -> None:
 
 
 def text_digest(clip: Any, family: FamilySpec, cache: DigestCache, at_piece: AtPiece) -> str:
-    """Of the weights that the encoders read, and of how deep they are read."""
+    """The digest of the weights that the encoders use, and of the layer that is read."""
     parts = []
     for spec in family.text_encoders:
         unread = frozenset[str]() if spec.pooled else frozenset({_PROJECTION})
@@ -57,7 +57,7 @@ def _encoder(clip: Any, spec: EncoderSpec) -> TextEncoder:
 
 
 def layer_of(clip: Any, key: str) -> tuple[int, bool]:
-    """Which hidden states the UNet reads, and whether the final norm comes on top: as the host would encode."""
+    """Which hidden states the UNet reads, and whether the final norm is applied: as the host would encode."""
     encoder = getattr(clip.cond_stage_model, key)
     kind, index, _ = encoder.options_default
     if clip.layer_idx is not None:
@@ -68,7 +68,7 @@ def layer_of(clip: Any, key: str) -> tuple[int, bool]:
 
 
 def _tokenizer(clip: Any, spec: EncoderSpec) -> Any:
-    """A copy: the padding token is set on it, and the host's own stays as it is."""
+    """A copy, because its padding token is changed."""
     tokenizer = copy.deepcopy(getattr(clip.tokenizer, spec.embedding_key).tokenizer)
     tokenizer.pad_token = spec.pad_token
     return tokenizer

@@ -1,4 +1,4 @@
-"""A wired VAE as the trainer's `encode` and `decode`: run by the host, which moves it, batches it and tiles it.
+"""A wired VAE as the trainer's `encode` and `decode`: run by the host, which moves, batches and tiles it.
 
 In: pictures to posterior and back, in the UNet's scale. Not in: when they are called (`apt_train.data.latent_bank`).
 """
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ...apt_train.errors import InputError
 from .vae_family import require_vae_of
 
-TILED_ABOVE = 2048 * 2048  # pixels: beyond, one piece takes more memory than training itself
+TILED_ABOVE = 2048 * 2048  # pixels: above, encoding in one piece takes more memory than training
 
 
 class HostVae:
-    """`encode`, `decode` of `Components` over a VAE and the latent scale of a MODEL."""
+    """`encode` and `decode` of `Components`, with a VAE and the latent scale of a MODEL."""
 
     def __init__(self, vae: Any, model: Any) -> None:
         vae.throw_exception_if_invalid()
@@ -59,7 +59,7 @@ class HostVae:
 
 
 class _Both(nn.Module):
-    """In the place of the posterior's mode: mean and log variance as they come from the encoder."""
+    """Replaces taking the posterior's mode: passes on mean and log variance as they come from the encoder."""
 
     def forward(self, moments: Tensor) -> tuple[Tensor, None]:
         return moments, None
@@ -67,7 +67,7 @@ class _Both(nn.Module):
 
 @contextlib.contextmanager
 def _moments(vae: Any) -> Iterator[bool]:
-    """Inside the block the VAE's encode gives mean and log variance side by side; False where it has no variance."""
+    """Inside the block the VAE's encode returns mean and log variance joined; False if it has no variance."""
     engine = vae.first_stage_model
     mode = getattr(engine, "regularization", None)
     if type(mode).__name__ != "DiagonalGaussianRegularizer":

@@ -1,6 +1,6 @@
-"""The host's weights as plain tensors: patches (LoRAs) baked in, quantised ones back in floats; and their digest.
+"""The host's weights as plain tensors: patches (LoRAs) baked in, quantised ones as floats; and their digest.
 
-In: what `ModelPatcher` keeps. Not in: which model it is (`model`, `text`).
+In: the contents of `ModelPatcher`. Not in: which model it is (`model`, `text`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _PLAIN = "load the model as fp16, bf16, fp32 or fp8 instead"
 
 
 def baked(patcher: Any, prefix: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """The weights under `prefix` (cut off the names) on the CPU, as fresh tensors that autograd may touch.
+    """The weights under `prefix` (removed from the names) on the CPU, as fresh tensors that autograd may use.
 
-    Loaded or not, in part or whole, the same come out: nothing of the host's is written to. `dtype`: what floating
-    ones are cast to; None: their own type, float32 where that has less than 16 bits.
+    The result does not depend on what is loaded, and nothing of the host's is written to. `dtype`: of floating-point
+    weights; None: their own, or float32 if that has less than 16 bits.
     """
     require_bakeable(patcher)
     return {part.key.removeprefix(prefix): _baked_one(part, dtype) for part in _parts(patcher, prefix)}
@@ -36,7 +36,7 @@ def baked(patcher: Any, prefix: str, dtype: torch.dtype | None = None) -> dict[s
 
 @dataclass(frozen=True)
 class _Part:
-    """A weight before its patches, and what turns its stored form into numbers."""
+    """A weight before its patches, and the function that converts its stored form to numbers."""
 
     key: str
     weight: Tensor
@@ -45,13 +45,13 @@ class _Part:
 
 
 def _parts(patcher: Any, prefix: str) -> Iterator[_Part]:
-    """As the patcher's own `get_key_patches`, which stumbles over the scales of quantised models."""
+    """Like the patcher's own `get_key_patches`, which fails on the scales of quantised models."""
     for key in patcher.model_state_dict():
         if not key.startswith(prefix) or _belongs_to_a_quantised(patcher.model, key):
             continue
         stop_if_cancelled()
         weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, key)
-        if key in patcher.backup:  # patched on the device: the weight as it was
+        if key in patcher.backup:  # patched on the device: take the original weight
             weight = patcher.backup[key].weight
         if key in patcher.hook_backup:
             weight = patcher.hook_backup[key][0]
@@ -59,7 +59,7 @@ def _parts(patcher: Any, prefix: str) -> Iterator[_Part]:
 
 
 def _belongs_to_a_quantised(model: torch.nn.Module, key: str) -> bool:
-    """Whether a key is a quantised layer's scale or label, which its weight already knows."""
+    """Whether a key is a quantised layer's scale or label, which its weight already includes."""
     owner, _, name = key.rpartition(".")
     layer = comfy.utils.get_attr(model, owner) if owner else model
     if name in ("weight", "bias") or not isinstance(getattr(layer, "weight", None), QuantizedTensor):
@@ -90,7 +90,7 @@ def _plain(key: str, weight: Tensor) -> Tensor:
 
 
 def require_bakeable(patcher: Any) -> None:
-    """InputError for what changes a model's output and is no weight patch: it would silently be left out."""
+    """InputError for changes to the model that are not weight patches, and would silently be lost."""
     if any(patcher.injections.values()):
         raise InputError(
             "The model carries a LoRA in bypass mode, which cannot be baked into its weights: load that LoRA with "
@@ -108,17 +108,17 @@ def require_bakeable(patcher: Any) -> None:
 
 
 class DigestCache:
-    """Sha256 of a patcher's weights, each model and set of patches hashed once while it lives."""
+    """SHA-256 of a patcher's weights; each model and set of patches is hashed once while it lives."""
 
     def __init__(self) -> None:
         self._known: WeakKeyDictionary[Any, dict[Any, str]] = WeakKeyDictionary()
 
     def of(self, patcher: Any, prefix: str, at_piece: AtPiece, unread: frozenset[str] = frozenset()) -> str:
-        """Hex, of the weights under a prefix but those that nobody reads.
+        """Hex digest of the weights under a prefix, except `unread` ones.
 
-        Equal for equal weights with equal patches, wherever they are loaded. `unread`: weights a file may lack: the
-        host leaves them as the memory happened to be. `at_piece`: called before each weight that is hashed; what it
-        raises ends the work, and what is hashed by then is kept.
+        Equal for equal weights with equal patches, wherever they are loaded. `unread`: weights that a file may lack and
+        the host then leaves uninitialised. `at_piece`: called before each weight that is hashed; if it raises, the work
+        ends, but finished hashes are kept.
         """
         known = self._known.setdefault(patcher.model, {})
         key = (prefix, patcher.patches_uuid)
@@ -127,7 +127,7 @@ class DigestCache:
         return known[key]
 
     def of_module(self, module: torch.nn.Module, at_piece: AtPiece) -> str:
-        """Of a module that carries no patches (the VAE)."""
+        """The digest of a module without patches (the VAE)."""
         known = self._known.setdefault(module, {})
         if "" not in known:
             plain = {name: _plain(name, tensor) for name, tensor in module.state_dict().items()}
@@ -136,7 +136,7 @@ class DigestCache:
 
 
 def _digest(patcher: Any, prefix: str, unread: frozenset[str], known: dict[Any, str], at_piece: AtPiece) -> str:
-    """Patched weights are hashed as baked; the hashes of the others are kept, for the next set of patches."""
+    """Patched weights are hashed as baked; the other hashes are kept for the next set of patches."""
     require_bakeable(patcher)
     parts = [part for part in _parts(patcher, prefix) if part.key.removeprefix(prefix) not in unread]
     new = {part.key: part for part in parts if not part.patches and ("plain", part.key) not in known}

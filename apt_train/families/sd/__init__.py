@@ -1,6 +1,6 @@
 """Checkpoints become `Components`: a single file in the original layout, or a diffusers folder.
 
-`load_checkpoint` loads on first use: diffusers and transformers take seconds, and not all that is here needs them.
+`load_checkpoint` is imported on first use: diffusers and transformers take seconds, and not every module needs them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a setting from a file may be: small checks, and the one function that puts a table of them to an object.
+"""Checks for settings read from files: small predicates, and a function that applies a table of them to an object.
 
-A check takes a value and gives back what may be passed on, or raises `Wrong` with the words for what was wanted. In:
-the checks themselves. Not in: the tables (`config_tables`), and reading the file (`json_file`).
+A check takes a value and returns what may be passed on, or raises `Wrong` with a description of what was wanted. Not
+in: the tables (`config_tables`), reading the file (`json_file`).
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Table = Mapping[str, Check]
 
 
 class Wrong(Exception):
-    """The value is not what the message says."""
+    """The value is not what the message describes."""
 
 
 def checked(values: Mapping[str, Any], table: Table, where: str) -> dict[str, Any]:
-    """The settings of `values` that the table knows, each as its check gives it; the others are left out.
+    """The entries of `values` that the table knows, each as its check returns it; unknown entries are dropped.
 
-    `where` names the file in the InputError for the first value that is wrong.
+    InputError for the first wrong value; `where` names the file in it.
     """
     kept: dict[str, Any] = {}
     for name in filter(values.__contains__, table):
@@ -37,9 +37,9 @@ def checked(values: Mapping[str, Any], table: Table, where: str) -> dict[str, An
 
 @contextlib.contextmanager
 def libraries_answer(what: str, advice: str = AGAIN) -> Generator[None]:
-    """What a library raises inside the block, over settings that were checked, becomes an InputError about `what`.
+    """Turn any exception a library raises over checked settings into an InputError about `what`.
 
-    The tokenizers library's panics are no `Exception`.
+    BaseException is needed because the tokenizers library's panics are not `Exception`s.
     """
     try:
         yield
@@ -55,7 +55,7 @@ def libraries_answer(what: str, advice: str = AGAIN) -> Generator[None]:
 
 
 def whole(low: int, high: int) -> Check:
-    """A whole number; true and false are none."""
+    """An integer; booleans do not count."""
 
     def check(value: Any) -> Any:
         if type(value) is not int or not low <= value <= high:
@@ -105,7 +105,7 @@ def null(value: Any) -> Any:
 
 
 def either(*checks: Check) -> Check:
-    """The first check that lets the value pass."""
+    """The result of the first check that accepts the value."""
 
     def check(value: Any) -> Any:
         wanted: list[str] = []
@@ -124,7 +124,7 @@ def optional(check: Check) -> Check:
 
 
 def several(check: Check, least: int = 1, most: int = 8) -> Check:
-    """A list, given back as a tuple."""
+    """A list, returned as a tuple."""
 
     def check_all(value: Any) -> Any:
         if type(value) not in (list, tuple) or not least <= len(value) <= most:
@@ -138,7 +138,7 @@ def several(check: Check, least: int = 1, most: int = 8) -> Check:
 
 
 def mapping(check: Check, most: int) -> Check:
-    """An object with any names, all its values of one kind."""
+    """An object with arbitrary names, whose values are all of one kind."""
 
     def check_all(value: Any) -> Any:
         if not is_object(value) or len(value) > most:
@@ -152,7 +152,7 @@ def mapping(check: Check, most: int) -> Check:
 
 
 def record(table: Table, needed: tuple[str, ...] = ()) -> Check:
-    """An object with these names; others are left out."""
+    """An object with these names; other names are dropped."""
 
     def check(value: Any) -> Any:
         if not is_object(value):

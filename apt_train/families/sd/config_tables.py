@@ -1,7 +1,7 @@
-"""What each JSON file of a model may say: a table of settings per file, and the bounds that span several of them.
+"""What each JSON file of a model may contain: one table of settings per file, and the bounds that span several.
 
-Only what stands here reaches a library. The ranges leave room around everything published; what lies beyond them is
-damaged, or made to take all time or memory.
+Only what is listed here reaches a library. The ranges leave room around every published model. Values beyond them are
+damaged, or crafted to exhaust time or memory.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from .config_check import (
     whole,
 )  # fmt: skip
 
-LEAST_POSITIONS = 10  # the host's longest group of 7 tokens that is not cut, with start and end, and one to spare
+LEAST_POSITIONS = 10  # the host's longest uncut group of 7 tokens, start and end, and one to spare
 MOST_TOKENS = 1_000_000
-MOST_BLOCKS = 250  # residual blocks and transformers of a UNet, counted as `unet_blocks` does; SDXL has 80
-TENSORS_PER_BLOCK = 4  # of a UNet at least; SD1.5 and SDXL have some 20
+MOST_BLOCKS = 250  # residual blocks and transformers of a UNet, as counted by `unet_blocks`; SDXL has 80
+TENSORS_PER_BLOCK = 4  # minimum in a UNet; SD1.5 and SDXL have about 20
 
 # -- model_index.json
 
@@ -39,7 +39,7 @@ INDEX: Table = {"_class_name": text(), **dict.fromkeys(PARTS, _CLASS)}
 # -- unet/config.json
 
 _WIDTH = whole(1, 8192)
-_SIDE = whole(1, 256)  # of the latent that is trained at where nobody says otherwise: 2048 pixels
+_SIDE = whole(1, 256)  # of the latent at the default training size; 256 is 2048 pixels
 _DEPTH = either(whole(1, 64), several(whole(1, 64), most=16))
 _HEADS = whole(1, 256)
 UNET: Table = {
@@ -143,7 +143,7 @@ TEXT: Table = {
     "attention_dropout": number(0, 1),
     "pad_token_id": optional(_ID),
     "bos_token_id": optional(_ID),
-    "eos_token_id": _ID,  # where a text ends is found by it
+    "eos_token_id": _ID,  # it marks the end of a text
 }
 
 # -- scheduler/scheduler_config.json
@@ -166,7 +166,7 @@ SCHEDULER: Table = {
 
 
 def checked_unet(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Keyword arguments of a `UNet2DConditionModel` of SD1.5's or SDXL's kind, of a size that is built in seconds."""
+    """Keyword arguments of a `UNet2DConditionModel` like SD1.5's or SDXL's, small enough to build in seconds."""
     config = checked(values, UNET, where)
     if (blocks := unet_blocks(config)) > MOST_BLOCKS:
         raise InputError(f"{where} describes a UNet of {blocks} blocks, more than {MOST_BLOCKS}: {AGAIN}.")
@@ -174,7 +174,7 @@ def checked_unet(values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def unet_blocks(config: Mapping[str, Any]) -> int:
-    """Residual blocks and transformers, as if each level had as many layers as the largest."""
+    """Number of residual blocks and transformers, as if every level had as many layers as the largest."""
     levels = len(config.get("block_out_channels", (0,) * 4))
     depths = config.get("transformer_layers_per_block", 1), config.get("reverse_transformer_layers_per_block") or 1
     deepest = max(sum(map(_most, depth)) if _is_tuple(depth) else depth * levels for depth in depths)
@@ -190,7 +190,7 @@ def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
 
 
 def checked_vae(values: Mapping[str, Any], table: Table, where: str) -> dict[str, Any]:
-    """Keyword arguments of the VAE that the table is of; all lists of its levels are equally long."""
+    """Keyword arguments of the VAE that the table describes; all its per-level lists must be equally long."""
     config = checked(values, table, where)
     lists = {name: value for name, value in config.items() if _is_tuple(value) and name != "sample_size"}
     if len({len(value) for value in lists.values()}) > 1:
@@ -200,7 +200,7 @@ def checked_vae(values: Mapping[str, Any], table: Table, where: str) -> dict[str
 
 
 def checked_scheduler(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Settings for `schedule_from_config`: rising betas, and as many as there are timesteps."""
+    """Settings for `schedule_from_config`: beta_start at most beta_end, and one trained beta per timestep."""
     config = checked(values, SCHEDULER, where)
     betas, steps = config.get("trained_betas"), config.get("num_train_timesteps")
     if betas and steps and len(betas) != steps:

@@ -51,7 +51,7 @@ def load_diffusers_folder(
 
 
 def _refuse_other_input(folder: Path, unet: UNet2DConditionModel, codec: VaeCodec) -> None:
-    """Refuse UNets that read more than noisy latents."""
+    """Refuse UNets with more input than noisy latents."""
     found, latent = unet.config["in_channels"], codec.latent_channels
     kinds = {2 * latent + 1: "an inpainting model", 2 * latent: "a picture-editing model"}
     if found != latent:

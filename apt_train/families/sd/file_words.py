@@ -1,7 +1,7 @@
-"""What files of Stable Diffusion's LoRAs say the model is.
+"""How LoRA files of Stable Diffusion describe the model.
 
-SD1.5's layers go by diffusers' paths; SDXL's by those of sgm, the code SDXL was published with. Not in: the layers'
-names (`layer_names`).
+SD1.5's files name layers by diffusers' paths; SDXL's by those of sgm, the code SDXL was published with. Not in: the
+layers' names (`layer_names`).
 """
 
 from __future__ import annotations
@@ -15,5 +15,5 @@ _words = partial(FileWords, network_names=unet_names, encoder_names=encoder_name
 FILE_WORDS = {
     "sd15": _words("stable-diffusion-v1", "sd_v1"),
     "sdxl": _words("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "sgm", sgm_path),
-    "custom": _words(),  # any other UNet2DConditionModel, the embedded default say
+    "custom": _words(),  # any other UNet2DConditionModel, such as the embedded model
 }

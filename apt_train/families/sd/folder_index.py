@@ -1,4 +1,4 @@
-"""What the JSON files of a diffusers folder say: its parts, its noise schedule."""
+"""Reads the JSON files of a diffusers folder: which parts it has, and its noise schedule."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .weight_files import visible
 
 
 def read_index(folder: Path, needs_vae: bool) -> dict[str, Any]:
-    """model_index.json, checked for the parts a Stable Diffusion pipeline has."""
+    """model_index.json, checked to name every part of a Stable Diffusion pipeline."""
     path = folder / "model_index.json"
     if not path.is_file():
         raise InputError(

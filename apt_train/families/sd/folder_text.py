@@ -40,7 +40,7 @@ def load_folder_encoder(
     config = checked_text_config(values, place(part / "config.json"))
     model = build_text_encoder(config, load_part(part), _ENCODERS[kind], title_of(part), dtype)
     words = folder / f"tokenizer{suffix}" if tokenizer is None else find_clip_vocabulary(tokenizer)
-    pad_token = "!" if suffix and tokenizer is not None else None  # as OpenCLIP pads
+    pad_token = "!" if suffix and tokenizer is not None else None  # OpenCLIP's padding
     ready = load_tokenizer(
         words, max_length=config.max_position_embeddings, rows=config.vocab_size, pad_token=pad_token
     )

@@ -1,4 +1,4 @@
-"""The UNet of a diffusers folder: its configuration checked, what it may not read refused, its weights."""
+"""The UNet of a diffusers folder: configuration check, refusal of unsupported inputs, weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load_folder_unet(part: Path, config: Mapping[str, Any], dtype: torch.dtype |
 
 
 def _refuse_other_text(folder: Path, values: Mapping[str, Any]) -> None:
-    """Refuse UNets that read more than timestep, text and SDXL's size ids."""
+    """Refuse UNets with more input than timestep, text and SDXL's size ids."""
     if values.get("time_cond_proj_dim") is not None:
         raise is_lcm(folder, "UNet has time_cond_proj_dim")
     for setting in ("class_embed_type", "num_class_embeds", "encoder_hid_dim", "encoder_hid_dim_type"):

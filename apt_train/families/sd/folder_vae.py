@@ -1,4 +1,4 @@
-"""The VAE of a diffusers folder, or the one given in its place; and the digest of all that is used."""
+"""The VAE of a diffusers folder, or a replacement; and the digest of everything in use."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .weight_files import visible, weight_files
 
 
 def check_own_vae(folder: Path) -> None:
-    """Refused before anything is built. InputError: the folder's own VAE cannot be used."""
+    """InputError if the folder's own VAE cannot be used. Checked before anything is built."""
     vae_settings(folder / "vae", title_of(folder / "vae"))
 
 
 def vae_and_digest(folder: Path, given: str | Path | None, unet_family: str) -> tuple[Vae, str]:
-    """The folder's VAE, or the given one; a file alone takes its scale from the UNet's family, or from the folder."""
+    """The folder's VAE, or the given one. A bare file takes its latent scale from the UNet's family or the folder."""
     if given is None:
         return load_vae_folder(folder / "vae", title_of(folder / "vae"), unet_family), _digest(folder, ("vae",))
     if unet_family in ("sd15", "sdxl"):
@@ -35,7 +35,7 @@ def _own_vae_settings(part: Path) -> dict[str, Any]:
 
 
 def _digest(folder: Path, more_parts: tuple[str, ...]) -> str:
-    """Over the weights used, their settings, the vocabularies and the schedule; of the VAE where it is used."""
+    """Digest of the weights in use, their settings, the vocabularies, the schedule, and the VAE if it is used."""
     files = [folder / "model_index.json", *visible(folder, "scheduler/*.json"), *visible(folder, "tokenizer*/*.*")]
     for part in ("unet", "text_encoder", "text_encoder_2", *more_parts):
         if (folder / part).is_dir():

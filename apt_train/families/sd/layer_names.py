@@ -1,7 +1,7 @@
-"""Every name by which LoRA files call a layer of Stable Diffusion's UNet or of its text encoders.
+"""All names by which LoRA files call a layer of Stable Diffusion's UNet or its text encoders.
 
-In: names made from the model's own layers, so that a file is looked up and never guessed at. Not in: what a file holds
-(`lora_file`).
+The names are generated from the model's own layers, so that a file's keys are looked up, never guessed. Not in: the
+contents of a file (`lora_file`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..file_words import layer_paths, plain_names
 
-# The original code's names -> diffusers': inside a residual block, and outside of all blocks.
+# The original code's names -> diffusers': inside a residual block, and outside all blocks.
 RESNET = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
@@ -39,10 +39,10 @@ _MIDDLE = re.compile(r"mid_block\.attentions\.0\.(.+)")
 
 
 def unet_names(unet: nn.Module) -> dict[str, str]:
-    """Name in a file -> path of the layer, for every layer of the UNet that has weights of its own.
+    """Name in a file -> layer path, for every UNet layer with its own weights.
 
-    Names of kohya (of diffusers' and of the original blocks), LyCORIS, peft, diffusers (also its older attention
-    processors) and ComfyUI.
+    Covers the names of kohya (for diffusers' and for the original blocks), LyCORIS, peft, diffusers (including its
+    older attention processors) and ComfyUI.
     """
     names = plain_names(unet)
     for path in layer_paths(unet):
@@ -58,13 +58,13 @@ def unet_names(unet: nn.Module) -> dict[str, str]:
 
 
 def encoder_names(encoder: nn.Module, number: int, count: int, key: str) -> dict[str, str]:
-    """The same for text encoder `number` (from 1) of `count`; `key`: what ComfyUI calls it (`clip_l`)."""
+    """Likewise for text encoder `number` (from 1) of `count`; `key`: ComfyUI's name for it (`clip_l`)."""
     kohya = [f"lora_te{number}_", *(["lora_te_"] if count == 1 else [])]
     own = "text_encoder" if number == 1 else f"text_encoder_{number}"
     dotted = [f"{own}.", f"text_encoders.{key}.transformer.", f"{key}.transformer.", f"{own}.base_model.model."]
     names: dict[str, str] = {}
     for path in layer_paths(encoder):
-        bare = path.removeprefix("text_model.")  # transformers 5 has none
+        bare = path.removeprefix("text_model.")  # absent in transformers 5
         full = bare if bare.startswith("text_projection") else f"text_model.{bare}"
         names.update({lead + full.replace(".", "_"): path for lead in kohya})
         names.update({lead + full: path for lead in dotted})
@@ -72,7 +72,7 @@ def encoder_names(encoder: nn.Module, number: int, count: int, key: str) -> dict
 
 
 def original_path(path: str, config: Mapping[str, Any]) -> str | None:
-    """A diffusers layer's path in the original code's UNet (`input_blocks.4.1...`), for any block counts."""
+    """A diffusers layer's path in the original code (`input_blocks.4.1...`), for any number of blocks."""
     known = _OUTER.get(path) or sgm_path(path, config)
     if known is not None:
         return known
@@ -92,7 +92,7 @@ def original_path(path: str, config: Mapping[str, Any]) -> str | None:
 
 
 def sgm_path(module: str, unet_config: Mapping[str, Any]) -> str | None:
-    """`down_blocks.1.attentions.0.X` -> `input_blocks.4.1.X`, for any block counts; None: outside attention.
+    """`down_blocks.1.attentions.0.X` -> `input_blocks.4.1.X`, for any number of blocks; None: not in attention.
 
     Attention is the second part (`.1`) of its block.
     """
@@ -107,10 +107,10 @@ def sgm_path(module: str, unet_config: Mapping[str, Any]) -> str | None:
 
 
 def _blocks(side: str, level: int, unet_config: Mapping[str, Any]) -> tuple[str, int, int]:
-    """sgm's row of blocks on that side, the number of the level's first block in it, and the level's residual layers.
+    """sgm's list of blocks on that side, the index of the level's first block in it, and its number of residual layers.
 
-    The row of input blocks is: the first convolution, then per level its residual layers and one downsampler. The row
-    of output blocks has one residual layer more per level and no block for the upsampler.
+    The input list holds the first convolution, then per level its residual layers and a downsampler. The output list
+    has one more residual layer per level and no separate block for the upsampler.
     """
     layers = unet_config["layers_per_block"]
     counts = [layers] * len(unet_config["down_block_types"]) if isinstance(layers, int) else list(layers)
@@ -121,7 +121,7 @@ def _blocks(side: str, level: int, unet_config: Mapping[str, Any]) -> tuple[str,
 
 
 def model_of(layers: Mapping[str, Mapping[str, Tensor]]) -> str:
-    """The kind of model that a LoRA is for, by its layers' names and the width of the text it reads; empty: unknown."""
+    """The kind of model a LoRA is for, by layer names and the width of the text it reads; empty: unknown."""
     names = list(layers)
     for mark, family in (("double_blocks", "FLUX"), ("joint_blocks", "SD3"), ("transformer_blocks", "")):
         if family and any(mark in name for name in names):

@@ -1,4 +1,4 @@
-"""Text encoders of a single file, in transformers' own names or in OpenCLIP's, as transformers modules."""
+"""Text encoders of a single file, in transformers' or OpenCLIP's names, as transformers modules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .config_tables import TEXT
 from .meta_build import build
 from .published import EncoderSpec
 
-CHANNELS_PER_HEAD = 64  # of every published CLIP text encoder
+CHANNELS_PER_HEAD = 64  # in every published CLIP text encoder
 _UNUSED = re.compile(r"(embeddings\.position_ids|logit_scale|attn_mask)$")
 _OPEN_CLIP = (
     ("token_embedding.", "embeddings.token_embedding."),
@@ -35,7 +35,7 @@ _OPEN_CLIP = (
 def load_text_encoder(
     file: TensorFile, spec: EncoderSpec, dtype: torch.dtype | None
 ) -> CLIPTextModel | CLIPTextModelWithProjection:
-    """The encoder `spec` describes, its sizes read from the tensors. InputError when it is absent or incomplete."""
+    """The encoder `spec` describes, its sizes read from the tensors. InputError: absent or incomplete."""
     prefix = next((prefix for prefix in spec.prefixes if file.has_prefix(prefix)), None)
     if prefix is None:
         raise InputError(
@@ -55,10 +55,10 @@ def build_text_encoder(
     what: str,
     dtype: torch.dtype | None,
 ) -> CLIPTextModel | CLIPTextModelWithProjection:
-    """A transformers text encoder around these tensors, named with or without the `text_model.` prefix.
+    """A transformers text encoder with these tensors, whether or not their names have the `text_model.` prefix.
 
-    transformers 5 dropped that prefix from CLIPTextModel's names (not from CLIPTextModelWithProjection's): the
-    module's own names decide.
+    transformers 5 dropped that prefix for CLIPTextModel but not for CLIPTextModelWithProjection, so the module's own
+    names decide.
     """
     kind = CLIPTextModelWithProjection if projection else CLIPTextModel
     with libraries_answer(what, "use another checkpoint of SD1.5 or SDXL"), torch.device("meta"):
@@ -75,7 +75,7 @@ def build_text_encoder(
 
 
 def text_config(tensors: Mapping[str, Tensor], hidden_act: str, what: str) -> CLIPTextConfig:
-    """Sizes from the tensors; begin and end of text are the last two rows of the vocabulary, as in CLIP's."""
+    """Sizes read from the tensors; begin and end of text are the last two vocabulary rows, as in CLIP."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     vocab, width = (size_of(shapes, "embeddings.token_embedding.weight", axis, what) for axis in (0, 1))
     projected = "text_projection.weight"
@@ -96,7 +96,7 @@ def text_config(tensors: Mapping[str, Tensor], hidden_act: str, what: str) -> CL
 
 
 def checked_text_config(values: Mapping[str, Any], what: str) -> CLIPTextConfig:
-    """Of settings from a file: those of CLIP's text model alone, none that would have transformers fetch something."""
+    """A text configuration from a file: only CLIP's own settings, none that would make transformers fetch anything."""
     with libraries_answer(what, "use another checkpoint of SD1.5 or SDXL"):
         return CLIPTextConfig(**checked(values, TEXT, what))
 
@@ -107,7 +107,7 @@ def _layers(names: Iterable[str]) -> int:
 
 
 def from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """OpenCLIP's names to transformers' (without prefix); the fused query-key-value rows become three views."""
+    """OpenCLIP's names to transformers' (without prefix); fused query-key-value rows become three views."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for old, new in _OPEN_CLIP:

@@ -1,7 +1,7 @@
-"""The UNet of a single file: its diffusers configuration and names, read from names and shapes of the tensors.
+"""The UNet of a single file: derives its diffusers configuration and names from the tensors' names and shapes.
 
-Block counts, widths and transformer depths all come from the file, so pruned UNets are covered as well: SSD-1B's uneven
-depths and its middle block without attention, KOALA's single blocks and its missing middle.
+Block counts, widths and transformer depths all come from the file. That covers pruned UNets too: SSD-1B with uneven
+depths and no attention in the middle block, KOALA with single blocks and no middle block.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .published import FamilySpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 WHAT = "The checkpoint's UNet"
-MOST_MODULES = 100  # on one way through the UNet; SD1.5 has 12
+MOST_MODULES = 100  # on either side of the UNet; SD1.5 has 12
 
 
 @dataclass
 class Level:
-    """The blocks at one resolution: channels of each residual block, depth of the transformer behind it (0: none)."""
+    """The blocks at one resolution: channels of each residual block, depth of the transformer after it (0: none)."""
 
     channels: list[int] = field(default_factory=list[int])
     depths: list[int] = field(default_factory=list[int])
@@ -36,15 +36,15 @@ class Level:
 
 @dataclass
 class UNetLayout:
-    """What a walk over the tensors finds. `names`: module prefix in the file -> module prefix in diffusers."""
+    """The result of walking the tensors. `names`: module prefix in the file -> module prefix in diffusers."""
 
     down: list[Level]
-    middle: int | None  # transformer depth; 0: one residual block alone; None: no middle block
+    middle: int | None  # transformer depth; 0: a single residual block; None: no middle block
     up: list[Level]
     names: dict[str, str]
 
     def rename(self, name: str) -> str:
-        """A tensor's name in diffusers; a name that is no part of the layout comes back unchanged."""
+        """A tensor's name in diffusers; names outside the layout are returned unchanged."""
         parts = name.split(".")
         for length in range(len(parts) - 1, 0, -1):
             known = self.names.get(".".join(parts[:length]))
@@ -72,7 +72,7 @@ def _walk(shapes: Shapes, source: str, first: int, target: str, names: dict[str,
             names[f"{prefix}.1"] = f"{target}.{number}.attentions.{len(level.channels)}"
             level.channels.append(size_of(shapes, f"{prefix}.0.in_layers.2.weight", 0, WHAT))
             level.depths.append(_depth(shapes, f"{prefix}.1"))
-        for member in block:  # the sampler stands alone, or last behind a residual block and a transformer
+        for member in block:  # the sampler is alone, or last after a residual block and a transformer
             if f"{prefix}.{member}.op.weight" in shapes:
                 names[f"{prefix}.{member}.op"] = f"{target}.{number}.downsamplers.0.conv"
                 levels.append(Level())
@@ -93,7 +93,7 @@ def _name_resnet(names: dict[str, str], source: str, target: str) -> None:
 
 
 def _depth(shapes: Shapes, prefix: str) -> int:
-    """Number of transformer blocks under `prefix`."""
+    """The number of transformer blocks under `prefix`."""
     pattern = re.compile(re.escape(prefix) + r"\.transformer_blocks\.(\d{1,4})\.")
     return max((int(found[1]) + 1 for name in shapes if (found := pattern.match(name))), default=0)
 
@@ -108,7 +108,7 @@ def _middle(shapes: Shapes, names: dict[str, str]) -> int | None:
 
 
 def unet_config(shapes: Shapes, layout: UNetLayout, family: FamilySpec) -> dict[str, Any]:
-    """Keyword arguments of `UNet2DConditionModel`: the family's published settings completed from the tensors."""
+    """Keyword arguments of `UNet2DConditionModel`: the family's published settings, completed from the tensors."""
     widths = [_one(level.channels, "channels in a level") for level in layout.down]
     _check_mirror(layout)
     config = {
@@ -131,7 +131,7 @@ def unet_config(shapes: Shapes, layout: UNetLayout, family: FamilySpec) -> dict[
 
 
 def context_dim(shapes: Shapes) -> int | None:
-    """Width of the text embedding that cross-attention reads; None: there is no cross-attention."""
+    """Width of the text embedding that cross-attention reads; None: no cross-attention."""
     return next((size_of(shapes, name, 1, WHAT) for name in shapes if name.endswith("attn2.to_k.weight")), None)
 
 
@@ -140,10 +140,10 @@ def _linear_projection(shapes: Shapes) -> bool:
 
 
 def _depth_settings(layout: UNetLayout) -> dict[str, Any]:
-    """`transformer_layers_per_block` per level, and its counterpart for the decoder where that is no mirror image.
+    """`transformer_layers_per_block` per level, and its counterpart for the decoder if that is no mirror image.
 
-    A level without transformers has 1 there, as in the published configurations, except the last: diffusers takes
-    the middle block's depth from it.
+    A level without transformers gets 1, as in the published configurations, except the last: diffusers takes the
+    middle block's depth from it.
     """
     last = layout.down[-1]
     down = [level.uniform_depth or 1 for level in layout.down]
@@ -178,7 +178,7 @@ def _mid_block_type(depth: int | None) -> str | None:
 
 
 def _check_mirror(layout: UNetLayout) -> None:
-    """diffusers builds a decoder of as many levels as the encoder, with one block more in each."""
+    """diffusers can only build a decoder with the encoder's levels, each with one block more."""
     expected = [(level.channels[0], len(level.channels) + 1) for level in reversed(layout.down)]
     found = [(_one(level.channels, "channels in a level"), len(level.channels)) for level in layout.up]
     if expected != found:

@@ -1,6 +1,6 @@
-"""The VAE of a single file: the families' AutoencoderKL, or the tiny autoencoder (TAESD) some files carry.
+"""The VAE of a single file: the families' AutoencoderKL, or the tiny autoencoder (TAESD) that some files carry.
 
-Also a VAE that stands in a file alone, under the original names or those of diffusers.
+Also a VAE in a file by itself, under original or diffusers names.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj
 
 
 def load_vae(file: TensorFile, family: FamilySpec) -> AutoencoderKL | AutoencoderTiny:
-    """The checkpoint's own VAE in float32. InputError when it has none, or one of another build."""
+    """The checkpoint's own VAE in float32. InputError: it has none, or one of another architecture."""
     if not file.has_prefix(PREFIX):
         raise InputError(
             f"{file.path.name} holds no VAE under {PREFIX}: use a full checkpoint, or give a VAE beside it (--vae)."
@@ -48,10 +48,10 @@ def load_vae(file: TensorFile, family: FamilySpec) -> AutoencoderKL | Autoencode
 def vae_from_tensors(
     given: Mapping[str, Tensor], settings: Mapping[str, Any], what: str
 ) -> AutoencoderKL | AutoencoderTiny:
-    """A VAE in float32 from its tensors alone, under the original names, TAESD's or those of diffusers.
+    """A VAE in float32 from bare tensors, under the original names, TAESD's or diffusers'.
 
-    `settings`: what no tensor tells (the scale of the latents above all), as in a VAE's config.json. `what` names the
-    VAE in errors. InputError: tensors of another build.
+    `settings`: what tensors cannot tell, above all the scale of the latents, as in a VAE's config.json. `what` names
+    the VAE in errors. InputError: tensors of another architecture.
     """
     tensors = {name: tensor for name, tensor in given.items() if not _UNUSED.match(name)}
     if "taesd_encoder.0.weight" in tensors:
@@ -68,7 +68,7 @@ def vae_from_tensors(
 
 
 def vae_config(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Keyword arguments of `AutoencoderKL`: the published settings completed from the tensors (diffusers' names)."""
+    """Keyword arguments of `AutoencoderKL`: the published settings, completed from the tensors (diffusers' names)."""
     levels = _count(shapes, r"encoder\.down_blocks\.(\d{1,4})\.")
     config = {
         **settings,
@@ -82,7 +82,7 @@ def vae_config(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any
 
 
 def new_attention_name(name: str) -> str:
-    """Older diffusers files of the VAE name its attention layers otherwise."""
+    """Older diffusers files use other names for the VAE's attention layers."""
     stem, _, rest = name.rpartition(".attentions.0.")
     module, _, kind = rest.rpartition(".")
     return f"{stem}.attentions.0.{_OLD_ATTENTION[module]}.{kind}" if stem and module in _OLD_ATTENTION else name
@@ -94,7 +94,7 @@ def _count(shapes: Mapping[str, Any], pattern: str) -> int:
 
 
 def from_ldm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The original names to diffusers'; the decoder's levels count the other way round there."""
+    """The original names to diffusers'; the decoder's levels are numbered in reverse there."""
     levels = _count(tensors, r"decoder\.up\.(\d{1,4})\.")
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -112,7 +112,7 @@ def from_ldm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_taesd(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """TAESD's layer numbers to diffusers': its decoder starts with a clamp that diffusers keeps outside the list."""
+    """TAESD's layer numbers to diffusers'. Its decoder starts with a clamp that diffusers keeps outside the list."""
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if found := re.match(r"taesd_(encoder|decoder)\.(\d{1,4})\.(.*)$", name):

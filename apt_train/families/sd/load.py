@@ -1,6 +1,6 @@
-"""The one entry to checkpoints: a single file or a diffusers folder becomes `Components`.
+"""The entry point for checkpoints: a single file or a diffusers folder becomes `Components`.
 
-Ready modules need no loading: build `Components` from them. Nothing here opens a pickle or the network.
+If the modules are already loaded, build `Components` directly. Nothing here opens a pickle or the network.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ def load_checkpoint(
     vae: str | Path | None = None,
     zero_terminal_snr: bool | None = None,
 ) -> Components:
-    """A model on the CPU, in eval mode, nothing requiring a gradient.
+    """Load a model onto the CPU, in eval mode, with gradients disabled.
 
-    The weights are views of the mapped file wherever its type is kept: do not overwrite the file while they are used.
+    The weights are views of the mapped file if their dtype is kept: do not overwrite the file while they are in use.
 
     Args:
         path: A diffusers folder (with model_index.json; SD1.5-, SDXL- or otherwise shaped), or a single
             `.safetensors` of SD1.5 or SDXL with UNet, text encoders and VAE.
         tokenizer: A folder with CLIP's vocab.json and merges.txt, or a tokenizer.json, or a folder holding such a
             `tokenizer` (and `tokenizer_2`). None: a diffusers folder's own; for a single file, ComfyUI's at
-            $COMFYUI_PATH, else the local Hugging Face cache's.
-        dtype: Of the UNet and the text encoders; None: the one the file has. The VAE is float32 in any case
-            (SDXL's overflows in float16), and so are all latents.
-        prediction_type: What the UNet predicts, where the file tells nothing or the wrong thing; None: what it tells.
-        vae: A VAE to use in the place of the model's own: a `.safetensors` that is one or holds one, or a diffusers
-            `vae` folder. None: the model's own.
+            $COMFYUI_PATH, otherwise that of the local Hugging Face cache.
+        dtype: For the UNet and the text encoders; None: as in the file. The VAE is always float32 (SDXL's overflows
+            in float16), and so are all latents.
+        prediction_type: What the UNet predicts, if the file does not say or is wrong; None: as the file says.
+        vae: A VAE to use instead of the model's own: a `.safetensors` that is or contains one, or a diffusers `vae`
+            folder. None: the model's own.
         zero_terminal_snr: Whether the noise schedule ends in pure noise, for a v-prediction model whose file does not
-            say so; None: what it tells.
+            say so; None: as the file says.
 
     Raises:
-        InputError: Whatever cannot be trained, naming what was found and what works.
+        InputError: Anything that cannot be trained, naming what was found and what works.
     """
     path = expanded(path, "The checkpoint")
     if not path.exists():
@@ -65,7 +65,7 @@ def load_checkpoint(
         raise InputError(
             f"The checkpoint {path} cannot be read ({error}): check the file and its permissions."
         ) from None
-    components.source = one_line(components.source)  # it goes into files that take no bytes without a letter
-    if dtype is not None:  # rounded weights are another model
+    components.source = one_line(components.source)  # it is written to files that cannot hold undecodable bytes
+    if dtype is not None:  # rounded weights are a different model
         components.digest = hashlib.sha256(f"{components.digest} {dtype}".encode()).hexdigest()
     return components

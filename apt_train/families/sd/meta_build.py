@@ -1,4 +1,4 @@
-"""A module built without memory, then given its tensors: no second copy of the weights at any time."""
+"""Builds a module on the meta device and assigns its tensors, so that no second copy of the weights ever exists."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .config_check import libraries_answer
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_QUANTISED = (  # the kind, and a name that only its files have
+_QUANTISED = (  # the kind, and tensor names that only its files have
     ("scaled fp8", re.compile(r"(^|\.)(scaled_fp8|scale_weight|scale_input|weight_scale|input_scale|comfy_quant)$")),
     ("bitsandbytes", re.compile(r"\.(SCB|absmax|nested_absmax|quant_map|quant_state\.bitsandbytes__\w+)$")),
     ("GPTQ or AWQ", re.compile(r"\.(qweight|qzeros)$")),
@@ -24,10 +24,10 @@ _QUANTISED = (  # the kind, and a name that only its files have
 
 
 def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, what: str, dtype: torch.dtype | None) -> Module:
-    """Make the module on the meta device and put the tensors in place; in eval mode, nothing requiring a gradient.
+    """Build the module on the meta device and assign the tensors; in eval mode, with gradients disabled.
 
-    `tensors`: every name of the module's state dict, no other. `dtype` None: the type most of the tensors have.
-    `what` names the part and its file in the InputError raised for missing, unexpected or misshapen tensors.
+    `tensors`: exactly the names of the module's state dict. `dtype` None: that of most tensors. `what` names the part
+    and its file in the InputError for missing, unexpected or misshapen tensors.
     """
     refuse_quantised(tensors, what)
     with libraries_answer(what, "use another checkpoint of SD1.5 or SDXL"), torch.device("meta"):
@@ -61,20 +61,20 @@ def _check_names(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: s
 
 
 def refuse_quantised(names: Iterable[str], what: str) -> None:
-    """Weights that mean something only together with scales of their own."""
+    """Refuse weights that are meaningless without their own scales."""
     for kind, pattern in _QUANTISED:
         if any(pattern.search(name) for name in names):
             raise InputError(f"{what} is quantised ({kind}), which cannot be trained: use its float16 file.")
 
 
 def refuse_quantised_config(values: Mapping[str, Any], what: str) -> None:
-    """Of a part's config.json: weights that a library would have to unpack, some with code that it fetches."""
+    """Refuse a config.json whose weights a library would have to unpack, in some formats with code that it fetches."""
     if values.get("quantization_config") is not None:
         raise InputError(f"{what} is quantised (its config.json has a quantization_config): use the model in float16.")
 
 
 def _check_finite(ready: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str, dtype: torch.dtype) -> None:
-    """Weights that are no numbers would end a run at its first step, whatever it computes in."""
+    """Weights that are not finite would end a run at its first step, in any precision."""
     bad = [name for name, tensor in ready.items() if tensor.is_floating_point() and not _is_finite(tensor)]
     if not bad:
         return
@@ -87,7 +87,7 @@ def _check_finite(ready: Mapping[str, Tensor], given: Mapping[str, Tensor], what
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())  # NaN is both least and most
+    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())  # aminmax passes NaN on
 
 
 def first_few(names: Iterable[str], count: int = 3) -> str:
@@ -96,7 +96,7 @@ def first_few(names: Iterable[str], count: int = 3) -> str:
 
 
 def _fill_position_ids(model: nn.Module) -> None:
-    """CLIP's position ids are a buffer outside the state dict: after a build on meta they have no values."""
+    """CLIP's position ids are a buffer outside the state dict, so a meta build leaves them without values."""
     for module in model.modules():
         ids = getattr(module, "position_ids", None)
         if isinstance(ids, Tensor) and ids.is_meta:

@@ -1,4 +1,4 @@
-"""Stable Diffusion's UNet, 1.x, 2.x and XL, as the trainer asks for it: its call, its attention, its sizes."""
+"""Stable Diffusion's UNet (1.x, 2.x and XL) behind the `Network` interface: its call, attention and sizes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _BLOCKS: dict[Layers, tuple[str, ...]] = {
 
 
 class StableDiffusion:
-    """Of a diffusers UNet2DConditionModel.
+    """For a diffusers UNet2DConditionModel.
 
-    Features: the output of self-attention, `attn1` [ours]; attention: cross-attention, `attn2` [paper].
+    Features are self-attention outputs, `attn1` [ours]; attention is cross-attention, `attn2` [paper].
     """
 
     def predict(
@@ -64,14 +64,14 @@ class StableDiffusion:
             module.disable_gradient_checkpointing()
 
     def checkpoints_on_gpu(self, module: Any) -> bool:
-        """On for SDXL's kind alone."""
+        """Only for UNets of SDXL's kind."""
         return reads_size_ids(module)
 
     def latent_channels(self, module: Any) -> int:
         return int(module.config["in_channels"])
 
     def latent_multiple(self, module: Any) -> int:
-        """Two to the number of its downsamplings."""
+        """Two to the power of the number of downsamplings."""
         return 2 ** (len(module.config["block_out_channels"]) - 1)
 
 

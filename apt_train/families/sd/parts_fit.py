@@ -1,4 +1,4 @@
-"""Whether UNet, text encoders and VAE belong to one model: what one of them gives is what the next one reads."""
+"""Checks that UNet, text encoders and VAE belong to one model: each must read what the other produces."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .vae_codec import VaeCodec
 
 
 def check_parts_fit(name: str, unet: UNet2DConditionModel, encoders: list[TextEncoder], codec: VaeCodec) -> None:
-    """Refuse parts of different models. `name`: the checkpoint's, for the InputError."""
+    """Refuse parts of different models. `name`: the checkpoint's, for the error."""
     sizes: list[Any] = [encoder.model.config for encoder in encoders]
     pairs = [
         ("text encoders of", sum(size.hidden_size for size in sizes), unet.config["cross_attention_dim"]),

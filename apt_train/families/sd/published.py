@@ -1,4 +1,4 @@
-"""What is published of the two families and cannot be read from a file's tensors; and which family a UNet is of."""
+"""What is published about both families but absent from a file's tensors; and which family a UNet belongs to."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .file_words import FILE_WORDS
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """How a family's single files hold one text encoder, and how its UNet reads it."""
+    """How a family's single files store one text encoder, and how its UNet reads it."""
 
     layout: Literal["transformers", "open_clip"]
-    prefixes: tuple[str, ...]  # the first one present in the file is taken
+    prefixes: tuple[str, ...]  # the first one present in the file is used
     hidden_act: str
     layer: int
     final_norm: bool
@@ -28,7 +28,7 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class FamilySpec:
-    """One `assets/families/*.json`: diffusers settings to be completed with what the tensors tell."""
+    """One `assets/families/*.json`: diffusers settings, to be completed from the tensors."""
 
     name: Literal["sd15", "sdxl"]
     title: str
@@ -36,14 +36,14 @@ class FamilySpec:
     resolution: int  # pixels
     cross_attention_dim: int
     unet: dict[str, Any]
-    attention_heads: int | None  # heads of every attention, or
-    channels_per_head: int | None  # width of every head
+    attention_heads: int | None  # heads in every attention, or
+    channels_per_head: int | None  # channels per head
     vae: dict[str, Any]
     text_encoders: tuple[EncoderSpec, ...]
     scheduler: dict[str, Any]
 
     def heads(self, channels: int) -> int:
-        """Attention heads at this many channels (diffusers calls the number `attention_head_dim`)."""
+        """The number of attention heads for this many channels (diffusers calls it `attention_head_dim`)."""
         return self.attention_heads or max(1, channels // (self.channels_per_head or 64))
 
 
@@ -59,7 +59,7 @@ def _encoder_spec(*, prefixes: list[str], **values: Any) -> EncoderSpec:
 
 
 def family_of(unet_config: Mapping[str, Any], num_encoders: int, vae_factor: int) -> Family:
-    """The family by shape: SDXL reads two encoders of 2048 channels together with size ids, SD1.5 one of 768."""
+    """The family by shape: SDXL reads two encoders of 2048 channels in total plus size ids, SD1.5 one of 768."""
     context = unet_config["cross_attention_dim"]
     name = "custom"
     if unet_config.get("addition_embed_type") == "text_time" and context == 2048 and num_encoders == 2:

@@ -1,4 +1,4 @@
-"""The noise schedule out of a diffusers scheduler configuration."""
+"""Builds the noise schedule from a diffusers scheduler configuration."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def schedule_from_config(
 ) -> NoiseSchedule:
     """Schedule from `num_train_timesteps`, `beta_*`, `trained_betas`, `rescale_betas_zero_snr`, `prediction_type`.
 
-    Absent entries mean what they mean in diffusers. `prediction_type` and `zero_terminal_snr` (the last timestep is
-    pure noise) given here win over the configuration's. InputError: a flow-matching or EDM scheduler, an unknown beta
-    schedule, a model predicting the picture itself, or zero terminal SNR asked of one that predicts epsilon.
+    Absent entries have diffusers' defaults. The arguments `prediction_type` and `zero_terminal_snr` (the last timestep
+    is pure noise) override the configuration. InputError: a flow-matching or EDM scheduler, an unknown beta schedule,
+    a model that predicts the picture itself, or zero terminal SNR for one that predicts epsilon.
     """
     name = str(config.get("_class_name", ""))
     other = "a flow-matching" if "FlowMatch" in name else "an EDM" if "EDM" in name or "sigma_data" in config else ""
@@ -45,7 +45,7 @@ def schedule_from_config(
 
 
 def betas_from_config(config: Mapping[str, Any]) -> Tensor:
-    """float64 (num_timesteps,)."""
+    """The betas, float64 (num_timesteps,)."""
     if config.get("trained_betas") is not None:
         return torch.tensor(config["trained_betas"], dtype=torch.float64)
     steps = config.get("num_train_timesteps", 1000)

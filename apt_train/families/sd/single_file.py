@@ -34,7 +34,7 @@ def load_single_file(
     vae: str | Path | None = None,
     zero_terminal_snr: bool | None = None,
 ) -> Components:
-    """See `load_checkpoint`. What is cheap to check is checked before anything is built."""
+    """See `load_checkpoint`. Cheap checks come before anything is built."""
     file = open_tensor_file(path)
     family = load_family(require_checkpoint(file, needs_vae=vae is None))
     vocabulary = find_clip_vocabulary(tokenizer)
@@ -62,7 +62,7 @@ def load_unet(file: TensorFile, family: FamilySpec, dtype: torch.dtype | None) -
 def build_unet(
     tensors: Mapping[str, Tensor], family: FamilySpec, what: str, dtype: torch.dtype | None
 ) -> UNet2DConditionModel:
-    """A UNet from its tensors in the original layout's names (without `model.diffusion_model.`).
+    """A UNet from tensors with the original names (without `model.diffusion_model.`).
 
     `what` names it in errors. InputError: a shape that diffusers cannot build, or tensors that do not fit it.
     """
@@ -79,10 +79,10 @@ def single_file_schedule(
     prediction_type: PredictionType | None,
     zero_terminal_snr: bool | None = None,
 ) -> NoiseSchedule:
-    """The family's published schedule; v-prediction and zero-terminal-SNR as the file says.
+    """The family's published schedule, with v-prediction and zero terminal SNR as the file states them.
 
-    It says so by an empty tensor named `v_pred` or `ztsnr`, or by metadata (`modelspec.prediction_type`,
-    `ss_zero_terminal_snr`). Zero SNR counts for v-prediction only: epsilon says nothing at pure noise.
+    A file states them by an empty tensor named `v_pred` or `ztsnr`, or by metadata (`modelspec.prediction_type`,
+    `ss_zero_terminal_snr`). Zero SNR applies to v-prediction only: epsilon carries no information at pure noise.
     """
     said = file.metadata.get("modelspec.prediction_type", "").lower().replace("-", "_")
     is_v = "v_pred" in file or said in ("v", "v_prediction")

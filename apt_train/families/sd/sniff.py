@@ -1,4 +1,4 @@
-"""Which model a safetensors file holds, from its tensors' names; whatever cannot be trained is refused by its name."""
+"""Identifies the model in a safetensors file by its tensor names; refuses what cannot be trained, naming it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _SCALES: dict[float | None, Literal["sd15", "sdxl"]] = {0.18215: "sd15", 0.13025
 _LORA = re.compile(
     r"(^lora_(unet|te\d?)_|[._]lora[._](up|down|A|B|mid)\b|\.(hada_w1_a|lokr_w1|oft_blocks|dora_scale|diff_b)$)"
 )
-_OTHERS = (  # what it is, and a pattern that many of its names match; the first hit counts
+_OTHERS = (  # what it is, and a pattern that many of its tensors match; the first hit counts
     ("a LoRA", _LORA),
     ("a ControlNet", re.compile(r"^(control_model|controlnet_cond_embedding|input_hint_block|zero_convs)\.")),
     ("a textual inversion embedding", re.compile(r"^(clip_l|clip_g|emb_params)$")),
     ("an IP-Adapter", re.compile(r"^(ip_adapter|image_proj)\.")),
 )
-_OTHER_NETWORKS = (  # likewise, where some names are enough: they are blocks of the network itself
+_OTHER_NETWORKS = (  # likewise, but a few matches suffice: they are blocks of the network itself
     ("a FLUX model (or a relative)", re.compile(r"(^|\.)(double_blocks\.0|single_transformer_blocks\.0)\.")),
     ("an SD3 model", re.compile(r"(^|\.)joint_blocks\.0\.|^transformer_blocks\.0\.attn\.add_q_proj\.")),
     ("a video model", re.compile(r"\.(time_stack|temporal_transformer|motion_modules)\.")),
 )
-STRAY = 0.02  # share of a file's names up to which they do not say what the file is; of a full checkpoint's, half
-_PARTS = (  # parts of a checkpoint given alone: tried where there is no whole one
+STRAY = 0.02  # share of a file's names too small to identify it; in a full checkpoint, half
+_PARTS = (  # single parts of a checkpoint: tried if it is not complete
     ("a UNet alone", re.compile(r"^(model\.diffusion_model\.)?(input_blocks|down_blocks)\.\d")),
     (
         "a VAE alone",
@@ -42,7 +42,7 @@ _PARTS = (  # parts of a checkpoint given alone: tried where there is no whole o
 
 
 def require_checkpoint(file: TensorFile, needs_vae: bool = True) -> Literal["sd15", "sdxl"]:
-    """The family whose layout the file has. InputError naming what it is instead, or what it lacks."""
+    """The family whose layout the file has. InputError says what it is instead, or what it lacks."""
     _refuse_others(file)
     if FIRST_CONVOLUTION not in file:
         raise InputError(f"{file.path.name} is {_part_or_unknown(file)}: give {WANTED}.")
@@ -56,7 +56,7 @@ def require_checkpoint(file: TensorFile, needs_vae: bool = True) -> Literal["sd1
 
 
 def _refuse_others(file: TensorFile) -> None:
-    """A few stray names do not make a file a LoRA: it is what it mostly is."""
+    """Refuse other kinds of files, judged by most of their names: a few stray ones do not make a file a LoRA."""
     names, full = list(file.shapes), FIRST_CONVOLUTION in file
     blocks = [name for name in names if name.startswith(UNET)] if full else names
     least = (0.5 if full else STRAY) * len(names)
@@ -78,7 +78,7 @@ def _part_or_unknown(file: TensorFile) -> str:
 
 
 def _refuse_variants(file: TensorFile) -> None:
-    """Relatives of SD1.5 and SDXL that have their layout, but another input, context or noise."""
+    """Refuse relatives of SD1.5 and SDXL with the same layout, but different input, context or noise."""
     shapes = file.under(UNET)
     found = None
     channels = size_of(shapes, "input_blocks.0.0.weight", 1, f"The UNet in {file.path.name}")
@@ -106,9 +106,9 @@ def _refuse_variants(file: TensorFile) -> None:
 def vae_family(
     file: TensorFile | None = None, *, scaling_factor: float | None = None
 ) -> Literal["sd15", "sdxl"] | None:
-    """The family that a VAE's file or settings say it is of; None: they do not tell, as the weights never do.
+    """The family that a VAE's file or settings claim; None: they do not say, and weights never do.
 
-    A file tells by the UNet beside the VAE, or by its metadata; a config.json by the published scale of its latents.
+    A file reveals it by the UNet it also holds, or by its metadata; a config.json by the published latent scale.
     """
     if scaling_factor in _SCALES:
         return _SCALES[scaling_factor]
@@ -123,7 +123,7 @@ def vae_family(
 
 
 def refuse_other_family(vae: str | None, unet: str, what: str) -> None:
-    """InputError for a VAE that says it is of SD1.5 beside a UNet of SDXL, or the other way round."""
+    """InputError for a VAE that claims to be SD1.5's beside an SDXL UNet, or the other way round."""
     if vae is not None and unet in _TITLES and vae != unet:
         raise InputError(
             f"{what} is one of {_TITLES[vae]}, but the UNet is of {_TITLES[unet]}, whose latents are others: give the "

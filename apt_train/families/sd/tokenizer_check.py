@@ -1,6 +1,6 @@
-"""A tokenizer's files, each checked, and copied with nothing but what was checked: the copy is what transformers reads.
+"""Checks a tokenizer's files and copies only what passed, so that transformers reads nothing unchecked.
 
-In: the tables of these files. Not in: where a vocabulary lies, and the tokenizer made of it (`tokenizer_files`).
+In: the tables for these files. Not in: finding a vocabulary and building its tokenizer (`tokenizer_files`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .config_check import (
 )  # fmt: skip
 from .config_tables import LEAST_POSITIONS, MOST_TOKENS
 
-MOST_BYTES = 1 << 24  # CLIP's tokenizer.json has 2.2 million
+MOST_BYTES = 1 << 24  # CLIP's tokenizer.json has 2.2 million bytes
 _MOST_ADDED = 10_000
 
 _TOKEN_FLAGS: Table = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), flag)
@@ -58,7 +58,7 @@ _VOCABULARY = mapping(_ID, most=MOST_TOKENS)
 
 
 def _steps(value: Any) -> Any:
-    """A tokenizer.json's normalizer, say: small, its patterns matched in linear time, its text hardly lengthened."""
+    """A part of tokenizer.json such as its normalizer: small, with linear-time patterns and little inserted text."""
     if not is_object(value):
         raise Wrong("an object")
     left: list[tuple[str, Any]] = [("", value)]
@@ -79,7 +79,7 @@ def _steps(value: Any) -> Any:
 
 
 def _is_linear(pattern: str) -> bool:
-    """Alternatives without groups, at most one repetition in each: no text makes it backtrack."""
+    """Alternatives without groups and with at most one repetition each, so that no text causes backtracking."""
     bare = re.sub(r"\\p\{\w+\}|\\.", "x", pattern)
     bare = re.sub(r"\[[^\]]*\]", "x", bare)
     return "(" not in bare and all(len(re.findall(r"[*+?{]", branch)) <= 1 for branch in bare.split("|"))
@@ -103,7 +103,7 @@ _PAIR = several(text(), least=2, most=2)
 _SCORED = several(either(text(), number(-1e9, 1e9)), least=2, most=2)
 _MODEL: Table = {
     "type": one_of("BPE", "WordLevel", "WordPiece", "Unigram"),
-    "dropout": optional(number(0, 0)),  # any other reads the same caption in another way each time
+    "dropout": optional(number(0, 0)),  # any other value would tokenize the same caption differently each time
     "unk_token": _WORD,
     "unk_id": optional(_ID),
     "continuing_subword_prefix": _WORD,
@@ -133,7 +133,7 @@ _FILES: dict[str, Table | Check] = {
 
 
 def copy_checked(folder: Path, target: Path) -> None:
-    """Write what the files of `folder` may say into files of the same names. InputError: one that is wrong."""
+    """Write the permitted content of the files in `folder` into files of the same names. InputError: one is wrong."""
     for name, table in _FILES.items():
         path = folder / name
         if path.is_file():
@@ -155,6 +155,6 @@ def _merges(path: Path) -> str:
     except UnicodeDecodeError:
         raise InputError(f"{place(path)} is no text in UTF-8: {AGAIN}.") from None
     for at, line in enumerate(lines, start=1):
-        if line and len(line.split(" ")) != 2:  # so has its first line, "#version: 0.2"
+        if line and len(line.split(" ")) != 2:  # its first line, "#version: 0.2", also has two words
             raise InputError(f"{place(path)} has {shown(line)} in line {at} instead of two words: {AGAIN}.")
     return "\n".join(lines)

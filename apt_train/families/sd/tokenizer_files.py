@@ -1,4 +1,4 @@
-"""CLIP's vocabulary: where it may lie on this machine, and the tokenizers made of it. Never the network."""
+"""Finds CLIP's vocabulary on this machine and builds tokenizers from it. Never uses the network."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any, cast
 from transformers import CLIPTokenizerFast, PreTrainedTokenizerFast  # type: ignore[attr-defined]
 from transformers.utils import logging as transformers_logging
 
-from ...disk.unheard import unheard
+from ...disk.silenced import stderr_silenced
 from ...errors import InputError
 from ...paths import expanded
 from .config_check import libraries_answer
 from .tokenizer_check import copy_checked
 
-_CACHED = (  # repositories in the Hugging Face cache that hold CLIP's vocabulary, and where in them
+_CACHED = (  # repositories in the Hugging Face cache with CLIP's vocabulary, and its folder in each
     ("models--openai--clip-vit-large-patch14", ""),
     ("models--stable-diffusion-v1-5--stable-diffusion-v1-5", "tokenizer"),
     ("models--runwayml--stable-diffusion-v1-5", "tokenizer"),
@@ -26,13 +26,13 @@ _CACHED = (  # repositories in the Hugging Face cache that hold CLIP's vocabular
 )
 
 
-_PROBE = "A photo of a dog, 1. \u00e9e\u0301 \u72ac \U0001f415"  # letters of one to four bytes, and two for one
+_PROBE = "A photo of a dog, 1. \u00e9e\u0301 \u72ac \U0001f415"  # letters of 1 to 4 bytes, one of 2 code points
 
 
 def find_clip_vocabulary(given: str | Path | None) -> Path:
-    """The folder of CLIP's vocabulary: the one given, else in $COMFYUI_PATH, else in the Hugging Face cache.
+    """The folder of CLIP's vocabulary: the given one, otherwise in $COMFYUI_PATH, otherwise in the Hugging Face cache.
 
-    InputError: the given folder has none (no further search then), or there is none anywhere.
+    InputError: the given folder has none (the search ends there), or none was found.
     """
     if given is not None:
         given = expanded(given, "The tokenizer folder")
@@ -61,11 +61,11 @@ def _usual_places() -> Iterator[Path]:
 
 
 def _hugging_face_cache() -> Path:
-    """Where huggingface_hub keeps its downloads, by its own environment variables."""
+    """huggingface_hub's download folder, by its own environment variables."""
     if folder := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(os.path.expanduser(folder))
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(os.path.expanduser(home)) / "hub"  # without a home directory: a folder that does not exist
+    return Path(os.path.expanduser(home)) / "hub"  # without a home directory this does not exist
 
 
 def _has_vocabulary(folder: Path) -> bool:
@@ -79,10 +79,10 @@ def _has_clip_files(folder: Path) -> bool:
 def load_tokenizer(folder: Path, *, max_length: int, rows: int, pad_token: str | None = None) -> Any:
     """A tokenizer from vocab.json + merges.txt (CLIP's) or from a tokenizer.json of any kind.
 
-    `max_length`: the text encoder's positions; a longer `model_max_length` is cut to it. `rows`: its vocabulary.
-    `pad_token` None: the folder's own. It is set after loading, so that the same character in a prompt stays a
-    character. InputError: no vocabulary, an unreadable one, one without begin or end token, or more tokens than rows.
-    transformers reads a checked copy of the files: what else they may ask of it (code, other files) is not in there.
+    `max_length`: the text encoder's positions; a longer `model_max_length` is reduced to it. `rows`: the encoder's
+    vocabulary size. `pad_token` None: the folder's own. It is set after loading, so that the same character in a prompt
+    is still read as a character. InputError: no vocabulary, an unreadable one, one without begin or end token, or more
+    tokens than rows. transformers reads a checked copy, which has none of the code or file references it would follow.
     """
     if not _has_vocabulary(folder):
         raise InputError(
@@ -94,10 +94,10 @@ def load_tokenizer(folder: Path, *, max_length: int, rows: int, pad_token: str |
         try:
             copy_checked(folder, copy)
         except InputError as wrong:
-            if isinstance(wrong.__cause__, OSError):  # the copy could not be written: the folder is good
-                raise _takes_no_copy(wrong.__cause__) from None
+            if isinstance(wrong.__cause__, OSError):  # the copy could not be written; the folder itself is fine
+                raise _copy_failed(wrong.__cause__) from None
             raise InputError(f"{what} cannot be read ({str(wrong).rpartition(': ')[0]}): {advice}.") from None
-        with libraries_answer(what, advice), unheard():  # where it panics, the library prints that too
+        with libraries_answer(what, advice), stderr_silenced():  # the library also prints its panics
             tokenizer = kind.from_pretrained(copy, local_files_only=True)
             tokenizer(_PROBE, add_special_tokens=False)
     tokenizer.name_or_path = str(folder)
@@ -120,12 +120,12 @@ def _temporary_folder() -> Generator[Path]:
     try:
         made = tempfile.TemporaryDirectory()
     except OSError as error:
-        raise _takes_no_copy(error) from None
+        raise _copy_failed(error) from None
     with made as path:
         yield Path(path)
 
 
-def _takes_no_copy(error: OSError) -> InputError:
+def _copy_failed(error: OSError) -> InputError:
     reason = (error.strerror or str(error)).lower()
     return InputError(
         f"The tokenizer's checked copy could not be written to the folder for temporary files ({reason}): free space "
@@ -135,7 +135,7 @@ def _takes_no_copy(error: OSError) -> InputError:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Generator[None]:
-    """transformers warns when a folder names its other version's class for the same tokenizer."""
+    """transformers warns if a folder names its other version's class for the same tokenizer."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

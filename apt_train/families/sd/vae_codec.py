@@ -1,4 +1,4 @@
-"""Between pictures and the UNet's latent space, over a diffusers VAE."""
+"""Converts between pictures and the UNet's latent space with a diffusers VAE."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class VaeCodec:
-    """`encode` and `decode` of `Components`. They run where the VAE sits, in the VAE's own dtype, outside autocast:
+    """`encode` and `decode` of `Components`. They run on the VAE's device, in its own dtype, outside autocast.
 
     SDXL's published VAE overflows in float16, so the loaders keep it in float32. Results are float32, on the VAE's
-    device, and carry no gradient.
+    device, without gradients.
     """
 
     vae: AutoencoderKL | AutoencoderTiny
@@ -34,7 +34,7 @@ class VaeCodec:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (N, C, h, w) -> float32 images (N, 3, h*f, w*f), about [-1, 1] (not clamped)."""
+        """Scaled latents (N, C, h, w) -> float32 images (N, 3, h*f, w*f), roughly in [-1, 1] (not clamped)."""
         raw = latents.to(self.vae.device).float() / self._scale + self._shift
         with self._exact():
             return self.vae.decode(raw.to(self.vae.dtype)).sample.float()  # type: ignore[union-attr]

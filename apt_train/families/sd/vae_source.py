@@ -1,6 +1,7 @@
-"""A VAE from a diffusers `vae` folder, or given beside the model as a file or a folder; and whether it fits the UNet.
+"""A VAE from a diffusers `vae` folder, or a replacement from a file or folder; and whether it suits the UNet.
 
-A VAE of the other family trains without an error and learns nothing of use: both have 4 channels, but other latents.
+A VAE of the other family would train without an error and learn nothing useful: both have 4 channels, but different
+latents.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from .sniff import refuse_other_family, vae_family
 from .weight_files import load_part, weight_files
 
 Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
-_DEFAULT_SCALE = 0.18215  # SD1.5's, and what diffusers writes into every config.json where nobody chose another,
-_PUBLISHED_WIDTHS = (128, 256, 512, 512)  # so that in a model's own folder it tells of a VAE of these widths alone
+_DEFAULT_SCALE = 0.18215  # SD1.5's, but also diffusers' default in any config.json. In a model's own folder it
+_PUBLISHED_WIDTHS = (128, 256, 512, 512)  # therefore identifies only a VAE of the published widths.
 _KINDS = ("AutoencoderKL", "AutoencoderTiny")
 
 
@@ -33,13 +34,13 @@ def load_given_vae(path: str | Path, settings: Mapping[str, Any], unet_family: s
     """The VAE at `path` in float32, and the digest of its content.
 
     Args:
-        path: A `.safetensors` that is a VAE or holds one (a full checkpoint), a diffusers `vae` folder, or a model's
+        path: A `.safetensors` that is or contains a VAE (a full checkpoint), a diffusers `vae` folder, or a model's
             folder with a `vae` in it.
-        settings: The VAE settings of the model that it is for, for a file, which does not tell them.
-        unet_family: `sd15`, `sdxl`, or any other name, with which every VAE goes.
+        settings: The VAE settings of the model it is for; used for a bare file, which does not contain them.
+        unet_family: `sd15`, `sdxl`, or any other name, which accepts every VAE.
 
     Raises:
-        InputError: There is none, it is damaged, or it says that it is of the other family.
+        InputError: There is none, it is damaged, or it claims to be of the other family.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -56,12 +57,12 @@ def load_given_vae(path: str | Path, settings: Mapping[str, Any], unet_family: s
 
 
 def digest_with_vae(checkpoint: str, vae: str) -> str:
-    """Of a checkpoint that is used with another VAE than its own."""
+    """The digest of a checkpoint used with a VAE that is not its own."""
     return hashlib.sha256(f"{checkpoint} vae {vae}".encode()).hexdigest()
 
 
 def vae_settings(part: Path, what: str) -> tuple[str, dict[str, Any]]:
-    """The class that a diffusers `vae` folder's config.json names, and its checked settings."""
+    """The class named in a diffusers `vae` folder's config.json, and its checked settings."""
     values = read_json_object(part / "config.json")
     refuse_quantised_config(values, what)
     kind = values.get("_class_name", "AutoencoderKL")
@@ -76,7 +77,7 @@ def vae_settings(part: Path, what: str) -> tuple[str, dict[str, Any]]:
 
 
 def load_vae_folder(part: Path, what: str, unet_family: str, given: bool = False) -> Vae:
-    """In float32: SDXL's published VAE overflows in float16. `given`: it is not the model's own."""
+    """A VAE in float32, because SDXL's published one overflows in float16. `given`: it is not the model's own."""
     kind, config = vae_settings(part, what)
     make = AutoencoderKL if kind == "AutoencoderKL" else AutoencoderTiny
     scale = config.get("scaling_factor", _DEFAULT_SCALE if make is AutoencoderKL else None)

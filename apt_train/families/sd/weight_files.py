@@ -1,4 +1,4 @@
-"""Which files of a diffusers part hold its weights: one `.safetensors`, or all shards of a set; never a pickle."""
+"""Finds the weight files of a diffusers part: one `.safetensors`, or a complete set of shards; never a pickle."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _MOST_TENSORS = 100_000
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:
-    """Files in sorted order, without the hidden ones that systems and editors leave (`._x`, `.DS_Store`)."""
+    """Files in sorted order, without hidden ones left by systems and editors (`._x`, `.DS_Store`)."""
     found = (path for path in folder.glob(pattern) if path.is_file())
     return sorted(path for path in found if not any(name.startswith(".") for name in path.relative_to(folder).parts))
 
 
 def weight_files(part: Path) -> list[Path]:
-    """The part's safetensors, one or in shards; a plain one before a variant such as `fp16`."""
+    """The part's safetensors, a single file or shards; a plain one is preferred to a variant such as `fp16`."""
     files = visible(part, "*model*.safetensors")
     shards = [path for path in files if _SHARD.match(path.name)]
     single = sorted(
@@ -43,7 +43,7 @@ def weight_files(part: Path) -> list[Path]:
 
 
 def _all_shards(part: Path, shards: list[Path]) -> list[Path]:
-    """The first set of shards that lacks none. InputError naming the first file that is missing."""
+    """The first complete set of shards. InputError names the first missing file."""
     sets: dict[tuple[str, int], set[str]] = {}
     for path in shards:
         stem, _, total = _SHARD.match(path.name).groups()  # type: ignore[union-attr]
@@ -65,7 +65,7 @@ def _all_shards(part: Path, shards: list[Path]) -> list[Path]:
 
 
 def _named_by_index(part: Path) -> list[str]:
-    """The shards that the part's index asks for, as plain file names."""
+    """The shards named by the part's index, as plain file names."""
     path = visible(part, "*.safetensors.index*.json")[0]
     names = read_json_object(path, 1 << 24).get("weight_map")
     try:

@@ -1,4 +1,4 @@
-"""What a preview looks at: an artist's picture, a latent, or nothing but noise, as one latent for the sampler."""
+"""What a preview looks at: a user's picture, a latent, or pure noise, as one latent for the sampler."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ...apt_train.errors import InputError
 
-_SDXL_VECTOR = 2816  # size of SDXL's extra conditioning, which only models made for 1024 pixels have
+_SDXL_VECTOR = 2816  # size of SDXL's extra conditioning, which only models for 1024 pixels have
 
 
 def latent_of_picture(image: Tensor, vae: Any, model: Any) -> Tensor:
-    """A picture (N, H, W, C), the first of it -> (1, C, h, w), unscaled.
+    """The first of a batch of pictures (N, H, W, C) -> (1, C, h, w), unscaled.
 
-    Shrunk where it is larger than the model's own size. InputError: a VAE of another kind of model.
+    It is shrunk if larger than the model's own size. InputError: the VAE is for another kind of model.
     """
     from .vae_family import require_vae_of
 
@@ -36,12 +36,12 @@ def latent_of_picture(image: Tensor, vae: Any, model: Any) -> Tensor:
 
 
 def latent_of_wire(latent: dict[str, Any], model: Any) -> Tensor:
-    """The first of a LATENT. InputError: one of another kind of model."""
+    """The first entry of a LATENT. InputError: it is for another kind of model."""
     return _checked(latent["samples"][:1], model)
 
 
 def empty_latent(model: Any) -> Tensor:
-    """Of the model's own size: with noise on it, plain noise."""
+    """An empty latent of the model's own size: with noise added it is pure noise."""
     format = model.model.latent_format
     side = own_size(model) // int(format.spacial_downscale_ratio)
     return torch.zeros(1, format.latent_channels, side, side)
@@ -60,7 +60,7 @@ def _checked(latent: Tensor, model: Any) -> Tensor:
 
 
 def own_size(model: Any) -> int:
-    """Pixels of a side."""
+    """Pixels per side of the model's own size."""
     return 1024 if model.model.model_config.unet_config.get("adm_in_channels") == _SDXL_VECTOR else 512
 
 

@@ -1,4 +1,4 @@
-"""Work between the steps that takes its time: the caller is asked on the way, and a failure frees its memory."""
+"""Long work between steps, such as previews: the caller can interrupt it, and a failure frees its memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .running import Run
 
 
 class _Answer(BaseException):
-    """Carries what a callback raised past those who handle failures of the work it interrupts."""
+    """Carries a callback's exception past handlers that expect only failures of the interrupted work."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -21,7 +21,7 @@ class _Answer(BaseException):
 
 @contextlib.contextmanager
 def interruptible(run: Run, emit: Callback, what: Work, calls: int) -> Generator[None]:
-    """Inside the block the caller is asked before every UNet call, of `calls`; what it raises comes out as it is."""
+    """Inside the block, emit a BusyEvent before each of `calls` UNet calls. The callback's exceptions pass through."""
     done = itertools.count()
 
     def ask(*_: object) -> None:
@@ -29,7 +29,7 @@ def interruptible(run: Run, emit: Callback, what: Work, calls: int) -> Generator
             return emit(BusyEvent(what, run.steps_done, next(done), calls))
         except BaseException as error:
             answer = _Answer(error)
-        raise answer  # here, where the two are not chained: what comes out would lead back to itself
+        raise answer  # outside the handler, or the two would be chained in a cycle
 
     hook = run.components.unet.register_forward_pre_hook(ask)
     try:
@@ -41,6 +41,6 @@ def interruptible(run: Run, emit: Callback, what: Work, calls: int) -> Generator
 
 
 def free_memory(device: torch.device) -> None:
-    """Called behind the block that held what a failed sampling had taken."""
+    """Call after the block that held a failed computation's tensors."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

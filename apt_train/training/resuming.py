@@ -1,4 +1,4 @@
-"""A run that goes on: the newest state that is as it was written, put back."""
+"""Resuming: finds the newest intact state and restores it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .listener import Listener
 from .running import Run
 
 
-def go_on(run: Run, folder: RunFolder, listener: Listener) -> None:
-    """Put back the newest state that is as it was written; a run that never came to a snapshot starts again."""
+def restore_newest(run: Run, folder: RunFolder, listener: Listener) -> None:
+    """Restore the newest intact state. A run that never reached a snapshot starts again."""
     state, faults = read_newest_state(folder.snapshots, lambda found: check_state(run, found), most_state_bytes(run))
     if state is None:
         if folder.lora.exists() and not snapshot_folders(folder.snapshots):
