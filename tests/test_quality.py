@@ -209,7 +209,7 @@ def test_the_first_pages_table_counts_who_came_as_far() -> None:
     base = [curve("dreambooth", [0.1, 0.3, 0.5, 0.4], [0, 1, 3, 5], subject=s) for s in "ab"]
     ours = [curve("apt", [0.1, 0.2, 0.3, last], [0, 7, 7, 9], subject=s) for s, last in (("a", 0.47), ("b", 0.45))]
     table = short_table([], [*base, *ours], 400).splitlines()
-    assert table[0] == "| variant | came to 90% | subject fidelity | FID |"
+    assert table[0] == "| variant | reached 90% | subject fidelity | FID |"
     assert table[2].startswith("| dreambooth | 2 of 2 | 0.400 ") and table[3].startswith("| apt | 1 of 2 | 0.460 ")
 
 

@@ -24,9 +24,9 @@ from .unit import GAMMA_EVERY
 
 SATURATED = 0.95
 TRUTHS = {
-    "memorised": "what was memorised",
-    "memorised_share": "... as a share of the prior's loss",
-    "learned_share": "... with what was learned, as a share",
+    "memorised": "rank correlation with memorised",
+    "memorised_share": "... with the share memorised",
+    "learned_share": "... with the share learned",
     "drift": "... with the drift on other prompts",
 }
 ACROSS = {
@@ -35,7 +35,7 @@ ACROSS = {
     "drift": TRUTHS["drift"].removeprefix("... "),
 }
 BASELINES: dict[str, Callable[[Bins], np.ndarray]] = {
-    "the bin's number alone, falling": lambda item: -np.arange(len(item.prior), dtype=float),
+    "the bin's number alone, descending": lambda item: -np.arange(len(item.prior), dtype=float),
     "the step alone": lambda item: np.full(len(item.prior), float(item.step)),
     "the run's own gamma": lambda item: item.gamma,
 }
@@ -125,7 +125,7 @@ def temperature_table(units: Sequence[dict[str, Any]], variant: str = "dreamboot
     lines = [
         "| predictor | "
         + " | ".join(f"gamma at {step}" for step in steps)
-        + f" | bins above .95 at the first | rank correlation with {' | '.join(TRUTHS.values())} |",
+        + f" | bins above 0.95 at the first snapshot | {' | '.join(TRUTHS.values())} |",
         "|---" * (len(steps) + 2 + len(TRUTHS)) + "|",
     ]
     for name, predict in BASELINES.items():

@@ -1,8 +1,8 @@
-"""The tables of docs/benchmark.md and of the pages below it, written between their markers from the committed units.
+"""Writes the tables of docs/benchmark.md and docs/benchmark/ from the committed units, between their markers.
 
     python -m benchmarks.quality.page
 
-The prose around them is written by hand; a test compares the tables with the units.
+The prose around them is written by hand. A test compares the tables with the units.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from .tables import bins_table, by_subject, level_table, short_table, step_table
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = (DOCS / "benchmark.md", *sorted((DOCS / "benchmark").glob("*.md")))
 GROUPS, SUBJECTS = ("near", "far"), "subjects"
-_NO_LEADING_ZERO = re.compile(r"(?<![\w.)])\.(?=\d)")  # names of variants that were run long ago
+_NO_LEADING_ZERO = re.compile(r"(?<![\w.)])\.(?=\d)")  # variants were once named without it
 _BLOCK = re.compile(r"<!-- table: (.+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def with_tables(page: str) -> str:
-    """The page with every block made anew. KeyError: a block that nobody makes."""
+    """The page with every table made anew. KeyError: a marker names an unknown table."""
     return _BLOCK.sub(lambda block: f"<!-- table: {block[1]} -->\n{_table(block[1])}\n<!-- end -->", page)
 
 
 def grids_shown(page: str) -> set[str]:
-    """The grids that the page has a table of."""
+    """The grids whose tables the page shows."""
     return {block[1].split()[1] for block in _BLOCK.finditer(page)}
 
 
 def _table(title: str) -> str:
     """`what grid`, e.g. `step verdict`, `level verdict 0.9`, or `level verdict near` for one group of subjects.
 
-    `level verdict 0.9 against dco` compares with that variant; `subjects` instead of a group takes seeds together.
+    `level verdict 0.9 against dco` compares with that variant. `subjects` in place of a group averages over seeds.
     """
     title, _, against = title.partition(" against ")
     what, name, *more = title.split()
@@ -65,7 +65,7 @@ def _table(title: str) -> str:
         "across": lambda: across_table(units, last),
         "snapshots": lambda: snapshot_table(units),
         "stopping": lambda: stopping_table(units),
-        "units": lambda: f"{len(units)} of {len(GRIDS[name].units())} units of the grid `{name}` are there.",
+        "units": lambda: f"{len(units)} of {len(GRIDS[name].units())} units of the grid `{name}` have been run.",
     }
     return _NO_LEADING_ZERO.sub("0.", makers[what]())
 

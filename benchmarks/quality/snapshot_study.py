@@ -12,7 +12,7 @@ from typing import Any
 from .curves import BASELINE, Curve, Mean, curves_of
 from .indicator_study import Bins, bins_of, said
 
-WORTHS = {"kept": 0.0, "kept less half the leak": 0.5, "kept less leak": 1.0}
+WORTHS = {"kept": 0.0, "kept minus half the leak": 0.5, "kept minus leak": 1.0}
 """Pictures of the subject that show it as asked, less (a part of) pictures of its class that show it unasked."""
 
 Rule = Callable[[Curve, Sequence[Bins]], int]

@@ -28,7 +28,7 @@ def stopping_table(units: Sequence[dict[str, Any]]) -> str:
     runs: dict[tuple[str, int, str], list[Bins]] = {}
     for item in bins_of(units):
         runs.setdefault(item.unit, []).append(item)
-    head = ["rule", "variant", "ended", "steps saved", *(f"{title}, less the last" for title in MEASURES.values())]
+    head = ["rule", "variant", "ended", "steps saved", *(f"{title}, minus the last's" for title in MEASURES.values())]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for rule in RULES:
         for variant in dict.fromkeys(key[2] for key in runs):

@@ -29,14 +29,14 @@ MEASURES = {
 }
 """Measure -> its heading, and whether more of it is better (1) or worse (-1)."""
 SHORT = ("fidelity", "kept", "fid", "drift_other", "drift_class", "memorised")
-"""Those of the first page."""
+"""The measures that the first page shows."""
 ByUnit = dict[tuple[str, int], float]
-"""A measure by subject and seed."""
+"""One measure, keyed by subject and seed."""
 THOUSANDS = ("drift_other", "drift_class", "memorised")
 
 
 def step_table(units: Sequence[dict[str, Any]], curves: Sequence[Curve], step: int) -> str:
-    """Means with 95% intervals at one step, a row a variant, under the floor and what true pictures would score."""
+    """Means with 95% intervals at one step, one row per variant. The floor and the true pictures come first."""
     names = _known(curves)
     bounds = {"prior, other seeds": floors_of(units), "true pictures": ceilings_of(units)}
     rows = [_row(title, {name: bound.get(name) for name in names}) for title, bound in bounds.items() if bound]
@@ -46,17 +46,17 @@ def step_table(units: Sequence[dict[str, Any]], curves: Sequence[Curve], step: i
 
 
 def short_table(units: Sequence[dict[str, Any]], curves: Sequence[Curve], step: int, level: float = 0.9) -> str:
-    """A few measures at one step, and how many runs have come to `level` of the baseline's way."""
+    """The first page's measures at one step, and how many runs reached `level` of the baseline's rise in fidelity."""
     names = [name for name in SHORT if name in _known(curves)]
     bounds = {"prior, other seeds": floors_of(units), "true pictures": ceilings_of(units)}
     rows = [
         _row(title, {name: bound.get(name) for name in names}, shown="-") for title, bound in bounds.items() if bound
     ]
     for variant in variants_of(curves):
-        came = list(at_level(curves, variant, "step", level).values())
-        reached = f"{sum(math.isfinite(step) for step in came)} of {len(came)}"
+        steps = list(at_level(curves, variant, "step", level).values())
+        reached = f"{sum(math.isfinite(found) for found in steps)} of {len(steps)}"
         rows.append(_row(variant, step_means(curves, variant, names, step), shown=reached))
-    return _table("variant", names, rows, count=f"came to {level:.0%}")
+    return _table("variant", names, rows, count=f"reached {level:.0%}")
 
 
 def level_table(
@@ -65,27 +65,27 @@ def level_table(
     against: str = BASELINE,
     pooled: Callable[[ByUnit], ByUnit] = dict,
 ) -> str:
-    """Differences to a variant at equal fidelity, paired; in bold those whose interval leaves zero out.
+    """Paired differences to one variant at equal fidelity. Bold: the interval excludes zero.
 
-    The fidelity is a share of the baseline's way, whoever is compared with. `pooled`: `by_subject`, say. n: how many
-    pairs came as far, of all; where not all runs did, the rest would be the easy ones, so nothing is bold.
-    KeyError: nobody is called `against`.
+    `level` is a share of the baseline's rise in fidelity, whichever variant is `against`. `pooled` may be `by_subject`.
+    n: how many pairs reached it, out of all. If some run did not, the others are the easy ones and nothing is bold.
+    KeyError: no variant is called `against`.
     """
     names = ["step", *(name for name in _known(curves) if name not in ("fidelity", "recognised"))]
-    if against not in (BASELINE, *variants_of(curves)):  # a grid may not have come to the baseline yet
+    if against not in (BASELINE, *variants_of(curves)):  # an unfinished grid may lack the baseline
         raise KeyError(against)
     rows = []
     for variant in variants_of(curves):
         if variant != against:
             found = level_differences(curves, variant, names, level, pooled, against)
             runs = at_level(curves, variant, "step", level)
-            came = level_differences(curves, variant, ["step"], level, against=against)["step"].n
-            rows.append(_row(variant, found, of=len(pooled(runs)), bold=came == len(runs)))
+            reached = level_differences(curves, variant, ["step"], level, against=against)["step"].n
+            rows.append(_row(variant, found, of=len(pooled(runs)), bold=reached == len(runs)))
     return _table(f"variant - {against}", names, rows)
 
 
 def bins_table(units: Sequence[dict[str, Any]], step: int, kind: str = "other") -> str:
-    """Drift (x 1000) by timestep bin at one step, on prompts of a kind; means over the units, from clean to noise."""
+    """Drift (x 1000) by bin of the noise level at one step, on one kind of prompt. Means over units, clean first."""
     found: dict[str, list[list[float]]] = {}
     for unit in units:
         for snapshot in unit["snapshots"]:
@@ -100,7 +100,7 @@ def bins_table(units: Sequence[dict[str, Any]], step: int, kind: str = "other") 
 
 
 def step_means(curves: Sequence[Curve], variant: str, names: Sequence[str], step: int) -> dict[str, Mean]:
-    """A variant's measures at a step."""
+    """One variant's measures at one step."""
     return {name: Mean.of([*at_step(curves, variant, name, step).values()]) for name in names}
 
 
@@ -112,7 +112,7 @@ def level_differences(
     pooled: Callable[[ByUnit], ByUnit] = dict,
     against: str = BASELINE,
 ) -> dict[str, Mean]:
-    """A variant's paired differences to another where both have come as far; `pooled`: over seeds, say."""
+    """Paired differences between two variants at the same fidelity. `pooled` may average over seeds."""
 
     def found(name: str) -> ByUnit:
         return pooled(differences(*(at_level(curves, one, name, level) for one in (variant, against))))
@@ -121,7 +121,7 @@ def level_differences(
 
 
 def numbers(units: Sequence[dict[str, Any]], curves: Sequence[Curve]) -> dict[str, Any]:
-    """Everything the tables say, and the other levels and steps, as plain numbers."""
+    """All figures of the tables as plain numbers, also for the other levels and steps."""
     names, variants = _known(curves), variants_of(curves)
     others = [variant for variant in variants if variant != BASELINE]
     steps = sorted({int(step) for curve in curves for step in curve.steps[curve.sampled()]})
@@ -143,25 +143,25 @@ def numbers(units: Sequence[dict[str, Any]], curves: Sequence[Curve]) -> dict[st
 
 
 def by_subject(values: ByUnit) -> ByUnit:
-    """Means over a subject's seeds, which are not independent of one another."""
+    """Means over each subject's seeds, which are not independent."""
     subjects = dict.fromkeys(subject for subject, _ in values)
     return {(name, 0): Mean.of([v for (s, _), v in values.items() if s == name]).mean for name in subjects}
 
 
 def variants_of(curves: Sequence[Curve]) -> list[str]:
-    """In the order in which they come."""
+    """The variants, in order of first appearance."""
     return list(dict.fromkeys(curve.variant for curve in curves))
 
 
 def _known(curves: Sequence[Curve]) -> list[str]:
-    """The table's measures that these curves have."""
+    """The measures that these curves have, in the table's order."""
     return [name for name in MEASURES if any(name in curve.values for curve in curves)]
 
 
 def _row(
     title: str, means: Mapping[str, Mean | None], of: int | None = None, bold: bool = False, shown: str = ""
 ) -> list[str]:
-    """`of`: how many there could be, for differences; `bold`: where the interval leaves zero out; `shown`: as count."""
+    """`of`: number of possible pairs (differences). `bold`: mark clear cells. `shown`: replaces the count."""
     count = max((mean.n for mean in means.values() if mean is not None), default=0)
     signed = of is not None
     shown = shown or (f"{count}" if of is None else f"{count} of {of}")
@@ -190,7 +190,7 @@ def _plainly(means: Mapping[str, Mean]) -> dict[str, Any]:
 
 
 def _plain(mean: Mean) -> dict[str, float | int | None]:
-    """NaN is no JSON."""
+    """With None for NaN, which JSON lacks."""
     return {
         "mean": None if mean.n == 0 else float(f"{mean.mean:.5g}"),
         "half": None if mean.n < 2 else float(f"{mean.half:.3g}"),
