@@ -366,7 +366,7 @@ def test_a_folder_holds_what_the_readme_says(tmp_path: Path) -> None:
     )
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
-    assert list(lines[0])[:9] == [
+    assert list(lines[0])[:10] == [
         "step",
         "loss",
         "denoising",
@@ -375,6 +375,7 @@ def test_a_folder_holds_what_the_readme_says(tmp_path: Path) -> None:
         "grad_norm",
         "lr",
         "timestep",
+        "level",
         "gamma",
     ]
     assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".tmp")]
