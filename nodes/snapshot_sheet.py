@@ -223,7 +223,8 @@ class Sheet:
     def _painter(self, column: Column) -> Any:
         from ..apt_train import names
         from ..apt_train.disk.tensor_file import read_tensors
-        from .host.drawing import draw, encoded, knowing
+        from .host.attention import encode_text
+        from .host.drawing import draw, knowing
         from .host.model import with_lora
         from .run_store import snapshot_of
 
@@ -234,10 +235,10 @@ class Sheet:
             model, trigger = with_lora(model, lora, column.strength), self.run.trigger
             if (folder / names.embedding_file(self.run.subject)).is_file():
                 clip, trigger = knowing(clip, folder), f"embedding:{names.embedding_stem(self.run.subject)}"
-        negative = encoded(self.wires.clip, self.negative)
+        negative = encode_text(self.wires.clip, self.negative)
 
         def paint(prompt: str) -> Image.Image:
-            positive = encoded(clip, prompt.replace("{subject}", trigger))
+            positive = encode_text(clip, prompt.replace("{subject}", trigger))
             picture = draw(model, positive, negative, self.wires.vae, self.how)
             scale = self.cell / max(picture.size)
             return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))

@@ -25,7 +25,7 @@ from ..paths import check_file_name
 
 _T = TypeVar("_T")
 
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _MISSING = (errno.ENOENT, errno.ENOTDIR)
 
@@ -215,7 +215,7 @@ def _flush_folder(folder: Path) -> None:
 
 def _in_words(error: OSError, path: Path) -> str:
     name, folder = path.name, path.parent
-    if error.errno in _FULL:
+    if error.errno in DISK_FULL:
         return f"{name} could not be written to {folder}, the disk is full: free space or choose another one."
     if error.errno in _REFUSED:
         return (

@@ -53,9 +53,8 @@ class Strengths:
     def measure(self) -> None:
         """Measure everything requested. InputError: at some strength the model's output is not finite."""
         with self._counted():
-            with self._ready.prior():
-                self._measures.begin(self._shared)
-                self.samples = drawn(self._sampler, self._shared, self._subject, self._asked, tuned=False)
+            self._measures.begin(self._shared)
+            self.samples = drawn(self._sampler, self._shared, self._subject, self._asked, tuned=False)
             for strength in self._asked.strengths:
                 point, pictures = self._at(strength)
                 self.points.append(point)

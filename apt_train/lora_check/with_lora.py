@@ -22,7 +22,7 @@ from .placing import Placed, Placement, place
 
 @dataclass
 class WithLora:
-    """`at(strength)` and `prior()` are context managers; outside them the model is the prior.
+    """`at(strength)` is a context manager; outside it the model is the prior, bit for bit.
 
     `originals` stay where they were, on the CPU and perhaps mapped from a file. They are never written to.
     """
@@ -46,11 +46,6 @@ class WithLora:
                 for item in self.placement.placed:
                     for parameter in _parameters(item).values():
                         parameter.data = self.original(parameter).to(self.device, self.dtype)
-
-    @contextlib.contextmanager
-    def prior(self) -> Generator[None]:
-        """Inside the block the model is bit for bit the checkpoint's."""
-        yield
 
     def original(self, parameter: nn.Parameter) -> Tensor:
         return self.originals[parameter]

@@ -159,8 +159,8 @@ def _losses(figure: FigureBase, run: RunRecord) -> None:
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     window = max(1, len(log) // 25) | 1
     for axes, (name, values) in zip(panels, shown.items(), strict=False):
-        level = evened_denoising(log) if name == "denoising" else values
-        _loss_panel(axes, [log.step, values, moving_average(level, window)], log.looks[name])
+        curve = evened_denoising(log) if name == "denoising" else values
+        _loss_panel(axes, [log.step, values, moving_average(curve, window)], log.looks[name])
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     note = f"thick: mean over {window} steps, denoising with noise levels evened out" if window > 1 else "every step"

@@ -9,13 +9,12 @@ In: the folder's identity, its first files and its log. Not in: reading and writ
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import TrainConfig
-from ..disk.files import check_writable, sweep
+from ..disk.files import DISK_FULL, check_writable, sweep
 from ..errors import InputError
 from ..events import StepEvent
 from ..names import (
@@ -196,7 +195,7 @@ class RunFolder:
         try:
             append(self.path / LOG, raw)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+            full = error.errno in DISK_FULL
             what, do = ("the disk is full", "free some space") if full else (_reason(error), "let it be written to")
             raise InputError(f"{LOG} could not be written to {self.path} ({what}): {do}, then resume.") from error
 

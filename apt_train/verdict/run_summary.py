@@ -182,8 +182,9 @@ def _bins(log: RunLog, window: int) -> list[BinSummary]:
 
 
 def _parts_of(levels: Sequence[float], parts: int) -> NDArray[np.int64]:
-    """The index of the equal part of [0, 1] that holds each level; rounding may put one just below its edge."""
-    return np.clip(np.floor(np.array(levels, dtype=np.float64) * parts + 1e-4), 0, parts - 1).astype(np.int64)
+    """The index of the equal part of [0, 1] that holds each level."""
+    logged = np.array(levels, dtype=np.float64) + 1e-6  # the log has six digits, so one may be just below its edge
+    return np.clip(np.floor(logged * parts), 0, parts - 1).astype(np.int64)
 
 
 def _since(log: RunLog, bin: int, window: int) -> int | None:

@@ -54,11 +54,6 @@ def draw(model: Any, positive: Any, negative: Any, vae: Any, how: Drawing) -> Im
     return Image.fromarray((pixels * 255).round().to(torch.uint8).cpu().numpy())
 
 
-def encoded(clip: Any, text: str) -> Any:
-    """A prompt as conditioning."""
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
-
-
 def knowing(clip: Any, folder: Path) -> Any:
     """A CLIP whose prompts also find the learned words in a folder; the original is unchanged."""
     known = clip.clone()
