@@ -1,11 +1,11 @@
-"""One command on one GPU, some eight minutes: what a step costs there, what it takes, and whether it is right.
+"""One command on one GPU, about eight minutes: a step's time, its memory, and whether the results are right.
 
     python dev.py bench gpu [--name NAME]     also writes benchmarks/results/gpu/NAME.json
-    python dev.py bench gpu --tiny            the same on networks of a few weights, also on the CPU: does it run?
+    python dev.py bench gpu --tiny            the same on tiny networks, also on the CPU: does it run?
 
-The published architectures with random weights; nothing is fetched. Measured: a matmul as the card's ceiling; of each
-model and way to train, seconds a step, peak memory and the share of the ceiling; whether the embedded model trains as
-on the CPU, resumes, and trains in half precision; the tests marked `gpu`. In: measuring. Not in: quality.
+The published architectures with random weights. Nothing is downloaded. Measured: a matmul as the card's ceiling. For
+each model and way to train, seconds per step, peak memory and the share of the ceiling. Whether the embedded model
+trains as on the CPU, resumes, and trains in half precision. The tests marked `gpu`. In: measuring. Not in: quality.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _driver() -> str:
 
 
 def ceilings(device: torch.device, side: int) -> dict[str, float]:
-    """Operations a second that a square matmul reaches, by type."""
+    """Operations per second of a square matmul, by type."""
     names = ("bf16", "fp16", "fp32") if device.type == "cuda" else ("bf16", "fp32")
     return {name: _matmul_rate(device, DTYPES[name], side) for name in names}
 
@@ -123,7 +123,7 @@ def _matmul_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
 
 
 def _seconds(step: Callable[[], object], device: torch.device, warm_up: int, count: int) -> float:
-    """Median of single steps, each waited for."""
+    """Median of single steps, with a synchronization after each."""
     taken = []
     for _ in range(warm_up + count):
         started = time.perf_counter()
@@ -144,7 +144,7 @@ def _wait(device: torch.device) -> None:
 def agreement(device: torch.device, steps: int) -> dict[str, Any]:
     """The embedded model with the same seed on the CPU and on the device, resumed there, and in half precision.
 
-    `lora`: the largest difference of the LoRAs by their largest weight; the others are mean losses.
+    `lora`: the largest difference between the LoRAs over their largest weight. The others are mean losses.
     """
     here = _trained("cpu", "fp32", steps)
     there = _trained(device, "fp32", steps)
@@ -177,7 +177,7 @@ def _difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 
 def marked_tests() -> str:
-    """The last line of the tests marked `gpu`."""
+    """The last output line of the tests marked `gpu`."""
     asked = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "gpu", "tests/test_gpu.py"]
     return subprocess.run(asked, capture_output=True, text=True).stdout.strip().rpartition("\n")[2]
 
@@ -187,7 +187,7 @@ def marked_tests() -> str:
 
 @dataclass(frozen=True)
 class On:
-    """What is trained on pictures of which side, where and in which precision."""
+    """What is trained, the side of its pictures, the device and the precision."""
 
     parts: Components
     side: int
@@ -198,7 +198,7 @@ class On:
 def steps_of(
     name: str, side: int, device: torch.device, ceiling: dict[str, float], began: float
 ) -> list[dict[str, Any]]:
-    """A row per way to train and per recomputing; beyond the time that there is, rows are left out."""
+    """A row per way to train, with and without recomputing. Rows beyond the time limit are left out."""
     dtype = resolve_dtype("auto", device)
     rate = ceiling[next(key for key, value in DTYPES.items() if value == dtype)]
     work, rows, on = operations(name, side), [], On(model(name, device), side, device, dtype)
@@ -218,9 +218,9 @@ def steps_of(
 
 
 def _row(on: On, settings: dict[str, Any], checkpointing: bool, least: float) -> dict[str, Any]:
-    """`least`: the seconds that one forward and backward pass of the network would take at the ceiling.
+    """`least`: the seconds of one forward and backward pass of the network at the ceiling.
 
-    `utilisation`: those of the seconds that a step takes, whatever else the way does in it.
+    `utilisation`: `least` over the seconds of a whole step, whatever else the step does.
     """
     if on.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(on.device)
@@ -244,7 +244,7 @@ def _peak(device: torch.device) -> int | None:
 
 @contextmanager
 def _steps(on: On, settings: dict[str, Any], checkpointing: bool) -> Iterator[tuple[Callable[[], object], Run | None]]:
-    parts = replace(on.parts, rounded_to=None, stored_in_fp8=False)  # random weights: it is no matter how often
+    parts = replace(on.parts, rounded_to=None, stored_in_fp8=False)  # random weights: how often does not matter
     if not settings:
         try:
             yield bare_step(on, checkpointing), None
@@ -305,7 +305,7 @@ def _inputs(parts: Components, side: int, device: torch.device) -> tuple[Tensor,
 
 
 def operations(name: str, side: int) -> float:
-    """Of one forward and backward pass of the network with its LoRA, counted without content."""
+    """Operations of one forward and backward pass of the network with its LoRA, counted on the meta device."""
     parts = speed.components("short") if name == "tiny" else published(name)  # type: ignore[arg-type]
     if name == "tiny":
         add_adapter(parts.unet.to(META), rank=AdapterConfig().rank, alpha=1)
@@ -317,7 +317,7 @@ def operations(name: str, side: int) -> float:
 
 
 def model(name: str, device: torch.device) -> Components:
-    """With random weights drawn on the device, on the CPU; its VAE in float32."""
+    """With random weights drawn on the device, moved to the CPU. Its VAE is float32."""
     if name == "tiny":
         return speed.components("short")
     parts = published(name)  # type: ignore[arg-type]

@@ -1,12 +1,12 @@
-"""What training SD1.5 and SDXL takes of a GPU's memory: arithmetic, not a measurement.
+"""How much GPU memory training SD1.5 and SDXL takes: arithmetic, not a measurement.
 
     python dev.py bench memory [--json PATH]     takes a minute or two
 
 The published architectures are built on torch's meta device, where tensors have a size and no content, and the
-project's own training step runs on them, forward and backward: text encoders with a learned identifier, prior pass,
+project's own training step runs on them, forward and backward: text encoders with a learned embedding, prior pass,
 tuned pass, losses, recomputation. Weights, LoRA and optimizer are counted by their elements, activations as the bytes
-of all other tensors alive at a time. Fused attention is stood in for by a function that keeps what the fused kernels
-keep. No GPU and no weights are needed; nobody has held the result against a real run. Not in: time (speed.py).
+of all other tensors alive at a time. A stand-in for fused attention keeps what the fused kernels keep. No GPU and no
+weights are needed. The result has not been compared with a real run. Not in: time (speed.py).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Row:
     """Bytes of one way to train. `adapter`: LoRA with gradients and two moments, all float32.
 
     Activations are whatever else is alive: `kept` at the end of the forward pass, `peak` at the worst moment of the
-    step. Total: all of it at once, the gradients counted in full though some do not exist yet at that moment.
+    step. Total: the sum, with all gradients counted, though some do not exist yet at that moment.
     """
 
     model: str
@@ -141,8 +141,8 @@ def _unet_config(family: FamilySpec) -> dict[str, Any]:
 
 
 def _text_encoders(family: FamilySpec) -> list[TextEncoder]:
-    """CLIP-L, and OpenCLIP bigG where there is a second. The words' ids come from the embedded model's tokenizer:
-    which they are does not change a size."""
+    """CLIP-L, and OpenCLIP bigG if there is a second. Token ids come from the embedded model's tokenizer, since
+    they do not affect sizes."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(MODEL / "tokenizer", model_max_length=77)
     encoders = []
     for spec, sizes in zip(family.text_encoders, (CLIP_L, BIG_G), strict=False):
@@ -158,9 +158,9 @@ def _text_encoders(family: FamilySpec) -> list[TextEncoder]:
 
 
 def row_of(parts: Components, method: Method, side: int, *, checkpointing: bool) -> Row:
-    """A batch of one picture of `side` x `side` pixels; `parts` as `published` gives them, or smaller, on any device.
+    """A batch of one picture of `side` x `side` pixels. `parts`: from `published`, or smaller, on any device.
 
-    The identifier is learned, the text encoders therefore on the device.
+    The embedding is learned, so the text encoders are on the device.
     """
     kept, peak = step_bytes(parts, method, side, checkpointing=checkpointing)
     adapter = list(Adapter(parts.unet).parameters.values())
@@ -178,7 +178,7 @@ def row_of(parts: Components, method: Method, side: int, *, checkpointing: bool)
 
 
 def step_bytes(parts: Components, method: Method, side: int, *, checkpointing: bool) -> tuple[int, int]:
-    """Activations of one training step, forward and backward: alive after the forward pass, and at the most."""
+    """Activations of one training step, forward and backward: alive after the forward pass, and the peak."""
     step = _training_step(parts, method, checkpointing=checkpointing)
     identifier = step.conditioner.identifier
     assert identifier is not None
@@ -218,7 +218,7 @@ def _batch(parts: Components, side: int) -> Batch:
 
 
 def vae_bytes(parts: Components, side: int) -> tuple[int, int, int]:
-    """Weights, and what is alive beside them at the most while one picture is encoded, and decoded."""
+    """Weights, and the peak beside them while one picture is encoded, and decoded."""
     assert parts.vae is not None
     peaks = []
     for run, channels, size in ((parts.encode, 3, side), (parts.decode, 4, side // parts.family.vae_factor)):
@@ -230,9 +230,9 @@ def vae_bytes(parts: Components, side: int) -> tuple[int, int, int]:
 
 
 def plans_of(parts: Components, side: int) -> list[dict[str, Any]]:
-    """What a run itself would tell before its first step, in bytes, recomputing; the LoRA on `parts` goes.
+    """A run's own estimate before its first step, in bytes, with recomputing. Removes the LoRA from `parts`.
 
-    `step`: all that is alive in a step; `vae`: all beside the working VAE, the UNet aside.
+    `step`: everything alive in a step. `vae`: everything beside the working VAE, with the UNet off the device.
     """
     Adapter(parts.unet).remove()
     plans: list[dict[str, Any]] = []
@@ -284,7 +284,7 @@ def report(rows: list[Row], vae: list[dict[str, Any]], plans: list[dict[str, Any
         for v in vae
     ]
     words = ", ".join(f"{_gib(n)} for {model}" for model, n in {r.model: r.text_encoders for r in rows}.items())
-    loras = {r.model: r.adapter / 4e9 for r in rows}  # GB; weights, gradients and two moments are of one size
+    loras = {r.model: r.adapter / 4e9 for r in rows}  # GB. Weights, gradients and two moments have the same size
     files = ", ".join(f"{size:.2f} and {3 * size:.2f} for {model}" for model, size in loras.items())
     rank = AdapterConfig().rank
     told = [(*list(plan.values())[:5], _gib(plan["step"]), _gib(plan["vae"])) for plan in plans]

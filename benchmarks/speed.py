@@ -1,11 +1,11 @@
-"""What a training step costs: each method beside a bare loop of diffusers, peft and AdamW, taken in turn.
+"""What a training step costs: each method against a bare loop of diffusers, peft and AdamW, in turn.
 
     python dev.py bench speed [--rounds 10] [--model embedded|sd15] [--name NAME] [--short]
 
-Every round takes `CYCLE` steps of each way to train, one step of each in turn, so that whatever else the machine does
-falls on all of them. Counted are the CPU seconds of this process on one thread. A ratio is of two sums in one round;
-median and quartiles are over rounds. Augmentation is off: its variants are encoded once, in a run's first steps, and
-would pass for a cost of every step. The subject is a plain word, so the text encoders have done their work before.
+Every round takes `CYCLE` steps of each way to train, one step of each in turn, so other load on the machine affects all
+of them. It counts this process's CPU seconds on one thread. A ratio is of two sums in one round. Median and quartiles
+are over rounds. Augmentation is off: its variants are encoded once, in a run's first steps, and would look like a cost
+of every step. The subject is a plain word, so the text encoders have finished before.
 
 In: time. Not in: memory (memory.py), a GPU's time.
 """
@@ -52,7 +52,7 @@ WAYS: dict[str, tuple[Method, int]] = {
     "APT, lazy prior 2": ("apt", 2),
     "APT, lazy prior 4": ("apt", 4),
 }
-BARE, NETWORK, CYCLE = "bare loop", "network alone", 4  # after as many steps every lazy prior has had its turn
+BARE, NETWORK, CYCLE = "bare loop", "network alone", 4  # after this many steps every lazy prior has run
 RATIOS = {
     "DreamBooth : bare loop": ("DreamBooth", BARE),
     "DCO : DreamBooth": ("DCO", "DreamBooth"),
@@ -79,7 +79,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--model", choices=("embedded", "sd15"), nargs="+", default=["embedded", "sd15"])
     parser.add_argument("--name", help="also write benchmarks/results/speed/NAME.json")
-    parser.add_argument("--short", action="store_true", help="two rounds on a network of a few weights: does it run?")
+    parser.add_argument("--short", action="store_true", help="two rounds on a tiny network: does it run?")
     options = parser.parse_args(namespace=argparse.Namespace(cycle=CYCLE))
     if options.short:
         options.rounds, options.cycle, options.model = 2, 1, ["short"]
@@ -96,7 +96,7 @@ def machine() -> dict[str, str]:
 
 
 def measured(name: ModelName, rounds: int, cycle: int = CYCLE) -> dict[str, list[float]]:
-    """Lower quartile, median and upper quartile of each ratio; a round before them warms up."""
+    """Lower quartile, median and upper quartile of each ratio, after one warm-up round."""
     with contextlib.ExitStack() as stack:
         steps: dict[str, Step] = {BARE: stack.enter_context(bare_loop(name))}
         for way, (method, lazy) in WAYS.items():
@@ -140,7 +140,7 @@ def prepared(name: ModelName, method: Method, lazy_prior: int) -> Iterator[Run]:
 
 @contextlib.contextmanager
 def bare_loop(name: ModelName) -> Iterator[Step]:
-    """The same network, layers and batch with nothing of this project in the loop: what a tutorial has."""
+    """The same network, layers and batch in a tutorial's loop, without this project's code."""
     unet: Any = components(name).unet.float().requires_grad_(False)
     settings = AdapterConfig()
     lora = peft.LoraConfig(
@@ -166,7 +166,7 @@ def bare_loop(name: ModelName) -> Iterator[Step]:
 
 
 def network_alone(run: Run) -> Step:
-    """What of a step of APT is the network: a pass of the prior, a pass of the tuned model, and its backward pass."""
+    """The network's part of an APT step: the prior's pass, the tuned model's pass, and its backward pass."""
     batch = run.inputs.subject.draw(torch.zeros(1), 0, count=1, batch_size=1, device=run.device)[0]
     text, ones = run.inputs.conditioner.encode(batch.captions, tuned=True), torch.ones_like(batch.latents)
     adapter, trained = run.adapter, list(run.trainable.values())

@@ -1,12 +1,12 @@
-"""Does it overfit less, by how much, at what cost: against DreamBooth, prior preservation, DCO, T-LoRA and the prior.
+"""Compare APT with DreamBooth, prior preservation, DCO, T-LoRA and the prior: how much each overfits, at what cost.
 
-    python dev.py bench quality                     the verdict's grid: what is missing is run, then the report
-    python dev.py bench quality --short             the same machinery in minutes: a lead, no finding
+    python dev.py bench quality                     run what the verdict's grid lacks, then report
+    python dev.py bench quality --short             the same code in minutes: a lead, not a finding
     python dev.py bench quality --grid parts        a grid that chose a constant
-    python dev.py bench quality --report            only the tables and the figure, from what is there
+    python dev.py bench quality --report            only the tables and the figure, from the units run so far
 
-Every unit (subject, seed, variant) is one small JSON; stop it when you like, the next call goes on. On a checkpoint
-of yours: --checkpoint, --subjects and --clip (see docs/benchmark.md).
+Each unit (subject, seed, variant) is one small JSON file. Stop whenever you like: the next call continues. For your own
+checkpoint: --checkpoint, --subjects and --clip (see docs/benchmark/checkpoint.md).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"bench quality: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("bench quality: stopped; the same command goes on with what is missing", file=sys.stderr)
+        print("bench quality: stopped. Run the same command to continue", file=sys.stderr)
         return 130
     return 0
 
@@ -69,7 +69,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _what(options: argparse.Namespace) -> tuple[MakeTask, Grid, str]:
-    """The task's maker, the grid and its name. InputError: options that do not go together, or are no such number."""
+    """The task's factory, the grid and its name. InputError: options that conflict, or a number out of range."""
     for name in ("workers", "seeds"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise InputError(f"--{name} is {value}: give a whole number of at least 1.")
@@ -88,21 +88,21 @@ def _what(options: argparse.Namespace) -> tuple[MakeTask, Grid, str]:
 
 
 def _refuse(options: argparse.Namespace, names: tuple[str, ...], reason: str) -> None:
-    """An option that would do nothing is refused."""
+    """Refuse an option that would have no effect."""
     for name in names:
         if getattr(options, name) is not None:
             raise InputError(f"--{name} {reason}: leave it out.")
 
 
 def _there(path: Path) -> Path:
-    """Said once here, not by every unit of the grid."""
+    """Checked once here, so that not every unit of the grid fails with it."""
     if not path.exists():
         raise InputError(f"{path} does not exist: name a checkpoint that does.")
     return path
 
 
 def _real(options: argparse.Namespace) -> tuple[MakeTask, Grid, str]:
-    """The verdict's methods on a user's checkpoint and subjects."""
+    """The verdict's methods on the user's checkpoint and subjects."""
     from .real_subjects import real_subject, subject_names
     from .real_task import real_task
 

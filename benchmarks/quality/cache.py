@@ -1,7 +1,7 @@
-"""What is the same for many units, kept on disk: the prior's pictures, trajectories and losses.
+"""A disk cache of what many units share: the prior's pictures, trajectories and losses.
 
-Files are named by a digest of everything that made them, so a changed prompt, model or library makes new ones. They
-are not committed: a unit's own figures are.
+A file's name is a digest of everything that made it, so a changed prompt, model or library makes a new one. These files
+are not committed. A unit's own figures are.
 """
 
 from __future__ import annotations

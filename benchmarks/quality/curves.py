@@ -1,8 +1,8 @@
-"""Units as curves over training steps, and what two variants differ by at equal steps or at equal fidelity.
+"""Units as curves over training steps, and differences between variants at equal step or at equal fidelity.
 
-"Less overfitting" can be nothing but "less training". So besides the same step, variants are compared at the same
-*level*: the first point of a variant's own curve at which its fidelity has come a given share of the way from the
-prior's to the best that the baseline reaches on the same subject and seed.
+"Less overfitting" could be nothing but "less training". So variants are compared at the same step and at the same
+*level*. On one subject and seed, the prior's fidelity is level 0 and the baseline's best is level 1. A variant is
+measured where its own curve first reaches the level.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LEVEL = 0.75  # of the tables
 
 @dataclass(frozen=True)
 class Curve:
-    """One unit: `steps` (S,), from 0, and named measures (S,); what was not measured at a step is NaN."""
+    """One unit: `steps` (S,), from 0, and named measures (S,), NaN where a step lacks one."""
 
     subject: str
     group: str
@@ -36,7 +36,7 @@ class Curve:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What curves are paired by."""
+        """The key by which curves are paired."""
         return self.subject, self.seed
 
     def at_step(self, name: str, step: int) -> float:
@@ -44,11 +44,11 @@ class Curve:
         return float(self.values[name][rows[0]]) if len(rows) else float("nan")
 
     def sampled(self) -> np.ndarray:
-        """Rows at which pictures were drawn."""
+        """Rows of the steps at which pictures were sampled."""
         return np.flatnonzero(np.isfinite(self.values["fidelity"]))
 
     def crossing(self, fidelity: float) -> float | None:
-        """The step, between two drawn ones, at which the fidelity first reaches a value; None: it never does."""
+        """The step at which fidelity first reaches a value, interpolated between sampled steps. None: it never does."""
         rows = self.sampled()
         steps, heights = self.steps[rows], self.values["fidelity"][rows]
         for left, right in zip(range(len(rows) - 1), range(1, len(rows)), strict=True):
@@ -58,7 +58,7 @@ class Curve:
         return float(steps[0]) if len(rows) and heights[0] >= fidelity else None
 
     def value_at(self, name: str, step: float) -> float:
-        """A measure between two of its steps, on the straight line between them."""
+        """A measure at any step, interpolated linearly."""
         known = np.isfinite(self.values[name])
         return float(np.interp(step, self.steps[known], self.values[name][known])) if known.any() else float("nan")
 
@@ -83,55 +83,52 @@ class Mean:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.n > 1 and abs(self.mean) > self.half
 
 
 def curves_of(units: Sequence[dict[str, Any]]) -> list[Curve]:
-    """All trained units, each beginning with the prior's measures of its subject and seed."""
+    """A curve per trained unit. Each starts with the prior's measures for its subject and seed."""
     priors = priors_of(units)
     trained = (unit for unit in units if unit["unit"]["variant"] != PRIOR)
     return [_curve(unit, priors[key_of(unit)]) for unit in trained if key_of(unit) in priors]
 
 
 def priors_of(units: Sequence[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
-    """What was measured of the prior, by subject and seed."""
+    """The prior's measures, by subject and seed."""
     return {key_of(unit): unit["snapshots"][0] for unit in units if unit["unit"]["variant"] == PRIOR}
 
 
 def floors_of(units: Sequence[dict[str, Any]]) -> dict[str, Mean]:
-    """The prior against itself at other seeds: every sampled measure's floor."""
+    """The prior against itself at other seeds: the floor of each sampled measure."""
     return _means([*priors_of(units).values()])
 
 
 def ceilings_of(units: Sequence[dict[str, Any]]) -> dict[str, Mean]:
-    """True pictures of what the prompts ask for, where a judge can have them: the most there is to reach."""
+    """Scores of true pictures of the prompts, where the judge can make them: the ceiling."""
     return _means([prior["true"] for prior in priors_of(units).values() if "true" in prior])
 
 
 def _means(judged: Sequence[dict[str, Any]]) -> dict[str, Mean]:
-    """Of what was said of pictures; drift needs a model, so it is left out."""
+    """Means of the picture measures. Drift needs a model, so it is left out."""
     rows = [_measures({**one, "drift": {}}, None) for one in judged]
     return {name: Mean.of([row[name] for row in rows]) for name in (rows[0] if rows else {})}
 
 
 def last_step(curves: Sequence[Curve]) -> int:
-    """The last step at which any of them was drawn."""
+    """The last step at which any curve was sampled."""
     return max(int(curve.steps[curve.sampled()].max()) for curve in curves)
 
 
 def at_step(curves: Sequence[Curve], variant: str, name: str, step: int) -> dict[tuple[str, int], float]:
-    """A measure at a step, by unit."""
+    """One measure at one step, by unit."""
     return {curve.key: curve.at_step(name, step) for curve in curves if curve.variant == variant}
 
 
 def at_level(
     curves: Sequence[Curve], variant: str, name: str, level: float = LEVEL, baseline: str = BASELINE
 ) -> dict[tuple[str, int], float]:
-    """A measure where a variant reaches a share of the baseline's way from the prior to its best fidelity, by unit.
-
-    NaN where it never does.
-    """
+    """One measure where a variant first reaches `level` (see the module), by unit. NaN where it never does."""
     goals = {curve.key: _goal(curve, level) for curve in curves if curve.variant == baseline}
     found = {}
     for curve in curves:
@@ -145,13 +142,13 @@ def at_level(
 def differences(
     ours: dict[tuple[str, int], float], theirs: dict[tuple[str, int], float]
 ) -> dict[tuple[str, int], float]:
-    """Ours less theirs, by unit; units that one of both lacks, or where one is no number, are left out."""
+    """Ours minus theirs, by unit. Units that either lacks, or where either is NaN, are left out."""
     gaps = {key: ours[key] - theirs[key] for key in ours if key in theirs}
     return {key: gap for key, gap in gaps.items() if np.isfinite(gap)}
 
 
 def _goal(curve: Curve, level: float) -> float:
-    """NaN where the baseline never rose above the prior: there is no way to be part of."""
+    """NaN where the baseline never rose above the prior, so levels are undefined."""
     heights = curve.values["fidelity"][curve.sampled()]
     return float(heights[0] + level * (heights.max() - heights[0])) if heights.max() > heights[0] else float("nan")
 
@@ -173,7 +170,7 @@ def _curve(unit: dict[str, Any], floor: dict[str, Any]) -> Curve:
 
 
 def _measures(snapshot: dict[str, Any], prior: dict[str, list[float]] | None) -> dict[str, float]:
-    """One snapshot's numbers under flat names. Gaps are the prior's loss less the tuned model's, over all bins."""
+    """One snapshot's numbers under flat names. Gaps are the prior's loss minus the tuned model's, over all bins."""
     found = dict(snapshot.get("score", {}))
     for place, suffix in (("elsewhere", ""), ("scene", "_scene")):
         for name in ("fid", "precision", "recall"):
@@ -191,5 +188,5 @@ def _measures(snapshot: dict[str, Any], prior: dict[str, list[float]] | None) ->
 
 
 def key_of(unit: dict[str, Any]) -> tuple[str, int]:
-    """What units are paired by: subject and seed."""
+    """The key by which units are paired: subject and seed."""
     return unit["unit"]["subject"], unit["unit"]["seed"]

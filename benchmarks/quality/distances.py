@@ -1,8 +1,8 @@
 """Distances between two sets of pictures in a feature space: FID, improved precision and recall.
 
-torchmetrics computes FID and prdc the neighbourhoods (k = 3, arXiv 1904.06991); here they are only given features. A
-Gaussian of D dimensions needs many more samples than D, so for FID features are projected on the reference's first
-principal components, few enough for ten samples a dimension. Neighbourhoods know no such rule and see all of them.
+torchmetrics computes FID and prdc the neighbourhoods (k = 3, arXiv 1904.06991). This module gives them features. A
+Gaussian of D dimensions needs many more samples than D. For FID, features are therefore projected on the reference's
+first principal components, few enough for ten samples per dimension. Neighbourhoods use all dimensions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Projection:
 
     @staticmethod
     def fit(reference: np.ndarray, samples: int, most: int = 64) -> Projection:
-        """From float (N, D) features; `samples`: the size of the smallest set it will be used on."""
+        """From float (N, D) features. `samples`: the size of the smallest set that will be projected."""
         mean = reference.mean(axis=0)
         _, strengths, axes = np.linalg.svd(reference - mean, full_matrices=False)
         count = max(1, min(most, samples // SAMPLES_PER_DIMENSION, len(strengths)))
@@ -48,7 +48,7 @@ class Projection:
 
 
 class _Given(nn.Module):
-    """torchmetrics' place for a network, where the features are there already."""
+    """Stands in for torchmetrics' network, as the features exist already."""
 
     def __init__(self, dimensions: int) -> None:
         super().__init__()
@@ -68,14 +68,14 @@ def frechet_distance(pictures: np.ndarray, reference: np.ndarray) -> float:
 
 
 def precision_and_recall(pictures: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
-    """Share of the pictures near the reference's manifold, and of the reference near the pictures'."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it was given
+    """Precision: share of the pictures near the reference's manifold. Recall: share of the reference near theirs."""
+    with contextlib.redirect_stdout(io.StringIO()):  # prdc prints its arguments
         found = compute_prdc(reference, pictures, nearest_k=min(NEIGHBOURS, len(pictures) - 1, len(reference) - 1))
     return float(found["precision"]), float(found["recall"])
 
 
 def set_distances(pictures: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """FID (x 1000), precision and recall of unit features (N, D) against (M, D), and FID's dimensions."""
+    """FID (x 1000), precision and recall of unit features (N, D) against (M, D), and FID's number of dimensions."""
     project = Projection.fit(reference, samples=len(pictures))
     precision, recall = precision_and_recall(pictures, reference)
     return {

@@ -1,4 +1,4 @@
-"""The figure: what each variant pays for its fidelity, one line a variant from the prior to its last snapshot."""
+"""The figure: cost against subject fidelity, one line per variant from the prior to the last snapshot."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STYLES = ("-", "--", ":")  # for more variants than colours
 
 
 def cost_of_fidelity(curves: Sequence[Curve], floors: dict[str, Mean], title: str) -> Image.Image:
-    """A panel per measure over subject fidelity; whiskers are 95% intervals, the dotted line is the prior's floor."""
+    """One panel per measure, over subject fidelity. Whiskers: 95% intervals. Dotted line: the prior's floor."""
     names = [name for name in PANELS if any(name in curve.values for curve in curves)]
     columns = min(3, len(names))
     rows = -(-len(names) // columns)

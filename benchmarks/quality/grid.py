@@ -1,7 +1,7 @@
-"""The grids: which subjects, seeds and variants are run, fixed in writing before they are.
+"""What a grid is: the subjects, seeds and variants to run, written down before the runs.
 
-A *variant* is a method with its settings; every variant shares the task's recipe, so that they differ in the loss
-alone. The grid `verdict` is the evidence; the others chose its constants on the other half of the subjects.
+A *variant* is a method with its settings. All variants share the task's recipe, so they differ in the loss alone. The
+grid `verdict` is the evidence. The others chose its constants on the other half of the subjects.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from apt_train.run.content import RECIPE
 from apt_train.training.indicator import AUTO_SCALE
 
 VERSION = 1
-"""Of the measures: raised where what they say of the same pictures changes."""
+"""Version of the measures. Raise it when they score the same pictures differently."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """`settings`: TrainConfig values over the recipe's; `preservation`: with pictures of the class by the prior.
+    """`settings`: TrainConfig values that override the recipe's. `preservation`: add the prior's pictures of the class.
 
-    `class_word` and `init_word` among the settings, with the subject's own as `{class_word}`, are told to the trainer;
-    the prompts keep the subject's own.
+    `class_word` and `init_word` among the settings go to the trainer, with `{class_word}` for the subject's own. The
+    prompts keep the subject's own.
     """
 
     settings: dict[str, Any]
@@ -40,19 +40,19 @@ class Variant:
 
 @dataclass(frozen=True)
 class Grid:
-    """`probe_at`: steps at which losses and drift are measured; `sample_at`: at which pictures are drawn too."""
+    """`probe_at`: steps at which losses and drift are measured. `sample_at`: and pictures are sampled."""
 
     subjects: tuple[str, ...]
     seeds: tuple[int, ...]
     variants: dict[str, Variant]
     probe_at: tuple[int, ...]
     sample_at: tuple[int, ...]
-    share: float = 1.0  # of the usual number of prompts
-    recipe: dict[str, Any] | None = None  # over the task's
-    task: str = ""  # what it runs on: checkpoint, sampling, judge
+    share: float = 1.0  # share of the usual number of prompts
+    recipe: dict[str, Any] | None = None  # overrides the task's
+    task: str = ""  # a description of checkpoint, sampling and judge
 
     def digest(self, unit: Unit) -> str:
-        """Of every setting that the unit's figures depend on; a unit of another digest is not this grid's."""
+        """Digest of every setting that affects a unit's figures. A unit with another digest is not this grid's."""
         variant = self.variants[unit.variant]
         trained = {} if unit.variant == PRIOR else {"settings": variant.settings, "preservation": variant.preservation}
         measured = [] if unit.variant == PRIOR else [self.probe_at, self.sample_at, self.recipe]
@@ -60,14 +60,14 @@ class Grid:
         return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
 
     def units(self) -> list[Unit]:
-        """All of them, seed by seed and subject by subject, so that an unfinished grid is a balanced one."""
+        """All units, seed by seed and subject by subject, so that an unfinished grid is balanced."""
         places = itertools.product(self.seeds, self.subjects, self.variants)
         return [Unit(subject, seed, variant) for seed, subject, variant in places]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One training run and what is measured of it."""
+    """One training run and its measures."""
 
     subject: str
     seed: int
@@ -75,13 +75,13 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """The stem of its file: letters, digits and -_+. alone."""
+        """The stem of its file: only letters, digits and -_+."""
         plain = re.sub(r"[^A-Za-z0-9_+.]+", "-", self.variant)
         return f"{self.subject}-seed{self.seed}-{plain}"
 
 
 def merged(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Nested settings, later ones over earlier ones."""
+    """Nested settings merged, later ones overriding earlier ones."""
     result: dict[str, Any] = {}
     for layer in layers:
         for name, value in layer.items():

@@ -1,6 +1,6 @@
 """Does the indicator say when a run overfits?
 
-Held-out pictures give the truth: what training gained on its own pictures and not on others of the same subject was
+Held-out pictures give the truth. What training gained on its own pictures, but not on others of the same subject, is
 memorised. In: gamma against that truth, other temperatures replayed on the same runs.
 Not in: rules that choose a snapshot (`snapshot_study`), what the methods are worth (`tables`).
 """
@@ -39,22 +39,22 @@ BASELINES: dict[str, Callable[[Bins], np.ndarray]] = {
     "the step alone": lambda item: np.full(len(item.prior), float(item.step)),
     "the run's own gamma": lambda item: item.gamma,
 }
-"""What a temperature has to beat: these know nothing of losses, but for the last."""
+"""Predictors that a temperature has to beat. All but the last ignore the losses."""
 TEMPERATURES: tuple[float | Literal["auto"], ...] = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, "auto")
 
 
 @dataclass(frozen=True)
 class Bins:
-    """One snapshot of one run, per timestep bin (B,): relative to the prior's loss, and absolute."""
+    """One snapshot of one run, per bin of the noise level (B,)."""
 
     unit: tuple[str, int, str]
     step: int
-    gamma: np.ndarray  # as the run's indicator had it
+    gamma: np.ndarray  # of the run's indicator
     prior: np.ndarray  # the prior's loss on the training pictures
     gain: np.ndarray  # prior - tuned on the training pictures
     heldout: np.ndarray  # prior - tuned on held-out pictures
-    drift: np.ndarray  # from the prior on prompts about other things
-    own_drift: np.ndarray  # and on the subject's
+    drift: np.ndarray  # from the prior, on prompts about other things
+    own_drift: np.ndarray  # from the prior, on the subject's prompts
 
     @property
     def relative(self) -> np.ndarray:
@@ -68,24 +68,24 @@ class Bins:
 
     @property
     def drift_ratio(self) -> float:
-        """Drift on other prompts over that on the subject's, the mean over the bins but the cleanest.
+        """Drift on other prompts over drift on the subject's, averaged over all bins but the cleanest.
 
-        As the trainer's own probe has it (`apt_train.sample.drift`), which measures other prompts at five timesteps.
+        Defined as in the trainer's own probe (`apt_train.sample.drift`), which uses other prompts at five timesteps.
         """
         return float((self.drift[1:] / self.own_drift[1:]).mean())
 
     @property
     def memorised_share(self) -> np.ndarray:
-        """The same as a share of the prior's loss: bins differ a hundredfold in that."""
+        """The same as a share of the prior's loss, which differs a hundredfold between bins."""
         return self.memorised / self.prior
 
     @property
     def learned_share(self) -> np.ndarray:
-        """What held-out pictures gained, as a share of the prior's loss."""
+        """The gain on held-out pictures as a share of the prior's loss."""
         return self.heldout / self.prior
 
     def gamma_at(self, temperature: float | Literal["auto"]) -> np.ndarray:
-        """What the indicator would say of these losses at another temperature."""
+        """The indicator's gamma for these losses at another temperature."""
         count = len(self.prior)
         indicator = OverfitIndicator(bins=count, temperature=temperature, num_timesteps=count)
         indicator.update(torch.arange(count), *(torch.from_numpy(x) for x in (self.prior, self.prior - self.gain)))
@@ -119,7 +119,7 @@ def _bins(name: tuple[str, int, str], snapshot: dict[str, Any], gamma: list[list
 
 
 def temperature_table(units: Sequence[dict[str, Any]], variant: str = "dreambooth") -> str:
-    """Temperatures replayed on the same runs: how gamma climbs, how many bins say nothing any more, what it tracks."""
+    """Temperatures replayed on the same runs: how gamma climbs, how many bins saturate, what it tracks."""
     runs = [item for item in bins_of(units) if item.unit[2] == variant]
     steps = sorted({item.step for item in runs})
     lines = [
@@ -140,7 +140,7 @@ def temperature_table(units: Sequence[dict[str, Any]], variant: str = "dreamboot
 
 
 def _pooled(runs: Sequence[Bins], predict: Callable[[Bins], np.ndarray]) -> list[str]:
-    """Spearman's rho with each truth over all bins and snapshots of a run: the mean over the runs, its interval."""
+    """Spearman's rho with each truth, over all bins and snapshots of a run. Mean over the runs with its interval."""
     units = dict.fromkeys(item.unit for item in runs)
     by_unit = [[item for item in runs if item.unit == unit] for unit in units]
     return [said(Mean.of([_rho(mine, predict, attrgetter(truth)) for mine in by_unit])) for truth in TRUTHS]
@@ -150,10 +150,10 @@ def _pooled(runs: Sequence[Bins], predict: Callable[[Bins], np.ndarray]) -> list
 
 
 def across_table(units: Sequence[dict[str, Any]], step: int) -> str:
-    """Of runs on one subject at one step: does the one with the higher gamma overfit more? By bin, and by their means.
+    """Among runs on one subject at one step, does the one with the higher gamma overfit more? By bin, and by the mean.
 
-    Spearman's rho over variants and seeds, the mean over the subjects with its interval. A gamma of another temperature
-    has another scale, so runs at the shipped one alone.
+    Spearman's rho over variants and seeds, then the mean over subjects with its interval. Only runs at the shipped
+    temperature count, since gamma's scale depends on it.
     """
     runs: dict[str, list[Bins]] = {}
     for item in bins_of([unit for unit in units if "temperature" not in unit.get("settings", {}).get("apt", {})]):

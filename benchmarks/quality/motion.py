@@ -1,8 +1,8 @@
-"""What the optimizer does while gamma rises: the gradient that it is given, and how far it moves the LoRA.
+"""What the optimizer does while gamma rises: the gradient it gets, and how far it moves the LoRA.
 
-AdamW divides a gradient by its own recent size, so a loss weight near 0 need not make steps small: this measures
-whether it does. In: a run's gradients and steps, the table of both beside DreamBooth's. Not in: what the weights then
-say of pictures (`unit`).
+AdamW divides a gradient by its own recent size, so a loss weight near 0 need not make steps small. This module measures
+whether it does. In: a run's gradients and steps, and their table relative to DreamBooth's. Not in: what the weights do
+to pictures (`unit`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .curves import BASELINE, Mean, key_of
 
 Part = dict[str, float]
 SHOWN = (100, 400, 800, 1200)
-"""Ends of the intervals in the table, where a run has them."""
+"""Ends of the intervals that the table shows, where a run reaches them."""
 
 
 def motion_of(folder: RunFolder, log: RunLog, steps: Sequence[int]) -> list[Part]:
-    """Between every two of the run's snapshots at `steps`, rising.
+    """One entry per pair of neighbouring snapshots at `steps`, ascending.
 
-    `step` is the later one; `gradient` the median norm before clipping; `moved` the norm of the LoRA's change, down and
-    up matrices alike, on the straight line; `gamma` the mean over the bins at the end (0 where the run has none).
+    `step`: the later one. `gradient`: median norm before clipping. `moved`: norm of the LoRA's total change, over down
+    and up matrices. `gamma`: mean over the bins at the end (0 where the run has none).
     """
     found, files = [], {step: step_folder(folder.snapshots, step) / folder.lora.name for step in steps}
     for before, after in pairwise(steps):
@@ -47,13 +47,13 @@ def motion_of(folder: RunFolder, log: RunLog, steps: Sequence[int]) -> list[Part
 
 
 def _distance(one: Path, other: Path) -> float:
-    """Of two LoRA files of the same layers."""
+    """Distance between two LoRA files with the same layers."""
     first, second = load_file(one), load_file(other)
     return float(sum((first[name].double() - second[name].double()).square().sum() for name in first)) ** 0.5
 
 
 def motion_table(units: Sequence[dict[str, Any]]) -> str:
-    """By variant and step: gradient and way of the LoRA as multiples of DreamBooth's on the same subject and seed."""
+    """By variant and step: gradient and LoRA movement as multiples of DreamBooth's on the same subject and seed."""
     by_variant: dict[str, dict[tuple[str, int, int], Part]] = {}
     for unit in units:
         parts = by_variant.setdefault(unit["unit"]["variant"], {})

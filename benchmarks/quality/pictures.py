@@ -1,4 +1,4 @@
-"""Pictures of a benchmark's prompts, by the prior or by a personalized model, with the same noise for all of them."""
+"""Pictures of a benchmark's prompts, by the prior or a tuned model, with the same noise for both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .task import Task
 def draw_pictures(
     task: Task, components: Components, conditioner: Conditioner, texts: Sequence[str], *, tuned: bool, seed: int
 ) -> list[Image.Image]:
-    """One picture per prompt; picture k starts from the noise of (seed, k)."""
+    """One picture per prompt. Picture k starts from the noise of (seed, k)."""
     side = components.family.resolution
     with torch.no_grad(), vae_on(components, conditioner.device):
         text, nothing = conditioner.encode(list(texts), tuned=tuned), conditioner.encode([""], tuned=False)
@@ -31,7 +31,7 @@ def draw_pictures(
 def prior_pictures(
     task: Task, components: Components, conditioner: Conditioner, texts: Sequence[str], seed: int
 ) -> list[Image.Image]:
-    """The prior's, drawn once and kept. InputError: a LoRA is on the UNet, whose pictures would be kept as its."""
+    """The prior's pictures, sampled once and cached. InputError: a LoRA is on the UNet, so it is not the prior."""
     check_no_adapter(components.unet)
     class_word = conditioner.class_word if any("{subject}" in text for text in texts) else None
 

@@ -1,7 +1,7 @@
-"""Losses and drift at fixed noise: what training and held-out pictures cost the model, how far it left the prior.
+"""Losses and drift at fixed noise: the model's loss on training and held-out pictures, its distance from the prior.
 
-No sampling: a few hundred forward passes a snapshot. The noise of a probe never changes, so differences between
-snapshots and methods are those of the weights.
+Without sampling: a few hundred forward passes per snapshot. A probe's noise never changes, so differences between
+snapshots and methods come from the weights alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Probe:
-    """Noisy latents and what the model should answer; `prior`: the prior's own mean squared error."""
+    """Noisy latents and the target answer. `prior`: the prior's own mean squared error."""
 
     captions: list[str]
     noisy: Tensor  # (N, C, h, w)
@@ -62,20 +62,20 @@ def probes_of(task: Task, components: Components, conditioner: Conditioner, subj
 
 
 def _kept(task: Task, subject: Subject, name: str, captions: list[str], make: Callable[[], Probe]) -> Probe:
-    """The prior's share of a probe is made once."""
+    """The prior's part of a probe is computed once."""
     key = {"of": "probe", "name": name, "captions": captions, "pictures": subject.digest, "bins": BINS}
     key |= {"repeats": task.loss_repeats, "class": subject.class_word}
     return Probe(captions, **task.cached(key, lambda: make().tensors()))
 
 
 def errors(components: Components, conditioner: Conditioner, probe: Probe, *, tuned: bool, batch: int = 32) -> Tensor:
-    """Mean squared error of epsilon per sample, float32 (N,), of the model as it stands."""
+    """Mean squared error of epsilon per sample, float32 (N,), of the current model."""
     epsilon = _epsilon(components, conditioner, probe.noisy, probe.timesteps, probe.captions, tuned, batch)
     return (epsilon - probe.goal).square().mean(dim=(1, 2, 3))
 
 
 def by_bin(values: Tensor, timesteps: Tensor, num_timesteps: int) -> list[float]:
-    """Mean of `values` (N,) in each timestep bin."""
+    """Mean of `values` (N,) in each bin of the noise level."""
     bins = timesteps * BINS // num_timesteps
     return [float(values[bins == b].mean()) for b in range(BINS)]
 
@@ -89,7 +89,7 @@ def _loss_probe(
     *,
     augment: bool,
 ) -> Probe:
-    """Every picture at every bin, its timestep and noise its own."""
+    """Every picture in every bin, each with its own timestep and noise."""
     repeats, total = len(captions) // len(items), components.schedule.num_timesteps
     latents, times, noises = [], [], []
     for index, item in enumerate(items):
@@ -108,7 +108,7 @@ def _loss_probe(
 
 @torch.no_grad()
 def _latent(components: Components, item: Captioned, key: tuple[str | int, ...] | None) -> Tensor:
-    """The posterior's mean; with a key of one augmented variant, the affine map at the published ranges."""
+    """The posterior's mean. With a key, of one augmented variant: the affine map at the published ranges."""
     side = components.family.resolution
     picture = from_pictures([ImageOps.fit(item.picture, (side, side))])[0]
     if key is not None:
@@ -122,7 +122,7 @@ def _latent(components: Components, item: Captioned, key: tuple[str | int, ...] 
 
 
 def _drift_probe(task: Task, components: Components, conditioner: Conditioner, texts: list[str]) -> Probe:
-    """The prior's own guided trajectories, one timestep a bin; the goal is what the prior answers there."""
+    """The prior's own guided trajectories, one timestep per bin. The target is the prior's answer there."""
     schedule, side = components.schedule, components.family.resolution
     shape = (components.unet.config["in_channels"], *[side // components.family.vae_factor] * 2)
     noise = torch.stack([initial_noise(0, k, shape) for k in range(len(texts))]).to(conditioner.device)
@@ -152,7 +152,7 @@ def _epsilon(
     tuned: bool,
     batch: int,
 ) -> Tensor:
-    """The epsilon the UNet stands for, without guidance, float32 on the CPU."""
+    """The epsilon that the UNet's answer implies, without guidance, float32 on the CPU."""
     sampler, device, found = _sampler(components, conditioner), conditioner.device, []
     for rows in (slice(first, first + batch) for first in range(0, len(captions), batch)):
         text = conditioner.encode(captions[rows], tuned=tuned)

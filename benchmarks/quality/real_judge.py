@@ -1,11 +1,12 @@
-"""The judge of real pictures: CLIP, and where their folders are given DINOv2 and HPSv2.
+"""The judge of real pictures: CLIP, and DINOv2 and HPSv2 if their folders are given.
 
-In: the networks from local transformers folders (safetensors alone), and the measures. Not in: distances between sets
-(`distances`), where the pictures come from (`real_subjects`).
+In: the networks from local transformers folders (safetensors only), and the measures. Not in: distances between sets
+(`distances`), where pictures come from (`real_subjects`).
 
-Nobody can draw the true subject here, so unlike the drawn world's judge this one knows likeness by cosines alone: no
-`recognised`, no `kept`. `scene` is left out too: CLIP looks at the whole picture, and its cosine to the prior's picture
-would fall as the subject comes in. Pictures are cut to their middle square, as the folders' own processors do.
+True pictures of the subject cannot be made here. Unlike the drawn world's judge, this one measures likeness by cosines
+alone, so there is no `recognised` and no `kept`. `scene` is left out too: CLIP sees the whole picture, so its cosine to
+the prior's picture would fall as the subject appears. Pictures are centre-cropped to a square, as the folders' own
+processors do.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ from apt_train.text.captions import class_caption
 from .subjects import Prompt, Subject
 
 BATCH = 32
-# Settings in which transformers reads the name of a repository: of a kernel, of code, of a quantizer.
+# Settings in which transformers reads a repository's name: of a kernel, of code, of a quantizer.
 _LEADING_ELSEWHERE = {"attn_implementation", "_attn_implementation", "auto_map", "quantization_config"}
 _T = TypeVar("_T")
 
 
 class RealJudge:
-    """Looks at pictures of one subject. See `Judge`.
+    """Scores pictures of one subject. See `Judge`.
 
-    Likeness is measured to the held-out pictures, or to the training pictures where there are none; `Subject.group`
-    says which.
+    Likeness is measured to the held-out pictures, or to the training pictures if there are none. `Subject.group` says
+    which.
     """
 
     def __init__(self, subject: Subject, networks: Networks) -> None:
@@ -51,7 +52,7 @@ class RealJudge:
         self._training = networks.likeness.pictures([item.picture for item in subject.training])
 
     def ideal(self, prompts: Sequence[Prompt], prior: Sequence[Image.Image]) -> None:
-        """Nobody has true photographs of what the prompts ask for."""
+        """None: true photographs of the prompts do not exist."""
         return None
 
     def features(self, pictures: Sequence[Image.Image]) -> dict[str, np.ndarray]:
@@ -60,12 +61,12 @@ class RealJudge:
     def score(
         self, pictures: Sequence[Image.Image], prompts: Sequence[Prompt], prior: Sequence[Image.Image]
     ) -> dict[str, float]:
-        """Means over the prompts of each kind; `prior` is not looked at.
+        """Means over the prompts of each kind. `prior` is ignored.
 
-        Of the subject's prompts: `fidelity`, the mean cosine to the subject's pictures (of DINOv2's embeddings, of
+        On the subject's prompts: `fidelity`, the mean cosine to the subject's pictures (of DINOv2's embeddings, of
         CLIP's without DINOv2); `clip_i`, the same by CLIP; `copied`, the largest cosine to a training picture, in
         fidelity's space; `aligned`, CLIP's cosine of picture and prompt, the class word in the subject's place.
-        `leak`: fidelity's cosine on the class word's pictures; the prior has one too, for its class looks like the
+        `leak`: fidelity's cosine on the class word's pictures. The prior has one too, as its class resembles the
         subject. `aligned_elsewhere`: as `aligned`, on the class word's and the other prompts. With HPSv2, `hps` and
         `hps_elsewhere`: cosine of picture and prompt times the logit scale (100 as published).
         """
@@ -91,7 +92,7 @@ class RealJudge:
 
 @dataclass(frozen=True)
 class Networks:
-    """Who looks. `hps`: HPSv2, which is a CLIP taught people's choices."""
+    """The networks. `hps`: HPSv2, a CLIP trained on human preferences."""
 
     clip: ClipNetwork
     dino: DinoNetwork | None = None
@@ -103,7 +104,7 @@ class Networks:
 
 
 def load_networks(clip: Path, dino: Path | None = None, hps: Path | None = None, *, device: str = "cpu") -> Networks:
-    """From transformers folders, in float32 on the device. InputError: a folder that cannot be used."""
+    """Load transformers folders, in float32 on the device. InputError: a folder that cannot be used."""
     return Networks(
         ClipNetwork(clip, device, "CLIP"),
         None if dino is None else DinoNetwork(dino, device),
@@ -126,14 +127,14 @@ class ClipNetwork:
 
     @property
     def scale(self) -> float:
-        """What the network multiplies its cosines by."""
+        """The factor by which the network scales its cosines."""
         return float(self._model.logit_scale.exp())
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
         return _unit_rows(pictures, self._embed_pictures)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts longer than the network reads are cut."""
+        """Texts are truncated to the network's limit."""
         return _unit_rows(texts, self._embed_texts)
 
     def _embed_pictures(self, pictures: list[Image.Image]) -> Tensor:
@@ -151,7 +152,7 @@ class ClipNetwork:
 class DinoNetwork:
     """A DINOv2 folder: unit class-token embeddings of pictures, float32 (N, D) on the CPU.
 
-    The published subject fidelities are DINO's (ViT-S/16), which these are not to be compared with. InputError: a
+    Published subject fidelities use DINO (ViT-S/16), so do not compare these with them. InputError: a
     folder without DINOv2's configuration, .safetensors or preprocessor.
     """
 
@@ -193,16 +194,16 @@ def _load(kind: Any, model_type: str, folder: Path, device: str, what: str) -> A
             use_safetensors=True,
             output_loading_info=True,
         )
-    except Exception as error:  # transformers and safetensors raise nearly anything on a broken folder
+    except Exception as error:  # transformers and safetensors may raise anything on a broken folder
         raise InputError(f"The {what} folder {folder} cannot be loaded ({error}): get it again.") from error
-    if report["missing_keys"]:  # transformers would go on with random weights
+    if report["missing_keys"]:  # transformers would continue with random weights
         lacking = sorted(report["missing_keys"])[0]
         raise InputError(f"The {what} folder {folder} lacks weights, {lacking} for one: get the whole model.")
     return model.float().eval().requires_grad_(False).to(device)
 
 
 def _check_folder(folder: Path, model_type: str, what: str) -> None:
-    """Refuse, in words, what is no transformers folder of that kind with .safetensors weights."""
+    """InputError: not a transformers folder of that kind with .safetensors weights."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if not isinstance(config, dict):
@@ -227,12 +228,12 @@ def _check_folder(folder: Path, model_type: str, what: str) -> None:
 
 
 def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """A configuration, and those of its parts (CLIP's text and vision)."""
+    """A configuration and those of its parts (CLIP's text and vision)."""
     return [config, *(value for value in config.values() if isinstance(value, dict))]
 
 
 def _image_processor(folder: Path, what: str) -> Any:
-    """The folder's own, computed by Pillow: torchvision may be absent, and scales a little differently."""
+    """The folder's own processor, on Pillow: torchvision may be absent, and scales slightly differently."""
     by_pillow = {"backend": "pil"} if hasattr(transformers, "PilBackend") else {"use_fast": False}
     try:
         return AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **by_pillow)

@@ -1,14 +1,14 @@
-"""Subjects from a folder of pictures: one sub-folder per subject, named in letters, digits, `_` and `-`.
+"""Subjects from a folder of pictures: one sub-folder per subject, its name of letters, digits, `_` and `-`.
 
     backpack/              the training pictures: png, jpg or webp, captions `X.txt` beside `X.png`
     backpack/class_word.txt  one line, what it is: backpack
     backpack/heldout/      pictures of the same subject elsewhere, which no run sees
 
-In: reading them, and our own prompts. Not in: who judges the pictures (`real_judge`). Captions are read as the trainer
-reads them; a picture without one is `a photo of {subject}`. Loss masks are left alone.
+In: reading them, and our own prompts. Not in: who judges the pictures (`real_judge`). Captions are read as the
+trainer reads them. A picture without one is `a photo of {subject}`. Loss masks are ignored.
 
-`heldout/` may be absent. Then there is no held-out loss, so `memorised` is unknown, and fidelity is measured to the
-training pictures: a run that copies them scores highest. `Subject.group` says which of both a unit's figures are.
+`heldout/` may be absent. Then there is no held-out loss, and `memorised` is unknown. Fidelity is measured to the
+training pictures, so a run that copies them scores highest. `Subject.group` says which of the two a unit used.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ TEMPLATES = (
     "a photo of {subject} on a park bench in autumn fog",
     "a stained glass window that shows {subject}",
 )
-"""The subject elsewhere, in a style, or beside something else; every few in a row have some of each."""
+"""The subject elsewhere, in a style, or beside something else. Any few in a row mix these."""
 
 OTHERS = (
     "a lighthouse on a cliff at dusk",
@@ -81,7 +81,7 @@ OTHERS = (
 
 
 def subject_names(folder: Path) -> list[str]:
-    """The subjects in the folder, by name; hidden sub-folders are left alone.
+    """The subjects in the folder, by name. Hidden sub-folders are ignored.
 
     InputError: no such folder, no sub-folder in it, or one whose name or class_word.txt cannot be used.
     """
@@ -98,7 +98,7 @@ def subject_names(folder: Path) -> list[str]:
 
 
 def real_subject(name: str, folder: Path, share: float = 1.0) -> Subject:
-    """The subject in the sub-folder of that name; `share`: of the usual number of prompts, for quick runs.
+    """The subject in the sub-folder of that name. `share`: of the usual number of prompts, for quick runs.
 
     InputError: a name, picture, caption or class_word.txt that cannot be used.
     """
@@ -116,9 +116,9 @@ def real_subject(name: str, folder: Path, share: float = 1.0) -> Subject:
 
 
 def prompts_for(class_word: str, share: float = 1.0) -> list[Prompt]:
-    """The subject, its class word, and other things, kind by kind. Texts come round again, each time with new noise.
+    """Prompts of the subject, its class word and other things, kind by kind. Texts repeat, each time with new noise.
 
-    What others are asked for is the same for all subjects, but for texts that share a word with the class word.
+    The other things are the same for all subjects, except that texts sharing a word with the class word are left out.
     """
     named, klass, other = (max(4, round(share * count)) for count in (SUBJECT_PROMPTS, CLASS_PROMPTS, OTHER_PROMPTS))
     words = set(class_word.lower().split())
@@ -158,7 +158,7 @@ def _class_word(place: Path) -> str:
 
 
 def _captioned(place: Path, class_word: str) -> list[Captioned]:
-    """A folder's pictures, upright and without alpha, with captions that hold `{subject}`."""
+    """A folder's pictures, upright and without alpha, with captions that contain `{subject}`."""
     if place.is_dir() and not any(path.suffix.lower() in readable_suffixes() for path in place.iterdir()):
         raise InputError(f"There are no pictures in {place}: put png, jpg or webp files of the subject there.")
     try:
@@ -177,7 +177,7 @@ def _picture(image: TrainImage) -> Image.Image:
 
 
 def _caption(image: TrainImage, class_word: str) -> str:
-    """As the trainer would make it, so that probes and training read the same."""
+    """As the trainer makes it, so that probes and training see the same."""
     return caption_for(
         image.caption, image.name, template=f"a photo of {SUBJECT}", name="the_subject", class_word=class_word
     )

@@ -11,8 +11,8 @@ from .real_judge import RealJudge, load_networks
 from .real_subjects import real_subject, subject_names
 from .task import CONSTANTS, Task
 
-SAMPLING_STEPS, GUIDANCE = 25, 7.5  # of DDIM (ours); within what is usual for either family
-SAMPLING_BATCH = 8  # guidance doubles it in the UNet
+SAMPLING_STEPS, GUIDANCE = 25, 7.5  # DDIM steps (ours), within the usual range of either family
+SAMPLING_BATCH = 8  # guidance doubles the batch in the UNet
 
 
 def real_task(
@@ -27,17 +27,17 @@ def real_task(
 ) -> Task:
     """The trainer's defaults, which are DCO's published recipe (rank 32, learning rate 5e-5, batch 1, 2000 steps).
 
-    APT's constants are the grids' own, so that units mean the same when a default changes.
+    APT's constants come from the grids, so that units keep their meaning when a default changes.
 
     Args:
         checkpoint: A .safetensors or a diffusers folder.
         subjects: See `real_subjects`.
         clip, dino, hps: transformers folders of CLIP, DINOv2 and HPSv2; see `real_judge`.
-        device: None: CUDA where there is one. The judge's networks stay on it, beside the checkpoint.
+        device: None means CUDA if available. The judge's networks stay on it, beside the checkpoint.
         share: Of the usual number of prompts.
 
     Raises:
-        InputError: subjects or networks that cannot be used; the checkpoint is not opened yet.
+        InputError: subjects or networks that cannot be used. The checkpoint is not opened yet.
     """
     subject_names(subjects)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")

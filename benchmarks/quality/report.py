@@ -1,4 +1,4 @@
-"""What a grid's units amount to: `table.md`, `figure.png` and `summary.json` beside them."""
+"""The report of a grid's units: `table.md`, `figure.png` and `summary.json` in the same folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .tables import bins_table, level_table, numbers, step_table
 
 
 def write_report(name: str, grid: Grid, folder: Path) -> str:
-    """Write the three files; returns the tables. InputError: no unit of the grid is there."""
+    """Write the three files and return the tables. InputError: the grid has no unit yet."""
     units = read_units(folder, grid)
     curves = curves_of(units)
     if not curves:

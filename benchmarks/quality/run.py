@@ -1,4 +1,4 @@
-"""Running what is missing of a grid, some units at a time, each in a process with one thread."""
+"""Runs a grid's missing units, several at a time, each in a process with one thread."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _TASKS: dict[str, Task] = {}  # of this worker process: the model is loaded once
 
 
 def run_grid(make_task: MakeTask, grid: Grid, folder: Path, workers: int) -> None:
-    """Run and write every unit that has no file. `make_task` is called in each worker; it must pickle.
+    """Run and write every unit that has no file. `make_task` is called in each worker, so it must pickle.
 
-    InputError, at the end: units that failed, by name; the others have been run.
+    InputError, at the end: names the units that failed. The others have been run.
     """
     todo, started, failed = missing(folder, grid), time.monotonic(), []
     print(f"{len(grid.units()) - len(todo)} of {len(grid.units())} units are there, {len(todo)} to run", flush=True)
@@ -41,7 +41,7 @@ def run_grid(make_task: MakeTask, grid: Grid, folder: Path, workers: int) -> Non
                 left = minutes / done * (len(todo) - done)
                 print(f"{done}/{len(todo)} {runs[run].name}: {minutes:.0f} min, about {left:.0f} left", flush=True)
         except BaseException:
-            for worker in multiprocessing.active_children():  # they would go on alone; half a unit is not kept anyway
+            for worker in multiprocessing.active_children():  # they would continue alone, and half a unit is not kept
                 worker.terminate()
             pool.shutdown(cancel_futures=True)
             raise

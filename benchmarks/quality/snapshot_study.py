@@ -1,7 +1,7 @@
-"""Which snapshot is the one to take? Rules that need no held-out picture, against the best choice by hindsight.
+"""Which snapshot to take? Rules that need no held-out picture, against the best choice in hindsight.
 
-What a snapshot is worth depends on how much the class word counts: `WORTHS` has three answers, and a rule that is good
-for one of them can be poor for another.
+A snapshot's value depends on how much the class word counts. `WORTHS` has three answers, and a rule that is good for
+one of them can be poor for another.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from .curves import BASELINE, Curve, Mean, curves_of
 from .indicator_study import Bins, bins_of, said
 
 WORTHS = {"kept": 0.0, "kept minus half the leak": 0.5, "kept minus leak": 1.0}
-"""Pictures of the subject that show it as asked, less (a part of) pictures of its class that show it unasked."""
+"""Share of the subject's pictures that are kept, minus a weighted share of its class's pictures that show it."""
 
 Rule = Callable[[Curve, Sequence[Bins]], int]
 """A run's sampled curve and its bins -> the step to take."""
 
 
 def worth(curve: Curve, leak: float) -> dict[int, float]:
-    """By drawn step, `leak` being the weight of the class word's pictures."""
+    """Value by sampled step. `leak`: the weight of the class word's pictures."""
     kept, leaked = curve.values["kept"], curve.values["leak"]
     return {int(curve.steps[row]): float(kept[row] - leak * leaked[row]) for row in _drawn(curve)}
 
@@ -35,7 +35,7 @@ def last(curve: Curve, bins: Sequence[Bins]) -> int:
 
 
 def indicated(curve: Curve, bins: Sequence[Bins]) -> int:
-    """By the indicator (`indicator_rule`): the latest drawn snapshot up to its choice, the first where none is."""
+    """The indicator's choice (`indicator_rule`): the latest sampled snapshot up to it, or the first."""
     assert curve.recommended is not None
     return max((step for step in steps_of(curve) if step <= curve.recommended), default=min(steps_of(curve)))
 
@@ -51,7 +51,7 @@ def relative_gap(limit: float) -> Rule:
 
 
 def drift_at_most(kind: str, limit: float) -> Rule:
-    """The last snapshot that has drifted by at most `limit` (epsilon^2) on prompts of a kind (class, other)."""
+    """The last snapshot with a drift of at most `limit` (epsilon^2) on one kind of prompt (class, other)."""
 
     def rule(curve: Curve, bins: Sequence[Bins]) -> int:
         below = [step for step in steps_of(curve) if curve.at_step(f"drift_{kind}", step) <= limit]
@@ -61,9 +61,9 @@ def drift_at_most(kind: str, limit: float) -> Rule:
 
 
 def risen(factor: float) -> Rule:
-    """The last snapshot whose drift ratio is at most `factor` times the run's lowest until then.
+    """The last snapshot whose drift ratio is at most `factor` times the run's lowest so far.
 
-    What `apt_train.verdict.recommend` does with the trainer's own, smaller probe.
+    `apt_train.verdict.recommend` applies this to the trainer's own, smaller probe.
     """
 
     def rule(curve: Curve, bins: Sequence[Bins]) -> int:
@@ -75,7 +75,7 @@ def risen(factor: float) -> Rule:
 
 
 def most_specific(curve: Curve, bins: Sequence[Bins]) -> int:
-    """The snapshot whose drift on the subject's prompts is the largest multiple of that on its class's."""
+    """The snapshot with the highest ratio of drift on the subject's prompts to drift on its class's."""
     return max(
         steps_of(curve), key=lambda step: curve.at_step("drift_subject", step) / curve.at_step("drift_class", step)
     )
@@ -93,7 +93,7 @@ RULES: dict[str, Rule] = {
 
 
 def snapshot_table(units: Sequence[dict[str, Any]]) -> str:
-    """What each rule loses against the best snapshot by hindsight, over all runs and over DreamBooth's, by worth."""
+    """What each rule loses against the best snapshot in hindsight, over all runs and over DreamBooth's."""
     curves = {(*curve.key, curve.variant): curve for curve in curves_of(units)}
     runs: dict[tuple[str, int, str], list[Bins]] = {}
     for item in bins_of(units):

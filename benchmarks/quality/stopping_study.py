@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality.stopping_study
 
-Against always the last snapshot, by rule and by variant. The snapshots lie at 50, 100, 200, 400 and 800, so a rule
-can end a run at these alone; the drift is the benchmark's own, larger probe.
+Compared with always the last snapshot, by rule and variant. The snapshots are at steps 50, 100, 200, 400 and 800, so a
+rule can end a run only there. The drift is from the benchmark's own, larger probe.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MEASURES = {"fidelity": "subject fidelity", "kept": "kept", "leak": "leak", "fid
 
 
 def stopping_table(units: Sequence[dict[str, Any]]) -> str:
-    """A row per rule and variant: how many runs it ends, and of those what the kept snapshot is less the last."""
+    """A row per rule and variant: how many runs it ends, and for those the chosen snapshot minus the last."""
     curves = {(*curve.key, curve.variant): curve for curve in curves_of(units)}
     runs: dict[tuple[str, int, str], list[Bins]] = {}
     for item in bins_of(units):
@@ -48,7 +48,7 @@ def _row(rule: str, variant: str, chosen: list[tuple[Curve, list[Bins]]]) -> str
 
 
 def _change(curve: Curve, name: str, step: int) -> float:
-    """A measure at a step, less what it is at the run's last."""
+    """A measure at a step minus its value at the run's last step."""
     return curve.at_step(name, step) - curve.at_step(name, int(curve.steps.max()))
 
 

@@ -1,4 +1,4 @@
-"""Units on disk: one small JSON each, in a folder per grid; what is there is not run again."""
+"""Units on disk: one small JSON file each, in a folder per grid. An existing unit is not run again."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def write_unit(folder: Path, grid: Grid, unit: Unit, record: dict[str, Any]) -> 
 
 
 def read_units(folder: Path, grid: Grid) -> list[dict[str, Any]]:
-    """The grid's units that are there; files of units that are no longer in the grid are left alone.
+    """The grid's units on disk. Files of units that have left the grid are ignored.
 
-    InputError: a unit was made by other settings than the grid's, so it must not count as one of it.
+    InputError: a unit was made with settings other than the grid's, so it must not count.
     """
     found = []
     for unit in grid.units():

@@ -1,6 +1,6 @@
-"""What a benchmark asks of a subject: its training pictures, held-out pictures, prompts.
+"""What a benchmark needs of a subject: training pictures, held-out pictures, prompts.
 
-In: plain data, and how it becomes the trainer's pictures. Not in: where subjects come from (`world_subjects`,
+In: plain data, and its conversion to the trainer's pictures. Not in: where subjects come from (`world_subjects`,
 `real_subjects`), who judges the pictures (`world_judge`, `real_judge`).
 """
 
@@ -24,7 +24,7 @@ KINDS: tuple[Kind, ...] = ("subject", "class", "other")
 class Prompt:
     """A prompt and what a judge should see in its picture.
 
-    `kind`: `subject` names it as `{subject}`; `class` says the bare class word in its place; `other` is about other
+    `kind`: `subject` contains `{subject}`, `class` has the bare class word in its place, `other` is about other
     things. `expect`: attribute -> label, for judges that read attributes.
     """
 
@@ -35,7 +35,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Captioned:
-    """A picture of the subject; the caption names it as `{subject}`."""
+    """A picture of the subject. The caption names it as `{subject}`."""
 
     picture: Image.Image
     caption: str
@@ -43,7 +43,7 @@ class Captioned:
 
 @dataclass(frozen=True)
 class Subject:
-    """One subject: `training` is what a run sees, `heldout` shows it elsewhere; `group` is for tables (near, far)."""
+    """One subject. A run sees `training`. `heldout` shows it elsewhere. `group` is for tables (near, far)."""
 
     name: str
     class_word: str
@@ -54,17 +54,17 @@ class Subject:
 
     @property
     def digest(self) -> str:
-        """Of all its pictures and captions: what is kept of a subject must not outlive them."""
+        """Digest of its pictures and captions, so that cached data does not outlive them."""
         return _image_set([*self.training, *self.heldout]).digest
 
     @property
     def images(self) -> ImageSet:
-        """The training pictures as the trainer takes them."""
+        """The training pictures in the trainer's format."""
         return _image_set(self.training)
 
 
 class Judge(Protocol):
-    """Who looks at the pictures of one subject."""
+    """Scores the pictures of one subject."""
 
     space: str
     """Name of the feature space of `features`."""
@@ -76,13 +76,13 @@ class Judge(Protocol):
     def score(
         self, pictures: Sequence[Image.Image], prompts: Sequence[Prompt], prior: Sequence[Image.Image]
     ) -> dict[str, float]:
-        """What the pictures of these prompts show; `prior`: the prior's pictures of the same prompts and noise."""
+        """Scores of the pictures of these prompts. `prior`: the prior's pictures for the same prompts and noise."""
         ...
 
     def ideal(self, prompts: Sequence[Prompt], prior: Sequence[Image.Image]) -> list[Image.Image] | None:
-        """True pictures of what the prompts ask for, the prior's where the subject is not named; None: there are none.
+        """True pictures of the subject's prompts, and the prior's of the others. None: they cannot be made.
 
-        Their scores are the most that a model can reach with this judge.
+        Their scores are the ceiling for this judge.
         """
         ...
 
@@ -92,7 +92,7 @@ def _image_set(items: Sequence[Captioned]) -> ImageSet:
 
 
 def image_set(pictures: list[Image.Image], captions: list[str]) -> ImageSet:
-    """Pictures of any sizes as the trainer takes them."""
+    """Pictures of any size in the trainer's format."""
     return ImageSet.from_tensors([as_hwc(picture) for picture in pictures], captions)
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark runs on: a checkpoint, its subjects, who judges them, the recipe all methods share."""
+"""What a benchmark runs on: checkpoint, subjects, judge, and the recipe that all methods share."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from apt_train.families.sd import load_checkpoint
 from .cache import cached
 from .subjects import Judge, Subject
 
-# What a variant means that names none of them: the grids were fixed before the shipped defaults were settled by them.
+# Settings of a variant that names none. The grids were fixed before they settled the shipped defaults.
 CONSTANTS = {"temperature": 1000.0, "dist_weight": 1.0, "attn_weight": 1.0, "max_zoom": 3.0}
 
 
 @dataclass(frozen=True)
 class Task:
-    """`recipe`: TrainConfig values of every method; `subject(name)` and `judge(subject)` make the rest."""
+    """`recipe`: TrainConfig values of every method. `subject(name)` and `judge(subject)` make the rest."""
 
     name: str
     checkpoint: Path
@@ -35,7 +35,7 @@ class Task:
     device: str = "cpu"
     cache: Path = Path(".cache/quality")
     preservation_pictures: int = 48
-    loss_repeats: int = 2  # noises per picture and timestep bin in the loss probes
+    loss_repeats: int = 2  # noises per picture and bin in the loss probes
     drift_prompts: int = 8  # per kind of prompt in the drift probes
 
     @cached_property
@@ -44,7 +44,7 @@ class Task:
         return load_checkpoint(self.checkpoint)
 
     def cached(self, key: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Something the prior alone decides; see `cache`."""
+        """Cached tensors that depend on the prior alone. See `cache`."""
         components = self.components
         sampling = {"steps": self.sampling_steps, "guidance": self.guidance, "precision": str(components.unet.dtype)}
         return cached(self.cache, {**key, "model": components.digest, **sampling}, make)

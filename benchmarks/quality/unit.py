@@ -1,4 +1,4 @@
-"""One unit: train a subject by one variant, measure it at its snapshots, and say it in a small JSON object."""
+"""One unit: train one variant on one subject, measure its snapshots, and return a small JSON object."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from .probe import by_bin, errors, probes_of
 from .subjects import KINDS, Judge, Subject, image_set
 from .task import Task
 
-REFERENCE_SEEDS = (101, 102)  # of the prior's pictures that distances are taken to; runs are sampled with their own
+REFERENCE_SEEDS = (101, 102)  # of the prior's reference pictures for distances. Runs are sampled with their own
 PRESERVATION_SEED = 201
 LOSSES = ("training", "augmented", "heldout")
-GAMMA_EVERY = 10  # steps between the values of gamma that are kept
+GAMMA_EVERY = 10  # steps between stored values of gamma
 
 
 def run_unit(task: Task, grid: Grid, unit: Unit) -> dict[str, Any]:
-    """Train, measure, and return what is committed."""
+    """Train, measure, and return what will be committed."""
     components, subject = task.components, task.subject(unit.subject)
     with _on(components, task.device):
         bench = _Bench(task, components, subject, task.judge(subject), unit.seed)
@@ -101,21 +101,21 @@ class _Bench:
         assert [prompt.kind for prompt in subject.prompts] == sorted(
             (prompt.kind for prompt in subject.prompts), key=KINDS.index
         ), "prompts come kind by kind"
-        # Everything that the prior alone decides, before any adapter is on.
+        # Everything that depends on the prior alone, before an adapter is added.
         self._probes = probes_of(self.task, self.components, self._prior, self.subject)
         self._reference = _joined([self.judge.features(self._pictures(seed)) for seed in REFERENCE_SEEDS])
         self._same_noise = self._pictures(self.seed)
 
     def preservation(self) -> ImageSet:
-        """The prior's own pictures of the class, as DreamBooth's second term takes them."""
+        """The prior's own pictures of the class, for DreamBooth's preservation term."""
         texts = [f"a photo of a {self.subject.class_word}"] * self.task.preservation_pictures
         pictures = prior_pictures(self.task, self.components, self._prior, texts, PRESERVATION_SEED)
         return image_set(pictures, texts)
 
     def prior(self) -> dict[str, Any]:
-        """The prior measured as if it were a trained model, against itself at the reference's seeds.
+        """The prior, measured like a trained model against itself at the reference's seeds.
 
-        Where the judge can draw what was asked for, that is measured too, as `true`: the best there can be.
+        If the judge can make true pictures of the prompts, they are measured too, as `true`: the ceiling.
         """
         again = self._pictures(self.seed + 50)
         losses = {name: self._by_bin(name, self._probes[name].prior) for name in LOSSES if name in self._probes}
@@ -124,7 +124,7 @@ class _Bench:
         return _rounded(found if true is None else {**found, "true": self._judged(true)})
 
     def snapshot(self, folder: RunFolder, config: TrainConfig, step: int, *, sampled: bool) -> dict[str, Any]:
-        """The model of one snapshot: its probes, and with `sampled` its pictures."""
+        """Measures of one snapshot: the probes, and with `sampled` also pictures."""
         place = step_folder(folder.snapshots, step)
         embedding = place / folder.embedding.name
         with personalized(
@@ -135,14 +135,12 @@ class _Bench:
             min_rank=config.adapter.resolved_min_rank if config.method == "tlora" else None,
         ) as (conditioner, adapter):
             to(self.components, self.task.device)
-            with adapter.at_each_call(
-                self.components.network
-            ):  # T-LoRA as published masks its ranks when it draws, too
+            with adapter.at_each_call(self.components.network):  # T-LoRA as published masks its ranks here, too
                 found = self._measured(conditioner, sampled)
         return _rounded({"step": step, **found})
 
     def _measured(self, conditioner: Conditioner, sampled: bool) -> dict[str, Any]:
-        """The model as it stands."""
+        """Measures of the current model."""
         found = self._probed(conditioner)
         if not sampled:
             return found
@@ -174,17 +172,17 @@ class _Bench:
         return {"score": score, "distances": distances}
 
     def _pictures(self, seed: int) -> list[Image.Image]:
-        """The prior's of all prompts; what subjects have in common is drawn once."""
+        """The prior's pictures of all prompts. Those that subjects share are sampled once."""
         return self._by_kind(lambda texts: prior_pictures(self.task, self.components, self._prior, texts, seed))
 
     def _by_kind(self, draw: Callable[[list[str]], list[Image.Image]]) -> list[Image.Image]:
-        """Pictures of all prompts, kind by kind, so that picture k of a kind starts from the same noise for all."""
+        """Pictures of all prompts, kind by kind, so that picture k of a kind has the same noise for every subject."""
         texts = ([prompt.text for prompt in self.subject.prompts if prompt.kind == kind] for kind in KINDS)
         return [picture for of_kind in texts if of_kind for picture in draw(of_kind)]
 
 
 def to(components: Components, device: str) -> None:
-    """UNet and text encoders to where they are measured, in the trainer's precision; the VAE moves as it is needed."""
+    """Move UNet and text encoders to the device, in the trainer's precision. The VAE moves when needed."""
     dtype = resolve_dtype("auto", torch.device(device))
     for module in _networks(components):
         torch.nn.Module.to(module, device, dtype)
@@ -210,7 +208,7 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def _rounded(value: Any) -> Any:
-    """Five significant digits: far below the noise, and the files stay small."""
+    """Five significant digits: well below the noise, and the files stay small."""
     if isinstance(value, dict):
         return {name: _rounded(item) for name, item in value.items()}
     if isinstance(value, list):

@@ -1,8 +1,8 @@
-"""The judge of the drawn world's subjects: is it the subject, is it what the prompt asked for, is it a copy?
+"""The judge of the drawn world's subjects: is it the subject, does it follow the prompt, is it a copy?
 
-The drawn world can draw its subject in every style, so likeness is measured against true pictures of the same style,
-and "it is the subject" means: nearer to the subject than to every look-alike, which is the same shape with the
-pattern or one colour changed.
+The drawn world can draw its subject in every style, so likeness is measured to true pictures in the same style. A
+picture is "recognised" if it is nearer to the subject than to every look-alike. A look-alike has the same shape, with
+the pattern or one colour changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ALIGNED = ("shape", "colours", "ground", "place", "style")
 
 
 class WorldJudge:
-    """Reads pictures of one drawn-world subject. See `Judge`."""
+    """Scores pictures of one drawn-world subject. See `Judge`."""
 
     space = "unit embedding of the drawn world's judge (object and scene)"
 
@@ -47,9 +47,9 @@ class WorldJudge:
     ) -> dict[str, float]:
         """Means over the prompts of each kind.
 
-        `fidelity`: cosine of the object to true pictures of the subject in the asked style; `recognised`: share nearer
-        to the subject than to any look-alike; `aligned`: share of the prompt's words found; `kept`: share recognised
-        with every word found; `leak`: share of the class word's pictures that are recognised as the subject;
+        `fidelity`: cosine of the object to true pictures of the subject in the requested style; `recognised`: share
+        nearer to the subject than to any look-alike; `aligned`: share of the prompt's words found; `kept`: share
+        recognised with every word found; `leak`: share of the class word's pictures that are recognised as the subject;
         `scene`: cosine of the scene to the prior's picture of the same noise; `copied`: largest cosine of the whole
         picture to a training picture.
         """
@@ -75,7 +75,7 @@ class WorldJudge:
         }
 
     def ideal(self, prompts: Sequence[Prompt], prior: Sequence[Image.Image]) -> list[Image.Image]:
-        """The world draws its subjects itself."""
+        """True pictures, drawn by the world itself."""
         return [
             render(replace(self._look.scene, **prompt.expect), 500 + row) if prompt.kind == "subject" else picture
             for row, (prompt, picture) in enumerate(zip(prompts, prior, strict=True))
@@ -87,7 +87,7 @@ class WorldJudge:
         return (ours @ theirs.T).max(dim=1).values.numpy()
 
     def _likeness(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
-        """Cosine to the subject in the asked style, and whether no look-alike is nearer; each (N,)."""
+        """Cosine to the subject in the requested style, and whether no look-alike is nearer. Each (N,)."""
         ours = F.normalize(self._judge.features(images), dim=1)
         cosine, nearest = np.zeros(len(prompts)), np.zeros(len(prompts), bool)
         for row, prompt in enumerate(prompts):
@@ -105,7 +105,7 @@ class WorldJudge:
 
 
 def look_alikes(look: Look) -> list[Look]:
-    """The subject first, then the same shape with another pattern, or with one colour changed."""
+    """The subject, then the same shape with another pattern or with one colour changed."""
     patterns = [name for name in draw.PATTERNS + draw.NOVEL_PATTERNS if name != look.pattern]
     others = [name for name in draw.COLOURS if name not in (look.colour, look.second)]
     return [
@@ -118,7 +118,7 @@ def look_alikes(look: Look) -> list[Look]:
 
 @functools.cache
 def the_judge() -> Judge:
-    """The embedded model's judge, read once per process."""
+    """The embedded model's judge, loaded once per process."""
     return load_judge()
 
 
@@ -130,7 +130,7 @@ def true_pictures(look: Look, style: str) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=64)
 def look_alike_centres(look: Look, style: str) -> torch.Tensor:
-    """Unit centres of the subject and its look-alikes in a style, (L, D); the subject's comes first."""
+    """Unit centres of the subject and its look-alikes in a style, (L, D). The subject is first."""
     means = [_embedded(other, style, LOOK_ALIKE_PICTURES, 400).mean(0) for other in look_alikes(look)]
     return F.normalize(torch.stack(means), dim=1)
 

@@ -1,7 +1,7 @@
-"""The drawn world's subjects: six new members of known kinds, six with a pattern the world does not hold.
+"""The drawn world's subjects: six new members of known kinds, six with a pattern that the world lacks.
 
 Half of them (three near, three far) are for choosing constants, the other half for the verdict. Each has four
-pictures on one ground; its prompts ask for the five other grounds.
+pictures on one ground. Its prompts ask for the five other grounds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Look:
 
     @property
     def far(self) -> bool:
-        """Whether the world holds no such pattern at all; else only this combination is new."""
+        """Whether the world lacks the pattern altogether. Otherwise only this combination is new."""
         return self.pattern in draw.NOVEL_PATTERNS
 
     @property
@@ -68,7 +68,7 @@ LOOKS = {look.name: look for look in TUNING + VERDICT}
 
 
 def world_subject(name: str, share: float = 1.0) -> Subject:
-    """The subject of that name; `share`: of the usual number of prompts, for quick runs."""
+    """The subject of that name. `share`: of the usual number of prompts, for quick runs."""
     look = LOOKS[name]
     return Subject(
         name=name,
@@ -101,7 +101,7 @@ def render(scene: draw.Scene, seed: int | list[int]) -> Image.Image:
 
 
 def _prompts(look: Look, share: float) -> list[Prompt]:
-    """The subject elsewhere, its class word elsewhere, and the world's other things."""
+    """Prompts of the subject elsewhere, its class word elsewhere, and the world's other things."""
     count = [max(4, round(share * number)) for number in (SUBJECT_PROMPTS, CLASS_PROMPTS, OTHER_PROMPTS)]
     rng = np.random.default_rng(list(look.name.encode()))
     named = [_placed("{subject}", "subject", scene) for scene in _scenes(rng, elsewhere(look), count[0])]
@@ -129,7 +129,7 @@ def _placed(what: str, kind: str, scene: draw.Scene, expect: dict[str, str] | No
 
 
 def _other_prompts(count: int, shape: str) -> list[Prompt]:
-    """Scenes of the world in full: an object of another class, or none. The same for all subjects of a class."""
+    """Full scenes of the world, with an object of another class or none. The same for all subjects of a class."""
     rng = np.random.default_rng(4242)
     prompts: list[Prompt] = []
     while len(prompts) < count:

@@ -12,15 +12,15 @@ from .task import CONSTANTS, Task
 from .world_judge import WorldJudge
 from .world_subjects import world_subject
 
-# Of DDIM. `python -m benchmarks.world.evaluate --steps 8 --samples 400` finds what was asked for in .9475 of the
-# pictures; at 25 steps, the figure committed with the model, it is .9525.
+# DDIM steps. `python -m benchmarks.world.evaluate --steps 8 --samples 400` finds 0.9475 of the pictures right jointly.
+# At 25 steps, the figure committed with the model, it is 0.9525.
 SAMPLING_STEPS = 8
 
 
 def world_task(share: float = 1.0, model: Path = MODEL) -> Task:
-    """The demo's recipe (rank 16, learning rate 1e-3, batch 2); `share`: of the usual number of prompts.
+    """The demo's recipe (rank 16, learning rate 1e-3, batch 2). `share`: of the usual number of prompts.
 
-    `model`: the embedded one, or another of the drawn world.
+    `model`: the embedded one, or another one of the drawn world.
     """
     demo = recipe()
     shared: dict[str, Any] = {

@@ -3,10 +3,10 @@
 Every picture is a pure function of ``(seed, index)``: the same pair gives the same bytes and the same caption.
 Nothing is read from disk.  Pictures are drawn at four times their size and averaged down.
 
-Three of the nine shapes are *kinds* (``toy``, ``bag``, ``vase``).  Their captions mostly keep silent about the
+Three of the nine shapes are *kinds* (``toy``, ``bag``, ``vase``).  Their captions mostly omit the
 pattern and colours, so that the kind word names a whole family of looks, as "backpack" does in a model of
 photographs.  A member of a kind (one pattern in one pair of colours) can be held out of the world, see
-:func:`subjects`: it is what a personalization run has to learn.
+:func:`subjects`: a personalization run has to learn it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Scene:
     """What a picture shows.  ``shape`` is None for a picture without an object.
 
     ``second`` equals ``colour`` for plain objects.  ``angle`` (0 or 90 degrees) turns stripes upright and is
-    never told by a caption.
+    never in a caption.
     """
 
     shape: str | None
@@ -165,7 +165,7 @@ def object_phrase(scene: Scene, told: bool = True, noun: str | None = None) -> s
 
 
 def full_caption(scene: Scene, told: bool = True) -> str:
-    """The caption that names style, object, ground and place; ``told=False`` keeps silent about the look."""
+    """The caption that names style, object, ground and place; ``told=False`` omits the look."""
     what = object_phrase(scene, told) + " " + GROUND_PHRASE[scene.ground] if scene.shape else scene.ground
     return f"{STYLE_PHRASE[scene.style]} {what} {PLACE_PHRASE[scene.place]}"
 
@@ -550,7 +550,7 @@ def _object_pixels(scene: Scene) -> np.ndarray:
 
 @functools.lru_cache(maxsize=64)
 def _upright(shape: str, colour: str, other: str, pattern: str, angle: int) -> np.ndarray:
-    """Kept, as one object is drawn in many scenes: do not write into it."""
+    """Cached, as one object is drawn in many scenes: do not write into it."""
     first = np.asarray(COLOURS[colour], np.float32)
     second = np.asarray(COLOURS[other], np.float32) * (0.78 if pattern == "plain" else 1.0)
     palette = np.stack([first, first, second, (34, 30, 36), (224, 238, 248), second * 0.78])

@@ -1,10 +1,10 @@
-"""Sample a model of the drawn world and let the judge say what came out right.
+"""Sample a model of the drawn world and let the judge score the pictures.
 
     python -m benchmarks.world.evaluate --model apt_train/assets/drawn_world --samples 500
 
-writes ``accuracy.json`` (shares of right answers), ``confusion.md`` (asked x seen, per attribute) and
+writes ``accuracy.json`` (shares of correct answers), ``confusion.md`` (asked x seen, per attribute) and
 ``sample_sheet.png`` into the model folder.  Prompts are full captions of combinations that pretraining never drew
-(:func:`benchmarks.world.draw.is_fresh`), so nothing asked for can be a memory of one training picture.
+(:func:`benchmarks.world.draw.is_fresh`), so no result can be a memory of one training picture.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def to_arrays(images: Tensor) -> list[np.ndarray]:
 
 
 def score(judge: Judge, images: Tensor, scenes: list[draw.Scene]) -> tuple[dict[str, float], dict[str, dict]]:
-    """Shares right by attribute and jointly, and counts ``confusion[attribute][asked][seen]``."""
+    """Shares of correct pictures by attribute and jointly, and counts ``confusion[attribute][asked][seen]``."""
     seen, asked = judge.classify(images), [truth(scene) for scene in scenes]
     confusion: dict[str, dict[str, dict[str, int]]] = {name: {} for name in JUDGED}
     right = {name: np.zeros(len(scenes), bool) for name in JUDGED}
@@ -97,7 +97,7 @@ def score(judge: Judge, images: Tensor, scenes: list[draw.Scene]) -> tuple[dict[
 
 
 def confusion_table(confusion: dict[str, dict]) -> str:
-    """The confusion counts as Markdown; colour pairs are listed by their errors only."""
+    """The confusion counts as Markdown. Colour pairs are listed only where they are wrong."""
     lines = ["# Confusion tables", "", "Rows: what the prompt asked for.  Columns: what the judge saw."]
     for name, rows in confusion.items():
         lines += ["", f"## {name}", ""]

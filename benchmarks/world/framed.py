@@ -1,10 +1,10 @@
-"""Teach the embedded UNet pictures that are small, turned and framed in black, as a model of photographs knows them.
+"""Teach the embedded UNet pictures that are small, turned and framed in black, as a model of photographs knows.
 
     python -m benchmarks.world.framed --out .cache/framed
 
-The drawn world holds objects of one size and no borders, so the affine augmentation of APT shows its prior what it has
-never seen. This goes on with the UNet's pretraining on the world's pictures, one in eight under that augmentation, and
-writes a model folder beside which everything else is the embedded model's. It answers one question of the benchmark
+The drawn world has objects of one size and no borders, so APT's affine augmentation shows its prior pictures it has
+never seen. This script continues the UNet's pretraining on the world's pictures, one in eight under that augmentation.
+It writes a model folder whose other parts are the embedded model's. It answers one question of the benchmark
 (`bench quality --grid framed`): is it the augmentation that harms, or a prior that does not know its pictures?
 """
 
@@ -30,7 +30,7 @@ from apt_train.sample.sampler import from_pictures
 from apt_train.text.conditioning import Conditioner
 from benchmarks.world import draw
 
-SEED = 77  # of the world's pictures; pretraining drew seed 0
+SEED = 77  # of the world's pictures. Pretraining used seed 0
 ONE_MOVED_IN = 8
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def teach(out: Path, *, steps: int, batch: int, pictures: int, lr: float) -> list[float]:
-    """Train and write the folder; the loss of every step, plain mean squared error of epsilon."""
+    """Train and write the folder. Returns each step's loss, the plain mean squared error of epsilon."""
     components = load_checkpoint(MODEL)
     unet = components.unet.float()
     for encoder in components.text_encoders:
@@ -93,7 +93,7 @@ def _data(components: Components, pictures: int) -> tuple[Tensor, Tensor]:
 def _step(
     components: Components, optimizer: torch.optim.Optimizer, latents: Tensor, hidden: Tensor, batch: int, step: int
 ) -> float:
-    """One step. Few pictures of the batch are moved ones: of a half, samples came out framed unasked (docs/log.md)."""
+    """One step. Few pictures of a batch are moved: at half of them, samples had unrequested frames (docs/log.md)."""
     draws = generator(SEED, "step", step)
     rows = torch.randint(latents.shape[1], (batch,), generator=draws)
     clean = latents[(torch.arange(batch) % ONE_MOVED_IN == 0).long(), rows]

@@ -1,4 +1,4 @@
-"""Pretrain the embedded text-to-image model on the drawn world, from nothing, on a CPU.
+"""Pretrain the embedded text-to-image model on the drawn world, from scratch, on a CPU.
 
 Stages, in this order (``decoder`` may run beside ``unet``; ``render`` keeps the shards that are there)::
 
@@ -69,7 +69,7 @@ brick floor wall ground field carpet tile tiles mud dirt gravel moss street rug 
 
 
 def world_words() -> list[str]:
-    """Every word a caption of the world may hold."""
+    """Every word that a caption of the world may contain."""
     phrases = [
         *draw.GROUND_PHRASE.values(),
         *draw.PLACE_PHRASE.values(),
@@ -254,7 +254,7 @@ def save_checkpoint(path: Path, modules: dict[str, nn.Module], optimizer: torch.
 
 
 def log_meta(log: dict) -> dict[str, str]:
-    """The counters as safetensors metadata, so that tensors and counters cannot come apart."""
+    """The counters as safetensors metadata, so that tensors and counters stay together."""
     return {"step": str(log["step"]), "seconds": f"{log['seconds']:.1f}"}
 
 
@@ -355,7 +355,7 @@ def cache_latents(args: argparse.Namespace) -> None:
 
 
 def train_decoder(args: argparse.Namespace) -> None:
-    """Sharpen the decoder on the cached latents; the encoder, and with it the U-Net's world, stays as it is."""
+    """Sharpen the decoder on the cached latents. The encoder, and so the U-Net's latents, stay unchanged."""
     torch.manual_seed(WORLD_SEED)
     pictures, vae = load_pictures(args.work), build_vae()
     load_checkpoint(args.work / "vae.safetensors", {"vae": vae}, None)
@@ -399,7 +399,7 @@ def min_snr_weight(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float = 5.0
 def p2_weight(alphas_cumprod: Tensor, timesteps: Tensor, k: float = 0.2) -> Tensor:
     """P2 loss weight for epsilon prediction (Choi et al. 2022, eq. 8, gamma 1): 1 / (k + SNR).
 
-    It favours the noise levels at which the layout of a picture is decided: patterns come out in order sooner.
+    It favours the noise levels at which the layout of a picture is decided: patterns become orderly sooner.
     """
     return 1 / (k + alphas_cumprod[timesteps] / (1 - alphas_cumprod[timesteps]))
 

@@ -49,7 +49,7 @@ def truth(scene: draw.Scene) -> dict[str, str]:
 
 
 def targets(scenes: list[draw.Scene]) -> dict[str, Tensor]:
-    """Class indices (N,) by head, -100 where a head has nothing to say; ``colours`` is multi-hot (N, 8)."""
+    """Class indices (N,) by head, -100 where a head has no target. ``colours`` is multi-hot (N, 8)."""
     colours = torch.zeros(len(scenes), len(LABELS["colours"]))
     columns: dict[str, list[int]] = {name: [] for name in LABELS if name != "colours"}
     for row, scene in enumerate(scenes):
@@ -66,7 +66,7 @@ def targets(scenes: list[draw.Scene]) -> dict[str, Tensor]:
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror, blur, noise and light changes, so that the judge holds up on decoded samples."""
+    """Mirror, blur, noise and light changes, so that the judge stays reliable on decoded samples."""
 
     def chance(p: float) -> Tensor:
         return (torch.rand(len(images), 1, 1, 1, generator=generator) < p).float()
@@ -83,7 +83,7 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def loss_of(logits: dict[str, Tensor], wanted: dict[str, Tensor]) -> Tensor:
-    """Sum of the heads' losses; heads without a target for a picture skip it."""
+    """Sum of the heads' losses. A head without a target for a picture skips it."""
     there = (wanted["pattern"] >= 0).float()[:, None]
     colours = F.binary_cross_entropy_with_logits(
         logits["colours"], wanted["colours"], there.expand_as(wanted["colours"])
@@ -122,7 +122,7 @@ def set_centre(network: JudgeNetwork, pictures: Tensor) -> None:
 
 
 def accuracy(judge: Judge, images: Tensor, scenes: list[draw.Scene]) -> dict[str, float]:
-    """Share of right answers by attribute over images (N, 3, 64, 64) in [-1, 1]."""
+    """Share of correct answers by attribute over images (N, 3, 64, 64) in [-1, 1]."""
     seen, told = judge.classify(images), [truth(scene) for scene in scenes]
     return {name: float(np.mean([s == t[name] for s, t in zip(seen[name], told, strict=True)])) for name in JUDGED}
 
