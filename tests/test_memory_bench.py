@@ -15,10 +15,14 @@ from apt_train.adapter import add_adapter
 from apt_train.config import Method
 from apt_train.families.components import Components
 from apt_train.training import estimate
-from apt_train.training.live_bytes import META, LiveBytes, fused_attention, storage_key, weight_bytes
+from apt_train.training.live_bytes import META, LiveBytes, fused_attention, weight_bytes
+from apt_train.training.memory import Setting
+from apt_train.training.meta_results import MetaResults, storage_key
+from apt_train.training.objective import objective_of
 from benchmarks import memory
 from benchmarks.memory import Row, row_of, step_bytes
 from tests.tiny import tiny_components
+from tests.training import quick_config
 
 KINDS, SIDE, RANK = ("sd15", "sdxl"), 64, 4
 METHODS: tuple[Method, ...] = ("apt", "dreambooth")
@@ -151,6 +155,92 @@ def test_a_freed_tensor_counts_for_the_peak_alone() -> None:
         del view
         module.weight.detach()
     assert (live.now, live.peak, first.numel()) == (200, 600, 50)
+
+
+# ---- results that are remembered ---------------------------------------------------------------------------------
+
+ATEN: Any = torch.ops.aten
+
+
+class Called:
+    """An operation, and how often it was worked out."""
+
+    def __init__(self, func: Any) -> None:
+        self.func, self.count = func, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.count += 1
+        return self.func(*args, **kwargs)
+
+
+def blank(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device=META)
+
+
+def test_a_result_on_meta_is_worked_out_once_per_kind_of_input() -> None:
+    results, layer_norm = MetaResults(), Called(ATEN.native_layer_norm.default)
+    for _ in range(3):
+        found = results(layer_norm, (blank(2, 3, 4), [4], blank(4), None, 1e-5), {})
+        assert [tuple(one.shape) for one in found] == [(2, 3, 4), (2, 3, 1), (2, 3, 1)] and isinstance(found, tuple)
+    assert layer_norm.count == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        (blank(4, 2), 2),
+        (blank(2, 4, dtype=torch.int64), 2),
+        (blank(4, 2).t(), 2),
+        (blank(2, 4), 2.0),
+        (blank(2, 4), True),
+    ],
+    ids=["shape", "type", "strides", "a float", "a truth value"],
+)
+def test_another_kind_of_input_is_another_result(other: tuple[Any, ...]) -> None:
+    results, product = MetaResults(), Called(ATEN.mul.Tensor)
+    results(product, (blank(2, 4), 2), {})
+    found, alone = results(product, other, {}), ATEN.mul.Tensor(*other)
+    assert product.count == 2
+    assert (found.shape, found.stride(), found.dtype) == (alone.shape, alone.stride(), alone.dtype)
+
+
+@pytest.mark.parametrize(
+    ("func", "arguments"),
+    [
+        (ATEN.view.default, lambda given: (given, [8])),
+        (ATEN._unsafe_view.default, lambda given: (given, [8])),  # whose schema says nothing of the shared storage
+        (ATEN.add_.Tensor, lambda given: (given, 1)),
+    ],
+    ids=["a view", "an unsafe view", "in place"],
+)
+def test_what_shares_its_storage_with_an_input_still_does(func: Any, arguments: Any) -> None:
+    results = MetaResults()
+    for _ in range(2):
+        given = blank(2, 4)
+        assert storage_key(results(func, arguments(given), {})) == storage_key(given)
+
+
+def test_what_has_content_is_never_remembered() -> None:
+    results = MetaResults()
+    assert [float(results(ATEN.add.Tensor, (torch.tensor(one), 1), {})) for one in (1.0, 2.0)] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "aside"),
+    [("sdxl", {}, True), ("sd15", {"method": "dreambooth", "base_storage": "fp8"}, False)],
+)
+def test_an_estimate_is_the_same_as_without_remembering(
+    kind: str, settings: dict[str, Any], aside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "SMALL", 0)
+    config = quick_config(**settings)
+    setting = Setting(config, objective_of(config), torch.device("cuda"), torch.bfloat16, SIDE, True, aside)
+    remembered = estimate.estimated(tiny_components(kind), setting)
+    monkeypatch.setattr(MetaResults, "__call__", lambda self, func, args, kwargs: func(*args, **kwargs))
+    assert remembered == estimate.estimated(tiny_components(kind), setting) is not None
+
+
+# ---- what is told ------------------------------------------------------------------------------------------------
 
 
 def test_what_a_run_would_tell_is_less_in_fp8_in_word_mode_and_with_encoders_aside(

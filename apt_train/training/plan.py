@@ -86,7 +86,7 @@ class Plan:
 
     @cached_property
     def _estimated(self) -> Callable[[bool, bool], Memory | None]:
-        """By whether it recomputes, and whether the encoders are aside; each once, as it may take half a minute."""
+        """By whether it recomputes, and whether the encoders are aside; each once, as it takes some seconds."""
         return functools.cache(self._estimate)
 
     def _estimate(self, checkpoints: bool, encoders_aside: bool) -> Memory | None:
