@@ -58,7 +58,7 @@ def _key(value: Any) -> Any:
 def _made(result: Any, args: Any, kwargs: Any) -> _Made | None:
     """How to make such a result; None: it is not made of new tensors, each of its own and without a gap."""
     kind: type | None = next((kind for kind in (tuple, list) if isinstance(result, kind)), None)
-    outputs = [result] if kind is None else list(cast("Iterable[Any]", result))
+    outputs: list[Any] = [result] if kind is None else list(cast("Iterable[Any]", result))
     given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     tensors = [output for output in outputs if output is not None]
     if not tensors or not all(isinstance(tensor, Tensor) and tensor.is_meta for tensor in tensors):
