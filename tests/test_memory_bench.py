@@ -258,6 +258,19 @@ def test_what_a_run_would_tell_is_less_in_fp8_in_word_mode_and_with_encoders_asi
     assert min(min(both) for both in told.values()) > 0
 
 
+def test_what_is_reached_is_what_a_run_on_such_a_card_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "SMALL", 0)
+    monkeypatch.setitem(memory.FREE, "sd15", (None, 0.1))  # GiB; room for what is not counted alone takes more
+    rows = memory.reached_by(tiny_components("sd15"))
+    assert [(row["settings"], row["free"], row["recomputes"], row["encoders"]) for row in rows] == [
+        ("default", None, False, "stay"),
+        ("default", 0.1, True, "aside"),
+        ("low memory", None, True, "stay"),
+    ]
+    enough, short, low = (row["step"] for row in rows)
+    assert short < enough and low < enough and [row["at_most"] for row in rows] == [2.5, 2.5, 1.8]
+
+
 def test_the_report_says_what_it_is_and_adds_up() -> None:
     gib = memory.GIB
     row = Row("sdxl", 1024, True, "apt", 5 * gib, 2 * gib, gib, gib, 2 * gib)
@@ -271,7 +284,10 @@ def test_the_report_says_what_it_is_and_adds_up() -> None:
         "step": gib,
         "vae": 3 * gib,
     }
-    text = memory.report([row], [vae], [plan])
+    reached = {"model": "sdxl", "side": 1024, "settings": "default", "free": 8, "recomputes": True}
+    reached |= {"encoders": "aside", "step": 6 * gib, "vae": 3 * gib, "at_most": 7.0}
+    text = memory.report([row], [vae], [plan], [reached])
+    assert "| sdxl | 1024 | default | 8 | yes | aside | 6.0 | 3.0 | 7.0 |" in text
     assert "| sdxl | 1024 | fp8 | word | leave | 1.0 | 3.0 |" in text
     assert "| sdxl | 1024 | on | APT | 7.0 | 1.0 | 1.0 | 2.0 | 10.0 |" in text
     assert "| sdxl | 1024 | 1.0 | 2.0 | 3.0 | 11.0 | 12.0 | 7.0 |" in text
