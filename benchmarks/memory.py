@@ -362,7 +362,7 @@ float32 LoRA of rank {rank} on the attention layers, a learned identifier, fused
 |---|---|---|---|---|---|---|---|---|
 {steps}
 
-- checkpointing: of gradients; by default on for SDXL, off for SD1.5.
+- checkpointing: of gradients; by default decided by the free memory.
 - weights: UNet and text encoders. In word mode the text encoders leave the device; that takes off
   {words}.
 - LoRA + optimizer: weights, gradients and AdamW's two moments.
@@ -388,8 +388,8 @@ encoders leave the device in word mode; aside, they are there one at a time, whi
 |---|---|---|---|---|---|---|
 {plans}
 
-By a run's own plan, with the defaults and with the preset low memory. By `memory` auto it recomputes activations where the
-free memory is too small, and then sets the text encoders aside.
+By a run's own plan, with the defaults and with the preset low memory. Where the free memory, in GiB, is too small, it
+recomputes activations, and then sets the text encoders aside.
 
 | model | pixels | settings | free | recomputes | text encoders | in a step | beside the VAE | target |
 |---|---|---|---|---|---|---|---|---|
