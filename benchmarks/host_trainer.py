@@ -1,11 +1,12 @@
 """DreamBooth here beside ComfyUI's own trainer node: CPU seconds of one host's process per step.
 
-    python -m benchmarks.host_trainer [--name NAME] [--rounds 3] [--short]     takes some four minutes
+    python -m benchmarks.host_trainer [--name NAME] [--rounds 3] [--pixels 64 256] [--weights fp16|fp32] [--short]
 
 A ComfyUI that is there already (`dev.find_host`) is started on a folder of its own, on one thread, with a tiny
-checkpoint of SD1.5's kind. Both nodes train on the same pictures, with the same rank, batch size, steps and precision. A
-step is the difference of two runs of different length, so that loading and saving fall out of it. Per round, the four
-runs take turns. The host's node trains every layer, ours those that `targets` names: both choices are measured.
+checkpoint of SD1.5's kind. Both nodes train on the same pictures, with the same rank, batch size, steps and precision.
+A step is the difference of two runs of different length, so that loading and saving fall out of it. The runs of a round
+take turns. The host's node trains every layer, ours those that `targets` names: both choices are measured. In all, the
+host's process takes some ten CPU minutes. `--weights`: the type that the checkpoint's file holds, fp16 as most do.
 
 In: time. Not in: how well either trains.
 """
@@ -25,6 +26,7 @@ import psutil
 
 import dev
 from apt_train.disk.files import write_text
+from apt_train.families.precision import DTYPES
 from benchmarks.speed import RESULTS, machine
 from tests.host.checkpoints import write_checkpoint
 from tests.host.graphs import image_batch, training_graph, upload_pictures
@@ -32,7 +34,7 @@ from tests.host.server import Host
 from tests.host.workflows import Graph, checkpoint
 
 RANK, PICTURES = 8, 3
-LENGTHS = {64: (10, 60), 256: (2, 8)}  # steps of the two runs, by pixels
+LENGTHS = {64: (10, 90), 256: (2, 10)}  # steps of the two runs, by pixels
 HOST, ATTENTION, FEED_FORWARD = "TrainLoraNode", "attention", "attention+ff"
 STEADY: dict[str, Any] = {
     "identifier_mode": "word", "adaptive_augmentation": False, "balance_every": 0, "precision": "fp32",
@@ -48,11 +50,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder) / "models" / "checkpoints"
         models.mkdir(parents=True)
-        write_checkpoint(models / "sd15.safetensors", "sd15")
+        write_checkpoint(models / "sd15.safetensors", "sd15", dtype=DTYPES[options.weights])
         with Host(Path(folder), *found) as host:
-            sizes = {64: (1, 3)} if options.short else LENGTHS
+            sizes = {64: (1, 3)} if options.short else {side: LENGTHS[side] for side in options.pixels}
             measured = {str(side): steps_at(host, side, sizes[side], options.rounds) for side in sizes}
-    values = {"machine": machine(), "rank": RANK, "pixels": measured}
+    values = {"machine": machine(), "rank": RANK, "weights": options.weights, "pixels": measured}
     print(table(values), end="")
     if options.name:
         RESULTS.mkdir(parents=True, exist_ok=True)
@@ -62,6 +64,8 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pixels", type=int, choices=sorted(LENGTHS), nargs="+", default=sorted(LENGTHS))
+    parser.add_argument("--weights", choices=("fp16", "fp32"), default="fp16", help="of the checkpoint's file")
     parser.add_argument("--name", help="also write benchmarks/results/speed/NAME.json")
     parser.add_argument("--short", action="store_true", help="runs of three steps: does it run?")
     options = parser.parse_args()
@@ -126,9 +130,9 @@ def our_graph(names: list[str], side: int, targets: str, steps: int, seed: int) 
 
 
 def table(values: dict[str, Any]) -> str:
-    """Medians: CPU seconds of a step, and ours as a ratio to the host's of the same round, least and most in brackets."""
-    head = "| pixels | host's node, s | ours, s | ours : host's | ours, attention+ff, s | ratio |\n|---|---|---|---|---|---|\n"
-    return head + "".join(_line(side, found) for side, found in values["pixels"].items())
+    """Medians over rounds: CPU seconds of a step, and ours by the host's of the same round, with the extremes."""
+    head = "| pixels | the host's, s | ours, s | ours : the host's | ours with attention+ff, s | ratio |\n"
+    return head + "|---|---|---|---|---|---|\n" + "".join(_line(*one) for one in values["pixels"].items())
 
 
 def _line(side: str, found: dict[str, list[float]]) -> str:

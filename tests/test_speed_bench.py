@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import setup, speed
+from benchmarks import host_trainer, setup, speed
 
-TABLES = {"setup": setup.table}  # of results that are no ratios of steps
+TABLES = {"setup": setup.table, "host-trainer": host_trainer.table}  # of results that are no ratios of steps
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance" / "index.md"
 
 
@@ -42,6 +42,13 @@ def test_the_set_up_is_a_share_of_a_long_run(
     assert min(kept[part] for part in ("libraries", "setup", "step")) > 0
     assert capsys.readouterr().out == setup.table(kept)
     assert "| set-up | 2.0 | 2.0% |" in setup.table({"run": 1000, "setup": 2.0, "libraries": 8.0, "step": 0.09})
+
+
+def test_ratios_to_the_hosts_node_are_of_one_round() -> None:
+    """That the benchmark runs is shown where a host is (`tests/host/test_trainer_bench.py`)."""
+    seconds = {"TrainLoraNode": [0.1, 0.2, 0.4], "attention": [0.05, 0.14, 0.1], "attention+ff": [0.1, 0.2, 0.4]}
+    line = host_trainer.table({"pixels": {"64": seconds}}).splitlines()[-1]
+    assert line == "| 64 | 0.200 | 0.100 | 0.50 (0.25 - 0.70) | 0.200 | 1.00 (1.00 - 1.00) |"
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(speed.RESULTS.glob("*.json"))])
