@@ -10,7 +10,11 @@ import pytest
 
 from benchmarks import host_trainer, setup, speed
 
-TABLES = {"setup": setup.table, "host-trainer": host_trainer.table}  # of results that are no ratios of steps
+TABLES = {
+    "setup": setup.table,
+    "host-trainer": host_trainer.table,
+    "host-trainer-fp32": host_trainer.table,
+}  # of results that are no ratios of steps
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance" / "index.md"
 
 
