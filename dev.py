@@ -8,6 +8,8 @@
     python dev.py bench quality      what each method learns, and what it costs the prior (docs/benchmark.md)
     python dev.py bench gpu          time and memory of a step on a GPU, in eight minutes (--tiny: does it run?)
     python dev.py bench speed        what a step costs by method, against a bare loop (options: of benchmarks/speed.py)
+    python dev.py bench setup        what comes before the first step, as a share of a run of 1,000 steps
+    python dev.py bench host_trainer a DreamBooth step against ComfyUI's own trainer node, if there is a ComfyUI
     python dev.py fuzz [options]     hostile files and command lines, for 7 minutes (--seconds N, --seed S, targets)
     python dev.py host [options]     start ComfyUI with this pack and tiny checkpoints (options: of its main.py; without
                                      a GPU that its torch can use, --cpu is added)
@@ -180,7 +182,7 @@ def bench(options: list[str]) -> int:
     names = sorted([*files, *(path.parent.name for path in folder.glob("*/__main__.py"))])
     if not options or options[0] not in names:
         raise Failure(f"bench needs the name of a benchmark: {' or '.join(names)}.")
-    return run([prepare(*NEWEST, extras=["bench"]), "-m", f"benchmarks.{options[0]}", *options[1:]])
+    return run([prepare(*NEWEST, extras=["bench", "test"]), "-m", f"benchmarks.{options[0]}", *options[1:]])
 
 
 def fuzz(options: list[str]) -> int:

@@ -42,6 +42,7 @@ from apt_train.families.precision import DTYPES, resolve_dtype
 from apt_train.families.sd import load_checkpoint
 from apt_train.families.sd.network import reads_size_ids
 from apt_train.families.sd.vae_codec import VaeCodec
+from apt_train.presets import PRESETS
 from apt_train.training.live_bytes import META
 from apt_train.training.plan import plan_run
 from apt_train.training.running import Run
@@ -58,7 +59,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "APT": {"method": "apt"},
     "APT, lazy prior 4": {"method": "apt", "lazy_prior": 4},
 }
-LOW_MEMORY: dict[str, Any] = {"method": "apt", "identifier_mode": "word", "base_storage": "fp8"}
+LOW_MEMORY: dict[str, Any] = {"base_storage": PRESETS["low memory"].values["base_storage"]}  # else as every row
 WARM_UP, STEPS, MOST_SECONDS = 2, 8, 420.0
 
 

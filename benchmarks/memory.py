@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
+from unittest import mock
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -28,23 +29,30 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from apt_train.adapter import Adapter, add_adapter
 from apt_train.config import AdapterConfig, Method, Storage, TrainConfig
 from apt_train.data.batch import Batch
+from apt_train.data.dataset import ImageSet
 from apt_train.demo.recipe import MODEL
 from apt_train.disk.files import write_text
 from apt_train.families.components import Components, Family, TextEncoder
 from apt_train.families.noise import scaled_linear_schedule
 from apt_train.families.sd.published import FamilySpec, load_family
 from apt_train.families.storage import stored_in_fp8
+from apt_train.presets import PRESETS
+from apt_train.settings_field import nested
 from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
+from apt_train.training import plan as plan_module
 from apt_train.training.estimate import estimated
 from apt_train.training.indicator import OverfitIndicator
 from apt_train.training.live_bytes import META, LiveBytes, fused_attention, gradients_left_out, on_meta, weight_bytes
 from apt_train.training.memory import Setting
 from apt_train.training.objective import objective_of
+from apt_train.training.plan import Plan
 from apt_train.training.step import TrainingStep
 
 GIB = 2**30
 CASES: tuple[tuple[Literal["sd15", "sdxl"], int], ...] = (("sd15", 512), ("sdxl", 1024), ("sdxl", 768))
+FREE: dict[str, tuple[float | None, ...]] = {"sd15": (None, 8, 3), "sdxl": (None, 8)}  # GiB of a card; None: enough
+AT_MOST = {"sd15": {"default": 2.5, "low memory": 1.8}, "sdxl": {"default": 7.0, "low memory": 5.5}}  # GiB, our targets
 METHODS: dict[Method, str] = {"apt": "APT", "dreambooth": "DreamBooth"}
 VAE_FIELDS = ("model", "side", "weights", "encode", "decode")
 
@@ -101,10 +109,11 @@ def main() -> None:
     ]
     vae = [dict(zip(VAE_FIELDS, (name, side, *vae_bytes(models[name], side)), strict=True)) for name, side in CASES]
     plans = [plan for name, side in CASES[:2] for plan in plans_of(models[name], side)]
-    print(report(rows, vae, plans), end="")
+    reached = [row for name, _ in CASES[:2] for row in reached_by(models[name])]
+    print(report(rows, vae, plans, reached), end="")
     if options.json:
         steps = [{**asdict(row), "total": row.total} for row in rows]
-        values = {"unit": "bytes", "measured": False, "steps": steps, "vae": vae, "plans": plans}
+        values = {"unit": "bytes", "measured": False, "steps": steps, "vae": vae, "plans": plans, "reached": reached}
         write_text(options.json, json.dumps(values, indent=1) + "\n")
 
 
@@ -249,6 +258,35 @@ def plans_of(parts: Components, side: int) -> list[dict[str, Any]]:
     return plans
 
 
+def reached_by(parts: Components) -> list[dict[str, Any]]:
+    """What runs take of a card, beside what they should at most: by a run's own plan, which carries no LoRA yet.
+
+    `free`: of the card, in GiB; None: more than any run takes. `vae`: all beside the working VAE.
+    """
+    name = parts.family.name
+    ways = [("default", {}, free) for free in FREE[name]] + [("low memory", PRESETS["low memory"].values, None)]
+    rows: list[dict[str, Any]] = []
+    for settings, values, free in ways:
+        plan = _plan(parts, values)
+        with mock.patch.object(plan_module, "free_bytes", lambda device, free=free: int((free or 1000) * GIB)):
+            told, aside, recomputes = plan.memory, plan.encoders_aside, plan.checkpoints
+        assert told is not None, name
+        makes_way = _unet_bytes(parts.unet, plan.config.base_storage) if plan.sets_aside else 0
+        rows.append(
+            {"model": name, "side": plan.side, "settings": settings, "free": free, "recomputes": recomputes,
+             "encoders": "aside" if aside else "stay", "step": told.in_step, "vae": told.beside_vae - makes_way,
+             "at_most": AT_MOST[name][settings]}
+        )  # fmt: skip
+    return rows
+
+
+def _plan(parts: Components, values: Mapping[str, Any]) -> Plan:
+    """Of a run on a GPU that need not be there; `values`: settings by name."""
+    config = TrainConfig.from_dict(nested({**values, "class_word": "toy"}, TrainConfig))
+    images = ImageSet.from_tensors([torch.zeros(parts.family.resolution, parts.family.resolution, 3)])
+    return Plan(parts, images, None, config, torch.device("cuda"), torch.bfloat16)
+
+
 def _unet_bytes(unet: nn.Module, storage: Storage) -> int:
     with on_meta(unet, torch.bfloat16):
         with stored_in_fp8(unet, torch.bfloat16) if storage == "fp8" else contextlib.nullcontext():
@@ -268,7 +306,9 @@ def _checkpointing(unet: UNet2DConditionModel, on: bool) -> Iterator[None]:
 # -- what is printed
 
 
-def report(rows: list[Row], vae: list[dict[str, Any]], plans: list[dict[str, Any]]) -> str:
+def report(
+    rows: list[Row], vae: list[dict[str, Any]], plans: list[dict[str, Any]], reached: list[dict[str, Any]]
+) -> str:
     """The tables, in GiB, and what they leave out."""
     steps = [
         (r.model, r.side, "on" if r.checkpointing else "off", METHODS[r.method])
@@ -288,8 +328,22 @@ def report(rows: list[Row], vae: list[dict[str, Any]], plans: list[dict[str, Any
     files = ", ".join(f"{size:.2f} and {3 * size:.2f} for {model}" for model, size in loras.items())
     rank = AdapterConfig().rank
     told = [(*list(plan.values())[:5], _gib(plan["step"]), _gib(plan["vae"])) for plan in plans]
-    parts = {"steps": steps, "vae": between, "plans": told}
+    parts = {"steps": steps, "vae": between, "plans": told, "reached": map(_reached_cells, reached)}
     return TEXT.format(**{name: _cells(cells) for name, cells in parts.items()}, words=words, files=files, rank=rank)
+
+
+def _reached_cells(row: dict[str, Any]) -> list[object]:
+    free = "enough" if row["free"] is None else row["free"]
+    sizes = [_gib(row["step"]), _gib(row["vae"]), row["at_most"]]
+    return [
+        row["model"],
+        row["side"],
+        row["settings"],
+        free,
+        "yes" if row["recomputes"] else "no",
+        row["encoders"],
+        *sizes,
+    ]
 
 
 def _gib(count: int) -> str:
@@ -308,7 +362,7 @@ float32 LoRA of rank {rank} on the attention layers, a learned identifier, fused
 |---|---|---|---|---|---|---|---|---|
 {steps}
 
-- checkpointing: of gradients; by default on for SDXL, off for SD1.5.
+- checkpointing: of gradients; by default decided by the free memory.
 - weights: UNet and text encoders. In word mode the text encoders leave the device; that takes off
   {words}.
 - LoRA + optimizer: weights, gradients and AdamW's two moments.
@@ -333,6 +387,13 @@ encoders leave the device in word mode; aside, they are there one at a time, whi
 | model | pixels | base_storage | identifier_mode | text encoders | in a step | beside the VAE, UNet aside |
 |---|---|---|---|---|---|---|
 {plans}
+
+By a run's own plan, with the defaults and with the preset low memory. Where the free memory, in GiB, is too small, it
+recomputes activations, and then sets the text encoders aside.
+
+| model | pixels | settings | free | recomputes | text encoders | in a step | beside the VAE | target |
+|---|---|---|---|---|---|---|---|---|
+{reached}
 
 Not counted: the CUDA context, the allocator's rounding and fragmentation, the kernels' workspaces (convolutions' above
 all) and whatever else uses the GPU. Without fused attention the activations are more.

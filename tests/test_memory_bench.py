@@ -15,10 +15,14 @@ from apt_train.adapter import add_adapter
 from apt_train.config import Method
 from apt_train.families.components import Components
 from apt_train.training import estimate
-from apt_train.training.live_bytes import META, LiveBytes, fused_attention, storage_key, weight_bytes
+from apt_train.training.live_bytes import META, LiveBytes, fused_attention, weight_bytes
+from apt_train.training.memory import Setting
+from apt_train.training.meta_results import MetaResults, storage_key
+from apt_train.training.objective import objective_of
 from benchmarks import memory
 from benchmarks.memory import Row, row_of, step_bytes
 from tests.tiny import tiny_components
+from tests.training import quick_config
 
 KINDS, SIDE, RANK = ("sd15", "sdxl"), 64, 4
 METHODS: tuple[Method, ...] = ("apt", "dreambooth")
@@ -153,6 +157,92 @@ def test_a_freed_tensor_counts_for_the_peak_alone() -> None:
     assert (live.now, live.peak, first.numel()) == (200, 600, 50)
 
 
+# ---- results that are remembered ---------------------------------------------------------------------------------
+
+ATEN: Any = torch.ops.aten
+
+
+class Called:
+    """An operation, and how often it was worked out."""
+
+    def __init__(self, func: Any) -> None:
+        self.func, self.count = func, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.count += 1
+        return self.func(*args, **kwargs)
+
+
+def blank(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(*shape, dtype=dtype, device=META)
+
+
+def test_a_result_on_meta_is_worked_out_once_per_kind_of_input() -> None:
+    results, layer_norm = MetaResults(), Called(ATEN.native_layer_norm.default)
+    for _ in range(3):
+        found = results(layer_norm, (blank(2, 3, 4), [4], blank(4), None, 1e-5), {})
+        assert [tuple(one.shape) for one in found] == [(2, 3, 4), (2, 3, 1), (2, 3, 1)] and isinstance(found, tuple)
+    assert layer_norm.count == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        (blank(4, 2), 2),
+        (blank(2, 4, dtype=torch.int64), 2),
+        (blank(4, 2).t(), 2),
+        (blank(2, 4), 2.0),
+        (blank(2, 4), True),
+    ],
+    ids=["shape", "type", "strides", "a float", "a truth value"],
+)
+def test_another_kind_of_input_is_another_result(other: tuple[Any, ...]) -> None:
+    results, product = MetaResults(), Called(ATEN.mul.Tensor)
+    results(product, (blank(2, 4), 2), {})
+    found, alone = results(product, other, {}), ATEN.mul.Tensor(*other)
+    assert product.count == 2
+    assert (found.shape, found.stride(), found.dtype) == (alone.shape, alone.stride(), alone.dtype)
+
+
+@pytest.mark.parametrize(
+    ("func", "arguments"),
+    [
+        (ATEN.view.default, lambda given: (given, [8])),
+        (ATEN._unsafe_view.default, lambda given: (given, [8])),  # whose schema says nothing of the shared storage
+        (ATEN.add_.Tensor, lambda given: (given, 1)),
+    ],
+    ids=["a view", "an unsafe view", "in place"],
+)
+def test_what_shares_its_storage_with_an_input_still_does(func: Any, arguments: Any) -> None:
+    results = MetaResults()
+    for _ in range(2):
+        given = blank(2, 4)
+        assert storage_key(results(func, arguments(given), {})) == storage_key(given)
+
+
+def test_what_has_content_is_never_remembered() -> None:
+    results = MetaResults()
+    assert [float(results(ATEN.add.Tensor, (torch.tensor(one), 1), {})) for one in (1.0, 2.0)] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "aside"),
+    [("sdxl", {}, True), ("sd15", {"method": "dreambooth", "base_storage": "fp8"}, False)],
+)
+def test_an_estimate_is_the_same_as_without_remembering(
+    kind: str, settings: dict[str, Any], aside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "SMALL", 0)
+    config = quick_config(**settings)
+    setting = Setting(config, objective_of(config), torch.device("cuda"), torch.bfloat16, SIDE, True, aside)
+    remembered = estimate.estimated(tiny_components(kind), setting)
+    monkeypatch.setattr(MetaResults, "__call__", lambda self, func, args, kwargs: func(*args, **kwargs))
+    assert remembered == estimate.estimated(tiny_components(kind), setting) is not None
+
+
+# ---- what is told ------------------------------------------------------------------------------------------------
+
+
 def test_what_a_run_would_tell_is_less_in_fp8_in_word_mode_and_with_encoders_aside(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -168,6 +258,19 @@ def test_what_a_run_would_tell_is_less_in_fp8_in_word_mode_and_with_encoders_asi
     assert min(min(both) for both in told.values()) > 0
 
 
+def test_what_is_reached_is_what_a_run_on_such_a_card_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "SMALL", 0)
+    monkeypatch.setitem(memory.FREE, "sd15", (None, 0.1))  # GiB; room for what is not counted alone takes more
+    rows = memory.reached_by(tiny_components("sd15"))
+    assert [(row["settings"], row["free"], row["recomputes"], row["encoders"]) for row in rows] == [
+        ("default", None, False, "stay"),
+        ("default", 0.1, True, "aside"),
+        ("low memory", None, True, "stay"),
+    ]
+    enough, short, low = (row["step"] for row in rows)
+    assert short < enough and low < enough and [row["at_most"] for row in rows] == [2.5, 2.5, 1.8]
+
+
 def test_the_report_says_what_it_is_and_adds_up() -> None:
     gib = memory.GIB
     row = Row("sdxl", 1024, True, "apt", 5 * gib, 2 * gib, gib, gib, 2 * gib)
@@ -181,7 +284,10 @@ def test_the_report_says_what_it_is_and_adds_up() -> None:
         "step": gib,
         "vae": 3 * gib,
     }
-    text = memory.report([row], [vae], [plan])
+    reached = {"model": "sdxl", "side": 1024, "settings": "default", "free": 8, "recomputes": True}
+    reached |= {"encoders": "aside", "step": 6 * gib, "vae": 3 * gib, "at_most": 7.0}
+    text = memory.report([row], [vae], [plan], [reached])
+    assert "| sdxl | 1024 | default | 8 | yes | aside | 6.0 | 3.0 | 7.0 |" in text
     assert "| sdxl | 1024 | fp8 | word | leave | 1.0 | 3.0 |" in text
     assert "| sdxl | 1024 | on | APT | 7.0 | 1.0 | 1.0 | 2.0 | 10.0 |" in text
     assert "| sdxl | 1024 | 1.0 | 2.0 | 3.0 | 11.0 | 12.0 | 7.0 |" in text

@@ -18,9 +18,12 @@ from apt_train.errors import InputError
 from apt_train.presets import PRESETS, PUBLISHED, in_force
 from apt_train.report import write_report
 from apt_train.settings_field import flat_values, nested
+from apt_train.training.plan import plan_run
 
 from .node_texts import node_modules, nodes
 from .synthetic_run import plausible_log, write_run
+from .tiny import tiny_components
+from .training import pictures, quick_config
 
 DEFAULTS = flat_values(TrainConfig(class_word="toy"))
 SETTING = {name: preset for name, preset in PRESETS.items() if preset.values}
@@ -64,6 +67,17 @@ def test_the_first_sets_nothing_and_is_the_default() -> None:
     (combo,) = [slot for slot in nodes()["APTTrain"].inputs if slot.id == "preset"]
     assert combo.more["options"] == list(PRESETS) and combo.more["default"] == PUBLISHED
     assert cli.config_from(parsed()) == TrainConfig(class_word="toy")
+
+
+def test_low_memory_takes_half_of_the_weights_and_keeps_the_lora_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it takes on the published models stands in docs/memory.md."""
+    monkeypatch.setattr("apt_train.training.estimate.SMALL", 0)
+    by_preset = quick_config(**PRESETS["low memory"].values)
+    plain, low = (
+        plan_run(tiny_components(), pictures(), config, device="cpu").memory for config in (quick_config(), by_preset)
+    )
+    assert plain is not None and low is not None
+    assert low.weights < 0.6 * plain.weights and low.step < 0.6 * plain.step and low.adapter == plain.adapter
 
 
 # ---- what is set by hand stands above it -------------------------------------------------------------------------
@@ -138,7 +152,7 @@ def test_the_report_says_what_is_in_force(tmp_path: Path, kept: dict[str, Any], 
     assert row in write_report(tmp_path).read_text(encoding="utf-8")
 
 
-def test_the_editor_knows_which_presets_train_no_word() -> None:
-    script = (Path(__file__).parent.parent / "web" / "prompts.js").read_text(encoding="utf-8")
-    names = [name for name, preset in PRESETS.items() if preset.values.get("identifier_mode") == "word"]
-    assert f"const WORD_PRESETS = {json.dumps(names)};" in script
+@each
+def test_a_preset_keeps_the_learned_word(name: str) -> None:
+    """The editor takes it for granted where a text names the subject without its word (`web/prompts.js`)."""
+    assert "identifier_mode" not in PRESETS[name].values

@@ -1,4 +1,4 @@
-"""The speed benchmark runs, and its page shows what was measured."""
+"""The benchmarks of time run, and their page shows what was measured."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import speed
+from benchmarks import host_trainer, setup, speed
 
+TABLES = {
+    "setup": setup.table,
+    "host-trainer": host_trainer.table,
+    "host-trainer-fp32": host_trainer.table,
+}  # of results that are no ratios of steps
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance" / "index.md"
 
 
@@ -27,7 +32,31 @@ def test_the_short_form_measures_every_ratio(
     assert capsys.readouterr().out == speed.table(kept["models"])
 
 
+def test_the_set_up_is_a_share_of_a_long_run(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    one_thread: None,
+    no_report: None,
+) -> None:
+    monkeypatch.setattr(setup, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["setup", "--rounds", "1", "--steps", "3", "--name", "now"])
+    setup.main()
+    kept = json.loads((tmp_path / "now.json").read_text())
+    assert min(kept[part] for part in ("libraries", "setup", "step")) > 0
+    assert capsys.readouterr().out == setup.table(kept)
+    assert "| set-up | 2.0 | 2.0% |" in setup.table({"run": 1000, "setup": 2.0, "libraries": 8.0, "step": 0.09})
+
+
+def test_ratios_to_the_hosts_node_are_of_one_round() -> None:
+    """That the benchmark runs is shown where a host is (`tests/host/test_trainer_bench.py`)."""
+    seconds = {"TrainLoraNode": [0.1, 0.2, 0.4], "attention": [0.05, 0.14, 0.1], "attention+ff": [0.1, 0.2, 0.4]}
+    line = host_trainer.table({"pixels": {"64": seconds}}).splitlines()[-1]
+    assert line == "| 64 | 0.200 | 0.100 | 0.50 (0.25 - 0.70) | 0.200 | 1.00 (1.00 - 1.00) |"
+
+
 @pytest.mark.parametrize("name", [path.stem for path in sorted(speed.RESULTS.glob("*.json"))])
 def test_the_page_shows_what_was_measured(name: str) -> None:
     kept = json.loads((speed.RESULTS / f"{name}.json").read_text())
-    assert speed.table(kept["models"]) in PAGE.read_text(encoding="utf-8")
+    shown = TABLES[name](kept) if name in TABLES else speed.table(kept["models"])
+    assert shown in PAGE.read_text(encoding="utf-8")

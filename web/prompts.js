@@ -10,7 +10,6 @@ import { say } from "./texts.js";
 
 const TRAINER = "APTTrain";
 const TRIGGER = "embedding:"; // how every learned trigger begins
-const WORD_PRESETS = ["low memory"]; // whose subject has no learned word (apt_train/presets.py)
 const LIFE = 12_000; // ms that the notice stays
 
 /** Names of subjects that stand alone in a text which an encoder reads; `graph` in the host's API format. */
@@ -27,10 +26,9 @@ function isInVain(parts, name) {
   return parts.some((text) => alone.test(text)) && !parts.some((text) => /\{subject\}|embedding:/i.test(text));
 }
 
-/** A learned word unless the options or the preset say otherwise, or leave it to a wire. */
+/** A learned word unless the options say otherwise, or leave it to a wire; no preset does (tests/test_presets.py). */
 function isLearned({ inputs }, graph) {
-  const mode = modeOf(inputs.options, graph);
-  return mode === "learned" && !WORD_PRESETS.includes(inputs.preset);
+  return modeOf(inputs.options, graph) === "learned";
 }
 
 /** Of the nearest options node in the chain that has it. */

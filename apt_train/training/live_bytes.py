@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
-META = torch.device("meta")
+from .meta_results import META, MetaResults, storage_key
 
 
 def weight_bytes(parameters: Iterable[Tensor]) -> int:
@@ -33,14 +33,15 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         super().__init__()
+        self._results = MetaResults()
         self.now = self.peak = 0
         known = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         self._bytes = {storage_key(tensor): 0 for tensor in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = _read_back(func, args, kwargs or {})
-        result = func(*args, **(kwargs or {})) if result is None else result
-        for tensor in tree_leaves(result):
+        result = self._results(func, args, kwargs or {}) if result is None else result
+        for tensor in (result,) if isinstance(result, Tensor) else tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._see(tensor)
         return result
@@ -60,10 +61,6 @@ class LiveBytes(TorchDispatchMode):
 
     def _freed(self, key: int) -> None:
         self.now -= self._bytes.pop(key)
-
-
-def storage_key(tensor: Tensor) -> int:
-    return cast("Any", tensor.untyped_storage())._cdata  # meta storages have no data pointer to identify them by
 
 
 def _read_back(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

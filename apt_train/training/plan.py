@@ -81,7 +81,7 @@ class Plan:
 
     @cached_property
     def _estimated(self) -> Callable[[bool, bool], Memory | None]:
-        """(recompute activations?, encoders aside?) -> estimate; cached, as one may take half a minute."""
+        """(recompute activations?, encoders aside?) -> estimate; cached, as one takes some seconds."""
         return functools.cache(self._estimate)
 
     def _estimate(self, checkpoints: bool, encoders_aside: bool) -> Memory | None:

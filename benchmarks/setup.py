@@ -1,0 +1,88 @@
+"""What a run does before its first step, as a share of the CPU time of a run of 1,000 steps.
+
+    python dev.py bench setup [--name NAME]     takes half a minute
+
+The embedded model is trained for a few steps with the defaults, several times over, on one thread. Set-up is all from
+the checkpoint's file to the first step, less the step itself. Loading Python and the libraries is counted by itself, as
+ComfyUI has done most of it before. In: what comes before the steps. Not in: what a step costs (speed.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apt_train.config import TrainConfig
+from apt_train.data.dataset import load_images
+from apt_train.demo.recipe import DEMO, MODEL
+from apt_train.disk.files import write_text
+from apt_train.events import Event, StepEvent
+from apt_train.families.sd import load_checkpoint
+from apt_train.training.train import train
+from benchmarks.speed import RESULTS, machine
+
+RUN = 1000  # steps that the set-up is held against
+
+
+def main() -> None:
+    libraries = time.process_time()
+    options = _options()
+    torch.set_num_threads(1)
+    values = {"machine": machine(), "run": RUN, **measured(libraries, options.rounds, options.steps)}
+    print(table(values), end="")
+    if options.name:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        write_text(RESULTS / f"{options.name}.json", json.dumps(values, indent=1) + "\n")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=30, help="of each run, to know what a step costs")
+    parser.add_argument("--name", help="also write benchmarks/results/speed/NAME.json")
+    return parser.parse_args()
+
+
+def measured(libraries: float, rounds: int, steps: int) -> dict[str, float]:
+    """CPU seconds: of the libraries, as given, and medians over rounds of the set-up and of a step."""
+    pairs = [_one(steps) for _ in range(rounds)]
+    setup, step = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return {"libraries": round(libraries, 3), "setup": round(setup, 3), "step": round(step, 4)}
+
+
+def _one(steps: int) -> tuple[float, float]:
+    """Of a run, the set-up and the median step after the first one."""
+    ended: list[float] = []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, StepEvent):
+            ended.append(time.process_time())
+
+    began = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(class_word="toy", steps=steps)
+        images = load_images(DEMO / "subject")
+        train(load_checkpoint(MODEL), images, config, device="cpu", output_dir=Path(folder) / "run", on_event=hear)
+    step = statistics.median(later - earlier for earlier, later in zip(ended, ended[1:], strict=False))
+    return max(0.0, ended[0] - began - step), step
+
+
+def table(values: dict[str, Any]) -> str:
+    """CPU seconds, and each as a share of the whole run."""
+    steps = values["run"] * values["step"]
+    parts = {"set-up": values["setup"], "Python and the libraries": values["libraries"]}
+    whole = steps + sum(parts.values())
+    rows = [f"| {name} | {seconds:.1f} | {seconds / whole:.1%} |\n" for name, seconds in parts.items()]
+    last = f"| {values['run']:,} steps | {steps:.1f} | {steps / whole:.1%} |\n"
+    return "| | CPU seconds | of the run |\n|---|---|---|\n" + "".join(rows) + last
+
+
+if __name__ == "__main__":
+    main()
