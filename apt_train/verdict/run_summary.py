@@ -161,13 +161,15 @@ def evened_denoising(log: RunLog, num_timesteps: int = 1000) -> Floats:
     """
     parts_of_schedule = 20
     loss = log.terms["denoising"]
-    known = np.isfinite(loss) & np.array([len(drawn) > 0 for drawn in log.timesteps])
+    counts = np.array([len(drawn) for drawn in log.timesteps])
+    known = np.isfinite(loss) & (counts > 0)
     if known.sum() < 2 * parts_of_schedule:
         return loss
+    drawn_at = np.array([timestep for drawn in log.timesteps for timestep in drawn], dtype=np.int64)
+    places = np.clip(drawn_at * parts_of_schedule // num_timesteps, 0, parts_of_schedule - 1)
+    rows = np.repeat(np.arange(len(loss)), counts)
     drawn_from = np.zeros((len(loss), parts_of_schedule))  # part of each step's samples in each twentieth
-    for row, drawn in zip(drawn_from, log.timesteps, strict=True):
-        places = np.clip(np.array(drawn, dtype=np.int64) * parts_of_schedule // num_timesteps, 0, parts_of_schedule - 1)
-        np.add.at(row, places, 1 / max(1, len(drawn)))
+    np.add.at(drawn_from, (rows, places), 1 / counts[rows])
     levels = np.linalg.lstsq(drawn_from[known], loss[known], rcond=None)[0]
     return np.where(known, loss - drawn_from @ levels + loss[known].mean(), np.nan)
 
