@@ -10,12 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from apt_train.adapter import add_adapter
 from apt_train.config import Method
 from apt_train.families.components import Components
 from apt_train.training import estimate
-from apt_train.training.live_bytes import META, LiveBytes, fused_attention, storage_key, weight_bytes
+from apt_train.training.live_bytes import META, LiveBytes, Results, fused_attention, storage_key, weight_bytes
 from benchmarks import memory
 from benchmarks.memory import Row, row_of, step_bytes
 from tests.tiny import tiny_components
@@ -151,6 +152,31 @@ def test_a_freed_tensor_counts_for_the_peak_alone() -> None:
         del view
         module.weight.detach()
     assert (live.now, live.peak, first.numel()) == (200, 600, 50)
+
+
+def test_equal_operations_are_computed_once_and_only_where_their_results_are_their_own() -> None:
+    """Whatever the sizes, strides and types; with a number in the place of a tensor the type is another."""
+    results, aten = Results(), torch.ops.aten
+    square, flat = torch.zeros(6, 6, device=META), torch.zeros(6, device=META, dtype=torch.bfloat16)
+    once = torch.tensor(2.0, dtype=torch.float64)
+    asked: list[tuple[Any, tuple[Any, ...]]] = [
+        (aten.add.Tensor, (square, flat)), (aten.add.Tensor, (square.T, flat)), (aten.mul.Tensor, (flat, once)),
+        (aten.mul.Tensor, (flat, 2)), (aten.mul.Tensor, (flat, 2.0)), (aten.mul.Tensor, (flat.int(), 2.0)),
+        (aten.var_mean.correction, (square, [0])), (aten.native_dropout.default, (square, 0.5, True)),
+        (aten.cat.default, ([square, square[:2]],)), (aten.split.Tensor, (square, 2)),
+    ]  # fmt: skip
+    for func, given in [*asked, *asked]:
+        found, expected = tree_leaves(results.of(func, given, {})), tree_leaves(func(*given))
+        assert [about(tensor) for tensor in found] == [about(tensor) for tensor in expected], func
+    assert {func for (func, *_), known in results._known.items() if known} >= {aten.add.Tensor, aten.cat.default}
+    for func, given in ((aten.t.default, (square,)), (aten.add_.Tensor, (square, 1)), (aten.split.Tensor, (square, 2))):
+        for _ in range(2):
+            shared = {storage_key(tensor) for tensor in tree_leaves(results.of(func, given, {}))}
+            assert shared == {storage_key(square)}, func
+
+
+def about(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.untyped_storage().nbytes()
 
 
 def test_what_a_run_would_tell_is_less_in_fp8_in_word_mode_and_with_encoders_aside(

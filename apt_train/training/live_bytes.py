@@ -36,10 +36,11 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
         known = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
         self._bytes = {storage_key(tensor): 0 for tensor in known}
+        self._results = Results()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = _read_back(func, args, kwargs or {})
-        result = func(*args, **(kwargs or {})) if result is None else result
+        result = self._results.of(func, args, kwargs or {}) if result is None else result
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._see(tensor)
@@ -60,6 +61,57 @@ class LiveBytes(TorchDispatchMode):
 
     def _freed(self, key: int) -> None:
         self.now -= self._bytes.pop(key)
+
+
+class Results:
+    """What operations gave, by what they were given, so that equal layers are computed once.
+
+    Most operations on meta tensors are long functions in Python; a result without content is its sizes alone. Left to
+    torch every time: what gives back or changes something it was given, and what is given content.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Any, list[tuple[Any, ...]] | None] = {}  # None: has to be computed every time
+
+    def of(self, func: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            key = func, _described(args), _described(kwargs)
+            known = self._known.get(key, ())
+        except TypeError:  # not to be described, or not to be looked up
+            return func(*args, **kwargs)
+        if known:
+            made = [torch.empty_strided(*sizes, dtype=dtype, device=META) for *sizes, dtype in known]
+            return made[0] if len(made) == 1 else tuple(made)
+        result = func(*args, **kwargs)
+        if known is not None:
+            self._known[key] = _sizes_of_fresh(func, result, tree_leaves((args, kwargs)))
+        return result
+
+
+def _described(value: Any) -> Any:
+    """What a result's sizes and type depend on. TypeError: there may be more to it."""
+    if isinstance(value, Tensor):
+        if not value.is_meta or value.layout != torch.strided:  # a number in a tensor counts less in a result's type
+            raise TypeError
+        return value.shape, value.stride(), value.storage_offset(), value.dtype
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_described, cast("Iterable[Any]", value)))
+    if isinstance(value, dict):
+        return tuple((name, _described(item)) for name, item in cast("dict[str, Any]", value).items())
+    return type(value), value  # 1, 1.0 and True are the same key, and not the same type
+
+
+def _sizes_of_fresh(func: Any, result: Any, given: list[Any]) -> list[tuple[Any, ...]] | None:
+    """Sizes, strides and type of each tensor, where all of them are new, apart and no larger than they look."""
+    made = list(result) if isinstance(result, tuple) else [result]
+    if func._schema.is_mutable or not all(isinstance(tensor, Tensor) and tensor.is_meta for tensor in made):
+        return None
+    keys = [storage_key(tensor) for tensor in (*made, *(item for item in given if isinstance(item, Tensor)))]
+    sizes = [(tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in made]
+    again = [torch.empty_strided(*size, dtype=dtype, device=META) for *size, dtype in sizes]
+    equal = all(a.untyped_storage().nbytes() == b.untyped_storage().nbytes() for a, b in zip(made, again, strict=True))
+    apart = not set(keys[: len(made)]) & set(keys[len(made) :]) and len(set(keys[: len(made)])) == len(made)
+    return sizes if equal and apart else None
 
 
 def storage_key(tensor: Tensor) -> int:
