@@ -135,7 +135,7 @@ class AptConfig:
     adaptive_loss_weight: bool = _apt(True, "Weigh the denoising loss by 1 - gamma (reported).", standing="reported")
     bins: int = setting(
         10,
-        "Timestep bins of the overfitting indicator (paper: 10).",
+        "Bins of the noise level in the overfitting indicator (paper: 10).",
         Range(1, 10_000),
         standing="paper",
         widget=Widget(most=1000, advanced=True),

@@ -33,17 +33,18 @@ class StepEvent:
     terms: dict[str, float | None]
     grad_norm: float | None  # before clipping; None: overflow under fp16, the step was skipped
     lr: float  # of the UNet's group
-    timestep: list[int]
+    timestep: list[int]  # of each sample
     gamma: list[float]  # one per bin
     grad_norm_terms: dict[str, float] | None = None
     drift: dict[str, float] | None = None  # the fields of `drift.Drift`; None: not measured here
     numbers: dict[str, float | None] = field(default_factory=dict[str, float | None])
     seconds: float = 0.0  # this step's wall time; not logged, so that logs of equal runs are equal
+    level: list[float] = field(default_factory=list[float])  # the noise level of each sample, in [0, 1]
 
     def log_line(self) -> dict[str, Any]:
         """The fields of `log.jsonl`, in order; the terms stand among them under their names."""
         line = {"step": self.step, "loss": self.loss, **self.terms}
-        line |= {name: getattr(self, name) for name in ("grad_norm", "lr", "timestep", "gamma")}
+        line |= {name: getattr(self, name) for name in ("grad_norm", "lr", "timestep", "level", "gamma")}
         measured = {"grad_norm_terms": self.grad_norm_terms, "drift": self.drift}
         line |= {name: value for name, value in measured.items() if value is not None}
         return line | ({"numbers": self.numbers} if self.numbers else {})

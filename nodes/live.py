@@ -40,11 +40,11 @@ class LiveRun:
     """Tells the browser how a run goes. Steps are collected and sent a few times a second; none is lost."""
 
     def __init__(
-        self, *, run_id: str, node_id: str, prompt_id: str, total: int, bins: int, num_timesteps: int, send: Send,
+        self, *, run_id: str, node_id: str, prompt_id: str, total: int, bins: int, send: Send,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._who = {"run": run_id, "node": node_id, "prompt_id": prompt_id}
-        self._total, self._bins, self._num_timesteps = total, bins, num_timesteps
+        self._total, self._bins = total, bins
         self._send, self._clock = send, clock
         self._waiting: list[dict[str, Any]] = []
         self._last_sent = -INTERVAL
@@ -52,11 +52,11 @@ class LiveRun:
 
     def start(self, first_step: int) -> None:
         """`first_step`: the one the run stands at, 0 for a new run; points come for those after it."""
-        self._tell("started", total=self._total, first_step=first_step, bins=self._timesteps_of_bins())
+        self._tell("started", total=self._total, first_step=first_step, bins=self._names_of_bins())
 
     def found(self, step: int) -> None:
         """In the place of all else: the run stands at `step` and needs no training."""
-        self._tell("found", total=self._total, step=step, bins=self._timesteps_of_bins())
+        self._tell("found", total=self._total, step=step, bins=self._names_of_bins())
 
     def step(self, event: StepEvent, seconds_left: float | None) -> None:
         """One step of the trainer, and how long the rest will take."""
@@ -76,10 +76,10 @@ class LiveRun:
         self._flush()
         self._tell("finished", state=state, step=step)
 
-    def _timesteps_of_bins(self) -> list[list[int]]:
-        from ..apt_train.run.curves import bin_edges
+    def _names_of_bins(self) -> list[str]:
+        from ..apt_train.run.curves import bin_names
 
-        return [list(edges) for edges in bin_edges(self._bins, self._num_timesteps)]
+        return bin_names(self._bins)
 
     def _flush(self) -> None:
         if self._waiting:

@@ -52,7 +52,7 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     "curves", display_name="IMAGE",
-                    tooltip="The indicator per timestep bin over the steps, as curves and as a heat map. Beneath it "
+                    tooltip="The indicator per noise level over the steps, as curves and as a heat map. Beneath it "
                     "the drift from the prior, the losses, and the balance of the terms.",
                 ),
                 io.String.Output(

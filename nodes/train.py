@@ -162,7 +162,7 @@ class APTTrain(io.ComfyNode):
             job = Job(wires, images, prior, config, restart, preset=(inputs.get("preset") or [PUBLISHED])[0])
             run, published = finished_run(job, cls.hidden.unique_id)
         model = with_lora(wires.model, published.lora)
-        picture = picture_of(run, config, wires.schedule.num_timesteps, job.preset)
+        picture = picture_of(run, config, job.preset)
         shown = {**ui.PreviewImage(image_tensor(picture), cls=cls).as_dict(), "picture_size": list(picture.size)}
         loss_map = {"loss": losses(run)}
         return io.NodeOutput(model, wires.clip, published.lora, run, loss_map, published.trigger, ui=shown)

@@ -106,12 +106,11 @@ def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
     run = _run_there(folder, job.config, identity)
     trained = steps_done(folder) < run.steps or (steps_done(folder) == run.steps and is_damaged(run))
     if trained:
-        timesteps = job.wires.schedule.num_timesteps
-        with Watch(run, job.config, timesteps, node_id, job.preset) as watch, training_room():
+        with Watch(run, job.config, node_id, job.preset) as watch, training_room():
             _train(job, digest, folder, watch)
         run = _run_there(folder, job.config, identity)
     else:
-        tell_found(run, job.config, job.wires.schedule.num_timesteps, node_id)
+        tell_found(run, job.config, node_id)
     published = publish(run)
     say_finished(node_id, run, published.trigger, trained, by_itself=run.steps < job.config.steps)
     return run, published

@@ -36,10 +36,10 @@ STRIP_HEIGHT = 150  # of the chart beneath samples
 class Watch:
     """The trainer's callback, for the time of one run; tells the browser how the run ended, however it did."""
 
-    def __init__(self, run: AptRun, config: TrainConfig, num_timesteps: int, node_id: str, preset: str) -> None:
-        self._config, self._num_timesteps, self._preset = config, num_timesteps, preset
+    def __init__(self, run: AptRun, config: TrainConfig, node_id: str, preset: str) -> None:
+        self._config, self._preset = config, preset
         self._progress = NodeProgress(node_id, config.steps)
-        self._live = _live_run(run, config, num_timesteps, node_id)
+        self._live = _live_run(run, config, node_id)
         self._step = steps_done(run.folder)
         self._so_far = replace(run, steps=self._step)
         self._gamma, self._losses = gamma(self._so_far), losses(self._so_far)
@@ -126,21 +126,21 @@ class Watch:
         return _is_measured(self._config, self._gamma)
 
     def _draw(self) -> None:
-        curves = _Curves(self._gamma, self._losses, self._measured(), self._num_timesteps)
+        curves = _Curves(self._gamma, self._losses, self._measured())
         picture = _composed(header_of(self._preset, self._config), curves, self._samples, self._strip, self._config)
         self._progress.show(self._step, self._config.steps, picture)
         self._last_picture = time.monotonic()
 
 
-def tell_found(run: AptRun, config: TrainConfig, num_timesteps: int, node_id: str) -> None:
+def tell_found(run: AptRun, config: TrainConfig, node_id: str) -> None:
     """The monitors hear of a run that needed no training, too: it is now the one its node has made."""
-    _live_run(run, config, num_timesteps, node_id).found(run.steps)
+    _live_run(run, config, node_id).found(run.steps)
 
 
-def _live_run(run: AptRun, config: TrainConfig, num_timesteps: int, node_id: str) -> LiveRun:
+def _live_run(run: AptRun, config: TrainConfig, node_id: str) -> LiveRun:
     return LiveRun(
         run_id=run.run_id, node_id=node_id, prompt_id=prompt_id(), total=config.steps, bins=config.apt.bins,
-        num_timesteps=num_timesteps, send=host_sender(),
+        send=host_sender(),
     )  # fmt: skip
 
 
@@ -168,10 +168,10 @@ def notices_part(count: int) -> list[str]:
     return [count_in_words(count)] if count else []
 
 
-def picture_of(run: AptRun, config: TrainConfig, num_timesteps: int, preset: str) -> Image.Image:
+def picture_of(run: AptRun, config: TrainConfig, preset: str) -> Image.Image:
     """The live picture as it stands at the run's end."""
     values = gamma(run)
-    curves = _Curves(values, losses(run), _is_measured(config, values), num_timesteps)
+    curves = _Curves(values, losses(run), _is_measured(config, values))
     samples, strip = newest_samples(run.folder, run.steps), draw_filmstrip(run.folder, config)
     return _composed(header_of(preset, config), curves, samples, strip, config)
 
@@ -213,13 +213,12 @@ class _Curves:
     gamma: list[list[float]]
     losses: list[float]
     measured: bool
-    num_timesteps: int
 
     def chart(self, width: int, height: int) -> Image.Image:
         """The indicator's heat map; where it is not measured, the loss."""
         if not self.measured or not self.gamma:
             return loss_image(self.losses, width, height)
-        return heat_image(np.array(self.gamma), width, height, num_timesteps=self.num_timesteps)
+        return heat_image(np.array(self.gamma), width, height)
 
 
 def _composed(

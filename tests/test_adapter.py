@@ -297,6 +297,12 @@ def test_ranks_follow_the_published_formula(rank: int, least: int, total: int) -
     assert found == sorted(found, reverse=True)
 
 
+def test_ranks_follow_the_noise_level() -> None:
+    levels = (torch.arange(1000, dtype=torch.float64) / 999) ** 2
+    found = RankByTimestep(8, 0, 1000, levels).at(torch.tensor([0, 353, 354, 706, 707, 999])).tolist()
+    assert found == [8, 7, 6, 4, 3, 0]  # 8 (1 - level), and 354 / 999 squared is an eighth
+
+
 def truncated(unet: UNet2DConditionModel, rank: int) -> UNet2DConditionModel:
     """The same adapter with the rows of lora_A beyond `rank` at zero."""
     with torch.no_grad():

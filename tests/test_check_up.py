@@ -313,11 +313,11 @@ def test_an_overfitted_one_is_flagged(own: CheckUp) -> None:
 
 def test_the_gain_is_a_share_of_the_priors_error() -> None:
     prior, tuned = torch.tensor([[2.0, 4.0], [1.0, 1.0]]).double(), torch.tensor([[1.0, 2.0], [1.0, 1.0]]).double()
-    found = gain_of(prior, tuned, 1000)
+    found = gain_of(prior, tuned)
     assert found and found.levels == [0.5, 0.0] and found.mean == 0.25
     assert found.gamma[0] == pytest.approx(1) and found.gamma[1] == 0
     assert found.error == pytest.approx(1.96 * (((1 / 3 - 2 / 3) ** 2 / 2) / 2) ** 0.5 / 2)
-    assert gain_of(torch.zeros(10, 0), torch.zeros(10, 0), 1000) is None
+    assert gain_of(torch.zeros(10, 0), torch.zeros(10, 0)) is None
 
 
 # ---- what is asked -----------------------------------------------------------------------------------------------

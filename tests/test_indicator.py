@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from apt_train.families.levels import even_levels, levels_of, timestep_at
+from apt_train.families.noise import scaled_linear_schedule
 from apt_train.training.indicator import OverfitIndicator
 
 few = settings(max_examples=30)
@@ -112,6 +114,29 @@ def test_bins_divide_the_schedule_also_where_it_does_not_go_up(bins: int, total:
     assert int(found.min()) == 0 and int(found.max()) == (bins * (total - 1)) // total < bins
     counts = torch.bincount(found)
     assert counts[counts > 0].max() - counts[counts > 0].min() <= 1
+
+
+def test_bins_are_equal_parts_of_the_noise_level() -> None:
+    levels = (torch.arange(1000, dtype=torch.float64) / 999).sqrt()  # a family whose timesteps crowd at the noisy end
+    indicator = OverfitIndicator(bins=4, levels=levels)
+    found = indicator.bin_of(torch.arange(1000))
+    assert torch.bincount(found).tolist() == [63, 187, 312, 438]  # below 0.25 squared times 999, and so on
+    indicator.update(torch.tensor([62]), torch.tensor([0.2]), torch.tensor([0.1]))
+    assert indicator.gamma.tolist()[0] > 0.9 and indicator.gamma.tolist()[1:] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("bins", [1, 3, 7, 10, 64, 333, 999, 1000])
+def test_stable_diffusions_levels_give_the_published_bins(bins: int) -> None:
+    indicator = OverfitIndicator(bins=bins, levels=levels_of(scaled_linear_schedule()))
+    assert indicator.bin_of(torch.arange(1000)).tolist() == [t * bins // 1000 for t in range(1000)]
+
+
+def test_a_level_finds_its_timestep() -> None:
+    even = even_levels(1000)
+    assert [timestep_at(even, t / 1000) for t in (0, 1, 7, 300, 999)] == [0, 1, 7, 300, 999]
+    assert [timestep_at(even, level) for level in (0.0503, 0.999999, 1.0)] == [50, 999, 999]
+    late = (torch.arange(1000, dtype=torch.float64) + 1) / 1000  # pure noise has a timestep, and the clean picture none
+    assert [timestep_at(late, level) for level in (0.0, 0.001, 0.5, 1.0)] == [0, 0, 499, 999]
 
 
 def test_gamma_at_answers_per_sample() -> None:

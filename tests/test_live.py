@@ -63,7 +63,7 @@ class Heard:
 
 def live_run(live: Any, heard: Heard) -> Any:
     return live.LiveRun(
-        run_id="toy_0123456789ab", node_id="5:12", prompt_id="p", total=100, bins=2, num_timesteps=1000,
+        run_id="toy_0123456789ab", node_id="5:12", prompt_id="p", total=100, bins=2,
         send=heard.send, clock=lambda: heard.now,
     )  # fmt: skip
 
@@ -83,7 +83,7 @@ def test_a_run_is_told_from_start_to_finish(live) -> None:
     terms = {"loss": 0.5, "denoising": 0.25, "stabilization": None, "alignment": 0.125}
     point = {**terms, "gamma": [0.5, 0.25], "drift_ratio": None}
     assert heard.messages == [
-        ("apt_train.started", {**who, "total": 100, "first_step": 0, "bins": [[0, 499], [500, 999]]}),
+        ("apt_train.started", {**who, "total": 100, "first_step": 0, "bins": ["0.0-0.5", "0.5-1.0"]}),
         ("apt_train.steps", {**who, "points": [{"step": 1, **point}], "seconds_left": None}),
         ("apt_train.steps", {**who, "points": [{"step": 2, **point}], "seconds_left": 98.0}),
         ("apt_train.finished", {**who, "state": "done", "step": 2}),
@@ -191,7 +191,7 @@ def test_curves_are_read_from_the_log(live, tmp_path) -> None:
     run_folder(tmp_path, "toy_1", 30, total=40)
     curves = live.curves_of(tmp_path, "toy_1")
     assert (curves["run"], curves["state"], curves["step"], curves["total"]) == ("toy_1", "stopped", 30, 40)
-    assert curves["bins"] == [[0, 99], [100, 199], [200, 299], [300, 399], [400, 499]]
+    assert curves["bins"] == ["0.0-0.2", "0.2-0.4", "0.4-0.6", "0.6-0.8", "0.8-1.0"]
     assert [point["step"] for point in curves["points"]] == list(range(1, 31))
     later = live.curves_of(tmp_path, "toy_1", after=27)
     assert [point["step"] for point in later["points"]] == [28, 29, 30]

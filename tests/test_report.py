@@ -29,7 +29,7 @@ from apt_train.report.grid import fit_label, font, labelled_grid
 from apt_train.report.live_images import heat_image, loss_image
 from apt_train.report.plots import as_picture, glance_figure, overview_figure, part_figure
 from apt_train.run.attention_file import read_maps
-from apt_train.run.curves import bin_edges
+from apt_train.run.curves import bin_names
 from apt_train.sample.attention import merge_layers
 from apt_train.verdict.run_files import read_run
 from apt_train.verdict.run_log import block_means, moving_average, read_log
@@ -95,7 +95,7 @@ def test_a_run_gets_pictures_tables_and_a_verdict(tmp_path) -> None:
     assert "step_000300_10_tuned.png" in text
     values = json.loads((tmp_path / "report.json").read_text())
     assert values["format"] == 1 and values["steps_done"] == 300 and values["verdict"] in text
-    assert "| 0-99 |" in text and "| stabilization |" in text
+    assert "| 0.0-0.1 |" in text and "| stabilization |" in text
 
 
 def test_a_run_of_the_trainer_itself_is_reported(tmp_path) -> None:
@@ -232,14 +232,14 @@ def test_numbers_equal_hand_computed_ones(tmp_path) -> None:
     low, high = values["bins"]
     assert low == {
         "bin": 0,
-        "timesteps": [0, 499],
+        "levels": [0.0, 0.5],
         "samples": 20,
         "gamma": pytest.approx(0.95),
         "near_one_since": 6,
     }
     assert high == {
         "bin": 1,
-        "timesteps": [500, 999],
+        "levels": [0.5, 1.0],
         "samples": 20,
         "gamma": pytest.approx(0.195),
         "near_one_since": None,
@@ -258,14 +258,32 @@ def test_numbers_equal_hand_computed_ones(tmp_path) -> None:
     assert values["snapshots"] == [5, 15] and values["trend"] == "unknown"
 
 
-def test_bins_cover_the_schedule_once() -> None:
-    for bins, total in ((10, 1000), (7, 1000), (3, 100), (1, 1000)):
-        wanted = [t * bins // total for t in range(total)]
-        edges = bin_edges(bins, total)
-        assert [b for b, (low, high) in enumerate(edges) for _ in range(low, high + 1)] == wanted
+def test_bins_are_named_in_as_many_digits_as_tell_them_apart() -> None:
+    assert bin_names(1) == ["0.0-1.0"]
+    assert bin_names(10)[0] == "0.0-0.1" and bin_names(10)[9] == "0.9-1.0"
+    assert bin_names(20)[19] == "0.95-1.00" and bin_names(101)[1] == "0.010-0.020"
+    for bins in (7, 32, 100, 999, 1000):
+        names = bin_names(bins)
+        assert len(set(names)) == bins
+        assert [name.split("-")[1] for name in names[:-1]] == [name.split("-")[0] for name in names[1:]]
 
 
-def test_the_trend_is_seen_through_the_timesteps_noise(tmp_path) -> None:
+def test_a_log_of_timesteps_alone_is_read_as_one_with_levels(tmp_path) -> None:
+    """Older versions wrote no noise level; a family's levels need not be even."""
+    old = plausible_log(200)
+    new = [line | {"level": [t / 1000 for t in line["timestep"]]} for line in old]
+    other = [line | {"level": [(t / 1000) ** 2 for t in line["timestep"]]} for line in old]
+    config = TrainConfig(class_word="toy")
+    by_old, by_new, by_other = (
+        summarize(read_log(write_run(tmp_path / name, lines) / "log.jsonl"), config)
+        for name, lines in (("old", old), ("new", new), ("other", other))
+    )
+    assert by_old == by_new != by_other
+    low = sum(t < 316 for line in old for t in line["timestep"])  # 0.316 squared is 0.1
+    assert by_other.bins[0].samples == pytest.approx(low, abs=2) and by_other.bins[0].samples > by_old.bins[0].samples
+
+
+def test_the_trend_is_seen_through_the_noise_levels(tmp_path) -> None:
     def trend(**changes) -> str:
         write_run(tmp_path, plausible_log(1000, **changes))
         log = read_log(tmp_path / "log.jsonl")
@@ -276,7 +294,7 @@ def test_the_trend_is_seen_through_the_timesteps_noise(tmp_path) -> None:
     assert [trend(loss_drop=0.0, seed=seed) for seed in range(8)].count("flat") >= 6
 
 
-def test_evening_takes_out_what_the_timestep_alone_explains(tmp_path) -> None:
+def test_evening_takes_out_what_the_noise_level_alone_explains(tmp_path) -> None:
     draws = np.random.default_rng(0)
     lines = []
     for step in range(1, 401):
@@ -312,14 +330,13 @@ def test_block_means_and_moving_average() -> None:
 def test_the_verdict_follows_the_indicator(tmp_path) -> None:
     calm = told(tmp_path, plausible_log(1000, ceiling=(0.6, 0.2)))
     assert (
-        "No timestep bin's overfitting indicator is near 1: the highest is 0.5" in calm and "does not overfit" in calm
+        "The overfitting indicator is near 1 at no noise level: the highest is 0.5" in calm
+        and "does not overfit" in calm
     )
     some = told(tmp_path, plausible_log(1000, rise=150, ceiling=(0.99, 0.5)))
-    assert (
-        re.search(r"near 1 \(0.9 or more\) in 2 of 10 timestep bins \(timesteps 0-199\)", some) and "no alarm" in some
-    )
+    assert re.search(r"near 1 \(0.9 or more\) at 2 of 10 noise levels \(0.0-0.2\)", some) and "no alarm" in some
     most = told(tmp_path, plausible_log(1000, rise=100, ceiling=(0.99, 0.97)))
-    since = re.search(r"in 10 of 10 timestep bins \(timesteps 0-999\).*most since step (\d+)\.", most)
+    since = re.search(r"at 10 of 10 noise levels \(0.0-1.0\).*most since step (\d+)\.", most)
     assert since and "cannot tell these apart" in most
     # the sixth bin's curve: 0.98 (1 - exp(-s / (100 * (1 + 2 * 5/9)))) reaches 0.9 at step 528
     assert abs(int(since[1]) - 528) < 60
@@ -373,7 +390,7 @@ def test_without_a_prior_pass_overfitting_is_not_known(tmp_path) -> None:
     assert "does not overfit" not in words
     watched = TrainConfig(class_word="toy", steps=200, method="dreambooth", apt=AptConfig(watch_indicator=True))
     assert "the highest is 0.00" in told(tmp_path, lines, watched)
-    assert "No timestep bin" in told(
+    assert "at no noise level" in told(
         tmp_path, plausible_log(200, ceiling=(0.5, 0.2)), TrainConfig(class_word="toy", method="dco")
     )
 
@@ -386,7 +403,7 @@ def test_an_unmeasured_indicator_figure_says_so(tmp_path) -> None:
     text = write_report(
         write_run(tmp_path / "none", flat, TrainConfig(class_word="toy", method="dreambooth"))
     ).read_text()
-    assert "| timestep bins near 1 | not measured |" in text and "samples" not in text
+    assert "| noise levels near 1 | not measured |" in text and "samples" not in text
     assert (tmp_path / "apt" / "indicator.png").read_bytes() != (tmp_path / "none" / "indicator.png").read_bytes()
 
 
@@ -440,7 +457,7 @@ def test_a_short_run_is_told_to_wait(tmp_path) -> None:
 
 def test_bins_never_trained_are_owned_up_to(tmp_path) -> None:
     lines = [line | {"timestep": [50]} for line in plausible_log(60)]
-    assert "Only 1 of 10 timestep bins were trained" in told(tmp_path, lines)
+    assert "Only 1 of 10 noise levels were trained" in told(tmp_path, lines)
 
 
 def test_a_further_number_is_drawn_under_its_name_and_none_takes_a_terms_place(tmp_path) -> None:
@@ -496,7 +513,7 @@ def test_everything_stands_in_one_picture(tmp_path, lines, measured) -> None:
         picture = as_picture(figure, width)
         assert picture.width == width and picture.mode == "RGB" and colours_in(picture) > 100
     titles = {axes.get_title(loc="left") for part in figure.subfigs for axes in part.axes}
-    assert ("Overfitting indicator by timestep (dashed: near 1)" in titles) == measured
+    assert ("Overfitting indicator by noise level (dashed: near 1)" in titles) == measured
     assert {"Total (weighted)", "Denoising", "Attention alignment"} <= titles
 
 
@@ -509,7 +526,7 @@ def test_a_run_is_read_up_to_a_step(tmp_path) -> None:
     for step in (50, 100, 150):
         (folder / "snapshots" / f"step_{step:06d}").mkdir(parents=True)
     run = read_run(folder, until=120)
-    assert run.log.step[-1] == 120 and len(run.log.timesteps) == 120 and run.log.gamma.shape == (120, 10)
+    assert run.log.step[-1] == 120 and len(run.log.levels) == 120 and run.log.gamma.shape == (120, 10)
     assert run.log.balance_step.tolist() == [50, 100] and run.snapshots == [50, 100]
     assert run.summary.steps_done == 120 and read_run(folder).summary.steps_done == 200
     with pytest.raises(InputError, match="no step up to 0"):

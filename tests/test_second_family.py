@@ -87,7 +87,8 @@ def test_it_resumes_to_the_same_bits_and_leaves_what_every_run_leaves(tmp_path: 
     assert len(drift) == 2 and drift[-1]["subject"] > 0
     lora = load_file(tmp_path / "toy_subject.safetensors")
     assert "lora_unet_blocks_0_to_q.lora_down.weight" in lora and "lora_unet_blocks_2_to_out_0.alpha" in lora
-    assert json.loads((tmp_path / "config.json").read_text())["num_timesteps"] == 1000
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert all(line["level"] == [(t + 1) / 1000 for t in line["timestep"]] for line in lines)
 
 
 def test_a_network_without_such_layers_is_refused_by_the_setting() -> None:

@@ -1,5 +1,5 @@
 /**
- * A run's curves on a canvas: the indicator of every timestep bin above, the loss below.
+ * A run's curves on a canvas: the indicator of every noise level above, the loss below.
  *
  * In: drawing, in CSS pixels. Not in: where the numbers come from, the canvas's place on a node.
  */
@@ -29,8 +29,7 @@ export function drawCurves(pen, width, height, series, colours) {
   pen.clearRect(0, 0, width, height);
   const size = Math.max(9, Math.min(12, height / 24, width / 34));
   pen.font = `${size}px ${FONT}`;
-  const names = series.bins.map(([low, high]) => `${low}-${high}`);
-  const legend = Math.max(...names.map((name) => pen.measureText(name).width), 0) + size * 1.8;
+  const legend = Math.max(...series.bins.map((name) => pen.measureText(name).width), 0) + size * 1.8;
   const middle = Math.round((height - size * 2) * 0.6);
   const upper = { top: size * 1.6, bottom: middle, low: 0, high: 1, ticks: [0, 0.5, 1] };
   const lower = { top: middle + size * 2.4, bottom: height - size * 1.9, ...lossSpan(series.points) };
@@ -41,7 +40,7 @@ export function drawCurves(pen, width, height, series, colours) {
   const shared = { left, right: width - Math.max(legend, 10), size, steps };
   Object.assign(upper, shared);
   Object.assign(lower, shared);
-  drawIndicator(pen, upper, series, names, colours);
+  drawIndicator(pen, upper, series, colours);
   drawLoss(pen, lower, series.points, colours);
 }
 
@@ -50,14 +49,14 @@ export function binColours(count, dark) {
   return Array.from({ length: count }, (_, bin) => css(ramp(count > 1 ? bin / (count - 1) : 0), dark));
 }
 
-function drawIndicator(pen, frame, series, names, colours) {
-  drawFrame(pen, frame, say("overfitting indicator γ by timestep"), colours);
+function drawIndicator(pen, frame, series, colours) {
+  drawFrame(pen, frame, say("overfitting indicator γ by noise level"), colours);
   drawDashes(pen, frame, colours);
-  const bins = binColours(names.length, colours.dark);
+  const bins = binColours(series.bins.length, colours.dark);
   const blank = series.points.length > 20 && series.points.every(({ gamma }) => gamma.every((value) => !value));
   if (blank) note(pen, frame, say("0 in every bin: not measured, or nothing to see yet"), colours);
   bins.forEach((colour, bin) => drawLine(pen, frame, series.points, ({ gamma }) => gamma[bin], colour, 1.4));
-  drawLegend(pen, frame, names, bins, colours);
+  drawLegend(pen, frame, series.bins, bins, colours);
 }
 
 function drawLoss(pen, frame, points, colours) {

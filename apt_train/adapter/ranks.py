@@ -1,25 +1,38 @@
-"""T-LoRA (arXiv 2507.05964): the noisier the timestep, the fewer of the LoRA's ranks take part."""
+"""T-LoRA (arXiv 2507.05964): the noisier the latent, the fewer of the LoRA's ranks take part."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ..families.levels import even_levels
+
 
 @dataclass(frozen=True)
 class RankByTimestep:
-    """r(t) = floor((r - r_min) (T - t) / T) + r_min."""
+    """r(t) = floor((r - r_min) (T - t) / T) + r_min, with the noise level for t / T.
+
+    `levels`: the noise level of each timestep, float64 (num_timesteps,) in [0, 1]; None: t / num_timesteps.
+    """
 
     rank: int
     min_rank: int
     num_timesteps: int
+    levels: Tensor | None = None
 
     def at(self, timesteps: Tensor) -> Tensor:
         """The rank in force, int64 (N,), at int64 timesteps (N,)."""
-        left = self.num_timesteps - timesteps
-        return (self.rank - self.min_rank) * left // self.num_timesteps + self.min_rank
+        return self._rank_of.to(timesteps.device)[timesteps]
+
+    @cached_property
+    def _rank_of(self) -> Tensor:
+        """By timestep, int64 (num_timesteps,)."""
+        levels = even_levels(self.num_timesteps) if self.levels is None else self.levels
+        half = 0.5 / len(levels)  # of a timestep, against rounding
+        return ((self.rank - self.min_rank) * (1 - levels) + half).long() + self.min_rank
 
     def mask(self, timesteps: Tensor) -> Tensor:
         """1 where a rank takes part, else 0: float32 (N, rank)."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .file_words import FileWords
+from .levels import levels_of
 from .network import Network, Process
 from .sd.network import StableDiffusion
 
@@ -105,6 +106,11 @@ class Components:
         held = {parameter.dtype for module in modules for parameter in module.parameters()}
         if any(loses(one, dtype) for one in held):
             self.rounded_to = dtype
+
+    @property
+    def levels(self) -> Tensor:
+        """The noise level of each timestep, float64 (num_timesteps,) in [0, 1], rising."""
+        return levels_of(self.schedule)
 
     @property
     def size_multiple(self) -> int:

@@ -44,8 +44,7 @@ def check_up(
             return CheckUp(
                 lora, ready.placement, blocks_of(ready), subject, work.points, work.recommendation,
                 work.prompts.named, work.prompts.unrelated, work.pictures_used, asked.bins,
-                components.schedule.num_timesteps, components.source, work.samples,
-                [*components.notes, *work.notes],
+                components.source, work.samples, [*components.notes, *work.notes],
             )  # fmt: skip
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

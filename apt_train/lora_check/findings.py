@@ -108,7 +108,6 @@ class CheckUp:
     unrelated: list[str]
     pictures: int
     bins: int
-    num_timesteps: int
     source: str
     samples: list[Image.Image] = field(default_factory=list[Image.Image])
     notes: list[str] = field(default_factory=list[str])

@@ -15,7 +15,7 @@ from ..training.indicator import OverfitIndicator
 class Gain:
     """`mean`: by how much less it errs than the prior, as a share of the prior's error, mean over noise levels.
 
-    `error`: half of its 95% interval, from the spread over noises and pictures (ours). `levels`: by timestep bin, clean
+    `error`: half of its 95% interval, from the spread over noises and pictures (ours). `levels`: by bin, clean
     first. `gamma`: the indicator of the same losses, with the published T = 1000.
     """
 
@@ -30,7 +30,7 @@ class Gain:
         return self.mean > self.error
 
 
-def gain_of(prior: Tensor, tuned: Tensor, num_timesteps: int) -> Gain | None:
+def gain_of(prior: Tensor, tuned: Tensor) -> Gain | None:
     """From squared errors of epsilon on the same noises, float64 (bins, noises); None: there are none."""
     if not prior.numel():
         return None
@@ -38,9 +38,8 @@ def gain_of(prior: Tensor, tuned: Tensor, num_timesteps: int) -> Gain | None:
     level = prior.mean(dim=1, keepdim=True).clamp_min(1e-12)
     relative = (prior - tuned) / level
     spread = relative.var(dim=1, correction=1) / count if count > 1 else torch.zeros(bins)
-    indicator = OverfitIndicator(bins, num_timesteps=num_timesteps)
-    middles = torch.tensor([(2 * b + 1) * num_timesteps // (2 * bins) for b in range(bins)])
-    indicator.update(middles, level[:, 0], tuned.mean(dim=1))
+    indicator = OverfitIndicator(bins, num_timesteps=bins)  # a timestep for each
+    indicator.update(torch.arange(bins), level[:, 0], tuned.mean(dim=1))
     return Gain(
         float(relative.mean()),
         1.96 * float(spread.sum().sqrt()) / bins,

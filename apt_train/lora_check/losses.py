@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import cast
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.batch import Batch
+from ..families.levels import timestep_at
 from ..families.network import TextInput
 from ..sample.sampler import Sampler
 from ..text.conditioning import Conditioner
@@ -23,8 +25,8 @@ class Losses:
 
     def __init__(self, sampler: Sampler, pictures: Pictures | None, asked: Asked) -> None:
         self._sampler, self._pictures, self._bins = sampler, pictures, asked.bins
-        total = sampler.components.schedule.num_timesteps
-        self._samples = [] if pictures is None else pictures.samples(asked.bins, asked.draws, total)
+        at = functools.partial(timestep_at, sampler.components.levels)
+        self._samples = [] if pictures is None else pictures.samples(asked.bins, asked.draws, at)
 
     @property
     def calls(self) -> int:

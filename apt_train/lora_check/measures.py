@@ -57,6 +57,6 @@ class Measures:
         return AtStrength(
             strength, drift.subject, float(drifts.bare.mean()), drift.unrelated, drift.ratio,
             float((drifts.unrelated / others).mean()), float((drifts.bare / named).mean()),
-            gain=gain_of(self._prior_losses, losses, self._sampler.components.schedule.num_timesteps),
+            gain=gain_of(self._prior_losses, losses),
             alignment=None if looks is None else looks.alignment, context=None if looks is None else looks.context,
         )  # fmt: skip

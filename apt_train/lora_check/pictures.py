@@ -35,16 +35,21 @@ class Pictures:
     size_ids: list[list[float]]
     notes: list[str]
 
-    def samples(self, bins: int, draws: int, num_timesteps: int) -> list[list[tuple[Sample, int]]]:
-        """Per picture `draws` noises in each bin, at timesteps spread evenly in it, with the bin."""
-        return [list(self._of(image, bins, draws, num_timesteps)) for image in range(len(self.captions))]
+    def samples(self, bins: int, draws: int, timestep_at: Callable[[float], int]) -> list[list[tuple[Sample, int]]]:
+        """Per picture `draws` noises in each bin, at noise levels spread evenly in it, with the bin.
+
+        `timestep_at`: the timestep of a noise level in [0, 1].
+        """
+        return [list(self._of(image, bins, draws, timestep_at)) for image in range(len(self.captions))]
 
     def batch(self, samples: list[Sample], device: torch.device) -> Batch:
         return collate(samples, self.captions, self.size_ids, device)
 
-    def _of(self, image: int, bins: int, draws: int, num_timesteps: int) -> Iterator[tuple[Sample, int]]:
+    def _of(
+        self, image: int, bins: int, draws: int, timestep_at: Callable[[float], int]
+    ) -> Iterator[tuple[Sample, int]]:
         for level, draw in itertools.product(range(bins), range(draws)):
-            timestep = int((level + (draw + 0.5) / draws) / bins * num_timesteps)
+            timestep = timestep_at((level + (draw + 0.5) / draws) / bins)
             draws_of = generator(SEED, "check-up", image, level, draw)
             posterior, noise = torch.randn(2, *self.bank.latent_shape(image), generator=draws_of)
             yield Sample(timestep, image, 0, self.bank.latent(image, 0, posterior), noise, None), level

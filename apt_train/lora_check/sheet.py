@@ -17,7 +17,7 @@ from PIL import Image
 from ..palette import BLUE, FAINT, INK, ORANGE, PALE, SERIES, as_hex
 from ..report.heat_map import heat_map
 from ..report.plots import as_picture, dress, message
-from ..run.curves import bin_edges
+from ..run.curves import bin_names
 from ..wording import counted
 from .findings import CheckUp
 from .verdict import headline, nearest, paragraphs
@@ -111,10 +111,9 @@ def _gain_map(axes: Axes, found: CheckUp) -> None:
                 column, row, f"{share:+.0%}", ha="center", va="center", fontsize=LETTERS - 2.5,
                 color="white" if light else as_hex(INK),
             )  # fmt: skip
-    edges = bin_edges(found.bins, found.num_timesteps)
     axes.set_xticks(range(columns), [f"{point.strength:g}" for point in found.points])
-    axes.set_yticks(range(rows), [f"{low}-{high}" for low, high in edges])
-    dress(axes, "Error on the pictures saved by it (red: better than without)", "timesteps", _SIZES, grid=False)
+    axes.set_yticks(range(rows), bin_names(found.bins))
+    dress(axes, "Error on the pictures saved by it (red: better than without)", "noise level", _SIZES, grid=False)
     axes.set_xlabel("strength", fontsize=LETTERS, color=as_hex(INK))
 
 

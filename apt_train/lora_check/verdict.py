@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..run.curves import bin_edges
+from ..run.curves import bin_names
 from ..wording import listed, printable
 from .findings import AtStrength, CheckUp
 from .placing import Placement
@@ -70,10 +70,9 @@ def _gain(found: CheckUp) -> list[str]:
     assert at.gain is not None
     levels = at.gain.levels
     most = max(range(len(levels)), key=levels.__getitem__)
-    low, high = bin_edges(found.bins, found.num_timesteps)[most]
     return [
         f"At strength {at.strength:g} it errs {at.gain.mean:.1%} (±{at.gain.error:.1%}) less on the pictures than the "
-        f"model without it, most at timesteps {low} to {high} ({levels[most]:.0%})."
+        f"model without it, most at the noise levels {bin_names(found.bins)[most]} ({levels[most]:.0%})."
     ]
 
 

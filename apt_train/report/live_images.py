@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 from ..palette import BLUE, FAINT, INK, PALE, PAPER, Rgb
-from ..run.curves import bin_edges
+from ..run.curves import bin_names
 from ..verdict.run_log import Floats, block_means, moving_average
 from .grid import font
 from .heat_map import heat_map
@@ -22,7 +22,7 @@ OVERSAMPLE = 2  # Pillow draws hard edges; drawn twice as large and shrunk they 
 _Frame = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-def heat_image(gamma: ArrayLike, width: int = 512, height: int = 256, *, num_timesteps: int = 1000) -> Image.Image:
+def heat_image(gamma: ArrayLike, width: int = 512, height: int = 256) -> Image.Image:
     """The overfitting indicator so far, (steps, bins) in [0, 1], as a map: a row per bin, noisiest on top.
 
     Steps run from left to right over the whole width; the colour scale stands at the right.
@@ -31,10 +31,10 @@ def heat_image(gamma: ArrayLike, width: int = 512, height: int = 256, *, num_tim
     steps, bins = values.shape
     if not values.size:
         return _empty("overfitting indicator: not measured", (width, height))
-    marks = [((b + 0.5) / bins, f"{low}-{high}") for b, (low, high) in enumerate(bin_edges(bins, num_timesteps))]
+    marks = [((b + 0.5) / bins, name) for b, name in enumerate(bin_names(bins))]
     face = font(_letters(height))
     room = round(face.getlength("0.5")) + 30  # for the scale
-    image, frame = _chart("overfitting indicator by timestep", marks[::-1], steps, (width, height), room)
+    image, frame = _chart("overfitting indicator by noise level", marks[::-1], steps, (width, height), room)
     size = _size(frame)
     image.paste(heat_map(np.transpose(block_means(values, size[0]))[::-1], size), frame[:2])
     image.paste(heat_map(np.linspace(1, 0, size[1])[:, None], (10, size[1])), (frame[2] + 10, frame[1]))

@@ -17,12 +17,12 @@ from ..verdict.run_summary import Summary
 from ..verdict.words import paragraph
 
 CAPTIONS = {
-    "indicator.png": "Overfitting indicator per timestep bin: at 0 the tuned model predicts the noise of the training "
-    "pictures no better than the prior, near 1 far better.",
+    "indicator.png": "Overfitting indicator per noise level (0 clean, 1 pure noise): at 0 the tuned model predicts the "
+    "noise of the training pictures no better than the prior, near 1 far better.",
     "drift.png": "How far each snapshot has left the prior on prompts without the subject, over how far on the "
     "subject's own: while it learns the subject this stays low, where it overfits it climbs.",
     "losses.png": "Loss terms over the steps: faint as logged, thick their moving average. The denoising loss depends "
-    "on the timestep drawn far more than on training, so its average has the timesteps evened out.",
+    "on the noise level far more than on training, so its average has the noise levels evened out.",
     "balance.png": "Gradient norm of each weighted term, and its part of their sum.",
     "attention.png": "Cross-attention per token, with its mean for prior > tuned: tokens of the context that the tuned "
     "model has dimmed look dark in its row and blue in the difference.",
@@ -65,8 +65,8 @@ def _run_table(summary: Summary, preset: str) -> str:
         ("preset", preset),
         ("steps", f"{summary.steps_done} of {summary.steps_planned}"),
         ("denoising loss over the last half", summary.trend),
-        ("timestep bins near 1", near),
-        ("most bins near 1 since step", _or_dash(summary.most_since, "d")),
+        ("noise levels near 1", near),
+        ("most noise levels near 1 since step", _or_dash(summary.most_since, "d")),
         ("weight left to the denoising loss", _or_dash(summary.data_weight, ".2f")),
         ("drift ratio at the last snapshot measured", f"{summary.drift[-1].ratio:.2f}" if summary.drift else "-"),
         ("steps with clipped gradient", _or_dash(summary.clipped, ".0%")),
@@ -89,7 +89,7 @@ def _bin_table(summary: Summary) -> str:
         for item in summary.bins
     ]
     indicator = f"indicator, mean over the closing {summary.window}"
-    return _table(("timesteps", "samples", indicator, "near 1 since step"), rows)
+    return _table(("noise level", "samples", indicator, "near 1 since step"), rows)
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from ..palette import BLUE, FAINT, INK, ORANGE, Look, as_hex, bin_colours
-from ..run.curves import bin_edges
+from ..run.curves import bin_names
 from ..verdict.run_files import RunRecord
 from ..verdict.run_log import DRIFT, Floats, RunLog, block_means, moving_average
 from ..verdict.run_summary import NEAR_ONE, RISE, evened_denoising
@@ -60,7 +60,7 @@ def glance_figure(run: RunRecord) -> Figure:
     figure = Figure((4.2, sum(heights)), dpi=100, layout="constrained")
     upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
     if run.summary.indicator_measured:
-        labels = [f"{low}-{high}" for low, high in bin_edges(log.gamma.shape[1], run.num_timesteps)]
+        labels = bin_names(log.gamma.shape[1])
         ends = int(log.step[0]), int(log.step[-1])
         _indicator_heat(upper.subplots(), ends, block_means(log.gamma, MOST_POINTS), labels)
     else:
@@ -81,12 +81,12 @@ def as_picture(figure: Figure, width: int) -> Image.Image:
 
 
 def _indicator(figure: FigureBase, run: RunRecord) -> None:
-    """One curve per timestep bin over the steps, beside the same numbers as a bins x steps heat map."""
+    """One curve per bin of the noise level over the steps, beside the same numbers as a bins x steps heat map."""
     if not run.summary.indicator_measured:
         return message(figure, "The overfitting indicator was not measured in this run.")
     steps = block_means(run.log.step.astype(np.float64), MOST_POINTS)
     gamma = block_means(run.log.gamma, MOST_POINTS)
-    labels = [f"{low}-{high}" for low, high in bin_edges(gamma.shape[1], run.num_timesteps)]
+    labels = bin_names(gamma.shape[1])
     curves, chart = figure.subplots(1, 2, width_ratios=(1.15, 1))
     _indicator_curves(curves, steps, gamma, labels)
     _indicator_heat(chart, (int(run.log.step[0]), int(run.log.step[-1])), gamma, labels, "The same as a map")
@@ -99,9 +99,9 @@ def _indicator_curves(axes: Axes, steps: Floats, gamma: Floats, labels: list[str
     axes.axhline(NEAR_ONE, **DASHED)
     axes.set_ylim(-0.02, 1.03)
     axes.set_xlim(steps[0] - 0.5, steps[-1] + 0.5)
-    _dress(axes, "Overfitting indicator by timestep (dashed: near 1)", "indicator γ")
+    _dress(axes, "Overfitting indicator by noise level (dashed: near 1)", "indicator γ")
     letters, columns = 8.5 if len(labels) <= 16 else 6, 1 + len(labels) // 33
-    axes.legend(title="timesteps", title_fontsize=9, fontsize=letters, ncols=columns, reverse=True, **BESIDE)
+    axes.legend(title="noise level", title_fontsize=9, fontsize=letters, ncols=columns, reverse=True, **BESIDE)
 
 
 def _indicator_heat(
@@ -112,7 +112,7 @@ def _indicator_heat(
     axes.imshow(heat_map(np.transpose(gamma)), extent=extent, **fields)
     every = -(-len(labels) // 20)
     axes.set_yticks(range(0, len(labels), every), labels[::every])
-    _dress(axes, title, "timesteps", grid=False)
+    _dress(axes, title, "noise level", grid=False)
     scale = axes.inset_axes((1.05, 0, 0.045, 1))
     scale.imshow(heat_map(np.linspace(0, 1, 256)[:, None]), extent=(0, 1, 0, 1), **fields)
     _dress(scale, "", "indicator γ", grid=False)
@@ -150,7 +150,7 @@ def _drift_ratio(axes: Axes, run: RunRecord) -> None:
 def _losses(figure: FigureBase, run: RunRecord) -> None:
     """A panel per term that the run computed and per further number: every step faint, the moving average over it.
 
-    The denoising loss is averaged with its timesteps' own levels taken out, which else hide where it goes.
+    The denoising loss is averaged with the noise levels' own sizes taken out, which else hide where it goes.
     """
     log, shown = run.log, _curves_shown(run.log)
     if not shown:
@@ -159,11 +159,11 @@ def _losses(figure: FigureBase, run: RunRecord) -> None:
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     window = max(1, len(log) // 25) | 1
     for axes, (name, values) in zip(panels, shown.items(), strict=False):
-        level = evened_denoising(log, run.num_timesteps) if name == "denoising" else values
+        level = evened_denoising(log) if name == "denoising" else values
         _loss_panel(axes, [log.step, values, moving_average(level, window)], log.looks[name])
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
-    note = f"thick: mean over {window} steps, denoising with timesteps evened out" if window > 1 else "every step"
+    note = f"thick: mean over {window} steps, denoising with noise levels evened out" if window > 1 else "every step"
     figure.suptitle(f"Losses before their weights ({note})", fontsize=11, color=as_hex(INK), x=0.01, ha="left")
 
 

@@ -18,27 +18,32 @@ Point = dict[str, Any]
 
 
 def run_curves(folder: Path, after: int = 0, most: int = MOST_POINTS) -> dict[str, Any]:
-    """`total` steps, the last logged `step`, the `bins`' first and last timesteps, and the `points` after a step.
+    """`total` steps, the last logged `step`, the `bins`' noise levels in words, and the `points` after a step.
 
     A point is `{step, loss, gamma, drift_ratio}` with the terms of the loss by name, what is no number null. Of more
     than `most` points neighbours run together: their mean losses, the last one's step and gamma, the last drift ratio
     that was measured; the last step is there as it is.
     InputError: the folder holds no run, or settings that no run has.
     """
-    config, num_timesteps = read_settings(folder)
+    config, _ = read_settings(folder)
     lines = read_log(folder / LOG, config.apt.bins).lines
     return {
         "total": config.steps,
         "step": lines[-1]["step"] if lines else 0,
-        "bins": [list(edges) for edges in bin_edges(config.apt.bins, num_timesteps)],
+        "bins": bin_names(config.apt.bins),
         "points": thin_out([point_of(line) for line in lines if line["step"] > after], most),
     }
 
 
-def bin_edges(bins: int, num_timesteps: int = 1000) -> list[tuple[int, int]]:
-    """First and last timestep of every bin, bin = t * bins // num_timesteps."""
-    starts = [-(-b * num_timesteps // bins) for b in range(bins + 1)]
-    return [(low, high - 1) for low, high in zip(starts[:-1], starts[1:], strict=True)]
+def bin_names(bins: int) -> list[str]:
+    """The noise levels of every bin, as `0.3-0.4`, in as many digits as tell them apart."""
+    return [levels_named(b / bins, (b + 1) / bins, bins) for b in range(bins)]
+
+
+def levels_named(low: float, high: float, bins: int) -> str:
+    """The noise levels from `low` to `high`, likewise."""
+    digits = next(d for d in (1, 2, 3, 4) if 10**d >= bins)
+    return f"{low:.{digits}f}-{high:.{digits}f}"
 
 
 def point_of(line: dict[str, Any]) -> Point:

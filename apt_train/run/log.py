@@ -29,7 +29,9 @@ from ..names import LOG
 
 Line = dict[str, Any]
 
-FIELDS = ("step", "loss", "grad_norm", "lr", "timestep", "gamma", "grad_norm_terms", "drift", "numbers")  # else: terms
+FIELDS = (  # what else stands in a line is a term
+    "step", "loss", "grad_norm", "lr", "timestep", "level", "gamma", "grad_norm_terms", "drift", "numbers",
+)  # fmt: skip
 TERM_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 MOST_TERMS = 32
 LONGEST_LINE = 1 << 23  # bytes; some hundred are usual
@@ -182,7 +184,7 @@ def _is_step(line: Line) -> bool:
     if not is_object(further) or not _are_names(terms) or not _are_names(further):
         return False
     numbers = [*terms.values(), line["loss"], line.get("grad_norm"), line.get("lr")]
-    lists = [line.get("timestep"), line.get("gamma")]
+    lists = [line.get("timestep"), line.get("level", []), line.get("gamma")]  # without levels in older versions
     parts = [line.get("grad_norm_terms"), line.get("drift"), line.get("numbers")]
     return (
         _are_numbers(numbers)

@@ -1,4 +1,4 @@
-"""The overfitting indicator: per timestep bin, how far the tuned model's loss has fallen below the prior's.
+"""The overfitting indicator: per bin of the noise level, how far the tuned model's loss has fallen below the prior's.
 
 In: bins, moving averages, gamma. Not in: how gamma is used (augmentation and loss weight stand in step.py).
 """
@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from ..families.levels import even_levels, parts_of
 
 AUTO_SCALE = 5.0
 """For "auto": gamma = 1 - exp(-5 * relative gap), .39 where the tuned loss is 10% below the prior's (ours)."""
@@ -34,19 +36,25 @@ class OverfitIndicator:
         temperature: float | Literal["auto"] = 1000.0,
         num_timesteps: int = 1000,
         device: torch.device | str = "cpu",
+        levels: Tensor | None = None,
     ) -> None:
-        """`device`: where the losses come from, so that nothing of a step has to wait for a reading."""
+        """`device`: where the losses come from, so that nothing of a step has to wait for a reading.
+
+        `levels`: the noise level of each timestep, float64 (num_timesteps,) in [0, 1]; None: t / num_timesteps. The
+        bins are equal parts of the noise level.
+        """
         self._device = torch.device(device)
         if self._device.type == "mps":  # has no float64
             self._device = torch.device("cpu")
         self.bins, self.ema, self.temperature, self.num_timesteps = bins, ema, temperature, num_timesteps
+        self._bin_of = parts_of(even_levels(num_timesteps) if levels is None else levels, bins).to(self._device)
         self._average = torch.zeros(2, bins, dtype=torch.float64, device=self._device)  # prior, tuned
         self._seen = torch.zeros(bins, dtype=torch.bool, device=self._device)
         self._clear_pending()
 
     def bin_of(self, timesteps: Tensor) -> Tensor:
         """Bin index, int64 (N,), of int64 timesteps (N,)."""
-        return timesteps.to(self._device) * self.bins // self.num_timesteps
+        return self._bin_of[timesteps.to(self._device)]
 
     def observe(self, timesteps: Tensor, prior_loss: Tensor, tuned_loss: Tensor) -> None:
         """Take in per-sample losses (N,) of a part of an optimizer step."""

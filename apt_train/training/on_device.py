@@ -75,5 +75,7 @@ def _on_device(plan: Plan) -> Generator[None]:
 def _ranks_of(plan: Plan) -> RankByTimestep | None:
     if not plan.objective.rank_by_timestep:
         return None
-    settings = plan.config.adapter
-    return RankByTimestep(settings.rank, settings.resolved_min_rank, plan.components.schedule.num_timesteps)
+    settings, components = plan.config.adapter, plan.components
+    return RankByTimestep(
+        settings.rank, settings.resolved_min_rank, components.schedule.num_timesteps, components.levels
+    )

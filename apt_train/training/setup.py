@@ -50,8 +50,10 @@ def prepared_run(
 
 
 def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter) -> Run:
-    apt, num_timesteps = plan.config.apt, plan.components.schedule.num_timesteps
-    indicator = OverfitIndicator(apt.bins, apt.ema, apt.temperature, num_timesteps, plan.device)
+    apt, components = plan.config.apt, plan.components
+    indicator = OverfitIndicator(
+        apt.bins, apt.ema, apt.temperature, components.schedule.num_timesteps, plan.device, components.levels
+    )
     step = TrainingStep(
         plan.components,
         adapter,

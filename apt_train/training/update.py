@@ -87,6 +87,7 @@ def optimizer_step(run: Run) -> dict[str, Any]:
         "grad_norm": norm if math.isfinite(norm) else None,
         "lr": run.optimizer.param_groups[0]["lr"],
         "timestep": timesteps,
+        "level": _levels(run, timesteps),
         "gamma": list(gamma),  # the caller's own: the next step draws by ours
         "grad_norm_terms": _balance(values),
     }
@@ -246,6 +247,12 @@ def _balance(values: Mapping[str, float]) -> dict[str, float] | None:
     """None: not due in this step, or one overflows."""
     norms = {name.removeprefix(_BALANCE): norm for name, norm in values.items() if name.startswith(_BALANCE)}
     return norms if norms and all(map(math.isfinite, norms.values())) else None
+
+
+def _levels(run: Run, timesteps: list[int]) -> list[float]:
+    """The noise level of each sample, in [0, 1]."""
+    levels = run.components.schedule.level(torch.tensor(timesteps)).double()
+    return [round(level, 6) for level in cast("list[float]", levels.tolist())]
 
 
 def _told(run: Run, values: Mapping[str, float]) -> dict[str, Any]:

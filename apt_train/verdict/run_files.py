@@ -25,7 +25,6 @@ class RunRecord:
     """What a run left in its folder."""
 
     config: TrainConfig
-    num_timesteps: int  # of the noise schedule
     log: RunLog
     snapshots: list[int]  # steps that have one, rising
     notices: list[Notice] = field(default_factory=list[Notice])  # what the user was told
@@ -34,7 +33,7 @@ class RunRecord:
     @cached_property
     def summary(self) -> Summary:
         """The run in numbers."""
-        return summarize(self.log, self.config, num_timesteps=self.num_timesteps, snapshots=self.snapshots)
+        return summarize(self.log, self.config, snapshots=self.snapshots)
 
 
 def read_run(folder: Path, until: int | None = None) -> RunRecord:
@@ -43,7 +42,7 @@ def read_run(folder: Path, until: int | None = None) -> RunRecord:
         raise InputError(f"{folder} is no folder: give the output folder of a training run.")
     config, num_timesteps = read_settings(folder)
     terms = {name: Look(title, colour) for name, (title, colour) in read_terms(folder).items()}
-    log = read_log(folder / LOG, config.apt.bins, terms, until)
+    log = read_log(folder / LOG, config.apt.bins, terms, until, num_timesteps)
     snapshots = [step for step in snapshot_steps(folder) if until is None or step <= until]
     notices = [notice for notice in read_notices(folder) if until is None or notice.step <= until]
-    return RunRecord(config, num_timesteps, log, snapshots, notices, read_preset(folder))
+    return RunRecord(config, log, snapshots, notices, read_preset(folder))

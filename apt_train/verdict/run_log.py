@@ -33,7 +33,7 @@ class RunLog:
     numbers: dict[str, Floats]  # each (S,), whatever else was logged by name
     looks: dict[str, Look]  # of each term and number
     grad_norm: Floats  # (S,), before clipping
-    timesteps: list[list[int]]  # of each step's samples
+    levels: list[list[float]]  # of each step's samples: noise, 0 clean, 1 pure
     gamma: Floats  # (S, bins); (S, 0) where the run logged none
     balance_step: NDArray[np.int64]  # (K,) the steps whose gradient was measured term by term
     balance: dict[str, Floats]  # gradient norm of each term (K,)
@@ -47,10 +47,15 @@ class RunLog:
 
 
 def read_log(
-    path: Path, bins: int | None = None, looks: Mapping[str, Look] = MappingProxyType({}), until: int | None = None
+    path: Path,
+    bins: int | None = None,
+    looks: Mapping[str, Look] = MappingProxyType({}),
+    until: int | None = None,
+    num_timesteps: int = 1000,
 ) -> RunLog:
-    """The log at `path`; `bins`, `looks` of the terms: as the run's `config.json` says; `until`: the last step wanted.
+    """The log at `path`; `until`: the last step wanted.
 
+    `bins`, `looks` of the terms, `num_timesteps`: as the run's `config.json` says.
     InputError: there is none, or no step in it.
     """
     if not path.exists():
@@ -61,7 +66,7 @@ def read_log(
     lines = [line for line in log.lines if until is None or line["step"] <= until]
     if not lines:
         raise InputError(f"The log holds no step up to {until}: ask for a later one.")
-    return _columns(replace(log, lines=lines, cut=log.cut and len(lines) == len(log.lines)), looks)
+    return _columns(replace(log, lines=lines, cut=log.cut and len(lines) == len(log.lines)), looks, num_timesteps)
 
 
 def block_means(values: Floats, most: int) -> Floats:
@@ -84,7 +89,7 @@ def _means(total: Floats, count: Floats) -> Floats:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _columns(log: log_file.Log, looks: Mapping[str, Look]) -> RunLog:
+def _columns(log: log_file.Log, looks: Mapping[str, Look], num_timesteps: int) -> RunLog:
     records, terms, numbers = log.lines, log.terms(), log.numbers()
     measured = [record for record in records if record.get("grad_norm_terms")]
     drifted = [record for record in records if record.get("drift")]
@@ -95,7 +100,7 @@ def _columns(log: log_file.Log, looks: Mapping[str, Look]) -> RunLog:
         numbers={name: _floats([log_file.numbers_of(record).get(name) for record in records]) for name in numbers},
         looks=looks_of([*terms, *numbers], looks),
         grad_norm=_floats([record.get("grad_norm") for record in records]),
-        timesteps=[[int(t) for t in record["timestep"] if t is not None] for record in records],
+        levels=[_levels(record, num_timesteps) for record in records],
         gamma=np.array([record["gamma"] for record in records], dtype=np.float64),
         balance_step=np.array([record["step"] for record in measured], dtype=np.int64),
         balance={part: _floats([record["grad_norm_terms"].get(part) for record in measured]) for part in parts},
@@ -104,6 +109,14 @@ def _columns(log: log_file.Log, looks: Mapping[str, Look]) -> RunLog:
         truncated=log.cut,
         left_out=log.left_out,
     )
+
+
+def _levels(record: log_file.Line, num_timesteps: int) -> list[float]:
+    """Older versions logged the timesteps alone, of a schedule whose levels are even."""
+    logged: list[float | None] = record.get("level") or [
+        None if t is None else t / num_timesteps for t in record["timestep"]
+    ]
+    return [level for level in logged if level is not None]
 
 
 def _floats(values: list[Any]) -> Floats:

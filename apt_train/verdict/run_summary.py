@@ -11,32 +11,33 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..config import TrainConfig
-from ..run.curves import bin_edges
+from ..run.curves import levels_named
 from .run_log import DRIFT, Floats, RunLog, moving_average
 
 Trend = Literal["falling", "flat", "rising", "unknown"]
 
 NEAR_ONE = 0.9  # here 1 - gamma has shrunk the denoising loss tenfold
-FEWEST_STEPS = 40  # below these no trend can be told from the noise of the timesteps
+FEWEST_STEPS = 40  # below these no trend can be told from the chance of the draws
 RISE = 3.0  # times its lowest, and the drift ratio has risen: other prompts change too (ours, docs/benchmark.md)
 SURE = 2.0  # standard errors that two quarters must differ by
 
 
 @dataclass(frozen=True)
 class BinSummary:
-    """One timestep bin of the indicator."""
+    """One bin of the indicator: a part of the noise levels."""
 
     bin: int
-    timesteps: tuple[int, int]  # first and last
+    levels: tuple[float, float]  # of noise, 0 clean and 1 pure
     samples: int  # trained in this bin
     gamma: float  # mean over the closing window
     near_one_since: int | None  # step from which it stayed at NEAR_ONE; None: `gamma` is below
 
     @property
     def range(self) -> str:
-        return f"{self.timesteps[0]}-{self.timesteps[1]}"
+        return levels_named(*self.levels, round(1 / (self.levels[1] - self.levels[0])))
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Summary:
     bins: list[BinSummary]
     most_since: int | None  # step from which more than half of the bins are near 1
     data_weight: float | None  # mean of 1 - gamma over the bins at the end; None without the adaptive loss weight
-    trend: Trend  # of the denoising loss, timesteps' own differences taken out
+    trend: Trend  # of the denoising loss, the noise levels' own differences taken out
     terms: dict[str, TermSummary]
     balance: dict[str, BalanceSummary]
     drift: list[DriftSummary]  # by step; empty: not measured
@@ -97,12 +98,12 @@ class Summary:
         return [item for item in self.bins if item.near_one_since is not None]
 
 
-def summarize(log: RunLog, config: TrainConfig, *, num_timesteps: int = 1000, snapshots: Sequence[int] = ()) -> Summary:
-    """The numbers of a run. `num_timesteps`: of the noise schedule; `snapshots`: the steps that have one."""
+def summarize(log: RunLog, config: TrainConfig, *, snapshots: Sequence[int] = ()) -> Summary:
+    """The numbers of a run. `snapshots`: the steps that have one."""
     apt, runs_apt = config.apt, config.method == "apt"
     measured = indicator_measured(log, config)
     window = max(1, len(log) // 10)
-    bins = _bins(log, window, num_timesteps) if measured else []
+    bins = _bins(log, window) if measured else []
     weighs = measured and runs_apt and apt.adaptive_loss_weight
     limit = config.optimizer.max_grad_norm
     return Summary(
@@ -115,7 +116,7 @@ def summarize(log: RunLog, config: TrainConfig, *, num_timesteps: int = 1000, sn
         bins=bins,
         most_since=_most_since(bins),
         data_weight=float(np.mean([1 - item.gamma for item in bins])) if weighs else None,
-        trend=loss_trend(log, num_timesteps),
+        trend=loss_trend(log),
         terms={name: _quarters(log.terms[name]) for name in log.terms if np.isfinite(log.terms[name]).any()},
         balance=_balance(log, apt.lazy_prior),
         drift=_drift(log),
@@ -138,9 +139,9 @@ def indicator_measured(log: RunLog, config: TrainConfig) -> bool:
     return config.measures_indicator or bool((log.gamma > 0).any())
 
 
-def loss_trend(log: RunLog, num_timesteps: int = 1000) -> Trend:
+def loss_trend(log: RunLog) -> Trend:
     """Whether the evened denoising loss differs between the third and the last quarter by more than chance."""
-    loss = evened_denoising(log, num_timesteps)
+    loss = evened_denoising(log)
     loss = loss[np.isfinite(loss)]
     if len(loss) < FEWEST_STEPS:
         return "unknown"
@@ -153,35 +154,38 @@ def loss_trend(log: RunLog, num_timesteps: int = 1000) -> Trend:
     return "falling" if change < 0 else "rising"
 
 
-def evened_denoising(log: RunLog, num_timesteps: int = 1000) -> Floats:
-    """The denoising loss (S,) as if every step had drawn the same timesteps; its mean stays.
+def evened_denoising(log: RunLog) -> Floats:
+    """The denoising loss (S,) as if every step had drawn the same noise levels; its mean stays.
 
-    Its size depends on the timestep far more than on training, so the level of each twentieth of the schedule, fitted
-    by least squares over the run, is taken out. A log too short for that, or without timesteps, stays as it is.
+    It depends on the noise level far more than on training, so its size in each twentieth of the levels, fitted by
+    least squares over the run, is taken out. A log too short for that, or without levels, stays as it is.
     """
-    parts_of_schedule = 20
+    parts = 20
     loss = log.terms["denoising"]
-    counts = np.array([len(drawn) for drawn in log.timesteps])
+    counts = np.array([len(drawn) for drawn in log.levels])
     known = np.isfinite(loss) & (counts > 0)
-    if known.sum() < 2 * parts_of_schedule:
+    if known.sum() < 2 * parts:
         return loss
-    drawn_at = np.array([timestep for drawn in log.timesteps for timestep in drawn], dtype=np.int64)
-    places = np.clip(drawn_at * parts_of_schedule // num_timesteps, 0, parts_of_schedule - 1)
     rows = np.repeat(np.arange(len(loss)), counts)
-    drawn_from = np.zeros((len(loss), parts_of_schedule))  # part of each step's samples in each twentieth
+    drawn_from = np.zeros((len(loss), parts))  # part of each step's samples in each twentieth
+    places = _parts_of([level for step in log.levels for level in step], parts)
     np.add.at(drawn_from, (rows, places), 1 / counts[rows])
-    levels = np.linalg.lstsq(drawn_from[known], loss[known], rcond=None)[0]
-    return np.where(known, loss - drawn_from @ levels + loss[known].mean(), np.nan)
+    sizes = np.linalg.lstsq(drawn_from[known], loss[known], rcond=None)[0]
+    return np.where(known, loss - drawn_from @ sizes + loss[known].mean(), np.nan)
 
 
-def _bins(log: RunLog, window: int, num_timesteps: int) -> list[BinSummary]:
+def _bins(log: RunLog, window: int) -> list[BinSummary]:
     count = log.gamma.shape[1]
-    drawn = np.array([timestep for step in log.timesteps for timestep in step], dtype=np.int64)
-    samples = np.bincount(np.clip(drawn * count // num_timesteps, 0, count - 1), minlength=count)
+    samples = np.bincount(_parts_of([level for step in log.levels for level in step], count), minlength=count)
     return [
         BinSummary(b, edges, int(samples[b]), float(log.gamma[-window:, b].mean()), _since(log, b, window))
-        for b, edges in enumerate(bin_edges(count, num_timesteps))
+        for b, edges in enumerate((b / count, (b + 1) / count) for b in range(count))
     ]
+
+
+def _parts_of(levels: Sequence[float], parts: int) -> NDArray[np.int64]:
+    """Which of so many equal parts of [0, 1] each lies in; a level on an edge may be rounded to below it."""
+    return np.clip(np.floor(np.array(levels, dtype=np.float64) * parts + 1e-4), 0, parts - 1).astype(np.int64)
 
 
 def _since(log: RunLog, bin: int, window: int) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..run.curves import levels_named
 from ..run.log import line_numbers
 from ..run.metadata import METHOD_TITLES
 from .recommend import has_risen, last_before_rising, lowest_ratio
@@ -65,7 +66,7 @@ def _indicator(summary: Summary) -> list[str]:
     said = [_near_one(summary)]
     if len(seen) < len(summary.bins):
         said.append(
-            f"Only {len(seen)} of {len(summary.bins)} timestep bins were trained at all; the others say nothing."
+            f"Only {len(seen)} of {len(summary.bins)} noise levels were trained at all; the others say nothing."
         )
     if summary.data_weight is not None and summary.near_one:
         said.append(f"The adaptive weight leaves the denoising loss {summary.data_weight:.0%} on average by now.")
@@ -77,18 +78,16 @@ def _near_one(summary: Summary) -> str:
     if not near:
         top = max(summary.bins, key=lambda item: item.gamma)
         so = "" if summary.drift else ", so by this measure the run does not overfit"
-        return (
-            f"No timestep bin's overfitting indicator is near 1: the highest is {top.gamma:.2f}, at timesteps "
-            f"{top.range}{so}."
-        )
+        at = f"{top.gamma:.2f}, at {top.range}"
+        return f"The overfitting indicator is near 1 at no noise level: the highest is {at}{so}."
     first = min(item.near_one_since or 0 for item in near)
     where = (
-        f"The overfitting indicator is near 1 ({NEAR_ONE} or more) in {len(near)} of {count} timestep bins (timesteps "
-        f"{_ranges(near)}). The first of them have been there since step {first}"
+        f"The overfitting indicator is near 1 ({NEAR_ONE} or more) at {len(near)} of {count} noise levels "
+        f"({_ranges(near, count)}). The first of them have been there since step {first}"
     )
     if summary.most_since is None:
         return (
-            f"{where}. Published runs on SDXL end alike, near 1 at low and middle timesteps and far below at the "
+            f"{where}. Published runs on SDXL end alike, near 1 at low and middle noise and far below at the "
             "noisiest, so this alone is no alarm."
         )
     return (
@@ -174,12 +173,12 @@ def _short(summary: Summary) -> bool:
     return summary.steps_done < FEWEST_STEPS
 
 
-def _ranges(bins: list[BinSummary]) -> str:
-    """Neighbouring bins run together: `0-299, 500-599`."""
+def _ranges(bins: list[BinSummary], count: int) -> str:
+    """Neighbouring bins run together: `0.0-0.3, 0.5-0.6`."""
     runs: list[list[BinSummary]] = []
     for item in bins:
         if runs and runs[-1][-1].bin == item.bin - 1:
             runs[-1].append(item)
         else:
             runs.append([item])
-    return ", ".join(f"{run[0].timesteps[0]}-{run[-1].timesteps[1]}" for run in runs)
+    return ", ".join(levels_named(run[0].levels[0], run[-1].levels[1], count) for run in runs)
