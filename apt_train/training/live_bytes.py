@@ -54,13 +54,16 @@ class LiveBytes(TorchDispatchMode):
     def _see(self, tensor: Tensor) -> None:
         key = storage_key(tensor)
         if key not in self._bytes:
-            self._bytes[key] = tensor.untyped_storage().nbytes()
+            self._bytes[key] = _bytes(tensor)
             self.now += self._bytes[key]
             self.peak = max(self.peak, self.now)
             weakref.finalize(tensor.untyped_storage(), self._freed, key)
 
     def _freed(self, key: int) -> None:
         self.now -= self._bytes.pop(key)
+
+
+Sizes = tuple[Any, Any, torch.dtype]  # of a tensor: its size, stride and type
 
 
 class Results:
@@ -71,20 +74,20 @@ class Results:
     """
 
     def __init__(self) -> None:
-        self._known: dict[Any, list[tuple[Any, ...]] | None] = {}  # None: has to be computed every time
+        self._known: dict[Any, list[Sizes] | None] = {}  # None: has to be computed every time
 
     def of(self, func: Any, args: Any, kwargs: Any) -> Any:
         try:
             key = func, _described(args), _described(kwargs)
-            known = self._known.get(key, ())
+            known = self._known.get(key, [])
         except TypeError:  # not to be described, or not to be looked up
             return func(*args, **kwargs)
         if known:
-            made = [torch.empty_strided(*sizes, dtype=dtype, device=META) for *sizes, dtype in known]
-            return made[0] if len(made) == 1 else tuple(made)
+            made = tuple(map(_made, known))
+            return made[0] if len(made) == 1 else made
         result = func(*args, **kwargs)
         if known is not None:
-            self._known[key] = _sizes_of_fresh(func, result, tree_leaves((args, kwargs)))
+            self._known[key] = _sizes_of_new(func, result, tree_leaves((args, kwargs)))
         return result
 
 
@@ -101,17 +104,25 @@ def _described(value: Any) -> Any:
     return type(value), value  # 1, 1.0 and True are the same key, and not the same type
 
 
-def _sizes_of_fresh(func: Any, result: Any, given: list[Any]) -> list[tuple[Any, ...]] | None:
-    """Sizes, strides and type of each tensor, where all of them are new, apart and no larger than they look."""
-    made = list(result) if isinstance(result, tuple) else [result]
-    if func._schema.is_mutable or not all(isinstance(tensor, Tensor) and tensor.is_meta for tensor in made):
+def _sizes_of_new(func: Any, result: Any, given: list[Any]) -> list[Sizes] | None:
+    """None where not all of them are new, apart from each other and no larger than they look."""
+    found: list[Any] = [*cast("tuple[Any, ...]", result)] if isinstance(result, tuple) else [result]
+    if func._schema.is_mutable or not all(isinstance(tensor, Tensor) and tensor.is_meta for tensor in found):
         return None
-    keys = [storage_key(tensor) for tensor in (*made, *(item for item in given if isinstance(item, Tensor)))]
-    sizes = [(tuple(tensor.shape), tensor.stride(), tensor.dtype) for tensor in made]
-    again = [torch.empty_strided(*size, dtype=dtype, device=META) for *size, dtype in sizes]
-    equal = all(a.untyped_storage().nbytes() == b.untyped_storage().nbytes() for a, b in zip(made, again, strict=True))
-    apart = not set(keys[: len(made)]) & set(keys[len(made) :]) and len(set(keys[: len(made)])) == len(made)
-    return sizes if equal and apart else None
+    sizes: list[Sizes] = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in found]
+    ours = {storage_key(tensor) for tensor in found}
+    theirs = {storage_key(tensor) for tensor in given if isinstance(tensor, Tensor)}
+    are_whole = all(_bytes(tensor) == _bytes(_made(size)) for tensor, size in zip(found, sizes, strict=True))
+    return sizes if are_whole and len(ours) == len(found) and not ours & theirs else None
+
+
+def _made(sizes: Sizes) -> Tensor:
+    size, stride, dtype = sizes
+    return torch.empty_strided(size, stride, dtype=dtype, device=META)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes()
 
 
 def storage_key(tensor: Tensor) -> int:
