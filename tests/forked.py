@@ -63,6 +63,7 @@ def _serve(call: Callable[[], int | None], theirs: list[int], ours: list[int]) -
             os.close(end)
         sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in zip(PIPED, "rww", strict=True))
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & may have switched it off
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and `nohup` this
         code = call()
         sys.stdout.flush()
         sys.stderr.flush()

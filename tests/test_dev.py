@@ -164,6 +164,7 @@ def test_a_host_ends_also_where_ctrl_c_came_to_the_workshop_alone() -> None:
 def workshop(call: str) -> subprocess.Popen[str]:
     """A process that makes the call, once its child has said that it is up."""
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's & switches it off
+    heard += "; signal.signal(getattr(signal, 'SIGHUP', signal.SIGTERM), signal.SIG_DFL)"  # and `nohup` this
     process = subprocess.Popen(
         [sys.executable, "-c", f"{heard}; import sys, dev; sys.exit({call})"],
         cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True,

@@ -124,9 +124,9 @@ def test_a_long_sentence_does_not_hold_anything_up(language: Any, tmp_path: Path
     speak(tmp_path, "zh")
     said = "x is y: z ({1}) " * 20_000
     assert language.translated(said) == language.translated_line(said) == said
-    began = time.perf_counter()
+    began = time.process_time()
     language.translated(said[: language.LONGEST])
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_a_line_is_translated_part_by_part(language: Any, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from apt_train.verdict.run_files import read_run
 from apt_train.verdict.run_log import block_means, moving_average, read_log
 from apt_train.verdict.run_summary import evened_denoising, summarize
 from apt_train.verdict.words import paragraph
+from tests.blank_figures import leave_blank
 from tests.damaged_runs import DAMAGES, Damage
 from tests.synthetic_run import plausible_log, plausible_maps, write_attention, write_run
 from tests.training import run
@@ -43,6 +44,12 @@ from tests.training import run
 @pytest.fixture(scope="module", autouse=True)
 def blank_figures() -> None:
     """They are drawn here: how they look is what is tested."""
+
+
+@pytest.fixture
+def blank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where only the files count, and not what they show."""
+    leave_blank(monkeypatch.setattr)
 
 
 def told(folder: Path, lines, config: TrainConfig | None = None) -> str:
@@ -118,6 +125,7 @@ def test_matplotlib_is_left_as_it_was(tmp_path) -> None:
     assert dict(matplotlib.rcParams) == settings and matplotlib.get_backend() == backend
 
 
+@pytest.mark.usefixtures("blank")
 def test_a_figure_of_an_earlier_report_does_not_outlive_its_numbers(tmp_path) -> None:
     write_report(write_run(tmp_path, plausible_log(100)))
     assert (tmp_path / "balance.png").exists()
@@ -125,6 +133,7 @@ def test_a_figure_of_an_earlier_report_does_not_outlive_its_numbers(tmp_path) ->
     assert not (tmp_path / "balance.png").exists() and "balance.png" not in text
 
 
+@pytest.mark.usefixtures("blank")
 def test_a_report_replaces_links_and_never_writes_through_them(tmp_path) -> None:
     write_run(tmp_path / "run", plausible_log(5, balance_every=1))
     write_report(tmp_path / "run")
@@ -524,6 +533,7 @@ def test_a_run_is_read_up_to_a_step(tmp_path) -> None:
         read_run(folder, until=0)
 
 
+@pytest.mark.usefixtures("blank")
 def test_a_cut_last_line_is_left_out_and_said(tmp_path) -> None:
     write_run(tmp_path, plausible_log(100))
     log = tmp_path / "log.jsonl"

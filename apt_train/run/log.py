@@ -13,12 +13,12 @@ The file has no `format` of its own; that of `config.json` applies.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ MOST_BROKEN = 10_000  # lines that are not a step
 MOST_BYTES = 1 << 29  # of the file: enough for more than a million steps
 LARGEST = 3.5e38  # of float32, which training computes in
 LAST_STEP = 999_999_999
+JSON = json.JSONDecoder(parse_constant=lambda _: None)  # made once: `json.loads` would make one for every line
+NUMBERS = (int, float)  # by their exact type, as a bool is an int as well
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,13 @@ class Log:
 
     def terms(self) -> list[str]:
         """The names of its loss terms, in order of appearance."""
-        return list(dict.fromkeys(name for line in self.lines for name in terms_of(line)))[:MOST_TERMS]
+        names = dict.fromkeys(chain.from_iterable(self.lines))
+        return [name for name in names if name not in FIELDS][:MOST_TERMS]
 
     def numbers(self) -> list[str]:
         """The names of all other numbers logged by name, likewise, without those of terms."""
-        names = dict.fromkeys(name for line in self.lines for name in numbers_of(line))
-        return [name for name in names if name not in ("loss", *self.terms())][:MOST_TERMS]
+        names, others = dict.fromkeys(chain.from_iterable(map(numbers_of, self.lines))), ("loss", *self.terms())
+        return [name for name in names if name not in others][:MOST_TERMS]
 
     def gap(self, step: int) -> str:
         """One sentence about steps up to `step` that are missing from the log; empty: it is complete."""
@@ -168,7 +171,7 @@ def _step(raw: bytes) -> Line | None:
     if len(raw) > LONGEST_LINE:
         return None
     try:
-        line = json.loads(raw.decode("utf-8-sig"), parse_constant=lambda _: None)
+        line = JSON.decode(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return None
     return line if is_object(line) and _is_step(line) else None
@@ -184,9 +187,9 @@ def _is_step(line: Line) -> bool:
     lists = [line.get("timestep"), line.get("level", []), line.get("gamma")]  # older versions logged no levels
     parts = [line.get("grad_norm_terms"), line.get("drift"), line.get("numbers")]
     return (
-        all(_is_number(value) for value in numbers)
-        and all(is_list(items) and all(map(_is_number, items)) for items in lists)
-        and all(part is None or (is_object(part) and all(map(_is_number, part.values()))) for part in parts)
+        _are_numbers(numbers)
+        and all(is_list(items) and _are_numbers(items) for items in lists)
+        and all(part is None or (is_object(part) and _are_numbers(part.values())) for part in parts)
     )
 
 
@@ -194,12 +197,9 @@ def _are_names(given: Collection[str]) -> bool:
     return len(given) <= MOST_TERMS and all(map(TERM_NAME.fullmatch, given))
 
 
-def _is_number(value: object) -> bool:
-    if value is None:
-        return True
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) <= LARGEST and not math.isnan(value)
+def _are_numbers(values: Iterable[Any]) -> bool:
+    """Whether each is null or finite in float32."""
+    return all(value is None or (type(value) in NUMBERS and -LARGEST <= value <= LARGEST) for value in values)
 
 
 def _bins_of(lines: list[Line], bins: int | None) -> int:

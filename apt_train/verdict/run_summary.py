@@ -162,12 +162,14 @@ def evened_denoising(log: RunLog) -> Floats:
     """
     parts = 20
     loss = log.terms["denoising"]
-    known = np.isfinite(loss) & np.array([len(drawn) > 0 for drawn in log.levels])
+    counts = np.array([len(drawn) for drawn in log.levels])
+    known = np.isfinite(loss) & (counts > 0)
     if known.sum() < 2 * parts:
         return loss
+    rows = np.repeat(np.arange(len(loss)), counts)
     drawn_from = np.zeros((len(loss), parts))  # share of each step's samples in each twentieth
-    for row, drawn in zip(drawn_from, log.levels, strict=True):
-        np.add.at(row, _parts_of(drawn, parts), 1 / max(1, len(drawn)))
+    places = _parts_of([level for step in log.levels for level in step], parts)
+    np.add.at(drawn_from, (rows, places), 1 / counts[rows])
     sizes = np.linalg.lstsq(drawn_from[known], loss[known], rcond=None)[0]
     return np.where(known, loss - drawn_from @ sizes + loss[known].mean(), np.nan)
 

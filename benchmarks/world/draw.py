@@ -697,10 +697,10 @@ def _style_painting(layers: _Layers, rng: np.random.Generator) -> np.ndarray:
     reach = np.where(_down(layers.cover, 128)[..., 0] > 0.5, 2.2, 4.5)  # finer strokes keep the object readable
     points = rng.integers(0, 128, (900, 2))
     tints = rng.integers(-22, 23, 900)
-    for (x, y), tint in zip(points.tolist(), tints.tolist(), strict=True):
+    paints = (colours[points[:, 1], points[:, 0]] + tints[:, None]).clip(0, 255).tolist()
+    for (x, y), (red, green, blue) in zip(points.tolist(), paints, strict=True):
         angle = flow[y, x]
         dx, dy = reach[y, x] * np.cos(angle), reach[y, x] * np.sin(angle)
-        red, green, blue = (colours[y, x] + tint).clip(0, 255).tolist()
         pen.line((x - dx, y - dy, x + dx, y + dy), fill=(red, green, blue), width=3)
     return np.asarray(canvas, np.float32).reshape(SIZE, 2, SIZE, 2, 3).mean(axis=(1, 3))
 
