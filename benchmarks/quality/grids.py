@@ -48,23 +48,25 @@ BASELINES: dict[str, Variant] = {
 }
 
 
-def methods(recipe: dict[str, Any]) -> dict[str, Variant]:
-    """The baselines at their published constants, all of APT as it is shipped, and APT less each of its parts.
-
-    `recipe`: APT's settings that differ. The regularisers' weights and the zoom are the shipped ones, written out: a
-    unit is what it was made with.
-    """
-    shipped = {"max_zoom": "auto", **RS, **AA, **recipe}
-    parts = {"augmentation": "augment", "weight": "weight", "rs": "rs", "aa": "aa"}
-    without = {
-        f"apt without {name}": apt(*(other for other in parts.values() if other != part), **shipped)
-        for name, part in parts.items()
-    }
-    return {**BASELINES, "apt": apt(*parts.values(), **shipped), **without}
-
-
 # A small model's recipe, see the embedded model's card. For SDXL 1000 and a black fill are published.
-SMALL_MODEL = {"temperature": 300.0, "augment_fill": "reflect"}
+SMALL_MODEL: dict[str, Any] = {"temperature": 300.0, "augment_fill": "reflect"}
+PARTS = {"augmentation": "augment", "weight": "weight", "rs": "rs", "aa": "aa"}
+
+
+def whole(recipe: dict[str, Any], *without: str) -> Variant:
+    """All of APT as it is shipped, less these parts. `recipe`: its settings that differ.
+
+    The regularisers' weights and the zoom are the shipped ones, written out: a unit is what it was made with.
+    """
+    parts = [part for name, part in PARTS.items() if name not in without]
+    return apt(*parts, **{"max_zoom": "auto", **RS, **AA, **recipe})
+
+
+def methods(recipe: dict[str, Any]) -> dict[str, Variant]:
+    """The baselines at their published constants, all of APT, and APT less each of its parts."""
+    return {**BASELINES, "apt": whole(recipe), **{f"apt without {part}": whole(recipe, part) for part in PARTS}}
+
+
 METHODS = methods(SMALL_MODEL)
 
 FRAMED = WORLD + ", prior taught framed pictures"
@@ -187,6 +189,16 @@ GRIDS: dict[str, Grid] = {
             "apt, T 1000": apt("augment", "weight", "rs", "aa", temperature=1000.0, **TURNED, **RS, **AA),
         },
         steps=800,
+    ),
+    # All of APT by a small model's recipe: what do RS and AA cost there, and does a smaller weight of RS change it?
+    "regularisers": tuning(
+        {
+            "apt": whole(SMALL_MODEL),
+            "apt without rs": whole(SMALL_MODEL, "rs"),
+            "apt without aa": whole(SMALL_MODEL, "aa"),
+            "apt without rs, aa": whole(SMALL_MODEL, "rs", "aa"),
+            "apt, rs 0.001": whole({**SMALL_MODEL, "dist_weight": 0.001}),
+        }
     ),
     # The baselines' own constants deserve the same care: DCO's beta was published for SDXL's losses.
     "baselines": tuning(
