@@ -92,7 +92,7 @@ def test_a_smaller_share_is_fewer_prompts() -> None:
 def test_a_stopped_run_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(command, "run_grid", Mock(side_effect=KeyboardInterrupt))
     assert command.main([]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "Run the same command to continue" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
@@ -106,7 +106,7 @@ def test_a_killed_run_leaves_no_worker_behind(tmp_path: Path) -> None:
             time.sleep(0.1)
         run.terminate()
         said = run.communicate(timeout=60)[1]
-    assert run.returncode == 130 and "the same command goes on" in said and len(workers) >= 2
+    assert run.returncode == 130 and "Run the same command to continue" in said and len(workers) >= 2
     assert psutil.wait_procs(workers, timeout=10)[1] == []
 
 
