@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import platform
 import statistics
 import subprocess
@@ -35,7 +34,6 @@ from apt_train.adapter import Adapter, add_adapter
 from apt_train.config import AdapterConfig, AptConfig, DataConfig, OutputConfig, Precision, TrainConfig
 from apt_train.data.dataset import ImageSet, load_images
 from apt_train.demo.recipe import DEMO, MODEL
-from apt_train.disk.files import write_text
 from apt_train.families.components import Components
 from apt_train.families.network import TextInput
 from apt_train.families.precision import DTYPES, resolve_dtype
@@ -77,9 +75,7 @@ def main() -> None:
         values["steps"] += steps_of(name, side, device, values["ceiling"], began)
     values["seconds"] = round(time.monotonic() - began, 1)
     print(report(values), end="")
-    if options.name:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        write_text(RESULTS / f"{options.name}.json", json.dumps(values, indent=1) + "\n")
+    speed.keep(RESULTS, options.name, values)
 
 
 def _options() -> argparse.Namespace:

@@ -14,7 +14,6 @@ In: time. Not in: how well either trains.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -25,9 +24,8 @@ from typing import Any
 import psutil
 
 import dev
-from apt_train.disk.files import write_text
 from apt_train.families.precision import DTYPES
-from benchmarks.speed import RESULTS, machine
+from benchmarks.speed import RESULTS, keep, machine
 from tests.host.checkpoints import write_checkpoint
 from tests.host.graphs import image_batch, training_graph, upload_pictures
 from tests.host.server import Host
@@ -56,9 +54,7 @@ def main() -> None:
             measured = {str(side): steps_at(host, side, sizes[side], options.rounds) for side in sizes}
     values = {"machine": machine(), "rank": RANK, "weights": options.weights, "pixels": measured}
     print(table(values), end="")
-    if options.name:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        write_text(RESULTS / f"{options.name}.json", json.dumps(values, indent=1) + "\n")
+    keep(RESULTS, options.name, values)
 
 
 def _options() -> argparse.Namespace:

@@ -10,7 +10,6 @@ ComfyUI has done most of it before. In: what comes before the steps. Not in: wha
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -22,11 +21,10 @@ import torch
 from apt_train.config import TrainConfig
 from apt_train.data.dataset import load_images
 from apt_train.demo.recipe import DEMO, MODEL
-from apt_train.disk.files import write_text
 from apt_train.events import Event, StepEvent
 from apt_train.families.sd import load_checkpoint
 from apt_train.training.train import train
-from benchmarks.speed import RESULTS, machine
+from benchmarks.speed import RESULTS, keep, machine
 
 RUN = 1000  # steps that the set-up is held against
 
@@ -37,9 +35,7 @@ def main() -> None:
     torch.set_num_threads(1)
     values = {"machine": machine(), "run": RUN, **measured(libraries, options.rounds, options.steps)}
     print(table(values), end="")
-    if options.name:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        write_text(RESULTS / f"{options.name}.json", json.dumps(values, indent=1) + "\n")
+    keep(RESULTS, options.name, values)
 
 
 def _options() -> argparse.Namespace:

@@ -68,10 +68,14 @@ def main() -> None:
     torch.set_num_threads(1)
     found = {name: measured(name, options.rounds, options.cycle) for name in options.model}
     print(table(found), end="")
-    if options.name:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        values = {"machine": machine(), "rounds": options.rounds, "models": found}
-        write_text(RESULTS / f"{options.name}.json", json.dumps(values, indent=1) + "\n")
+    keep(RESULTS, options.name, {"machine": machine(), "rounds": options.rounds, "models": found})
+
+
+def keep(folder: Path, name: str | None, values: dict[str, Any]) -> None:
+    """Write what was measured as NAME.json; None: it is only printed."""
+    if name:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / f"{name}.json", json.dumps(values, indent=1) + "\n")
 
 
 def _options() -> argparse.Namespace:
