@@ -54,7 +54,7 @@ def test_the_device_refuses_a_tensor_of_the_cpu(device: Device) -> None:
     there, here = torch.ones(2, 2).to(device.device), torch.ones(2, 2)
     assert (there @ there).cpu().tolist() == [[2, 2], [2, 2]]
     with pytest.raises(RuntimeError, match="same device"):
-        there @ here
+        torch.matmul(there, here)
 
 
 @pytest.mark.slow

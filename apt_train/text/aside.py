@@ -7,32 +7,25 @@ In: lending the weights, and recomputing the forward pass during the backward pa
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from ..families.swapped import weights_swapped
+
 Encode = Callable[[Tensor], Sequence[Tensor | None]]
 
 
-@contextlib.contextmanager
-def on_loan(module: nn.Module, device: torch.device) -> Generator[None]:
+def on_loan(module: nn.Module, device: torch.device) -> AbstractContextManager[None]:
     """Inside the block the module works with copies of its weights on the device; afterwards with its own again."""
-    parts = cast("Iterable[Any]", module.modules())
-    stores: list[Any] = [store for part in parts for store in (part._parameters, part._buffers)]
-    kept = [(store, dict(store)) for store in stores]
-    try:
-        for store, tensors in kept:
-            store.update({name: _lent(tensor, device) for name, tensor in tensors.items() if tensor is not None})
-        yield
-    finally:
-        for store, tensors in kept:
-            store.update(tensors)
+    return weights_swapped(module, functools.partial(_lent, device))
 
 
-def _lent(tensor: Tensor, device: torch.device) -> Tensor:
+def _lent(device: torch.device, tensor: Tensor) -> Tensor:
     there = tensor.detach().to(device, non_blocking=True, copy=True)
     return nn.Parameter(there, requires_grad=False) if isinstance(tensor, nn.Parameter) else there
 

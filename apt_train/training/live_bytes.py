@@ -6,6 +6,7 @@ In: the counting, a substitute for fused attention, making modules weightless. N
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections.abc import Generator, Iterable
 from typing import Any, cast
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from ..families.swapped import weights_swapped
 from .meta_results import META, MetaResults, storage_key
 
 
@@ -124,22 +126,11 @@ def gradients_left_out(live: LiveBytes, parameters: list[nn.Parameter]) -> Gener
             parameter.grad = None
 
 
-@contextlib.contextmanager
-def on_meta(module: nn.Module, dtype: torch.dtype | None = None) -> Generator[None]:
+def on_meta(module: nn.Module, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager[None]:
     """Inside the block the module's weights are meta tensors, floats in `dtype`; afterwards they are restored."""
-    parts = cast("Iterable[Any]", module.modules())
-    stores: list[Any] = [store for part in parts for store in (part._parameters, part._buffers)]
-    kept = [(store, dict(store)) for store in stores]
-    try:
-        for store, tensors in kept:
-            store.update({name: _weightless(tensor, dtype) for name, tensor in tensors.items() if tensor is not None})
-        yield
-    finally:
-        for store, tensors in kept:
-            store.clear()
-            store.update(tensors)
+    return weights_swapped(module, functools.partial(_weightless, dtype))
 
 
-def _weightless(tensor: Any, dtype: torch.dtype | None) -> Any:
+def _weightless(dtype: torch.dtype | None, tensor: Tensor) -> Tensor:
     made = torch.empty_like(tensor, device=META, dtype=dtype if tensor.is_floating_point() else None)
     return nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
