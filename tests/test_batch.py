@@ -14,12 +14,15 @@ from apt_train.data.augment import Augmentation
 from apt_train.data.batch import Batch, Sample, collate, draw_samples, size_ids_of
 from apt_train.data.buckets import Prepared
 from apt_train.data.latent_bank import Encoder, LatentBank
+from apt_train.families.noise import scaled_linear_schedule
 from apt_train.rng import derive_seed, generator, seeded
 from apt_train.training.plan import Plan
 from apt_train.training.streams import Stream, build_streams
 from tests.tiny import tiny_components
+from tests.toy_flow import FlowProcess
 from tests.training import pictures, quick_config
 
+PROCESS = scaled_linear_schedule()
 NO_AUGMENTATION = torch.zeros(10, dtype=torch.float64)
 
 
@@ -53,7 +56,7 @@ def bank_of(pictures: list[Prepared], variants: int = 0, **settings: Any) -> Lat
 
 def draw(bank: LatentBank, p_aug: Tensor = NO_AUGMENTATION, **settings: Any) -> list[Sample]:
     key = tuple(settings.pop(name, value) for name, value in (("seed", 0), ("stream", "subject"), ("step", 0)))
-    return draw_samples(bank, p_aug, key, **{"count": 4, "num_timesteps": 1000, "mask_fill": False, **settings})
+    return draw_samples(bank, p_aug, key, **{"count": 4, "process": PROCESS, "mask_fill": False, **settings})
 
 
 def many(
@@ -72,7 +75,7 @@ def stream() -> Stream:
     return Stream(
         name="subject",
         seed=5,
-        num_timesteps=1000,
+        process=PROCESS,
         mask_fill=False,
         bank=bank_of(pictures, 4),
         captions=["one", "two", "three"],
@@ -177,8 +180,24 @@ def test_each_timestep_bin_is_augmented_with_its_own_probability() -> None:
 
 def test_bins_follow_the_indicators_where_the_schedule_does_not_divide() -> None:
     p_aug = torch.tensor([0.0, 1.0, 0.0])
-    for sample in many(bank_of([picture(0)], 2), p_aug, steps=200, num_timesteps=10):
+    for sample in many(bank_of([picture(0)], 2), p_aug, steps=200, process=scaled_linear_schedule(10)):
         assert (sample.variant > 0) == (sample.timestep * 3 // 10 == 1)
+
+
+def test_bins_follow_the_noise_level_and_timesteps_the_process() -> None:
+    class Late(FlowProcess):
+        """Timesteps crowd at the noisy end, and only every third is trained at."""
+
+        def level(self, timesteps: Tensor) -> Tensor:
+            return (timesteps.float() / 999).sqrt()
+
+        def draw(self, draws: torch.Generator) -> int:
+            return 3 * int(torch.randint(self.num_timesteps // 3, (1,), generator=draws))
+
+    samples = many(bank_of([picture(0)], 2), torch.tensor([1.0, 0.0]), steps=100, process=Late())
+    assert {sample.timestep % 3 for sample in samples} == {0}
+    assert {sample.variant > 0 for sample in samples} == {True, False}
+    assert all((sample.variant > 0) == (sample.timestep < 250) for sample in samples)
 
 
 def test_variants_are_uniform_over_those_present() -> None:

@@ -28,6 +28,10 @@ class FlowProcess:
     def level(self, timesteps: Tensor) -> Tensor:
         return (timesteps.float() + 1) / self.num_timesteps
 
+    def draw(self, draws: torch.Generator) -> int:
+        """Most often at middle noise (arXiv 2403.03206)."""
+        return int(torch.sigmoid(torch.randn((), generator=draws)) * self.num_timesteps)
+
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         level = self.level(timesteps).view(-1, 1, 1, 1)
         return (1 - level) * latents + level * noise

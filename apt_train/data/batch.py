@@ -1,7 +1,7 @@
 """Drawing the samples of an optimizer step: timestep, picture or variant, noise.
 
-Each sample draws a fixed count of numbers from (seed, step, index in the global batch). So a batch of 4, four
-accumulated batches of 1 and a resumed run draw alike. Timesteps come before pictures, because the timestep's bin
+Each sample has its own generator, from (seed, step, index in the global batch). So a batch of 4, four
+accumulated batches of 1 and a resumed run draw alike. Timesteps come before pictures, because the noise level
 decides how likely augmentation is.
 """
 
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..families.levels import levels_of, parts_of
+from ..families.network import Process
 from ..rng import generator
 from .buckets import Prepared
 from .latent_bank import LatentBank
@@ -45,13 +47,11 @@ class Batch:
 
 
 def draw_samples(
-    bank: LatentBank, p_aug: Tensor, key: Key, *, count: int, num_timesteps: int, mask_fill: bool
+    bank: LatentBank, p_aug: Tensor, key: Key, *, count: int, process: Process, mask_fill: bool
 ) -> list[Sample]:
-    """`count` samples from one bucket; `p_aug`: float (bins,), the chance of augmentation per timestep bin."""
-    bucket = _draw_bucket(bank, key)
-    return [
-        _draw_sample(bank, bucket, p_aug, num_timesteps, generator(*key, index), mask_fill) for index in range(count)
-    ]
+    """`count` samples from one bucket; `p_aug`: float (bins,), the chance of augmentation per noise-level bin."""
+    bucket, chances = _draw_bucket(bank, key), p_aug[parts_of(levels_of(process), len(p_aug))]
+    return [_draw_sample(bank, bucket, chances, process, generator(*key, index), mask_fill) for index in range(count)]
 
 
 def _draw_bucket(bank: LatentBank, key: Key) -> list[int]:
@@ -63,12 +63,13 @@ def _draw_bucket(bank: LatentBank, key: Key) -> list[int]:
 
 
 def _draw_sample(
-    bank: LatentBank, bucket: list[int], p_aug: Tensor, num_timesteps: int, draws: torch.Generator, mask_fill: bool
+    bank: LatentBank, bucket: list[int], chances: Tensor, process: Process, draws: torch.Generator, mask_fill: bool
 ) -> Sample:
-    timestep = int(torch.randint(num_timesteps, (1,), generator=draws))
+    """`chances`: of augmentation, float (num_timesteps,)."""
+    timestep = process.draw(draws)
     chance, pick, choice = map(float, torch.rand(3, generator=draws, dtype=torch.float64))
     image = bucket[int(pick * len(bucket))]
-    augmented = chance < float(p_aug[timestep * len(p_aug) // num_timesteps]) and bank.variants > 0
+    augmented = chance < float(chances[timestep]) and bank.variants > 0
     variant = 1 + int(choice * bank.variants) if augmented else 0
     shape = bank.latent_shape(image)
     posterior, noise = torch.randn(2, *shape, generator=draws)

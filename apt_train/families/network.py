@@ -100,6 +100,10 @@ class Process(Protocol):
         """Equal for equal processes; part of a run's identity."""
         ...
 
+    def draw(self, draws: torch.Generator) -> int:
+        """A timestep to train at."""
+        ...
+
     def level(self, timesteps: Tensor) -> Tensor:
         """The amount of noise, float32 in [0, 1], where 0 is clean."""
         ...

@@ -39,6 +39,10 @@ class NoiseSchedule:
         """The fraction of the schedule below this timestep, float32 in [0, 1)."""
         return timesteps.float() / self.num_timesteps
 
+    def draw(self, draws: torch.Generator) -> int:
+        """Uniform over all timesteps [paper]."""
+        return int(torch.randint(self.num_timesteps, (1,), generator=draws))
+
     @property
     def zero_terminal_snr(self) -> bool:
         return bool(self.alphas_cumprod[-1] <= 1e-7)

@@ -18,6 +18,7 @@ from ..data.buckets import bucket_multiple, bucket_notes, prepare
 from ..data.dataset import ImageSet
 from ..data.latent_bank import Encoder, LatentBank, OnEncode
 from ..families.components import Components
+from ..families.network import Process
 from ..text.captions import class_caption, subject_captions
 from .notes import notes_of
 from .plan import Plan
@@ -32,7 +33,7 @@ class Stream:
 
     name: str
     seed: int
-    num_timesteps: int
+    process: Process
     mask_fill: bool
     bank: LatentBank
     captions: list[str]
@@ -42,9 +43,7 @@ class Stream:
     def draw(self, p_aug: Tensor, step: int, *, count: int, batch_size: int, device: torch.device) -> list[Batch]:
         """The batches of one optimizer step: `count` samples, `batch_size` at a time."""
         key = (self.seed, self.name, step)
-        samples = draw_samples(
-            self.bank, p_aug, key, count=count, num_timesteps=self.num_timesteps, mask_fill=self.mask_fill
-        )
+        samples = draw_samples(self.bank, p_aug, key, count=count, process=self.process, mask_fill=self.mask_fill)
         chunks = [samples[i : i + batch_size] for i in range(0, count, batch_size)]
         return [collate(chunk, self.captions, self.size_ids, device) for chunk in chunks]
 
@@ -85,7 +84,7 @@ def _stream(
     return Stream(
         name,
         config.seed,
-        components.schedule.num_timesteps,
+        components.schedule,
         plan.objective.mask_fill,
         bank,
         captions,
