@@ -16,6 +16,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, RankByTimestep, add_adapter
+from apt_train.families.levels import even_levels
 from apt_train.families.sd.network import StableDiffusion
 from apt_train.rng import generator
 from apt_train.training.capture import Capture
@@ -285,13 +286,13 @@ def test_the_state_is_a_copy() -> None:
 
 # T-LoRA
 
-RANKS = RankByTimestep(rank=4, min_rank=1, num_timesteps=1000)
+RANKS = RankByTimestep(rank=4, min_rank=1, levels=even_levels(1000))
 POSITIONAL = ("sample", "timestep", "encoder_hidden_states")
 
 
 @pytest.mark.parametrize(("rank", "least", "total"), [(32, 16, 1000), (8, 1, 1000), (5, 2, 7), (4, 4, 1000)])
 def test_ranks_follow_the_published_formula(rank: int, least: int, total: int) -> None:
-    found = RankByTimestep(rank, least, total).at(torch.arange(total)).tolist()
+    found = RankByTimestep(rank, least, even_levels(total)).at(torch.arange(total)).tolist()
     assert found == [((rank - least) * (total - t)) // total + least for t in range(total)]
     assert found[0] == rank and found[-1] in (least, least + (rank - least) // total)
     assert found == sorted(found, reverse=True)
@@ -299,7 +300,7 @@ def test_ranks_follow_the_published_formula(rank: int, least: int, total: int) -
 
 def test_ranks_follow_the_noise_level() -> None:
     levels = (torch.arange(1000, dtype=torch.float64) / 999) ** 2
-    found = RankByTimestep(8, 0, 1000, levels).at(torch.tensor([0, 353, 354, 706, 707, 999])).tolist()
+    found = RankByTimestep(8, 0, levels).at(torch.tensor([0, 353, 354, 706, 707, 999])).tolist()
     assert found == [8, 7, 6, 4, 3, 0]  # 8 (1 - level), and 354 / 999 squared is an eighth
 
 

@@ -24,6 +24,7 @@ from apt_train.config import AdapterConfig, TrainConfig
 from apt_train.errors import InputError
 from apt_train.events import StopTraining
 from apt_train.families.components import Components
+from apt_train.families.levels import even_levels
 from apt_train.rng import generator
 from apt_train.run.export import check_lora_keys, kohya_name, lora_to_kohya, save_lora
 from apt_train.sample.apply import personalized
@@ -356,7 +357,9 @@ def test_t_lora_takes_ranks_away_only_where_that_is_right() -> None:
     by_rank = run(**{**PLAIN, "method": "tlora"}, kind="rslora", min_rank=1)
     assert not same_weights(by_rank, run(**PLAIN, kind="rslora"))
     with pytest.raises(AssertionError, match="no ranks"):
-        add_adapter(tiny_components().unet, rank=4, alpha=2.0, kind="dora", ranks=RankByTimestep(4, 1, 1000))
+        add_adapter(
+            tiny_components().unet, rank=4, alpha=2.0, kind="dora", ranks=RankByTimestep(4, 1, even_levels(1000))
+        )
 
 
 # ---- another one -------------------------------------------------------------------------------------------------

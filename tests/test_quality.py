@@ -393,7 +393,7 @@ def test_a_unit_needs_no_other_unit(alone: dict[str, Any], results: Path) -> Non
 def test_t_lora_masks_its_ranks_when_it_is_measured(small: Task) -> None:
     components = small.components
     to(components, "cpu")
-    ranks = RankByTimestep(8, 1, components.schedule.num_timesteps)
+    ranks = RankByTimestep(8, 1, components.levels)
     adapter = add_adapter(components.unet, rank=8, alpha=8.0, seed=0, ranks=ranks)
     try:
         for name, parameter in adapter.parameters.items():

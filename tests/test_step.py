@@ -17,6 +17,7 @@ from apt_train.adapter import Adapter, RankByTimestep, add_adapter
 from apt_train.config import AptConfig, Layers, Method, TrainConfig
 from apt_train.data.batch import Batch
 from apt_train.families.components import Components
+from apt_train.families.levels import even_levels
 from apt_train.families.noise import NoiseSchedule, scaled_linear_schedule
 from apt_train.families.sd.network import reads_size_ids
 from apt_train.rng import generator
@@ -43,7 +44,7 @@ from tests.tiny import tiny_components
 
 KINDS = ("sd15", "sdxl")
 CAPTION = "a photo of {subject} on grass"
-RANKS = RankByTimestep(rank=4, min_rank=1, num_timesteps=1000)
+RANKS = RankByTimestep(rank=4, min_rank=1, levels=even_levels(1000))
 WEIGHTED, PLAIN = Denoising((ADAPTIVE,)), Denoising()
 DIST, ATTN = Stabilization(0.5), Alignment(2.0)
 

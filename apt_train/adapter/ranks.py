@@ -8,20 +8,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..families.levels import even_levels
-
 
 @dataclass(frozen=True)
 class RankByTimestep:
     """r(t) = floor((r - r_min) (T - t) / T) + r_min, with the noise level for t / T.
 
-    `levels`: the noise level of each timestep, float64 (num_timesteps,) in [0, 1]; None: t / num_timesteps.
+    `levels`: the noise level of each timestep, float64 (num_timesteps,) in [0, 1].
     """
 
     rank: int
     min_rank: int
-    num_timesteps: int
-    levels: Tensor | None = None
+    levels: Tensor
 
     def at(self, timesteps: Tensor) -> Tensor:
         """The number of active ranks, int64 (N,), at int64 timesteps (N,)."""
@@ -30,9 +27,8 @@ class RankByTimestep:
     @cached_property
     def _rank_of(self) -> Tensor:
         """The rank per timestep, int64 (num_timesteps,)."""
-        levels = even_levels(self.num_timesteps) if self.levels is None else self.levels
-        half = 0.5 / len(levels)  # half a timestep, against rounding
-        return ((self.rank - self.min_rank) * (1 - levels) + half).long() + self.min_rank
+        half = 0.5 / len(self.levels)  # half a timestep, against rounding
+        return ((self.rank - self.min_rank) * (1 - self.levels) + half).long() + self.min_rank
 
     def mask(self, timesteps: Tensor) -> Tensor:
         """1 for an active rank, otherwise 0: float32 (N, rank)."""

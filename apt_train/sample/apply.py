@@ -49,7 +49,7 @@ def personalized(
     """
     state, rank, alpha, kind = adapter_from_kohya(lora, components.unet, components.family)
     targets = "attention+ff" if any(".ff." in key for key in state) else "attention"
-    ranks = None if min_rank is None else RankByTimestep(rank, min_rank, components.schedule.num_timesteps)
+    ranks = None if min_rank is None else RankByTimestep(rank, min_rank, components.levels)
     adapter = add_adapter(components.unet, rank=rank, alpha=alpha, targets=targets, ranks=ranks, kind=kind)
     try:
         if adapter.parameters.keys() != state.keys():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data.batch import Sample, collate
+from ..families.levels import timestep_at
 from ..rng import generator
 from ..run.attention_file import AttentionMaps, write_maps
 from ..sample.attention import merge_layers
@@ -17,7 +18,7 @@ from .running import Run
 
 
 def write_attention(run: Run, path: Path) -> None:
-    """Write the maps of the first picture at the middle timestep."""
+    """Write the maps of the first picture at the middle noise level."""
     write_maps(path, probe(run))
 
 
@@ -39,7 +40,7 @@ def probe(run: Run, image: int = 0) -> AttentionMaps:
 def _middle_sample(run: Run, image: int) -> Sample:
     shape = run.inputs.subject.bank.latent_shape(image)
     posterior, noise = torch.randn(2, *shape, generator=generator(run.config.seed, "attention", image))
-    middle = run.components.schedule.num_timesteps // 2
+    middle = timestep_at(run.components.levels, 0.5)
     return Sample(middle, image, 0, run.inputs.subject.bank.latent(image, 0, posterior), noise, None)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Generator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..adapter import Adapter, RankByTimestep, add_adapter
 from ..data.batch import Batch
@@ -96,7 +97,7 @@ def _weightless(components: Components, setting: Setting) -> Generator[TrainingS
         conditioner = Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
         if setting.encoders_aside:
             conditioner.work_on(META)
-        adapter = stack.enter_context(_adapter_on(unet, setting, components.schedule.num_timesteps))
+        adapter = stack.enter_context(_adapter_on(unet, setting, components.levels))
         network.checkpoint(unet, setting.checkpoints)
         stack.callback(network.checkpoint, unet, False)
         stack.callback(unet.train, unet.training)
@@ -111,11 +112,11 @@ def _weightless(components: Components, setting: Setting) -> Generator[TrainingS
 
 
 @contextlib.contextmanager
-def _adapter_on(unet: Any, setting: Setting, num_timesteps: int) -> Generator[Adapter]:
+def _adapter_on(unet: Any, setting: Setting, levels: Tensor) -> Generator[Adapter]:
     settings = setting.config.adapter
     ranks = None
     if setting.objective.rank_by_timestep:
-        ranks = RankByTimestep(settings.rank, settings.resolved_min_rank, num_timesteps)
+        ranks = RankByTimestep(settings.rank, settings.resolved_min_rank, levels)
     with META:
         adapter = add_adapter(
             unet, rank=settings.rank, alpha=settings.effective_alpha, dropout=settings.dropout,

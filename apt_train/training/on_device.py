@@ -76,6 +76,4 @@ def _ranks_of(plan: Plan) -> RankByTimestep | None:
     if not plan.objective.rank_by_timestep:
         return None
     settings, components = plan.config.adapter, plan.components
-    return RankByTimestep(
-        settings.rank, settings.resolved_min_rank, components.schedule.num_timesteps, components.levels
-    )
+    return RankByTimestep(settings.rank, settings.resolved_min_rank, components.levels)
