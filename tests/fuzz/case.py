@@ -169,10 +169,13 @@ def _link(path: Path, target: str) -> None:
 
 
 def _duplicate(path: Path, name: str) -> None:
-    """A copy under another name beside it."""
+    """A copy under another name beside it; of a link, the link, as one to its own folder has no end."""
     target = path.with_name(name)
     _remove(target)
-    (shutil.copytree if path.is_dir() else shutil.copyfile)(path, target)
+    if path.is_dir() and not path.is_symlink():
+        shutil.copytree(path, target, symlinks=True)
+    else:
+        shutil.copyfile(path, target, follow_symlinks=False)
 
 
 def _move(path: Path, name: str) -> None:
