@@ -422,7 +422,7 @@ def test_the_verdict_weighs_the_terms(tmp_path) -> None:
         return told(tmp_path, [line | {"grad_norm_terms": norms} for line in plausible_log(100, ceiling=(0.5, 0.2))])
 
     fair = with_norms(1.0, 1.0, 0.5)
-    assert "denoising 40%, stabilization 40%, alignment 20%; no term drowns the others" in fair
+    assert "denoising 40%, stabilization 40%, alignment 20%; no term dominates" in fair
     assert "dist_weight" not in fair and "attn_weight" not in fair
     drowned = with_norms(1.0, 20.0, 0.1)
     assert "stabilization dominates" in drowned and "lower dist_weight from 0.01," in drowned
@@ -450,7 +450,7 @@ def test_terms_of_a_lazy_prior_count_per_step(tmp_path) -> None:
 
 def test_a_short_run_is_told_to_wait(tmp_path) -> None:
     words = told(tmp_path, plausible_log(5, ceiling=(1.0, 1.0), rise=0.1))
-    assert "for 5 steps" in words and "no say yet" in words and "train longer" in words
+    assert "for 5 steps" in words and "says nothing yet" in words and "train longer" in words
     assert "does not overfit" not in words
     assert "for 1 step." in told(tmp_path, plausible_log(1))
 

@@ -27,7 +27,7 @@ def paragraph(summary: Summary, say: Callable[[str], str] = str) -> str:
     told = [say(sentence) for sentence in said]
     if changes:
         told.append(f"{say('What to change:')} {'; '.join(map(say, changes))}.")
-    told.append(say("The pictures have the last word: likeness and obedience to a prompt these numbers do not show."))
+    told.append(say("These numbers cannot see likeness or prompt-following: look at the pictures before you decide."))
     return " ".join(told)
 
 
@@ -61,7 +61,7 @@ def _indicator(summary: Summary) -> list[str]:
         unknown = "From its own loss a run cannot tell learning from memorising, so whether it overfits is not known"
         return [f"{because}." if summary.drift else f"{because}. {unknown}."]
     if _short(summary):
-        return [f"With fewer than {FEWEST_STEPS} steps its overfitting indicator has no say yet."]
+        return [f"With fewer than {FEWEST_STEPS} steps the overfitting indicator says nothing yet."]
     seen = [item for item in summary.bins if item.samples]
     said = [_near_one(summary)]
     if len(seen) < len(summary.bins):
@@ -87,8 +87,8 @@ def _near_one(summary: Summary) -> str:
     )
     if summary.most_since is None:
         return (
-            f"{where}. Published runs on SDXL end alike, near 1 at low and middle noise and far below at the "
-            "noisiest, so this alone is no alarm."
+            f"{where}. Published runs on SDXL end like this: near 1 at low and middle noise, far below at the "
+            "noisiest. This alone is no alarm."
         )
     return (
         f"{where}, most since step {summary.most_since}. There the tuned model knows the training pictures far better "
@@ -101,7 +101,7 @@ def _drift(summary: Summary) -> list[str]:
     if not summary.drift or _short(summary):
         return []
     end = summary.drift[-1]
-    meant = "It is how much unrelated prompts change, divided by how much the subject's prompts change."
+    meant = "The ratio is how much unrelated prompts change, divided by how much the subject's prompts change."
     ratio = f"At step {end.step} the drift ratio was {end.ratio:.2f}"
     if len(summary.drift) < 2:
         return [f"{ratio}. {meant} Measured once, it says little."]
@@ -125,8 +125,8 @@ def _balance(summary: Summary) -> list[str]:
         return []
     shares = ", ".join(f"{name.replace('_', ' ')} {item.share:.0%}" for name, item in summary.balance.items())
     top, item = max(summary.balance.items(), key=lambda pair: pair[1].share)
-    judged = f"{top.replace('_', ' ')} dominates" if item.share > DOMINATES else "no term drowns the others"
-    return [f"Of the gradient norms' sum each term has: {shares}; {judged}."]
+    judged = f"{top.replace('_', ' ')} dominates" if item.share > DOMINATES else "no term dominates"
+    return [f"Each term's share of the gradient norms: {shares}; {judged}."]
 
 
 def _against_overfitting(summary: Summary) -> list[str]:
@@ -139,7 +139,7 @@ def _against_overfitting(summary: Summary) -> list[str]:
         return []
     changes = [
         f"lower the learning rate from {summary.learning_rate:g}",
-        "add pictures, above all with other grounds and views",
+        "add pictures, especially with other backgrounds and views",
     ]
     if (kept := last_before_rising(summary)) is not None:
         return [f"compare the snapshot of step {kept.step}, from before the drift ratio rose", *changes]
@@ -163,7 +163,7 @@ def _about_balance(summary: Summary) -> list[str]:
     """Regularisers that drown the rest. A small share needs no advice: in our benchmark ten times less did as well."""
     acting = [term for term, name in SETTING_OF.items() if getattr(summary, name) > 0 and term in summary.balance]
     return [
-        f"lower {SETTING_OF[term]} from {getattr(summary, SETTING_OF[term]):g}, the {term} term drowns the rest"
+        f"lower {SETTING_OF[term]} from {getattr(summary, SETTING_OF[term]):g}, the {term} term dominates"
         for term in acting
         if summary.balance[term].share > DOMINATES
     ]
