@@ -1,14 +1,14 @@
-"""DreamBooth here beside ComfyUI's own trainer node: CPU seconds of one host's process per step.
+"""DreamBooth here compared with ComfyUI's own trainer node, in CPU seconds per step.
 
     python -m benchmarks.host_trainer [--name NAME] [--rounds 3] [--pixels 64 256] [--weights fp16|fp32] [--short]
 
-A ComfyUI that is there already (`dev.find_host`) is started on a folder of its own, on one thread, with a tiny
-checkpoint of SD1.5's kind. Both nodes train on the same pictures, with the same rank, batch size, steps and precision.
-A step is the difference of two runs of different length, so that loading and saving fall out of it. The runs of a round
-take turns. The host's node trains every layer, ours those that `targets` names: both choices are measured. In all, the
-host's process takes some ten CPU minutes. `--weights`: the type that the checkpoint's file holds, fp16 as most do.
+Starts an installed ComfyUI (`dev.find_host`) in a temporary folder, on one thread, with a tiny SD1.5 checkpoint. Both
+nodes train on the same pictures, with the same rank, batch size, steps and precision. A step is the difference between
+two runs of different length, so loading and saving cancel out. The runs of a round take turns. The host's node trains
+every layer and ours the layers that `targets` names, so both choices of it are measured. All of it takes about ten CPU
+minutes. `--weights`: the type stored in the checkpoint, by default fp16, like most.
 
-In: time. Not in: how well either trains.
+In: time. Not in: how well either node trains.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pixels", type=int, choices=sorted(LENGTHS), nargs="+", default=sorted(LENGTHS))
-    parser.add_argument("--weights", choices=("fp16", "fp32"), default="fp16", help="of the checkpoint's file")
+    parser.add_argument("--weights", choices=("fp16", "fp32"), default="fp16", help="type of the checkpoint's weights")
     parser.add_argument("--name", help="also write benchmarks/results/speed/NAME.json")
     parser.add_argument("--short", action="store_true", help="runs of three steps: does it run?")
     options = parser.parse_args()
@@ -73,14 +73,14 @@ def _options() -> argparse.Namespace:
 
 
 def steps_at(host: Host, side: int, lengths: tuple[int, int], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of a step, one number per round, by who trains; a run of each before them warms up."""
+    """CPU seconds of a step by trainer, one number per round, after one run of each to warm up."""
     names = upload_pictures(host, PICTURES, width=side, height=side)
     ways: dict[str, Callable[[int, int], Graph]] = {
         HOST: lambda steps, seed: host_graph(names, steps, seed),
         ATTENTION: lambda steps, seed: our_graph(names, side, ATTENTION, steps, seed),
         FEED_FORWARD: lambda steps, seed: our_graph(names, side, FEED_FORWARD, steps, seed),
     }
-    seeds = count()  # each run is another one, or the host would have its result already
+    seeds = count()  # a new seed per run, or the host would return a cached result
     for graph in ways.values():
         _seconds(host, graph(lengths[0], next(seeds)))
     found: dict[str, list[float]] = {way: [] for way in ways}
@@ -92,7 +92,7 @@ def steps_at(host: Host, side: int, lengths: tuple[int, int], rounds: int) -> di
 
 
 def _seconds(host: Host, graph: Graph) -> float:
-    """Of the host's process, while it runs a prompt."""
+    """CPU seconds of the host's process for one prompt."""
     assert host.process is not None
     process = psutil.Process(host.process.pid)
     before = process.cpu_times()
@@ -126,7 +126,7 @@ def our_graph(names: list[str], side: int, targets: str, steps: int, seed: int) 
 
 
 def table(values: dict[str, Any]) -> str:
-    """Medians over rounds: CPU seconds of a step, and ours by the host's of the same round, with the extremes."""
+    """Medians over rounds: CPU seconds of a step, and the ratio within a round with its extremes."""
     head = "| pixels | the host's, s | ours, s | ours : the host's | ours with attention+ff, s | ratio |\n"
     return head + "|---|---|---|---|---|---|\n" + "".join(_line(*one) for one in values["pixels"].items())
 

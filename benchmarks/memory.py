@@ -259,9 +259,9 @@ def plans_of(parts: Components, side: int) -> list[dict[str, Any]]:
 
 
 def reached_by(parts: Components) -> list[dict[str, Any]]:
-    """What runs take of a card, beside what they should at most: by a run's own plan, which carries no LoRA yet.
+    """The memory runs take by their own plan, with the target for each. `parts` must carry no LoRA.
 
-    `free`: of the card, in GiB; None: more than any run takes. `vae`: all beside the working VAE.
+    `free`: GiB free on the card; None: more than any run takes. `vae`: everything beside the working VAE.
     """
     name = parts.family.name
     ways = [("default", {}, free) for free in FREE[name]] + [("low memory", PRESETS["low memory"].values, None)]
@@ -281,7 +281,7 @@ def reached_by(parts: Components) -> list[dict[str, Any]]:
 
 
 def _plan(parts: Components, values: Mapping[str, Any]) -> Plan:
-    """Of a run on a GPU that need not be there; `values`: settings by name."""
+    """The plan of a run on a GPU, which need not exist. `values`: settings by name."""
     config = TrainConfig.from_dict(nested({**values, "class_word": "toy"}, TrainConfig))
     images = ImageSet.from_tensors([torch.zeros(parts.family.resolution, parts.family.resolution, 3)])
     return Plan(parts, images, None, config, torch.device("cuda"), torch.bfloat16)
@@ -388,8 +388,8 @@ encoders leave the device in word mode; aside, they are there one at a time, whi
 |---|---|---|---|---|---|---|
 {plans}
 
-By a run's own plan, with the defaults and with the preset low memory. Where the free memory, in GiB, is too small, it
-recomputes activations, and then sets the text encoders aside.
+A run's own plan, with the defaults and with the preset low memory. If the free memory (in GiB) is too small, the run
+first recomputes activations, then keeps the text encoders off the device.
 
 | model | pixels | settings | free | recomputes | text encoders | in a step | beside the VAE | target |
 |---|---|---|---|---|---|---|---|---|

@@ -1,10 +1,10 @@
-"""What a run does before its first step, as a share of the CPU time of a run of 1,000 steps.
+"""What comes before the first step, as a share of a 1,000-step run's CPU time.
 
     python dev.py bench setup [--name NAME]     takes half a minute
 
-The embedded model is trained for a few steps with the defaults, several times over, on one thread. Set-up is all from
-the checkpoint's file to the first step, less the step itself. Loading Python and the libraries is counted by itself, as
-ComfyUI has done most of it before. In: what comes before the steps. Not in: what a step costs (speed.py).
+It trains the embedded model for a few steps with the defaults, several times, on one thread. Set-up is everything from
+reading the checkpoint to the first step, without that step. Loading Python and the libraries is counted separately,
+because ComfyUI has already done most of it. In: the time before the steps. Not in: the cost of a step (speed.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from apt_train.families.sd import load_checkpoint
 from apt_train.training.train import train
 from benchmarks.speed import RESULTS, keep, machine
 
-RUN = 1000  # steps that the set-up is held against
+RUN = 1000  # steps of the run that the set-up is compared with
 
 
 def main() -> None:
@@ -47,14 +47,14 @@ def _options() -> argparse.Namespace:
 
 
 def measured(libraries: float, rounds: int, steps: int) -> dict[str, float]:
-    """CPU seconds: of the libraries, as given, and medians over rounds of the set-up and of a step."""
+    """CPU seconds: `libraries` as given, and the set-up's and a step's medians over rounds."""
     pairs = [_one(steps) for _ in range(rounds)]
     setup, step = (statistics.median(column) for column in zip(*pairs, strict=True))
     return {"libraries": round(libraries, 3), "setup": round(setup, 3), "step": round(step, 4)}
 
 
 def _one(steps: int) -> tuple[float, float]:
-    """Of a run, the set-up and the median step after the first one."""
+    """One run's set-up and its median step after the first, in CPU seconds."""
     ended: list[float] = []
 
     def hear(event: Event) -> None:
@@ -71,7 +71,7 @@ def _one(steps: int) -> tuple[float, float]:
 
 
 def table(values: dict[str, Any]) -> str:
-    """CPU seconds, and each as a share of the whole run."""
+    """CPU seconds, and their shares of the whole run."""
     steps = values["run"] * values["step"]
     parts = {"set-up": values["setup"], "Python and the libraries": values["libraries"]}
     whole = steps + sum(parts.values())

@@ -27,7 +27,7 @@ def test_nothing_is_told_where_nothing_is_odd() -> None:
 def test_the_subjects_own_pictures_among_those_of_its_class_are_told(count: int) -> None:
     (told,) = notes(pictures(3), pictures(count))
     names = {1: "picture 1", 3: "picture 1, picture 2 and picture 3"}[count]
-    assert told == f"Also among the prior images: {names}. Give only pictures there that do not show the subject."
+    assert told == f"Also among the prior images: {names}. Prior images should not show the subject."
 
 
 BRACES: dict[str, tuple[dict[str, Any], str]] = {
@@ -41,12 +41,16 @@ BRACES: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("settings", "shown"), BRACES.values(), ids=BRACES)
 def test_braces_that_nothing_is_filled_into_are_told(settings: dict[str, Any], shown: str) -> None:
     (told,) = notes(**settings)
-    assert told.startswith("Read as it stands, as only {subject} is filled in: ") and shown in told and len(told) < 150
+    assert (
+        told.startswith("Only {subject} is filled in, so this is read as it stands: ")
+        and shown in told
+        and len(told) < 150
+    )
 
 
 def test_braces_in_captions_are_told_once() -> None:
     (told,) = notes(pictures(captions=["a {subject} {x}", "a toy {x} {y}", ""]))
-    assert told.endswith("filled in: {x} and {y}.")
+    assert told.endswith("as it stands: {x} and {y}.")
 
 
 @pytest.mark.usefixtures("no_report")

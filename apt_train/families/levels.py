@@ -5,22 +5,13 @@ Each family may space its timesteps over the noise levels differently. Stable Di
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-
-class Levels(Protocol):
-    """The part of a `Process` used here."""
-
-    @property
-    def num_timesteps(self) -> int: ...
-
-    def level(self, timesteps: Tensor) -> Tensor: ...
+from .network import Process
 
 
-def levels_of(process: Levels) -> Tensor:
+def levels_of(process: Process) -> Tensor:
     """The noise level of every timestep, float64 (num_timesteps,) in [0, 1], rising."""
     return process.level(torch.arange(process.num_timesteps)).double()
 

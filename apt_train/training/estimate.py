@@ -102,7 +102,7 @@ def _weightless(components: Components, setting: Setting) -> Generator[TrainingS
         stack.callback(network.checkpoint, unet, False)
         stack.callback(unet.train, unet.training)
         unet.train()
-        with LiveBytes([]):  # nobody reads what it counts, but it takes a fifth of the time
+        with LiveBytes([]):  # only to remember results, which takes a fifth of the time
             conditioner.precompute([config.data.caption_template])
         indicator = OverfitIndicator(config.apt.bins, num_timesteps=components.schedule.num_timesteps, device=META)
         yield TrainingStep(

@@ -1,7 +1,7 @@
-"""What an operation gives on tensors without content, remembered: the blocks of a network ask again and again.
+"""Remembers what operations return on meta tensors, because the blocks of a network repeat the same operations.
 
-torch works out most of these results in Python, in a few tenths of a millisecond each. An empty tensor of a known shape
-takes a hundredth of that. In: one memory of results. Not in: what they are counted for (`live_bytes`).
+torch computes most of these results in Python, in a few tenths of a millisecond each. An empty tensor of a known shape
+takes a hundredth of that. In: the cache of results. Not in: counting them (`live_bytes`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 META = torch.device("meta")
-_Made = tuple[type | None, list[tuple[Any, ...] | None]]  # tuple, list or neither; shape, strides and type of each
+_Made = tuple[type | None, list[tuple[Any, ...] | None]]  # tuple, list or None; shape, strides and type of each tensor
 
 
 class MetaResults:
-    """Calls operations. Those that make new tensors from tensors on meta alone it calls once per kind of input."""
+    """Calls operations. One that makes new tensors from meta tensors is called only once per kind of input."""
 
     def __init__(self) -> None:
         self._known: dict[Any, _Made] = {}
-        self._called: set[Any] = set()  # views and the like, which share a storage and are fast
+        self._called: set[Any] = set()  # views and in-place operations: they share a storage, and are fast
 
     def __call__(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func in self._called:
@@ -30,7 +30,7 @@ class MetaResults:
         try:
             key = (func, _key(args), _key(tuple(kwargs.items())))
             known = self._known.get(key)
-        except TypeError:  # something with content, or that cannot be compared
+        except TypeError:  # an argument with content, or one that cannot be a key
             return func(*args, **kwargs)
         return self._first(key, func, args, kwargs) if known is None else _make(known)
 
@@ -45,18 +45,18 @@ class MetaResults:
 
 
 def _key(value: Any) -> Any:
-    """Equal where a result is: of a tensor all but its content. TypeError: it has one."""
+    """Equal keys have equal results: a tensor's shape, strides and type. TypeError: the tensor has content."""
     if isinstance(value, Tensor):
         if not value.is_meta:
             raise TypeError
         return value.shape, value.stride(), value.dtype
     if isinstance(value, (list, tuple)):
         return tuple(map(_key, cast("list[Any]", value)))
-    return value.__class__, value  # 1 and 1.0 and True are equal, and their results are not
+    return value.__class__, value  # 1, 1.0 and True are equal, but their results differ in type
 
 
 def _made(result: Any, args: Any, kwargs: Any) -> _Made | None:
-    """How to make such a result; None: it is not made of new tensors, each of its own and without a gap."""
+    """How to make such a result. None: not all of it is new tensors, with storages of their own and without gaps."""
     kind: type | None = next((kind for kind in (tuple, list) if isinstance(result, kind)), None)
     outputs: list[Any] = [result] if kind is None else list(cast("Iterable[Any]", result))
     given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -83,4 +83,4 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def storage_key(tensor: Tensor) -> int:
-    return cast("Any", tensor.untyped_storage())._cdata  # on meta there is no address of data to tell storages apart by
+    return cast("Any", tensor.untyped_storage())._cdata  # meta storages have no data pointer to identify them by

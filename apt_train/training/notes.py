@@ -1,6 +1,6 @@
-"""What the user should hear of a run before its first step, a sentence each.
+"""What the user should know about a run before its first step, one sentence each.
 
-In: remarks on model, pictures, texts and memory. Not in: what is refused (`plan`), how it is told (`setup`).
+In: remarks on the model, the pictures, the texts and the memory. Not in: refusals (`plan`), sending notes (`streams`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BRACES = re.compile(r"\{[^{}]*\}")
 
 
 def notes_of(plan: Plan) -> list[str]:
-    """What model and pictures give rise to, then what the settings do."""
+    """Notes on the model and the pictures, then those on the settings."""
     prior = plan.prior_images.notes if plan.prior_images else []
     pictures = [*plan.images.notes, *plan.images.repeats(), *prior, *_preserved_subject(plan)]
     aside = [ENCODERS_ASIDE] if plan.encoders_aside else []
@@ -29,16 +29,16 @@ def notes_of(plan: Plan) -> list[str]:
 
 
 def _preserved_subject(plan: Plan) -> list[str]:
-    """Pictures of the subject that are also among those of its class."""
+    """A note if pictures of the subject are also among the class pictures."""
     preserved = {image.content[0] for image in plan.prior_images.images} if plan.prior_images else set[bytes]()
     both = [image.name for image in plan.images.images if image.content[0] in preserved]
     if not both:
         return []
-    return [f"Also among the prior images: {listed(both, 3)}. Give only pictures there that do not show the subject."]
+    return [f"Also among the prior images: {listed(both, 3)}. Prior images should not show the subject."]
 
 
 def _blind_stop(plan: Plan) -> list[str]:
-    """The drift, which `stop` looks at, has no prompt to be measured on."""
+    """A warning if `stop` relies on a drift that no prompt is left to measure."""
     stop = plan.config.output.stop
     if stop == "never" or plan.unrelated:
         return []
@@ -46,14 +46,14 @@ def _blind_stop(plan: Plan) -> list[str]:
 
 
 def _unfilled(plan: Plan) -> list[str]:
-    """Braces that look as if something would be filled in."""
+    """A note on braces that look like placeholders, but are not."""
     captions = [image.caption or "" for image in plan.images.images]
     texts = [plan.config.data.caption_template, *plan.config.sampled_prompts, *captions]
     found: dict[str, None] = dict.fromkeys(braces for text in texts for braces in _braces_in(text))
     if not found:
         return []
     shown = listed([short_name(printable(braces), 40) for braces in found], 3)
-    return [f"Read as it stands, as only {SUBJECT} is filled in: {shown}."]
+    return [f"Only {SUBJECT} is filled in, so this is read as it stands: {shown}."]
 
 
 def _braces_in(text: str) -> Iterator[str]:
