@@ -6,6 +6,7 @@ Not here: what the nodes do.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
 import io
 import json
@@ -256,6 +257,33 @@ def test_matplotlib_is_loaded_only_where_figures_are_drawn() -> None:
     modules = ["apt_train.training.train", "apt_train.report", "apt_train.report.live_images"]
     code = f"import importlib\nfor name in {modules}: importlib.import_module(name); print('matplotlib' in sys.modules)"
     assert dict(zip(modules, python(code, ROOT).split(), strict=True)) == dict.fromkeys(modules, "False")
+
+
+CALLERS = [path for room in ("tests", "benchmarks") for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def test_what_tests_and_benchmarks_import_is_there() -> None:
+    """Also in files that no default test runs, where a renamed module would go unseen: the host's and the slow ones."""
+    asked = [(path, *one) for path in CALLERS for one in names_imported(ast.parse(path.read_text(encoding="utf-8")))]
+    assert len(asked) > 500
+    assert [f"{path.name}: {module}.{name}" for path, module, name in asked if not is_there(module, name)] == []
+
+
+def names_imported(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Module and name of every `from apt_train... import ...`, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").split(".")[0] == "apt_train":
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def is_there(module: str, name: str) -> bool:
+    """Whether the module has such a name, or is a package with such a module."""
+    if importlib.util.find_spec(module) is None:
+        return False
+    found = importlib.import_module(module)
+    return hasattr(found, name) or (
+        hasattr(found, "__path__") and importlib.util.find_spec(f"{module}.{name}") is not None
+    )
 
 
 def test_every_public_name_has_a_home() -> None:

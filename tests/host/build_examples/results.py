@@ -21,7 +21,7 @@ from apt_train.families.sd import load_checkpoint
 from apt_train.names import FILMSTRIP
 from apt_train.report.grid import font, labelled_grid
 from apt_train.report.plots import as_picture, glance_figure
-from apt_train.training.loop import train
+from apt_train.training.train import train
 from apt_train.verdict.run_files import read_run
 
 SIDE = 640  # pixels: the template browser shows squares
