@@ -20,6 +20,7 @@ from typing import Any
 
 from ..config import Stop
 from ..disk.json_file import is_object
+from ..verdict.recommend import not_risen
 from ..verdict.run_summary import RISE
 
 SETTLED = 0.1  # relative to the distance at half the step
@@ -67,15 +68,11 @@ def _has_numbers(drift: Mapping[str, Any]) -> bool:
 
 
 def _risen(seen: Sequence[Mapping[str, Any]]) -> Ending | None:
-    lowest, kept = float("inf"), seen[0]["step"]
-    for item in seen:
-        lowest = min(lowest, item["ratio"])
-        if item["ratio"] <= RISE * lowest:
-            kept = item["step"]
-    now = seen[-1]
+    now, ratios = seen[-1], [item["ratio"] for item in seen]
+    kept = seen[not_risen(ratios)[-1]]["step"]
     if kept == now["step"]:
         return None
-    reason = f"the drift ratio is {now['ratio']:.2f}, more than {RISE:g} times its lowest of {lowest:.2f}"
+    reason = f"the drift ratio is {now['ratio']:.2f}, more than {RISE:g} times its lowest of {min(ratios):.2f}"
     return Ending(now["step"], reason, kept)
 
 

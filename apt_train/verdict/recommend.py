@@ -9,7 +9,9 @@ world no rule beat "always the last" by more than chance (docs/benchmark.md), an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from .run_summary import FEWEST_STEPS, RISE, DriftSummary, Summary
 
@@ -46,6 +48,11 @@ def recommended_snapshot(summary: Summary) -> Recommendation:
     return Recommendation(before.step, f"{reason} change prompts without the subject, too. {UNPROVEN}")
 
 
+def not_risen(ratios: Sequence[float]) -> list[int]:
+    """The places of the drift ratios that are at most `RISE` times the lowest up to there; the first always is."""
+    return [place for place, low in enumerate(accumulate(ratios, min)) if ratios[place] <= RISE * low]
+
+
 def has_risen(summary: Summary) -> bool:
     """Whether the newest drift ratio is more than `RISE` times the run's lowest."""
     return len(summary.drift) > 1 and summary.drift[-1].ratio > RISE * lowest_ratio(summary)
@@ -59,9 +66,5 @@ def last_before_rising(summary: Summary) -> DriftSummary | None:
     """The last existing snapshot with at most `RISE` times the lowest ratio so far; None: no rise, or none is left."""
     if not has_risen(summary):
         return None
-    kept, lowest = None, summary.drift[0].ratio
-    for item in summary.drift:
-        lowest = min(lowest, item.ratio)
-        if item.ratio <= RISE * lowest and item.step in summary.snapshots:
-            kept = item
-    return kept
+    kept = [summary.drift[place] for place in not_risen([item.ratio for item in summary.drift])]
+    return next((item for item in reversed(kept) if item.step in summary.snapshots), None)
