@@ -31,15 +31,20 @@ def plain_names(network: nn.Module) -> dict[str, str]:
     return names
 
 
-def plain_encoder_names(encoder: nn.Module, number: int, count: int, key: str) -> dict[str, str]:
-    """Likewise for text encoder `number` (from 1) of `count`; `key`: its tensor's name in an embedding file."""
+def plain_encoder_names(
+    encoder: nn.Module, number: int, count: int, key: str, called: Callable[[str], str] = str, *leads: str
+) -> dict[str, str]:
+    """Likewise for text encoder `number` (from 1) of `count`; `key`: its tensor's name in an embedding file.
+
+    `called`: a layer's path -> its name after the lead; `leads`: what a family's files also put before it.
+    """
     kohya = [f"lora_te{number}_", *(["lora_te_"] if count == 1 else [])]
     own = "text_encoder" if number == 1 else f"text_encoder_{number}"
     names: dict[str, str] = {}
     for path in layer_paths(encoder):
-        flat = path.replace(".", "_")
-        names.update({lead + flat: path for lead in kohya})
-        names.update({lead + path: path for lead in (f"{own}.", f"{own}.base_model.model.")})
+        name = called(path)
+        names.update({lead + name.replace(".", "_"): path for lead in kohya})
+        names.update({lead + name: path for lead in (f"{own}.", f"{own}.base_model.model.", *leads)})
     return names
 
 

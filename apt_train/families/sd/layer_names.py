@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..file_words import layer_paths, plain_names
+from ..file_words import layer_paths, plain_encoder_names, plain_names
 
 # The original code's names -> diffusers': inside a residual block, and outside all blocks.
 RESNET = {
@@ -59,16 +59,13 @@ def unet_names(unet: nn.Module) -> dict[str, str]:
 
 def encoder_names(encoder: nn.Module, number: int, count: int, key: str) -> dict[str, str]:
     """Likewise for text encoder `number` (from 1) of `count`; `key`: ComfyUI's name for it (`clip_l`)."""
-    kohya = [f"lora_te{number}_", *(["lora_te_"] if count == 1 else [])]
-    own = "text_encoder" if number == 1 else f"text_encoder_{number}"
-    dotted = [f"{own}.", f"text_encoders.{key}.transformer.", f"{key}.transformer.", f"{own}.base_model.model."]
-    names: dict[str, str] = {}
-    for path in layer_paths(encoder):
-        bare = path.removeprefix("text_model.")  # absent in transformers 5
-        full = bare if bare.startswith("text_projection") else f"text_model.{bare}"
-        names.update({lead + full.replace(".", "_"): path for lead in kohya})
-        names.update({lead + full: path for lead in dotted})
-    return names
+    leads = f"text_encoders.{key}.transformer.", f"{key}.transformer."
+    return plain_encoder_names(encoder, number, count, key, _with_text_model, *leads)
+
+
+def _with_text_model(path: str) -> str:
+    bare = path.removeprefix("text_model.")  # absent in transformers 5
+    return bare if bare.startswith("text_projection") else f"text_model.{bare}"
 
 
 def original_path(path: str, config: Mapping[str, Any]) -> str | None:
@@ -123,8 +120,8 @@ def _blocks(side: str, level: int, unet_config: Mapping[str, Any]) -> tuple[str,
 def model_of(layers: Mapping[str, Mapping[str, Tensor]]) -> str:
     """The kind of model a LoRA is for, by layer names and the width of the text it reads; empty: unknown."""
     names = list(layers)
-    for mark, family in (("double_blocks", "FLUX"), ("joint_blocks", "SD3"), ("transformer_blocks", "")):
-        if family and any(mark in name for name in names):
+    for mark, family in (("double_blocks", "FLUX"), ("joint_blocks", "SD3")):
+        if any(mark in name for name in names):
             return family
     readers = ("attn2_to_k", "attn2.to_k", "attn2.processor.to_k")
     downs = [parts["down"] for name, parts in layers.items() if name.endswith(readers) and "down" in parts]
