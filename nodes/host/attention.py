@@ -12,7 +12,6 @@ from typing import Any
 
 import comfy.sample
 import comfy.samplers
-import comfy.sd
 import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention
@@ -20,6 +19,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ...apt_train.errors import InputError
+from .model import kind_of, with_any_lora
 from .progress import stop_if_cancelled
 
 Layer = tuple[str, int, int]  # the host's names: input, middle or output; block number; transformer within it
@@ -141,12 +141,8 @@ def sigma_at(model: Any, level: float) -> Tensor:
 
 def with_lora(model: Any, clip: Any, lora: dict[str, Tensor]) -> tuple[Any, Any]:
     """Clones of both with a LoRA at full strength. InputError: none of it fits this model."""
-    tuned, tuned_clip = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
-    before, after = (
-        sum(len(patches) for part in parts for patches in part.patches.values())
-        for parts in ((model, clip.patcher), (tuned, tuned_clip.patcher))
-    )
-    if before == after:
+    tuned, tuned_clip, added = with_any_lora(model, clip, lora)
+    if not added:
         raise InputError("The LoRA on tuned fits no layer of the model: wire the model that it was trained on.")
     return tuned, tuned_clip
 
@@ -156,19 +152,14 @@ def require_pair(prior: Any, tuned: Any) -> None:
     for wire, model in (("model", prior), ("tuned", tuned)):
         if not isinstance(model.model.diffusion_model, UNetModel):
             raise InputError(
-                f"The {wire} is a {name_of(model)}, which has no cross-attention from picture to text to look at: "
+                f"The {wire} is a {kind_of(model)}, which has no cross-attention from picture to text to look at: "
                 "wire a model of SD1.5 or SDXL."
             )
     if _shape(prior) != _shape(tuned):
         raise InputError(
-            f"The model is a {name_of(prior)} and tuned a {name_of(tuned)}, with other layers: wire two versions of "
+            f"The model is a {kind_of(prior)} and tuned a {kind_of(tuned)}, with other layers: wire two versions of "
             "one model."
         )
-
-
-def name_of(model: Any) -> str:
-    """The host's name for the MODEL's kind."""
-    return type(model.model.model_config).__name__
 
 
 def _shape(model: Any) -> list[Any]:
@@ -181,7 +172,7 @@ def _require_fit(model: Any, conditioning: Conditioning, positions: int) -> None
     found = conditioning[0][0].shape
     if found[-1] != width:
         raise InputError(
-            f"The CLIP gives texts {found[-1]} wide, the {name_of(model)} reads {width}: wire the CLIP of the same "
+            f"The CLIP gives texts {found[-1]} wide, the {kind_of(model)} reads {width}: wire the CLIP of the same "
             "checkpoint."
         )
     if found[1] != positions:

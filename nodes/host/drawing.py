@@ -15,8 +15,8 @@ import comfy.samplers
 import torch
 from PIL import Image
 
-from ...apt_train.errors import InputError
-from .preview_latent import own_size
+from .preview_latent import empty_latent
+from .vae_family import require_channels_of
 
 SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
 
@@ -39,12 +39,8 @@ def draw(model: Any, positive: Any, negative: Any, vae: Any, how: Drawing) -> Im
 
     InputError: the VAE is for another kind of model.
     """
-    latent = _empty(model, how)
-    if vae.latent_channels != latent.shape[1]:
-        raise InputError(
-            f"The VAE makes latents of {vae.latent_channels} channels, the model reads {latent.shape[1]}: wire the VAE "
-            "of the same checkpoint."
-        )
+    require_channels_of(model, vae)
+    latent = empty_latent(model, how.height, how.width)
     noise = comfy.sample.prepare_noise(latent, how.seed)
     drawn = comfy.sample.sample(
         model, noise, how.steps, how.cfg, how.sampler, how.scheduler, positive, negative, latent, seed=how.seed,
@@ -68,10 +64,3 @@ def knowing(clip: Any, folder: Path) -> Any:
 
 def _listed(folders: Any) -> list[str]:
     return [folders] if isinstance(folders, str) else list(folders or ())
-
-
-def _empty(model: Any, how: Drawing) -> torch.Tensor:
-    format, side = model.model.latent_format, own_size(model)
-    scale = int(format.spacial_downscale_ratio)
-    height, width = (how.height or side) // scale, (how.width or side) // scale
-    return torch.zeros(1, format.latent_channels, height, width)

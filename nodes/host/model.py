@@ -5,7 +5,6 @@ In: identifying the host's models. Not in: reading weights (`weights`), text (`t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 from ...apt_train.errors import InputError
 from ...apt_train.families.noise import NoiseSchedule, PredictionType
 from ...apt_train.families.sd.published import FamilySpec, load_family
+from .vae_family import loaded_from
 from .weights import baked
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def family_spec(model: Any) -> FamilySpec:
             return load_family("sdxl")
         if isinstance(config, comfy.supported_models.SD15):
             return load_family("sd15")
-    what = type(config).__name__
+    what = kind_of(model)
     if channels == 9:
         what += " with an inpainting UNet"
     elif channels == 8:
@@ -94,19 +94,33 @@ def notes_of(model: Any) -> list[str]:
 
 def name_of(model: Any) -> str:
     """The checkpoint's file name if the loader recorded it, otherwise the kind of model."""
-    made_by = getattr(model, "cached_patcher_init", None)
-    path = made_by[1][0] if made_by and made_by[1] else None
-    return os.path.basename(path) if isinstance(path, str) else type(model.model.model_config).__name__
+    file = loaded_from(model)
+    return kind_of(model) if file is None else file.name
+
+
+def kind_of(model: Any) -> str:
+    """The host's name for the MODEL's kind."""
+    return type(model.model.model_config).__name__
 
 
 def with_lora(model: Any, lora: Mapping[str, Tensor], strength: float = 1.0) -> Any:
     """A clone of the MODEL with a LoRA. InputError: some module of the LoRA has no place on the MODEL."""
-    patched, _ = comfy.sd.load_lora_for_models(model, None, dict(lora), strength, 0.0)
+    patched, _, added = with_any_lora(model, None, lora, strength)
     modules = {key.rsplit(".alpha", 1)[0] for key in lora if key.endswith(".alpha")}
-    added = sum(len(patched.patches[key]) - len(model.patches.get(key, ())) for key in patched.patches)
     if added != len(modules):
         raise InputError(
             f"The LoRA has {len(modules)} modules, and the MODEL has a place for {added} of them: wire the model that "
             "it was trained on."
         )
     return patched
+
+
+def with_any_lora(model: Any, clip: Any, lora: Mapping[str, Tensor], strength: float = 1.0) -> tuple[Any, Any, int]:
+    """Clones of MODEL and CLIP (None: without) with a LoRA of any origin, and the number of weights it changes."""
+    tuned, tuned_clip = comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, strength)
+    wires = [(model, tuned), *([] if clip is None else [(clip.patcher, tuned_clip.patcher)])]
+    return tuned, tuned_clip, sum(_patch_count(after) - _patch_count(before) for before, after in wires)
+
+
+def _patch_count(patcher: Any) -> int:
+    return sum(map(len, patcher.patches.values()))

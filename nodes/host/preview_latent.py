@@ -19,16 +19,11 @@ def latent_of_picture(image: Tensor, vae: Any, model: Any) -> Tensor:
 
     It is shrunk if larger than the model's own size. InputError: the VAE is for another kind of model.
     """
-    from .vae_family import require_vae_of
+    from .vae_family import require_channels_of, require_vae_of
 
-    format = model.model.latent_format
-    if vae.latent_channels != format.latent_channels:
-        raise InputError(
-            f"The VAE makes latents of {vae.latent_channels} channels, the model reads {format.latent_channels}: "
-            "wire the VAE of the same checkpoint."
-        )
+    require_channels_of(model, vae)
     require_vae_of(model, vae)
-    height, width = _fit(image.shape[1:3], own_size(model), int(format.spacial_downscale_ratio))
+    height, width = _fit(image.shape[1:3], own_size(model), int(model.model.latent_format.spacial_downscale_ratio))
     pixels = image[:1, :, :, :3].movedim(-1, 1)
     if pixels.shape[2:] != (height, width):
         pixels = comfy.utils.common_upscale(pixels, width, height, "area", "disabled")
@@ -40,11 +35,11 @@ def latent_of_wire(latent: dict[str, Any], model: Any) -> Tensor:
     return _checked(latent["samples"][:1], model)
 
 
-def empty_latent(model: Any) -> Tensor:
-    """An empty latent of the model's own size: with noise added it is pure noise."""
-    format = model.model.latent_format
-    side = own_size(model) // int(format.spacial_downscale_ratio)
-    return torch.zeros(1, format.latent_channels, side, side)
+def empty_latent(model: Any, height: int = 0, width: int = 0) -> Tensor:
+    """An empty latent of this size in pixels; 0: the model's own. With noise added it is pure noise."""
+    format, side = model.model.latent_format, own_size(model)
+    sides = ((given or side) // int(format.spacial_downscale_ratio) for given in (height, width))
+    return torch.zeros(1, format.latent_channels, *sides)
 
 
 def _checked(latent: Tensor, model: Any) -> Tensor:

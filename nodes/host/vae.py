@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...apt_train.errors import InputError
-from .vae_family import require_vae_of
+from .vae_family import require_channels_of, require_vae_of
 
 TILED_ABOVE = 2048 * 2048  # pixels: above, encoding in one piece takes more memory than training
 
@@ -24,12 +23,7 @@ class HostVae:
     def __init__(self, vae: Any, model: Any) -> None:
         vae.throw_exception_if_invalid()
         self._vae, self._base = vae, model.model
-        channels = model.model.latent_format.latent_channels
-        if vae.latent_channels != channels or vae.latent_dim != 2:
-            raise InputError(
-                f"The VAE makes latents of {vae.latent_channels} channels, but this MODEL reads {channels}: wire the "
-                "VAE of the same checkpoint."
-            )
+        require_channels_of(model, vae)
         require_vae_of(model, vae)
 
     @property

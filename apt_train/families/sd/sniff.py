@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Literal
 
@@ -14,8 +15,12 @@ UNET = "model.diffusion_model."
 FIRST_CONVOLUTION = f"{UNET}input_blocks.0.0.weight"
 WANTED = "a full SD1.5 or SDXL checkpoint (.safetensors) or a diffusers folder"
 
-_TITLES = {"sd15": "SD1.5", "sdxl": "SDXL"}
-_SCALES: dict[float | None, Literal["sd15", "sdxl"]] = {0.18215: "sd15", 0.13025: "sdxl"}
+FamilyName = Literal["sd15", "sdxl"]
+TITLES = {"sd15": "SD1.5", "sdxl": "SDXL"}
+_BY_SCALE: dict[float, FamilyName] = {0.18215: "sd15", 0.13025: "sdxl"}  # published with each family's VAE
+_BY_CONTEXT: dict[int | None, FamilyName] = {  # SD2.x uses SD1.5's VAE, the refiner SDXL's
+    768: "sd15", 1024: "sd15", 2048: "sdxl", 1280: "sdxl",
+}  # fmt: skip
 _LORA = re.compile(
     r"(^lora_(unet|te\d?)_|[._]lora[._](up|down|A|B|mid)\b|\.(hada_w1_a|lokr_w1|oft_blocks|dora_scale|diff_b)$)"
 )
@@ -41,18 +46,21 @@ _PARTS = (  # single parts of a checkpoint: tried if it is not complete
 )
 
 
-def require_checkpoint(file: TensorFile, needs_vae: bool = True) -> Literal["sd15", "sdxl"]:
+def require_checkpoint(file: TensorFile, needs_vae: bool = True) -> FamilyName:
     """The family whose layout the file has. InputError says what it is instead, or what it lacks."""
     _refuse_others(file)
     if FIRST_CONVOLUTION not in file:
         raise InputError(f"{file.path.name} is {_part_or_unknown(file)}: give {WANTED}.")
     _refuse_variants(file)
-    family: Literal["sd15", "sdxl"] = "sdxl" if f"{UNET}label_emb.0.0.weight" in file else "sd15"
     if not (file.has_prefix("cond_stage_model.") or file.has_prefix("conditioner.")):
         bare = needs_vae and not file.has_prefix("first_stage_model.")
         part = "a UNet alone" if bare else "a checkpoint without text encoder"
         raise InputError(f"{file.path.name} is {part}: give {WANTED}.")
-    return family
+    return _by_layout(file)
+
+
+def _by_layout(file: TensorFile) -> FamilyName:
+    return "sdxl" if f"{UNET}label_emb.0.0.weight" in file else "sd15"
 
 
 def _refuse_others(file: TensorFile) -> None:
@@ -103,29 +111,28 @@ def _refuse_variants(file: TensorFile) -> None:
         raise InputError(f"{file.path.name} is {found}: give {WANTED}.")
 
 
-def vae_family(
-    file: TensorFile | None = None, *, scaling_factor: float | None = None
-) -> Literal["sd15", "sdxl"] | None:
-    """The family that a VAE's file or settings claim; None: they do not say, and weights never do.
+def family_of_scale(scale: float) -> FamilyName | None:
+    """The family whose VAE has this latent scale, which half precision may have rounded; None: neither's."""
+    return next((family for known, family in _BY_SCALE.items() if math.isclose(scale, known, rel_tol=0.01)), None)
 
-    A file reveals it by the UNet it also holds, or by its metadata; a config.json by the published latent scale.
-    """
-    if scaling_factor in _SCALES:
-        return _SCALES[scaling_factor]
-    if file is None:
-        return None
+
+def family_of_vae(file: TensorFile) -> FamilyName | None:
+    """The family that a VAE's file claims by the UNet it also holds, or by its metadata; None: it does not say."""
+    context = context_dim(file.under(UNET))
+    if context in _BY_CONTEXT:
+        return _BY_CONTEXT[context]
     if FIRST_CONVOLUTION in file:
-        return "sdxl" if f"{UNET}label_emb.0.0.weight" in file else "sd15"
+        return _by_layout(file)
     said = " ".join(file.metadata.get(key, "") for key in ("modelspec.architecture", "ss_base_model_version")).lower()
     if "stable-diffusion-xl" in said or "sdxl" in said:
         return "sdxl"
     return "sd15" if re.search(r"stable-diffusion-v[12]\b|\bsd_v[12]", said) else None
 
 
-def refuse_other_family(vae: str | None, unet: str, what: str) -> None:
+def refuse_other_family(vae: FamilyName | None, unet: str, what: str) -> None:
     """InputError for a VAE that claims to be SD1.5's beside an SDXL UNet, or the other way round."""
-    if vae is not None and unet in _TITLES and vae != unet:
+    if vae is not None and unet in TITLES and vae != unet:
         raise InputError(
-            f"{what} is one of {_TITLES[vae]}, but the UNet is of {_TITLES[unet]}, whose latents are others: give the "
-            f"VAE of {_TITLES[unet]}."
+            f"{what} is one of {TITLES[vae]}, but the UNet is of {TITLES[unet]}, whose latents are others: give the "
+            f"VAE of {TITLES[unet]}."
         )

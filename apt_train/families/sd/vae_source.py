@@ -21,7 +21,7 @@ from ...errors import InputError
 from .config_tables import KL_VAE, TINY_VAE, checked_vae
 from .ldm_vae import PREFIX, new_attention_name, vae_from_tensors
 from .meta_build import build, refuse_quantised_config
-from .sniff import refuse_other_family, vae_family
+from .sniff import family_of_scale, family_of_vae, refuse_other_family
 from .weight_files import load_part, weight_files
 
 Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
@@ -51,7 +51,7 @@ def load_given_vae(path: str | Path, settings: Mapping[str, Any], unet_family: s
         return vae, sha256_of_files(part, [part / "config.json", *weight_files(part)])
     file = open_tensor_file(path)
     what = f"The VAE in {path.name}"
-    refuse_other_family(vae_family(file), unet_family, what)
+    refuse_other_family(family_of_vae(file), unet_family, what)
     prefix = next((prefix for prefix in (PREFIX, "vae.") if file.has_prefix(prefix)), "")
     return vae_from_tensors(file.load_under(prefix), settings, what), sha256_of_file(path)
 
@@ -81,8 +81,7 @@ def load_vae_folder(part: Path, what: str, unet_family: str, given: bool = False
     kind, config = vae_settings(part, what)
     make = AutoencoderKL if kind == "AutoencoderKL" else AutoencoderTiny
     scale = config.get("scaling_factor", _DEFAULT_SCALE if make is AutoencoderKL else None)
-    if scale == _DEFAULT_SCALE and not given and config.get("block_out_channels") != _PUBLISHED_WIDTHS:
-        scale = None
-    refuse_other_family(vae_family(scaling_factor=scale), unet_family, what)
+    says = scale != _DEFAULT_SCALE or given or config.get("block_out_channels") == _PUBLISHED_WIDTHS
+    refuse_other_family(family_of_scale(scale) if scale and says else None, unet_family, what)
     tensors = {new_attention_name(name): tensor for name, tensor in load_part(part).items()}
     return build(lambda: make(**config), tensors, what=what, dtype=torch.float32)
