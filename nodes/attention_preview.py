@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..apt_train.errors import InputError
-from .checks import check_choices, check_ranges
+from .checks import check_widgets
 from .host import attention, preview_latent
 from .host.requirements import check_installed
 from .wires import AptRun, AptRunWire
@@ -64,10 +64,7 @@ class APTAttentionAlignPreview(io.ComfyNode):
         """True, or an InputError that the host shows on the node before anything runs. Wired inputs are None here."""
         from .prompt_columns import Texts
 
-        slots = cls.define_schema().inputs
-        shown = {name: value for name, value in inputs.items() if value is not None}
-        check_choices(shown, slots)
-        check_ranges(shown, slots)
+        check_widgets({name: value for name, value in inputs.items() if value is not None}, cls.define_schema().inputs)
         _require_one_start(*("wired" if name in inputs else None for name in ("image", "vae", "latent")))
         _require_picture(inputs.get("draw"), "image" in inputs)
         texts: dict[str, Any] = {name: inputs.get(name) for name in ("prompt", "trigger", "class_word")}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 
 from ..apt_train.errors import InputError
-from .checks import check_choices, check_ranges, known
+from .checks import check_widgets, known
 from .host.requirements import check_installed
 from .wires import AptOptions, AptRun, AptRunWire
 
@@ -69,9 +69,8 @@ class APTLoRACheckUp(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
         """True, or an InputError about a widget that the host shows on the node before anything runs."""
-        shown, slots = known(inputs), cls.define_schema().inputs
-        check_choices(shown, slots)
-        check_ranges(shown, slots)
+        shown = known(inputs)
+        check_widgets(shown, cls.define_schema().inputs)
         if "lora" not in inputs and "lora_name" in shown:
             _require_one("", shown["lora_name"])
         return True

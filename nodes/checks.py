@@ -24,6 +24,13 @@ def known(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[0] for name, values in inputs.items() if values and values[0] is not None}
 
 
+def check_widgets(shown: Mapping[str, Any], slots: Iterable[Any]) -> None:
+    """Check choices and ranges of a node's widgets. InputError: the first wrong one."""
+    slots = list(slots)
+    check_choices(shown, slots)
+    check_ranges(shown, slots)
+
+
 def check_train(shown: Mapping[str, Any], main: Iterable[Setting], slots: Iterable[Any]) -> None:
     """Check APT Train's own widgets. InputError: the first that cannot be trained with."""
     slots = list(slots)

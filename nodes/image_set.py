@@ -15,6 +15,7 @@ from comfy_api.latest import io, ui
 
 from ..apt_train.errors import InputError
 from ..apt_train.wording import printable
+from .checks import check_ranges, known
 from .host.folders import input_folders, picture_folder
 from .host.requirements import check_installed
 
@@ -113,7 +114,7 @@ class APTImageSet(io.ComfyNode):
         from ..apt_train.data.folder_files import folder_state
 
         try:
-            folder = _folder(_shown(inputs))
+            folder = _folder(known(inputs))
             return [] if folder is None else folder_state(folder)
         except InputError as error:
             return [str(error)]
@@ -123,9 +124,8 @@ class APTImageSet(io.ComfyNode):
         """True, or an InputError about a widget that the host shows on the node before anything runs."""
         from ..apt_train.data.folder_files import sort_folder
         from ..apt_train.data.pictures import parse_color
-        from .checks import check_ranges
 
-        shown = _shown(inputs)
+        shown = known(inputs)
         given = [name for name in ("folder", "path", "images") if _is_given(name, inputs)]
         if not given:
             raise InputError("No pictures are given: choose a folder, write the path of one, or wire images.")
@@ -151,7 +151,7 @@ class APTImageSet(io.ComfyNode):
         from .host.pictures import image_tensor
         from .host.progress import NodeProgress, stop_if_cancelled
 
-        shown, node = _shown(inputs), cls.hidden.unique_id
+        shown, node = known(inputs), cls.hidden.unique_id
 
         def at_picture(done: int, total: int) -> None:
             stop_if_cancelled()
@@ -167,13 +167,6 @@ class APTImageSet(io.ComfyNode):
         text, tensor = "\n".join(found.lines(translated)), image_tensor(sheet)
         on_node = {**ui.PreviewImage(tensor, cls=cls).as_dict(), "sheet_size": list(sheet.size)}
         return io.NodeOutput(pictures, captions, masks, text, tensor, ui=on_node)
-
-
-def _shown(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The widgets' values. The host passes one-element lists, and None for wired inputs that are not known yet."""
-    return {
-        name: values[0] for name, values in inputs.items() if name not in _WIRES and values and values[0] is not None
-    }
 
 
 def _identifier(shown: Mapping[str, Any]) -> str:

@@ -110,12 +110,10 @@ class APTSnapshotSheet(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
         """True, or an InputError that the host shows on the node before anything runs. Wired inputs are None here."""
-        from .checks import check_choices, check_ranges
+        from .checks import check_widgets
 
-        slots = cls.define_schema().inputs
         shown = {name: value for name, value in inputs.items() if value is not None}
-        check_choices(shown, slots)
-        check_ranges(shown, slots)
+        check_widgets(shown, cls.define_schema().inputs)
         if "prompts" in shown:
             prompts_shown(shown["prompts"])
         if "strengths" in shown:
