@@ -16,6 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..adapter_kinds import KINDS, Kind
+from ..config import AdapterConfig
 from ..errors import InputError
 from ..families.network import Network
 from ..rng import seeded
@@ -81,12 +82,11 @@ class Adapter:
         def follow(_unet: nn.Module, inputs: tuple[Any, ...]) -> None:
             self._mask = self._ranks.mask(network.timesteps(inputs).reshape(-1)) if self._ranks else None
 
-        hook = self._unet.register_forward_pre_hook(follow)
-        try:
-            yield
-        finally:
-            hook.remove()
-            self._mask = None
+        with self._unet.register_forward_pre_hook(follow):
+            try:
+                yield
+            finally:
+                self._mask = None
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the weights, float32 on the CPU; for a LoRA lora_A (rank, in) and lora_B (out, rank)."""
@@ -147,6 +147,21 @@ def add_adapter(
         Adapter(unet).remove()
         raise
     return adapter
+
+
+def adapter_of(unet: nn.Module, settings: AdapterConfig, levels: Tensor | None, seed: int = 0) -> Adapter:
+    """Attach the adapter that the settings describe. `levels`: each timestep's, for T-LoRA; None: all ranks always."""
+    ranks = None if levels is None else RankByTimestep(settings.rank, settings.resolved_min_rank, levels)
+    return add_adapter(
+        unet,
+        rank=settings.rank,
+        alpha=settings.effective_alpha,
+        dropout=settings.dropout,
+        targets=settings.targets,
+        seed=seed,
+        ranks=ranks,
+        kind=settings.kind,
+    )
 
 
 def check_no_adapter(unet: nn.Module) -> None:

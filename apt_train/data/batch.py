@@ -78,6 +78,12 @@ def _draw_sample(
     )
 
 
+def unaltered(bank: LatentBank, image: int, timestep: int, draws: torch.Generator) -> Sample:
+    """A picture without augmentation and mask at this timestep, with its noise."""
+    posterior, noise = torch.randn(2, *bank.latent_shape(image), generator=draws)
+    return Sample(timestep, image, 0, bank.latent(image, 0, posterior), noise, None)
+
+
 def collate(
     samples: Sequence[Sample], captions: Sequence[str], size_ids: Sequence[Sequence[float]], device: torch.device
 ) -> Batch:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..data.dataset import ImageSet
 from ..errors import InputError
 from ..families.components import Components
-from ..training.room import is_out_of_memory
+from ..training.room import memory_in_words
 from .blocks import blocks_of
 from .findings import Asked, CheckUp
 from .lora_file import LoraFile
@@ -37,16 +37,12 @@ def check_up(
         InputError: the LoRA is for another model; an invalid caption, size or precision; too little memory.
     """
     asked = asked or Asked()
-    try:
-        with lora_ready(components, lora, asked.device, asked.precision) as ready:
-            work = Strengths(ready, subject, asked, images, busy)
-            work.measure()
-            return CheckUp(
-                lora, ready.placement, blocks_of(ready), subject, work.points, work.recommendation,
-                work.prompts.named, work.prompts.unrelated, work.pictures_used, asked.bins,
-                components.source, work.samples, [*components.notes, *work.notes],
-            )  # fmt: skip
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError("Out of memory: give the check-up a lower resolution, or free memory.") from error
+    refusal = InputError("Out of memory: give the check-up a lower resolution, or free memory.")
+    with memory_in_words(refusal), lora_ready(components, lora, asked.device, asked.precision) as ready:
+        work = Strengths(ready, subject, asked, images, busy)
+        work.measure()
+        return CheckUp(
+            lora, ready.placement, blocks_of(ready), subject, work.points, work.recommendation,
+            work.prompts.named, work.prompts.unrelated, work.pictures_used, asked.bins,
+            components.source, work.samples, [*components.notes, *work.notes],
+        )  # fmt: skip

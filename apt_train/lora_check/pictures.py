@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..data.batch import Batch, Sample, collate, size_ids_of
+from ..data.batch import Batch, Sample, collate, size_ids_of, unaltered
 from ..data.buckets import bucket_multiple, prepare
 from ..data.dataset import ImageSet, TrainImage
 from ..data.latent_bank import Encoder, LatentBank
@@ -50,9 +50,7 @@ class Pictures:
     ) -> Iterator[tuple[Sample, int]]:
         for level, draw in itertools.product(range(bins), range(draws)):
             timestep = timestep_at((level + (draw + 0.5) / draws) / bins)
-            draws_of = generator(SEED, "check-up", image, level, draw)
-            posterior, noise = torch.randn(2, *self.bank.latent_shape(image), generator=draws_of)
-            yield Sample(timestep, image, 0, self.bank.latent(image, 0, posterior), noise, None), level
+            yield unaltered(self.bank, image, timestep, generator(SEED, "check-up", image, level, draw)), level
 
 
 def read_pictures(

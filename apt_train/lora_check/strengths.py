@@ -90,8 +90,5 @@ class Strengths:
             place = next(done)
             self._busy(place, max(total, place + 1))
 
-        hook = self._ready.components.unet.register_forward_pre_hook(ask)
-        try:
+        with self._ready.components.unet.register_forward_pre_hook(ask):
             yield
-        finally:
-            hook.remove()

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from ..data.latent_bank import LatentBank
 from ..disk.files import write_text
 from ..disk.json_file import is_list, is_object
 from ..disk.small_file import read_small
@@ -45,23 +46,6 @@ class _Stateful(Protocol):
     def load_state_dict(self, _: Any, /) -> Any: ...
 
 
-class _Bank(Protocol):
-    @property
-    def variants(self) -> int: ...
-
-    def ensure_variants(self, _: int, /) -> None: ...
-
-
-class _Stream(Protocol):
-    @property
-    def bank(self) -> _Bank: ...
-
-
-class _Inputs(Protocol):
-    @property
-    def subject(self) -> _Stream: ...
-
-
 class Training(Protocol):
     """What a state is taken from and restored into: training between two steps."""
 
@@ -80,7 +64,7 @@ class Training(Protocol):
     def scaler(self) -> _Stateful: ...
 
     @property
-    def inputs(self) -> _Inputs: ...
+    def bank(self) -> LatentBank: ...
 
 
 class Damaged(Exception):
@@ -109,7 +93,7 @@ def take_state(run: Training) -> State:
     values = {
         "step": run.steps_done,
         "indicator": run.indicator.state_dict(),
-        "variants": run.inputs.subject.bank.variants,
+        "variants": run.bank.variants,
         "scaler": run.scaler.state_dict(),
         "optimizer": settings,
     }
@@ -124,7 +108,7 @@ def restore_state(run: Training, state: State) -> None:
     optimizer_state.put_back(run.optimizer, run.trainable, state.tensors, state.values.get("optimizer", {}))
     run.indicator.load_state_dict(state.values["indicator"])
     run.scaler.load_state_dict(state.values["scaler"])
-    run.inputs.subject.bank.ensure_variants(state.values["variants"])
+    run.bank.ensure_variants(state.values["variants"])
     run.steps_done = state.step
 
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..config import TrainConfig
 from ..families.components import TextEncoder, token_embedding
 from .aside import encoded_on_loan, on_loan, ready_to_lend
 from .captions import mark_embedding, trigger_text
@@ -75,6 +76,14 @@ class Conditioner:
         self._sent: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # keyed by caption, not by batch
         for encoder in encoders:
             encoder.model.requires_grad_(False).eval()
+
+    @staticmethod
+    def of(config: TrainConfig, encoders: list[TextEncoder], device: torch.device) -> Conditioner:
+        """A run's, with its untrained identifier on `device`; in word mode without one."""
+        identifier = None
+        if config.identifier_mode == "learned":
+            identifier = Identifier.from_init_word(encoders, config.resolved_init_word).to(device)
+        return Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
 
     def encode(
         self, captions: list[str], *, tuned: bool, chunks: int = 1, device: torch.device | str | None = None

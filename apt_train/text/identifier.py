@@ -84,8 +84,5 @@ def rows_in_place(model: nn.Module, rows: Tensor, places: Tensor) -> Generator[N
         ours = F.embedding(places.clamp(min=0), rows.to(output.device, output.dtype))
         return torch.where((places >= 0)[..., None], ours, output)
 
-    handle = token_embedding(model).register_forward_hook(replace)
-    try:
+    with token_embedding(model).register_forward_hook(replace):
         yield
-    finally:
-        handle.remove()

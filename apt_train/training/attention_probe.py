@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.batch import Sample, collate
+from ..data.batch import Sample, collate, unaltered
 from ..families.levels import timestep_at
 from ..rng import generator
 from ..run.attention_file import AttentionMaps, write_maps
@@ -38,10 +38,8 @@ def probe(run: Run, image: int = 0) -> AttentionMaps:
 
 
 def _middle_sample(run: Run, image: int) -> Sample:
-    shape = run.inputs.subject.bank.latent_shape(image)
-    posterior, noise = torch.randn(2, *shape, generator=generator(run.config.seed, "attention", image))
-    middle = timestep_at(run.components.levels, 0.5)
-    return Sample(middle, image, 0, run.inputs.subject.bank.latent(image, 0, posterior), noise, None)
+    draws = generator(run.config.seed, "attention", image)
+    return unaltered(run.bank, image, timestep_at(run.components.levels, 0.5), draws)
 
 
 def _maps(run: Run, sample: Sample, *, tuned: bool) -> tuple[Tensor, list[str]]:

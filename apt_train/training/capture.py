@@ -61,12 +61,10 @@ class Capture:
         wanted = [(captured.features, name, module) for name, module in features.items()]
         for name, layer in layers.items():
             wanted += [(captured.queries, name, layer.query), (captured.keys, name, layer.key)]
-        handles = [module.register_forward_hook(_keep_in(store, name)) for store, name, module in wanted]
-        try:
+        with contextlib.ExitStack() as hooks:
+            for store, name, module in wanted:
+                hooks.enter_context(module.register_forward_hook(_keep_in(store, name)))
             yield captured
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def features_of(self, captured: Captured, part: Layers) -> list[Tensor]:
         """The features of a part's layers, (N, positions, channels) each."""

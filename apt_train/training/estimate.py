@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..adapter import Adapter, RankByTimestep, add_adapter
+from ..adapter import adapter_of
 from ..data.batch import Batch
 from ..families.components import Components
 from ..families.storage import stored_in_fp8
 from ..text.conditioning import Conditioner
-from ..text.identifier import Identifier
 from .indicator import OverfitIndicator
 from .live_bytes import META, LiveBytes, fused_attention, gradients_left_out, on_meta, weight_bytes
 from .memory import Memory, Setting
@@ -86,18 +83,18 @@ def _weightless(components: Components, setting: Setting) -> Generator[TrainingS
     """The run's training step on modules that have shapes but no data."""
     config, network = setting.config, components.network
     unet, encoders = components.unet, components.text_encoders
-    identifier = None
-    if config.identifier_mode == "learned":
-        identifier = Identifier.from_init_word(encoders, config.resolved_init_word).to(META)
+    levels = components.levels if setting.objective.rank_by_timestep else None
+    conditioner = Conditioner.of(config, encoders, META)
     with contextlib.ExitStack() as stack:
         for module in (unet, *(encoder.model for encoder in encoders)):
             stack.enter_context(on_meta(module, setting.dtype))
             if config.base_storage == "fp8":
                 stack.enter_context(stored_in_fp8(module, setting.dtype))
-        conditioner = Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
         if setting.encoders_aside:
             conditioner.work_on(META)
-        adapter = stack.enter_context(_adapter_on(unet, setting, components.levels))
+        with META:
+            adapter = adapter_of(unet, config.adapter, levels)
+        stack.callback(adapter.remove)
         network.checkpoint(unet, setting.checkpoints)
         stack.callback(network.checkpoint, unet, False)
         stack.callback(unet.train, unet.training)
@@ -109,23 +106,6 @@ def _weightless(components: Components, setting: Setting) -> Generator[TrainingS
             components, adapter, conditioner, indicator, setting.objective,
             dtype=setting.dtype, save_memory=setting.checkpoints,
         )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _adapter_on(unet: Any, setting: Setting, levels: Tensor) -> Generator[Adapter]:
-    settings = setting.config.adapter
-    ranks = None
-    if setting.objective.rank_by_timestep:
-        ranks = RankByTimestep(settings.rank, settings.resolved_min_rank, levels)
-    with META:
-        adapter = add_adapter(
-            unet, rank=settings.rank, alpha=settings.effective_alpha, dropout=settings.dropout,
-            targets=settings.targets, ranks=ranks, kind=settings.kind,
-        )  # fmt: skip
-    try:
-        yield adapter
-    finally:
-        adapter.remove()
 
 
 def _batch(components: Components, setting: Setting) -> Batch:

@@ -50,7 +50,7 @@ class OverfitIndicator:
         self._bin_of = parts_of(even_levels(num_timesteps) if levels is None else levels, bins).to(self._device)
         self._average = torch.zeros(2, bins, dtype=torch.float64, device=self._device)  # prior, tuned
         self._seen = torch.zeros(bins, dtype=torch.bool, device=self._device)
-        self._clear_pending()
+        self.discard()
 
     def bin_of(self, timesteps: Tensor) -> Tensor:
         """The bin index, int64 (N,), of int64 timesteps (N,)."""
@@ -67,11 +67,7 @@ class OverfitIndicator:
     def commit(self) -> None:
         """Turn the observations into one update: each bin moves once, by the mean of its samples."""
         self._average, self._seen = self._provisional()
-        self._clear_pending()
-
-    def discard(self) -> None:
-        """Forget what was observed since the last commit."""
-        self._clear_pending()
+        self.discard()
 
     def update(self, timesteps: Tensor, prior_loss: Tensor, tuned_loss: Tensor) -> None:
         """`observe` and `commit`: timesteps int64 (N,), losses float (N,)."""
@@ -105,7 +101,7 @@ class OverfitIndicator:
             )
         self._average = average
         self._seen = torch.tensor(state["seen"], dtype=torch.bool, device=self._device)
-        self._clear_pending()
+        self.discard()
 
     def _provisional(self) -> tuple[Tensor, Tensor]:
         """The averages as if the pending observations were committed; cached, as a step asks several times."""
@@ -117,7 +113,8 @@ class OverfitIndicator:
             self._moved = average, self._seen | fresh
         return self._moved
 
-    def _clear_pending(self) -> None:
+    def discard(self) -> None:
+        """Forget what was observed since the last commit."""
         self._moved: tuple[Tensor, Tensor] | None = None
         self._pending_sum = torch.zeros(2, self.bins, dtype=torch.float64, device=self._device)
         self._pending_count = torch.zeros(self.bins, dtype=torch.float64, device=self._device)

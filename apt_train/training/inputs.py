@@ -13,7 +13,6 @@ from ..sample.drift import DriftWatch
 from ..sample.sampler import Sampler
 from ..text.captions import preview_captions, trigger_text
 from ..text.conditioning import Conditioner, put_aside
-from ..text.identifier import Identifier
 from .plan import Plan
 from .streams import Stream
 
@@ -24,7 +23,6 @@ class Inputs:
 
     subject: Stream
     preservation: Stream | None
-    identifier: Identifier | None
     conditioner: Conditioner
 
     @property
@@ -32,18 +30,15 @@ class Inputs:
         return [*self.subject.captions, *(self.preservation.captions if self.preservation else ())]
 
 
-def conditioning(plan: Plan) -> tuple[Identifier | None, Conditioner]:
-    config, encoders = plan.config, plan.components.text_encoders
-    identifier = None
-    if config.identifier_mode == "learned":
-        identifier = Identifier.from_init_word(encoders, config.resolved_init_word).to(plan.device)
-    made = Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
+def conditioner_of(plan: Plan) -> Conditioner:
+    """The run's conditioner, whose encoders are on the device, or wait for their visits to it."""
+    made = Conditioner.of(plan.config, plan.components.text_encoders, plan.device)
     if plan.encoders_aside:
         put_aside(made, plan.device)
-        return identifier, made
-    for encoder in encoders:
-        encoder.model.to(plan.device)
-    return identifier, made
+    else:
+        for encoder in made.encoders:
+            encoder.model.to(plan.device)
+    return made
 
 
 def drift_watch(plan: Plan, inputs: Inputs, adapter: Adapter) -> DriftWatch | None:

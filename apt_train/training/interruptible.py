@@ -31,13 +31,11 @@ def interruptible(run: Run, emit: Callback, what: Work, calls: int) -> Generator
             answer = _Answer(error)
         raise answer  # outside the handler, or the two would be chained in a cycle
 
-    hook = run.components.unet.register_forward_pre_hook(ask)
     try:
-        yield
+        with run.components.unet.register_forward_pre_hook(ask):
+            yield
     except _Answer as answer:
         raise answer.error from answer.error.__cause__
-    finally:
-        hook.remove()
 
 
 def free_memory(device: torch.device) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Generator
 
 from torch import nn
 
-from ..adapter import Adapter, RankByTimestep, add_adapter, check_no_adapter
+from ..adapter import Adapter, adapter_of, check_no_adapter
 from ..families.storage import stored_in_fp8
 from .plan import Plan
 
@@ -38,19 +38,11 @@ def _kept(module: nn.Module, plan: Plan) -> contextlib.AbstractContextManager[No
 @contextlib.contextmanager
 def adapter_on(plan: Plan) -> Generator[Adapter]:
     """The network on the device in training mode with a fresh adapter; afterwards bare, in eval mode, on the CPU."""
-    unet, network, settings = plan.components.unet, plan.components.network, plan.config.adapter
+    unet, network = plan.components.unet, plan.components.network
     check_no_adapter(unet)
     with _kept(unet, plan), _on_device(plan):
-        adapter = add_adapter(
-            unet,
-            rank=settings.rank,
-            alpha=settings.effective_alpha,
-            dropout=settings.dropout,
-            targets=settings.targets,
-            seed=plan.config.seed,
-            ranks=_ranks_of(plan),
-            kind=settings.kind,
-        )
+        levels = plan.components.levels if plan.objective.rank_by_timestep else None
+        adapter = adapter_of(unet, plan.config.adapter, levels, plan.config.seed)
         try:
             unet.train()
             if plan.checkpoints:
@@ -70,10 +62,3 @@ def _on_device(plan: Plan) -> Generator[None]:
     finally:
         plan.components.network.checkpoint(unet, False)
         nn.Module.to(unet.eval(), "cpu")
-
-
-def _ranks_of(plan: Plan) -> RankByTimestep | None:
-    if not plan.objective.rank_by_timestep:
-        return None
-    settings, components = plan.config.adapter, plan.components
-    return RankByTimestep(settings.rank, settings.resolved_min_rank, components.levels)

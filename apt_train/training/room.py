@@ -57,7 +57,8 @@ def step_down(run: Run) -> str:
 
 def _encoders_stay(run: Run) -> bool:
     """Whether the text encoders are on a device that they can leave."""
-    return run.device.type != "cpu" and run.inputs.identifier is not None and not run.inputs.conditioner.is_aside
+    conditioner = run.inputs.conditioner
+    return run.device.type != "cpu" and conditioner.identifier is not None and not conditioner.is_aside
 
 
 def _forget(run: Run) -> None:
@@ -101,14 +102,14 @@ class Pace:
 
 
 @contextlib.contextmanager
-def memory_in_words() -> Generator[None]:
-    """Turn running out of memory into an InputError, because the user can act on it."""
+def memory_in_words(refusal: InputError | None = None) -> Generator[None]:
+    """Turn running out of memory into this InputError, because the user can act on it. None: a run's own."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise InputError(_OUT_OF_MEMORY) from error
+        raise refusal or InputError(_OUT_OF_MEMORY) from error
 
 
 _OUT_OF_MEMORY = (

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..adapter import Adapter
 from ..config import TrainConfig
+from ..data.latent_bank import LatentBank
 from ..families.components import Components
 from ..sample.drift import DriftWatch
 from .indicator import OverfitIndicator
@@ -57,6 +58,11 @@ class Run:
     @property
     def dtype(self) -> torch.dtype:
         return self.plan.dtype
+
+    @property
+    def bank(self) -> LatentBank:
+        """Of the subject's pictures."""
+        return self.inputs.subject.bank
 
     @property
     def preservation_term(self) -> Preservation:

@@ -10,7 +10,7 @@ import torch
 from ..adapter import Adapter
 from ..events import Busy
 from .indicator import OverfitIndicator
-from .inputs import Inputs, conditioning, drift_watch, prepare_captions
+from .inputs import Inputs, conditioner_of, drift_watch, prepare_captions
 from .on_device import adapter_on, encoders_on
 from .optimizer import build_optimizer, lr_factor_of
 from .plan import Plan
@@ -35,7 +35,7 @@ def prepared_run(
     busy("model", 0, 0)
     plan.components.use(plan.dtype, in_fp8=plan.config.base_storage == "fp8")
     with encoders_on(plan), adapter_on(plan) as adapter:
-        inputs = Inputs(subject, preservation, *conditioning(plan))
+        inputs = Inputs(subject, preservation, conditioner_of(plan))
         for warning in inputs.conditioner.warnings():
             notify(warning)
         drift = drift_watch(plan, inputs, adapter)
@@ -61,7 +61,7 @@ def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter) -> Run:
         save_memory=plan.checkpoints,
         chunks=inputs.conditioner.num_chunks(inputs.captions),
     )
-    trainable, optimizer = build_optimizer(adapter, inputs.identifier, plan.config)
+    trainable, optimizer = build_optimizer(adapter, inputs.conditioner.identifier, plan.config)
     scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.dtype == torch.float16)
     lr_factor = lr_factor_of(plan.config)
     return Run(plan, inputs, adapter, indicator, step, trainable, optimizer, lr_factor, scaler)

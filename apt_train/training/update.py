@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from ..data.batch import Batch
 from ..errors import InputError
 from ..rng import seeded
-from .room import is_out_of_memory
+from .room import memory_in_words
 from .running import Run
 from .step import StepOutput
 from .streams import Stream
@@ -125,16 +125,12 @@ def _augmentation_chance(run: Run) -> Tensor:
 
 def _grow_bank(run: Run, p_aug: Tensor) -> None:
     """InputError: the VAE does not fit beside the UNet, which stepping down to a leaner mode would not change."""
-    bank = run.inputs.subject.bank
-    try:
-        bank.ensure_variants(bank.wanted_variants(float(p_aug.max()), run.objective.p_max))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise InputError(
-            "Out of memory where the VAE encodes augmented pictures beside the UNet: lower the resolution, choose "
-            "identifier_mode word, or switch adaptive_augmentation off."
-        ) from error
+    refusal = InputError(
+        "Out of memory where the VAE encodes augmented pictures beside the UNet: lower the resolution, choose "
+        "identifier_mode word, or switch adaptive_augmentation off."
+    )
+    with memory_in_words(refusal):
+        run.bank.ensure_variants(run.bank.wanted_variants(float(p_aug.max()), run.objective.p_max))
 
 
 def _draw(run: Run, p_aug: Tensor) -> list[Batch]:
@@ -198,8 +194,8 @@ def _update(run: Run) -> None:
     run.updating = True
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    if run.inputs.identifier is not None:
-        run.inputs.identifier.renormalize()
+    if run.inputs.conditioner.identifier is not None:
+        run.inputs.conditioner.identifier.renormalize()
     run.indicator.commit()
     run.steps_done += 1
     run.updating = False
