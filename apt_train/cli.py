@@ -14,7 +14,7 @@ import itertools
 import os
 import shlex
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args, get_origin
 
@@ -22,7 +22,7 @@ from .config import OutputConfig, TrainConfig
 from .console.interruption import exit_code, interrupted_by_signals
 from .console.terminal import is_terminal, lossy_output
 from .disk.files import check_new_file, check_writable
-from .disk.json_file import is_object
+from .disk.silenced import quiet_libraries
 from .errors import InputError
 from .lora_check.command import add_options
 from .paths import absolute, argument, command, expanded, one_line
@@ -182,7 +182,7 @@ def _add_fields(add_option: Callable[..., object], cls: type) -> None:
         required = item.default is dataclasses.MISSING
         text = said(item).help.replace("%", "%%")
         add_option(
-            "--" + name.replace("_", "-"),
+            _option(name),
             dest=name,
             required=required,
             default=argparse.SUPPRESS,
@@ -194,15 +194,7 @@ def _add_fields(add_option: Callable[..., object], cls: type) -> None:
 def _shown(default: Any) -> str:
     if isinstance(default, tuple):
         return shlex.join(cast("tuple[str, ...]", default)) or "none"
-    return (
-        {None: "empty", "": "empty", True: "on", False: "off"}.get(default, str(default))
-        if not _number(default)
-        else str(default)
-    )
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return {"None": "empty", "": "empty", "True": "on", "False": "off"}.get(str(default), str(default))
 
 
 def _kind(item: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
@@ -283,6 +275,8 @@ def _saved_inputs(saved: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     InputError: the run was not started by this command, or its config.json was edited.
     """
+    from .disk.json_file import is_object
+
     inputs = saved.get("inputs")
     if not is_object(inputs):
         raise InputError(f"{folder} was not written by `apt-train run`: resume it where it was started.")
@@ -348,11 +342,11 @@ def _written(output: Path) -> tuple[int, int] | None:
 
 
 def _load(inputs: dict[str, Any]) -> tuple[Components, ImageSet, ImageSet | None]:
-    with _quiet_libraries():
+    with quiet_libraries():
         from .data.dataset import load_images
         from .families.sd import load_checkpoint
 
-        reading = {name: inputs[name] for name in ("background", "alpha_masks", "skip_bad_images")}
+        reading = {name: inputs[name] for name in ("background", *_SWITCHES)}
         images = load_images(inputs["images"], **reading)
         prior = load_images(inputs["prior_images"], **reading) if inputs["prior_images"] else None
         told = {name: inputs.get(name) for name in ("prediction_type", "vae", "zero_terminal_snr")}
@@ -433,13 +427,13 @@ def _inspect(options: argparse.Namespace) -> int:
     from .lora_check.command import inspect
 
     output = _free_folder("runs/inspect") if options.out is None else expanded(options.out, "--out")
-    with _quiet_libraries():
+    with quiet_libraries():
         return inspect(options, output)
 
 
 def _demo(options: argparse.Namespace) -> int:
     output = _free_folder("runs/demo") if options.output is None else expanded(options.output, "--output")
-    with _quiet_libraries():
+    with quiet_libraries():
         from .demo.demo import run_demo
 
         print(f"Sheet: {one_line(str(run_demo(output, steps=options.steps)))}")
@@ -449,19 +443,3 @@ def _demo(options: argparse.Namespace) -> int:
 def _free_folder(stem: str) -> Path:
     """The first of stem-1, stem-2, ... that does not exist, so that a command can be repeated."""
     return next(path for path in (Path(f"{stem}-{n}") for n in itertools.count(1)) if not path.exists())
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Generator[None]:
-    """Silence the libraries' own notices; ours say what matters."""
-    import logging
-
-    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers", "peft")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

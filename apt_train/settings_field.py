@@ -206,10 +206,10 @@ def check_values(config: object) -> None:
 def check_value(item: dataclasses.Field[Any], hint: Any, value: Any) -> None:
     """Refuse a value this field cannot take. Settings also arrive from JSON and from wires, unchecked."""
     _check_type(item.name, hint, value)
-    if _is_tuple(value):
+    if is_tuple(value):
         remedy = f"give {MOST_TEXTS} or fewer"
         require(len(value) <= MOST_TEXTS, item.name, f"{len(value)} texts", remedy)
-    for text in value if _is_tuple(value) else (value,):
+    for text in value if is_tuple(value) else (value,):
         if isinstance(text, str):
             require_text(item.name, text)
     _check_words(item, hint, value)
@@ -218,7 +218,7 @@ def check_value(item: dataclasses.Field[Any], hint: Any, value: Any) -> None:
 
 def _check_type(name: str, hint: Any, value: Any) -> None:
     if get_origin(hint) is tuple:
-        ok = _is_tuple(value) and all(isinstance(part, str) for part in value)
+        ok = is_tuple(value) and all(isinstance(part, str) for part in value)
         require(ok, name, _spelled(value), "give a list of texts")
     else:
         parts = () if get_origin(hint) is Literal else get_args(hint)
@@ -226,7 +226,7 @@ def _check_type(name: str, hint: Any, value: Any) -> None:
         require(any(_is_a(value, kind) for kind in allowed), name, _spelled(value), f"give {_named(allowed)}")
 
 
-def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+def is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
     return isinstance(value, tuple)
 
 
@@ -257,7 +257,7 @@ def _check_words(item: dataclasses.Field[Any], hint: Any, value: Any) -> None:
     if choices := choices_of(item, hint):
         require(value in choices, item.name, repr(value), "choose one of " + ", ".join(choices))
     words = words_in(hint)
-    for part in value if _is_tuple(value) and words else ():
+    for part in value if is_tuple(value) and words else ():
         require(part in words, item.name, repr(part), "choose from " + ", ".join(words))
     if words and isinstance(value, str):
         require(value in words, item.name, repr(value), _number_or(words[0], said(item).range or Range()))

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import torch
 from torch import Tensor
+
+from ..apt_train.disk.tensor_writer import raw_bytes
 
 T = TypeVar("T")
 AtPiece = Callable[[int, int], object]  # (pieces done, all pieces), called before each; if it raises, the work ends
@@ -21,7 +22,7 @@ AtPiece = Callable[[int, int], object]  # (pieces done, all pieces), called befo
 def tensor_hash(tensor: Tensor) -> str:
     """The hash of a plain tensor's dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-    digest.update(tensor.to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    digest.update(raw_bytes(tensor))
     return digest.hexdigest()
 
 

@@ -433,8 +433,8 @@ def test_a_file_that_reads_back_different_never_takes_the_name(
     swap = {"key": (b"key_a", b"key_b"), "metadata": (b"value_a", b"value_b"), "value": (b"", b"")}[damage]
     monkeypatch.setattr(tensor_writer, "header_bytes", lambda *a: real(*a).replace(*swap) if swap[0] else real(*a))
     if damage == "value":
-        raw = tensor_writer._raw
-        monkeypatch.setattr(tensor_writer, "_raw", lambda tensor: raw(tensor + 1))
+        raw = tensor_writer.raw_bytes
+        monkeypatch.setattr(tensor_writer, "raw_bytes", lambda tensor: raw(tensor + 1))
     with pytest.raises(InputError, match=r"x\.safetensors reads back different"):
         write_tensors(target, tensors, metadata)
     assert target.read_bytes() == old and os.listdir(tmp_path) == ["x.safetensors"]

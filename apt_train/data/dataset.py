@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..disk.tensor_writer import raw_bytes
 from ..errors import InputError
 from ..paths import expanded
 from ..wording import listed, printable
@@ -333,20 +333,15 @@ def _content(pixels: Tensor, mask: Tensor | None) -> tuple[bytes, bytes]:
     """Digests of pixels and mask; empty for a missing mask."""
     shape = f"{tuple(pixels.shape)}".encode()
     of_pixels = hashlib.sha256(shape)
-    of_pixels.update(_bytes(pixels))
-    return of_pixels.digest(), b"" if mask is None else hashlib.sha256(_bytes(mask)).digest()
+    of_pixels.update(raw_bytes(pixels))
+    return of_pixels.digest(), b"" if mask is None else hashlib.sha256(raw_bytes(mask)).digest()
 
 
 def _parts(pixels: Tensor, caption: str | None, mask: Tensor | None) -> Iterator[bytes | memoryview]:
     """A picture's part of the set's digest. Lengths come first, so that different sets never hash the same bytes."""
     text = (caption or "").encode()
     yield f"image {tuple(pixels.shape)} {len(text)} {mask is not None};".encode()
-    yield _bytes(pixels)
+    yield raw_bytes(pixels)
     yield text
     if mask is not None:
-        yield _bytes(mask)
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    """A tensor's memory as bytes, without a copy."""
-    return tensor.contiguous().numpy().reshape(-1).view(np.uint8).data
+        yield raw_bytes(mask)

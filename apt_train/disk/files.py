@@ -139,14 +139,14 @@ def _is_left_behind(entry: os.DirEntry[str], name: re.Match[str], alone: bool) -
     if entry.is_symlink():
         return False
     if name["machine"] == _machine():
-        return not _is_running(int(name["process"], 16))
+        return not is_running(int(name["process"], 16))
     try:
         return alone or time.time() - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED
     except OSError:  # already gone
         return False
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
     """True also for a process that may not be inspected; False for one that has ended and awaits its parent."""
     import psutil  # imported here, because few callers sweep
 

@@ -1,4 +1,4 @@
-"""Silences complaints that C and Rust libraries write straight to the process's error stream, bypassing Python.
+"""Silences libraries: their log, and what their native code writes straight to the process's error stream.
 
 Not in: handling the file they complain about (`pictures`, `tokenizer_files`).
 """
@@ -6,6 +6,7 @@ Not in: handling the file they complain about (`pictures`, `tokenizer_files`).
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Generator
 
@@ -27,3 +28,17 @@ def stderr_silenced() -> Generator[None]:
     finally:
         os.dup2(kept, _STDERR)
         os.close(kept)
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Generator[None]:
+    """Silence the libraries' own notices inside the block; ours say what matters."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers", "peft")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -41,7 +41,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
         with open(temporary, "wb") as file:
             file.write(header_bytes(tensors, metadata))
             for tensor in _in_file_order(tensors).values():
-                file.write(_raw(tensor))
+                file.write(raw_bytes(tensor))
         _read_back(temporary, name, tensors, metadata or {})
 
     atomic_write(path, write)
@@ -68,7 +68,7 @@ def data_digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256, in hex, of the data region that `write_tensors` writes: the hash by which tools identify a LoRA."""
     digest = hashlib.sha256()
     for tensor in _in_file_order(tensors).values():
-        digest.update(_raw(tensor))
+        digest.update(raw_bytes(tensor))
     return digest.hexdigest()
 
 
@@ -82,7 +82,8 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
 
 
-def _raw(tensor: Tensor) -> memoryview:
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's memory, row by row; without a copy where it is so on the CPU already."""
     return _bits(tensor).numpy().data
 
 

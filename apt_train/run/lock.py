@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..disk.files import is_running
 from ..disk.json_file import is_object
 from ..disk.small_file import read_small
 from ..errors import InputError
@@ -105,17 +106,10 @@ def _holder(file: Path) -> dict[str, Any] | None:
 
 
 def _has_ended(holder: dict[str, object] | None) -> bool:
-    """Whether the process is known to have ended. One on another machine, or on Windows, cannot be checked."""
+    """Whether the process is known to have ended. One on another machine cannot be checked."""
     pid = (holder or {}).get("pid")
-    if holder is None or holder.get("host") != _host() or type(pid) is not int or pid < 1 or os.name == "nt":
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except (OSError, OverflowError):
-        return False
-    return False
+    is_here = holder is not None and holder.get("host") == _host()
+    return is_here and type(pid) is int and pid > 0 and not is_running(pid)
 
 
 def _host() -> str:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..disk.files import atomic_folder, patiently
 from ..disk.small_file import read_small
@@ -24,7 +23,7 @@ from ..disk.tensor_file import sha256_of_file
 from ..disk.tensor_writer import data_digest
 from ..errors import InputError
 from ..names import CHECKSUMS, STATE_TENSORS, STATE_VALUES, snapshot_folders, step_folder
-from .state import MOST_BYTES, MOST_TENSOR_BYTES, Damaged, State, check_size, kept_sha256, read_state, write_state
+from .state import MOST_BYTES, MOST_TENSOR_BYTES, Damaged, State, kept_sha256, of_right_size, read_state, write_state
 
 FORMAT = 1  # of checksums.json
 KEPT_STATES = 2
@@ -110,12 +109,10 @@ def check_kept(file: Path) -> None:
         if sums.get(file.name.lower()) != kept_sha256(file):
             raise Damaged(f"{file.name} does not match its checksum")
         return
-    check_size(file)
+    opened = of_right_size(file)
     try:
-        with safe_open(str(file), framework="pt") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}
-            digest = (opened.metadata() or {}).get("sshs_model_hash")
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        tensors, digest = opened.load(opened.shapes), opened.metadata.get("sshs_model_hash")
+    except (InputError, OSError) as error:
         raise Damaged(f"{file.name} cannot be read") from error
     if not tensors or not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise Damaged(f"{file.name} holds values that training never has")

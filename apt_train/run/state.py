@@ -27,7 +27,7 @@ from ..data.latent_bank import LatentBank
 from ..disk.files import write_text
 from ..disk.json_file import is_list, is_object
 from ..disk.small_file import read_small
-from ..disk.tensor_file import open_tensor_file, sha256_of_file
+from ..disk.tensor_file import TensorFile, open_tensor_file, sha256_of_file
 from ..disk.tensor_writer import write_tensors
 from ..errors import InputError
 from ..names import STATE_TENSORS, STATE_VALUES
@@ -170,20 +170,21 @@ def kept_sha256(path: Path, most_bytes: int = MOST_TENSOR_BYTES) -> str:
 
     The header is checked first, because a file blown up to a terabyte would take hours to read.
     """
-    check_size(path, most_bytes)
+    of_right_size(path, most_bytes)
     return sha256_of_file(path)
 
 
-def check_size(path: Path, most_bytes: int = MOST_TENSOR_BYTES) -> None:
-    """Damaged: not a safetensors file, too large, or not the size its header says."""
+def of_right_size(path: Path, most_bytes: int = MOST_TENSOR_BYTES) -> TensorFile:
+    """The opened file. Damaged: not a safetensors file, too large, or not the size its header says."""
     try:
-        size = open_tensor_file(path).size
+        file = open_tensor_file(path)
     except InputError:
         raise Damaged(f"{path.name} is no safetensors file, or cut short") from None
-    if size > most_bytes:
+    if file.size > most_bytes:
         raise Damaged(f"{path.name} is larger than any that was written")
-    if path.stat().st_size != size:
+    if path.stat().st_size != file.size:
         raise Damaged(f"{path.name} has another size than was written")
+    return file
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ..adapter import Adapter
 from ..config import TrainConfig
-from ..data.latent_bank import LatentBank
 from ..families.components import Components
 from ..sample.drift import DriftWatch
 from .indicator import OverfitIndicator
@@ -19,6 +19,9 @@ from .objective import Objective
 from .plan import Plan
 from .step import TrainingStep
 from .terms import Preservation, Term
+
+if TYPE_CHECKING:
+    from ..data.latent_bank import LatentBank
 
 
 @dataclass

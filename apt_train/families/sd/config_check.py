@@ -54,54 +54,37 @@ def libraries_answer(what: str, advice: str = AGAIN) -> Generator[None]:
 # -- checks
 
 
-def whole(low: int, high: int) -> Check:
-    """An integer; booleans do not count."""
+def _only(wanted: str, fits: Callable[[Any], bool]) -> Check:
+    """The value itself where it fits."""
 
     def check(value: Any) -> Any:
-        if type(value) is not int or not low <= value <= high:
-            raise Wrong(f"a whole number from {low} to {high}")
+        if not fits(value):
+            raise Wrong(wanted)
         return value
 
     return check
+
+
+def whole(low: int, high: int) -> Check:
+    """An integer; booleans do not count."""
+    return _only(f"a whole number from {low} to {high}", lambda value: type(value) is int and low <= value <= high)
 
 
 def number(low: float, high: float) -> Check:
-    def check(value: Any) -> Any:
-        if type(value) not in (int, float) or not low <= value <= high:
-            raise Wrong(f"a number from {low:g} to {high:g}")
-        return value
-
-    return check
-
-
-def flag(value: Any) -> Any:
-    if type(value) is not bool:
-        raise Wrong("true or false")
-    return value
+    wanted = f"a number from {low:g} to {high:g}"
+    return _only(wanted, lambda value: type(value) in (int, float) and low <= value <= high)
 
 
 def text(most: int = 200) -> Check:
-    def check(value: Any) -> Any:
-        if type(value) is not str or len(value) > most:
-            raise Wrong(f"a text of at most {most} characters")
-        return value
-
-    return check
+    return _only(f"a text of at most {most} characters", lambda value: type(value) is str and len(value) <= most)
 
 
 def one_of(*words: str) -> Check:
-    def check(value: Any) -> Any:
-        if type(value) is not str or value not in words:
-            raise Wrong(" or ".join(words))
-        return value
-
-    return check
+    return _only(" or ".join(words), lambda value: type(value) is str and value in words)
 
 
-def null(value: Any) -> Any:
-    if value is not None:
-        raise Wrong("null")
-    return value
+flag = _only("true or false", lambda value: type(value) is bool)
+null = _only("null", lambda value: value is None)
 
 
 def either(*checks: Check) -> Check:

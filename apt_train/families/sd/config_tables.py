@@ -7,10 +7,11 @@ damaged, or crafted to exhaust time or memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
 from ...disk.json_file import AGAIN
 from ...errors import InputError
+from ...settings_field import is_tuple
 from .config_check import (
     Table,
     checked,
@@ -177,22 +178,18 @@ def unet_blocks(config: Mapping[str, Any]) -> int:
     """Number of residual blocks and transformers, as if every level had as many layers as the largest."""
     levels = len(config.get("block_out_channels", (0,) * 4))
     depths = config.get("transformer_layers_per_block", 1), config.get("reverse_transformer_layers_per_block") or 1
-    deepest = max(sum(map(_most, depth)) if _is_tuple(depth) else depth * levels for depth in depths)
+    deepest = max(sum(map(_most, depth)) if is_tuple(depth) else depth * levels for depth in depths)
     return (2 * _most(config.get("layers_per_block", 2)) + 1) * (levels + deepest)
 
 
 def _most(value: Any) -> int:
-    return max(value) if _is_tuple(value) else value
-
-
-def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
-    return isinstance(value, tuple)
+    return max(value) if is_tuple(value) else value
 
 
 def checked_vae(values: Mapping[str, Any], table: Table, where: str) -> dict[str, Any]:
     """Keyword arguments of the VAE that the table describes; all its per-level lists must be equally long."""
     config = checked(values, table, where)
-    lists = {name: value for name, value in config.items() if _is_tuple(value) and name != "sample_size"}
+    lists = {name: value for name, value in config.items() if is_tuple(value) and name != "sample_size"}
     if len({len(value) for value in lists.values()}) > 1:
         lengths = ", ".join(f"{name} {len(value)}" for name, value in lists.items())
         raise InputError(f"{where} has lists of different lengths ({lengths}): {AGAIN}.")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from ...disk.tensor_file import TensorFile, size_of
+from ...disk.tensor_file import TensorFile, highest, size_of
 from ...errors import InputError
 from .config_check import checked, libraries_answer
 from .config_tables import TEXT
@@ -83,7 +83,7 @@ def text_config(tensors: Mapping[str, Tensor], hidden_act: str, what: str) -> CL
         vocab_size=vocab,
         hidden_size=width,
         intermediate_size=size_of(shapes, "encoder.layers.0.mlp.fc1.weight", 0, what),
-        num_hidden_layers=_layers(tensors),
+        num_hidden_layers=highest(tensors, r"encoder\.layers\.(\d{1,4})\."),
         num_attention_heads=max(1, width // CHANNELS_PER_HEAD),
         max_position_embeddings=size_of(shapes, "embeddings.position_embedding.weight", 0, what),
         hidden_act=hidden_act,
@@ -99,11 +99,6 @@ def checked_text_config(values: Mapping[str, Any], what: str) -> CLIPTextConfig:
     """A text configuration from a file: only CLIP's own settings, none that would make transformers fetch anything."""
     with libraries_answer(what, "use another checkpoint of SD1.5 or SDXL"):
         return CLIPTextConfig(**checked(values, TEXT, what))
-
-
-def _layers(names: Iterable[str]) -> int:
-    found = (re.match(r"encoder\.layers\.(\d{1,4})\.", name) for name in names)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def from_open_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

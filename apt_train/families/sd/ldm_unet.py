@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...disk.tensor_file import size_of
+from ...disk.tensor_file import highest, size_of
 from ...errors import InputError
 from .config_tables import checked_unet
 from .layer_names import OUTER, RESNET
@@ -94,8 +94,7 @@ def _name_resnet(names: dict[str, str], source: str, target: str) -> None:
 
 def _depth(shapes: Shapes, prefix: str) -> int:
     """The number of transformer blocks under `prefix`."""
-    pattern = re.compile(re.escape(prefix) + r"\.transformer_blocks\.(\d{1,4})\.")
-    return max((int(found[1]) + 1 for name in shapes if (found := pattern.match(name))), default=0)
+    return highest(shapes, re.escape(prefix) + r"\.transformer_blocks\.(\d{1,4})\.")
 
 
 def _middle(shapes: Shapes, names: dict[str, str]) -> int | None:
@@ -122,7 +121,7 @@ def unet_config(shapes: Shapes, layout: UNetLayout, family: FamilySpec) -> dict[
         "mid_block_type": _mid_block_type(layout.middle),
         "cross_attention_dim": context_dim(shapes),
         "attention_head_dim": _scalar_if_equal([family.heads(width) for width in widths]),
-        "use_linear_projection": _linear_projection(shapes),
+        "use_linear_projection": any(len(shapes[name]) == 2 for name in shapes if name.endswith("proj_in.weight")),
         **_depth_settings(layout),
     }
     if "label_emb.0.0.weight" in shapes:
@@ -133,10 +132,6 @@ def unet_config(shapes: Shapes, layout: UNetLayout, family: FamilySpec) -> dict[
 def context_dim(shapes: Shapes) -> int | None:
     """Width of the text embedding that cross-attention reads; None: no cross-attention."""
     return next((size_of(shapes, name, 1, WHAT) for name in shapes if name.endswith("attn2.to_k.weight")), None)
-
-
-def _linear_projection(shapes: Shapes) -> bool:
-    return any(len(shape) == 2 for name, shape in shapes.items() if name.endswith("proj_in.weight"))
 
 
 def _depth_settings(layout: UNetLayout) -> dict[str, Any]:

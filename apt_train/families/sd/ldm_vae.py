@@ -14,7 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor
 
-from ...disk.tensor_file import TensorFile, size_of
+from ...disk.tensor_file import TensorFile, highest, size_of
 from ...errors import InputError
 from .config_tables import KL_VAE, checked_vae
 from .meta_build import build
@@ -69,13 +69,13 @@ def vae_from_tensors(
 
 def vae_config(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Keyword arguments of `AutoencoderKL`: the published settings, completed from the tensors (diffusers' names)."""
-    levels = _count(shapes, r"encoder\.down_blocks\.(\d{1,4})\.")
+    levels = highest(shapes, r"encoder\.down_blocks\.(\d{1,4})\.")
     config = {
         **settings,
         "block_out_channels": [size_of(shapes, _FIRST_BLOCK.format(level), 0, what) for level in range(levels)],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "layers_per_block": _count(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d{1,4})\."),
+        "layers_per_block": highest(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d{1,4})\."),
         "latent_channels": size_of(shapes, "decoder.conv_in.weight", 1, what),
     }
     return checked_vae(config, KL_VAE, what)
@@ -88,14 +88,9 @@ def new_attention_name(name: str) -> str:
     return f"{stem}.attentions.0.{_OLD_ATTENTION[module]}.{kind}" if stem and module in _OLD_ATTENTION else name
 
 
-def _count(shapes: Mapping[str, Any], pattern: str) -> int:
-    found = (re.match(pattern, name) for name in shapes)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
-
-
 def from_ldm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The original names to diffusers'; the decoder's levels are numbered in reverse there."""
-    levels = _count(tensors, r"decoder\.up\.(\d{1,4})\.")
+    levels = highest(tensors, r"decoder\.up\.(\d{1,4})\.")
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for old, new in _PLAIN:

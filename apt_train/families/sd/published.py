@@ -17,7 +17,7 @@ class EncoderSpec:
     """How a family's single files store one text encoder, and how its UNet reads it."""
 
     layout: Literal["transformers", "open_clip"]
-    prefixes: tuple[str, ...]  # the first one present in the file is used
+    prefixes: list[str]  # the first one present in the file is used
     hidden_act: str
     layer: int
     final_norm: bool
@@ -50,12 +50,8 @@ class FamilySpec:
 def load_family(name: Literal["sd15", "sdxl"]) -> FamilySpec:
     path = Path(__file__).parents[2] / "assets" / "families" / f"{name}.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    encoders = tuple(_encoder_spec(**entry) for entry in values.pop("text_encoders"))
+    encoders = tuple(EncoderSpec(**entry) for entry in values.pop("text_encoders"))
     return FamilySpec(**values, text_encoders=encoders)
-
-
-def _encoder_spec(*, prefixes: list[str], **values: Any) -> EncoderSpec:
-    return EncoderSpec(prefixes=tuple(prefixes), **values)
 
 
 def family_of(unet_config: Mapping[str, Any], num_encoders: int, vae_factor: int) -> Family:

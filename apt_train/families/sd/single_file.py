@@ -46,17 +46,13 @@ def load_single_file(
         autoencoder, of_vae = load_given_vae(vae, family.vae, family.name)
         digest = digest_with_vae(digest, of_vae)
     encoders = [_text_encoder(file, spec, vocabulary, dtype) for spec in family.text_encoders]
-    unet = load_unet(file, family, dtype)
+    unet = build_unet(file.load_under(UNET), family, f"The UNet in {file.path.name}", dtype)
     codec = VaeCodec(autoencoder)
     check_parts_fit(path.name, unet, encoders, codec)
     return Components(
         unet, encoders, codec.encode, codec.decode, schedule,
         family_of(unet.config, len(encoders), codec.factor), vae=autoencoder, digest=digest, source=path.name,
     )  # fmt: skip
-
-
-def load_unet(file: TensorFile, family: FamilySpec, dtype: torch.dtype | None) -> UNet2DConditionModel:
-    return build_unet(file.load_under(UNET), family, f"The UNet in {file.path.name}", dtype)
 
 
 def build_unet(

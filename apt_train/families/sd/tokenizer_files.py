@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from transformers import CLIPTokenizerFast, PreTrainedTokenizerFast  # type: ignore[attr-defined]
-from transformers.utils import logging as transformers_logging
 
-from ...disk.silenced import stderr_silenced
+from ...disk.silenced import quiet_libraries, stderr_silenced
 from ...errors import InputError
 from ...paths import expanded
 from .config_check import libraries_answer
@@ -90,7 +89,8 @@ def load_tokenizer(folder: Path, *, max_length: int, rows: int, pad_token: str |
         )
     kind = cast("Any", CLIPTokenizerFast if _has_clip_files(folder) else PreTrainedTokenizerFast)
     what, advice = f"The tokenizer in {folder}", "give another with --tokenizer"
-    with _temporary_folder() as copy, _quiet_transformers():
+    # transformers warns if a folder names its other version's class for the same tokenizer.
+    with _temporary_folder() as copy, quiet_libraries():
         try:
             copy_checked(folder, copy)
         except InputError as wrong:
@@ -131,14 +131,3 @@ def _copy_failed(error: OSError) -> InputError:
         f"The tokenizer's checked copy could not be written to the folder for temporary files ({reason}): free space "
         "there, or name another folder in the environment as TMPDIR."
     )
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Generator[None]:
-    """transformers warns if a folder names its other version's class for the same tokenizer."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
