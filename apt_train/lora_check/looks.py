@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..sample.sampler import Sampler
+from ..sample.trajectories import Trail
 from ..text.conditioning import Conditioner
 from ..text.tokens import END_LABEL, REST_LABEL, START_LABEL, SUBJECT_LABEL
 from ..training.capture import Capture, attention_maps
-from .trails import Trail
 
 _NO_WORDS = {START_LABEL, SUBJECT_LABEL, END_LABEL, REST_LABEL}
 
@@ -28,8 +28,10 @@ class Looks:
 class Looking:
     """Reads attention at a middle noise level of each trail. Create it while the model is the prior."""
 
-    def __init__(self, sampler: Sampler, capture: Capture, conditioner: Conditioner, trails: list[Trail]) -> None:
-        self._sampler, self._capture, self._trails = sampler, capture, trails
+    def __init__(
+        self, sampler: Sampler, capture: Capture, conditioner: Conditioner, trails: list[Trail], texts: list[str]
+    ) -> None:
+        self._sampler, self._capture, self._trails, self._texts = sampler, capture, trails, texts
         self._prior = [self._maps(conditioner, trail, tuned=False)[0] for trail in trails]
 
     @torch.no_grad()
@@ -51,8 +53,9 @@ class Looking:
     @torch.no_grad()
     def _maps(self, conditioner: Conditioner, trail: Trail, *, tuned: bool) -> tuple[list[Tensor], list[list[str]]]:
         """Maps (N, heads, positions, columns) per layer, on the CPU, and each prompt's column labels."""
-        texts, trajectory = trail
+        rows, trajectory = trail
         time, noisy, _ = trajectory[len(trajectory) // 2]
+        texts = [self._texts[k] for k in rows]
         text, nothing = conditioner.encode(texts, tuned=tuned), conditioner.encode([""], tuned=False)
         with self._capture.record() as captured:
             self._sampler.predictor(text, nothing)(noisy.to(self._sampler.device), time)

@@ -44,7 +44,7 @@ class Measures:
         """Measure the prior. Call it while the model is the prior."""
         self._trails = Trails(self._sampler, conditioner, self._prompts)
         if self._capture is not None:
-            self._looking = Looking(self._sampler, self._capture, conditioner, self._trails.named)
+            self._looking = Looking(self._sampler, self._capture, conditioner, self._trails.named, self._prompts.named)
         self._prior_losses = self._losses.at(0, conditioner)
 
     def at(self, strength: float, conditioner: Conditioner) -> AtStrength:

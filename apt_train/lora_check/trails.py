@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from ..sample.sampler import Sampler
-from ..sample.trajectories import Trajectories, Trajectory, trajectory_calls
+from ..sample.trajectories import Trail, Trajectories, trajectory_calls
 from ..text.conditioning import Conditioner
 from .prompts import Prompts
 from .with_lora import check_finite
-
-Trail = tuple[list[str], Trajectory]  # some prompts and the prior's trajectory for them
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,14 @@ class Trails:
     unrelated ones.
     """
 
+    @torch.no_grad()
     def __init__(self, sampler: Sampler, conditioner: Conditioner, prompts: Prompts) -> None:
-        self._trajectories, self._rows = Trajectories(sampler), sampler.batch_size
-        self.named = self._made(conditioner, prompts.named)
-        self._unrelated = self._made(conditioner, prompts.unrelated)
-        nothing = [
-            self._moved(conditioner, trails, tuned=False, empty=True) for trails in (self.named, self._unrelated)
-        ]
+        self._trajectories, self._prompts = Trajectories(sampler), prompts
+        count = len(prompts.named)
+        self.named = self._trajectories.of(conditioner, prompts.named, count)
+        self._unrelated = self._trajectories.of(conditioner, prompts.unrelated, count)
+        made = (self.named, self._unrelated)
+        nothing = [self._moved(conditioner, trails, [""] * count, tuned=False) for trails in made]
         check_finite(torch.cat(nothing), 0)
         self.scale = nothing[0], nothing[1]
 
@@ -55,24 +54,13 @@ class Trails:
     def drifts(self, strength: float, conditioner: Conditioner) -> Drifts:
         """The drifts of the current model. InputError: at this strength its output is not finite."""
         found = Drifts(
-            self._moved(conditioner, self.named, tuned=True),
-            self._moved(conditioner, self.named, tuned=False),
-            self._moved(conditioner, self._unrelated, tuned=False),
+            self._moved(conditioner, self.named, self._prompts.named, tuned=True),
+            self._moved(conditioner, self.named, self._prompts.named, tuned=False),
+            self._moved(conditioner, self._unrelated, self._prompts.unrelated, tuned=False),
         )
         check_finite(torch.cat([found.subject, found.bare, found.unrelated]), strength)
         return found
 
-    @torch.no_grad()
-    def _made(self, conditioner: Conditioner, prompts: list[str]) -> list[Trail]:
-        chunks = [list(range(len(prompts)))[k : k + self._rows] for k in range(0, len(prompts), self._rows)]
-        texts = [[prompts[k] for k in rows] for rows in chunks]
-        return [
-            (read, self._trajectories.of(conditioner, read, rows)) for read, rows in zip(texts, chunks, strict=True)
-        ]
-
-    @torch.no_grad()
-    def _moved(self, conditioner: Conditioner, trails: list[Trail], *, tuned: bool, empty: bool = False) -> Tensor:
-        """Mean squared difference from the prior at each point, float32 (points,). `empty`: with an empty prompt."""
-        read = [([""] * len(texts) if empty else texts, trajectory) for texts, trajectory in trails]
-        found = [self._trajectories.moved(conditioner, trajectory, texts, tuned=tuned) for texts, trajectory in read]
-        return torch.cat(found, dim=1).mean(dim=1)
+    def _moved(self, conditioner: Conditioner, trails: list[Trail], texts: list[str], *, tuned: bool) -> Tensor:
+        """Mean squared difference from the prior at each point, float32 (points,)."""
+        return self._trajectories.moved(conditioner, trails, texts, tuned=tuned).mean(dim=1)

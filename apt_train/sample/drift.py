@@ -21,7 +21,7 @@ from ..adapter import Adapter
 from ..text.captions import SUBJECT
 from ..text.conditioning import Conditioner
 from .sampler import Sampler, eval_mode
-from .trajectories import Trajectories, Trajectory, trajectory_calls
+from .trajectories import Trail, Trajectories, trajectory_calls
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class DriftWatch:
         self._sampler, self._adapter, self._conditioner = sampler, adapter, conditioner
         self._tuned = captions + unrelated
         self._prior = [caption.replace(SUBJECT, words) for caption in captions] + unrelated
-        self._trajectories, self._rows = Trajectories(sampler), sampler.batch_size
-        self._made: list[tuple[range, Trajectory]] = []
+        self._trajectories = Trajectories(sampler)
+        self._made: list[Trail] = []
 
     @property
     def texts(self) -> list[str]:
@@ -85,25 +85,17 @@ class DriftWatch:
     def calls(self) -> int:
         """The number of UNet calls of the next `measure`; the first one also makes the prior's trajectories."""
         making, measuring = trajectory_calls()
-        batches = len(range(0, len(self._tuned), self._rows))
+        batches = len(range(0, len(self._tuned), self._sampler.batch_size))
         return batches * (measuring if self._made else making + measuring)
 
     @torch.no_grad()
     def measure(self) -> Drift:
         """The current drift; weights, modes and random states are left unchanged."""
-        total = len(self._tuned)
+        noises = len(self._prior) // 2  # the same for subject and unrelated prompts
         with eval_mode(self._sampler.components.unet):
             if not self._made:
                 with self._adapter.disabled():
-                    self._made = [self._make(range(total)[k : k + self._rows]) for k in range(0, total, self._rows)]
-            moved = torch.cat([self._moved(rows, trajectory) for rows, trajectory in self._made], dim=1)
+                    self._made = self._trajectories.of(self._conditioner, self._prior, noises)
+            moved = self._trajectories.moved(self._conditioner, self._made, self._tuned, tuned=True)
         subject, unrelated = (part.mean(dim=1) for part in moved.chunk(2, dim=1))
         return drift_of(subject, unrelated)
-
-    def _make(self, rows: range) -> tuple[range, Trajectory]:
-        """Some prompts with the prior's trajectory; subject and unrelated prompts start from the same noises."""
-        half = len(self._prior) // 2
-        return rows, self._trajectories.of(self._conditioner, [self._prior[k] for k in rows], [k % half for k in rows])
-
-    def _moved(self, rows: range, trajectory: Trajectory) -> Tensor:
-        return self._trajectories.moved(self._conditioner, trajectory, [self._tuned[k] for k in rows], tuned=True)

@@ -20,6 +20,7 @@ from .sampler import Predict, Sampler, denoise, initial_noise, latent_shape
 
 # For N prompts, per point: its timestep, the noisy latents and the prior's epsilon, (N, C, h, w).
 Trajectory = list[tuple[int, Tensor, Tensor]]
+Trail = tuple[range, Trajectory]  # which prompts of a list, as many as fit one call, and their trajectory
 
 SEED, GUIDANCE = 0, 5.0
 STEPS, EVERY = 10, 2  # steps of a trajectory, and every which of them is measured; the last, almost clean, is not
@@ -37,11 +38,18 @@ class Trajectories:
 
     sampler: Sampler
 
-    def of(self, conditioner: Conditioner, texts: list[str], noises: Sequence[int]) -> Trajectory:
-        """The guided trajectory of these prompts, each from the noise of that number; kept on the CPU.
+    def of(self, conditioner: Conditioner, texts: list[str], noises: int) -> list[Trail]:
+        """The guided trajectories of these prompts, kept on the CPU; prompt k starts from noise k modulo `noises`.
 
         Call it while the model is the prior.
         """
+        places, most = range(len(texts)), self.sampler.batch_size
+        chunks = [places[first : first + most] for first in range(0, len(texts), most)]
+        return [
+            (rows, self._along(conditioner, [texts[k] for k in rows], [k % noises for k in rows])) for rows in chunks
+        ]
+
+    def _along(self, conditioner: Conditioner, texts: list[str], noises: list[int]) -> Trajectory:
         components = self.sampler.components
         shape, schedule = latent_shape(components, *self.sampler.size), components.schedule
         noise = torch.stack([initial_noise(SEED, k, shape) for k in noises]).to(self.sampler.device)
@@ -58,11 +66,14 @@ class Trajectories:
         points = list(zip(times, seen, strict=True))[::EVERY]
         return [(time, noisy, self._epsilon(plain, noisy, time)) for time, noisy in points]
 
-    def moved(self, conditioner: Conditioner, trajectory: Trajectory, texts: list[str], *, tuned: bool) -> Tensor:
+    def moved(self, conditioner: Conditioner, trails: Sequence[Trail], texts: list[str], *, tuned: bool) -> Tensor:
         """Squared difference at each point of each prompt's trajectory, float32 (points, N). `texts`: the prompts."""
-        predict = self.predictor(conditioner, texts, tuned=tuned)
-        differences = [self._epsilon(predict, noisy, time) - prior for time, noisy, prior in trajectory]
-        return torch.stack([difference.square().mean(dim=(1, 2, 3)) for difference in differences])
+        found: list[Tensor] = []
+        for rows, trajectory in trails:
+            predict = self.predictor(conditioner, [texts[k] for k in rows], tuned=tuned)
+            apart = [self._epsilon(predict, noisy, time) - prior for time, noisy, prior in trajectory]
+            found.append(torch.stack([difference.square().mean(dim=(1, 2, 3)) for difference in apart]))
+        return torch.cat(found, dim=1)
 
     def predictor(self, conditioner: Conditioner, texts: list[str], *, tuned: bool, guidance: float = 1.0) -> Predict:
         """The network with these texts filled in."""
