@@ -354,8 +354,6 @@ def _load(inputs: dict[str, Any]) -> tuple[Components, ImageSet, ImageSet | None
 
 
 def _say_done(result: TrainResult, output: Path, name: str) -> None:
-    from .run.notices import count_in_words
-
     if not result.steps_done:
         return print("Stopped before the first step, nothing was trained: run the same command again.")
     if result.stopped:
@@ -370,7 +368,7 @@ def _say_done(result: TrainResult, output: Path, name: str) -> None:
         print(f"Curves and verdict: {one_line(str(result.report))}")
     if result.notices:
         where = f": see Notices in {one_line(str(result.report))}" if result.report is not None else ""
-        print(f"{count_in_words(len(result.notices))}, told above{where}")
+        print(f"{counted(len(result.notices), 'notice')}, told above{where}")
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -108,8 +108,8 @@ def verdict(record: RunRecord, advised: Recommendation, picked: int) -> str:
 
     It is in the editor's language.
     """
-    from ..apt_train.run.notices import count_in_words
     from ..apt_train.verdict.words import paragraph
+    from ..apt_train.wording import counted
     from .host.language import translated
 
     goes_on = f"Step {picked} goes on, as recommended"
@@ -117,5 +117,7 @@ def verdict(record: RunRecord, advised: Recommendation, picked: int) -> str:
         goes_on = f"Step {picked} goes on; recommended is step {advised.step}"
     first = f"{translated(goes_on)}: {translated(advised.reason)}"
     told = [translated(notice.text) for notice in record.notices]
-    notices = "\n".join([f"{translated(count_in_words(len(told)))}:", *(f"- {text}" for text in told)]) if told else ""
+    notices = (
+        "\n".join([f"{translated(counted(len(told), 'notice'))}:", *(f"- {text}" for text in told)]) if told else ""
+    )
     return "\n\n".join(filter(None, [first, paragraph(record.summary, translated), notices]))

@@ -23,8 +23,7 @@ from ..apt_train.run.config_file import read_config, read_settings
 from ..apt_train.run.folder import RunFolder
 from ..apt_train.run.log import Line, read_log
 from ..apt_train.run.preview_files import find_previews, read_preview
-from ..apt_train.run.snapshot import check_kept
-from ..apt_train.run.state import Damaged
+from ..apt_train.run.snapshot import fault_in
 from ..apt_train.training.stopping import ending, measured_in
 from .host.folders import inside, runs_folder
 from .run_list import holds_run
@@ -120,12 +119,7 @@ def fault_of(run: AptRun, step: int) -> str | None:
     """What is wrong with a snapshot's LoRA or learned word, in a few words; None: nothing."""
     files = [names.lora_file(run.subject)]
     files += [names.embedding_file(run.subject)] if run.trigger.startswith("embedding:") else []
-    try:
-        for file in files:
-            check_kept(snapshot_of(run.folder, step) / file)
-    except Damaged as fault:
-        return str(fault)
-    return None
+    return fault_in(snapshot_of(run.folder, step), files)
 
 
 def way_out(run: AptRun, step: int) -> str:

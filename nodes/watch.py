@@ -19,8 +19,8 @@ from ..apt_train.config import TrainConfig
 from ..apt_train.events import BusyEvent, Event, NoticeEvent, PlanEvent, PreviewEvent, StepEvent
 from ..apt_train.report.filmstrip import draw_filmstrip
 from ..apt_train.report.live_images import heat_image, loss_image
-from ..apt_train.run.notices import count_in_words, read_notices
-from ..apt_train.wording import duration
+from ..apt_train.run.notices import read_notices
+from ..apt_train.wording import counted, duration
 from .host.progress import NodeProgress, prompt_id, stop_if_cancelled
 from .live import LiveRun, host_sender
 from .node_picture import header_of, sample_sheet, small_strip, stacked
@@ -165,7 +165,7 @@ def stopped_line(step: int, *, usable: bool) -> str:
 
 def notices_part(count: int) -> list[str]:
     """A part for a status line: the run's number of notices, if any."""
-    return [count_in_words(count)] if count else []
+    return [counted(count, "notice")] if count else []
 
 
 def picture_of(run: AptRun, config: TrainConfig, preset: str) -> Image.Image:

@@ -22,9 +22,8 @@ from apt_train.data.dataset import ImageSet
 from apt_train.data.pictures import parse_color
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, PlanEvent, Work
-from apt_train.run.notices import count_in_words
 from apt_train.text.captions import caption_for
-from apt_train.wording import duration
+from apt_train.wording import counted, duration
 
 from .node_modules import ROOT, node_module
 
@@ -110,7 +109,7 @@ def test_notices_and_what_else_a_line_says_are_told_in_chinese(language: Any, tm
     planned = PlanEvent(9, "cpu", "fp32", 3, 1, 64, True, memory=2, free=3).text
     works += [planned, PlanEvent(9, "cpu", "fp32", 3, 1, 64, False, memory=2).text]
     works.append(PlanEvent(1, "cpu", "fp32", 1, 1, 64, False).text)
-    counts = [count_in_words(count) for count in (1, 2)]
+    counts = [counted(count, "notice") for count in (1, 2)]
     times = [duration(seconds) for seconds in (40, 700, 12_000)]
     left = [f"{time} left" for time in times] + [f"samples took {time}" for time in times]
     works += [PlanEvent(9, "cuda", "bf16", 3, 1, 64, False, seconds=seconds).text for seconds in (40, 700, 12_000)]

@@ -67,7 +67,7 @@ class LatentBank:
         *,
         seed: int,
         max_variants: int = 0,
-        on_encode: OnEncode | None = None,
+        on_encode: OnEncode = lambda kind, done, total: None,
     ) -> None:
         """
         Args:
@@ -80,7 +80,7 @@ class LatentBank:
         self._prepared = list(prepared)
         self._encoder, self._augmentation, self._seed = encoder, augmentation or Augmentation(), seed
         self._max_variants = max_variants
-        self._on_encode = on_encode or _no_callback
+        self._on_encode = on_encode
         self._entries: list[list[_Entry]] = []  # per variant, per image
         self.buckets: dict[tuple[int, int], list[int]] = {}
         """Image indices by bucket (height, width) in pixels."""
@@ -194,10 +194,6 @@ class LatentBank:
 
     def _to_latent_size(self, mask: Tensor | None) -> Tensor | None:
         return None if mask is None else F.avg_pool2d(mask[None], self._encoder.factor)[0]
-
-
-def _no_callback(_kind: str, _done: int, _total: int) -> None:
-    """The default callback."""
 
 
 def _kept(batch: Tensor) -> Tensor:

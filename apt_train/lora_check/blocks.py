@@ -45,7 +45,7 @@ def _measured(name: str, items: Sequence[Placed], lora: WithLora) -> Block:
     used: list[int] = []
     for item in items:
         if (weight := getattr(item.layer, "weight", None)) is not None:
-            original = lora.original(weight).to(lora.device, torch.float32)
+            original = lora.originals[weight].to(lora.device, torch.float32)
             change = item.changes(original, "weight")
             if change is not None:
                 added += float(change.double().square().sum())  # float64, because squares may exceed float32

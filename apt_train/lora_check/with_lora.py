@@ -45,14 +45,11 @@ class WithLora:
             if strength:
                 for item in self.placement.placed:
                     for parameter in _parameters(item).values():
-                        parameter.data = self.original(parameter).to(self.device, self.dtype)
-
-    def original(self, parameter: nn.Parameter) -> Tensor:
-        return self.originals[parameter]
+                        parameter.data = self.originals[parameter].to(self.device, self.dtype)
 
     def _merge(self, item: Placed, strength: float) -> None:
         for of, parameter in _parameters(item).items():
-            base = self.original(parameter).to(self.device, torch.float32)
+            base = self.originals[parameter].to(self.device, torch.float32)
             added = item.changes(base, of)
             if added is None:
                 continue

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import TrainConfig
-from ..disk.files import atomic_write
+from ..disk.files import write_text
 from ..disk.json_file import is_object
 from ..errors import InputError
 from ..names import CONFIG, clashing_file
@@ -94,8 +94,7 @@ def check_complete(path: str | Path) -> None:
 
 def write_config(path: Path, content: Mapping[str, Any]) -> None:
     """Write `config.json` into a folder."""
-    text = json.dumps({"format": FORMAT, **content}, indent=1)
-    atomic_write(path / CONFIG, lambda draft: draft.write_text(text, encoding="utf-8"))
+    write_text(path / CONFIG, json.dumps({"format": FORMAT, **content}, indent=1))
 
 
 def _refuse_clash(file: Path, settings: Mapping[str, Any]) -> None:

@@ -116,7 +116,7 @@ class RunFolder:
 
         Drafts of killed writers are removed first. InputError: another process trains there.
         """
-        self._make()
+        check_folder(self.path)
         with held(self.path):
             for folder in (self.path, self.snapshots, self.previews):
                 if folder == self.path or not folder.is_symlink():
@@ -152,9 +152,6 @@ class RunFolder:
         self._config = {"name": self.name, "digest": digest, "config": config.to_dict(), **record}
         write_config(self.path, self._config)
 
-    def _make(self) -> None:
-        check_folder(self.path)
-
     def cut_log(self, step: int, *, bins: int, without: tuple[str, ...] = ()) -> Log:
         """Cut `log.jsonl` back to `step` steps, because later ones were not saved, and read what remains.
 
@@ -185,7 +182,7 @@ class RunFolder:
 
     def complete(self) -> None:
         """Rewrite those of the folder's first files that vanished since the run started. InputError: that fails."""
-        self._make()
+        check_folder(self.path)
         if self._config and not (self.path / CONFIG).exists():
             write_config(self.path, self._config)
         if self._log and not (self.path / LOG).exists():

@@ -55,12 +55,9 @@ class Log:
         """One sentence about the ignored lines; empty: there are none."""
         if not self.left_out:
             return ""
-        stays = (
-            "is left out, as unreadable or repeated, and stays"
-            if len(self.left_out) == 1
-            else ("are left out, as unreadable or repeated, and stay")
-        )
-        return f"{LOG} is damaged: {line_numbers(self.left_out)} {stays} in the file."
+        lines, one = line_numbers(self.left_out), len(self.left_out) == 1
+        are, stay = ("is", "stays") if one else ("are", "stay")
+        return f"{LOG} is damaged: {lines} {are} left out, as unreadable or repeated, and {stay} in the file."
 
     def terms(self) -> list[str]:
         """The names of its loss terms, in order of appearance."""

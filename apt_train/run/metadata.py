@@ -83,57 +83,48 @@ def lora_metadata(
         summary: how the run went (last gamma), as plain values.
     """
     side = config.data.resolution or source.family.resolution
+    spec = {
+        "implementation": source.family.file_words.implementation,
+        "description": _description(naming, source, config, steps),
+        "resolution": f"{side}x{side}",
+        "prediction_type": "v" if source.prediction == "v_prediction" else source.prediction,
+        "usage_hint": _usage_hint(naming.trigger, naming.embedding),
+    }
     ours = {
-        "version": __version__,
-        "name": naming.name,
-        "class_word": naming.class_word,
         "embedding": naming.embedding,
-        "base_digest": source.digest,
         "config": _json(_without_folders(config.to_dict())),
         "summary": _json(_without_folders(summary)) if summary else None,
     }
+    tags = _json({naming.name: _tags(captions, naming.trigger)})
     return {
-        **_strings("modelspec.", _spec(naming, source, config, side, steps)),
         **_strings("ss_", _kohya(naming, source, config, side, steps)),
-        **_strings("ss_", {"num_train_images": len(captions), "tag_frequency": _tag_frequency(naming, captions)}),
-        **_strings("apt_", ours),
+        **_strings("ss_", {"num_train_images": len(captions), "tag_frequency": tags}),
+        **_described(naming, source, "lora", spec, ours),
     }
 
 
 def embedding_metadata(naming: Naming, source: Source, *, steps: int) -> dict[str, str]:
     """The metadata of the learned identifier's file; arguments as in `lora_metadata`."""
-    name, class_word = naming.name, naming.class_word
-    spec = {
-        "sai_model_spec": "1.0.1",
-        "architecture": source.family.file_words.architecture + "/textual-inversion",
-        "implementation": "sgm",
-        "title": name,
-        "description": f"The learned words of {name} ({class_word}) on {source.file_name}; belongs to the LoRA {name}.",
-        "trigger_phrase": naming.trigger,
-        "tags": class_word,
-    }
-    ours = {
-        "version": __version__,
-        "name": name,
-        "class_word": class_word,
-        "base_digest": source.digest,
-        "steps": steps,
-    }
-    return {**_strings("modelspec.", spec), **_strings("apt_", ours)}
+    whose = f"The learned words of {naming.name} ({naming.class_word}) on {source.file_name}"
+    spec = {"implementation": "sgm", "description": f"{whose}; belongs to the LoRA {naming.name}."}
+    return _described(naming, source, "textual-inversion", spec, {"steps": steps})
 
 
-def _spec(naming: Naming, source: Source, config: TrainConfig, side: int, steps: int) -> dict[str, Any]:
-    return {
+def _described(
+    naming: Naming, source: Source, what: str, spec: Mapping[str, Any], ours: Mapping[str, Any]
+) -> dict[str, str]:
+    """The standard's entries and ours: those that every file has, and the given ones."""
+    names = {"name": naming.name, "class_word": naming.class_word}
+    common = {
         "sai_model_spec": "1.0.1",
-        "architecture": source.family.file_words.architecture + "/lora",
-        "implementation": source.family.file_words.implementation,
+        "architecture": f"{source.family.file_words.architecture}/{what}",
         "title": naming.name,
-        "description": _description(naming, source, config, steps),
-        "resolution": f"{side}x{side}",
-        "prediction_type": "v" if source.prediction == "v_prediction" else source.prediction,
         "trigger_phrase": naming.trigger,
-        "usage_hint": _usage_hint(naming.trigger, naming.embedding),
         "tags": naming.class_word,
+    }
+    return {
+        **_strings("modelspec.", {**common, **spec}),
+        **_strings("apt_", {"version": __version__, **names, "base_digest": source.digest, **ours}),
     }
 
 
@@ -236,10 +227,6 @@ def _halve_tags(metadata: dict[str, str]) -> bool:
     if any(folders.values()):
         metadata["ss_tag_frequency"] = _json(folders)
     return True
-
-
-def _tag_frequency(naming: Naming, captions: Sequence[str]) -> str:
-    return _json({naming.name: _tags(captions, naming.trigger)})
 
 
 def _tags(captions: Sequence[str], trigger: str) -> dict[str, int]:

@@ -14,7 +14,6 @@ from ..disk.files import write_text
 from ..disk.json_file import is_object
 from ..errors import InputError
 from ..names import NOTICES
-from ..wording import counted
 from .log import append
 
 MOST, LONGEST = 1000, 2000  # notices, and characters in each; the file may come from anyone
@@ -80,11 +79,6 @@ def read_notices(folder: Path) -> list[Notice]:
     for notice in _parsed(text):
         first.setdefault(notice.text, notice)
     return list(first.values())[:MOST]
-
-
-def count_in_words(count: int) -> str:
-    """`1 notice`, `2 notices`."""
-    return counted(count, "notice")
 
 
 def _parsed(text: str) -> Iterator[Notice]:

@@ -9,7 +9,7 @@ In: `state_dict` with parameters by name instead of by number. Not in: files, ch
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,9 +43,8 @@ def put_back(optimizer: Optimizer, names: Mapping[str, Parameter], tensors: Mapp
     order = {id(parameter): name for name, parameter in names.items()}
     numbered = [order[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     now = optimizer.state_dict()
-    groups = [
-        {**group, **_like(group, saved)} for group, saved in zip(now["param_groups"], _groups(kept, now), strict=True)
-    ]
+    before = kept.get("groups", [{}] * len(now["param_groups"]))
+    groups = [{**group, **_like(group, saved)} for group, saved in zip(now["param_groups"], before, strict=True)]
     state = {number: by_name[name] for number, name in enumerate(numbered) if name in by_name}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
@@ -64,10 +63,6 @@ def _settings(group: Mapping[str, Any]) -> Values:
     return {key: value for key, value in group.items() if key != "params"}
 
 
-def _groups(kept: Values, now: Mapping[str, Any]) -> list[Values]:
-    return kept.get("groups", [{}] * len(now["param_groups"]))
-
-
 def _like(group: Mapping[str, Any], saved: Values) -> Values:
     """Saved settings adapted to a group: JSON turns pairs into lists, and another torch may have other settings.
 
@@ -79,13 +74,8 @@ def _like(group: Mapping[str, Any], saved: Values) -> Values:
 
 def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for key, name, tensor in _parts(tensors):
-        found.setdefault(name, {})[key] = tensor
-    return found
-
-
-def _parts(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
     for whole, tensor in tensors.items():
         if whole.startswith(PREFIX):
             key, name = whole.removeprefix(PREFIX).split("/", 1)
-            yield key, name, tensor
+            found.setdefault(name, {})[key] = tensor
+    return found

@@ -49,8 +49,9 @@ def write_snapshot(snapshots: Path, state: State, files: Mapping[str, Callable[[
 
 def drop_old_states(snapshots: Path) -> None:
     """Remove all states but the newest two, including one whose removal was interrupted."""
-    kept = _with_state(snapshots)[:KEPT_STATES]
-    for folder in snapshot_folders(snapshots).values():
+    folders = list(snapshot_folders(snapshots).values())
+    kept = [folder for folder in folders if (folder / STATE_VALUES).exists()][-KEPT_STATES:]
+    for folder in folders:
         for name in (STATE_VALUES, STATE_TENSORS) if kept and folder not in kept else ():
             with contextlib.suppress(OSError):  # open in another program: the next snapshot removes it
                 (folder / name).unlink(missing_ok=True)
@@ -120,14 +121,14 @@ def check_kept(file: Path) -> None:
         raise Damaged(f"{file.name} does not match its checksum")
 
 
-def is_intact(folder: Path, files: list[str]) -> bool:
-    """Whether a snapshot's LoRA and embedding are exactly as written."""
+def fault_in(folder: Path, files: list[str]) -> str | None:
+    """What is wrong with a snapshot's LoRA or embedding, in a few words; None: they are exactly as written."""
     try:
         for name in files:
             check_kept(folder / name)
-    except Damaged:
-        return False
-    return True
+    except Damaged as fault:
+        return str(fault)
+    return None
 
 
 def _checksums(path: Path) -> dict[str, str] | None:
@@ -141,8 +142,3 @@ def _checksums(path: Path) -> dict[str, str] | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     raise Damaged(f"{path.name} cannot be read")
-
-
-def _with_state(snapshots: Path) -> list[Path]:
-    """Snapshots with a state to resume from, newest first."""
-    return [folder for folder in reversed(snapshot_folders(snapshots).values()) if (folder / STATE_VALUES).exists()]

@@ -89,7 +89,8 @@ def take_state(run: Training) -> State:
     Random generators are not part of it: every draw is seeded by its step.
     """
     moments, settings = optimizer_state.take(run.optimizer, run.trainable)
-    tensors = {name: _copy(tensor) for name, tensor in {**run.trainable, **moments}.items()}
+    both = {**run.trainable, **moments}
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in both.items()}
     values = {
         "step": run.steps_done,
         "indicator": run.indicator.state_dict(),
@@ -185,10 +186,6 @@ def of_right_size(path: Path, most_bytes: int = MOST_TENSOR_BYTES) -> TensorFile
     if path.stat().st_size != file.size:
         raise Damaged(f"{path.name} has another size than was written")
     return file
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -49,7 +49,7 @@ def marked_caption(text: str, *, name: str, class_word: str) -> str | None:
     """
     text = mark_subject(" ".join(text.split()), name=name, class_word=class_word)
     if SUBJECT not in text and class_word.strip():
-        text = _whole_word(class_word).sub(lambda _: SUBJECT, text, count=1)
+        text = _bounded(_pattern(class_word)).sub(lambda _: SUBJECT, text, count=1)
     return text if SUBJECT in text else None
 
 
@@ -104,10 +104,6 @@ def learned_name(trigger: str) -> str | None:
     if len(words) != 1 or not words[0].lower().startswith(EMBEDDING):
         return None
     return PurePosixPath(words[0][len(EMBEDDING) :]).name.removesuffix(".safetensors")
-
-
-def _whole_word(words: str) -> re.Pattern[str]:
-    return _bounded(_pattern(words))
 
 
 def _pattern(words: str) -> str:

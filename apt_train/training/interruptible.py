@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from typing import TypeVar
 
 import torch
 
+from ..errors import InputError
 from ..events import BusyEvent, Callback, Work
 from .running import Run
+
+Result = TypeVar("Result")
 
 
 class _Answer(BaseException):
@@ -38,7 +42,15 @@ def interruptible(run: Run, emit: Callback, what: Work, calls: int) -> Generator
         raise answer.error from answer.error.__cause__
 
 
-def free_memory(device: torch.device) -> None:
-    """Call after the block that held a failed computation's tensors."""
-    if device.type == "cuda":
+def attempted(
+    run: Run, emit: Callback, what: Work, calls: int, work: Callable[[], Result]
+) -> tuple[Result | None, str]:
+    """The result of work that training can do without; or None, and the reason why it failed."""
+    with interruptible(run, emit, what, calls):
+        try:
+            return work(), ""
+        except (RuntimeError, MemoryError, InputError) as error:
+            reason = str(error).partition("\n")[0]
+    if run.device.type == "cuda":  # outside the block that held the failed work's tensors
         torch.cuda.empty_cache()
+    return None, reason

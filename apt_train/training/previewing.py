@@ -19,7 +19,7 @@ from ..report.filmstrip import write_filmstrip
 from ..run.preview_files import preview_file, save_previews
 from ..sample.sampler import Drawing, Sampler, previews
 from ..text.captions import preview_captions
-from .interruptible import free_memory, interruptible
+from .interruptible import attempted
 from .outcome import Outcome
 from .running import Run
 from .streams import vae_on
@@ -35,15 +35,11 @@ def try_previews(outcome: Outcome, emit: Callback) -> None:
     """Draw and save previews. They are optional: if that fails, training goes on without them."""
     if outcome.previews_failed:
         return
-    event, reason = None, ""
-    with interruptible(outcome.run, emit, "previews", _preview_calls(outcome)):
-        try:
-            event = _draw_previews(outcome, emit)
-        except (RuntimeError, MemoryError, InputError) as error:
-            outcome.previews_failed, reason = True, str(error).partition("\n")[0]
+    calls = _preview_calls(outcome)
+    event, reason = attempted(outcome.run, emit, "previews", calls, lambda: _draw_previews(outcome, emit))
     if event is not None:
         return emit(event)
-    free_memory(outcome.run.device)
+    outcome.previews_failed = True
     emit(NoticeEvent(f"The previews failed ({reason}): training goes on without them.", outcome.run.steps_done))
 
 

@@ -18,7 +18,7 @@ from ..names import LOG, STATE_VALUES, embedding_stem, step_folder
 from ..run.export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
 from ..run.folder import RunFolder, check_folder
 from ..run.metadata import Naming, Source, embedding_metadata, lora_metadata
-from ..run.snapshot import is_intact, write_snapshot
+from ..run.snapshot import fault_in, write_snapshot
 from ..run.state import take_state
 from ..text.captions import trigger_text
 from .outcome import Outcome
@@ -61,7 +61,7 @@ def _write_snapshot(run: Run, folder: RunFolder, writers: Writers) -> None:
 def _is_saved(folder: RunFolder, step: int, names: list[str]) -> bool:
     """Whether this step's snapshot exists and is intact."""
     place = step_folder(folder.snapshots, step)
-    return (place / STATE_VALUES).exists() and is_intact(place, names)
+    return (place / STATE_VALUES).exists() and fault_in(place, names) is None
 
 
 def _writers(run: Run, folder: RunFolder, lora: Tensors, embeddings: Tensors | None) -> Writers:
@@ -87,12 +87,8 @@ def current_embeddings(run: Run) -> Tensors | None:
 
 def _write_lora(run: Run, lora: Tensors, path: Path) -> None:
     check_lora_keys(lora, run.components.unet, run.components.family)
-    save_lora(path, lora, _lora_metadata(run))
-
-
-def _lora_metadata(run: Run) -> dict[str, str]:
     gamma = [round(float(value), 4) for value in run.indicator.gamma]
-    return lora_metadata(
+    metadata = lora_metadata(
         _naming(run),
         _source(run),
         run.config,
@@ -100,6 +96,7 @@ def _lora_metadata(run: Run) -> dict[str, str]:
         steps=run.steps_done,
         summary={"gamma": gamma},
     )
+    save_lora(path, lora, metadata)
 
 
 def _naming(run: Run) -> Naming:

@@ -59,12 +59,11 @@ def ended_by_itself(found: Ending, total: int, at: int | None = None) -> str:
 def measured_in(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The entries of a log that `ending` reads."""
     drifts = [(line["step"], line.get("drift")) for line in lines]
-    whole = [(step, drift) for step, drift in drifts if is_object(drift) and _has_numbers(drift)]
+    known = [(step, drift) for step, drift in drifts if is_object(drift)]
+    whole = [
+        (step, drift) for step, drift in known if all(isinstance(drift.get(n), float) for n in ("subject", "ratio"))
+    ]
     return [{"step": step, **drift} for step, drift in whole]
-
-
-def _has_numbers(drift: Mapping[str, Any]) -> bool:
-    return all(isinstance(drift.get(name), float) for name in ("subject", "ratio"))
 
 
 def _risen(seen: Sequence[Mapping[str, Any]]) -> Ending | None:

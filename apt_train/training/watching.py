@@ -12,7 +12,7 @@ from typing import Any
 from ..events import Callback, NoticeEvent
 from ..names import LOG
 from ..run.log import read_log
-from .interruptible import free_memory, interruptible
+from .interruptible import attempted
 from .outcome import Outcome
 from .previewing import has_previews, try_previews
 
@@ -48,18 +48,14 @@ def _lacks_drift(lines: list[dict[str, Any]], step: int, every: int) -> bool:
 
 def try_drift(outcome: Outcome, emit: Callback) -> dict[str, float] | None:
     """How far the model has moved from the prior; None if that is not measured, or has failed."""
-    run, reason = outcome.run, "the result is not a number"
-    if run.drift is None or outcome.drift_failed:
+    run, watch = outcome.run, outcome.run.drift
+    if watch is None or outcome.drift_failed:
         return None
-    with interruptible(run, emit, "drift", run.drift.calls):
-        try:
-            drift = asdict(run.drift.measure())
-            if all(map(math.isfinite, drift.values())):
-                return drift
-        except (RuntimeError, MemoryError) as error:
-            reason = str(error).partition("\n")[0]
+    drift, reason = attempted(run, emit, "drift", watch.calls, lambda: asdict(watch.measure()))
+    if drift is not None and all(map(math.isfinite, drift.values())):
+        return drift
     outcome.drift_failed = True
-    free_memory(run.device)
-    text = f"The drift from the prior could not be measured ({reason}): training goes on without it."
+    why = reason or "the result is not a number"
+    text = f"The drift from the prior could not be measured ({why}): training goes on without it."
     emit(NoticeEvent(text, run.steps_done))
     return None

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from ..run.curves import levels_named
 from ..run.log import line_numbers
 from ..run.metadata import METHOD_TITLES
+from ..wording import counted
 from .recommend import has_risen, last_before_rising, lowest_ratio
 from .run_summary import FEWEST_STEPS, NEAR_ONE, BinSummary, Summary
 
@@ -40,7 +41,7 @@ def advice(summary: Summary) -> list[str]:
 
 def _opening(summary: Summary) -> list[str]:
     name = METHOD_TITLES.get(summary.method, summary.method)
-    steps = f"{summary.steps_done} step" + ("s" if summary.steps_done != 1 else "")
+    steps = counted(summary.steps_done, "step")
     if summary.steps_done < summary.steps_planned:
         steps += f" of the {summary.steps_planned} planned"
     cut = ["The last line of the log was cut off and is left out."] if summary.truncated else []
