@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +52,6 @@ class Kind:
 
 # ---- LoRA (arXiv 2106.09685), and rsLoRA (arXiv 2312.03732), which differs only in its scale ----------------------
 
-_LORA_PARTS = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"}
-
 
 def _lora_shapes(rank: int, rows: int, columns: int) -> dict[str, Shape]:
     return {"lora_down.weight": (rank, columns), "lora_up.weight": (rows, rank)}
@@ -88,18 +86,20 @@ def _linear(module: Any, x: Tensor) -> Tensor:
     return linear(x, module.weight.to(x.dtype))
 
 
-def _lora(title: str, alpha: Callable[[int, float], float]) -> Kind:
-    return Kind(
-        title=title,
-        parts=_LORA_PARTS,
-        shapes=_lora_shapes,
-        rank_of=("lora_down.weight", 0),
-        drawn=("lora_A.weight",),
-        config=_lora_config,
-        alpha=alpha,
-        by_rank="lora_A",
-        put_on=_compute_in_input_type,
-    )
+def _rank_stabilized(rank: int, alpha: float) -> float:
+    return alpha * math.sqrt(rank)
+
+
+_LORA = Kind(
+    title="LoRA",
+    parts={"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"},
+    shapes=_lora_shapes,
+    rank_of=("lora_down.weight", 0),
+    drawn=("lora_A.weight",),
+    config=_lora_config,
+    by_rank="lora_A",
+    put_on=_compute_in_input_type,
+)
 
 
 # ---- DoRA (arXiv 2402.09353): direction and magnitude of each column of the weights -------------------------------
@@ -151,15 +151,14 @@ def _column_norms(weight: Any) -> Tensor:  # Any: torch leaves `norm` untyped
 
 
 KINDS: dict[str, Kind] = {
-    "lora": _lora("LoRA", lambda rank, alpha: alpha),
-    "rslora": _lora("rsLoRA", lambda rank, alpha: alpha * math.sqrt(rank)),
-    "dora": Kind(
+    "lora": _LORA,
+    "rslora": replace(_LORA, title="rsLoRA", alpha=_rank_stabilized),
+    "dora": replace(
+        _LORA,
         title="DoRA",
-        parts={**_LORA_PARTS, "lora_magnitude": "dora_scale"},
+        parts={**_LORA.parts, "lora_magnitude": "dora_scale"},
         shapes=_dora_shapes,
-        rank_of=("lora_down.weight", 0),
-        drawn=("lora_A.weight",),
-        config=_lora_config,
+        by_rank="",
         put_on=_put_magnitude_on,
         network={"module": "lycoris.kohya", "args": '{"algo":"lora","dora_wd":"True"}'},
     ),

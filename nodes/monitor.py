@@ -13,8 +13,6 @@ from comfy_api.latest import io, ui
 from .wires import AptRun, AptRunWire
 
 if TYPE_CHECKING:
-    import torch
-
     from ..apt_train.verdict.recommend import Recommendation
     from ..apt_train.verdict.run_files import RunRecord
 
@@ -74,33 +72,21 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
 
     @classmethod
     def execute(cls, run: AptRun, snapshot: str, step: int, width: int) -> io.NodeOutput:
+        from ..apt_train.report.plots import as_picture, glance_figure, overview_figure
         from ..apt_train.verdict.recommend import recommended_snapshot
         from ..apt_train.verdict.run_files import read_run
+        from .host.pictures import image_tensor
         from .published import publish
 
         record = read_run(run.folder, until=run.steps)
         advised = recommended_snapshot(record.summary)
         picked = {"recommended": advised.step, "last": run.steps, "step": step}[snapshot]
         published = publish(run, picked)
-        curves, words = picture(record, width), verdict(record, advised, picked)
-        shown = {**ui.PreviewImage(glance(record)).as_dict(), "text": (words,), "run": (run.run_id,)}
+        curves, words = image_tensor(as_picture(overview_figure(record), width)), verdict(record, advised, picked)
+        # The node itself shows less, as the letters of the whole picture would be too small there.
+        small = image_tensor(as_picture(glance_figure(record), 840))
+        shown = {**ui.PreviewImage(small).as_dict(), "text": (words,), "run": (run.run_id,)}
         return io.NodeOutput(curves, words, published.lora, published.trigger, picked, ui=shown)
-
-
-def picture(record: RunRecord, width: int) -> torch.Tensor:
-    """The whole log in one picture, float (1, H, W, 3) in [0, 1]."""
-    from ..apt_train.report.plots import as_picture, overview_figure
-    from .host.pictures import image_tensor
-
-    return image_tensor(as_picture(overview_figure(record), width))
-
-
-def glance(record: RunRecord) -> torch.Tensor:
-    """The picture for the node itself, where the letters of the full one would be too small."""
-    from ..apt_train.report.plots import as_picture, glance_figure
-    from .host.pictures import image_tensor
-
-    return image_tensor(as_picture(glance_figure(record), 840))
 
 
 def verdict(record: RunRecord, advised: Recommendation, picked: int) -> str:

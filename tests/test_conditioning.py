@@ -408,19 +408,6 @@ def test_no_gradient_is_kept_where_none_is_wanted() -> None:
     assert not one.encode(["{subject}"], tuned=False).hidden.requires_grad
 
 
-def test_results_go_where_they_are_sent() -> None:
-    one = learned(tiny_components("sdxl"))
-    assert one.encode(["{subject}"], tuned=False).hidden.device.type == "cpu"
-    out = one.encode(["{subject}"], tuned=False).to("meta", torch.float16)
-    assert out.pooled is not None
-    assert {t.device.type for t in (out.hidden, out.pooled, out.columns)} == {"meta"}
-    assert (out.hidden.dtype, out.pooled.dtype, out.columns.dtype) == (
-        torch.float16,
-        torch.float16,
-        torch.int64,
-    )
-
-
 def test_warnings_name_the_word_and_the_reason() -> None:
     parts = tiny_components()
     assert plain(parts, "teddy bear", "zwx").warnings() == []

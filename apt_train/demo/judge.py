@@ -86,11 +86,6 @@ class Judge:
     def __init__(self, network: JudgeNetwork) -> None:
         self.network = network.eval().requires_grad_(False)
 
-    def to(self, device: str | torch.device) -> Judge:
-        """Move the network; pictures must then come from the same device."""
-        self.network.to(device)
-        return self
-
     @property
     def labels(self) -> dict[str, list[str]]:
         """Class names by head."""
@@ -148,11 +143,11 @@ class Judge:
         return seen
 
 
-def load_judge(path: str | Path = DEFAULT_FOLDER, device: str | torch.device = "cpu") -> Judge:
+def load_judge(path: str | Path = DEFAULT_FOLDER) -> Judge:
     """The judge stored in folder ``path`` (``judge.safetensors`` and ``config.json``)."""
     folder = Path(path)
     network = JudgeNetwork(**json.loads((folder / CONFIG).read_text()))
     network.load_state_dict(
         {name: value.float() for name, value in read_tensors(folder / WEIGHTS)[0].items()}, strict=False
     )
-    return Judge(network).to(device)
+    return Judge(network)

@@ -46,29 +46,37 @@ class Network(Protocol):
 
         `noisy` (N, C, h, w), `timesteps` int64 (N,) or a single one, `text` with N rows.
         """
+        ...
 
     def timesteps(self, inputs: tuple[Any, ...]) -> Tensor:
         """The timesteps in the positional arguments of a module call: int64 (N,) or a single one."""
+        ...
 
     def features(self, module: nn.Module, part: Layers) -> Mapping[str, nn.Module]:
         """Layers in this part whose outputs (N, positions, channels) are stabilized; may be empty."""
+        ...
 
     def attention(self, module: nn.Module, part: Layers) -> Mapping[str, AttentionLayer]:
         """Layers in this part whose attention to the caption is aligned; may be empty."""
+        ...
 
     def block(self, path: str) -> str:
         """The part of the network that a layer path lies in: `down 1`, `middle`, otherwise `in and out`."""
+        ...
 
     def checkpoint(self, module: nn.Module, on: bool) -> None:
         """Switch gradient checkpointing on or off."""
+        ...
 
     def checkpoints_on_gpu(self, module: nn.Module) -> bool:
         """The default on a GPU: whether activations would take more memory than the weights."""
+        ...
 
     def latent_channels(self, module: nn.Module) -> int: ...
 
     def latent_multiple(self, module: nn.Module) -> int:
         """Number that the sides of a latent must be multiples of."""
+        ...
 
 
 class Process(Protocol):
@@ -80,35 +88,45 @@ class Process(Protocol):
     @property
     def prediction(self) -> str:
         """What the network predicts: epsilon, v_prediction, flow."""
+        ...
 
     @property
     def zero_terminal_snr(self) -> bool:
         """Whether the last timestep is pure noise."""
+        ...
 
     @property
     def fingerprint(self) -> bytes:
         """Equal for equal processes; part of a run's identity."""
+        ...
 
     def draw(self, draws: torch.Generator) -> int:
         """A timestep to train at."""
+        ...
 
     def level(self, timesteps: Tensor) -> Tensor:
         """The amount of noise, float32 in [0, 1], where 0 is clean."""
+        ...
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Noisy latents; all (N, C, h, w), timesteps int64 (N,)."""
+        ...
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the network is trained to predict."""
+        ...
 
     def to_epsilon(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """The noise that a prediction implies."""
+        ...
 
     def sampling_timesteps(self, steps: int) -> list[int]:
         """The timesteps a sampler visits, descending. InputError: more than there are."""
+        ...
 
     def step(self, latents: Tensor, prediction: Tensor, now: int, then: int | None) -> Tensor:
         """One deterministic sampling step from `now` down to `then`; None: down to the end of sampling."""
+        ...
 
 
 def require_sampling_steps(steps: int, most: int) -> None:

@@ -6,6 +6,7 @@ In: what is measured when. Not in: the measures (`measures`), the rule (`recomme
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Generator
 from dataclasses import replace
@@ -16,7 +17,7 @@ from ..data.dataset import ImageSet
 from ..sample.sampler import Sampler
 from .findings import Asked, AtStrength
 from .measures import Measures
-from .pictures import Pictures, read_pictures
+from .pictures import read_pictures
 from .prompts import prompts_of
 from .recommend import Recommendation, recommended
 from .samples import drawn
@@ -36,7 +37,8 @@ class Strengths:
         self._ready, self._subject, self._asked, self._busy = ready, subject, asked, busy
         side = asked.resolution or ready.components.family.resolution
         self._shared = subject.conditioner(ready.components)
-        pictures = self._pictures(images, side)
+        ask = functools.partial(busy, 0, 0)
+        pictures = None if images is None else read_pictures(images, ready, subject, asked, side, ask)
         self.pictures_used = 0 if pictures is None else len(pictures.captions)
         self.notes: list[str] = [] if pictures is None else list(pictures.notes)
         self.prompts = prompts_of(asked, subject, [] if pictures is None else pictures.captions)
@@ -73,11 +75,6 @@ class Strengths:
             conditioner = self._subject.conditioner(self._ready.components) if changes else self._shared
             point = self._measures.at(strength, conditioner)
             return point, drawn(self._sampler, conditioner, self._subject, self._asked, tuned=True)
-
-    def _pictures(self, images: ImageSet | None, side: int) -> Pictures | None:
-        if images is None:
-            return None
-        return read_pictures(images, self._ready, self._subject, self._asked, side, lambda: self._busy(0, 0))
 
     @contextlib.contextmanager
     def _counted(self) -> Generator[None]:

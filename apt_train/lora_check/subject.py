@@ -17,8 +17,8 @@ from ..names import EMBEDDING_SUFFIX
 from ..settings_field import require_text
 from ..text.captions import EMBEDDING, learned_name, marked_caption
 from ..text.conditioning import Conditioner
+from ..text.identifier import Identifier
 from ..wording import printable
-from .learned_word import checked_rows, identifier_of
 from .lora_file import LoraFile
 
 
@@ -58,7 +58,7 @@ class Subject:
                 f"The trigger is {words}, but that learned word was not found: put its file beside the LoRA or among "
                 "the embeddings, or give plain words."
             )
-        return Subject(word, words, checked_rows(words, embedding))
+        return Subject(word, words, _checked_rows(words, embedding))
 
     @property
     def name(self) -> str:
@@ -70,17 +70,25 @@ class Subject:
 
     def conditioner(self, components: Components) -> Conditioner:
         """Encodes texts with the encoders' current weights. InputError: the embedding is for another model."""
-        identifier = (
-            None if self.embedding is None else identifier_of(self.embedding, components, self.trigger, self.class_word)
-        )
-        return Conditioner(
-            components.text_encoders, identifier, class_word=self.class_word, name=self.name, trigger=self.trigger
-        )
+        encoders, identifier = components.text_encoders, None
+        if self.embedding is not None:
+            identifier = Identifier.from_rows(encoders, self.embedding, self.trigger, self.class_word)
+        return Conditioner(encoders, identifier, class_word=self.class_word, name=self.name, trigger=self.trigger)
 
     def caption(self, text: str) -> str:
         """The text with `{subject}` as in training; a text without the subject stays as it is."""
         plain = " ".join(text.split())
         return marked_caption(plain, name=self.name, class_word=self.class_word) or plain
+
+
+def _checked_rows(words: str, embedding: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tables in an embedding file. InputError: there is none, or training broke one."""
+    rows = {key: tensor for key, tensor in embedding.items() if tensor.ndim == 2 and tensor.is_floating_point()}
+    if not any(len(table) for table in rows.values()):
+        raise InputError(f"The file of {words} holds no learned word: give its embedding as .safetensors.")
+    if not all(bool(table.float().isfinite().all()) for table in rows.values()):
+        raise InputError(f"The file of {words} holds values that are no numbers: take an earlier snapshot's.")
+    return rows
 
 
 def _words_of(said: str) -> str:

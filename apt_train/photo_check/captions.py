@@ -55,36 +55,35 @@ def named_by_all(looks: Sequence[Look], places: Sequence[int], called: Called | 
 
 def caption_findings(looks: Sequence[Look], called: Called | None, backgrounds: Sequence[int]) -> Iterator[Finding]:
     """Findings about captions. `backgrounds`: pictures with a common background. `called`: the names, if known."""
-    names = [look.name for look in looks]
     refused = [i for i, look in enumerate(looks) if names_subject(look, called) is False]
     if refused:
         yield Finding(
             "subject not named",
-            f"Captions that do not name the subject: {named(names, refused)}. Training refuses them: write "
+            f"Captions that do not name the subject: {named(looks, refused)}. Training refuses them: write "
             "{subject} or the class word where the subject belongs, or leave them empty.",
             tuple(refused),
             serious=True,
         )
     if not any(look.caption for look in looks):
         return
-    yield from _missing(looks, names)
+    yield from _missing(looks)
     bare = [i for i, look in enumerate(looks) if look.caption and not described_words(look.caption, called)]
     if bare:
         yield Finding(
             "background not named",
-            f"Captions that name the subject alone: {named(names, bare)}. All else in these pictures is learned with "
+            f"Captions that name the subject alone: {named(looks, bare)}. All else in these pictures is learned with "
             "it: name the place, the light and whatever else is there.",
             tuple(bare),
         )
     yield from _identical(looks, called, backgrounds)
 
 
-def _missing(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
+def _missing(looks: Sequence[Look]) -> Iterator[Finding]:
     missing = [i for i, look in enumerate(looks) if not look.caption]
     if missing:
         yield Finding(
             "no caption",
-            f"No caption, though other pictures have one: {named(names, missing)}. The caption template names no "
+            f"No caption, though other pictures have one: {named(looks, missing)}. The caption template names no "
             "background, so theirs is learned with the subject: write captions for these, too.",
             tuple(missing),
         )

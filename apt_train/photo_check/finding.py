@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..wording import listed
+from .look import Look
 
 MOST_NAMES = 5
 
@@ -23,7 +24,8 @@ class Finding:
     serious: bool = False  # it spoils the result, or training refuses it
 
 
-def named(names: Sequence[str], places: Sequence[int], details: Sequence[str] = ()) -> str:
+def named(looks: Sequence[Look], places: Sequence[int], details: Sequence[str] = ()) -> str:
     """The pictures at these indices, each with its detail: `a.png 40%, b.png 12% and 3 others`."""
-    said = [f"{names[place]} {detail}" for place, detail in zip(places, details, strict=True)] if details else None
-    return listed(said or [names[place] for place in places], MOST_NAMES)
+    names = [looks[place].name for place in places]
+    said = [f"{name} {detail}" for name, detail in zip(names, details, strict=True)] if details else names
+    return listed(said, MOST_NAMES)

@@ -20,20 +20,19 @@ BORDER, HOLLOW = 0.75, 0.5  # of an inverted mask: least white share of the edge
 
 def mask_findings(looks: Sequence[Look]) -> Iterator[Finding]:
     """Findings about the pictures with a mask."""
-    names = [look.name for look in looks]
     inverted = _where(looks, is_inverted)
     if inverted:
         yield Finding(
             "mask inverted?",
-            f"Masks that look inverted: {named(names, inverted)}. White covers the border and leaves the middle out, "
+            f"Masks that look inverted: {named(looks, inverted)}. White covers the border and leaves the middle out, "
             "so the background would be learned in place of the subject: invert them.",
             tuple(inverted),
             serious=True,
         )
     upright = [i for i in _where(looks, lambda _: True) if i not in inverted]
-    yield from _small(looks, names, upright)
-    yield from _cut_by_crop(looks, names, upright)
-    yield from _cut_by_edge(looks, names, upright)
+    yield from _small(looks, upright)
+    yield from _cut_by_crop(looks, upright)
+    yield from _cut_by_edge(looks, upright)
 
 
 def is_inverted(mask: MaskLook) -> bool:
@@ -45,38 +44,38 @@ def _where(looks: Sequence[Look], applies: Callable[[MaskLook], bool]) -> list[i
     return [i for i, look in enumerate(looks) if look.mask is not None and applies(look.mask)]
 
 
-def _small(looks: Sequence[Look], names: list[str], upright: list[int]) -> Iterator[Finding]:
+def _small(looks: Sequence[Look], upright: list[int]) -> Iterator[Finding]:
     areas = {i: mask.area for i in upright if (mask := looks[i].mask) and mask.area < TINY and mask.cut <= CUT}
     if areas:
         shares = [f"{area:.1%}" for area in areas.values()]
         yield Finding(
             "subject small",
-            f"The subject fills little of the picture: {named(names, list(areas), shares)}. Its detail cannot be "
+            f"The subject fills little of the picture: {named(looks, list(areas), shares)}. Its detail cannot be "
             "learned from so few pixels: crop these closer around it.",
             tuple(areas),
         )
 
 
-def _cut_by_crop(looks: Sequence[Look], names: list[str], upright: list[int]) -> Iterator[Finding]:
+def _cut_by_crop(looks: Sequence[Look], upright: list[int]) -> Iterator[Finding]:
     cuts = {i: mask.cut for i in upright if (mask := looks[i].mask) and mask.cut > CUT}
     if cuts:
         shares = [f"loses {cut:.0%}" for cut in cuts.values()]
         yield Finding(
             "subject cropped",
-            f"The crop to the training size cuts the subject: {named(names, list(cuts), shares)}. That part is never "
+            f"The crop to the training size cuts the subject: {named(looks, list(cuts), shares)}. That part is never "
             "learned: crop these by hand around the subject.",
             tuple(cuts),
             serious=True,
         )
 
 
-def _cut_by_edge(looks: Sequence[Look], names: list[str], upright: list[int]) -> Iterator[Finding]:
+def _cut_by_edge(looks: Sequence[Look], upright: list[int]) -> Iterator[Finding]:
     """Only if most pictures do it: one close-up among pictures of the whole subject is welcome."""
     found = [i for i in upright if (mask := looks[i].mask) and max(mask.edges) > ON_EDGE]
     if found and len(found) > MOSTLY * len(upright):
         yield Finding(
             "subject cut off",
-            f"The subject runs out of the picture: {named(names, found)}. It will be cut off in results, too: add "
+            f"The subject runs out of the picture: {named(looks, found)}. It will be cut off in results, too: add "
             "photos that show all of it.",
             tuple(found),
         )

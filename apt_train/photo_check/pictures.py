@@ -28,19 +28,18 @@ ENLARGED = 1.2  # times; less is invisible
 
 def picture_findings(looks: Sequence[Look], backgrounds: Sequence[int]) -> Iterator[Finding]:
     """Findings about the pictures. `backgrounds`: those with one background, if that is to be reported; else empty."""
-    names = [look.name for look in looks]
     yield from _count(len(looks))
-    yield from _copies(looks, names)
+    yield from _copies(looks)
     if backgrounds:
         yield Finding(
             "same background",
-            f"The backgrounds of {named(names, backgrounds)} look alike, and the captions do not name them. Such a "
+            f"The backgrounds of {named(looks, backgrounds)} look alike, and the captions do not name them. Such a "
             "background is learned as part of the subject: vary it, name it in every caption, or add masks.",
             tuple(backgrounds),
         )
-    yield from _blurred(looks, names)
-    yield from _enlarged(looks, names)
-    yield from _cropped(looks, names)
+    yield from _blurred(looks)
+    yield from _enlarged(looks)
+    yield from _cropped(looks)
 
 
 def one_background(looks: Sequence[Look]) -> list[int]:
@@ -66,7 +65,7 @@ def _count(count: int) -> Iterator[Finding]:
         )
 
 
-def _copies(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
+def _copies(looks: Sequence[Look]) -> Iterator[Finding]:
     """Pictures that are nearly identical, or mirror images of each other."""
     thumbs = np.stack([look.thumb.ravel() for look in looks])
     mirrored = np.stack([look.thumb[:, ::-1].ravel() for look in looks])
@@ -75,14 +74,14 @@ def _copies(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
     for group in _groups(same):
         yield Finding(
             "near-duplicate",
-            f"{named(names, group)} look almost the same. What they share is learned more strongly than the rest, "
+            f"{named(looks, group)} look almost the same. What they share is learned more strongly than the rest, "
             "pose and background included: keep one of them.",
             tuple(group),
         )
     for group in _groups(mirror & ~same):
         yield Finding(
             "mirrored",
-            f"{named(names, group)} mirror each other. A mirrored copy shows nothing new, and swaps the subject's "
+            f"{named(looks, group)} mirror each other. A mirrored copy shows nothing new, and swaps the subject's "
             "left and right: keep one of them.",
             tuple(group),
         )
@@ -103,37 +102,37 @@ def _groups(linked: NDArray[np.bool_]) -> Iterator[list[int]]:
             yield sorted(group)
 
 
-def _blurred(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
+def _blurred(looks: Sequence[Look]) -> Iterator[Finding]:
     found = [i for i, look in enumerate(looks) if look.sharpness is not None and look.sharpness < BLURRED]
     if found:
         yield Finding(
             "blurred",
-            f"Blurred: {named(names, found)}. The blur is learned as part of the subject: use sharper photos, or "
+            f"Blurred: {named(looks, found)}. The blur is learned as part of the subject: use sharper photos, or "
             "leave these out.",
             tuple(found),
         )
 
 
-def _enlarged(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
+def _enlarged(looks: Sequence[Look]) -> Iterator[Finding]:
     found = [i for i, look in enumerate(looks) if look.crop.scale > ENLARGED]
     if found:
         times = [f"{looks[i].crop.scale:.1f} times" for i in found]
         yield Finding(
             "enlarged",
-            f"Enlarged to the training size: {named(names, found, times)}. The missing detail is learned as softness: "
+            f"Enlarged to the training size: {named(looks, found, times)}. The missing detail is learned as softness: "
             "use larger originals, or a smaller resolution.",
             tuple(found),
         )
 
 
-def _cropped(looks: Sequence[Look], names: list[str]) -> Iterator[Finding]:
+def _cropped(looks: Sequence[Look]) -> Iterator[Finding]:
     """Skipped if a mask shows that no part of the subject is lost."""
     found = [i for i, look in enumerate(looks) if look.lost > NOTED_CROP and look.mask is None]
     if found:
         shares = [f"loses {looks[i].lost:.0%}" for i in found]
         yield Finding(
             "cropped",
-            f"Cropped to the middle, as the shape is far from any training size: {named(names, found, shares)}. What "
+            f"Cropped to the middle, as the shape is far from any training size: {named(looks, found, shares)}. What "
             "lies outside is never learned: crop these by hand around the subject.",
             tuple(found),
         )

@@ -110,30 +110,20 @@ def check_lora_keys(lora: Mapping[str, Tensor], unet: nn.Module, family: Family)
         _check_shapes(name, lora, layers[name], kind)
 
 
-def save_lora(
-    path: str | Path,
-    lora: Mapping[str, Tensor],
-    metadata: Mapping[str, str],
-    *,
-    dtype: torch.dtype = torch.float32,
-) -> None:
+def save_lora(path: str | Path, lora: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a LoRA file: temporary name, flush, read-back, rename (see `tensor_writer.write_tensors`).
 
     Metadata too long for readers (a header above 1 MiB) is shortened, and the hash of the weights is added. Equal
-    weights and metadata give byte-for-byte equal files.
-
-    Args:
-        dtype: of the weights on disk; alpha stays float32. float32 stores the adapter exactly, as trained and as
-            needed to resume; float16 halves the file and rounds the small weights of a short run.
+    weights and metadata give byte-for-byte equal files. Float32 stores the adapter exactly, as trained; float16 would
+    round the small weights of a short run.
 
     Raises:
         InputError: a weight is not finite, the disk or folder takes no file, or the file reads back different.
     """
     _require_finite(lora, Path(path).name)
-    stored = {key: value if key.endswith(".alpha") else value.to(dtype) for key, value in lora.items()}
-    digest = data_digest(stored)
+    digest = data_digest(lora)
     hashes = {"sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
-    write_tensors(path, stored, fit_metadata({**metadata, **hashes}, stored))
+    write_tensors(path, lora, fit_metadata({**metadata, **hashes}, lora))
 
 
 def save_embedding(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -36,12 +36,6 @@ class Conditioning:
     columns: Tensor  # int64 (N, L)
     num_columns: int  # the maximum over the samples
     labels: list[list[str]]  # one per column
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
-        """A copy on another device or in another dtype (the columns stay int64)."""
-        pooled = None if self.pooled is None else self.pooled.to(device=device, dtype=dtype)
-        hidden = self.hidden.to(device=device, dtype=dtype)
-        return replace(self, hidden=hidden, pooled=pooled, columns=self.columns.to(device=device))
 
 
 class Conditioner:

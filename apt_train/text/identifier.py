@@ -10,7 +10,7 @@ the pooled position. So the init word's own ids serve as placeholders, and only 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,23 @@ class Identifier(nn.Module):
             rows.append(weight[torch.tensor(found, device=weight.device)])
             ids.append(found)
         return Identifier(rows, ids, [encoder.embedding_key for encoder in encoders], init_word)
+
+    @staticmethod
+    def from_rows(encoders: list[TextEncoder], rows: Mapping[str, Tensor], trigger: str, word: str) -> Identifier:
+        """An identifier learned before, from its rows by embedding key; a token of the word is their placeholder.
+
+        InputError, which calls it by its trigger: the rows are for another model.
+        """
+        keys = [encoder.embedding_key for encoder in encoders]
+        for key, width in zip(keys, [encoder.table.shape[1] for encoder in encoders], strict=True):
+            if key not in rows or not len(rows[key]) or rows[key].shape[1] != width:
+                raise InputError(
+                    f"The embedding of {trigger} has no rows for this model's {key} ({width} wide): give the one "
+                    "that was trained with the LoRA."
+                )
+        places = [(Vocabulary.of(encoder).ids(word) or [0])[0] for encoder in encoders]
+        ids = [[place] * len(rows[key]) for key, place in zip(keys, places, strict=True)]
+        return Identifier([rows[key] for key in keys], ids, keys, word).to(encoders[0].table.device)
 
     @torch.no_grad()
     def renormalize(self) -> None:

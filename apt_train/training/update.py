@@ -66,8 +66,8 @@ def optimizer_step(run: Run) -> dict[str, Any]:
     # ATA: the chance of augmentation per timestep bin; the bank grows before the draw [p_max reported].
     p_aug = _augmentation_chance(run)
     _grow_bank(run, p_aug)
-    batches = _draw(run, p_aug)
-    preserved = _draw_preservation(run)
+    batches = _drawn(run, run.inputs.subject, p_aug)
+    preserved = _drawn(run, run.inputs.preservation)
 
     run.optimizer.zero_grad(set_to_none=True)
     _accumulate(run, batches, preserved, seen)
@@ -98,7 +98,7 @@ def passes(run: Run) -> None:
 
     No picture is augmented, because the bank may not have the variants yet.
     """
-    _accumulate(run, _draw(run, torch.zeros(1)), _draw_preservation(run), _Seen())
+    _accumulate(run, _drawn(run, run.inputs.subject), _drawn(run, run.inputs.preservation), _Seen())
 
 
 def _accumulate(run: Run, batches: list[Batch], preserved: list[Batch], seen: _Seen) -> None:
@@ -133,21 +133,13 @@ def _grow_bank(run: Run, p_aug: Tensor) -> None:
         run.bank.ensure_variants(run.bank.wanted_variants(float(p_aug.max()), run.objective.p_max))
 
 
-def _draw(run: Run, p_aug: Tensor) -> list[Batch]:
-    return _drawn(run, run.inputs.subject, p_aug)
-
-
-def _draw_preservation(run: Run) -> list[Batch]:
-    """Prior-preservation pictures are never augmented."""
-    if run.inputs.preservation is None:
+def _drawn(run: Run, stream: Stream | None, p_aug: Tensor | None = None) -> list[Batch]:
+    """`p_aug`: the chance of augmentation per bin; None: none, as always for prior-preservation pictures."""
+    if stream is None:
         return []
-    return _drawn(run, run.inputs.preservation, torch.zeros(1))
-
-
-def _drawn(run: Run, stream: Stream, p_aug: Tensor) -> list[Batch]:
-    size = run.config.optimizer.batch_size
+    size, chance = run.config.optimizer.batch_size, torch.zeros(1) if p_aug is None else p_aug
     count = size * run.config.optimizer.accumulation
-    return stream.draw(p_aug, run.steps_done, count=count, batch_size=size, device=run.device)
+    return stream.draw(chance, run.steps_done, count=count, batch_size=size, device=run.device)
 
 
 def _subject_pass(run: Run, batch: Batch) -> StepOutput:

@@ -92,40 +92,38 @@ UNET: Table = {
 
 _SCALE = number(1e-4, 1e4)
 _SHIFT = optional(number(-1e4, 1e4))
-KL_VAE: Table = {
+_VAE: Table = {
     "in_channels": whole(3, 3),
     "out_channels": whole(3, 3),
+    "latent_channels": whole(1, 64),
+    "force_upcast": flag,
+    "scaling_factor": _SCALE,
+    "shift_factor": _SHIFT,
+}
+KL_VAE: Table = {
+    **_VAE,
     "down_block_types": several(one_of("DownEncoderBlock2D")),
     "up_block_types": several(one_of("UpDecoderBlock2D")),
     "block_out_channels": several(_WIDTH),
     "layers_per_block": whole(1, 16),
     "act_fn": one_of("silu", "swish", "mish", "gelu", "relu"),
-    "latent_channels": whole(1, 64),
     "norm_num_groups": whole(1, 1024),
     "sample_size": optional(either(whole(1, 8192), several(whole(1, 8192), least=2, most=2))),
-    "scaling_factor": _SCALE,
-    "shift_factor": _SHIFT,
-    "force_upcast": flag,
     "use_quant_conv": flag,
     "use_post_quant_conv": flag,
     "mid_block_add_attention": flag,
 }
 TINY_VAE: Table = {
-    "in_channels": whole(3, 3),
-    "out_channels": whole(3, 3),
+    **_VAE,
     "encoder_block_out_channels": several(_WIDTH),
     "decoder_block_out_channels": several(_WIDTH),
     "act_fn": one_of("relu", "silu", "gelu"),
     "upsample_fn": one_of("nearest"),
-    "latent_channels": whole(1, 64),
     "upsampling_scaling_factor": whole(2, 2),
     "num_encoder_blocks": several(whole(1, 16)),
     "num_decoder_blocks": several(whole(1, 16)),
     "latent_magnitude": number(1e-3, 1e3),
     "latent_shift": number(-1e3, 1e3),
-    "force_upcast": flag,
-    "scaling_factor": _SCALE,
-    "shift_factor": _SHIFT,
 }
 
 # -- text_encoder/config.json
