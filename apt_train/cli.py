@@ -24,7 +24,7 @@ from .console.terminal import is_terminal, lossy_output
 from .disk.files import check_new_file, check_writable
 from .disk.silenced import quiet_libraries
 from .errors import InputError
-from .lora_check.command import add_options
+from .lora_check.command import add_model_options, add_options
 from .paths import absolute, argument, command, expanded, one_line
 from .presets import PRESETS, PUBLISHED, in_force, preset_named
 from .settings_field import choices_of, fields_of, groups_of, nested, said, types_of
@@ -103,23 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     inputs = parser.add_argument_group("inputs")
     inputs.add_argument("--checkpoint", required=True, help="a diffusers folder or a .safetensors file (SD1.5, SDXL)")
-    inputs.add_argument(
-        "--prediction-type",
-        choices=("epsilon", "v_prediction"),
-        help="what the model predicts, for a file that does not say so itself (else epsilon)",
-    )
-    inputs.add_argument(
-        "--zero-terminal-snr",
-        action=argparse.BooleanOptionalAction,
-        help="whether the noise schedule ends in pure noise, for a v-prediction file that does not say so itself",
-    )
-    inputs.add_argument("--vae", help="a VAE to use instead of the model's own: a .safetensors or a diffusers folder")
+    add_model_options(inputs.add_argument)
     inputs.add_argument(
         "--images", required=True, help="folder of pictures, with X.txt captions and X-mask.png masks beside them"
-    )
-    inputs.add_argument(
-        "--tokenizer",
-        help="folder of the CLIP vocabulary, for a single file (else $COMFYUI_PATH, else the local cache)",
     )
     inputs.add_argument("--prior-images", help="folder of class pictures for prior preservation")
     _add_reading(inputs.add_argument)
@@ -131,7 +117,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="|".join(names),
         help="settings for a purpose; an option that is given stands above it (default: published)",
     )
-    inputs.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: CUDA if there is one)")
     add_config_options(parser)
     parser.set_defaults(command=_run)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,8 +11,7 @@ from ..config import TrainConfig
 from ..events import TrainResult
 from ..families.components import Components
 from ..sample.apply import personalized
-from ..sample.sampler import Drawing, Sampler
-from ..text.conditioning import Conditioner
+from ..sample.sampler import Drawing, Sampler, previews
 
 SAMPLES = 8  # pictures per prompt behind each fidelity figure; the sheet shows the first
 
@@ -22,24 +20,13 @@ def draw_pictures(
     components: Components, result: TrainResult, config: TrainConfig, settings: dict[str, Any], seed: int
 ) -> dict[str, list[list[Image.Image]]]:
     """Prior and tuned pictures per prompt, `SAMPLES` of each, with the same seeds."""
-    prompts = [entry["prompt"] for entry in settings["prompts"]]
-    with personalized(components, result.lora, result.embeddings, config) as (conditioner, adapter):
-        draw = _sampler(components, conditioner, settings, seed)
-        with adapter.disabled():
-            prior = [draw(prompt, False) for prompt in prompts] if config.method == "dreambooth" else []
-        return {"prior": prior, "tuned": [draw(prompt, True) for prompt in prompts]}
-
-
-def _sampler(
-    components: Components, conditioner: Conditioner, settings: dict[str, Any], seed: int
-) -> Callable[[str, bool], list[Image.Image]]:
     side, how = components.family.resolution, settings["sampling"]
     drawing = Drawing(seed, how["steps"], how["guidance"])
     sampler = Sampler(components, (side, side), "cpu", torch.float32, batch_size=SAMPLES)
-
-    @torch.no_grad()
-    def draw(prompt: str, tuned: bool) -> list[Image.Image]:
-        conditioning = conditioner.encode([prompt] * SAMPLES, tuned=tuned)
-        return sampler.draw(conditioning, conditioner.encode([""], tuned=False), drawing)
-
-    return draw
+    prior = None if config.method == "dreambooth" else []  # drawn for the first row alone
+    with personalized(components, result.lora, result.embeddings, config) as (conditioner, adapter):
+        pairs = [
+            previews(sampler, adapter, conditioner, [entry["prompt"]] * SAMPLES, drawing, prior)
+            for entry in settings["prompts"]
+        ]
+    return {"prior": [before for before, _ in pairs], "tuned": [after for _, after in pairs]}

@@ -14,10 +14,10 @@ import torch
 from ..data.batch import Batch, Sample, collate, size_ids_of, unaltered
 from ..data.buckets import bucket_multiple, prepare
 from ..data.dataset import ImageSet, TrainImage
-from ..data.latent_bank import Encoder, LatentBank
+from ..data.latent_bank import LatentBank
 from ..rng import generator
 from ..text.captions import SUBJECT
-from ..training.streams import vae_on
+from ..training.streams import encoder_of
 from .findings import Asked
 from .subject import Subject
 from .with_lora import WithLora
@@ -68,9 +68,7 @@ def read_pictures(
     if not any(SUBJECT in text for text in captions):
         notes.append("No caption names the subject, so the trigger was only tried on the prompt.")
     prepared = prepare(chosen, side, bucket_multiple(0, side, components.size_multiple))
-    encoder = Encoder(
-        components.encode, components.family.vae_factor, on_device=lambda: vae_on(components, lora.device)
-    )
+    encoder = encoder_of(components, lora.device)
     bank = LatentBank(prepared, encoder, seed=asked.seed, on_encode=lambda _kind, _done, _total: busy())
     bank.encode_plain()
     return Pictures(bank, captions, [size_ids_of(item) for item in prepared], notes)

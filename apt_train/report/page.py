@@ -37,7 +37,8 @@ def page(run: RunRecord, pictures: Sequence[str], previews: Sequence[tuple[str, 
     parts = [f"# {run.config.name}: report of the run", paragraph(summary)]
     if run.notices:
         parts.append("## Notices\n\n" + "\n".join(map(_notice_item, run.notices)))
-    parts += [_run_table(summary, _preset_of(run)), _term_table(summary)]
+    preset = ": ".join(filter(None, [run.preset, in_force(run.preset, run.config)])) or "-"
+    parts += [_run_table(summary, preset), _term_table(summary)]
     if summary.bins:
         parts.append(_bin_table(summary))
     parts += [f"![{file}]({file})\n\n{CAPTIONS[file]}" for file in pictures]
@@ -51,11 +52,6 @@ def _notice_item(notice: Notice) -> str:
     """A notice as a list item, with everything escaped that Markdown would take for a picture, a link or HTML."""
     text = re.sub(r"[\\`*\[\]<>|]", r"\\\g<0>", " ".join(notice.text.split()))
     return f"- {text}" + (f" (step {notice.step})" if notice.step else "")
-
-
-def _preset_of(run: RunRecord) -> str:
-    """`quick look: steps 400`; just the name if the preset sets nothing."""
-    return ": ".join(filter(None, [run.preset, in_force(run.preset, run.config)])) or "-"
 
 
 def _run_table(summary: Summary, preset: str) -> str:

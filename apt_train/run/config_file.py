@@ -16,6 +16,7 @@ from ..disk.files import write_text
 from ..disk.json_file import is_object
 from ..errors import InputError
 from ..names import CONFIG, clashing_file
+from ..palette import Look
 from ..presets import PRESETS
 
 FORMAT = 1
@@ -64,11 +65,11 @@ def read_settings(path: str | Path) -> tuple[TrainConfig, int]:
     return config, count if type(count) is int and 0 < count <= 1_000_000 else 1000
 
 
-def read_terms(path: str | Path) -> dict[str, tuple[str, str]]:
-    """The terms of a run's loss by name, each with title and colour `#rrggbb`; malformed entries are dropped."""
+def read_terms(path: str | Path) -> dict[str, Look]:
+    """How the terms of a run's loss are shown, by name; malformed entries are dropped."""
     terms = read_config(path).get("terms")
     said = terms.items() if is_object(terms) else ()
-    return {name: (look["title"], look["colour"]) for name, look in said if _is_look(look)}
+    return {name: Look(look["title"], look["colour"]) for name, look in said if _is_look(look)}
 
 
 def read_preset(path: str | Path) -> str:

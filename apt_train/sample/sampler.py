@@ -37,10 +37,6 @@ class PromptEncoder(Protocol):
     def encode(self, captions: list[str], *, tuned: bool) -> Conditioning: ...
 
 
-def _warn(text: str) -> None:
-    warnings.warn(text, stacklevel=2)
-
-
 @dataclass(frozen=True)
 class Drawing:
     """How pictures are sampled. `guidance`: classifier-free; 1 or less: none."""
@@ -67,7 +63,7 @@ class Sampler:
     device: torch.device | str
     dtype: torch.dtype
     batch_size: int = 1
-    on_notice: Notice = _warn
+    on_notice: Notice = warnings.warn
 
     def draw(self, conditioning: Conditioning, unconditional: Conditioning, drawing: Drawing) -> list[Image.Image]:
         """One picture per row of `conditioning`. `unconditional`: one row for all, or one per picture."""

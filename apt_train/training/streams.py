@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -77,9 +78,8 @@ def _stream(
     for note in bucket_notes(prepared):
         notify(note)
     variants = config.apt.augment_variants if name == "subject" else 0
-    bank = LatentBank(
-        prepared, _encoder(plan), _augmentation(plan), seed=config.seed, max_variants=variants, on_encode=busy
-    )
+    encoder = encoder_of(components, plan.device, alone=plan.sets_aside)
+    bank = LatentBank(prepared, encoder, _augmentation(plan), seed=config.seed, max_variants=variants, on_encode=busy)
     bank.encode_plain()
     return Stream(
         name,
@@ -93,13 +93,10 @@ def _stream(
     )
 
 
-def _encoder(plan: Plan) -> Encoder:
-    components = plan.components
-    return Encoder(
-        components.encode,
-        components.family.vae_factor,
-        on_device=lambda: vae_on(components, plan.device, alone=plan.sets_aside),
-    )
+def encoder_of(components: Components, device: torch.device, *, alone: bool = False) -> Encoder:
+    """The VAE as a latent bank uses it, on the device while it works; `alone`: see `vae_on`."""
+    work = partial(vae_on, components, device, alone=alone)
+    return Encoder(components.encode, components.family.vae_factor, on_device=work)
 
 
 def _augmentation(plan: Plan) -> Augmentation:

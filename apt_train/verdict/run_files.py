@@ -13,7 +13,6 @@ from pathlib import Path
 from ..config import TrainConfig
 from ..errors import InputError
 from ..names import LOG, snapshot_steps
-from ..palette import Look
 from ..run.config_file import read_preset, read_settings, read_terms
 from ..run.notices import Notice, read_notices
 from .run_log import RunLog, read_log
@@ -41,8 +40,7 @@ def read_run(folder: Path, until: int | None = None) -> RunRecord:
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: give the output folder of a training run.")
     config, num_timesteps = read_settings(folder)
-    terms = {name: Look(title, colour) for name, (title, colour) in read_terms(folder).items()}
-    log = read_log(folder / LOG, config.apt.bins, terms, until, num_timesteps)
+    log = read_log(folder / LOG, config.apt.bins, read_terms(folder), until, num_timesteps)
     snapshots = [step for step in snapshot_steps(folder) if until is None or step <= until]
     notices = [notice for notice in read_notices(folder) if until is None or notice.step <= until]
     return RunRecord(config, log, snapshots, notices, read_preset(folder))
