@@ -142,7 +142,8 @@ def test_every_finding_of_the_preflight_has_its_chinese(chinese: Callable[[str],
 
 
 def of_finding(call: ast.Call) -> ast.expr | None:
-    return call.args[1] if getattr(call.func, "id", "") == "Finding" else None
+    place = {"Finding": 1, "about": 3}.get(getattr(call.func, "id", ""))
+    return None if place is None else call.args[place]
 
 
 @pytest.mark.parametrize("count", [1, 2])

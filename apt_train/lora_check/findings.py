@@ -54,14 +54,9 @@ class Asked:
         if not self.strengths or any(not 0 < strength <= 10 for strength in self.strengths):
             raise InputError("A strength is not between 0 and 10: give numbers such as 0.4 0.6 0.8 1.0 1.2.")
         object.__setattr__(self, "strengths", tuple(sorted(set(self.strengths))))
-        count = len(self.strengths)
-        require(count <= MOST_STRENGTHS, "strengths", f"{count} numbers", f"give {MOST_STRENGTHS} or fewer")
-        require(
-            len(self.unrelated) <= MOST_TEXTS,
-            "unrelated",
-            f"{len(self.unrelated)} texts",
-            f"give {MOST_TEXTS} or fewer",
-        )
+        for name, most, what in (("strengths", MOST_STRENGTHS, "numbers"), ("unrelated", MOST_TEXTS, "texts")):
+            count = len(getattr(self, name))
+            require(count <= most, name, f"{count} {what}", f"give {most} or fewer")
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             require(low <= value <= high, name, value, f"give a whole number from {low} to {high}")

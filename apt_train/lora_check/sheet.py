@@ -14,7 +14,7 @@ from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..palette import BLUE, FAINT, INK, ORANGE, PALE, SERIES, as_hex
+from ..palette import BLUE, FAINT, INK, ORANGE, PALE, SERIES, Rgb, as_hex
 from ..report.heat_map import heat_map
 from ..report.plots import as_picture, dress, message
 from ..run.curves import bin_names
@@ -28,6 +28,7 @@ _SIZES = (LETTERS + 0.5, LETTERS, LETTERS - 1)  # font sizes of a chart's title,
 _LEGEND: dict[str, Any] = {"fontsize": LETTERS - 1.5, "frameon": False}
 _MARKS: dict[str, Any] = {"marker": "o", "markersize": 5, "linewidth": 2}
 _PICKED: dict[str, Any] = {"color": as_hex(INK), "linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 0}
+_Line = tuple[str, list[float], Rgb]  # name, a value per strength, colour
 
 
 def sheet(found: CheckUp, width: int = WIDTH) -> Image.Image:
@@ -78,16 +79,12 @@ def _by_strength(place: SubFigure, found: CheckUp) -> None:
         _gain_map(left, found)
     else:
         _say(left, "Without the training pictures\nthe gain by noise level is not known.")
-    strengths = [point.strength for point in found.points]
-    lines: list[tuple[str, list[float], tuple[int, int, int]]] = [
+    lines: list[_Line] = [
         ("subject's prompts, with the trigger", [point.subject for point in found.points], BLUE),
         ("the same, with the bare class word", [point.bare for point in found.points], PALE),
         ("prompts about other things", [point.unrelated for point in found.points], ORANGE),
     ]
-    for name, values, colour in lines:
-        right.plot(strengths, values, label=name, color=as_hex(colour), **_MARKS)
-    _strengths(right, found, "How far it leaves the model", "squared difference of epsilon")
-    right.legend(**_LEGEND)
+    _strengths(right, found, "How far it leaves the model", "squared difference of epsilon", lines)
     right.set_ylim(0, 1.4 * max(1e-9, *(value for _, values, _ in lines for value in values)))  # for the legend
 
 
@@ -119,18 +116,15 @@ def _gain_map(axes: Axes, found: CheckUp) -> None:
 
 def _inside(place: SubFigure, found: CheckUp) -> None:
     left, middle, right = place.subplots(1, 3, width_ratios=(1, 1, 1.15))
-    strengths = [point.strength for point in found.points]
-    left.plot(strengths, [point.spill for point in found.points], label="other things", color=as_hex(ORANGE), **_MARKS)
+    spill = ("other things", [point.spill for point in found.points], ORANGE)
+    _strengths(left, found, "Spill: 1 is a prompt left out", "unrelated drift, as a share", [spill])
     left.set_ylim(bottom=0)
-    _strengths(left, found, "Spill: 1 is a prompt left out", "unrelated drift, as a share")
     if all(point.alignment is not None for point in found.points):
-        for name, values, colour in (
+        lines: list[_Line] = [
             ("alignment", [point.alignment or 0 for point in found.points], BLUE),
             ("other words", [point.context or 0 for point in found.points], SERIES[2]),
-        ):
-            middle.plot(strengths, values, label=name, color=as_hex(colour), **_MARKS)
-        middle.legend(**_LEGEND)
-        _strengths(middle, found, "Attention: 1 is the model's own", "")
+        ]
+        _strengths(middle, found, "Attention: 1 is the model's own", "", lines)
     else:
         _say(middle, "This network has no\nattention to read.")
     _block_bars(right, found)
@@ -149,9 +143,14 @@ def _block_bars(axes: Axes, found: CheckUp) -> None:
     dress(axes, "Blocks moved, of their weights' norm", "", _SIZES, grid=False)
 
 
-def _strengths(axes: Axes, found: CheckUp, title: str, ylabel: str) -> None:
+def _strengths(axes: Axes, found: CheckUp, title: str, ylabel: str, lines: list[_Line]) -> None:
+    strengths = [point.strength for point in found.points]
+    for name, values, colour in lines:
+        axes.plot(strengths, values, label=name, color=as_hex(colour), **_MARKS)
+    if len(lines) > 1:
+        axes.legend(**_LEGEND)
     axes.axvline(found.recommendation.strength, **_PICKED)
-    axes.set_xticks([point.strength for point in found.points])
+    axes.set_xticks(strengths)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("strength (dashed: the one to use)", fontsize=LETTERS, color=as_hex(INK))
     dress(axes, title, ylabel, _SIZES, grid=True)

@@ -50,10 +50,8 @@ class WithLora:
     def _merge(self, item: Placed, strength: float) -> None:
         for of, parameter in _parameters(item).items():
             base = self.originals[parameter].to(self.device, torch.float32)
-            added = item.changes(base, of)
-            if added is None:
-                continue
-            parameter.data = (base + strength * added).to(self.dtype)
+            if (added := item.changes(base, of)) is not None:
+                parameter.data = (base + strength * added).to(self.dtype)
 
 
 def _parameters(item: Placed) -> dict[str, nn.Parameter]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..text.captions import EMBEDDING, SUBJECT, mark_embedding, marked_caption
-from .finding import Finding, named
+from .finding import Finding, about
 from .look import Look
 
 # Words that say nothing about what else is in a picture.
@@ -56,37 +56,34 @@ def named_by_all(looks: Sequence[Look], places: Sequence[int], called: Called | 
 def caption_findings(looks: Sequence[Look], called: Called | None, backgrounds: Sequence[int]) -> Iterator[Finding]:
     """Findings about captions. `backgrounds`: pictures with a common background. `called`: the names, if known."""
     refused = [i for i, look in enumerate(looks) if names_subject(look, called) is False]
-    if refused:
-        yield Finding(
-            "subject not named",
-            f"Captions that do not name the subject: {named(looks, refused)}. Training refuses them: write "
-            "{subject} or the class word where the subject belongs, or leave them empty.",
-            tuple(refused),
-            serious=True,
-        )
+    text = (
+        "Captions that do not name the subject: {names}. Training refuses them: write {subject} or the class word "
+        "where the subject belongs, or leave them empty."
+    )
+    yield from about(looks, refused, "subject not named", text, serious=True)
     if not any(look.caption for look in looks):
         return
     yield from _missing(looks)
-    bare = [i for i, look in enumerate(looks) if look.caption and not described_words(look.caption, called)]
-    if bare:
-        yield Finding(
-            "background not named",
-            f"Captions that name the subject alone: {named(looks, bare)}. All else in these pictures is learned with "
-            "it: name the place, the light and whatever else is there.",
-            tuple(bare),
-        )
+    yield from _bare(looks, called)
     yield from _identical(looks, called, backgrounds)
+
+
+def _bare(looks: Sequence[Look], called: Called | None) -> Iterator[Finding]:
+    bare = [i for i, look in enumerate(looks) if look.caption and not described_words(look.caption, called)]
+    text = (
+        "Captions that name the subject alone: {names}. All else in these pictures is learned with it: name the place, "
+        "the light and whatever else is there."
+    )
+    return about(looks, bare, "background not named", text)
 
 
 def _missing(looks: Sequence[Look]) -> Iterator[Finding]:
     missing = [i for i, look in enumerate(looks) if not look.caption]
-    if missing:
-        yield Finding(
-            "no caption",
-            f"No caption, though other pictures have one: {named(looks, missing)}. The caption template names no "
-            "background, so theirs is learned with the subject: write captions for these, too.",
-            tuple(missing),
-        )
+    text = (
+        "No caption, though other pictures have one: {names}. The caption template names no background, so theirs is "
+        "learned with the subject: write captions for these, too."
+    )
+    return about(looks, missing, "no caption", text)
 
 
 def _identical(looks: Sequence[Look], called: Called | None, backgrounds: Sequence[int]) -> Iterator[Finding]:

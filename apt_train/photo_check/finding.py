@@ -5,7 +5,7 @@ Not in: what is looked for (`pictures`, `masks`, `captions`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..wording import listed
@@ -24,8 +24,14 @@ class Finding:
     serious: bool = False  # it spoils the result, or training refuses it
 
 
-def named(looks: Sequence[Look], places: Sequence[int], details: Sequence[str] = ()) -> str:
-    """The pictures at these indices, each with its detail: `a.png 40%, b.png 12% and 3 others`."""
-    names = [looks[place].name for place in places]
-    said = [f"{name} {detail}" for name, detail in zip(names, details, strict=True)] if details else names
-    return listed(said, MOST_NAMES)
+def about(
+    looks: Sequence[Look], found: Sequence[int], kind: str, text: str, shares: Sequence[str] = (), serious: bool = False
+) -> Iterator[Finding]:
+    """The finding about the pictures at these indices, if there are any.
+
+    `{names}` in the text becomes their names, each with its share: `a.png 40%, b.png 12% and 3 others`.
+    """
+    names = [looks[place].name for place in found]
+    said = [f"{name} {share}" for name, share in zip(names, shares, strict=True)] if shares else names
+    if found:
+        yield Finding(kind, text.replace("{names}", listed(said, MOST_NAMES)), tuple(found), serious)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from .finding import Finding, named
+from .finding import Finding, about
 from .look import Look, MaskLook
 
 # All ours.
@@ -21,14 +21,11 @@ BORDER, HOLLOW = 0.75, 0.5  # of an inverted mask: least white share of the edge
 def mask_findings(looks: Sequence[Look]) -> Iterator[Finding]:
     """Findings about the pictures with a mask."""
     inverted = _where(looks, is_inverted)
-    if inverted:
-        yield Finding(
-            "mask inverted?",
-            f"Masks that look inverted: {named(looks, inverted)}. White covers the border and leaves the middle out, "
-            "so the background would be learned in place of the subject: invert them.",
-            tuple(inverted),
-            serious=True,
-        )
+    text = (
+        "Masks that look inverted: {names}. White covers the border and leaves the middle out, so the background would "
+        "be learned in place of the subject: invert them."
+    )
+    yield from about(looks, inverted, "mask inverted?", text, serious=True)
     upright = [i for i in _where(looks, lambda _: True) if i not in inverted]
     yield from _small(looks, upright)
     yield from _cut_by_crop(looks, upright)
@@ -46,36 +43,28 @@ def _where(looks: Sequence[Look], applies: Callable[[MaskLook], bool]) -> list[i
 
 def _small(looks: Sequence[Look], upright: list[int]) -> Iterator[Finding]:
     areas = {i: mask.area for i in upright if (mask := looks[i].mask) and mask.area < TINY and mask.cut <= CUT}
-    if areas:
-        shares = [f"{area:.1%}" for area in areas.values()]
-        yield Finding(
-            "subject small",
-            f"The subject fills little of the picture: {named(looks, list(areas), shares)}. Its detail cannot be "
-            "learned from so few pixels: crop these closer around it.",
-            tuple(areas),
-        )
+    text = (
+        "The subject fills little of the picture: {names}. Its detail cannot be learned from so few pixels: crop these "
+        "closer around it."
+    )
+    return about(looks, list(areas), "subject small", text, [f"{area:.1%}" for area in areas.values()])
 
 
 def _cut_by_crop(looks: Sequence[Look], upright: list[int]) -> Iterator[Finding]:
     cuts = {i: mask.cut for i in upright if (mask := looks[i].mask) and mask.cut > CUT}
-    if cuts:
-        shares = [f"loses {cut:.0%}" for cut in cuts.values()]
-        yield Finding(
-            "subject cropped",
-            f"The crop to the training size cuts the subject: {named(looks, list(cuts), shares)}. That part is never "
-            "learned: crop these by hand around the subject.",
-            tuple(cuts),
-            serious=True,
-        )
+    shares = [f"loses {cut:.0%}" for cut in cuts.values()]
+    text = (
+        "The crop to the training size cuts the subject: {names}. That part is never learned: crop these by hand "
+        "around the subject."
+    )
+    return about(looks, list(cuts), "subject cropped", text, shares, serious=True)
 
 
 def _cut_by_edge(looks: Sequence[Look], upright: list[int]) -> Iterator[Finding]:
     """Only if most pictures do it: one close-up among pictures of the whole subject is welcome."""
     found = [i for i in upright if (mask := looks[i].mask) and max(mask.edges) > ON_EDGE]
-    if found and len(found) > MOSTLY * len(upright):
-        yield Finding(
-            "subject cut off",
-            f"The subject runs out of the picture: {named(looks, found)}. It will be cut off in results, too: add "
-            "photos that show all of it.",
-            tuple(found),
-        )
+    text = (
+        "The subject runs out of the picture: {names}. It will be cut off in results, too: add photos that show all of "
+        "it."
+    )
+    return about(looks, found if len(found) > MOSTLY * len(upright) else [], "subject cut off", text)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..data.buckets import NOTED_CROP
 from ..wording import counted
-from .finding import Finding, named
+from .finding import Finding, about
 from .look import Look
 
 # All ours; `docs/check.md` says how many pictures they were tuned on.
@@ -30,13 +30,11 @@ def picture_findings(looks: Sequence[Look], backgrounds: Sequence[int]) -> Itera
     """Findings about the pictures. `backgrounds`: those with one background, if that is to be reported; else empty."""
     yield from _count(len(looks))
     yield from _copies(looks)
-    if backgrounds:
-        yield Finding(
-            "same background",
-            f"The backgrounds of {named(looks, backgrounds)} look alike, and the captions do not name them. Such a "
-            "background is learned as part of the subject: vary it, name it in every caption, or add masks.",
-            tuple(backgrounds),
-        )
+    text = (
+        "The backgrounds of {names} look alike, and the captions do not name them. Such a background is learned as "
+        "part of the subject: vary it, name it in every caption, or add masks."
+    )
+    yield from about(looks, backgrounds, "same background", text)
     yield from _blurred(looks)
     yield from _enlarged(looks)
     yield from _cropped(looks)
@@ -72,19 +70,17 @@ def _copies(looks: Sequence[Look]) -> Iterator[Finding]:
     same = cast("NDArray[np.bool_]", thumbs @ thumbs.T > SAME)
     mirror = cast("NDArray[np.bool_]", thumbs @ mirrored.T > SAME)
     for group in _groups(same):
-        yield Finding(
-            "near-duplicate",
-            f"{named(looks, group)} look almost the same. What they share is learned more strongly than the rest, "
-            "pose and background included: keep one of them.",
-            tuple(group),
+        text = (
+            "{names} look almost the same. What they share is learned more strongly than the rest, pose and background "
+            "included: keep one of them."
         )
+        yield from about(looks, group, "near-duplicate", text)
     for group in _groups(mirror & ~same):
-        yield Finding(
-            "mirrored",
-            f"{named(looks, group)} mirror each other. A mirrored copy shows nothing new, and swaps the subject's "
-            "left and right: keep one of them.",
-            tuple(group),
+        text = (
+            "{names} mirror each other. A mirrored copy shows nothing new, and swaps the subject's left and right: "
+            "keep one of them."
         )
+        yield from about(looks, group, "mirrored", text)
 
 
 def _groups(linked: NDArray[np.bool_]) -> Iterator[list[int]]:
@@ -104,35 +100,24 @@ def _groups(linked: NDArray[np.bool_]) -> Iterator[list[int]]:
 
 def _blurred(looks: Sequence[Look]) -> Iterator[Finding]:
     found = [i for i, look in enumerate(looks) if look.sharpness is not None and look.sharpness < BLURRED]
-    if found:
-        yield Finding(
-            "blurred",
-            f"Blurred: {named(looks, found)}. The blur is learned as part of the subject: use sharper photos, or "
-            "leave these out.",
-            tuple(found),
-        )
+    text = "Blurred: {names}. The blur is learned as part of the subject: use sharper photos, or leave these out."
+    return about(looks, found, "blurred", text)
 
 
 def _enlarged(looks: Sequence[Look]) -> Iterator[Finding]:
     found = [i for i, look in enumerate(looks) if look.crop.scale > ENLARGED]
-    if found:
-        times = [f"{looks[i].crop.scale:.1f} times" for i in found]
-        yield Finding(
-            "enlarged",
-            f"Enlarged to the training size: {named(looks, found, times)}. The missing detail is learned as softness: "
-            "use larger originals, or a smaller resolution.",
-            tuple(found),
-        )
+    text = (
+        "Enlarged to the training size: {names}. The missing detail is learned as softness: use larger originals, or a "
+        "smaller resolution."
+    )
+    return about(looks, found, "enlarged", text, [f"{looks[i].crop.scale:.1f} times" for i in found])
 
 
 def _cropped(looks: Sequence[Look]) -> Iterator[Finding]:
     """Skipped if a mask shows that no part of the subject is lost."""
     found = [i for i, look in enumerate(looks) if look.lost > NOTED_CROP and look.mask is None]
-    if found:
-        shares = [f"loses {looks[i].lost:.0%}" for i in found]
-        yield Finding(
-            "cropped",
-            f"Cropped to the middle, as the shape is far from any training size: {named(looks, found, shares)}. What "
-            "lies outside is never learned: crop these by hand around the subject.",
-            tuple(found),
-        )
+    text = (
+        "Cropped to the middle, as the shape is far from any training size: {names}. What lies outside is never "
+        "learned: crop these by hand around the subject."
+    )
+    return about(looks, found, "cropped", text, [f"loses {looks[i].lost:.0%}" for i in found])

@@ -35,15 +35,13 @@ def find_clip_vocabulary(given: str | Path | None) -> Path:
     """
     if given is not None:
         given = expanded(given, "The tokenizer folder")
-        for folder in (given, given / "tokenizer"):
-            if _has_vocabulary(folder):
-                return folder
+    places = _usual_places() if given is None else (given, given / "tokenizer")
+    if found := next(filter(_has_vocabulary, places), None):
+        return found
+    if given is not None:
         raise InputError(
             f"The tokenizer folder {given} has neither vocab.json and merges.txt nor tokenizer.json: give one that has."
         )
-    for folder in _usual_places():
-        if _has_vocabulary(folder):
-            return folder
     raise InputError(
         "A single-file checkpoint carries no tokenizer, and none was found: give --tokenizer a folder with CLIP's "
         "vocab.json and merges.txt (the `tokenizer` of any SD1.5 or SDXL diffusers folder will do), or set "
