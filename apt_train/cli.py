@@ -248,11 +248,7 @@ def _option(name: str) -> str:
 def _given_places(options: argparse.Namespace) -> dict[str, str]:
     """The input paths that were given, made absolute, as config.json stores them."""
     given = {name: getattr(options, name) for name in _PLACES}
-    return {name: _place(name, text) for name, text in given.items() if text is not None}
-
-
-def _place(name: str, text: str) -> str:
-    return str(absolute(expanded(text, _option(name))))
+    return {name: str(absolute(expanded(text, _option(name)))) for name, text in given.items() if text is not None}
 
 
 def _saved_inputs(saved: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -97,18 +97,10 @@ class Judge:
         ``object`` (default) is centred on the drawn world, for cosines between objects; ``scene`` is the embedding of
         the surroundings; ``all`` joins both, for distances between sets of pictures.
         """
-        things: list[Tensor] = []
-        scenes: list[Tensor] = []
-        for batch in torch.split(images, 256):
-            thing, scene = self.network.embed(batch.float())
-            things.append(thing - self.network.object_centre)
-            scenes.append(scene)
-        parts = {
-            "object": things,
-            "scene": scenes,
-            "all": [torch.cat(pair, 1) for pair in zip(things, scenes, strict=True)],
-        }
-        return torch.cat(parts[part])
+        pairs = [self.network.embed(batch.float()) for batch in torch.split(images, 256)]
+        things = torch.cat([thing for thing, _ in pairs]) - self.network.object_centre
+        scenes = torch.cat([scene for _, scene in pairs])
+        return {"object": things, "scene": scenes, "all": torch.cat([things, scenes], 1)}[part]
 
     def fidelity(self, images: Tensor, reference: Tensor) -> Tensor:
         """Mean cosine of each image's object to the reference pictures' objects, float (N,) in [-1, 1]."""
@@ -122,11 +114,8 @@ class Judge:
         ``colours`` is one colour for a plain object, otherwise two in alphabetical order, as ``blue+red``. Like
         ``pattern`` it is empty if the judge sees no object (``shape`` is ``none``).
         """
-        logits: dict[str, list[Tensor]] = {}
-        for batch in torch.split(images, 256):
-            for name, value in self.network(batch.float()).items():
-                logits.setdefault(name, []).append(value)
-        return self._read({name: torch.cat(values) for name, values in logits.items()})
+        logits: list[dict[str, Tensor]] = [self.network(batch.float()) for batch in torch.split(images, 256)]
+        return self._read({name: torch.cat([one[name] for one in logits]) for name in logits[0]})
 
     def _read(self, logits: dict[str, Tensor]) -> dict[str, list[str]]:
         exclusive = ("shape", "pattern", "ground", "place", "style")

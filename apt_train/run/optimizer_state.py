@@ -32,7 +32,8 @@ def take(optimizer: Optimizer, names: Mapping[str, Parameter]) -> tuple[dict[str
                 tensors[f"{PREFIX}{key}/{name}"] = value
             else:
                 values.setdefault(name, {})[key] = value
-    return tensors, {"groups": [_settings(group) for group in optimizer.param_groups], "values": values}
+    groups = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    return tensors, {"groups": groups, "values": values}
 
 
 def put_back(optimizer: Optimizer, names: Mapping[str, Parameter], tensors: Mapping[str, Tensor], kept: Values) -> None:
@@ -57,10 +58,6 @@ def shapes(optimizer: Optimizer, shape: torch.Size) -> dict[str, torch.Size]:
     blank = type(optimizer)([twin], **{key: value for key, value in optimizer.defaults.items() if key in taken})
     blank.step()
     return {key: value.shape for key, value in blank.state[twin].items() if isinstance(value, Tensor)}
-
-
-def _settings(group: Mapping[str, Any]) -> Values:
-    return {key: value for key, value in group.items() if key != "params"}
 
 
 def _like(group: Mapping[str, Any], saved: Values) -> Values:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 
 from torch import nn
 
-from ..config import TrainConfig
+from ..config import Layers, TrainConfig
 from ..errors import InputError
 from ..families.network import Network
 from .terms import Denoising, Term, terms_of
@@ -47,12 +48,17 @@ def objective_of(config: TrainConfig) -> Objective:
 def check_layers(objective: Objective, network: Network, unet: nn.Module) -> None:
     """InputError: the network has no attention in the part that a term reads."""
     for term in objective.terms:
-        for setting, read, layers in (
-            ("dist_layers", network.features, term.features),
-            ("attn_layers", network.attention, term.attention),
-        ):
-            if layers and not read(unet, layers):
+        for setting, read, layers in _read_by(network, term):
+            if not read(unet, layers):
                 raise InputError(
                     f"{setting} is {layers}, but this model has no attention there: choose all, or switch "
                     f"{term.name} off."
                 )
+
+
+def _read_by(network: Network, term: Term) -> Iterator[tuple[str, Callable[[nn.Module, Layers], Sized], Layers]]:
+    """For each part a term reads: the setting that names it, the function that finds its layers, and the part."""
+    if term.features:
+        yield "dist_layers", network.features, term.features
+    if term.attention:
+        yield "attn_layers", network.attention, term.attention
