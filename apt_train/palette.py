@@ -34,10 +34,9 @@ TOTAL = Look("Total (weighted)", "#333333")
 
 def looks_of(names: Sequence[str], said: Mapping[str, Look]) -> dict[str, Look]:
     """The look of every term by name: as recorded in `said`, otherwise its name and a colour by position."""
-    colours = [SERIES[min(place, len(SERIES) - 1)] for place in range(len(names))]
     plain = {
-        name: Look(name.replace("_", " ").capitalize(), as_hex(colour))
-        for name, colour in zip(names, colours, strict=True)
+        name: Look(name.replace("_", " ").capitalize(), as_hex(SERIES[min(place, len(SERIES) - 1)]))
+        for place, name in enumerate(names)
     }
     return {"loss": TOTAL, **plain, **{name: look for name, look in said.items() if name in plain}}
 

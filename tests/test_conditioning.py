@@ -102,11 +102,11 @@ SOME_WORDS = ["a", "photo", "red", "{subject}", "{subject}'s", "hat,", "nowhere"
 def test_both_versions_share_their_columns(words: list[str], class_word: str, word_mode: bool) -> None:
     one = plain(TINY, class_word) if word_mode else learned(TINY, "teddy bear", class_word)
     layout = one.layout(" ".join(words))
-    rest = layout.num_columns - 1
+    rest = len(layout.labels) - 1
     for tuned in (True, False):
         columns = layout.columns(tuned=tuned, num_chunks=layout.num_chunks)
         assert len(columns) == 16 * layout.num_chunks
-        assert {*columns, rest} == set(range(layout.num_columns))
+        assert {*columns, rest} == set(range(len(layout.labels)))
     # Outside the subject, both read the same ids in the same columns.
     apart = {rest} | {column for column, label in enumerate(layout.labels) if label == "<subject>"}
     tuned_pairs, prior_pairs = (

@@ -23,19 +23,25 @@ from .recipe import DEMO, MODEL, demo_config, recipe
 from .sheet import check_place, write_sheet
 
 
-def run_demo(output: Path, *, steps: int | None = None, seed: int = 0) -> Path:
+@contextlib.contextmanager
+def _one_thread() -> Generator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
+def run_demo(output: Path, *, steps: int | None = None) -> Path:
     """Train both methods, draw the sheet, and return its path. The runs stay beside it, with their reports.
 
     It uses a single torch thread, so that all machines draw the same sheet. InputError: `output` already holds
     something else.
     """
-    with _one_thread():
-        return _run(output, steps, seed)
-
-
-def _run(output: Path, steps: int | None, seed: int) -> Path:
     settings = recipe()
-    configs = {method: demo_config(settings, method, steps=steps, seed=seed) for method in ("dreambooth", "apt")}
+    configs = {method: demo_config(settings, method, steps=steps) for method in ("dreambooth", "apt")}
     for method, config in configs.items():
         RunFolder.open_new(output / method, config.name)  # refuse before the first one is trained
     check_place(output)
@@ -46,17 +52,7 @@ def _run(output: Path, steps: int | None, seed: int) -> Path:
         with Progress("cpu") as progress:
             result = train(components, images, config, output_dir=output / method, device="cpu", on_event=progress)
         print(f"{method}: drawing pictures")  # takes as long as the training itself
-        pictures = draw_pictures(components, result, config, settings, seed)
+        pictures = draw_pictures(components, result, config, settings)
         rows.setdefault("prior", pictures["prior"])
         rows[method] = pictures["tuned"]
     return write_sheet(output, rows, settings)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Generator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

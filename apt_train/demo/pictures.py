@@ -17,13 +17,13 @@ SAMPLES = 8  # pictures per prompt behind each fidelity figure; the sheet shows 
 
 
 def draw_pictures(
-    components: Components, result: TrainResult, config: TrainConfig, settings: dict[str, Any], seed: int
+    components: Components, result: TrainResult, config: TrainConfig, settings: dict[str, Any]
 ) -> dict[str, list[list[Image.Image]]]:
     """Prior and tuned pictures per prompt, `SAMPLES` of each, with the same seeds."""
     side, how = components.family.resolution, settings["sampling"]
-    drawing = Drawing(seed, how["steps"], how["guidance"])
+    drawing = Drawing(config.seed, how["steps"], how["guidance"])
     sampler = Sampler(components, (side, side), "cpu", torch.float32, batch_size=SAMPLES)
-    prior = None if config.method == "dreambooth" else []  # drawn for the first row alone
+    prior: list[Image.Image] | None = None if config.method == "dreambooth" else []  # drawn for the first row alone
     with personalized(components, result.lora, result.embeddings, config) as (conditioner, adapter):
         pairs = [
             previews(sampler, adapter, conditioner, [entry["prompt"]] * SAMPLES, drawing, prior)

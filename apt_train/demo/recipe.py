@@ -18,14 +18,9 @@ def recipe() -> dict[str, Any]:
     return json.loads((DEMO / "recipe.json").read_text(encoding="utf-8"))
 
 
-def demo_config(settings: dict[str, Any], method: str, *, steps: int | None, seed: int) -> TrainConfig:
+def demo_config(settings: dict[str, Any], method: str, *, steps: int | None) -> TrainConfig:
     """Both runs share one recipe and differ only in the method; DreamBooth's indicator is measured too."""
-    recipe: dict[str, Any] = {
-        **settings["recipe"],
-        "class_word": settings["class_word"],
-        "method": method,
-        "seed": seed,
-    }
+    recipe: dict[str, Any] = {**settings["recipe"], "class_word": settings["class_word"], "method": method}
     if steps is not None:
         recipe["steps"] = steps
     recipe["apt"] = {**recipe.get("apt", {}), "watch_indicator": True}

@@ -182,11 +182,8 @@ def _temporary_name(folder: Path) -> Path:
 
 def _create(path: Path) -> int:
     """Create an empty new file. Returns its permission bits, which reveal the umask without changing it."""
-    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    try:
-        return stat.S_IMODE(os.fstat(handle).st_mode)
-    finally:
-        os.close(handle)
+    path.touch(exist_ok=False)
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def _set_mode(path: Path, mode: int) -> None:

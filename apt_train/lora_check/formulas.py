@@ -46,10 +46,8 @@ def kind_of(parts: Parts) -> str | None:
 
 def rank_of(parts: Parts) -> int | None:
     """The layer's rank; None: its kind has none."""
-    for name, dimension in (("down", 0), ("hada_w1_b", 0), ("lokr_w2_b", 0), ("lokr_w1_b", 0)):
-        if name in parts:
-            return int(parts[name].shape[dimension])
-    return None
+    thin = ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
+    return next((int(parts[name].shape[0]) for name in thin if name in parts), None)
 
 
 def change(parts: Parts, base: Tensor) -> Tensor:
@@ -113,15 +111,11 @@ def _tucker(core: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 def _decomposed(base: Tensor, added: Tensor, magnitude: Tensor) -> Tensor:
     """base + added, its rows or columns rescaled to the given magnitudes, minus base."""
-    moved = (base + added).flatten(1)
-    by_row = magnitude.numel() == len(moved) and not (magnitude.ndim > 1 and magnitude.shape[0] == 1)
-    if by_row:
-        norm = cast("Tensor", moved.norm(dim=1, keepdim=True))
-        scaled = moved * (magnitude.reshape(-1, 1) / norm.clamp_min(1e-12))
-        return scaled.reshape(base.shape) - base
     moved = base + added
-    norm = cast("Tensor", moved.transpose(0, 1).flatten(1).norm(dim=1)).clamp_min(1e-12)
-    factor = (magnitude.flatten() / norm).reshape(1, -1, *[1] * (base.ndim - 2))
+    by_row = magnitude.numel() == len(moved) and not (magnitude.ndim > 1 and magnitude.shape[0] == 1)
+    axis = 0 if by_row else 1
+    norm = cast("Tensor", moved.transpose(0, axis).flatten(1).norm(dim=1)).clamp_min(1e-12)
+    factor = (magnitude.flatten() / norm).reshape([-1 if at == axis else 1 for at in range(base.ndim)])
     return moved * factor - base
 
 

@@ -101,16 +101,10 @@ def surroundings_of(picture: Image.Image, mask: Floats | None) -> Floats:
     cells = np.asarray(picture.resize((GRID, GRID), Image.Resampling.BOX), dtype=np.float64) / 255
     red, green, blue = cast("Sequence[Floats]", cells[_outside(mask)].T)
     steps = np.array(_COLOURS) - 1
-    opponents: Floats = np.stack(
-        [(red + green + blue) / 3, (red - green + 1) / 2, ((red + green) / 2 - blue + 1) / 2], axis=1
-    )
+    opponents = (red - green + 1) / 2, ((red + green) / 2 - blue + 1) / 2
     # Stretch the middle of both colour axes, where nearly all photographs lie.
-    places: Floats = (
-        np.clip(
-            np.stack([opponents[:, 0], *cast("Sequence[Floats]", 0.5 + (opponents[:, 1:].T - 0.5) / 0.6)], axis=1), 0, 1
-        )
-        * steps
-    )
+    stretched = [0.5 + (axis - 0.5) / 0.6 for axis in opponents]
+    places: Floats = np.clip(np.stack([(red + green + blue) / 3, *stretched], axis=1), 0, 1) * steps
     low = np.minimum(np.floor(places).astype(int), steps - 1)
     counts, part = np.zeros(_COLOURS), places - low
     for corner in cast("Iterator[tuple[int, ...]]", np.ndindex(2, 2, 2)):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, PngImagePlugin
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps, PngImagePlugin
 
 from ..disk.files import atomic_write
 from ..palette import BLUE, FAINT, INK, ORANGE, PAPER, Rgb
@@ -119,10 +119,8 @@ def _framed(look: Look, colour: Rgb) -> Image.Image:
     picture = _drawn(look)
     picture.thumbnail((TILE - 2 * _FRAME, TILE - 2 * _FRAME), Image.Resampling.LANCZOS)
     framed = Image.new("RGB", (TILE, TILE), PAPER)
-    left, top = (TILE - picture.width) // 2, (TILE - picture.height) // 2
-    outer = (left - _FRAME, top - _FRAME, left + picture.width + _FRAME, top + picture.height + _FRAME)
-    framed.paste(colour, outer)
-    framed.paste(picture, (left, top))
+    picture = ImageOps.expand(picture, _FRAME, colour)
+    framed.paste(picture, ((TILE - picture.width) // 2, (TILE - picture.height) // 2))
     return framed
 
 

@@ -60,9 +60,7 @@ def glance_figure(run: RunRecord) -> Figure:
     figure = Figure((4.2, sum(heights)), dpi=100, layout="constrained")
     upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
     if run.summary.indicator_measured:
-        labels = bin_names(log.gamma.shape[1])
-        ends = int(log.step[0]), int(log.step[-1])
-        _indicator_heat(upper.subplots(), ends, block_means(log.gamma, MOST_POINTS), labels)
+        _indicator_heat(upper.subplots(), log, "Overfitting indicator")
     else:
         message(upper, "The indicator was not measured.", 9)
     if len(log.drift_step):
@@ -84,15 +82,14 @@ def _indicator(figure: FigureBase, run: RunRecord) -> None:
     """One curve per bin of the noise level over the steps, beside the same numbers as a bins x steps heat map."""
     if not run.summary.indicator_measured:
         return message(figure, "The overfitting indicator was not measured in this run.")
-    steps = block_means(run.log.step.astype(np.float64), MOST_POINTS)
-    gamma = block_means(run.log.gamma, MOST_POINTS)
-    labels = bin_names(gamma.shape[1])
     curves, chart = figure.subplots(1, 2, width_ratios=(1.15, 1))
-    _indicator_curves(curves, steps, gamma, labels)
-    _indicator_heat(chart, (int(run.log.step[0]), int(run.log.step[-1])), gamma, labels, "The same as a map")
+    _indicator_curves(curves, run.log)
+    _indicator_heat(chart, run.log, "The same as a map")
 
 
-def _indicator_curves(axes: Axes, steps: Floats, gamma: Floats, labels: list[str]) -> None:
+def _indicator_curves(axes: Axes, log: RunLog) -> None:
+    steps, gamma = (block_means(values.astype(np.float64), MOST_POINTS) for values in (log.step, log.gamma))
+    labels = bin_names(gamma.shape[1])
     marker = "o" if len(steps) == 1 else None
     for values, label, colour in zip(np.transpose(gamma), labels, bin_colours(len(labels)), strict=True):
         axes.plot(steps, values, color=as_hex(colour), linewidth=1.7, marker=marker, label=label)
@@ -104,10 +101,9 @@ def _indicator_curves(axes: Axes, steps: Floats, gamma: Floats, labels: list[str
     axes.legend(title="noise level", title_fontsize=9, fontsize=letters, ncols=columns, reverse=True, **BESIDE)
 
 
-def _indicator_heat(
-    axes: Axes, ends: tuple[int, int], gamma: Floats, labels: list[str], title: str = "Overfitting indicator"
-) -> None:
-    extent = (ends[0] - 0.5, ends[1] + 0.5, -0.5, len(labels) - 0.5)
+def _indicator_heat(axes: Axes, log: RunLog, title: str) -> None:
+    gamma, labels = block_means(log.gamma, MOST_POINTS), bin_names(log.gamma.shape[1])
+    extent = (int(log.step[0]) - 0.5, int(log.step[-1]) + 0.5, -0.5, len(labels) - 0.5)
     fields: dict[str, Any] = {"origin": "lower", "aspect": "auto", "interpolation": "nearest"}
     axes.imshow(heat_map(np.transpose(gamma)), extent=extent, **fields)
     every = -(-len(labels) // 20)

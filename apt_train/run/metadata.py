@@ -205,9 +205,7 @@ def file_name(path: str) -> str:
 
 def _shorten(metadata: dict[str, str]) -> bool:
     """Drop one thing, in place; False if nothing is left to drop."""
-    if metadata.pop("modelspec.thumbnail", None) is not None:
-        return True
-    if _halve_tags(metadata):
+    if metadata.pop("modelspec.thumbnail", None) is not None or _halve_tags(metadata):
         return True
     for key in ("apt_config", "apt_summary"):
         if metadata.pop(key, None) is not None:

@@ -7,7 +7,6 @@ In: lending the weights, and recomputing the forward pass during the backward pa
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
@@ -22,12 +21,12 @@ Encode = Callable[[Tensor], Sequence[Tensor | None]]
 
 def on_loan(module: nn.Module, device: torch.device) -> AbstractContextManager[None]:
     """Inside the block the module works with copies of its weights on the device; afterwards with its own again."""
-    return weights_swapped(module, functools.partial(_lent, device))
 
+    def lent(tensor: Tensor) -> Tensor:
+        there = tensor.detach().to(device, non_blocking=True, copy=True)
+        return nn.Parameter(there, requires_grad=False) if isinstance(tensor, nn.Parameter) else there
 
-def _lent(device: torch.device, tensor: Tensor) -> Tensor:
-    there = tensor.detach().to(device, non_blocking=True, copy=True)
-    return nn.Parameter(there, requires_grad=False) if isinstance(tensor, nn.Parameter) else there
+    return weights_swapped(module, lent)
 
 
 def ready_to_lend(module: nn.Module, device: torch.device) -> None:

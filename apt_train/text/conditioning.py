@@ -98,7 +98,7 @@ class Conditioner:
             hidden=torch.stack([hidden for hidden, _ in encoded]),
             pooled=torch.stack(pooled) if pooled else None,
             columns=torch.stack([self._on(target, row) for row in columns]),
-            num_columns=max(layout.num_columns for layout in layouts),
+            num_columns=max(len(layout.labels) for layout in layouts),
             labels=[layout.labels for layout in layouts],
         )
 
@@ -173,16 +173,14 @@ class Conditioner:
         self, layouts: list[TokenLayout], tuned: bool, count: int, device: torch.device
     ) -> list[tuple[Tensor, Tensor | None]]:
         """Per caption: hidden (L, D) and the first chunk's pooled vector (P,) or None."""
-        chunked = [self._filled(layout.tuned if tuned else layout.prior, count) for layout in layouts]
+        versions = [layout.tuned if tuned else layout.prior for layout in layouts]
+        chunked = [chunks + [self._filler()] * (count - len(chunks)) for chunks in versions]
         fresh = iter(self._run([parts for chunks in chunked for parts in chunks if parts[0].learned]))
         encoded = [
             [_move(next(fresh), device) if parts[0].learned else self._cached(parts, device) for parts in chunks]
             for chunks in chunked
         ]
         return [(torch.cat([hidden for hidden, _ in chunks]), chunks[0][1]) for chunks in encoded]
-
-    def _filled(self, chunks: list[tuple[Chunk, ...]], count: int) -> list[tuple[Chunk, ...]]:
-        return chunks + [self._filler()] * (count - len(chunks))
 
     def _filler(self) -> tuple[Chunk, ...]:
         return tuple(vocabulary.filler() for vocabulary in self._vocabularies)

@@ -165,14 +165,9 @@ class TokenLayout:
     `<rest>`.
     """
 
-    caption: str
     tuned: list[tuple[Chunk, ...]]
     prior: list[tuple[Chunk, ...]]
     labels: list[str]
-
-    @property
-    def num_columns(self) -> int:
-        return len(self.labels)
 
     @property
     def num_chunks(self) -> int:
@@ -184,7 +179,7 @@ class TokenLayout:
         chunks = self.tuned if tuned else self.prior
         found = [column for chunk in chunks for column in chunk[0].columns]
         missing = (num_chunks - len(chunks)) * len(chunks[0][0].ids)
-        return found + [self.num_columns - 1] * missing
+        return found + [len(self.labels) - 1] * missing
 
 
 def lay_out(
@@ -210,7 +205,7 @@ def lay_out(
             )
         versions.append(list(zip(*chunked, strict=True)))
         labels = readings[0].labels
-    return TokenLayout(caption, versions[0], versions[1], labels)
+    return TokenLayout(versions[0], versions[1], labels)
 
 
 def _places(chunks: list[Chunk]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

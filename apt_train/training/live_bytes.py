@@ -6,7 +6,6 @@ In: the counting, a substitute for fused attention, making modules weightless. N
 from __future__ import annotations
 
 import contextlib
-import functools
 import weakref
 from collections.abc import Generator, Iterable
 from typing import Any, cast
@@ -128,9 +127,9 @@ def gradients_left_out(live: LiveBytes, parameters: list[nn.Parameter]) -> Gener
 
 def on_meta(module: nn.Module, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager[None]:
     """Inside the block the module's weights are meta tensors, floats in `dtype`; afterwards they are restored."""
-    return weights_swapped(module, functools.partial(_weightless, dtype))
 
+    def weightless(tensor: Tensor) -> Tensor:
+        made = torch.empty_like(tensor, device=META, dtype=dtype if tensor.is_floating_point() else None)
+        return nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
 
-def _weightless(dtype: torch.dtype | None, tensor: Tensor) -> Tensor:
-    made = torch.empty_like(tensor, device=META, dtype=dtype if tensor.is_floating_point() else None)
-    return nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+    return weights_swapped(module, weightless)

@@ -6,7 +6,6 @@ In: remarks on the model, the pictures, the texts and the memory. Not in: refusa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 from ..disk.json_file import short_name
 from ..text.captions import CLASS_WORD, SUBJECT
@@ -49,12 +48,9 @@ def _unfilled(plan: Plan) -> list[str]:
     """A note on braces that look like placeholders, but are not."""
     captions = [image.caption or "" for image in plan.images.images]
     texts = [plan.config.data.caption_template, *plan.config.sampled_prompts, *captions]
-    found: dict[str, None] = dict.fromkeys(braces for text in texts for braces in _braces_in(text))
-    if not found:
+    found = dict.fromkeys(match[0] for text in texts for match in _BRACES.finditer(text))
+    unfilled = [braces for braces in found if braces not in (SUBJECT, CLASS_WORD)]
+    if not unfilled:
         return []
-    shown = listed([short_name(printable(braces), 40) for braces in found], 3)
+    shown = listed([short_name(printable(braces), 40) for braces in unfilled], 3)
     return [f"Only {SUBJECT} is filled in, so this is read as it stands: {shown}."]
-
-
-def _braces_in(text: str) -> Iterator[str]:
-    return (match[0] for match in _BRACES.finditer(text) if match[0] not in (SUBJECT, CLASS_WORD))

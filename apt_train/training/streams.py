@@ -55,18 +55,14 @@ def build_streams(plan: Plan, notify: Callable[[str], None], busy: OnEncode) -> 
     `notify` gets the notes on sizes and, at the end, those on the rest of the plan.
     """
     subject = _stream("subject", plan, plan.images, subject_captions(plan.images, plan.config), notify, busy)
-    preservation = _preservation(plan, notify, busy)
+    preservation, config, images = None, plan.config, plan.prior_images
+    if images is not None:
+        plain, word = config.data.class_caption, config.class_word
+        texts = [class_caption(image.caption or plain, word) for image in images.images]
+        preservation = _stream("preservation", plan, images, texts, notify, busy)
     for note in notes_of(plan):
         notify(note)
     return subject, preservation
-
-
-def _preservation(plan: Plan, notify: Callable[[str], None], busy: OnEncode) -> Stream | None:
-    config, images = plan.config, plan.prior_images
-    if images is None:
-        return None
-    texts = [class_caption(image.caption or config.data.class_caption, config.class_word) for image in images.images]
-    return _stream("preservation", plan, images, texts, notify, busy)
 
 
 def _stream(

@@ -52,7 +52,7 @@ def thumbnails(folder: Path) -> dict[str, Image.Image]:
 
 def trained(folder: Path) -> Path:
     """The demo's APT run, with samples at every snapshot."""
-    config = demo_config(recipe(), "apt", steps=None, seed=0)
+    config = demo_config(recipe(), "apt", steps=None)
     samples = {"preview_prompts": PROMPTS, "unseen_prompt": UNSEEN, "preview_every": 100, "preview_guidance": 4.0}
     config = replace(config, output=replace(config.output, **samples))
     if not (folder / "report.md").exists():
