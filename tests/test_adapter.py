@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,12 +22,12 @@ from apt_train.families.sd.network import StableDiffusion
 from apt_train.rng import generator
 from apt_train.training.capture import Capture
 from benchmarks.memory import published
-from tests.tiny import tiny_components
+from tests.tiny import tiny_components, unet_of
 
 KINDS = ("sd15", "sdxl")
 
 
-def inputs_of(kind: str, count: int = 2, dtype: torch.dtype = torch.float32) -> dict[str, object]:
+def inputs_of(kind: str, count: int = 2, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     draws = generator("adapter inputs", kind)
     width = 64 if kind == "sdxl" else 32
     extra = {"text_embeds": torch.randn(count, 32, generator=draws).to(dtype), "time_ids": torch.ones(count, 6)}
@@ -38,16 +39,18 @@ def inputs_of(kind: str, count: int = 2, dtype: torch.dtype = torch.float32) -> 
     }
 
 
-def output(unet: nn.Module, inputs: dict[str, object]) -> Tensor:
+def output(unet: nn.Module, inputs: dict[str, Any]) -> Tensor:
     return unet(**inputs).sample
 
 
-def tuned_unet(kind: str = "sd15", dtype: torch.dtype = torch.float32, **settings: object) -> nn.Module:
+def tuned_unet(kind: str = "sd15", dtype: torch.dtype = torch.float32, **settings: Any) -> UNet2DConditionModel:
     """A UNet whose LoRA does something: lora_B is filled as after training."""
-    unet = tiny_components(kind).unet.to(dtype)
-    add_adapter(unet, **({"rank": 4, "alpha": 2.0, "seed": 1} | settings))  # type: ignore[arg-type]
-    fill(unet)
-    return unet
+    parts = tiny_components(kind)
+    parts.unet.to(dtype)
+    values: dict[str, Any] = {"rank": 4, "alpha": 2.0, "seed": 1, **settings}
+    add_adapter(parts.unet, **values)
+    fill(parts.unet)
+    return unet_of(parts)
 
 
 def fill(unet: nn.Module) -> None:
@@ -426,4 +429,4 @@ def test_another_packs_old_torchao_does_not_matter(tmp_path: Path) -> None:
     command, place = [sys.executable, "-c", code], str(Path(__file__).parents[1])
     answer = subprocess.run(command, env={**os.environ, "PYTHONPATH": place}, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.split()[-1] == output(tuned_unet(), inputs_of("sd15")).double().sum().item().hex()
+    assert answer.stdout.split()[-1] == float(output(tuned_unet(), inputs_of("sd15")).double().sum()).hex()

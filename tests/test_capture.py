@@ -16,7 +16,7 @@ from apt_train.families.sd.network import StableDiffusion
 from apt_train.rng import generator
 from apt_train.training.capture import Capture, Captured, attention_maps, attention_probabilities
 from apt_train.training.losses import alignment_loss, stabilization_loss
-from tests.tiny import tiny_components
+from tests.tiny import tiny_components, unet_of
 
 SD = StableDiffusion()
 KINDS = ("sd15", "sdxl")
@@ -34,8 +34,8 @@ def inputs_of(kind: str, count: int = 2) -> dict[str, Any]:
     }
 
 
-def tuned_unet(kind: str, *, recompute: bool = False) -> nn.Module:
-    unet = tiny_components(kind).unet
+def tuned_unet(kind: str, *, recompute: bool = False) -> UNet2DConditionModel:
+    unet = unet_of(tiny_components(kind))
     add_adapter(unet, rank=4, alpha=4.0, seed=0)
     draws = generator("capture adapter")
     with torch.no_grad():
@@ -104,7 +104,7 @@ class Scores:
         self.kept, self.name = kept, name
 
     def __call__(self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object) -> Tensor:
-        assert attn.to_k is not None and attn.to_v is not None
+        assert attn.to_k is not None and attn.to_v is not None and attn.to_out is not None
         parts = (attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
         query, key, value = map(attn.head_to_batch_dim, parts)
         scores = attn.get_attention_scores(query, key)

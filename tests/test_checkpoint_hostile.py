@@ -20,7 +20,7 @@ from apt_train.disk.tensor_file import open_tensor_file
 from apt_train.errors import InputError
 from apt_train.families.sd import load_checkpoint
 from apt_train.families.sd.tokenizer_files import load_tokenizer
-from tests.tiny import tiny_components
+from tests.tiny import tiny_components, unet_of
 from tests.tiny_checkpoint import single_file_tensors, tiny_modules, write_clip_vocabulary, write_safetensors
 
 SECONDS = 20  # of computing for one file
@@ -57,7 +57,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "drawn"
     parts = tiny_components("sd15")
     (encoder,) = parts.text_encoders
-    parts.unet.save_pretrained(folder / "unet")
+    unet_of(parts).save_pretrained(folder / "unet")
     parts.vae.save_pretrained(folder / "vae")  # type: ignore[operator, union-attr]
     encoder.model.save_pretrained(folder / "text_encoder")  # type: ignore[operator]
     encoder.tokenizer.save_pretrained(folder / "tokenizer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from apt_train.errors import InputError
 from apt_train.families.sd import load_checkpoint
+from tests.tiny import schedule_of, unet_of
 from tests.tiny_checkpoint import (
     Modules,
     single_file_tensors,
@@ -161,10 +163,11 @@ def test_a_vae_out_of_a_checkpoint_of_the_other_family_is_refused(tmp_path: Path
 
 
 def test_zero_terminal_snr_can_be_said(file: Path, folder: Path, vocabulary: Path) -> None:
-    for path, words in ((file, {"tokenizer": vocabulary}), (folder, {})):
-        told = load_checkpoint(path, prediction_type="v_prediction", zero_terminal_snr=True, **words).schedule  # type: ignore[arg-type]
+    said: dict[str, Any] = {"tokenizer": vocabulary}
+    for path, words in ((file, said), (folder, {})):
+        told = schedule_of(load_checkpoint(path, prediction_type="v_prediction", zero_terminal_snr=True, **words))
         assert told.prediction_type == "v_prediction" and told.zero_terminal_snr
-        assert not load_checkpoint(path, prediction_type="v_prediction", **words).schedule.zero_terminal_snr  # type: ignore[arg-type]
+        assert not load_checkpoint(path, prediction_type="v_prediction", **words).schedule.zero_terminal_snr
         assert "epsilon" in refusal(path, zero_terminal_snr=True, **words)
 
 
@@ -287,4 +290,4 @@ def test_hidden_files_count_for_nothing(folder: Path) -> None:
     loaded = load_checkpoint(folder)
     assert loaded.digest == clean.digest
     weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-    assert torch.equal(loaded.unet.conv_in.weight, weights["conv_in.weight"])
+    assert torch.equal(unet_of(loaded).conv_in.weight, weights["conv_in.weight"])

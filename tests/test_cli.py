@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from apt_train import cli
@@ -23,6 +22,7 @@ from apt_train.errors import InputError
 from apt_train.families.components import Components
 from tests.command_line import commands
 from tests.forked import Forked
+from tests.lora_files import metadata_of
 from tests.synthetic_run import plausible_log, write_run
 
 
@@ -369,8 +369,7 @@ def test_what_a_model_predicts_can_be_said_and_is_said_again_on_resume(
     """Of a model that says nothing, or the wrong thing, of itself; the LoRA file says it on."""
     output = tmp_path / "out"
     assert cli.main(arguments(model, photos, output, "--prediction-type", "v_prediction")) == 0
-    with safe_open(str(output / "toy_subject.safetensors"), framework="pt") as file:
-        assert file.metadata()["modelspec.prediction_type"] == "v"
+    assert metadata_of(output / "toy_subject.safetensors")["modelspec.prediction_type"] == "v"
     assert cli.main(["resume", str(output), "--steps", "4", "--device", "cpu"]) == 0
     plain = json.loads((output / "config.json").read_text())
     del plain["inputs"]["prediction_type"]  # as before there was the option

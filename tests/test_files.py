@@ -340,7 +340,8 @@ def test_a_draft_of_an_unknown_writer_goes_after_a_day_or_where_nobody_else_writ
 ) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "state.safetensors").write_text("half")
-    os.utime(tmp_path / name, (time.time() - hours * 3600,) * 2)
+    written = time.time() - hours * 3600
+    os.utime(tmp_path / name, (written, written))
     sweep(tmp_path, alone=alone)
     assert (tmp_path / name).exists() == (hours < 24 and not alone)
 

@@ -164,11 +164,10 @@ def test_biases_and_norms_of_comfyui_are_placed() -> None:
     keys = {"diffusion_model.out.2.bias.diff": torch.ones(4), "lora_unet_conv_norm_out.w_norm": torch.ones(16)}
     placed = {item.path: item for item in place(sorted_lora(keys, "file"), parts).placed}
     bias, norm = placed["conv_out"], placed["conv_norm_out"]
-    assert (
-        torch.equal(bias.changes(torch.zeros(4), "bias"), torch.ones(4))
-        and bias.changes(torch.zeros(4, 16, 3, 3), "weight") is None
-    )  # type: ignore[arg-type]  # noqa: E501
-    assert torch.equal(norm.changes(torch.zeros(16), "weight"), torch.ones(16))  # type: ignore[arg-type]
+    changed, weighted = bias.changes(torch.zeros(4), "bias"), norm.changes(torch.zeros(16), "weight")
+    assert changed is not None and torch.equal(changed, torch.ones(4))
+    assert bias.changes(torch.zeros(4, 16, 3, 3), "weight") is None
+    assert weighted is not None and torch.equal(weighted, torch.ones(16))
 
 
 def test_no_two_layers_share_a_name() -> None:

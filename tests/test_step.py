@@ -40,7 +40,7 @@ from apt_train.training.terms import (
     Term,
     Weighting,
 )
-from tests.tiny import tiny_components
+from tests.tiny import schedule_of, tiny_components, unet_of
 
 KINDS = ("sd15", "sdxl")
 CAPTION = "a photo of {subject} on grass"
@@ -95,7 +95,7 @@ def bench(
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=draws))
     parts.unet.train()
     if recompute:
-        parts.unet.enable_gradient_checkpointing()
+        unet_of(parts).enable_gradient_checkpointing()
     for encoder in parts.text_encoders:
         encoder.model.to(dtype)
     identifier = Identifier.from_init_word(parts.text_encoders, "toy" if fresh else "dog hat")
@@ -143,7 +143,7 @@ class ByHand:
 @torch.no_grad()
 def by_hand(made: Bench, batch: Batch) -> ByHand:
     unet, conditioner = made.parts.unet, made.step.conditioner
-    alpha_bar = made.parts.schedule.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    alpha_bar = schedule_of(made.parts).alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
     noisy = alpha_bar.sqrt() * batch.latents + (1 - alpha_bar).sqrt() * batch.noise
 
     def one(*, tuned: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -177,7 +177,7 @@ def close(found: Tensor | None, expected: Tensor | float) -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_total_is_the_formula_of_the_method(kind: str, prediction: str) -> None:
     made, batch = bench(APT, kind, prediction), batch_of()
-    hand, schedule = by_hand(made, batch), made.parts.schedule
+    hand, schedule = by_hand(made, batch), schedule_of(made.parts)
     before = made.step.indicator.gamma_at(batch.timesteps)
     alpha_bar = schedule.alphas_cumprod[batch.timesteps]
     target = batch.noise
@@ -552,7 +552,9 @@ def objective(method: Method = "apt", **apt: Any) -> Objective:
     return objective_of(TrainConfig(class_word="toy", method=method, dco_beta=7.0, apt=AptConfig(**apt)))
 
 
-OFF = {"adaptive_augmentation": False, "adaptive_loss_weight": False, "stabilization": False, "alignment": False}
+OFF: dict[str, Any] = dict.fromkeys(
+    ("adaptive_augmentation", "adaptive_loss_weight", "stabilization", "alignment"), False
+)
 
 
 def test_a_method_uses_its_own_terms() -> None:

@@ -25,7 +25,7 @@ from apt_train.events import BusyEvent, NoticeEvent, PreviewEvent, StepEvent, St
 from apt_train.rng import generator
 from apt_train.run.export import lora_to_kohya
 from apt_train.training import finish, update
-from tests.tiny import tiny_components, tiny_unet_without_decoder_attention
+from tests.tiny import tiny_components, tiny_unet_without_decoder_attention, unet_of
 from tests.training import Recorder, pictures, quick_config, run, same_weights
 
 
@@ -45,7 +45,7 @@ def test_a_picture_that_is_there_twice_is_told() -> None:
 def dreambooth_reference(config: TrainConfig) -> dict[str, torch.Tensor]:
     """Plain DreamBooth-LoRA in word mode, written out: what APT with everything off must equal bit for bit."""
     parts, images = tiny_components(), pictures()
-    unet, betas = parts.unet, torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    unet, betas = unet_of(parts), torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alpha_bar = torch.cumprod(1 - betas, 0).float()
     posteriors = [parts.encode(picture.pixels[None].float() / 127.5 - 1) for picture in images.images]
     encoder, tokenizer = parts.text_encoders[0].model, parts.text_encoders[0].tokenizer
@@ -63,6 +63,7 @@ def dreambooth_reference(config: TrainConfig) -> dict[str, torch.Tensor]:
             times.append(int(torch.randint(1000, (1,), generator=draws)))
             _, pick, _ = torch.rand(3, generator=draws, dtype=torch.float64).tolist()
             mean, std = posteriors[int(pick * len(posteriors))]
+            assert std is not None
             posterior, noise = torch.randn(2, *mean.shape[1:], generator=draws)
             latents.append(mean[0] + std[0] * posterior)
             noises.append(noise)

@@ -134,7 +134,17 @@ def test_every_finding_of_the_preflight_has_its_chinese(chinese: Callable[[str],
     assert len(found) > 12
     assert [sentence for sentence in found if not CHINESE.search(chinese(sentence.text))] == []
     plain = Look(
-        "a.png", "a toy", (8, 8), crop_of((64, 64), [(64, 64)]), 0, *[np.zeros(1)] * 2, None, None, *[None] * 2
+        "a.png",
+        "a toy",
+        (8, 8),
+        crop_of((64, 64), [(64, 64)]),
+        0,
+        np.zeros(1),
+        np.zeros(1),
+        None,
+        None,
+        Image.new("RGB", (8, 8)),
+        None,
     )
     for findings in ([], [Finding("", "")], [Finding("", "")] * 2):
         said = [Preflight([plain] * 2, 512, findings, [], []).heading, *_unchecked([plain], None)]

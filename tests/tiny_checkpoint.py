@@ -32,6 +32,10 @@ _XL: dict[str, Any] = dict(
     projection_class_embeddings_input_dim=2816, down_block_types=(_DOWN, _CROSS_DOWN, _CROSS_DOWN),
     up_block_types=(_CROSS_UP, _CROSS_UP, _UP),
 )  # fmt: skip
+_VAE: dict[str, Any] = dict(
+    block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4,
+    up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, norm_num_groups=32,
+)  # fmt: skip
 UNETS: dict[str, dict[str, Any]] = {
     "sd15": dict(
         block_out_channels=(32, 64), attention_head_dim=8, cross_attention_dim=768, layers_per_block=2,
@@ -65,10 +69,7 @@ def tiny_modules(kind: str) -> Modules:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = UNet2DConditionModel(sample_size=8, **UNETS[kind]).eval()
-        vae = AutoencoderKL(
-            block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4,
-            up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, norm_num_groups=32,
-        ).eval()  # fmt: skip
+        vae = AutoencoderKL(**_VAE).eval()
     return Modules(kind, unet, encoders, vae)
 
 
@@ -111,7 +112,7 @@ def _bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
 
 
-def unet_to_ldm(unet: nn.Module) -> dict[str, Tensor]:
+def unet_to_ldm(unet: Any) -> dict[str, Tensor]:
     """A diffusers UNet's tensors (on meta too) under the original names, without prefix."""
     places = {
         "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
@@ -121,7 +122,7 @@ def unet_to_ldm(unet: nn.Module) -> dict[str, Tensor]:
         "mid_block.resnets.1": "middle_block.2",
     }  # fmt: skip
     number = 1
-    for level, block in enumerate(unet.down_blocks):  # type: ignore[arg-type]
+    for level, block in enumerate(unet.down_blocks):
         for layer in range(len(block.resnets)):
             places[f"down_blocks.{level}.resnets.{layer}"] = f"input_blocks.{number}.0"
             places[f"down_blocks.{level}.attentions.{layer}"] = f"input_blocks.{number}.1"
@@ -130,7 +131,7 @@ def unet_to_ldm(unet: nn.Module) -> dict[str, Tensor]:
             places[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{number}.0.op"
             number += 1
     number = 0
-    for level, block in enumerate(unet.up_blocks):  # type: ignore[arg-type]
+    for level, block in enumerate(unet.up_blocks):
         for layer in range(len(block.resnets)):
             places[f"up_blocks.{level}.resnets.{layer}"] = f"output_blocks.{number}.0"
             places[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{number}.1"
