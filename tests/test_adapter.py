@@ -17,6 +17,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, RankByTimestep, add_adapter
+from apt_train.config import AdapterTargets
 from apt_train.families.levels import even_levels
 from apt_train.families.sd.network import StableDiffusion
 from apt_train.rng import generator
@@ -192,7 +193,7 @@ def test_only_the_adapter_requires_grad(kind: str) -> None:
 
 
 @pytest.mark.parametrize("targets", ["attention", "attention+ff"])
-def test_it_sits_on_the_named_layers_and_no_others(kind: str, targets: str) -> None:
+def test_it_sits_on_the_named_layers_and_no_others(kind: str, targets: AdapterTargets) -> None:
     ends = ["to_q", "to_k", "to_v", "to_out.0"] + (["ff.net.0.proj", "ff.net.2"] if targets == "attention+ff" else [])
     unet = tiny_components(kind).unet
     expected = {
@@ -200,8 +201,8 @@ def test_it_sits_on_the_named_layers_and_no_others(kind: str, targets: str) -> N
         for name, module in unet.named_modules()
         if isinstance(module, nn.Linear) and any(name.endswith("." + end) for end in ends)
     }
-    shapes = {name: tuple(unet.get_submodule(name).weight.shape) for name in expected}  # type: ignore[union-attr]
-    add_adapter(unet, rank=3, alpha=3.0, targets=targets, seed=0)  # type: ignore[arg-type]
+    shapes = {name: tuple(unet.get_parameter(f"{name}.weight").shape) for name in expected}
+    add_adapter(unet, rank=3, alpha=3.0, targets=targets, seed=0)
     state = Adapter(unet).state()
     assert {name.rsplit(".lora_", 1)[0] for name in state} == expected
     for name, (rows, columns) in shapes.items():

@@ -235,7 +235,8 @@ def test_the_sheet_shows_crops_masks_and_findings_in_colour(tmp_path: Path) -> N
 
 
 def colours(sheet: Image.Image) -> set[tuple[int, ...]]:
-    return {colour for _, colour in sheet.getcolors(sheet.width * sheet.height) or ()}  # type: ignore[misc]
+    found: Any = sheet.getcolors(sheet.width * sheet.height)
+    return {colour for _, colour in found or ()}
 
 
 def test_what_is_cut_away_is_pale_on_the_sheet(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from apt_train.families.components import Components
 from apt_train.families.sd import load_checkpoint
 from apt_train.families.sd.meta_build import build
 from apt_train.families.sd.schedule_config import schedule_from_config
-from tests.tiny import schedule_of, tiny_components, unet_of
+from tests.tiny import schedule_of, tiny_components, unet_of, vae_of
 from tests.tiny_checkpoint import (
     UNETS,
     Modules,
@@ -59,16 +59,17 @@ def assert_same_model(components: Components, modules: Modules) -> None:
     assert_same_text(components, modules)
     images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     mean, std = components.encode(images)
-    scale = components.vae.config["scaling_factor"]  # type: ignore[union-attr, index]
-    posterior = modules.vae.encode(images).latent_dist  # type: ignore[union-attr]
+    ours, theirs = vae_of(components), cast("Any", modules.vae)
+    scale = ours.config["scaling_factor"]
+    posterior = theirs.encode(images).latent_dist
     assert std is not None
     assert torch.allclose(mean, posterior.mean * scale, atol=1e-5) and torch.allclose(
         std, posterior.std * scale, atol=1e-5
     )
-    assert torch.allclose(components.decode(mean), modules.vae.decode(mean / scale).sample, atol=1e-5)  # type: ignore[union-attr]
-    assert_same_weights(components.vae, modules.vae)  # type: ignore[arg-type]
-    parts = (components.unet, components.vae, *(encoder.model for encoder in components.text_encoders))
-    assert not any(part.training or any(p.requires_grad for p in part.parameters()) for part in parts)  # type: ignore[union-attr]
+    assert torch.allclose(components.decode(mean), theirs.decode(mean / scale).sample, atol=1e-5)
+    assert_same_weights(ours, modules.vae)
+    parts = (components.unet, ours, *(encoder.model for encoder in components.text_encoders))
+    assert not any(part.training or any(p.requires_grad for p in part.parameters()) for part in parts)
 
 
 def assert_same_weights(ours: nn.Module, theirs: nn.Module) -> None:
@@ -154,7 +155,7 @@ def test_weights_keep_the_files_type_unless_another_is_asked(tmp_path, vocabular
     kept = load_checkpoint(path, tokenizer=vocabulary)
     assert {kept.unet.dtype, kept.text_encoders[0].model.dtype} == {written}
     assert {p.dtype for p in kept.unet.parameters()} == {written}
-    assert kept.vae.dtype == torch.float32  # type: ignore[union-attr]
+    assert vae_of(kept).dtype == torch.float32
     asked = load_checkpoint(path, tokenizer=vocabulary, dtype=torch.float32)
     assert asked.digest not in (kept.digest, load_checkpoint(path, tokenizer=vocabulary, dtype=torch.bfloat16).digest)
     assert asked.unet.dtype == asked.text_encoders[0].model.dtype == torch.float32
@@ -177,7 +178,7 @@ def test_old_text_names_and_training_leftovers_are_read(tmp_path, vocabulary):
 
 def test_tiny_autoencoder_gives_fixed_latents(tmp_path, vocabulary):
     torch.manual_seed(0)
-    taesd = AutoencoderTiny().eval()
+    taesd: Any = AutoencoderTiny().eval()
     tensors = {k: v for k, v in single_file_tensors(tiny_modules("sd15")).items() if not k.startswith("first_stage")}
     for name, tensor in taesd.state_dict().items():
         side, _, layer, rest = name.split(".", 3)
@@ -187,8 +188,8 @@ def test_tiny_autoencoder_gives_fixed_latents(tmp_path, vocabulary):
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     latents, std = components.encode(images)
     assert std is None and components.family.vae_factor == 8
-    assert torch.allclose(latents, taesd.encode(images).latents)  # type: ignore[union-attr]
-    assert torch.allclose(components.decode(latents), taesd.decode(latents).sample)  # type: ignore[union-attr]
+    assert torch.allclose(latents, taesd.encode(images).latents)
+    assert torch.allclose(components.decode(latents), taesd.decode(latents).sample)
 
 
 def test_vae_computes_in_float32_under_autocast(sd15_file, vocabulary):
@@ -293,8 +294,8 @@ def test_custom_model_with_its_own_word_tokenizer(tmp_path):
     (encoder,) = parts.text_encoders
     folder = tmp_path / "drawn"
     unet_of(parts).save_pretrained(folder / "unet")
-    parts.vae.save_pretrained(folder / "vae")  # type: ignore[operator, union-attr]
-    encoder.model.save_pretrained(folder / "text_encoder")  # type: ignore[operator]
+    vae_of(parts).save_pretrained(folder / "vae")
+    cast("Any", encoder.model).save_pretrained(folder / "text_encoder")
     encoder.tokenizer.save_pretrained(folder / "tokenizer")
     DDIMScheduler(beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")
     index = {part: ["transformers", "CLIPTextModel"] for part in ("text_encoder", "tokenizer", "scheduler")}

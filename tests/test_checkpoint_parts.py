@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler
 from safetensors.torch import load_file
 
 from apt_train.errors import InputError
@@ -49,12 +49,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def vae() -> torch.nn.Module:
+def vae() -> AutoencoderKL:
     """Another VAE than that of `tiny_modules`, of the same build."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         own = tiny_modules("sd15").vae
-        return type(own).from_config(own.config).eval()  # type: ignore[return-value]
+        other: Any = AutoencoderKL.from_config(own.config)
+        return other.eval()
 
 
 def refusal(path: Path, **options) -> str:
@@ -68,7 +69,7 @@ def refusal(path: Path, **options) -> str:
 # --- a VAE beside the model -----------------------------------------------------------------------------------
 
 
-def write_vae(folder: Path, layout: str, vae: torch.nn.Module) -> Path:
+def write_vae(folder: Path, layout: str, vae: AutoencoderKL) -> Path:
     path, state = folder / "vae.safetensors", vae.state_dict()
     if layout == "original":
         return write_safetensors(path, vae_to_ldm(state, levels=2))
@@ -76,9 +77,9 @@ def write_vae(folder: Path, layout: str, vae: torch.nn.Module) -> Path:
         return write_safetensors(path, state)
     if layout == "checkpoint":
         modules = tiny_modules("sd15")
-        return write_safetensors(path, single_file_tensors(Modules("sd15", modules.unet, modules.encoders, vae)))  # type: ignore[arg-type]
+        return write_safetensors(path, single_file_tensors(Modules("sd15", modules.unet, modules.encoders, vae)))
     part = folder / "given" / "vae"
-    vae.save_pretrained(part)  # type: ignore[operator]
+    vae.save_pretrained(part)
     return part if layout == "folder" else part.parent
 
 

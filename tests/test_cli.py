@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -319,14 +320,14 @@ def test_unwritable_and_full_disks_in_words(
 
     original = os.open
 
-    def failing(path: object, *rest: int, **more: int) -> int:
+    def failing(path: Any, *rest: int, **more: int) -> int:
         if str(tmp_path / "out") in str(path) or str(path).startswith(str(tmp_path / ".")):
-            raise OSError(failing.code, os.strerror(failing.code))  # type: ignore[attr-defined]
-        return original(path, *rest, **more)  # type: ignore[arg-type]
+            raise OSError(failing.code, os.strerror(failing.code))
+        return original(path, *rest, **more)
 
     monkeypatch.setattr(os, "open", failing)
     for code, word in ((errno.EACCES, "not writable"), (errno.ENOSPC, "disk is full")):
-        failing.code = code  # type: ignore[attr-defined]
+        failing.code = code
         assert word in refused(arguments(model, photos, tmp_path / "out"), capsys)
 
 
@@ -337,8 +338,8 @@ def test_nan_latents_are_refused(
 
     load = checkpoint.load_checkpoint
 
-    def broken(*args: object, **more: object) -> Components:
-        parts = load(*args, **more)  # type: ignore[arg-type]
+    def broken(*args: Any, **more: Any) -> Components:
+        parts = load(*args, **more)
         parts.encode = lambda image: (
             torch.full((1, 4, image.shape[-2] // 4, image.shape[-1] // 4), float("nan")),
             None,

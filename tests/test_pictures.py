@@ -50,10 +50,10 @@ def png_with(image: Image.Image, *chunks: bytes, last: bool = False) -> bytes:
     return buffer.getvalue()[:place] + b"".join(chunks) + buffer.getvalue()[place:]
 
 
-def jpeg_with(image: Image.Image, *segments: tuple[int, bytes], **options: object) -> bytes:
+def jpeg_with(image: Image.Image, *segments: tuple[int, bytes], **options: Any) -> bytes:
     """The picture's JPEG with segments right after its start."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", **options)  # type: ignore[arg-type]
+    image.save(buffer, "JPEG", **options)
     inserted = b"".join(bytes([0xFF, 0xE0 + n]) + struct.pack(">H", len(data) + 2) + data for n, data in segments)
     return buffer.getvalue()[:2] + inserted + buffer.getvalue()[2:]
 
@@ -238,8 +238,8 @@ def _profile(kind: bytes, space: bytes, connection: bytes, tags: dict[bytes, byt
     return head[:128] + table + b"".join(tags.values())
 
 
-def first_colour(path: Path, **options: object) -> list[int]:
-    return read_picture(path, WHITE, **options).pixels[:, 0, 0].tolist()  # type: ignore[arg-type]
+def first_colour(path: Path, **options: Any) -> list[int]:
+    return read_picture(path, WHITE, **options).pixels[:, 0, 0].tolist()
 
 
 needs_lcms = pytest.mark.skipif(not features.check("littlecms2"), reason="this Pillow has no LittleCMS")
@@ -298,7 +298,7 @@ def test_srgb_by_any_name_is_left_to_the_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
 def test_a_grey_profile_is_honoured(tmp_path: Path, mode: str) -> None:
     value = {"L": 100, "LA": (100, 255), "I;16": 100 * 257}[mode]
-    Image.new(mode, (8, 8), value).save(tmp_path / "a.png", icc_profile=grey_profile(1.0))  # type: ignore[arg-type]
+    Image.new(mode, (8, 8), value).save(tmp_path / "a.png", icc_profile=grey_profile(1.0))
     linear = 100 / 255
     expected = 255 * (1.055 * linear ** (1 / 2.4) - 0.055)
     assert first_colour(tmp_path / "a.png") == pytest.approx([expected] * 3, abs=2)

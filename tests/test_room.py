@@ -143,8 +143,8 @@ def test_the_plan_says_how_long_the_steps_will_take(monkeypatch: pytest.MonkeyPa
     def left(place: str, memory: Memory | None, steps_done: int = 0) -> float | None:
         made = planned(device=place, steps=2000)
         vars(made)["memory"] = memory
-        known = SimpleNamespace(device=made.device, plan=made, config=made.config, steps_done=steps_done)
-        return trial.seconds_left(known)  # type: ignore[arg-type]
+        known: Any = SimpleNamespace(device=made.device, plan=made, config=made.config, steps_done=steps_done)
+        return trial.seconds_left(known)
 
     large = Memory(GB, GB, GB)
     assert left("cuda", large) == 3000 and left("cuda", large, 500) == 2250

@@ -163,7 +163,8 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(name: str, kind: str, 
     second = run(tiny_components(kind), output_dir=tmp_path / "parts", resume=True, **settings)
     assert second.steps_done == 5 and not second.stopped
     assert same_weights(whole, second)
-    assert second.losses == whole.losses and second.gamma.tolist() == whole.gamma.tolist()  # type: ignore[union-attr]
+    assert second.gamma is not None and whole.gamma is not None
+    assert second.losses == whole.losses and second.gamma.tolist() == whole.gamma.tolist()
     logs = [(tmp_path / run_name / "log.jsonl").read_text() for run_name in ("whole", "parts")]
     assert logs[0] == logs[1]
     states = [
@@ -488,9 +489,9 @@ def test_prior_preservation_adds_its_loss_and_never_enters_the_indicator() -> No
     plain, kept = Recorder(), Recorder()
     first = run(steps=1, on_event=plain)
     second = run(steps=1, on_event=kept, prior_images=pictures(2, seed=5))
-    assert plain.steps[0].prior_preservation is None and kept.steps[0].prior_preservation > 0  # type: ignore[operator]
     added = kept.steps[0].prior_preservation
-    assert added is not None and kept.steps[0].loss == pytest.approx(plain.steps[0].loss + added)
+    assert plain.steps[0].prior_preservation is None and added is not None and added > 0
+    assert kept.steps[0].loss == pytest.approx(plain.steps[0].loss + added)
     assert kept.steps[0].gamma == plain.steps[0].gamma
     assert not same_weights(first, second)
 
@@ -697,7 +698,8 @@ def test_gradient_checkpointing_changes_memory_and_no_weight() -> None:
 def test_watching_the_indicator_changes_what_is_seen_and_no_weight() -> None:
     blind, seeing = run(method="dreambooth"), run(method="dreambooth", watch_indicator=True)
     assert same_weights(blind, seeing)
-    assert blind.gamma.max() == 0 and seeing.gamma.max() > 0  # type: ignore[union-attr]
+    assert blind.gamma is not None and seeing.gamma is not None
+    assert blind.gamma.max() == 0 and seeing.gamma.max() > 0
 
 
 def test_preview_settings_change_the_preview() -> None:

@@ -75,8 +75,8 @@ def chinese(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
     users = tmp_path_factory.mktemp("user")
     (users / "default").mkdir()
     (users / "default" / "comfy.settings.json").write_text('{"Comfy.Locale": "zh"}', encoding="utf-8")
-    folders = ModuleType("folder_paths")
-    folders.get_user_directory = lambda: str(users)  # type: ignore[attr-defined]
+    folders: Any = ModuleType("folder_paths")
+    folders.get_user_directory = lambda: str(users)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "folder_paths", folders)
         with node_module("host.language") as module:

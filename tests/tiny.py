@@ -199,3 +199,8 @@ def unet_of(parts: Components) -> UNet2DConditionModel:
 def schedule_of(parts: Components) -> NoiseSchedule:
     assert isinstance(parts.schedule, NoiseSchedule)
     return parts.schedule
+
+
+def vae_of(parts: Components) -> AutoencoderKL:
+    assert isinstance(parts.vae, AutoencoderKL)
+    return parts.vae

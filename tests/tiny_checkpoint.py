@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers import pre_tokenizers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+Encoder = CLIPTextModel | CLIPTextModelWithProjection
 
 VOCABULARY = 600  # rows; write_clip_vocabulary fills 520 of them
 _DTYPES = {torch.float16: "F16", torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
@@ -58,14 +60,14 @@ class Modules:
 
     kind: str
     unet: UNet2DConditionModel
-    encoders: list[nn.Module]
+    encoders: list[Encoder]
     vae: AutoencoderKL
 
 
 @functools.cache
 def tiny_modules(kind: str) -> Modules:
     """The same modules at every call: do not change them."""
-    encoders: list[nn.Module] = [text_encoder(768)] if kind == "sd15" else [text_encoder(768), text_encoder(1280)]
+    encoders: list[Encoder] = [text_encoder(768)] if kind == "sd15" else [text_encoder(768), text_encoder(1280)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = UNet2DConditionModel(sample_size=8, **UNETS[kind]).eval()
@@ -74,7 +76,7 @@ def tiny_modules(kind: str) -> Modules:
 
 
 @functools.cache
-def text_encoder(width: int) -> nn.Module:
+def text_encoder(width: int) -> Encoder:
     """CLIP-L-like at 768, OpenCLIP-bigG-like (with projection) at 1280; two layers."""
     config = CLIPTextConfig(
         vocab_size=VOCABULARY, hidden_size=width, intermediate_size=32, num_hidden_layers=2, projection_dim=width,
@@ -258,7 +260,7 @@ def write_diffusers_folder(
     DDIMScheduler(**(scheduler or {})).save_pretrained(folder / "scheduler")
     index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
     for suffix, encoder in zip(("", "_2")[: len(modules.encoders)], modules.encoders, strict=True):
-        encoder.save_pretrained(folder / f"text_encoder{suffix}", variant=variant)  # type: ignore[operator]
+        encoder.save_pretrained(folder / f"text_encoder{suffix}", variant=variant)
         write_clip_vocabulary(folder / f"tokenizer{suffix}")
         index[f"text_encoder{suffix}"] = ["transformers", type(encoder).__name__]
         index[f"tokenizer{suffix}"] = ["transformers", "CLIPTokenizer"]
