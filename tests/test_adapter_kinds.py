@@ -377,6 +377,7 @@ def loha_shapes(rank: int, rows: int, columns: int) -> dict[str, tuple[int, ...]
 
 
 def loha_config(rank: int, alpha: float, dropout: float, targets: list[str]) -> LoHaConfig:
+    # peft annotates alpha as an int, and scales by any number
     return LoHaConfig(r=rank, alpha=cast("Any", alpha), rank_dropout=dropout, target_modules=targets)
 
 
