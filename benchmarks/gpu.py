@@ -22,11 +22,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import diffusers
 import peft
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -48,10 +49,12 @@ from apt_train.training.setup import prepared_run
 from apt_train.training.train import train
 from apt_train.training.update import optimizer_step
 from benchmarks import speed
-from benchmarks.memory import published
+from benchmarks.memory import published, sd_unet
 
+Name = Literal["tiny", "sd15", "sdxl"]
 RESULTS = Path(__file__).parent / "results" / "gpu"
-CASES = (("sdxl", 1024), ("sdxl", 512), ("sd15", 512))
+CASES: tuple[tuple[Name, int], ...] = (("sdxl", 1024), ("sdxl", 512), ("sd15", 512))
+TINY: tuple[tuple[Name, int], ...] = (("tiny", 64),)
 WAYS: dict[str, dict[str, Any]] = {
     "DreamBooth": {"method": "dreambooth"},
     "APT": {"method": "apt"},
@@ -71,7 +74,7 @@ def main() -> None:
     values["agreement"] = agreement(device, steps=4 if options.tiny else 40)
     values["tests"] = None if options.tiny else marked_tests()
     values["steps"] = []
-    for name, side in (("tiny", 64),) if options.tiny else CASES:
+    for name, side in TINY if options.tiny else CASES:
         values["steps"] += steps_of(name, side, device, values["ceiling"], began)
     values["seconds"] = round(time.monotonic() - began, 1)
     print(report(values), end="")
@@ -79,7 +82,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "--tiny", action="store_true", help="networks of a few weights, on the CPU where there is no GPU"
     )
@@ -193,7 +196,7 @@ class On:
 
 
 def steps_of(
-    name: str, side: int, device: torch.device, ceiling: dict[str, float], began: float
+    name: Name, side: int, device: torch.device, ceiling: dict[str, float], began: float
 ) -> list[dict[str, Any]]:
     """A row per way to train, with and without recomputing. Rows beyond the time limit are left out."""
     dtype = resolve_dtype("auto", device)
@@ -247,7 +250,7 @@ def _steps(on: On, settings: dict[str, Any], checkpointing: bool) -> Iterator[tu
             yield bare_step(on, checkpointing), None
         finally:
             Adapter(parts.unet).remove()
-            parts.unet._hf_peft_config_loaded = False  # type: ignore[assignment]
+            sd_unet(parts)._hf_peft_config_loaded = False
             parts.network.checkpoint(parts.unet, False)
             nn.Module.to(parts.unet.eval(), "cpu")
         return
@@ -301,28 +304,28 @@ def _inputs(parts: Components, side: int, device: torch.device) -> tuple[Tensor,
     return noisy, TextInput(torch.zeros(1, 77, unet.config["cross_attention_dim"], device=device), pooled, geometry)
 
 
-def operations(name: str, side: int) -> float:
+def operations(name: Name, side: int) -> float:
     """Operations of one forward and backward pass of the network with its LoRA, counted on the meta device."""
-    parts = speed.components("short") if name == "tiny" else published(name)  # type: ignore[arg-type]
+    parts = speed.components("short") if name == "tiny" else published(name)
     if name == "tiny":
         add_adapter(parts.unet.to(META), rank=AdapterConfig().rank, alpha=1)
     noisy, text = _inputs(parts, side, META)
-    times, dtype = torch.zeros(1, dtype=torch.int64, device=META), parts.unet.conv_in.weight.dtype
+    times, dtype = torch.zeros(1, dtype=torch.int64, device=META), sd_unet(parts).conv_in.weight.dtype
     with FlopCounterMode(display=False) as counter:
-        parts.network.predict(parts.unet.train(), noisy, times, text, dtype).sum().backward()  # type: ignore[arg-type]
+        parts.network.predict(parts.unet.train(), noisy, times, text, dtype).sum().backward()
     return float(counter.get_total_flops())
 
 
-def model(name: str, device: torch.device) -> Components:
+def model(name: Name, device: torch.device) -> Components:
     """With random weights drawn on the device, moved to the CPU. Its VAE is float32."""
     if name == "tiny":
         return speed.components("short")
-    parts = published(name)  # type: ignore[arg-type]
+    parts = published(name)
     Adapter(parts.unet).remove()
     assert parts.vae is not None
     for module in (parts.unet, parts.vae, *(encoder.model for encoder in parts.text_encoders)):
         _fill(module, device)
-    codec = VaeCodec(parts.vae)  # type: ignore[arg-type]
+    codec = VaeCodec(cast("AutoencoderKL", parts.vae))
     return replace(parts, encode=codec.encode, decode=codec.decode)
 
 

@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pixels", type=int, choices=sorted(LENGTHS), nargs="+", default=sorted(LENGTHS))
     parser.add_argument("--weights", choices=("fp16", "fp32"), default="fp16", help="type of the checkpoint's weights")

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 from unittest import mock
 
 import torch
@@ -27,7 +27,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 from apt_train.adapter import Adapter, add_adapter
-from apt_train.config import AdapterConfig, Method, Storage, TrainConfig
+from apt_train.config import AdapterConfig, IdentifierMode, Method, Storage, TrainConfig
 from apt_train.data.batch import Batch
 from apt_train.data.dataset import ImageSet
 from apt_train.demo.recipe import MODEL
@@ -69,8 +69,12 @@ UNETS: dict[str, dict[str, Any]] = {
         use_linear_projection=True, projection_class_embeddings_input_dim=2816,
     ),
 }  # fmt: skip
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-BIG_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+VAE: dict[str, Any] = dict(
+    block_out_channels=(128, 256, 512, 512), latent_channels=4, layers_per_block=2,
+    down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+)  # fmt: skip
+CLIP_L: dict[str, Any] = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+BIG_G: dict[str, Any] = dict(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20)
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ class Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", type=Path, help="also write the bytes to this file")
     options = parser.parse_args()
     models = {name: published(name) for name, _ in CASES}
@@ -107,7 +111,9 @@ def main() -> None:
         for checkpointing in (False, True)
         for method in METHODS
     ]
-    vae = [dict(zip(VAE_FIELDS, (name, side, *vae_bytes(models[name], side)), strict=True)) for name, side in CASES]
+    vae: list[dict[str, Any]] = [
+        dict(zip(VAE_FIELDS, (name, side, *vae_bytes(models[name], side)), strict=True)) for name, side in CASES
+    ]
     plans = [plan for name, side in CASES[:2] for plan in plans_of(models[name], side)]
     reached = [row for name, _ in CASES[:2] for row in reached_by(models[name])]
     print(report(rows, vae, plans, reached), end="")
@@ -128,10 +134,7 @@ def published(name: Literal["sd15", "sdxl"]) -> Components:
         nn.Module.to(unet, torch.bfloat16)  # diffusers' own `to` warns about a cast that is meant
         add_adapter(unet, rank=rank, alpha=rank)
         encoders = _text_encoders(family)
-        vae = AutoencoderKL(
-            **family.vae, block_out_channels=(128, 256, 512, 512), latent_channels=4, layers_per_block=2,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        )  # fmt: skip
+        vae: Any = AutoencoderKL(**family.vae, **VAE)
     vae.eval().requires_grad_(False)
     return Components(
         unet=unet.train(),
@@ -142,6 +145,10 @@ def published(name: Literal["sd15", "sdxl"]) -> Components:
         family=Family(family.name, family.resolution, vae_factor=8),
         vae=vae,
     )
+
+
+def sd_unet(parts: Components) -> UNet2DConditionModel:
+    return cast("UNet2DConditionModel", parts.unet)
 
 
 def _unet_config(family: FamilySpec) -> dict[str, Any]:
@@ -158,7 +165,8 @@ def _text_encoders(family: FamilySpec) -> list[TextEncoder]:
         config = CLIPTextConfig(
             **sizes, hidden_act=spec.hidden_act, vocab_size=49408, projection_dim=sizes["hidden_size"]
         )
-        model = (CLIPTextModelWithProjection if spec.pooled else CLIPTextModel)(config).to(torch.bfloat16)
+        model: Any = (CLIPTextModelWithProjection if spec.pooled else CLIPTextModel)(config)
+        model.to(torch.bfloat16)
         encoders.append(TextEncoder(model, tokenizer, spec.layer, spec.final_norm, spec.pooled, spec.embedding_key))
     return encoders
 
@@ -194,7 +202,7 @@ def step_bytes(parts: Components, method: Method, side: int, *, checkpointing: b
     modules = [parts.unet, identifier, *(encoder.model for encoder in parts.text_encoders)]
     live = LiveBytes(modules)
     trained = [*step.adapter.parameters.values(), *identifier.parameters()]
-    with _checkpointing(parts.unet, checkpointing), gradients_left_out(live, trained), fused_attention(), live:
+    with _checkpointing(sd_unet(parts), checkpointing), gradients_left_out(live, trained), fused_attention(), live:
         batch = _batch(parts, side)
         output = step(batch, with_prior=step.objective.needs_prior(0))
         kept = live.now
@@ -203,7 +211,7 @@ def step_bytes(parts: Components, method: Method, side: int, *, checkpointing: b
 
 
 def _training_step(parts: Components, method: Method, *, checkpointing: bool) -> TrainingStep:
-    encoders, weight = parts.text_encoders, parts.unet.conv_in.weight
+    encoders, weight = parts.text_encoders, sd_unet(parts).conv_in.weight
     for encoder in encoders:
         encoder.model.requires_grad_(False)
     identifier = Identifier.from_init_word(encoders, "toy").to(weight.device)
@@ -219,8 +227,9 @@ def _training_step(parts: Components, method: Method, *, checkpointing: bool) ->
 
 
 def _batch(parts: Components, side: int) -> Batch:
-    device, latent = parts.unet.conv_in.weight.device, side // parts.family.vae_factor
-    latents = torch.zeros(1, parts.unet.config["in_channels"], latent, latent, device=device)
+    unet, latent = sd_unet(parts), side // parts.family.vae_factor
+    device = unet.conv_in.weight.device
+    latents = torch.zeros(1, unet.config["in_channels"], latent, latent, device=device)
     timesteps = torch.zeros(1, dtype=torch.int64, device=device)
     sizes = torch.zeros(1, 6, device=device)
     return Batch(latents, torch.zeros_like(latents), timesteps, ["a photo of {subject} on grass"], None, sizes)
@@ -245,7 +254,8 @@ def plans_of(parts: Components, side: int) -> list[dict[str, Any]]:
     """
     Adapter(parts.unet).remove()
     plans: list[dict[str, Any]] = []
-    for storage, (mode, aside) in product(get_args(Storage), (("learned", False), ("learned", True), ("word", False))):
+    ways: list[tuple[IdentifierMode, bool]] = [("learned", False), ("learned", True), ("word", False)]
+    for storage, (mode, aside) in product(get_args(Storage), ways):
         config = TrainConfig(class_word="toy", identifier_mode=mode, base_storage=storage)
         setting = Setting(config, objective_of(config), torch.device("cuda"), torch.bfloat16, side, True, aside)
         told = estimated(parts, setting)

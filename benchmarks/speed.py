@@ -79,7 +79,7 @@ def keep(folder: Path, name: str | None, values: dict[str, Any]) -> None:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--model", choices=("embedded", "sd15"), nargs="+", default=["embedded", "sd15"])
     parser.add_argument("--name", help="also write benchmarks/results/speed/NAME.json")
@@ -154,12 +154,12 @@ def bare_loop(name: ModelName) -> Iterator[Step]:
     unet.train()
     trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-5, weight_decay=1e-4)
-    schedule = diffusers.DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    schedule: Any = diffusers.DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     latents, text = _latents(name), _text(name, unet)
 
     def step() -> None:
         noise, timesteps = torch.randn_like(latents), torch.randint(1000, (1,))
-        noisy: Any = schedule.add_noise(latents, noise, timesteps)
+        noisy = schedule.add_noise(latents, noise, timesteps)
         prediction = unet(noisy, timesteps, encoder_hidden_states=text).sample
         optimizer.zero_grad(set_to_none=True)
         nn.functional.mse_loss(prediction, noise).backward()

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from tests.tiny_checkpoint import unet_to_ldm
 
 Layers = dict[str, tuple[Tensor, Tensor]]  # by path: down, up
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself."""
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 def random_layers(module: nn.Module, paths: list[str], rank: int = 4, size: float = 0.3) -> Layers:

@@ -39,7 +39,7 @@ class OnDevice(Tensor):
         made.held = held
         return made
 
-    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+    def __repr__(self, **_: Any) -> str:
         return f"OnDevice({tuple(self.shape)}, {self.dtype})"
 
     @classmethod

@@ -53,5 +53,5 @@ def made_up(points: list[AtStrength]) -> CheckUp:
     blocks = [Block("text encoder 1", 1, 0.02, None, None), Block("up 0", 1, 0.1, 16.0, 3.0)]
     return CheckUp(
         LoraFile("mine", {"lora_unet_x": parts}), Placement(placed, [], []), blocks, Subject("toy", "sks toy"), points,
-        recommended(points), ["a {subject}"], ["a city"], 2, 10, 1000, "a model",
+        recommended(points), ["a {subject}"], ["a city"], 2, 10, "a model",
     )  # fmt: skip

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,17 +17,18 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, RankByTimestep, add_adapter
+from apt_train.config import AdapterTargets
 from apt_train.families.levels import even_levels
 from apt_train.families.sd.network import StableDiffusion
 from apt_train.rng import generator
 from apt_train.training.capture import Capture
 from benchmarks.memory import published
-from tests.tiny import tiny_components
+from tests.tiny import tiny_components, unet_of
 
 KINDS = ("sd15", "sdxl")
 
 
-def inputs_of(kind: str, count: int = 2, dtype: torch.dtype = torch.float32) -> dict[str, object]:
+def inputs_of(kind: str, count: int = 2, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     draws = generator("adapter inputs", kind)
     width = 64 if kind == "sdxl" else 32
     extra = {"text_embeds": torch.randn(count, 32, generator=draws).to(dtype), "time_ids": torch.ones(count, 6)}
@@ -38,16 +40,18 @@ def inputs_of(kind: str, count: int = 2, dtype: torch.dtype = torch.float32) -> 
     }
 
 
-def output(unet: nn.Module, inputs: dict[str, object]) -> Tensor:
+def output(unet: nn.Module, inputs: dict[str, Any]) -> Tensor:
     return unet(**inputs).sample
 
 
-def tuned_unet(kind: str = "sd15", dtype: torch.dtype = torch.float32, **settings: object) -> nn.Module:
+def tuned_unet(kind: str = "sd15", dtype: torch.dtype = torch.float32, **settings: Any) -> UNet2DConditionModel:
     """A UNet whose LoRA does something: lora_B is filled as after training."""
-    unet = tiny_components(kind).unet.to(dtype)
-    add_adapter(unet, **({"rank": 4, "alpha": 2.0, "seed": 1} | settings))  # type: ignore[arg-type]
-    fill(unet)
-    return unet
+    parts = tiny_components(kind)
+    parts.unet.to(dtype)
+    values: dict[str, Any] = {"rank": 4, "alpha": 2.0, "seed": 1, **settings}
+    add_adapter(parts.unet, **values)
+    fill(parts.unet)
+    return unet_of(parts)
 
 
 def fill(unet: nn.Module) -> None:
@@ -189,7 +193,7 @@ def test_only_the_adapter_requires_grad(kind: str) -> None:
 
 
 @pytest.mark.parametrize("targets", ["attention", "attention+ff"])
-def test_it_sits_on_the_named_layers_and_no_others(kind: str, targets: str) -> None:
+def test_it_sits_on_the_named_layers_and_no_others(kind: str, targets: AdapterTargets) -> None:
     ends = ["to_q", "to_k", "to_v", "to_out.0"] + (["ff.net.0.proj", "ff.net.2"] if targets == "attention+ff" else [])
     unet = tiny_components(kind).unet
     expected = {
@@ -197,8 +201,8 @@ def test_it_sits_on_the_named_layers_and_no_others(kind: str, targets: str) -> N
         for name, module in unet.named_modules()
         if isinstance(module, nn.Linear) and any(name.endswith("." + end) for end in ends)
     }
-    shapes = {name: tuple(unet.get_submodule(name).weight.shape) for name in expected}  # type: ignore[union-attr]
-    add_adapter(unet, rank=3, alpha=3.0, targets=targets, seed=0)  # type: ignore[arg-type]
+    shapes = {name: tuple(unet.get_parameter(f"{name}.weight").shape) for name in expected}
+    add_adapter(unet, rank=3, alpha=3.0, targets=targets, seed=0)
     state = Adapter(unet).state()
     assert {name.rsplit(".lora_", 1)[0] for name in state} == expected
     for name, (rows, columns) in shapes.items():
@@ -426,4 +430,4 @@ def test_another_packs_old_torchao_does_not_matter(tmp_path: Path) -> None:
     command, place = [sys.executable, "-c", code], str(Path(__file__).parents[1])
     answer = subprocess.run(command, env={**os.environ, "PYTHONPATH": place}, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.split()[-1] == output(tuned_unet(), inputs_of("sd15")).double().sum().item().hex()
+    assert answer.stdout.split()[-1] == float(output(tuned_unet(), inputs_of("sd15")).double().sum().item()).hex()

@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from peft import LoHaConfig
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,8 +27,9 @@ from apt_train.families.levels import even_levels
 from apt_train.rng import generator
 from apt_train.run.export import check_lora_keys, kohya_name, lora_to_kohya, save_lora
 from apt_train.sample.apply import personalized
+from tests.lora_files import metadata_of
 from tests.test_adapter import inputs_of, output
-from tests.tiny import tiny_components
+from tests.tiny import tiny_components, unet_of
 from tests.training import Recorder, quick_config, run, same_weights
 
 TOY = TrainConfig(class_word="toy")
@@ -54,7 +54,7 @@ def predicted(parts: Components, model: str = "sd15", dtype: torch.dtype = torch
 
 
 def in_file(parts: Components, alpha: float = 2.0) -> dict[str, Tensor]:
-    return lora_to_kohya(Adapter(parts.unet).state(), alpha, parts.family, parts.unet.config)
+    return lora_to_kohya(Adapter(parts.unet).state(), alpha, parts.family, unet_of(parts).config)
 
 
 # ---- on and off --------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def test_off_it_is_the_prior_to_the_bit_after_training_steps(kind: str, model: s
     base, parts = tiny_components(model), tiny_components(model)
     adapter = add_adapter(parts.unet, rank=4, alpha=4.0, dropout=0.1, targets="attention+ff", seed=0, kind=kind)
     fresh, optimizer = adapter.state(), torch.optim.AdamW(adapter.parameters.values(), lr=1e-2)
-    parts.unet.train().enable_gradient_checkpointing()
+    unet_of(parts).train().enable_gradient_checkpointing()
     for _ in range(3):
         optimizer.zero_grad()
         output(parts.unet, inputs_of(model)).square().mean().backward()
@@ -98,7 +98,7 @@ def test_recomputed_activations_give_the_same_gradients(kind: str) -> None:
         parts = adapted(kind, dropout=0.3)
         parts.unet.train()
         if recompute:
-            parts.unet.enable_gradient_checkpointing()
+            unet_of(parts).enable_gradient_checkpointing()
         torch.manual_seed(0)
         output(parts.unet, inputs_of("sd15")).square().mean().backward()
         return [p.grad for p in Adapter(parts.unet).parameters.values() if p.grad is not None]
@@ -196,10 +196,12 @@ def test_the_weights_its_file_gives_act_as_the_live_adapter(kind: str, model: st
     live, read = adapted(kind, model, alpha=alpha, targets="attention+ff"), tiny_components(model)
     prior, lora = predicted(read, model), in_file(live, alpha)
     check_lora_keys(lora, read.unet, read.family)
-    named = {kohya_name(path, read.family, read.unet.config): module for path, module in read.unet.named_modules()}
+    config = unet_of(read).config
+    named = {kohya_name(path, read.family, config): module for path, module in read.unet.named_modules()}
     with torch.no_grad():
         for name in {key.partition(".")[0] for key in lora}:
-            named[name].weight.copy_(as_a_host_reads(named[name].weight, lora, name))
+            weight = named[name].get_parameter("weight")
+            weight.copy_(as_a_host_reads(weight, lora, name))
     assert (predicted(live, model) - prior).abs().max() > 0.05  # it shows
     torch.testing.assert_close(predicted(read, model), predicted(live, model), atol=5e-5, rtol=1e-4)
 
@@ -230,11 +232,11 @@ def test_a_file_that_does_not_fit_is_named(kind: str) -> None:
 def pipeline_with(parts: Components, folder: Path, lora: dict[str, Tensor]) -> None:
     save_lora(folder / "toy.safetensors", lora, {})
     encoder = parts.text_encoders[0]
-    pipeline: Any = StableDiffusionPipeline(
+    given: dict[str, Any] = dict(  # diffusers' annotations allow none of the parts that may be left out
         vae=parts.vae, unet=parts.unet, scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
         text_encoder=encoder.model, tokenizer=encoder.tokenizer, safety_checker=None, feature_extractor=None,
-        requires_safety_checker=False,
     )  # fmt: skip
+    pipeline: Any = StableDiffusionPipeline(**given, requires_safety_checker=False)
     pipeline.load_lora_weights(str(folder), weight_name="toy.safetensors")
 
 
@@ -270,15 +272,20 @@ def test_an_rslora_trains_as_a_lora_of_its_scale() -> None:
     assert not same_weights(result, run(**PLAIN, rank=4, alpha=2.0))
 
 
+def linear(parts: Components, path: str) -> Any:
+    """The layer, or what an adapter has put in its place."""
+    return parts.unet.get_submodule(path)
+
+
 def test_a_doras_magnitude_is_the_size_of_each_column() -> None:
     """Whatever the LoRA's part does, the columns of the tuned weights have the lengths of `lora_magnitude`."""
     parts = adapted("dora")
     path = "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0"
-    state, layer = Adapter(parts.unet).state(), parts.unet.get_submodule(path)
+    state, layer = Adapter(parts.unet).state(), linear(parts, path)
     with torch.no_grad():
         columns = layer(torch.eye(layer.in_features)) - layer(torch.zeros(1, layer.in_features))  # the bias away
     torch.testing.assert_close(columns.norm(dim=1)[None], state[f"{path}.lora_magnitude"].abs(), rtol=1e-4, atol=1e-5)
-    base = tiny_components().unet.get_submodule(path).weight
+    base = linear(tiny_components(), path).weight
     fresh = add_adapter(tiny_components().unet, rank=4, alpha=2.0, kind="dora").state()
     assert torch.equal(fresh[f"{path}.lora_magnitude"], base.detach().norm(dim=0, keepdim=True))
 
@@ -287,7 +294,7 @@ def test_small_changes_of_a_magnitude_are_not_lost_in_half_precision() -> None:
     """In bfloat16, x times 1.001 is x."""
     parts = tiny_components()
     adapter = add_adapter(parts.unet.to(torch.bfloat16), rank=4, alpha=2.0, kind="dora")
-    layer = parts.unet.get_submodule("up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0")
+    layer = linear(parts, "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0")
     x = torch.full((1, layer.in_features), 1000.0, dtype=torch.bfloat16)
     with torch.no_grad():
         before = layer(x).float()
@@ -333,8 +340,7 @@ def test_a_run_with_it_resumes_to_the_same_bits(kind: str, tmp_path: Path) -> No
 @pytest.mark.usefixtures("no_report")
 def test_the_file_says_what_it_is(kind: str, module: str, words: str, tmp_path: Path) -> None:
     run(output_dir=tmp_path, kind=kind, steps=1, rank=4, alpha=2.0, identifier_mode="word")
-    with safe_open(tmp_path / "toy_subject.safetensors", "pt") as file:
-        said = file.metadata()
+    said = metadata_of(tmp_path / "toy_subject.safetensors")
     assert said["ss_network_module"] == module and words in said["modelspec.description"]
     assert float(said["ss_network_alpha"]) == AdapterConfig(rank=4, alpha=2.0, kind=kind).effective_alpha
     assert json.loads(said["apt_config"])["adapter"]["kind"] == kind
@@ -371,7 +377,8 @@ def loha_shapes(rank: int, rows: int, columns: int) -> dict[str, tuple[int, ...]
 
 
 def loha_config(rank: int, alpha: float, dropout: float, targets: list[str]) -> LoHaConfig:
-    return LoHaConfig(r=rank, alpha=alpha, rank_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
+    # peft annotates alpha as an int, and scales by any number
+    return LoHaConfig(r=rank, alpha=cast("Any", alpha), rank_dropout=dropout, target_modules=targets)
 
 
 LOHA = Kind(
@@ -395,8 +402,7 @@ def test_another_kind_is_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     result = run(parts, output_dir=tmp_path, resume=True, **settings)
     assert same_weights(result, run(**settings))
     assert {key.partition(".")[2] for key in result.lora} == {*LOHA.parts, "alpha"}
-    with safe_open(tmp_path / "toy_subject.safetensors", "pt") as file:
-        assert file.metadata()["ss_network_module"] == "lycoris.kohya"
+    assert metadata_of(tmp_path / "toy_subject.safetensors")["ss_network_module"] == "lycoris.kohya"
     prior = predicted(parts)
     with personalized(parts, result.lora, result.embeddings, TOY):
         tuned = predicted(parts)
@@ -406,7 +412,8 @@ def test_another_kind_is_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def merge(unet: nn.Module, lora: dict[str, Tensor], parts: Components) -> None:
-    named: Any = {kohya_name(path, parts.family, parts.unet.config): module for path, module in unet.named_modules()}
+    config = unet_of(parts).config
+    named: Any = {kohya_name(path, parts.family, config): module for path, module in unet.named_modules()}
     with torch.no_grad():
         for name in {key.partition(".")[0] for key in lora}:
             one, other = (lora[f"{name}.hada_w{n}_a"] @ lora[f"{name}.hada_w{n}_b"] for n in (1, 2))

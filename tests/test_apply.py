@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,22 +13,23 @@ from apt_train.events import PreviewEvent
 from apt_train.families.components import Components
 from apt_train.sample.apply import personalized
 from apt_train.sample.sampler import Drawing, Sampler
+from apt_train.text.conditioning import Conditioner
 from tests.tiny import tiny_components
 from tests.training import Recorder, run
 
 TOY = TrainConfig(class_word="toy")
 
 
-def drawn(parts: Components, conditioner: object, prompt: str, *, tuned: bool) -> bytes:
-    conditioning = conditioner.encode([prompt], tuned=tuned)  # type: ignore[attr-defined]
-    nothing = conditioner.encode([""], tuned=False)  # type: ignore[attr-defined]
+def drawn(parts: Components, conditioner: Conditioner, prompt: str, *, tuned: bool) -> bytes:
+    conditioning = conditioner.encode([prompt], tuned=tuned)
+    nothing = conditioner.encode([""], tuned=False)
     sampler = Sampler(parts, (64, 64), "cpu", torch.float32)
     return sampler.draw(conditioning, nothing, Drawing(seed=0, steps=2, guidance=5.0))[0].tobytes()
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
 @pytest.mark.parametrize("settings", [{}, {"identifier_mode": "word", "targets": "attention+ff", "alpha": 2.0}])
-def test_it_draws_what_the_run_drew(kind: str, settings: dict[str, object]) -> None:
+def test_it_draws_what_the_run_drew(kind: str, settings: dict[str, Any]) -> None:
     parts, recorder = tiny_components(kind), Recorder()
     result = run(parts, preview_every=4, preview_prompts=("a {subject} on grass",), on_event=recorder, **settings)
     preview = next(event for event in recorder.events if isinstance(event, PreviewEvent))

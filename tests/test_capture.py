@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,11 +12,12 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, add_adapter
+from apt_train.config import Layers
 from apt_train.families.sd.network import StableDiffusion
 from apt_train.rng import generator
 from apt_train.training.capture import Capture, Captured, attention_maps, attention_probabilities
 from apt_train.training.losses import alignment_loss, stabilization_loss
-from tests.tiny import tiny_components
+from tests.tiny import tiny_components, unet_of
 
 SD = StableDiffusion()
 KINDS = ("sd15", "sdxl")
@@ -34,8 +35,8 @@ def inputs_of(kind: str, count: int = 2) -> dict[str, Any]:
     }
 
 
-def tuned_unet(kind: str, *, recompute: bool = False) -> nn.Module:
-    unet = tiny_components(kind).unet
+def tuned_unet(kind: str, *, recompute: bool = False) -> UNet2DConditionModel:
+    unet = unet_of(tiny_components(kind))
     add_adapter(unet, rank=4, alpha=4.0, seed=0)
     draws = generator("capture adapter")
     with torch.no_grad():
@@ -81,16 +82,16 @@ def ran(unet: nn.Module, inputs: dict[str, Any], pattern: str) -> list[str]:
     ("layers", "blocks"),
     [("up", "up_blocks"), ("mid+up", "(mid_block|up_blocks)"), ("all", "(down_blocks|mid_block|up_blocks)")],
 )
-def test_the_named_part_of_the_unet_is_chosen(kind: str, attention: str, layers: str, blocks: str) -> None:
+def test_the_named_part_of_the_unet_is_chosen(kind: str, attention: str, layers: Layers, blocks: str) -> None:
     unet = tiny_components(kind).unet
-    found = (SD.features if attention == "attn1" else SD.attention)(unet, layers)  # type: ignore[operator]
+    found = (SD.features if attention == "attn1" else SD.attention)(unet, layers)
     assert sorted(found) == sorted(ran(unet, inputs_of(kind), rf"{blocks}\..*\.{attention}"))
     assert all(isinstance(unet.get_submodule(name), Attention) for name in found) and found
 
 
 def test_the_parts_grow() -> None:
     unet = tiny_components().unet
-    up, more, every = (set(SD.features(unet, layers)) for layers in ("up", "mid+up", "all"))  # type: ignore[arg-type]
+    up, more, every = (set(SD.features(unet, layers)) for layers in ("up", "mid+up", "all"))
     assert up < more < every
 
 
@@ -104,7 +105,7 @@ class Scores:
         self.kept, self.name = kept, name
 
     def __call__(self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object) -> Tensor:
-        assert attn.to_k is not None and attn.to_v is not None
+        assert attn.to_k is not None and attn.to_v is not None and attn.to_out is not None
         parts = (attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
         query, key, value = map(attn.head_to_batch_dim, parts)
         scores = attn.get_attention_scores(query, key)
@@ -119,7 +120,7 @@ def test_maps_equal_the_scores_of_diffusers_own_processor(kind: str) -> None:
         prediction = unet(**inputs).sample
         maps = dict(zip(record.queries, attention_maps(record, *every_token()), strict=True))
     for name in SD.attention(unet, "all"):
-        unet.get_submodule(name).set_processor(Scores(theirs, name))  # type: ignore[operator]
+        cast("Any", unet.get_submodule(name)).set_processor(Scores(theirs, name))
     with torch.no_grad():
         torch.testing.assert_close(unet(**inputs).sample, prediction, rtol=1e-4, atol=1e-5)
     assert maps.keys() == theirs.keys()
@@ -135,9 +136,10 @@ def test_maps_equal_the_scores_of_diffusers_own_processor(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_are_attn1s_output_after_its_projection(kind: str) -> None:
     unet, inputs, seen = tuned_unet(kind).eval(), inputs_of(kind), {}
-    for name, module in SD.features(unet, "all").items():
+    layers: dict[str, Any] = dict(SD.features(unet, "all"))
+    for name, module in layers.items():
         # to_out[1], the dropout, is the last thing before the residual
-        module.to_out[1].register_forward_hook(lambda _m, _i, output, name=name: seen.__setitem__(name, output))  # type: ignore[index,union-attr]
+        module.to_out[1].register_forward_hook(lambda _m, _i, output, name=name: seen.__setitem__(name, output))
     with torch.no_grad(), Capture(SD, unet, features=["all"]).record() as record:
         unet(**inputs)
     assert record.features.keys() == seen.keys() and not record.queries and not record.keys
@@ -244,7 +246,7 @@ def test_captured_tensors_alone_carry_gradients(recompute: bool) -> None:
         gradient is not None and gradient.any() for name, gradient in grads.items() if name.startswith("down_blocks.0")
     )
     last = f"{layers[-1].replace('attn1', 'attn2')}.to_out.0.lora_B.weight"
-    assert grads[last] is None or not grads[last].any()  # type: ignore[union-attr] # nothing captured comes after it
+    assert (there := grads[last]) is None or not there.any()  # nothing captured comes after it
 
 
 # Leaving

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +29,8 @@ from .photo_sets import FOLDERS, GOOD, SIDE, Photo, background, change, save
 DEMO = Path(cli.__file__).parent / "assets" / "demo"
 
 
-def looked_through(folder: Path, resolution: int = SIDE, **more: str) -> Preflight:
-    return preflight(load_images(folder), resolution, **{"class_word": "toy", **more})  # type: ignore[arg-type]
+def looked_through(folder: Path, resolution: int = SIDE, **more: Any) -> Preflight:
+    return preflight(load_images(folder), resolution, **{"class_word": "toy", **more})
 
 
 def kinds(found: Preflight) -> list[str]:
@@ -173,7 +174,7 @@ def test_a_name_without_a_class_word_is_searched_for_all_the_same(tmp_path: Path
     save(tmp_path, captions=True)
     for name in "0123":
         (tmp_path / f"{name}.txt").write_text("my_toy", encoding="utf-8")
-    known = {"class_word": "", "identifier": "my_toy"}
+    known: dict[str, Any] = {"class_word": "", "identifier": "my_toy"}
     assert kinds(looked_through(tmp_path, **known)) == ["background not named"]
     assert not any("no class word" in sentence for sentence in looked_through(tmp_path, **known).unchecked)
     assert kinds(looked_through(tmp_path, class_word="")) == ["same caption"]
@@ -234,7 +235,8 @@ def test_the_sheet_shows_crops_masks_and_findings_in_colour(tmp_path: Path) -> N
 
 
 def colours(sheet: Image.Image) -> set[tuple[int, ...]]:
-    return {colour for _, colour in sheet.getcolors(sheet.width * sheet.height) or ()}  # type: ignore[misc]
+    found: Any = sheet.getcolors(sheet.width * sheet.height)
+    return {colour for _, colour in found or ()}
 
 
 def test_what_is_cut_away_is_pale_on_the_sheet(tmp_path: Path) -> None:

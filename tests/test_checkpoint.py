@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from apt_train.families.components import Components
 from apt_train.families.sd import load_checkpoint
 from apt_train.families.sd.meta_build import build
 from apt_train.families.sd.schedule_config import schedule_from_config
-from tests.tiny import tiny_components
+from tests.tiny import schedule_of, tiny_components, unet_of, vae_of
 from tests.tiny_checkpoint import (
     UNETS,
     Modules,
@@ -58,16 +59,17 @@ def assert_same_model(components: Components, modules: Modules) -> None:
     assert_same_text(components, modules)
     images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     mean, std = components.encode(images)
-    scale = components.vae.config["scaling_factor"]  # type: ignore[union-attr, index]
-    posterior = modules.vae.encode(images).latent_dist  # type: ignore[union-attr]
+    ours, theirs = vae_of(components), cast("Any", modules.vae)
+    scale = ours.config["scaling_factor"]
+    posterior = theirs.encode(images).latent_dist
     assert std is not None
     assert torch.allclose(mean, posterior.mean * scale, atol=1e-5) and torch.allclose(
         std, posterior.std * scale, atol=1e-5
     )
-    assert torch.allclose(components.decode(mean), modules.vae.decode(mean / scale).sample, atol=1e-5)  # type: ignore[union-attr]
-    assert_same_weights(components.vae, modules.vae)  # type: ignore[arg-type]
-    parts = (components.unet, components.vae, *(encoder.model for encoder in components.text_encoders))
-    assert not any(part.training or any(p.requires_grad for p in part.parameters()) for part in parts)  # type: ignore[union-attr]
+    assert torch.allclose(components.decode(mean), theirs.decode(mean / scale).sample, atol=1e-5)
+    assert_same_weights(ours, modules.vae)
+    parts = (components.unet, ours, *(encoder.model for encoder in components.text_encoders))
+    assert not any(part.training or any(p.requires_grad for p in part.parameters()) for part in parts)
 
 
 def assert_same_weights(ours: nn.Module, theirs: nn.Module) -> None:
@@ -153,11 +155,11 @@ def test_weights_keep_the_files_type_unless_another_is_asked(tmp_path, vocabular
     kept = load_checkpoint(path, tokenizer=vocabulary)
     assert {kept.unet.dtype, kept.text_encoders[0].model.dtype} == {written}
     assert {p.dtype for p in kept.unet.parameters()} == {written}
-    assert kept.vae.dtype == torch.float32  # type: ignore[union-attr]
+    assert vae_of(kept).dtype == torch.float32
     asked = load_checkpoint(path, tokenizer=vocabulary, dtype=torch.float32)
     assert asked.digest not in (kept.digest, load_checkpoint(path, tokenizer=vocabulary, dtype=torch.bfloat16).digest)
     assert asked.unet.dtype == asked.text_encoders[0].model.dtype == torch.float32
-    assert torch.equal(asked.unet.conv_in.weight, tiny_modules("sd15").unet.conv_in.weight.to(written).float())
+    assert torch.equal(unet_of(asked).conv_in.weight, tiny_modules("sd15").unet.conv_in.weight.to(written).float())
 
 
 def test_old_text_names_and_training_leftovers_are_read(tmp_path, vocabulary):
@@ -176,7 +178,7 @@ def test_old_text_names_and_training_leftovers_are_read(tmp_path, vocabulary):
 
 def test_tiny_autoencoder_gives_fixed_latents(tmp_path, vocabulary):
     torch.manual_seed(0)
-    taesd = AutoencoderTiny().eval()
+    taesd: Any = AutoencoderTiny().eval()
     tensors = {k: v for k, v in single_file_tensors(tiny_modules("sd15")).items() if not k.startswith("first_stage")}
     for name, tensor in taesd.state_dict().items():
         side, _, layer, rest = name.split(".", 3)
@@ -186,8 +188,8 @@ def test_tiny_autoencoder_gives_fixed_latents(tmp_path, vocabulary):
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     latents, std = components.encode(images)
     assert std is None and components.family.vae_factor == 8
-    assert torch.allclose(latents, taesd.encode(images).latents)  # type: ignore[union-attr]
-    assert torch.allclose(components.decode(latents), taesd.decode(latents).sample)  # type: ignore[union-attr]
+    assert torch.allclose(latents, taesd.encode(images).latents)
+    assert torch.allclose(components.decode(latents), taesd.decode(latents).sample)
 
 
 def test_vae_computes_in_float32_under_autocast(sd15_file, vocabulary):
@@ -224,14 +226,14 @@ def test_tensors_are_put_in_place_not_copied():
 def test_single_file_says_what_it_predicts(tmp_path, vocabulary, marks, metadata, expected):
     tensors = single_file_tensors(tiny_modules("sd15")) | {mark: torch.zeros(0) for mark in marks}
     path = write_safetensors(tmp_path / "m.safetensors", tensors, metadata=metadata)
-    schedule = load_checkpoint(path, tokenizer=vocabulary).schedule
+    schedule = schedule_of(load_checkpoint(path, tokenizer=vocabulary))
     assert (schedule.prediction_type, schedule.zero_terminal_snr) == expected
     assert schedule.num_timesteps == 1000
 
 
 def test_prediction_type_given_wins(sd15_file, vocabulary):
     loaded = load_checkpoint(sd15_file, tokenizer=vocabulary, prediction_type="v_prediction")
-    assert loaded.schedule.prediction_type == "v_prediction"
+    assert schedule_of(loaded).prediction_type == "v_prediction"
 
 
 @pytest.mark.parametrize(
@@ -245,7 +247,7 @@ def test_prediction_type_given_wins(sd15_file, vocabulary):
     ],
 )
 def test_schedule_is_the_one_diffusers_makes_of_the_same_configuration(config):
-    expected = DDIMScheduler.from_config(config)
+    expected: Any = DDIMScheduler.from_config(config)
     schedule = schedule_from_config(config)
     assert torch.allclose(schedule.alphas_cumprod, expected.alphas_cumprod, atol=2e-6)
     assert schedule.prediction_type == expected.config["prediction_type"]
@@ -264,7 +266,8 @@ def test_diffusers_folder_is_the_model_that_was_saved(tmp_path, kind):
     }
     components = load_checkpoint(write_diffusers_folder(tmp_path / "model", tiny_modules(kind), settings))
     assert_same_model(components, tiny_modules(kind))
-    assert components.schedule.prediction_type == "v_prediction" and components.schedule.zero_terminal_snr
+    schedule = schedule_of(components)
+    assert schedule.prediction_type == "v_prediction" and schedule.zero_terminal_snr
     assert components.family.name == ("sd15" if kind == "sd15" else "sdxl")
     assert [encoder.layer for encoder in components.text_encoders] == ([-1] if kind == "sd15" else [-2, -2])
     assert [encoder.pooled for encoder in components.text_encoders] == ([False] if kind == "sd15" else [False, True])
@@ -290,9 +293,9 @@ def test_custom_model_with_its_own_word_tokenizer(tmp_path):
     parts = tiny_components("sd15")
     (encoder,) = parts.text_encoders
     folder = tmp_path / "drawn"
-    parts.unet.save_pretrained(folder / "unet")
-    parts.vae.save_pretrained(folder / "vae")  # type: ignore[operator, union-attr]
-    encoder.model.save_pretrained(folder / "text_encoder")  # type: ignore[operator]
+    unet_of(parts).save_pretrained(folder / "unet")
+    vae_of(parts).save_pretrained(folder / "vae")
+    cast("Any", encoder.model).save_pretrained(folder / "text_encoder")
     encoder.tokenizer.save_pretrained(folder / "tokenizer")
     DDIMScheduler(beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")
     index = {part: ["transformers", "CLIPTextModel"] for part in ("text_encoder", "tokenizer", "scheduler")}

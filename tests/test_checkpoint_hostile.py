@@ -9,7 +9,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import huggingface_hub
 import pytest
@@ -20,7 +20,7 @@ from apt_train.disk.tensor_file import open_tensor_file
 from apt_train.errors import InputError
 from apt_train.families.sd import load_checkpoint
 from apt_train.families.sd.tokenizer_files import load_tokenizer
-from tests.tiny import tiny_components
+from tests.tiny import tiny_components, unet_of, vae_of
 from tests.tiny_checkpoint import single_file_tensors, tiny_modules, write_clip_vocabulary, write_safetensors
 
 SECONDS = 20  # of computing for one file
@@ -57,9 +57,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "drawn"
     parts = tiny_components("sd15")
     (encoder,) = parts.text_encoders
-    parts.unet.save_pretrained(folder / "unet")
-    parts.vae.save_pretrained(folder / "vae")  # type: ignore[operator, union-attr]
-    encoder.model.save_pretrained(folder / "text_encoder")  # type: ignore[operator]
+    unet_of(parts).save_pretrained(folder / "unet")
+    vae_of(parts).save_pretrained(folder / "vae")
+    cast("Any", encoder.model).save_pretrained(folder / "text_encoder")
     encoder.tokenizer.save_pretrained(folder / "tokenizer")
     DDIMScheduler(beta_schedule="scaled_linear").save_pretrained(folder / "scheduler")
     (folder / SPECIAL).write_text(json.dumps({"bos_token": "<bos>", "eos_token": {"content": "<eos>"}}))
@@ -252,7 +252,7 @@ def test_no_text_setting_makes_a_look_up(changed, model: Path, name: str) -> Non
             outcome(changed(name, json.dumps({**original, key: HUB_NAME}).encode()))
 
 
-PANICS: dict[str, dict[str, object]] = {
+PANICS: dict[str, dict[str, Any]] = {
     "a prefix longer than the words": {"model": {"continuing_subword_prefix": "####", "merges": ["d o"]}},
     "pieces of no length": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
     "a map that is none": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
@@ -267,7 +267,7 @@ def test_a_tokenizer_at_which_the_library_panics_is_one_sentence(
     vocabulary = {letter: number for number, letter in enumerate("abcdefghijklmnopqrstuvwxyzA.,1")}
     vocabulary |= {word: len(vocabulary) + number for number, word in enumerate(("do", "<bos>", "<eos>"))}
     special = PANICS[name]
-    model = {"type": "BPE", "vocab": vocabulary, "merges": [], "unk_token": "a", **special.get("model", {})}  # type: ignore[dict-item]
+    model = {"type": "BPE", "vocab": vocabulary, "merges": [], "unk_token": "a", **special.get("model", {})}
     whole = {"version": "1.0", "added_tokens": [], "decoder": None, **special, "model": model}
     (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "a"}')

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler
 from safetensors.torch import load_file
 
 from apt_train.errors import InputError
 from apt_train.families.sd import load_checkpoint
+from tests.tiny import schedule_of, unet_of
 from tests.tiny_checkpoint import (
     Modules,
     single_file_tensors,
@@ -47,12 +49,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def vae() -> torch.nn.Module:
+def vae() -> AutoencoderKL:
     """Another VAE than that of `tiny_modules`, of the same build."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         own = tiny_modules("sd15").vae
-        return type(own).from_config(own.config).eval()  # type: ignore[return-value]
+        other: Any = AutoencoderKL.from_config(own.config)
+        return other.eval()
 
 
 def refusal(path: Path, **options) -> str:
@@ -66,7 +69,7 @@ def refusal(path: Path, **options) -> str:
 # --- a VAE beside the model -----------------------------------------------------------------------------------
 
 
-def write_vae(folder: Path, layout: str, vae: torch.nn.Module) -> Path:
+def write_vae(folder: Path, layout: str, vae: AutoencoderKL) -> Path:
     path, state = folder / "vae.safetensors", vae.state_dict()
     if layout == "original":
         return write_safetensors(path, vae_to_ldm(state, levels=2))
@@ -74,9 +77,9 @@ def write_vae(folder: Path, layout: str, vae: torch.nn.Module) -> Path:
         return write_safetensors(path, state)
     if layout == "checkpoint":
         modules = tiny_modules("sd15")
-        return write_safetensors(path, single_file_tensors(Modules("sd15", modules.unet, modules.encoders, vae)))  # type: ignore[arg-type]
+        return write_safetensors(path, single_file_tensors(Modules("sd15", modules.unet, modules.encoders, vae)))
     part = folder / "given" / "vae"
-    vae.save_pretrained(part)  # type: ignore[operator]
+    vae.save_pretrained(part)
     return part if layout == "folder" else part.parent
 
 
@@ -161,10 +164,11 @@ def test_a_vae_out_of_a_checkpoint_of_the_other_family_is_refused(tmp_path: Path
 
 
 def test_zero_terminal_snr_can_be_said(file: Path, folder: Path, vocabulary: Path) -> None:
-    for path, words in ((file, {"tokenizer": vocabulary}), (folder, {})):
-        told = load_checkpoint(path, prediction_type="v_prediction", zero_terminal_snr=True, **words).schedule  # type: ignore[arg-type]
+    said: dict[str, Any] = {"tokenizer": vocabulary}
+    for path, words in ((file, said), (folder, {})):
+        told = schedule_of(load_checkpoint(path, prediction_type="v_prediction", zero_terminal_snr=True, **words))
         assert told.prediction_type == "v_prediction" and told.zero_terminal_snr
-        assert not load_checkpoint(path, prediction_type="v_prediction", **words).schedule.zero_terminal_snr  # type: ignore[arg-type]
+        assert not load_checkpoint(path, prediction_type="v_prediction", **words).schedule.zero_terminal_snr
         assert "epsilon" in refusal(path, zero_terminal_snr=True, **words)
 
 
@@ -287,4 +291,4 @@ def test_hidden_files_count_for_nothing(folder: Path) -> None:
     loaded = load_checkpoint(folder)
     assert loaded.digest == clean.digest
     weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-    assert torch.equal(loaded.unet.conv_in.weight, weights["conv_in.weight"])
+    assert torch.equal(unet_of(loaded).conv_in.weight, weights["conv_in.weight"])

@@ -12,10 +12,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from apt_train import cli
@@ -23,6 +23,7 @@ from apt_train.errors import InputError
 from apt_train.families.components import Components
 from tests.command_line import commands
 from tests.forked import Forked
+from tests.lora_files import metadata_of
 from tests.synthetic_run import plausible_log, write_run
 
 
@@ -319,14 +320,14 @@ def test_unwritable_and_full_disks_in_words(
 
     original = os.open
 
-    def failing(path: object, *rest: int, **more: int) -> int:
+    def failing(path: Any, *rest: int, **more: int) -> int:
         if str(tmp_path / "out") in str(path) or str(path).startswith(str(tmp_path / ".")):
-            raise OSError(failing.code, os.strerror(failing.code))  # type: ignore[attr-defined]
-        return original(path, *rest, **more)  # type: ignore[arg-type]
+            raise OSError(failing.code, os.strerror(failing.code))
+        return original(path, *rest, **more)
 
     monkeypatch.setattr(os, "open", failing)
     for code, word in ((errno.EACCES, "not writable"), (errno.ENOSPC, "disk is full")):
-        failing.code = code  # type: ignore[attr-defined]
+        failing.code = code
         assert word in refused(arguments(model, photos, tmp_path / "out"), capsys)
 
 
@@ -337,8 +338,8 @@ def test_nan_latents_are_refused(
 
     load = checkpoint.load_checkpoint
 
-    def broken(*args: object, **more: object) -> Components:
-        parts = load(*args, **more)  # type: ignore[arg-type]
+    def broken(*args: Any, **more: Any) -> Components:
+        parts = load(*args, **more)
         parts.encode = lambda image: (
             torch.full((1, 4, image.shape[-2] // 4, image.shape[-1] // 4), float("nan")),
             None,
@@ -369,8 +370,7 @@ def test_what_a_model_predicts_can_be_said_and_is_said_again_on_resume(
     """Of a model that says nothing, or the wrong thing, of itself; the LoRA file says it on."""
     output = tmp_path / "out"
     assert cli.main(arguments(model, photos, output, "--prediction-type", "v_prediction")) == 0
-    with safe_open(str(output / "toy_subject.safetensors"), framework="pt") as file:
-        assert file.metadata()["modelspec.prediction_type"] == "v"
+    assert metadata_of(output / "toy_subject.safetensors")["modelspec.prediction_type"] == "v"
     assert cli.main(["resume", str(output), "--steps", "4", "--device", "cpu"]) == 0
     plain = json.loads((output / "config.json").read_text())
     del plain["inputs"]["prediction_type"]  # as before there was the option

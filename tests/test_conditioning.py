@@ -287,7 +287,7 @@ def clip_tokenizer(folder: Path, pad: str) -> CLIPTokenizer:
 def clip_parts(tmp_path: Path) -> list[TextEncoder]:
     tokenizers = [clip_tokenizer(tmp_path / f"t{i}", pad) for i, pad in enumerate(("<|endoftext|>", "!"))]
     torch.manual_seed(0)
-    models = [tiny_text_encoder(t, projection=i == 1) for i, t in enumerate(tokenizers)]  # type: ignore[arg-type]
+    models = [tiny_text_encoder(t, projection=i == 1) for i, t in enumerate(tokenizers)]
     return [
         TextEncoder(models[0], tokenizers[0], layer=-2, final_norm=False),
         TextEncoder(models[1], tokenizers[1], layer=-2, final_norm=False, pooled=True, embedding_key="clip_g"),
@@ -363,7 +363,7 @@ def test_precomputed_captions_need_no_encoder() -> None:
     captions = ["a photo of {subject}", "{subject} " + "red " * 20, "a dog"]
     one.precompute(captions)
     for encoder in parts.text_encoders:
-        encoder.model.forward = refuse  # type: ignore[method-assign]
+        encoder.model.forward = refuse
         encoder.model.to("meta")  # off the device: what was encoded stays where it was
     for tuned in (True, False):
         out = one.encode(captions, tuned=tuned)
@@ -381,7 +381,7 @@ def test_learned_mode_keeps_the_prior_alone() -> None:
     parts = tiny_components()
     one = learned(parts)
     one.precompute(["a photo of {subject}"])
-    parts.text_encoders[0].model.forward = refuse  # type: ignore[method-assign]
+    parts.text_encoders[0].model.forward = refuse
     one.encode(["a photo of {subject}"], tuned=False)
     with pytest.raises(AssertionError, match="encoded again"):
         one.encode(["a photo of {subject}"], tuned=True)

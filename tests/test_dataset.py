@@ -7,6 +7,7 @@ import math
 import struct
 import zlib
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -384,7 +385,7 @@ def test_a_single_caption_counts_for_all_pictures_and_says_so(captions):
 
 
 def test_captions_that_are_no_text_are_refused():
-    refused(lambda: ImageSet.from_tensors(torch.rand(2, 4, 4, 3), [1, 2]), "caption", "int", "string")
+    refused(lambda: ImageSet.from_tensors(torch.rand(2, 4, 4, 3), cast("Any", [1, 2])), "caption", "int", "string")
     refused(lambda: ImageSet.from_tensors(torch.rand(1, 4, 4, 3), "a \ud83d toy"), "caption", "half a character")
     refused(lambda: ImageSet.from_tensors(torch.rand(1, 4, 4, 3), "toy " * 2_501), "caption", "10004 letters")
 
@@ -522,7 +523,8 @@ def test_a_stored_picture_is_read_as_it_was(tmp_path):
     save(tmp_path / "b-mask.png", 100, (30, 40), "L")
     stored, held = load_images(tmp_path), ImageSet.from_tensors(draws / 255, masks=torch.full((2, 40, 30), 100 / 255))
     assert torch.equal(stored.images[1].pixels, held.images[1].pixels)
-    assert torch.equal(stored.images[1].mask, held.images[1].mask)
+    read, given = stored.images[1].mask, held.images[1].mask
+    assert read is not None and given is not None and torch.equal(read, given)
     assert torch.equal(prepare(stored, 16, 8)[1].image, prepare(held, 16, 8)[1].image)
     assert stored.repeats() == held.repeats() == []
 

@@ -52,6 +52,9 @@ def test_all_code_is_typed_and_the_trainer_strictly(monkeypatch: pytest.MonkeyPa
     assert re.findall(r"^report\w+ = (\w+)", text, re.MULTILINE) == ["false", "false"]
     basic = (dev.ROOT / "pyright.basic.json").read_text(encoding="utf-8")
     assert '"include": ["nodes", "benchmarks", "tests", "dev.py"]' in basic
+    assert '"enableTypeIgnoreComments": false' in basic
+    off = {"PrivateImportUsage", "MissingModuleSource", "IncompatibleMethodOverride", "MissingImports"}
+    assert set(re.findall(r'"report(\w+)": false', basic)) == off
 
 
 @pytest.mark.parametrize(

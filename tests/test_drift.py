@@ -139,8 +139,7 @@ def test_batches_make_no_difference_and_the_modes_stay() -> None:
     parts = tiny_components()
     add_adapter(parts.unet, rank=4, alpha=4, dropout=0.5, seed=0)
     moved_adapter(parts)
-    parts.unet.train()
-    parts.unet.mid_block.eval()
+    parts.unet.train().get_submodule("mid_block").eval()
     trains = {name: parameter.requires_grad for name, parameter in parts.unet.named_parameters()}
     modes = [module.training for module in parts.unet.modules()]
     one, four = (watched(parts, batch_size=rows)[0].measure() for rows in (1, 4))

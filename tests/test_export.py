@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,31 +14,32 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, add_adapter
+from apt_train.config import AdapterTargets
 from apt_train.errors import InputError
 from apt_train.families.components import Components, Family
 from apt_train.families.sd.file_words import FILE_WORDS
 from apt_train.families.sd.layer_names import sgm_path
 from apt_train.run.export import check_lora_keys, kohya_name, lora_to_kohya, save_embedding, save_lora
-from tests.tiny import tiny_components
+from tests.lora_files import metadata_of
+from tests.tiny import tiny_components, unet_of
 
 SDXL = Family("sdxl", 1024, 8, FILE_WORDS["sdxl"])
 SD15 = Family("sd15", 512, 8, FILE_WORDS["sd15"])
 
 
-def _adapted(kind: str, *, rank: int = 3, alpha: float = 1.5, targets: str = "attention") -> Components:
+def _adapted(kind: str, *, rank: int = 3, alpha: float = 1.5, targets: AdapterTargets = "attention") -> Components:
     """A tiny model with an adapter that does something."""
     parts = tiny_components(kind)
     _train_a_little(parts.unet, rank, alpha, targets)
     return parts
 
 
-def _train_a_little(unet: nn.Module, rank: int, alpha: float, targets: str) -> None:
-    add_adapter(unet, rank=rank, alpha=alpha, targets=targets)  # type: ignore[arg-type]
+def _train_a_little(unet: nn.Module, rank: int, alpha: float, targets: AdapterTargets) -> None:
+    add_adapter(unet, rank=rank, alpha=alpha, targets=targets)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in Adapter(unet).parameters.values():
@@ -46,7 +47,7 @@ def _train_a_little(unet: nn.Module, rank: int, alpha: float, targets: str) -> N
 
 
 def _lora(parts: Components, alpha: float = 1.5) -> dict[str, Tensor]:
-    return lora_to_kohya(Adapter(parts.unet).state(), alpha, parts.family, parts.unet.config)
+    return lora_to_kohya(Adapter(parts.unet).state(), alpha, parts.family, unet_of(parts).config)
 
 
 def _output(unet: nn.Module) -> Tensor:
@@ -65,7 +66,7 @@ def _output(unet: nn.Module) -> Tensor:
 
 def _pipeline(parts: Components) -> Any:
     """diffusers' own pipeline around the model, for its own way of loading a LoRA."""
-    common = {
+    common: dict[str, Any] = {
         "vae": parts.vae,
         "unet": parts.unet,
         "scheduler": DDIMScheduler(steps_offset=1, clip_sample=False),
@@ -73,10 +74,10 @@ def _pipeline(parts: Components) -> Any:
     encoders = parts.text_encoders
     common |= {"text_encoder": encoders[0].model, "tokenizer": encoders[0].tokenizer}
     if len(encoders) == 1:
-        return StableDiffusionPipeline(
-            **common, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-        )
-    return StableDiffusionXLPipeline(**common, text_encoder_2=encoders[1].model, tokenizer_2=encoders[1].tokenizer)
+        common |= {"safety_checker": None, "feature_extractor": None}
+        return StableDiffusionPipeline(**common, requires_safety_checker=False)
+    common |= {"text_encoder_2": encoders[1].model, "tokenizer_2": encoders[1].tokenizer}
+    return StableDiffusionXLPipeline(**common)
 
 
 # -- the file is the adapter
@@ -86,7 +87,7 @@ def _pipeline(parts: Components) -> Any:
 @pytest.mark.parametrize("targets", ["attention", "attention+ff"])
 @pytest.mark.parametrize("alpha", [1.5, 3.0, 12.0])
 def test_diffusers_draws_with_the_file_as_with_the_live_adapter(
-    tmp_path: Path, kind: str, targets: str, alpha: float
+    tmp_path: Path, kind: str, targets: AdapterTargets, alpha: float
 ) -> None:
     live = _adapted(kind, rank=3, alpha=alpha, targets=targets)
     expected = _output(live.unet)
@@ -121,7 +122,7 @@ def _cut_unet(cut: str) -> UNet2DConditionModel:
             sample_size=16, in_channels=4, out_channels=4, block_out_channels=(8, 16, 16), norm_num_groups=8,
             layers_per_block=layers, down_block_types=("DownBlock2D", attention, attention),
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), mid_block_type=middle,
-            transformer_layers_per_block=depths, attention_head_dim=(1, 2, 2),
+            transformer_layers_per_block=depths, attention_head_dim=cast("Any", (1, 2, 2)),
             cross_attention_dim=32, use_linear_projection=True, addition_embed_type="text_time",
             addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 32,
         ).eval()  # fmt: skip
@@ -239,7 +240,7 @@ def test_every_key_is_matched_or_named(kind: str) -> None:
 
 def test_names_of_the_other_family_are_refused() -> None:
     parts = _adapted("sdxl")
-    diffusers_names = lora_to_kohya(Adapter(parts.unet).state(), 1.5, SD15, parts.unet.config)
+    diffusers_names = lora_to_kohya(Adapter(parts.unet).state(), 1.5, SD15, unet_of(parts).config)
     with pytest.raises(RuntimeError, match="no layer of the UNet has that name"):
         check_lora_keys(diffusers_names, parts.unet, parts.family)
 
@@ -260,8 +261,7 @@ def test_save_lora_loses_nothing(tmp_path: Path) -> None:
     found = load_file(tmp_path / "toy.safetensors")
     assert found.keys() == lora.keys()
     assert all(torch.equal(found[key], lora[key]) and found[key].dtype == torch.float32 for key in lora)
-    with safe_open(tmp_path / "toy.safetensors", "pt") as file:
-        metadata = file.metadata()
+    metadata = metadata_of(tmp_path / "toy.safetensors")
     assert metadata["ss_network_dim"] == "3"
     assert metadata["modelspec.hash_sha256"] == "0x" + metadata["sshs_model_hash"]
     assert os.listdir(tmp_path) == ["toy.safetensors"]

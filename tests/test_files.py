@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -144,12 +145,12 @@ def test_windows_is_asked_again_while_another_program_reads(tmp_path: Path, wind
     answers = iter([PermissionError(13, "in use"), PermissionError(13, "in use"), None])
     real = os.replace
 
-    def replace(*names: object) -> None:
+    def replace(*names: Any) -> None:
         if (error := next(answers)) is not None:
             raise error
-        real(*names)  # type: ignore[arg-type]
+        real(*names)
 
-    files.os.replace = replace  # type: ignore[assignment]
+    files.os.replace = replace
     atomic_write(tmp_path / "a", lambda path: path.write_text("new"))
     assert (tmp_path / "a").read_text() == "new" and windows == [0.1, 0.3]
 
@@ -158,7 +159,7 @@ def test_what_stays_in_use_is_told_after_some_seconds(tmp_path: Path, windows: l
     def replace(*_: object) -> None:
         raise PermissionError(errno.EACCES, "in use")
 
-    files.os.replace = replace  # type: ignore[assignment]
+    files.os.replace = replace
     with pytest.raises(InputError, match="another program has the file open"):
         atomic_write(tmp_path / "a", lambda path: path.write_text("new"))
     assert sum(windows) == pytest.approx(4.4) and list(tmp_path.iterdir()) == []
@@ -340,7 +341,8 @@ def test_a_draft_of_an_unknown_writer_goes_after_a_day_or_where_nobody_else_writ
 ) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "state.safetensors").write_text("half")
-    os.utime(tmp_path / name, (time.time() - hours * 3600,) * 2)
+    written = time.time() - hours * 3600
+    os.utime(tmp_path / name, (written, written))
     sweep(tmp_path, alone=alone)
     assert (tmp_path / name).exists() == (hours < 24 and not alone)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, features
@@ -20,9 +21,9 @@ SIZE = (8, 8)
 READS_AVIF = "avif" in features.modules and bool(features.check_module("avif"))
 
 
-def save(path: Path, color: object = (200, 80, 60), mode: str = "RGB", **options: object) -> Path:
+def save(path: Path, color: Any = (200, 80, 60), mode: str = "RGB", **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, SIZE, color).save(path, **options)  # type: ignore[arg-type]
+    Image.new(mode, SIZE, color).save(path, **options)
     return path
 
 

@@ -54,11 +54,12 @@ def test_a_step_waits_for_the_gpu_once() -> None:
 
 
 def test_frozen_weights_leave_the_gpu_for_the_vae_and_come_back_to_the_bit() -> None:
-    network = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 3)).to("cuda")
-    before, trained = network[0].weight.clone(), network[1].weight.data_ptr()
+    frozen, trained = nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 3)
+    network = nn.Sequential(frozen, trained).to("cuda")
+    before, place = frozen.weight.clone(), trained.weight.data_ptr()
     with streams._aside(network, torch.device("cuda")):
-        assert network[0].weight.device.type == "cpu" and network[1].weight.data_ptr() == trained
-    assert network[0].weight.is_cuda and torch.equal(network[0].weight, before)
+        assert frozen.weight.device.type == "cpu" and trained.weight.data_ptr() == place
+    assert frozen.weight.is_cuda and torch.equal(frozen.weight, before)
 
 
 @pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"precision": "fp16"}, {"base_storage": "fp8"}])

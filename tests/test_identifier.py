@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -22,8 +24,9 @@ def conditioner(parts: Components, init_word: str = "toy", class_word: str = "to
 def use_legacy_end_id(parts: Components) -> None:
     """As in SDXL's published configurations: transformers then pools at the highest id."""
     for encoder in parts.text_encoders:
-        encoder.model.config.eos_token_id = 2
-        for module in encoder.model.modules():
+        model: Any = encoder.model
+        model.config.eos_token_id = 2
+        for module in model.modules():
             if hasattr(module, "eos_token_id"):
                 module.eos_token_id = 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -28,8 +29,8 @@ def tensors(step: list[tuple[int, float, float]]) -> tuple[Tensor, Tensor, Tenso
     return torch.tensor(timesteps), torch.tensor(prior), torch.tensor(tuned)
 
 
-def fed(steps: Steps, **settings: object) -> OverfitIndicator:
-    indicator = OverfitIndicator(**settings)  # type: ignore[arg-type]
+def fed(steps: Steps, **settings: Any) -> OverfitIndicator:
+    indicator = OverfitIndicator(**settings)
     for step in steps:
         indicator.update(*tensors(step))
     return indicator

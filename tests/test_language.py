@@ -34,8 +34,8 @@ TABLE: dict[str, str] = json.loads((ROOT / "locales" / "zh" / "main.json").read_
 @pytest.fixture
 def language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The module, on a host whose users' folder is this test's."""
-    folders = ModuleType("folder_paths")
-    folders.get_user_directory = lambda: str(tmp_path)  # type: ignore[attr-defined]
+    folders: Any = ModuleType("folder_paths")
+    folders.get_user_directory = lambda: str(tmp_path)
     monkeypatch.setitem(sys.modules, "folder_paths", folders)
     with node_module("host.language") as module:
         yield module

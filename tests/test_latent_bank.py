@@ -45,6 +45,12 @@ def make_bank(
     return bank
 
 
+def mean_and_std(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = ENCODE(images)
+    assert std is not None
+    return mean, std
+
+
 def contents(bank: LatentBank, images: int = 3) -> list[torch.Tensor]:
     """Mean and std of everything in the bank."""
     found = []
@@ -64,7 +70,7 @@ def test_the_plain_latent_is_mean_plus_std_times_noise():
     assert bank.variants == 0 and not bank.fixed
     assert bank.buckets == {(32, 32): [0, 2], (24, 40): [1]}
     for index, item in enumerate(prepared):
-        mean, std = ENCODE(item.image[None])
+        mean, std = mean_and_std(item.image[None])
         assert bank.latent_shape(index) == (4, item.bucket[0] // FACTOR, item.bucket[1] // FACTOR)
         noise = torch.randn(bank.latent_shape(index), generator=generator("noise"))
         latent = bank.latent(index, 0, noise)
@@ -108,10 +114,11 @@ def test_variants_differ_by_variant_image_seed_and_settings():
     assert torch.equal(entries[0], entries[4])  # the plain ones are of the same picture
     distinct = [entries[0], *entries[1:4], *entries[5:8]]
     assert all(not torch.equal(a, b) for i, a in enumerate(distinct) for b in distinct[:i])
-    for changes in ({"seed": 4}, {"max_zoom": 1.5}, {"max_degrees": 40.0}, {"kinds": ("flip", "color")}):
-        other = make_bank(prepared, **changes)
+    one_each: dict[str, Any] = {"seed": 4, "max_zoom": 1.5, "max_degrees": 40.0, "kinds": ("flip", "color")}
+    for name, value in one_each.items():
+        other = make_bank(prepared, **{name: value})
         other.ensure_variants(3)
-        assert not all_equal(contents(other, 2), contents(bank, 2)), changes
+        assert not all_equal(contents(other, 2), contents(bank, 2)), name
 
 
 def test_pictures_are_encoded_one_by_one_and_only_when_needed():
@@ -167,7 +174,7 @@ def test_without_a_std_the_latents_are_fixed():
 
 
 def test_half_precision_encoders_are_kept_in_float32():
-    bank = make_bank(encode=lambda images: tuple(part.to(torch.bfloat16) for part in ENCODE(images)))
+    bank = make_bank(encode=lambda images: tuple(part.to(torch.bfloat16) for part in mean_and_std(images)))
     assert bank.latent(0, 0, torch.zeros(bank.latent_shape(0))).dtype == torch.float32
 
 
@@ -175,7 +182,7 @@ def test_half_precision_encoders_are_kept_in_float32():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_latents_that_are_not_finite_are_refused_by_name(part, value):
     def overflowing(images: torch.Tensor) -> Any:
-        mean, std = (entry.clone() for entry in ENCODE(images))
+        mean, std = (entry.clone() for entry in mean_and_std(images))
         if images.shape[-1] == 40:
             (mean if part == "mean" else std)[0, 0, 0, 0] = value
         return mean, std

@@ -155,8 +155,8 @@ def test_the_sender_names_the_workflow_and_the_page(live, monkeypatch) -> None:
     asked: list[int] = []
     queue = SimpleNamespace(get_current_queue_volatile=lambda: (asked.append(1), ([queued], []))[1])
     server = SimpleNamespace(client_id="page", prompt_queue=queue, send_sync=lambda *message: sent.append(message))
-    module = ModuleType("server")
-    module.PromptServer = SimpleNamespace(instance=server)  # type: ignore[attr-defined]
+    module: Any = ModuleType("server")
+    module.PromptServer = SimpleNamespace(instance=server)
     monkeypatch.setitem(sys.modules, "server", module)
     send = live.host_sender()
     message = {"run": "toy_1", "node": "3", "prompt_id": "p", "total": 5, "first_step": 0, "bins": []}

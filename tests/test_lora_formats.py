@@ -28,7 +28,7 @@ from tests.toy_flow import toy_flow_components
 # ---- formulas ----------------------------------------------------------------------------------------------------
 
 LINEAR, CONV = nn.Linear(6, 8), nn.Conv2d(6, 8, 3)
-KINDS: dict[str, tuple[Any, nn.Module]] = {
+KINDS: dict[str, tuple[Any, Any]] = {
     "LoRA": (LoraConfig(r=3, lora_alpha=2, target_modules=["0"]), LINEAR),
     "LoRA on a convolution": (LoraConfig(r=3, lora_alpha=2, target_modules=["0"]), CONV),
     "DoRA": (LoraConfig(r=3, lora_alpha=2, target_modules=["0"], use_dora=True), LINEAR),
@@ -43,7 +43,7 @@ KINDS: dict[str, tuple[Any, nn.Module]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_change_is_what_pefts_layer_adds(kind: str) -> None:
     config, layer = KINDS[kind]
-    base = layer.weight.detach().clone()  # type: ignore[operator]
+    base = layer.weight.detach().clone()
     model = nn.Sequential(type(layer)(*((6, 8) if layer is LINEAR else (6, 8, 3))))
     model[0].load_state_dict(layer.state_dict())
     inject_adapter_in_model(config, model)
@@ -56,8 +56,9 @@ def test_a_change_is_what_pefts_layer_adds(kind: str) -> None:
     (parts,) = sorted_lora({**tensors, "layer.alpha": torch.tensor(2.0)}, "file").layers.values()
     assert kind_of(parts) == kind.split()[0]
     ours = change(parts, base)
-    model[0].merge()  # type: ignore[operator]
-    torch.testing.assert_close(base + ours, model[0].get_base_layer().weight.detach())  # type: ignore[operator]
+    wrapped: Any = model[0]
+    wrapped.merge()
+    torch.testing.assert_close(base + ours, wrapped.get_base_layer().weight.detach())
 
 
 def test_a_middle_part_is_a_chain_of_three_convolutions() -> None:
@@ -164,11 +165,10 @@ def test_biases_and_norms_of_comfyui_are_placed() -> None:
     keys = {"diffusion_model.out.2.bias.diff": torch.ones(4), "lora_unet_conv_norm_out.w_norm": torch.ones(16)}
     placed = {item.path: item for item in place(sorted_lora(keys, "file"), parts).placed}
     bias, norm = placed["conv_out"], placed["conv_norm_out"]
-    assert (
-        torch.equal(bias.changes(torch.zeros(4), "bias"), torch.ones(4))
-        and bias.changes(torch.zeros(4, 16, 3, 3), "weight") is None
-    )  # type: ignore[arg-type]  # noqa: E501
-    assert torch.equal(norm.changes(torch.zeros(16), "weight"), torch.ones(16))  # type: ignore[arg-type]
+    changed, weighted = bias.changes(torch.zeros(4), "bias"), norm.changes(torch.zeros(16), "weight")
+    assert changed is not None and torch.equal(changed, torch.ones(4))
+    assert bias.changes(torch.zeros(4, 16, 3, 3), "weight") is None
+    assert weighted is not None and torch.equal(weighted, torch.ones(16))
 
 
 def test_no_two_layers_share_a_name() -> None:
@@ -235,9 +235,13 @@ def test_floats_of_any_size_are_read_as_the_numbers_they_are(dtype: torch.dtype,
         for of in ("weight", "bias"):
             base = getattr(one.layer, of)
             ours, theirs = (None if base is None else item.changes(base, of) for item in (one, other))
-            assert (ours is None and theirs is None) or torch.equal(ours, theirs)  # type: ignore[arg-type]
+            if ours is None or theirs is None:
+                assert ours is theirs
+            else:
+                assert torch.equal(ours, theirs)
         if kind == "LoRA":
-            assert torch.equal(singular_values(one.parts), singular_values(other.parts))  # type: ignore[arg-type]
+            ours, theirs = singular_values(one.parts), singular_values(other.parts)
+            assert ours is not None and theirs is not None and torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.complex64])

@@ -111,7 +111,7 @@ def test_what_is_kept_is_what_autograd_saves(device: torch.device) -> None:
         return tensor.detach()
 
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with memory._checkpointing(parts.unet, True), fused_attention(), hooks, LiveBytes(modules) as live:
+    with memory._checkpointing(memory.sd_unet(parts), True), fused_attention(), hooks, LiveBytes(modules) as live:
         batch = memory._batch(parts, SIDE)
         output = step(batch, with_prior=True)
     # Some are saved for a result that nobody asks for the gradient of, and freed with it.

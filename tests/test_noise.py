@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import DDPMScheduler
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from apt_train.families.noise import NoiseSchedule, rescale_zero_terminal_snr, scaled_linear_schedule
+from apt_train.families.noise import NoiseSchedule, PredictionType, rescale_zero_terminal_snr, scaled_linear_schedule
 from apt_train.rng import generator
 from apt_train.training.losses import squared_error
 
@@ -22,7 +24,8 @@ def drawn(seed: int, count: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     return latents, noise, error
 
 
-def theirs(prediction_type: str = "epsilon", zero: bool = False) -> DDPMScheduler:
+def theirs(prediction_type: PredictionType = "epsilon", zero: bool = False) -> Any:
+    """diffusers' scheduler, whose annotations know no plain tensor."""
     return DDPMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -89,8 +92,8 @@ def test_epsilon_error_is_alpha_bar_times_v_error(seed: int, timestep: int, zero
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_zero_terminal_snr_is_finite_to_the_last_step(prediction_type: str) -> None:
-    schedule = scaled_linear_schedule(prediction_type=prediction_type, zero_terminal_snr=True)  # type: ignore[arg-type]
+def test_zero_terminal_snr_is_finite_to_the_last_step(prediction_type: PredictionType) -> None:
+    schedule = scaled_linear_schedule(prediction_type=prediction_type, zero_terminal_snr=True)
     latents, noise, prediction = drawn(2, 2)
     t = torch.tensor([998, 999])
     noisy = schedule.add_noise(latents, noise, t)

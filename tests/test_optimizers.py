@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from apt_train.errors import InputError
 from apt_train.events import StopTraining
 from apt_train.optimizers import BUILDERS, Shared
 from apt_train.run.optimizer_state import put_back, shapes, take
+from tests.lora_files import metadata_of
 from tests.training import Recorder, quick_config, run, same_weights
 
 SHARED = Shared((0.8, 0.95), 1e-6)
@@ -114,8 +114,7 @@ def test_a_run_with_it_resumes_to_the_same_bits(name: str, tmp_path: Path) -> No
     resumed = run(output_dir=tmp_path, resume=True, on_event=recorder, **settings)
     assert same_weights(resumed, run(**settings))
     values = json.loads((tmp_path / "snapshots/step_000008/state.json").read_text())
-    with safe_open(tmp_path / "toy_subject.safetensors", "pt") as file:
-        assert name.lower() in file.metadata()["ss_optimizer"].lower()
+    assert name.lower() in metadata_of(tmp_path / "toy_subject.safetensors")["ss_optimizer"].lower()
     assert recorder.steps[-1].lr == values["optimizer"]["groups"][0]["lr"]
 
 

@@ -30,8 +30,9 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture
 def folders(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
     """`host.folders` in a host that listens at the given addresses."""
-    paths, options = ModuleType("folder_paths"), ModuleType("comfy.cli_args")
-    paths.annotated_filepath = annotated(home)  # type: ignore[attr-defined]
+    paths: Any = ModuleType("folder_paths")
+    options: Any = ModuleType("comfy.cli_args")
+    paths.annotated_filepath = annotated(home)
     for name in ("input", "output", "temp"):
         setattr(paths, f"get_{name}_directory", lambda name=name: str(home / name))
     for name, module in {"folder_paths": paths, "comfy": ModuleType("comfy"), "comfy.cli_args": options}.items():
@@ -40,7 +41,7 @@ def folders(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[s
     with node_module("host.folders") as module:
 
         def listening(addresses: str) -> Any:
-            options.args = SimpleNamespace(listen=addresses)  # type: ignore[attr-defined]
+            options.args = SimpleNamespace(listen=addresses)
             return module
 
         yield listening

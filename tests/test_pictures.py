@@ -12,6 +12,7 @@ import random
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,10 +50,10 @@ def png_with(image: Image.Image, *chunks: bytes, last: bool = False) -> bytes:
     return buffer.getvalue()[:place] + b"".join(chunks) + buffer.getvalue()[place:]
 
 
-def jpeg_with(image: Image.Image, *segments: tuple[int, bytes], **options: object) -> bytes:
+def jpeg_with(image: Image.Image, *segments: tuple[int, bytes], **options: Any) -> bytes:
     """The picture's JPEG with segments right after its start."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", **options)  # type: ignore[arg-type]
+    image.save(buffer, "JPEG", **options)
     inserted = b"".join(bytes([0xFF, 0xE0 + n]) + struct.pack(">H", len(data) + 2) + data for n, data in segments)
     return buffer.getvalue()[:2] + inserted + buffer.getvalue()[2:]
 
@@ -237,8 +238,8 @@ def _profile(kind: bytes, space: bytes, connection: bytes, tags: dict[bytes, byt
     return head[:128] + table + b"".join(tags.values())
 
 
-def first_colour(path: Path, **options: object) -> list[int]:
-    return read_picture(path, WHITE, **options).pixels[:, 0, 0].tolist()  # type: ignore[arg-type]
+def first_colour(path: Path, **options: Any) -> list[int]:
+    return read_picture(path, WHITE, **options).pixels[:, 0, 0].tolist()
 
 
 needs_lcms = pytest.mark.skipif(not features.check("littlecms2"), reason="this Pillow has no LittleCMS")
@@ -297,7 +298,7 @@ def test_srgb_by_any_name_is_left_to_the_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
 def test_a_grey_profile_is_honoured(tmp_path: Path, mode: str) -> None:
     value = {"L": 100, "LA": (100, 255), "I;16": 100 * 257}[mode]
-    Image.new(mode, (8, 8), value).save(tmp_path / "a.png", icc_profile=grey_profile(1.0))  # type: ignore[arg-type]
+    Image.new(mode, (8, 8), value).save(tmp_path / "a.png", icc_profile=grey_profile(1.0))
     linear = 100 / 255
     expected = 255 * (1.055 * linear ** (1 / 2.4) - 0.055)
     assert first_colour(tmp_path / "a.png") == pytest.approx([expected] * 3, abs=2)
@@ -308,7 +309,8 @@ def test_a_grey_profile_is_honoured(tmp_path: Path, mode: str) -> None:
 @pytest.mark.parametrize("name", ["a.jpg", "a.tif"])
 def test_a_printers_profile_is_honoured(tmp_path: Path, name: str, ink: tuple[int, ...], seen: int) -> None:
     image = Image.new("CMYK", (16, 16), ink)
-    image.save(tmp_path / name, icc_profile=print_profile(), **({"quality": 100} if name == "a.jpg" else {}))
+    options: dict[str, Any] = {"quality": 100} if name == "a.jpg" else {}
+    image.save(tmp_path / name, icc_profile=print_profile(), **options)
     assert first_colour(tmp_path / name) == pytest.approx([seen] * 3, abs=5)
     image.save(tmp_path / name, icc_profile=profile_of(P3))  # of no use for inks
     image.save(tmp_path / f"b{name[1:]}")
@@ -382,7 +384,7 @@ def test_a_mask_has_no_colours(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.tif"])
 def test_of_several_frames_the_first_is_taken_and_said(tmp_path: Path, name: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("#ff0000", "#00ff00", "#0000ff")]
-    options = {"lossless": True} if name == "a.webp" else {}
+    options: dict[str, Any] = {"lossless": True} if name == "a.webp" else {}
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
     frames[0].save(tmp_path / "b.gif")
     images = load_images(tmp_path)
@@ -403,7 +405,8 @@ def test_a_gif_of_many_frames_is_not_read_to_its_end(tmp_path: Path) -> None:
 def test_a_picture_stands_upright_however_it_was_taken(tmp_path: Path, name: str, orientation: int) -> None:
     data = Image.Exif()
     data[0x0112] = orientation
-    image, options = noise(6, 4), {"lossless": True} if name == "a.webp" else {}
+    image = noise(6, 4)
+    options: dict[str, Any] = {"lossless": True} if name == "a.webp" else {}
     image.save(tmp_path / name, exif=data, **options)
     with Image.open(tmp_path / name) as stored:
         plain = stored.convert("RGB") if name == "a.jpg" else image

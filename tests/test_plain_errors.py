@@ -20,8 +20,8 @@ METHODS = ("validate_inputs", "check_lazy_status", "execute")
 
 @pytest.fixture
 def boundary(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    folders = ModuleType("folder_paths")
-    folders.get_user_directory = lambda: str(tmp_path)  # type: ignore[attr-defined]
+    folders: Any = ModuleType("folder_paths")
+    folders.get_user_directory = lambda: str(tmp_path)
     monkeypatch.setitem(sys.modules, "folder_paths", folders)
     with node_module("boundary") as module:
         yield module

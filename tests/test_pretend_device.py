@@ -113,7 +113,7 @@ def test_a_run_there_measures_draws_resumes_and_exports(tmp_path: Path, device: 
 
 @pytest.mark.slow
 def test_a_run_moves_between_devices(tmp_path: Path, device: Device) -> None:
-    settings = {"steps": 2, "watch_drift": False, "output_dir": tmp_path / "run"}
+    settings: dict[str, Any] = {"steps": 2, "watch_drift": False, "output_dir": tmp_path / "run"}
     run(**settings)
     assert trained(device, "apt", **settings | {"steps": 3, "balance_every": 0}, resume=True).steps_done == 3
-    assert run(**settings | {"steps": 4}, resume=True).steps_done == 4
+    assert run(**{**settings, "steps": 4}, resume=True).steps_done == 4

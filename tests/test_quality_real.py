@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, PreTrainedModel
 
 from apt_train.config import AptConfig
 from apt_train.errors import InputError
@@ -78,13 +78,13 @@ def write_dino(folder: Path) -> Path:
     return write_network(folder, Dinov2Model(config), "BitImageProcessor", seed=5)
 
 
-def write_network(folder: Path, model: torch.nn.Module, processor: str, seed: int) -> Path:
+def write_network(folder: Path, model: PreTrainedModel, processor: str, seed: int) -> Path:
     """Weights redrawn wide, so that pictures and texts differ in them."""
     draws = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if name != "logit_scale" and parameter.dim() > 1:
             parameter.data = torch.randn(parameter.shape, generator=draws) * 0.3
-    model.save_pretrained(folder)  # type: ignore[operator]
+    model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(
         json.dumps(
             {
@@ -250,8 +250,8 @@ def test_copied_is_one_for_a_training_picture(place: Path) -> None:
 
 
 def test_leak_is_the_likeness_of_the_classs_pictures(place: Path) -> None:
-    judge, kinds = judge_of(place), ("subject", "class", "other")
-    prompts = [Prompt("a ball", kind) for kind in kinds]  # type: ignore[arg-type]
+    judge = judge_of(place)
+    prompts = [Prompt("a ball", "subject"), Prompt("a ball", "class"), Prompt("a ball", "other")]
     leaked = judge.score([noise(7), noise(100), noise(8)], prompts, [])
     assert leaked["leak"] == pytest.approx(1, abs=1e-5) and leaked["fidelity"] < 0.98
 

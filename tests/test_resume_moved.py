@@ -17,7 +17,7 @@ from apt_train.errors import InputError
 from apt_train.families.components import Components
 from apt_train.run.config_file import read_config
 from tests.test_cli import arguments, refused
-from tests.tiny import tiny_components
+from tests.tiny import schedule_of, tiny_components
 from tests.training import pictures, run
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -45,7 +45,7 @@ def other_weights() -> Components:
 
 def other_prediction() -> Components:
     parts = tiny_components()
-    return dataclasses.replace(parts, schedule=dataclasses.replace(parts.schedule, prediction_type="v_prediction"))
+    return dataclasses.replace(parts, schedule=dataclasses.replace(schedule_of(parts), prediction_type="v_prediction"))
 
 
 def halved_mask(image: Any) -> Any:

@@ -143,8 +143,8 @@ def test_the_plan_says_how_long_the_steps_will_take(monkeypatch: pytest.MonkeyPa
     def left(place: str, memory: Memory | None, steps_done: int = 0) -> float | None:
         made = planned(device=place, steps=2000)
         vars(made)["memory"] = memory
-        known = SimpleNamespace(device=made.device, plan=made, config=made.config, steps_done=steps_done)
-        return trial.seconds_left(known)  # type: ignore[arg-type]
+        known: Any = SimpleNamespace(device=made.device, plan=made, config=made.config, steps_done=steps_done)
+        return trial.seconds_left(known)
 
     large = Memory(GB, GB, GB)
     assert left("cuda", large) == 3000 and left("cuda", large, 500) == 2250
@@ -317,12 +317,13 @@ def test_the_network_makes_way_for_the_vae_where_both_would_be_the_peak(monkeypa
 
 
 def test_aside_and_back_the_weights_are_the_same_and_what_is_trained_stays() -> None:
-    network = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 3))
-    frozen, trained = network[0].weight, network[1].weight
+    first = nn.Linear(3, 3).requires_grad_(False)
+    network = nn.Sequential(first, second := nn.Linear(3, 3))
+    frozen, trained = first.weight, second.weight
     before, place = frozen.data, trained.data_ptr()
     with streams._aside(network, torch.device("cpu")):
         assert trained.data_ptr() == place and frozen.device.type == "cpu"
-    assert network[0].weight is frozen and torch.equal(frozen, before)
+    assert first.weight is frozen and torch.equal(frozen, before)
 
 
 def test_weightless_modules_are_as_before_whatever_happens() -> None:

@@ -16,7 +16,7 @@ from apt_train.families.components import Components
 from apt_train.run.config_file import read_config
 from apt_train.run.folder import RunFolder
 from apt_train.run.log import read_log
-from tests.tiny import tiny_components
+from tests.tiny import schedule_of, tiny_components, unet_of
 from tests.training import Recorder, pictures, run, same_weights
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -24,13 +24,13 @@ pytestmark = pytest.mark.usefixtures("no_report")
 
 def predicting_v() -> Components:
     parts = tiny_components()
-    return dataclasses.replace(parts, schedule=dataclasses.replace(parts.schedule, prediction_type="v_prediction"))
+    return dataclasses.replace(parts, schedule=dataclasses.replace(schedule_of(parts), prediction_type="v_prediction"))
 
 
 def with_another_schedule() -> Components:
     parts = tiny_components()
-    curve = parts.schedule.alphas_cumprod**2
-    return dataclasses.replace(parts, schedule=dataclasses.replace(parts.schedule, alphas_cumprod=curve))
+    schedule = schedule_of(parts)
+    return dataclasses.replace(parts, schedule=dataclasses.replace(schedule, alphas_cumprod=schedule.alphas_cumprod**2))
 
 
 # -- what is another run
@@ -134,7 +134,7 @@ def test_a_resumed_run_keeps_what_its_first_caller_had_recorded(tmp_path: Path) 
 
 def test_a_run_that_fails_in_its_first_step_leaves_no_lora_and_no_full_folder(tmp_path: Path) -> None:
     broken = tiny_components()
-    broken.unet.conv_out.weight.data.fill_(float("nan"))
+    unet_of(broken).conv_out.weight.data.fill_(float("nan"))
     with pytest.raises(InputError, match="not a number"):
         run(broken, output_dir=tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -154,7 +154,7 @@ def test_before_the_first_step_nothing_is_exported(tmp_path: Path, error: Except
     if isinstance(error, StopTraining):
         assert run(on_event=fail, identifier_mode="word", identifier="toy", **settings).stopped  # at its first notice
     else:
-        broken.unet.conv_in.register_forward_pre_hook(lambda *_: fail(None))
+        unet_of(broken).conv_in.register_forward_pre_hook(lambda *_: fail(None))
         with pytest.raises(RuntimeError, match="no such kernel"):
             run(broken, **settings)
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == {"config.json", "log.jsonl"}

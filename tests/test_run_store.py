@@ -31,10 +31,11 @@ STEPS = (2, 4, 6)
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    folders, latest = ModuleType("folder_paths"), ModuleType("comfy_api.latest")
-    folders.get_output_directory = lambda: str(tmp_path / "output")  # type: ignore[attr-defined]
-    folders.get_folder_paths = lambda _: [str(tmp_path / "embeddings")]  # type: ignore[attr-defined]
-    latest.io = SimpleNamespace(Custom=lambda name: name)  # type: ignore[attr-defined]
+    folders: Any = ModuleType("folder_paths")
+    latest: Any = ModuleType("comfy_api.latest")
+    folders.get_output_directory = lambda: str(tmp_path / "output")
+    folders.get_folder_paths = lambda _: [str(tmp_path / "embeddings")]
+    latest.io = SimpleNamespace(Custom=lambda name: name)
     for name, module in {
         "folder_paths": folders,
         "comfy_api": ModuleType("comfy_api"),
@@ -119,7 +120,8 @@ def test_a_damaged_log_costs_the_node_no_readable_step(store: Any, run: Any) -> 
 
 
 def test_one_folder_for_loras_and_embeddings_is_refused(store: Any, tmp_path: Path) -> None:
-    sys.modules["folder_paths"].get_folder_paths = lambda _: [str(tmp_path / "output" / "loras")]  # type: ignore[attr-defined]
+    folders: Any = sys.modules["folder_paths"]
+    folders.get_folder_paths = lambda _: [str(tmp_path / "output" / "loras")]
     store.check_places(TrainConfig(class_word="toy", identifier_mode="word"))
     with pytest.raises(store.InputError, match="give embeddings another folder"):
         store.check_places(TrainConfig(class_word="toy"))

@@ -21,13 +21,13 @@ from apt_train.families.sd.network import reads_size_ids
 from apt_train.sample.sampler import Drawing, Sampler, denoise, eval_mode, initial_noise, previews
 from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
-from tests.tiny import tiny_components
+from tests.tiny import schedule_of, tiny_components, unet_of
 
 
-def text(components: Components, rows: int, length: int = 7, seed: int = 0) -> types.SimpleNamespace:
+def text(components: Components, rows: int, length: int = 7, seed: int = 0) -> Any:
     """A stand-in for a Conditioning: random hidden states and, for SDXL, pooled vectors."""
     generator = torch.Generator().manual_seed(seed)
-    width = components.unet.config["cross_attention_dim"]
+    width = unet_of(components).config["cross_attention_dim"]
     pooled = torch.randn(rows, 32, generator=generator) if reads_size_ids(components.unet) else None
     return types.SimpleNamespace(hidden=torch.randn(rows, length, width, generator=generator), pooled=pooled)
 
@@ -48,7 +48,7 @@ def paired(components: Components, conditioner: Any, prompts: list[str], **prior
 def scheduler_like(components: Components, **changes) -> DDIMScheduler:
     return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type=components.schedule.prediction_type, **changes,
+        steps_offset=1, prediction_type=schedule_of(components).prediction_type, **changes,
     )  # fmt: skip
 
 
@@ -74,15 +74,15 @@ def pipeline_latents(components: Components, scheduler: DDIMScheduler, condition
     )
     pipeline: Any
     if reads_size_ids(components.unet):
-        pipeline = StableDiffusionXLPipeline(
-            **parts, text_encoder_2=components.text_encoders[1].model, tokenizer_2=None, add_watermarker=False
-        )
+        parts |= dict(text_encoder_2=components.text_encoders[1].model, tokenizer_2=None)
+        pipeline = StableDiffusionXLPipeline(**parts, add_watermarker=False)
         inputs |= dict(
             pooled_prompt_embeds=conditioning.pooled,
             negative_pooled_prompt_embeds=empty.pooled.repeat(rows, 1),
         )
     else:
-        pipeline = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None)
+        parts |= dict(safety_checker=None, feature_extractor=None)
+        pipeline = StableDiffusionPipeline(**parts)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.vae_scale_factor = components.family.vae_factor
     return pipeline(**inputs).images
@@ -102,7 +102,8 @@ def test_agrees_with_the_diffusers_pipeline(kind, prediction, guidance, monkeypa
 
 
 def largest_difference(a: Image.Image, b: Image.Image) -> int:
-    return max(ends[1] for ends in ImageChops.difference(a, b).getextrema())
+    extrema: Any = ImageChops.difference(a, b).getextrema()  # a pair a channel
+    return max(ends[1] for ends in extrema)
 
 
 def test_agrees_with_the_pipeline_under_zero_terminal_snr(monkeypatch) -> None:
@@ -151,10 +152,7 @@ def test_a_picture_depends_on_its_seed_and_place_not_on_the_batch() -> None:
     first = draw(components, types.SimpleNamespace(hidden=conditioning.hidden[:1], pooled=None))
     assert first[0].tobytes() == three[0].tobytes()
     batched = draw(components, conditioning, batch_size=2)
-    assert all(
-        max(ends[1] for ends in ImageChops.difference(a, b).getextrema()) <= 1
-        for a, b in zip(batched, three, strict=True)
-    )
+    assert all(largest_difference(a, b) <= 1 for a, b in zip(batched, three, strict=True))
     assert draw(components, conditioning, seed=4)[0].tobytes() != three[0].tobytes()
     same_text = types.SimpleNamespace(hidden=conditioning.hidden[:1].repeat(2, 1, 1), pooled=None)
     twins = draw(components, same_text)
@@ -221,7 +219,7 @@ def test_broken_numbers_become_a_notice_and_a_grey_picture(culprit, monkeypatch)
 def test_eval_mode_puts_every_mode_back() -> None:
     unet = tiny_components().unet
     unet.train()
-    unet.mid_block.eval()
+    unet.get_submodule("mid_block").eval()
     before = [part.training for part in unet.modules()]
     with contextlib.suppress(RuntimeError), eval_mode(unet):
         assert not any(part.training for part in unet.modules())

@@ -76,7 +76,7 @@ def test_it_resumes_to_the_same_bits_and_leaves_what_every_run_leaves(tmp_path: 
             if self.steps and self.steps[-1].step == 5:
                 raise StopTraining
 
-    more = {"snapshot_every": 6, "preview_every": 12}
+    more: dict[str, Any] = {"snapshot_every": 6, "preview_every": 12}
     run(toy_flow_components(), output_dir=tmp_path, on_event=Stop(), **SETTINGS, **more)
     recorder = Recorder()
     resumed = run(toy_flow_components(), output_dir=tmp_path, resume=True, on_event=recorder, **SETTINGS, **more)

@@ -18,7 +18,7 @@ from apt_train.config import AptConfig, Layers, Method, TrainConfig
 from apt_train.data.batch import Batch
 from apt_train.families.components import Components
 from apt_train.families.levels import even_levels
-from apt_train.families.noise import NoiseSchedule, scaled_linear_schedule
+from apt_train.families.noise import NoiseSchedule, PredictionType, scaled_linear_schedule
 from apt_train.families.sd.network import reads_size_ids
 from apt_train.rng import generator
 from apt_train.run.log import FIELDS, TERM_NAME
@@ -40,7 +40,7 @@ from apt_train.training.terms import (
     Term,
     Weighting,
 )
-from tests.tiny import tiny_components
+from tests.tiny import schedule_of, tiny_components, unet_of
 
 KINDS = ("sd15", "sdxl")
 CAPTION = "a photo of {subject} on grass"
@@ -77,7 +77,7 @@ class Bench:
 def bench(
     objective: Objective = APT,
     kind: str = "sd15",
-    prediction: str = "epsilon",
+    prediction: PredictionType = "epsilon",
     *,
     dtype: torch.dtype = torch.float32,
     recompute: bool = False,
@@ -86,7 +86,7 @@ def bench(
 ) -> Bench:
     """A trained-looking adapter, an identifier away from its class word, and an indicator that has seen an overfit."""
     parts = tiny_components(kind, prediction)
-    parts.schedule = scaled_linear_schedule(prediction_type=prediction, zero_terminal_snr=zero_snr)  # type: ignore[arg-type]
+    parts.schedule = scaled_linear_schedule(prediction_type=prediction, zero_terminal_snr=zero_snr)
     add_adapter(nn.Module.to(parts.unet, dtype), rank=4, alpha=4.0, seed=0)
     draws = generator("step adapter")
     with torch.no_grad():
@@ -95,7 +95,7 @@ def bench(
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=draws))
     parts.unet.train()
     if recompute:
-        parts.unet.enable_gradient_checkpointing()
+        unet_of(parts).enable_gradient_checkpointing()
     for encoder in parts.text_encoders:
         encoder.model.to(dtype)
     identifier = Identifier.from_init_word(parts.text_encoders, "toy" if fresh else "dog hat")
@@ -143,7 +143,7 @@ class ByHand:
 @torch.no_grad()
 def by_hand(made: Bench, batch: Batch) -> ByHand:
     unet, conditioner = made.parts.unet, made.step.conditioner
-    alpha_bar = made.parts.schedule.alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
+    alpha_bar = schedule_of(made.parts).alphas_cumprod[batch.timesteps].view(-1, 1, 1, 1)
     noisy = alpha_bar.sqrt() * batch.latents + (1 - alpha_bar).sqrt() * batch.noise
 
     def one(*, tuned: bool) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -175,9 +175,9 @@ def close(found: Tensor | None, expected: Tensor | float) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_the_total_is_the_formula_of_the_method(kind: str, prediction: str) -> None:
+def test_the_total_is_the_formula_of_the_method(kind: str, prediction: PredictionType) -> None:
     made, batch = bench(APT, kind, prediction), batch_of()
-    hand, schedule = by_hand(made, batch), made.parts.schedule
+    hand, schedule = by_hand(made, batch), schedule_of(made.parts)
     before = made.step.indicator.gamma_at(batch.timesteps)
     alpha_bar = schedule.alphas_cumprod[batch.timesteps]
     target = batch.noise
@@ -307,7 +307,7 @@ def test_regularisers_see_the_whole_picture_under_a_mask() -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_dco_equals_its_formula_on_the_models_own_target(prediction: str, masked: bool) -> None:
+def test_dco_equals_its_formula_on_the_models_own_target(prediction: PredictionType, masked: bool) -> None:
     made = bench(Objective((Dco(3.0),)), prediction=prediction)
     part = slice(0, 4) if masked else slice(None)
     mask = torch.zeros(2, 1, 16, 16)
@@ -484,9 +484,9 @@ class Guess(nn.Module):
         return self
 
 
-def guessed(prediction: str) -> tuple[Tensor, Tensor]:
+def guessed(prediction: PredictionType) -> tuple[Tensor, Tensor]:
     parts = tiny_components()
-    schedule = scaled_linear_schedule(prediction_type=prediction)  # type: ignore[arg-type]
+    schedule = scaled_linear_schedule(prediction_type=prediction)
     identifier = Identifier.from_init_word(parts.text_encoders, "dog hat")
     with torch.no_grad():
         identifier.rows[0].mul_(5)
@@ -509,7 +509,7 @@ def test_equal_predictions_give_one_indicator_whatever_the_model_speaks() -> Non
 
 @pytest.mark.parametrize("method", [APT, Objective((Dco(1000.0),))], ids=["apt", "dco"])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_zero_terminal_snr_is_finite_at_the_last_timestep(method: Objective, prediction: str) -> None:
+def test_zero_terminal_snr_is_finite_at_the_last_timestep(method: Objective, prediction: PredictionType) -> None:
     made = bench(method, prediction=prediction, zero_snr=True)
     output = run(made, batch_of((999, 999)))
     output.total.backward()
@@ -552,7 +552,9 @@ def objective(method: Method = "apt", **apt: Any) -> Objective:
     return objective_of(TrainConfig(class_word="toy", method=method, dco_beta=7.0, apt=AptConfig(**apt)))
 
 
-OFF = {"adaptive_augmentation": False, "adaptive_loss_weight": False, "stabilization": False, "alignment": False}
+OFF: dict[str, Any] = dict.fromkeys(
+    ("adaptive_augmentation", "adaptive_loss_weight", "stabilization", "alignment"), False
+)
 
 
 def test_a_method_uses_its_own_terms() -> None:
@@ -582,9 +584,10 @@ def test_a_term_reads_the_signal_to_noise_ratio(zero: bool) -> None:
     """Diffusers' number; also 0, and a number, where the last step is pure noise."""
     schedule, batch = scaled_linear_schedule(zero_terminal_snr=zero), batch_of((0, 499, 999))
     made = bench(with_terms())
-    seen = Passes(batch, batch.noise, schedule, tuned=None, prior=None, indicator=made.step.indicator)  # type: ignore[arg-type]
+    unread: Any = None
+    seen = Passes(batch, batch.noise, schedule, tuned=unread, prior=None, indicator=made.step.indicator)
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    theirs = DDPMScheduler(**betas, rescale_betas_zero_snr=zero)  # type: ignore[arg-type]
+    theirs = DDPMScheduler(**betas, rescale_betas_zero_snr=zero)
     torch.testing.assert_close(seen.snr, compute_snr(theirs, batch.timesteps), rtol=1e-4, atol=1e-6)
     assert (seen.snr[-1] == 0) == zero
 

@@ -25,7 +25,7 @@ from apt_train.events import BusyEvent, NoticeEvent, PreviewEvent, StepEvent, St
 from apt_train.rng import generator
 from apt_train.run.export import lora_to_kohya
 from apt_train.training import finish, update
-from tests.tiny import tiny_components, tiny_unet_without_decoder_attention
+from tests.tiny import tiny_components, tiny_unet_without_decoder_attention, unet_of
 from tests.training import Recorder, pictures, quick_config, run, same_weights
 
 
@@ -45,7 +45,7 @@ def test_a_picture_that_is_there_twice_is_told() -> None:
 def dreambooth_reference(config: TrainConfig) -> dict[str, torch.Tensor]:
     """Plain DreamBooth-LoRA in word mode, written out: what APT with everything off must equal bit for bit."""
     parts, images = tiny_components(), pictures()
-    unet, betas = parts.unet, torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    unet, betas = unet_of(parts), torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     alpha_bar = torch.cumprod(1 - betas, 0).float()
     posteriors = [parts.encode(picture.pixels[None].float() / 127.5 - 1) for picture in images.images]
     encoder, tokenizer = parts.text_encoders[0].model, parts.text_encoders[0].tokenizer
@@ -63,6 +63,7 @@ def dreambooth_reference(config: TrainConfig) -> dict[str, torch.Tensor]:
             times.append(int(torch.randint(1000, (1,), generator=draws)))
             _, pick, _ = torch.rand(3, generator=draws, dtype=torch.float64).tolist()
             mean, std = posteriors[int(pick * len(posteriors))]
+            assert std is not None
             posterior, noise = torch.randn(2, *mean.shape[1:], generator=draws)
             latents.append(mean[0] + std[0] * posterior)
             noises.append(noise)
@@ -162,7 +163,8 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(name: str, kind: str, 
     second = run(tiny_components(kind), output_dir=tmp_path / "parts", resume=True, **settings)
     assert second.steps_done == 5 and not second.stopped
     assert same_weights(whole, second)
-    assert second.losses == whole.losses and second.gamma.tolist() == whole.gamma.tolist()  # type: ignore[union-attr]
+    assert second.gamma is not None and whole.gamma is not None
+    assert second.losses == whole.losses and second.gamma.tolist() == whole.gamma.tolist()
     logs = [(tmp_path / run_name / "log.jsonl").read_text() for run_name in ("whole", "parts")]
     assert logs[0] == logs[1]
     states = [
@@ -487,9 +489,9 @@ def test_prior_preservation_adds_its_loss_and_never_enters_the_indicator() -> No
     plain, kept = Recorder(), Recorder()
     first = run(steps=1, on_event=plain)
     second = run(steps=1, on_event=kept, prior_images=pictures(2, seed=5))
-    assert plain.steps[0].prior_preservation is None and kept.steps[0].prior_preservation > 0  # type: ignore[operator]
     added = kept.steps[0].prior_preservation
-    assert added is not None and kept.steps[0].loss == pytest.approx(plain.steps[0].loss + added)
+    assert plain.steps[0].prior_preservation is None and added is not None and added > 0
+    assert kept.steps[0].loss == pytest.approx(plain.steps[0].loss + added)
     assert kept.steps[0].gamma == plain.steps[0].gamma
     assert not same_weights(first, second)
 
@@ -696,7 +698,8 @@ def test_gradient_checkpointing_changes_memory_and_no_weight() -> None:
 def test_watching_the_indicator_changes_what_is_seen_and_no_weight() -> None:
     blind, seeing = run(method="dreambooth"), run(method="dreambooth", watch_indicator=True)
     assert same_weights(blind, seeing)
-    assert blind.gamma.max() == 0 and seeing.gamma.max() > 0  # type: ignore[union-attr]
+    assert blind.gamma is not None and seeing.gamma is not None
+    assert blind.gamma.max() == 0 and seeing.gamma.max() > 0
 
 
 def test_preview_settings_change_the_preview() -> None:

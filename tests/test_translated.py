@@ -75,8 +75,8 @@ def chinese(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
     users = tmp_path_factory.mktemp("user")
     (users / "default").mkdir()
     (users / "default" / "comfy.settings.json").write_text('{"Comfy.Locale": "zh"}', encoding="utf-8")
-    folders = ModuleType("folder_paths")
-    folders.get_user_directory = lambda: str(users)  # type: ignore[attr-defined]
+    folders: Any = ModuleType("folder_paths")
+    folders.get_user_directory = lambda: str(users)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "folder_paths", folders)
         with node_module("host.language") as module:
@@ -133,9 +133,8 @@ def test_every_finding_of_the_preflight_has_its_chinese(chinese: Callable[[str],
     found = [sentence for path in files for sentence in sentences(path, ROOT, of_finding)]
     assert len(found) > 12
     assert [sentence for sentence in found if not CHINESE.search(chinese(sentence.text))] == []
-    plain = Look(
-        "a.png", "a toy", (8, 8), crop_of((64, 64), [(64, 64)]), 0, *[np.zeros(1)] * 2, None, None, *[None] * 2
-    )
+    crop, flat, small = crop_of((64, 64), [(64, 64)]), np.zeros(1), Image.new("RGB", (8, 8))
+    plain = Look("a.png", "a toy", (8, 8), crop, 0, flat, flat, None, None, small, None)
     for findings in ([], [Finding("", "")], [Finding("", "")] * 2):
         said = [Preflight([plain] * 2, 512, findings, [], []).heading, *_unchecked([plain], None)]
         assert [text for text in said if not CHINESE.search(chinese(text))] == [] and len(said) == 3

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections import OrderedDict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -19,7 +19,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 from apt_train.families.components import Components, Family, TextEncoder
-from apt_train.families.noise import scaled_linear_schedule
+from apt_train.families.noise import NoiseSchedule, PredictionType, scaled_linear_schedule
 from apt_train.families.sd.file_words import FILE_WORDS
 
 WORDS = (
@@ -49,6 +49,7 @@ def tiny_tokenizer(max_length: int = 16) -> PreTrainedTokenizerFast:
 
 
 def tiny_text_encoder(tokenizer: PreTrainedTokenizerFast, width: int = 32, projection: bool = False) -> torch.nn.Module:
+    named: Any = tokenizer  # transformers' annotation has strings among the ids
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -57,15 +58,15 @@ def tiny_text_encoder(tokenizer: PreTrainedTokenizerFast, width: int = 32, proje
         num_attention_heads=2,
         max_position_embeddings=tokenizer.model_max_length,
         projection_dim=width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=named.bos_token_id,
+        eos_token_id=named.eos_token_id,
+        pad_token_id=named.pad_token_id,
     )
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
 
 
 def tiny_unet(sdxl: bool = False) -> UNet2DConditionModel:
-    extra = (
+    extra: dict[str, Any] = (
         dict(
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
@@ -99,15 +100,19 @@ def tiny_unet(sdxl: bool = False) -> UNet2DConditionModel:
 def tiny_unet_without_decoder_attention() -> UNet2DConditionModel:
     """SDXL-shaped, with attention on the way down only."""
     config = dict(tiny_unet(sdxl=True).config)
-    return UNet2DConditionModel.from_config({**config, "up_block_types": ("UpBlock2D", "UpBlock2D")}).eval()
+    made: Any = UNet2DConditionModel.from_config({**config, "up_block_types": ("UpBlock2D", "UpBlock2D")})
+    return made.eval()
 
 
 def tiny_vae() -> AutoencoderKL:
     """Factor 4: a 64-pixel picture becomes 16 x 16 latents."""
-    return AutoencoderKL(
+    blocks: dict[str, Any] = dict(  # diffusers annotates them as tuples of one
         block_out_channels=(8, 8, 8),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
+    )
+    return AutoencoderKL(
+        **blocks,
         latent_channels=4,
         norm_num_groups=4,
         layers_per_block=1,
@@ -171,7 +176,7 @@ def tiny_components(kind: str = "sd15", prediction_type: str = "epsilon", seed: 
     def decode(latents: torch.Tensor) -> torch.Tensor:
         return vae.decode(latents.to(vae.device) / 0.5).sample
 
-    schedule = scaled_linear_schedule(prediction_type=prediction_type)  # type: ignore[arg-type]
+    schedule = scaled_linear_schedule(prediction_type=cast("PredictionType", prediction_type))
     family = Family(kind, 64, 4, FILE_WORDS[kind])
     return Components(
         unet,
@@ -184,3 +189,18 @@ def tiny_components(kind: str = "sd15", prediction_type: str = "epsilon", seed: 
         digest=f"tiny-{kind}-{prediction_type}-{seed}",
         source=f"tiny-{kind}",
     )
+
+
+def unet_of(parts: Components) -> UNet2DConditionModel:
+    assert isinstance(parts.unet, UNet2DConditionModel)
+    return parts.unet
+
+
+def schedule_of(parts: Components) -> NoiseSchedule:
+    assert isinstance(parts.schedule, NoiseSchedule)
+    return parts.schedule
+
+
+def vae_of(parts: Components) -> AutoencoderKL:
+    assert isinstance(parts.vae, AutoencoderKL)
+    return parts.vae

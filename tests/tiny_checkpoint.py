@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers import pre_tokenizers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+Encoder = CLIPTextModel | CLIPTextModelWithProjection
 
 VOCABULARY = 600  # rows; write_clip_vocabulary fills 520 of them
 _DTYPES = {torch.float16: "F16", torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
@@ -31,6 +33,10 @@ _XL: dict[str, Any] = dict(
     cross_attention_dim=2048, addition_embed_type="text_time", addition_time_embed_dim=256,
     projection_class_embeddings_input_dim=2816, down_block_types=(_DOWN, _CROSS_DOWN, _CROSS_DOWN),
     up_block_types=(_CROSS_UP, _CROSS_UP, _UP),
+)  # fmt: skip
+_VAE: dict[str, Any] = dict(
+    block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4,
+    up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, norm_num_groups=32,
 )  # fmt: skip
 UNETS: dict[str, dict[str, Any]] = {
     "sd15": dict(
@@ -54,26 +60,23 @@ class Modules:
 
     kind: str
     unet: UNet2DConditionModel
-    encoders: list[nn.Module]
+    encoders: list[Encoder]
     vae: AutoencoderKL
 
 
 @functools.cache
 def tiny_modules(kind: str) -> Modules:
     """The same modules at every call: do not change them."""
-    encoders: list[nn.Module] = [text_encoder(768)] if kind == "sd15" else [text_encoder(768), text_encoder(1280)]
+    encoders: list[Encoder] = [text_encoder(768)] if kind == "sd15" else [text_encoder(768), text_encoder(1280)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = UNet2DConditionModel(sample_size=8, **UNETS[kind]).eval()
-        vae = AutoencoderKL(
-            block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, latent_channels=4,
-            up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, norm_num_groups=32,
-        ).eval()  # fmt: skip
+        vae = AutoencoderKL(**_VAE).eval()
     return Modules(kind, unet, encoders, vae)
 
 
 @functools.cache
-def text_encoder(width: int) -> nn.Module:
+def text_encoder(width: int) -> Encoder:
     """CLIP-L-like at 768, OpenCLIP-bigG-like (with projection) at 1280; two layers."""
     config = CLIPTextConfig(
         vocab_size=VOCABULARY, hidden_size=width, intermediate_size=32, num_hidden_layers=2, projection_dim=width,
@@ -111,7 +114,7 @@ def _bare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
 
 
-def unet_to_ldm(unet: nn.Module) -> dict[str, Tensor]:
+def unet_to_ldm(unet: Any) -> dict[str, Tensor]:
     """A diffusers UNet's tensors (on meta too) under the original names, without prefix."""
     places = {
         "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
@@ -121,7 +124,7 @@ def unet_to_ldm(unet: nn.Module) -> dict[str, Tensor]:
         "mid_block.resnets.1": "middle_block.2",
     }  # fmt: skip
     number = 1
-    for level, block in enumerate(unet.down_blocks):  # type: ignore[arg-type]
+    for level, block in enumerate(unet.down_blocks):
         for layer in range(len(block.resnets)):
             places[f"down_blocks.{level}.resnets.{layer}"] = f"input_blocks.{number}.0"
             places[f"down_blocks.{level}.attentions.{layer}"] = f"input_blocks.{number}.1"
@@ -130,7 +133,7 @@ def unet_to_ldm(unet: nn.Module) -> dict[str, Tensor]:
             places[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{number}.0.op"
             number += 1
     number = 0
-    for level, block in enumerate(unet.up_blocks):  # type: ignore[arg-type]
+    for level, block in enumerate(unet.up_blocks):
         for layer in range(len(block.resnets)):
             places[f"up_blocks.{level}.resnets.{layer}"] = f"output_blocks.{number}.0"
             places[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{number}.1"
@@ -257,7 +260,7 @@ def write_diffusers_folder(
     DDIMScheduler(**(scheduler or {})).save_pretrained(folder / "scheduler")
     index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
     for suffix, encoder in zip(("", "_2")[: len(modules.encoders)], modules.encoders, strict=True):
-        encoder.save_pretrained(folder / f"text_encoder{suffix}", variant=variant)  # type: ignore[operator]
+        encoder.save_pretrained(folder / f"text_encoder{suffix}", variant=variant)
         write_clip_vocabulary(folder / f"tokenizer{suffix}")
         index[f"text_encoder{suffix}"] = ["transformers", type(encoder).__name__]
         index[f"tokenizer{suffix}"] = ["transformers", "CLIPTokenizer"]

@@ -101,8 +101,8 @@ class ToyNetwork:
 
     def attention(self, module: Any, part: str) -> dict[str, AttentionLayer]:
         scale = (WIDTH // HEADS) ** -0.5
-        blocks = self.features(module, part)
-        return {name: AttentionLayer(b.to_q, b.add_k_proj, HEADS, scale) for name, b in blocks.items()}  # type: ignore[arg-type]
+        blocks: dict[str, Any] = dict(self.features(module, part))
+        return {name: AttentionLayer(b.to_q, b.add_k_proj, HEADS, scale) for name, b in blocks.items()}
 
     def checkpoint(self, module: Any, on: bool) -> None:
         module.recompute = on

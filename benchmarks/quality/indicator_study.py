@@ -182,7 +182,8 @@ def _rho(runs: Sequence[Bins], predict: Callable[[Bins], np.ndarray], truth: Cal
     ours, theirs = (np.concatenate([values(item) for item in runs]) for values in (predict, truth))
     if not np.ptp(ours) or not np.ptp(theirs):  # a constant has no rank
         return float("nan")
-    return float(stats.spearmanr(np.round(ours, 6), theirs).statistic)
+    rank: Any = stats.spearmanr(np.round(ours, 6), theirs)
+    return float(rank.statistic)
 
 
 def said(mean: Mean) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +22,11 @@ def draw_pictures(
     task: Task, components: Components, conditioner: Conditioner, texts: Sequence[str], *, tuned: bool, seed: int
 ) -> list[Image.Image]:
     """One picture per prompt. Picture k starts from the noise of (seed, k)."""
+    unet: Any = components.unet
     side = components.family.resolution
     with torch.no_grad(), vae_on(components, conditioner.device):
         text, nothing = conditioner.encode(list(texts), tuned=tuned), conditioner.encode([""], tuned=False)
-        sampler = Sampler(components, (side, side), conditioner.device, components.unet.dtype, task.sampling_batch)
+        sampler = Sampler(components, (side, side), conditioner.device, unet.dtype, task.sampling_batch)
         return sampler.draw(text, nothing, Drawing(seed, task.sampling_steps, task.guidance))
 
 

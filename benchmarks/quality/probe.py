@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, cast
 
 import torch
 from PIL import ImageOps
@@ -116,15 +117,16 @@ def _latent(components: Components, item: Captioned, key: tuple[str | int, ...] 
         picture, _, _ = draw_variant(
             picture, None, Augmentation(("affine",), PUBLISHED_ZOOM, shipped.max_degrees), draws
         )
-    device = components.unet.device
+    unet: Any = components.unet
+    device = unet.device
     with vae_on(components, device):
         return components.encode(picture[None].to(device))[0][0].float().cpu()
 
 
 def _drift_probe(task: Task, components: Components, conditioner: Conditioner, texts: list[str]) -> Probe:
     """The prior's own guided trajectories, one timestep per bin. The target is the prior's answer there."""
-    schedule, side = components.schedule, components.family.resolution
-    shape = (components.unet.config["in_channels"], *[side // components.family.vae_factor] * 2)
+    schedule, side = components.schedule, components.family.resolution // components.family.vae_factor
+    shape = components.network.latent_channels(components.unet), side, side
     noise = torch.stack([initial_noise(0, k, shape) for k in range(len(texts))]).to(conditioner.device)
     seen: list[tuple[Tensor, int]] = []
     with torch.no_grad():
@@ -163,5 +165,5 @@ def _epsilon(
 
 
 def _sampler(components: Components, conditioner: Conditioner) -> Sampler:
-    side = components.family.resolution
-    return Sampler(components, (side, side), conditioner.device, components.unet.dtype)
+    side, unet = components.family.resolution, cast("Any", components.unet)
+    return Sampler(components, (side, side), conditioner.device, unet.dtype)

@@ -7,6 +7,7 @@ pictures on one ground. Its prompts ask for the five other grounds.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,7 +15,7 @@ from PIL import Image
 from benchmarks.world import draw
 from benchmarks.world.train_judge import truth
 
-from .subjects import Captioned, Prompt, Subject
+from .subjects import Captioned, Kind, Prompt, Subject
 
 TRAINING, HELDOUT = 4, 8  # pictures of each subject
 SUBJECT_PROMPTS, CLASS_PROMPTS, OTHER_PROMPTS = 64, 32, 128
@@ -122,10 +123,10 @@ def _scenes(rng: np.random.Generator, grounds: list[str], count: int) -> list[dr
     ]
 
 
-def _placed(what: str, kind: str, scene: draw.Scene, expect: dict[str, str] | None = None) -> Prompt:
+def _placed(what: str, kind: Kind, scene: draw.Scene, expect: dict[str, str] | None = None) -> Prompt:
     text = f"{draw.STYLE_PHRASE[scene.style]} {what} {draw.GROUND_PHRASE[scene.ground]}"
-    where = {"ground": scene.ground, "place": scene.place, "style": scene.style}
-    return Prompt(f"{text} {draw.PLACE_PHRASE[scene.place]}", kind, {**(expect or {}), **where})  # type: ignore[arg-type]
+    where: dict[str, Any] = {"ground": scene.ground, "place": scene.place, "style": scene.style}
+    return Prompt(f"{text} {draw.PLACE_PHRASE[scene.place]}", kind, {**(expect or {}), **where})
 
 
 def _other_prompts(count: int, shape: str) -> list[Prompt]:

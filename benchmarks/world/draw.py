@@ -241,12 +241,16 @@ def _speckled(rng: np.random.Generator, colour: tuple[int, int, int], height: in
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
+def _drawn(rng: np.random.Generator, least: int, below: int) -> int:
+    return int(rng.integers(least, below))
+
+
 def _draw_grass(image: Image.Image, rng: np.random.Generator) -> None:
     pen = ImageDraw.Draw(image)
     for _ in range(420):
-        x, y = rng.integers(0, _BIG), rng.integers(0, image.height + 10)
+        x, y = _drawn(rng, 0, _BIG), _drawn(rng, 0, image.height + 10)
         shade = tuple(int(v) for v in np.array((78, 165, 52)) * rng.uniform(0.62, 1.3))
-        pen.line((x, y, x + rng.integers(-6, 7), y - rng.integers(9, 20)), fill=shade, width=3)
+        pen.line((x, y, x + _drawn(rng, -6, 7), y - _drawn(rng, 9, 20)), fill=shade, width=3)
 
 
 def _draw_sand(image: Image.Image, rng: np.random.Generator) -> None:
@@ -256,14 +260,14 @@ def _draw_sand(image: Image.Image, rng: np.random.Generator) -> None:
         wave = y + 4 * np.sin(xs / rng.uniform(16, 26) + rng.uniform(0, 6))
         pen.line(list(zip(xs.tolist(), wave.tolist(), strict=True)), fill=(203, 166, 98), width=4)
     for _ in range(150):
-        x, y = rng.integers(0, _BIG), rng.integers(0, image.height)
+        x, y = _drawn(rng, 0, _BIG), _drawn(rng, 0, image.height)
         pen.ellipse((x, y, x + 3, y + 3), fill=(182, 144, 84))
 
 
 def _draw_snow(image: Image.Image, rng: np.random.Generator) -> None:
     pen = ImageDraw.Draw(image)
     for _ in range(7):
-        x, y, w = rng.integers(-40, _BIG), rng.integers(8, image.height), rng.integers(60, 130)
+        x, y, w = _drawn(rng, -40, _BIG), _drawn(rng, 8, image.height), _drawn(rng, 60, 130)
         pen.ellipse((x, y, x + w, y + w // 5), fill=(206, 222, 243))
         pen.ellipse((x, y - 6, x + w, y + w // 5 - 7), fill=(243, 247, 253))
 

@@ -24,6 +24,7 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -113,6 +114,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
     """A three-layer CLIP text transformer of width 128, randomly initialised."""
+    named: Any = tokenizer  # transformers' annotation has strings among the ids
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -121,9 +123,9 @@ def build_text_encoder(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
         num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=CONTEXT,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=named.bos_token_id,
+        eos_token_id=named.eos_token_id,
+        pad_token_id=named.pad_token_id,
     )
     return CLIPTextModel(config)
 
@@ -139,7 +141,7 @@ def build_unet() -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(64, 96, 128),
         layers_per_block=1,
-        attention_head_dim=(2, 3, 4),  # diffusers reads this field as the number of heads
+        attention_head_dim=cast("Any", (2, 3, 4)),  # diffusers reads this field as the number of heads
         cross_attention_dim=128,
         norm_num_groups=16,
     )
@@ -147,11 +149,14 @@ def build_unet() -> UNet2DConditionModel:
 
 def build_vae() -> AutoencoderKL:
     """A 0.65 M parameter autoencoder, (3, 64, 64) <-> (4, 16, 16)."""
-    return AutoencoderKL(
-        sample_size=draw.SIZE,
+    blocks: dict[str, Any] = dict(  # diffusers annotates them as tuples of one
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(16, 32, 64),
+    )
+    return AutoencoderKL(
+        **blocks,
+        sample_size=draw.SIZE,
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
@@ -310,7 +315,7 @@ def train_vae(args: argparse.Namespace) -> None:
     """Train encoder and decoder together with a tiny KL term."""
     torch.manual_seed(WORLD_SEED)
     pictures = load_pictures(args.work, args.shards)
-    vae = build_vae()
+    vae: Any = build_vae()
     optimizer = torch.optim.AdamW([{"params": vae.parameters(), "peak": 2e-3}], betas=(0.9, 0.99), weight_decay=0.0)
     path = args.work / "vae.safetensors"
     log = load_checkpoint(path, {"vae": vae}, optimizer)
@@ -339,7 +344,7 @@ def train_vae(args: argparse.Namespace) -> None:
 @torch.no_grad()
 def cache_latents(args: argparse.Namespace) -> None:
     """Encode every picture once: unscaled posterior means, fp16 (N, 4, 16, 16), and the scale measured on them."""
-    vae = build_vae().eval()
+    vae: Any = build_vae().eval()
     load_checkpoint(args.work / "vae.safetensors", {"vae": vae}, None)
     pictures, encoded = load_pictures(args.work), []
     for batch in pictures.split(100):
@@ -357,7 +362,8 @@ def cache_latents(args: argparse.Namespace) -> None:
 def train_decoder(args: argparse.Namespace) -> None:
     """Sharpen the decoder on the cached latents. The encoder, and so the U-Net's latents, stay unchanged."""
     torch.manual_seed(WORLD_SEED)
-    pictures, vae = load_pictures(args.work), build_vae()
+    pictures = load_pictures(args.work)
+    vae: Any = build_vae()
     load_checkpoint(args.work / "vae.safetensors", {"vae": vae}, None)
     latents = load_file(args.work / "latents.safetensors")["latents"]
     jitter = 0.03 * latents.float().std()  # samples are never exact: do not let the decoder rely on it
@@ -425,7 +431,8 @@ class Trainer:
             weight_decay=0.0,  # decay would pull the spare words' untouched embeddings to zero
         )
         self.log = load_checkpoint(args.work / "unet.safetensors", self._modules(), self.optimizer)
-        self.alphas_cumprod = DDPMScheduler.from_config(build_scheduler().config).alphas_cumprod
+        noising: Any = DDPMScheduler.from_config(build_scheduler().config)
+        self.alphas_cumprod = noising.alphas_cumprod
         self._load_data()
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -498,7 +505,7 @@ def load_trained(work: Path) -> StableDiffusionPipeline:
     sharpened = work / "decoder.safetensors"
     load_checkpoint(sharpened if sharpened.exists() else work / "vae.safetensors", {"vae": vae}, None)
     vae.register_to_config(scaling_factor=round(json.loads((work / "latents.json").read_text())["scale"], 6))
-    return StableDiffusionPipeline(
+    parts: dict[str, Any] = dict(  # diffusers' annotations allow none of the parts that may be left out
         vae=vae.eval(),
         text_encoder=text.eval(),
         tokenizer=tokenizer,
@@ -506,8 +513,8 @@ def load_trained(work: Path) -> StableDiffusionPipeline:
         scheduler=build_scheduler(),
         safety_checker=None,
         feature_extractor=None,
-        requires_safety_checker=False,
     )
+    return StableDiffusionPipeline(**parts, requires_safety_checker=False)
 
 
 def _write_for_both_transformers(folder: Path) -> None:

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any, cast
 
-import hypothesis
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.strategies import SearchStrategy
 
 from .case import Case
 from .outcome import Finding
@@ -103,13 +104,13 @@ class Hunt:
 
 
 def _hypothesis(
-    examine: Callable[[Case], None], cases: hypothesis.strategies.SearchStrategy[Case], seed: int, examples: int
+    examine: Callable[[Case], None], cases: SearchStrategy[Case], number: int, examples: int
 ) -> Callable[[], None]:
     rules = settings(
         max_examples=examples, database=None, deadline=None, derandomize=False, print_blob=False,
-        phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck),
+        phases=(Phase.generate, Phase.shrink), suppress_health_check=list(cast("Any", HealthCheck)),
     )  # fmt: skip
-    return hypothesis.seed(seed)(rules(given(cases)(examine)))
+    return seed(number)(rules(given(cases)(examine)))
 
 
 def _spread(cases: list[Case], most: int | None) -> list[Case]:

@@ -53,12 +53,12 @@ def _lora() -> dict[str, Tensor]:
     unet = _model().unet
     first, second, third, fourth, *rest = attention_paths(unet)
     found = kohya(random_layers(unet, rest[:8], size=0.1)) | kohya(random_layers(unet, [first], size=0.1))
-    rows, columns = (int(side) for side in unet.get_submodule(second).weight.shape)  # type: ignore[arg-type]
+    rows, columns = unet.get_parameter(f"{second}.weight").shape
     names = [f"lora_unet_{path.replace('.', '_')}" for path in (first, second, third, fourth)]
     found[f"{names[0]}.dora_scale"] = torch.ones(rows, 1)
     for part, size in (("w1_a", (rows, 2)), ("w1_b", (2, columns)), ("w2_a", (rows, 2)), ("w2_b", (2, columns))):
         found[f"{names[1]}.hada_{part}"] = torch.full(size, 0.1)
-    third_rows, third_columns = unet.get_submodule(third).weight.shape  # type: ignore[union-attr,misc]
+    third_rows, third_columns = unet.get_parameter(f"{third}.weight").shape
     found[f"{names[2]}.lokr_w1"] = torch.full((2, 2), 0.1)
     found[f"{names[2]}.lokr_w2"] = torch.full((third_rows // 2, third_columns // 2), 0.1)
     found["lora_unet_conv_in.diff"], found["lora_unet_conv_in.diff_b"] = torch.zeros(16, 4, 3, 3), torch.zeros(16)

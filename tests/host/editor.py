@@ -83,6 +83,8 @@ class Browser:
 class Editor:
     """One page of a host; `said` is what its console printed loudly, as `source: text`."""
 
+    elements = False  # whether the page draws the nodes itself, as in Nodes 2.0
+
     def __init__(self, host: Host, page: Any) -> None:
         self.host, self.page, self.said = host, page, []
         page.on("console", lambda message: message.type in LOUD and self.said.append(told(message, host)))

@@ -64,6 +64,10 @@ class Events:
     def of(self, kind: str) -> list[Event]:
         return [event for event in self if event.kind == kind]
 
+    def pictures_of(self, node: str) -> list[Image.Image]:
+        """A node's previews."""
+        return [event.image for event in self if event.image is not None and event.data.get("node_id") == node]
+
     def wait_for(self, wanted: str | Callable[[Event], Any], timeout: float = 60) -> Event:
         """The first event of a kind, or the first that a function is true of, whether it is here already or to come."""
         found = (lambda event: event.kind == wanted) if isinstance(wanted, str) else wanted

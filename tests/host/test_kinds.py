@@ -14,6 +14,7 @@ from apt_train.config import AdapterConfig
 from apt_train.families.sd import load_checkpoint
 from apt_train.run.export import lora_to_kohya, save_lora
 
+from ..tiny import unet_of
 from .server import Host
 from .workflows import Graph, checkpoint
 
@@ -35,7 +36,7 @@ def write_lora(path: Path, base: Path, kind: str) -> None:
         for parameter in adapter.parameters.values():
             parameter.add_((0.1 + 0.2 * parameter.abs().mean()) * torch.randn(parameter.shape, generator=draw))
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_lora(path, lora_to_kohya(adapter.state(), alpha, parts.family, parts.unet.config), {})
+    save_lora(path, lora_to_kohya(adapter.state(), alpha, parts.family, unet_of(parts).config), {})
 
 
 @pytest.mark.parametrize("kind", KINDS)

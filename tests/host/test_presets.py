@@ -153,7 +153,7 @@ def test_several_prompts_and_an_unseen_one_are_drawn_large_with_a_filmstrip(host
         result: list[Any] = []
         run = new_run(host, lambda: result.append(host.run(g.prompt, client_id=events.client_id)))
         lines = [event.data["text"] for event in events.of("text") if event.data["node"] == node.id]
-        live = [event.image for event in events if event.kind == "preview" and event.data.get("node_id") == node.id]
+        live = events.pictures_of(node.id)
     names_of = sorted(path.name for path in (run / "previews").iterdir())
     assert len(names_of) == 2 * 3 * 2 and names_of[-1] == "step_000004_2_tuned.png"
     with Image.open(run / "previews" / "step_000004_2_tuned.png") as unseen:

@@ -57,7 +57,7 @@ def editor(host: Host, checkpoints: dict[str, Path], request: pytest.FixtureRequ
     for seed in range(5):
         picture(seed, 128, 96).save(photos / f"{seed}.png")
     with Browser() as browser, browser.page(host, 1600, 1000, Comfy__VueNodes__Enabled=request.param) as page:
-        page.elements = request.param  # type: ignore[attr-defined]
+        page.elements = request.param
         yield page
 
 
@@ -75,7 +75,7 @@ def test_a_template_opens_legibly(editor: Editor, path: Path) -> None:
     assert [name for name, box in nodes.items() if not any(holds(group, box) for group in groups)] == []
     first = next(corners(node["box"]) for node in seen["nodes"] if node["type"] == "MarkdownNote")
     assert all(first[0] <= box[0] and first[1] <= box[1] for box in nodes.values()), "what to do first, top left"
-    if editor.elements:  # type: ignore[attr-defined]
+    if editor.elements:
         assert [node["name"] for node in seen["nodes"] if not node["drawn"]] == []
 
 
@@ -100,7 +100,7 @@ def test_nothing_outgrows_its_group_once_it_has_run(host: Host, editor: Editor, 
     groups = [corners(group["box"]) for group in seen["groups"]]
     assert [name for name, box in nodes.items() if not any(holds(group, box) for group in groups)] == []
     assert [pair for pair in combinations(nodes, 2) if overlap(*(nodes[name] for name in pair))] == []
-    if editor.elements:  # type: ignore[attr-defined]
+    if editor.elements:
         pictures = {node["pictures"] for node in seen["nodes"] if node["type"] == "APTTrain"}
         assert pictures == {1}, "the live picture has gone"
 

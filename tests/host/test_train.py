@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from ..lora_files import metadata_of
 from .graphs import (
     CLIP,
     LEARNED,
@@ -79,8 +79,7 @@ def test_the_lora_changes_the_picture_and_comes_back_from_its_file(
 
 def base_of(lora: Path) -> str:
     """The checkpoint's name in the file."""
-    with safe_open(lora, "pt") as file:
-        return file.metadata()["ss_sd_model_name"].removesuffix(".safetensors")
+    return metadata_of(lora)["ss_sd_model_name"].removesuffix(".safetensors")
 
 
 def test_load_lora_model_takes_the_wire(host: Host, names: list[str]) -> None:
@@ -97,8 +96,7 @@ def test_the_file_says_what_it_is(host: Host, names: list[str]) -> None:
     g, _ = training_graph(names, setting=LEARNED, seed=12)
     run = new_run(host, lambda: host.run(g.prompt))
     (path,) = [path for path in (host.folder / "output" / "loras").glob("my_toy_*.safetensors") if is_of(path, run)]
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
+    metadata = metadata_of(path)
     assert metadata["modelspec.trigger_phrase"] == f"embedding:{path.stem}"
     assert path.stem in metadata["modelspec.usage_hint"] and "my_toy_embedding" not in json.dumps(metadata)
     assert metadata["ss_base_model_version"] == "sd_v1" and metadata["ss_sd_model_name"] == "sd15.safetensors"
@@ -114,8 +112,7 @@ def test_the_samples_of_a_run_are_its_thumbnail(host: Host, names: list[str]) ->
     run = new_run(host, lambda: host.run(g.prompt))
     assert (run / "previews" / "step_000002_0_tuned.png").is_file()
     (found,) = [path for path in (host.folder / "output" / "loras").glob("my_toy_*.safetensors") if is_of(path, run)]
-    with safe_open(found, "pt") as file:
-        assert file.metadata()["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    assert metadata_of(found)["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
 
 
 def test_two_trainers_in_one_graph(host: Host, names: list[str]) -> None:
@@ -147,16 +144,14 @@ def test_lists_of_sizes_and_captions_from_a_folder(host: Host) -> None:
     loaded = g.node("LoadImageTextDataSetFromFolder", folder="toys")
     train_node(g, checkpoint(g, "sd15.safetensors"), loaded[0], captions=loaded[1], seed=15)
     run = new_run(host, lambda: host.run(g.prompt))
-    with safe_open(run / "my_toy.safetensors", "pt") as file:
-        tags = json.loads(file.metadata()["ss_tag_frequency"])["my_toy"]
+    tags = json.loads(metadata_of(run / "my_toy.safetensors")["ss_tag_frequency"])["my_toy"]
     assert tags == {"a my_toy toy on grass": 1, "a photo of my_toy toy": 1}
 
 
 def test_a_line_of_captions_per_image(host: Host, names: list[str]) -> None:
     g, _ = training_graph(names, seed=16, captions="a {subject} in the snow\na toy on the table")
     run = new_run(host, lambda: host.run(g.prompt))
-    with safe_open(run / "my_toy.safetensors", "pt") as file:
-        tags = file.metadata()["ss_tag_frequency"]
+    tags = metadata_of(run / "my_toy.safetensors")["ss_tag_frequency"]
     assert "in the snow" in tags and "a my_toy toy on the table" in tags
 
 
@@ -223,7 +218,7 @@ def test_what_the_browser_hears(host: Host, names: list[str]) -> None:
         prompt_id = host.queue(g.prompt, events.client_id)
         host.wait(prompt_id)
         events.wait_for("apt_train.finished")
-        heard = list(events)
+        heard, pictures = list(events), events.pictures_of(node.id)
     ours = [event for event in heard if event.kind.startswith("apt_train.")]
     assert ours[0].kind == "apt_train.started" and ours[-1].kind == "apt_train.finished"
     assert {event.data["prompt_id"] for event in ours} == {prompt_id}
@@ -236,7 +231,6 @@ def test_what_the_browser_hears(host: Host, names: list[str]) -> None:
     assert "gamma" in end and "drift ratio" in end
     assert not any("drift ratio" in line for line in lines if line.startswith(("step 1 ", "step 2 ", "step 5 ")))
     assert any(" left" in line for line in lines)
-    pictures = [event.image for event in heard if event.kind == "preview" and event.data.get("node_id") == node.id]
     assert pictures and pictures[-1].width > pictures[0].width  # samples have joined the heat map
     bars = [event.data["nodes"][node.id]["value"] for event in heard if event.kind == "progress_state"
             if node.id in event.data["nodes"]]  # fmt: skip

@@ -28,9 +28,9 @@ def pack(name: str) -> Any:
     return importlib.import_module(f"{root}.{name}")
 
 
-def projections(model: Any, part: str) -> dict[str, dict[str, Tensor]]:
+def projections(model: Any, part: str) -> dict[str, dict[str, Any]]:
     """Where the queries and keys of every cross-attention of a part of the UNet will stand, by the layer's name."""
-    found: dict[str, dict[str, Tensor]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, module in model.model.diffusion_model.named_modules():
         if name.startswith(part) and name.endswith("attn2"):
             found[name] = {"heads": module.heads}

@@ -35,7 +35,7 @@ def checkpoint(g: Graph, name: str) -> tuple[list[Any], list[Any], list[Any]]:
 
 
 def text_to_image(
-    g: Graph, model: Any, clip: Any, vae: Any, prompt: str, seed: int = 0, *, steps: int = 2, size: int = 64
+    g: Graph, model: Any, clip: Any, vae: Any, prompt: str | list[Any], seed: int = 0, *, steps: int = 2, size: int = 64
 ) -> Node:
     """Draws and saves a picture, `size` wide and high; returns the SaveImage node."""
     positive = g.node("CLIPTextEncode", text=prompt, clip=clip)
