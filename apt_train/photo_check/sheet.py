@@ -17,7 +17,7 @@ from ..palette import BLUE, FAINT, INK, ORANGE, PAPER, Rgb
 from ..report.grid import Font, fit_label, font, stacked_vertically
 from ..wording import counted
 from .finding import Finding
-from .look import TILE, Floats, Look
+from .look import TILE, Look
 from .preflight import Preflight
 
 COLUMNS, MOST = 3, 60  # pictures per row; pictures on a sheet
@@ -128,9 +128,11 @@ def _drawn(look: Look) -> Image.Image:
     """The whole picture, small, with the cropped-away part dimmed and the mask's edge drawn."""
     picture = look.small.resize(_fitting(look.small.size), Image.Resampling.LANCZOS)
     if look.small_mask is not None:
-        white = _white(look.small_mask, picture.size)
+        counts = ((look.small_mask >= 0.5) * 255).astype(np.uint8)
+        white = Image.fromarray(counts).resize(picture.size, Image.Resampling.NEAREST)
+        edge = ImageChops.subtract(white.filter(ImageFilter.MaxFilter(3)), white.filter(ImageFilter.MinFilter(5)))
         picture = Image.composite(picture, Image.blend(picture, Image.new("RGB", picture.size, BLUE), _WASH), white)
-        picture.paste(BLUE, (0, 0), _edge(white))
+        picture.paste(BLUE, (0, 0), edge)
     scale = picture.width / look.size[1], picture.height / look.size[0]
     left, top, right, bottom = (round(side * scale[i % 2]) for i, side in enumerate(look.crop.box))
     dimmed = Image.blend(picture, Image.new("RGB", picture.size, PAPER), _DIMMED)
@@ -144,16 +146,6 @@ def _fitting(size: tuple[int, int]) -> tuple[int, int]:
     """A size with the longer side TILE, so that small pictures appear as large as others."""
     longest = max(size)
     return max(1, round(size[0] * TILE / longest)), max(1, round(size[1] * TILE / longest))
-
-
-def _white(mask: Floats, size: tuple[int, int]) -> Image.Image:
-    """The area where a mask counts, at a picture's size."""
-    return Image.fromarray(((mask >= 0.5) * 255).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-
-
-def _edge(white: Image.Image) -> Image.Image:
-    """The border between black and white in a mask, as a mask of its own."""
-    return ImageChops.subtract(white.filter(ImageFilter.MaxFilter(3)), white.filter(ImageFilter.MinFilter(5)))
 
 
 def _badge(pen: ImageDraw.ImageDraw, text: str, face: Font) -> None:

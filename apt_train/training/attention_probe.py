@@ -16,6 +16,8 @@ from ..sample.sampler import eval_mode
 from .capture import Capture, attention_maps
 from .running import Run
 
+_SHOWN = 0  # place of the picture in the set, as of `Stream.example`
+
 
 def write_attention(run: Run, path: Path) -> None:
     """Write the maps of the first picture at the middle noise level."""
@@ -23,23 +25,19 @@ def write_attention(run: Run, path: Path) -> None:
 
 
 @torch.no_grad()
-def probe(run: Run, image: int = 0) -> AttentionMaps:
+def probe(run: Run) -> AttentionMaps:
     """The prior's and the tuned model's maps, on the CPU.
 
     Averaged over heads and the aligned layers, at the finest layer's resolution. Both see the same noise, drawn from
     the run's seed.
     """
-    sample = _middle_sample(run, image)
+    draws = generator(run.config.seed, "attention", _SHOWN)
+    sample = unaltered(run.bank, _SHOWN, timestep_at(run.components.levels, 0.5), draws)
     with eval_mode(run.components.unet):
         with run.adapter.disabled():
             prior, labels = _maps(run, sample, tuned=False)
         tuned, _ = _maps(run, sample, tuned=True)
     return AttentionMaps(prior, tuned, labels, run.inputs.subject.example)
-
-
-def _middle_sample(run: Run, image: int) -> Sample:
-    draws = generator(run.config.seed, "attention", image)
-    return unaltered(run.bank, image, timestep_at(run.components.levels, 0.5), draws)
 
 
 def _maps(run: Run, sample: Sample, *, tuned: bool) -> tuple[Tensor, list[str]]:
