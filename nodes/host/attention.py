@@ -19,7 +19,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ...apt_train.errors import InputError
-from .model import kind_of, with_any_lora
+from .loras import with_any_lora
 from .progress import stop_if_cancelled
 
 Layer = tuple[str, int, int]  # the host's names: input, middle or output; block number; transformer within it
@@ -149,6 +149,8 @@ def with_lora(model: Any, clip: Any, lora: dict[str, Tensor]) -> tuple[Any, Any]
 
 def require_pair(prior: Any, tuned: Any) -> None:
     """InputError: a model without a UNet's cross-attention, or two models of different kinds."""
+    from .model import kind_of
+
     for wire, model in (("model", prior), ("tuned", tuned)):
         if not isinstance(model.model.diffusion_model, UNetModel):
             raise InputError(
@@ -168,6 +170,8 @@ def _shape(model: Any) -> list[Any]:
 
 
 def _require_fit(model: Any, conditioning: Conditioning, positions: int) -> None:
+    from .model import kind_of
+
     width = model.model.model_config.unet_config.get("context_dim")
     found = conditioning[0][0].shape
     if found[-1] != width:

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from .preview_latent import empty_latent
-from .vae_family import require_channels_of
 
 SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
 
@@ -39,6 +38,8 @@ def draw(model: Any, positive: Any, negative: Any, vae: Any, how: Drawing) -> Im
 
     InputError: the VAE is for another kind of model.
     """
+    from .vae_family import require_channels_of
+
     require_channels_of(model, vae)
     latent = empty_latent(model, how.height, how.width)
     noise = comfy.sample.prepare_noise(latent, how.seed)

@@ -1,4 +1,4 @@
-"""The host's LoRA files and learned words by name, and how much of a LoRA its own loader uses.
+"""The host's LoRA files and learned words by name, and its own loader: a LoRA on a MODEL, and how much of it is used.
 
 In: the host's own lists. Not in: what a LoRA does (`apt_train.lora_check`).
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import comfy.lora
 import comfy.lora_convert
+import comfy.sd
 import folder_paths
 from torch import Tensor
 
@@ -53,3 +54,14 @@ def taken_by_host(model: Any, clip: Any, lora: Mapping[str, Tensor]) -> int:
     loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora)), known, log_missing=False)
     keys = (key if isinstance(key, str) else key[0] for key in loaded)
     return len({key.rpartition(".")[0] for key in keys})
+
+
+def with_any_lora(model: Any, clip: Any, lora: Mapping[str, Tensor], strength: float = 1.0) -> tuple[Any, Any, int]:
+    """Clones of MODEL and CLIP (None: without) with a LoRA of any origin, and the number of weights it changes."""
+    tuned, tuned_clip = comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, strength)
+    wires = [(model, tuned), *([] if clip is None else [(clip.patcher, tuned_clip.patcher)])]
+    return tuned, tuned_clip, sum(_patch_count(after) - _patch_count(before) for before, after in wires)
+
+
+def _patch_count(patcher: Any) -> int:
+    return sum(map(len, patcher.patches.values()))

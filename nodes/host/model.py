@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import comfy.model_base
 import comfy.model_sampling
-import comfy.sd
 import comfy.supported_models
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from ...apt_train.errors import InputError
 from ...apt_train.families.noise import NoiseSchedule, PredictionType
 from ...apt_train.families.sd.published import FamilySpec, load_family
+from .loras import with_any_lora
 from .vae_family import loaded_from
 from .weights import baked
 
@@ -113,14 +113,3 @@ def with_lora(model: Any, lora: Mapping[str, Tensor], strength: float = 1.0) -> 
             "it was trained on."
         )
     return patched
-
-
-def with_any_lora(model: Any, clip: Any, lora: Mapping[str, Tensor], strength: float = 1.0) -> tuple[Any, Any, int]:
-    """Clones of MODEL and CLIP (None: without) with a LoRA of any origin, and the number of weights it changes."""
-    tuned, tuned_clip = comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, strength)
-    wires = [(model, tuned), *([] if clip is None else [(clip.patcher, tuned_clip.patcher)])]
-    return tuned, tuned_clip, sum(_patch_count(after) - _patch_count(before) for before, after in wires)
-
-
-def _patch_count(patcher: Any) -> int:
-    return sum(map(len, patcher.patches.values()))
