@@ -69,6 +69,13 @@ def methods(recipe: dict[str, Any]) -> dict[str, Variant]:
 
 METHODS = methods(SMALL_MODEL)
 
+
+def clipped(variant: Variant) -> Variant:
+    """Gradients are scaled down to a thousandth of the shipped norm. For AdamW that is a loss a thousand times as large."""
+    tight = {"optimizer": {"max_grad_norm": 0.001, "epsilon": 1e-11}}
+    return Variant(merged(variant.settings, tight), variant.preservation)
+
+
 FRAMED = WORLD + ", prior taught framed pictures"
 
 
@@ -190,14 +197,15 @@ GRIDS: dict[str, Grid] = {
         },
         steps=800,
     ),
-    # All of APT by a small model's recipe: what do RS and AA cost there, and does a smaller weight of RS change it?
+    # All of APT with a small model's temperature and fill: what do RS and AA cost there? And does the published
+    # temperature do as well where gradients that (1 - gamma) has made small still move AdamW?
     "regularisers": tuning(
         {
             "apt": whole(SMALL_MODEL),
             "apt without rs": whole(SMALL_MODEL, "rs"),
             "apt without aa": whole(SMALL_MODEL, "aa"),
             "apt without rs, aa": whole(SMALL_MODEL, "rs", "aa"),
-            "apt, rs 0.001": whole({**SMALL_MODEL, "dist_weight": 0.001}),
+            "apt without aa, T 1000, clipped": clipped(whole({**SMALL_MODEL, "temperature": 1000.0}, "aa")),
         }
     ),
     # The baselines' own constants deserve the same care: DCO's beta was published for SDXL's losses.

@@ -62,11 +62,12 @@ def test_a_preset_sets_what_is_not_set_by_hand_and_the_run_says_so(host: Host, n
         run = new_run(host, lambda: host.run(g.prompt, client_id=events.client_id))
         lines = [event.data["text"] for event in events.of("text") if event.data["node"] == node.id]
     assert config_of(run)["apt"]["temperature"] == 300.0 and config_of(run)["apt"]["augment_fill"] == "reflect"
-    said = "small pictures: temperature 300, augment_fill reflect"
+    said = "small pictures: temperature 300, augment_fill reflect, alignment off"
     assert f"preset {said} · getting ready" in lines
     assert json.loads((run / "config.json").read_text())["preset"] == "small pictures"
     assert f"| preset | {said} |" in (run / "report.md").read_text()
-    by_hand, _ = training_graph(names, setting={"temperature": "300", "augment_fill": "reflect"}, steps=2, seed=41)
+    same = {"temperature": "300", "augment_fill": "reflect", "alignment": False}
+    by_hand, _ = training_graph(names, setting=same, steps=2, seed=41)
     assert found_again(host, by_hand.prompt), "a run is known by its values alone"
 
 
@@ -74,7 +75,7 @@ def test_by_hand_stands_above_a_preset(host: Host, names: list[str]) -> None:
     g, _ = training_graph(names, setting={"temperature": "50"}, preset="small pictures", steps=2, seed=42)
     run = new_run(host, lambda: host.run(g.prompt))
     assert config_of(run)["apt"]["temperature"] == 50.0 and config_of(run)["apt"]["augment_fill"] == "reflect"
-    assert "| preset | small pictures: augment_fill reflect |" in (run / "report.md").read_text()
+    assert "| preset | small pictures: augment_fill reflect, alignment off |" in (run / "report.md").read_text()
 
 
 def test_an_unknown_preset_is_refused_when_the_prompt_is_queued(host: Host, names: list[str]) -> None:
