@@ -71,7 +71,7 @@ METHODS = methods(SMALL_MODEL)
 
 
 def clipped(variant: Variant) -> Variant:
-    """Gradients are scaled down to a thousandth of the shipped norm. For AdamW that is a loss a thousand times as large."""
+    """Gradients are clipped to a thousandth of the shipped norm. For AdamW that is a loss a thousand times as large."""
     tight = {"optimizer": {"max_grad_norm": 0.001, "epsilon": 1e-11}}
     return Variant(merged(variant.settings, tight), variant.preservation)
 
@@ -198,7 +198,8 @@ GRIDS: dict[str, Grid] = {
         steps=800,
     ),
     # All of APT with a small model's temperature and fill: what do RS and AA cost there? And does the published
-    # temperature do as well where gradients that (1 - gamma) has made small still move AdamW?
+    # temperature do as well where gradients that (1 - gamma) has made small still move AdamW? What does a prior pass in
+    # every fourth step alone cost?
     "regularisers": tuning(
         {
             "apt": whole(SMALL_MODEL),
@@ -206,6 +207,7 @@ GRIDS: dict[str, Grid] = {
             "apt without aa": whole(SMALL_MODEL, "aa"),
             "apt without rs, aa": whole(SMALL_MODEL, "rs", "aa"),
             "apt without aa, T 1000, clipped": clipped(whole({**SMALL_MODEL, "temperature": 1000.0}, "aa")),
+            "apt without aa, lazy prior 4": whole({**SMALL_MODEL, "lazy_prior": 4}, "aa"),
         }
     ),
     # The baselines' own constants deserve the same care: DCO's beta was published for SDXL's losses.
