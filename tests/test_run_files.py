@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -506,6 +507,17 @@ def test_a_lora_of_an_earlier_version_is_checked_by_its_own_digest(trained: Path
         check_kept(lora)
 
 
+def test_a_lora_without_checksums_may_be_in_any_number_format(tmp_path: Path) -> None:
+    """Someone may have put a smaller copy in its place; torch has no `isfinite` for fp8."""
+    for dtype in (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2):
+        lora = tmp_path / "toy.safetensors"
+        save_file({"a": torch.ones(2).to(dtype)}, lora)
+        check_kept(lora)
+        save_file({"a": torch.full((2,), float("nan")).to(dtype)}, lora)
+        with pytest.raises(Damaged, match="values that training never has"):
+            check_kept(lora)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 1, "sha256": {}}', '{"format": 9, "sha256": {}}'])
 def test_a_lora_whose_checksum_is_damaged_is_not_trusted(trained: Path, tmp_path: Path, text: str) -> None:
     folder = shutil.copytree(trained / "snapshots" / "step_000004", tmp_path / "step_000004")
@@ -657,6 +669,20 @@ def test_without_locks_a_process_that_ended_holds_nothing(tmp_path: Path) -> Non
     (tmp_path / names.LOCK_WITHOUT_SYSTEM).write_text(json.dumps(left))
     with lock.held(tmp_path):
         assert json.loads((tmp_path / names.LOCK_WITHOUT_SYSTEM).read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_a_process_that_is_not_listed_still_holds_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `hidepid`, /proc lists no process of another user; psutil then says that there is none."""
+
+    def hidden(pid: int) -> None:
+        raise psutil.NoSuchProcess(pid)
+
+    monkeypatch.setattr(psutil, "Process", hidden)
+    with lock.held(tmp_path), pytest.raises(InputError, match="by another process"), lock.held(tmp_path):
+        pass
 
 
 @pytest.mark.usefixtures("no_locks")

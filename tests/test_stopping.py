@@ -59,6 +59,7 @@ def rising(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ([0.5, 0.1, 0.2, 0.4, 0.05], 400, 300),  # at the first that has risen, whatever comes later
         ([0.3, 0.2, 0.1], None, None),
         ([0.1], None, None),
+        ([-1.0, 2.0], 200, 100),  # no run measures that, but a log can be edited
         ([], None, None),
     ],
 )

@@ -152,10 +152,25 @@ def is_running(process: int) -> bool:
 
     try:
         return psutil.Process(process).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except (psutil.NoSuchProcess, OverflowError):
+    except psutil.ZombieProcess:
         return False
+    except (psutil.NoSuchProcess, OverflowError):
+        return _is_hidden(process)
     except psutil.Error:
         return True
+
+
+def _is_hidden(process: int) -> bool:
+    """Whether it runs though it is not listed: another user's where /proc has `hidepid`, or any where it is missing."""
+    if os.name == "nt" or process < 1:  # signal 0 is Ctrl+C there; 0 is this process's own group
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def _machine() -> str:

@@ -9,15 +9,17 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import TrainConfig
 from ..disk.files import write_text
 from ..disk.json_file import is_object
 from ..errors import InputError
 from ..names import CONFIG, clashing_file
-from ..palette import Look
 from ..presets import PRESETS
+
+if TYPE_CHECKING:
+    from ..palette import Look
 
 FORMAT = 1
 MOST_BYTES = 16 << 20  # of config.json, which consists mostly of a digest per picture
@@ -67,6 +69,8 @@ def read_settings(path: str | Path) -> tuple[TrainConfig, int]:
 
 def read_terms(path: str | Path) -> dict[str, Look]:
     """How the terms of a run's loss are shown, by name; malformed entries are dropped."""
+    from ..palette import Look  # loads numpy, which a refusal need not wait for
+
     terms = read_config(path).get("terms")
     said = terms.items() if is_object(terms) else ()
     return {name: Look(look["title"], look["colour"]) for name, look in said if _is_look(look)}

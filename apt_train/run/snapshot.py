@@ -114,7 +114,7 @@ def check_kept(file: Path) -> None:
         tensors, digest = opened.load(opened.shapes), opened.metadata.get("sshs_model_hash")
     except (InputError, OSError) as error:
         raise Damaged(f"{file.name} cannot be read") from error
-    if not tensors or not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+    if not tensors or not all(torch.isfinite(tensor.float()).all() for tensor in tensors.values()):
         raise Damaged(f"{file.name} holds values that training never has")
     if digest is not None and digest != data_digest(tensors):
         raise Damaged(f"{file.name} does not match its checksum")

@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from ..data.latent_bank import LatentBank
 from ..disk.files import read_small, write_text
 from ..disk.json_file import is_list, is_object
 from ..disk.tensor_file import TensorFile, open_tensor_file, sha256_of_file
@@ -31,6 +30,9 @@ from ..disk.tensor_writer import write_tensors
 from ..errors import InputError
 from ..names import STATE_TENSORS, STATE_VALUES
 from . import optimizer_state
+
+if TYPE_CHECKING:
+    from ..data.latent_bank import LatentBank
 
 FORMAT = 2
 MOST_TENSOR_BYTES = 16 << 30  # of a LoRA: SDXL's at rank 1024 has 11 GB; a state's limit depends on its run

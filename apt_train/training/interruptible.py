@@ -45,12 +45,15 @@ def interruptible(run: Run, emit: Callback, what: Work, calls: int) -> Generator
 def attempted(
     run: Run, emit: Callback, what: Work, calls: int, work: Callable[[], Result]
 ) -> tuple[Result | None, str]:
-    """The result of work that training can do without; or None, and the reason why it failed."""
+    """The result of work that training can do without; or None, and the reason why it failed.
+
+    RuntimeError, MemoryError and InputError count as failing. Anything else passes through.
+    """
     with interruptible(run, emit, what, calls):
         try:
             return work(), ""
         except (RuntimeError, MemoryError, InputError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__  # Python's own MemoryError says none
     if run.device.type == "cuda":  # outside the block that held the failed work's tensors
         torch.cuda.empty_cache()
     return None, reason

@@ -50,7 +50,8 @@ def recommended_snapshot(summary: Summary) -> Recommendation:
 
 def not_risen(ratios: Sequence[float]) -> list[int]:
     """The places of the drift ratios that are at most `RISE` times the lowest up to there; the first always is."""
-    return [place for place, low in enumerate(accumulate(ratios, min)) if ratios[place] <= RISE * low]
+    lowest = enumerate(accumulate(ratios, min))
+    return [place for place, low in lowest if ratios[place] <= max(low, RISE * low)]  # below 0 only in an edited log
 
 
 def has_risen(summary: Summary) -> bool:

@@ -13,6 +13,8 @@ from ...apt_train.disk.tensor_file import open_tensor_file
 from ...apt_train.errors import InputError
 from ...apt_train.families.sd.sniff import TITLES, FamilyName, family_of_scale, family_of_vae
 
+_ROUNDED = 0.01  # relative: the host may keep a scale in half precision
+
 
 def require_channels_of(model: Any, vae: Any) -> None:
     """InputError: the VAE's latents have another number of channels than the MODEL reads, or are a video's."""
@@ -26,7 +28,8 @@ def require_channels_of(model: Any, vae: Any) -> None:
 
 def require_vae_of(model: Any, vae: Any) -> None:
     """InputError: the VAE is known to be for the other family. Accepts one whose family is unknown."""
-    wanted, file = family_of_scale(model.model.latent_format.scale_factor), loaded_from(getattr(vae, "patcher", None))
+    wanted = family_of_scale(model.model.latent_format.scale_factor, _ROUNDED)
+    file = loaded_from(getattr(vae, "patcher", None))
     found = _family_of(vae, file)
     if wanted is None or found is None or wanted == found:
         return
@@ -46,7 +49,7 @@ def loaded_from(patcher: Any) -> Path | None:
 
 def _family_of(vae: Any, file: Path | None) -> FamilyName | None:
     own = getattr(vae.first_stage_model, "vae_scale", None)  # set by the tiny autoencoder
-    found = None if own is None else family_of_scale(float(own))
+    found = None if own is None else family_of_scale(float(own), _ROUNDED)
     try:
         return family_of_vae(open_tensor_file(file)) if found is None and file is not None else found
     except (InputError, OSError):

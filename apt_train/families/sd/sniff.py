@@ -111,14 +111,14 @@ def _refuse_variants(file: TensorFile) -> None:
         raise InputError(f"{file.path.name} is {found}: give {WANTED}.")
 
 
-def family_of_scale(scale: float) -> FamilyName | None:
-    """The family whose VAE has this latent scale, which half precision may have rounded; None: neither's."""
-    return next((family for known, family in _BY_SCALE.items() if math.isclose(scale, known, rel_tol=0.01)), None)
+def family_of_scale(scale: float, tolerance: float = 0.0) -> FamilyName | None:
+    """The family whose VAE has this latent scale; None: neither's. `tolerance`: relative, for one that was rounded."""
+    return next((family for known, family in _BY_SCALE.items() if math.isclose(scale, known, rel_tol=tolerance)), None)
 
 
 def family_of_vae(file: TensorFile) -> FamilyName | None:
     """The family that a VAE's file claims by the UNet it also holds, or by its metadata; None: it does not say."""
-    context = context_dim(file.under(UNET))
+    context = context_dim({name: shape for name, shape in file.under(UNET).items() if len(shape) > 1})
     if context in _BY_CONTEXT:
         return _BY_CONTEXT[context]
     if FIRST_CONVOLUTION in file:
