@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from apt_train.disk.files import atomic_write
 from apt_train.errors import InputError
 
-from .curves import BASELINE, LEVELS, curves_of, floors_of, last_step
+from .curves import BASELINE, LEVELS, Curve, curves_of, floors_of, last_step
 from .figure import cost_of_fidelity
 from .grid import Grid
 from .store import read_units
@@ -35,12 +37,18 @@ def write_report(name: str, grid: Grid, folder: Path) -> str:
         ]
     parts += [f"Drift on other prompts by timestep bin at step {last}, x 1000:", bins_table(units, last)]
     text = "\n\n".join(parts)
-    picture = cost_of_fidelity(curves, floors_of(units), f"{name}: what fidelity costs ({len(units)} units)")
+    picture = cost_of_fidelity(_complete(curves), floors_of(units), f"{name}: what fidelity costs")
     summary = json.dumps({"grid": name, "units": len(units), **numbers(units, curves)}, indent=1) + "\n"
     _write(folder / "table.md", text + "\n")
     _write(folder / "summary.json", summary)
     atomic_write(folder / "figure.png", lambda temporary: picture.save(temporary, format="PNG"))
     return text
+
+
+def _complete(curves: Sequence[Curve]) -> list[Curve]:
+    """Without the variants that lack runs which others have: on one axis such means would mislead."""
+    runs = Counter(curve.variant for curve in curves)
+    return [curve for curve in curves if runs[curve.variant] == max(runs.values())]
 
 
 def _write(path: Path, text: str) -> None:
