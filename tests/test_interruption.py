@@ -36,7 +36,15 @@ def command(model: Path, photos: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
+def no_nohup() -> Iterator[None]:
+    """Under `nohup` a run ignores SIGHUP, as it should. The tests may be started so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture(autouse=True)
+def handlers(no_nohup: None) -> Iterator[None]:
     """A test leaves the handlers as it found them. pytest's own process may have SIGINT switched off by a shell."""
     numbers = [getattr(signal, name) for name in SIGNALS]
     before = {number: signal.getsignal(number) for number in numbers}
