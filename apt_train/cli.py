@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args, get_or
 
 from .config import OutputConfig, TrainConfig
 from .console.interruption import exit_code, interrupted_by_signals
+from .console.model_options import add_model_options
 from .console.terminal import is_terminal, lossy_output
 from .disk.files import check_new_file, check_writable
 from .disk.silenced import quiet_libraries
 from .errors import InputError
-from .lora_check.command import add_model_options, add_options
+from .lora_check.command import add_options
 from .paths import absolute, argument, command, expanded, one_line
 from .presets import PRESETS, PUBLISHED, in_force, preset_named
 from .settings_field import choices_of, fields_of, groups_of, nested, said, types_of

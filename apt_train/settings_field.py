@@ -227,6 +227,7 @@ def _check_type(name: str, hint: Any, value: Any) -> None:
 
 
 def is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    """Like `isinstance`, but its parts then count as known to be of any type."""
     return isinstance(value, tuple)
 
 

@@ -17,7 +17,7 @@ from apt_train.adapter import Adapter, RankByTimestep, add_adapter
 from apt_train.errors import InputError
 from apt_train.sample.sampler import from_pictures
 from apt_train.text.conditioning import Conditioner
-from benchmarks.quality import run
+from benchmarks.quality import report, run
 from benchmarks.quality.curves import Curve, Mean, at_level, at_step, curves_of, differences
 from benchmarks.quality.distances import Projection, frechet_distance, precision_and_recall, set_distances
 from benchmarks.quality.grid import PRIOR, Grid, Unit, Variant, merged
@@ -26,7 +26,7 @@ from benchmarks.quality.pictures import prior_pictures
 from benchmarks.quality.probe import BINS, by_bin, errors, probes_of
 from benchmarks.quality.report import write_report
 from benchmarks.quality.store import missing, read_units, write_unit
-from benchmarks.quality.tables import by_subject, level_differences, level_table, short_table
+from benchmarks.quality.tables import apart_table, by_subject, level_differences, level_table, short_table
 from benchmarks.quality.task import Task
 from benchmarks.quality.unit import run_unit, to
 from benchmarks.quality.world_judge import WorldJudge, look_alikes
@@ -211,6 +211,16 @@ def test_the_first_pages_table_counts_who_came_as_far() -> None:
     table = short_table([], [*base, *ours], 400).splitlines()
     assert table[0] == "| variant | reached 90% | subject fidelity | FID |"
     assert table[2].startswith("| dreambooth | 2 of 2 | 0.400 ") and table[3].startswith("| apt | 1 of 2 | 0.460 ")
+
+
+def test_differences_at_one_step_are_bold_where_no_pair_is_missing() -> None:
+    base = [curve("dco", [0.1, 0.3, 0.5, 0.4], [0, 1, 3, 5], subject=s) for s in "ab"]
+    ours = [curve("apt", [0.1, 0.2, 0.3, 0.6], [0, 7, 7, 9], subject=s) for s in "ab"]
+    table = apart_table([*base, *ours], 400, "dco").splitlines()
+    assert table[0].startswith("| variant - dco | n | subject fidelity |") and len(table) == 3
+    assert table[2].startswith("| apt | 2 of 2 | **+0.200 ±0.000** | **+4.0")
+    lone = apart_table([*base, ours[0]], 400, "dco").splitlines()[2]
+    assert lone.startswith("| apt | 1 of 2 | +0.200 | +4.0") and "**" not in lone
 
 
 def test_a_table_may_compare_with_another_variant() -> None:
@@ -466,3 +476,28 @@ def test_the_report_states_how_many_units_it_stands_on(results: Path, tmp_path: 
     assert "3 of 3 units" in text and "prior, other seeds" in text and "true pictures" in text
     assert json.loads((tmp_path / "summary.json").read_text())["at_step"]["dreambooth"]["4"]["fid"]["n"] == 1
     assert Image.open(tmp_path / "figure.png").width > 800
+
+
+def test_the_figure_draws_no_row_that_lacks_runs(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tables count each row's runs; a figure cannot, so a mean over fewer would mislead there."""
+    of_all = curves_of(read_units(results, GRID))
+    assert {curve.variant for curve in of_all} == {"dreambooth", "preservation"}
+    another = [replace(curve, seed=1) for curve in of_all if curve.variant == "preservation"]
+    drawn: list[str] = []
+
+    def figure(curves: list[Curve], *_: Any) -> Image.Image:
+        drawn.extend(sorted(curve.variant for curve in curves))
+        return Image.new("RGB", (2, 2))
+
+    monkeypatch.setattr(report, "cost_of_fidelity", figure)
+    monkeypatch.setattr(report, "read_units", lambda folder, grid: read_units(results, GRID))
+    for found, expected in (
+        (of_all, ["dreambooth", "preservation"]),
+        ([*of_all, *another], ["preservation", "preservation"]),
+    ):
+        drawn.clear()
+        monkeypatch.setattr(report, "curves_of", lambda units, found=found: found)
+        write_report("small", GRID, tmp_path)
+        assert drawn == expected

@@ -1,4 +1,4 @@
-"""Writes files so that a reader never sees half of one, and reads small ones whatever lies in their place by now.
+"""Writes files so that a reader never sees half of one.
 
 In: the atomic write behind every output, error messages for a full or unwritable disk, and removing drafts of killed
 writers. Not in: any format; see `tensor_writer` and `export`.
@@ -294,13 +294,3 @@ def _take_place(draft: Path, path: Path) -> None:
     _flush_folder(path.parent)
     with contextlib.suppress(OSError):  # perhaps open in another program; a later sweep removes it
         remove(old)
-
-
-def read_small(path: Path, most: int) -> bytes:
-    """A file's content. OSError: it is missing, larger than `most`, or not a regular file (a pipe would block)."""
-    found = path.stat()
-    if not path.is_file():
-        raise OSError(errno.EINVAL, "it is no file", os.fspath(path))
-    if found.st_size > most:
-        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
-    return path.read_bytes()

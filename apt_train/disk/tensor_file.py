@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,12 +182,6 @@ def size_of(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int, what: s
     if len(shapes[name]) <= axis:
         raise InputError(f"{what} has a {name} of shape {shapes[name]}: it is damaged, so use another checkpoint.")
     return shapes[name][axis]
-
-
-def highest(names: Iterable[str], pattern: str) -> int:
-    """One more than the highest number that the pattern's group finds at the start of a name; 0: it finds none."""
-    found = (re.match(pattern, name) for name in names)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:

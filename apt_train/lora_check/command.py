@@ -6,10 +6,10 @@ Nothing heavy is imported before the command runs. Not in: the check-up itself (
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..console.model_options import add_model_options
 from ..errors import InputError
 from ..events import BusyEvent
 from ..paths import absolute, expanded, one_line
@@ -42,26 +42,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--background", help="colour under transparent pictures (default: white)")
     add_model_options(add)
     add("--out", help="folder for the sheet and the numbers (default: the next free runs/inspect-N)")
-
-
-def add_model_options(add: Callable[..., object]) -> None:
-    """The options of every command that loads a model: what its file may leave open, and where it works."""
-    add(
-        "--prediction-type",
-        choices=("epsilon", "v_prediction"),
-        help="what the model predicts, for a file that does not say so itself (else epsilon)",
-    )
-    add(
-        "--zero-terminal-snr",
-        action=argparse.BooleanOptionalAction,
-        help="whether the noise schedule ends in pure noise, for a v-prediction file that does not say so itself",
-    )
-    add("--vae", help="a VAE to use instead of the model's own: a .safetensors or a diffusers folder")
-    add(
-        "--tokenizer",
-        help="folder of the CLIP vocabulary, for a single file (else $COMFYUI_PATH, else the local cache)",
-    )
-    add("--device", help="cpu, cuda, cuda:1 ... (default: CUDA if there is one)")
 
 
 def inspect(options: argparse.Namespace, output: Path) -> int:

@@ -114,8 +114,8 @@ def save_lora(path: str | Path, lora: Mapping[str, Tensor], metadata: Mapping[st
     """Write a LoRA file: temporary name, flush, read-back, rename (see `tensor_writer.write_tensors`).
 
     Metadata too long for readers (a header above 1 MiB) is shortened, and the hash of the weights is added. Equal
-    weights and metadata give byte-for-byte equal files. Float32 stores the adapter exactly, as trained; float16 would
-    round the small weights of a short run.
+    weights and metadata give byte-for-byte equal files. The weights are stored as given, which is float32 in training:
+    float16 would round the small ones of a short run.
 
     Raises:
         InputError: a weight is not finite, the disk or folder takes no file, or the file reads back different.

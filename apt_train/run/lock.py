@@ -17,8 +17,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..disk.files import is_running, read_small
+from ..disk.files import is_running
 from ..disk.json_file import is_object
+from ..disk.small_file import read_small
 from ..errors import InputError
 from ..names import LOCK, LOCK_WITHOUT_SYSTEM
 

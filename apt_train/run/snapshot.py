@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from ..disk.files import atomic_folder, patiently, read_small
+from ..disk.files import atomic_folder, patiently
+from ..disk.small_file import read_small
 from ..disk.tensor_file import sha256_of_file
 from ..disk.tensor_writer import data_digest
 from ..errors import InputError

@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from ..disk.files import read_small, write_text
+from ..disk.files import write_text
 from ..disk.json_file import is_list, is_object
+from ..disk.small_file import read_small
 from ..disk.tensor_file import TensorFile, open_tensor_file, sha256_of_file
 from ..disk.tensor_writer import write_tensors
 from ..errors import InputError

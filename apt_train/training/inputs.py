@@ -13,6 +13,7 @@ from ..sample.drift import DriftWatch
 from ..sample.sampler import Sampler
 from ..text.captions import preview_captions, trigger_text
 from ..text.conditioning import Conditioner, put_aside
+from ..text.identifier import Identifier
 from .plan import Plan
 from .streams import Stream
 
@@ -24,6 +25,11 @@ class Inputs:
     subject: Stream
     preservation: Stream | None
     conditioner: Conditioner
+
+    @property
+    def identifier(self) -> Identifier | None:
+        """The learned one; None: a plain word names the subject."""
+        return self.conditioner.identifier
 
     @property
     def captions(self) -> list[str]:

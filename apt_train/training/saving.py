@@ -82,7 +82,7 @@ def current_lora(run: Run) -> Tensors:
 
 def current_embeddings(run: Run) -> Tensors | None:
     """The current learned embedding; None: there is none."""
-    return run.inputs.conditioner.identifier.embeddings() if run.inputs.conditioner.identifier is not None else None
+    return run.inputs.identifier.embeddings() if run.inputs.identifier is not None else None
 
 
 def _write_lora(run: Run, lora: Tensors, path: Path) -> None:
@@ -102,7 +102,7 @@ def _write_lora(run: Run, lora: Tensors, path: Path) -> None:
 def _naming(run: Run) -> Naming:
     config = run.config
     trigger = trigger_text(config.name, config.class_word, config.identifier_mode)
-    learned = run.inputs.conditioner.identifier is not None
+    learned = run.inputs.identifier is not None
     return Naming(config.name, trigger, config.class_word, embedding_stem(config.name) if learned else "")
 
 

@@ -61,7 +61,7 @@ def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter) -> Run:
         save_memory=plan.checkpoints,
         chunks=inputs.conditioner.num_chunks(inputs.captions),
     )
-    trainable, optimizer = build_optimizer(adapter, inputs.conditioner.identifier, plan.config)
+    trainable, optimizer = build_optimizer(adapter, inputs.identifier, plan.config)
     scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.dtype == torch.float16)
     lr_factor = lr_factor_of(plan.config)
     return Run(plan, inputs, adapter, indicator, step, trainable, optimizer, lr_factor, scaler)

@@ -186,8 +186,8 @@ def _update(run: Run) -> None:
     run.updating = True
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    if run.inputs.conditioner.identifier is not None:
-        run.inputs.conditioner.identifier.renormalize()
+    if run.inputs.identifier is not None:
+        run.inputs.identifier.renormalize()
     run.indicator.commit()
     run.steps_done += 1
     run.updating = False

@@ -21,7 +21,7 @@ from .motion import motion_table
 from .snapshot_study import snapshot_table
 from .stopping_study import stopping_table
 from .store import RESULTS, read_units
-from .tables import bins_table, by_subject, level_table, short_table, step_table, variants_of
+from .tables import apart_table, bins_table, by_subject, level_table, short_table, step_table, variants_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = (DOCS / "benchmark.md", *sorted((DOCS / "benchmark").glob("*.md")))
@@ -43,7 +43,8 @@ def grids_shown(page: str) -> set[str]:
 def _table(title: str) -> str:
     """`what grid`, e.g. `step verdict`, `level verdict 0.9`, or `level verdict near` for one group of subjects.
 
-    `level verdict 0.9 against dco` compares with that variant. `subjects` in place of a group averages over seeds.
+    `level verdict 0.9 against dco`, or `step verdict against dco`, compares with that variant. `subjects` in place of a
+    group averages over seeds.
     """
     title, _, against = title.partition(" against ")
     what, name, *more = title.split()
@@ -57,7 +58,7 @@ def _table(title: str) -> str:
     last = last_step(curves)
     makers: dict[str, Callable[[], str]] = {
         "short": lambda: short_table(units, curves, last),
-        "step": lambda: step_table(units, curves, last),
+        "step": lambda: apart_table(curves, last, against) if against else step_table(units, curves, last),
         "level": lambda: level_table(curves, *level, against=against or BASELINE, pooled=pooled),
         "bins": lambda: bins_table(units, last),
         "motion": lambda: motion_table(units),

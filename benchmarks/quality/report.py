@@ -35,7 +35,7 @@ def write_report(name: str, grid: Grid, folder: Path) -> str:
             f"{BASELINE}, paired by subject and seed; bold where all got there and the 95% interval leaves zero out:",
             level_table(curves, level),
         ]
-    parts += [f"Drift on other prompts by timestep bin at step {last}, x 1000:", bins_table(units, last)]
+    parts += [f"Drift on other prompts by bin of the noise level at step {last}, x 1000:", bins_table(units, last)]
     text = "\n\n".join(parts)
     picture = cost_of_fidelity(_complete(curves), floors_of(units), f"{name}: what fidelity costs")
     summary = json.dumps({"grid": name, "units": len(units), **numbers(units, curves)}, indent=1) + "\n"

@@ -84,6 +84,22 @@ def level_table(
     return _table(f"variant - {against}", names, rows)
 
 
+def apart_table(curves: Sequence[Curve], step: int, against: str) -> str:
+    """Paired differences to one variant at one step. Bold: the interval excludes zero, and no pair is missing."""
+    names, pairs = _known(curves), len(at_step(curves, against, "fidelity", step))
+    rows = []
+    for variant in variants_of(curves):
+        if variant != against:
+            found = {
+                name: Mean.of(
+                    [*differences(*(at_step(curves, one, name, step) for one in (variant, against))).values()]
+                )
+                for name in names
+            }
+            rows.append(_row(variant, found, of=pairs, bold=found["fidelity"].n == pairs))
+    return _table(f"variant - {against}", names, rows)
+
+
 def bins_table(units: Sequence[dict[str, Any]], step: int, kind: str = "other") -> str:
     """Drift (x 1000) by bin of the noise level at one step, on one kind of prompt. Means over units, clean first."""
     found: dict[str, list[list[float]]] = {}

@@ -7,7 +7,7 @@ contents of a file (`lora_file`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -66,6 +66,12 @@ def encoder_names(encoder: nn.Module, number: int, count: int, key: str) -> dict
 def _with_text_model(path: str) -> str:
     bare = path.removeprefix("text_model.")  # absent in transformers 5
     return bare if bare.startswith("text_projection") else f"text_model.{bare}"
+
+
+def count_numbered(names: Iterable[str], pattern: str) -> int:
+    """One more than the highest number that the pattern's group finds at the start of a name; 0: it finds none."""
+    found = (re.match(pattern, name) for name in names)
+    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def original_path(path: str, config: Mapping[str, Any]) -> str | None:

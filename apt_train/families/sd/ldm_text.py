@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from ...disk.tensor_file import TensorFile, highest, size_of
+from ...disk.tensor_file import TensorFile, size_of
 from ...errors import InputError
 from .config_check import checked, libraries_answer
 from .config_tables import TEXT
+from .layer_names import count_numbered
 from .meta_build import build
 from .published import EncoderSpec
 
@@ -83,7 +84,7 @@ def text_config(tensors: Mapping[str, Tensor], hidden_act: str, what: str) -> CL
         vocab_size=vocab,
         hidden_size=width,
         intermediate_size=size_of(shapes, "encoder.layers.0.mlp.fc1.weight", 0, what),
-        num_hidden_layers=highest(tensors, r"encoder\.layers\.(\d{1,4})\."),
+        num_hidden_layers=count_numbered(tensors, r"encoder\.layers\.(\d{1,4})\."),
         num_attention_heads=max(1, width // CHANNELS_PER_HEAD),
         max_position_embeddings=size_of(shapes, "embeddings.position_embedding.weight", 0, what),
         hidden_act=hidden_act,

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...disk.tensor_file import highest, size_of
+from ...disk.tensor_file import size_of
 from ...errors import InputError
 from .config_tables import checked_unet
-from .layer_names import OUTER, RESNET
+from .layer_names import OUTER, RESNET, count_numbered
 from .published import FamilySpec
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -94,7 +94,7 @@ def _name_resnet(names: dict[str, str], source: str, target: str) -> None:
 
 def _depth(shapes: Shapes, prefix: str) -> int:
     """The number of transformer blocks under `prefix`."""
-    return highest(shapes, re.escape(prefix) + r"\.transformer_blocks\.(\d{1,4})\.")
+    return count_numbered(shapes, re.escape(prefix) + r"\.transformer_blocks\.(\d{1,4})\.")
 
 
 def _middle(shapes: Shapes, names: dict[str, str]) -> int | None:

@@ -14,9 +14,10 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor
 
-from ...disk.tensor_file import TensorFile, highest, size_of
+from ...disk.tensor_file import TensorFile, size_of
 from ...errors import InputError
 from .config_tables import KL_VAE, checked_vae
+from .layer_names import count_numbered
 from .meta_build import build
 from .published import FamilySpec
 
@@ -69,13 +70,13 @@ def vae_from_tensors(
 
 def vae_config(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any], what: str) -> dict[str, Any]:
     """Keyword arguments of `AutoencoderKL`: the published settings, completed from the tensors (diffusers' names)."""
-    levels = highest(shapes, r"encoder\.down_blocks\.(\d{1,4})\.")
+    levels = count_numbered(shapes, r"encoder\.down_blocks\.(\d{1,4})\.")
     config = {
         **settings,
         "block_out_channels": [size_of(shapes, _FIRST_BLOCK.format(level), 0, what) for level in range(levels)],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "layers_per_block": highest(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d{1,4})\."),
+        "layers_per_block": count_numbered(shapes, r"encoder\.down_blocks\.0\.resnets\.(\d{1,4})\."),
         "latent_channels": size_of(shapes, "decoder.conv_in.weight", 1, what),
     }
     return checked_vae(config, KL_VAE, what)
@@ -90,7 +91,7 @@ def new_attention_name(name: str) -> str:
 
 def from_ldm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The original names to diffusers'; the decoder's levels are numbered in reverse there."""
-    levels = highest(tensors, r"decoder\.up\.(\d{1,4})\.")
+    levels = count_numbered(tensors, r"decoder\.up\.(\d{1,4})\.")
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         for old, new in _PLAIN:
