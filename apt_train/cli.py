@@ -1,26 +1,31 @@
 """The command line: `apt-train run | resume | check | report | inspect | demo`, the same as `python -m apt_train`.
 
-The options are made from the config dataclasses. Exit codes: 0 finished, or stopped by Ctrl-C or a signal with the
-work saved; 1 `check` has findings; 2 an input cannot be used; 130, 143 or 129 aborted by Ctrl-C, SIGTERM or SIGHUP.
+Exit codes: 0 finished, or stopped by Ctrl-C or a signal with the work saved; 1 `check` has findings; 2 an input cannot
+be used; 130, 143 or 129 aborted by Ctrl-C, SIGTERM or SIGHUP.
 Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import itertools
 import os
-import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, cast, get_args, get_origin
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .config import OutputConfig, TrainConfig
 from .console.interruption import exit_code, interrupted_by_signals
-from .console.model_options import add_model_options
+from .console.options import (
+    add_config_options,
+    add_model_options,
+    add_reading_options,
+    config_from,
+    option_name,
+    shown_choices,
+)
 from .console.terminal import is_terminal, lossy_output
 from .disk.files import check_new_file, check_writable
 from .disk.silenced import quiet_libraries
@@ -28,7 +33,6 @@ from .errors import InputError
 from .lora_check.command import add_options
 from .paths import absolute, argument, command, expanded, one_line
 from .presets import PRESETS, PUBLISHED, in_force, preset_named
-from .settings_field import choices_of, fields_of, groups_of, nested, said, types_of
 from .wording import counted
 
 if TYPE_CHECKING:
@@ -109,7 +113,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--images", required=True, help="folder of pictures, with X.txt captions and X-mask.png masks beside them"
     )
     inputs.add_argument("--prior-images", help="folder of class pictures for prior preservation")
-    _add_reading(inputs.add_argument)
+    add_reading_options(inputs.add_argument)
     inputs.add_argument("--output", required=True, help="a new folder for the run")
     names = [name.replace(" ", "-") for name in PRESETS]
     inputs.add_argument(
@@ -125,10 +129,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", help="the run's folder")
     parser.add_argument("--steps", type=int, help="new total of steps")
-    choices = choices_of(fields_of(OutputConfig)["stop"], types_of(OutputConfig)["stop"])
-    parser.add_argument("--stop", metavar="|".join(choices), help="another rule for ending early; never: train on")
+    rules = shown_choices(OutputConfig, "stop")
+    parser.add_argument("--stop", metavar=rules, help="another rule for ending early; never: train on")
     for name, what in _PLACES.items():
-        parser.add_argument(_option(name), help=f"the new place of the run's {what}, after a move")
+        parser.add_argument(option_name(name), help=f"the new place of the run's {what}, after a move")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: CUDA if there is one)")
     parser.set_defaults(command=_resume)
 
@@ -141,75 +145,9 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bucket-multiple", type=int, default=0, help="as in the run (default: 64, or 8 below 512)")
     parser.add_argument("--class-word", default="", help="as in the run: captions are searched for it")
     parser.add_argument("--identifier", default="", help="as in the run, likewise")
-    _add_reading(parser.add_argument)
+    add_reading_options(parser.add_argument)
     parser.add_argument("--sheet", help="a .png to draw the contact sheet in: crops, masks, captions and findings")
     parser.set_defaults(command=_check)
-
-
-def _add_reading(add_option: Callable[..., object]) -> None:
-    """The options for reading a folder of pictures."""
-    add_option("--background", default="white", help="colour under transparent pictures (default: white)")
-    add_option("--alpha-masks", action="store_true", help="take transparency as the loss mask")
-    add_option("--skip-bad-images", action="store_true", help="leave out pictures that cannot be read")
-
-
-# -- options from the config dataclasses
-
-
-def add_config_options(parser: argparse.ArgumentParser, root: type = TrainConfig) -> None:
-    """Add one option per setting, named after its field. Options that are not given are absent from the namespace."""
-    _add_fields(parser.add_argument_group("run").add_argument, root)
-    for name, item in groups_of(root).items():
-        _add_fields(parser.add_argument_group(item.metadata["title"]).add_argument, types_of(root)[name])
-
-
-def _add_fields(add_option: Callable[..., object], cls: type) -> None:
-    for name, item in fields_of(cls).items():
-        required = item.default is dataclasses.MISSING
-        text = said(item).help.replace("%", "%%")
-        add_option(
-            _option(name),
-            dest=name,
-            required=required,
-            default=argparse.SUPPRESS,
-            help=text if required else f"{text} (default: {_shown(item.default)})",
-            **_kind(item, types_of(cls)[name]),
-        )
-
-
-def _shown(default: Any) -> str:
-    if isinstance(default, tuple):
-        return shlex.join(cast("tuple[str, ...]", default)) or "none"
-    return {"None": "empty", "": "empty", "True": "on", "False": "off"}.get(str(default), str(default))
-
-
-def _kind(item: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
-    """argparse's keywords for a field's type. The config checks choices and ranges, with better messages."""
-    if get_origin(hint) is tuple:
-        return {"nargs": "+", "metavar": "TEXT"}
-    parts = {str if get_origin(part) is Literal else part for part in get_args(hint) or (hint,)} - {type(None)}
-    if bool in parts:
-        return {"action": argparse.BooleanOptionalAction}
-    if choices := choices_of(item, hint):
-        return {"metavar": "|".join(choices)}
-    if parts == {float, str}:
-        return {"type": _number_or_word, "metavar": "NUMBER|auto"}
-    return {"type": next(iter(parts)), "metavar": "TEXT" if str in parts else "NUMBER"}
-
-
-def _number_or_word(text: str) -> float | str:
-    with contextlib.suppress(ValueError):
-        return float(text)
-    return text
-
-
-def config_from(options: argparse.Namespace) -> TrainConfig:
-    """The given settings over the preset's, everything else at its default."""
-    values = {**preset_named(getattr(options, "preset", PUBLISHED)).values, **vars(options)}
-    return TrainConfig.from_dict(nested(values, TrainConfig))
-
-
-# -- commands
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -242,14 +180,10 @@ def _resume(options: argparse.Namespace) -> int:
     return _train(config, inputs, folder, options.device, resume=True)
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def _given_places(options: argparse.Namespace) -> dict[str, str]:
     """The input paths that were given, made absolute, as config.json stores them."""
     given = {name: getattr(options, name) for name in _PLACES}
-    return {name: str(absolute(expanded(text, _option(name)))) for name, text in given.items() if text is not None}
+    return {name: str(absolute(expanded(text, option_name(name)))) for name, text in given.items() if text is not None}
 
 
 def _saved_inputs(saved: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -282,7 +216,7 @@ def _check_still_there(name: str, inputs: dict[str, Any], folder: Path) -> None:
     path = expanded(inputs[name] or "", f"The path of the {_PLACES[name]}")
     inputs[name] = str(absolute(path))
     if not path.exists():
-        again = command("resume", argument(folder), _option(name))
+        again = command("resume", argument(folder), option_name(name))
         raise InputError(f"The run had its {_PLACES[name]} at {path}, where nothing is now: give `{again} PATH`.")
 
 

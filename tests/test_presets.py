@@ -14,6 +14,7 @@ import pytest
 
 from apt_train import cli
 from apt_train.config import TrainConfig
+from apt_train.console.options import config_from
 from apt_train.errors import InputError
 from apt_train.presets import PRESETS, PUBLISHED, in_force
 from apt_train.report import write_report
@@ -66,7 +67,7 @@ def test_the_first_sets_nothing_and_is_the_default() -> None:
     assert next(iter(PRESETS)) == PUBLISHED and not PRESETS[PUBLISHED].values
     (combo,) = [slot for slot in nodes()["APTTrain"].inputs if slot.id == "preset"]
     assert combo.more["options"] == list(PRESETS) and combo.more["default"] == PUBLISHED
-    assert cli.config_from(parsed()) == TrainConfig(class_word="toy")
+    assert config_from(parsed()) == TrainConfig(class_word="toy")
 
 
 def test_low_memory_takes_half_of_the_weights_and_keeps_the_lora_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,18 +87,18 @@ def test_low_memory_takes_half_of_the_weights_and_keeps_the_lora_as_it_is(monkey
 @each
 @pytest.mark.parametrize("spelled", [str, lambda name: name.replace(" ", "-")], ids=["as shown", "with hyphens"])
 def test_a_preset_by_an_option(name: str, spelled: Any) -> None:
-    config = cli.config_from(parsed("--preset", spelled(name)))
+    config = config_from(parsed("--preset", spelled(name)))
     assert flat_values(config) == DEFAULTS | dict(PRESETS[name].values)
 
 
 def test_an_option_that_is_given_stands_above_the_preset_also_at_its_default() -> None:
-    config = cli.config_from(parsed("--preset", "quick-look", "--steps", "2000", "--snapshot-every", "7"))
+    config = config_from(parsed("--preset", "quick-look", "--steps", "2000", "--snapshot-every", "7"))
     assert (config.steps, config.output.snapshot_every, config.optimizer.learning_rate) == (2000, 7, 2e-4)
 
 
 def test_an_unknown_preset_is_refused_by_name() -> None:
     with pytest.raises(InputError, match="^preset is 'fast': choose one of published, quick look, "):
-        cli.config_from(parsed("--preset", "fast"))
+        config_from(parsed("--preset", "fast"))
 
 
 @each
@@ -119,17 +120,17 @@ def test_a_widget_at_its_default_is_no_hand_and_any_other_value_is() -> None:
 @each_that_sets
 def test_a_run_is_the_same_by_a_preset_and_by_hand(name: str) -> None:
     by_hand = TrainConfig.from_dict(nested({**PRESETS[name].values, "class_word": "toy"}, TrainConfig))
-    assert cli.config_from(parsed("--preset", name)).identity() == by_hand.identity()
+    assert config_from(parsed("--preset", name)).identity() == by_hand.identity()
     moved = by_hand.identity() != TrainConfig(class_word="toy").identity()
     assert moved, "or the preset is about watching alone"
 
 
 def test_what_a_preset_has_set_is_said_without_what_was_set_by_hand() -> None:
-    config = cli.config_from(parsed("--preset", "quick look", "--steps", "50"))
+    config = config_from(parsed("--preset", "quick look", "--steps", "50"))
     assert in_force("quick look", config) == (
         "learning_rate 0.0002, embedding_learning_rate 2e-05, snapshot_every 100, preview_every 100, preview_steps 15"
     )
-    likeness = in_force("strong likeness", cli.config_from(parsed("--preset", "strong likeness")))
+    likeness = in_force("strong likeness", config_from(parsed("--preset", "strong likeness")))
     assert likeness == "temperature 300, adaptive_augmentation off, stabilization off, alignment off"
     assert in_force(PUBLISHED, config) == in_force("", config) == in_force("from elsewhere", config) == ""
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import pytest
 
-from apt_train.cli import add_config_options
 from apt_train.config import TrainConfig
+from apt_train.console.options import add_config_options
 from apt_train.errors import InputError
 from apt_train.settings_field import (
     Range,

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..console.model_options import add_model_options
+from ..console.options import add_model_options
 from ..errors import InputError
 from ..events import BusyEvent
 from ..paths import absolute, expanded, one_line

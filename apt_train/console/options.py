@@ -1,0 +1,106 @@
+"""Options that several commands share, and one for every setting, made from the config's dataclasses.
+
+Not in: the options of one command (`cli`, `lora_check.command`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import shlex
+from collections.abc import Callable
+from typing import Any, Literal, cast, get_args, get_origin
+
+from ..config import TrainConfig
+from ..presets import PUBLISHED, preset_named
+from ..settings_field import choices_of, fields_of, groups_of, nested, said, types_of
+
+
+def add_model_options(add: Callable[..., object]) -> None:
+    """What a model's file may leave open, and the device. `add`: a parser's or a group's `add_argument`."""
+    add(
+        "--prediction-type",
+        choices=("epsilon", "v_prediction"),
+        help="what the model predicts, for a file that does not say so itself (else epsilon)",
+    )
+    add(
+        "--zero-terminal-snr",
+        action=argparse.BooleanOptionalAction,
+        help="whether the noise schedule ends in pure noise, for a v-prediction file that does not say so itself",
+    )
+    add("--vae", help="a VAE to use instead of the model's own: a .safetensors or a diffusers folder")
+    add(
+        "--tokenizer",
+        help="folder of the CLIP vocabulary, for a single file (else $COMFYUI_PATH, else the local cache)",
+    )
+    add("--device", help="cpu, cuda, cuda:1 ... (default: CUDA if there is one)")
+
+
+def add_reading_options(add: Callable[..., object]) -> None:
+    """The options for reading a folder of pictures."""
+    add("--background", default="white", help="colour under transparent pictures (default: white)")
+    add("--alpha-masks", action="store_true", help="take transparency as the loss mask")
+    add("--skip-bad-images", action="store_true", help="leave out pictures that cannot be read")
+
+
+def add_config_options(parser: argparse.ArgumentParser, root: type = TrainConfig) -> None:
+    """Add one option per setting, named after its field. Options that are not given are absent from the namespace."""
+    _add_fields(parser.add_argument_group("run").add_argument, root)
+    for name, item in groups_of(root).items():
+        _add_fields(parser.add_argument_group(item.metadata["title"]).add_argument, types_of(root)[name])
+
+
+def _add_fields(add_option: Callable[..., object], cls: type) -> None:
+    for name, item in fields_of(cls).items():
+        required = item.default is dataclasses.MISSING
+        text = said(item).help.replace("%", "%%")
+        add_option(
+            option_name(name),
+            dest=name,
+            required=required,
+            default=argparse.SUPPRESS,
+            help=text if required else f"{text} (default: {_shown(item.default)})",
+            **_kind(item, types_of(cls)[name]),
+        )
+
+
+def option_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def shown_choices(cls: type, name: str) -> str:
+    """The choices of a setting, as `--help` shows them."""
+    return "|".join(choices_of(fields_of(cls)[name], types_of(cls)[name]))
+
+
+def _shown(default: Any) -> str:
+    if isinstance(default, tuple):
+        return shlex.join(cast("tuple[str, ...]", default)) or "none"
+    return {"None": "empty", "": "empty", "True": "on", "False": "off"}.get(str(default), str(default))
+
+
+def _kind(item: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
+    """argparse's keywords for a field's type. The config checks choices and ranges, with better messages."""
+    if get_origin(hint) is tuple:
+        return {"nargs": "+", "metavar": "TEXT"}
+    parts = {str if get_origin(part) is Literal else part for part in get_args(hint) or (hint,)} - {type(None)}
+    if bool in parts:
+        return {"action": argparse.BooleanOptionalAction}
+    if choices := choices_of(item, hint):
+        return {"metavar": "|".join(choices)}
+    if parts == {float, str}:
+        return {"type": _number_or_word, "metavar": "NUMBER|auto"}
+    return {"type": next(iter(parts)), "metavar": "TEXT" if str in parts else "NUMBER"}
+
+
+def _number_or_word(text: str) -> float | str:
+    with contextlib.suppress(ValueError):
+        return float(text)
+    return text
+
+
+def config_from(options: argparse.Namespace) -> TrainConfig:
+    """The given settings over the preset's, everything else at its default."""
+    values = {**preset_named(getattr(options, "preset", PUBLISHED)).values, **vars(options)}
+    return TrainConfig.from_dict(nested(values, TrainConfig))
