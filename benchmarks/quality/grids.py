@@ -199,7 +199,7 @@ GRIDS: dict[str, Grid] = {
     ),
     # All of APT with a small model's temperature and fill: what do RS and AA cost there? And does the published
     # temperature do as well where gradients that (1 - gamma) has made small still move AdamW? What does a prior pass in
-    # every fourth step alone cost?
+    # every fourth step alone cost? And the recipe that came of it, all but AA, less each of its other parts.
     "regularisers": tuning(
         {
             "apt": whole(SMALL_MODEL),
@@ -208,6 +208,8 @@ GRIDS: dict[str, Grid] = {
             "apt without rs, aa": whole(SMALL_MODEL, "rs", "aa"),
             "apt without aa, T 1000, clipped": clipped(whole({**SMALL_MODEL, "temperature": 1000.0}, "aa")),
             "apt without aa, lazy prior 4": whole({**SMALL_MODEL, "lazy_prior": 4}, "aa"),
+            "apt without aa, augmentation": whole(SMALL_MODEL, "aa", "augmentation"),
+            "apt without aa, weight": whole(SMALL_MODEL, "aa", "weight"),
         }
     ),
     # The baselines' own constants deserve the same care: DCO's beta was published for SDXL's losses.
