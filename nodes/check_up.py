@@ -169,7 +169,7 @@ def _inputs() -> list[Any]:
             "strengths",
             default="0.4 0.6 0.8 1.0 1.2",
             advanced=True,
-            tooltip="Which strengths are tried, separated by spaces. Fewer are quicker.",
+            tooltip="Which strengths are tried, separated by spaces or commas. Fewer are quicker.",
         ),
         io.Int.Input(
             "resolution", default=0, min=0, max=4096, step=8, advanced=True,
