@@ -29,7 +29,7 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
             search_aliases=["overfitting", "training curves", "loss graph", "pick snapshot", "checkpoint", "gamma"],
             is_output_node=True,
             inputs=[
-                AptRunWire.Input("run", tooltip="APT_RUN of APT Train."),
+                AptRunWire.Input("run", tooltip="APT_RUN of APT Train or of APT Load Run."),
                 io.Combo.Input(
                     "snapshot", options=["recommended", "last", "step"], default="recommended",
                     tooltip="Whose LoRA is passed on. recommended: the last snapshot before the drift ratio rose to "

@@ -108,8 +108,12 @@ class APTTrain(io.ComfyNode):
                     "clip_out", display_name="CLIP",
                     tooltip="The same CLIP. Take it from here, so that prompts with the trigger run after training.",
                 ),
-                io.LoraModel.Output("lora", display_name="LORA_MODEL", tooltip="The LoRA, for Save LoRA Weights."),
-                AptRunWire.Output("run", display_name="APT_RUN", tooltip="The run, for the monitor and the preview."),
+                io.LoraModel.Output(
+                    "lora", display_name="LORA_MODEL", tooltip="The LoRA, for Load LoRA Model and Save LoRA Weights."
+                ),
+                AptRunWire.Output(
+                    "run", display_name="APT_RUN", tooltip="The run, for every other APT node with an input called run."
+                ),
                 io.LossMap.Output("loss_map", display_name="LOSS_MAP", tooltip="The losses, for Plot Loss Graph."),
                 io.String.Output("trigger", display_name="trigger", tooltip="Exactly what a prompt must say."),
             ],
