@@ -130,7 +130,9 @@ class AptConfig:
 
     # Adaptive Training Adjustment
     adaptive_augmentation: bool = _apt(
-        True, "Augment pictures with probability min(gamma, p_max) (reported).", standing="paper"
+        True,
+        "Augment pictures more often as gamma rises (paper), with probability min(gamma, p_max) (reported).",
+        standing="paper",
     )
     adaptive_loss_weight: bool = _apt(True, "Weigh the denoising loss by 1 - gamma (reported).", standing="reported")
     bins: int = setting(
@@ -149,12 +151,12 @@ class AptConfig:
     )
     temperature: float | Literal["auto"] = setting(
         1000.0,
-        "T in gamma = 1 - exp(-T * gap) (reported: 1000, the steps of the schedule). auto: the gap is measured "
-        "relative to the prior's own loss (ours).",
+        "How strongly training holds back: T in gamma = 1 - exp(-T * gap) (reported: 1000, the steps of the schedule). "
+        "auto: the gap is measured relative to the prior's own loss (ours).",
         Range(above=0, high=1_000_000_000),
         standing="reported",
-        more="The gap is the prior's loss minus the tuned model's. Higher: gamma rises sooner and training holds back "
-        "more.",
+        more="The gap is the prior's loss minus the tuned model's. With a higher T gamma rises sooner. If the subject "
+        "is not learned, try 300.",
     )
     p_max: float = _apt(
         0.8,
