@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     _add_run(commands.add_parser("run", help="train a LoRA on a folder of pictures", allow_abbrev=False))
-    _add_resume(commands.add_parser("resume", help="go on with a run, to its end or to more steps", allow_abbrev=False))
+    _add_resume(commands.add_parser("resume", help="continue a run, to its end or to more steps", allow_abbrev=False))
     _add_check(commands.add_parser("check", help="check a folder of pictures before training", allow_abbrev=False))
     report = commands.add_parser("report", help="draw a run's curves and say what they mean", allow_abbrev=False)
     report.add_argument("folder", help="the run's folder")
@@ -120,7 +120,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--preset",
         default=PUBLISHED,
         metavar="|".join(names),
-        help="settings for a purpose; an option that is given stands above it (default: published)",
+        help="settings for a purpose; an option that you give overrides it (default: published)",
     )
     add_config_options(parser)
     parser.set_defaults(command=_run)

@@ -130,7 +130,9 @@ class AptConfig:
 
     # Adaptive Training Adjustment
     adaptive_augmentation: bool = _apt(
-        True, "Augment pictures with probability min(gamma, p_max) (reported).", standing="paper"
+        True,
+        "Augment pictures more often as gamma rises (paper), with probability min(gamma, p_max) (reported).",
+        standing="paper",
     )
     adaptive_loss_weight: bool = _apt(True, "Weigh the denoising loss by 1 - gamma (reported).", standing="reported")
     bins: int = setting(
@@ -149,12 +151,12 @@ class AptConfig:
     )
     temperature: float | Literal["auto"] = setting(
         1000.0,
-        "T in gamma = 1 - exp(-T * gap) (reported: 1000, the steps of the schedule). auto: the gap is measured "
-        "relative to the prior's own loss (ours).",
+        "How strongly training holds back: T in gamma = 1 - exp(-T * gap) (reported: 1000, the steps of the schedule). "
+        "auto: the gap is measured relative to the prior's own loss (ours).",
         Range(above=0, high=1_000_000_000),
         standing="reported",
-        more="The gap is the prior's loss minus the tuned model's. Higher: gamma rises sooner and training holds back "
-        "more.",
+        more="The gap is the prior's loss minus the tuned model's. With a higher T gamma rises sooner. If the subject "
+        "is not learned, try 300.",
     )
     p_max: float = _apt(
         0.8,
@@ -187,7 +189,7 @@ class AptConfig:
     )
     augment_variants: int = _apt(
         32,
-        "Most augmented variants encoded per picture (ours).",
+        "At most this many augmented variants are encoded per picture (ours).",
         Range(1, 1_000_000),
         more="They are encoded as gamma rises, and kept.",
         widget=Widget(most=1024, advanced=True),
@@ -200,7 +202,7 @@ class AptConfig:
 
     augment_fill: AugmentFill = _apt(
         "black",
-        "What lies beside a zoomed-out or turned picture: black (paper), or reflect, its mirror image (ours).",
+        "What surrounds a zoomed-out or turned picture: black (paper), or reflect, its mirror image (ours).",
         standing="paper",
         since=3,
     )
@@ -254,16 +256,16 @@ class AptConfig:
 
     lazy_prior: int = setting(
         1,
-        "Run the prior pass and its losses every k-th step, the regularisers scaled by k. 1 is the paper's way, more "
-        "is faster (ours).",
+        "Run the prior pass and its losses only every k-th step, with the regularisers scaled by k. 1 is the paper's "
+        "way, more is faster (ours).",
         Range(1, _STEPS),
         unit="steps",
-        more="Gamma is then measured more rarely. Not with DCO.",
+        more="Gamma is then measured less often. Not with DCO.",
         widget=Widget(most=64, heading="performance"),
     )
     watch_indicator: bool = setting(
         False,
-        "Measure the indicator also where the method does not use it: costs the prior pass, changes no weight.",
+        "Measure the indicator even if the method does not use it: costs the prior pass, changes no weight.",
         moves_weights=False,
         widget=Widget(advanced=True),
     )
@@ -401,7 +403,7 @@ class DataConfig:
     )
     prior_preservation_weight: float = setting(
         1.0,
-        "Weight of the loss on prior-preservation pictures, where given.",
+        "Weight of the loss on prior-preservation pictures, if there are any.",
         _WEIGHT,
         standing="DreamBooth",
         widget=Widget(most=100, step=0.05),
@@ -460,7 +462,8 @@ class OutputConfig:
     preview_seed: int = _watching(0, "Seed of the previews.", _SEEDS, widget=Widget(most=0x7FFFFFFF, advanced=True))
     watch_drift: bool = _watching(
         True,
-        "At every snapshot, measure how far the model has left the prior on drift_prompts and on its captions (ours).",
+        "At every snapshot, measure how far the model has moved from the prior, on drift_prompts and on its captions "
+        "(ours).",
         more="**Overfit Indicator Monitor** draws it and recommends a snapshot by it. It costs passes of the UNet "
         "without gradient: 40 a snapshot, 200 more at the first.",
         since=1,
@@ -473,7 +476,7 @@ class OutputConfig:
             "a landscape with mountains and a lake",
         ),
         "Prompts without the subject, for watch_drift (ours). Those that name the class word are left out.",
-        more="Keep them the same in runs that are to be compared.",
+        more="Keep them the same in runs that you want to compare.",
         since=1,
         widget=Widget(advanced=True, note="One per line."),
     )
@@ -489,8 +492,8 @@ class OutputConfig:
         "never",
         "Whether a run may end before its last step (ours). drift: when the drift ratio has risen to more than three "
         "times its lowest. settled: when nothing changes any more.",
-        more="Both are looked at after each snapshot and need watch_drift. A run that ended so goes on, bit for bit, "
-        "once this is set to never.",
+        more="Both are checked after each snapshot and need watch_drift. A run that ended this way continues, bit for "
+        "bit, once this is set to never.",
         since=5,
     )
 
@@ -568,8 +571,8 @@ class TrainConfig:
     )
     memory: MemoryUse = setting(
         "auto",
-        "auto: on a GPU, recompute activations where the free memory is too small, then set the text encoders aside. "
-        "Out of memory, a run starts to do so and goes on. fixed: as gradient_checkpointing says.",
+        "auto: on a GPU with too little free memory, recompute activations, then keep the text encoders in main "
+        "memory. A run that runs out of memory does the same and continues. fixed: as gradient_checkpointing says.",
         moves_weights=False,
         since=5,
         widget=Widget(heading="performance", advanced=True),

@@ -31,7 +31,7 @@ class APTLoRACheckUp(io.ComfyNode):
             node_id="APTLoRACheckUp",
             display_name="APT LoRA Check-up",
             category="training/APT",
-            description="Looks any LoRA over on its model, also one from elsewhere. It says what the LoRA has learned "
+            description="Checks any LoRA on its model, whoever trained it. It says what the LoRA has learned "
             "of its pictures, how much else it changes, and the strength to use it at.",
             search_aliases=["lora strength", "inspect lora", "overfitting", "test lora", "lora analysis", "check lora"],
             is_input_list=True,
@@ -155,7 +155,7 @@ def _inputs() -> list[Any]:
         ),
         io.Int.Input(
             "draws", default=2, min=1, max=64,
-            tooltip="Noises per picture and noise level. More is slower and surer.",
+            tooltip="Noises per picture and noise level. More takes longer and is more certain.",
         ),
         io.Int.Input(
             "sample_steps", default=20, min=0, max=200,
@@ -169,7 +169,7 @@ def _inputs() -> list[Any]:
             "strengths",
             default="0.4 0.6 0.8 1.0 1.2",
             advanced=True,
-            tooltip="Which strengths are tried, with blanks between them. Fewer are quicker.",
+            tooltip="Which strengths are tried, separated by spaces or commas. Fewer are quicker.",
         ),
         io.Int.Input(
             "resolution", default=0, min=0, max=4096, step=8, advanced=True,

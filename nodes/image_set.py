@@ -49,12 +49,12 @@ class APTImageSet(io.ComfyNode):
                 io.String.Input(
                     "path", default="", placeholder="or the path of a folder",
                     tooltip="A folder anywhere on the machine that ComfyUI runs on. Captions lie beside the photos as "
-                    "X.txt, masks as X-mask.png. Where ComfyUI answers other machines, its own folders alone.",
+                    "X.txt, masks as X-mask.png. If ComfyUI listens to other machines, only its own folders.",
                 ),
                 io.Int.Input(
                     "resolution", default=512, min=64, max=4096, step=64,
                     tooltip="The training size, as in APT Train: 512 for SD1.5, 1024 for SDXL. It decides the crops "
-                    "shown and what is too small. The images go on as they are.",
+                    "shown and what is too small. The images are passed on as they are.",
                 ),
                 io.String.Input(
                     "class_word", default="", placeholder="for example toy",

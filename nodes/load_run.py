@@ -29,19 +29,18 @@ class APTLoadRun(io.ComfyNode):
             node_id="APTLoadRun",
             display_name="APT Load Run",
             category="training/APT",
-            description="Hands on a run that was trained before: to the monitor, a snapshot sheet, or as a LoRA. "
+            description="Passes on an earlier run: to the monitor, to a snapshot sheet, or as a LoRA. "
             "Its picture shows the newest runs, each with its last sample.",
             search_aliases=["resume", "earlier run", "training history", "load lora run"],
             is_output_node=True,
             inputs=[
                 io.Combo.Input(
                     "run", options=list_runs() or [NO_RUN],
-                    tooltip="The folder of the run in output/apt_train, the newest first. Press R to read the list "
-                    "anew.",
+                    tooltip="The folder of the run in output/apt_train, the newest first. Press R to refresh the list.",
                 ),
                 io.Int.Input(
                     "step", default=0, min=0, max=10_000_000,
-                    tooltip="Which snapshot's LoRA goes on. 0: the newest. APT_RUN always stands at the newest.",
+                    tooltip="Which snapshot's LoRA is passed on. 0: the newest. APT_RUN is always at the newest.",
                 ),
             ],
             outputs=[

@@ -24,15 +24,15 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
             node_id="APTOverfitIndicatorMonitor",
             display_name="Overfit Indicator Monitor",
             category="training/APT",
-            description="Draws how a run of APT Train goes while it trains, and says in words whether it overfits. "
-            "Hands on the LoRA of the snapshot you choose.",
+            description="Draws the curves of a run while APT Train trains it, and says in words whether it overfits. "
+            "Passes on the LoRA of the snapshot you choose.",
             search_aliases=["overfitting", "training curves", "loss graph", "pick snapshot", "checkpoint", "gamma"],
             is_output_node=True,
             inputs=[
-                AptRunWire.Input("run", tooltip="APT_RUN of APT Train."),
+                AptRunWire.Input("run", tooltip="APT_RUN of APT Train or of APT Load Run."),
                 io.Combo.Input(
                     "snapshot", options=["recommended", "last", "step"], default="recommended",
-                    tooltip="Whose LoRA goes on. recommended: the last snapshot from before the drift ratio rose to "
+                    tooltip="Whose LoRA is passed on. recommended: the last snapshot before the drift ratio rose to "
                     "more than three times its lowest, or else the last of all. That ratio is how much unrelated "
                     "prompts change, divided by how much the subject's prompts change. The verdict gives the reason. "
                     "The rule does not see likeness: compare pictures. step: the one below.",

@@ -104,7 +104,7 @@ def _schema(
         node_id=f"APT{name}Options",
         display_name=f"APT {name} Options",
         category="training/APT",
-        description=f"{about} Options nodes chain in any order; of two alike the later counts.",
+        description=f"{about} Options nodes chain in any order; of two of a kind the later counts.",
         search_aliases=["apt options", "apt settings", "training options", *aliases],
         inputs=[
             *map(option_widget, first),
@@ -129,7 +129,7 @@ def checked(node: Any, inputs: Mapping[str, Any]) -> bool:
 class APTMethodOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        about = "How APT Train learns and holds back: the three parts of APT, and what they are measured by."
+        about = "How APT Train learns and holds back: the three parts of APT, and the indicator that steers them."
         return _schema("Method", METHOD, about, ["temperature", "overfitting", "augmentation"])
 
     @classmethod

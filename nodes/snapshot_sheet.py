@@ -43,7 +43,7 @@ class APTSnapshotSheet(io.ComfyNode):
             display_name="APT Snapshot Sheet",
             category="training/APT",
             description="Draws prompts by several snapshots of a run, at one seed, as one labelled sheet. Choose a "
-            "column by its letter: its LoRA and strength go on.",
+            "column by its letter: its LoRA and strength are passed on.",
             search_aliases=["xy plot", "compare checkpoints", "lora strength", "pick snapshot", "grid"],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
@@ -54,7 +54,7 @@ class APTSnapshotSheet(io.ComfyNode):
                 AptRunWire.Input("run", tooltip="APT_RUN of APT Train or of APT Load Run."),
                 io.String.Input(
                     "prompts", default=PROMPTS, multiline=True,
-                    tooltip="A prompt a line, each a row of the sheet. {subject} is where the subject goes: each "
+                    tooltip="One prompt per line, each a row of the sheet. {subject} is where the subject goes: each "
                     "snapshot reads its own trigger there, the prior the class word. Ask for what the pictures do not "
                     "show.",
                 ),
@@ -71,15 +71,15 @@ class APTSnapshotSheet(io.ComfyNode):
                 io.Boolean.Input("prior", default=True, tooltip="Whether the first column is the model as it was."),
                 io.String.Input(
                     "column", default="", placeholder="the recommended snapshot",
-                    tooltip="The letter of the column that goes on. Empty: the recommended snapshot, at the strength "
-                    "nearest to 1. Another letter draws nothing anew.",
+                    tooltip="The letter of the column that is passed on. Empty: the recommended snapshot, at the "
+                    "strength nearest to 1. Another letter draws nothing new.",
                 ),
                 io.Int.Input(
                     "seed", default=1, min=0, max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=io.ControlAfterGenerate.fixed, tooltip="Seed of every picture's noise.",
                 ),
                 io.String.Input("negative", default="", multiline=True, tooltip="What no picture should show."),
-                io.Int.Input("sampler_steps", default=20, min=1, max=1000, tooltip="Steps of sampling a picture."),
+                io.Int.Input("sampler_steps", default=20, min=1, max=1000, tooltip="Sampling steps per picture."),
                 io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance: 1 is none."),
                 io.Combo.Input("sampler_name", options=SAMPLERS, default="dpmpp_2m", tooltip="As in KSampler."),
                 io.Combo.Input("scheduler", options=SCHEDULERS, default="karras", tooltip="As in KSampler."),

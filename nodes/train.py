@@ -37,14 +37,14 @@ class APTTrain(io.ComfyNode):
             display_name="APT Train",
             category="training/APT",
             description="Teaches the model one subject from 3 to 10 pictures and holds back where it begins to "
-            "overfit. Cancel keeps the work: queue again to go on.",
+            "overfit. Cancel keeps the work: queue again to continue.",
             search_aliases=["dreambooth", "train lora", "personalize", "finetune", "adaptive personalized training"],
             is_input_list=True,
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input(
-                    "model", lazy=True, tooltip="The model to learn on, SD1.5 or SDXL. LoRAs on it are baked in."
+                    "model", lazy=True, tooltip="The model to train on, SD1.5 or SDXL. LoRAs on it are baked in."
                 ),
                 io.Clip.Input("clip", lazy=True, tooltip="Its text encoders, as deep as CLIP Set Last Layer says."),
                 io.Vae.Input(
@@ -68,9 +68,9 @@ class APTTrain(io.ComfyNode):
                 widget(SEED, control_after_generate=io.ControlAfterGenerate.fixed),
                 io.Combo.Input(
                     "resume", options=["automatic", "restart"], default="automatic",
-                    tooltip="automatic: go on where this very run was stopped, or load it where it is finished. "
-                    "restart: train a finished run anew, at every execution; the one that got furthest is kept beside "
-                    "it as ..._previous. A restart that was cancelled goes on.",
+                    tooltip="automatic: continue this very run where it was stopped, or load it if it is finished. "
+                    "restart: train a finished run again, at every execution; the one that got furthest is kept beside "
+                    "it as ..._previous. A cancelled restart continues.",
                 ),
                 io.String.Input(
                     "captions", optional=True, default="", multiline=True,
@@ -108,8 +108,12 @@ class APTTrain(io.ComfyNode):
                     "clip_out", display_name="CLIP",
                     tooltip="The same CLIP. Take it from here, so that prompts with the trigger run after training.",
                 ),
-                io.LoraModel.Output("lora", display_name="LORA_MODEL", tooltip="The LoRA, for Save LoRA Weights."),
-                AptRunWire.Output("run", display_name="APT_RUN", tooltip="The run, for the monitor and the preview."),
+                io.LoraModel.Output(
+                    "lora", display_name="LORA_MODEL", tooltip="The LoRA, for Load LoRA Model and Save LoRA Weights."
+                ),
+                AptRunWire.Output(
+                    "run", display_name="APT_RUN", tooltip="The run, for every other APT node with an input called run."
+                ),
                 io.LossMap.Output("loss_map", display_name="LOSS_MAP", tooltip="The losses, for Plot Loss Graph."),
                 io.String.Output("trigger", display_name="trigger", tooltip="Exactly what a prompt must say."),
             ],

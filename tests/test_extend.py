@@ -114,6 +114,17 @@ def test_the_weighting_of_the_page_multiplies_the_denoising_loss(copy: Copy) -> 
     assert "--min-snr" in copy.help()
 
 
+@pytest.mark.parametrize("page", ["term", "weighting"])
+def test_the_setting_of_a_page_opens_a_round_of_its_own(page: str) -> None:
+    """Or its widget would stand before older ones, and shift the values of saved workflows."""
+    before, after = (
+        (ROOT / "apt_train/config.py").read_text(encoding="utf-8"),
+        changed_files(page)["apt_train/config.py"],
+    )
+    rounds, changed = ([int(number) for number in re.findall(r"since=(\d+)", text)] for text in (before, after))
+    assert len(changed) == len(rounds) + 1 and max(changed) == max(rounds) + 1
+
+
 @pytest.mark.parametrize("copy", ["optimizer"], indirect=True)
 def test_the_optimizer_of_the_page_is_trained_with(copy: Copy) -> None:
     nadam, adamw = (copy.train(optimizer=name) for name in ("nadam", "adamw"))

@@ -37,8 +37,8 @@ def _one_thread() -> Generator[None]:
 def run_demo(output: Path, *, steps: int | None = None) -> Path:
     """Train both methods, draw the sheet, and return its path. The runs stay beside it, with their reports.
 
-    It uses a single torch thread, so that all machines draw the same sheet. InputError: `output` already holds
-    something else.
+    It uses a single torch thread, so that the sheet does not depend on the number of cores. InputError: `output`
+    already holds something else.
     """
     settings = recipe()
     configs = {method: demo_config(settings, method, steps=steps) for method in ("dreambooth", "apt")}

@@ -48,7 +48,8 @@ BASELINES: dict[str, Variant] = {
 }
 
 
-# A small model's recipe, see the embedded model's card. For SDXL 1000 and a black fill are published.
+# A small model's temperature and fill, see the embedded model's card. Its recipe also leaves AA out: `apt without aa`.
+# For SDXL 1000 and a black fill are published.
 SMALL_MODEL: dict[str, Any] = {"temperature": 300.0, "augment_fill": "reflect"}
 PARTS = {"augmentation": "augment", "weight": "weight", "rs": "rs", "aa": "aa"}
 
