@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 
 from ..apt_train.errors import InputError
-from .checks import check_widgets, known
+from .checks import check_widgets, is_wired, known
 from .host.requirements import check_installed
 from .wires import AptOptions, AptRun, AptRunWire
 
@@ -56,10 +56,12 @@ class APTLoRACheckUp(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs: Any) -> list[float]:
-        """Changes when the chosen file has changed."""
+    def fingerprint_inputs(cls, **inputs: Any) -> Any:
+        """Changes when the chosen file has changed, and every time if its name comes by a wire."""
         from .host.loras import lora_path
 
+        if is_wired(inputs, "lora_name"):
+            return float("nan")
         name = known(inputs).get("lora_name", NO_FILE)
         try:
             return [] if name == NO_FILE else [lora_path(name).stat().st_mtime]
@@ -71,8 +73,8 @@ class APTLoRACheckUp(io.ComfyNode):
         """True, or an InputError about a widget that the host shows on the node before anything runs."""
         shown = known(inputs)
         check_widgets(shown, cls.define_schema().inputs)
-        if "lora" not in inputs and "lora_name" in shown:
-            _require_one("", shown["lora_name"])
+        if "lora_name" in shown:
+            _require_one({} if "lora" in inputs else "", shown["lora_name"])
         return True
 
     @classmethod
