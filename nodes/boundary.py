@@ -1,5 +1,7 @@
 """The boundary between pack and host: a user's mistake is shown as one sentence, without folders and tracebacks.
 
+What a node checks when a prompt is queued is checked once more before it works, when the values of wires are known.
+
 In: the wrapper around every node's methods. Not in: the checks themselves (`checks`, and wherever the work is done).
 """
 
@@ -27,17 +29,20 @@ UserMistake.__module__, UserMistake.__qualname__ = "builtins", "InputError"
 
 def speaks_plainly(node: Any) -> Any:
     """The node with its InputErrors reduced to their sentence, without the pack's traceback."""
+    checks = "validate_inputs" in vars(node)
     for name in _METHODS:
         method = vars(node).get(name)
         if method is not None:
-            setattr(node, name, classmethod(_plainly(method.__func__)))
+            setattr(node, name, classmethod(_plainly(method.__func__, checks and name != "validate_inputs")))
     return node
 
 
-def _plainly(method: Callable[..., Any]) -> Callable[..., Any]:
+def _plainly(method: Callable[..., Any], checks: bool) -> Callable[..., Any]:
     @functools.wraps(method)
     def run(cls: Any, **inputs: Any) -> Any:
         try:
+            if checks:
+                cls.validate_inputs(**inputs)
             return method(cls, **inputs)
         except InputError as error:
             raise UserMistake(translated(str(error))) from None
