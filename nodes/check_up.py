@@ -227,7 +227,7 @@ def _subject(lora: LoraFile, one: dict[str, Any]) -> Subject:
     class_word = one["class_word"].strip() or (run.class_word if run else "")
     trigger = one["trigger"].strip() or (run.trigger if run else "")
     said = trigger or lora.trigger
-    return Subject.of(lora, class_word, trigger, embedding_rows(said))
+    return Subject.of(lora, class_word, trigger, embedding_rows(said, lora.embedding))
 
 
 def _asked(one: dict[str, Any]) -> Asked:
@@ -284,7 +284,11 @@ def _shown(progress: Any) -> Any:
     return busy
 
 
-def _host_note(taken: int, placed: int) -> list[str]:
+def _host_note(taken: int | None, placed: int) -> list[str]:
+    from .host.loras import HOST_FAILS
+
+    if taken is None:
+        return [HOST_FAILS]
     if taken >= placed:
         return []
     return [

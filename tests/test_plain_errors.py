@@ -62,9 +62,8 @@ def test_what_is_checked_when_queued_is_checked_again_with_what_came_by_wires(bo
             raise boundary.InputError("steps is 0: give more.")
         return True
 
-    node = node_that(lambda cls, **inputs: inputs, "check_lazy_status", "execute")
-    node.validate_inputs = classmethod(validate)
-    boundary.speaks_plainly(node)
+    plain = node_that(lambda cls, **inputs: inputs, "check_lazy_status", "execute")
+    node = boundary.speaks_plainly(type("Checked", (), {**vars(plain), "validate_inputs": classmethod(validate)}))
     assert node.validate_inputs(steps=None) and node.execute(steps=3) == {"steps": 3}
     for name in ("check_lazy_status", "execute"):
         with pytest.raises(ValueError, match=r"^steps is 0: give more\.$"):
