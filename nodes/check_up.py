@@ -9,7 +9,6 @@ from comfy_api.latest import io, ui
 
 from ..apt_train.errors import InputError
 from .checks import check_widgets, is_wired, known
-from .host.requirements import check_installed
 from .wires import AptOptions, AptRun, AptRunWire
 
 if TYPE_CHECKING:
@@ -197,7 +196,6 @@ def _require_one(wire: Any, name: str) -> None:
 
 def _question(inputs: dict[str, Any]) -> _Question:
     """InputError: no LoRA, two, or an unreadable one; a subject without words; captions that do not match."""
-    check_installed()
     import torch
 
     from ..apt_train.lora_check.lora_file import read_lora, sorted_lora

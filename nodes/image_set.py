@@ -17,7 +17,6 @@ from ..apt_train.errors import InputError
 from ..apt_train.wording import printable
 from .checks import check_ranges, is_wired, known
 from .host.folders import input_folders, picture_folder
-from .host.requirements import check_installed
 
 if TYPE_CHECKING:
     from ..apt_train.data.dataset import ImageSet
@@ -144,7 +143,6 @@ class APTImageSet(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
-        check_installed()
         import torch
 
         from ..apt_train.photo_check.preflight import preflight

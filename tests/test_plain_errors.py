@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -68,6 +69,18 @@ def test_what_is_checked_when_queued_is_checked_again_with_what_came_by_wires(bo
     for name in ("check_lazy_status", "execute"):
         with pytest.raises(ValueError, match=r"^steps is 0: give more\.$"):
             getattr(node, name)(steps=0)
+
+
+def test_without_its_requirements_no_node_works(boundary: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was trained elsewhere is loaded and drawn without the training node, which used to say so alone."""
+    needed = tmp_path / "requirements.txt"
+    needed.write_text("surely_not_there>=1\n", encoding="utf-8")
+    monkeypatch.setattr(sys.modules[boundary.check_installed.__module__], "_FILE", needed)
+    node = boundary.speaks_plainly(node_that(lambda cls, **inputs: True, *METHODS))
+    assert node.validate_inputs(), "the editor is told of its own mistakes first"
+    for name in ("check_lazy_status", "execute"):
+        with pytest.raises(ValueError, match="APT Train needs surely_not_there: run "):
+            getattr(node, name)()
 
 
 @pytest.mark.parametrize(
