@@ -14,7 +14,6 @@ from torch import Tensor
 from ..apt_train.errors import InputError
 from .checks import check_widgets
 from .host import attention, preview_latent
-from .host.requirements import check_installed
 from .wires import AptRun, AptRunWire
 
 if TYPE_CHECKING:
@@ -78,7 +77,6 @@ class APTAttentionAlignPreview(io.ComfyNode):
         layers: str, tokens: str, seed: int, image: Tensor | None = None, vae: Any = None,
         latent: dict[str, Any] | None = None, run: AptRun | None = None, tuned_clip: Any = None, draw: str = MAPS,
     ) -> io.NodeOutput:  # fmt: skip
-        check_installed()
         from ..apt_train.rng import generator
         from .host.prompt_reading import read_prompt
         from .prompt_columns import Texts, choose, match

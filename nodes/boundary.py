@@ -1,5 +1,8 @@
 """The boundary between pack and host: a user's mistake is shown as one sentence, without folders and tracebacks.
 
+Before a node works, the pack's requirements must be installed. What it checked when the prompt was queued is checked
+once more, as the values of wires are known now.
+
 In: the wrapper around every node's methods. Not in: the checks themselves (`checks`, and wherever the work is done).
 """
 
@@ -11,6 +14,7 @@ from typing import Any
 
 from ..apt_train.errors import InputError
 from .host.language import translated
+from .host.requirements import check_installed
 
 _METHODS = ("validate_inputs", "check_lazy_status", "execute")
 
@@ -27,17 +31,23 @@ UserMistake.__module__, UserMistake.__qualname__ = "builtins", "InputError"
 
 def speaks_plainly(node: Any) -> Any:
     """The node with its InputErrors reduced to their sentence, without the pack's traceback."""
+    checks = "validate_inputs" in vars(node)
     for name in _METHODS:
         method = vars(node).get(name)
         if method is not None:
-            setattr(node, name, classmethod(_plainly(method.__func__)))
+            works = name != "validate_inputs"
+            setattr(node, name, classmethod(_plainly(method.__func__, works=works, checks=works and checks)))
     return node
 
 
-def _plainly(method: Callable[..., Any]) -> Callable[..., Any]:
+def _plainly(method: Callable[..., Any], *, works: bool, checks: bool) -> Callable[..., Any]:
     @functools.wraps(method)
     def run(cls: Any, **inputs: Any) -> Any:
         try:
+            if works:
+                check_installed()
+            if checks:
+                cls.validate_inputs(**inputs)
             return method(cls, **inputs)
         except InputError as error:
             raise UserMistake(translated(str(error))) from None

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 
 from ..apt_train.errors import InputError
-from .checks import check_widgets, known
-from .host.requirements import check_installed
+from .checks import check_widgets, is_wired, known
 from .wires import AptOptions, AptRun, AptRunWire
 
 if TYPE_CHECKING:
@@ -56,10 +55,12 @@ class APTLoRACheckUp(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs: Any) -> list[float]:
-        """Changes when the chosen file has changed."""
+    def fingerprint_inputs(cls, **inputs: Any) -> Any:
+        """Changes when the chosen file has changed, and every time if its name comes by a wire."""
         from .host.loras import lora_path
 
+        if is_wired(inputs, "lora_name"):
+            return float("nan")
         name = known(inputs).get("lora_name", NO_FILE)
         try:
             return [] if name == NO_FILE else [lora_path(name).stat().st_mtime]
@@ -71,8 +72,8 @@ class APTLoRACheckUp(io.ComfyNode):
         """True, or an InputError about a widget that the host shows on the node before anything runs."""
         shown = known(inputs)
         check_widgets(shown, cls.define_schema().inputs)
-        if "lora" not in inputs and "lora_name" in shown:
-            _require_one("", shown["lora_name"])
+        if "lora_name" in shown:
+            _require_one({} if "lora" in inputs else "", shown["lora_name"])
         return True
 
     @classmethod
@@ -195,7 +196,6 @@ def _require_one(wire: Any, name: str) -> None:
 
 def _question(inputs: dict[str, Any]) -> _Question:
     """InputError: no LoRA, two, or an unreadable one; a subject without words; captions that do not match."""
-    check_installed()
     import torch
 
     from ..apt_train.lora_check.lora_file import read_lora, sorted_lora
@@ -225,7 +225,7 @@ def _subject(lora: LoraFile, one: dict[str, Any]) -> Subject:
     class_word = one["class_word"].strip() or (run.class_word if run else "")
     trigger = one["trigger"].strip() or (run.trigger if run else "")
     said = trigger or lora.trigger
-    return Subject.of(lora, class_word, trigger, embedding_rows(said))
+    return Subject.of(lora, class_word, trigger, embedding_rows(said, lora.embedding))
 
 
 def _asked(one: dict[str, Any]) -> Asked:
@@ -282,7 +282,11 @@ def _shown(progress: Any) -> Any:
     return busy
 
 
-def _host_note(taken: int, placed: int) -> list[str]:
+def _host_note(taken: int | None, placed: int) -> list[str]:
+    from .host.loras import HOST_FAILS
+
+    if taken is None:
+        return [HOST_FAILS]
     if taken >= placed:
         return []
     return [

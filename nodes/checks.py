@@ -24,6 +24,11 @@ def known(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[0] for name, values in inputs.items() if values and values[0] is not None}
 
 
+def is_wired(inputs: Mapping[str, Any], *names: str) -> bool:
+    """Whether one of these widgets is wired, so that the host knows no value of it before the node runs."""
+    return any(list(inputs.get(name, ())) == [None] for name in names)
+
+
 def check_widgets(shown: Mapping[str, Any], slots: Iterable[Any]) -> None:
     """Check choices and ranges of a node's widgets. InputError: the first wrong one."""
     slots = list(slots)

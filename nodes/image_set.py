@@ -15,9 +15,8 @@ from comfy_api.latest import io, ui
 
 from ..apt_train.errors import InputError
 from ..apt_train.wording import printable
-from .checks import check_ranges, known
+from .checks import check_ranges, is_wired, known
 from .host.folders import input_folders, picture_folder
-from .host.requirements import check_installed
 
 if TYPE_CHECKING:
     from ..apt_train.data.dataset import ImageSet
@@ -109,10 +108,12 @@ class APTImageSet(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs: Any) -> list[str]:
-        """Changes as soon as any file of the folder changes; then the node runs again."""
+    def fingerprint_inputs(cls, **inputs: Any) -> Any:
+        """Changes as soon as any file of the folder changes, and every time if the folder comes by a wire."""
         from ..apt_train.data.folder_files import folder_state
 
+        if is_wired(inputs, "folder", "path"):
+            return float("nan")
         try:
             folder = _folder(known(inputs))
             return [] if folder is None else folder_state(folder)
@@ -142,7 +143,6 @@ class APTImageSet(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
-        check_installed()
         import torch
 
         from ..apt_train.photo_check.preflight import preflight

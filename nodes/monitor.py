@@ -6,7 +6,7 @@ In: the node. Not in: the live curves on it (`web/`, fed by `live`), the rule of
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
@@ -69,6 +69,14 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
                 io.Int.Output("picked", display_name="picked step", tooltip="The step of the chosen snapshot."),
             ],
         )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, **inputs: Any) -> bool:
+        """True, or an InputError about a widget. Wired inputs are None here."""
+        from .checks import check_widgets
+
+        check_widgets({name: value for name, value in inputs.items() if value is not None}, cls.define_schema().inputs)
+        return True
 
     @classmethod
     def execute(cls, run: AptRun, snapshot: str, step: int, width: int) -> io.NodeOutput:

@@ -130,12 +130,14 @@ class APTSnapshotSheet(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         from ..apt_train.verdict.recommend import recommended_snapshot
         from ..apt_train.verdict.run_files import read_run
+        from .host.components import require_one_model
         from .host.drawing import Drawing
         from .host.model import with_lora
         from .host.pictures import image_tensor
         from .published import checked_step, publish
         from .run_store import snapshot_steps
 
+        require_one_model(model, clip, vae)
         recommended = recommended_snapshot(read_run(run.folder, until=run.steps).summary).step
         shown = [checked_step(run, step) for step in steps_shown(steps, snapshot_steps(run), recommended)]
         columns, rows = columns_of(shown, strengths_shown(strengths), prior=prior), prompts_shown(prompts)
@@ -162,10 +164,15 @@ class Wires:
 
 @dataclass
 class _Drawn:
-    """The pictures drawn last, kept while the wires stay the same: choosing another column then draws nothing."""
+    """What a node drew last, kept while its wires stay the same: choosing another column then draws nothing."""
 
     wires: tuple[weakref.ref[Any], ...] = ()
     pictures: dict[tuple[Any, ...], Image.Image] = field(default_factory=dict[tuple[Any, ...], "Image.Image"])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the host has let go of the wires, so that nothing is drawn with them any more."""
+        return any(wire() is None for wire in self.wires)
 
     def of(self, wires: Wires) -> dict[tuple[Any, ...], Image.Image]:
         """The pictures drawn with these wires so far; other wires clear the cache."""
@@ -175,7 +182,7 @@ class _Drawn:
         return self.pictures
 
 
-_DRAWN = _Drawn()  # lives as long as the host process
+_DRAWN: dict[str, _Drawn] = {}  # by node; lives as long as the host process
 
 
 @dataclass(frozen=True)
@@ -193,7 +200,10 @@ class Sheet:
         """Draw column by column, so that each LoRA is applied once for all prompts; the node shows the sheet so far."""
         from .host.progress import NodeProgress, stop_if_cancelled
 
-        known, keys = _DRAWN.of(self.wires), {(p, c): self._key(p, c) for c in columns for p in prompts}
+        for node in [node for node, drawn in _DRAWN.items() if drawn.is_over]:
+            del _DRAWN[node]
+        known = _DRAWN.setdefault(self.node_id, _Drawn()).of(self.wires)
+        keys = {(p, c): self._key(p, c) for c in columns for p in prompts}
         for key in set(known) - set(keys.values()):
             del known[key]
         missing = [(column, [p for p in prompts if keys[p, column] not in known]) for column in columns]

@@ -8,7 +8,6 @@ from comfy_api.latest import io, ui
 
 from ..apt_train.errors import InputError
 from ..apt_train.presets import PRESETS, PUBLISHED
-from .host.requirements import check_installed
 from .settings import METHODS, Setting, beside_settings, train_config, widget
 from .wires import AptOptions, AptOptionsWire, AptRunWire
 
@@ -177,7 +176,6 @@ def _training_inputs(inputs: dict[str, Any]) -> tuple[TrainConfig, ImageSet, Ima
 
     InputError: a setting, caption or mask that cannot be trained with, alone or in combination.
     """
-    check_installed()
     import torch
 
     from ..apt_train.text.captions import subject_captions

@@ -49,6 +49,12 @@ class Slot:
     tooltip: str
     more: dict[str, Any] = field(default_factory=dict)
 
+    def __getattr__(self, name: str) -> Any:
+        """`min`, `options` and the like, which the host's own inputs have too."""
+        if name not in vars(self).get("more", ()):
+            raise AttributeError(name)
+        return self.more[name]
+
 
 @dataclass(frozen=True)
 class Node:

@@ -367,8 +367,32 @@ def test_nothing_names_a_folder_of_somebody_s_machine() -> None:
         assert re.findall(r"/(?:home|root|Users|tmp|work)/|[A-Z]:\\\\", text) == [], path.name
 
 
-def test_of_a_wired_run_nothing_is_known_before_it_runs() -> None:
-    """The host asks for a fingerprint with None then, and would warn of an error each time."""
-    with node_modules("load_run") as (load_run,):
-        first = load_run.APTLoadRun.fingerprint_inputs(run=None, step=0)
-        assert first != load_run.APTLoadRun.fingerprint_inputs(run=None, step=0), "it is run each time"
+@pytest.mark.parametrize(
+    ("module", "name", "inputs"),
+    [
+        ("load_run", "APTLoadRun", {"run": None, "step": 0}),
+        ("image_set", "APTImageSet", {"folder": ["none"], "path": (None,)}),
+        ("image_set", "APTImageSet", {"folder": (None,), "path": [""]}),
+        ("check_up", "APTLoRACheckUp", {"lora_name": (None,)}),
+    ],
+)
+def test_of_a_wired_run_folder_or_file_nothing_is_known_before_it_runs(
+    module: str, name: str, inputs: dict[str, Any]
+) -> None:
+    """The host asks for a fingerprint with None then: what lies there may have changed each time."""
+    with node_modules(module) as (loaded,):
+        node = getattr(loaded, name)
+        first = node.fingerprint_inputs(**inputs)
+        assert first != node.fingerprint_inputs(**inputs), "it is run each time"
+
+
+def test_two_loras_are_refused_before_anything_runs() -> None:
+    """The one on the wire may be hours of training away."""
+    with node_modules("check_up") as (check_up,):
+        check_up.check_widgets = lambda *_: None
+        node, error = check_up.APTLoRACheckUp, check_up.InputError
+        assert node.validate_inputs(lora=(None,), lora_name=["none"])
+        assert node.validate_inputs(lora_name=["a.safetensors"]) and node.validate_inputs(lora_name=(None,))
+        for inputs, says in (({"lora": (None,)}, "Two LoRAs are given"), ({}, "No LoRA is given")):
+            with pytest.raises(error, match=says):
+                node.validate_inputs(lora_name=["a.safetensors" if inputs else "none"], **inputs)

@@ -66,6 +66,7 @@ def test_the_hosts_own_folders_are_read_by_name_and_by_path(
     read = folders(listen).picture_folder
     assert read("toys") == read(" toys ") == read("./toys/../toys") == read(str(home / "input/toys"))
     assert read("toys") == home / "input/toys"
+    assert read(f' "{home / "input/toys"}" ') == home / "input/toys", "as Windows copies a path"
     assert read("drawn [output]") == home / "output/drawn"
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 from .node_modules import node_module
+from .node_texts import node_modules
 
 METHODS = ("validate_inputs", "check_lazy_status", "execute")
 
@@ -53,3 +55,54 @@ def test_anything_else_passes_as_it_is(boundary: Any) -> None:
     node = boundary.speaks_plainly(node_that(lambda cls, **inputs: (cls, inputs), "execute"))
     assert node.execute(a=1) == (node, {"a": 1})
     assert not hasattr(node, "validate_inputs")  # else the host would leave ranges and choices to it
+
+
+def test_what_is_checked_when_queued_is_checked_again_with_what_came_by_wires(boundary: Any) -> None:
+    def validate(cls: Any, steps: int | None = None) -> bool:
+        if steps == 0:
+            raise boundary.InputError("steps is 0: give more.")
+        return True
+
+    plain = node_that(lambda cls, **inputs: inputs, "check_lazy_status", "execute")
+    node = boundary.speaks_plainly(type("Checked", (), {**vars(plain), "validate_inputs": classmethod(validate)}))
+    assert node.validate_inputs(steps=None) and node.execute(steps=3) == {"steps": 3}
+    for name in ("check_lazy_status", "execute"):
+        with pytest.raises(ValueError, match=r"^steps is 0: give more\.$"):
+            getattr(node, name)(steps=0)
+
+
+def test_without_its_requirements_no_node_works(boundary: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was trained elsewhere is loaded and drawn without the training node, which used to say so alone."""
+    needed = tmp_path / "requirements.txt"
+    needed.write_text("surely_not_there>=1\n", encoding="utf-8")
+    monkeypatch.setattr(sys.modules[boundary.check_installed.__module__], "_FILE", needed)
+    node = boundary.speaks_plainly(node_that(lambda cls, **inputs: True, *METHODS))
+    assert node.validate_inputs(), "the editor is told of its own mistakes first"
+    for name in ("check_lazy_status", "execute"):
+        with pytest.raises(ValueError, match="APT Train needs surely_not_there: run "):
+            getattr(node, name)()
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "wired"),
+    [
+        ("attention_preview", "APTAttentionAlignPreview", {"noise_level": -0.1}),
+        ("attention_preview", "APTAttentionAlignPreview", {"layers": "few"}),
+        ("monitor", "APTOverfitIndicatorMonitor", {"width": 0}),
+        ("monitor", "APTOverfitIndicatorMonitor", {"snapshot": "newest"}),
+        ("snapshot_sheet", "APTSnapshotSheet", {"cell": 0}),
+        ("snapshot_sheet", "APTSnapshotSheet", {"sampler_steps": 0}),
+        ("check_up", "APTLoRACheckUp", {"width": [1]}),
+    ],
+)
+def test_a_node_refuses_what_came_by_a_wire_as_it_refuses_what_is_typed(
+    module: str, name: str, wired: dict[str, Any]
+) -> None:
+    """The host checks no ranges and choices of what is wired."""
+    with node_modules("boundary", module) as (boundary, loaded):
+        boundary.translated = str
+        node = boundary.speaks_plainly(getattr(loaded, name))
+        ((slot, value),) = wired.items()
+        shown = repr(value[0] if isinstance(value, list) else value)
+        with pytest.raises(ValueError, match=rf"^{slot} is {shown}: (give a number|choose one)"):
+            node.execute(**wired)

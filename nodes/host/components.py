@@ -21,6 +21,16 @@ from .vae import HostVae
 from .weights import DigestCache
 
 
+def require_one_model(model: Any, clip: Any, vae: Any) -> tuple[FamilySpec, HostVae]:
+    """InputError: an empty wire, a kind that cannot be trained, or wires of different models."""
+    for name, wire in (("MODEL", model), ("CLIP", clip), ("VAE", vae)):
+        if wire is None:
+            raise InputError(f"The {name} wire is empty: the loader before it found none; load a full checkpoint.")
+    family = family_spec(model)
+    require_clip(clip, family)
+    return family, HostVae(vae, model)
+
+
 @dataclass(frozen=True)
 class Wires:
     """The three wires of one model, checked to belong together."""
@@ -35,12 +45,8 @@ class Wires:
     @staticmethod
     def checked(model: Any, clip: Any, vae: Any) -> Wires:
         """InputError, before anything costly: a kind that cannot be trained, or wires of different models."""
-        for name, wire in (("MODEL", model), ("CLIP", clip), ("VAE", vae)):
-            if wire is None:
-                raise InputError(f"The {name} wire is empty: the loader before it found none; load a full checkpoint.")
-        family = family_spec(model)
-        require_clip(clip, family)
-        return Wires(model, clip, vae, family, schedule_of(model), HostVae(vae, model))
+        family, codec = require_one_model(model, clip, vae)
+        return Wires(model, clip, vae, family, schedule_of(model), codec)
 
     @property
     def device(self) -> torch.device:

@@ -34,13 +34,7 @@ class Drawing:
 
 
 def draw(model: Any, positive: Any, negative: Any, vae: Any, how: Drawing) -> Image.Image:
-    """One picture from conditionings. Raises the host's own exception if the user pressed Cancel.
-
-    InputError: the VAE is for another kind of model.
-    """
-    from .vae_family import require_channels_of
-
-    require_channels_of(model, vae)
+    """One picture from conditionings. Raises the host's own exception if the user pressed Cancel."""
     latent = empty_latent(model, how.height, how.width)
     noise = comfy.sample.prepare_noise(latent, how.seed)
     drawn = comfy.sample.sample(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
 
 import folder_paths
@@ -55,12 +56,14 @@ def input_folders() -> list[str]:
 def picture_folder(given: str) -> Path:
     """A folder as the user names it: by its full path, or relative to the host's input folder.
 
-    `~` is expanded, and a trailing `[output]` or `[temp]` means that folder of the host, as in Load Image.
+    `~` is expanded, and a trailing `[output]` or `[temp]` means that folder of the host, as in Load Image. Quotes
+    around a path, as Windows copies it, are no part of it.
     InputError: an impossible path, or one that this host may not read.
     """
     from comfy.cli_args import args
 
-    name, home = folder_paths.annotated_filepath(given.strip())
+    given = re.sub(r'^"(.*)"$', r"\1", given.strip())
+    name, home = folder_paths.annotated_filepath(given)
     path = Path(home or folder_paths.get_input_directory()) / expanded(name.strip(), "path")
     place = Path(os.path.abspath(path))
     if not _is_own(place) and answers_others(args.listen):

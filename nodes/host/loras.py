@@ -17,6 +17,8 @@ from torch import Tensor
 
 from ...apt_train.errors import InputError
 
+HOST_FAILS = "ComfyUI's own loader fails on this LoRA, as a layer of it lacks a part: take a complete copy of the file."
+
 
 def lora_names() -> list[str]:
     """The files in the host's LoRA folders, as its own loaders list them."""
@@ -31,8 +33,11 @@ def lora_path(name: str) -> Path:
     return Path(path)
 
 
-def embedding_rows(trigger: str) -> dict[str, Tensor] | None:
-    """The rows of `embedding:NAME`, from the host's folders; None: not such a trigger, or no such file."""
+def embedding_rows(trigger: str, beside: Path | None) -> dict[str, Tensor] | None:
+    """The rows of `embedding:NAME`, from the host's folders or a file of that name beside the LoRA.
+
+    None: not such a trigger, or no such file.
+    """
     from ...apt_train.disk.tensor_file import read_tensors
     from ...apt_train.text.captions import learned_name
 
@@ -44,21 +49,30 @@ def embedding_rows(trigger: str) -> dict[str, Tensor] | None:
         if Path(name).stem.lower() == wanted.lower() and name.endswith(".safetensors"):
             path = folder_paths.get_full_path("embeddings", name)
             return None if path is None else read_tensors(Path(path))[0]
-    return None
+    return read_tensors(beside)[0] if beside is not None and beside.stem.lower() == wanted.lower() else None
 
 
-def taken_by_host(model: Any, clip: Any, lora: Mapping[str, Tensor]) -> int:
-    """The number of layers that the host's own loader would change."""
+def taken_by_host(model: Any, clip: Any, lora: Mapping[str, Tensor]) -> int | None:
+    """The number of layers that the host's own loader would change; None: it fails on this LoRA."""
     known = comfy.lora.model_lora_keys_unet(model.model, {})
     known = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, known)
-    loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora)), known, log_missing=False)
+    try:
+        loaded = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(lora)), known, log_missing=False)
+    except (KeyError, RuntimeError):  # a layer lacks a part, or an alpha is not one number
+        return None
     keys = (key if isinstance(key, str) else key[0] for key in loaded)
     return len({key.rpartition(".")[0] for key in keys})
 
 
 def with_any_lora(model: Any, clip: Any, lora: Mapping[str, Tensor], strength: float = 1.0) -> tuple[Any, Any, int]:
-    """Clones of MODEL and CLIP (None: without) with a LoRA of any origin, and the number of weights it changes."""
-    tuned, tuned_clip = comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, strength)
+    """Clones of MODEL and CLIP (None: without) with a LoRA of any origin, and the number of weights it changes.
+
+    InputError: the host's loader fails on it.
+    """
+    try:
+        tuned, tuned_clip = comfy.sd.load_lora_for_models(model, clip, dict(lora), strength, strength)
+    except (KeyError, RuntimeError):  # as above
+        raise InputError(HOST_FAILS) from None
     wires = [(model, tuned), *([] if clip is None else [(clip.patcher, tuned_clip.patcher)])]
     return tuned, tuned_clip, sum(_patch_count(after) - _patch_count(before) for before, after in wires)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ...apt_train.events import Work
 
 SAY_EVERY = 0.25  # seconds
+LONGEST = 8192  # pixels of a live picture's side; beyond 65500, JPEG fails in the host's sending loop and ends the host
 
 
 def stop_if_cancelled() -> None:
@@ -57,9 +58,13 @@ class NodeProgress:
     def show(self, done: int, total: int, picture: Image.Image | None = None) -> None:
         """Move the bar, and show a picture on the node if given."""
         # The third entry is the length the host scales the longer side to; the picture's own keeps letters sharp.
-        preview: Any = None if picture is None else ("JPEG", picture.convert("RGB"), max(picture.size))
+        preview: Any = None if picture is None else ("JPEG", picture.convert("RGB"), min(LONGEST, max(picture.size)))
         self._bar.update_absolute(done, total, preview)
 
     def say(self, text: str) -> None:
-        """Replace the line of text on the node; its parts are separated by ` · `."""
-        PromptServer.instance.send_progress_text(translated_line(text), self._node_id)
+        """Replace the line of text on the node; its parts are separated by ` · `.
+
+        Only the page that queued the prompt gets it: others would show it on their own node of the same number.
+        """
+        server = PromptServer.instance
+        server.send_progress_text(translated_line(text), self._node_id, sid=server.client_id)

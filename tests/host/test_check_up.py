@@ -66,7 +66,8 @@ def strangers() -> dict[str, dict[str, torch.Tensor]]:
         for n in (0, 1) for layer, width in (("to_k", 768), ("to_out.0", 320))
         for end, shape in (("A", (4, width)), ("B", (320, 4)))
     }  # fmt: skip
-    return {"locon": locon, "dora": dora, "loha": loha | alpha, "lokr": lokr | alpha, "peft": peft}
+    half = {key: tensor for key, tensor in locon.items() if key != f"{conv}.lora_down.weight"}
+    return {"locon": locon, "dora": dora, "loha": loha | alpha, "lokr": lokr | alpha, "peft": peft, "half": half}
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -159,6 +160,11 @@ def test_what_the_hosts_loader_leaves_out_is_said(host: Host) -> None:
     assert merged(host, "peft")["taken"] < 4
     _, verdict = looked_over(host, "peft")
     assert "ComfyUI's own loader takes only" in verdict and "of the 4 layers" in verdict
+
+
+def test_a_lora_that_the_hosts_loader_fails_on_is_looked_over_all_the_same(host: Host) -> None:
+    found, verdict = looked_over(host, "half")
+    assert "ComfyUI's own loader fails on this LoRA" in verdict and len(found["file"]["left_out"]["unread"]) == 2
 
 
 def test_a_lora_on_the_text_encoder_and_convolutions_is_looked_over(host: Host) -> None:

@@ -107,6 +107,21 @@ def test_another_model_than_the_runs_is_refused_in_words(host: Host, names: list
 
 
 @pytest.mark.parametrize(
+    ("part", "sentence"), [("clip", "wire the CLIP of the same checkpoint."), ("vae", "The VAE is one of SDXL")]
+)
+def test_wires_of_two_models_are_refused_before_anything_is_drawn(
+    host: Host, names: list[str], part: str, sentence: str
+) -> None:
+    g, _, sheet = graph(names)
+    _, clip, vae = checkpoint(g, "sdxl.safetensors")
+    g.prompt[sheet.id]["inputs"][part] = {"clip": clip, "vae": vae}[part]
+    with Events(host.port) as events, pytest.raises(HostError) as caught:
+        host.run(g.prompt)
+    assert caught.value.node == sheet.id and sentence in caught.value.sentence
+    assert not [event for event in events.of("text") if event.data["node"] == sheet.id]
+
+
+@pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"prompts": "\n"}, "prompts is empty"),

@@ -214,11 +214,12 @@ def test_a_lora_on_the_model_is_part_of_what_is_trained_on(host: Host, names: li
 def test_what_the_browser_hears(host: Host, names: list[str]) -> None:
     often = {"preview_every": 6, "preview_steps": 2, "snapshot_every": 6}
     g, node = training_graph(names, setting=often, seed=26, steps=12)
-    with host.events() as events:
+    with host.events() as events, host.events() as another_page:
         prompt_id = host.queue(g.prompt, events.client_id)
         host.wait(prompt_id)
         events.wait_for("apt_train.finished")
         heard, pictures = list(events), events.pictures_of(node.id)
+    assert not another_page.of("text"), "it would stand on whatever node has the same number there"
     ours = [event for event in heard if event.kind.startswith("apt_train.")]
     assert ours[0].kind == "apt_train.started" and ours[-1].kind == "apt_train.finished"
     assert {event.data["prompt_id"] for event in ours} == {prompt_id}
