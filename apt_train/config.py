@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 from .adapter_kinds import KINDS
-from .names import check_subject_name
+from .names import EMBEDDING, check_subject_name, embedding_stem
 from .optimizers import BUILDERS
 from .settings_field import (
     Range,
@@ -43,7 +43,7 @@ MemoryUse = Literal["auto", "fixed"]
 Storage = Literal["full", "fp8"]
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
-_PLACEHOLDER = re.compile(r"[{}]|embedding:", re.IGNORECASE)  # stands for the subject, so not allowed in a class word
+_PLACEHOLDER = re.compile(rf"[{{}}]|{EMBEDDING}", re.IGNORECASE)  # of the subject, so not allowed in a class word
 
 # Suits objects, animals and persons: another medium and another place, both obvious at a glance, neither in a photo.
 UNSEEN = "a watercolor painting of {subject} on the moon"
@@ -499,7 +499,7 @@ class OutputConfig:
         looks = self.stop == "never" or (self.watch_drift and self.snapshot_every > 0)
         require(looks, "stop", self.stop, "switch watch_drift on and set snapshot_every above 0, or set this to never")
         for prompt in self.drift_prompts:
-            names = "{subject}" in prompt or "embedding:" in prompt.lower()
+            names = "{subject}" in prompt or EMBEDDING in prompt.lower()
             require(not names, "drift_prompts", repr(prompt), "leave the subject out of it")
 
 
@@ -610,6 +610,12 @@ class TrainConfig:
     def name(self) -> str:
         """The subject's name, and the stem of all its files."""
         return subject_name(self.class_word, self.identifier)
+
+    @property
+    def trigger(self) -> str:
+        """The words a prompt needs to show the subject: `embedding:NAME_embedding`, in word mode `NAME class_word`."""
+        learned = self.identifier_mode == "learned"
+        return f"{EMBEDDING}{embedding_stem(self.name)}" if learned else f"{self.name} {self.class_word}"
 
     @property
     def unseen_prompt(self) -> str:
