@@ -29,6 +29,7 @@ from .settings_field import (
 from .settings_field import choices_of as choices_of  # re-exported for other code
 
 Method = Literal["apt", "dreambooth", "dco", "tlora"]
+METHOD_TITLES: dict[str, str] = {"apt": "APT", "dreambooth": "DreamBooth", "dco": "DCO", "tlora": "T-LoRA"}
 IdentifierMode = Literal["learned", "word"]
 AdapterTargets = Literal["attention", "attention+ff"]
 Layers = Literal["up", "mid+up", "all"]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..adapter_kinds import KINDS
-from ..config import TrainConfig
+from ..config import METHOD_TITLES, TrainConfig
 from ..disk.json_file import is_list, is_object
 from ..disk.tensor_writer import header_bytes
 from ..families.components import Family
@@ -34,7 +34,6 @@ MAX_HEADER = 1 << 20  # bytes; ComfyUI refuses to read the metadata of a file wi
 
 OWNER = "apt_run"  # in a copy: eight digits that identify its run
 MOST_NOTES = 4000  # letters
-METHOD_TITLES = {"apt": "APT", "dreambooth": "DreamBooth", "dco": "DCO", "tlora": "T-LoRA"}
 _IN_FOLDERS = re.compile(r"(?<![\w.])(~|[A-Za-z]:)?[/\\]{1,2}([^\s/\\]+[/\\])+")  # the folders before a file's name
 _ABSOLUTE_PATH = re.compile(r"(~[/\\]|/|[A-Za-z]:[/\\]|\\\\)\S.*")
 
@@ -224,7 +223,7 @@ def _tags(captions: Sequence[str], trigger: str) -> dict[str, int]:
 
 def _description(config: TrainConfig, source: Source, steps: int) -> str:
     kind = KINDS[config.adapter.kind]
-    how = METHOD_TITLES.get(config.method, config.method)
+    how = METHOD_TITLES[config.method]
     if kind is not KINDS["lora"]:
         how += f" with {kind.title}"
     subject = f"{config.name} ({config.class_word})"
