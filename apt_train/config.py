@@ -599,13 +599,14 @@ class TrainConfig:
             self.apt.lazy_prior,
             "DCO's loss needs the prior at every step, so set it to 1",
         )
-        stores = self.base_storage == "full" or self.adapter.kind != "dora"
+        kind = self.adapter.kind
+        stores = self.base_storage == "full" or not KINDS[kind].reads_base
         # On a node no hand can choose full above a preset that sets fp8, as it is the widget's default.
-        way_out = "dora reads the base's weights themselves, so choose full, or another kind"
+        way_out = f"{kind} reads the base's weights themselves, so choose full, or another kind"
         require(stores, "base_storage", self.base_storage, way_out)
-        by_rank = [name for name, kind in KINDS.items() if kind.by_rank]
-        fits = self.method != "tlora" or self.adapter.kind in by_rank
-        require(fits, "kind", self.adapter.kind, f"T-LoRA takes ranks away, so choose {' or '.join(by_rank)}")
+        by_rank = [name for name in KINDS if KINDS[name].by_rank]
+        fits = self.method != "tlora" or kind in by_rank
+        require(fits, "kind", kind, f"T-LoRA takes ranks away, so choose {' or '.join(by_rank)}")
 
     @property
     def name(self) -> str:
