@@ -34,6 +34,7 @@ class Kind:
         config: (rank, alpha, dropout, layer names) -> peft's configuration.
         alpha: (rank, the alpha setting) -> the alpha in use. Training and all readers scale the update by alpha / rank.
         by_rank: the submodule whose output has one entry per rank, for T-LoRA; empty: T-LoRA is refused.
+        reads_base: whether it computes with the base layer's weight itself, which must then be stored in full.
         put_on: called with each peft layer and the adapter's name, to do what peft does not.
         network: the kind's metadata in kohya's dialect, keys without `ss_network_`.
     """
@@ -46,6 +47,7 @@ class Kind:
     config: Callable[[int, float, float, list[str]], PeftConfig]
     alpha: Callable[[int, float], float] = lambda rank, alpha: alpha
     by_rank: str = ""
+    reads_base: bool = False
     put_on: Callable[[Any, str], None] = lambda layer, name: None
     network: Mapping[str, str] = field(default_factory=lambda: {"module": "networks.lora"})
 
@@ -159,6 +161,7 @@ KINDS: dict[str, Kind] = {
         parts={**_LORA.parts, "lora_magnitude": "dora_scale"},
         shapes=_dora_shapes,
         by_rank="",
+        reads_base=True,
         put_on=_put_magnitude_on,
         network={"module": "lycoris.kohya", "args": '{"algo":"lora","dora_wd":"True"}'},
     ),

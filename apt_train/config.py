@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 from .adapter_kinds import KINDS
-from .names import check_subject_name
+from .names import EMBEDDING, check_subject_name, embedding_stem
 from .optimizers import BUILDERS
 from .settings_field import (
     Range,
@@ -29,6 +29,7 @@ from .settings_field import (
 from .settings_field import choices_of as choices_of  # re-exported for other code
 
 Method = Literal["apt", "dreambooth", "dco", "tlora"]
+METHOD_TITLES: dict[str, str] = {"apt": "APT", "dreambooth": "DreamBooth", "dco": "DCO", "tlora": "T-LoRA"}
 IdentifierMode = Literal["learned", "word"]
 AdapterTargets = Literal["attention", "attention+ff"]
 Layers = Literal["up", "mid+up", "all"]
@@ -43,7 +44,7 @@ MemoryUse = Literal["auto", "fixed"]
 Storage = Literal["full", "fp8"]
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
-_PLACEHOLDER = re.compile(r"[{}]|embedding:", re.IGNORECASE)  # stands for the subject, so not allowed in a class word
+_PLACEHOLDER = re.compile(rf"[{{}}]|{EMBEDDING}", re.IGNORECASE)  # of the subject, so not allowed in a class word
 
 # Suits objects, animals and persons: another medium and another place, both obvious at a glance, neither in a photo.
 UNSEEN = "a watercolor painting of {subject} on the moon"
@@ -502,7 +503,7 @@ class OutputConfig:
         looks = self.stop == "never" or (self.watch_drift and self.snapshot_every > 0)
         require(looks, "stop", self.stop, "switch watch_drift on and set snapshot_every above 0, or set this to never")
         for prompt in self.drift_prompts:
-            names = "{subject}" in prompt or "embedding:" in prompt.lower()
+            names = "{subject}" in prompt or EMBEDDING in prompt.lower()
             require(not names, "drift_prompts", repr(prompt), "leave the subject out of it")
 
 
@@ -601,18 +602,25 @@ class TrainConfig:
             self.apt.lazy_prior,
             "DCO's loss needs the prior at every step, so set it to 1",
         )
-        stores = self.base_storage == "full" or self.adapter.kind != "dora"
+        kind = self.adapter.kind
+        stores = self.base_storage == "full" or not KINDS[kind].reads_base
         # On a node no hand can choose full above a preset that sets fp8, as it is the widget's default.
-        way_out = "dora reads the base's weights themselves, so choose full, or another kind"
+        way_out = f"{kind} reads the base's weights themselves, so choose full, or another kind"
         require(stores, "base_storage", self.base_storage, way_out)
-        by_rank = [name for name, kind in KINDS.items() if kind.by_rank]
-        fits = self.method != "tlora" or self.adapter.kind in by_rank
-        require(fits, "kind", self.adapter.kind, f"T-LoRA takes ranks away, so choose {' or '.join(by_rank)}")
+        by_rank = [name for name in KINDS if KINDS[name].by_rank]
+        fits = self.method != "tlora" or kind in by_rank
+        require(fits, "kind", kind, f"T-LoRA takes ranks away, so choose {' or '.join(by_rank)}")
 
     @property
     def name(self) -> str:
         """The subject's name, and the stem of all its files."""
         return subject_name(self.class_word, self.identifier)
+
+    @property
+    def trigger(self) -> str:
+        """The words a prompt needs to show the subject: `embedding:NAME_embedding`, in word mode `NAME class_word`."""
+        learned = self.identifier_mode == "learned"
+        return f"{EMBEDDING}{embedding_stem(self.name)}" if learned else f"{self.name} {self.class_word}"
 
     @property
     def unseen_prompt(self) -> str:

@@ -25,6 +25,7 @@ RUN_FILES = (
 RUN_FOLDERS = (SNAPSHOTS, PREVIEWS)
 SNAPSHOT_FILES = (STATE_TENSORS, STATE_VALUES, CHECKSUMS)
 
+EMBEDDING = "embedding:"  # ComfyUI's prefix for a learned word in prompts; case is ignored
 EMBEDDING_SUFFIX = "_embedding"
 MOST_LETTERS = 150  # the nodes add up to 30 letters to a name, and 200 are addressable
 _SNAPSHOT = re.compile(r"step_([0-9]{6,9})")

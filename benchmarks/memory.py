@@ -33,8 +33,8 @@ from apt_train.data.dataset import ImageSet
 from apt_train.demo.recipe import MODEL
 from apt_train.disk.files import write_text
 from apt_train.families.components import Components, Family, TextEncoder
-from apt_train.families.noise import scaled_linear_schedule
 from apt_train.families.sd.published import FamilySpec, load_family
+from apt_train.families.sd.schedule_config import schedule_from_config
 from apt_train.families.storage import stored_in_fp8
 from apt_train.presets import PRESETS
 from apt_train.settings_field import nested
@@ -141,7 +141,7 @@ def published(name: Literal["sd15", "sdxl"]) -> Components:
         text_encoders=encoders,
         encode=lambda images: (vae.encode(images).latent_dist.mean, None),
         decode=lambda latents: vae.decode(latents).sample,
-        schedule=scaled_linear_schedule(),
+        schedule=schedule_from_config(family.scheduler),
         family=Family(family.name, family.resolution, vae_factor=8),
         vae=vae,
     )

@@ -34,8 +34,9 @@ from apt_train.data.dataset import load_images
 from apt_train.demo.recipe import DEMO, MODEL
 from apt_train.disk.files import write_text
 from apt_train.families.components import Components, Family, TextEncoder
-from apt_train.families.noise import scaled_linear_schedule
 from apt_train.families.sd import load_checkpoint
+from apt_train.families.sd.published import load_family
+from apt_train.families.sd.schedule_config import schedule_from_config
 from apt_train.training.plan import plan_run
 from apt_train.training.running import Run
 from apt_train.training.setup import prepared_run
@@ -205,7 +206,7 @@ def components(name: ModelName) -> Components:
         text_encoders=[_text_encoder(width)],
         encode=lambda images: (torch.randn(1, 4, *(n // 8 for n in images.shape[2:]), generator=draws), None),
         decode=lambda latents: latents[:, :3],
-        schedule=scaled_linear_schedule(),
+        schedule=schedule_from_config(load_family("sd15").scheduler),
         family=Family("sd15", side, vae_factor=8),
     )
 

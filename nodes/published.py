@@ -32,7 +32,6 @@ from ..apt_train.errors import InputError
 from ..apt_train.run.metadata import OWNER, fit_metadata, renamed_metadata
 from ..apt_train.run.notices import read_notices
 from ..apt_train.run.preview_files import png_text
-from ..apt_train.text.captions import trigger_text
 from .host.folders import embeddings_folder, inside, lora_folders, loras_folder, runs_folder
 from .run_store import fault_of, newest_samples, snapshot_of, snapshot_steps, way_out
 from .wires import AptRun
@@ -84,7 +83,7 @@ def open_run(folder: Path, config: TrainConfig, digest: str) -> AptRun:
     learned = config.identifier_mode == "learned"
     readable = f"{config.name}_{config.method}_{config.steps}"
     stem = _free_stem(readable if is_nodes_own else f"{readable}_{owner}", owner, learned)
-    trigger = f"embedding:{stem}" if learned else trigger_text(config.name, config.class_word, "word")
+    trigger = f"{names.EMBEDDING}{stem}" if learned else config.trigger
     return AptRun(folder, stem, config.name, config.class_word, trigger, config.steps, owner)
 
 
@@ -117,7 +116,7 @@ def publish(run: AptRun, step: int | None = None) -> Published:
         _publish_picture(target.with_suffix(".png"), picture, run.owner)
     if stems is not None:
         _publish_word(word, inside(embeddings_folder(), f"{stem}.safetensors"), run.owner)
-    return Published(lora, f"embedding:{stem}" if stems is not None else run.trigger)
+    return Published(lora, f"{names.EMBEDDING}{stem}" if stems is not None else run.trigger)
 
 
 def checked_step(run: AptRun, step: int) -> int:

@@ -118,7 +118,7 @@ def is_damaged(run: AptRun) -> bool:
 def fault_of(run: AptRun, step: int) -> str | None:
     """What is wrong with a snapshot's LoRA or learned word, in a few words; None: nothing."""
     files = [names.lora_file(run.subject)]
-    files += [names.embedding_file(run.subject)] if run.trigger.startswith("embedding:") else []
+    files += [names.embedding_file(run.subject)] if run.trigger.startswith(names.EMBEDDING) else []
     return fault_in(snapshot_of(run.folder, step), files)
 
 

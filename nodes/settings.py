@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin
 
 from comfy_api.latest import io
 
-from ..apt_train.config import TrainConfig
+from ..apt_train.config import METHOD_TITLES, TrainConfig
 from ..apt_train.errors import InputError
 from ..apt_train.presets import PUBLISHED, preset_named
 from ..apt_train.settings_field import (
@@ -32,7 +32,7 @@ from ..apt_train.settings_field import (
 )
 from .wires import AptOptions
 
-METHODS = {"APT": "apt", "DreamBooth": "dreambooth", "DCO": "dco", "T-LoRA": "tlora"}
+METHODS = {title: method for method, title in METHOD_TITLES.items()}
 HEADINGS = ("subject", "APT", "adapter", "optimizer", "data", "performance", "snapshots")  # unknown ones come last
 _SWITCH = {"auto": None, "on": True, "off": False}  # for a switch whose value may be left to the trainer
 

@@ -242,7 +242,7 @@ class Sheet:
             lora, _ = read_tensors(folder / names.lora_file(self.run.subject))
             model, trigger = with_lora(model, lora, column.strength), self.run.trigger
             if (folder / names.embedding_file(self.run.subject)).is_file():
-                clip, trigger = knowing(clip, folder), f"embedding:{names.embedding_stem(self.run.subject)}"
+                clip, trigger = knowing(clip, folder), f"{names.EMBEDDING}{names.embedding_stem(self.run.subject)}"
         negative = encode_text(self.wires.clip, self.negative)
 
         def paint(prompt: str) -> Image.Image:

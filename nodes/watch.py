@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..apt_train.config import TrainConfig
 from ..apt_train.events import BusyEvent, Event, NoticeEvent, PlanEvent, PreviewEvent, StepEvent
+from ..apt_train.names import EMBEDDING
 from ..apt_train.report.filmstrip import draw_filmstrip
 from ..apt_train.report.live_images import heat_image, loss_image
 from ..apt_train.run.notices import read_notices
@@ -147,7 +148,7 @@ def _live_run(run: AptRun, config: TrainConfig, node_id: str) -> LiveRun:
 def say_finished(node_id: str, run: AptRun, trigger: str, trained: bool, *, by_itself: bool = False) -> None:
     """The last line on the node: the words a prompt needs, and where the run is. `by_itself`: it ended early."""
     how = "done" if trained else "found, not trained again"
-    alone = f" ({run.subject} alone shows no subject)" if trigger.startswith("embedding:") else ""
+    alone = f" ({run.subject} alone shows no subject)" if trigger.startswith(EMBEDDING) else ""
     told = notices_part(len(read_notices(run.folder)))
     # In this order, because the classic editor shows only two lines.
     ended = ["stopped by itself"] if by_itself else []

@@ -90,7 +90,12 @@ def page_of(node_id: str, language: str) -> Path:
 
 def tables(node: Node, language: str) -> str:
     """What each input and output is, as its tooltip says."""
-    texts = json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))[node.node_id]
+    file = LOCALES / language / "nodeDefs.json"
+    texts = json.loads(file.read_text(encoding="utf-8"))[node.node_id]
+    if missing := [slot.id for slot in node.inputs if slot.id not in texts["inputs"]]:
+        raise SystemExit(
+            f"{file.relative_to(ROOT)} has no {', '.join(missing)} for {node.node_id}: translate it first."
+        )
     of_inputs, of_outputs, head, short_head = HEADS[language]
     inputs = [_input_row(slot, texts["inputs"][slot.id]) for slot in node.inputs]
     outputs = [f"| {_cell(text['name'])} | {_cell(text['tooltip'])} |" for text in texts["outputs"].values()]

@@ -20,12 +20,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from apt_train.config import AptConfig, DataConfig, OutputConfig, TrainConfig
 from apt_train.data.dataset import ImageSet
 from apt_train.families.components import Components, Family, TextEncoder
-from apt_train.families.noise import scaled_linear_schedule
 from apt_train.training.estimate import estimated
 from apt_train.training.memory import Setting
 from apt_train.training.plan import plan_run
 from apt_train.training.train import train
-from tests.tiny import tiny_tokenizer
+from tests.tiny import scaled_linear_schedule, tiny_tokenizer
 from tests.training import run
 
 

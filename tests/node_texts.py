@@ -31,7 +31,7 @@ OWN = {
     f"{PACK}.apt_train",
     *(
         f"{PACK}.apt_train.{name}"
-        for name in ("adapter_kinds", "config", "errors", "optimizers", "presets", "settings_field")
+        for name in ("adapter_kinds", "config", "errors", "names", "optimizers", "paths", "presets", "settings_field")
     ),
 }
 

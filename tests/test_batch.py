@@ -14,11 +14,10 @@ from apt_train.data.augment import Augmentation
 from apt_train.data.batch import Batch, Sample, collate, draw_samples, size_ids_of
 from apt_train.data.buckets import Prepared
 from apt_train.data.latent_bank import Encoder, LatentBank
-from apt_train.families.noise import scaled_linear_schedule
 from apt_train.rng import derive_seed, generator, seeded
 from apt_train.training.plan import Plan
 from apt_train.training.streams import Stream, build_streams
-from tests.tiny import tiny_components
+from tests.tiny import scaled_linear_schedule, tiny_components
 from tests.toy_flow import FlowProcess
 from tests.training import pictures, quick_config
 

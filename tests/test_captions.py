@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from apt_train.config import TrainConfig
 from apt_train.errors import InputError
-from apt_train.text.captions import caption_for, class_caption, mark_subject, trigger_text
+from apt_train.text.captions import caption_for, class_caption, mark_subject
 
 
 def read(text: str | None, class_word: str = "toy", name: str = "toy_subject") -> str:
@@ -70,10 +73,11 @@ def test_prior_preservation_captions_read_the_class_word() -> None:
 
 
 def test_the_trigger_names_the_subject_in_either_mode() -> None:
-    assert trigger_text("zwx", "toy", "learned") == "embedding:zwx_embedding"
-    assert trigger_text("zwx", "toy", "word") == "zwx toy"
-    for mode in ("learned", "word"):  # what the trigger says is what captions are read by
-        assert read(f"a photo of {trigger_text('zwx', 'toy', mode)}", name="zwx") == "a photo of {subject}"
+    learned = TrainConfig(class_word="toy", identifier="zwx")
+    triggers = [learned.trigger, replace(learned, identifier_mode="word").trigger]
+    assert triggers == ["embedding:zwx_embedding", "zwx toy"]
+    for trigger in triggers:  # what the trigger says is what captions are read by
+        assert read(f"a photo of {trigger}", name="zwx") == "a photo of {subject}"
 
 
 def test_a_long_caption_is_shown_by_its_beginning() -> None:

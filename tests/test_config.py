@@ -12,7 +12,16 @@ from typing import Any, cast, get_args, get_type_hints
 
 import pytest
 
-from apt_train.config import AdapterConfig, AptConfig, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
+from apt_train.config import (
+    METHOD_TITLES,
+    AdapterConfig,
+    AptConfig,
+    DataConfig,
+    Method,
+    OptimizerConfig,
+    OutputConfig,
+    TrainConfig,
+)
 from apt_train.errors import InputError
 
 ALL = (AdapterConfig, AptConfig, OptimizerConfig, DataConfig, OutputConfig, TrainConfig)
@@ -384,3 +393,7 @@ def test_steps_count_where_a_schedule_reads_the_total(values: dict[str, Any], re
     one, two = (TrainConfig(class_word="toy", steps=steps, **values) for steps in (100, 200))
     assert one.reads_total_steps is reads
     assert (one.identity() != two.identity()) is reads
+
+
+def test_every_method_has_a_title() -> None:
+    assert tuple(METHOD_TITLES) == get_args(Method)

@@ -16,11 +16,10 @@ from typing import Any
 
 import pytest
 
-from apt_train.families.noise import scaled_linear_schedule
 from apt_train.report.plots import part_figure
 from apt_train.verdict.run_files import read_run
 from tests.synthetic_run import write_run
-from tests.tiny import tiny_components
+from tests.tiny import scaled_linear_schedule, tiny_components
 from tests.training import pictures, quick_config
 
 ROOT = Path(__file__).resolve().parent.parent

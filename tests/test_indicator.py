@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from apt_train.families.levels import even_levels, levels_of, timestep_at
-from apt_train.families.noise import scaled_linear_schedule
 from apt_train.training.indicator import OverfitIndicator
+from tests.tiny import scaled_linear_schedule
 
 few = settings(max_examples=30)
 Steps = list[list[tuple[int, float, float]]]  # per optimizer step: (timestep, prior loss, tuned loss)

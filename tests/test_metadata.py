@@ -22,7 +22,6 @@ from apt_train.families.sd.file_words import FILE_WORDS
 from apt_train.run.export import save_embedding, save_lora
 from apt_train.run.metadata import (
     MAX_HEADER,
-    Naming,
     Source,
     embedding_metadata,
     file_name,
@@ -36,23 +35,22 @@ SIDES = {"sd15": 512, "sdxl": 1024, "custom": 64}
 FAMILIES = {name: Family(name, side, 8, FILE_WORDS[name]) for name, side in SIDES.items()}
 
 
-NAMING = Naming("toy_subject", "toy_subject", "toy")
+WORDS = "toy_subject toy"  # what a prompt must say
 SOURCE = Source(FAMILIES["sd15"], "model-v1.safetensors")
-CONFIG = TrainConfig(class_word="toy", steps=2000, adapter=AdapterConfig(rank=8, alpha=4.0))
+CONFIG = TrainConfig(class_word="toy", identifier_mode="word", steps=2000, adapter=AdapterConfig(rank=8, alpha=4.0))
 CAPTIONS = ("a photo of {subject}, red", "a photo of {subject} on grass", "a photo of {subject}, red, small")
 
 
 def _metadata(
-    naming: Naming = NAMING,
-    source: Source = SOURCE,
     config: TrainConfig = CONFIG,
+    source: Source = SOURCE,
     captions: Sequence[str] = CAPTIONS,
     thumbnail: Image.Image | None = None,
     **more: Any,
 ) -> dict[str, str]:
     """Of a LoRA, or with a thumbnail of its copy."""
-    found = lora_metadata(naming, source, config, captions=captions, steps=750, **more)
-    return renamed_metadata(found, embedding=None, stem=naming.name, thumbnail=thumbnail) if thumbnail else found
+    found = lora_metadata(config, source, captions=captions, steps=750, **more)
+    return renamed_metadata(found, embedding=None, stem=config.name, thumbnail=thumbnail) if thumbnail else found
 
 
 def test_what_other_programs_look_for() -> None:
@@ -75,7 +73,7 @@ def test_what_other_programs_look_for() -> None:
         "modelspec.title": "toy_subject",
         "modelspec.resolution": "512x512",
         "modelspec.prediction_type": "epsilon",
-        "modelspec.trigger_phrase": "toy_subject",
+        "modelspec.trigger_phrase": WORDS,
         "modelspec.tags": "toy",
         "apt_class_word": "toy",
     }
@@ -85,8 +83,8 @@ def test_what_other_programs_look_for() -> None:
 
 
 def test_tag_frequency_is_counted_by_comma_with_the_trigger_in_place() -> None:
-    tags = json.loads(_metadata(replace(NAMING, trigger="zwx toy"))["ss_tag_frequency"])
-    assert tags == {"toy_subject": {"red": 2, "a photo of zwx toy": 2, "a photo of zwx toy on grass": 1, "small": 1}}
+    tags = json.loads(_metadata()["ss_tag_frequency"])
+    assert tags == {"toy_subject": {"red": 2, f"a photo of {WORDS}": 2, f"a photo of {WORDS} on grass": 1, "small": 1}}
     assert list(tags["toy_subject"].values()) == [2, 2, 1, 1]  # the most frequent first
 
 
@@ -113,9 +111,10 @@ def test_the_settings_come_back_whole() -> None:
 
 
 def test_the_embedding_is_named_where_one_was_learned() -> None:
-    learned = replace(NAMING, embedding="toy_subject_embedding")
-    assert "embedding:toy_subject_embedding" in _metadata(learned)["modelspec.usage_hint"]
-    assert "embedding" not in _metadata(replace(NAMING, trigger="zwx toy"))["modelspec.usage_hint"]
+    learned = _metadata(replace(CONFIG, identifier_mode="learned"))
+    assert "embedding:toy_subject_embedding" in learned["modelspec.usage_hint"]
+    assert learned["apt_embedding"] == "toy_subject_embedding"
+    assert "embedding" not in _metadata()["modelspec.usage_hint"]
     assert json.loads(_metadata(summary={"gamma": [0.5]})["apt_summary"]) == {"gamma": [0.5]}
 
 
@@ -129,7 +128,7 @@ def test_no_folder_of_the_users_machine(path: str) -> None:
     assert "ann" not in "".join(found.values())
     assert found["ss_sd_model_name"] == "base.safetensors"
     assert json.loads(found["apt_config"])["output"]["preview_prompts"] == ["base.safetensors", prompts[1]]
-    assert "ann" not in "".join(embedding_metadata(NAMING, source, steps=10).values())
+    assert "ann" not in "".join(embedding_metadata(CONFIG, source, steps=10).values())
 
 
 def test_file_name() -> None:
@@ -185,7 +184,7 @@ def test_the_thumbnail_goes_first_then_the_rare_tags() -> None:
 
 @pytest.mark.parametrize("limit", [12_000, 4_000])
 def test_anything_can_be_made_to_fit(limit: int) -> None:
-    found = _metadata(replace(NAMING, class_word="x" * 50_000), captions=["y" * 50_000] * 3)
+    found = _metadata(replace(CONFIG, class_word="x" * 9_000, identifier="toy_subject"), captions=["y" * 50_000] * 3)
     fitted = fit_metadata(found, _many(1), limit)
     assert _header(fitted, _many(1)) <= limit and fitted["modelspec.title"] == "toy_subject"
 
@@ -210,7 +209,7 @@ def test_a_file_never_has_a_longer_header(tmp_path: Path) -> None:
 
 
 def test_embedding_metadata(tmp_path: Path) -> None:
-    found = embedding_metadata(NAMING, Source(FAMILIES["sdxl"], "model"), steps=10)
+    found = embedding_metadata(CONFIG, Source(FAMILIES["sdxl"], "model"), steps=10)
     assert found["modelspec.architecture"] == "stable-diffusion-xl-v1-base/textual-inversion"
     assert found["modelspec.title"] == "toy_subject" and found["apt_steps"] == "10"
     save_embedding(tmp_path / "e.safetensors", {"clip_l": torch.zeros(1, 768)}, found)

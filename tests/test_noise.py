@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from apt_train.families.noise import NoiseSchedule, PredictionType, rescale_zero_terminal_snr, scaled_linear_schedule
+from apt_train.families.noise import NoiseSchedule, PredictionType, rescale_zero_terminal_snr
 from apt_train.rng import generator
 from apt_train.training.losses import squared_error
+from tests.tiny import scaled_linear_schedule
 
 few = settings(max_examples=30)
 

@@ -16,12 +16,11 @@ from torch import Tensor
 from apt_train.adapter import Adapter, add_adapter
 from apt_train.errors import InputError
 from apt_train.families.components import Components
-from apt_train.families.noise import scaled_linear_schedule
 from apt_train.families.sd.network import reads_size_ids
 from apt_train.sample.sampler import Drawing, Sampler, denoise, eval_mode, initial_noise, previews
 from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
-from tests.tiny import schedule_of, tiny_components, unet_of
+from tests.tiny import scaled_linear_schedule, schedule_of, tiny_components, unet_of
 
 
 def text(components: Components, rows: int, length: int = 7, seed: int = 0) -> Any:

@@ -18,7 +18,7 @@ from apt_train.config import AptConfig, Layers, Method, TrainConfig
 from apt_train.data.batch import Batch
 from apt_train.families.components import Components
 from apt_train.families.levels import even_levels
-from apt_train.families.noise import NoiseSchedule, PredictionType, scaled_linear_schedule
+from apt_train.families.noise import NoiseSchedule, PredictionType
 from apt_train.families.sd.network import reads_size_ids
 from apt_train.rng import generator
 from apt_train.run.log import FIELDS, TERM_NAME
@@ -40,7 +40,7 @@ from apt_train.training.terms import (
     Term,
     Weighting,
 )
-from tests.tiny import schedule_of, tiny_components, unet_of
+from tests.tiny import scaled_linear_schedule, schedule_of, tiny_components, unet_of
 
 KINDS = ("sd15", "sdxl")
 CAPTION = "a photo of {subject} on grass"

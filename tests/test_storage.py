@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from apt_train.adapter import add_adapter
+from apt_train.adapter_kinds import KINDS
 from apt_train.errors import InputError
 from apt_train.families.storage import FP8, stored_in_fp8
 from tests.test_adapter import inputs_of, output
 from tests.test_adapter_kinds import Products
 from tests.test_room import planned
 from tests.tiny import tiny_components
-from tests.training import Recorder, run, same_weights
+from tests.training import Recorder, quick_config, run, same_weights
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FEW: dict[str, Any] = {"base_storage": "fp8", "watch_drift": False, "snapshot_every": 2}
@@ -146,6 +148,12 @@ def test_where_nothing_but_the_layers_was_rounded_another_precision_is_as_on_a_f
     parts, less = tiny_components(), {**FEW, "steps": 1, "precision": "bf16"}
     run(parts, **{**less, "precision": "fp32"})
     assert same_weights(run(parts, **less), run(**less))
+
+
+def test_a_kind_that_reads_the_base_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "other", replace(KINDS["lora"], reads_base=True))
+    with pytest.raises(InputError, match="^base_storage is fp8: other reads the base's weights"):
+        quick_config(kind="other", base_storage="fp8")
 
 
 def test_a_dora_is_refused() -> None:

@@ -19,8 +19,9 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 from apt_train.families.components import Components, Family, TextEncoder
-from apt_train.families.noise import NoiseSchedule, PredictionType, scaled_linear_schedule
+from apt_train.families.noise import NoiseSchedule, PredictionType, rescale_zero_terminal_snr
 from apt_train.families.sd.file_words import FILE_WORDS
+from apt_train.families.sd.schedule_config import betas_from_config
 
 WORDS = (
     "a photo of toy dog teddy bear sub submarine on grass sand snow in the park red blue green big small ball "
@@ -156,6 +157,15 @@ def _copied_alone(value: Any, made: dict[int, Any]) -> Any:
     for name, item in vars(value).items():
         vars(new)[name] = item if type(item) in PLAIN else copied(item, made)
     return new
+
+
+def scaled_linear_schedule(
+    num_timesteps: int = 1000, prediction_type: PredictionType = "epsilon", zero_terminal_snr: bool = False
+) -> NoiseSchedule:
+    """Stable Diffusion's own; `zero_terminal_snr`: even for epsilon, which no checkpoint may have."""
+    given = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    kept = torch.cumprod(1 - betas_from_config({**given, "num_train_timesteps": num_timesteps}), dim=0)
+    return NoiseSchedule((rescale_zero_terminal_snr(kept) if zero_terminal_snr else kept).float(), prediction_type)
 
 
 def tiny_components(kind: str = "sd15", prediction_type: str = "epsilon", seed: int = 0) -> Components:

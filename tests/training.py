@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
 
-from apt_train.config import AdapterConfig, AptConfig, DataConfig, OptimizerConfig, OutputConfig, TrainConfig
+from apt_train.config import TrainConfig
 from apt_train.data.dataset import ImageSet
 from apt_train.events import Event, StepEvent, TrainResult
 from apt_train.families.components import Components
+from apt_train.settings_field import flat_values, nested
 from apt_train.training.train import train
 from tests.tiny import tiny_components
 
-GROUPS = {
-    "adapter": AdapterConfig,
-    "apt": AptConfig,
-    "optimizer": OptimizerConfig,
-    "data": DataConfig,
-    "output": OutputConfig,
-}
 QUICK: dict[str, Any] = {
     "class_word": "toy",
     "steps": 4,
@@ -39,13 +32,9 @@ QUICK: dict[str, Any] = {
 
 def quick_config(**settings: Any) -> TrainConfig:
     """A config from flat names: each setting finds its group."""
-    values: dict[str, Any] = {}
-    for name, value in {**QUICK, **settings}.items():
-        owner = next(
-            (group for group, cls in GROUPS.items() if name in {f.name for f in dataclasses.fields(cls)}), None
-        )
-        (values.setdefault(owner, {}) if owner else values)[name] = value
-    return TrainConfig.from_dict(values)
+    unknown = settings.keys() - flat_values(TrainConfig(class_word="toy")).keys()
+    assert not unknown, f"no setting: {unknown}"
+    return TrainConfig.from_dict(nested({**QUICK, **settings}, TrainConfig))
 
 
 def pictures(count: int = 3, seed: int = 0, height: int = 64, width: int = 64, **more: Any) -> ImageSet:

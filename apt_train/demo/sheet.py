@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from ..config import METHOD_TITLES
 from ..disk.files import atomic_write, write_text
 from ..errors import InputError
 from ..report.grid import labelled_grid
@@ -45,7 +46,7 @@ def write_sheet(output: Path, rows: dict[str, list[list[Image.Image]]], settings
 
 
 def _label(name: str, numbers: dict[str, float]) -> str:
-    title = {"prior": "prior", "dreambooth": "DreamBooth", "apt": "APT"}[name]
+    title = METHOD_TITLES.get(name, name)  # the prior is no method
     lines = [f"subject {numbers['subject_fidelity']:.2f}", f"prompt kept {numbers['prompt_kept']:.0%}"]
     return "\n".join([title, *lines, f"scene kept {numbers['scene_kept']:.2f}"])
 

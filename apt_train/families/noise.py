@@ -95,21 +95,6 @@ class NoiseSchedule:
         return self.add_noise(clean, self.to_epsilon(prediction, latents, here), there)
 
 
-def scaled_linear_schedule(
-    num_timesteps: int = 1000,
-    beta_start: float = 0.00085,
-    beta_end: float = 0.012,
-    prediction_type: PredictionType = "epsilon",
-    zero_terminal_snr: bool = False,
-) -> NoiseSchedule:
-    """Stable Diffusion's own schedule; `zero_terminal_snr` rescales it so that the last step is pure noise."""
-    betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=torch.float64) ** 2
-    alphas_cumprod = torch.cumprod(1 - betas, dim=0)
-    if zero_terminal_snr:
-        alphas_cumprod = rescale_zero_terminal_snr(alphas_cumprod)
-    return NoiseSchedule(alphas_cumprod.float(), prediction_type)
-
-
 def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     """Shift and scale sqrt(alpha_bar) so that its first entry is unchanged and its last is 0 (arXiv 2305.08891)."""
     root = alphas_cumprod.sqrt()

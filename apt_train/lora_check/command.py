@@ -101,7 +101,8 @@ def _asked(options: argparse.Namespace) -> Asked:
 def _subject(options: argparse.Namespace, lora: LoraFile) -> Subject:
     """The subject, with the learned word of `--embedding`, or of the file beside the LoRA if its trigger names it."""
     from ..disk.tensor_file import read_tensors
-    from ..text.captions import EMBEDDING, learned_name
+    from ..names import EMBEDDING
+    from ..text.captions import learned_name
     from .subject import Subject
 
     place, trigger = lora.embedding, options.trigger.strip()

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..config import check_class_word
 from ..errors import InputError
 from ..families.components import Components
-from ..names import EMBEDDING_SUFFIX
+from ..names import EMBEDDING, EMBEDDING_SUFFIX
 from ..settings_field import require_text
-from ..text.captions import EMBEDDING, learned_name, marked_caption
+from ..text.captions import learned_name, marked_caption
 from ..text.conditioning import Conditioner
 from ..text.identifier import Identifier
 from ..wording import printable

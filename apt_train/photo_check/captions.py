@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..text.captions import EMBEDDING, SUBJECT, mark_embedding, marked_caption
+from ..names import EMBEDDING
+from ..text.captions import SUBJECT, mark_embedding, marked_caption
 from .finding import Finding, about
 from .look import Look
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ..config import METHOD_TITLES
 from ..names import FILMSTRIP
 from ..presets import in_force
-from ..run.metadata import METHOD_TITLES
 from ..run.notices import Notice
 from ..verdict.run_files import RunRecord
 from ..verdict.run_summary import Summary
@@ -57,7 +57,7 @@ def _notice_item(notice: Notice) -> str:
 def _run_table(summary: Summary, preset: str) -> str:
     near = f"{len(summary.near_one)} of {len(summary.bins)}" if summary.bins else "not measured"
     rows = [
-        ("method", METHOD_TITLES.get(summary.method, summary.method)),
+        ("method", METHOD_TITLES[summary.method]),
         ("preset", preset),
         ("steps", f"{summary.steps_done} of {summary.steps_planned}"),
         ("denoising loss over the last half", summary.trend),

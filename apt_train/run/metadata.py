@@ -21,10 +21,11 @@ from torch import Tensor
 
 from .. import __version__
 from ..adapter_kinds import KINDS
-from ..config import TrainConfig
+from ..config import METHOD_TITLES, TrainConfig
 from ..disk.json_file import is_list, is_object
 from ..disk.tensor_writer import header_bytes
 from ..families.components import Family
+from ..names import EMBEDDING, embedding_stem
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,22 +34,8 @@ MAX_HEADER = 1 << 20  # bytes; ComfyUI refuses to read the metadata of a file wi
 
 OWNER = "apt_run"  # in a copy: eight digits that identify its run
 MOST_NOTES = 4000  # letters
-METHOD_TITLES = {"apt": "APT", "dreambooth": "DreamBooth", "dco": "DCO", "tlora": "T-LoRA"}
 _IN_FOLDERS = re.compile(r"(?<![\w.])(~|[A-Za-z]:)?[/\\]{1,2}([^\s/\\]+[/\\])+")  # the folders before a file's name
 _ABSOLUTE_PATH = re.compile(r"(~[/\\]|/|[A-Za-z]:[/\\]|\\\\)\S.*")
-
-
-@dataclass(frozen=True)
-class Naming:
-    """How the subject is named. `name` is also the file's stem; `trigger`: the words a prompt needs.
-
-    `embedding`: stem of the learned identifier's file; empty if none was learned.
-    """
-
-    name: str
-    trigger: str
-    class_word: str
-    embedding: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,9 +54,8 @@ class Source:
 
 
 def lora_metadata(
-    naming: Naming,
-    source: Source,
     config: TrainConfig,
+    source: Source,
     *,
     captions: Sequence[str],
     steps: int,
@@ -83,44 +69,45 @@ def lora_metadata(
         summary: how the run went (last gamma), as plain values.
     """
     side = config.data.resolution or source.family.resolution
+    embedding = embedding_stem(config.name) if config.identifier_mode == "learned" else ""
     spec = {
         "implementation": source.family.file_words.implementation,
-        "description": _description(naming, source, config, steps),
+        "description": _description(config, source, steps),
         "resolution": f"{side}x{side}",
         "prediction_type": "v" if source.prediction == "v_prediction" else source.prediction,
-        "usage_hint": _usage_hint(naming.trigger, naming.embedding),
+        "usage_hint": _usage_hint(config.trigger, embedding),
     }
     ours = {
-        "embedding": naming.embedding,
+        "embedding": embedding,
         "config": _json(_without_folders(config.to_dict())),
         "summary": _json(_without_folders(summary)) if summary else None,
     }
-    tags = _json({naming.name: _tags(captions, naming.trigger)})
+    tags = _json({config.name: _tags(captions, config.trigger)})
     return {
-        **_strings("ss_", _kohya(naming, source, config, side, steps)),
+        **_strings("ss_", _kohya(config, source, side, steps)),
         **_strings("ss_", {"num_train_images": len(captions), "tag_frequency": tags}),
-        **_described(naming, source, "lora", spec, ours),
+        **_described(config, source, "lora", spec, ours),
     }
 
 
-def embedding_metadata(naming: Naming, source: Source, *, steps: int) -> dict[str, str]:
+def embedding_metadata(config: TrainConfig, source: Source, *, steps: int) -> dict[str, str]:
     """The metadata of the learned identifier's file; arguments as in `lora_metadata`."""
-    whose = f"The learned words of {naming.name} ({naming.class_word}) on {source.file_name}"
-    spec = {"implementation": "sgm", "description": f"{whose}; belongs to the LoRA {naming.name}."}
-    return _described(naming, source, "textual-inversion", spec, {"steps": steps})
+    whose = f"The learned words of {config.name} ({config.class_word}) on {source.file_name}"
+    spec = {"implementation": "sgm", "description": f"{whose}; belongs to the LoRA {config.name}."}
+    return _described(config, source, "textual-inversion", spec, {"steps": steps})
 
 
 def _described(
-    naming: Naming, source: Source, what: str, spec: Mapping[str, Any], ours: Mapping[str, Any]
+    config: TrainConfig, source: Source, what: str, spec: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> dict[str, str]:
     """The standard's entries and ours: those that every file has, and the given ones."""
-    names = {"name": naming.name, "class_word": naming.class_word}
+    names = {"name": config.name, "class_word": config.class_word}
     common = {
         "sai_model_spec": "1.0.1",
         "architecture": f"{source.family.file_words.architecture}/{what}",
-        "title": naming.name,
-        "trigger_phrase": naming.trigger,
-        "tags": naming.class_word,
+        "title": config.name,
+        "trigger_phrase": config.trigger,
+        "tags": config.class_word,
     }
     return {
         **_strings("modelspec.", {**common, **spec}),
@@ -128,14 +115,14 @@ def _described(
     }
 
 
-def _kohya(naming: Naming, source: Source, config: TrainConfig, side: int, steps: int) -> dict[str, Any]:
+def _kohya(config: TrainConfig, source: Source, side: int, steps: int) -> dict[str, Any]:
     """The entries that other programs know under kohya's names."""
     optimizer, adapter = config.optimizer, config.adapter
     return {
         "base_model_version": source.family.file_words.base_version,
         "v2": False,
         "sd_model_name": source.file_name,
-        "output_name": naming.name,
+        "output_name": config.name,
         **{f"network_{key}": text for key, text in KINDS[adapter.kind].network.items()},
         "network_dim": adapter.rank,
         "network_alpha": adapter.effective_alpha,
@@ -234,12 +221,12 @@ def _tags(captions: Sequence[str], trigger: str) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _description(naming: Naming, source: Source, config: TrainConfig, steps: int) -> str:
+def _description(config: TrainConfig, source: Source, steps: int) -> str:
     kind = KINDS[config.adapter.kind]
-    how = METHOD_TITLES.get(config.method, config.method)
+    how = METHOD_TITLES[config.method]
     if kind is not KINDS["lora"]:
         how += f" with {kind.title}"
-    subject = f"{naming.name} ({naming.class_word})"
+    subject = f"{config.name} ({config.class_word})"
     return f"{subject}, learned from a few pictures on {source.file_name} by {how} in {steps} steps."
 
 
@@ -248,7 +235,7 @@ def _usage_hint(trigger: str, embedding_name: str) -> str:
         return f"Write {trigger} where the subject belongs."
     return (
         f"Needs the embedding file {embedding_name}.safetensors. Where the subject belongs, write "
-        f"embedding:{embedding_name} in ComfyUI, {embedding_name} in programs that go by the name alone."
+        f"{EMBEDDING}{embedding_name} in ComfyUI, {embedding_name} in programs that go by the name alone."
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..disk.json_file import short_name
 from ..errors import InputError
-from ..names import EMBEDDING_SUFFIX, embedding_stem
+from ..names import EMBEDDING, EMBEDDING_SUFFIX
 
 if TYPE_CHECKING:
     from ..config import TrainConfig
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 SUBJECT = "{subject}"
 CLASS_WORD = "{class_word}"
-EMBEDDING = "embedding:"  # ComfyUI's prefix for a learned word in prompts; case is ignored
 
 
 def caption_for(image_caption: str | None, image_name: str, *, template: str, name: str, class_word: str) -> str:
@@ -87,15 +86,6 @@ def mark_embedding(text: str, *, name: str) -> str:
 def class_caption(text: str, class_word: str) -> str:
     """A prior-preservation caption: `{class_word}` and `{subject}` both become the class word."""
     return " ".join(text.replace(CLASS_WORD, class_word).replace(SUBJECT, class_word).split())
-
-
-def trigger_text(name: str, class_word: str, mode: str) -> str:
-    """The words a prompt needs to show the subject.
-
-    `learned`: the embedding file in ComfyUI's spelling, `embedding:NAME_embedding`; `word`: `NAME class_word`.
-    """
-    assert mode in ("learned", "word"), mode
-    return f"{EMBEDDING}{embedding_stem(name)}" if mode == "learned" else f"{name} {class_word}"
 
 
 def learned_name(trigger: str) -> str | None:

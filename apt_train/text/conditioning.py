@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..config import TrainConfig
 from ..families.components import TextEncoder, token_embedding
 from .aside import encoded_on_loan, on_loan, ready_to_lend
-from .captions import mark_embedding, trigger_text
+from .captions import mark_embedding
 from .identifier import Identifier, rows_in_place
 from .tokens import Chunk, TokenLayout, Vocabulary, lay_out
 
@@ -152,7 +152,7 @@ class Conditioner:
             text = mark_embedding(caption, name=self.name)
             prior = [vocabulary.ids(self.class_word) for vocabulary in self._vocabularies]
             if self.identifier is None:
-                words = self._trigger or trigger_text(self.name, self.class_word, "word")
+                words = self._trigger or f"{self.name} {self.class_word}"
                 tuned = [vocabulary.ids(words) for vocabulary in self._vocabularies]
             else:
                 tuned = self.identifier.ids

@@ -11,7 +11,6 @@ from ..events import BusyEvent, Callback, NoticeEvent, TrainResult
 from ..names import ATTENTION
 from ..paths import argument, command
 from ..report import write_report
-from ..text.captions import trigger_text
 from .attention_probe import write_attention
 from .listener import Listener
 from .outcome import Outcome
@@ -26,7 +25,7 @@ def finish(outcome: Outcome) -> TrainResult:
     return TrainResult(
         lora=lora,
         embeddings=embeddings,
-        trigger=trigger_text(run.config.name, run.config.class_word, run.config.identifier_mode),
+        trigger=run.config.trigger,
         steps_done=run.steps_done,
         stopped=outcome.stopped,
         run_dir=folder.path if folder else None,
@@ -58,7 +57,7 @@ def stopped_early(config: TrainConfig, listener: Listener, run_dir: Path | None)
     return TrainResult(
         lora={},
         embeddings=None,
-        trigger=trigger_text(config.name, config.class_word, config.identifier_mode),
+        trigger=config.trigger,
         steps_done=listener.step,
         stopped=True,
         run_dir=run_dir,

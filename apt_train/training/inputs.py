@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..adapter import Adapter
 from ..sample.drift import DriftWatch
 from ..sample.sampler import Sampler
-from ..text.captions import preview_captions, trigger_text
+from ..text.captions import preview_captions
 from ..text.conditioning import Conditioner, put_aside
 from ..text.identifier import Identifier
 from .plan import Plan
@@ -59,7 +59,7 @@ def drift_watch(plan: Plan, inputs: Inputs, adapter: Adapter) -> DriftWatch | No
         adapter,
         inputs.conditioner,
         list(itertools.islice(itertools.cycle(dict.fromkeys(inputs.subject.captions)), len(unrelated))),
-        config.resolved_init_word if learned else trigger_text(config.name, config.class_word, "word"),
+        config.resolved_init_word if learned else config.trigger,
         unrelated,
     )
 

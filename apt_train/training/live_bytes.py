@@ -127,9 +127,7 @@ def gradients_left_out(live: LiveBytes, parameters: list[nn.Parameter]) -> Gener
 
 def on_meta(module: nn.Module, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager[None]:
     """Inside the block the module's weights are meta tensors, floats in `dtype`; afterwards they are restored."""
-
-    def weightless(tensor: Tensor) -> Tensor:
-        made = torch.empty_like(tensor, device=META, dtype=dtype if tensor.is_floating_point() else None)
-        return nn.Parameter(made, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
-
-    return weights_swapped(module, weightless)
+    return weights_swapped(
+        module,
+        lambda tensor: torch.empty_like(tensor, device=META, dtype=dtype if tensor.is_floating_point() else None),
+    )

@@ -14,13 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from ..disk.files import flush
-from ..names import LOG, STATE_VALUES, embedding_stem, step_folder
+from ..names import LOG, STATE_VALUES, step_folder
 from ..run.export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
 from ..run.folder import RunFolder, check_folder
-from ..run.metadata import Naming, Source, embedding_metadata, lora_metadata
+from ..run.metadata import Source, embedding_metadata, lora_metadata
 from ..run.snapshot import fault_in, write_snapshot
 from ..run.state import take_state
-from ..text.captions import trigger_text
 from .outcome import Outcome
 from .running import Run
 
@@ -68,7 +67,7 @@ def _writers(run: Run, folder: RunFolder, lora: Tensors, embeddings: Tensors | N
     """The functions that write LoRA and embedding, by final path."""
     writers: Writers = {folder.lora: partial(_write_lora, run, lora)}
     if embeddings is not None:
-        metadata = embedding_metadata(_naming(run), _source(run), steps=run.steps_done)
+        metadata = embedding_metadata(run.config, _source(run), steps=run.steps_done)
         writers[folder.embedding] = lambda path: save_embedding(path, embeddings, metadata)
     return writers
 
@@ -89,21 +88,13 @@ def _write_lora(run: Run, lora: Tensors, path: Path) -> None:
     check_lora_keys(lora, run.components.unet, run.components.family)
     gamma = [round(float(value), 4) for value in run.indicator.gamma]
     metadata = lora_metadata(
-        _naming(run),
-        _source(run),
         run.config,
+        _source(run),
         captions=run.inputs.subject.captions,
         steps=run.steps_done,
         summary={"gamma": gamma},
     )
     save_lora(path, lora, metadata)
-
-
-def _naming(run: Run) -> Naming:
-    config = run.config
-    trigger = trigger_text(config.name, config.class_word, config.identifier_mode)
-    learned = run.inputs.identifier is not None
-    return Naming(config.name, trigger, config.class_word, embedding_stem(config.name) if learned else "")
 
 
 def _source(run: Run) -> Source:

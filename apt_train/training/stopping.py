@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..config import Stop
 from ..disk.json_file import is_object
@@ -58,12 +58,11 @@ def ended_by_itself(found: Ending, total: int, at: int | None = None) -> str:
 
 def measured_in(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The entries of a log that `ending` reads."""
-    drifts = [(line["step"], line.get("drift")) for line in lines]
-    known = [(step, drift) for step, drift in drifts if is_object(drift)]
-    whole = [
-        (step, drift) for step, drift in known if all(isinstance(drift.get(n), float) for n in ("subject", "ratio"))
-    ]
-    return [{"step": step, **drift} for step, drift in whole]
+    return [{"step": line["step"], **drift} for line in lines if _is_measured(drift := line.get("drift"))]
+
+
+def _is_measured(drift: Any) -> TypeGuard[dict[str, Any]]:
+    return is_object(drift) and all(isinstance(drift.get(name), float) for name in ("subject", "ratio"))
 
 
 def _risen(seen: Sequence[Mapping[str, Any]]) -> Ending | None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..config import METHOD_TITLES
 from ..run.curves import levels_named
 from ..run.log import line_numbers
-from ..run.metadata import METHOD_TITLES
 from ..wording import counted
 from .recommend import has_risen, last_before_rising, lowest_ratio
 from .run_summary import FEWEST_STEPS, NEAR_ONE, BinSummary, Summary
@@ -40,7 +40,7 @@ def advice(summary: Summary) -> list[str]:
 
 
 def _opening(summary: Summary) -> list[str]:
-    name = METHOD_TITLES.get(summary.method, summary.method)
+    name = METHOD_TITLES[summary.method]
     steps = counted(summary.steps_done, "step")
     if summary.steps_done < summary.steps_planned:
         steps += f" of the {summary.steps_planned} planned"

@@ -15,7 +15,7 @@ from .folder_text import load_folder_encoder
 from .folder_unet import checked_unet_config, load_folder_unet
 from .folder_vae import check_own_vae, vae_and_digest
 from .parts_fit import check_parts_fit
-from .published import family_of
+from .published import family_name, family_of
 from .vae_codec import VaeCodec
 
 
@@ -39,7 +39,7 @@ def load_diffusers_folder(
     if sdxl:
         encoders.append(load_folder_encoder(folder, index, "_2", sdxl, tokenizer, dtype))
     unet = load_folder_unet(folder / "unet", unet_config, dtype)
-    autoencoder, digest = vae_and_digest(folder, vae, family_of(unet.config, len(encoders), 8).name)
+    autoencoder, digest = vae_and_digest(folder, vae, family_name(unet.config, len(encoders)))
     codec = VaeCodec(autoencoder)
     _refuse_other_input(folder, unet, codec)
     check_parts_fit(folder.name, unet, encoders, codec)

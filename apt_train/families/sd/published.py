@@ -54,14 +54,15 @@ def load_family(name: Literal["sd15", "sdxl"]) -> FamilySpec:
     return FamilySpec(**values, text_encoders=encoders)
 
 
-def family_of(unet_config: Mapping[str, Any], num_encoders: int, vae_factor: int) -> Family:
+def family_name(unet_config: Mapping[str, Any], num_encoders: int) -> str:
     """The family by shape: SDXL reads two encoders of 2048 channels in total plus size ids, SD1.5 one of 768."""
-    context = unet_config["cross_attention_dim"]
-    name = "custom"
-    if unet_config.get("addition_embed_type") == "text_time" and context == 2048 and num_encoders == 2:
-        name = "sdxl"
-    elif unet_config.get("addition_embed_type") is None and context == 768 and num_encoders == 1:
-        name = "sd15"
+    shape = unet_config.get("addition_embed_type"), unet_config["cross_attention_dim"], num_encoders
+    return {("text_time", 2048, 2): "sdxl", (None, 768, 1): "sd15"}.get(shape, "custom")
+
+
+def family_of(unet_config: Mapping[str, Any], num_encoders: int, vae_factor: int) -> Family:
+    """The kind of model that has such a UNet, so many text encoders and such a VAE."""
+    name = family_name(unet_config, num_encoders)
     sample_size = unet_config.get("sample_size") or {"sdxl": 128}.get(name, 64)
     side = sample_size if isinstance(sample_size, int) else min(sample_size)
     return Family(name, side * vae_factor, vae_factor, FILE_WORDS[name])
