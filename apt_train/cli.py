@@ -25,6 +25,7 @@ from .console.options import (
     config_from,
     option_name,
     shown_choices,
+    unread,
 )
 from .console.terminal import is_terminal, lossy_output
 from .disk.files import check_new_file, check_writable
@@ -160,6 +161,8 @@ def _run(options: argparse.Namespace) -> int:
     preset = preset_named(options.preset).name
     if sets := in_force(preset, config):
         print(f"Preset {preset}: {sets}")
+    for sentence in unread(options, config):
+        print(sentence)
     return _train(config, inputs, output, options.device, resume=False, preset=preset)
 
 

@@ -266,6 +266,12 @@ def test_check_says_that_nothing_was_found(tmp_path: Path, capsys: pytest.Captur
     assert capsys.readouterr().out.splitlines()[0] == "No findings in 4 pictures at 256 pixels."
 
 
+@pytest.mark.parametrize(("count", "says"), [(1, "only 1 picture."), (2, "only 2 pictures.")])
+def test_few_pictures_are_counted(count: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", str(save(tmp_path / "toy", GOOD[:count])), "--resolution", "256"]) == 1
+    assert f"The subject has {says} Pose" in capsys.readouterr().out
+
+
 def test_check_names_findings_and_draws_the_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, sheet = tmp_path / "toy", tmp_path / "sheet.png"
     folder.mkdir()

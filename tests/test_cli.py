@@ -102,7 +102,7 @@ def test_a_report_that_could_not_be_written_is_told_and_not_named(
     assert capsys.readouterr().err.startswith("apt-train: report.json could not be written")
 
 
-def test_options_reach_the_run(model: Path, photos: Path, tmp_path: Path) -> None:
+def test_options_reach_the_run(model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     more = [
         "--method",
         "dreambooth",
@@ -124,6 +124,11 @@ def test_options_reach_the_run(model: Path, photos: Path, tmp_path: Path) -> Non
         "a dog",
     ]
     assert cli.main(arguments(model, photos, tmp_path / "out", *more)) == 0
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "--augment-kinds does nothing under --method dreambooth.",
+        "--temperature does nothing without --watch-indicator.",
+        "--preview-prompts does nothing without --preview-every.",
+    ]
     config = json.loads((tmp_path / "out" / "config.json").read_text())["config"]
     assert config["method"] == "dreambooth" and config["apt"]["adaptive_augmentation"] is False
     assert config["apt"]["temperature"] == "auto" and config["apt"]["augment_kinds"] == ["affine", "flip"]
@@ -132,6 +137,32 @@ def test_options_reach_the_run(model: Path, photos: Path, tmp_path: Path) -> Non
     assert (tmp_path / "out" / "rex.safetensors").exists() and not (
         tmp_path / "out" / "rex_embedding.safetensors"
     ).exists()
+
+
+UNREAD = {
+    "--min-rank 2 --dco-beta 5": ["--dco-beta and --min-rank do nothing under --method apt."],
+    "--preset strong-likeness --attn-weight 1 --p-max 0.5": [
+        "--p-max does nothing without --adaptive-augmentation.",
+        "--attn-weight does nothing without --alignment.",
+    ],
+    "--no-stabilization --dist-mode raw": ["--dist-mode does nothing without --stabilization."],
+    "--identifier-mode word --init-word bear": ["--init-word does nothing with --identifier-mode word."],
+    "--class-caption x": ["--class-caption does nothing without --prior-images."],
+    "--class-caption x --prior-images photos": [],
+    "--drift-prompts a --no-watch-drift": ["--drift-prompts does nothing without --watch-drift."],
+    "--drift-prompts a --snapshot-every 0": ["--drift-prompts does nothing without --snapshot-every."],
+    "--method tlora --min-rank 2 --no-alignment --watch-indicator --bins 5": [],
+    "--preview-every 5 --preview-seed 3 --drift-prompts a": [],
+}
+
+
+@pytest.mark.parametrize("given", UNREAD)
+def test_an_option_without_effect_is_told(given: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("builtins.print", said.append)
+    monkeypatch.setattr(cli, "_train", lambda *_, **__: 0)  # they are told before anything is read
+    assert cli.main(arguments(tmp_path, tmp_path, tmp_path / "out", "--rank", "4", *given.split())) == 0
+    assert [text for text in said if not text.startswith("Preset ")] == UNREAD[given]
 
 
 def test_a_demo_takes_the_next_free_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -437,9 +437,9 @@ def test_a_large_picture_is_converted_in_strips_without_a_seam(tmp_path: Path, m
     assert torch.equal(as_pixels(pictures.to_image(found.pixels)), found.pixels)
 
 
-@pytest.mark.parametrize("mode", ["F", "I"])
-def test_numbers_whose_white_is_unknown_are_refused(tmp_path: Path, mode: str) -> None:
-    Image.new(mode, (8, 8), 70_000).save(tmp_path / "a.tif")
+@pytest.mark.parametrize(("mode", "value"), [("F", 70_000), ("I", 70_000), ("I", 200)])
+def test_numbers_whose_white_is_unknown_are_refused(tmp_path: Path, mode: str, value: int) -> None:
+    Image.new(mode, (8, 8), value).save(tmp_path / "a.tif")
     with pytest.raises(InputError, match=r"a\.tif holds numbers of 32 bits"):
         read_picture(tmp_path / "a.tif", WHITE)
 
@@ -497,3 +497,12 @@ def test_what_libtiff_complains_of_is_not_shown(
     assert capfd.readouterr().err == ""
     os.write(2, b"heard")
     assert capfd.readouterr().err == "heard"
+
+
+def test_a_transparent_value_of_sixteen_bits_is_transparent(tmp_path: Path) -> None:
+    grey = np.full((4, 4), 30_000, np.uint16)
+    grey[0] = 20_000
+    (tmp_path / "a.png").write_bytes(png_with(Image.fromarray(grey), chunk(b"tRNS", struct.pack(">H", 20_000))))
+    found = read_picture(tmp_path / "a.png", WHITE)
+    assert found.alpha is not None and found.alpha[0].tolist() == [[0.0] * 4, *[[1.0] * 4] * 3]
+    assert found.pixels[:, 0].unique().tolist() == [255] and found.pixels[:, 1:].unique().tolist() == [117]

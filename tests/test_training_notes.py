@@ -48,6 +48,22 @@ def test_braces_that_nothing_is_filled_into_are_told(settings: dict[str, Any], s
     )
 
 
+@pytest.mark.parametrize("setting", ["caption_template", "preview_prompts", "drift_prompts", "class_caption"])
+def test_a_placeholder_that_works_elsewhere_is_told_too(setting: str) -> None:
+    braces = {"class_caption": "{what}", "drift_prompts": "{class_word}"}.get(setting, "{subject} {class_word}")
+    text: Any = (f"a {braces}",) if setting.endswith("prompts") else f"a {braces}"
+    (told,) = notes(prior=pictures(seed=5), **{setting: text})
+    assert told.endswith(f"as it stands: {braces.rpartition(' ')[2]}.")
+
+
+def test_what_is_told_of_prior_images_says_so() -> None:
+    wide = pictures(count=1, seed=7).images + pictures(count=1, seed=8, width=128).images
+    prior = ImageSet(wide, "", ["b.txt belongs to no picture."])
+    told = run(steps=1, prior_images=prior).notices
+    assert "Prior images: b.txt belongs to no picture." in told
+    assert any(text.startswith("Prior images: The pictures fall in 2 sizes") for text in told), told
+
+
 def test_braces_in_captions_are_told_once() -> None:
     (told,) = notes(pictures(captions=["a {subject} {x}", "a toy {x} {y}", ""]))
     assert told.endswith("as it stands: {x} and {y}.")

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -225,8 +224,7 @@ def _read_without_metadata(name: str, path: Path, background: Color, is_mask: bo
 
 def _check_values(name: str, image: Image.Image) -> None:
     """Refuse numbers whose white is unknown; they would be trained on as black or white."""
-    least, most = cast("tuple[float, float]", image.getextrema()) if image.mode == "I" else (0, 0)
-    if image.mode == "F" or least < 0 or most > 65535:
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):  # older Pillows read 16-bit PNGs as I
         raise InputError(f"{name} holds numbers of 32 bits, whose white is unknown: save it with 8 or 16 bits.")
 
 
@@ -258,7 +256,7 @@ def _has_frames(image: Image.Image) -> bool:
 def _to_tensors(image: Image.Image, background: Color, conversion: ToSrgb | None) -> tuple[Tensor, Tensor | None]:
     """Uint8 (3, H, W), and the alpha float32 (1, H, W) if there is any; converted in strips."""
     width, height = image.size
-    has_alpha = "A" in image.getbands() or (not _is_deep(image) and "transparency" in image.info)
+    has_alpha = "A" in image.getbands() or "transparency" in image.info
     pixels = torch.empty(3, height, width, dtype=torch.uint8)
     alpha = torch.empty(1, height, width) if has_alpha else None
     rows = max(1, _STRIP // width)
@@ -293,9 +291,15 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits. Pillow's own conversion would clip everything above 255 to white."""
-    values = np.asarray(image).astype(np.float64) / 257
-    return Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+    """16-bit grey to 8 bits, with an alpha channel if one of its values is transparent.
+
+    Pillow's own conversion would clip everything above 255 to white, and know the value no more.
+    """
+    values = np.asarray(image)
+    grey = Image.fromarray(np.clip(np.round(values / 257), 0, 255).astype(np.uint8))
+    if "transparency" in image.info:
+        grey.putalpha(Image.fromarray(np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _unit(channel: Image.Image) -> np.ndarray:

@@ -99,5 +99,6 @@ def working_dtype(precision: str, device: torch.device) -> torch.dtype:
 def check_finite(values: Tensor, strength: float) -> None:
     """InputError: the network's output is not finite at this strength."""
     if not bool(values.isfinite().all()):
-        what = f"with the LoRA at strength {strength:g}" if strength else "without the LoRA"
-        raise InputError(f"The model gives values that are no numbers {what}: use fp32, or another checkpoint.")
+        at = f"with the LoRA at strength {strength:g}: use fp32, or a lower strength"
+        what = at if strength else "without the LoRA: use fp32, or another checkpoint"
+        raise InputError(f"The model gives values that are no numbers {what}.")

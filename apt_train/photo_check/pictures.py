@@ -52,8 +52,8 @@ def _count(count: int) -> Iterator[Finding]:
     if count < FEW:
         yield Finding(
             "few pictures",
-            f"There is only {counted(count, 'picture')} of the subject. Pose, light and background are then learned as "
-            "part of it: add photos until there are 3 to 10.",
+            f"The subject has only {counted(count, 'picture')}. Pose, light and background are then learned as part of "
+            "it: add photos until there are 3 to 10.",
         )
     if count > MANY:
         yield Finding(

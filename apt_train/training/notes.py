@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from ..disk.json_file import short_name
-from ..text.captions import CLASS_WORD, SUBJECT
+from ..text.captions import SUBJECT, class_caption
 from ..wording import listed, printable
 from .plan import Plan
 
@@ -16,12 +16,13 @@ ENCODERS_ASIDE = (
     "The text encoders wait in main memory and move to the device twice a step, as its memory is short. Steps are "
     "shorter with identifier_mode word."
 )
+OF_PRIOR = "Prior images: "  # before a note that would otherwise seem to be on the subject's pictures
 _BRACES = re.compile(r"\{[^{}]*\}")
 
 
 def notes_of(plan: Plan) -> list[str]:
     """Notes on the model and the pictures, then those on the settings."""
-    prior = plan.prior_images.notes if plan.prior_images else []
+    prior = [f"{OF_PRIOR}{note}" for note in plan.prior_images.notes] if plan.prior_images else []
     pictures = [*plan.images.notes, *plan.images.repeats(), *prior, *_preserved_subject(plan)]
     aside = [ENCODERS_ASIDE] if plan.encoders_aside else []
     return [*plan.components.notes, *pictures, *aside, *_blind_stop(plan), *_unfilled(plan)]
@@ -47,9 +48,12 @@ def _blind_stop(plan: Plan) -> list[str]:
 def _unfilled(plan: Plan) -> list[str]:
     """A note on braces that look like placeholders, but are not."""
     captions = [image.caption or "" for image in plan.images.images]
-    texts = [plan.config.data.caption_template, *plan.config.sampled_prompts, *captions]
+    texts = [plan.config.data.caption_template, *plan.config.sampled_prompts, *plan.unrelated, *captions]
+    if plan.prior_images:
+        prior = [image.caption or plan.config.data.class_caption for image in plan.prior_images.images]
+        texts += [class_caption(text, plan.config.class_word) for text in prior]
     found = dict.fromkeys(match[0] for text in texts for match in _BRACES.finditer(text))
-    unfilled = [braces for braces in found if braces not in (SUBJECT, CLASS_WORD)]
+    unfilled = [braces for braces in found if braces != SUBJECT]
     if not unfilled:
         return []
     shown = listed([short_name(printable(braces), 40) for braces in unfilled], 3)

@@ -21,7 +21,7 @@ from ..data.latent_bank import Encoder, LatentBank, OnEncode
 from ..families.components import Components
 from ..families.network import Process
 from ..text.captions import class_caption, subject_captions
-from .notes import notes_of
+from .notes import OF_PRIOR, notes_of
 from .plan import Plan
 
 
@@ -72,7 +72,7 @@ def _stream(
     multiple = bucket_multiple(config.data.bucket_multiple, resolution, components.size_multiple)
     prepared = prepare(images, resolution, multiple)
     for note in bucket_notes(prepared):
-        notify(note)
+        notify(note if name == "subject" else f"{OF_PRIOR}{note}")
     variants = config.apt.augment_variants if name == "subject" else 0
     encoder = encoder_of(components, plan.device, alone=plan.sets_aside)
     bank = LatentBank(prepared, encoder, _augmentation(plan), seed=config.seed, max_variants=variants, on_encode=busy)
