@@ -123,6 +123,10 @@ class AdapterConfig:
 
 
 _apt = partial(setting, methods=("apt",))  # read by APT only
+_indicator = partial(setting, needs="watch_indicator")
+_augmentation = partial(_apt, needs="adaptive_augmentation")
+_stabilization = partial(_apt, needs="stabilization")
+_alignment = partial(_apt, needs="alignment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,21 +140,21 @@ class AptConfig:
         standing="paper",
     )
     adaptive_loss_weight: bool = _apt(True, "Weigh the denoising loss by 1 - gamma (reported).", standing="reported")
-    bins: int = setting(
+    bins: int = _indicator(
         10,
         "Bins of the noise level in the overfitting indicator (paper: 10).",
         Range(1, 10_000),
         standing="paper",
         widget=Widget(most=1000, advanced=True),
     )
-    ema: float = setting(
+    ema: float = _indicator(
         0.1,
         "Weight of the new value in the indicator's moving averages (reported: 0.1).",
         Range(above=0, high=1),
         standing="reported",
         widget=Widget(least=0.001, step=0.001, advanced=True),
     )
-    temperature: float | Literal["auto"] = setting(
+    temperature: float | Literal["auto"] = _indicator(
         1000.0,
         "How strongly training holds back: T in gamma = 1 - exp(-T * gap) (reported: 1000, the steps of the schedule). "
         "auto: the gap is measured relative to the prior's own loss (ours).",
@@ -159,21 +163,21 @@ class AptConfig:
         more="The gap is the prior's loss minus the tuned model's. With a higher T gamma rises sooner. If the subject "
         "is not learned, try 300.",
     )
-    p_max: float = _apt(
+    p_max: float = _augmentation(
         0.8,
         "Highest probability of augmentation (reported: 0.8).",
         Range(0, 1),
         standing="reported",
         widget=Widget(step=0.01),
     )
-    max_zoom: float | Literal["auto"] = _apt(
+    max_zoom: float | Literal["auto"] = _augmentation(
         "auto",
         "Augmentation zooms out by 1 to this factor (reported: 3). auto: 3 at SDXL's 1024 pixels and 1.5 at 512, "
         "as a smaller picture has fewer latents to lose (ours).",
         Range(1, 1000),
         widget=Widget(most=10, step=0.05, advanced=True),
     )
-    max_degrees: float = _apt(
+    max_degrees: float = _augmentation(
         15.0,
         "Augmentation rotates by up to this many degrees either way (reported: 15).",
         Range(0, 180),
@@ -181,27 +185,27 @@ class AptConfig:
         standing="reported",
         widget=Widget(step=0.5, advanced=True),
     )
-    augment_kinds: tuple[AugmentKind, ...] = _apt(
+    augment_kinds: tuple[AugmentKind, ...] = _augmentation(
         ("affine",),
         "Kinds of augmentation: affine is the paper's. flip (mirror) and color are ours.",
         standing="paper",
         more="flip mirrors half of the variants. color changes brightness, contrast and saturation by up to a fifth. "
         "Do not flip a subject that has a left and a right, such as letters.",
     )
-    augment_variants: int = _apt(
+    augment_variants: int = _augmentation(
         32,
         "At most this many augmented variants are encoded per picture (ours).",
         Range(1, 1_000_000),
         more="They are encoded as gamma rises, and kept.",
         widget=Widget(most=1024, advanced=True),
     )
-    mask_fill: bool = _apt(
+    mask_fill: bool = _augmentation(
         False,
         "Leave the black fill of augmented pictures out of the denoising loss (ours, as the paper trains on it).",
         more="Try it where samples get dark borders.",
     )
 
-    augment_fill: AugmentFill = _apt(
+    augment_fill: AugmentFill = _augmentation(
         "black",
         "What surrounds a zoomed-out or turned picture: black (paper), or reflect, its mirror image (ours).",
         standing="paper",
@@ -214,19 +218,19 @@ class AptConfig:
         "Keep mean and deviation of self-attention features near the prior's (paper, with a distance of ours).",
         standing="paper",
     )
-    dist_weight: float = _apt(
+    dist_weight: float = _stabilization(
         0.01,
         "Weight of the stabilization term (unpublished, so ours, settled by docs/benchmark.md).",
         _WEIGHT,
         more="Of 1, 0.1 and 0.01 for both terms, 0.01 learned most on small drawn scenes.",
         widget=Widget(most=1e4, step=0.001),
     )
-    dist_layers: Layers = _apt(
+    dist_layers: Layers = _stabilization(
         "up",
         "Part of the UNet whose features are stabilized (ours: the decoder).",
         widget=Widget(advanced=True),
     )
-    dist_mode: StabilizationMode = _apt(
+    dist_mode: StabilizationMode = _stabilization(
         "relative",
         "Divide the shift by the prior's variance, or take it raw (ours: relative).",
         widget=Widget(advanced=True),
@@ -236,19 +240,19 @@ class AptConfig:
     alignment: bool = _apt(
         True, "Keep cross-attention maps near the prior's (paper, with a distance of ours).", standing="paper"
     )
-    attn_weight: float = _apt(
+    attn_weight: float = _alignment(
         0.01,
         "Weight of the attention alignment term (unpublished, so ours, settled by docs/benchmark.md).",
         _WEIGHT,
         more="Of 1, 0.1 and 0.01 for both terms, 0.01 learned most on small drawn scenes.",
         widget=Widget(most=1e4, step=0.001),
     )
-    attn_layers: Layers = _apt(
+    attn_layers: Layers = _alignment(
         "up",
         "Part of the UNet whose cross-attention is aligned (ours: the decoder).",
         widget=Widget(advanced=True),
     )
-    attn_schedule: AttnSchedule = _apt(
+    attn_schedule: AttnSchedule = _alignment(
         "constant",
         "Course of attn_weight: constant. Two more are ours: linear rises from 0 at the first step to full at the "
         "last. indicator multiplies by gamma of each sample's bin.",
@@ -303,6 +307,7 @@ class OptimizerConfig:
         Range(0, 1000),
         standing="recipe",
         widget=Widget(most=1, step=1e-7),
+        needs="identifier_mode=learned",
     )
     beta1: float = setting(
         0.9,
@@ -401,6 +406,7 @@ class DataConfig:
         "a photo of {class_word}",
         "Caption of a prior-preservation picture that has none. {class_word} is the class word.",
         widget=Widget(advanced=True),
+        needs="prior_images",
     )
     prior_preservation_weight: float = setting(
         1.0,
@@ -408,6 +414,7 @@ class DataConfig:
         _WEIGHT,
         standing="DreamBooth",
         widget=Widget(most=100, step=0.05),
+        needs="prior_images",
     )
 
     def __post_init__(self) -> None:
@@ -417,6 +424,7 @@ class DataConfig:
 
 
 _watching = partial(setting, moves_weights=False)
+_previews = partial(_watching, needs="preview_every")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -441,26 +449,26 @@ class OutputConfig:
             note="The samples of prior and tuned model appear on the training node.",
         ),
     )
-    preview_prompts: tuple[str, ...] = _watching(
+    preview_prompts: tuple[str, ...] = _previews(
         (),
         "Prompts of the previews, with {subject}. None: the caption template.",
         more="All are saved in the run's folder.",
         widget=Widget(note="One per line."),
     )
-    preview_steps: int = _watching(
+    preview_steps: int = _previews(
         25,
         "Denoising steps of a preview.",
         Range(1, 1_000_000),
         unit="steps",
         widget=Widget(most=1000, advanced=True),
     )
-    preview_guidance: float = _watching(
+    preview_guidance: float = _previews(
         5.0,
         "Classifier-free guidance scale of a preview.",
         Range(0, 1000),
         widget=Widget(most=100, step=0.1, advanced=True),
     )
-    preview_seed: int = _watching(0, "Seed of the previews.", _SEEDS, widget=Widget(most=0x7FFFFFFF, advanced=True))
+    preview_seed: int = _previews(0, "Seed of the previews.", _SEEDS, widget=Widget(most=0x7FFFFFFF, advanced=True))
     watch_drift: bool = _watching(
         True,
         "At every snapshot, measure how far the model has moved from the prior, on drift_prompts and on its captions "
@@ -468,6 +476,7 @@ class OutputConfig:
         more="**Overfit Indicator Monitor** draws it and recommends a snapshot by it. It costs passes of the UNet "
         "without gradient: 40 a snapshot, 200 more at the first.",
         since=1,
+        needs="snapshot_every",
     )
     drift_prompts: tuple[str, ...] = _watching(
         (
@@ -480,9 +489,10 @@ class OutputConfig:
         more="Keep them the same in runs that you want to compare.",
         since=1,
         widget=Widget(advanced=True, note="One per line."),
+        needs="watch_drift",
     )
 
-    unseen_prompt: str = _watching(
+    unseen_prompt: str = _previews(
         "auto",
         "One more preview prompt, which asks for what the pictures never show (ours). auto: a watercolor painting of "
         "{subject} on the moon. Empty: none.",
@@ -534,6 +544,7 @@ class TrainConfig:
         "The learned identifier starts as this word or these words. Empty: the class word.",
         more="The class word is the paper's.",
         widget=Widget(heading="subject"),
+        needs="identifier_mode=learned",
     )
     method: Method = setting(
         "apt",

@@ -71,9 +71,10 @@ class Said:
     """The complete metadata of a setting's field.
 
     `choices`: the allowed texts, if no Literal lists them. `standing`: the source of the default. `more`: what the
-    documentation adds to the help. `methods`: the methods that read it; empty: all. `moves_weights`: whether the
-    trained weights depend on it. `since`: the round in which it was added, 0 for the first version. Widgets are
-    ordered by round, because workflows store values by position. Older runs do not name newer settings.
+    documentation adds to the help. `methods`: the methods that read it; empty: all. `needs`: the setting or input
+    that must be on for this one to have an effect, or `name=value`. `moves_weights`: whether the trained weights
+    depend on it. `since`: the round in which it was added, 0 for the first version. Widgets are ordered by round,
+    because workflows store values by position. Older runs do not name newer settings.
     """
 
     help: str
@@ -83,6 +84,7 @@ class Said:
     standing: str = "ours"
     more: str = ""
     methods: tuple[str, ...] = ()
+    needs: str = ""
     moves_weights: bool = True
     since: int = 0
     widget: Widget = Widget()
@@ -124,6 +126,15 @@ def groups_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
 @cache
 def said(item: dataclasses.Field[Any]) -> Said:
     return Said(**item.metadata)
+
+
+@cache
+def all_said(cls: type) -> dict[str, Said]:
+    """The metadata of every setting by name, groups included."""
+    found = {name: said(item) for name, item in fields_of(cls).items()}
+    for name in groups_of(cls):
+        found |= all_said(types_of(cls)[name])
+    return found
 
 
 def choices_of(item: dataclasses.Field[Any], hint: Any) -> tuple[str, ...]:

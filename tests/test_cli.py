@@ -125,8 +125,8 @@ def test_options_reach_the_run(model: Path, photos: Path, tmp_path: Path, capsys
     ]
     assert cli.main(arguments(model, photos, tmp_path / "out", *more)) == 0
     assert capsys.readouterr().out.splitlines()[:3] == [
-        "--augment-kinds does nothing under --method dreambooth.",
         "--temperature does nothing without --watch-indicator.",
+        "--augment-kinds does nothing under --method dreambooth.",
         "--preview-prompts does nothing without --preview-every.",
     ]
     config = json.loads((tmp_path / "out" / "config.json").read_text())["config"]

@@ -24,6 +24,7 @@ from apt_train.errors import InputError
 from apt_train.events import BusyEvent, NoticeEvent, PreviewEvent, StepEvent, StopTraining, TrainResult
 from apt_train.rng import generator
 from apt_train.run.export import lora_to_kohya
+from apt_train.settings_field import all_said
 from apt_train.training import finish, update
 from tests.tiny import tiny_components, tiny_unet_without_decoder_attention, unet_of
 from tests.training import Recorder, pictures, quick_config, run, same_weights
@@ -668,6 +669,28 @@ def test_every_setting_changes_the_trained_weights(name: str, baseline: Any) -> 
     now, before = seen(**needs, **{name: CHANGES[name]}), baseline(**needs)
     assert not same_weights(now.result, before.result)
     assert EFFECTS.get(name, lambda *_: True)(now, before)
+
+
+OFF: dict[str, dict[str, Any]] = {
+    "watch_indicator": {"method": "dreambooth"},
+    "adaptive_augmentation": {"adaptive_augmentation": False},
+    "stabilization": {"stabilization": False},
+    "alignment": {"alignment": False},
+    "identifier_mode=learned": {"identifier_mode": "word"},
+}
+
+
+@pytest.mark.parametrize("needed", OFF)
+def test_a_setting_has_no_effect_without_the_one_it_needs(needed: str, baseline: Any) -> None:
+    idle = {name: CHANGES[name] for name, about in all_said(TrainConfig).items() if about.needs == needed}
+    assert idle and same_weights(seen(**OFF[needed], **idle).result, baseline(**OFF[needed]).result)
+
+
+def test_a_setting_needs_another_or_an_input() -> None:
+    about = all_said(TrainConfig)
+    needed = {item.needs.partition("=")[0] for item in about.values() if item.needs}
+    assert needed - {"prior_images"} <= set(about)
+    assert {item.needs for item in about.values() if item.needs and item.moves_weights} == {*OFF, "prior_images"}
 
 
 def test_pictures_that_are_never_drawn_augmented_are_as_without_the_augmentation(baseline: Any) -> None:

@@ -9,12 +9,22 @@ import argparse
 import contextlib
 import dataclasses
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, cast, get_args, get_origin
 
 from ..config import TrainConfig
 from ..presets import PUBLISHED, preset_named
-from ..settings_field import choices_of, fields_of, groups_of, nested, said, types_of
+from ..settings_field import (
+    Said,
+    all_said,
+    choices_of,
+    fields_of,
+    flat_values,
+    groups_of,
+    nested,
+    said,
+    types_of,
+)
 from ..wording import listed
 
 
@@ -112,31 +122,23 @@ def unread(options: argparse.Namespace, config: TrainConfig) -> Iterator[str]:
 
     An option that switches something off or leaves it empty is never among them.
     """
-    given = {name for name, value in vars(options).items() if value}
-    for is_read, names, reason in _conditions(options, config):
-        idle = [] if is_read else [option_name(name) for name in names if name in given]
-        if idle:
-            given.difference_update(names)
-            yield f"{listed(idle, len(idle))} {'does' if len(idle) == 1 else 'do'} nothing {reason}."
+    values = vars(options) | flat_values(config) | {"watch_indicator": config.measures_indicator}
+    idle: dict[str, list[str]] = {}
+    for name in all_said(TrainConfig):
+        if getattr(options, name, None) and (reason := _why_unread(name, values)):
+            idle.setdefault(reason, []).append(option_name(name))
+    for reason, names in idle.items():
+        yield f"{listed(names, len(names))} {'does' if len(names) == 1 else 'do'} nothing {reason}."
 
 
-def _conditions(options: argparse.Namespace, config: TrainConfig) -> Iterator[tuple[bool, Iterable[str], str]]:
-    """Whether settings are read, their names, and what to say if they are not."""
-    groups = [TrainConfig, *(types_of(TrainConfig)[name] for name in groups_of(TrainConfig))]
-    methods = {name: said(item).methods for group in groups for name, item in fields_of(group).items()}
-    others = [name for name, read_by in methods.items() if read_by and config.method not in read_by]
-    yield False, others, f"under --method {config.method}"
-    apt, output = config.apt, config.output
-    yield config.measures_indicator, ("bins", "ema", "temperature"), "without --watch-indicator"
-    augments = ("p_max", "max_zoom", "max_degrees", "augment_kinds", "augment_variants", "augment_fill", "mask_fill")
-    yield apt.adaptive_augmentation, augments, "without --adaptive-augmentation"
-    yield apt.stabilization, ("dist_weight", "dist_layers", "dist_mode"), "without --stabilization"
-    yield apt.alignment, ("attn_weight", "attn_layers", "attn_schedule"), "without --alignment"
-    learned = config.identifier_mode == "learned"
-    yield learned, ("init_word", "embedding_learning_rate"), "with --identifier-mode word"
-    prior = getattr(options, "prior_images", None) is not None
-    yield prior, ("class_caption", "prior_preservation_weight"), "without --prior-images"
-    previews = ("preview_prompts", "preview_steps", "preview_guidance", "preview_seed", "unseen_prompt")
-    yield output.preview_every > 0, previews, "without --preview-every"
-    yield output.snapshot_every > 0, ("watch_drift", "drift_prompts"), "without --snapshot-every"
-    yield output.watch_drift, ("drift_prompts",), "without --watch-drift"
+def _why_unread(name: str, values: Mapping[str, Any]) -> str:
+    """What keeps a setting from having an effect, itself or through the one it needs; empty: nothing."""
+    about = all_said(TrainConfig).get(name, Said(""))
+    if about.methods and values["method"] not in about.methods:
+        return f"under --method {values['method']}"
+    needed, _, value = about.needs.partition("=")
+    if not needed:
+        return ""
+    if value and values[needed] != value:
+        return f"with {option_name(needed)} {values[needed]}"
+    return _why_unread(needed, values) if values.get(needed) else f"without {option_name(needed)}"
