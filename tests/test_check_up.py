@@ -24,7 +24,7 @@ from apt_train.lora_check.findings import Asked, AtStrength, CheckUp
 from apt_train.lora_check.gain import Gain, gain_of
 from apt_train.lora_check.lora_file import LoraFile, sorted_lora
 from apt_train.lora_check.numbers import as_dict, as_json
-from apt_train.lora_check.recommend import recommended
+from apt_train.lora_check.recommend import STEP, recommended
 from apt_train.lora_check.sheet import sheet
 from apt_train.lora_check.subject import Subject
 from apt_train.lora_check.verdict import paragraphs
@@ -104,13 +104,20 @@ def test_a_trained_lora_gains_on_its_pictures_and_drifts_with_its_strength(own: 
 
 def test_three_times_as_strong_is_used_at_a_third(trained: TrainResult, own: CheckUp) -> None:
     """The change alone counts, whatever splits it between alpha and strength."""
-    thrice = looked_over(scaled(trained.lora, 3.0), SOME)
-    assert thrice.recommendation.strength == pytest.approx(own.recommendation.strength / 3, abs=0.07)
-    strong, weak = thrice.points[-3], own.points[-1]
-    assert (strong.strength, weak.strength) == (0.4, 1.2)
+    thirds = tuple(strength / 3 for strength in SOME.strengths)
+    thrice = looked_over(scaled(trained.lora, 3.0), replace(SOME, strengths=thirds))
+    half_steps = STEP / 2 + STEP / 6  # both are rounded
+    assert thrice.recommendation.strength == pytest.approx(own.recommendation.strength / 3, abs=half_steps + 0.01)
+    strong, weak = thrice.points[-1], own.points[-1]
+    assert (strong.strength, weak.strength) == (pytest.approx(0.4), 1.2)
     assert strong.unrelated == pytest.approx(weak.unrelated, rel=1e-3)
     assert strong.gain and weak.gain and strong.gain.mean == pytest.approx(weak.gain.mean, rel=1e-2, abs=1e-4)
-    assert thrice.points[0].strength < 0.4, "lower strengths were tried, too"
+
+
+def test_lower_strengths_are_tried_where_the_lowest_is_the_best(trained: TrainResult) -> None:
+    thrice = looked_over(scaled(trained.lora, 3.0), replace(SOME, strengths=(0.4, 1.0)))
+    assert [point.strength for point in thrice.points][-3:] == [0.2, 0.4, 1.0]
+    assert thrice.recommendation.strength < 1
 
 
 def test_without_pictures_the_spill_alone_holds_back(trained: TrainResult) -> None:

@@ -31,8 +31,8 @@ def run_grid(make_task: MakeTask, grid: Grid, folder: Path, workers: int) -> Non
     print(f"{len(grid.units()) - len(todo)} of {len(grid.units())} units are there, {len(todo)} to run", flush=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        runs = {pool.submit(_run_one, make_task, grid, unit, folder): unit for unit in todo}
         try:
+            runs = {pool.submit(_run_one, make_task, grid, unit, folder): unit for unit in todo}
             for done, run in enumerate(as_completed(runs), start=1):
                 if (error := run.exception()) is not None:
                     print(f"{runs[run].name} failed: {error}", file=sys.stderr, flush=True)
