@@ -18,7 +18,7 @@ from apt_train.cli import main as command_line
 from apt_train.data.dataset import load_images
 from apt_train.demo.demo import DEMO, MODEL, demo_config, recipe
 from apt_train.families.sd import load_checkpoint
-from apt_train.names import FILMSTRIP
+from apt_train.names import FILMSTRIP, lora_file
 from apt_train.report.grid import font, labelled_grid
 from apt_train.report.plots import as_picture, glance_figure
 from apt_train.training.train import train
@@ -62,9 +62,10 @@ def trained(folder: Path) -> Path:
 
 def checked(run: Path, folder: Path) -> Image.Image:
     """The check-up's sheet."""
+    lora = run / lora_file(demo_config(recipe(), "apt", steps=None).name)  # its embedding lies beside it
     given = ["--checkpoint", str(MODEL), "--images", str(DEMO / "subject"), "--class-word", "toy", "--device", "cpu"]
     if not folder.exists():
-        assert command_line(["inspect", str(next(run.glob("*.safetensors"))), *given, "--out", str(folder)]) == 0
+        assert command_line(["inspect", str(lora), *given, "--out", str(folder)]) == 0
     (sheet,) = folder.glob("*.png")
     return Image.open(sheet).convert("RGB")
 
