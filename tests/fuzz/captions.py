@@ -64,7 +64,7 @@ def _names() -> SearchStrategy[Edit]:
 def _settings() -> SearchStrategy[dict[str, str] | None]:
     texts = st.one_of(st.sampled_from(WORDS[:-1]), st.text(max_size=8))
     choices = st.fixed_dictionaries({}, optional={
-        "class_word": texts, "name": texts, "identifier": texts, "caption_template": texts, "identifier_init": texts,
+        "class_word": texts, "identifier": texts, "caption_template": texts, "init_word": texts, "class_caption": texts,
     })  # fmt: skip
     return st.one_of(st.none(), choices)
 
