@@ -23,6 +23,7 @@ from apt_train.data.pictures import parse_color
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, PlanEvent, Work
 from apt_train.text.captions import caption_for
+from apt_train.training.notes import OF_PRIOR
 from apt_train.wording import counted, duration
 
 from .node_modules import ROOT, node_module
@@ -117,6 +118,12 @@ def test_notices_and_what_else_a_line_says_are_told_in_chinese(language: Any, tm
     assert len(_notices()) == 6
     assert not [english for english, shown in told.items() if not CHINESE.search(shown)], told
     assert not [shown for shown in told.values() if re.search(r"\b(min|of|left|is|are|so)\b|\{\d\}", shown)], told
+
+
+def test_a_notice_on_prior_images_is_told_in_chinese_throughout(language: Any, tmp_path: Path) -> None:
+    speak(tmp_path, "zh")
+    for notice in _notices():
+        assert language.translated(OF_PRIOR + notice) == f"先验图片：{language.translated(notice)}"
 
 
 def test_a_long_sentence_does_not_hold_anything_up(language: Any, tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def _is_deep(image: Image.Image) -> bool:
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """16-bit grey to 8 bits, with an alpha channel if one of its values is transparent.
 
-    Pillow's own conversion would clip everything above 255 to white, and know the value no more.
+    Pillow's own conversion would clip everything above 255 to white, and lose track of the transparent value.
     """
     values = np.asarray(image)
     grey = Image.fromarray(np.clip(np.round(values / 257), 0, 255).astype(np.uint8))

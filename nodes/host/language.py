@@ -56,6 +56,10 @@ def _translate(sentence: str, patterns: list[Pattern]) -> str:
     """Translate by the first matching pattern; `{1}`, `{2}` ... are its variable parts."""
     if len(sentence) > LONGEST:
         return sentence
+    lead, colon, rest = sentence.partition(": ")
+    for pieces, translation in patterns:
+        if rest and pieces == [lead + colon, ""]:  # a sentence of its own follows, as after "Prior images: "
+            return _filled(translation, [_translate(rest, patterns)])
     for pieces, translation in patterns:
         gaps = _gaps(sentence, pieces)
         if gaps is not None:

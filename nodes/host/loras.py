@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ...apt_train.errors import InputError
 
-HOST_FAILS = "ComfyUI's own loader fails on this LoRA, as a layer of it lacks a part: take a complete copy of the file."
+HOST_FAILS = (
+    "ComfyUI's own loader fails on this LoRA, because one of its layers lacks a part: use a complete copy of the file."
+)
 
 
 def lora_names() -> list[str]:
