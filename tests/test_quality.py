@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -265,8 +266,11 @@ def test_a_variant_may_tell_the_trainer_other_words() -> None:
 def test_the_verdict_has_every_method_and_enough_of_each() -> None:
     grid = GRIDS["verdict"]
     baselines = {"prior", "dreambooth", "dreambooth+preservation", "dco", "t-lora"}
-    less = {f"apt without {part}" for part in ("augmentation", "weight", "rs", "aa")}
-    assert baselines | {"apt"} | less == set(grid.variants) and len(grid.subjects) >= 6 and len(grid.seeds) >= 3
+    less = {f"apt without aa, {part}" for part in ("augmentation", "weight", "rs")}
+    apart = {"apt", "apt without aa"}
+    assert baselines | apart | less == set(grid.variants) and len(grid.subjects) >= 6 and len(grid.seeds) >= 3
+    runs = Counter(unit.variant for unit in grid.units())
+    assert {runs[name] for name in baselines | apart} == {18} and {runs[name] for name in less} == {6}
     recipes = {
         name: (c.optimizer, c.adapter.rank, c.steps)
         for name, c in ((name, v.config(world_task().recipe, "toy", 0)) for name, v in METHODS.items())

@@ -25,12 +25,14 @@ VERSION = 1
 class Variant:
     """`settings`: TrainConfig values that override the recipe's. `preservation`: add the prior's pictures of the class.
 
+    `seeds`: the only seeds of the grid to run it with; None: all of them.
     `class_word` and `init_word` among the settings go to the trainer, with `{class_word}` for the subject's own. The
     prompts keep the subject's own.
     """
 
     settings: dict[str, Any]
     preservation: bool = False
+    seeds: tuple[int, ...] | None = None
 
     def config(self, recipe: dict[str, Any], class_word: str, seed: int) -> TrainConfig:
         words = {"class_word": "{class_word}", "init_word": "", **self.settings}
@@ -61,8 +63,12 @@ class Grid:
 
     def units(self) -> list[Unit]:
         """All units, seed by seed and subject by subject, so that an unfinished grid is balanced."""
-        places = itertools.product(self.seeds, self.subjects, self.variants)
-        return [Unit(subject, seed, variant) for seed, subject, variant in places]
+        places = itertools.product(self.seeds, self.subjects, self.variants.items())
+        return [
+            Unit(subject, seed, name)
+            for seed, subject, (name, variant) in places
+            if variant.seeds is None or seed in variant.seeds
+        ]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from .grid import PRIOR, Grid, Variant, merged
@@ -68,7 +69,13 @@ def methods(recipe: dict[str, Any]) -> dict[str, Variant]:
     return {**BASELINES, "apt": whole(recipe), **{f"apt without {part}": whole(recipe, part) for part in PARTS}}
 
 
-METHODS = methods(SMALL_MODEL)
+# The verdict's rows: the baselines, all of APT, a small model's recipe, and the recipe less each of its parts.
+METHODS = {
+    **BASELINES,
+    "apt": whole(SMALL_MODEL),
+    "apt without aa": whole(SMALL_MODEL, "aa"),
+    **{f"apt without aa, {p}": replace(whole(SMALL_MODEL, "aa", p), seeds=(0,)) for p in PARTS if p != "aa"},
+}
 
 
 def clipped(variant: Variant) -> Variant:
@@ -96,7 +103,7 @@ def tuning(variants: dict[str, Variant], task: str = WORLD, steps: int = 400, lo
 
 
 def verdict(variants: dict[str, Variant]) -> Grid:
-    """On the half of the subjects that chose no constant, three seeds each."""
+    """On the half of the subjects that chose no constant, three seeds each unless a variant names its own."""
     return Grid(
         subjects=tuple(look.name for look in VERDICT),
         seeds=(0, 1, 2),

@@ -85,11 +85,11 @@ def level_table(
 
 
 def apart_table(curves: Sequence[Curve], step: int, against: str) -> str:
-    """Paired differences to one variant at one step. Bold: the interval excludes zero, and no pair is missing."""
-    names, pairs = _known(curves), len(at_step(curves, against, "fidelity", step))
-    rows = []
+    """Paired differences to one variant at one step. Bold: the interval excludes zero, and each run has its pair."""
+    names, rows = _known(curves), []
     for variant in variants_of(curves):
         if variant != against:
+            pairs = len(at_step(curves, variant, "fidelity", step))
             found = {
                 name: Mean.of(
                     [*differences(*(at_step(curves, one, name, step) for one in (variant, against))).values()]
