@@ -48,7 +48,7 @@ from apt_train.training.running import Run
 from apt_train.training.setup import prepared_run
 from apt_train.training.train import train
 from apt_train.training.update import optimizer_step
-from benchmarks import speed
+from benchmarks import layout, speed
 from benchmarks.memory import published, sd_unet
 
 Name = Literal["tiny", "sd15", "sdxl"]
@@ -61,6 +61,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "APT, lazy prior 4": {"method": "apt", "lazy_prior": 4},
 }
 LOW_MEMORY: dict[str, Any] = {"base_storage": PRESETS["low memory"].values["base_storage"]}  # else as every row
+LAYOUTS = tuple(change for change in layout.CHANGES if change != "plain")  # each model's last rows: they stay
 WARM_UP, STEPS, MOST_SECONDS = 2, 8, 420.0
 
 
@@ -205,6 +206,7 @@ def steps_of(
     for checkpointing in (False, True):
         rows += [("bare loop", {}, checkpointing), *((way, WAYS[way], checkpointing) for way in WAYS)]
     rows.append(("APT, low memory", LOW_MEMORY, True))
+    rows += [(f"DreamBooth, {change}", {**WAYS["DreamBooth"], "layout": change}, True) for change in LAYOUTS]
     found = []
     for way, settings, checkpointing in rows:
         if time.monotonic() - began > MOST_SECONDS:
@@ -231,7 +233,9 @@ def _row(on: On, settings: dict[str, Any], checkpointing: bool, least: float) ->
             if run is not None:
                 run.inputs.subject.bank.ensure_variants(1)
     except torch.cuda.OutOfMemoryError:
-        return {"seconds": None, "bytes": None}
+        return {"seconds": None, "bytes": None, "failed": "out of memory"}
+    except RuntimeError as error:  # compiling needs a compiler; the other rows are worth keeping
+        return {"seconds": None, "bytes": None, "failed": type(error).__name__}
     return {
         "seconds": seconds, "bytes": in_step, "bytes_encoding": _peak(on.device), "utilisation": least / seconds,
         "estimated": None if run is None or run.plan.memory is None else run.plan.memory.in_step,
@@ -255,6 +259,7 @@ def _steps(on: On, settings: dict[str, Any], checkpointing: bool) -> Iterator[tu
             nn.Module.to(parts.unet.eval(), "cpu")
         return
     settings = dict(settings)
+    change = layout.CHANGES[settings.pop("layout", "plain")]
     # Steady: augmented pictures would be encoded in the first steps only, and pass for a cost of every step.
     apt = AptConfig(adaptive_augmentation=True, balance_every=0, lazy_prior=settings.pop("lazy_prior", 1), p_max=0)
     config = TrainConfig(
@@ -265,6 +270,7 @@ def _steps(on: On, settings: dict[str, Any], checkpointing: bool) -> Iterator[tu
     plan = plan_run(parts, images, config, device=on.device)
     _ = plan.event
     with prepared_run(plan, lambda text: None) as run:
+        change(run.components.unet)
         yield lambda: optimizer_step(run), run
 
 
@@ -363,7 +369,7 @@ def report(values: dict[str, Any]) -> str:
 def _line(row: dict[str, Any]) -> str:
     cells = [row["model"], row["side"], row["way"], "on" if row["checkpointing"] else "off"]
     if row["seconds"] is None:
-        return "| " + " | ".join(map(str, [*cells, "out of memory", "-", "-", "-", "-"])) + " |"
+        return "| " + " | ".join(map(str, [*cells, row["failed"], "-", "-", "-", "-"])) + " |"
     sizes = [_gib(row[key]) for key in ("bytes", "estimated", "bytes_encoding")]
     return "| " + " | ".join(map(str, [*cells, f"{row['seconds']:.3f}", *sizes, f"{row['utilisation']:.0%}"])) + " |"
 

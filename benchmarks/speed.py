@@ -109,13 +109,13 @@ def measured(name: ModelName, rounds: int, cycle: int = CYCLE) -> dict[str, list
             steps[way] = lambda run=run: optimizer_step(run)
             if way == "APT":
                 steps[NETWORK] = network_alone(run)
-        seconds = [_round(steps, cycle) for _ in range(rounds + 1)][1:]
+        seconds = [one_round(steps, cycle) for _ in range(rounds + 1)][1:]
     ratios = {title: [one[a] / one[b] for one in seconds] for title, (a, b) in RATIOS.items()}
     ratios[REST] = [1 - one[NETWORK] / one["APT"] for one in seconds]
     return {title: [round(value, 4) for value in statistics.quantiles(all_, n=4)] for title, all_ in ratios.items()}
 
 
-def _round(steps: dict[str, Step], cycle: int) -> dict[str, float]:
+def one_round(steps: dict[str, Step], cycle: int) -> dict[str, float]:
     """CPU seconds of `cycle` steps of each way, taken in turn."""
     seconds = dict.fromkeys(steps, 0.0)
     for _ in range(cycle):
@@ -239,9 +239,13 @@ def _text(name: ModelName, unet: Any) -> Tensor:
 
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:
+    return ratio_table(found, [*RATIOS, REST])
+
+
+def ratio_table(found: dict[str, dict[str, list[float]]], titles: list[str]) -> str:
     """A row per ratio, a column per model: the median, and the quartiles in brackets."""
     head = f"| | {' | '.join(found)} |\n|---|{'---|' * len(found)}\n"
-    rows = [f"| {title} | {' | '.join(_cell(one[title]) for one in found.values())} |\n" for title in [*RATIOS, REST]]
+    rows = [f"| {title} | {' | '.join(_cell(one[title]) for one in found.values())} |\n" for title in titles]
     return head + "".join(rows)
 
 

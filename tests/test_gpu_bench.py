@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, speed
+from benchmarks import gpu, layout, speed
 
 
 @pytest.mark.slow
@@ -19,6 +19,7 @@ def test_the_tiny_form_measures_everything(
 ) -> None:
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
     monkeypatch.setattr(gpu, "STEPS", 1)
+    monkeypatch.setattr(layout, "BLOCKS", ())  # compiling takes minutes here
     monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--name", "now"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     gpu.main()
@@ -26,6 +27,8 @@ def test_the_tiny_form_measures_everything(
     assert [(row["way"], row["checkpointing"]) for row in kept["steps"]] == [
         *((way, on) for on in (False, True) for way in ("bare loop", *gpu.WAYS)),
         ("APT, low memory", True),
+        ("DreamBooth, channels last", True),
+        ("DreamBooth, blocks compiled", True),
     ]
     assert all(row["seconds"] > 0 and row["utilisation"] > 0 for row in kept["steps"])
     assert kept["agreement"]["lora"] == kept["agreement"]["lora, resumed"] == 0  # both on the CPU
@@ -48,7 +51,17 @@ def test_operations_are_counted_with_the_attention() -> None:
 
 def test_a_row_that_does_not_fit_is_one_line() -> None:
     row = {"model": "sdxl", "side": 1024, "way": "APT", "checkpointing": False, "seconds": None, "bytes": None}
-    assert "out of memory" in gpu._line(row)
+    assert "out of memory" in gpu._line({**row, "failed": "out of memory"})
+
+
+def test_without_a_compiler_the_other_rows_are_kept(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    def no_compiler(network: torch.nn.Module) -> None:
+        raise NotImplementedError("no compiler")  # a RuntimeError, as torch's own are
+
+    monkeypatch.setitem(layout.CHANGES, "blocks compiled", no_compiler)
+    on = gpu.On(speed.components("short"), 64, torch.device("cpu"), torch.float32)
+    row = gpu._row(on, {"layout": "blocks compiled"}, True, 1.0)
+    assert row["seconds"] is None and row["failed"] == "NotImplementedError"
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import host_trainer, setup, speed
+from benchmarks import host_trainer, layout, setup, speed
 
 TABLES = {
     "setup": setup.table,
@@ -30,6 +31,28 @@ def test_the_short_form_measures_every_ratio(
     assert set(ratios) == {*speed.RATIOS, speed.REST}
     assert all(low <= middle <= high for low, middle, high in ratios.values())
     assert capsys.readouterr().out == speed.table(kept["models"])
+
+
+def test_layouts_are_compared_with_the_plain_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_thread: None
+) -> None:
+    """Without compiling, which takes minutes and a compiler."""
+    monkeypatch.setattr(layout, "RESULTS", tmp_path)
+    monkeypatch.setattr(layout, "BLOCKS", ())
+    monkeypatch.setattr(sys, "argv", ["layout", "--short", "--name", "now"])
+    layout.main()
+    kept = json.loads((tmp_path / "now.json").read_text())["models"]["short"]
+    assert set(kept) == {"channels last", "blocks compiled"} and all(low <= high for low, _, high in kept.values())
+    assert capsys.readouterr().out.count("\n| ") == 2
+
+
+def test_each_layout_changes_the_network(one_thread: None) -> None:
+    unet = speed.components("short").unet
+    layout.channels_last(unet)
+    assert unet.get_parameter("conv_in.weight").is_contiguous(memory_format=torch.channels_last)
+    layout.compiled(unet)
+    compiled = [m for m in unet.modules() if m._compiled_call_impl is not None]
+    assert compiled and {type(module).__name__ for module in compiled} == set(layout.BLOCKS)
 
 
 def test_the_set_up_is_a_share_of_a_long_run(
