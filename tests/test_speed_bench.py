@@ -46,6 +46,11 @@ def test_layouts_are_compared_with_the_plain_network(
     assert capsys.readouterr().out.count("\n| ") == 2
 
 
+def test_the_page_on_layouts_shows_what_was_measured() -> None:
+    kept = json.loads((layout.RESULTS / "layout.json").read_text())
+    assert layout.table(kept["models"]) in (PAGE.parent / "layout.md").read_text(encoding="utf-8")
+
+
 def test_each_layout_changes_the_network(one_thread: None) -> None:
     unet = speed.components("short").unet
     layout.channels_last(unet)
