@@ -366,6 +366,17 @@ def test_a_unit_is_the_same_when_run_again(alone: dict[str, Any], results: Path)
     assert {"made": before["made"], **alone} == before
 
 
+def test_a_rounded_base_is_trained_on_and_not_measured(small: Task, results: Path) -> None:
+    rounded = Variant({**GRID.variants["dreambooth"].settings, "base_storage": "fp8"})
+    grid = replace(GRID, variants={**GRID.variants, "fp8": rounded})
+    weight = small.components.unet.get_parameter("mid_block.resnets.0.conv1.weight").clone()
+    last = run_unit(small, grid, Unit(NEAR.name, 0, "fp8"))["snapshots"][-1]
+    full = next(u for u in read_units(results, GRID) if u["unit"]["variant"] == "dreambooth")["snapshots"][-1]
+    assert torch.equal(weight, small.components.unet.get_parameter("mid_block.resnets.0.conv1.weight"))
+    assert last["losses"] != full["losses"]
+    assert np.allclose(last["losses"]["heldout"], full["losses"]["heldout"], rtol=0.02)  # four steps from one prior
+
+
 def test_only_missing_units_are_run(results: Path, tmp_path: Path) -> None:
     for path in results.glob("*.json"):
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -207,7 +207,8 @@ GRIDS: dict[str, Grid] = {
     ),
     # All of APT with a small model's temperature and fill: what do RS and AA cost there? And does the published
     # temperature do as well where gradients that (1 - gamma) has made small still move AdamW? What does a prior pass in
-    # every fourth step alone cost? And the recipe that came of it, all but AA, less each of its other parts.
+    # every fourth step alone cost? And the recipe that came of it, all but AA, less each of its other parts, and on a
+    # base stored in fp8.
     "regularisers": tuning(
         {
             "apt": whole(SMALL_MODEL),
@@ -218,6 +219,7 @@ GRIDS: dict[str, Grid] = {
             "apt without aa, lazy prior 4": whole({**SMALL_MODEL, "lazy_prior": 4}, "aa"),
             "apt without aa, augmentation": whole(SMALL_MODEL, "aa", "augmentation"),
             "apt without aa, weight": whole(SMALL_MODEL, "aa", "weight"),
+            "apt without aa, fp8 base": Variant({**whole(SMALL_MODEL, "aa").settings, "base_storage": "fp8"}),
         }
     ),
     # The baselines' own constants deserve the same care: DCO's beta was published for SDXL's losses.

@@ -17,6 +17,7 @@ from apt_train.config import TrainConfig
 from apt_train.data.dataset import ImageSet
 from apt_train.families.components import Components
 from apt_train.families.precision import resolve_dtype
+from apt_train.families.sd import load_checkpoint
 from apt_train.names import step_folder
 from apt_train.run.folder import RunFolder
 from apt_train.sample.apply import personalized
@@ -54,9 +55,11 @@ def _trained(bench: _Bench, grid: Grid, unit: Unit) -> dict[str, Any]:
     recipe = merged(bench.task.recipe, grid.recipe or {}, {"output": {"watch_drift": False}})  # the probes measure it
     config = variant.config(recipe, bench.subject.class_word, unit.seed)
     preservation = bench.preservation() if variant.preservation else None
+    # A rounded base stays rounded, and the LoRA is used on a full one.
+    trained = bench.components if config.base_storage == "full" else load_checkpoint(bench.task.checkpoint)
     with tempfile.TemporaryDirectory() as folder:
         train(
-            bench.components,
+            trained,
             bench.subject.images,
             config,
             prior_images=preservation,
