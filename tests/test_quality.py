@@ -214,14 +214,15 @@ def test_the_first_pages_table_counts_who_came_as_far() -> None:
     assert table[2].startswith("| dreambooth | 2 of 2 | 0.400 ") and table[3].startswith("| apt | 1 of 2 | 0.460 ")
 
 
-def test_differences_at_one_step_are_bold_where_no_pair_is_missing() -> None:
-    base = [curve("dco", [0.1, 0.3, 0.5, 0.4], [0, 1, 3, 5], subject=s) for s in "ab"]
+def test_differences_at_one_step_are_bold_where_each_run_has_its_pair() -> None:
+    base = [curve("dco", [0.1, 0.3, 0.5, 0.4], [0, 1, 3, 5], subject=s) for s in "abc"]
     ours = [curve("apt", [0.1, 0.2, 0.3, 0.6], [0, 7, 7, 9], subject=s) for s in "ab"]
     table = apart_table([*base, *ours], 400, "dco").splitlines()
     assert table[0].startswith("| variant - dco | n | subject fidelity |") and len(table) == 3
     assert table[2].startswith("| apt | 2 of 2 | **+0.200 ±0.000** | **+4.0")
-    lone = apart_table([*base, ours[0]], 400, "dco").splitlines()[2]
-    assert lone.startswith("| apt | 1 of 2 | +0.200 | +4.0") and "**" not in lone
+    third = curve("apt", [0.1, 0.2, 0.3, 0.6], [0, 7, 7, 9], subject="d")
+    row = apart_table([*base, *ours, third], 400, "dco").splitlines()[2]
+    assert row.startswith("| apt | 2 of 3 | +0.200 ±0.000 | +4.0") and "**" not in row
 
 
 def test_a_table_may_compare_with_another_variant() -> None:
