@@ -274,6 +274,19 @@ def test_alpha_masks_without_any_alpha_are_noted(tmp_path):
     assert any("transparent" in note for note in load_images(tmp_path, alpha_masks=True).notes)
 
 
+def test_transparent_parts_that_are_learned_are_noted(tmp_path):
+    """Unless a mask leaves them out, or there are none."""
+    for name, alpha in (("cut.png", 0), ("whole.png", 255)):
+        image = Image.new("RGBA", (4, 4), (255, 0, 0, 255))
+        image.putpixel((0, 0), (255, 0, 0, alpha))
+        image.save(tmp_path / name)
+    (note,) = load_images(tmp_path).notes
+    assert note.startswith("Transparent parts of cut.png are filled with the background colour")
+    assert load_images(tmp_path, alpha_masks=True).notes == []
+    save(tmp_path / "cut-mask.png", 128, (4, 4), "L")
+    assert load_images(tmp_path).notes == []
+
+
 # --- folders: what is refused
 
 

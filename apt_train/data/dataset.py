@@ -22,7 +22,7 @@ from ..paths import expanded
 from ..wording import listed, printable
 from .caption_files import MAX_LETTERS, on_one_line, read_caption
 from .folder_files import PictureFiles, sort_folder
-from .pictures import Color, Picture, fit_mask, parse_color, read_mask, read_picture
+from .pictures import TRANSPARENT, Color, Picture, fit_mask, parse_color, read_mask, read_picture
 from .tensor_pictures import to_mask, to_pixels, unbatch
 
 _T = TypeVar("_T")
@@ -238,7 +238,8 @@ class _Reading:
         if counts:
             self._ambiguous.append(printable(counts.name))
         name = printable(files.path.name)
-        for remark in picture.remarks:
+        filled = mask is None and picture.alpha is not None and float(picture.alpha.min()) < 1
+        for remark in (*picture.remarks, *([TRANSPARENT] if filled else [])):
             self._remarks.setdefault(remark, []).append(name)
         self.images.append(TrainImage(name, picture.pixels, caption, mask, stored=stored))
         for part in _parts(picture.pixels, caption, mask):
