@@ -21,6 +21,7 @@ from .look import Look
 FEW, MANY = 3, 30  # pictures, as in `docs/recipes.md`
 SAME = 0.94  # similarity of thumbs: copies relit or re-saved 0.99, shifted by 3% 0.95; others at most 0.75
 ALIKE = 0.85  # similarity of surroundings: same place 0.94 or more, two of three random pictures below 0.73
+ALIKE_IN_GREY = 0.985  # the same where both have one tint: three unrelated ones are above in 1 of 1000 draws
 MOST = 0.8  # share of the pictures that must have the same background
 BLURRED = 0.06  # `sharpness_of`: sharp 0.2 to 2 (1 in 100: 0.07), smoothed by 1.5 pixels 0.025
 ENLARGED = 1.2  # times; less is invisible
@@ -43,7 +44,9 @@ def picture_findings(looks: Sequence[Look], backgrounds: Sequence[int]) -> Itera
 def one_background(looks: Sequence[Look]) -> list[int]:
     """The pictures whose surroundings share the same colours, if these are nearly all of them; otherwise none."""
     surroundings = np.stack([look.surroundings for look in looks])
-    alike = cast("NDArray[np.bool_]", surroundings @ surroundings.T > ALIKE)
+    grey = np.array([look.one_tint for look in looks])
+    least = np.where(grey & grey[:, None], ALIKE_IN_GREY, ALIKE)
+    alike = cast("NDArray[np.bool_]", surroundings @ surroundings.T > least)
     group = cast("list[int]", alike[int(alike.sum(axis=1).argmax())].nonzero()[0].tolist())
     return group if len(group) >= max(FEW, math.ceil(MOST * len(looks))) else []
 
