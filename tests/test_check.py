@@ -16,6 +16,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from apt_train import cli
+from apt_train.data.buckets import bucket_notes, prepare
 from apt_train.data.dataset import load_images
 from apt_train.errors import InputError
 from apt_train.palette import BLUE, ORANGE
@@ -73,6 +74,15 @@ def test_the_demos_pictures_have_none_at_their_own_size(folder: str) -> None:
     """Also where all stand on one lawn, as their captions say so."""
     found = looked_through(DEMO / folder, 64)
     assert [kind for kind in kinds(found) if folder == "subject" or kind != "same background"] == []
+
+
+def test_the_check_and_the_run_agree_on_what_is_too_small(tmp_path: Path) -> None:
+    save(tmp_path, (*GOOD[:3], replace(GOOD[3], size=(230, 230))))
+    change(tmp_path, "0.png", lambda picture: picture.resize((200, 200), Image.Resampling.LANCZOS))
+    images = load_images(tmp_path)
+    (noted,) = bucket_notes(prepare(images, SIDE, 64), 1)
+    (finding,) = looked_through(tmp_path).findings
+    assert "enlarged: 0.png." in noted and [images.images[place].name for place in finding.pictures] == ["0.png"]
 
 
 def test_drawn_pictures_at_a_larger_size_are_enlarged_and_nothing_else(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -104,6 +105,12 @@ def untranslated(picks: Callable[[ast.Call], ast.expr | None], chinese: Callable
     ]
     assert len(found) > 10
     return [sentence for sentence in found if not CHINESE.search(chinese(sentence.text))]
+
+
+def test_no_sentence_is_a_chain_of_semicolons() -> None:
+    """Every sentence has its Chinese, so they are all here."""
+    table = json.loads((ROOT / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))
+    assert [english for english in table["aptTrain"]["server"] if ";" in english] == []
 
 
 def test_every_error_of_the_nodes_has_its_chinese(chinese: Callable[[str], str]) -> None:

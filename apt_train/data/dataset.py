@@ -252,7 +252,7 @@ class _Reading:
             notes.append(f"Left out likewise: {len(self._left_out) - _SKIPPED_SHOWN} more.")
         if self._ambiguous:
             count = "counts" if len(self._ambiguous) == 1 else "count"
-            notes.append(f"{listed(self._ambiguous)} {count}; another caption file of the picture says something else.")
+            notes.append(f"{listed(self._ambiguous)} {count}. Another caption file of the picture says something else.")
         return [*notes, *(remark.format(names=listed(names)) for remark, names in self._remarks.items())]
 
 
@@ -290,8 +290,8 @@ def _lines(captions: Sequence[str | None] | str | None, count: int) -> tuple[lis
         return lines * count, [note] if on_one_line(lines[0]) else []
     if len(lines) != count:
         raise InputError(
-            f"There are {len(lines)} captions for {count} images: give one per image, or one for all; "
-            "without any the caption template counts."
+            f"There are {len(lines)} captions for {count} images: give one per image, one for all, or none to use "
+            "the caption template."
         )
     return lines, []
 

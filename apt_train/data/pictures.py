@@ -36,8 +36,8 @@ Color = tuple[int, int, int]
 # {names} is filled in with the pictures' names.
 FRAMES = "There are several frames in {names}: the first is taken."
 TRANSPARENT = (
-    "Transparent parts of {names} are filled with the background colour, which is learned with them: switch alpha "
-    "masks on to leave them out."
+    "Transparent parts of {names} are filled with the background colour and count like the rest. In training, alpha "
+    "masks leave them out."
 )
 METADATA = "The metadata of {names} is broken or too large and was ignored: check which way up each picture is."
 

@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.buckets import NOTED_CROP
+from ..data.buckets import NOTED_CROP, NOTED_SCALE
 from ..wording import counted
 from .finding import Finding, about
 from .look import Look
@@ -24,7 +24,6 @@ ALIKE = 0.85  # similarity of surroundings: same place 0.94 or more, two of thre
 ALIKE_IN_GREY = 0.985  # the same where both have one tint: three unrelated ones are above in 1 of 1000 draws
 MOST = 0.8  # share of the pictures that must have the same background
 BLURRED = 0.06  # `sharpness_of`: sharp 0.2 to 2 (1 in 100: 0.07), smoothed by 1.5 pixels 0.025
-ENLARGED = 1.2  # times; less is invisible
 
 
 def picture_findings(looks: Sequence[Look], backgrounds: Sequence[int]) -> Iterator[Finding]:
@@ -108,7 +107,7 @@ def _blurred(looks: Sequence[Look]) -> Iterator[Finding]:
 
 
 def _enlarged(looks: Sequence[Look]) -> Iterator[Finding]:
-    found = [i for i, look in enumerate(looks) if look.crop.scale > ENLARGED]
+    found = [i for i, look in enumerate(looks) if look.crop.scale > NOTED_SCALE]
     text = (
         "Enlarged to the training size: {names}. The missing detail is learned as softness: use larger originals, or a "
         "smaller resolution."
