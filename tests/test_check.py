@@ -357,7 +357,7 @@ def test_check_names_findings_and_draws_the_sheet(tmp_path: Path, capsys: pytest
 
 MISTAKES = {
     "no folder": (["nowhere"], "nowhere does not exist"),
-    "another size": (["toy", "--resolution", "250"], "resolution is 250, no multiple of 8: give 248 or 256"),
+    "another size": (["toy", "--resolution", "250"], "resolution is 250, not a multiple of 8: give 248 or 256"),
     "no size": (["toy", "--resolution", "0"], "resolution is 0: give the size to train at"),
     "below nothing": (["toy", "--resolution=-512"], "resolution is -512"),
     "a multiple": (["toy", "--bucket-multiple", "3"], "bucket_multiple is 3: give a multiple of 8"),

@@ -626,7 +626,7 @@ def test_of_a_long_captions_attention_the_first_columns_are_read(tmp_path: Path,
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path) -> None:
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         write_report(tmp_path / "nowhere")
 
 

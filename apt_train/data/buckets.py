@@ -138,7 +138,7 @@ def _check_resolution(resolution: int, multiple: int) -> None:
         return
     below, above = resolution // multiple * multiple, (resolution // multiple + 1) * multiple
     nearest = f"{below} or {above}" if below > 0 else str(max(above, multiple))
-    raise InputError(f"resolution is {resolution}, no multiple of {multiple}: give {nearest}.")
+    raise InputError(f"resolution is {resolution}, not a multiple of {multiple}: give {nearest}.")
 
 
 def _nearest(sizes: list[Size], original: Size) -> Size:

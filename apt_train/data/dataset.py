@@ -120,11 +120,11 @@ class ImageSet:
             alike.setdefault(image.content[0], []).append(image.name)
         repeated = [names for names in alike.values() if len(names) > 1]
         told = [
-            f"{listed(names, 3)} are the same picture, which counts {len(names)} times: leave one if that is not meant."
+            f"{listed(names, 3)} are the same picture, which counts {len(names)} times: keep one unless that is meant."
             for names in repeated[:_REPEATS_SHOWN]
         ]
         more = len(repeated) - len(told)
-        return [*told, f"So it is with {more} more pictures."] if more else told
+        return [*told, f"{more} more pictures are repeated, too."] if more else told
 
     @classmethod
     def from_tensors(
@@ -307,7 +307,7 @@ def _check_text(caption: object) -> None:
     try:
         caption.encode()
     except UnicodeEncodeError:
-        raise InputError(f"The caption {caption!a} holds half a character: type it anew.") from None
+        raise InputError(f"The caption {caption!a} contains half a character: type it again.") from None
 
 
 def _caption_lines(captions: Sequence[str | None] | str | None, count: int) -> list[str | None] | None:

@@ -165,7 +165,7 @@ def _check_file(name: str, path: Path) -> None:
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror}): {remedy}.") from error
     if not is_file:
-        raise InputError(f"{name} cannot be read, as it is no file: {remedy}.")
+        raise InputError(f"{name} cannot be read, as it is not a file: {remedy}.")
     if size > MAX_BYTES:
         raise InputError(f"{name} takes {size / 2**30:.1f} GB, too much to be read safely: {remedy}.")
 

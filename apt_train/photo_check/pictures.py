@@ -60,7 +60,7 @@ def _count(count: int) -> Iterator[Finding]:
     if count > MANY:
         yield Finding(
             "many pictures",
-            f"There are {count} pictures, so training sees each of them seldom. Raise steps in proportion, or keep "
+            f"There are {count} pictures, so training sees each of them rarely. Raise steps in proportion, or keep "
             "the 10 to 30 that differ most.",
         )
 

@@ -18,12 +18,12 @@ def restore_newest(run: Run, folder: RunFolder, listener: Listener) -> None:
         if folder.lora.exists() and not snapshot_folders(folder.snapshots):
             raise InputError(
                 f"{folder.path} has a LoRA, but no snapshot to go on from: restore its {folder.snapshots.name}, or "
-                "train anew in another folder."
+                "train again in another folder."
             )
         if snapshot_folders(folder.snapshots):
             raise InputError(
                 f"{folder.path} has snapshots, but no state that can be read ({', '.join(faults)}): restore a "
-                "state.safetensors and state.json, or train anew in another folder."
+                "state.safetensors and state.json, or train again in another folder."
             )
         return
     if state.step > run.config.steps:
