@@ -220,7 +220,7 @@ def _subject(trigger: str, class_word: str, run: AptRun | None) -> tuple[str, st
 
 def _require_one_start(image: Any, vae: Any, latent: Any) -> None:
     if image is not None and latent is not None:
-        raise InputError("image and latent are both wired, but both models look at one thing: take one of them off.")
+        raise InputError("image and latent are both wired, but both models look at one thing: disconnect one of them.")
     if image is not None and vae is None:
         raise InputError("image needs a VAE beside it: wire vae, or wire a latent instead of the picture.")
 
@@ -256,7 +256,7 @@ def _both(
     if {layer: maps.shape for layer, maps in prior.items()} != {layer: maps.shape for layer, maps in other.items()}:
         raise InputError("The two models have other layers: wire two versions of one model.")
     if not all(torch.isfinite(maps).all() for maps in [*prior.values(), *other.values()]):
-        raise InputError("The attention holds values that are no numbers: run the model in bf16 or fp32.")
+        raise InputError("The attention holds values that are not numbers: run the model in bf16 or fp32.")
     return list(prior.values()), [other[layer] for layer in prior]
 
 

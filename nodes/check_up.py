@@ -191,7 +191,7 @@ def _require_one(wire: Any, name: str) -> None:
     if wire is None or (not isinstance(wire, dict) and name == NO_FILE):
         raise InputError("No LoRA is given: wire one into lora, or choose a file in lora_name.")
     if isinstance(wire, dict) and name != NO_FILE:
-        raise InputError("Two LoRAs are given: set lora_name to none, or take the lora wire off.")
+        raise InputError("Two LoRAs are given: set lora_name to none, or disconnect lora.")
 
 
 def _question(inputs: dict[str, Any]) -> _Question:

@@ -172,7 +172,7 @@ def curves_of(root: Path, run: str, after: int = 0) -> dict[str, Any]:
     except InputError:
         raise
     except (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError):
-        raise InputError(f"The files of {run} are damaged or may not be read: restore them, or train anew.") from None
+        raise InputError(f"The files of {run} are damaged or may not be read: restore them, or train again.") from None
     known = [item["state"] for item in _SESSION.runs() if item["run"] == run]
     state = known[0] if known else "done" if _is_finished(folder, curves) else "stopped"
     told = [notice.text for notice in read_notices(root / run)]

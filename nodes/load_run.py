@@ -107,7 +107,7 @@ def _opened(name: str) -> AptRun:
         raise InputError(f"{name} has no snapshot yet: queue its training node to go on with it.")
     digest = read_config(folder).get("digest")
     if not isinstance(digest, str):
-        raise InputError(f"{name} does not say what it was made of: restore its config.json, or train anew.")
+        raise InputError(f"{name} does not say what it was made of: restore its config.json, or train again.")
     return open_run(folder, replace(config, steps=done), digest)
 
 

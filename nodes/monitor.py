@@ -106,9 +106,9 @@ def verdict(record: RunRecord, advised: Recommendation, picked: int) -> str:
     from ..apt_train.wording import counted
     from .host.language import translated
 
-    goes_on = f"Step {picked} goes on, as recommended"
+    goes_on = f"Step {picked} is passed on, as recommended"
     if picked != advised.step:
-        goes_on = f"Step {picked} goes on; recommended is step {advised.step}"
+        goes_on = f"Step {picked} is passed on, though step {advised.step} is recommended"
     first = f"{translated(goes_on)}: {translated(advised.reason)}"
     told = [translated(notice.text) for notice in record.notices]
     notices = (

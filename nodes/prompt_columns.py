@@ -60,7 +60,7 @@ class Texts:
         """
         prompt, trigger, class_word = prompt.strip(), trigger.strip(), class_word.strip()
         if not prompt:
-            raise InputError("The prompt is empty: write what both models shall read.")
+            raise InputError("The prompt is empty: write what both models should read.")
         if SUBJECT in prompt and not trigger and not class_word:
             raise InputError(
                 f"The prompt holds {SUBJECT}, but nothing says what stands for it: wire run, fill in trigger and "

@@ -126,7 +126,7 @@ def way_out(run: AptRun, step: int) -> str:
     """What to do about that damaged snapshot, in a few words."""
     others = sorted((at for at in snapshot_steps(run) if at != step), key=lambda at: (abs(at - step), -at))
     nearest = next((at for at in others if fault_of(run, at) is None), None)
-    return "train it anew with restart" if nearest is None else f"choose step {nearest}, the nearest that is intact"
+    return "train it again with restart" if nearest is None else f"choose step {nearest}, the nearest that is intact"
 
 
 def snapshot_of(folder: Path, step: int) -> Path:

@@ -49,7 +49,7 @@ def steps_shown(text: str, there: Sequence[int], recommended: int) -> list[int]:
     recommended one. `there`: the run's snapshots, ascending. InputError: there are none, or an unknown word.
     """
     if not there:
-        raise InputError("The run has no snapshots any more: restore its folder, or train it anew with restart.")
+        raise InputError("The run has no snapshots any more: restore its folder, or train it again with restart.")
     words = [word.strip().lower() for word in text.replace("\n", ",").split(",") if word.strip()]
     if not words:
         spread = {round(k * (len(there) - 1) / (SHOWN - 1)) for k in range(SHOWN)}

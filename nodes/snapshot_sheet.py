@@ -219,7 +219,7 @@ class Sheet:
                 done += 1
                 so_far = [[known.get(keys[p, c]) for c in columns] for p in prompts]
                 progress.show(done, total, _grid(so_far, prompts, columns))
-        goes_on = f"step {chosen.step} at strength {chosen.strength:g} goes on"
+        goes_on = f"step {chosen.step} at strength {chosen.strength:g} is passed on"
         progress.say(" · ".join([f"column {chosen.letter}", goes_on]))
         pictures = [[known[keys[p, c]] for c in columns] for p in prompts]
         return _grid(pictures, prompts, columns, chosen)

@@ -145,6 +145,11 @@ def subject_not_named(folder: Path) -> None:
     (folder / "1.txt").write_text("a photo of something in the sea", encoding="utf-8")
 
 
+def not_in_english(folder: Path) -> None:
+    save(folder, captions=True)
+    (folder / "3.txt").write_text("фото {subject} у фиолетовой стены 🐻", encoding="utf-8")
+
+
 def background_not_named(folder: Path) -> None:
     save(folder, captions=True)
     (folder / "2.txt").write_text("a close-up photo of {subject}", encoding="utf-8")
@@ -176,6 +181,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "subject cropped": (cut_by_crop, ["3.png"]),
     "subject cut off": (cut_off, ["0.png", "1.png", "2.png", "3.png"]),
     "subject not named": (subject_not_named, ["1.png"]),
+    "not in English": (not_in_english, ["3.png"]),
     "background not named": (background_not_named, ["2.png"]),
     "no caption": (no_caption, ["0.png"]),
     "same caption": (same_caption, []),

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from apt_train import cli
+from apt_train.data.buckets import bucket_notes, prepare
 from apt_train.data.dataset import load_images
 from apt_train.errors import InputError
 from apt_train.palette import BLUE, ORANGE
@@ -72,6 +74,15 @@ def test_the_demos_pictures_have_none_at_their_own_size(folder: str) -> None:
     """Also where all stand on one lawn, as their captions say so."""
     found = looked_through(DEMO / folder, 64)
     assert [kind for kind in kinds(found) if folder == "subject" or kind != "same background"] == []
+
+
+def test_the_check_and_the_run_agree_on_what_is_too_small(tmp_path: Path) -> None:
+    save(tmp_path, (*GOOD[:3], replace(GOOD[3], size=(230, 230))))
+    change(tmp_path, "0.png", lambda picture: picture.resize((200, 200), Image.Resampling.LANCZOS))
+    images = load_images(tmp_path)
+    (noted,) = bucket_notes(prepare(images, SIDE, 64), 1)
+    (finding,) = looked_through(tmp_path).findings
+    assert "enlarged: 0.png." in noted and [images.images[place].name for place in finding.pictures] == ["0.png"]
 
 
 def test_drawn_pictures_at_a_larger_size_are_enlarged_and_nothing_else(tmp_path: Path) -> None:
@@ -140,6 +151,37 @@ def test_one_background_is_no_finding_where_masks_or_captions_account_for_it(tmp
     assert kinds(looked_through(tmp_path)) == []
     (tmp_path / "3.txt").write_text("{subject} from behind", encoding="utf-8")
     assert kinds(looked_through(tmp_path)) == ["same background"]
+
+
+@pytest.mark.parametrize("ends", [((0, 0, 0), (255, 255, 255)), ((30, 15, 5), (255, 240, 200))], ids=["grey", "sepia"])
+def test_unrelated_pictures_without_colour_share_no_background(ends: tuple[Any, Any], tmp_path: Path) -> None:
+    """Different light alone tells them apart, where colours would have; the same light is still one background."""
+    save(tmp_path, tuple(replace(photo, tint=tint) for photo, tint in zip(GOOD, (0, 1, 3, 6), strict=True)))
+    for i in range(len(GOOD)):
+        change(tmp_path, f"{i}.png", lambda picture: ImageOps.colorize(picture.convert("L"), *ends))
+    assert kinds(looked_through(tmp_path)) == []
+    save(tmp_path, tuple(replace(photo, tint=0) for photo in GOOD))
+    for i in range(len(GOOD)):
+        change(tmp_path, f"{i}.png", lambda picture: ImageOps.colorize(picture.convert("L"), *ends))
+    assert kinds(looked_through(tmp_path)) == ["same background"]
+
+
+def test_a_mask_that_covers_the_border_is_asked_about_and_cuts_nothing_off(tmp_path: Path) -> None:
+    """Inverted around a subject at the side, or of a subject that fills the picture: the mask cannot tell."""
+    save(tmp_path, tuple(replace(photo, at=(0.2, 0.6), reach=0.2) for photo in GOOD), masks=True)
+    for i in range(len(GOOD)):
+        change(tmp_path, f"{i}-mask.png", ImageOps.invert)
+    (finding,) = looked_through(tmp_path).findings
+    assert finding.kind == "mask inverted?" and not finding.serious and "invert these masks if" in finding.text
+
+
+def test_a_mask_that_leaves_a_watermark_out_is_no_finding(tmp_path: Path) -> None:
+    save(tmp_path, masks=True)
+    for i in range(len(GOOD)):
+        mask = Image.new("L", (SIDE, SIDE), 255)
+        mask.paste(0, (SIDE - 60, SIDE - 20, SIDE, SIDE))
+        mask.save(tmp_path / f"{i}-mask.png")
+    assert kinds(looked_through(tmp_path)) == []
 
 
 def test_without_a_class_word_only_the_placeholder_is_known(tmp_path: Path) -> None:
@@ -261,6 +303,34 @@ def test_a_sheet_of_many_pictures_with_odd_names_is_drawn(tmp_path: Path) -> Non
 # ---- the command -------------------------------------------------------------------------------------------------
 
 
+def test_a_name_that_the_sheet_cannot_write_is_a_number_there(tmp_path: Path) -> None:
+    """In the sentences, too; the text output keeps the name. Accents that macOS keeps apart are no such letters."""
+    save(tmp_path, captions=True)
+    (tmp_path / "2.png").rename(tmp_path / "фото.png")
+    (tmp_path / "2.txt").rename(tmp_path / "фото.txt")
+    (tmp_path / "1.png").rename(tmp_path / "e\u0301te\u0301.png")
+    (tmp_path / "1.txt").unlink()
+    change(tmp_path, "фото.png", lambda picture: picture.filter(ImageFilter.GaussianBlur(2)))
+    found = looked_through(tmp_path)
+    assert any("фото.png" in line for line in found.lines())
+    told = [line.text for line in _lines_below(found)]
+    assert any("Blurred: picture 4." in text for text in told) and not any("фото" in text for text in told)
+
+    def as_if(**names: str) -> Preflight:
+        looks = [replace(look, name=names.get(look.name, look.name)) for look in found.looks]
+        said = [replace(each, text=each.text.replace("фото.png", names["фото.png"])) for each in found.findings]
+        return replace(found, looks=looks, findings=said)
+
+    written = {"фото.png": "picture 4", "e\u0301te\u0301.png": "\xe9t\xe9.png"}
+    assert contact_sheet(found) == contact_sheet(as_if(**written))
+
+
+def test_a_class_word_in_other_letters_is_a_finding(tmp_path: Path) -> None:
+    found = looked_through(save(tmp_path), class_word="玩具", identifier="my_toy")
+    assert kinds(found) == ["not in English"] and found.findings[0].serious
+    assert kinds(looked_through(tmp_path, class_word="Löwe", identifier="leo")) == []
+
+
 def test_check_says_that_nothing_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", str(save(tmp_path / "toy")), "--resolution", "256"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "No findings in 4 pictures at 256 pixels."
@@ -287,7 +357,7 @@ def test_check_names_findings_and_draws_the_sheet(tmp_path: Path, capsys: pytest
 
 MISTAKES = {
     "no folder": (["nowhere"], "nowhere does not exist"),
-    "another size": (["toy", "--resolution", "250"], "resolution is 250, no multiple of 8: give 248 or 256"),
+    "another size": (["toy", "--resolution", "250"], "resolution is 250, not a multiple of 8: give 248 or 256"),
     "no size": (["toy", "--resolution", "0"], "resolution is 0: give the size to train at"),
     "below nothing": (["toy", "--resolution=-512"], "resolution is -512"),
     "a multiple": (["toy", "--bucket-multiple", "3"], "bucket_multiple is 3: give a multiple of 8"),

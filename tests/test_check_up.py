@@ -244,7 +244,7 @@ def test_a_lora_of_a_flow_transformer_is_looked_over() -> None:
 
 
 def test_a_strength_that_overflows_is_one_sentence(trained: TrainResult) -> None:
-    with pytest.raises(InputError, match="no numbers with the LoRA at strength 1: use fp32, or a lower strength"):
+    with pytest.raises(InputError, match="not numbers with the LoRA at strength 1: use fp32, or a lower strength"):
         looked_over(scaled(trained.lora, 1e37), images=None)
 
 

@@ -178,7 +178,7 @@ def test_zero_terminal_snr_can_be_taken_back(folder: Path) -> None:
     assert not load_checkpoint(folder, zero_terminal_snr=False).schedule.zero_terminal_snr
 
 
-# --- weights that are no numbers ------------------------------------------------------------------------------
+# --- weights that are not numbers ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("written", [torch.float32, torch.float16, torch.bfloat16])

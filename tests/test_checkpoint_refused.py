@@ -57,7 +57,7 @@ def test_missing_path(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="no devices among the files")
 def test_a_device_is_no_file(tmp_path):
-    assert "is no file: check the path" in refusal(Path("/dev/null"))
+    assert "is not a file: check the path" in refusal(Path("/dev/null"))
 
 
 def test_zero_bytes(tmp_path):
@@ -115,7 +115,7 @@ def test_other_content(tmp_path, content, expected):
     assert expected in refusal(path)
 
 
-@pytest.mark.parametrize(("name", "expected"), [("m.gguf", "GGUF"), ("m.png", "no .safetensors file")])
+@pytest.mark.parametrize(("name", "expected"), [("m.gguf", "GGUF"), ("m.png", "not a .safetensors file")])
 def test_other_suffix(tmp_path, name, expected):
     (tmp_path / name).write_bytes(b"GGUF" + bytes(100))
     assert expected in refusal(tmp_path / name)

@@ -206,7 +206,7 @@ def test_captions_of_other_trainers_are_read_and_which_counts_is_said(tmp_path, 
         (tmp_path / name).write_text(text)
     images = load_images(tmp_path)
     assert images.images[0].caption == caption
-    assert [note.split(";")[0] for note in images.notes] == ([counts] if counts else [])
+    assert [note.split(". ")[0] for note in images.notes] == ([counts] if counts else [])
 
 
 # --- folders: masks
@@ -272,6 +272,19 @@ def test_alpha_can_be_the_mask(tmp_path):
 def test_alpha_masks_without_any_alpha_are_noted(tmp_path):
     save(tmp_path / "a.png")
     assert any("transparent" in note for note in load_images(tmp_path, alpha_masks=True).notes)
+
+
+def test_transparent_parts_that_are_learned_are_noted(tmp_path):
+    """Unless a mask leaves them out, or there are none."""
+    for name, alpha in (("cut.png", 0), ("whole.png", 255)):
+        image = Image.new("RGBA", (4, 4), (255, 0, 0, 255))
+        image.putpixel((0, 0), (255, 0, 0, alpha))
+        image.save(tmp_path / name)
+    (note,) = load_images(tmp_path).notes
+    assert note.startswith("Transparent parts of cut.png are filled with the background colour")
+    assert load_images(tmp_path, alpha_masks=True).notes == []
+    save(tmp_path / "cut-mask.png", 128, (4, 4), "L")
+    assert load_images(tmp_path).notes == []
 
 
 # --- folders: what is refused
@@ -630,16 +643,17 @@ def test_a_mask_whose_subject_is_cropped_away_is_refused():
 
 def test_notes_tell_of_many_sizes_and_enlarged_pictures():
     same = prepare(image_set((64, 64), (70, 70)), 32, 8)
-    assert bucket_notes(same) == []
+    assert bucket_notes(same, 2) == []
     mixed = prepare(image_set((64, 64), (30, 60), (20, 20)), 32, 8)
-    sizes, small = bucket_notes(mixed)
+    sizes, small = bucket_notes(mixed, 2)
+    assert bucket_notes(mixed, 1) == [small], "a batch of one picture has one size in any case"
     assert "2 sizes" in sizes and "32 x 32: 2" in sizes
     assert "2.png" in small and "0.png" not in small
 
 
 def test_a_panorama_that_loses_most_of_itself_is_told():
-    assert not any("0.png" in note for note in bucket_notes(prepare(image_set((64, 180)), 64, 16)))
-    panoramas = bucket_notes(prepare(image_set((100, 800), (64, 64), (800, 100)), 64, 16))[-1]
+    assert not any("0.png" in note for note in bucket_notes(prepare(image_set((64, 180)), 64, 16), 1))
+    panoramas = bucket_notes(prepare(image_set((100, 800), (64, 64), (800, 100)), 64, 16), 1)[-1]
     assert "0.png loses 62% and 2.png loses 62%" in panoramas and "1.png" not in panoramas
-    many = bucket_notes(prepare(image_set(*[(10, 80)] * 40), 64, 16))[-1]
+    many = bucket_notes(prepare(image_set(*[(10, 80)] * 40), 64, 16), 1)[-1]
     assert "35 others" in many and len(many) < 300

@@ -116,7 +116,7 @@ def test_a_picture_that_is_no_file_is_refused_by_name(folder: Path, kind: str) -
         os.mkfifo(place)
     else:
         place.symlink_to(place if kind == "loop" else folder / "gone.png")
-    with pytest.raises(InputError, match=r"b\.png cannot be read \(|b\.png cannot be read, as it is no file"):
+    with pytest.raises(InputError, match=r"b\.png cannot be read \(|b\.png cannot be read, as it is not a file"):
         load_images(folder)
     images = load_images(folder, skip_bad_images=True)
     assert names(images) == ["a.png"] and "Left out" in said_once(images, "b.png")
@@ -193,7 +193,7 @@ def test_what_is_made_from_a_picture_is_no_picture_of_the_subject_and_named(fold
     save(folder / name)
     images = load_images(folder)
     assert names(images) == ["a.png"] and images.images[0].mask is None
-    assert "left out as made from a picture here, going by the name: rename it" in said_once(images, name)
+    assert "left out as made from another picture here, by the name: rename it" in said_once(images, name)
 
 
 @pytest.mark.parametrize("name", ["b_depth.png", "depth.png", "ahead.png", "a normal day.png", "a_seg_old.png"])
@@ -323,7 +323,9 @@ def test_folders_deeper_inside_are_offered_too(tmp_path: Path, place: str) -> No
     assert f"give the folder that holds them, {tmp_path / place}." in str(caught.value)
     save(tmp_path / "a.png")
     notes = load_images(tmp_path).notes
-    assert [note for note in notes if f"{place}/ is not read, though with pictures" in note] and len(notes) == 2
+    assert [note for note in notes if f"{place}/ is not read, although there are pictures inside" in note] and len(
+        notes
+    ) == 2
     assert [note for note in notes if note.startswith("log/ is not read: neither")]
 
 

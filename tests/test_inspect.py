@@ -246,7 +246,7 @@ def test_a_learned_word_is_given_by_its_file(looked: Callable[..., Seen]) -> Non
         ({"x": torch.ones(3)}, (), "holds no learned word"),
         ({"clip_l": torch.ones(0, 32)}, (), "holds no learned word"),
         ({"clip_l": torch.ones(2, 32, dtype=torch.int8)}, (), "holds no learned word"),
-        ({"clip_l": torch.full((2, 32), float("nan"))}, (), "holds values that are no numbers"),
+        ({"clip_l": torch.full((2, 32), float("nan"))}, (), "holds values that are not numbers"),
         ({"clip_g": torch.ones(2, 32)}, (), "has no rows for this model's clip_l"),
         ({"clip_l": torch.ones(2, 31)}, (), "has no rows for this model's clip_l"),
     ],

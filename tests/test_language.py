@@ -100,7 +100,7 @@ def _notices() -> list[str]:
     long = [torch.zeros(64, 512, 3), torch.ones(64, 64, 3)]
     images = ImageSet.from_tensors([*alike, *long], "a toy")
     several = ImageSet.from_tensors([torch.full((8, 8, 3), shade / 20) for shade in range(20) for _ in range(2)])
-    return [*images.notes, *images.repeats(), *bucket_notes(prepare(images, 128, 64)), several.repeats()[-1]]
+    return [*images.notes, *images.repeats(), *bucket_notes(prepare(images, 128, 64), 2), several.repeats()[-1]]
 
 
 def test_notices_and_what_else_a_line_says_are_told_in_chinese(language: Any, tmp_path: Path) -> None:

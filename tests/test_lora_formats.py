@@ -302,7 +302,7 @@ def test_a_lora_that_broke_in_training_is_told_as_such() -> None:
     parts = tiny_components()
     lora = kohya(random_layers(parts.unet, attention_paths(parts.unet)))
     broken = {key: tensor * float("nan") if "lora_up" in key else tensor for key, tensor in lora.items()}
-    assert "holds values that are no numbers in 32 of its 32 layers" in refused(broken, parts)
+    assert "holds values that are not numbers in 32 of its 32 layers" in refused(broken, parts)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_a_lora_that_broke_in_training_is_told_as_such() -> None:
     [
         ("a.ckpt", b"PK\x03\x04", "is a pickle"),
         ("a.safetensors", b"", "is empty"),
-        ("a.txt", b"x", "is no .safetensors"),
+        ("a.txt", b"x", "is not a .safetensors"),
     ],
 )
 def test_what_is_no_lora_file_is_refused(tmp_path: Path, name: str, content: bytes, says: str) -> None:

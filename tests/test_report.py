@@ -340,7 +340,7 @@ def test_the_verdict_follows_the_indicator(tmp_path) -> None:
     assert since and "cannot tell these apart" in most
     # the sixth bin's curve: 0.98 (1 - exp(-s / (100 * (1 + 2 * 5/9)))) reaches 0.9 at step 528
     assert abs(int(since[1]) - 528) < 60
-    assert "have the drift measured" in most, "without it nothing more can be said"
+    assert "Have the drift measured" in most, "without it nothing more can be said"
 
 
 def test_the_verdict_follows_the_drift(tmp_path) -> None:
@@ -352,12 +352,12 @@ def test_the_verdict_follows_the_drift(tmp_path) -> None:
     method: Any = "apt"
     stays = told_of((0.1, 0.13))
     assert "At step 1000 the drift ratio was 0.13, its lowest " in stays and "it has not risen much" in stays
-    assert "lower the learning rate" not in stays and "compare" not in stays, "an indicator near 1 alone is no alarm"
+    assert "Lower the learning rate" not in stays and "Compare" not in stays, "an indicator near 1 alone is no alarm"
     spills = told_of((0.1, 0.52))
     assert "the drift ratio was 0.52, its lowest " in spills and "a sign of overfitting" in spills
     # its lowest is .121, of step 50; .1 + .42 s / 1000 passes three times that, .363, after step 626
-    assert "compare the snapshot of step 600, from before the drift ratio rose" in spills
-    assert "lower the learning rate from 5e-05" in spills and "add pictures" in spills
+    assert "Compare the snapshot of step 600, from before the drift ratio rose" in spills
+    assert "Lower the learning rate from 5e-05" in spills and "Add pictures" in spills and ";" not in spills
     assert "train longer" not in spills
     calm = told_of((0.1, 0.52), ceiling=(0.6, 0.2))
     assert "a sign of overfitting" in calm and "does not overfit" not in calm, "of two measures the drift decides"
@@ -386,7 +386,7 @@ def test_without_a_prior_pass_overfitting_is_not_known(tmp_path) -> None:
     lines = [line | {"gamma": [0.0] * 10} for line in plausible_log(200, regularised=False)]
     words = told(tmp_path, lines, TrainConfig(class_word="teddy bear", steps=400, method="dreambooth"))
     assert words.startswith('DreamBooth trained "teddy bear" for 200 steps of the 400 planned.')
-    assert "not measured" in words and "not known" in words and "have the drift measured" in words
+    assert "not measured" in words and "not known" in words and "Have the drift measured" in words
     assert "does not overfit" not in words
     watched = TrainConfig(class_word="toy", steps=200, method="dreambooth", apt=AptConfig(watch_indicator=True))
     assert "the highest is 0.00" in told(tmp_path, lines, watched)
@@ -413,7 +413,7 @@ def test_the_verdict_follows_the_loss(tmp_path) -> None:
     rising = plausible_log(800, loss_drop=-0.8, ceiling=(0.6, 0.2))
     assert "no bad sign by itself" in told(tmp_path, rising)
     words = told(tmp_path, rising, TrainConfig(class_word="toy", steps=800, apt=plain))
-    assert "no bad sign" not in words and "lower the learning rate" in words
+    assert "no bad sign" not in words and "Lower the learning rate" in words
 
 
 def test_the_verdict_weighs_the_terms(tmp_path) -> None:
@@ -422,13 +422,13 @@ def test_the_verdict_weighs_the_terms(tmp_path) -> None:
         return told(tmp_path, [line | {"grad_norm_terms": norms} for line in plausible_log(100, ceiling=(0.5, 0.2))])
 
     fair = with_norms(1.0, 1.0, 0.5)
-    assert "denoising 40%, stabilization 40%, alignment 20%; no term dominates" in fair
+    assert "denoising 40%, stabilization 40%, alignment 20%. No term dominates." in fair
     assert "dist_weight" not in fair and "attn_weight" not in fair
     drowned = with_norms(1.0, 20.0, 0.1)
-    assert "stabilization dominates" in drowned and "lower dist_weight from 0.01," in drowned
+    assert "Stabilization dominates" in drowned and "Lower dist_weight from 0.01," in drowned
     assert "attn_weight" not in drowned  # next to that anything is small
     idle = with_norms(1.0, 0.01, 0.2)
-    assert "denoising dominates" in idle and "dist_weight" not in idle and "attn_weight" not in idle
+    assert "Denoising dominates" in idle and "dist_weight" not in idle and "attn_weight" not in idle
 
 
 def test_terms_of_a_lazy_prior_count_per_step(tmp_path) -> None:
@@ -450,7 +450,7 @@ def test_terms_of_a_lazy_prior_count_per_step(tmp_path) -> None:
 
 def test_a_short_run_is_told_to_wait(tmp_path) -> None:
     words = told(tmp_path, plausible_log(5, ceiling=(1.0, 1.0), rise=0.1))
-    assert "for 5 steps" in words and "says nothing yet" in words and "train longer" in words
+    assert "for 5 steps" in words and "says nothing yet" in words and "Train longer" in words
     assert "does not overfit" not in words
     assert "for 1 step." in told(tmp_path, plausible_log(1))
 
@@ -626,7 +626,7 @@ def test_of_a_long_captions_attention_the_first_columns_are_read(tmp_path: Path,
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path) -> None:
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         write_report(tmp_path / "nowhere")
 
 

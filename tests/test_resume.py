@@ -231,7 +231,7 @@ def test_a_folder_that_takes_no_previews_costs_the_previews_alone(
 @pytest.mark.skipif(os.name == "nt", reason="no pipes")
 def test_a_pipe_in_a_previews_place_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "step_000002_0_tuned.png")
-    with pytest.raises(ValueError, match="it is no file"):
+    with pytest.raises(ValueError, match="it is not a file"):
         read_preview(tmp_path / "step_000002_0_tuned.png")
     assert png_text(tmp_path / "step_000002_0_tuned.png", "prompt") is None
 

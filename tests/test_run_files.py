@@ -78,7 +78,7 @@ def test_every_file_that_a_run_writes_is_in_the_list_that_names_are_checked_agai
     assert load_file(tmp_path / "config.safetensors").keys() == result.lora.keys()
 
 
-@pytest.mark.parametrize(("mode", "way_out"), [("learned", "another identifier"), ("word", "train anew")])
+@pytest.mark.parametrize(("mode", "way_out"), [("learned", "another identifier"), ("word", "train again")])
 def test_an_older_run_of_such_a_name_says_what_happened(tmp_path: Path, mode: str, way_out: str) -> None:
     write_run(tmp_path, plausible_log(3))
     content = json.loads((tmp_path / "config.json").read_text())

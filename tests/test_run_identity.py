@@ -194,7 +194,7 @@ def test_preview_steps_beyond_the_schedule_are_refused_before_training(tmp_path:
 
 @pytest.fixture
 def poisoned_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A scaler as fp16 has it, and gradients that are no numbers behind a loss that is one."""
+    """A scaler as fp16 has it, and gradients that are not numbers behind a loss that is one."""
     from apt_train.training import setup, update
 
     scaler = torch.amp.GradScaler

@@ -844,7 +844,7 @@ def test_a_model_without_attention_in_the_chosen_part_is_refused() -> None:
 def test_an_adapter_already_on_the_unet_is_refused_and_stays() -> None:
     parts = tiny_components()
     add_adapter(parts.unet, rank=2, alpha=2)
-    with pytest.raises(InputError, match="carries an adapter"):
+    with pytest.raises(InputError, match="already has an adapter"):
         run(parts)
     assert len(Adapter(parts.unet).parameters) > 0
 

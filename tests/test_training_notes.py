@@ -59,7 +59,7 @@ def test_a_placeholder_that_works_elsewhere_is_told_too(setting: str) -> None:
 def test_what_is_told_of_prior_images_says_so() -> None:
     wide = pictures(count=1, seed=7).images + pictures(count=1, seed=8, width=128).images
     prior = ImageSet(wide, "", ["b.txt belongs to no picture."])
-    told = run(steps=1, prior_images=prior).notices
+    told = run(steps=1, batch_size=2, prior_images=prior).notices
     assert "Prior images: b.txt belongs to no picture." in told
     assert any(text.startswith("Prior images: The pictures fall in 2 sizes") for text in told), told
 

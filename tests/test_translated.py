@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -106,6 +107,12 @@ def untranslated(picks: Callable[[ast.Call], ast.expr | None], chinese: Callable
     return [sentence for sentence in found if not CHINESE.search(chinese(sentence.text))]
 
 
+def test_no_sentence_is_a_chain_of_semicolons() -> None:
+    """Every sentence has its Chinese, so they are all here."""
+    table = json.loads((ROOT / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))
+    assert [english for english in table["aptTrain"]["server"] if ";" in english] == []
+
+
 def test_every_error_of_the_nodes_has_its_chinese(chinese: Callable[[str], str]) -> None:
     assert untranslated(of_input_error, chinese) == []
 
@@ -134,7 +141,7 @@ def test_every_finding_of_the_preflight_has_its_chinese(chinese: Callable[[str],
     assert len(found) > 12
     assert [sentence for sentence in found if not CHINESE.search(chinese(sentence.text))] == []
     crop, flat, small = crop_of((64, 64), [(64, 64)]), np.zeros(1), Image.new("RGB", (8, 8))
-    plain = Look("a.png", "a toy", (8, 8), crop, 0, flat, flat, None, None, small, None)
+    plain = Look("a.png", "a toy", (8, 8), crop, 0, flat, flat, False, None, None, small, None)
     for findings in ([], [Finding("", "")], [Finding("", "")] * 2):
         said = [Preflight([plain] * 2, 512, findings, [], []).heading, *_unchecked([plain], None)]
         assert [text for text in said if not CHINESE.search(chinese(text))] == [] and len(said) == 3

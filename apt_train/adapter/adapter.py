@@ -167,7 +167,7 @@ def adapter_of(unet: nn.Module, settings: AdapterConfig, levels: Tensor | None, 
 def check_no_adapter(unet: nn.Module) -> None:
     """InputError if the UNet already has an adapter, ours or another."""
     if any(True for _ in _layers(unet)):
-        raise InputError("The UNet carries an adapter already: take it off, or merge it, before training.")
+        raise InputError("The UNet already has an adapter: remove it, or merge it, before training.")
 
 
 def _draw(parameters: Mapping[str, nn.Parameter], kind: Kind) -> None:

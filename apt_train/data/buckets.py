@@ -23,6 +23,7 @@ from .pictures import resize_mask, to_image
 
 MAX_ASPECT = 3.0  # ours: longer pictures are cropped to this shape
 NOTED_CROP = 0.25  # ours: a note is due if more of a picture than this is cropped away
+NOTED_SCALE = 1.2  # ours: likewise if it is enlarged more than this many times; less is invisible
 Size = tuple[int, int]  # height, width
 
 
@@ -103,17 +104,17 @@ def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
     return sorted(size for size in sizes if max(size) <= MAX_ASPECT * min(size))
 
 
-def bucket_notes(prepared: Sequence[Prepared]) -> list[str]:
-    """Notes for the user: the sizes if there are several, and pictures that were enlarged or cropped by much."""
+def bucket_notes(prepared: Sequence[Prepared], batch_size: int) -> list[str]:
+    """Notes for the user: the sizes if they matter to a batch, and pictures that were enlarged or cropped by much."""
     notes: list[str] = []
     counts = Counter(item.bucket for item in prepared)
-    if len(counts) > 1:
+    if len(counts) > 1 and batch_size > 1:
         sizes = ", ".join(f"{width} x {height}: {count}" for (height, width), count in sorted(counts.items()))
-        notes.append(f"The pictures fall in {len(counts)} sizes ({sizes}); a batch holds pictures of one size.")
-    small = [item.name for item in prepared if _scale(item.original_size, item.bucket) > 1]
+        notes.append(f"The pictures fall in {len(counts)} sizes ({sizes}). A batch holds pictures of one size.")
+    small = [item.name for item in prepared if _scale(item.original_size, item.bucket) > NOTED_SCALE]
     if small:
         notes.append(
-            f"Smaller than the training size, so enlarged: {listed(small)}; larger originals give sharper results."
+            f"Smaller than the training size, so enlarged: {listed(small)}. Larger originals give sharper results."
         )
     cropped = {
         item.name: share for item in prepared if (share := share_lost(item.original_size, item.bucket)) > NOTED_CROP
@@ -121,7 +122,7 @@ def bucket_notes(prepared: Sequence[Prepared]) -> list[str]:
     if cropped:
         names = listed([f"{name} loses {share:.0%}" for name, share in cropped.items()])
         notes.append(
-            f"Cropped to the middle, as the shape is far from any training size: {names}; crop by hand instead."
+            f"Cropped to the middle, as the shape is far from any training size: {names}. Crop by hand instead."
         )
     return notes
 
@@ -137,7 +138,7 @@ def _check_resolution(resolution: int, multiple: int) -> None:
         return
     below, above = resolution // multiple * multiple, (resolution // multiple + 1) * multiple
     nearest = f"{below} or {above}" if below > 0 else str(max(above, multiple))
-    raise InputError(f"resolution is {resolution}, no multiple of {multiple}: give {nearest}.")
+    raise InputError(f"resolution is {resolution}, not a multiple of {multiple}: give {nearest}.")
 
 
 def _nearest(sizes: list[Size], original: Size) -> Size:
@@ -160,8 +161,8 @@ def _fit(index: int, image: TrainImage, crop: Crop) -> Prepared:
     mask = None if mask is None else resize_mask(mask, bucket, crop.box)
     if mask is not None and not mask.max() > 0:
         raise InputError(
-            f"Nothing of {image.name} is left to learn: its mask is black over the "
-            f"{bucket[1]} x {bucket[0]} that are kept; crop it around the subject."
+            f"Nothing of {image.name} is left to learn, as its mask is black over the "
+            f"{bucket[1]} x {bucket[0]} that are kept: crop it around the subject."
         )
     # Integers up to this point, so that every machine gets the same values.
     tensor = torch.from_numpy(np.array(picture_at(pixels, crop))).permute(2, 0, 1).float() / 127.5 - 1

@@ -46,7 +46,7 @@ def _read_text(path: Path) -> str:
     name = printable(path.name)
     try:
         if not path.is_file() and path.exists():
-            raise InputError(f"{name} is no file: write the caption into a text file of that name, or remove it.")
+            raise InputError(f"{name} is not a file: write the caption into a text file of that name, or remove it.")
         size = path.stat().st_size
         data = path.read_bytes() if size <= MAX_BYTES else b""
     except OSError as error:

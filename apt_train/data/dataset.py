@@ -22,7 +22,7 @@ from ..paths import expanded
 from ..wording import listed, printable
 from .caption_files import MAX_LETTERS, on_one_line, read_caption
 from .folder_files import PictureFiles, sort_folder
-from .pictures import Color, Picture, fit_mask, parse_color, read_mask, read_picture
+from .pictures import TRANSPARENT, Color, Picture, fit_mask, parse_color, read_mask, read_picture
 from .tensor_pictures import to_mask, to_pixels, unbatch
 
 _T = TypeVar("_T")
@@ -120,11 +120,11 @@ class ImageSet:
             alike.setdefault(image.content[0], []).append(image.name)
         repeated = [names for names in alike.values() if len(names) > 1]
         told = [
-            f"{listed(names, 3)} are the same picture, which counts {len(names)} times: leave one if that is not meant."
+            f"{listed(names, 3)} are the same picture, which counts {len(names)} times: keep one unless that is meant."
             for names in repeated[:_REPEATS_SHOWN]
         ]
         more = len(repeated) - len(told)
-        return [*told, f"So it is with {more} more pictures."] if more else told
+        return [*told, f"{more} more pictures are repeated, too."] if more else told
 
     @classmethod
     def from_tensors(
@@ -238,7 +238,8 @@ class _Reading:
         if counts:
             self._ambiguous.append(printable(counts.name))
         name = printable(files.path.name)
-        for remark in picture.remarks:
+        filled = mask is None and picture.alpha is not None and float(picture.alpha.min()) < 1
+        for remark in (*picture.remarks, *([TRANSPARENT] if filled else [])):
             self._remarks.setdefault(remark, []).append(name)
         self.images.append(TrainImage(name, picture.pixels, caption, mask, stored=stored))
         for part in _parts(picture.pixels, caption, mask):
@@ -251,7 +252,7 @@ class _Reading:
             notes.append(f"Left out likewise: {len(self._left_out) - _SKIPPED_SHOWN} more.")
         if self._ambiguous:
             count = "counts" if len(self._ambiguous) == 1 else "count"
-            notes.append(f"{listed(self._ambiguous)} {count}; another caption file of the picture says something else.")
+            notes.append(f"{listed(self._ambiguous)} {count}. Another caption file of the picture says something else.")
         return [*notes, *(remark.format(names=listed(names)) for remark, names in self._remarks.items())]
 
 
@@ -289,8 +290,8 @@ def _lines(captions: Sequence[str | None] | str | None, count: int) -> tuple[lis
         return lines * count, [note] if on_one_line(lines[0]) else []
     if len(lines) != count:
         raise InputError(
-            f"There are {len(lines)} captions for {count} images: give one per image, or one for all; "
-            "without any the caption template counts."
+            f"There are {len(lines)} captions for {count} images: give one per image, one for all, or none to use "
+            "the caption template."
         )
     return lines, []
 
@@ -306,7 +307,7 @@ def _check_text(caption: object) -> None:
     try:
         caption.encode()
     except UnicodeEncodeError:
-        raise InputError(f"The caption {caption!a} holds half a character: type it anew.") from None
+        raise InputError(f"The caption {caption!a} contains half a character: type it again.") from None
 
 
 def _caption_lines(captions: Sequence[str | None] | str | None, count: int) -> list[str | None] | None:

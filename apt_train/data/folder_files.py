@@ -260,24 +260,24 @@ def _notes(folder: Path, found: _Found, used: set[Path | None], sorted_: Folder)
     others = [*found.others, *empty]
     sentences = (
         (found.unread, "{is} left out: convert {it} to png or jpg."),
-        (found.misnamed, "{is} left out, though a picture by content: give {it} the ending .png or .jpg."),
+        (found.misnamed, "{is} left out, although the content is a picture: give {it} the ending .png or .jpg."),
         (found.conditions, "{is} left out: conditioning pictures of OneTrainer do not show the subject."),
         (
             lone,
             "{is} left out as a loss mask by name, but there is no picture for {it}: rename {it}, or add the picture.",
         ),
-        (guessed, "{is} taken as a loss mask, by name: rename {it} where the subject is shown instead."),
+        (guessed, "{is} taken as a loss mask because of the name: rename {it} to train on {it} as a picture."),
         (nameless, "{is} taken as a picture of the subject: a loss mask of X.png is called X-mask.png."),
         (
             found.made,
-            "{is} left out as made from a picture here, going by the name: rename {it} where the subject is shown.",
+            "{is} left out as made from another picture here, by the name: rename {it} to train on {it}.",
         ),
-        (found.hidden, "{is} hidden, so left out: take away the dot at the beginning where that is not meant."),
+        (found.hidden, "{is} hidden, so left out: remove the dot at the beginning of the name to use {it}."),
         (second, "{is} not used: another file is the loss mask of the same picture."),
         (orphans, "{belongs} to no picture: a caption has the name of its picture."),
         (
             in_folders,
-            "{is} not read, though with pictures: move these here, or give the sub-folder itself.",
+            "{is} not read, although there are pictures inside: move these here, or give the sub-folder itself.",
         ),
         (of_masks, "{is} not read: a loss mask of X.png stands beside it, as X-mask.png."),
         (others, "{is} not read: neither picture nor caption nor mask."),

@@ -35,6 +35,10 @@ Color = tuple[int, int, int]
 
 # {names} is filled in with the pictures' names.
 FRAMES = "There are several frames in {names}: the first is taken."
+TRANSPARENT = (
+    "Transparent parts of {names} are filled with the background colour and count like the rest. In training, alpha "
+    "masks leave them out."
+)
 METADATA = "The metadata of {names} is broken or too large and was ignored: check which way up each picture is."
 
 
@@ -161,7 +165,7 @@ def _check_file(name: str, path: Path) -> None:
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror}): {remedy}.") from error
     if not is_file:
-        raise InputError(f"{name} cannot be read, as it is no file: {remedy}.")
+        raise InputError(f"{name} cannot be read, as it is not a file: {remedy}.")
     if size > MAX_BYTES:
         raise InputError(f"{name} takes {size / 2**30:.1f} GB, too much to be read safely: {remedy}.")
 

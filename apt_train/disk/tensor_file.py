@@ -67,7 +67,7 @@ class TensorFile:
 def open_tensor_file(path: Path) -> TensorFile:
     """Read the header. InputError: missing, empty, a pickle, truncated, or not a safetensors file."""
     if not path.is_file():
-        what = "is no file" if path.exists() else "does not exist"
+        what = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"{path} {what}: check the path.")
     size = path.stat().st_size
     if size == 0:
@@ -101,7 +101,9 @@ def _refuse_by_suffix(path: Path) -> None:
             f"{path.name} is a quantised GGUF file, which cannot be trained: give the model as .safetensors."
         )
     if suffix != ".safetensors":
-        raise InputError(f"{path.name} is no .safetensors file: give a .safetensors checkpoint or a diffusers folder.")
+        raise InputError(
+            f"{path.name} is not a .safetensors file: give a .safetensors checkpoint or a diffusers folder."
+        )
 
 
 def _refuse_by_content(path: Path, start: bytes) -> None:
@@ -140,7 +142,7 @@ def _parse_header(path: Path, raw: bytes) -> tuple[dict[str, tuple[int, ...]], d
             end = last
     except ValueError as error:
         raise InputError(
-            f"{path.name} is no safetensors file (its header is unreadable: {shown_error(error)}): {AGAIN}."
+            f"{path.name} is not a safetensors file (its header is unreadable: {shown_error(error)}): {AGAIN}."
         ) from None
     return {name: shape for name, (shape, _, _) in places.items()}, metadata, end
 

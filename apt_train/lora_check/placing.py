@@ -95,7 +95,7 @@ def place(lora: LoraFile, components: Components) -> Placement:
     if len(placed) <= MOSTLY * len(lora.layers):
         if len(broken) > len(placed):
             raise InputError(
-                f"{lora.name} holds values that are no numbers in {len(broken)} of its {len(lora.layers)} layers: it "
+                f"{lora.name} holds values that are not numbers in {len(broken)} of its {len(lora.layers)} layers: it "
                 "broke in training, so take an earlier snapshot."
             )
         raise InputError(_of_another_model(lora, components, len(placed)))

@@ -87,7 +87,7 @@ def _checked_rows(words: str, embedding: Mapping[str, Tensor]) -> dict[str, Tens
     if not any(len(table) for table in rows.values()):
         raise InputError(f"The file of {words} holds no learned word: give its embedding as .safetensors.")
     if not all(bool(table.float().isfinite().all()) for table in rows.values()):
-        raise InputError(f"The file of {words} holds values that are no numbers: take an earlier snapshot's.")
+        raise InputError(f"The file of {words} holds values that are not numbers: take an earlier snapshot's.")
     return rows
 
 

@@ -139,7 +139,7 @@ def _misfits(found: CheckUp) -> list[str]:
     for what, names in (
         ("have no place in this model", placement.unplaced),
         ("do not fit the layers of that name", placement.unfit),
-        ("hold values that are no numbers", placement.broken),
+        ("hold values that are not numbers", placement.broken),
         ("are of no kind that is read here", lora.unread),
     ):
         if names:

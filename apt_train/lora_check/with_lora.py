@@ -101,4 +101,4 @@ def check_finite(values: Tensor, strength: float) -> None:
     if not bool(values.isfinite().all()):
         at = f"with the LoRA at strength {strength:g}: use fp32, or a lower strength"
         what = at if strength else "without the LoRA: use fp32, or another checkpoint"
-        raise InputError(f"The model gives values that are no numbers {what}.")
+        raise InputError(f"The model gives values that are not numbers {what}.")

@@ -6,6 +6,7 @@ In: the captions' words only; no model reads them. Not in: how training uses a c
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,13 @@ def named_by_all(looks: Sequence[Look], places: Sequence[int], called: Called | 
     return set[str].intersection(*(described_words(looks[place].caption, called) for place in places))
 
 
+def is_in_other_letters(text: str) -> bool:
+    """Whether most of its letters are not Latin, as the words are that the text encoders of SD1.5 and SDXL know."""
+    letters = [letter for letter in text if letter.isalpha()]
+    latin = sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters)
+    return 2 * latin < len(letters)
+
+
 def caption_findings(looks: Sequence[Look], called: Called | None, backgrounds: Sequence[int]) -> Iterator[Finding]:
     """Findings about captions. `backgrounds`: pictures with a common background. `called`: the names, if known."""
     refused = [i for i, look in enumerate(looks) if names_subject(look, called) is False]
@@ -62,11 +70,28 @@ def caption_findings(looks: Sequence[Look], called: Called | None, backgrounds: 
         "where the subject belongs, or leave them empty."
     )
     yield from about(looks, refused, "subject not named", text, serious=True)
+    yield from _not_english(looks, called)
     if not any(look.caption for look in looks):
         return
     yield from _missing(looks)
     yield from _bare(looks, called)
     yield from _identical(looks, called, backgrounds)
+
+
+def _not_english(looks: Sequence[Look], called: Called | None) -> Iterator[Finding]:
+    if called is not None and is_in_other_letters(called.class_word):
+        yield Finding(
+            "not in English",
+            "The class word is not in English. The untouched model draws something else for it, so training starts far "
+            "from the subject: give the English word.",
+            serious=True,
+        )
+    found = [i for i, look in enumerate(looks) if look.caption and is_in_other_letters(look.caption)]
+    text = (
+        "Captions that are not in English: {names}. The text encoders of SD1.5 and SDXL do not know these words, so "
+        "they explain nothing: translate them."
+    )
+    yield from about(looks, found, "not in English", text)
 
 
 def _bare(looks: Sequence[Look], called: Called | None) -> Iterator[Finding]:

@@ -26,6 +26,7 @@ GRID = 64  # pixels per side of the picture whose surroundings are measured
 _RING = 0.18  # share of a side that counts as surroundings without a mask
 _LEAST_SURROUNDINGS = 0.1  # if less than this share is outside the mask, the ring is used
 _COLOURS = (6, 12, 12)  # steps of brightness, red against green, yellow against blue
+_LEAST_TINTS = 0.03  # standard deviation of a colour axis, in [0, 1]; black-and-white 0, sepia about 0.03
 _COARSE = 4  # reduction at which a blurred picture becomes sharp
 _TILES = 4  # per side; only the sharpest counts, because a background may well be out of focus
 _LEAST_SIDE = _TILES * _COARSE * 3  # pixels, so that each tile of the reduced picture has some
@@ -44,6 +45,7 @@ class Look:
     lost: float  # share of the picture that the crop removes
     thumb: Floats  # (THUMB, THUMB, 3), mean 0 and length 1; all 0 for a single colour
     surroundings: Floats  # (colours,), square roots of shares; the dot product of two is their similarity
+    one_tint: bool  # black-and-white, or toned: its surroundings say little
     sharpness: float | None  # None: too flat to say
     mask: MaskLook | None
     small: Image.Image  # the whole picture, at most TILE pixels on its longer side
@@ -78,6 +80,7 @@ def look_at(image: TrainImage, sizes: list[tuple[int, int]]) -> Look:
         share_lost(image.size, crop.bucket),
         thumb_of(picture),
         surroundings_of(picture, None if masked is None else masked.kept),
+        has_one_tint(picture),
         sharpness_of(_at_own_size(pixels, crop) if crop.scale > 1 else picture),
         masked,
         small,
@@ -98,19 +101,30 @@ def surroundings_of(picture: Image.Image, mask: Floats | None) -> Floats:
 
     A pixel is shared between neighbouring colours, so that slightly different light still gives a similar result.
     """
-    cells = np.asarray(picture.resize((GRID, GRID), Image.Resampling.BOX), dtype=np.float64) / 255
-    red, green, blue = cast("Sequence[Floats]", cells[_outside(mask)].T)
+    brightness, *opponents = _axes(picture, _outside(mask))
     steps = np.array(_COLOURS) - 1
-    opponents = (red - green + 1) / 2, ((red + green) / 2 - blue + 1) / 2
     # Stretch the middle of both colour axes, where nearly all photographs lie.
     stretched = [0.5 + (axis - 0.5) / 0.6 for axis in opponents]
-    places: Floats = np.clip(np.stack([(red + green + blue) / 3, *stretched], axis=1), 0, 1) * steps
+    places: Floats = np.clip(np.stack([brightness, *stretched], axis=1), 0, 1) * steps
     low = np.minimum(np.floor(places).astype(int), steps - 1)
     counts, part = np.zeros(_COLOURS), places - low
     for corner in cast("Iterator[tuple[int, ...]]", np.ndindex(2, 2, 2)):
         weight = np.where(corner, part, 1 - part).prod(axis=1)
         np.add.at(counts, tuple(cast("Sequence[NDArray[np.int_]]", (low + corner).T)), weight)
     return np.sqrt(counts / counts.sum()).ravel()
+
+
+def has_one_tint(picture: Image.Image) -> bool:
+    """Whether its colours differ in brightness alone."""
+    _, *opponents = _axes(picture, np.ones((GRID, GRID), dtype=bool))
+    return max(float(axis.std()) for axis in opponents) < _LEAST_TINTS
+
+
+def _axes(picture: Image.Image, where: NDArray[np.bool_]) -> list[Floats]:
+    """Brightness, red against green and yellow against blue, each in [0, 1], of the picture's cells."""
+    cells = np.asarray(picture.resize((GRID, GRID), Image.Resampling.BOX), dtype=np.float64) / 255
+    red, green, blue = cast("Sequence[Floats]", cells[where].T)
+    return [(red + green + blue) / 3, (red - green + 1) / 2, ((red + green) / 2 - blue + 1) / 2]
 
 
 def sharpness_of(picture: Image.Image) -> float | None:

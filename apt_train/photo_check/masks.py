@@ -26,7 +26,13 @@ def mask_findings(looks: Sequence[Look]) -> Iterator[Finding]:
         "be learned in place of the subject: invert them."
     )
     yield from about(looks, inverted, "mask inverted?", text, serious=True)
-    upright = [i for i in _where(looks, lambda _: True) if i not in inverted]
+    unclear = [i for i in _where(looks, fills_border) if i not in inverted]
+    text = (
+        "White covers most of the border: {names}. Only what is white is learned: invert these masks if that is the "
+        "background."
+    )
+    yield from about(looks, [i for i in unclear if _leaves_out(looks[i]) > TINY], "mask inverted?", text)
+    upright = [i for i in _where(looks, lambda _: True) if i not in (*inverted, *unclear)]
     yield from _small(looks, upright)
     yield from _cut_by_crop(looks, upright)
     yield from _cut_by_edge(looks, upright)
@@ -34,7 +40,20 @@ def mask_findings(looks: Sequence[Look]) -> Iterator[Finding]:
 
 def is_inverted(mask: MaskLook) -> bool:
     """Whether a mask is white at the edges and black in the middle, where most photographs have their subject."""
-    return sum(mask.edges) / len(mask.edges) > BORDER and mask.middle < HOLLOW
+    return fills_border(mask) and mask.middle < HOLLOW
+
+
+def fills_border(mask: MaskLook) -> bool:
+    """Whether a mask is white at most of the edges: then white is the background, or a subject that fills the picture.
+
+    How much of such a subject is cut off says nothing.
+    """
+    return sum(mask.edges) / len(mask.edges) > BORDER
+
+
+def _leaves_out(look: Look) -> float:
+    """The black share of the crop. Below `TINY` it is a watermark rather than a subject."""
+    return 0.0 if look.mask is None else 1 - look.mask.area
 
 
 def _where(looks: Sequence[Look], applies: Callable[[MaskLook], bool]) -> list[int]:

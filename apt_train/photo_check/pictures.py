@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.buckets import NOTED_CROP
+from ..data.buckets import NOTED_CROP, NOTED_SCALE
 from ..wording import counted
 from .finding import Finding, about
 from .look import Look
@@ -21,9 +21,9 @@ from .look import Look
 FEW, MANY = 3, 30  # pictures, as in `docs/recipes.md`
 SAME = 0.94  # similarity of thumbs: copies relit or re-saved 0.99, shifted by 3% 0.95; others at most 0.75
 ALIKE = 0.85  # similarity of surroundings: same place 0.94 or more, two of three random pictures below 0.73
+ALIKE_IN_GREY = 0.985  # the same where both have one tint: three unrelated ones are above in 1 of 1000 draws
 MOST = 0.8  # share of the pictures that must have the same background
 BLURRED = 0.06  # `sharpness_of`: sharp 0.2 to 2 (1 in 100: 0.07), smoothed by 1.5 pixels 0.025
-ENLARGED = 1.2  # times; less is invisible
 
 
 def picture_findings(looks: Sequence[Look], backgrounds: Sequence[int]) -> Iterator[Finding]:
@@ -43,7 +43,9 @@ def picture_findings(looks: Sequence[Look], backgrounds: Sequence[int]) -> Itera
 def one_background(looks: Sequence[Look]) -> list[int]:
     """The pictures whose surroundings share the same colours, if these are nearly all of them; otherwise none."""
     surroundings = np.stack([look.surroundings for look in looks])
-    alike = cast("NDArray[np.bool_]", surroundings @ surroundings.T > ALIKE)
+    grey = np.array([look.one_tint for look in looks])
+    least = np.where(grey & grey[:, None], ALIKE_IN_GREY, ALIKE)
+    alike = cast("NDArray[np.bool_]", surroundings @ surroundings.T > least)
     group = cast("list[int]", alike[int(alike.sum(axis=1).argmax())].nonzero()[0].tolist())
     return group if len(group) >= max(FEW, math.ceil(MOST * len(looks))) else []
 
@@ -58,7 +60,7 @@ def _count(count: int) -> Iterator[Finding]:
     if count > MANY:
         yield Finding(
             "many pictures",
-            f"There are {count} pictures, so training sees each of them seldom. Raise steps in proportion, or keep "
+            f"There are {count} pictures, so training sees each of them rarely. Raise steps in proportion, or keep "
             "the 10 to 30 that differ most.",
         )
 
@@ -105,7 +107,7 @@ def _blurred(looks: Sequence[Look]) -> Iterator[Finding]:
 
 
 def _enlarged(looks: Sequence[Look]) -> Iterator[Finding]:
-    found = [i for i, look in enumerate(looks) if look.crop.scale > ENLARGED]
+    found = [i for i, look in enumerate(looks) if look.crop.scale > NOTED_SCALE]
     text = (
         "Enlarged to the training size: {names}. The missing detail is learned as softness: use larger originals, or a "
         "smaller resolution."

@@ -5,6 +5,7 @@ In: drawing, with Pillow only. Not in: the findings (`preflight`).
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,10 @@ def _lines_below(found: Preflight) -> list[_Line]:
     return [
         _Line(LEGEND, GREY),
         *([_Line(f"Not shown: {counted(more, 'more picture')}.", GREY)] if more > 0 else []),
-        *(_Line(f"{i}. {finding.text}", colour_of(finding), True) for i, finding in enumerate(found.findings, 1)),
+        *(
+            _Line(f"{i}. {_with_numbers(finding.text, found.looks)}", colour_of(finding), True)
+            for i, finding in enumerate(found.findings, 1)
+        ),
         *(_Line(sentence, GREY) for sentence in (*found.unchecked, *found.notes)),
     ]
 
@@ -94,11 +98,11 @@ def _tile(place: int, look: Look, findings: Sequence[Finding], face: Font) -> Im
     """The picture in a frame; beneath it its name, its findings' numbers and kinds, and its caption."""
     own = [(number, finding) for number, finding in enumerate(findings, 1) if place in finding.pictures]
     picture = _framed(look, _worst([finding for _, finding in own]) if own else FAINT)
-    caption = fit_label(_letters(look.caption or "no caption"), TILE, face).split("\n")
+    caption = fit_label(_letters(_caption(look)), TILE, face).split("\n")
     if len(caption) > _CAPTION_LINES:
         caption = [*caption[: _CAPTION_LINES - 1], f"{caption[_CAPTION_LINES - 1][:-3]}..."]
     lines = [
-        (fit_label(_letters(look.name.replace(" ", "_")), TILE, face), INK),
+        (fit_label(_letters(_called(place, look).replace(" ", "_")), TILE, face), INK),
         *((fit_label(f"{number}. {finding.kind}", TILE, face), colour_of(finding)) for number, finding in own),
         ("\n".join(caption), GREY),
     ]
@@ -175,6 +179,30 @@ def _text(lines: Sequence[_Line], face: Font) -> Image.Image:
     return drawn
 
 
+def _called(place: int, look: Look) -> str:
+    """A picture's name, or its number if the name cannot be drawn."""
+    return look.name if _is_drawn(look.name) else f"picture {place + 1}"
+
+
+def _with_numbers(text: str, looks: Sequence[Look]) -> str:
+    """The text with the numbers of pictures in place of names that cannot be drawn; longer names first."""
+    for place, look in sorted(enumerate(looks), key=lambda item: -len(item[1].name)):
+        text = text.replace(look.name, _called(place, look))
+    return text
+
+
+def _caption(look: Look) -> str:
+    if look.caption is None:
+        return "no caption"
+    return look.caption if _is_drawn(look.caption) else "a caption in other letters"
+
+
+def _is_drawn(text: str) -> bool:
+    """Whether Pillow's typeface has most of the letters."""
+    return 2 * _letters(text).count("?") < len(text)
+
+
 def _letters(text: str) -> str:
-    """Replace letters that Pillow's typeface lacks."""
-    return "".join(letter if letter == "\n" or 32 <= ord(letter) < 0x250 else "?" for letter in text)
+    """Replace letters that Pillow's typeface lacks. Accents that macOS keeps apart are joined to their letters."""
+    composed = unicodedata.normalize("NFC", text)
+    return "".join(letter if letter == "\n" or 32 <= ord(letter) < 0x250 else "?" for letter in composed)

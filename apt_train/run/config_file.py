@@ -37,12 +37,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
         )
     try:
         if file.stat().st_size > MOST_BYTES:
-            raise InputError(f"{file} is too large to be a run's: restore it, or train anew.")
+            raise InputError(f"{file} is too large to be a run's: restore it, or train again.")
         content = json.loads(file.read_bytes().decode("utf-8-sig"))
     except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}): restore it, or train anew.") from error
+        raise InputError(f"{file} cannot be read ({error.strerror}): restore it, or train again.") from error
     except (ValueError, RecursionError):
-        raise InputError(f"{file} is not readable JSON: restore it, or train anew.") from None
+        raise InputError(f"{file} is not readable JSON: restore it, or train again.") from None
     if not is_object(content) or not is_object(content.get("config")):
         raise InputError(f"{file} holds no settings of a training run: give the folder that a run was written to.")
     if type(content.get("format")) is not int or content["format"] != FORMAT:
@@ -94,7 +94,7 @@ def check_complete(path: str | Path) -> None:
     content = read_config(path)
     for name in ("name", "digest"):  # `dtype` may be missing: older versions did not write it, and the digest covers it
         if not isinstance(content.get(name), str):
-            raise InputError(f"{Path(path) / CONFIG} does not say its {name}: restore it, or train anew.")
+            raise InputError(f"{Path(path) / CONFIG} does not say its {name}: restore it, or train again.")
 
 
 def write_config(path: Path, content: Mapping[str, Any]) -> None:
@@ -111,5 +111,9 @@ def _refuse_clash(file: Path, settings: Mapping[str, Any]) -> None:
     learned = settings.get("identifier_mode", "learned") == "learned"
     raise InputError(
         f"{file.parent} holds a run named {name!r}, whose LoRA was overwritten by its own {clash}: "
-        + (f"write another identifier into its {CONFIG}, then resume." if learned else "train anew under another name.")
+        + (
+            f"write another identifier into its {CONFIG}, then resume."
+            if learned
+            else "train again under another name."
+        )
     )

@@ -51,7 +51,7 @@ class RunFolder:
         """The folder of a new or resumed run; None without `output_dir`. InputError: as in the two methods below."""
         if output_dir is None:
             if resume:
-                raise InputError("resume needs the folder of the run to go on with: give output_dir.")
+                raise InputError("resume needs the folder of the run to continue: give output_dir.")
             return None
         path = expanded(output_dir, "The output folder")
         return RunFolder.open_existing(path, name) if resume else RunFolder.open_new(path, name)
@@ -134,7 +134,7 @@ class RunFolder:
         if before.steps != config.steps and config.reads_total_steps:
             raise InputError(
                 f"{self.path} was planned for {before.steps} steps, which its schedule reads: keep that number in "
-                f"place of {config.steps}, or train anew with a constant schedule."
+                f"place of {config.steps}, or train again with a constant schedule."
             )
         if saved.get("dtype", str(dtype)) != str(dtype):
             raise InputError(

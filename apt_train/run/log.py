@@ -89,7 +89,7 @@ def numbers_of(line: Line) -> Line:
 
 
 def read_log(path: Path, bins: int | None = None) -> Log:
-    """The log at `path`; empty if there is no file.
+    """The log at `path`; empty if there is not a file.
 
     `bins`: the settings' number of timestep bins. InputError: the file cannot be opened.
     """
@@ -150,7 +150,7 @@ def _read(path: Path) -> Iterator[tuple[bytes, Line | None]]:
     broken = 0
     try:
         if not path.is_file():  # a pipe would block, a device has no end
-            raise InputError(f"{path.name} cannot be read (it is no file): restore it, or move it away.")
+            raise InputError(f"{path.name} cannot be read (it is not a file): restore it, or move it away.")
         if path.stat().st_size > MOST_BYTES:
             raise InputError(f"{path.name} is larger than any run's: restore it, or move it away to go on without.")
         with open(path, "rb") as file:

@@ -65,7 +65,7 @@ def _opened(path: Path) -> Generator[Image.Image]:
     """Open a PNG and no other format: some of Pillow's readers start programs. ValueError: any failure in the block."""
     try:
         if not path.is_file():  # a pipe would block
-            raise OSError("it is no file")
+            raise OSError("it is not a file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about large pictures
             picture = Image.open(path, formats=("PNG",))

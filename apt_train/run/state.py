@@ -182,7 +182,7 @@ def of_right_size(path: Path, most_bytes: int = MOST_TENSOR_BYTES) -> TensorFile
     try:
         file = open_tensor_file(path)
     except InputError:
-        raise Damaged(f"{path.name} is no safetensors file, or cut short") from None
+        raise Damaged(f"{path.name} is not a safetensors file, or cut short") from None
     if file.size > most_bytes:
         raise Damaged(f"{path.name} is larger than any that was written")
     if path.stat().st_size != file.size:

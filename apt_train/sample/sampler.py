@@ -195,10 +195,10 @@ def _decode(components: Components, latents: Tensor, rows: range, on_notice: Not
     for k, latent in zip(rows, latents, strict=True):
         image = components.decode(latent[None])[0].float()
         if not bool(image.isfinite().all()):
-            blame = "the VAE overflows: load it in float32 or bfloat16" if bool(latent.isfinite().all()) else (
-                "the UNet's latents overflowed: use bf16 or fp32 precision, or go back to an earlier snapshot"
+            blame = "the VAE overflows, so load it in float32 or bfloat16" if bool(latent.isfinite().all()) else (
+                "the UNet's latents overflowed, so use bf16 or fp32 precision, or go back to an earlier snapshot"
             )  # fmt: skip
-            on_notice(f"Sample picture {k} is not a number and is shown grey; {blame}.")
+            on_notice(f"Sample picture {k} is not a number and is shown grey: {blame}.")
             image = torch.zeros_like(image)
         pictures.append(to_picture(image))
     return pictures

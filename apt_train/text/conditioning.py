@@ -138,8 +138,8 @@ class Conditioner:
         found: list[str] = []
         if self.identifier is None and self.name.lower() in self.class_word.lower().split():
             found.append(
-                f"The identifier {self.name!r} is a word of the class {self.class_word!r}: "
-                "the model will change that word everywhere; choose a name the model does not know."
+                f"The identifier {self.name!r} is a word of the class {self.class_word!r}. "
+                "The model will change that word everywhere: choose a name that it does not know."
             )
         text = self.name if self.identifier is None else self.identifier.init_word
         for word in dict.fromkeys(self._vocabularies[0].unknown_words(f"{self.class_word} {text}")):

@@ -55,7 +55,7 @@ def begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: L
     for note in filter(None, (log.notice(), log.gap(run.steps_done))):
         listener.notice(note)
     if rescaled:
-        listener(NoticeEvent("The drift prompts are others than before: the drift measured so far is dropped."))
+        listener(NoticeEvent("The drift prompts have changed: the drift measured so far is dropped."))
 
 
 def _drift_prompts(config: TrainConfig) -> list[str]:

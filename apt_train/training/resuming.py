@@ -18,12 +18,12 @@ def restore_newest(run: Run, folder: RunFolder, listener: Listener) -> None:
         if folder.lora.exists() and not snapshot_folders(folder.snapshots):
             raise InputError(
                 f"{folder.path} has a LoRA, but no snapshot to go on from: restore its {folder.snapshots.name}, or "
-                "train anew in another folder."
+                "train again in another folder."
             )
         if snapshot_folders(folder.snapshots):
             raise InputError(
-                f"{folder.path} has snapshots, but no state that can be read ({'; '.join(faults)}): restore a "
-                "state.safetensors and state.json, or train anew in another folder."
+                f"{folder.path} has snapshots, but no state that can be read ({', '.join(faults)}): restore a "
+                "state.safetensors and state.json, or train again in another folder."
             )
         return
     if state.step > run.config.steps:
@@ -35,6 +35,6 @@ def restore_newest(run: Run, folder: RunFolder, listener: Listener) -> None:
     drop_old_states(folder.snapshots)
     if faults:
         listener.notice(
-            f"The newest state cannot be used ({'; '.join(faults)}), so the run goes on from step {state.step}; what "
+            f"The newest state cannot be used ({', '.join(faults)}), so the run goes on from step {state.step}. What "
             f"came after it is kept as {', '.join(kept)} in {folder.snapshots.name}."
         )

@@ -71,7 +71,7 @@ def _stream(
     components, config, resolution = plan.components, plan.config, plan.side
     multiple = bucket_multiple(config.data.bucket_multiple, resolution, components.size_multiple)
     prepared = prepare(images, resolution, multiple)
-    for note in bucket_notes(prepared):
+    for note in bucket_notes(prepared, config.optimizer.batch_size):
         notify(note if name == "subject" else f"{OF_PRIOR}{note}")
     variants = config.apt.augment_variants if name == "subject" else 0
     encoder = encoder_of(components, plan.device, alone=plan.sets_aside)

@@ -38,7 +38,7 @@ class RunRecord:
 def read_run(folder: Path, until: int | None = None) -> RunRecord:
     """Read a run's folder, up to the step `until` if given. InputError: it holds no readable run."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: give the output folder of a training run.")
+        raise InputError(f"{folder} is not a folder: give the output folder of a training run.")
     config, num_timesteps = read_settings(folder)
     log = read_log(folder / LOG, config.apt.bins, read_terms(folder), until, num_timesteps)
     snapshots = [step for step in snapshot_steps(folder) if until is None or step <= until]

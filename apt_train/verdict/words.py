@@ -27,15 +27,15 @@ def paragraph(summary: Summary, say: Callable[[str], str] = str) -> str:
         said.append("Nothing in these numbers asks for a change.")
     told = [say(sentence) for sentence in said]
     if changes:
-        told.append(f"{say('What to change:')} {'; '.join(map(say, changes))}.")
+        told += map(say, ["What to change:", *changes])
     told.append(say("These numbers cannot see likeness or prompt-following: look at the pictures before you decide."))
     return " ".join(told)
 
 
 def advice(summary: Summary) -> list[str]:
-    """What to change, most useful first; empty if the numbers call for nothing."""
+    """What to change, a sentence each, most useful first; empty if the numbers call for nothing."""
     if _short(summary):
-        return ["train longer before reading anything into a report"]
+        return ["Train longer before reading anything into a report."]
     return [*_against_overfitting(summary), *_about_length(summary), *_about_balance(summary)]
 
 
@@ -67,7 +67,7 @@ def _indicator(summary: Summary) -> list[str]:
     said = [_near_one(summary)]
     if len(seen) < len(summary.bins):
         said.append(
-            f"Only {len(seen)} of {len(summary.bins)} noise levels were trained at all; the others say nothing."
+            f"Only {len(seen)} of {len(summary.bins)} noise levels were trained at all. The others say nothing."
         )
     if summary.data_weight is not None and summary.near_one:
         said.append(f"The adaptive weight leaves the denoising loss {summary.data_weight:.0%} on average by now.")
@@ -93,7 +93,7 @@ def _near_one(summary: Summary) -> str:
         )
     return (
         f"{where}, most since step {summary.most_since}. There the tuned model knows the training pictures far better "
-        "than the prior does. That is overfitting, or a subject far from all the prior knows; the indicator cannot "
+        "than the prior does. That is overfitting, or a subject far from all the prior knows. The indicator cannot "
         "tell these apart."
     )
 
@@ -126,8 +126,8 @@ def _balance(summary: Summary) -> list[str]:
         return []
     shares = ", ".join(f"{name.replace('_', ' ')} {item.share:.0%}" for name, item in summary.balance.items())
     top, item = max(summary.balance.items(), key=lambda pair: pair[1].share)
-    judged = f"{top.replace('_', ' ')} dominates" if item.share > DOMINATES else "no term dominates"
-    return [f"Each term's share of the gradient norms: {shares}; {judged}."]
+    judged = f"{top.replace('_', ' ').capitalize()} dominates" if item.share > DOMINATES else "No term dominates"
+    return [f"Each term's share of the gradient norms: {shares}. {judged}."]
 
 
 def _against_overfitting(summary: Summary) -> list[str]:
@@ -135,15 +135,15 @@ def _against_overfitting(summary: Summary) -> list[str]:
     if len(summary.drift) < 2:
         if summary.indicator_measured and summary.most_since is None:
             return []
-        return ["have the drift measured (watch_drift on, snapshot_every well below the steps)"]
+        return ["Have the drift measured (watch_drift on, snapshot_every well below the steps)."]
     if not has_risen(summary):
         return []
     changes = [
-        f"lower the learning rate from {summary.learning_rate:g}",
-        "add pictures, especially with other backgrounds and views",
+        f"Lower the learning rate from {summary.learning_rate:g}.",
+        "Add pictures, especially with other backgrounds and views.",
     ]
     if (kept := last_before_rising(summary)) is not None:
-        return [f"compare the snapshot of step {kept.step}, from before the drift ratio rose", *changes]
+        return [f"Compare the snapshot of step {kept.step}, from before the drift ratio rose.", *changes]
     return changes
 
 
@@ -151,12 +151,12 @@ def _about_length(summary: Summary) -> list[str]:
     if has_risen(summary) or (len(summary.drift) < 2 and summary.most_since is not None):
         return []
     if summary.trend == "rising" and not summary.augments:
-        return [f"lower the learning rate from {summary.learning_rate:g}"]
+        return [f"Lower the learning rate from {summary.learning_rate:g}."]
     if summary.trend == "falling" and summary.indicator_measured:
-        return ["if the subject is not yet there, train longer: nothing here speaks against it"]
+        return ["If the subject is not yet there, train longer: nothing here speaks against it."]
     if summary.trend == "flat" and summary.indicator_measured and not summary.near_one:
         rate = f"raise the learning rate from {summary.learning_rate:g}"
-        return [f"if the subject is not there, {rate}: more steps alone change little"]
+        return [f"If the subject is not there, {rate}: more steps alone change little."]
     return []
 
 
@@ -164,7 +164,7 @@ def _about_balance(summary: Summary) -> list[str]:
     """Regularisers that drown the rest. A small share needs no advice: in our benchmark ten times less did as well."""
     acting = [term for term, name in SETTING_OF.items() if getattr(summary, name) > 0 and term in summary.balance]
     return [
-        f"lower {SETTING_OF[term]} from {getattr(summary, SETTING_OF[term]):g}, the {term} term dominates"
+        f"Lower {SETTING_OF[term]} from {getattr(summary, SETTING_OF[term]):g}, as the {term} term dominates."
         for term in acting
         if summary.balance[term].share > DOMINATES
     ]

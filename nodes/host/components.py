@@ -25,7 +25,7 @@ def require_one_model(model: Any, clip: Any, vae: Any) -> tuple[FamilySpec, Host
     """InputError: an empty wire, a kind that cannot be trained, or wires of different models."""
     for name, wire in (("MODEL", model), ("CLIP", clip), ("VAE", vae)):
         if wire is None:
-            raise InputError(f"The {name} wire is empty: the loader before it found none; load a full checkpoint.")
+            raise InputError(f"The {name} wire is empty, as the loader before it found none: load a full checkpoint.")
     family = family_spec(model)
     require_clip(clip, family)
     return family, HostVae(vae, model)

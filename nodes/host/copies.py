@@ -48,8 +48,8 @@ def _withdraw_scripts(first: Path) -> None:
 def copy_notices() -> list[str]:
     """One sentence per other copy that the host has loaded."""
     return [
-        f"APT Train is installed twice: the copy in {OURS.name} is used, the one in {_shown(other)} is not; remove one "
-        "of them and restart ComfyUI."
+        f"APT Train is installed twice, and the copy in {OURS.name} is used: remove that or the one in "
+        f"{_shown(other)}, and restart ComfyUI."
         for other in _others()
     ]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 UNET = "diffusion_model."
-_WORKS = "APT Train trains models of SD1.5 and of SDXL (Pony, Illustrious, NoobAI, SSD-1B and the like)"
+_WORKS = "load a model of SD1.5 or SDXL (Pony, Illustrious, NoobAI, SSD-1B and the like)"
 _IGNORED = ("patches", "patches_replace")
 
 
@@ -43,7 +43,7 @@ def family_spec(model: Any) -> FamilySpec:
         what += " with an inpainting UNet"
     elif channels == 8:
         what += " with a picture-editing UNet"
-    raise InputError(f"The MODEL is a {what}: {_WORKS}; load one of these.")
+    raise InputError(f"The MODEL is a {what}, which cannot be trained here: {_WORKS}.")
 
 
 def unet_of(model: Any, family: FamilySpec, dtype: torch.dtype) -> UNet2DConditionModel:

@@ -50,7 +50,7 @@ def _checked(latent: Tensor, model: Any) -> Tensor:
             "picture: wire a latent of the same kind of model."
         )
     if not torch.isfinite(latent).all():
-        raise InputError("The latent holds values that are no numbers: run the VAE in float32 (--fp32-vae).")
+        raise InputError("The latent holds values that are not numbers: run the VAE in float32 (--fp32-vae).")
     return latent.float().cpu()
 
 

@@ -49,7 +49,7 @@ def loaded_from(patcher: Any) -> Path | None:
 
 def _family_of(vae: Any, file: Path | None) -> FamilyName | None:
     own = getattr(vae.first_stage_model, "vae_scale", None)  # set by the tiny autoencoder
-    found = None if own is None else family_of_scale(float(own), _ROUNDED)
+    found = None if own is None else family_of_scale(float(own.detach()), _ROUNDED)
     try:
         return family_of_vae(open_tensor_file(file)) if found is None and file is not None else found
     except (InputError, OSError):

@@ -104,7 +104,7 @@ def require_bakeable(patcher: Any) -> None:
     replaced = [name for name in patcher.object_patches if name.split(".")[0] == "diffusion_model"]
     if replaced or patcher.weight_wrapper_patches:
         what = ", ".join([*replaced, *patcher.weight_wrapper_patches][:3])
-        raise InputError(f"The model has parts replaced or compiled ({what}): take the node that does it away.")
+        raise InputError(f"The model has parts replaced or compiled ({what}): remove the node that does it.")
 
 
 class DigestCache:

@@ -97,7 +97,7 @@ def byte_edits(name: str) -> SearchStrategy[Edit]:
 
 
 def file_edits(name: str) -> SearchStrategy[Edit]:
-    """The file gone, empty, a folder, a link to nothing, to itself, or to what is no file."""
+    """The file gone, empty, a folder, a link to nothing, to itself, or to what is not a file."""
     return st.one_of(
         st.just(("remove", name)),
         st.just(("text", name, "")),

@@ -315,7 +315,7 @@ def test_a_monitor_that_is_in_no_open_graph_keeps_nothing_running(editor: Editor
 
 @pytest.mark.parametrize("node_type", [TRAINER, "APTAttentionAlignPreview"])
 def test_a_new_nodes_seed_stays_as_it_is(editor: Editor, node_type: str) -> None:
-    """Else every queue would train anew."""
+    """Else every queue would train again."""
     new_node(editor, node_type)
     values = editor.do("() => Object.fromEntries(app.graph.nodes[0].widgets.map((w) => [w.label ?? w.name, w.value]))")
     assert values["control after generate"] == "fixed" and values["seed"] == 0

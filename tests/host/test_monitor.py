@@ -53,7 +53,7 @@ def same(host: Host, one: str, step: int) -> bool:
 def test_the_last_snapshot(host: Host, names: list[str]) -> None:
     result, (verdict, trigger, picked), monitor, saved = shown(host, names)
     assert picked == "4" and same(host, saved, 4)
-    assert "APT trained" in verdict and verdict.startswith("Step 4 goes on")
+    assert "APT trained" in verdict and verdict.startswith("Step 4 is passed on")
     assert (host.folder / "models" / "embeddings" / f"{trigger.removeprefix('embedding:')}.safetensors").is_file()
     pictures = [np.asarray(host.image(entry)) for entry in result.images]
     assert sorted(picture.shape[1] for picture in pictures if picture.shape[1] in (800, 840)) == [800, 840]
@@ -73,7 +73,7 @@ def test_a_chosen_step_is_published_beside_the_last(host: Host, names: list[str]
 def test_the_recommended_snapshot_says_why(host: Host, names: list[str]) -> None:
     _, (verdict, _, picked), _, saved = shown(host, names, snapshot="recommended")
     assert same(host, saved, int(picked))
-    assert verdict.startswith(f"Step {picked} goes on, as recommended: ")
+    assert verdict.startswith(f"Step {picked} is passed on, as recommended: ")
 
 
 def test_a_step_without_a_snapshot_is_refused_with_those_there_are(host: Host, names: list[str]) -> None:

@@ -83,7 +83,8 @@ def test_the_chosen_column_goes_on_and_nothing_is_drawn_anew(host: Host, names: 
     with Events(host.port) as events:
         again = host.run(g.prompt)
     told = [event.data["text"] for event in events.of("text") if event.data["node"] == sheet.id]
-    assert told[-1] == "column C · step 2 at strength 1 goes on" and not [text for text in told if "drawing" in text]
+    assert told[-1] == "column C · step 2 at strength 1 is passed on"
+    assert not [text for text in told if "drawing" in text]
     assert np.array_equal(cell(picture(host, again, sheet), 0, 4, 5), cell(before, 0, 4, 5))
 
 

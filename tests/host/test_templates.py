@@ -17,6 +17,7 @@ from .test_examples import EXAMPLES, PUBLISHED, read
 
 pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking())
 
+LEAST_CONTRAST = 4.5
 LEAST_ZOOM = 0.6  # below 0.57 the classic renderer hides all text
 SLACK = 1.0  # pixels of the graph: the page rounds
 each = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -44,6 +45,33 @@ SETTLED = """() => {
   const same = sizes === window.aptSizes;
   window.aptSizes = sizes;
   return same;
+}"""
+
+
+# Of the note's words on what lies behind them, as in WCAG: 1 cannot be read, 4.5 is the least for small text. The page
+# names colours in several ways; a canvas knows them all.
+CONTRASTS = """([type]) => {
+  const brush = Object.assign(document.createElement("canvas"), { width: 1, height: 1 }).getContext("2d");
+  const colour = (layers) => {
+    for (const layer of layers) {
+      brush.fillStyle = layer;
+      brush.fillRect(0, 0, 1, 1);
+    }
+    return [...brush.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  };
+  const light = (rgb) => rgb.map((value) => value / 255)
+    .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, value, at) => sum + value * [0.2126, 0.7152, 0.0722][at], 0);
+  const grounds = (element) =>
+    element ? [...grounds(element.parentElement), getComputedStyle(element).backgroundColor] : ["black"];
+  const { id } = app.graph.nodes.find((node) => node.type === type);
+  const words = [...document.querySelector(`[data-node-id="${id}"] .comfy-markdown-content`).querySelectorAll("*")]
+    .filter((element) => [...element.childNodes].some((child) => child.nodeType === 3 && child.data.trim()));
+  return words.map((element) => {
+    const behind = grounds(element);
+    const [low, high] = [colour(behind), colour([...behind, getComputedStyle(element).color])].map(light).sort();
+    return [element.textContent, (high + 0.05) / (low + 0.05)];
+  });
 }"""
 
 
@@ -77,6 +105,8 @@ def test_a_template_opens_legibly(editor: Editor, path: Path) -> None:
     assert all(first[0] <= box[0] and first[1] <= box[1] for box in nodes.values()), "what to do first, top left"
     if editor.elements:
         assert [node["name"] for node in seen["nodes"] if not node["drawn"]] == []
+        words = editor.do(CONTRASTS, "MarkdownNote")
+        assert words and [text for text, contrast in words if contrast < LEAST_CONTRAST] == []
 
 
 TRAINING = [path for path in EXAMPLES if "sdxl" not in path.stem and "APTTrain" in path.read_text(encoding="utf-8")]
