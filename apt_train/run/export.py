@@ -19,6 +19,7 @@ from ..adapter_kinds import KINDS, Kind, kind_of_file
 from ..disk.tensor_writer import data_digest, write_tensors
 from ..errors import InputError
 from ..families.components import Family
+from ..families.file_words import config_of
 from .metadata import fit_metadata
 
 
@@ -34,7 +35,7 @@ class LoadedAdapter(NamedTuple):
 def kohya_name(module: str, family: Family, unet_config: Mapping[str, Any]) -> str | None:
     """The name of a layer in a LoRA file; None: the family has no name for it."""
     path = family.file_words.path(module, unet_config)
-    return None if path is None else "lora_unet_" + path.replace(".", "_")
+    return None if path is None else family.file_words.lead + path.replace(".", "_")
 
 
 def lora_to_kohya(
@@ -75,7 +76,7 @@ def adapter_from_kohya(lora: Mapping[str, Tensor], unet: nn.Module, family: Fami
         raise InputError(f"The LoRA does not fit this model: {error}") from error
     name = kind_of_file(lora)
     kind = KINDS[name]
-    paths = {kohya_name(path, family, unet.config): path for path, _ in _linear_layers(unet)}  # type: ignore[arg-type]
+    paths = {kohya_name(path, family, config_of(unet)): path for path, _ in _linear_layers(unet)}
     state = {
         f"{paths[key.removesuffix(f'.{theirs}')]}.{ours}": tensor
         for ours, theirs in kind.parts.items()
@@ -156,7 +157,7 @@ def _layer_shapes(unet: nn.Module, family: Family) -> dict[str, tuple[int, int]]
     """(out, in) of every linear layer that has a name in a LoRA file."""
     shapes: dict[str, tuple[int, int]] = {}
     for path, module in _linear_layers(unet):
-        name = kohya_name(path, family, unet.config)  # type: ignore[arg-type]
+        name = kohya_name(path, family, config_of(unet))
         if name is not None:
             assert name not in shapes, name
             shapes[name] = (module.out_features, module.in_features)
