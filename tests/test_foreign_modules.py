@@ -172,7 +172,8 @@ def test_an_encoder_that_reads_another_table_than_it_names_is_no_encoder() -> No
     """Else its learned rows would never be read: transformers' T5EncoderModel is of that kind, and its stack is not."""
     encoder = second_encoder(32)
     named = nn.Embedding(40, 32)
-    encoder.model.get_input_embeddings = lambda: named  # type: ignore[assignment]
+    model: Any = encoder.model
+    model.get_input_embeddings = lambda: named
     conditioner = Conditioner([encoder], Identifier.from_init_word([encoder], "toy"), class_word="toy", name="zwx")
     with pytest.raises(AssertionError, match="another table"):
         conditioner.encode(["{subject}"], tuned=True)

@@ -652,7 +652,8 @@ def test_a_term_may_depend_on_the_adapters_weights_alone() -> None:
     made = bench(Objective((Denoising(), Alone("size", size))))
     gradients = made.gradients(run(made).parts["size"])
     for name, weight in Adapter(made.parts.unet).parameters.items():
-        assert gradients[name] is not None and torch.equal(gradients[name], weight), name
+        gradient = gradients[name]
+        assert gradient is not None and torch.equal(gradient, weight), name
 
 
 def test_a_users_own_term_is_summed_and_logged_by_its_name() -> None:
