@@ -27,8 +27,9 @@ class Kind:
     Args:
         title: the kind's name as people write it.
         parts: peft's name of each weight, relative to the layer, mapped to its name in a file.
-        shapes: (rank, rows, columns) -> the shape of each weight in a file.
-        rank_of: a weight in the file and the dimension of it whose length is the rank.
+        shapes: (rank, rows, columns) -> the shape of each weight that a file has for this layer. Layers may differ: a
+            matrix that is no larger than its factors is kept whole.
+        rank_of: a weight in the file and the dimension of it whose length is the rank, on layers that have it.
         drawn: the weights that are initialised at random. The others start as peft or `put_on` leaves them. With
             those starting values the layer's output must equal the base layer's bit for bit.
         config: (rank, alpha, dropout, layer names) -> peft's configuration.

@@ -370,7 +370,7 @@ class OptimizerConfig:
     optimizer: str = setting(
         "adamw",
         "The optimizer: adamw, or radam, which needs no warm-up. Both use beta1, beta2 and epsilon.",
-        choices=tuple(BUILDERS),
+        choices=BUILDERS,
         standing="recipe",
         since=2,
     )

@@ -13,7 +13,8 @@ from typing import Any, cast
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from peft import LoHaConfig
+from peft import LoHaConfig, LoKrConfig
+from peft.tuners.lokr.layer import factorization
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -24,6 +25,7 @@ from apt_train.errors import InputError
 from apt_train.events import StopTraining
 from apt_train.families.components import Components
 from apt_train.families.levels import even_levels
+from apt_train.lora_check.formulas import change
 from apt_train.rng import generator
 from apt_train.run.export import check_lora_keys, kohya_name, lora_to_kohya, save_lora
 from apt_train.sample.apply import personalized
@@ -33,6 +35,67 @@ from tests.tiny import tiny_components, unet_of
 from tests.training import Recorder, quick_config, run, same_weights
 
 TOY = TrainConfig(class_word="toy")
+
+
+# ---- two further kinds, each one place ----------------------------------------------------------------------------
+
+
+def loha_shapes(rank: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+    sides = {"a": (rows, rank), "b": (rank, columns)}
+    return {f"hada_w{number}_{side}": shape for number in (1, 2) for side, shape in sides.items()}
+
+
+def loha_config(rank: int, alpha: float, dropout: float, targets: list[str]) -> LoHaConfig:
+    # peft annotates alpha as an int, and scales by any number
+    return LoHaConfig(r=rank, alpha=cast("Any", alpha), rank_dropout=dropout, target_modules=targets)
+
+
+LOHA = Kind(
+    title="LoHa",
+    parts={part: part for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
+    shapes=loha_shapes,
+    rank_of=("hada_w1_b", 0),
+    drawn=("hada_w1_a", "hada_w1_b", "hada_w2_a"),  # peft leaves hada_w2_b at zero
+    config=loha_config,
+    network={"module": "lycoris.kohya", "args": '{"algo":"loha"}'},
+)
+
+
+def lokr_shapes(rank: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
+    (first, last), (m, n) = factorization(rows), factorization(columns)
+    pair = {"lokr_w2_a": (last, rank), "lokr_w2_b": (rank, n)}
+    return {"lokr_w1": (first, m), **({"lokr_w2": (last, n)} if rank >= max(last, n) / 2 else pair)}
+
+
+def lokr_config(rank: int, alpha: float, dropout: float, targets: list[str]) -> LoKrConfig:
+    return LoKrConfig(r=rank, alpha=cast("Any", alpha), rank_dropout=dropout, target_modules=targets)
+
+
+def scale_as_comfyui_does(layer: Any, name: str) -> None:
+    """Only a product has a rank to divide by."""
+    if name in layer.lokr_w2:
+        layer.scaling[name] = 1.0
+
+
+LOKR = Kind(
+    title="LoKr",
+    parts={part: part for part in ("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
+    shapes=lokr_shapes,
+    rank_of=("lokr_w2_b", 0),
+    drawn=("lokr_w2", "lokr_w2_a", "lokr_w2_b"),
+    config=lokr_config,
+    put_on=scale_as_comfyui_does,
+    network={"module": "lycoris.kohya", "args": '{"algo":"lokr"}'},
+)
+OWN = {"loha": LOHA, "lokr": LOKR}
+ALL = (*KINDS, *OWN)
+
+
+@pytest.fixture(autouse=True)
+def own_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of another structure than LoRA; in the second a layer may keep a matrix whole. An entry is all they need."""
+    for name, kind in OWN.items():
+        monkeypatch.setitem(KINDS, name, kind)
 
 
 def adapted(kind: str, model: str = "sd15", dtype: torch.dtype = torch.float32, **settings: Any) -> Components:
@@ -60,7 +123,7 @@ def in_file(parts: Components, alpha: float = 2.0) -> dict[str, Tensor]:
 # ---- on and off --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_fresh_one_changes_nothing_to_the_bit(kind: str, dtype: torch.dtype) -> None:
     parts = tiny_components()
@@ -70,7 +133,7 @@ def test_a_fresh_one_changes_nothing_to_the_bit(kind: str, dtype: torch.dtype) -
     assert torch.equal(predicted(parts, dtype=dtype), before)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("model", ["sd15", "sdxl"])
 def test_off_it_is_the_prior_to_the_bit_after_training_steps(kind: str, model: str) -> None:
     """And every weight of it has moved, from float32 gradients through recomputed activations and dropout."""
@@ -156,7 +219,7 @@ def test_in_bf16_it_learns_as_in_float32(kind: str) -> None:
     torch.testing.assert_close(curves["bf16"], curves["fp32"], rtol=0.01, atol=0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_what_it_draws_comes_from_the_seed_alone(kind: str) -> None:
     def drawn(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         unet = tiny_components().unet.to(dtype)
@@ -168,7 +231,7 @@ def test_what_it_draws_comes_from_the_seed_alone(kind: str) -> None:
     assert not any(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_its_state_goes_there_and_back(kind: str) -> None:
     parts, other = adapted(kind), tiny_components()
     fresh = add_adapter(other.unet, rank=4, alpha=2.0, seed=9, kind=kind)
@@ -181,6 +244,9 @@ def test_its_state_goes_there_and_back(kind: str) -> None:
 
 def as_a_host_reads(weight: Tensor, lora: dict[str, Tensor], name: str) -> Tensor:
     """What ComfyUI makes of a layer's weight, at strength 1."""
+    if f"{name}.lora_up.weight" not in lora:
+        parts = {key.removeprefix(f"{name}."): tensor for key, tensor in lora.items() if key.startswith(f"{name}.")}
+        return weight + change(parts, weight)
     down, up = lora[f"{name}.lora_down.weight"], lora[f"{name}.lora_up.weight"]
     tuned = weight + lora[f"{name}.alpha"] / down.shape[0] * (up @ down)
     scale = lora.get(f"{name}.dora_scale")
@@ -190,7 +256,7 @@ def as_a_host_reads(weight: Tensor, lora: dict[str, Tensor], name: str) -> Tenso
     return tuned * scale / tuned.norm(dim=0, keepdim=True)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize(("model", "alpha"), [("sd15", 12.0), ("sdxl", 2.0)])
 def test_the_weights_its_file_gives_act_as_the_live_adapter(kind: str, model: str, alpha: float) -> None:
     live, read = adapted(kind, model, alpha=alpha, targets="attention+ff"), tiny_components(model)
@@ -206,7 +272,7 @@ def test_the_weights_its_file_gives_act_as_the_live_adapter(kind: str, model: st
     torch.testing.assert_close(predicted(read, model), predicted(live, model), atol=5e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("model", ["sd15", "sdxl"])
 def test_its_file_put_back_is_the_live_adapter(kind: str, model: str) -> None:
     live, again = adapted(kind, model, targets="attention+ff"), tiny_components(model)
@@ -215,7 +281,7 @@ def test_its_file_put_back_is_the_live_adapter(kind: str, model: str) -> None:
         assert torch.equal(predicted(again, model), predicted(live, model))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 def test_a_file_that_does_not_fit_is_named(kind: str) -> None:
     parts = adapted(kind)
     lora = in_file(parts)
@@ -321,7 +387,7 @@ def stopping(step: int) -> Recorder:
     return Stop()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL)
 @pytest.mark.usefixtures("no_report")
 def test_a_run_with_it_resumes_to_the_same_bits(kind: str, tmp_path: Path) -> None:
     settings: dict[str, Any] = {**PLAIN, "kind": kind, "dropout": 0.1}
@@ -371,31 +437,9 @@ def test_t_lora_takes_ranks_away_only_where_that_is_right() -> None:
 # ---- another one -------------------------------------------------------------------------------------------------
 
 
-def loha_shapes(rank: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-    sides = {"a": (rows, rank), "b": (rank, columns)}
-    return {f"hada_w{number}_{side}": shape for number in (1, 2) for side, shape in sides.items()}
-
-
-def loha_config(rank: int, alpha: float, dropout: float, targets: list[str]) -> LoHaConfig:
-    # peft annotates alpha as an int, and scales by any number
-    return LoHaConfig(r=rank, alpha=cast("Any", alpha), rank_dropout=dropout, target_modules=targets)
-
-
-LOHA = Kind(
-    title="LoHa",
-    parts={part: part for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
-    shapes=loha_shapes,
-    rank_of=("hada_w1_b", 0),
-    drawn=("hada_w1_a", "hada_w1_b", "hada_w2_b"),
-    config=loha_config,
-    network={"module": "lycoris.kohya", "args": '{"algo":"loha"}'},
-)
-
-
 @pytest.mark.usefixtures("no_report")
-def test_another_kind_is_one_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_another_kind_is_one_place(tmp_path: Path) -> None:
     """Chosen, trained, resumed, written, said, and read back: of another structure than LoRA, and all by its name."""
-    monkeypatch.setitem(KINDS, "loha", LOHA)
     settings: dict[str, Any] = {**PLAIN, "kind": "loha", "alpha": 3.0}
     run(output_dir=tmp_path, on_event=stopping(2), **settings)
     parts = tiny_components()

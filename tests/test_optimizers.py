@@ -5,19 +5,23 @@ Not here: files and checksums of a state (`test_run_files`).
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from apt_train.errors import InputError
 from apt_train.events import StopTraining
 from apt_train.optimizers import BUILDERS, Shared
-from apt_train.run.optimizer_state import put_back, shapes, take
+from apt_train.run.optimizer_state import kept_for, put_back, take
+from apt_train.training.optimizer import state_bytes
 from tests.lora_files import metadata_of
+from tests.tiny import tiny_components
 from tests.training import Recorder, quick_config, run, same_weights
 
 SHARED = Shared((0.8, 0.95), 1e-6)
@@ -39,11 +43,67 @@ class Counting(torch.optim.Optimizer):
                 parameter.data -= group["lr"] * group["own"] * state["calls"] * state["sum"]
 
 
-def counting(groups: list[dict[str, Any]], shared: Shared) -> torch.optim.Optimizer:
-    return Counting(groups)
+class InBytes(torch.optim.Optimizer):
+    """One whose moment takes a byte per weight, with a scale for each row; its constructor asks for what it likes."""
+
+    def __init__(self, parameters: Any, secret: float) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+        self.secret = secret
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                moment = state["bytes"].float() * state["scale"] if state else torch.zeros_like(parameter)
+                moment = self.secret * moment + parameter.grad
+                state["scale"] = moment.abs().amax(dim=-1, keepdim=True).clamp_min(1e-30) / 127
+                state["bytes"] = (moment / state["scale"]).round().to(torch.int8)
+                parameter.sub_(moment, alpha=group["lr"])
 
 
-ALL = {**BUILDERS, "counting": counting}
+class Averaging(torch.optim.Optimizer):
+    """Schedule-free SGD (arXiv 2405.15682): gradients are taken at y, and x is used. `eval` gives x back exactly."""
+
+    def __init__(self, parameters: Any, lr: float = 0.1) -> None:
+        super().__init__(parameters, {"lr": lr, "steps": 0, "learns": False})
+
+    @torch.no_grad()
+    def _move(self, learns: bool) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"] if group["learns"] != learns else ():
+                x, z = (self.state[parameter].setdefault(key, parameter.detach().clone()) for key in "xz")
+                parameter.copy_(x.lerp(z, 0.1) if learns else x)
+            group["learns"] = learns
+
+    def train(self) -> None:
+        self._move(True)
+
+    def eval(self) -> None:
+        self._move(False)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["steps"] += 1
+            for parameter in group["params"]:
+                x, z = (self.state[parameter].setdefault(key, parameter.detach().clone()) for key in "xz")
+                z.sub_(parameter.grad, alpha=group["lr"])
+                x.lerp_(z, 1 / group["steps"])
+
+
+OWN: dict[str, Any] = {
+    "counting": lambda groups, shared: Counting(groups),
+    "in bytes": lambda groups, shared: InBytes(groups, 0.9),
+    "averaging": lambda groups, shared: Averaging(groups),
+}
+ALL = {**BUILDERS, **OWN}
+
+
+@pytest.fixture(autouse=True)
+def all_have_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, build in OWN.items():
+        monkeypatch.setitem(BUILDERS, name, build)
 
 
 def trained(build: Any, seed: int = 0) -> tuple[dict[str, torch.nn.Parameter], torch.optim.Optimizer]:
@@ -77,29 +137,39 @@ def test_a_state_put_back_goes_on_as_if_it_had_never_stopped(name: str) -> None:
     for key, parameter in again.items():
         parameter.data.copy_(unbroken[key])
     put_back(fresh, again, kept, json.loads(json.dumps(values)))
-    assert take(fresh, again)[1] == values
+    found, settings = take(fresh, again)
+    assert settings == values and {key: t.dtype for key, t in found.items()} == {
+        key: t.dtype for key, t in kept.items()
+    }
     expected, found = moved(unbroken, optimizer, range(6, 12)), moved(again, fresh, range(6, 12))
     assert all(map(torch.equal, expected, found))
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_shapes_of_a_state_are_known_before_there_is_one(name: str) -> None:
+def test_what_a_state_holds_is_known_before_there_is_one(name: str) -> None:
+    """Shapes and types, for the checks of a state and for the memory estimate. Nothing of the optimizer moves."""
     parameters, optimizer = trained(ALL[name])
-    expected = {key: shapes(optimizer, parameter.shape) for key, parameter in parameters.items()}
-    assert not optimizer.state
+    before, groups = [value.detach().clone() for value in parameters.values()], copy.deepcopy(take(optimizer, {})[1])
+    expected = kept_for(optimizer, parameters)
+    assert not optimizer.state and take(optimizer, {})[1] == groups
+    assert all(map(torch.equal, before, parameters.values()))
     moved(parameters, optimizer, range(1))
     for key, parameter in parameters.items():
-        kept = optimizer.state[parameter]
-        assert expected[key] == {part: value.shape for part, value in kept.items() if isinstance(value, Tensor)}
+        kept = {part: value for part, value in optimizer.state[parameter].items() if isinstance(value, Tensor)}
+        assert {part: (t.shape, t.dtype) for part, t in expected[key].items()} == {
+            part: (t.shape, t.dtype) for part, t in kept.items()
+        }
+    sizes = [t.nbytes for kept in optimizer.state.values() for t in kept.values() if isinstance(t, Tensor) and t.dim()]
+    assert state_bytes(optimizer, parameters) == sum(sizes)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", ["adamw", "radam"])
 def test_betas_and_epsilon_reach_the_optimizer(name: str) -> None:
     group = trained(BUILDERS[name])[1].param_groups[0]
     assert (group["betas"], group["eps"], group["weight_decay"], group["lr"]) == ((0.8, 0.95), 1e-6, 0.01, 0.1)
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.usefixtures("no_report")
 def test_a_run_with_it_resumes_to_the_same_bits(name: str, tmp_path: Path) -> None:
     class Stop(Recorder):
@@ -116,6 +186,36 @@ def test_a_run_with_it_resumes_to_the_same_bits(name: str, tmp_path: Path) -> No
     values = json.loads((tmp_path / "snapshots/step_000008/state.json").read_text())
     assert name.lower() in metadata_of(tmp_path / "toy_subject.safetensors")["ss_optimizer"].lower()
     assert recorder.steps[-1].lr == values["optimizer"]["groups"][0]["lr"]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_what_leaves_a_run_is_what_the_optimizer_hands_out(tmp_path: Path) -> None:
+    """Even if a step is cut short while the weights are those at which it learns; and it resumes to the same bits."""
+
+    class Cut(Exception):
+        pass
+
+    def cut(_module: Any, _inputs: Any) -> None:
+        if recorder.steps and recorder.steps[-1].step == 3:
+            raise Cut
+
+    settings: dict[str, Any] = {"steps": 6, "optimizer": "averaging", "watch_drift": False}
+    parts, recorder = tiny_components(), Recorder()
+    handle = parts.unet.register_forward_pre_hook(cut)
+    with pytest.raises(Cut):
+        run(parts, output_dir=tmp_path, on_event=recorder, **settings)
+    handle.remove()
+    lora, state = (
+        load_file(tmp_path / "snapshots/step_000003" / name)
+        for name in ("toy_subject.safetensors", "state.safetensors")
+    )
+    handed, learnt = (
+        sorted(value.double().sum().item() for name, value in state.items() if name.startswith(start))
+        for start in ("optimizer/x/adapter.", "optimizer/z/adapter.")
+    )
+    weights = [tensor.double().sum().item() for name, tensor in lora.items() if not name.endswith(".alpha")]
+    assert sorted(weights) == handed != learnt
+    assert same_weights(run(output_dir=tmp_path, resume=True, **settings), run(**settings))
 
 
 def test_the_optimizers_differ_and_the_default_is_adamw() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -26,7 +27,7 @@ from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
 from apt_train.training.capture import Capture, attention_maps
 from apt_train.training.indicator import OverfitIndicator
-from apt_train.training.losses import alignment_loss, stabilization_loss
+from apt_train.training.losses import alignment_loss, per_sample, stabilization_loss
 from apt_train.training.objective import Objective, objective_of
 from apt_train.training.step import StepOutput, TrainingStep
 from apt_train.training.terms import (
@@ -579,17 +580,80 @@ def test_weightings_multiply() -> None:
     assert torch.equal(both.raw["denoising"], one.raw["denoising"])
 
 
+def test_the_data_term_may_measure_errors_in_another_way() -> None:
+    """Huber's, with the mask and the weighting of any data term."""
+
+    def huber(prediction: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        return per_sample(nn.functional.huber_loss(prediction, target, reduction="none", delta=0.1), mask)
+
+    made, mask = bench(Objective((Denoising((ADAPTIVE,), huber),))), torch.zeros(2, 1, 16, 16)
+    mask[:, :, :5] = 1
+    batch = batch_of(mask=mask)
+    output, hand = run(made, batch), by_hand(made, batch)
+    rows = nn.functional.huber_loss(hand.tuned, batch.noise, reduction="none", delta=0.1)[:, :, :5].mean(dim=(1, 2, 3))
+    close(output.raw["denoising"], rows.mean())
+    close(output.total, ((1 - made.step.indicator.gamma_at(batch.timesteps)) * rows).mean())
+
+
 @pytest.mark.parametrize("zero", [False, True])
 def test_a_term_reads_the_signal_to_noise_ratio(zero: bool) -> None:
     """Diffusers' number; also 0, and a number, where the last step is pure noise."""
     schedule, batch = scaled_linear_schedule(zero_terminal_snr=zero), batch_of((0, 499, 999))
     made = bench(with_terms())
     unread: Any = None
-    seen = Passes(batch, batch.noise, schedule, tuned=unread, prior=None, indicator=made.step.indicator)
+    seen = Passes(batch, batch.noise, schedule, unread, None, made.step.indicator, adapter={}, predict=unread)
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     theirs = DDPMScheduler(**betas, rescale_betas_zero_snr=zero)
     torch.testing.assert_close(seen.snr, compute_snr(theirs, batch.timesteps), rtol=1e-4, atol=1e-6)
     assert (seen.snr[-1] == 0) == zero
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A term that needs neither the prior pass nor captured layers."""
+
+    name: str
+    read: Callable[[Passes], Tensor]
+    title: str = "Alone"
+    colour: str = "#123456"
+    reads_prior: bool = False
+    reads_gamma: bool = False
+    features: None = None
+    attention: None = None
+
+    def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
+        raw = self.read(passes)
+        return raw.detach(), 0.5 * raw
+
+
+def test_a_term_may_ask_for_passes_on_other_captions() -> None:
+    """Preservation without a prompt: both models read an empty caption, on the noisy latents of the step."""
+
+    def blank(passes: Passes) -> Tensor:
+        texts = [""] * len(passes.batch.captions)
+        tuned, prior = passes.predict(texts, True), passes.predict(texts, False)
+        assert tuned.requires_grad and not prior.requires_grad
+        return mse(tuned, prior).mean()
+
+    made = bench(Objective((Denoising(), Alone("blank", blank))))
+    plain, found = run(bench(Objective((Denoising(),)))), run(made)
+    expected = by_hand(made, replace(batch_of(), captions=["", ""]))
+    close(found.raw["blank"], mse(expected.tuned, expected.prior).mean())
+    assert torch.equal(found.raw["denoising"], plain.raw["denoising"])
+    gradients = made.gradients(found.parts["blank"])
+    adapter = {name for name in gradients if not name.startswith("identifier")}
+    assert {name for name, gradient in gradients.items() if gradient is not None} == adapter
+
+
+def test_a_term_may_depend_on_the_adapters_weights_alone() -> None:
+    def size(passes: Passes) -> Tensor:
+        return torch.stack([weight.square().sum() for weight in passes.adapter.values()]).sum()
+
+    made = bench(Objective((Denoising(), Alone("size", size))))
+    gradients = made.gradients(run(made).parts["size"])
+    for name, weight in Adapter(made.parts.unet).parameters.items():
+        gradient = gradients[name]
+        assert gradient is not None and torch.equal(gradient, weight), name
 
 
 def test_a_users_own_term_is_summed_and_logged_by_its_name() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator, Mapping
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from peft import inject_adapter_in_model
@@ -16,16 +16,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..adapter_kinds import KINDS, Kind
-from ..config import AdapterConfig
+from ..config import AdapterConfig, AdapterTargets
 from ..errors import InputError
+from ..families.components import Family
 from ..families.network import Network
 from ..rng import seeded
 from .ranks import RankByTimestep
 
 ADAPTER = "apt"
 _OFF = "_disable_adapters"  # the attribute that peft's layers check in their forward pass
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+_ANY = Family("custom", 0, 0)  # whose layers have diffusers' names
 
 
 class Adapter:
@@ -122,19 +122,20 @@ def add_adapter(
     rank: int,
     alpha: float,
     dropout: float = 0.0,
-    targets: Literal["attention", "attention+ff"] = "attention",
+    targets: AdapterTargets | tuple[str, ...] = "attention",
     seed: int = 0,
     ranks: RankByTimestep | None = None,
     kind: str = "lora",
 ) -> Adapter:
     """Attach a float32 adapter to the UNet's attention (and feed-forward) layers and freeze the base weights.
 
+    `targets`: which layers, under diffusers' names, or the ends of their paths.
     Random initial weights come from `seed` (in a LoRA lora_A, while lora_B is zero). Until the first step the output is
     the base's. The update is scaled by alpha / rank, whatever the kind. InputError: the UNet already has an adapter.
     """
     check_no_adapter(unet)
-    modules = [*ATTENTION, *(FEED_FORWARD if targets == "attention+ff" else ())]
-    config = KINDS[kind].config(rank, alpha, dropout, modules)
+    ends = _ANY.adapted(targets) if isinstance(targets, str) else targets
+    config = KINDS[kind].config(rank, alpha, dropout, list(ends))
     unet.requires_grad_(False)
     try:
         with seeded(seed, "adapter"):
@@ -149,7 +150,9 @@ def add_adapter(
     return adapter
 
 
-def adapter_of(unet: nn.Module, settings: AdapterConfig, levels: Tensor | None, seed: int = 0) -> Adapter:
+def adapter_of(
+    unet: nn.Module, settings: AdapterConfig, levels: Tensor | None, seed: int = 0, family: Family = _ANY
+) -> Adapter:
     """Attach the adapter that the settings describe. `levels`: each timestep's, for T-LoRA; None: all ranks always."""
     ranks = None if levels is None else RankByTimestep(settings.rank, settings.resolved_min_rank, levels)
     return add_adapter(
@@ -157,7 +160,7 @@ def adapter_of(unet: nn.Module, settings: AdapterConfig, levels: Tensor | None, 
         rank=settings.rank,
         alpha=settings.effective_alpha,
         dropout=settings.dropout,
-        targets=settings.targets,
+        targets=family.adapted(settings.targets),
         seed=seed,
         ranks=ranks,
         kind=settings.kind,

@@ -5,6 +5,7 @@ A file, a diffusers folder and a host's wires all become one `Components`. Later
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..config import AdapterTargets
 from ..errors import InputError
 from .file_words import FileWords
 from .levels import levels_of
 from .network import Network, Process
 from .sd.network import StableDiffusion
+from .swapped import lent
 
 
 def loses(source: torch.dtype, target: torch.dtype) -> bool:
@@ -36,24 +39,41 @@ def token_embedding(model: nn.Module) -> nn.Embedding:
 
 @dataclass(frozen=True)
 class Family:
-    """What kind of model this is."""
+    """What kind of model this is.
+
+    `attention`, `feed_forward`: ends of the paths of linear layers that carry the adapter, by default as diffusers
+    names them in all its models.
+    """
 
     name: str
     resolution: int  # pixels, the side of the square the model was made for
     vae_factor: int  # pixels per latent position, per side
     file_words: FileWords = FileWords()
+    attention: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    feed_forward: tuple[str, ...] = ("ff.net.0.proj", "ff.net.2")
+
+    def adapted(self, targets: AdapterTargets) -> tuple[str, ...]:
+        return self.attention + (self.feed_forward if targets == "attention+ff" else ())
 
 
 @dataclass
 class TextEncoder:
-    """One text encoder with its tokenizer, and which of its outputs the UNet reads."""
+    """One text encoder with its tokenizer, and which of its outputs the UNet reads.
 
-    model: nn.Module  # transformers CLIPTextModel or CLIPTextModelWithProjection
+    `sequence`: outputs of encoders with the same number are joined along features, which takes tokenizers that agree;
+    those with different numbers follow one another, the narrower ones padded with zeros. None: only the pooled vector
+    is read. Pooled vectors of several encoders are joined.
+    """
+
+    model: nn.Module  # as transformers' CLIPTextModel or T5EncoderModel: its call, its outputs, its token embeddings
     tokenizer: Any  # transformers tokenizer; model_max_length is the chunk length (77 for CLIP)
     layer: int = -1  # index into hidden_states
     final_norm: bool = True  # apply the final layer norm to that layer's output
     pooled: bool = False  # whether its projected EOS vector is the UNet's `text_embeds`
     embedding_key: str = "clip_l"  # name of its tensor in an embedding file
+    sequence: int | None = 0
+    starts: bool = True  # whether its texts begin with a start token, as CLIP's do and T5's do not
+    length: int = 0  # positions in a chunk; 0: as many as model and tokenizer allow
     _kept_table: Tensor | None = field(default=None, init=False, repr=False)
 
     @property
@@ -89,12 +109,19 @@ class Components:
     network: Network = field(default_factory=StableDiffusion)  # how `unet` is called and read
     rounded_to: torch.dtype | None = None  # dtype to which an earlier run rounded the weights in place
     stored_in_fp8: bool = False  # whether an earlier run rounded the frozen layers to fp8 in place
+    borrowed: bool = False  # whether a run gives the modules back as they were: weights, dtypes, devices, modes
+
+    def lent(self) -> contextlib.AbstractContextManager[None]:
+        """Inside the block the modules may be cast, moved and frozen; borrowed ones are then as they were before."""
+        return lent([self.unet, *(encoder.model for encoder in self.text_encoders)] if self.borrowed else [])
 
     def use(self, dtype: torch.dtype, *, in_fp8: bool = False) -> None:
         """Record that a run casts UNet and text encoders to `dtype`, via fp8 if `in_fp8`.
 
         InputError: an earlier run rounded them differently.
         """
+        if self.borrowed:  # then nothing stays rounded
+            return
         untouched = self.rounded_to is None and not self.stored_in_fp8
         if self.rounded_to not in (None, dtype) or not (untouched or self.stored_in_fp8 == in_fp8):
             raise InputError(

@@ -11,7 +11,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-_DOTTED = ("", "unet.", "base_model.model.", "unet.base_model.model.", "base_model.model.unet.")
+_FLAT = ("lora_unet_", "lora_transformer_", "lycoris_")
+_DOTTED = (
+    "", "unet.", "transformer.", "diffusion_model.", "base_model.model.", "unet.base_model.model.",
+    "base_model.model.unet.",
+)  # fmt: skip
 
 
 def layer_paths(module: nn.Module) -> Iterator[str]:
@@ -26,7 +30,7 @@ def plain_names(network: nn.Module) -> dict[str, str]:
     names: dict[str, str] = {}
     for path in layer_paths(network):
         flat = path.replace(".", "_")
-        for name in (f"lora_unet_{flat}", f"lycoris_{flat}", *(f"{lead}{path}" for lead in _DOTTED)):
+        for name in (*(f"{lead}{flat}" for lead in _FLAT), *(f"{lead}{path}" for lead in _DOTTED)):
             names.setdefault(name, path)
     return names
 
@@ -48,9 +52,18 @@ def plain_encoder_names(
     return names
 
 
+def config_of(module: nn.Module) -> Mapping[str, Any]:
+    """A module's configuration; empty if it has none, as modules of other libraries than diffusers."""
+    return getattr(module, "config", {})
+
+
 @dataclass(frozen=True)
 class FileWords:
-    """A family's terms, as other programs read and write them."""
+    """A family's terms, as other programs read and write them.
+
+    `lead`: what precedes a layer's name, with its dots as `_`. ComfyUI expects `lora_transformer_` before the names of
+    diffusers' transformers.
+    """
 
     architecture: str = "custom"  # in the model metadata standard (modelspec)
     base_version: str = "custom"  # in kohya's metadata
@@ -62,3 +75,4 @@ class FileWords:
     encoder_names: Callable[[nn.Module, int, int, str], Mapping[str, str]] = plain_encoder_names
     # A file's layers -> the kind of model they belong to, in a word; empty: unknown.
     model_of: Callable[[Mapping[str, Mapping[str, Tensor]]], str] = lambda layers: ""
+    lead: str = "lora_unet_"

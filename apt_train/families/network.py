@@ -6,7 +6,7 @@ Diffusion's network, `noise.py` its process. A flow transformer would add one fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,12 +28,18 @@ class TextInput:
 
 @dataclass(frozen=True)
 class AttentionLayer:
-    """How to compute attention from positions to caption tokens: softmax(query key^T * scale), per head."""
+    """How to compute attention from positions to caption tokens: softmax(query key^T * scale), per head.
+
+    `query_of`, `key_of`: an output -> that form, for a module that outputs more than that (queries, keys and values at
+    once) or in another shape (a norm that works on heads).
+    """
 
     query: nn.Module  # outputs (N, positions, heads * head_dim)
     key: nn.Module  # outputs (N, tokens, heads * head_dim)
     heads: int
     scale: float
+    query_of: Callable[[Tensor], Tensor] = lambda output: output
+    key_of: Callable[[Tensor], Tensor] = lambda output: output
 
 
 class Network(Protocol):
@@ -61,7 +67,7 @@ class Network(Protocol):
         ...
 
     def block(self, path: str) -> str:
-        """The part of the network that a layer path lies in: `down 1`, `middle`, otherwise `in and out`."""
+        """The part of the network that a layer path lies in, in a word or two: `down 1`, `middle`, `joint 12`."""
         ...
 
     def checkpoint(self, module: nn.Module, on: bool) -> None:

@@ -41,10 +41,16 @@ def stored_in_fp8(module: nn.Module, dtype: torch.dtype) -> Generator[None]:
 
 
 def _layers(module: nn.Module) -> Iterator[Any]:
-    """The layers in numbered blocks: nearly all weights of a UNet, and all of an encoder but its embeddings."""
+    """The layers in numbered blocks: nearly all weights of a UNet, and all of an encoder but its embeddings.
+
+    Not those that its library keeps in float32: transformers' T5 casts to the dtype of such a weight, which float8
+    does not suit.
+    """
+    wide = set(getattr(module, "_keep_in_fp32_modules", None) or ())
     for name, layer in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
         plain = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros")
-        if plain and any(part.isdigit() for part in name.split(".")):
+        parts = name.split(".")
+        if plain and any(part.isdigit() for part in parts) and wide.isdisjoint(parts):
             yield layer
 
 

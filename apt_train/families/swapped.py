@@ -1,4 +1,4 @@
-"""A module's weights, replaced for the time of a block."""
+"""Modules that are given back as they were: their weights replaced for the time of a block."""
 
 from __future__ import annotations
 
@@ -28,3 +28,21 @@ def weights_swapped(module: nn.Module, replacement: Callable[[Tensor], Tensor]) 
         for store, tensors in kept:
             store.clear()
             store.update(tensors)
+
+
+@contextlib.contextmanager
+def lent(modules: Iterable[nn.Module]) -> Generator[None]:
+    """Inside the block the modules may be cast, moved, frozen and switched; their owner then has them back untouched.
+
+    Weights share their memory meanwhile, but those made in inference mode are copied, because autograd refuses them.
+    """
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            for part in cast("Iterable[nn.Module]", module.modules()):
+                stack.callback(setattr, part, "training", part.training)
+            stack.enter_context(weights_swapped(module, _for_autograd))
+        yield
+
+
+def _for_autograd(tensor: Tensor) -> Tensor:
+    return tensor.clone() if tensor.is_inference() else tensor

@@ -38,7 +38,11 @@ def check_up(
     """
     asked = asked or Asked()
     refusal = InputError("Out of memory: give the check-up a lower resolution, or free memory.")
-    with memory_in_words(refusal), lora_ready(components, lora, asked.device, asked.precision) as ready:
+    with (
+        memory_in_words(refusal),
+        components.lent(),
+        lora_ready(components, lora, asked.device, asked.precision) as ready,
+    ):
         work = Strengths(ready, subject, asked, images, busy)
         work.measure()
         return CheckUp(

@@ -19,7 +19,10 @@ from ..adapter_kinds import KINDS, Kind, kind_of_file
 from ..disk.tensor_writer import data_digest, write_tensors
 from ..errors import InputError
 from ..families.components import Family
+from ..families.file_words import config_of
 from .metadata import fit_metadata
+
+_NO_RANK = 1 << 16  # the highest there may be, at which every matrix is whole
 
 
 class LoadedAdapter(NamedTuple):
@@ -34,7 +37,7 @@ class LoadedAdapter(NamedTuple):
 def kohya_name(module: str, family: Family, unet_config: Mapping[str, Any]) -> str | None:
     """The name of a layer in a LoRA file; None: the family has no name for it."""
     path = family.file_words.path(module, unet_config)
-    return None if path is None else "lora_unet_" + path.replace(".", "_")
+    return None if path is None else family.file_words.lead + path.replace(".", "_")
 
 
 def lora_to_kohya(
@@ -75,15 +78,14 @@ def adapter_from_kohya(lora: Mapping[str, Tensor], unet: nn.Module, family: Fami
         raise InputError(f"The LoRA does not fit this model: {error}") from error
     name = kind_of_file(lora)
     kind = KINDS[name]
-    paths = {kohya_name(path, family, unet.config): path for path, _ in _linear_layers(unet)}  # type: ignore[arg-type]
+    paths = {kohya_name(path, family, config_of(unet)): path for path, _ in _linear_layers(unet)}
     state = {
         f"{paths[key.removesuffix(f'.{theirs}')]}.{ours}": tensor
         for ours, theirs in kind.parts.items()
         for key, tensor in lora.items()
         if key.endswith(f".{theirs}")
     }
-    part, dimension = kind.rank_of
-    ranks = {tensor.shape[dimension] for key, tensor in lora.items() if key.endswith(f".{part}")}
+    ranks = _ranks(lora, kind) or {_NO_RANK}
     alphas = {float(tensor) for key, tensor in lora.items() if key.endswith(".alpha")}
     if len(ranks) != 1 or len(alphas) != 1:
         raise InputError("The LoRA's layers differ in rank or alpha: use one that APT Train wrote.")
@@ -101,13 +103,18 @@ def check_lora_keys(lora: Mapping[str, Tensor], unet: nn.Module, family: Family)
     layers = _layer_shapes(unet, family)
     names = sorted({key.split(".")[0] for key in lora})
     kind = KINDS[kind_of_file(lora)]
-    expected = {f"{name}.{part}" for name in names for part in (*kind.parts.values(), "alpha")}
-    for key in sorted(set(lora) ^ expected):
-        raise RuntimeError(f"{key} is {'unknown in' if key in lora else 'missing from'} the LoRA.")
     for name in names:
         if name not in layers:
             raise RuntimeError(f"{name} is in the LoRA, but no layer of the UNet has that name.")
-        _check_shapes(name, lora, layers[name], kind)
+    rank = max(_ranks(lora, kind), default=_NO_RANK)
+    wanted = {name: {**kind.shapes(_rank(name, lora, kind, rank), *layers[name]), "alpha": ()} for name in names}
+    expected = {f"{name}.{part}": shape for name, shapes in wanted.items() for part, shape in shapes.items()}
+    for key in sorted(set(lora) ^ set(expected)):
+        raise RuntimeError(f"{key} is {'unknown in' if key in lora else 'missing from'} the LoRA.")
+    for key, shape in expected.items():
+        found = tuple(lora[key].shape)
+        if found != shape:
+            raise RuntimeError(f"{key} has shape {found}, but the UNet's layer needs {shape}.")
 
 
 def save_lora(path: str | Path, lora: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -156,7 +163,7 @@ def _layer_shapes(unet: nn.Module, family: Family) -> dict[str, tuple[int, int]]
     """(out, in) of every linear layer that has a name in a LoRA file."""
     shapes: dict[str, tuple[int, int]] = {}
     for path, module in _linear_layers(unet):
-        name = kohya_name(path, family, unet.config)  # type: ignore[arg-type]
+        name = kohya_name(path, family, config_of(unet))
         if name is not None:
             assert name not in shapes, name
             shapes[name] = (module.out_features, module.in_features)
@@ -170,17 +177,18 @@ def _linear_layers(unet: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
             yield path.removesuffix(".base_layer"), module
 
 
-def _check_shapes(name: str, lora: Mapping[str, Tensor], layer: tuple[int, int], kind: Kind) -> None:
-    """`layer`: (out, in)."""
+def _ranks(lora: Mapping[str, Tensor], kind: Kind) -> set[int]:
+    """The ranks that its layers show; empty: all their matrices are whole."""
     part, dimension = kind.rank_of
-    sized = lora[f"{name}.{part}"]
-    if sized.ndim <= dimension:
-        raise RuntimeError(f"{name}.{part} has shape {tuple(sized.shape)}, which shows no rank.")
-    wanted = {**kind.shapes(sized.shape[dimension], *layer), "alpha": ()}
-    for part, shape in wanted.items():
-        found = tuple(lora[f"{name}.{part}"].shape)
-        if found != shape:
-            raise RuntimeError(f"{name}.{part} has shape {found}, but the UNet's layer needs {shape}.")
+    sized = [tensor for key, tensor in lora.items() if key.endswith(f".{part}")]
+    return {tensor.shape[dimension] for tensor in sized if tensor.ndim > dimension}
+
+
+def _rank(name: str, lora: Mapping[str, Tensor], kind: Kind, otherwise: int) -> int:
+    """The rank of one layer; `otherwise`: of one that does not show it."""
+    part, dimension = kind.rank_of
+    sized = lora.get(f"{name}.{part}")
+    return otherwise if sized is None or sized.ndim <= dimension else sized.shape[dimension]
 
 
 def _require_finite(tensors: Mapping[str, Tensor], name: str) -> None:

@@ -8,7 +8,7 @@ In: `state_dict` with parameters by name instead of by number. Not in: files, ch
 
 from __future__ import annotations
 
-import inspect
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,16 +48,28 @@ def put_back(optimizer: Optimizer, names: Mapping[str, Parameter], tensors: Mapp
     groups = [{**group, **_like(group, saved)} for group, saved in zip(now["param_groups"], before, strict=True)]
     state = {number: by_name[name] for number, name in enumerate(numbered) if name in by_name}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for name, tensors in by_name.items():  # torch casts all but steps to the parameter's dtype
+        loaded = optimizer.state[names[name]]
+        cast = [key for key, value in tensors.items() if isinstance(value, Tensor) and value.dtype != loaded[key].dtype]
+        loaded.update({key: tensors[key].to(loaded[key].device) for key in cast})
 
 
-def shapes(optimizer: Optimizer, shape: torch.Size) -> dict[str, torch.Size]:
-    """Shapes of what this optimizer keeps for a parameter of `shape`, by key; found by one step of a twin on zeros."""
+def kept_for(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors that this optimizer keeps for each parameter, by key, without their data."""
+    known = {shape: _kept(optimizer, shape) for shape in {parameter.shape for parameter in parameters.values()}}
+    return {name: known[parameter.shape] for name, parameter in parameters.items()}
+
+
+def _kept(optimizer: Optimizer, shape: torch.Size) -> dict[str, Tensor]:
+    """For a parameter of `shape`; found by one step of a twin on zeros."""
     twin = torch.zeros(shape, requires_grad=True)
     twin.grad = torch.zeros_like(twin)
-    taken = inspect.signature(type(optimizer)).parameters
-    blank = type(optimizer)([twin], **{key: value for key, value in optimizer.defaults.items() if key in taken})
+    blank = object.__new__(type(optimizer))  # no constructor: nobody knows what it takes
+    group = {**optimizer.param_groups[0], "params": [twin]}
+    vars(blank).update({**vars(optimizer), "state": defaultdict(dict), "param_groups": [group]})
     blank.step()
-    return {key: value.shape for key, value in blank.state[twin].items() if isinstance(value, Tensor)}
+    kept = {key: value for key, value in blank.state[twin].items() if isinstance(value, Tensor)}
+    return {key: value.to("meta") for key, value in kept.items()}
 
 
 def _like(group: Mapping[str, Any], saved: Values) -> Values:

@@ -153,18 +153,16 @@ def check_state(run: Training, state: State) -> None:
 
 
 def most_state_bytes(run: Training) -> int:
-    """The most bytes a tensor file of this run's state can have: parameters and moments in float32, plus the header."""
-    shapes = [parameter.shape for parameter in run.trainable.values()]
-    shapes += [shape for moments in _moments(run).values() for shape in moments.values()]
-    return 4 * sum(shape.numel() for shape in shapes) + (16 << 20)
+    """The most bytes a tensor file of this run's state can have: parameters and moments, plus the header."""
+    kept = [*run.trainable.values(), *(tensor for moments in _moments(run).values() for tensor in moments.values())]
+    return sum(tensor.nbytes for tensor in kept) + (16 << 20)
 
 
-def _moments(run: Training) -> dict[str, dict[str, torch.Size]]:
-    """Per parameter, the names and shapes of what the optimizer keeps for it."""
-    known = {shape: optimizer_state.shapes(run.optimizer, shape) for shape in {p.shape for p in run.trainable.values()}}
+def _moments(run: Training) -> dict[str, dict[str, Tensor]]:
+    """Per parameter, what the optimizer keeps for it, by name in the file and without data."""
     return {
-        name: {f"{optimizer_state.PREFIX}{key}/{name}": shape for key, shape in known[parameter.shape].items()}
-        for name, parameter in run.trainable.items()
+        name: {f"{optimizer_state.PREFIX}{key}/{name}": tensor for key, tensor in kept.items()}
+        for name, kept in optimizer_state.kept_for(run.optimizer, run.trainable).items()
     }
 
 
@@ -212,14 +210,14 @@ def _read_values(path: Path) -> dict[str, Any]:
 
 
 def _check_tensors(run: Training, tensors: dict[str, Tensor]) -> None:
-    expected = {name: parameter.shape for name, parameter in run.trainable.items()}
+    expected: dict[str, Tensor] = dict(run.trainable)
     for moments in _moments(run).values():
         if moments.keys() & tensors.keys():  # with fp16 all steps so far may have been skipped
             expected |= moments
     for name in sorted(expected.keys() ^ tensors.keys()):
         raise Damaged(f"{name} is {'missing from' if name in expected else 'unknown in'} {STATE_TENSORS}")
     for name, tensor in tensors.items():
-        if tensor.shape != expected[name] or tensor.dtype != torch.float32:
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
             raise Damaged(f"{name} in {STATE_TENSORS} has another shape or type than the run's")
         if not torch.isfinite(tensor).all() or ("/exp_avg_sq/" in name and bool((tensor < 0).any())):
             raise Damaged(f"{name} in {STATE_TENSORS} holds values that training never has")

@@ -48,7 +48,9 @@ def personalized(
         InputError: the LoRA does not fit this model.
     """
     state, rank, alpha, kind = adapter_from_kohya(lora, components.unet, components.family)
-    targets = "attention+ff" if any(".ff." in key for key in state) else "attention"
+    family = components.family
+    wide = any(f".{end}." in f".{key}" for key in state for end in family.feed_forward)
+    targets = family.adapted("attention+ff" if wide else "attention")
     ranks = None if min_rank is None else RankByTimestep(rank, min_rank, components.levels)
     adapter = add_adapter(components.unet, rank=rank, alpha=alpha, targets=targets, ranks=ranks, kind=kind)
     try:

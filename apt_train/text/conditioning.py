@@ -130,7 +130,7 @@ class Conditioner:
         for caption in captions:
             layout = self.layout(caption)
             for parts in (*layout.tuned, *layout.prior, self._filler()):
-                if not parts[0].learned:
+                if not _learned(parts):
                     self._cached(parts, self.device)
 
     def warnings(self) -> list[str]:
@@ -175,9 +175,9 @@ class Conditioner:
         """Per caption: hidden (L, D) and the first chunk's pooled vector (P,) or None."""
         versions = [layout.tuned if tuned else layout.prior for layout in layouts]
         chunked = [chunks + [self._filler()] * (count - len(chunks)) for chunks in versions]
-        fresh = iter(self._run([parts for chunks in chunked for parts in chunks if parts[0].learned]))
+        fresh = iter(self._run([parts for chunks in chunked for parts in chunks if _learned(parts)]))
         encoded = [
-            [_move(next(fresh), device) if parts[0].learned else self._cached(parts, device) for parts in chunks]
+            [_move(next(fresh), device) if _learned(parts) else self._cached(parts, device) for parts in chunks]
             for chunks in chunked
         ]
         return [(torch.cat([hidden for hidden, _ in chunks]), chunks[0][1]) for chunks in encoded]
@@ -198,12 +198,12 @@ class Conditioner:
         if not many:
             return []
         by_encoder = [self._through(i, [parts[i] for parts in many]) for i in range(len(self.encoders))]
-        return [_joined(one) for one in zip(*by_encoder, strict=True)]
+        return [_joined(one, self.encoders) for one in zip(*by_encoder, strict=True)]
 
     def _through(self, number: int, chunks: list[Chunk]) -> list[tuple[Tensor, Tensor | None]]:
         """All chunks through one encoder, one after another. An encoder that is lent out moves only once for all."""
         encoder = self.encoders[number]
-        rows = self.identifier.rows[number] if self.identifier is not None and chunks[0].learned else None
+        rows = self.identifier.rows[number] if self.identifier is not None and _learned(chunks) else None
 
         def encode(rows: Tensor | None) -> list[Tensor | None]:
             return [part for chunk in chunks for part in encode_chunk(encoder, chunk, rows)]
@@ -222,11 +222,26 @@ def put_aside(conditioner: Conditioner, device: torch.device) -> None:
     conditioner.work_on(device)
 
 
-def _joined(encoded: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
-    """One chunk's hidden states from all encoders, joined along features, and the last pooled vector."""
+def _joined(
+    encoded: Sequence[tuple[Tensor, Tensor | None]], encoders: Sequence[TextEncoder]
+) -> tuple[Tensor, Tensor | None]:
+    """One chunk's hidden states and pooled vectors from all encoders, joined as `TextEncoder.sequence` says."""
     device = encoded[0][0].device
-    pooled = [vector for _, vector in encoded if vector is not None]
-    return torch.cat([hidden.to(device) for hidden, _ in encoded], dim=-1), pooled[-1] if pooled else None
+    sequences: dict[int, list[Tensor]] = {}
+    for (hidden, _), encoder in zip(encoded, encoders, strict=True):
+        if encoder.sequence is not None:
+            sequences.setdefault(encoder.sequence, []).append(hidden.to(device))
+    joined = [torch.cat(parts, dim=-1) for parts in sequences.values()]
+    if len(joined) > 1:
+        widest = max(hidden.shape[-1] for hidden in joined)
+        joined = [torch.cat([nn.functional.pad(hidden, (0, widest - hidden.shape[-1])) for hidden in joined])]
+    pooled = [vector.to(device) for _, vector in encoded if vector is not None]
+    return joined[0], torch.cat(pooled, dim=-1) if len(pooled) > 1 else next(iter(pooled), None)
+
+
+def _learned(chunks: Sequence[Chunk]) -> bool:
+    """Whether any of them holds learned rows, even if the other encoders' chunks of the same number do not."""
+    return any(chunk.learned for chunk in chunks)
 
 
 def encode_chunk(encoder: TextEncoder, chunk: Chunk, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

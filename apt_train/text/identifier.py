@@ -97,9 +97,13 @@ def rows_in_place(model: nn.Module, rows: Tensor, places: Tensor) -> Generator[N
     A hook on the table keeps the gradient, because transformers 5 refuses `inputs_embeds` for CLIP.
     """
 
+    seen: list[torch.Size] = []
+
     def replace(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        seen.append(output.shape)
         ours = F.embedding(places.clamp(min=0), rows.to(output.device, output.dtype))
         return torch.where((places >= 0)[..., None], ours, output)
 
     with token_embedding(model).register_forward_hook(replace):
         yield
+    assert seen, "the text encoder reads another table than the one it names"  # as transformers' T5EncoderModel does

@@ -6,7 +6,7 @@ caption's tuned and prior versions. Not in: anything with gradients (`conditioni
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
@@ -54,26 +54,38 @@ class Reading:
 class Vocabulary:
     """What is needed from a text encoder's tokenizer, which is never modified.
 
-    `length`: positions in one chunk (77 for CLIP).
+    `start`: None if texts have no start token. `length`: positions in one chunk (77 for CLIP). `sequence`: see
+    `TextEncoder`.
     """
 
     tokenizer: Any
-    start: int
+    start: int | None
     end: int
     pad: int
     length: int
+    sequence: int | None = 0
 
     @staticmethod
     def of(encoder: TextEncoder) -> Vocabulary:
         """Read a tokenizer's special ids. InputError: it has no start or end token."""
         tokenizer = encoder.tokenizer
         start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-        if start is None or end is None:
+        if (start is None and encoder.starts) or end is None:
             raise InputError("The tokenizer has no start or end token: use the one made for this model.")
         # A tokenizer without a configured length reports a number near 1e30.
         config: Any = encoder.model.config
-        length = int(min(tokenizer.model_max_length, config.max_position_embeddings))
-        return Vocabulary(tokenizer, start, end, end if pad is None else pad, length)
+        length = encoder.length or int(min(tokenizer.model_max_length, config.max_position_embeddings))
+        first = start if encoder.starts else None
+        return Vocabulary(tokenizer, first, end, end if pad is None else pad, length, encoder.sequence)
+
+    @property
+    def room(self) -> int:
+        """Tokens that fit into one chunk."""
+        return self.length - 1 - len(self._lead)
+
+    @property
+    def _lead(self) -> tuple[int, ...]:
+        return () if self.start is None else (self.start,)
 
     def tokens(self, text: str) -> list[tuple[str, int]]:
         """(label, id) of each token, read word by word; a single-token word is its own label."""
@@ -97,18 +109,18 @@ class Vocabulary:
 
     def seal(self, tokens: list[Token], start: int, end: int, rest: int) -> Chunk:
         """Start, tokens, end and padding as a chunk; `start`, `end`, `rest`: the columns of those parts."""
-        padding = self.length - len(tokens) - 2
+        padding, lead = self.room - len(tokens), self._lead
         assert padding >= 0, (len(tokens), self.length)
         return Chunk(
-            ids=(self.start, *(token.id for token in tokens), self.end, *(self.pad,) * padding),
-            rows=(-1, *(token.row for token in tokens), -1, *(-1,) * padding),
-            columns=(start, *(token.column for token in tokens), end, *(rest,) * padding),
-            end=len(tokens) + 1,
+            ids=(*lead, *(token.id for token in tokens), self.end, *(self.pad,) * padding),
+            rows=(*(-1 for _ in lead), *(token.row for token in tokens), -1, *(-1,) * padding),
+            columns=(*(start for _ in lead), *(token.column for token in tokens), end, *(rest,) * padding),
+            end=len(lead) + len(tokens),
         )
 
-    def filler(self) -> Chunk:
-        """An empty chunk that lengthens a shorter caption; the caller sets its columns."""
-        return self.seal([], -1, -1, -1)
+    def filler(self, rest: int = -1) -> Chunk:
+        """An empty chunk that lengthens a shorter caption; all of it in the column `rest`, or the caller sets it."""
+        return self.seal([], rest, rest, rest)
 
 
 def read(vocabulary: Vocabulary, caption: str, subject: list[int], learned: bool) -> Reading:
@@ -149,12 +161,16 @@ def pack(groups: list[list[Token]], room: int) -> list[list[Token]]:
     return chunks
 
 
-def chunks_of(reading: Reading, vocabulary: Vocabulary) -> list[Chunk]:
-    """A reading's chunks. The first one's start and end have their own columns, those of the others are rest."""
+def chunks_of(reading: Reading, vocabulary: Vocabulary, begin: int = 0) -> list[Chunk]:
+    """A reading's chunks. The first one's start and end have their own columns, those of the others are rest.
+
+    `begin`: the column of its start.
+    """
     end, rest = len(reading.labels) - 2, len(reading.labels) - 1
-    packed = pack(reading.groups, vocabulary.length - 2)
+    packed = pack(reading.groups, vocabulary.room)
     first = vocabulary.seal(packed[0], 0, end, rest)
-    return [first, *(vocabulary.seal(tokens, rest, rest, rest) for tokens in packed[1:])]
+    chunks = [first, *(vocabulary.seal(tokens, rest, rest, rest) for tokens in packed[1:])]
+    return [replace(chunk, columns=tuple(column + begin for column in chunk.columns)) for chunk in chunks]
 
 
 @dataclass(frozen=True)
@@ -162,12 +178,14 @@ class TokenLayout:
     """One caption's tuned and prior versions, each a list of chunks, with one `Chunk` per text encoder.
 
     `labels`: one per column, the same for both versions: `<start>`, the text's tokens and `<subject>`, `<end>`,
-    `<rest>`.
+    `<rest>`; for each sequence of the encoders its own. `rests`: the place of each sequence's first encoder, and the
+    column of its rest.
     """
 
     tuned: list[tuple[Chunk, ...]]
     prior: list[tuple[Chunk, ...]]
     labels: list[str]
+    rests: dict[int, int]
 
     @property
     def num_chunks(self) -> int:
@@ -177,9 +195,9 @@ class TokenLayout:
     def columns(self, *, tuned: bool, num_chunks: int) -> list[int]:
         """The column of every sequence position, padded with empty chunks (all rest) to `num_chunks`."""
         chunks = self.tuned if tuned else self.prior
-        found = [column for chunk in chunks for column in chunk[0].columns]
-        missing = (num_chunks - len(chunks)) * len(chunks[0][0].ids)
-        return found + [len(self.labels) - 1] * missing
+        found = [column for chunk in chunks for place in self.rests for column in chunk[place].columns]
+        empty = [rest for place, rest in self.rests.items() for _ in chunks[0][place].ids]
+        return found + empty * (num_chunks - len(chunks))
 
 
 def lay_out(
@@ -194,18 +212,41 @@ def lay_out(
     `tuned`, `prior`: per encoder, the subject's ids; `learned`: the tuned ones stand for the identifier's rows.
     InputError: two tokenizers place tokens differently, although their outputs are joined position by position.
     """
+    sequences = [vocabulary.sequence for vocabulary in vocabularies]
+    firsts = [i if sequence is None else sequences.index(sequence) for i, sequence in enumerate(sequences)]
     versions: list[list[tuple[Chunk, ...]]] = []
     labels: list[str] = []
+    rests: dict[int, int] = {}
     for subjects, with_rows in ((tuned, learned), (prior, False)):
         readings = [read(v, caption, ids, with_rows) for v, ids in zip(vocabularies, subjects, strict=True)]
-        chunked = [chunks_of(reading, v) for reading, v in zip(readings, vocabularies, strict=True)]
-        if any(_places(chunks) != _places(chunked[0]) for chunks in chunked):
+        labels, begins = _in_a_row(readings, firsts, sequences)
+        rests = {place: begin + len(readings[place].labels) - 1 for place, begin in begins.items()}
+        chunked = [
+            chunks_of(reading, v, begins.get(first, 0))
+            for reading, v, first in zip(readings, vocabularies, firsts, strict=True)
+        ]
+        if any(_places(chunks) != _places(chunked[first]) for chunks, first in zip(chunked, firsts, strict=True)):
             raise InputError(
                 f"The text encoders' tokenizers split {caption!r} differently: use those made for this model."
             )
-        versions.append(list(zip(*chunked, strict=True)))
-        labels = readings[0].labels
-    return TokenLayout(versions[0], versions[1], labels)
+        most = max(map(len, chunked))
+        empty = [v.filler(rests.get(first, -1)) for v, first in zip(vocabularies, firsts, strict=True)]
+        filled = [chunks + [filler] * (most - len(chunks)) for chunks, filler in zip(chunked, empty, strict=True)]
+        versions.append(list(zip(*filled, strict=True)))
+    return TokenLayout(versions[0], versions[1], labels, rests)
+
+
+def _in_a_row(
+    readings: list[Reading], firsts: list[int], sequences: list[int | None]
+) -> tuple[list[str], dict[int, int]]:
+    """The labels of all sequences, and the column at which each begins, by the place of its first encoder."""
+    labels: list[str] = []
+    begins: dict[int, int] = {}
+    for place in dict.fromkeys(firsts):
+        if sequences[place] is not None:
+            begins[place] = len(labels)
+            labels += readings[place].labels
+    return labels, begins
 
 
 def _places(chunks: list[Chunk]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -58,12 +58,13 @@ class Capture:
         layers = {name: layer for part in self._attention.values() for name, layer in part.items()}
         captured = Captured(layers=layers)
         features = {name: module for part in self._features.values() for name, module in part.items()}
-        wanted = [(captured.features, name, module) for name, module in features.items()]
-        for name, layer in layers.items():
-            wanted += [(captured.queries, name, layer.query), (captured.keys, name, layer.key)]
         with contextlib.ExitStack() as hooks:
-            for store, name, module in wanted:
-                hooks.enter_context(module.register_forward_hook(_keep_in(store, name)))
+            for name, module in features.items():
+                hooks.enter_context(module.register_forward_hook(_keep_in(captured.features, name)))
+            for name, layer in layers.items():
+                keeps = _keep_in(captured.queries, name, layer.query_of), _keep_in(captured.keys, name, layer.key_of)
+                hooks.enter_context(layer.query.register_forward_hook(keeps[0]))
+                hooks.enter_context(layer.key.register_forward_hook(keeps[1]))
             yield captured
 
     def features_of(self, captured: Captured, part: Layers) -> list[Tensor]:
@@ -77,10 +78,12 @@ class Capture:
         return attention_maps(captured, columns, num_columns, names=self._attention[part], save_memory=save_memory)
 
 
-def _keep_in(store: dict[str, Tensor], name: str) -> Callable[[nn.Module, object, Tensor], None]:
+def _keep_in(
+    store: dict[str, Tensor], name: str, form: Callable[[Tensor], Tensor] = lambda output: output
+) -> Callable[[nn.Module, object, Tensor], None]:
     def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
         assert name not in store, f"{name} ran twice in one captured pass"
-        store[name] = output
+        store[name] = form(output)
 
     return hook
 

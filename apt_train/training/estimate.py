@@ -18,6 +18,7 @@ from ..text.conditioning import Conditioner
 from .indicator import OverfitIndicator
 from .live_bytes import META, LiveBytes, fused_attention, gradients_left_out, on_meta, weight_bytes
 from .memory import Memory, Setting
+from .optimizer import build_optimizer, state_bytes
 from .step import TrainingStep
 
 SMALL = 100_000_000  # bytes of weights; a device that loads less can train it, and the estimate itself takes time
@@ -40,21 +41,21 @@ def estimated(components: Components, setting: Setting) -> Memory | None:
 
 def _counted(components: Components, setting: Setting, step: TrainingStep) -> Memory:
     encoders = [encoder.model for encoder in components.text_encoders]
-    adapter = list(step.adapter.parameters.values())
     identifier = step.conditioner.identifier
-    rows = list(identifier.parameters()) if identifier is not None else []
+    trainable, optimizer = build_optimizer(step.adapter, identifier, setting.config)
     live = LiveBytes([components.unet, *encoders, *([identifier] if identifier is not None else [])])
     batch = _batch(components, setting)
     prior = setting.objective.needs_prior(0)
-    with gradients_left_out(live, [*adapter, *rows]), fused_attention(only_meta=True), live:
+    with gradients_left_out(live, list(trainable.values())), fused_attention(only_meta=True), live:
         with step.adapter.at(batch.timesteps):
             step(batch, with_prior=prior).total.backward()
-    weights = weight_bytes(components.unet.parameters()) - weight_bytes(adapter)
+    weights = weight_bytes(components.unet.parameters()) - weight_bytes(step.adapter.parameters.values())
     resident = weights + sum(weight_bytes(model.parameters()) for model in encoders) * _stays(setting)
     vae = components.vae
     if setting.device.type == "cpu" and vae is not None:
         resident += weight_bytes(vae.parameters())
-    return Memory(resident, 4 * (weight_bytes(adapter) + weight_bytes(rows)), live.peak, _vae(components, setting))
+    trained = weight_bytes(trainable.values())
+    return Memory(resident, 2 * trained + state_bytes(optimizer, trainable), live.peak, _vae(components, setting))
 
 
 def _stays(setting: Setting) -> bool:
@@ -84,8 +85,9 @@ def _weightless(components: Components, setting: Setting) -> Generator[TrainingS
     config, network = setting.config, components.network
     unet, encoders = components.unet, components.text_encoders
     levels = components.levels if setting.objective.rank_by_timestep else None
-    conditioner = Conditioner.of(config, encoders, META)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(components.lent())
+        conditioner = Conditioner.of(config, encoders, META)
         for module in (unet, *(encoder.model for encoder in encoders)):
             stack.enter_context(on_meta(module, setting.dtype))
             if config.base_storage == "fp8":
@@ -93,7 +95,7 @@ def _weightless(components: Components, setting: Setting) -> Generator[TrainingS
         if setting.encoders_aside:
             conditioner.work_on(META)
         with META:
-            adapter = adapter_of(unet, config.adapter, levels)
+            adapter = adapter_of(unet, config.adapter, levels, family=components.family)
         stack.callback(adapter.remove)
         network.checkpoint(unet, setting.checkpoints)
         stack.callback(network.checkpoint, unet, False)

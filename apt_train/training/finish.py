@@ -13,6 +13,7 @@ from ..paths import argument, command
 from ..report import write_report
 from .attention_probe import write_attention
 from .listener import Listener
+from .optimizer import switch
 from .outcome import Outcome
 from .saving import current_embeddings, current_lora, save_final
 
@@ -20,6 +21,7 @@ from .saving import current_embeddings, current_lora, save_final
 def finish(outcome: Outcome) -> TrainResult:
     """Save the last completed step, export the LoRA and return the result. Before the first step nothing is written."""
     run, folder = outcome.run, outcome.folder
+    switch(run.optimizer, "eval")  # a step may have been cut short
     lora, embeddings = current_lora(run), current_embeddings(run)
     save_final(outcome, lora, embeddings)
     return TrainResult(

@@ -18,7 +18,11 @@ def squared_error(prediction: Tensor, target: Tensor, mask: Tensor | None = None
     `mask`: weights (N, 1, H, W) in [0, 1] for a weighted mean, so that a small mask does not mean a small loss (ours).
     A mask that is zero everywhere gives zero.
     """
-    error = F.mse_loss(prediction.float(), target.float(), reduction="none")
+    return per_sample(F.mse_loss(prediction.float(), target.float(), reduction="none"), mask)
+
+
+def per_sample(error: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The mean of errors (N, C, H, W) per sample, (N,), weighted by a mask as in `squared_error`."""
     if mask is None:
         return error.mean(dim=(1, 2, 3))
     weight = mask.float().expand_as(error)

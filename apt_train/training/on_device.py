@@ -42,7 +42,7 @@ def adapter_on(plan: Plan) -> Generator[Adapter]:
     check_no_adapter(unet)
     with _kept(unet, plan), _on_device(plan):
         levels = plan.components.levels if plan.objective.rank_by_timestep else None
-        adapter = adapter_of(unet, plan.config.adapter, levels, plan.config.seed)
+        adapter = adapter_of(unet, plan.config.adapter, levels, plan.config.seed, plan.components.family)
         try:
             unet.train()
             if plan.checkpoints:

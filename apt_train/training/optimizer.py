@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from ..adapter import Adapter
 from ..config import TrainConfig
 from ..optimizers import BUILDERS, Shared
+from ..run.optimizer_state import kept_for
 from ..text.identifier import Identifier
 
 
@@ -28,6 +30,17 @@ def build_optimizer(
         groups.append({"params": list(rows.values()), "base_lr": settings.embedding_learning_rate, "weight_decay": 0.0})
     shared = Shared((settings.beta1, settings.beta2), settings.epsilon)
     return {**lora, **rows}, BUILDERS[settings.optimizer](groups, shared)
+
+
+def state_bytes(optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]) -> int:
+    """The bytes that the optimizer will keep, without single numbers, which some keep in main memory."""
+    kept = [tensor for moments in kept_for(optimizer, trained).values() for tensor in moments.values()]
+    return sum(tensor.nbytes for tensor in kept if tensor.dim())
+
+
+def switch(optimizer: torch.optim.Optimizer, mode: Literal["train", "eval"]) -> None:
+    """Change over between the weights to take gradients at and those to use, if the optimizer tells them apart."""
+    getattr(optimizer, mode, lambda: None)()
 
 
 def lr_factor_of(config: TrainConfig) -> Callable[[int], float]:

@@ -9,11 +9,11 @@ import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from ..disk.files import flush
+from ..families.file_words import config_of
 from ..names import LOG, STATE_VALUES, step_folder
 from ..run.export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
 from ..run.folder import RunFolder, check_folder
@@ -74,9 +74,8 @@ def _writers(run: Run, folder: RunFolder, lora: Tensors, embeddings: Tensors | N
 
 def current_lora(run: Run) -> Tensors:
     """The current LoRA, in kohya names."""
-    unet: Any = run.components.unet
-    family = run.components.family
-    return lora_to_kohya(run.adapter.state(), run.config.adapter.effective_alpha, family, unet.config)
+    model = run.components
+    return lora_to_kohya(run.adapter.state(), run.config.adapter.effective_alpha, model.family, config_of(model.unet))
 
 
 def current_embeddings(run: Run) -> Tensors | None:

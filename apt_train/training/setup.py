@@ -34,7 +34,7 @@ def prepared_run(
         notify("The VAE gives no standard deviation: each picture's latent is fixed.")
     busy("model", 0, 0)
     plan.components.use(plan.dtype, in_fp8=plan.config.base_storage == "fp8")
-    with encoders_on(plan), adapter_on(plan) as adapter:
+    with plan.components.lent(), encoders_on(plan), adapter_on(plan) as adapter:
         inputs = Inputs(subject, preservation, conditioner_of(plan))
         for warning in inputs.conditioner.warnings():
             notify(warning)

@@ -7,7 +7,8 @@ optimizer (update.py), everything that outlives a step (setup.py).
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -74,7 +75,10 @@ class TrainingStep:
 
         # L = (1 - gamma) L_DM + dist_weight (L_mu + L_sigma) + attn_weight L_attn [reported].
         lazy = self.objective.lazy_prior
-        passes = Passes(batch, target, self.schedule, tuned, prior, self.indicator, progress, lazy)
+        again, weights = partial(self._again, noisy, batch), self.adapter.parameters
+        passes = Passes(
+            batch, target, self.schedule, tuned, prior, self.indicator, weights, again, progress, lazy
+        )  # fmt: skip
         values = {term.name: term(passes) for term in self.objective.terms if with_prior or not term.reads_prior}
         parts = {name: weighted for name, (_, weighted) in values.items()}
         total = torch.stack(list(parts.values())).sum() if len(parts) > 1 else next(iter(parts.values()))
@@ -100,6 +104,14 @@ class TrainingStep:
         with self._wanted.record() if captured else nullcontext(Captured()) as record:
             prediction = self.predict(noisy, batch, conditioning)
         return Pass(prediction, record, conditioning, self._wanted, self.save_memory)
+
+    def _again(self, noisy: Tensor, batch: Batch, captions: list[str], tuned: bool) -> Tensor:
+        """A further prediction, for a term that reads other captions; the prior's has no gradient."""
+        other = replace(batch, captions=captions)
+        if tuned:
+            return self._pass(noisy, other, tuned=True, captured=False).prediction
+        with torch.no_grad(), self.adapter.disabled():
+            return self._pass(noisy, other, tuned=False, captured=False).prediction
 
     def predict(self, noisy: Tensor, batch: Batch, conditioning: Conditioning) -> Tensor:
         """The network's prediction, float32 (N, C, h, w), computed in `dtype`, with the adapter on or off as it is."""

@@ -9,7 +9,7 @@ In: the terms, and which a method has. Not in: the formulas (losses.py), when th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import mul
@@ -80,6 +80,8 @@ class Passes:
     tuned: Pass
     prior: Pass | None  # None: skipped in this step (lazy_prior), or not needed
     indicator: OverfitIndicator  # has already observed this pass
+    adapter: Mapping[str, Tensor]  # its weights by name, float32; a term may depend on them alone
+    predict: Callable[[list[str], bool], Tensor]  # (captions, tuned?) -> a further pass on the same noisy latents
     progress: float = 1.0  # 0 in the run's first step, 1 in its last
     lazy_prior: int = 1  # the prior pass runs in every k-th step
 
@@ -173,9 +175,13 @@ ADAPTIVE = Weighting(lambda passes: 1 - passes.gamma, reads_gamma=True)  # ATA: 
 
 @dataclass(frozen=True)
 class Denoising:
-    """L_DM, against the model's own prediction target, masked and weighted [paper; the mask is ours]."""
+    """L_DM, against the model's own prediction target, masked and weighted [paper; the mask is ours].
+
+    `error`: of (prediction, target, mask) per sample, (N,).
+    """
 
     weightings: tuple[Weighting, ...] = ()
+    error: Callable[[Tensor, Tensor, Tensor | None], Tensor] = squared_error
     name: str = "denoising"
     title: str = "Denoising"
     colour: str = "#2a6fbb"
@@ -188,7 +194,7 @@ class Denoising:
         return any(weighting.reads_gamma for weighting in self.weightings)
 
     def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
-        loss = squared_error(passes.tuned.prediction, passes.target, passes.batch.mask)  # (N,)
+        loss = self.error(passes.tuned.prediction, passes.target, passes.batch.mask)  # (N,)
         factors = [weighting.factor(passes) for weighting in self.weightings]
         return loss.mean().detach(), reduce(mul, [*factors, loss]).mean()
 

@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from ..data.batch import Batch
 from ..errors import InputError
 from ..rng import seeded
+from .optimizer import switch
 from .room import memory_in_words
 from .running import Run
 from .step import StepOutput
@@ -70,6 +71,7 @@ def optimizer_step(run: Run) -> dict[str, Any]:
     preserved = _drawn(run, run.inputs.preservation)
 
     run.optimizer.zero_grad(set_to_none=True)
+    switch(run.optimizer, "train")
     _accumulate(run, batches, preserved, seen)
 
     # Clip, move, keep the identifier's norm; one indicator update per optimizer step [ours].
@@ -186,6 +188,7 @@ def _update(run: Run) -> None:
     run.updating = True
     run.scaler.step(run.optimizer)
     run.scaler.update()
+    switch(run.optimizer, "eval")
     if run.inputs.identifier is not None:
         run.inputs.identifier.renormalize()
     run.indicator.commit()
