@@ -128,7 +128,7 @@ class RunFolder:
     ) -> None:
         """Refuse to resume with other weights, pictures or settings than the run began with, naming what differs.
 
-        `parts`: from `content_parts`. Folders of older versions hold none, so the message is less specific.
+        `parts`: from `Content.parts`. Folders of older versions hold none, so the message is less specific.
         """
         saved, before = read_config(self.path), self.config()
         if before.steps != config.steps and config.reads_total_steps:
