@@ -78,6 +78,7 @@ class APTAttentionAlignPreview(io.ComfyNode):
         latent: dict[str, Any] | None = None, run: AptRun | None = None, tuned_clip: Any = None, draw: str = MAPS,
     ) -> io.NodeOutput:  # fmt: skip
         from ..apt_train.rng import generator
+        from ..apt_train.wording import counted
         from .host.prompt_reading import read_prompt
         from .prompt_columns import Texts, choose, match
 
@@ -94,7 +95,7 @@ class APTAttentionAlignPreview(io.ComfyNode):
         view = attention.View(start, noise, attention.sigma_at(model, noise_level), seed)
         maps = _both(model, tuned, clip, tuned_clip or clip, texts, view, columns, layers)
         on = "" if start.any() else ", on plain noise"
-        settings = f"noise level {noise_level:.2f}{on}; {layers}, {len(maps[0])} layers"
+        settings = f"noise level {noise_level:.2f}{on}; {layers}, {counted(len(maps[0]), 'layer')}"
         return _shown(cls, maps, columns, shown, [settings, *texts.sentences], start, image, over=draw == OVER)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..disk.tensor_writer import raw_bytes
 from ..errors import InputError
 from ..paths import expanded
-from ..wording import listed, printable
+from ..wording import counted, listed, printable
 from .caption_files import MAX_LETTERS, on_one_line, read_caption
 from .folder_files import PictureFiles, sort_folder
 from .pictures import Color, Picture, fit_mask, parse_color, read_mask, read_picture
@@ -124,7 +124,7 @@ class ImageSet:
             for names in repeated[:_REPEATS_SHOWN]
         ]
         more = len(repeated) - len(told)
-        return [*told, f"So it is with {more} more pictures."] if more else told
+        return [*told, f"So it is with {counted(more, 'more picture')}."] if more else told
 
     @classmethod
     def from_tensors(

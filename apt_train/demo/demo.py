@@ -18,6 +18,7 @@ from ..data.dataset import load_images
 from ..families.sd import load_checkpoint
 from ..run.folder import RunFolder
 from ..training.train import train
+from ..wording import counted
 from .pictures import draw_pictures
 from .recipe import DEMO, MODEL, demo_config, recipe
 from .sheet import check_place, write_sheet
@@ -48,7 +49,7 @@ def run_demo(output: Path, *, steps: int | None = None) -> Path:
     components, images = load_checkpoint(MODEL), load_images(DEMO / "subject")
     rows: dict[str, list[list[Image.Image]]] = {}
     for method, config in configs.items():
-        print(f"{method}: {config.steps} steps")
+        print(f"{method}: {counted(config.steps, 'step')}")
         with Progress("cpu") as progress:
             result = train(components, images, config, output_dir=output / method, device="cpu", on_event=progress)
         print(f"{method}: drawing pictures")  # takes as long as the training itself
