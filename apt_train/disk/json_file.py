@@ -35,7 +35,7 @@ def read_json_object(path: Path, most_bytes: int = 1 << 20) -> dict[str, Any]:
     return values
 
 
-def parse_json(raw: bytes, most_depth: int = MAX_DEPTH) -> Any:
+def parse_json(raw: bytes) -> Any:
     """The value. ValueError: invalid JSON, deep nesting, a duplicate name, NaN, or a number beyond a float's range."""
     try:
         value = json.loads(
@@ -43,7 +43,7 @@ def parse_json(raw: bytes, most_depth: int = MAX_DEPTH) -> Any:
         )
     except RecursionError:
         raise ValueError("its values are nested too deeply") from None
-    if _deeper_than(value, most_depth):
+    if _is_too_deep(value):
         raise ValueError("its values are nested too deeply")
     return value
 
@@ -80,9 +80,9 @@ def _finite(text: str) -> float:
     return number
 
 
-def _deeper_than(value: Any, most: int) -> bool:
+def _is_too_deep(value: Any) -> bool:
     layer = [value]
-    for _ in range(most):
+    for _ in range(MAX_DEPTH):
         layer = [inner for item in layer for inner in _held(item)]
         if not layer:
             return False
