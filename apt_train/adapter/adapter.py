@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ..adapter_kinds import KINDS, Kind
 from ..config import AdapterConfig
 from ..errors import InputError
-from ..families.network import Network
 from ..rng import seeded
 from .ranks import RankByTimestep
 
@@ -65,28 +64,15 @@ class Adapter:
 
     @contextlib.contextmanager
     def at(self, timesteps: Tensor) -> Generator[None]:
-        """Inside the block each sample has the ranks of its timestep, int64 (N,); so does a backward pass in it."""
+        """Inside the block each sample has the ranks of its timestep, int64 (N,); so does a backward pass in it.
+
+        A LoRA file cannot express this, so other programs sample with all ranks, and so do previews.
+        """
         self._mask = self._ranks.mask(timesteps) if self._ranks else None
         try:
             yield
         finally:
             self._mask = None
-
-    @contextlib.contextmanager
-    def at_each_call(self, network: Network) -> Generator[None]:
-        """Inside the block each UNet call has the ranks of its own timesteps, which is how T-LoRA samples.
-
-        A LoRA file cannot express this, so other programs sample with all ranks. `network` finds a call's timesteps.
-        """
-
-        def follow(_unet: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self._mask = self._ranks.mask(network.timesteps(inputs).reshape(-1)) if self._ranks else None
-
-        with self._unet.register_forward_pre_hook(follow):
-            try:
-                yield
-            finally:
-                self._mask = None
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the weights, float32 on the CPU; for a LoRA lora_A (rank, in) and lora_B (out, rank)."""

@@ -42,7 +42,7 @@ def personalized(
         lora: in kohya names, as in `TrainResult.lora`.
         embeddings: as in `TrainResult.embeddings`; None: the plain words `name class_word` (word mode).
         config: of the run, for the subject's name and its init word.
-        min_rank: for a T-LoRA, whose ranks follow the timestep inside `adapter.at_each_call(network)`.
+        min_rank: for a T-LoRA, whose ranks follow the timestep inside `adapter.at`.
 
     Raises:
         InputError: the LoRA does not fit this model.
