@@ -11,7 +11,8 @@ from ..events import BusyEvent, Callback, NoticeEvent, TrainResult
 from ..names import ATTENTION
 from ..paths import argument, command
 from ..report import write_report
-from .attention_probe import write_attention
+from ..run.attention_file import write_maps
+from .attention_probe import attention_of
 from .listener import Listener
 from .outcome import Outcome
 from .saving import current_embeddings, current_lora, save_final
@@ -43,7 +44,7 @@ def write_extras(outcome: Outcome, emit: Callback) -> Path | None:
         return None
     emit(BusyEvent("report", outcome.run.steps_done))
     try:
-        write_attention(outcome.run, outcome.folder.path / ATTENTION)
+        write_maps(outcome.folder.path / ATTENTION, attention_of(outcome.run))
         return write_report(outcome.folder.path)
     except Exception as error:
         again = command("report", argument(outcome.folder.path))

@@ -103,10 +103,11 @@ def passes(run: Run) -> None:
 
 def _accumulate(run: Run, batches: list[Batch], preserved: list[Batch], seen: _Seen) -> None:
     """Forward and backward, batch by batch; the gradients sum to those of one large batch."""
+    with_prior, progress = run.objective.needs_prior(run.steps_done), run.steps_done / max(1, run.config.steps - 1)
     for micro, batch in enumerate(batches):
         with seeded(run.config.seed, "dropout", run.steps_done, micro, device=run.device):
             with run.adapter.at(batch.timesteps):
-                output = _subject_pass(run, batch)
+                output = run.training_step(batch, with_prior=with_prior, progress=progress)
                 if micro == 0 and _balance_due(run):
                     _see_gradient_norms(run, output.parts, seen)
                 seen.add_pass(output)
@@ -140,12 +141,6 @@ def _drawn(run: Run, stream: Stream | None, p_aug: Tensor | None = None) -> list
     size, chance = run.config.optimizer.batch_size, torch.zeros(1) if p_aug is None else p_aug
     count = size * run.config.optimizer.accumulation
     return stream.draw(chance, run.steps_done, count=count, batch_size=size, device=run.device)
-
-
-def _subject_pass(run: Run, batch: Batch) -> StepOutput:
-    step = run.steps_done
-    progress = step / max(1, run.config.steps - 1)
-    return run.training_step(batch, with_prior=run.objective.needs_prior(step), progress=progress)
 
 
 def _preservation_pass(run: Run, batch: Batch, parts: int, seen: _Seen) -> None:
