@@ -17,7 +17,6 @@ from ..data.buckets import bucket_multiple, prepare
 from ..data.dataset import ImageSet, TrainImage
 from ..data.latent_bank import LatentBank
 from ..families.levels import timestep_at
-from ..rng import generator
 from ..text.captions import SUBJECT
 from ..training.streams import encoder_of
 from .findings import Asked
@@ -50,7 +49,7 @@ class Pictures:
     def _of(self, image: int, asked: Asked, levels: Tensor) -> Iterator[tuple[Sample, int]]:
         for level, draw in itertools.product(range(asked.bins), range(asked.draws)):
             timestep = timestep_at(levels, (level + (draw + 0.5) / asked.draws) / asked.bins)
-            yield unaltered(self.bank, image, timestep, generator(SEED, "check-up", image, level, draw)), level
+            yield unaltered(self.bank, image, timestep, SEED, "check-up", image, level, draw), level
 
 
 def read_pictures(

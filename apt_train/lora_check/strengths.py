@@ -11,13 +11,13 @@ import functools
 import itertools
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 
 from ..data.dataset import ImageSet
 from ..sample.sampler import Drawing, Sampler
-from ..text.conditioning import Conditioner
 from ..training.streams import vae_on
 from .findings import Asked, AtStrength
 from .measures import Measures
@@ -26,6 +26,9 @@ from .prompts import prompts_of
 from .recommend import Recommendation, recommended
 from .subject import Subject
 from .with_lora import WithLora
+
+if TYPE_CHECKING:
+    from ..text.conditioning import Conditioner
 
 LOWER = 3  # how often the lowest strength may be halved while the recommendation lies below it
 LOWEST = 0.1

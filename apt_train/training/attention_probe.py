@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..data.batch import Sample, collate, unaltered
 from ..families.levels import timestep_at
-from ..rng import generator
 from ..run.attention_file import AttentionMaps
 from ..sample.attention import merge_layers
 from ..sample.sampler import eval_mode
@@ -24,8 +23,8 @@ def attention_of(run: Run) -> AttentionMaps:
     Averaged over heads and the aligned layers, at the finest layer's resolution. Both see the same noise, drawn from
     the run's seed.
     """
-    draws = generator(run.config.seed, "attention", _SHOWN)
-    sample = unaltered(run.bank, _SHOWN, timestep_at(run.components.levels, 0.5), draws)
+    middle = timestep_at(run.components.levels, 0.5)
+    sample = unaltered(run.bank, _SHOWN, middle, run.config.seed, "attention", _SHOWN)
     with eval_mode(run.components.unet):
         with run.adapter.disabled():
             prior, labels = _maps(run, sample, tuned=False)
