@@ -11,8 +11,7 @@ from ...errors import InputError
 from ..components import Components
 from ..noise import PredictionType
 from .folder_index import folder_schedule, is_given, read_index
-from .folder_text import load_folder_encoder
-from .folder_unet import checked_unet_config, load_folder_unet
+from .folder_networks import checked_unet_config, load_folder_encoder, load_folder_unet
 from .folder_vae import check_own_vae, vae_and_digest
 from .parts_fit import check_parts_fit
 from .published import family_name, family_of
