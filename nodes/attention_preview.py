@@ -266,7 +266,7 @@ def _shown(
     image: Tensor | None, *, over: bool,
 ) -> io.NodeOutput:  # fmt: skip
     from ..apt_train.report.attention_tiles import attention_tiles
-    from ..apt_train.sample.attention import merge_layers
+    from ..apt_train.training.capture import merge_layers
     from .attention_table import compare, table
     from .host.pictures import image_tensor
 

@@ -1,6 +1,6 @@
 """Cross-attention maps of the prior and the tuned model, token by token, as one picture (after the paper's figure).
 
-In: maps -> picture. Not in: capturing maps and merging layers (`sample.attention`), running a model.
+In: maps -> picture. Not in: capturing maps and merging layers (`training.capture`), running a model.
 """
 
 from __future__ import annotations

@@ -8,9 +8,8 @@ from torch import Tensor
 from ..data.batch import Sample, collate, unaltered
 from ..families.levels import timestep_at
 from ..run.attention_file import AttentionMaps
-from ..sample.attention import merge_layers
 from ..sample.sampler import eval_mode
-from .capture import Capture, attention_maps
+from .capture import Capture, attention_maps, merge_layers
 from .running import Run
 
 _SHOWN = 0  # place of the picture in the set, as of `Stream.example`
