@@ -1,6 +1,6 @@
 """The demo: DreamBooth and APT on the embedded model, on one sheet beside the prior.
 
-In: which runs, in which order. Not in: what they train (`recipe`), the pictures (`pictures`), the sheet (`sheet`), the
+In: which runs, in which order. Not in: what they train (`recipe`), the pictures and their sheet (`sheet`), the
 embedded model (assets/drawn_world, made by benchmarks/world), the training (`training`).
 """
 
@@ -19,9 +19,8 @@ from ..families.sd import load_checkpoint
 from ..run.folder import RunFolder
 from ..training.train import train
 from ..wording import counted
-from .pictures import draw_pictures
 from .recipe import DEMO, MODEL, demo_config, recipe
-from .sheet import check_place, write_sheet
+from .sheet import check_place, draw_pictures, write_sheet
 
 
 @contextlib.contextmanager
