@@ -1,4 +1,4 @@
-"""Reads one JSON file of a model into an object that is safe for later code.
+"""Reads one JSON file of a model into an object that is safe for later code, or a small one of a run.
 
 In: faults of the text itself (size, encoding, nesting, duplicate names, invalid numbers). Not in: the meaning of the
 values (`config_check`).
@@ -6,8 +6,10 @@ values (`config_check`).
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import reprlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -33,6 +35,19 @@ def read_json_object(path: Path, most_bytes: int = 1 << 20) -> dict[str, Any]:
     if not is_object(values):
         raise InputError(f"{place(path)} holds {kind_of(values)} instead of an object: {AGAIN}.")
     return values
+
+
+def read_small_json(path: Path, most_bytes: int) -> Any:
+    """The value in a file of a run, whatever may lie in its place by now. ValueError or RecursionError: no JSON.
+
+    OSError: it is missing, larger than `most_bytes`, or not a regular file (a pipe would block).
+    """
+    found = path.stat()
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "it is no file", os.fspath(path))
+    if found.st_size > most_bytes:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
+    return json.loads(path.read_bytes())
 
 
 def parse_json(raw: bytes) -> Any:
