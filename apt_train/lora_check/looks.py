@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..config import Layers
 from ..sample.sampler import Sampler
 from ..sample.trajectories import Trail
 from ..text.conditioning import Conditioner
@@ -66,5 +67,6 @@ class Looking:
 def capture_of(sampler: Sampler) -> Capture | None:
     """Captures the decoder's attention, otherwise any; None: the network has no attention."""
     network, unet = sampler.components.network, sampler.components.unet
-    layers = next((part for part in ("up", "all") if network.attention(unet, part)), None)  # type: ignore[arg-type]
-    return None if layers is None else Capture(network, unet, attention=[layers])  # type: ignore[list-item]
+    parts: list[Layers] = ["up", "all"]
+    found: list[Layers] = [part for part in parts if network.attention(unet, part)]
+    return Capture(network, unet, attention=found[:1]) if found else None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.batch import Batch, Sample, collate, size_ids_of, unaltered
 from ..data.buckets import bucket_multiple, prepare
-from ..data.dataset import ImageSet, TrainImage
+from ..data.dataset import ImageSet
 from ..data.latent_bank import LatentBank
 from ..families.levels import timestep_at
 from ..text.captions import SUBJECT
@@ -59,7 +59,7 @@ def read_pictures(
 
     InputError: a picture or a caption that cannot be trained on.
     """
-    components, chosen = lora.components, _some(images, MOST)
+    components, chosen = lora.components, _some(images)
     notes = list(images.notes)
     if len(chosen.images) < len(images.images):
         notes.append(f"Of {len(images.images)} pictures {len(chosen.images)} were looked at.")
@@ -73,10 +73,8 @@ def read_pictures(
     return Pictures(bank, captions, [size_ids_of(item) for item in prepared], notes)
 
 
-def _some(images: ImageSet, most: int) -> ImageSet:
-    """At most this many pictures, evenly spread."""
+def _some(images: ImageSet) -> ImageSet:
+    """At most `MOST` pictures, evenly spread."""
     count = len(images.images)
-    if count <= most:
-        return images
-    chosen: list[TrainImage] = [images.images[k * count // most] for k in range(most)]
+    chosen = images.images if count <= MOST else [images.images[k * count // MOST] for k in range(MOST)]
     return ImageSet(chosen, images.digest, images.notes)

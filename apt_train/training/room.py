@@ -64,17 +64,12 @@ def _encoders_stay(run: Run) -> bool:
 def _forget(run: Run) -> None:
     run.optimizer.zero_grad(set_to_none=True)
     run.indicator.discard()
-    run.scaler = _fresh_scaler(run.scaler, run.device)
+    fresh = torch.amp.GradScaler(run.device.type, enabled=run.scaler.is_enabled())
+    fresh.load_state_dict(run.scaler.state_dict())
+    run.scaler = fresh  # it has not unscaled this step's gradients yet: a scaler refuses to do that twice
     gc.collect()
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _fresh_scaler(scaler: torch.amp.GradScaler, device: torch.device) -> torch.amp.GradScaler:
-    """A copy that has not unscaled this step's gradients yet: a scaler refuses to do that twice."""
-    fresh = torch.amp.GradScaler(device.type, enabled=scaler.is_enabled())
-    fresh.load_state_dict(scaler.state_dict())
-    return fresh
 
 
 class Pace:
