@@ -21,7 +21,7 @@ def run_curves(folder: Path, after: int = 0) -> dict[str, Any]:
     """`total` steps, the last logged `step`, the noise levels of the `bins` in words, and the `points` since a step.
 
     A point is `{step, loss, gamma, drift_ratio}` plus the loss terms by name; non-finite values are null. If there are
-    more than `MOST_POINTS` points, neighbours are merged: mean losses, last step and gamma, last measured drift ratio. The
+    more than `MOST_POINTS`, neighbours are merged: mean losses, last step and gamma, last measured drift ratio. The
     last step is always kept on its own.
     InputError: the folder holds no run, or invalid settings.
     """
