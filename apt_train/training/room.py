@@ -36,8 +36,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def can_step_down(run: Run) -> bool:
     """Whether a leaner mode is left. Once parameters have begun to move, the step cannot be repeated."""
-    rung = not run.training_step.save_memory or _encoders_stay(run)
-    return run.config.memory == "auto" and not run.updating and rung
+    conditioner = run.inputs.conditioner
+    encoders_stay = run.device.type != "cpu" and conditioner.identifier is not None and not conditioner.is_aside
+    is_left = not run.training_step.save_memory or encoders_stay
+    return run.config.memory == "auto" and not run.updating and is_left
 
 
 def step_down(run: Run) -> str:
@@ -53,12 +55,6 @@ def step_down(run: Run) -> str:
         put_aside(run.inputs.conditioner, run.device)
     _forget(run)
     return told
-
-
-def _encoders_stay(run: Run) -> bool:
-    """Whether the text encoders are on a device that they can leave."""
-    conditioner = run.inputs.conditioner
-    return run.device.type != "cpu" and conditioner.identifier is not None and not conditioner.is_aside
 
 
 def _forget(run: Run) -> None:
