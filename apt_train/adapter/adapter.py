@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
@@ -19,12 +21,39 @@ from ..adapter_kinds import KINDS, Kind
 from ..config import AdapterConfig
 from ..errors import InputError
 from ..rng import seeded
-from .ranks import RankByTimestep
 
 ADAPTER = "apt"
 _OFF = "_disable_adapters"  # the attribute that peft's layers check in their forward pass
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+
+
+@dataclass(frozen=True)
+class RankByTimestep:
+    """T-LoRA (arXiv 2507.05964), where the noisier the latent is, the fewer of the ranks are active.
+
+    r(t) = floor((r - r_min) (T - t) / T) + r_min, with the noise level for t / T.
+    `levels`: the noise level of each timestep, float64 (num_timesteps,) in [0, 1].
+    """
+
+    rank: int
+    min_rank: int
+    levels: Tensor
+
+    def at(self, timesteps: Tensor) -> Tensor:
+        """The number of active ranks, int64 (N,), at int64 timesteps (N,)."""
+        return self._rank_of.to(timesteps.device)[timesteps]
+
+    @cached_property
+    def _rank_of(self) -> Tensor:
+        """The rank per timestep, int64 (num_timesteps,)."""
+        half = 0.5 / len(self.levels)  # half a timestep, against rounding
+        return ((self.rank - self.min_rank) * (1 - self.levels) + half).long() + self.min_rank
+
+    def mask(self, timesteps: Tensor) -> Tensor:
+        """1 for an active rank, otherwise 0: float32 (N, rank)."""
+        columns = torch.arange(self.rank, device=timesteps.device)
+        return (columns < self.at(timesteps)[:, None]).float()
 
 
 class Adapter:
