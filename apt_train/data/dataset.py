@@ -1,7 +1,7 @@
 """Pictures, captions and loss masks as the trainer receives them: from a folder, or from a host's tensors.
 
 In: one picture with its caption and mask, what is refused and how, the set's digest. Not in: which file is what
-(`folder_files`), decoding (`pictures`), sizes (`buckets`), what a caption means (`conditioning`), latents
+(`folder_files`), decoding (`pictures`), sizes (`buckets`), what a caption means (`text.captions`), latents
 (`latent_bank`).
 """
 

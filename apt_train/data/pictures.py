@@ -1,7 +1,7 @@
 """Reads one picture file: upright, in sRGB, composited over a background colour, as RGB.
 
 In: handling phones' JPEGs, palettes, 16 bits, CMYK, alpha, broken metadata and hostile sizes with Pillow. Not in:
-folders, captions, pairing of masks (`dataset`), resizing to buckets (`buckets`).
+folders and pairing of masks (`folder_files`), resizing to buckets (`buckets`).
 """
 
 from __future__ import annotations

@@ -177,7 +177,8 @@ class Conditioner:
         return [(torch.cat([hidden for hidden, _ in chunks]), chunks[0][1]) for chunks in encoded]
 
     def _filler(self) -> tuple[Chunk, ...]:
-        return tuple(vocabulary.filler() for vocabulary in self._vocabularies)
+        """An empty chunk per encoder, which lengthens a shorter caption; its columns are the layout's."""
+        return tuple(vocabulary.seal([], -1, -1, -1) for vocabulary in self._vocabularies)
 
     def _cached(self, parts: tuple[Chunk, ...]) -> tuple[Tensor, Tensor | None]:
         key = tuple(chunk.ids for chunk in parts)

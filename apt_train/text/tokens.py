@@ -106,10 +106,6 @@ class Vocabulary:
             end=len(tokens) + 1,
         )
 
-    def filler(self) -> Chunk:
-        """An empty chunk that lengthens a shorter caption; the caller sets its columns."""
-        return self.seal([], -1, -1, -1)
-
 
 def read(vocabulary: Vocabulary, caption: str, subject: list[int], learned: bool) -> Reading:
     """Tokens of a caption, with the `subject` ids in place of every `{subject}`.

@@ -1,7 +1,7 @@
 """The previews of a run: prior and tuned pictures of its prompts.
 
-In: letting the caller interrupt before each UNet call, training on if previews fail. Not in: drawing
-(`sample.sampler`), when they are due (`loop`).
+In: what is drawn and saved, training on if previews fail. Not in: drawing (`sample.sampler`), interrupting it
+(`interruptible`), when they are due (`loop`).
 """
 
 from __future__ import annotations
