@@ -200,16 +200,12 @@ def _saved_inputs(saved: dict[str, Any], folder: Path) -> dict[str, Any]:
     if not is_object(inputs):
         raise InputError(f"{folder} was not written by `apt-train run`: resume it where it was started.")
     inputs = {**dict.fromkeys(_INPUTS), "background": "white", **dict.fromkeys(_SWITCHES, False), **inputs}
-    for name, value in inputs.items():
-        if name in _INPUTS and not _is_an_input(name, value):
+    for name in _INPUTS:
+        value, is_switch = inputs[name], name in _SWITCHES
+        kind = bool if is_switch or name == "zero_terminal_snr" else str
+        if not isinstance(value, kind) and (is_switch or value is not None):
             raise InputError(f"{name} is {value!r} in {folder / 'config.json'}: restore what the run wrote.")
     return inputs
-
-
-def _is_an_input(name: str, value: object) -> bool:
-    if name in _SWITCHES:
-        return isinstance(value, bool)
-    return value is None or isinstance(value, bool if name == "zero_terminal_snr" else str)
 
 
 def _check_still_there(name: str, inputs: dict[str, Any], folder: Path) -> None:

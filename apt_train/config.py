@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 from .adapter_kinds import KINDS
-from .names import EMBEDDING, check_subject_name, embedding_stem
+from .names import EMBEDDING, check_subject_name, embedding_stem, plain_trigger
 from .optimizers import BUILDERS
 from .settings_field import (
     Range,
@@ -631,7 +631,7 @@ class TrainConfig:
     def trigger(self) -> str:
         """The words a prompt needs to show the subject: `embedding:NAME_embedding`, in word mode `NAME class_word`."""
         learned = self.identifier_mode == "learned"
-        return f"{EMBEDDING}{embedding_stem(self.name)}" if learned else f"{self.name} {self.class_word}"
+        return f"{EMBEDDING}{embedding_stem(self.name)}" if learned else plain_trigger(self.name, self.class_word)
 
     @property
     def unseen_prompt(self) -> str:

@@ -1,4 +1,4 @@
-"""File names of a run, and the subject names that would collide with them.
+"""File names of a run, the subject names that would collide with them, and the words of a prompt for a subject.
 
 Writers, readers and the settings' check all use this one list. Not here: file contents.
 """
@@ -29,6 +29,11 @@ EMBEDDING = "embedding:"  # ComfyUI's prefix for a learned word in prompts; case
 EMBEDDING_SUFFIX = "_embedding"
 MOST_LETTERS = 150  # the nodes add up to 30 letters to a name, and 200 are addressable
 _SNAPSHOT = re.compile(r"step_([0-9]{6,9})")
+
+
+def plain_trigger(name: str, class_word: str) -> str:
+    """How prompts name a subject that has no learned word."""
+    return f"{name} {class_word}"
 
 
 def lora_file(name: str) -> str:

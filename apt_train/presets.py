@@ -1,7 +1,7 @@
 """Presets by name: a few settings each, and why. Data only; settings given by hand override a preset.
 
-Each names the evidence or arithmetic for its values. Detecting what was set by hand is up to `cli` and
-`nodes.settings`. All presets are ours. A run's identity depends on the values, not on the preset's name.
+Each names the evidence or arithmetic for its values. What was set by hand is up to `console.options` and
+the nodes. All presets are ours. A run's identity depends on the values, not on the preset's name.
 """
 
 from __future__ import annotations

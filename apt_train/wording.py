@@ -26,6 +26,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def reason_of(error: OSError) -> str:
+    """The system's reason, to go on a sentence with."""
+    return (error.strerror or str(error)).lower()
+
+
 def printable(name: str) -> str:
     """A file name with line breaks, control characters and undecodable bytes replaced by `?`."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)

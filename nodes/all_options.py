@@ -5,11 +5,9 @@ It keeps its widgets in their order and gets no new ones; those are on the four 
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import io
 
-from .options import chained, checked, data_widgets, option_widget, options_output, prior_images_input
+from .options import data_widgets, option_widget, options_node, options_output, prior_images_input
 from .settings import Setting, every_setting
 from .train import ON_TRAIN
 
@@ -21,6 +19,7 @@ def settings() -> list[Setting]:
     return [s for s in every_setting() if s.name not in ON_TRAIN and s.said.since <= LAST]
 
 
+@options_node
 class APTTrainOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -39,12 +38,3 @@ class APTTrainOptions(io.ComfyNode):
             outputs=[options_output()],
             is_input_list=True,
         )  # fmt: skip
-
-    @classmethod
-    def validate_inputs(cls, **inputs: Any) -> bool:
-        """See `options.checked`."""
-        return checked(cls, inputs)
-
-    @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return io.NodeOutput(chained(inputs))

@@ -5,10 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from comfy_api.latest import io, ui
-from PIL import Image
 from torch import Tensor
 
 from ..apt_train.errors import InputError
@@ -78,6 +76,8 @@ class APTAttentionAlignPreview(io.ComfyNode):
         latent: dict[str, Any] | None = None, run: AptRun | None = None, tuned_clip: Any = None, draw: str = MAPS,
     ) -> io.NodeOutput:  # fmt: skip
         from ..apt_train.rng import generator
+        from ..apt_train.wording import counted
+        from .host.loras import with_any_lora
         from .host.prompt_reading import read_prompt
         from .prompt_columns import Texts, choose, match
 
@@ -87,14 +87,16 @@ class APTAttentionAlignPreview(io.ComfyNode):
         columns = match(texts, read)
         shown = choose(columns, tokens, texts, read)
         if isinstance(tuned, dict):
-            tuned, clip_of_lora = attention.with_lora(model, clip, tuned)
+            tuned, clip_of_lora, added = with_any_lora(model, clip, tuned)
+            if not added:
+                raise InputError("The LoRA on tuned fits no layer of the model: wire the model that it was trained on.")
             tuned_clip = tuned_clip or clip_of_lora
         start = _start(model, image, vae, latent)
         noise = torch.randn(start.shape, generator=generator(seed, "attention preview"))
         view = attention.View(start, noise, attention.sigma_at(model, noise_level), seed)
         maps = _both(model, tuned, clip, tuned_clip or clip, texts, view, columns, layers)
         on = "" if start.any() else ", on plain noise"
-        settings = f"noise level {noise_level:.2f}{on}; {layers}, {len(maps[0])} layers"
+        settings = f"noise level {noise_level:.2f}{on}; {layers}, {counted(len(maps[0]), 'layer')}"
         return _shown(cls, maps, columns, shown, [settings, *texts.sentences], start, image, over=draw == OVER)
 
 
@@ -265,16 +267,16 @@ def _shown(
     image: Tensor | None, *, over: bool,
 ) -> io.NodeOutput:  # fmt: skip
     from ..apt_train.report.attention_tiles import attention_tiles
-    from ..apt_train.sample.attention import merge_layers
+    from ..apt_train.training.capture import merge_layers
     from .attention_table import compare, table
-    from .host.pictures import image_tensor
+    from .host.pictures import image_tensor, pil_image
 
     comparison = compare(*maps)
     heading = [f"alignment {comparison.alignment:.4f} (1: equal); {says[0]}", *says[1:]]
     aspect = start.shape[2] / start.shape[3]
     prior, tuned = (merge_layers([layer.mean(dim=0) for layer in side], aspect)[shown] for side in maps)
     labels = [columns.labels[i] for i in shown]
-    picture = None if image is None else _pil(image)
+    picture = None if image is None else pil_image(image[0])
     sheet = attention_tiles(
         (prior, tuned), labels, picture, heading=heading, per_row=PER_ROW, text_size=TEXT_SIZE, over=over
     )
@@ -282,7 +284,3 @@ def _shown(
     text = table(comparison, columns.labels, shown, heading)
     on_node = {**ui.PreviewImage(tiles, cls=cls).as_dict(), "sheet_size": list(sheet.size)}
     return io.NodeOutput(tiles, comparison.alignment, text, ui=on_node)
-
-
-def _pil(image: Tensor) -> Image.Image:
-    return Image.fromarray((image[0, :, :, :3].cpu().numpy() * 255).round().clip(0, 255).astype(np.uint8))

@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw
 
 from ..apt_train.config import TrainConfig
 from ..apt_train.events import PreviewEvent
-from ..apt_train.palette import INK, PAPER
+from ..apt_train.palette import INK
 from ..apt_train.presets import in_force
 from ..apt_train.report.filmstrip import prompt_label
-from ..apt_train.report.grid import fit_label, font, labelled_grid
+from ..apt_train.report.grid import fit_label, font, labelled_grid, stacked_vertically
 
 SIDES = (384, 384, 256, 192)  # pixels of a sample, by number of prompts shown
 LETTERS, GAP = 18, 6
@@ -42,12 +42,8 @@ def stacked(header: str, parts: Sequence[Image.Image]) -> Image.Image:
     width = parts[0].width
     text = fit_label(header, width - 2 * GAP, font(LETTERS)) if header else ""
     top = round(LETTERS * 1.3) * (text.count("\n") + 1) + GAP if text else 0
-    height = top + sum(part.height for part in parts) + GAP * (len(parts) - 1)
-    sheet, y = Image.new("RGB", (width, height), PAPER), top
+    sheet = stacked_vertically(parts, gap=GAP, above=top)
     ImageDraw.Draw(sheet).multiline_text((GAP, GAP), text, INK, font(LETTERS))
-    for part in parts:
-        sheet.paste(part, (0, y))
-        y += part.height + GAP
     return sheet
 
 

@@ -118,44 +118,40 @@ def _schema(
     )
 
 
-def checked(node: Any, inputs: Mapping[str, Any]) -> bool:
-    """True, or an InputError about a setting that the host shows on the node before anything runs."""
-    from .checks import check_options, known
+def options_node(node: Any) -> Any:
+    """The node with what every options node does: its widgets checked when a prompt is queued, its values passed on."""
 
-    check_options(known(inputs), node.define_schema().inputs)
-    return True
+    def validate_inputs(cls: Any, **inputs: Any) -> bool:
+        """True, or an InputError about a setting that the host shows on the node before anything runs."""
+        from .checks import check_options, known
+
+        check_options(known(inputs), cls.define_schema().inputs)
+        return True
+
+    def execute(cls: Any, **inputs: Any) -> io.NodeOutput:
+        return io.NodeOutput(chained(inputs))
+
+    node.validate_inputs, node.execute = classmethod(validate_inputs), classmethod(execute)
+    return node
 
 
+@options_node
 class APTMethodOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         about = "How APT Train learns and holds back: the three parts of APT, and the indicator that steers them."
         return _schema("Method", METHOD, about, ["temperature", "overfitting", "augmentation"])
 
-    @classmethod
-    def validate_inputs(cls, **inputs: Any) -> bool:
-        return checked(cls, inputs)
 
-    @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return io.NodeOutput(chained(inputs))
-
-
+@options_node
 class APTAdapterOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         about = "What APT Train trains and how fast: the LoRA, the optimizer, precision and memory."
         return _schema("Adapter", ADAPTER, about, ["lora", "dora", "optimizer", "learning rate", "memory"])
 
-    @classmethod
-    def validate_inputs(cls, **inputs: Any) -> bool:
-        return checked(cls, inputs)
 
-    @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return io.NodeOutput(chained(inputs))
-
-
+@options_node
 class APTDataOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -163,25 +159,10 @@ class APTDataOptions(io.ComfyNode):
         aliases = ["prior preservation", "mask", "bucket", "dreambooth", "identifier", "trigger word"]
         return _schema("Data", DATA, about, aliases, *data_widgets(), wires=(prior_images_input(),))
 
-    @classmethod
-    def validate_inputs(cls, **inputs: Any) -> bool:
-        return checked(cls, inputs)
 
-    @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return io.NodeOutput(chained(inputs))
-
-
+@options_node
 class APTSampleOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         about = "What APT Train keeps and shows on its way: snapshots, samples, drift, and when it stops by itself."
         return _schema("Sample", SAMPLES, about, ["preview", "snapshot", "checkpoint", "early stopping", "drift"])
-
-    @classmethod
-    def validate_inputs(cls, **inputs: Any) -> bool:
-        return checked(cls, inputs)
-
-    @classmethod
-    def execute(cls, **inputs: Any) -> io.NodeOutput:
-        return io.NodeOutput(chained(inputs))

@@ -20,7 +20,7 @@ from ..apt_train.errors import InputError
 from ..apt_train.events import BusyEvent
 from ..apt_train.families.precision import resolve_dtype
 from ..apt_train.presets import PUBLISHED
-from ..apt_train.run.content import content_hash
+from ..apt_train.run.content import Content
 from .host.components import Wires
 from .host.copies import copy_notices
 from .host.memory import training_room
@@ -124,7 +124,7 @@ def _run_there(folder: Path, config: TrainConfig, identity: str) -> AptRun:
 
 def _identity(job: Job, digest: str) -> str:
     dtype = resolve_dtype(job.config.precision, job.wires.device)
-    return content_hash(digest, job.wires.schedule, job.images, job.prior_images, job.config, dtype)
+    return Content(digest, job.wires.schedule, job.images, job.prior_images, job.config).hash(dtype)
 
 
 def _train(job: Job, digest: str, folder: Path, watch: Any) -> None:

@@ -147,12 +147,12 @@ def _live_run(run: AptRun, config: TrainConfig, node_id: str) -> LiveRun:
 
 def say_finished(node_id: str, run: AptRun, trigger: str, trained: bool, *, by_itself: bool = False) -> None:
     """The last line on the node: the words a prompt needs, and where the run is. `by_itself`: it ended early."""
-    how = "done" if trained else "found, not trained again"
+    how = f"{'done' if trained else 'found, not trained again'}: {counted(run.steps, 'step')}"
     alone = f", not {run.subject}" if trigger.startswith(EMBEDDING) else ""
     told = notices_part(len(read_notices(run.folder)))
     # In this order, because the classic editor shows only two lines.
     ended = ["stopped by itself"] if by_itself else []
-    parts = [f"{how}: {run.steps} steps", *ended, *told, f"prompts say {trigger}{alone}", f"run {run.run_id}"]
+    parts = [how, *ended, *told, f"prompts say {trigger}{alone}", f"run {run.run_id}"]
     NodeProgress(node_id, run.steps).say(" · ".join(parts))
 
 

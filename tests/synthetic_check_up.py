@@ -32,6 +32,8 @@ def check_ups() -> Iterator[CheckUp]:
     yield replace(made_up(blind), pictures=0, subject=Subject("toy", "toy"))
     unlearned = [replace(point, gain=Gain(0.0, 0.1, [0.0] * 10, [0.0] * 10), bare=0.9) for point in calm]
     misfits = Placement(made_up(calm).placement.placed, [f"lora_unet_{n}" for n in range(9)], ["narrow"], ["broken"])
+    whole = made_up(calm).placement.placed * 2
+    yield replace(made_up(calm), placement=Placement(whole, [], []))
     yield replace(made_up(unlearned), placement=misfits, lora=LoraFile("mine", {}, ["odd.key"]))
 
 

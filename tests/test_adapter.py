@@ -291,7 +291,6 @@ def test_the_state_is_a_copy() -> None:
 # T-LoRA
 
 RANKS = RankByTimestep(rank=4, min_rank=1, levels=even_levels(1000))
-POSITIONAL = ("sample", "timestep", "encoder_hidden_states")
 
 
 @pytest.mark.parametrize(("rank", "least", "total"), [(32, 16, 1000), (8, 1, 1000), (5, 2, 7), (4, 4, 1000)])
@@ -335,25 +334,6 @@ def test_each_sample_has_its_own_rank() -> None:
         assert torch.equal(output(unet, inputs), full), "also behind one that failed"
 
 
-def test_each_call_can_follow_its_own_timesteps() -> None:
-    unet, inputs = tuned_unet(), inputs_of("sd15")
-    adapter, timesteps = Adapter(unet, RANKS), inputs["timestep"]
-    assert isinstance(timesteps, Tensor)
-
-    def called(at: Tensor) -> Tensor:
-        return unet(inputs["sample"], at, inputs["encoder_hidden_states"]).sample
-
-    with torch.no_grad():
-        full = called(timesteps)
-        with adapter.at_each_call(StableDiffusion()):
-            found = [called(timesteps), called(timesteps.flip(0))]
-        for at, prediction in zip((timesteps, timesteps.flip(0)), found, strict=True):
-            with adapter.at(at):
-                assert torch.equal(called(at), prediction)
-            assert not torch.equal(called(at), prediction)
-        assert torch.equal(called(timesteps), full)
-
-
 def test_an_adapter_without_ranks_by_timestep_always_has_all() -> None:
     unet, inputs = tuned_unet(), inputs_of("sd15")
     adapter = Adapter(unet)
@@ -361,8 +341,6 @@ def test_an_adapter_without_ranks_by_timestep_always_has_all() -> None:
         full = output(unet, inputs)
         with adapter.at(torch.tensor([900, 900])):
             assert torch.equal(output(unet, inputs), full)
-        with adapter.at_each_call(StableDiffusion()):
-            assert torch.equal(unet(*(inputs[name] for name in POSITIONAL)).sample, full)
 
 
 def test_ranks_do_not_touch_the_prior() -> None:

@@ -36,7 +36,7 @@ def picture(index: int, size: tuple[int, int] = (8, 8), mask: bool = False) -> P
     weights = torch.zeros(1, *size) if mask else None
     if weights is not None:
         weights[:, :, : size[1] // 2] = 1
-    return Prepared(index, f"{index}.png", image, weights, (100 + index, 200), (3, index), size)
+    return Prepared(f"{index}.png", image, weights, (100 + index, 200), (3, index), size)
 
 
 def bank_of(pictures: list[Prepared], variants: int = 0, **settings: Any) -> LatentBank:

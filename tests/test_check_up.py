@@ -34,6 +34,7 @@ from apt_train.sample.apply import personalized
 from apt_train.sample.sampler import Drawing, Sampler
 from apt_train.text.captions import caption_for
 from tests.lora_files import attention_paths, kohya, random_layers, scaled
+from tests.synthetic_check_up import made_up
 from tests.tiny import tiny_components, tiny_unet_without_decoder_attention
 from tests.toy_flow import toy_flow_components
 from tests.training import pictures, run
@@ -416,6 +417,10 @@ def test_the_numbers_are_plain_json(trained: TrainResult) -> None:
     assert numbers["file"]["ranks"] == [4] and numbers["verdict"] == paragraphs(found)
     said = " ".join(paragraphs(found))
     assert "have no place in this model: lora_unet_nowhere" in said and "odd.key" in said
+
+
+def test_a_single_layer_is_no_plural() -> None:
+    assert "float32 on 1 layer, rank 2, alpha 2." in " ".join(paragraphs(made_up(parabola(1.0))))
 
 
 @pytest.mark.parametrize("has_pictures", [True, False])

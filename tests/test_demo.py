@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from apt_train.config import AptConfig
-from apt_train.demo import demo, pictures, sheet
+from apt_train.demo import demo, sheet
 from apt_train.demo.recipe import DEMO, demo_config, recipe
 from apt_train.demo.sheet import TILE, measure
 from apt_train.errors import InputError
@@ -28,8 +28,7 @@ def heldout() -> list[Image.Image]:
 def test_the_demo_trains_both_and_draws_the_sheet(tmp_path: Path, settings: dict[str, Any], monkeypatch: Any) -> None:
     brief = {**settings, "prompts": settings["prompts"][-2:], "sampling": {"steps": 2, "guidance": 4.0}}
     brief["prompts"][0]["expect"].pop("place")
-    for module in (pictures, sheet):
-        monkeypatch.setattr(module, "SAMPLES", 1)
+    monkeypatch.setattr(sheet, "SAMPLES", 1)
     monkeypatch.setattr(demo, "recipe", lambda: brief)
     picture = Image.open(demo.run_demo(tmp_path / "demo", steps=2))
     assert picture.width > 2 * TILE and picture.height > 3 * TILE

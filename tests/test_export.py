@@ -21,8 +21,8 @@ from apt_train.adapter import Adapter, add_adapter
 from apt_train.config import AdapterTargets
 from apt_train.errors import InputError
 from apt_train.families.components import Components, Family
-from apt_train.families.sd.file_words import FILE_WORDS
 from apt_train.families.sd.layer_names import sgm_path
+from apt_train.families.sd.published import FILE_WORDS
 from apt_train.run.export import check_lora_keys, kohya_name, lora_to_kohya, save_embedding, save_lora
 from tests.lora_files import metadata_of
 from tests.tiny import tiny_components, unet_of

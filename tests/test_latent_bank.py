@@ -30,7 +30,7 @@ def pictures(
         image = torch.rand(3, height, width, generator=generator("picture", index)) * 2 - 1
         mask = torch.rand(1, height, width, generator=generator("mask", index)) if masks and index != 1 else None
         size = (height, width)
-        found.append(Prepared(index, f"{index}.png", image, mask, size, (0, 0), size))
+        found.append(Prepared(f"{index}.png", image, mask, size, (0, 0), size))
     return found
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from apt_train.config import AdapterConfig, DataConfig, OutputConfig, TrainConfig
 from apt_train.disk.tensor_writer import header_bytes
 from apt_train.families.components import Family
-from apt_train.families.sd.file_words import FILE_WORDS
+from apt_train.families.sd.published import FILE_WORDS
 from apt_train.run.export import save_embedding, save_lora
 from apt_train.run.metadata import (
     MAX_HEADER,

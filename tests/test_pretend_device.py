@@ -90,10 +90,11 @@ def test_what_is_kept_on_the_device_grows_with_the_captions_and_not_with_the_bat
     """A run of a hundred thousand steps draws nearly as many different batches."""
     captions = ["a photo of {subject}", "a {subject} on grass", "a {subject} in snow", "the {subject}"]
     conditioner = Conditioner(tiny_components().text_encoders, None, class_word="toy", name="zwx")
+    conditioner.work_on(device.device)
 
     def kept(batches: Iterable[Sequence[str]]) -> int:
         for batch in batches:
-            conditioner.encode(list(batch), tuned=True, device=device.device)
+            conditioner.encode(list(batch), tuned=True)
         gc.collect()
         return sum(type(found) is pretend_device.OnDevice for found in gc.get_objects())
 

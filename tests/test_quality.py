@@ -16,6 +16,7 @@ from PIL import Image
 
 from apt_train.adapter import Adapter, RankByTimestep, add_adapter
 from apt_train.errors import InputError
+from apt_train.families.network import TextInput
 from apt_train.sample.sampler import from_pictures
 from apt_train.text.conditioning import Conditioner
 from benchmarks.quality import report, run
@@ -29,7 +30,7 @@ from benchmarks.quality.report import write_report
 from benchmarks.quality.store import missing, read_units, write_unit
 from benchmarks.quality.tables import apart_table, by_subject, level_differences, level_table, short_table
 from benchmarks.quality.task import Task
-from benchmarks.quality.unit import run_unit, to
+from benchmarks.quality.unit import ranks_by_timestep, run_unit, to
 from benchmarks.quality.world_judge import WorldJudge, look_alikes
 from benchmarks.quality.world_subjects import LOOKS, TUNING, VERDICT, world_subject
 from benchmarks.quality.world_task import world_task
@@ -425,15 +426,17 @@ def test_t_lora_masks_its_ranks_when_it_is_measured(small: Task) -> None:
         for name, parameter in adapter.parameters.items():
             if "lora_B" in name:
                 parameter.data.normal_(std=0.3)
-        noisy, text = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 128)
+        noisy, text = torch.randn(2, 4, 16, 16), TextInput(torch.randn(2, 77, 128))
 
-        def ask(timestep: int) -> torch.Tensor:
+        def ask(*timesteps: int) -> torch.Tensor:
             with torch.no_grad():
-                return components.unet(noisy, torch.tensor(timestep), encoder_hidden_states=text).sample
+                times = torch.tensor(timesteps).squeeze()
+                return components.network.predict(components.unet, noisy, times, text, torch.float32)
 
         plain = ask(0), ask(999)
-        with adapter.at_each_call(components.network):
-            masked = ask(0), ask(999)
+        with ranks_by_timestep(components, adapter):
+            masked, both = (ask(0), ask(999)), ask(0, 999)
+        assert torch.allclose(both, torch.cat([masked[0][:1], masked[1][1:]]), atol=1e-5)
         assert torch.allclose(masked[0], plain[0]) and not torch.allclose(masked[1], plain[1], atol=1e-3)
         assert torch.equal(ask(999), plain[1]), "nothing stays on the UNet"
     finally:

@@ -30,7 +30,7 @@ from apt_train.report.live_images import heat_image, loss_image
 from apt_train.report.plots import as_picture, glance_figure, overview_figure, part_figure
 from apt_train.run.attention_file import read_maps
 from apt_train.run.curves import bin_names
-from apt_train.sample.attention import merge_layers
+from apt_train.training.capture import merge_layers
 from apt_train.verdict.run_files import read_run
 from apt_train.verdict.run_log import block_means, moving_average, read_log
 from apt_train.verdict.run_summary import evened_denoising, summarize

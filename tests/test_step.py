@@ -6,7 +6,8 @@ import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from types import SimpleNamespace
+from typing import Any, cast, get_args
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from apt_train.adapter import Adapter, RankByTimestep, add_adapter
 from apt_train.config import AptConfig, Layers, Method, TrainConfig
 from apt_train.data.batch import Batch
+from apt_train.errors import InputError
 from apt_train.families.components import Components
 from apt_train.families.levels import even_levels
 from apt_train.families.noise import NoiseSchedule, PredictionType
@@ -28,7 +30,7 @@ from apt_train.text.identifier import Identifier
 from apt_train.training.capture import Capture, attention_maps
 from apt_train.training.indicator import OverfitIndicator
 from apt_train.training.losses import alignment_loss, per_sample, stabilization_loss
-from apt_train.training.objective import Objective, objective_of
+from apt_train.training.objective import Objective, check_layers, objective_of
 from apt_train.training.step import StepOutput, TrainingStep
 from apt_train.training.terms import (
     ADAPTIVE,
@@ -668,6 +670,7 @@ def test_a_users_own_term_is_summed_and_logged_by_its_name() -> None:
         reads_gamma: bool = False
         features: None = None
         attention: None = None
+        layers_setting: str = ""
 
         def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
             tuned, prior = passes.compared
@@ -679,6 +682,13 @@ def test_a_users_own_term_is_summed_and_logged_by_its_name() -> None:
     close(output.raw["pull"], mse(hand.tuned, hand.prior).mean())
     close(output.total, plain.total.detach() + 3 * output.raw["pull"])
     assert set(run(made, with_prior=False).parts) == {"denoising"}
+
+
+def test_a_users_own_term_says_which_setting_names_the_layers_that_a_model_lacks() -> None:
+    own, parts = Stabilization(1.0, layers_setting="own_layers"), tiny_components()
+    blind = SimpleNamespace(features=lambda unet, part: {})
+    with pytest.raises(InputError, match="own_layers is up, but this model has no attention there"):
+        check_layers(with_terms(own), cast("Any", blind), parts.unet)
 
 
 def test_of_the_prior_only_what_the_terms_read_outlasts_its_pass() -> None:
@@ -693,6 +703,7 @@ def test_of_the_prior_only_what_the_terms_read_outlasts_its_pass() -> None:
         reads_gamma: bool = False
         features: Layers = "up"
         attention: None = None
+        layers_setting: str = "own_layers"
 
         def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
             tuned, prior = (one.features("up") for one in passes.compared)

@@ -48,7 +48,7 @@ SOURCES = sorted([*(ROOT / "nodes").rglob("*.py"), *(ROOT / "apt_train").rglob("
 # Read by the command line alone: the nodes get models from wires.
 COMMAND_LINE = {
     "cli.py", "command.py", "apply.py", "write.py", "attention_file.py",
-    "config_check.py", "config_tables.py", "diffusers_folder.py", "folder_index.py", "folder_unet.py", "folder_text.py",
+    "config_check.py", "config_tables.py", "diffusers_folder.py", "folder_index.py", "folder_networks.py",
     "json_file.py", "load.py", "schedule_config.py",
     "sniff.py", "tokenizer_check.py", "tokenizer_files.py", "vae_source.py", "weight_files.py", "ldm_vae.py",
     "parts_fit.py",

@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from apt_train.families.components import Components, Family, TextEncoder
 from apt_train.families.noise import NoiseSchedule, PredictionType, rescale_zero_terminal_snr
-from apt_train.families.sd.file_words import FILE_WORDS
+from apt_train.families.sd.published import FILE_WORDS
 from apt_train.families.sd.schedule_config import betas_from_config
 
 WORDS = (

@@ -92,10 +92,6 @@ class ToyNetwork:
         level = FlowProcess().level(timesteps.expand(len(noisy)))
         return module(noisy.to(dtype), level, text.hidden.to(dtype)).float()
 
-    def timesteps(self, inputs: tuple[Any, ...]) -> Tensor:
-        """It is called with the level."""
-        return (inputs[1] * FlowProcess.num_timesteps).round().long() - 1
-
     def features(self, module: Any, part: str) -> dict[str, nn.Module]:
         return {f"blocks.{i}": module.blocks[i] for i in range({"up": 2, "mid+up": 1, "all": 0}[part], 3)}
 

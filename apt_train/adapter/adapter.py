@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -19,13 +21,39 @@ from ..adapter_kinds import KINDS, Kind
 from ..config import AdapterConfig, AdapterTargets
 from ..errors import InputError
 from ..families.components import Family
-from ..families.network import Network
 from ..rng import seeded
-from .ranks import RankByTimestep
 
 ADAPTER = "apt"
 _OFF = "_disable_adapters"  # the attribute that peft's layers check in their forward pass
 _ANY = Family("custom", 0, 0)  # whose layers have diffusers' names
+
+
+@dataclass(frozen=True)
+class RankByTimestep:
+    """T-LoRA (arXiv 2507.05964), where the noisier the latent is, the fewer of the ranks are active.
+
+    r(t) = floor((r - r_min) (T - t) / T) + r_min, with the noise level for t / T.
+    `levels`: the noise level of each timestep, float64 (num_timesteps,) in [0, 1].
+    """
+
+    rank: int
+    min_rank: int
+    levels: Tensor
+
+    def at(self, timesteps: Tensor) -> Tensor:
+        """The number of active ranks, int64 (N,), at int64 timesteps (N,)."""
+        return self._rank_of.to(timesteps.device)[timesteps]
+
+    @cached_property
+    def _rank_of(self) -> Tensor:
+        """The rank per timestep, int64 (num_timesteps,)."""
+        half = 0.5 / len(self.levels)  # half a timestep, against rounding
+        return ((self.rank - self.min_rank) * (1 - self.levels) + half).long() + self.min_rank
+
+    def mask(self, timesteps: Tensor) -> Tensor:
+        """1 for an active rank, otherwise 0: float32 (N, rank)."""
+        columns = torch.arange(self.rank, device=timesteps.device)
+        return (columns < self.at(timesteps)[:, None]).float()
 
 
 class Adapter:
@@ -65,28 +93,15 @@ class Adapter:
 
     @contextlib.contextmanager
     def at(self, timesteps: Tensor) -> Generator[None]:
-        """Inside the block each sample has the ranks of its timestep, int64 (N,); so does a backward pass in it."""
+        """Inside the block each sample has the ranks of its timestep, int64 (N,); so does a backward pass in it.
+
+        A LoRA file cannot express this, so other programs sample with all ranks, and so do previews.
+        """
         self._mask = self._ranks.mask(timesteps) if self._ranks else None
         try:
             yield
         finally:
             self._mask = None
-
-    @contextlib.contextmanager
-    def at_each_call(self, network: Network) -> Generator[None]:
-        """Inside the block each UNet call has the ranks of its own timesteps, which is how T-LoRA samples.
-
-        A LoRA file cannot express this, so other programs sample with all ranks. `network` finds a call's timesteps.
-        """
-
-        def follow(_unet: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self._mask = self._ranks.mask(network.timesteps(inputs).reshape(-1)) if self._ranks else None
-
-        with self._unet.register_forward_pre_hook(follow):
-            try:
-                yield
-            finally:
-                self._mask = None
 
     def state(self) -> dict[str, Tensor]:
         """A copy of the weights, float32 on the CPU; for a LoRA lora_A (rank, in) and lora_B (out, rank)."""

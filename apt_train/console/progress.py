@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ..events import BusyEvent, Event, NoticeEvent, PlanEvent, PreviewEvent, StepEvent, StopTraining
+from ..wording import counted
 from .interruption import Heard, Interrupted, handled
 from .terminal import is_terminal, lossy
 
@@ -36,7 +37,7 @@ class Progress:
         if isinstance(event, (NoticeEvent, PlanEvent)):
             self.say(event.text)
         elif isinstance(event, PreviewEvent):
-            self.say(f"Preview at step {event.step}: {len(event.tuned)} pictures.")
+            self.say(f"Preview at step {event.step}: {counted(len(event.tuned), 'picture')}.")
         elif isinstance(event, StepEvent):
             gamma = sum(event.gamma) / len(event.gamma)
             self._screen.step(event, f"loss {event.loss:.4f}, gamma {gamma:.2f}{self._memory()}")

@@ -78,9 +78,9 @@ def _draw_sample(
     )
 
 
-def unaltered(bank: LatentBank, image: int, timestep: int, draws: torch.Generator) -> Sample:
-    """A picture without augmentation and mask at this timestep, with its noise."""
-    posterior, noise = torch.randn(2, *bank.latent_shape(image), generator=draws)
+def unaltered(bank: LatentBank, image: int, timestep: int, *key: int | str) -> Sample:
+    """A picture without augmentation and mask at this timestep, with its noise; `key`: of the draws."""
+    posterior, noise = torch.randn(2, *bank.latent_shape(image), generator=generator(*key))
     return Sample(timestep, image, 0, bank.latent(image, 0, posterior), noise, None)
 
 

@@ -41,7 +41,6 @@ class Crop:
 class Prepared:
     """One picture at its bucket's size."""
 
-    index: int  # place in the image set
     name: str  # for messages
     image: Tensor  # float32 (3, H, W) in [-1, 1]
     mask: Tensor | None  # float32 (1, H, W) in [0, 1]
@@ -61,7 +60,7 @@ def prepare(images: ImageSet, resolution: int, multiple: int) -> list[Prepared]:
         InputError: the resolution is no multiple of it, or a crop removes everything that a loss mask leaves.
     """
     sizes = bucket_sizes(resolution, multiple)
-    return [_fit(index, image, crop_of(image.size, sizes)) for index, image in enumerate(images.images)]
+    return [_fit(image, crop_of(image.size, sizes)) for image in images.images]
 
 
 def crop_of(size: Size, sizes: list[Size]) -> Crop:
@@ -156,7 +155,7 @@ def _scale(original: Size, bucket: Size) -> float:
     return max(bucket[0] / original[0], bucket[1] / original[1])
 
 
-def _fit(index: int, image: TrainImage, crop: Crop) -> Prepared:
+def _fit(image: TrainImage, crop: Crop) -> Prepared:
     (pixels, mask), bucket = image.read(), crop.bucket
     mask = None if mask is None else resize_mask(mask, bucket, crop.box)
     if mask is not None and not mask.max() > 0:
@@ -166,4 +165,4 @@ def _fit(index: int, image: TrainImage, crop: Crop) -> Prepared:
         )
     # Integers up to this point, so that every machine gets the same values.
     tensor = torch.from_numpy(np.array(picture_at(pixels, crop))).permute(2, 0, 1).float() / 127.5 - 1
-    return Prepared(index, image.name, tensor, mask, image.size, crop.place, bucket)
+    return Prepared(image.name, tensor, mask, image.size, crop.place, bucket)

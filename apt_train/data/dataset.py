@@ -1,7 +1,7 @@
 """Pictures, captions and loss masks as the trainer receives them: from a folder, or from a host's tensors.
 
 In: one picture with its caption and mask, what is refused and how, the set's digest. Not in: which file is what
-(`folder_files`), decoding (`pictures`), sizes (`buckets`), what a caption means (`conditioning`), latents
+(`folder_files`), decoding (`pictures`), sizes (`buckets`), what a caption means (`text.captions`), latents
 (`latent_bank`).
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..disk.tensor_writer import raw_bytes
 from ..errors import InputError
 from ..paths import expanded
-from ..wording import listed, printable
+from ..wording import counted, listed, printable
 from .caption_files import MAX_LETTERS, on_one_line, read_caption
 from .folder_files import PictureFiles, sort_folder
 from .pictures import TRANSPARENT, Color, Picture, fit_mask, parse_color, read_mask, read_picture
@@ -124,7 +124,9 @@ class ImageSet:
             for names in repeated[:_REPEATS_SHOWN]
         ]
         more = len(repeated) - len(told)
-        return [*told, f"{more} more pictures are repeated, too."] if more else told
+        return (
+            [*told, f"{counted(more, 'more picture')} {'is' if more == 1 else 'are'} repeated, too."] if more else told
+        )
 
     @classmethod
     def from_tensors(

@@ -105,8 +105,12 @@ class LatentBank:
         """
         if self._entries:
             return
+        plain: list[_Entry] = []
         with self._encoder.on_device():
-            self._entries.append([self._encode_plain(i) for i in range(len(self._prepared))])
+            for done, item in enumerate(self._prepared):
+                self._on_encode("pictures", done, len(self._prepared))
+                plain.append(self._encode_one(item.name, item.image, item.mask, None))
+        self._entries.append(plain)
         if self._max_variants == 0:
             self._prepared = []
 
@@ -164,11 +168,6 @@ class LatentBank:
     def _entry(self, image: int, variant: int) -> _Entry:
         assert self._entries, "encode_plain comes first"
         return self._entries[variant][image]
-
-    def _encode_plain(self, image: int) -> _Entry:
-        self._on_encode("pictures", image, len(self._prepared))
-        item = self._prepared[image]
-        return self._encode_one(item.name, item.image, item.mask, None)
 
     def _encode_variant(self, image: int, variant: int) -> _Entry:
         item = self._prepared[image]

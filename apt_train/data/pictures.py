@@ -1,7 +1,7 @@
 """Reads one picture file: upright, in sRGB, composited over a background colour, as RGB.
 
 In: handling phones' JPEGs, palettes, 16 bits, CMYK, alpha, broken metadata and hostile sizes with Pillow. Not in:
-folders, captions, pairing of masks (`dataset`), resizing to buckets (`buckets`).
+folders and pairing of masks (`folder_files`), resizing to buckets (`buckets`).
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ def _to_tensors(image: Image.Image, background: Color, conversion: ToSrgb | None
 
 def _to_rgb(strip: Image.Image, background: Color, conversion: ToSrgb | None) -> tuple[Image.Image, Image.Image | None]:
     """The strip in sRGB over the background, and its alpha channel."""
-    if _is_deep(strip):
+    if strip.mode.startswith(("I", "F")):
         strip = _to_eight_bits(strip)
     if "A" not in strip.getbands() and "transparency" not in strip.info:
         return _converted(strip, conversion), None
@@ -288,10 +288,6 @@ def _to_rgb(strip: Image.Image, background: Color, conversion: ToSrgb | None) ->
 
 def _converted(strip: Image.Image, conversion: ToSrgb | None) -> Image.Image:
     return strip.convert("RGB") if conversion is None else conversion.apply(strip.convert(conversion.mode))
-
-
-def _is_deep(image: Image.Image) -> bool:
-    return image.mode.startswith(("I", "F"))
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:

@@ -1,6 +1,6 @@
 """The demo: DreamBooth and APT on the embedded model, on one sheet beside the prior.
 
-In: which runs, in which order. Not in: what they train (`recipe`), the pictures (`pictures`), the sheet (`sheet`), the
+In: which runs, in which order. Not in: what they train (`recipe`), the pictures and their sheet (`sheet`), the
 embedded model (assets/drawn_world, made by benchmarks/world), the training (`training`).
 """
 
@@ -18,9 +18,9 @@ from ..data.dataset import load_images
 from ..families.sd import load_checkpoint
 from ..run.folder import RunFolder
 from ..training.train import train
-from .pictures import draw_pictures
+from ..wording import counted
 from .recipe import DEMO, MODEL, demo_config, recipe
-from .sheet import check_place, write_sheet
+from .sheet import check_place, draw_pictures, write_sheet
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def run_demo(output: Path, *, steps: int | None = None) -> Path:
     components, images = load_checkpoint(MODEL), load_images(DEMO / "subject")
     rows: dict[str, list[list[Image.Image]]] = {}
     for method, config in configs.items():
-        print(f"{method}: {config.steps} steps")
+        print(f"{method}: {counted(config.steps, 'step')}")
         with Progress("cpu") as progress:
             result = train(components, images, config, output_dir=output / method, device="cpu", on_event=progress)
         print(f"{method}: drawing pictures")  # takes as long as the training itself

@@ -1,8 +1,8 @@
 """The judge: a small network that reads shape, colours, pattern, ground, place and style from a 64 px picture.
 
-It is trained on the drawn world (``benchmarks/world/train_judge.py``) and answers two questions about a sample. Does it
-show what its prompt asked for (:meth:`Judge.classify`)? How close is its object to a given subject
-(:meth:`Judge.fidelity`, the cosine between embeddings of the object)?
+It is trained on the drawn world (`benchmarks/world/train_judge.py`) and answers two questions about a sample. Does it
+show what its prompt asked for (`Judge.classify`)? How close is its object to a given subject (`Judge.fidelity`, the
+cosine between embeddings of the object)?
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..disk.tensor_file import read_tensors
+from .recipe import MODEL
 
 WEIGHTS = "judge.safetensors"
 CONFIG = "config.json"
 
-#: Default folder of the weights, beside the embedded model they were trained for.
-DEFAULT_FOLDER = Path(__file__).parents[1] / "assets" / "drawn_world" / "judge"
+DEFAULT_FOLDER = MODEL / "judge"  # beside the embedded model, for which it was trained
 
 
 class _Residual(nn.Module):
@@ -46,7 +46,7 @@ class JudgeNetwork(nn.Module):
     object is.
 
     Args:
-        labels: the class names of each head; ``colours`` is multi-label, all others are exclusive.
+        labels: the class names of each head; `colours` is multi-label, all others are exclusive.
         width: channels of the first block.
         embedding: length of each of the two embeddings.
     """
@@ -81,7 +81,7 @@ class JudgeNetwork(nn.Module):
 
 
 class Judge:
-    """A trained :class:`JudgeNetwork` in evaluation mode.  Images are float (N, 3, 64, 64) in [-1, 1]."""
+    """A trained `JudgeNetwork` in evaluation mode. Images are float (N, 3, 64, 64) in [-1, 1]."""
 
     def __init__(self, network: JudgeNetwork) -> None:
         self.network = network.eval().requires_grad_(False)
@@ -94,8 +94,8 @@ class Judge:
     def features(self, images: Tensor, part: str = "object") -> Tensor:
         """Embeddings, float (N, D).
 
-        ``object`` (default) is centred on the drawn world, for cosines between objects; ``scene`` is the embedding of
-        the surroundings; ``all`` joins both, for distances between sets of pictures.
+        `object` (default) is centred on the drawn world, for cosines between objects; `scene` is the embedding of
+        the surroundings; `all` joins both, for distances between sets of pictures.
         """
         pairs = [self.network.embed(batch.float()) for batch in torch.split(images, 256)]
         things = torch.cat([thing for thing, _ in pairs]) - self.network.object_centre
@@ -111,8 +111,8 @@ class Judge:
     def classify(self, images: Tensor) -> dict[str, list[str]]:
         """What each picture shows: a label per attribute.
 
-        ``colours`` is one colour for a plain object, otherwise two in alphabetical order, as ``blue+red``. Like
-        ``pattern`` it is empty if the judge sees no object (``shape`` is ``none``).
+        `colours` is one colour for a plain object, otherwise two in alphabetical order, as `blue+red`. Like `pattern`
+        it is empty if the judge sees no object (`shape` is `none`).
         """
         logits: list[dict[str, Tensor]] = [self.network(batch.float()) for batch in torch.split(images, 256)]
         return self._read({name: torch.cat([one[name] for one in logits]) for name in logits[0]})
@@ -133,10 +133,9 @@ class Judge:
 
 
 def load_judge(path: str | Path = DEFAULT_FOLDER) -> Judge:
-    """The judge stored in folder ``path`` (``judge.safetensors`` and ``config.json``)."""
+    """The judge stored in a folder: `judge.safetensors` and `config.json`."""
     folder = Path(path)
     network = JudgeNetwork(**json.loads((folder / CONFIG).read_text()))
-    network.load_state_dict(
-        {name: value.float() for name, value in read_tensors(folder / WEIGHTS)[0].items()}, strict=False
-    )
+    weights = {name: value.float() for name, value in read_tensors(folder / WEIGHTS)[0].items()}
+    network.load_state_dict(weights, strict=False)
     return Judge(network)

@@ -1,4 +1,4 @@
-"""The demo's sheet: a row of pictures for the prior and each method, with the judge's scores."""
+"""The demo's sheet: each prompt drawn by the prior and by both methods with the same seeds, with the judge's scores."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from ..config import METHOD_TITLES
+from ..config import METHOD_TITLES, TrainConfig
 from ..disk.files import atomic_write, write_text
 from ..errors import InputError
+from ..events import TrainResult
+from ..families.components import Components
 from ..report.grid import labelled_grid
-from ..sample.sampler import from_pictures
+from ..sample.apply import personalized
+from ..sample.sampler import Drawing, Sampler, from_pictures, previews
 from .judge import Judge, load_judge
-from .pictures import SAMPLES
 from .recipe import DEMO
 
+SAMPLES = 8  # pictures per prompt behind each fidelity figure; the sheet shows the first
 TILE = 128
 SHEET, NUMBERS = "demo.png", "demo.json"
 
@@ -29,6 +32,22 @@ def check_place(output: Path) -> None:
     for name in (SHEET, NUMBERS):
         if os.path.lexists(output / name):
             raise InputError(f"{output} holds a {name} already: choose another output folder.")
+
+
+def draw_pictures(
+    components: Components, result: TrainResult, config: TrainConfig, settings: dict[str, Any]
+) -> dict[str, list[list[Image.Image]]]:
+    """Prior and tuned pictures per prompt, `SAMPLES` of each, with the same seeds."""
+    side, how = components.family.resolution, settings["sampling"]
+    drawing = Drawing(config.seed, how["steps"], how["guidance"])
+    sampler = Sampler(components, (side, side), "cpu", torch.float32, batch_size=SAMPLES)
+    prior: list[Image.Image] | None = None if config.method == "dreambooth" else []  # drawn for the first row alone
+    with personalized(components, result.lora, result.embeddings, config) as (conditioner, adapter):
+        pairs = [
+            previews(sampler, adapter, conditioner, [entry["prompt"]] * SAMPLES, drawing, prior)
+            for entry in settings["prompts"]
+        ]
+    return {"prior": [before for before, _ in pairs], "tuned": [after for _, after in pairs]}
 
 
 def write_sheet(output: Path, rows: dict[str, list[list[Image.Image]]], settings: dict[str, Any]) -> Path:
@@ -68,9 +87,8 @@ def measure(
     named = [column for column, entry in zip(pictures, entries, strict=True) if "{subject}" in entry["prompt"]]
     others = [i for i, entry in enumerate(entries) if entry["prompt"] != settings["training_prompt"]]
     scene, reference = (judge.features(_joined([row[i] for i in others]), part="scene") for row in (pictures, prior))
-    hits = [
-        hit for column, entry in zip(pictures, entries, strict=True) for hit in _hits(judge, column, entry["expect"])
-    ]
+    asked = [(column, entry["expect"]) for column, entry in zip(pictures, entries, strict=True)]
+    hits = [hit for column, expected in asked for hit in _hits(judge, column, expected)]
     return {
         "subject_fidelity": float(judge.fidelity(_joined(named), _heldout()).mean()),
         "prompt_kept": sum(hits) / len(hits),

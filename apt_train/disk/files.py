@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from ..errors import InputError
 from ..paths import check_file_name
+from ..wording import reason_of
 
 _T = TypeVar("_T")
 
@@ -236,8 +237,7 @@ def _in_words(error: OSError, path: Path) -> str:
         )
     if error.errno in _MISSING:
         return f"{name} could not be written: the folder {folder} does not exist: make it or choose another."
-    reason = (error.strerror or str(error)).lower()
-    return f"{name} could not be written to {folder} ({reason}): choose another folder or name."
+    return f"{name} could not be written to {folder} ({reason_of(error)}): choose another folder or name."
 
 
 def patiently(act: Callable[..., _T], *arguments: Any, **options: Any) -> _T:

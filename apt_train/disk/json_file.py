@@ -1,4 +1,4 @@
-"""Reads one JSON file of a model into an object that is safe for later code.
+"""Reads one JSON file of a model into an object that is safe for later code, or a small one of a run.
 
 In: faults of the text itself (size, encoding, nesting, duplicate names, invalid numbers). Not in: the meaning of the
 values (`config_check`).
@@ -6,8 +6,10 @@ values (`config_check`).
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import reprlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -35,7 +37,20 @@ def read_json_object(path: Path, most_bytes: int = 1 << 20) -> dict[str, Any]:
     return values
 
 
-def parse_json(raw: bytes, most_depth: int = MAX_DEPTH) -> Any:
+def read_small_json(path: Path, most_bytes: int) -> Any:
+    """The value in a file of a run, whatever may lie in its place by now. ValueError or RecursionError: no JSON.
+
+    OSError: it is missing, larger than `most_bytes`, or not a regular file (a pipe would block).
+    """
+    found = path.stat()
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a file", os.fspath(path))
+    if found.st_size > most_bytes:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
+    return json.loads(path.read_bytes())
+
+
+def parse_json(raw: bytes) -> Any:
     """The value. ValueError: invalid JSON, deep nesting, a duplicate name, NaN, or a number beyond a float's range."""
     try:
         value = json.loads(
@@ -43,7 +58,7 @@ def parse_json(raw: bytes, most_depth: int = MAX_DEPTH) -> Any:
         )
     except RecursionError:
         raise ValueError("its values are nested too deeply") from None
-    if _deeper_than(value, most_depth):
+    if _is_too_deep(value):
         raise ValueError("its values are nested too deeply")
     return value
 
@@ -80,9 +95,9 @@ def _finite(text: str) -> float:
     return number
 
 
-def _deeper_than(value: Any, most: int) -> bool:
+def _is_too_deep(value: Any) -> bool:
     layer = [value]
-    for _ in range(most):
+    for _ in range(MAX_DEPTH):
         layer = [inner for item in layer for inner in _held(item)]
         if not layer:
             return False

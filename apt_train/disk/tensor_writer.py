@@ -42,7 +42,9 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
             file.write(header_bytes(tensors, metadata))
             for tensor in _in_file_order(tensors).values():
                 file.write(raw_bytes(tensor))
-        _read_back(temporary, name, tensors, metadata or {})
+        fault = next(_differences(temporary, tensors, metadata or {}), None)
+        if fault is not None:
+            raise InputError(f"{name} reads back different from what was written (at {fault}): check the disk.")
 
     atomic_write(path, write)
 
@@ -87,13 +89,8 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     return _bits(tensor).numpy().data
 
 
-def _read_back(path: Path, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    fault = next(_differences(path, tensors, metadata), None)
-    if fault is not None:
-        raise InputError(f"{name} reads back different from what was written (at {fault}): check the disk.")
-
-
 def _differences(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[str]:
+    """What of a file is not as it was to be written."""
     with safe_open(str(path), framework="pt") as file:
         yield from sorted(set(file.keys()) ^ set(tensors))
         if (file.metadata() or {}) != dict(metadata):

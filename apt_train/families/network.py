@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +52,6 @@ class Network(Protocol):
 
         `noisy` (N, C, h, w), `timesteps` int64 (N,) or a single one, `text` with N rows.
         """
-        ...
-
-    def timesteps(self, inputs: tuple[Any, ...]) -> Tensor:
-        """The timesteps in the positional arguments of a module call: int64 (N,) or a single one."""
         ...
 
     def features(self, module: nn.Module, part: Layers) -> Mapping[str, nn.Module]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
+from ..config import Layers
 from ..sample.sampler import Sampler
 from ..sample.trajectories import Trail
 from ..text.conditioning import Conditioner
@@ -14,15 +13,6 @@ from ..text.tokens import END_LABEL, REST_LABEL, START_LABEL, SUBJECT_LABEL
 from ..training.capture import Capture, attention_maps
 
 _NO_WORDS = {START_LABEL, SUBJECT_LABEL, END_LABEL, REST_LABEL}
-
-
-@dataclass(frozen=True)
-class Looks:
-    """`alignment`: 1: the prior's attention; 0: no overlap with it. `context`: attention on the prompt's other words,
-    relative to the prior's."""
-
-    alignment: float
-    context: float | None
 
 
 class Looking:
@@ -35,7 +25,9 @@ class Looking:
         self._prior = [self._maps(conditioner, trail, tuned=False)[0] for trail in trails]
 
     @torch.no_grad()
-    def looks(self, conditioner: Conditioner) -> Looks:
+    def looks(self, conditioner: Conditioner) -> tuple[float, float | None]:
+        """How alike the attention is: 1 is the prior's own, 0 no overlap with it. And the attention on the prompt's
+        other words, relative to the prior's; None: there are no other words."""
         apart: list[float] = []
         before: list[float] = []
         after: list[float] = []
@@ -48,7 +40,7 @@ class Looking:
                     before.append(float(other[row, :, :, words].sum(dim=-1).mean()))
                     after.append(float(layer[row, :, :, words].sum(dim=-1).mean()))
         context = sum(after) / sum(before) if sum(before) else None
-        return Looks(1 - sum(apart) / len(apart), context)
+        return 1 - sum(apart) / len(apart), context
 
     @torch.no_grad()
     def _maps(self, conditioner: Conditioner, trail: Trail, *, tuned: bool) -> tuple[list[Tensor], list[list[str]]]:
@@ -66,5 +58,6 @@ class Looking:
 def capture_of(sampler: Sampler) -> Capture | None:
     """Captures the decoder's attention, otherwise any; None: the network has no attention."""
     network, unet = sampler.components.network, sampler.components.unet
-    layers = next((part for part in ("up", "all") if network.attention(unet, part)), None)  # type: ignore[arg-type]
-    return None if layers is None else Capture(network, unet, attention=[layers])  # type: ignore[list-item]
+    parts: list[Layers] = ["up", "all"]
+    found: list[Layers] = [part for part in parts if network.attention(unet, part)]
+    return Capture(network, unet, attention=found[:1]) if found else None

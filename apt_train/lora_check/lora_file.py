@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..disk.tensor_file import open_tensor_file
 from ..errors import InputError
+from ..names import embedding_file
 from ..paths import expanded, one_line
 from .formulas import PARTS, kind_of
 
@@ -57,8 +58,9 @@ def read_lora(given: str | Path) -> LoraFile:
     file = open_tensor_file(path)
     if len(file.shapes) > MOST_TENSORS:
         raise InputError(f"{one_line(path.name)} holds {len(file.shapes)} tensors, more than any LoRA: give a LoRA.")
-    tensors = file.load(file.shapes)
-    return sorted_lora(tensors, one_line(path.name), file.metadata, _embedding_of(path))
+    word = path.with_name(embedding_file(path.stem))
+    embedding = word if word.is_file() else None
+    return sorted_lora(file.load(file.shapes), one_line(path.name), file.metadata, embedding)
 
 
 def sorted_lora(
@@ -101,8 +103,3 @@ def _split(key: str) -> tuple[str, str] | None:
         if key.endswith(end):
             return key.removesuffix(end), part
     return None
-
-
-def _embedding_of(path: Path) -> Path | None:
-    beside = path.with_name(f"{path.stem}_embedding.safetensors")
-    return beside if beside.is_file() else None

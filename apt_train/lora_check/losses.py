@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import cast
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..data.batch import Batch
-from ..families.levels import timestep_at
 from ..families.network import TextInput
 from ..sample.sampler import Sampler
 from ..text.conditioning import Conditioner
@@ -25,8 +23,7 @@ class Losses:
 
     def __init__(self, sampler: Sampler, pictures: Pictures | None, asked: Asked) -> None:
         self._sampler, self._pictures, self._bins = sampler, pictures, asked.bins
-        at = functools.partial(timestep_at, sampler.components.levels)
-        self._samples = [] if pictures is None else pictures.samples(asked.bins, asked.draws, at)
+        self._samples = [] if pictures is None else pictures.samples(asked, sampler.components.levels)
 
     @property
     def calls(self) -> int:

@@ -52,11 +52,11 @@ class Measures:
         assert self._trails is not None, "begin comes first"
         losses = self._losses.at(strength, conditioner)
         drifts, (named, others) = self._trails.drifts(strength, conditioner), self._trails.scale
-        looks = None if self._looking is None else self._looking.looks(conditioner)
+        alignment, context = (None, None) if self._looking is None else self._looking.looks(conditioner)
         drift = drift_of(drifts.subject, drifts.unrelated)
         return AtStrength(
             strength, drift.subject, float(drifts.bare.mean()), drift.unrelated, drift.ratio,
             float((drifts.unrelated / others).mean()), float((drifts.bare / named).mean()),
             gain=gain_of(self._prior_losses, losses),
-            alignment=None if looks is None else looks.alignment, context=None if looks is None else looks.context,
+            alignment=alignment, context=context,
         )  # fmt: skip

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..data.batch import Batch, Sample, collate, size_ids_of, unaltered
 from ..data.buckets import bucket_multiple, prepare
-from ..data.dataset import ImageSet, TrainImage
+from ..data.dataset import ImageSet
 from ..data.latent_bank import LatentBank
-from ..rng import generator
+from ..families.levels import timestep_at
 from ..text.captions import SUBJECT
 from ..training.streams import encoder_of
 from .findings import Asked
@@ -35,22 +36,20 @@ class Pictures:
     size_ids: list[list[float]]
     notes: list[str]
 
-    def samples(self, bins: int, draws: int, timestep_at: Callable[[float], int]) -> list[list[tuple[Sample, int]]]:
+    def samples(self, asked: Asked, levels: Tensor) -> list[list[tuple[Sample, int]]]:
         """Per picture `draws` noises in each bin, at evenly spread noise levels, each with its bin.
 
-        `timestep_at`: the timestep of a noise level in [0, 1].
+        `levels`: the noise level of each timestep.
         """
-        return [list(self._of(image, bins, draws, timestep_at)) for image in range(len(self.captions))]
+        return [list(self._of(image, asked, levels)) for image in range(len(self.captions))]
 
     def batch(self, samples: list[Sample], device: torch.device) -> Batch:
         return collate(samples, self.captions, self.size_ids, device)
 
-    def _of(
-        self, image: int, bins: int, draws: int, timestep_at: Callable[[float], int]
-    ) -> Iterator[tuple[Sample, int]]:
-        for level, draw in itertools.product(range(bins), range(draws)):
-            timestep = timestep_at((level + (draw + 0.5) / draws) / bins)
-            yield unaltered(self.bank, image, timestep, generator(SEED, "check-up", image, level, draw)), level
+    def _of(self, image: int, asked: Asked, levels: Tensor) -> Iterator[tuple[Sample, int]]:
+        for level, draw in itertools.product(range(asked.bins), range(asked.draws)):
+            timestep = timestep_at(levels, (level + (draw + 0.5) / asked.draws) / asked.bins)
+            yield unaltered(self.bank, image, timestep, SEED, "check-up", image, level, draw), level
 
 
 def read_pictures(
@@ -60,7 +59,7 @@ def read_pictures(
 
     InputError: a picture or a caption that cannot be trained on.
     """
-    components, chosen = lora.components, _some(images, MOST)
+    components, chosen = lora.components, _some(images)
     notes = list(images.notes)
     if len(chosen.images) < len(images.images):
         notes.append(f"Of {len(images.images)} pictures {len(chosen.images)} were looked at.")
@@ -74,10 +73,8 @@ def read_pictures(
     return Pictures(bank, captions, [size_ids_of(item) for item in prepared], notes)
 
 
-def _some(images: ImageSet, most: int) -> ImageSet:
-    """At most this many pictures, evenly spread."""
+def _some(images: ImageSet) -> ImageSet:
+    """At most `MOST` pictures, evenly spread."""
     count = len(images.images)
-    if count <= most:
-        return images
-    chosen: list[TrainImage] = [images.images[k * count // most] for k in range(most)]
+    chosen = images.images if count <= MOST else [images.images[k * count // MOST] for k in range(MOST)]
     return ImageSet(chosen, images.digest, images.notes)

@@ -1,6 +1,7 @@
 """Measures and samples one strength after another, adding lower ones if the recommendation lies below.
 
-In: what is measured when. Not in: the measures (`measures`), the rule (`recommend`).
+In: what is measured when, and the sample that illustrates it. Not in: the measures (`measures`), the rule
+(`recommend`).
 """
 
 from __future__ import annotations
@@ -10,19 +11,24 @@ import functools
 import itertools
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+import torch
 from PIL import Image
 
 from ..data.dataset import ImageSet
-from ..sample.sampler import Sampler
+from ..sample.sampler import Drawing, Sampler
+from ..training.streams import vae_on
 from .findings import Asked, AtStrength
 from .measures import Measures
 from .pictures import read_pictures
 from .prompts import prompts_of
 from .recommend import Recommendation, recommended
-from .samples import drawn
 from .subject import Subject
 from .with_lora import WithLora
+
+if TYPE_CHECKING:
+    from ..text.conditioning import Conditioner
 
 LOWER = 3  # how often the lowest strength may be halved while the recommendation lies below it
 LOWEST = 0.1
@@ -56,7 +62,7 @@ class Strengths:
         """Measure everything requested. InputError: at some strength the model's output is not finite."""
         with self._counted():
             self._measures.begin(self._shared)
-            self.samples = drawn(self._sampler, self._shared, self._subject, self._asked, tuned=False)
+            self.samples = self._drawn(self._shared, tuned=False)
             for strength in self._asked.strengths:
                 point, pictures = self._at(strength)
                 self.points.append(point)
@@ -74,7 +80,18 @@ class Strengths:
             changes = self._ready.placement.changes_text
             conditioner = self._subject.conditioner(self._ready.components) if changes else self._shared
             point = self._measures.at(strength, conditioner)
-            return point, drawn(self._sampler, conditioner, self._subject, self._asked, tuned=True)
+            return point, self._drawn(conditioner, tuned=True)
+
+    @torch.no_grad()
+    def _drawn(self, conditioner: Conditioner, *, tuned: bool) -> list[Image.Image]:
+        """One picture of the prompt from the model in its current state, or none if none are wanted."""
+        asked = self._asked
+        if not asked.sample_steps:
+            return []
+        with vae_on(self._ready.components, self._ready.device):
+            text = conditioner.encode([self._subject.caption(asked.prompt)], tuned=tuned)
+            nothing = conditioner.encode([""], tuned=False)
+            return self._sampler.draw(text, nothing, Drawing(asked.seed, asked.sample_steps, asked.guidance))
 
     @contextlib.contextmanager
     def _counted(self) -> Generator[None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..run.curves import bin_names
-from ..wording import listed, printable
+from ..wording import counted, listed, printable
 from .findings import AtStrength, CheckUp
 from .placing import Placement
 from .recommend import USUAL, Recommendation, known_gain
@@ -104,21 +104,19 @@ def _attention(found: CheckUp) -> list[str]:
 
 
 def _weights(found: CheckUp) -> list[str]:
-    lora, blocks = found.lora, found.blocks
-    placement = found.placement
-    kinds = ", ".join(dict.fromkeys(item.kind for item in placement.placed))
-    said = [f"The file holds {kinds} in {lora.dtype} on {len(placement.placed)} layers{_ranks(placement)}."]
+    blocks, placed = found.blocks, found.placement.placed
+    kinds, layers = ", ".join(dict.fromkeys(item.kind for item in placed)), counted(len(placed), "layer")
+    said = [f"The file holds {kinds} in {found.lora.dtype} on {layers}{_ranks(found.placement)}."]
     top = max(blocks, key=lambda block: block.moved)
     said.append(f"It moves the block {top.name} the most, by {top.moved:.1%} of the norm of its weights.")
-    counted = [block for block in blocks if block.rank and block.used is not None]
-    if counted:
-        layers = sum(block.layers for block in counted)
-        rank, used = (sum(getattr(b, name) * b.layers for b in counted) / layers for name in ("rank", "used"))
+    ranked = [block for block in blocks if block.rank and block.used is not None]
+    if ranked:
+        count = sum(block.layers for block in ranked)
+        rank, used = (sum(getattr(b, name) * b.layers for b in ranked) / count for name in ("rank", "used"))
         said.append(f"Of a rank of {rank:.0f} it uses {used:.1f} on average (95% of the change).")
         if used < FEW_RANKS * rank:
             said.append("A smaller rank would have held it.")
-    text = [block for block in blocks if block.name.startswith("text")]
-    if text:
+    if any(block.name.startswith("text") for block in blocks):
         said.append("It changes the text encoder too, and that was measured.")
     return said
 

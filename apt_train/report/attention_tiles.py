@@ -1,6 +1,6 @@
 """Cross-attention maps of the prior and the tuned model, token by token, as one picture (after the paper's figure).
 
-In: maps -> picture. Not in: capturing maps and merging layers (`sample.attention`), running a model.
+In: maps -> picture. Not in: capturing maps and merging layers (`training.capture`), running a model.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..palette import INK, PAPER
-from .grid import fit_label, font, labelled_grid
+from ..palette import INK
+from .grid import fit_label, font, labelled_grid, stacked_vertically
 from .heat_map import heat_map
 
 TILE = 112  # pixels, the longer side of a map
@@ -102,14 +102,10 @@ def _stack(sheets: list[Image.Image], heading: Sequence[str], text_size: float) 
     gap, margin, face, line = 14, 6, font(text_size - 1), round(text_size * 1.3)
     width = max(LEAST_WIDTH, *(sheet.width for sheet in sheets))
     above, below = (fit_label("\n".join(lines), width - 2 * margin, face) for lines in (heading, [LEGEND]))
-    y = margin + line * (above.count("\n") + 1) if above else 0
-    height = y + sum(sheet.height + gap for sheet in sheets)
-    stacked = Image.new("RGB", (width, height + line * (below.count("\n") + 1)), PAPER)
-    for sheet in sheets:
-        stacked.paste(sheet, (0, y))
-        y += sheet.height + gap
-    for text, at in ((above, margin), (below, y - gap / 2)):
-        ImageDraw.Draw(stacked).multiline_text((margin, at), text, INK, face, spacing=line - text_size)
+    top, bottom = margin + line * (above.count("\n") + 1) if above else 0, gap + line * (below.count("\n") + 1)
+    stacked = stacked_vertically(sheets, gap=gap, above=top, below=bottom, least_width=width)
+    for text, y in ((above, margin), (below, stacked.height - bottom + gap / 2)):
+        ImageDraw.Draw(stacked).multiline_text((margin, y), text, INK, face, spacing=line - text_size)
     return stacked
 
 

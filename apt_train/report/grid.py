@@ -54,13 +54,15 @@ def labelled_grid(
     return sheet
 
 
-def stacked_vertically(sheets: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of any sizes in one column, aligned left."""
-    size = max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)
-    whole, top = Image.new("RGB", size, PAPER), 0
+def stacked_vertically(
+    sheets: Sequence[Image.Image], *, gap: int = 0, above: int = 0, below: int = 0, least_width: int = 0
+) -> Image.Image:
+    """Pictures of any sizes in one column, aligned left, with a gap between them and room above and below for text."""
+    height = above + sum(sheet.height + gap for sheet in sheets) - gap + below
+    whole, top = Image.new("RGB", (max(least_width, *(sheet.width for sheet in sheets)), height), PAPER), above
     for sheet in sheets:
         whole.paste(sheet, (0, top))
-        top += sheet.height
+        top += sheet.height + gap
     return whole
 
 

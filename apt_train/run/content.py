@@ -1,6 +1,6 @@
 """What a run consists of: one hash that decides whether it can be resumed, and parts that tell what differs.
 
-In: the hash, the parts as stored in config.json, comparing two runs. Not in: the folder (`folder`).
+In: the hash, the parts as stored in config.json, comparing them with another run's. Not in: the folder (`folder`).
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..config import TrainConfig
@@ -35,52 +36,49 @@ _WORDS = {
 }
 
 
-def content_hash(
-    source_digest: str,
-    schedule: Process,
-    images: ImageSet,
-    prior_images: ImageSet | None,
-    config: TrainConfig,
-    dtype: torch.dtype,
-) -> str:
-    """A run's identity: sha256 hex over the weights, the pictures and every setting that changes the trained weights.
+@dataclass(frozen=True)
+class Content:
+    """What a run is made from. `weights`: the digest of the source weights."""
 
-    It also covers what the model predicts, because that can be overridden, and the final captions, because the
-    subject's name decides how they are read. `dtype`: what `precision` resolved to on the device. InputError: a caption
-    does not name the subject.
-    """
-    parts = {
-        "recipe": RECIPE,
-        "weights": source_digest,
-        "predicts": schedule.prediction,
-        "schedule": hashlib.sha256(schedule.fingerprint).hexdigest(),
-        "images": images.digest,
-        "captions": subject_captions(images, config),
-        "prior_images": prior_images.digest if prior_images else "",
-        "settings": {**config.identity(), "precision": str(dtype)},
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    weights: str
+    schedule: Process
+    images: ImageSet
+    prior_images: ImageSet | None
+    config: TrainConfig
 
+    def hash(self, dtype: torch.dtype) -> str:
+        """A run's identity: sha256 hex over the weights, the pictures and every setting that changes what is trained.
 
-def content_parts(
-    source_digest: str,
-    schedule: Process,
-    images: ImageSet,
-    prior_images: ImageSet | None,
-    config: TrainConfig,
-) -> dict[str, Any]:
-    """Digests of the weights, the schedule and the prior images, and of every picture, caption and mask."""
-    contents = [image.content for image in images.images]
-    captions = zip(subject_captions(images, config), images.images, strict=True)
-    return {
-        "weights": source_digest,
-        "predicts": schedule.prediction,
-        "schedule": _digest(schedule.fingerprint),
-        "pictures": [pixels.hex()[:_LETTERS] for pixels, _ in contents],
-        "captions": [_digest(json.dumps([trained, image.caption]).encode()) for trained, image in captions],
-        "masks": [mask.hex()[:_LETTERS] for _, mask in contents],  # empty if there is none
-        "prior_images": prior_images.digest if prior_images else "",
-    }
+        It also covers what the model predicts, because that can be overridden, and the final captions, because the
+        subject's name decides how they are read. `dtype`: what `precision` resolved to on the device. InputError: a
+        caption does not name the subject.
+        """
+        parts = {
+            **self._whole(),
+            "recipe": RECIPE,
+            "schedule": hashlib.sha256(self.schedule.fingerprint).hexdigest(),
+            "images": self.images.digest,
+            "captions": subject_captions(self.images, self.config),
+            "settings": {**self.config.identity(), "precision": str(dtype)},
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def parts(self) -> dict[str, Any]:
+        """Digests of the weights, the schedule and the prior images, and of every picture, caption and mask."""
+        contents = [image.content for image in self.images.images]
+        captions = zip(subject_captions(self.images, self.config), self.images.images, strict=True)
+        return {
+            **self._whole(),
+            "schedule": _digest(self.schedule.fingerprint),
+            "pictures": [pixels.hex()[:_LETTERS] for pixels, _ in contents],
+            "captions": [_digest(json.dumps([trained, image.caption]).encode()) for trained, image in captions],
+            "masks": [mask.hex()[:_LETTERS] for _, mask in contents],  # empty if there is none
+        }
+
+    def _whole(self) -> dict[str, str]:
+        """What the hash covers in the form in which it is compared."""
+        prior = self.prior_images.digest if self.prior_images else ""
+        return {"weights": self.weights, "predicts": self.schedule.prediction, "prior_images": prior}
 
 
 def _digest(content: bytes) -> str:

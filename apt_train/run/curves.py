@@ -17,11 +17,11 @@ MOST_POINTS = 500
 Point = dict[str, Any]
 
 
-def run_curves(folder: Path, after: int = 0, most: int = MOST_POINTS) -> dict[str, Any]:
+def run_curves(folder: Path, after: int = 0) -> dict[str, Any]:
     """`total` steps, the last logged `step`, the noise levels of the `bins` in words, and the `points` since a step.
 
     A point is `{step, loss, gamma, drift_ratio}` plus the loss terms by name; non-finite values are null. If there are
-    more than `most` points, neighbours are merged: mean losses, last step and gamma, last measured drift ratio. The
+    more than `MOST_POINTS`, neighbours are merged: mean losses, last step and gamma, last measured drift ratio. The
     last step is always kept on its own.
     InputError: the folder holds no run, or invalid settings.
     """
@@ -31,7 +31,7 @@ def run_curves(folder: Path, after: int = 0, most: int = MOST_POINTS) -> dict[st
         "total": config.steps,
         "step": lines[-1]["step"] if lines else 0,
         "bins": bin_names(config.apt.bins),
-        "points": thin_out([point_of(line) for line in lines if line["step"] > after], most),
+        "points": thin_out([point_of(line) for line in lines if line["step"] > after], MOST_POINTS),
     }
 
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from ..config import TrainConfig
 from ..disk.files import DISK_FULL, check_writable, sweep
 from ..errors import InputError
-from ..events import StepEvent
 from ..names import (
     CONFIG,
     LOG,
@@ -29,6 +28,7 @@ from ..names import (
     lora_file,
 )
 from ..paths import argument, command, expanded
+from ..wording import reason_of
 from .config_file import OURS, check_complete, read_config, read_settings, write_config
 from .content import difference
 from .lock import held
@@ -36,6 +36,8 @@ from .log import Log, add_to_line, append, cut_log, line_bytes, read_log
 
 if TYPE_CHECKING:
     import torch
+
+    from ..events import StepEvent
 
 
 class RunFolder:
@@ -128,7 +130,7 @@ class RunFolder:
     ) -> None:
         """Refuse to resume with other weights, pictures or settings than the run began with, naming what differs.
 
-        `parts`: from `content_parts`. Folders of older versions hold none, so the message is less specific.
+        `parts`: from `Content.parts`. Folders of older versions hold none, so the message is less specific.
         """
         saved, before = read_config(self.path), self.config()
         if before.steps != config.steps and config.reads_total_steps:
@@ -193,7 +195,7 @@ class RunFolder:
             append(self.path / LOG, raw)
         except OSError as error:
             full = error.errno in DISK_FULL
-            what, do = ("the disk is full", "free some space") if full else (_reason(error), "let it be written to")
+            what, do = ("the disk is full", "free some space") if full else (reason_of(error), "let it be written to")
             raise InputError(f"{LOG} could not be written to {self.path} ({what}): {do}, then resume.") from error
 
 
@@ -204,7 +206,7 @@ def check_folder(path: Path) -> None:
     except OSError as error:
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file, where a run has a folder: move it away, then resume.") from None
-        raise InputError(f"{path} cannot be made ({_reason(error)}): choose another output folder.") from error
+        raise InputError(f"{path} cannot be made ({reason_of(error)}): choose another output folder.") from error
 
 
 def _never_stepped(path: Path) -> bool:
@@ -239,7 +241,7 @@ def _check_log(file: Path) -> None:
         append(file, b"")
     except OSError as error:
         raise InputError(
-            f"{file} cannot be written ({_reason(error)}): correct its permissions, then resume."
+            f"{file} cannot be written ({reason_of(error)}): correct its permissions, then resume."
         ) from None
 
 
@@ -250,7 +252,3 @@ def _check_other_name(path: Path, name: str) -> None:
         embedding_file(name).lower() == lora_file(before).lower()
     ):
         raise InputError(f"identifier is {name!r}, which {path} has a file of as {before!r}: choose another name.")
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()

@@ -18,8 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..disk.files import is_running
-from ..disk.json_file import is_object
-from ..disk.small_file import read_small
+from ..disk.json_file import is_object, read_small_json
 from ..errors import InputError
 from ..names import LOCK, LOCK_WITHOUT_SYSTEM
 
@@ -99,7 +98,7 @@ def _refusal(file: Path, error: OSError) -> str:
 
 def _holder(file: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(read_small(file, 1 << 16))
+        content = read_small_json(file, 1 << 16)
     except (OSError, ValueError, RecursionError):
         return None
     return content if is_object(content) else None

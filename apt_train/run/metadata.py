@@ -26,6 +26,7 @@ from ..disk.json_file import is_list, is_object
 from ..disk.tensor_writer import header_bytes
 from ..families.components import Family
 from ..names import EMBEDDING, embedding_stem
+from ..wording import counted
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -227,7 +228,7 @@ def _description(config: TrainConfig, source: Source, steps: int) -> str:
     if kind is not KINDS["lora"]:
         how += f" with {kind.title}"
     subject = f"{config.name} ({config.class_word})"
-    return f"{subject}, learned from a few pictures on {source.file_name} by {how} in {steps} steps."
+    return f"{subject}, learned from a few pictures on {source.file_name} by {how} in {counted(steps, 'step')}."
 
 
 def _usage_hint(trigger: str, embedding_name: str) -> str:

@@ -1,6 +1,6 @@
 """Keeps a run's notices in its folder: `notices.jsonl`, a line `{"step", "text"}` per sentence.
 
-In: storing and reading back. Not in: who sends them (`loop`), the report that shows them (`report`).
+In: storing and reading back. Not in: who sends them (`training.listener`), the report that shows them (`report`).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ..disk.files import atomic_folder, patiently
-from ..disk.small_file import read_small
+from ..disk.json_file import read_small_json
 from ..disk.tensor_file import sha256_of_file
 from ..disk.tensor_writer import data_digest
 from ..errors import InputError
@@ -136,7 +136,7 @@ def _checksums(path: Path) -> dict[str, str] | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(read_small(path, MOST_BYTES))
+        content = read_small_json(path, MOST_BYTES)
         if content["format"] == FORMAT:
             return {name.lower(): value for name, value in content["sha256"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

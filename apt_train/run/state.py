@@ -24,8 +24,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from ..disk.files import write_text
-from ..disk.json_file import is_list, is_object
-from ..disk.small_file import read_small
+from ..disk.json_file import is_list, is_object, read_small_json
 from ..disk.tensor_file import TensorFile, open_tensor_file, sha256_of_file
 from ..disk.tensor_writer import write_tensors
 from ..errors import InputError
@@ -194,7 +193,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 def _read_values(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(read_small(path, MOST_BYTES))
+        content = read_small_json(path, MOST_BYTES)
     except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{path.name} cannot be read") from error
     if not is_object(content):

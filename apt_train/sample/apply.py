@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Mapping
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -20,13 +19,6 @@ from ..text.conditioning import Conditioner
 from ..text.identifier import Identifier
 
 
-class Personalized(NamedTuple):
-    """A model with a trained LoRA attached; `conditioner` reads `{subject}` as the trained identifier."""
-
-    conditioner: Conditioner
-    adapter: Adapter
-
-
 @contextlib.contextmanager
 def personalized(
     components: Components,
@@ -35,14 +27,14 @@ def personalized(
     config: TrainConfig,
     *,
     min_rank: int | None = None,
-) -> Generator[Personalized]:
-    """Inside the block the UNet has the LoRA attached.
+) -> Generator[tuple[Conditioner, Adapter]]:
+    """Inside the block the UNet has the LoRA attached, and the conditioner reads `{subject}` as what was trained.
 
     Args:
         lora: in kohya names, as in `TrainResult.lora`.
         embeddings: as in `TrainResult.embeddings`; None: the plain words `name class_word` (word mode).
         config: of the run, for the subject's name and its init word.
-        min_rank: for a T-LoRA, whose ranks follow the timestep inside `adapter.at_each_call(network)`.
+        min_rank: for a T-LoRA, whose ranks follow the timestep inside `adapter.at`.
 
     Raises:
         InputError: the LoRA does not fit this model.
@@ -58,9 +50,8 @@ def personalized(
             raise InputError("The LoRA does not sit on the layers that APT Train adapts: use one it wrote.")
         adapter.load(state)
         identifier = _identifier(components, embeddings, config.resolved_init_word)
-        yield Personalized(
-            Conditioner(components.text_encoders, identifier, class_word=config.class_word, name=config.name), adapter
-        )
+        encoders, name = components.text_encoders, config.name
+        yield Conditioner(encoders, identifier, class_word=config.class_word, name=name), adapter
     finally:
         adapter.remove()
 

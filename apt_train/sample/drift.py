@@ -5,8 +5,8 @@ the two. Learning a subject moves the model on the subject's captions; overfitti
 *ratio* of the two changes (docs/benchmark.md measures its worth). Its level depends on the prompts. No pictures are
 needed.
 
-In: the measure. Not in: the trajectories and differences (`trajectories`), when it is measured (`loop`), how it is used
-(`report`).
+In: the measure. Not in: the trajectories and differences (`trajectories`), when it is measured (`training.watching`),
+what it means (`verdict`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy
 import torch
@@ -25,16 +25,10 @@ from ..families.network import Process, TextInput
 from ..rng import generator
 
 if TYPE_CHECKING:
-    from ..text.conditioning import Conditioning
+    from ..text.conditioning import Conditioner, Conditioning
 
 Notice = Callable[[str], None]
 Predict = Callable[[Tensor, "int | Tensor"], Tensor]  # (noisy latents, timestep) -> the network's own prediction
-
-
-class PromptEncoder(Protocol):
-    """The part of `Conditioner` that `previews` needs."""
-
-    def encode(self, captions: list[str], *, tuned: bool) -> Conditioning: ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ class Sampler:
     on_notice: Notice = warnings.warn
 
     def draw(self, conditioning: Conditioning, unconditional: Conditioning, drawing: Drawing) -> list[Image.Image]:
-        """One picture per row of `conditioning`. `unconditional`: one row for all, or one per picture."""
+        """One picture per row of `conditioning`. `unconditional`: of one row."""
         schedule, count = self.components.schedule, len(conditioning.hidden)
         shape = latent_shape(self.components, *self.size)
         times = schedule.sampling_timesteps(drawing.steps)
@@ -112,7 +106,7 @@ class Sampler:
 def previews(
     sampler: Sampler,
     adapter: Adapter,
-    conditioner: PromptEncoder,
+    conditioner: Conditioner,
     prompts: list[str],
     drawing: Drawing,
     prior: list[Image.Image] | None = None,
@@ -174,19 +168,14 @@ def _text(conditioning: Conditioning, unconditional: Conditioning | None, rows: 
     pooled = None if pooled is None else pooled[rows.start : rows.stop]
     if unconditional is None:
         return hidden, pooled
-    empty = _rows(unconditional.hidden, rows).to(hidden)
-    length = math.lcm(
-        empty.shape[1], hidden.shape[1]
-    )  # longer prompts have more chunks; repeating keys changes no attention
+    empty = unconditional.hidden.expand(len(rows), -1, -1).to(hidden)
+    # Longer prompts have more chunks. Repeating keys changes no attention.
+    length = math.lcm(empty.shape[1], hidden.shape[1])
     hidden = torch.cat([text.repeat(1, length // text.shape[1], 1) for text in (empty, hidden)])
     if pooled is not None:
         assert unconditional.pooled is not None, "both conditionings come from the same text encoders"
-        pooled = torch.cat([_rows(unconditional.pooled, rows).to(pooled), pooled])
+        pooled = torch.cat([unconditional.pooled.expand(len(rows), -1).to(pooled), pooled])
     return hidden, pooled
-
-
-def _rows(tensor: Tensor, rows: range) -> Tensor:
-    return tensor.expand(len(rows), *tensor.shape[1:]) if len(tensor) == 1 else tensor[rows.start : rows.stop]
 
 
 def _decode(components: Components, latents: Tensor, rows: range, on_notice: Notice) -> list[Image.Image]:

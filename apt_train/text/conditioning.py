@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 from ..families.components import TextEncoder, token_embedding
+from ..names import plain_trigger
 from .aside import encoded_on_loan, on_loan, ready_to_lend
 from .captions import mark_embedding
 from .identifier import Identifier, rows_in_place
@@ -61,13 +62,13 @@ class Conditioner:
         self.identifier = identifier
         self.class_word = class_word
         self.name = name
-        self._trigger = trigger
+        self._trigger = trigger or plain_trigger(name, class_word)
         self._vocabularies = [Vocabulary.of(encoder) for encoder in encoders]
         self._home: torch.device | None = None  # where results go if the encoders are elsewhere
         self._works_on: torch.device | None = None  # where encoders that wait in main memory do their work
         self._layouts: dict[str, TokenLayout] = {}
         self._cache: dict[tuple[tuple[int, ...], ...], tuple[Tensor, Tensor | None]] = {}
-        self._sent: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # keyed by caption, not by batch
+        self._rows_sent: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # keyed by caption, not by batch
         for encoder in encoders:
             encoder.model.requires_grad_(False).eval()
 
@@ -79,37 +80,33 @@ class Conditioner:
             identifier = Identifier.from_init_word(encoders, config.resolved_init_word).to(device)
         return Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
 
-    def encode(
-        self, captions: list[str], *, tuned: bool, chunks: int = 1, device: torch.device | str | None = None
-    ) -> Conditioning:
+    def encode(self, captions: list[str], *, tuned: bool, chunks: int = 1) -> Conditioning:
         """Encode a batch; gradient flows only to the identifier's rows, and only where grad is enabled.
 
         All captions get the same number of chunks: the most any of them has in either version, at least `chunks`.
-        `device`: where the result goes; None: where the encoders are, or in word mode where they were at `precompute`.
         """
         assert captions, "no captions"
-        target = self.device if device is None else torch.device(device)
         layouts = [self.layout(caption) for caption in captions]
         count = max(chunks, self.num_chunks(captions))
-        encoded = self._encode_all(layouts, tuned, count, target)
+        encoded = self._encode_all(layouts, tuned, count)
         pooled = [vector for _, vector in encoded if vector is not None]
         columns = [layout.columns(tuned=tuned, num_chunks=count) for layout in layouts]
         return Conditioning(
             hidden=torch.stack([hidden for hidden, _ in encoded]),
             pooled=torch.stack(pooled) if pooled else None,
-            columns=torch.stack([self._on(target, row) for row in columns]),
+            columns=torch.stack([self._sent(row) for row in columns]),
             num_columns=max(len(layout.labels) for layout in layouts),
             labels=[layout.labels for layout in layouts],
         )
 
-    def _on(self, device: torch.device, row: list[int]) -> Tensor:
-        """A row of integers on a device, int64. On a GPU it is cached, because sending it would make the GPU wait."""
+    def _sent(self, row: list[int]) -> Tensor:
+        """A row of integers on the device, int64. On a GPU it is cached, because sending it would make the GPU wait."""
+        device, key = self.device, (self.device, tuple(row))
         if device.type in ("cpu", "meta"):
             return torch.tensor(row, dtype=torch.int64, device=device)
-        key = (device, tuple(row))
-        if key not in self._sent:
-            self._sent[key] = torch.tensor(row, dtype=torch.int64, device=device)
-        return self._sent[key]
+        if key not in self._rows_sent:
+            self._rows_sent[key] = torch.tensor(row, dtype=torch.int64, device=device)
+        return self._rows_sent[key]
 
     def work_on(self, device: torch.device) -> None:
         """From now on the encoders stay where they are and visit `device`, one at a time, to work."""
@@ -131,7 +128,7 @@ class Conditioner:
             layout = self.layout(caption)
             for parts in (*layout.tuned, *layout.prior, self._filler()):
                 if not _learned(parts):
-                    self._cached(parts, self.device)
+                    self._cached(parts)
 
     def warnings(self) -> list[str]:
         """Warnings about words that will train badly; nothing is refused."""
@@ -150,15 +147,14 @@ class Conditioner:
         """The tokens, chunks and columns of a caption."""
         if caption not in self._layouts:
             text = mark_embedding(caption, name=self.name)
-            prior = [vocabulary.ids(self.class_word) for vocabulary in self._vocabularies]
-            if self.identifier is None:
-                words = self._trigger or f"{self.name} {self.class_word}"
-                tuned = [vocabulary.ids(words) for vocabulary in self._vocabularies]
-            else:
-                tuned = self.identifier.ids
-            learned = self.identifier is not None
-            self._layouts[caption] = lay_out(text, self._vocabularies, tuned, prior, learned)
+            identifier, prior = self.identifier, self._ids(self.class_word)
+            tuned = self._ids(self._trigger) if identifier is None else identifier.ids
+            self._layouts[caption] = lay_out(text, self._vocabularies, tuned, prior, identifier is not None)
         return self._layouts[caption]
+
+    def _ids(self, words: str) -> list[list[int]]:
+        """Per encoder."""
+        return [vocabulary.ids(words) for vocabulary in self._vocabularies]
 
     def num_chunks(self, captions: list[str]) -> int:
         """The number of chunks that `encode` gives these captions."""
@@ -166,31 +162,30 @@ class Conditioner:
 
     @property
     def device(self) -> torch.device:
-        """Where `encode` puts its result by default."""
+        """Where `encode` puts its result: where the encoders are, or in word mode where they were at `precompute`."""
         return self._home or token_embedding(self.encoders[0].model).weight.device
 
-    def _encode_all(
-        self, layouts: list[TokenLayout], tuned: bool, count: int, device: torch.device
-    ) -> list[tuple[Tensor, Tensor | None]]:
+    def _encode_all(self, layouts: list[TokenLayout], tuned: bool, count: int) -> list[tuple[Tensor, Tensor | None]]:
         """Per caption: hidden (L, D) and the first chunk's pooled vector (P,) or None."""
         versions = [layout.tuned if tuned else layout.prior for layout in layouts]
         chunked = [chunks + [self._filler()] * (count - len(chunks)) for chunks in versions]
         fresh = iter(self._run([parts for chunks in chunked for parts in chunks if _learned(parts)]))
         encoded = [
-            [_move(next(fresh), device) if _learned(parts) else self._cached(parts, device) for parts in chunks]
+            [_move(next(fresh), self.device) if _learned(parts) else self._cached(parts) for parts in chunks]
             for chunks in chunked
         ]
         return [(torch.cat([hidden for hidden, _ in chunks]), chunks[0][1]) for chunks in encoded]
 
     def _filler(self) -> tuple[Chunk, ...]:
+        """An empty chunk per encoder, which lengthens a shorter caption; its columns are the layout's."""
         return tuple(vocabulary.filler() for vocabulary in self._vocabularies)
 
-    def _cached(self, parts: tuple[Chunk, ...], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    def _cached(self, parts: tuple[Chunk, ...]) -> tuple[Tensor, Tensor | None]:
         key = tuple(chunk.ids for chunk in parts)
         if key not in self._cache:
             with torch.no_grad():
                 self._cache[key] = self._run([parts])[0]
-        self._cache[key] = _move(self._cache[key], device)
+        self._cache[key] = _move(self._cache[key], self.device)
         return self._cache[key]
 
     def _run(self, many: list[tuple[Chunk, ...]]) -> list[tuple[Tensor, Tensor | None]]:

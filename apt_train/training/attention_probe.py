@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from ..data.batch import Sample, collate, unaltered
 from ..families.levels import timestep_at
-from ..rng import generator
-from ..run.attention_file import AttentionMaps, write_maps
-from ..sample.attention import merge_layers
+from ..run.attention_file import AttentionMaps
 from ..sample.sampler import eval_mode
-from .capture import Capture, attention_maps
+from .capture import Capture, attention_maps, merge_layers
 from .running import Run
 
 _SHOWN = 0  # place of the picture in the set, as of `Stream.example`
 
 
-def write_attention(run: Run, path: Path) -> None:
-    """Write the maps of the first picture at the middle noise level."""
-    write_maps(path, probe(run))
-
-
 @torch.no_grad()
-def probe(run: Run) -> AttentionMaps:
-    """The prior's and the tuned model's maps, on the CPU.
+def attention_of(run: Run) -> AttentionMaps:
+    """The prior's and the tuned model's maps of the first picture at the middle noise level, on the CPU.
 
     Averaged over heads and the aligned layers, at the finest layer's resolution. Both see the same noise, drawn from
     the run's seed.
     """
-    draws = generator(run.config.seed, "attention", _SHOWN)
-    sample = unaltered(run.bank, _SHOWN, timestep_at(run.components.levels, 0.5), draws)
+    middle = timestep_at(run.components.levels, 0.5)
+    sample = unaltered(run.bank, _SHOWN, middle, run.config.seed, "attention", _SHOWN)
     with eval_mode(run.components.unet):
         with run.adapter.disabled():
             prior, labels = _maps(run, sample, tuned=False)

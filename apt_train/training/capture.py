@@ -1,17 +1,20 @@
-"""Captures features and attention maps of chosen layers during a network's forward pass.
+"""Captures features and attention maps of chosen layers during a network's forward pass; merges maps of several layers.
 
 Plain forward hooks on the layers the family names add no operation to the pass. Fused attention stays in place, and
 non-reentrant checkpointing recomputes what it saved. The maps are computed afterwards, outside the pass.
+Drawing them is up to `report.attention_tiles`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Generator, Mapping
+import math
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
@@ -103,7 +106,7 @@ def attention_maps(
     full softmax.
     """
     maps: list[Tensor] = []
-    member = torch.nn.functional.one_hot(columns, num_columns).float()  # (N, tokens, columns)
+    member = F.one_hot(columns, num_columns).float()  # (N, tokens, columns)
     for name in (name for name in captured.queries if names is None or name in names):
         layer = captured.layers[name]
         arguments = (captured.queries[name], captured.keys[name], member, layer.heads, layer.scale)
@@ -130,3 +133,22 @@ def attention_probabilities(query: Tensor, key: Tensor, heads: int, scale: float
 
 def _by_head(x: Any, heads: int) -> Tensor:  # Any: torch leaves `unflatten` untyped
     return x.float().unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def merge_layers(maps: Sequence[Tensor], aspect: float) -> Tensor:
+    """Average maps (positions, columns) of layers of different sizes -> (columns, h, w) at the finest size.
+
+    `aspect`: height / width of the latent.
+    """
+    grids = [_grid(layer, aspect) for layer in maps]
+    size = max((grid.shape[-2:] for grid in grids), key=math.prod)
+    scaled = [F.interpolate(grid[None], size=size, mode="bilinear", align_corners=False)[0] for grid in grids]
+    return torch.stack(scaled).mean(dim=0).cpu().contiguous()
+
+
+def _grid(layer: Tensor, aspect: float) -> Tensor:
+    positions = layer.shape[0]
+    # Downsampling rounds odd latents up, so the sides are searched, not computed: the divisor nearest in aspect.
+    divisors = [h for h in range(1, positions + 1) if positions % h == 0]
+    height = min(divisors, key=lambda h: abs(math.log(h * h / positions / aspect)))
+    return layer.T.reshape(-1, height, positions // height).float()

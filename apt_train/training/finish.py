@@ -11,9 +11,9 @@ from ..events import BusyEvent, Callback, NoticeEvent, TrainResult
 from ..names import ATTENTION
 from ..paths import argument, command
 from ..report import write_report
-from .attention_probe import write_attention
+from ..run.attention_file import write_maps
+from .attention_probe import attention_of
 from .listener import Listener
-from .optimizer import switch
 from .outcome import Outcome
 from .saving import current_embeddings, current_lora, save_final
 
@@ -21,7 +21,6 @@ from .saving import current_embeddings, current_lora, save_final
 def finish(outcome: Outcome) -> TrainResult:
     """Save the last completed step, export the LoRA and return the result. Before the first step nothing is written."""
     run, folder = outcome.run, outcome.folder
-    switch(run.optimizer, "eval")  # a step may have been cut short
     lora, embeddings = current_lora(run), current_embeddings(run)
     save_final(outcome, lora, embeddings)
     return TrainResult(
@@ -45,7 +44,7 @@ def write_extras(outcome: Outcome, emit: Callback) -> Path | None:
         return None
     emit(BusyEvent("report", outcome.run.steps_done))
     try:
-        write_attention(outcome.run, outcome.folder.path / ATTENTION)
+        write_maps(outcome.folder.path / ATTENTION, attention_of(outcome.run))
         return write_report(outcome.folder.path)
     except Exception as error:
         again = command("report", argument(outcome.folder.path))

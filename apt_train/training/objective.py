@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 
 from torch import nn
 
-from ..config import Layers, TrainConfig
+from ..config import TrainConfig
 from ..errors import InputError
 from ..families.network import Network
 from .terms import Denoising, Term, terms_of
@@ -48,17 +47,9 @@ def objective_of(config: TrainConfig) -> Objective:
 def check_layers(objective: Objective, network: Network, unet: nn.Module) -> None:
     """InputError: the network has no attention in the part that a term reads."""
     for term in objective.terms:
-        for setting, read, layers in _read_by(network, term):
-            if not read(unet, layers):
-                raise InputError(
-                    f"{setting} is {layers}, but this model has no attention there: choose all, or switch "
-                    f"{term.name} off."
-                )
-
-
-def _read_by(network: Network, term: Term) -> Iterator[tuple[str, Callable[[nn.Module, Layers], Sized], Layers]]:
-    """For each part a term reads: the setting that names it, the function that finds its layers, and the part."""
-    if term.features:
-        yield "dist_layers", network.features, term.features
-    if term.attention:
-        yield "attn_layers", network.attention, term.attention
+        featureless = term.features is not None and not network.features(unet, term.features)
+        if featureless or (term.attention is not None and not network.attention(unet, term.attention)):
+            raise InputError(
+                f"{term.layers_setting} is {term.features or term.attention}, but this model has no attention there: "
+                f"choose all, or switch {term.name} off."
+            )

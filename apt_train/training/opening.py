@@ -43,7 +43,7 @@ def begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: L
         "dtype": str(run.dtype),
         "terms": {term.name: {"title": term.title, "colour": term.colour} for term in run.terms},
     }
-    folder.start(outcome.digest, run.config, {**(folder.record() if resume else {}), **facts, **record})
+    folder.start(run.plan.digest, run.config, {**(folder.record() if resume else {}), **facts, **record})
     log = folder.cut_log(run.steps_done, bins=bins)
     for line in log.lines:
         if len(line["gamma"]) == bins:

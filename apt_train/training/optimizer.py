@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+import contextlib
+from collections.abc import Callable, Generator, Mapping
 
 import torch
 from torch import nn
@@ -38,9 +38,14 @@ def state_bytes(optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Param
     return sum(tensor.nbytes for tensor in kept if tensor.dim())
 
 
-def switch(optimizer: torch.optim.Optimizer, mode: Literal["train", "eval"]) -> None:
-    """Change over between the weights to take gradients at and those to use, if the optimizer tells them apart."""
-    getattr(optimizer, mode, lambda: None)()
+@contextlib.contextmanager
+def learning(optimizer: torch.optim.Optimizer) -> Generator[None]:
+    """Inside the block the weights are those to take gradients at, afterwards those to use, if they differ."""
+    getattr(optimizer, "train", lambda: None)()
+    try:
+        yield
+    finally:
+        getattr(optimizer, "eval", lambda: None)()
 
 
 def lr_factor_of(config: TrainConfig) -> Callable[[int], float]:

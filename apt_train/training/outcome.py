@@ -23,7 +23,6 @@ class Outcome:
 
     run: Run
     folder: RunFolder | None
-    digest: str
     losses: list[float] = field(default_factory=list[float])
     gamma: list[list[float]] = field(default_factory=list[list[float]])
     measured: list[dict[str, float]] = field(default_factory=list[dict[str, float]])  # step and drift, per measurement

@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..events import PlanEvent
 from ..families.components import Components
 from ..families.precision import DTYPES, resolve_dtype
-from ..run.content import content_hash, content_parts
+from ..run.content import Content
 from ..sample.drift import unrelated_prompts
 from .estimate import estimated
 from .memory import Memory, Setting, fits, free_bytes
@@ -110,17 +110,20 @@ class Plan:
         """The side of a square training picture, in pixels."""
         return self.config.data.resolution or self.components.family.resolution
 
+    @property
+    def content(self) -> Content:
+        model = self.components
+        return Content(model.digest, model.schedule, self.images, self.prior_images, self.config)
+
     @cached_property
     def digest(self) -> str:
-        """The run's identity: see `content_hash`."""
-        model = self.components
-        return content_hash(model.digest, model.schedule, self.images, self.prior_images, self.config, self.dtype)
+        """The run's identity: see `Content.hash`."""
+        return self.content.hash(self.dtype)
 
     @cached_property
     def parts(self) -> dict[str, Any]:
         """The identity part by part, to report which part differs."""
-        model = self.components
-        return content_parts(model.digest, model.schedule, self.images, self.prior_images, self.config)
+        return self.content.parts()
 
     @cached_property
     def unrelated(self) -> list[str]:

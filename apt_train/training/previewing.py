@@ -1,7 +1,7 @@
 """The previews of a run: prior and tuned pictures of its prompts.
 
-In: letting the caller interrupt before each UNet call, training on if previews fail. Not in: drawing
-(`sample.sampler`), when they are due (`loop`).
+In: what is drawn and saved, training on if previews fail. Not in: drawing (`sample.sampler`), interrupting it
+(`interruptible`), when they are due (`loop`).
 """
 
 from __future__ import annotations
@@ -35,19 +35,14 @@ def try_previews(outcome: Outcome, emit: Callback) -> None:
     """Draw and save previews. They are optional: if that fails, training goes on without them."""
     if outcome.previews_failed:
         return
-    calls = _preview_calls(outcome)
+    config = outcome.run.config
+    pictures = len(config.sampled_prompts) * (2 if outcome.prior_previews is None else 1)  # the prior's once per run
+    calls = pictures * config.output.preview_steps
     event, reason = attempted(outcome.run, emit, "previews", calls, lambda: _draw_previews(outcome, emit))
     if event is not None:
         return emit(event)
     outcome.previews_failed = True
     emit(NoticeEvent(f"The previews failed ({reason}): training goes on without them.", outcome.run.steps_done))
-
-
-def _preview_calls(outcome: Outcome) -> int:
-    """The number of UNet calls for the previews now due: one picture at a time, the prior's only once per run."""
-    config = outcome.run.config
-    each = len(preview_captions(config)) * config.output.preview_steps
-    return each * (2 if outcome.prior_previews is None else 1)
 
 
 def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:

@@ -36,8 +36,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def can_step_down(run: Run) -> bool:
     """Whether a leaner mode is left. Once parameters have begun to move, the step cannot be repeated."""
-    rung = not run.training_step.save_memory or _encoders_stay(run)
-    return run.config.memory == "auto" and not run.updating and rung
+    conditioner = run.inputs.conditioner
+    encoders_stay = run.device.type != "cpu" and conditioner.identifier is not None and not conditioner.is_aside
+    is_left = not run.training_step.save_memory or encoders_stay
+    return run.config.memory == "auto" and not run.updating and is_left
 
 
 def step_down(run: Run) -> str:
@@ -55,26 +57,15 @@ def step_down(run: Run) -> str:
     return told
 
 
-def _encoders_stay(run: Run) -> bool:
-    """Whether the text encoders are on a device that they can leave."""
-    conditioner = run.inputs.conditioner
-    return run.device.type != "cpu" and conditioner.identifier is not None and not conditioner.is_aside
-
-
 def _forget(run: Run) -> None:
     run.optimizer.zero_grad(set_to_none=True)
     run.indicator.discard()
-    run.scaler = _fresh_scaler(run.scaler, run.device)
+    fresh = torch.amp.GradScaler(run.device.type, enabled=run.scaler.is_enabled())
+    fresh.load_state_dict(run.scaler.state_dict())
+    run.scaler = fresh  # it has not unscaled this step's gradients yet: a scaler refuses to do that twice
     gc.collect()
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _fresh_scaler(scaler: torch.amp.GradScaler, device: torch.device) -> torch.amp.GradScaler:
-    """A copy that has not unscaled this step's gradients yet: a scaler refuses to do that twice."""
-    fresh = torch.amp.GradScaler(device.type, enabled=scaler.is_enabled())
-    fresh.load_state_dict(scaler.state_dict())
-    return fresh
 
 
 class Pace:

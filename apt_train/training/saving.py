@@ -44,7 +44,8 @@ def save_final(outcome: Outcome, lora: Tensors, embeddings: Tensors | None) -> N
         return
     writers = _writers(run, folder, lora, embeddings)
     folder.complete()
-    if not _is_saved(folder, run.steps_done, [path.name for path in writers]):
+    place = step_folder(folder.snapshots, run.steps_done)
+    if not (place / STATE_VALUES).exists() or fault_in(place, [path.name for path in writers]) is not None:
         _write_snapshot(run, folder, writers)
     for path, write in writers.items():
         write(path)
@@ -55,12 +56,6 @@ def _write_snapshot(run: Run, folder: RunFolder, writers: Writers) -> None:
     with contextlib.suppress(OSError):  # the log must reach the disk before the state that relies on it
         flush(folder.path / LOG)
     write_snapshot(folder.snapshots, take_state(run), {path.name: write for path, write in writers.items()})
-
-
-def _is_saved(folder: RunFolder, step: int, names: list[str]) -> bool:
-    """Whether this step's snapshot exists and is intact."""
-    place = step_folder(folder.snapshots, step)
-    return (place / STATE_VALUES).exists() and fault_in(place, names) is None
 
 
 def _writers(run: Run, folder: RunFolder, lora: Tensors, embeddings: Tensors | None) -> Writers:

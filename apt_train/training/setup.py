@@ -52,7 +52,7 @@ def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter) -> Run:
         apt.bins, apt.ema, apt.temperature, components.schedule.num_timesteps, plan.device, components.levels
     )
     step = TrainingStep(
-        plan.components,
+        components,
         adapter,
         inputs.conditioner,
         indicator,

@@ -144,6 +144,11 @@ class Term(Protocol):
     @property
     def attention(self) -> Layers | None: ...
 
+    @property
+    def layers_setting(self) -> str:
+        """The setting that names this part; empty: it needs no layers."""
+        ...
+
     def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
         """Raw value, for the log, and weighted value, for the total: scalars."""
         ...
@@ -188,6 +193,7 @@ class Denoising:
     reads_prior: bool = False
     features: None = None
     attention: None = None
+    layers_setting: str = ""
 
     @property
     def reads_gamma(self) -> bool:
@@ -211,6 +217,7 @@ class Dco:
     reads_gamma: bool = False
     features: None = None
     attention: None = None
+    layers_setting: str = ""
 
     def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
         target, mask = passes.target, passes.batch.mask
@@ -234,6 +241,7 @@ class Stabilization:
     reads_prior: bool = True
     reads_gamma: bool = False
     attention: None = None
+    layers_setting: str = "dist_layers"
 
     def read(self, one: Pass) -> list[Moments]:
         return one.moments(self.features)
@@ -255,6 +263,7 @@ class Alignment:
     colour: str = "#1a9850"
     reads_prior: bool = True
     features: None = None
+    layers_setting: str = "attn_layers"
 
     @property
     def reads_gamma(self) -> bool:

@@ -77,7 +77,7 @@ def train(
         prepared_run(plan, listener.notice, listener.busy) as run,
         held(None if resume else folder),  # lock late: it creates the folder, so all inputs must be valid first
     ):
-        outcome = Outcome(run=run, folder=folder, digest=plan.digest)
+        outcome = Outcome(run, folder)
         if folder is not None:
             begin(outcome, resume, {**(record or {}), "parts": plan.parts}, listener)
         try:

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from ..data.batch import Batch
 from ..errors import InputError
 from ..rng import seeded
-from .optimizer import switch
+from .optimizer import learning
 from .room import memory_in_words
 from .running import Run
 from .step import StepOutput
@@ -71,17 +71,18 @@ def optimizer_step(run: Run) -> dict[str, Any]:
     preserved = _drawn(run, run.inputs.preservation)
 
     run.optimizer.zero_grad(set_to_none=True)
-    switch(run.optimizer, "train")
-    _accumulate(run, batches, preserved, seen)
+    with learning(run.optimizer):
+        _accumulate(run, batches, preserved, seen)
 
-    # Clip, move, keep the identifier's norm; one indicator update per optimizer step [ours].
-    factor = run.lr_factor(step)
-    for group in run.optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
-    seen.add(_NORM, _clip(run))
-    values, gamma, timesteps = seen.read(run.indicator.gamma, torch.cat([batch.timesteps for batch in batches]))
-    _refuse(run, values)
-    _update(run)
+        # Clip, move, keep the identifier's norm; one indicator update per optimizer step [ours].
+        factor = run.lr_factor(step)
+        for group in run.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        seen.add(_NORM, _clip(run))
+        values, gamma, timesteps = seen.read(run.indicator.gamma, torch.cat([batch.timesteps for batch in batches]))
+        _refuse(run, values)
+        _move(run)
+    _commit(run)
     run.gamma = gamma
     norm = values[_NORM]
     return {
@@ -105,10 +106,11 @@ def passes(run: Run) -> None:
 
 def _accumulate(run: Run, batches: list[Batch], preserved: list[Batch], seen: _Seen) -> None:
     """Forward and backward, batch by batch; the gradients sum to those of one large batch."""
+    with_prior, progress = run.objective.needs_prior(run.steps_done), run.steps_done / max(1, run.config.steps - 1)
     for micro, batch in enumerate(batches):
         with seeded(run.config.seed, "dropout", run.steps_done, micro, device=run.device):
             with run.adapter.at(batch.timesteps):
-                output = _subject_pass(run, batch)
+                output = run.training_step(batch, with_prior=with_prior, progress=progress)
                 if micro == 0 and _balance_due(run):
                     _see_gradient_norms(run, output.parts, seen)
                 seen.add_pass(output)
@@ -144,12 +146,6 @@ def _drawn(run: Run, stream: Stream | None, p_aug: Tensor | None = None) -> list
     return stream.draw(chance, run.steps_done, count=count, batch_size=size, device=run.device)
 
 
-def _subject_pass(run: Run, batch: Batch) -> StepOutput:
-    step = run.steps_done
-    progress = step / max(1, run.config.steps - 1)
-    return run.training_step(batch, with_prior=run.objective.needs_prior(step), progress=progress)
-
-
 def _preservation_pass(run: Run, batch: Batch, parts: int, seen: _Seen) -> None:
     with run.adapter.at(batch.timesteps):
         term = run.training_step.preservation(batch)
@@ -183,12 +179,15 @@ def _refuse(run: Run, values: Mapping[str, float]) -> None:
         raise TrainingDiverged(_diverged("gradient", run))
 
 
-def _update(run: Run) -> None:
-    """Move the weights, commit the indicator, count the step. Until this is called, the last step can be saved."""
+def _move(run: Run) -> None:
+    """Until this is called, the last step can be saved."""
     run.updating = True
     run.scaler.step(run.optimizer)
     run.scaler.update()
-    switch(run.optimizer, "eval")
+
+
+def _commit(run: Run) -> None:
+    """Keep the identifier's norm, commit the indicator, count the step."""
     if run.inputs.identifier is not None:
         run.inputs.identifier.renormalize()
     run.indicator.commit()

@@ -56,7 +56,7 @@ def not_risen(ratios: Sequence[float]) -> list[int]:
 
 def has_risen(summary: Summary) -> bool:
     """Whether the newest drift ratio is more than `RISE` times the run's lowest."""
-    return len(summary.drift) > 1 and summary.drift[-1].ratio > RISE * lowest_ratio(summary)
+    return summary.drift[-1:] != _before_rising(summary)[-1:]
 
 
 def lowest_ratio(summary: Summary) -> float:
@@ -65,7 +65,9 @@ def lowest_ratio(summary: Summary) -> float:
 
 def last_before_rising(summary: Summary) -> DriftSummary | None:
     """The last existing snapshot with at most `RISE` times the lowest ratio so far; None: no rise, or none is left."""
-    if not has_risen(summary):
-        return None
-    kept = [summary.drift[place] for place in not_risen([item.ratio for item in summary.drift])]
+    kept = _before_rising(summary) if has_risen(summary) else []
     return next((item for item in reversed(kept) if item.step in summary.snapshots), None)
+
+
+def _before_rising(summary: Summary) -> list[DriftSummary]:
+    return [summary.drift[place] for place in not_risen([item.ratio for item in summary.drift])]

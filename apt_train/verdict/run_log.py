@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ class RunLog:
 def read_log(
     path: Path,
     bins: int | None = None,
-    looks: Mapping[str, Look] = MappingProxyType({}),
+    looks: Mapping[str, Look] | None = None,
     until: int | None = None,
     num_timesteps: int = 1000,
 ) -> RunLog:
@@ -66,7 +65,7 @@ def read_log(
     lines = [line for line in log.lines if until is None or line["step"] <= until]
     if not lines:
         raise InputError(f"The log holds no step up to {until}: ask for a later one.")
-    return _columns(replace(log, lines=lines, cut=log.cut and len(lines) == len(log.lines)), looks, num_timesteps)
+    return _columns(replace(log, lines=lines, cut=log.cut and len(lines) == len(log.lines)), looks or {}, num_timesteps)
 
 
 def block_means(values: Floats, most: int) -> Floats:

@@ -168,24 +168,24 @@ def evened_denoising(log: RunLog) -> Floats:
         return loss
     rows = np.repeat(np.arange(len(loss)), counts)
     drawn_from = np.zeros((len(loss), parts))  # share of each step's samples in each twentieth
-    places = _parts_of([level for step in log.levels for level in step], parts)
-    np.add.at(drawn_from, (rows, places), 1 / counts[rows])
+    np.add.at(drawn_from, (rows, _parts_of(log, parts)), 1 / counts[rows])
     sizes = np.linalg.lstsq(drawn_from[known], loss[known], rcond=None)[0]
     return np.where(known, loss - drawn_from @ sizes + loss[known].mean(), np.nan)
 
 
 def _bins(log: RunLog, window: int) -> list[BinSummary]:
     count = log.gamma.shape[1]
-    samples = np.bincount(_parts_of([level for step in log.levels for level in step], count), minlength=count)
+    samples = np.bincount(_parts_of(log, count), minlength=count)
     return [
         BinSummary(b, edges, int(samples[b]), float(log.gamma[-window:, b].mean()), _since(log, b, window))
         for b, edges in enumerate((b / count, (b + 1) / count) for b in range(count))
     ]
 
 
-def _parts_of(levels: Sequence[float], parts: int) -> NDArray[np.int64]:
-    """The index of the equal part of [0, 1] that holds each level."""
-    logged = np.array(levels, dtype=np.float64) + 1e-6  # the log has six digits, so one may be just below its edge
+def _parts_of(log: RunLog, parts: int) -> NDArray[np.int64]:
+    """The index of the equal part of [0, 1] that holds each sample's noise level."""
+    levels = np.array([level for step in log.levels for level in step], dtype=np.float64)
+    logged = levels + 1e-6  # the log has six digits, so one may be just below its edge
     return np.clip(np.floor(logged * parts), 0, parts - 1).astype(np.int64)
 
 

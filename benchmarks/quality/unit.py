@@ -6,16 +6,18 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from apt_train.adapter import Adapter
 from apt_train.config import TrainConfig
 from apt_train.data.dataset import ImageSet
 from apt_train.families.components import Components
+from apt_train.families.network import Network
 from apt_train.families.precision import resolve_dtype
 from apt_train.families.sd import load_checkpoint
 from apt_train.names import step_folder
@@ -95,6 +97,31 @@ def _about(unit: Unit, bench: _Bench) -> dict[str, Any]:
     }
 
 
+class _Masked:
+    """A network whose predictions have the ranks of their timesteps."""
+
+    def __init__(self, network: Network, adapter: Adapter) -> None:
+        self._network, self._adapter = network, adapter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+    def predict(self, module: Any, noisy: torch.Tensor, timesteps: torch.Tensor, *more: Any) -> torch.Tensor:
+        with self._adapter.at(timesteps.reshape(-1)):
+            return self._network.predict(module, noisy, timesteps, *more)
+
+
+@contextlib.contextmanager
+def ranks_by_timestep(components: Components, adapter: Adapter) -> Iterator[None]:
+    """Inside the block the model is called with a T-LoRA's ranks at each timestep, and with all of another LoRA's."""
+    network = components.network
+    components.network = cast("Any", _Masked(network, adapter))
+    try:
+        yield
+    finally:
+        components.network = network
+
+
 class _Bench:
     """One subject's pictures, probes and judge, on one model."""
 
@@ -138,7 +165,7 @@ class _Bench:
             min_rank=config.adapter.resolved_min_rank if config.method == "tlora" else None,
         ) as (conditioner, adapter):
             to(self.components, self.task.device)
-            with adapter.at_each_call(self.components.network):  # T-LoRA as published masks its ranks here, too
+            with ranks_by_timestep(self.components, adapter):  # T-LoRA as published masks its ranks here, too
                 found = self._measured(conditioner, sampled)
         return _rounded({"step": step, **found})
 

@@ -19,7 +19,6 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
 from ...apt_train.errors import InputError
-from .loras import with_any_lora
 from .progress import stop_if_cancelled
 
 Layer = tuple[str, int, int]  # the host's names: input, middle or output; block number; transformer within it
@@ -137,14 +136,6 @@ def sigma_at(model: Any, level: float) -> Tensor:
     """The sigma at a noise level from 0 (clean) to 1, a fraction of the schedule, including ModelSampling nodes."""
     sigmas = model.get_model_object("model_sampling").sigmas
     return sigmas[round(level * (len(sigmas) - 1))].detach().float().cpu()
-
-
-def with_lora(model: Any, clip: Any, lora: dict[str, Tensor]) -> tuple[Any, Any]:
-    """Clones of both with a LoRA at full strength. InputError: none of it fits this model."""
-    tuned, tuned_clip, added = with_any_lora(model, clip, lora)
-    if not added:
-        raise InputError("The LoRA on tuned fits no layer of the model: wire the model that it was trained on.")
-    return tuned, tuned_clip
 
 
 def require_pair(prior: Any, tuned: Any) -> None:

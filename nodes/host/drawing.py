@@ -12,9 +12,9 @@ from typing import Any
 
 import comfy.sample
 import comfy.samplers
-import torch
 from PIL import Image
 
+from .pictures import pil_image
 from .preview_latent import empty_latent
 
 SAMPLERS, SCHEDULERS = comfy.samplers.KSampler.SAMPLERS, comfy.samplers.KSampler.SCHEDULERS
@@ -41,8 +41,7 @@ def draw(model: Any, positive: Any, negative: Any, vae: Any, how: Drawing) -> Im
         model, noise, how.steps, how.cfg, how.sampler, how.scheduler, positive, negative, latent, seed=how.seed,
         disable_pbar=True,
     )  # fmt: skip
-    pixels = vae.decode(drawn)[0].float().clamp(0, 1)
-    return Image.fromarray((pixels * 255).round().to(torch.uint8).cpu().numpy())
+    return pil_image(vae.decode(drawn)[0])
 
 
 def knowing(clip: Any, folder: Path) -> Any:

@@ -19,7 +19,7 @@ from apt_train.config import TrainConfig
 from apt_train.data.dataset import load_images
 from apt_train.photo_check.preflight import preflight
 from apt_train.photo_check.sheet import contact_sheet
-from apt_train.run.content import content_parts
+from apt_train.run.content import Content
 
 from ..photo_sets import GOOD, Photo
 from .editor import Browser, Editor, lacking
@@ -74,7 +74,7 @@ def test_what_it_hands_on_is_the_folder_as_the_command_line_reads_it(host: Host,
     run = new_run(host, lambda: host.run(g.prompt, timeout=300))
     parts = json.loads((run / "config.json").read_text(encoding="utf-8"))["parts"]
     config = TrainConfig(class_word="toy", identifier="my_toy")
-    expected = content_parts("", cast("Any", Schedule), load_images(toys, alpha_masks=alpha_masks), None, config)
+    expected = Content("", cast("Any", Schedule), load_images(toys, alpha_masks=alpha_masks), None, config).parts()
     for name in ("pictures", "captions", "masks"):
         assert parts[name] == expected[name]
     assert sum(map(bool, parts["masks"])) == (2 if alpha_masks else 1) and len(log_of(run)) == 1

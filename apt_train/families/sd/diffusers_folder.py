@@ -10,13 +10,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from ...errors import InputError
 from ..components import Components
 from ..noise import PredictionType
-from .folder_index import folder_schedule, is_given, read_index
-from .folder_text import load_folder_encoder
-from .folder_unet import checked_unet_config, load_folder_unet
-from .folder_vae import check_own_vae, vae_and_digest
+from .folder_index import folder_schedule, is_given, read_index, title_of
+from .folder_networks import checked_unet_config, load_folder_encoder, load_folder_unet
 from .parts_fit import check_parts_fit
 from .published import family_name, family_of
 from .vae_codec import VaeCodec
+from .vae_source import vae_and_digest, vae_settings
 
 
 def load_diffusers_folder(
@@ -33,7 +32,7 @@ def load_diffusers_folder(
     schedule = folder_schedule(folder, prediction_type, zero_terminal_snr)
     unet_config = checked_unet_config(folder / "unet")
     if vae is None:
-        check_own_vae(folder)
+        vae_settings(folder / "vae", title_of(folder / "vae"))  # refuses before anything is built
     sdxl = is_given(index, "text_encoder_2")
     encoders = [load_folder_encoder(folder, index, "", sdxl, tokenizer, dtype)]
     if sdxl:

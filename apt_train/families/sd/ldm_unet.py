@@ -108,7 +108,7 @@ def _middle(shapes: Shapes, names: dict[str, str]) -> int | None:
 
 def unet_config(shapes: Shapes, layout: UNetLayout, family: FamilySpec) -> dict[str, Any]:
     """Keyword arguments of `UNet2DConditionModel`: the family's published settings, completed from the tensors."""
-    widths = [_one(level.channels, "channels in a level") for level in layout.down]
+    widths = [_only_width(level) for level in layout.down]
     _check_mirror(layout)
     config = {
         **family.unet,
@@ -175,15 +175,15 @@ def _mid_block_type(depth: int | None) -> str | None:
 def _check_mirror(layout: UNetLayout) -> None:
     """diffusers can only build a decoder with the encoder's levels, each with one block more."""
     expected = [(level.channels[0], len(level.channels) + 1) for level in reversed(layout.down)]
-    found = [(_one(level.channels, "channels in a level"), len(level.channels)) for level in layout.up]
+    found = [(_only_width(level), len(level.channels)) for level in layout.up]
     if expected != found:
         raise _unsupported(f"a decoder of (channels, blocks) {found} where {expected} would mirror the encoder")
 
 
-def _one(values: list[int], what: str) -> int:
-    if len(set(values)) != 1:
-        raise _unsupported(f"{what}: {values}")
-    return values[0]
+def _only_width(level: Level) -> int:
+    if len(set(level.channels)) != 1:
+        raise _unsupported(f"channels in a level: {level.channels}")
+    return level.channels[0]
 
 
 def _scalar_if_equal(values: list[Any]) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...disk.json_file import short_name
 from ...disk.tensor_file import common_dtype
 from ...errors import InputError
+from ...wording import counted
 from .config_check import libraries_answer
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -55,8 +56,8 @@ def _check_names(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: s
     ):
         if names:
             raise InputError(
-                f"{what} {problem} {len(names)} tensor{'s'[: len(names) - 1]} ({first_few(names)}): it is damaged "
-                "or of a kind not supported, so use another checkpoint of SD1.5 or SDXL."
+                f"{what} {problem} {counted(len(names), 'tensor')} ({_first_few(names)}): it is damaged or of a kind "
+                "not supported, so use another checkpoint of SD1.5 or SDXL."
             )
 
 
@@ -79,10 +80,10 @@ def _check_finite(ready: Mapping[str, Tensor], given: Mapping[str, Tensor], what
     if not bad:
         return
     if all(_is_finite(given[name].to(torch.float32)) for name in bad):
-        raise InputError(f"{what} has weights too large for {dtype} ({first_few(bad)}): load it in another precision.")
+        raise InputError(f"{what} has weights too large for {dtype} ({_first_few(bad)}): load it in another precision.")
     raise InputError(
-        f"{what} holds NaN or infinite weights in {len(bad)} tensor{'s'[: len(bad) - 1]} ({first_few(bad)}): it is "
-        "damaged, so download it again or use another."
+        f"{what} holds NaN or infinite weights in {counted(len(bad), 'tensor')} ({_first_few(bad)}): it is damaged, so "
+        "download it again or use another."
     )
 
 
@@ -90,9 +91,8 @@ def _is_finite(tensor: Tensor) -> bool:
     return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())  # aminmax passes NaN on
 
 
-def first_few(names: Iterable[str], count: int = 3) -> str:
-    names = list(names)
-    return ", ".join(short_name(name) for name in names[:count]) + (", ..." if len(names) > count else "")
+def _first_few(names: list[str]) -> str:
+    return ", ".join(map(short_name, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
 def _fill_position_ids(model: nn.Module) -> None:

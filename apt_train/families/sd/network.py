@@ -41,9 +41,6 @@ class StableDiffusion:
         hidden = text.hidden.to(dtype)
         return module(noisy.to(dtype), timesteps, encoder_hidden_states=hidden, added_cond_kwargs=extra).sample.float()
 
-    def timesteps(self, inputs: tuple[Any, ...]) -> Tensor:
-        return inputs[1]
-
     def features(self, module: nn.Module, part: Layers) -> dict[str, nn.Module]:
         return _attention_modules(module, "attn1", part)
 

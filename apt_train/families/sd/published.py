@@ -1,15 +1,29 @@
-"""What is published about both families but absent from a file's tensors; and which family a UNet belongs to."""
+"""What is published about both families but absent from a file's tensors; and which family a UNet belongs to.
+
+SD1.5's LoRA files name layers by diffusers' paths; SDXL's by those of sgm, the code SDXL was published with.
+
+Not in: the layers' names (`layer_names`).
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from ..components import Family
-from .file_words import FILE_WORDS
+from ..file_words import FileWords
+from .layer_names import encoder_names, model_of, sgm_path, unet_names
+
+_words = partial(FileWords, network_names=unet_names, encoder_names=encoder_names, model_of=model_of)
+FILE_WORDS = {
+    "sd15": _words("stable-diffusion-v1", "sd_v1"),
+    "sdxl": _words("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "sgm", sgm_path),
+    "custom": _words(),  # any other UNet2DConditionModel, such as the embedded model
+}
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,8 @@ def betas_from_config(config: Mapping[str, Any]) -> Tensor:
     raise InputError(f"beta_schedule is {short_name(name)}: use {known}.")
 
 
-def _cosine_betas(steps: int, most: float = 0.999) -> Tensor:
+def _cosine_betas(steps: int) -> Tensor:
     """beta_t = 1 - alpha_bar(t+1) / alpha_bar(t), alpha_bar a squared cosine (arXiv 2102.09672), capped."""
     times = torch.arange(steps + 1, dtype=torch.float64) / steps
     alpha_bar = torch.cos((times + 0.008) / 1.008 * math.pi / 2) ** 2
-    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=most)
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)

@@ -14,6 +14,7 @@ from transformers import CLIPTokenizerFast, PreTrainedTokenizerFast  # type: ign
 from ...disk.silenced import quiet_libraries, stderr_silenced
 from ...errors import InputError
 from ...paths import expanded
+from ...wording import reason_of
 from .config_check import libraries_answer
 from .tokenizer_check import copy_checked
 
@@ -124,8 +125,7 @@ def _temporary_folder() -> Generator[Path]:
 
 
 def _copy_failed(error: OSError) -> InputError:
-    reason = (error.strerror or str(error)).lower()
     return InputError(
-        f"The tokenizer's checked copy could not be written to the folder for temporary files ({reason}): free space "
-        "there, or name another folder in the environment as TMPDIR."
+        f"The tokenizer's checked copy could not be written to the folder for temporary files ({reason_of(error)}): "
+        "free space there, or name another folder in the environment as TMPDIR."
     )

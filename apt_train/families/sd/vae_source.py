@@ -1,4 +1,4 @@
-"""A VAE from a diffusers `vae` folder, or a replacement from a file or folder; and whether it suits the UNet.
+"""A diffusers folder's VAE, or a replacement from a file or folder; whether it suits the UNet; the digest with it.
 
 A VAE of the other family would train without an error and learn nothing useful: both have 4 channels, but different
 latents.
@@ -19,10 +19,12 @@ from ...disk.json_file import place, read_json_object, shown
 from ...disk.tensor_file import open_tensor_file, sha256_of_file, sha256_of_files
 from ...errors import InputError
 from .config_tables import KL_VAE, TINY_VAE, checked_vae
+from .folder_index import title_of
 from .ldm_vae import PREFIX, new_attention_name, vae_from_tensors
 from .meta_build import build, refuse_quantised_config
+from .published import load_family
 from .sniff import family_of_scale, family_of_vae, refuse_other_family
-from .weight_files import load_part, weight_files
+from .weight_files import load_part, visible, weight_files
 
 Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
 _DEFAULT_SCALE = 0.18215  # SD1.5's, but also diffusers' default in any config.json. In a model's own folder it
@@ -85,3 +87,29 @@ def load_vae_folder(part: Path, what: str, unet_family: str, given: bool = False
     refuse_other_family(family_of_scale(scale) if scale and says else None, unet_family, what)
     tensors = {new_attention_name(name): tensor for name, tensor in load_part(part).items()}
     return build(lambda: make(**config), tensors, what=what, dtype=torch.float32)
+
+
+def vae_and_digest(folder: Path, given: str | Path | None, unet_family: str) -> tuple[Vae, str]:
+    """The folder's VAE, or the given one. A bare file takes its latent scale from the UNet's family or the folder."""
+    if given is None:
+        return load_vae_folder(folder / "vae", title_of(folder / "vae"), unet_family), _digest(folder, ("vae",))
+    if unet_family in ("sd15", "sdxl"):
+        settings = load_family(unet_family).vae
+    else:
+        settings = _own_vae_settings(folder / "vae")
+    autoencoder, digest = load_given_vae(given, settings, unet_family)
+    return autoencoder, digest_with_vae(_digest(folder, ()), digest)
+
+
+def _own_vae_settings(part: Path) -> dict[str, Any]:
+    kind, settings = vae_settings(part, title_of(part)) if (part / "config.json").is_file() else ("", {})
+    return settings if kind == "AutoencoderKL" else {}
+
+
+def _digest(folder: Path, more_parts: tuple[str, ...]) -> str:
+    """Digest of the weights in use, their settings, the vocabularies, the schedule, and the VAE if it is used."""
+    files = [folder / "model_index.json", *visible(folder, "scheduler/*.json"), *visible(folder, "tokenizer*/*.*")]
+    for part in ("unet", "text_encoder", "text_encoder_2", *more_parts):
+        if (folder / part).is_dir():
+            files += [folder / part / "config.json", *weight_files(folder / part)]
+    return sha256_of_files(folder, files)
