@@ -61,8 +61,8 @@ def test_it_is_trained_resumed_exported_sampled_and_looked_at(tmp_path: Path) ->
     names = {f"lora_unet_double_blocks_{block}_{end}" for block in range(3) for end in ends}
     assert {key.partition(".")[0] for key in lora} == names and set(learned) == {"clip_l", "t5"}
     mine = replace(parts, unet=parts.unet.requires_grad_(False))
-    with torch.inference_mode(), personalized(mine, lora, learned, TrainConfig(class_word="toy")) as loaded:
-        assert len(loaded.adapter.parameters) == 2 * len(names)
+    with torch.inference_mode(), personalized(mine, lora, learned, TrainConfig(class_word="toy")) as (_, adapter):
+        assert len(adapter.parameters) == 2 * len(names)
     file = read_lora(path)
     found = check_up(parts, file, Subject.of(file, embedding=learned), Asked(bins=2, draws=1, precision="fp32"))
     assert [block.name for block in found.blocks] == ["double 0", "double 1", "double 2"]

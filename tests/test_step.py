@@ -622,6 +622,7 @@ class Alone:
     reads_gamma: bool = False
     features: None = None
     attention: None = None
+    layers_setting: str = ""
 
     def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
         raw = self.read(passes)
