@@ -241,7 +241,7 @@ def test_what_the_browser_hears(host: Host, names: list[str]) -> None:
 
 
 def test_the_line_says_what_goes_on_beside_the_steps_and_counts_the_notices(host: Host, names: list[str]) -> None:
-    setting = {"preview_every": 2, "preview_steps": 2, "snapshot_every": 2}
+    setting = {"preview_every": 2, "preview_steps": 2, "snapshot_every": 2, "identifier_mode": "learned"}
     g, node = training_graph([names[0], names[0]], setting=setting, seed=36, steps=2)
     with host.events() as events:
         run = new_run(host, lambda: host.run(g.prompt, timeout=300, client_id=events.client_id))
