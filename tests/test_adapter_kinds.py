@@ -123,8 +123,13 @@ def in_file(parts: Components, alpha: float = 2.0) -> dict[str, Tensor]:
 # ---- on and off --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ALL)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        *((kind, torch.float32) for kind in ALL),
+        *((kind, torch.bfloat16) for kind in ALL if kind not in OWN),  # peft 0.15 multiplies those in float32 alone
+    ],
+)
 def test_a_fresh_one_changes_nothing_to_the_bit(kind: str, dtype: torch.dtype) -> None:
     parts = tiny_components()
     parts.unet.to(dtype)
