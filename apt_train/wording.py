@@ -27,7 +27,7 @@ def duration(seconds: float) -> str:
 
 
 def reason_of(error: OSError) -> str:
-    """The system's reason, to go on a sentence with."""
+    """The system's reason in lower case, to continue a sentence."""
     return (error.strerror or str(error)).lower()
 
 

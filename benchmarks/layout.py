@@ -8,7 +8,6 @@ Compiling takes minutes and is not counted. In: the time of the network. Not in:
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import statistics
 from collections.abc import Callable
@@ -47,23 +46,11 @@ CHANGES: dict[str, Callable[[nn.Module], None]] = {
 
 
 def main() -> None:
-    options = _options()
+    options = speed.asked(__doc__ or "", RESULTS, 12)
     torch.set_num_threads(1)
     found = {name: measured(name, options.rounds) for name in options.model}
     print(table(found), end="")
     speed.keep(RESULTS, options.name, {"machine": speed.machine(), "rounds": options.rounds, "models": found})
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--model", choices=("embedded", "sd15"), nargs="+", default=["embedded", "sd15"])
-    parser.add_argument("--name", help="also write benchmarks/results/layout/NAME.json")
-    parser.add_argument("--short", action="store_true", help="two rounds on a tiny network: does it run?")
-    options = parser.parse_args()
-    if options.short:
-        options.rounds, options.model = 2, ["short"]
-    return options
 
 
 def measured(name: speed.ModelName, rounds: int) -> dict[str, list[float]]:

@@ -65,9 +65,10 @@ REST = "not the network, of an APT step"
 
 
 def main() -> None:
-    options = _options()
+    options = asked(__doc__ or "", RESULTS, 10)
+    cycle = 1 if options.short else CYCLE
     torch.set_num_threads(1)
-    found = {name: measured(name, options.rounds, options.cycle) for name in options.model}
+    found = {name: measured(name, options.rounds, cycle) for name in options.model}
     print(table(found), end="")
     keep(RESULTS, options.name, {"machine": machine(), "rounds": options.rounds, "models": found})
 
@@ -79,15 +80,16 @@ def keep(folder: Path, name: str | None, values: dict[str, Any]) -> None:
         write_text(folder / f"{name}.json", json.dumps(values, indent=1) + "\n")
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=10)
+def asked(description: str, results: Path, rounds: int) -> argparse.Namespace:
+    """The command line of a benchmark of time: `rounds`, `model` and `name`, or `short`."""
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--model", choices=("embedded", "sd15"), nargs="+", default=["embedded", "sd15"])
-    parser.add_argument("--name", help="also write benchmarks/results/speed/NAME.json")
+    parser.add_argument("--name", help=f"also write benchmarks/results/{results.name}/NAME.json")
     parser.add_argument("--short", action="store_true", help="two rounds on a tiny network: does it run?")
-    options = parser.parse_args(namespace=argparse.Namespace(cycle=CYCLE))
+    options = parser.parse_args()
     if options.short:
-        options.rounds, options.cycle, options.model = 2, 1, ["short"]
+        options.rounds, options.model = 2, ["short"]
     return options
 
 

@@ -22,7 +22,7 @@ from ..families.components import Family
 from ..families.file_words import config_of
 from .metadata import fit_metadata
 
-_NO_RANK = 1 << 16  # the highest there may be, at which every matrix is whole
+_NO_RANK = 1 << 16  # of layers that show no rank: so high that no matrix is split into factors
 
 
 class LoadedAdapter(NamedTuple):
@@ -178,7 +178,7 @@ def _linear_layers(unet: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 
 def _ranks(lora: Mapping[str, Tensor], kind: Kind) -> set[int]:
-    """The ranks that its layers show; empty: all their matrices are whole."""
+    """The ranks that its layers show; empty: none of their matrices is split into factors."""
     part, dimension = kind.rank_of
     sized = [tensor for key, tensor in lora.items() if key.endswith(f".{part}")]
     return {tensor.shape[dimension] for tensor in sized if tensor.ndim > dimension}

@@ -89,7 +89,7 @@ def numbers_of(line: Line) -> Line:
 
 
 def read_log(path: Path, bins: int | None = None) -> Log:
-    """The log at `path`; empty if there is not a file.
+    """The log at `path`; empty if there is no file.
 
     `bins`: the settings' number of timestep bins. InputError: the file cannot be opened.
     """

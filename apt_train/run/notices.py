@@ -66,7 +66,7 @@ class Notices:
 
 
 def read_notices(folder: Path) -> list[Notice]:
-    """The notices in a run's folder, each once; none if there is not a file. Damaged lines are skipped."""
+    """The notices in a run's folder, each once; none if there is no file. Damaged lines are skipped."""
     path = folder / NOTICES
     if not path.is_file():
         return []

@@ -48,10 +48,10 @@ def put_back(optimizer: Optimizer, names: Mapping[str, Parameter], tensors: Mapp
     groups = [{**group, **_like(group, saved)} for group, saved in zip(now["param_groups"], before, strict=True)]
     state = {number: by_name[name] for number, name in enumerate(numbered) if name in by_name}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    for name, tensors in by_name.items():  # torch casts all but steps to the parameter's dtype
+    for name, given in by_name.items():  # torch casts all but steps to the parameter's dtype
         loaded = optimizer.state[names[name]]
-        cast = [key for key, value in tensors.items() if isinstance(value, Tensor) and value.dtype != loaded[key].dtype]
-        loaded.update({key: tensors[key].to(loaded[key].device) for key in cast})
+        cast = [key for key, value in given.items() if isinstance(value, Tensor) and value.dtype != loaded[key].dtype]
+        loaded.update({key: given[key].to(loaded[key].device) for key in cast})
 
 
 def kept_for(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

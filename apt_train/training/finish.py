@@ -38,7 +38,7 @@ def finish(outcome: Outcome) -> TrainResult:
 def write_extras(outcome: Outcome, emit: Callback) -> Path | None:
     """Write attention maps and report once the LoRA is safe. A failure here is only reported, as the LoRA is complete.
 
-    Returns the path of the report, or None if there is not a folder for it or it failed.
+    Returns the path of the report, or None if there is no folder for it or it failed.
     """
     if outcome.folder is None:
         return None
