@@ -89,6 +89,7 @@ class PlanEvent:
     memory: int | None = None
     free: int | None = None
     seconds: float | None = None
+    parts: tuple[int, int] = (1, 1)  # of the network, that are checkpointed, and all there are
 
     @property
     def text(self) -> str:
@@ -102,7 +103,10 @@ class PlanEvent:
             parts.append(f"about {_gigabytes(self.memory)} GB of the {_gigabytes(self.free)} GB that are free")
         elif self.memory is not None:
             parts.append(f"about {_gigabytes(self.memory)} GB of memory")
-        return " \u00b7 ".join([*parts, *(["with gradient checkpointing"] if self.checkpointing else [])])
+        if self.checkpointing:
+            some, all_ = self.parts
+            parts.append(f"with gradient checkpointing{'' if some == all_ else f' in {some} of {all_} parts'}")
+        return " \u00b7 ".join(parts)
 
 
 def _gigabytes(count: int) -> str:

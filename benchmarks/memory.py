@@ -44,16 +44,18 @@ from apt_train.training import plan as plan_module
 from apt_train.training.estimate import estimated
 from apt_train.training.indicator import OverfitIndicator
 from apt_train.training.live_bytes import META, LiveBytes, fused_attention, gradients_left_out, on_meta, weight_bytes
-from apt_train.training.memory import Setting
+from apt_train.training.memory import Savings, Setting
 from apt_train.training.objective import objective_of
 from apt_train.training.plan import Plan
 from apt_train.training.step import TrainingStep
 
 GIB = 2**30
 CASES: tuple[tuple[Literal["sd15", "sdxl"], int], ...] = (("sd15", 512), ("sdxl", 1024), ("sdxl", 768))
-FREE: dict[str, tuple[float | None, ...]] = {"sd15": (None, 8, 3), "sdxl": (None, 8)}  # GiB of a card; None: enough
+FREE: dict[str, tuple[float | None, ...]] = {"sd15": (None, 3.5, 3), "sdxl": (None, 15, 12, 8, 6)}  # GiB; None: enough
+FREE_LOW: dict[str, tuple[float | None, ...]] = {"sd15": (None,), "sdxl": (None, 4)}
 AT_MOST = {"sd15": {"default": 2.5, "low memory": 1.8}, "sdxl": {"default": 7.0, "low memory": 5.5}}  # GiB, our targets
 METHODS: dict[Method, str] = {"apt": "APT", "dreambooth": "DreamBooth"}
+REACHED = ("model", "side", "settings", "free", "recomputes", "encoders", "blocks")
 VAE_FIELDS = ("model", "side", "weights", "encode", "decode")
 
 # What the families' files leave to a checkpoint's tensors to tell, as published.
@@ -257,7 +259,8 @@ def plans_of(parts: Components, side: int) -> list[dict[str, Any]]:
     ways: list[tuple[IdentifierMode, bool]] = [("learned", False), ("learned", True), ("word", False)]
     for storage, (mode, aside) in product(get_args(Storage), ways):
         config = TrainConfig(class_word="toy", identifier_mode=mode, base_storage=storage)
-        setting = Setting(config, objective_of(config), torch.device("cuda"), torch.bfloat16, side, True, aside)
+        savings = Savings(parts.network.checkpoint_parts(parts.unet), aside)
+        setting = Setting(config, objective_of(config), torch.device("cuda"), torch.bfloat16, side, savings)
         told = estimated(parts, setting)
         assert told is not None, parts.family.name
         place = "aside" if aside else "stay" if mode == "learned" else "leave"
@@ -274,18 +277,21 @@ def reached_by(parts: Components) -> list[dict[str, Any]]:
     `free`: GiB free on the card; None: more than any run takes. `vae`: everything beside the working VAE.
     """
     name = parts.family.name
-    ways = [("default", {}, free) for free in FREE[name]] + [("low memory", PRESETS["low memory"].values, None)]
+    ways = [("default", {}, free) for free in FREE[name]]
+    ways += [("low memory", PRESETS["low memory"].values, free) for free in FREE_LOW[name]]
     rows: list[dict[str, Any]] = []
     for settings, values, free in ways:
         plan = _plan(parts, values)
         with mock.patch.object(plan_module, "free_bytes", lambda device, free=free: int((free or 1000) * GIB)):
-            told, aside, recomputes = plan.memory, plan.encoders_aside, plan.checkpoints
+            told, savings = plan.memory, plan.savings
         assert told is not None, name
         makes_way = _unet_bytes(parts.unet, plan.config.base_storage) if plan.sets_aside else 0
         rows.append(
-            {"model": name, "side": plan.side, "settings": settings, "free": free, "recomputes": recomputes,
-             "encoders": "aside" if aside else "stay", "step": told.in_step, "vae": told.beside_vae - makes_way,
-             "at_most": AT_MOST[name][settings]}
+            {"model": name, "side": plan.side, "settings": settings, "free": free,
+             "recomputes": f"{savings.recomputed} of {parts.network.checkpoint_parts(parts.unet)}",
+             "encoders": "aside" if savings.encoders_aside else "stay",
+             "blocks": f"{savings.blocks_aside} of {len(told.blocks)}", "step": told.in_step,
+             "vae": told.beside_vae - makes_way, "at_most": AT_MOST[name][settings]}
         )  # fmt: skip
     return rows
 
@@ -344,16 +350,8 @@ def report(
 
 def _reached_cells(row: dict[str, Any]) -> list[object]:
     free = "enough" if row["free"] is None else row["free"]
-    sizes = [_gib(row["step"]), _gib(row["vae"]), row["at_most"]]
-    return [
-        row["model"],
-        row["side"],
-        row["settings"],
-        free,
-        "yes" if row["recomputes"] else "no",
-        row["encoders"],
-        *sizes,
-    ]
+    cells = [free if name == "free" else row[name] for name in REACHED]
+    return [*cells, _gib(row["step"]), _gib(row["vae"]), row["at_most"]]
 
 
 def _gib(count: int) -> str:
@@ -399,10 +397,11 @@ encoders leave the device in word mode; aside, they are there one at a time, whi
 {plans}
 
 A run's own plan, with the defaults and with the preset low memory. If the free memory (in GiB) is too small, the run
-first recomputes activations, then keeps the text encoders off the device.
+recomputes activations, in the outer parts of the network first. Then it keeps the text encoders off the device, then
+as many blocks of the network as must be.
 
-| model | pixels | settings | free | recomputes | text encoders | in a step | beside the VAE | target |
-|---|---|---|---|---|---|---|---|---|
+| model | pixels | settings | free | recomputed | encoders | blocks aside | in a step | beside the VAE | target |
+|---|---|---|---|---|---|---|---|---|---|
 {reached}
 
 Not counted: the CUDA context, the allocator's rounding and fragmentation, the kernels' workspaces (convolutions' above

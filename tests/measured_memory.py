@@ -61,7 +61,7 @@ def main(method: Any, side: str, checkpointing: str) -> None:
         output=OutputConfig(watch_drift=False, snapshot_every=0),
     )  # fmt: skip
     plan = plan_run(parts, images, config, device="cpu")
-    setting = Setting(config, plan.objective, plan.device, plan.dtype, plan.side, plan.checkpoints)
+    setting = Setting(config, plan.objective, plan.device, plan.dtype, plan.side, plan.savings)
     found = estimated(parts, setting)
     assert found is not None
     train(parts, images, config, device="cpu")

@@ -84,7 +84,13 @@ class PlainNetwork(ToyNetwork):
             for name, block in self._blocks(module, part).items()
         }
 
-    def checkpoint(self, module: Any, on: bool) -> None:
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        return []
+
+    def checkpoint_parts(self, module: nn.Module) -> int:
+        return 0
+
+    def checkpoint(self, module: Any, parts: int) -> None:
         """It cannot."""
 
     def block(self, path: str) -> str:

@@ -19,7 +19,7 @@ from apt_train.text.aside import on_loan
 from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
 from apt_train.training import estimate, plan, update
-from apt_train.training.estimate import Memory
+from apt_train.training.memory import Memory, Savings
 from apt_train.training.notes import ENCODERS_ASIDE, notes_of
 from apt_train.training.plan import Plan, plan_run
 from apt_train.training.room import STEPPED_DOWN
@@ -116,11 +116,12 @@ def test_a_run_with_its_encoders_aside_trains_to_the_same_bits(monkeypatch: pyte
 def test_they_are_set_aside_where_the_device_does_not_hold_them(
     settings: dict[str, Any], free: int, away: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[bool, bool]] = []
+    asked: list[Savings] = []
 
     def counted(_: Any, setting: estimate.Setting) -> Memory:
-        asked.append((setting.checkpoints, setting.encoders_aside))
-        return Memory(5 * GB if setting.encoders_aside else 7 * GB, GB, 0 if setting.checkpoints else 4 * GB)
+        asked.append(setting.savings)
+        recomputed = setting.savings.recomputed
+        return Memory(5 * GB if setting.savings.encoders_aside else 7 * GB, GB, 0 if recomputed else 4 * GB)
 
     monkeypatch.setattr(plan, "estimated", counted)
     monkeypatch.setattr(plan, "free_bytes", lambda device: free * GB)
@@ -138,7 +139,7 @@ def test_the_estimate_counts_one_encoder_at_a_time(monkeypatch: pytest.MonkeyPat
     objective = plan_run(parts, pictures(), config, device="cpu").objective
 
     def told(away: bool) -> Memory:
-        setting = estimate.Setting(config, objective, torch.device("cuda"), torch.bfloat16, 64, True, away)
+        setting = estimate.Setting(config, objective, torch.device("cuda"), torch.bfloat16, 64, Savings(4, away))
         found = estimate.estimated(parts, setting)
         assert found is not None
         return found

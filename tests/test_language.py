@@ -108,6 +108,7 @@ def test_notices_and_what_else_a_line_says_are_told_in_chinese(language: Any, tm
     works = [BusyEvent(what, 3).text for what in get_args(Work)]
     works += [BusyEvent(what, 3, 1, 8).text for what in ("pictures", "variants", "drift", "previews")]
     planned = PlanEvent(9, "cpu", "fp32", 3, 1, 64, True, memory=2, free=3).text
+    works.append(PlanEvent(9, "cuda", "bf16", 3, 1, 64, True, parts=(1, 3)).text)
     works += [planned, PlanEvent(9, "cpu", "fp32", 3, 1, 64, False, memory=2).text]
     works.append(PlanEvent(1, "cpu", "fp32", 1, 1, 64, False).text)
     counts = [counted(count, "notice") for count in (1, 2)]

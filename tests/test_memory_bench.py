@@ -16,7 +16,7 @@ from apt_train.config import Method
 from apt_train.families.components import Components
 from apt_train.training import estimate
 from apt_train.training.live_bytes import META, LiveBytes, fused_attention, weight_bytes
-from apt_train.training.memory import Setting
+from apt_train.training.memory import Savings, Setting
 from apt_train.training.meta_results import MetaResults, storage_key
 from apt_train.training.objective import objective_of
 from benchmarks import memory
@@ -234,7 +234,7 @@ def test_an_estimate_is_the_same_as_without_remembering(
 ) -> None:
     monkeypatch.setattr(estimate, "SMALL", 0)
     config = quick_config(**settings)
-    setting = Setting(config, objective_of(config), torch.device("cuda"), torch.bfloat16, SIDE, True, aside)
+    setting = Setting(config, objective_of(config), torch.device("cuda"), torch.bfloat16, SIDE, Savings(2, aside))
     remembered = estimate.estimated(tiny_components(kind), setting)
     monkeypatch.setattr(MetaResults, "__call__", lambda self, func, args, kwargs: func(*args, **kwargs))
     assert remembered == estimate.estimated(tiny_components(kind), setting) is not None
@@ -262,10 +262,10 @@ def test_what_is_reached_is_what_a_run_on_such_a_card_would_do(monkeypatch: pyte
     monkeypatch.setattr(estimate, "SMALL", 0)
     monkeypatch.setitem(memory.FREE, "sd15", (None, 0.1))  # GiB; room for what is not counted alone takes more
     rows = memory.reached_by(tiny_components("sd15"))
-    assert [(row["settings"], row["free"], row["recomputes"], row["encoders"]) for row in rows] == [
-        ("default", None, False, "stay"),
-        ("default", 0.1, True, "aside"),
-        ("low memory", None, True, "stay"),
+    assert [tuple(row[name] for name in memory.REACHED[2:]) for row in rows] == [
+        ("default", None, "0 of 2", "stay", "0 of 12"),
+        ("default", 0.1, "2 of 2", "aside", "12 of 12"),
+        ("low memory", None, "2 of 2", "stay", "0 of 12"),
     ]
     enough, short, low = (row["step"] for row in rows)
     assert short < enough and low < enough and [row["at_most"] for row in rows] == [2.5, 2.5, 1.8]
@@ -284,10 +284,10 @@ def test_the_report_says_what_it_is_and_adds_up() -> None:
         "step": gib,
         "vae": 3 * gib,
     }
-    reached = {"model": "sdxl", "side": 1024, "settings": "default", "free": 8, "recomputes": True}
-    reached |= {"encoders": "aside", "step": 6 * gib, "vae": 3 * gib, "at_most": 7.0}
+    reached = {"model": "sdxl", "side": 1024, "settings": "default", "free": 8, "recomputes": "3 of 3"}
+    reached |= {"encoders": "aside", "blocks": "9 of 87", "step": 6 * gib, "vae": 3 * gib, "at_most": 7.0}
     text = memory.report([row], [vae], [plan], [reached])
-    assert "| sdxl | 1024 | default | 8 | yes | aside | 6.0 | 3.0 | 7.0 |" in text
+    assert "| sdxl | 1024 | default | 8 | 3 of 3 | aside | 9 of 87 | 6.0 | 3.0 | 7.0 |" in text
     assert "| sdxl | 1024 | fp8 | word | leave | 1.0 | 3.0 |" in text
     assert "| sdxl | 1024 | on | APT | 7.0 | 1.0 | 1.0 | 2.0 | 10.0 |" in text
     assert "| sdxl | 1024 | 1.0 | 2.0 | 3.0 | 11.0 | 12.0 | 7.0 |" in text

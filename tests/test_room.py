@@ -18,12 +18,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils import checkpoint
 
 from apt_train.data.latent_bank import LatentBank
 from apt_train.errors import InputError
 from apt_train.events import NoticeEvent, PlanEvent
 from apt_train.training import estimate, live_bytes, loop, plan, room, streams, trial, update
-from apt_train.training.memory import Memory, fits
+from apt_train.training.memory import Memory, Savings, blocks_too_many, fits
+from apt_train.training.notes import BLOCKS_ASIDE, notes_of
 from apt_train.training.plan import Plan, plan_run
 from tests.tiny import tiny_components
 from tests.training import Recorder, pictures, quick_config, run, same_weights
@@ -116,6 +118,7 @@ def test_the_plan_is_told_once_before_the_first_step() -> None:
 def test_the_plan_names_what_it_takes_of_what_is_free() -> None:
     told = PlanEvent(2000, "cuda", "bf16", 5, 5, 1024, True, memory=8_300_000_000, free=11_200_000_000)
     assert told.text.endswith("about 8.3 GB of the 11.2 GB that are free \u00b7 with gradient checkpointing")
+    assert replace(told, parts=(1, 3)).text.endswith("\u00b7 with gradient checkpointing in 1 of 3 parts")
 
 
 # ---- the time of a step, tried before the first ----------------------------------------------------------------------
@@ -172,18 +175,89 @@ def test_a_trial_that_fails_is_not_told_and_the_run_trains(monkeypatch: pytest.M
 # ---- auto --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("free", "recomputes"), [(4, True), (40, False)])
-def test_auto_recomputes_only_where_it_would_not_fit(
-    free: int, recomputes: bool, monkeypatch: pytest.MonkeyPatch
+PARTS = 2  # of the tiny networks
+LADDER = {
+    Savings(0): Memory(2 * GB, GB, 9 * GB),
+    Savings(1): Memory(2 * GB, GB, 6 * GB),
+    Savings(PARTS): Memory(2 * GB, GB, 3 * GB),
+    Savings(PARTS, True): Memory(GB, GB, 3 * GB, blocks=(100_000_000,) * 8),
+}
+
+
+@pytest.mark.parametrize(
+    ("free", "settings", "expected"),
+    [
+        (40, {}, Savings(0)),
+        (11, {}, Savings(1)),
+        (8, {}, Savings(PARTS)),
+        (6.5, {}, Savings(PARTS, True)),
+        (6, {}, Savings(PARTS, True, 4)),  # 0.2 GB too many: two of four, as the other two are on the device
+        (1, {}, Savings(PARTS, True, 8)),
+        (11, {"gradient_checkpointing": True}, Savings(PARTS)),
+        (6, {"gradient_checkpointing": True}, Savings(PARTS, True, 4)),
+        (1, {"gradient_checkpointing": False}, Savings(0, True)),  # blocks wait only where they are recomputed
+        (6, {"identifier_mode": "word"}, Savings(PARTS, False, 0)),
+        (1, {"memory": "fixed"}, Savings(0)),  # sd15
+        (1, {"memory": "fixed", "gradient_checkpointing": True}, Savings(PARTS)),
+    ],
+)
+def test_auto_saves_no_more_memory_than_it_must(
+    free: float, settings: dict[str, Any], expected: Savings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = {False: Memory(2 * GB, GB, 6 * GB), True: Memory(2 * GB, GB, GB)}
-    monkeypatch.setattr(plan, "estimated", lambda parts, setting: taken[setting.checkpoints])
-    monkeypatch.setattr(plan, "free_bytes", lambda device: free * GB)
-    assert planned(device="cuda").checkpoints is recomputes
-    assert planned(device="cuda", memory="fixed").checkpoints is False  # sd15
-    assert planned("sdxl", device="cuda", memory="fixed").checkpoints is True
-    assert planned(device="cuda", gradient_checkpointing=not recomputes).checkpoints is not recomputes
-    assert planned(device="cpu").checkpoints is False
+    def counted(_: Any, setting: Any) -> Memory:
+        return LADDER.get(setting.savings) or replace(LADDER[Savings(PARTS, True)], step=9 * GB)
+
+    monkeypatch.setattr(plan, "estimated", counted)
+    monkeypatch.setattr(plan, "free_bytes", lambda device: int(free * GB))
+    made = planned(device="cuda", **settings)
+    assert made.savings == expected
+    if expected.blocks_aside not in (0, 8):
+        assert made.memory is not None and fits(made.memory, int(free * GB))
+        assert not fits(LADDER[Savings(PARTS, True)].with_aside(expected.blocks_aside - 1), int(free * GB))
+    assert (BLOCKS_ASIDE in notes_of(made)) is (expected.blocks_aside > 0)
+
+
+def test_the_defaults_where_nothing_is_known_of_the_memory() -> None:
+    assert planned("sdxl", device="cuda", memory="fixed").savings == Savings(PARTS)
+    assert planned("sd15", device="cuda", memory="fixed").savings == Savings(0)
+    assert planned(device="cpu").savings == Savings(0)
+    assert planned(device="cpu", gradient_checkpointing=True).savings == Savings(PARTS)
+
+
+def test_two_of_the_waiting_blocks_are_on_the_device() -> None:
+    memory = Memory(10 * GB, GB, GB, blocks=(GB, 2 * GB, GB, 3 * GB))
+    assert [memory.with_aside(count).weights // GB for count in range(5)] == [10, 10, 10, 9, 8]
+    assert blocks_too_many(memory, 1000 * GB) == 0 and blocks_too_many(memory, GB) == 4
+    assert blocks_too_many(Memory(GB, GB, GB), GB) == 0  # of a network without such blocks
+
+
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_each_part_that_is_recomputed_takes_less(kind: str) -> None:
+    made = planned(kind)
+
+    def step(recomputed: int) -> int:
+        found = made._estimated(Savings(recomputed))
+        assert found is not None
+        return found.step
+
+    assert step(0) > step(1) > step(2)
+
+
+@pytest.mark.parametrize("recomputed", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_whichever_parts_are_recomputed_the_run_is_the_same(
+    kind: str, recomputed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpointed: list[int] = []
+    original = checkpoint.checkpoint
+    monkeypatch.setattr(checkpoint, "checkpoint", lambda *a, **k: (checkpointed.append(1), original(*a, **k))[1])
+    monkeypatch.setattr(Plan, "savings", Savings(recomputed))
+    settings: dict[str, Any] = {"steps": 2, "watch_drift": False, "method": "dreambooth", "identifier_mode": "word"}
+    found, calls = run(tiny_components(kind), **settings), len(checkpointed)
+    monkeypatch.setattr(Plan, "savings", Savings(0))
+    assert same_weights(found, run(tiny_components(kind), **settings))
+    assert (calls == 0) is (recomputed == 0) and calls % 2 == 0
 
 
 @pytest.mark.parametrize("encoding", [GB, 20 * GB])
@@ -194,7 +268,7 @@ def test_a_vae_that_the_network_makes_way_for_recomputes_nothing(
     monkeypatch.setattr(plan, "estimated", lambda *_: Memory(10 * GB, GB, GB // 2, encoding + GB))
     monkeypatch.setattr(plan, "free_bytes", lambda device: 14 * GB)
     made = planned(device="cuda")
-    assert made.sets_aside and made.checkpoints is False
+    assert made.sets_aside and made.savings == Savings()
 
 
 def test_fitting_leaves_room_for_what_is_not_counted() -> None:

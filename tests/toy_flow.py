@@ -100,8 +100,14 @@ class ToyNetwork:
         blocks: dict[str, Any] = dict(self.features(module, part))
         return {name: AttentionLayer(b.to_q, b.add_k_proj, HEADS, scale) for name, b in blocks.items()}
 
-    def checkpoint(self, module: Any, on: bool) -> None:
-        module.recompute = on
+    def blocks(self, module: Any) -> list[nn.Module]:
+        return list(module.blocks)
+
+    def checkpoint_parts(self, module: nn.Module) -> int:
+        return 1
+
+    def checkpoint(self, module: Any, parts: int) -> None:
+        module.recompute = parts > 0
 
     def block(self, path: str) -> str:
         return "middle"

@@ -6,7 +6,7 @@ Diffusion's network, `noise.py` its process. A flow transformer would add one fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,8 +66,16 @@ class Network(Protocol):
         """The part of the network that a layer path lies in, in a word or two: `down 1`, `middle`, `joint 12`."""
         ...
 
-    def checkpoint(self, module: nn.Module, on: bool) -> None:
-        """Switch gradient checkpointing on or off."""
+    def blocks(self, module: nn.Module) -> Sequence[nn.Module]:
+        """The modules that gradient checkpointing recomputes one by one."""
+        ...
+
+    def checkpoint_parts(self, module: nn.Module) -> int:
+        """How many parts of the network can be recomputed, each by itself; 0: it cannot."""
+        ...
+
+    def checkpoint(self, module: nn.Module, parts: int) -> None:
+        """Gradient checkpointing in this many parts, those first that save the most memory for their time; 0: off."""
         ...
 
     def checkpoints_on_gpu(self, module: nn.Module) -> bool:

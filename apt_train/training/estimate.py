@@ -50,18 +50,23 @@ def _counted(components: Components, setting: Setting, step: TrainingStep) -> Me
         with step.adapter.at(batch.timesteps):
             step(batch, with_prior=prior).total.backward()
     weights = weight_bytes(components.unet.parameters()) - weight_bytes(step.adapter.parameters.values())
+    blocks = tuple(
+        weight_bytes(one for one in block.parameters() if not one.requires_grad)
+        for block in components.network.blocks(components.unet)
+    )
     resident = weights + sum(weight_bytes(model.parameters()) for model in encoders) * _stays(setting)
     vae = components.vae
     if setting.device.type == "cpu" and vae is not None:
         resident += weight_bytes(vae.parameters())
     trained = weight_bytes(trainable.values())
-    return Memory(resident, 2 * trained + state_bytes(optimizer, trainable), live.peak, _vae(components, setting))
+    adapter = 2 * trained + state_bytes(optimizer, trainable)
+    return Memory(resident, adapter, live.peak, _vae(components, setting), blocks)
 
 
 def _stays(setting: Setting) -> bool:
     """Whether the text encoders stay on the device."""
     learns = setting.config.identifier_mode == "learned"
-    return setting.device.type == "cpu" or (learns and not setting.encoders_aside)
+    return setting.device.type == "cpu" or (learns and not setting.savings.encoders_aside)
 
 
 def _vae(components: Components, setting: Setting) -> int | None:
@@ -92,13 +97,13 @@ def _weightless(components: Components, setting: Setting) -> Generator[TrainingS
             stack.enter_context(on_meta(module, setting.dtype))
             if config.base_storage == "fp8":
                 stack.enter_context(stored_in_fp8(module, setting.dtype))
-        if setting.encoders_aside:
+        if setting.savings.encoders_aside:
             conditioner.work_on(META)
         with META:
             adapter = adapter_of(unet, config.adapter, levels, family=components.family)
         stack.callback(adapter.remove)
-        network.checkpoint(unet, setting.checkpoints)
-        stack.callback(network.checkpoint, unet, False)
+        network.checkpoint(unet, setting.savings.recomputed)
+        stack.callback(network.checkpoint, unet, 0)
         stack.callback(unet.train, unet.training)
         unet.train()
         with LiveBytes([]):  # only to remember results, which takes a fifth of the time
@@ -106,7 +111,7 @@ def _weightless(components: Components, setting: Setting) -> Generator[TrainingS
         indicator = OverfitIndicator(config.apt.bins, num_timesteps=components.schedule.num_timesteps, device=META)
         yield TrainingStep(
             components, adapter, conditioner, indicator, setting.objective,
-            dtype=setting.dtype, save_memory=setting.checkpoints,
+            dtype=setting.dtype, save_memory=setting.savings.recomputed > 0,
         )  # fmt: skip
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
 
 from ..config import TrainConfig
+from ..families.blocks_aside import spread
 from .objective import Objective
 
 
@@ -16,13 +17,20 @@ class Memory:
     """Bytes. `weights`: those that stay on the device; `adapter`: adapter, its gradients and the optimizer's moments.
 
     `step`: everything else alive at the peak of a step. `vae`: its weights and activations when it encodes or decodes
-    a picture between steps; None: it does neither during training, or its host manages it.
+    a picture between steps; None: it does neither during training, or its host manages it. `blocks`: the frozen weights
+    of each of the network's blocks, part of `weights`.
     """
 
     weights: int
     adapter: int
     step: int
     vae: int | None = None
+    blocks: tuple[int, ...] = ()
+
+    def with_aside(self, count: int) -> Memory:
+        """With so many blocks in main memory. Two of those are on the device: one works, and the next arrives."""
+        aside = sorted(self.blocks[index] for index in spread(len(self.blocks), count))
+        return replace(self, weights=self.weights - sum(aside[:-2]))
 
     @property
     def in_step(self) -> int:
@@ -39,10 +47,23 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """The setting that is estimated: precision, side of the pictures in pixels, and whether activations are recomputed.
+class Savings:
+    """What a run does to take less memory. It costs time, and changes no result.
 
-    `encoders_aside`: the text encoders are on the device only while they work.
+    `recomputed`: parts of the network whose activations are recomputed in the backward pass. `encoders_aside`: the text
+    encoders are on the device only while they work. `blocks_aside`: so are this many of the network's blocks.
+    """
+
+    recomputed: int = 0
+    encoders_aside: bool = False
+    blocks_aside: int = 0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The setting that is estimated: precision, side of the pictures in pixels, and what saves memory.
+
+    Blocks in main memory are not part of it: see `Memory.with_aside`.
     """
 
     config: TrainConfig
@@ -50,8 +71,7 @@ class Setting:
     device: torch.device
     dtype: torch.dtype
     side: int
-    checkpoints: bool
-    encoders_aside: bool = False
+    savings: Savings
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -71,3 +91,9 @@ def fits(memory: Memory, free: int) -> bool:
     network together would be the peak, the network leaves the device for it (`Plan.sets_aside`).
     """
     return memory.in_step * 1.1 + 700_000_000 <= free
+
+
+def blocks_too_many(memory: Memory, free: int) -> int:
+    """The fewest blocks that must wait in main memory so that the rest fits; all of them if even that does not."""
+    most = len(memory.blocks)
+    return next((count for count in range(most) if fits(memory.with_aside(count), free)), most)

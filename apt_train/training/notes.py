@@ -16,6 +16,10 @@ ENCODERS_ASIDE = (
     "The text encoders wait in main memory and move to the device twice a step, as its memory is short. Steps are "
     "shorter with identifier_mode word."
 )
+BLOCKS_ASIDE = (
+    "Blocks of the network wait in main memory, as the device's is short, and steps take longer. A lower resolution, "
+    "batch_size or rank may keep them on the device, as may base_storage fp8."
+)
 OF_PRIOR = "Prior images: "  # before a note that would otherwise seem to be on the subject's pictures
 _BRACES = re.compile(r"\{[^{}]*\}")
 
@@ -24,7 +28,7 @@ def notes_of(plan: Plan) -> list[str]:
     """Notes on the model and the pictures, then those on the settings."""
     prior = [f"{OF_PRIOR}{note}" for note in plan.prior_images.notes] if plan.prior_images else []
     pictures = [*plan.images.notes, *plan.images.repeats(), *prior, *_preserved_subject(plan)]
-    aside = [ENCODERS_ASIDE] if plan.encoders_aside else []
+    aside = [ENCODERS_ASIDE] * plan.encoders_aside + [BLOCKS_ASIDE] * (plan.savings.blocks_aside > 0)
     return [*plan.components.notes, *pictures, *aside, *_blind_stop(plan), *_unfilled(plan)]
 
 

@@ -1,13 +1,15 @@
-"""Moves the model to the device in the run's precision, with the adapter attached; and back again."""
+"""Moves the model to the device in the run's precision and attaches the adapter; and back again."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
 
+import torch
 from torch import nn
 
 from ..adapter import Adapter, adapter_of, check_no_adapter
+from ..families.blocks_aside import BlocksAside
 from ..families.storage import stored_in_fp8
 from .plan import Plan
 
@@ -36,29 +38,34 @@ def _kept(module: nn.Module, plan: Plan) -> contextlib.AbstractContextManager[No
 
 
 @contextlib.contextmanager
-def adapter_on(plan: Plan) -> Generator[Adapter]:
-    """The network on the device in training mode with a fresh adapter; afterwards bare, in eval mode, on the CPU."""
+def network_on(plan: Plan) -> Generator[BlocksAside]:
+    """The network on the device in training mode, but for the blocks that wait; afterwards in eval mode on the CPU."""
     unet, network = plan.components.unet, plan.components.network
     check_no_adapter(unet)
-    with _kept(unet, plan), _on_device(plan):
-        levels = plan.components.levels if plan.objective.rank_by_timestep else None
-        adapter = adapter_of(unet, plan.config.adapter, levels, plan.config.seed, plan.components.family)
+    with _kept(unet, plan):
+        unet.requires_grad_(False)
+        blocks = BlocksAside(network.blocks(unet), plan.device)
         try:
-            unet.train()
-            if plan.checkpoints:
-                network.checkpoint(unet, True)
-            yield adapter
+            blocks.send(plan.savings.blocks_aside)
+            with blocks.staying():
+                nn.Module.to(unet, plan.device)
+            network.checkpoint(unet.train(), plan.savings.recomputed)
+            yield blocks
         finally:
-            adapter.remove()
+            network.checkpoint(unet, 0)
+            blocks.end()
+            nn.Module.to(unet.eval(), "cpu")
 
 
 @contextlib.contextmanager
-def _on_device(plan: Plan) -> Generator[None]:
-    """The network on the device inside the block; afterwards in eval mode on the CPU."""
-    unet = plan.components.unet
+def adapter_on(plan: Plan) -> Generator[Adapter]:
+    """A fresh adapter on the network, which is bare again afterwards."""
+    levels = plan.components.levels if plan.objective.rank_by_timestep else None
+    adapter = adapter_of(plan.components.unet, plan.config.adapter, levels, plan.config.seed, plan.components.family)
     try:
-        nn.Module.to(unet, plan.device)
-        yield
+        for parameter in adapter.parameters.values():
+            if parameter.device.type != plan.device.type:  # that of a block which waits begins in main memory
+                torch.utils.swap_tensors(parameter, nn.Parameter(parameter.detach().to(plan.device)))
+        yield adapter
     finally:
-        plan.components.network.checkpoint(unet, False)
-        nn.Module.to(unet.eval(), "cpu")
+        adapter.remove()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
+from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +25,7 @@ from ..families.precision import DTYPES, resolve_dtype
 from ..run.content import Content
 from ..sample.drift import unrelated_prompts
 from .estimate import estimated
-from .memory import Memory, Setting, fits, free_bytes
+from .memory import Memory, Savings, Setting, blocks_too_many, fits, free_bytes
 from .objective import Objective, check_layers, objective_of
 
 
@@ -44,28 +45,51 @@ class Plan:
         return objective_of(self.config)
 
     @cached_property
-    def checkpoints(self) -> bool:
-        """Whether activations are recomputed in the backward pass."""
-        if self.config.gradient_checkpointing is not None or self.device.type == "cpu":
-            return bool(self.config.gradient_checkpointing)
-        free = free_bytes(self.device) if self.config.memory == "auto" else None
-        without = self._estimated(False, False) if free is not None else None
-        if free is None or without is None:
-            return self.components.network.checkpoints_on_gpu(self.components.unet)
-        return not fits(without, free)
+    def savings(self) -> Savings:
+        """What the run does to take less memory: with `memory` auto no more than the device requires."""
+        asked, parts = self.config.gradient_checkpointing, self._parts
+        if self.device.type == "cpu":
+            return Savings(parts if asked else 0)
+        free, rungs = free_bytes(self.device) if self.config.memory == "auto" else None, self._rungs()
+        if free is None or self._estimated(rungs[0]) is None:
+            default = self.components.network.checkpoints_on_gpu(self.components.unet)
+            return Savings(parts if (default if asked is None else asked) else 0)
+        fitting = (
+            0 if self._fits(rungs[0], free) else bisect_left(rungs, True, 1, key=lambda one: self._fits(one, free))
+        )
+        if fitting < len(rungs):
+            return rungs[fitting]
+        leanest = self._estimated(rungs[-1])
+        if leanest is None or rungs[-1].recomputed < parts:  # see `BlocksAside`
+            return rungs[-1]
+        return replace(rungs[-1], blocks_aside=blocks_too_many(leanest, free))
+
+    def _rungs(self) -> list[Savings]:
+        """What a run may do to take less memory, in the order of what it costs in time."""
+        asked = self.config.gradient_checkpointing
+        numbers = range(self._parts + 1) if asked is None else [self._parts * asked]
+        rungs = [Savings(number) for number in numbers]
+        learns = self.config.identifier_mode == "learned"
+        return [*rungs, replace(rungs[-1], encoders_aside=True)] if learns else rungs
+
+    @property
+    def _parts(self) -> int:
+        return self.components.network.checkpoint_parts(self.components.unet)
+
+    def _fits(self, savings: Savings, free: int) -> bool:
+        memory = self._estimated(savings)
+        return memory is None or fits(memory, free)
 
     @cached_property
     def memory(self) -> Memory | None:
         """The run's estimated device memory, before the modules move there; None if unknown or small."""
-        return self._estimated(self.checkpoints, self.encoders_aside)
+        memory = self._estimated(replace(self.savings, blocks_aside=0))
+        return memory and memory.with_aside(self.savings.blocks_aside)
 
-    @cached_property
+    @property
     def encoders_aside(self) -> bool:
         """Whether the text encoders wait in main memory, because the device cannot hold them beside the network."""
-        if self.device.type == "cpu" or self.config.memory != "auto" or self.config.identifier_mode != "learned":
-            return False
-        free, beside = free_bytes(self.device), self._estimated(self.checkpoints, False)
-        return free is not None and beside is not None and not fits(beside, free)
+        return self.savings.encoders_aside
 
     @cached_property
     def sets_aside(self) -> bool:
@@ -80,12 +104,12 @@ class Plan:
         return self.memory.beside_vae > self.memory.in_step
 
     @cached_property
-    def _estimated(self) -> Callable[[bool, bool], Memory | None]:
-        """(recompute activations?, encoders aside?) -> estimate; cached, as one takes some seconds."""
+    def _estimated(self) -> Callable[[Savings], Memory | None]:
+        """What a run with these savings takes; cached, as one estimate takes some seconds."""
         return functools.cache(self._estimate)
 
-    def _estimate(self, checkpoints: bool, encoders_aside: bool) -> Memory | None:
-        setting = Setting(self.config, self.objective, self.device, self.dtype, self.side, checkpoints, encoders_aside)
+    def _estimate(self, savings: Savings) -> Memory | None:
+        setting = Setting(self.config, self.objective, self.device, self.dtype, self.side, savings)
         return estimated(self.components, setting)
 
     @cached_property
@@ -100,7 +124,8 @@ class Plan:
             pictures=len(images),
             captions=sum(bool(image.caption) for image in images),
             side=self.side,
-            checkpointing=self.checkpoints,
+            checkpointing=self.savings.recomputed > 0,
+            parts=(self.savings.recomputed, self._parts),
             memory=None if memory is None else memory.in_step if self.sets_aside else memory.peak,
             free=free_bytes(self.device),
         )

@@ -9,13 +9,13 @@ import contextlib
 import gc
 import statistics
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import torch
 
 from ..errors import InputError
 from ..text.conditioning import put_aside
-from .notes import ENCODERS_ASIDE
+from .notes import BLOCKS_ASIDE, ENCODERS_ASIDE
 from .running import Run
 
 # Errors of Linux, Windows, accelerators, cuBLAS.
@@ -36,25 +36,49 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def can_step_down(run: Run) -> bool:
     """Whether a leaner mode is left. Once parameters have begun to move, the step cannot be repeated."""
-    conditioner = run.inputs.conditioner
-    encoders_stay = run.device.type != "cpu" and conditioner.identifier is not None and not conditioner.is_aside
-    is_left = not run.training_step.save_memory or encoders_stay
-    return run.config.memory == "auto" and not run.updating and is_left
+    return run.config.memory == "auto" and not run.updating and _leaner(run) is not None
 
 
 def step_down(run: Run) -> str:
-    """Recompute activations; if that is on already, set the text encoders aside. Returns a notice for the user.
+    """Take the next leaner mode. Returns a notice for the user.
 
     Also discards what the failed step left. Call it outside the block that held the step's tensors.
     """
-    told = STEPPED_DOWN if not run.training_step.save_memory else ENCODERS_ASIDE
-    if told == STEPPED_DOWN:
-        run.components.network.checkpoint(run.components.unet, True)
-        run.training_step.save_memory = True
-    else:
-        put_aside(run.inputs.conditioner, run.device)
+    take = _leaner(run)
+    assert take is not None, "no leaner mode is left"
+    told = take(run)
     _forget(run)
     return told
+
+
+def _leaner(run: Run) -> Callable[[Run], str] | None:
+    """The next mode, in the order of what they cost in time."""
+    if run.recomputed < run.components.network.checkpoint_parts(run.components.unet):
+        return _recompute
+    if run.device.type == "cpu":
+        return None
+    conditioner = run.inputs.conditioner
+    if conditioner.identifier is not None and not conditioner.is_aside:
+        return _set_encoders_aside
+    return _set_blocks_aside if run.blocks.are_left else None
+
+
+def _recompute(run: Run) -> str:
+    network = run.components.network
+    run.recomputed = network.checkpoint_parts(run.components.unet)
+    network.checkpoint(run.components.unet, run.recomputed)
+    run.training_step.save_memory = True
+    return STEPPED_DOWN
+
+
+def _set_encoders_aside(run: Run) -> str:
+    put_aside(run.inputs.conditioner, run.device)
+    return ENCODERS_ASIDE
+
+
+def _set_blocks_aside(run: Run) -> str:
+    run.blocks.send(len(run.components.network.blocks(run.components.unet)))
+    return BLOCKS_ASIDE
 
 
 def _forget(run: Run) -> None:

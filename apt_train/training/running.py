@@ -22,6 +22,7 @@ from .terms import Preservation, Term
 
 if TYPE_CHECKING:
     from ..data.latent_bank import LatentBank
+    from ..families.blocks_aside import BlocksAside
 
 
 @dataclass
@@ -31,12 +32,14 @@ class Run:
     plan: Plan
     inputs: Inputs
     adapter: Adapter
+    blocks: BlocksAside
     indicator: OverfitIndicator
     training_step: TrainingStep
     trainable: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     lr_factor: Callable[[int], float]
     scaler: torch.amp.GradScaler
+    recomputed: int = 0  # parts of the network whose activations are recomputed
     drift: DriftWatch | None = None  # None: drift is not measured
     steps_done: int = 0
     gamma: list[float] | None = None  # after the last step; None: read it from the indicator

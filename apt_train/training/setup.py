@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,12 +12,15 @@ from ..adapter import Adapter
 from ..events import Busy
 from .indicator import OverfitIndicator
 from .inputs import Inputs, conditioner_of, drift_watch, prepare_captions
-from .on_device import adapter_on, encoders_on
+from .on_device import adapter_on, encoders_on, network_on
 from .optimizer import build_optimizer, lr_factor_of
 from .plan import Plan
 from .running import Run
 from .step import TrainingStep
 from .streams import build_streams
+
+if TYPE_CHECKING:
+    from ..families.blocks_aside import BlocksAside
 
 
 @contextlib.contextmanager
@@ -34,19 +38,19 @@ def prepared_run(
         notify("The VAE gives no standard deviation: each picture's latent is fixed.")
     busy("model", 0, 0)
     plan.components.use(plan.dtype, in_fp8=plan.config.base_storage == "fp8")
-    with plan.components.lent(), encoders_on(plan), adapter_on(plan) as adapter:
+    with plan.components.lent(), encoders_on(plan), network_on(plan) as blocks, adapter_on(plan) as adapter:
         inputs = Inputs(subject, preservation, conditioner_of(plan))
         for warning in inputs.conditioner.warnings():
             notify(warning)
         drift = drift_watch(plan, inputs, adapter)
         busy("captions", 0, 0)
         prepare_captions(plan, inputs, drift)
-        run = _assemble(plan, inputs, adapter)
+        run = _assemble(plan, inputs, adapter, blocks)
         run.drift = drift
         yield run
 
 
-def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter) -> Run:
+def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter, blocks: BlocksAside) -> Run:
     apt, components = plan.config.apt, plan.components
     indicator = OverfitIndicator(
         apt.bins, apt.ema, apt.temperature, components.schedule.num_timesteps, plan.device, components.levels
@@ -58,10 +62,11 @@ def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter) -> Run:
         indicator,
         plan.objective,
         dtype=plan.dtype,
-        save_memory=plan.checkpoints,
+        save_memory=plan.savings.recomputed > 0,
         chunks=inputs.conditioner.num_chunks(inputs.captions),
     )
     trainable, optimizer = build_optimizer(adapter, inputs.identifier, plan.config)
     scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.dtype == torch.float16)
     lr_factor = lr_factor_of(plan.config)
-    return Run(plan, inputs, adapter, indicator, step, trainable, optimizer, lr_factor, scaler)
+    recomputed = plan.savings.recomputed
+    return Run(plan, inputs, adapter, blocks, indicator, step, trainable, optimizer, lr_factor, scaler, recomputed)

@@ -17,6 +17,7 @@ _BLOCKS: dict[Layers, tuple[str, ...]] = {
     "mid+up": ("mid_block", "up_blocks"),
     "all": ("down_blocks", "mid_block", "up_blocks"),
 }
+_BLOCK = re.compile(r"\.(resnets|transformer_blocks)\.\d+$")
 
 
 class StableDiffusion:
@@ -54,11 +55,27 @@ class StableDiffusion:
             return "in and out"
         return "middle" if found[1] is None else f"{found[1]} {found[2]}"
 
-    def checkpoint(self, module: Any, on: bool) -> None:
-        if on:
-            module.enable_gradient_checkpointing()
-        else:
-            module.disable_gradient_checkpointing()
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        """Residual blocks and transformer blocks."""
+        modules = cast("Iterator[tuple[str, nn.Module]]", module.named_modules())
+        return [block for name, block in modules if _BLOCK.search(name)]
+
+    def checkpoint_parts(self, module: Any) -> int:
+        """Levels of the UNet. The outer ones have the most positions for the fewest channels."""
+        return len(module.config["block_out_channels"])
+
+    def checkpoint(self, module: Any, parts: int) -> None:
+        module.enable_gradient_checkpointing()
+        for name, part in cast("Iterator[tuple[str, Any]]", module.named_modules()):
+            if hasattr(part, "gradient_checkpointing"):
+                part.gradient_checkpointing = self._level(module, name) < parts
+
+    def _level(self, module: Any, path: str) -> int:
+        """0: the outermost."""
+        deepest, found = self.checkpoint_parts(module) - 1, re.match(r"(down|up)_blocks\.(\d+)", path)
+        if found is None:
+            return deepest
+        return int(found[2]) if found[1] == "down" else deepest - int(found[2])
 
     def checkpoints_on_gpu(self, module: Any) -> bool:
         """Only for UNets of SDXL's kind."""
