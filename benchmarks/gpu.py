@@ -43,6 +43,7 @@ from apt_train.families.sd.network import reads_size_ids
 from apt_train.families.sd.vae_codec import VaeCodec
 from apt_train.presets import PRESETS
 from apt_train.training.live_bytes import META
+from apt_train.training.memory import Savings
 from apt_train.training.plan import plan_run
 from apt_train.training.running import Run
 from apt_train.training.setup import prepared_run
@@ -206,6 +207,9 @@ def steps_of(
     for checkpointing in (False, True):
         rows += [("bare loop", {}, checkpointing), *((way, WAYS[way], checkpointing) for way in WAYS)]
     rows.append(("APT, low memory", LOW_MEMORY, True))
+    rows.append(("APT, one part recomputed", {"savings": Savings(1)}, True))
+    everything, blocks = on.parts.network.checkpoint_parts(on.parts.unet), on.parts.network.blocks(on.parts.unet)
+    rows.append(("APT, blocks aside", {"savings": Savings(everything, blocks_aside=len(blocks))}, True))
     rows += [(f"DreamBooth, {change}", {**WAYS["DreamBooth"], "layout": change}, True) for change in LAYOUTS]
     found = []
     for way, settings, checkpointing in rows:
@@ -255,11 +259,11 @@ def _steps(on: On, settings: dict[str, Any], checkpointing: bool) -> Iterator[tu
         finally:
             Adapter(parts.unet).remove()
             sd_unet(parts)._hf_peft_config_loaded = False
-            parts.network.checkpoint(parts.unet, False)
+            parts.network.checkpoint(parts.unet, 0)
             nn.Module.to(parts.unet.eval(), "cpu")
         return
     settings = dict(settings)
-    change = layout.CHANGES[settings.pop("layout", "plain")]
+    change, savings = layout.CHANGES[settings.pop("layout", "plain")], settings.pop("savings", None)
     # Steady: augmented pictures would be encoded in the first steps only, and pass for a cost of every step.
     apt = AptConfig(adaptive_augmentation=True, balance_every=0, lazy_prior=settings.pop("lazy_prior", 1), p_max=0)
     config = TrainConfig(
@@ -268,6 +272,8 @@ def _steps(on: On, settings: dict[str, Any], checkpointing: bool) -> Iterator[tu
     )  # fmt: skip
     images = ImageSet.from_tensors([torch.rand(on.side, on.side, 3) for _ in range(2)])
     plan = plan_run(parts, images, config, device=on.device)
+    if savings is not None:
+        vars(plan)["savings"] = savings  # which else depends on the free memory
     _ = plan.event
     with prepared_run(plan, lambda text: None) as run:
         change(run.components.unet)
@@ -284,7 +290,7 @@ def bare_step(on: On, checkpointing: bool) -> Callable[[], None]:
     trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.data = parameter.data.float()
-    parts.network.checkpoint(unet, checkpointing)
+    parts.network.checkpoint(unet, parts.network.checkpoint_parts(unet) * checkpointing)
     optimizer = torch.optim.AdamW(trained, lr=5e-5)
     noisy, text = _inputs(parts, on.side, device)
 

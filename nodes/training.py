@@ -77,7 +77,9 @@ def image_set(
 def _weights(pictures: list[Tensor], masks: Sequence[Tensor], counts: str) -> list[Tensor]:
     singles = unbatch(masks, 2)
     if len(singles) != len(pictures):
-        raise InputError(f"There are {len(singles)} masks for {len(pictures)} images: wire one per image, or none.")
+        raise InputError(
+            f"The number of masks is {len(singles)}, of images {len(pictures)}: wire one mask per image, or none."
+        )
     return [_weight(picture, mask.clone(), counts) for picture, mask in zip(pictures, singles, strict=True)]
 
 

@@ -325,5 +325,5 @@ def test_masks_that_do_not_fit_are_refused(host: Host, names: list[str]) -> None
     g, node = training_graph(names)
     mask = g.node("SolidMask", value=1.0, width=64, height=64)
     g.prompt[node.id]["inputs"]["masks"] = mask[0]
-    with pytest.raises(HostError, match="1 masks for 2 images"):
+    with pytest.raises(HostError, match="number of masks is 1, of images 2"):
         host.run(g.prompt)
