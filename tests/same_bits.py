@@ -9,8 +9,10 @@ and one thread. A log may change its layout: what is compared is every number of
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -108,12 +110,13 @@ def compare(kept: Path, work: Path) -> int:
 
 
 if __name__ == "__main__":
-    import tempfile
-
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("command", choices=["keep", "compare"])
+    parser.add_argument("folder", type=Path)
+    asked = parser.parse_args()
     torch.set_num_threads(1)
-    command, place = sys.argv[1], Path(sys.argv[2])
-    if command == "keep":
-        keep(place)
+    if asked.command == "keep":
+        keep(asked.folder)
     else:
         with tempfile.TemporaryDirectory() as scratch:
-            sys.exit(compare(place, Path(scratch)))
+            sys.exit(compare(asked.folder, Path(scratch)))
