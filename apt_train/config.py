@@ -41,7 +41,7 @@ LrSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 Stop = Literal["never", "drift", "settled"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MemoryUse = Literal["auto", "fixed"]
-Storage = Literal["full", "fp8"]
+Storage = Literal["full", "fp8", "int8", "nf4"]
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 _PLACEHOLDER = re.compile(rf"[{{}}]|{EMBEDDING}", re.IGNORECASE)  # of the subject, so not allowed in a class word
@@ -592,8 +592,8 @@ class TrainConfig:
     )
     base_storage: Storage = setting(
         "full",
-        "How the frozen base weights are kept: full, in the training precision, or fp8, in one byte each. fp8 halves "
-        "their memory and rounds them, for the prior and the tuned model alike. Not with dora.",
+        "How the frozen base weights are kept: full in the training precision, fp8 and int8 in one byte each, nf4 in "
+        "four bits. All but full round them, for the prior and the tuned model alike. Not with dora.",
         since=5,
         widget=Widget(heading="performance", advanced=True),
     )
@@ -616,7 +616,7 @@ class TrainConfig:
         )
         kind = self.adapter.kind
         stores = self.base_storage == "full" or not KINDS[kind].reads_base
-        # On a node no hand can choose full above a preset that sets fp8, as it is the widget's default.
+        # On a node no hand can choose full above a preset that sets another, as it is the widget's default.
         way_out = f"{kind} reads the base's weights themselves, so choose full, or another kind"
         require(stores, "base_storage", self.base_storage, way_out)
         by_rank = [name for name in KINDS if KINDS[name].by_rank]

@@ -252,7 +252,7 @@ def _peak(device: torch.device) -> int | None:
 
 @contextmanager
 def _steps(on: On, settings: dict[str, Any], checkpointing: bool) -> Iterator[tuple[Callable[[], object], Run | None]]:
-    parts = replace(on.parts, rounded_to=None, stored_in_fp8=False)  # random weights: how often does not matter
+    parts = replace(on.parts, rounded_to=None, stored_as="full")  # random weights: how often does not matter
     if not settings:
         try:
             yield bare_step(on, checkpointing), None

@@ -35,7 +35,7 @@ from apt_train.disk.files import write_text
 from apt_train.families.components import Components, Family, TextEncoder
 from apt_train.families.sd.published import FamilySpec, load_family
 from apt_train.families.sd.schedule_config import schedule_from_config
-from apt_train.families.storage import stored_in_fp8
+from apt_train.families.storage import stored
 from apt_train.presets import PRESETS
 from apt_train.settings_field import nested
 from apt_train.text.conditioning import Conditioner
@@ -304,9 +304,8 @@ def _plan(parts: Components, values: Mapping[str, Any]) -> Plan:
 
 
 def _unet_bytes(unet: nn.Module, storage: Storage) -> int:
-    with on_meta(unet, torch.bfloat16):
-        with stored_in_fp8(unet, torch.bfloat16) if storage == "fp8" else contextlib.nullcontext():
-            return weight_bytes(unet.parameters())
+    with on_meta(unet, torch.bfloat16), stored(unet, storage, torch.bfloat16):
+        return weight_bytes(unet.parameters())
 
 
 @contextlib.contextmanager

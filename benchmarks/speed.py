@@ -29,7 +29,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from apt_train.config import AdapterConfig, AptConfig, Method, OptimizerConfig, TrainConfig
+from apt_train.config import AdapterConfig, AptConfig, Method, OptimizerConfig, Storage, TrainConfig
 from apt_train.data.dataset import load_images
 from apt_train.demo.recipe import DEMO, MODEL
 from apt_train.disk.files import write_text
@@ -132,12 +132,13 @@ def one_round(steps: dict[str, Step], cycle: int) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def prepared(name: ModelName, method: Method, lazy_prior: int) -> Iterator[Run]:
+def prepared(name: ModelName, method: Method, lazy_prior: int, base_storage: Storage = "full") -> Iterator[Run]:
     """A run of this project."""
     config = TrainConfig(
         class_word="toy",
         identifier_mode="word",
         method=method,
+        base_storage=base_storage,
         apt=AptConfig(**STEADY, lazy_prior=lazy_prior),
         optimizer=OptimizerConfig(batch_size=1),
     )
@@ -247,11 +248,11 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
 def ratio_table(found: dict[str, dict[str, list[float]]], titles: list[str]) -> str:
     """A row per ratio, a column per model: the median, and the quartiles in brackets."""
     head = f"| | {' | '.join(found)} |\n|---|{'---|' * len(found)}\n"
-    rows = [f"| {title} | {' | '.join(_cell(one[title]) for one in found.values())} |\n" for title in titles]
+    rows = [f"| {title} | {' | '.join(cell(one[title]) for one in found.values())} |\n" for title in titles]
     return head + "".join(rows)
 
 
-def _cell(quartiles: list[float]) -> str:
+def cell(quartiles: list[float]) -> str:
     low, middle, high = quartiles
     return f"{middle:.2f} ({low:.2f} - {high:.2f})"
 

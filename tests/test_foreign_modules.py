@@ -20,6 +20,7 @@ from apt_train.errors import InputError
 from apt_train.events import PreviewEvent, StopTraining
 from apt_train.families.components import Components
 from apt_train.families.network import TextInput
+from apt_train.families.storage import STORAGES
 from apt_train.lora_check.check_up import check_up
 from apt_train.lora_check.findings import Asked
 from apt_train.lora_check.lora_file import read_lora
@@ -78,9 +79,11 @@ def everything_of(parts: Components) -> Iterator[tuple[Any, ...]]:
                     yield id(tensor), tensor.dtype, tensor.requires_grad, tensor.data_ptr(), tensor.float().tolist()
 
 
-@pytest.mark.parametrize("more", [{"precision": "fp32"}, {"precision": "bf16", "base_storage": "fp8"}])
+@pytest.mark.parametrize(
+    "more", [{"precision": "fp32"}, *({"precision": "bf16", "base_storage": storage} for storage in STORAGES)]
+)
 def test_the_owner_has_the_modules_back_as_they_were(more: dict[str, Any]) -> None:
-    """Even after a cast, fp8 storage, freezing and another mode; and another precision may follow."""
+    """Even after a cast, rounding, freezing and another mode; and another precision may follow."""
     parts = plain_flow_components()
     parts.unet.get_submodule("double_blocks.1").eval()
     for encoder in parts.text_encoders:  # at their first call transformers' modules add hooks of their own

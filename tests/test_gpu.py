@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from apt_train.families.storage import STORAGES
 from apt_train.training import streams
 from apt_train.training.plan import plan_run
 from apt_train.training.setup import prepared_run
@@ -62,7 +63,10 @@ def test_frozen_weights_leave_the_gpu_for_the_vae_and_come_back_to_the_bit() -> 
     assert frozen.weight.is_cuda and torch.equal(frozen.weight, before)
 
 
-@pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"precision": "fp16"}, {"base_storage": "fp8"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"precision": "bf16"}, {"precision": "fp16"}, *({"base_storage": storage} for storage in STORAGES)],
+)
 def test_it_learns_in_every_precision(settings: dict[str, Any]) -> None:
     found = trained(**settings, steps=6)
     assert found.losses[-1] == found.losses[-1] and max(found.losses) < 10

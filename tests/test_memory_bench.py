@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from apt_train.adapter import add_adapter
 from apt_train.config import Method
 from apt_train.families.components import Components
+from apt_train.families.storage import STORAGES
 from apt_train.training import estimate
 from apt_train.training.live_bytes import META, LiveBytes, fused_attention, weight_bytes
 from apt_train.training.memory import Savings, Setting
@@ -227,7 +228,11 @@ def test_what_has_content_is_never_remembered() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "settings", "aside"),
-    [("sdxl", {}, True), ("sd15", {"method": "dreambooth", "base_storage": "fp8"}, False)],
+    [
+        ("sdxl", {}, True),
+        ("sd15", {"method": "dreambooth", "base_storage": "fp8"}, False),
+        ("sd15", {"method": "dreambooth", "base_storage": "nf4"}, False),
+    ],
 )
 def test_an_estimate_is_the_same_as_without_remembering(
     kind: str, settings: dict[str, Any], aside: bool, monkeypatch: pytest.MonkeyPatch
@@ -243,17 +248,16 @@ def test_an_estimate_is_the_same_as_without_remembering(
 # ---- what is told ------------------------------------------------------------------------------------------------
 
 
-def test_what_a_run_would_tell_is_less_in_fp8_in_word_mode_and_with_encoders_aside(
+def test_what_a_run_would_tell_is_less_if_rounded_in_word_mode_and_with_encoders_aside(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(estimate, "SMALL", 0)
     plans = memory.plans_of(tiny("sd15", META), SIDE)
     told = {(plan["base_storage"], plan["encoders"]): (plan["step"], plan["vae"]) for plan in plans}
-    assert set(told) == {(storage, place) for storage in ("full", "fp8") for place in ("stay", "aside", "leave")}
-    assert [plan["identifier_mode"] for plan in plans] == 2 * ["learned", "learned", "word"]
-    for place in ("stay", "aside", "leave"):
-        assert told["fp8", place][0] < told["full", place][0]
-    for storage in ("full", "fp8"):
+    assert set(told) == {(storage, place) for storage in ("full", *STORAGES) for place in ("stay", "aside", "leave")}
+    assert [plan["identifier_mode"] for plan in plans] == (1 + len(STORAGES)) * ["learned", "learned", "word"]
+    assert all(told[storage, place][0] < told["full", place][0] for storage, place in told if storage != "full")
+    for storage in ("full", *STORAGES):
         assert told[storage, "leave"] < told[storage, "stay"] and told[storage, "aside"] < told[storage, "stay"]
     assert min(min(both) for both in told.values()) > 0
 

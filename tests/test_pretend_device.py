@@ -33,6 +33,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "sdxl, checkpointing": {"gradient_checkpointing": True, "attn_schedule": "indicator"},
     "tlora, prior preservation": {"method": "tlora", "prior_images": pictures(seed=5)},
     "dco": {"method": "dco"},
+    "int8": {"base_storage": "int8"},
+    "sdxl, nf4, tlora, checkpointing": {"base_storage": "nf4", "method": "tlora", "gradient_checkpointing": True},
 }
 
 

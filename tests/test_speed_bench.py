@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import host_trainer, layout, setup, speed
+from apt_train.families.storage import STORAGES
+from benchmarks import host_trainer, layout, setup, speed, storage
 
 TABLES = {
     "setup": setup.table,
@@ -58,6 +59,26 @@ def test_each_layout_changes_the_network(one_thread: None) -> None:
     layout.compiled(unet)
     compiled = [m for m in unet.modules() if m._compiled_call_impl is not None]
     assert compiled and {type(module).__name__ for module in compiled} == set(layout.BLOCKS)
+
+
+def test_storages_are_compared_with_the_full_base(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_thread: None
+) -> None:
+    monkeypatch.setattr(storage, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["storage", "--short", "--name", "now"])
+    storage.main()
+    kept = json.loads((tmp_path / "now.json").read_text())["models"]["short"]
+    assert kept.keys() == STORAGES.keys()
+    for one in kept.values():
+        assert 0 < min(one[title] for title in storage.ERRORS) and one["step"] == sorted(one["step"])
+    for title in storage.ERRORS:
+        assert kept["int8"][title] < kept["fp8"][title] < kept["nf4"][title]
+    assert capsys.readouterr().out == storage.table({"short": kept})
+
+
+def test_the_page_on_storages_shows_what_was_measured() -> None:
+    kept = json.loads((storage.RESULTS / "storage.json").read_text())
+    assert storage.table(kept["models"]) in (PAGE.parent / "storages.md").read_text(encoding="utf-8")
 
 
 def test_the_set_up_is_a_share_of_a_long_run(

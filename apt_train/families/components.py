@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import AdapterTargets
+from ..config import AdapterTargets, Storage
 from ..errors import InputError
 from .file_words import FileWords
 from .levels import levels_of
@@ -27,8 +27,8 @@ def loses(source: torch.dtype, target: torch.dtype) -> bool:
     return source.itemsize > 1 and torch.promote_types(source, target) != target
 
 
-def _rounding(dtype: torch.dtype | None, in_fp8: bool) -> str:
-    names = [*(["fp8"] if in_fp8 else []), *([str(dtype)] if dtype is not None else [])]
+def _rounding(dtype: torch.dtype | None, storage: Storage) -> str:
+    names = [*([storage] if storage != "full" else []), *([str(dtype)] if dtype is not None else [])]
     return " and ".join(names)
 
 
@@ -108,27 +108,27 @@ class Components:
     notes: list[str] = field(default_factory=list[str])  # sentences the user should see once
     network: Network = field(default_factory=StableDiffusion)  # how `unet` is called and read
     rounded_to: torch.dtype | None = None  # dtype to which an earlier run rounded the weights in place
-    stored_in_fp8: bool = False  # whether an earlier run rounded the frozen layers to fp8 in place
+    stored_as: Storage = "full"  # the storage to which an earlier run rounded the frozen layers in place
     borrowed: bool = False  # whether a run gives the modules back as they were: weights, dtypes, devices, modes
 
     def lent(self) -> contextlib.AbstractContextManager[None]:
         """Inside the block the modules may be cast, moved and frozen; borrowed ones are then as they were before."""
         return lent([self.unet, *(encoder.model for encoder in self.text_encoders)] if self.borrowed else [])
 
-    def use(self, dtype: torch.dtype, *, in_fp8: bool = False) -> None:
-        """Record that a run casts UNet and text encoders to `dtype`, via fp8 if `in_fp8`.
+    def use(self, dtype: torch.dtype, storage: Storage = "full") -> None:
+        """Record that a run casts UNet and text encoders to `dtype`, their layers by way of `storage`.
 
         InputError: an earlier run rounded them differently.
         """
         if self.borrowed:  # then nothing stays rounded
             return
-        untouched = self.rounded_to is None and not self.stored_in_fp8
-        if self.rounded_to not in (None, dtype) or not (untouched or self.stored_in_fp8 == in_fp8):
+        untouched = self.rounded_to is None and self.stored_as == "full"
+        if self.rounded_to not in (None, dtype) or not (untouched or self.stored_as == storage):
             raise InputError(
-                f"An earlier run has rounded this model to {_rounding(self.rounded_to, self.stored_in_fp8)}, and this "
-                f"one is to train in {_rounding(dtype, in_fp8)}: load the checkpoint again."
+                f"An earlier run has rounded this model to {_rounding(self.rounded_to, self.stored_as)}, and this "
+                f"one is to train in {_rounding(dtype, storage)}: load the checkpoint again."
             )
-        self.stored_in_fp8 = in_fp8
+        self.stored_as = storage
         modules = [self.unet, *(encoder.model for encoder in self.text_encoders)]
         held = {parameter.dtype for module in modules for parameter in module.parameters()}
         if any(loses(one, dtype) for one in held):

@@ -13,7 +13,7 @@ import torch
 from ..adapter import adapter_of
 from ..data.batch import Batch
 from ..families.components import Components
-from ..families.storage import stored_in_fp8
+from ..families.storage import stored
 from ..text.conditioning import Conditioner
 from .indicator import OverfitIndicator
 from .live_bytes import META, LiveBytes, fused_attention, gradients_left_out, on_meta, weight_bytes
@@ -95,8 +95,7 @@ def _weightless(components: Components, setting: Setting) -> Generator[TrainingS
         conditioner = Conditioner.of(config, encoders, META)
         for module in (unet, *(encoder.model for encoder in encoders)):
             stack.enter_context(on_meta(module, setting.dtype))
-            if config.base_storage == "fp8":
-                stack.enter_context(stored_in_fp8(module, setting.dtype))
+            stack.enter_context(stored(module, config.base_storage, setting.dtype))
         if setting.savings.encoders_aside:
             conditioner.work_on(META)
         with META:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..adapter import Adapter, adapter_of, check_no_adapter
 from ..families.blocks_aside import BlocksAside
-from ..families.storage import stored_in_fp8
+from ..families.storage import stored
 from .plan import Plan
 
 
@@ -21,7 +21,7 @@ def encoders_on(plan: Plan) -> Generator[None]:
     with contextlib.ExitStack() as stack:
         for encoder in encoders:
             encoder.keep_table(plan.dtype)
-            stack.enter_context(_kept(encoder.model, plan))
+            stack.enter_context(stored(encoder.model, plan.config.base_storage, plan.dtype))
         try:
             yield
         finally:
@@ -29,20 +29,12 @@ def encoders_on(plan: Plan) -> Generator[None]:
                 encoder.model.to("cpu")
 
 
-def _kept(module: nn.Module, plan: Plan) -> contextlib.AbstractContextManager[None]:
-    """Inside the block the module has the run's precision, its frozen weights stored as `base_storage` says."""
-    if plan.config.base_storage == "fp8":
-        return stored_in_fp8(module, plan.dtype)
-    nn.Module.to(module, plan.dtype)  # diffusers' own `to` would warn about this intended cast
-    return contextlib.nullcontext()
-
-
 @contextlib.contextmanager
 def network_on(plan: Plan) -> Generator[BlocksAside]:
     """The network on the device in training mode, but for the blocks that wait; afterwards in eval mode on the CPU."""
     unet, network = plan.components.unet, plan.components.network
     check_no_adapter(unet)
-    with _kept(unet, plan):
+    with stored(unet, plan.config.base_storage, plan.dtype):
         unet.requires_grad_(False)
         blocks = BlocksAside(network.blocks(unet), plan.device)
         try:

@@ -37,7 +37,7 @@ def prepared_run(
     if subject.bank.fixed:
         notify("The VAE gives no standard deviation: each picture's latent is fixed.")
     busy("model", 0, 0)
-    plan.components.use(plan.dtype, in_fp8=plan.config.base_storage == "fp8")
+    plan.components.use(plan.dtype, plan.config.base_storage)
     with plan.components.lent(), encoders_on(plan), network_on(plan) as blocks, adapter_on(plan) as adapter:
         inputs = Inputs(subject, preservation, conditioner_of(plan))
         for warning in inputs.conditioner.warnings():
