@@ -148,6 +148,8 @@ def test_they_are_spread_over_the_network(count: int, expected: list[int]) -> No
 RUNS: dict[str, dict[str, Any]] = {
     "apt": {"balance_every": 1},
     "fp8, dropout": {"base_storage": "fp8", "dropout": 0.3, "targets": "attention+ff"},
+    "int8, word": {"base_storage": "int8", "identifier_mode": "word"},
+    "nf4": {"base_storage": "nf4"},
     "dora": {"kind": "dora", "identifier_mode": "word"},
     "tlora": {"method": "tlora"},
     "flow": {},
@@ -176,7 +178,8 @@ on_a_device = pytest.mark.skipif(not pretend_device.AVAILABLE, reason="this torc
 
 @pytest.mark.slow
 @on_a_device
-def test_on_a_device_they_are_in_main_memory_between_the_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("storage", ["fp8", "nf4"])
+def test_on_a_device_they_are_in_main_memory_between_the_passes(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     places: list[int] = []
     original = update._backward
 
@@ -190,7 +193,7 @@ def test_on_a_device_they_are_in_main_memory_between_the_passes(monkeypatch: pyt
         assert all(one.device.type == pretend_device.NAME for one in unet.parameters() if one.requires_grad)
         original(run_, loss)
 
-    settings: dict[str, Any] = {"steps": 2, "watch_drift": False, "base_storage": "fp8"}
+    settings: dict[str, Any] = {"steps": 2, "watch_drift": False, "base_storage": storage}
     monkeypatch.setattr(update, "_backward", watched)
     model = tiny_components("sdxl")
     monkeypatch.setattr(Plan, "savings", Savings(2, True, len(model.network.blocks(model.unet))))
