@@ -583,9 +583,9 @@ class TrainConfig:
     )
     memory: MemoryUse = setting(
         "auto",
-        "auto: on a GPU with too little free memory, recompute activations, no more than needed, then keep the text "
-        "encoders in main memory, then blocks of the network. A run that runs out of memory does the same and "
-        "continues. fixed: as gradient_checkpointing says.",
+        "auto: with too little free memory on a GPU, recompute activations, no more than needed. If that is not "
+        "enough, the text encoders and then blocks of the network wait in main memory. A run that runs out of memory "
+        "does the same and continues. fixed: as gradient_checkpointing says.",
         moves_weights=False,
         since=5,
         widget=Widget(heading="performance", advanced=True),

@@ -18,7 +18,7 @@ ENCODERS_ASIDE = (
 )
 BLOCKS_ASIDE = (
     "Blocks of the network wait in main memory, as the device's is short, and steps take longer. A lower resolution, "
-    "batch_size or rank may keep them on the device, as may base_storage fp8."
+    "batch_size or rank may keep them on the device, as may a smaller base_storage."
 )
 OF_PRIOR = "Prior images: "  # before a note that would otherwise seem to be on the subject's pictures
 _BRACES = re.compile(r"\{[^{}]*\}")
