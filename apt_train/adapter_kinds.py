@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _compute_in_input_type(layer: Any, name: str) -> None:
     """
     layer.cast_input_dtype_enabled = False
     for linear in (layer.lora_A[name], layer.lora_B[name]):
-        linear.forward = partial(_linear, linear)
+        linear.forward = MethodType(_linear, linear)  # not a partial, of which compiled blocks each need a version
 
 
 def _linear(module: Any, x: Tensor) -> Tensor:
