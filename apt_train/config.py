@@ -597,6 +597,21 @@ class TrainConfig:
         since=5,
         widget=Widget(heading="performance", advanced=True),
     )
+    compile_blocks: bool = setting(
+        False,
+        "Compile the network's blocks, for shorter steps on a GPU (ours, not measured on one). The first step takes "
+        "minutes, as does the first with each new size of picture.",
+        more="Needs a C++ compiler, and Triton on a GPU. A run that cannot compile says so and continues without.",
+        since=6,
+        widget=Widget(heading="performance", advanced=True),
+    )
+    channels_last: bool = setting(
+        False,
+        "Keep the weights of convolutions in the memory layout that GPUs prefer in half precision (ours, not measured "
+        "on one).",
+        since=6,
+        widget=Widget(heading="performance", advanced=True),
+    )
     adapter: AdapterConfig = group(AdapterConfig, title="adapter", heading="adapter")
     apt: AptConfig = group(AptConfig, title="APT", heading="APT")
     optimizer: OptimizerConfig = group(OptimizerConfig, title="optimizer", heading="optimizer")

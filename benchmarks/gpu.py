@@ -62,7 +62,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "APT, lazy prior 4": {"method": "apt", "lazy_prior": 4},
 }
 LOW_MEMORY: dict[str, Any] = {"base_storage": PRESETS["low memory"].values["base_storage"]}  # else as every row
-LAYOUTS = tuple(change for change in layout.CHANGES if change != "plain")  # each model's last rows: they stay
 WARM_UP, STEPS, MOST_SECONDS = 2, 8, 420.0
 
 
@@ -210,7 +209,8 @@ def steps_of(
     rows.append(("APT, one part recomputed", {"savings": Savings(1)}, True))
     everything, blocks = on.parts.network.checkpoint_parts(on.parts.unet), on.parts.network.blocks(on.parts.unet)
     rows.append(("APT, blocks aside", {"savings": Savings(everything, blocks_aside=len(blocks))}, True))
-    rows += [(f"DreamBooth, {change}", {**WAYS["DreamBooth"], "layout": change}, True) for change in LAYOUTS]
+    changed = {title: settings for title, settings in layout.CHANGES.items() if settings}
+    rows += [(f"DreamBooth, {title}", WAYS["DreamBooth"] | settings, True) for title, settings in changed.items()]
     found = []
     for way, settings, checkpointing in rows:
         if time.monotonic() - began > MOST_SECONDS:
@@ -263,7 +263,7 @@ def _steps(on: On, settings: dict[str, Any], checkpointing: bool) -> Iterator[tu
             nn.Module.to(parts.unet.eval(), "cpu")
         return
     settings = dict(settings)
-    change, savings = layout.CHANGES[settings.pop("layout", "plain")], settings.pop("savings", None)
+    savings = settings.pop("savings", None)
     # Steady: augmented pictures would be encoded in the first steps only, and pass for a cost of every step.
     apt = AptConfig(adaptive_augmentation=True, balance_every=0, lazy_prior=settings.pop("lazy_prior", 1), p_max=0)
     config = TrainConfig(
@@ -276,7 +276,6 @@ def _steps(on: On, settings: dict[str, Any], checkpointing: bool) -> Iterator[tu
         vars(plan)["savings"] = savings  # which else depends on the free memory
     _ = plan.event
     with prepared_run(plan, lambda text: None) as run:
-        change(run.components.unet)
         yield lambda: optimizer_step(run), run
 
 

@@ -10,38 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import nn
 
 from benchmarks import speed
 
 RESULTS = speed.RESULTS.parent / "layout"
-BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
-"""diffusers' classes that are compiled one by one: all blocks of a width share their code."""
-
-
-def plain(network: nn.Module) -> None:
-    """As a run trains it."""
-
-
-def channels_last(network: nn.Module) -> None:
-    to: Any = network.to  # torch's types lack this form
-    to(memory_format=torch.channels_last)
-
-
-def compiled(network: nn.Module) -> None:
-    for module in network.modules():
-        if type(module).__name__ in BLOCKS:
-            module.compile(dynamic=False)
-
-
-CHANGES: dict[str, Callable[[nn.Module], None]] = {
-    "plain": plain,
-    "channels last": channels_last,
-    "blocks compiled": compiled,
+CHANGES: dict[str, dict[str, bool]] = {
+    "plain": {},
+    "channels last": {"channels_last": True},
+    "blocks compiled": {"compile_blocks": True},
 }
 
 
@@ -58,9 +36,7 @@ def measured(name: speed.ModelName, rounds: int) -> dict[str, list[float]]:
     with contextlib.ExitStack() as stack:
         steps: dict[str, speed.Step] = {}
         for title, change in CHANGES.items():
-            run = stack.enter_context(speed.prepared(name, "apt", 1))
-            change(run.components.unet)
-            steps[title] = speed.network_alone(run)
+            steps[title] = speed.network_alone(stack.enter_context(speed.prepared(name, "apt", 1, **change)))
         seconds = [speed.one_round(steps, 1) for _ in range(rounds + 1)][1:]
     ratios = {title: [one[title] / one["plain"] for one in seconds] for title in CHANGES if title != "plain"}
     return {title: [round(value, 4) for value in statistics.quantiles(all_, n=4)] for title, all_ in ratios.items()}

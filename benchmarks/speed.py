@@ -29,7 +29,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from apt_train.config import AdapterConfig, AptConfig, Method, OptimizerConfig, Storage, TrainConfig
+from apt_train.config import AdapterConfig, AptConfig, Method, OptimizerConfig, TrainConfig
 from apt_train.data.dataset import load_images
 from apt_train.demo.recipe import DEMO, MODEL
 from apt_train.disk.files import write_text
@@ -132,15 +132,15 @@ def one_round(steps: dict[str, Step], cycle: int) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def prepared(name: ModelName, method: Method, lazy_prior: int, base_storage: Storage = "full") -> Iterator[Run]:
+def prepared(name: ModelName, method: Method, lazy_prior: int, **settings: Any) -> Iterator[Run]:
     """A run of this project."""
     config = TrainConfig(
         class_word="toy",
         identifier_mode="word",
         method=method,
-        base_storage=base_storage,
         apt=AptConfig(**STEADY, lazy_prior=lazy_prior),
         optimizer=OptimizerConfig(batch_size=1),
+        **settings,
     )
     with prepared_run(plan_run(components(name), _pictures(), config, device="cpu"), lambda text: None) as run:
         yield run
@@ -180,9 +180,10 @@ def network_alone(run: Run) -> Step:
     adapter, trained = run.adapter, list(run.trainable.values())
 
     def step() -> None:
-        with torch.no_grad(), adapter.disabled():
-            run.training_step.predict(batch.latents, batch, text)
-        torch.autograd.grad(run.training_step.predict(batch.latents, batch, text), trained, ones)
+        with run.compiled.used():
+            with torch.no_grad(), adapter.disabled():
+                run.training_step.predict(batch.latents, batch, text)
+            torch.autograd.grad(run.training_step.predict(batch.latents, batch, text), trained, ones)
 
     return step
 

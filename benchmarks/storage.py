@@ -40,7 +40,7 @@ def main() -> None:
 def measured(name: speed.ModelName, rounds: int) -> dict[str, dict[str, Any]]:
     """By storage: the three errors, and a step's time as quartiles of its ratio to a step on the full base."""
     with contextlib.ExitStack() as stack:
-        runs = {way: stack.enter_context(speed.prepared(name, "apt", 1, way)) for way in (FULL, *ROUNDED)}
+        runs = {way: stack.enter_context(speed.prepared(name, "apt", 1, base_storage=way)) for way in (FULL, *ROUNDED)}
         predicted = {way: predictions(run) for way, run in runs.items()}
         steps: dict[str, Callable[[], object]] = {way: partial(optimizer_step, run) for way, run in runs.items()}
         seconds = [speed.one_round(steps, 1) for _ in range(rounds + 1)][1:]

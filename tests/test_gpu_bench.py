@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from apt_train.training import compiled
 from benchmarks import gpu, layout, speed
 
 
@@ -19,7 +20,7 @@ def test_the_tiny_form_measures_everything(
 ) -> None:
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
     monkeypatch.setattr(gpu, "STEPS", 1)
-    monkeypatch.setattr(layout, "BLOCKS", ())  # compiling takes minutes here
+    monkeypatch.setattr(compiled, "COMPILER", {"backend": "eager"})  # the real one takes minutes here
     monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--name", "now"])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     gpu.main()
@@ -55,13 +56,13 @@ def test_a_row_that_does_not_fit_is_one_line() -> None:
 
 
 def test_without_a_compiler_the_other_rows_are_kept(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
-    def no_compiler(network: torch.nn.Module) -> None:
-        raise NotImplementedError("no compiler")  # a RuntimeError, as torch's own are
+    def no_compiler(*_: object) -> None:
+        raise RuntimeError("no compiler")
 
-    monkeypatch.setitem(layout.CHANGES, "blocks compiled", no_compiler)
+    monkeypatch.setattr(compiled, "COMPILER", {"backend": no_compiler})
     on = gpu.On(speed.components("short"), 64, torch.device("cpu"), torch.float32)
-    row = gpu._row(on, {"layout": "blocks compiled"}, True, 1.0)
-    assert row["seconds"] is None and row["failed"] == "NotImplementedError"
+    row = gpu._row(on, layout.CHANGES["blocks compiled"], True, 1.0)
+    assert row["seconds"] is None and row["failed"] == "BackendCompilerFailed"
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,7 +202,7 @@ METHOD_WIDGETS = (
 ADAPTER_WIDGETS = (
     "alpha dropout targets min_rank kind embedding_learning_rate beta1 beta2 epsilon weight_decay max_grad_norm "
     "lr_schedule warmup_steps accumulation optimizer precision gradient_checkpointing lazy_prior memory base_storage "
-    "options"
+    "compile_blocks channels_last options"
 ).split()
 DATA_WIDGETS = (
     "identifier_mode init_word dco_beta bucket_multiple class_caption prior_preservation_weight "

@@ -778,6 +778,8 @@ def test_every_field_of_the_config_is_tested_here() -> None:
         "unseen_prompt",  # tests/test_filmstrip.py
         "stop",  # tests/test_stopping.py
         "memory",  # tests/test_room.py
+        "compile_blocks",  # tests/test_compiled.py
+        "channels_last",
     }
     fields: set[str] = set()
     for name, value in quick_config().to_dict().items():

@@ -1,4 +1,4 @@
-"""Modules that are given back as they were: their weights replaced for the time of a block."""
+"""Modules that are given back as they were: their weights replaced, or in another layout, for the time of a block."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 
@@ -28,6 +29,23 @@ def weights_swapped(module: nn.Module, replacement: Callable[[Tensor], Tensor]) 
         for store, tensors in kept:
             store.clear()
             store.update(tensors)
+
+
+@contextlib.contextmanager
+def in_channels_last(module: nn.Module) -> Generator[None]:
+    """Inside the block convolutions' weights have the memory layout `channels_last`; afterwards their own strides."""
+    parts = cast("Iterable[Any]", module.modules())
+    stores: list[Any] = [store for part in parts for store in (part._parameters, part._buffers)]
+    tensors = [(store, name, tensor) for store in stores for name, tensor in store.items()]
+    kept = [(store, name, one.stride()) for store, name, one in tensors if one is not None and one.dim() == 4]
+    try:
+        for store, name, _ in kept:
+            store[name].data = store[name].data.contiguous(memory_format=torch.channels_last)
+        yield
+    finally:
+        for store, name, stride in kept:  # by name: what has moved meanwhile may be another tensor
+            data = store[name].data
+            store[name].data = data.new_empty_strided(data.shape, stride).copy_(data)
 
 
 @contextlib.contextmanager

@@ -52,6 +52,13 @@ class Capture:
         self._features = {part: network.features(module, part) for part in features}
         self._attention = {part: network.attention(module, part) for part in attention}
 
+    @property
+    def hooked(self) -> set[nn.Module]:
+        """The modules whose outputs are recorded."""
+        layers = [layer for part in self._attention.values() for layer in part.values()]
+        features = [module for part in self._features.values() for module in part.values()]
+        return {*features, *(module for layer in layers for module in (layer.query, layer.key))}
+
     @contextlib.contextmanager
     def record(self) -> Generator[Captured]:
         """Record one forward pass made inside the block.

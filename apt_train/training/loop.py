@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..events import NoticeEvent, StepEvent
 from .listener import Listener
 from .outcome import Outcome
 from .previewing import try_previews
-from .room import SPILLS, Pace, can_step_down, is_out_of_memory, step_down
+from .room import SPILLS, Pace, can_step_down, forget, is_out_of_memory, step_down
 from .saving import save_snapshot
 from .stopping import ended_by_itself
 from .trial import seconds_left
@@ -53,11 +54,24 @@ def run_steps(outcome: Outcome, listener: Listener) -> None:
 
 
 def _stepped(run: Run, listener: Listener) -> dict[str, Any]:
-    """Take an optimizer step; if memory runs out, step down to a leaner mode and repeat the same step."""
+    """Take an optimizer step; if memory runs out or compiling fails, repeat the same step in a way that needs less."""
     while True:
         try:
             return optimizer_step(run)
         except (RuntimeError, MemoryError) as error:
-            if not (is_out_of_memory(error) and can_step_down(run)):
+            if is_out_of_memory(error) and can_step_down(run):
+                change = partial(step_down, run)
+            elif run.compiled and not run.updating:
+                change = partial(_uncompiled, run, str(error))
+            else:
                 raise
-        listener(NoticeEvent(step_down(run), run.steps_done))
+        listener(NoticeEvent(change(), run.steps_done))
+
+
+def _uncompiled(run: Run, failure: str) -> str:
+    """Train on without compiled blocks. Returns a notice for the user."""
+    run.compiled.close()
+    forget(run)
+    reasons = [line.strip() for line in failure.splitlines() if line.strip() and not line.endswith("raised:")]
+    reason = reasons[0][:200] if reasons else "no reason given"
+    return f"Compiling the blocks failed ({reason}): training goes on without it."

@@ -20,6 +20,7 @@ BLOCKS_ASIDE = (
     "Blocks of the network wait in main memory, as the device's is short, and steps take longer. A lower resolution, "
     "batch_size or rank may keep them on the device, as may a smaller base_storage."
 )
+COMPILES = "compile_blocks is on: compiling takes minutes in the first step, and again for each new size of picture."
 OF_PRIOR = "Prior images: "  # before a note that would otherwise seem to be on the subject's pictures
 _BRACES = re.compile(r"\{[^{}]*\}")
 
@@ -29,7 +30,8 @@ def notes_of(plan: Plan) -> list[str]:
     prior = [f"{OF_PRIOR}{note}" for note in plan.prior_images.notes] if plan.prior_images else []
     pictures = [*plan.images.notes, *plan.images.repeats(), *prior, *_preserved_subject(plan)]
     aside = [ENCODERS_ASIDE] * plan.encoders_aside + [BLOCKS_ASIDE] * (plan.savings.blocks_aside > 0)
-    return [*plan.components.notes, *pictures, *aside, *_blind_stop(plan), *_unfilled(plan)]
+    compiles = [COMPILES] if plan.config.compile_blocks else []
+    return [*plan.components.notes, *pictures, *aside, *compiles, *_blind_stop(plan), *_unfilled(plan)]
 
 
 def _preserved_subject(plan: Plan) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 
 import torch
 from torch import nn
@@ -11,6 +11,8 @@ from torch import nn
 from ..adapter import Adapter, adapter_of, check_no_adapter
 from ..families.blocks_aside import BlocksAside
 from ..families.storage import stored
+from ..families.swapped import in_channels_last
+from .compiled import CompiledBlocks
 from .plan import Plan
 
 
@@ -34,7 +36,8 @@ def network_on(plan: Plan) -> Generator[BlocksAside]:
     """The network on the device in training mode, but for the blocks that wait; afterwards in eval mode on the CPU."""
     unet, network = plan.components.unet, plan.components.network
     check_no_adapter(unet)
-    with stored(unet, plan.config.base_storage, plan.dtype):
+    layout = in_channels_last(unet) if plan.config.channels_last else contextlib.nullcontext()
+    with stored(unet, plan.config.base_storage, plan.dtype), layout:
         unet.requires_grad_(False)
         blocks = BlocksAside(network.blocks(unet), plan.device)
         try:
@@ -47,6 +50,12 @@ def network_on(plan: Plan) -> Generator[BlocksAside]:
             network.checkpoint(unet, 0)
             blocks.end()
             nn.Module.to(unet.eval(), "cpu")
+
+
+def compiled_blocks(plan: Plan, hooked: Collection[nn.Module]) -> CompiledBlocks:
+    """The network's blocks, to be compiled around its hooked layers; none if the setting is off."""
+    network, unet = plan.components.network, plan.components.unet
+    return CompiledBlocks(network.blocks(unet) if plan.config.compile_blocks else (), hooked)
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ def step_down(run: Run) -> str:
     take = _leaner(run)
     assert take is not None, "no leaner mode is left"
     told = take(run)
-    _forget(run)
+    forget(run)
     return told
 
 
@@ -81,7 +81,8 @@ def _set_blocks_aside(run: Run) -> str:
     return BLOCKS_ASIDE
 
 
-def _forget(run: Run) -> None:
+def forget(run: Run) -> None:
+    """Discard what a failed step left, so that it can be repeated."""
     run.optimizer.zero_grad(set_to_none=True)
     run.indicator.discard()
     fresh = torch.amp.GradScaler(run.device.type, enabled=run.scaler.is_enabled())

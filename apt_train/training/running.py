@@ -23,6 +23,7 @@ from .terms import Preservation, Term
 if TYPE_CHECKING:
     from ..data.latent_bank import LatentBank
     from ..families.blocks_aside import BlocksAside
+    from .compiled import CompiledBlocks
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     lr_factor: Callable[[int], float]
     scaler: torch.amp.GradScaler
+    compiled: CompiledBlocks
     recomputed: int = 0  # parts of the network whose activations are recomputed
     drift: DriftWatch | None = None  # None: drift is not measured
     steps_done: int = 0

@@ -12,7 +12,7 @@ from ..adapter import Adapter
 from ..events import Busy
 from .indicator import OverfitIndicator
 from .inputs import Inputs, conditioner_of, drift_watch, prepare_captions
-from .on_device import adapter_on, encoders_on, network_on
+from .on_device import adapter_on, compiled_blocks, encoders_on, network_on
 from .optimizer import build_optimizer, lr_factor_of
 from .plan import Plan
 from .running import Run
@@ -47,7 +47,8 @@ def prepared_run(
         prepare_captions(plan, inputs, drift)
         run = _assemble(plan, inputs, adapter, blocks)
         run.drift = drift
-        yield run
+        with contextlib.closing(run.compiled):
+            yield run
 
 
 def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter, blocks: BlocksAside) -> Run:
@@ -68,5 +69,6 @@ def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter, blocks: BlocksAside)
     trainable, optimizer = build_optimizer(adapter, inputs.identifier, plan.config)
     scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.dtype == torch.float16)
     lr_factor = lr_factor_of(plan.config)
-    recomputed = plan.savings.recomputed
-    return Run(plan, inputs, adapter, blocks, indicator, step, trainable, optimizer, lr_factor, scaler, recomputed)
+    compiled, recomputed = compiled_blocks(plan, step.hooked), plan.savings.recomputed
+    made = optimizer, lr_factor, scaler, compiled, recomputed
+    return Run(plan, inputs, adapter, blocks, indicator, step, trainable, *made)

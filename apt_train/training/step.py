@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapter import Adapter
 from ..data.batch import Batch
@@ -56,6 +56,11 @@ class TrainingStep:
             features=[term.features for term in terms if term.features],
             attention=[term.attention for term in terms if term.attention],
         )
+
+    @property
+    def hooked(self) -> set[nn.Module]:
+        """The network's layers whose outputs the terms read."""
+        return self._wanted.hooked
 
     @property
     def schedule(self) -> Process:

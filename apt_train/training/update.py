@@ -108,7 +108,8 @@ def _accumulate(run: Run, batches: list[Batch], preserved: list[Batch], seen: _S
     """Forward and backward, batch by batch; the gradients sum to those of one large batch."""
     with_prior, progress = run.objective.needs_prior(run.steps_done), run.steps_done / max(1, run.config.steps - 1)
     for micro, batch in enumerate(batches):
-        with seeded(run.config.seed, "dropout", run.steps_done, micro, device=run.device):
+        draws = seeded(run.config.seed, "dropout", run.steps_done, micro, device=run.device)
+        with draws, run.compiled.used():
             with run.adapter.at(batch.timesteps):
                 output = run.training_step(batch, with_prior=with_prior, progress=progress)
                 if micro == 0 and _balance_due(run):

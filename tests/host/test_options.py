@@ -58,7 +58,7 @@ def settings_of(host: Host, names: list[str], **changes: Any) -> dict[str, Any]:
 
 
 def test_settings_of_a_later_round_reach_the_run_from_their_own_node(host: Host, names: list[str]) -> None:
-    own = {**untouched("APTAdapterOptions"), "memory": "fixed", "base_storage": "fp8"}
+    own = {**untouched("APTAdapterOptions"), "memory": "fixed", "base_storage": "fp8", "channels_last": True}
     g, node = training_graph(names, steps=1)
     node_id = str(len(g.prompt) + 1)
     options = g.prompt[node.id]["inputs"]["options"]
@@ -69,6 +69,7 @@ def test_settings_of_a_later_round_reach_the_run_from_their_own_node(host: Host,
     (run,) = set((host.folder / "output").glob("apt_train/*")) - before
     settings = flat(json.loads((run / "config.json").read_text())["config"])
     assert settings["memory"] == "fixed" and settings["base_storage"] == "fp8"
+    assert settings["channels_last"] and not settings["compile_blocks"]
 
 
 def flat(config: dict[str, Any]) -> dict[str, Any]:
