@@ -15,13 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 
+from apt_train.errors import InputError
 from apt_train.events import PreviewEvent, StepEvent, StopTraining, TrainResult
 from apt_train.families.components import Components
 from apt_train.families.sd.network import StableDiffusion
 from apt_train.names import ATTENTION
 from apt_train.training import compiled
 from apt_train.training.compiled import CompiledBlocks
+from apt_train.training.memory import Savings
 from apt_train.training.notes import COMPILES
+from apt_train.training.plan import Plan
+from tests.plain_flow import plain_flow_components
 from tests.test_room import planned
 from tests.tiny import tiny_components
 from tests.toy_flow import toy_flow_components
@@ -106,6 +110,22 @@ def test_a_networks_own_family_names_the_blocks(compiler: Compiler) -> None:
     settings: dict[str, Any] = {**QUIET, "stabilization": False, "alignment": False}
     found = run(toy_flow_components(), **settings, compile_blocks=True)
     assert compiler.graphs and agree(found, run(toy_flow_components(), **settings))
+
+
+def test_a_network_without_blocks_is_refused() -> None:
+    with pytest.raises(InputError, match="compile_blocks is on, but this network has no blocks"):
+        run(plain_flow_components(), **QUIET, method="dreambooth", compile_blocks=True)
+
+
+def test_blocks_that_wait_in_main_memory_are_compiled_all_the_same(
+    compiler: Compiler, one_block: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their weights are new tensors at each visit, which needs no version of its own."""
+    plain = run(**QUIET, gradient_checkpointing=True)
+    monkeypatch.setattr(Plan, "savings", Savings(2, blocks_aside=1))
+    graphs: list[int] = []
+    found = run(**QUIET, **BOTH, on_event=lambda event: graphs.append(compiler.graphs))
+    assert agree(found, plain) and compiler.graphs and set(graphs) == {0, compiler.graphs}
 
 
 def test_blocks_of_a_width_share_their_code(monkeypatch: pytest.MonkeyPatch, compiler: Compiler) -> None:

@@ -160,6 +160,8 @@ class Plan:
     def check(self) -> None:
         """InputError for settings that cannot be trained, or that would fail hours into a run."""
         check_layers(self.objective, self.components.network, self.components.unet)
+        if self.config.compile_blocks and not self.components.network.blocks(self.components.unet):
+            raise InputError("compile_blocks is on, but this network has no blocks to compile: switch it off.")
         most, given = self.components.schedule.num_timesteps, self.config.output.preview_steps
         if self.config.output.preview_every and given > most:
             raise InputError(f"preview_steps is {given}, but this model's schedule has {most}: give {most} or fewer.")
