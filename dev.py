@@ -9,6 +9,7 @@
     python dev.py bench gpu          time and memory of a step on a GPU, in eight minutes (--tiny: does it run?)
     python dev.py bench speed        what a step costs by method, against a bare loop (options: of benchmarks/speed.py)
     python dev.py bench layout       what another memory layout and compiled blocks bring to the network
+    python dev.py bench recompute    what recomputing activations costs, in part of the network or in all of it
     python dev.py bench storage      what each way to store the frozen base rounds off, and what a step on it costs
     python dev.py bench setup        what comes before the first step, as a share of a run of 1,000 steps
     python dev.py bench host_trainer a DreamBooth step against ComfyUI's own trainer node, if there is a ComfyUI

@@ -10,7 +10,7 @@ import pytest
 
 from apt_train.families.storage import STORAGES
 from apt_train.training import compiled
-from benchmarks import host_trainer, layout, setup, speed, storage
+from benchmarks import host_trainer, layout, recompute, setup, speed, storage
 
 TABLES = {
     "setup": setup.table,
@@ -50,6 +50,22 @@ def test_layouts_are_compared_with_the_plain_network(
 def test_the_page_on_layouts_shows_what_was_measured() -> None:
     kept = json.loads((layout.RESULTS / "layout.json").read_text())
     assert layout.table(kept["models"]) in (PAGE.parent / "layout.md").read_text(encoding="utf-8")
+
+
+def test_recomputing_is_compared_with_keeping(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_thread: None
+) -> None:
+    monkeypatch.setattr(recompute, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["recompute", "--short", "--name", "now"])
+    recompute.main()
+    kept = json.loads((tmp_path / "now.json").read_text())["models"]["short"]
+    assert set(kept) == {recompute.OUTERMOST, recompute.ALL} and kept[recompute.ALL][1] > 1
+    assert capsys.readouterr().out == recompute.table({"short": kept})
+
+
+def test_the_page_on_recomputing_shows_what_was_measured() -> None:
+    kept = json.loads((recompute.RESULTS / "recompute.json").read_text())
+    assert recompute.table(kept["models"]) in (PAGE.parent / "part-recompute.md").read_text(encoding="utf-8")
 
 
 def test_storages_are_compared_with_the_full_base(
