@@ -119,16 +119,17 @@ def test_the_embedding_is_named_where_one_was_learned() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/home/ann/models/base.safetensors", "C:\\Users\\ann\\models\\base.safetensors", "~/ann/base.safetensors"]
+    "path",
+    ["/home/xenia/models/base.safetensors", "C:\\Users\\xenia\\models\\base.safetensors", "~/xenia/base.safetensors"],
 )
 def test_no_folder_of_the_users_machine(path: str) -> None:
     prompts = (path, "a photo / {subject}")
     config, source = replace(CONFIG, output=OutputConfig(preview_prompts=prompts)), replace(SOURCE, name=path)
     found = _metadata(source=source, config=config, summary={"from": path})
-    assert "ann" not in "".join(found.values())
+    assert "xenia" not in "".join(found.values())
     assert found["ss_sd_model_name"] == "base.safetensors"
     assert json.loads(found["apt_config"])["output"]["preview_prompts"] == ["base.safetensors", prompts[1]]
-    assert "ann" not in "".join(embedding_metadata(CONFIG, source, steps=10).values())
+    assert "xenia" not in "".join(embedding_metadata(CONFIG, source, steps=10).values())
 
 
 def test_file_name() -> None:
