@@ -9,9 +9,6 @@ Compiling takes minutes and is not counted. In: the time of the network. Not in:
 from __future__ import annotations
 
 import contextlib
-import statistics
-
-import torch
 
 from benchmarks import speed
 
@@ -24,22 +21,16 @@ CHANGES: dict[str, dict[str, bool]] = {
 
 
 def main() -> None:
-    options = speed.asked(__doc__ or "", RESULTS, 12)
-    torch.set_num_threads(1)
-    found = {name: measured(name, options.rounds) for name in options.model}
-    print(table(found), end="")
-    speed.keep(RESULTS, options.name, {"machine": speed.machine(), "rounds": options.rounds, "models": found})
+    speed.compare(__doc__ or "", RESULTS, measured, table)
 
 
 def measured(name: speed.ModelName, rounds: int) -> dict[str, list[float]]:
-    """Lower quartile, median and upper quartile of each change's ratio to the plain network, after a warm-up."""
+    """Quartiles of each change's ratio to the plain network."""
     with contextlib.ExitStack() as stack:
         steps: dict[str, speed.Step] = {}
         for title, change in CHANGES.items():
             steps[title] = speed.network_alone(stack.enter_context(speed.prepared(name, "apt", 1, **change)))
-        seconds = [speed.one_round(steps, 1) for _ in range(rounds + 1)][1:]
-    ratios = {title: [one[title] / one["plain"] for one in seconds] for title in CHANGES if title != "plain"}
-    return {title: [round(value, 4) for value in statistics.quantiles(all_, n=4)] for title, all_ in ratios.items()}
+        return speed.ratios(steps, "plain", rounds)
 
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:

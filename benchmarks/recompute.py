@@ -8,10 +8,7 @@ Measured is a whole APT step, in this process's CPU seconds on one thread. In: t
 from __future__ import annotations
 
 import contextlib
-import statistics
 from functools import partial
-
-import torch
 
 from apt_train.training.update import optimizer_step
 from benchmarks import speed
@@ -21,15 +18,11 @@ NONE, OUTERMOST, ALL = "nothing", "the outermost part", "all parts"
 
 
 def main() -> None:
-    options = speed.asked(__doc__ or "", RESULTS, 12)
-    torch.set_num_threads(1)
-    found = {name: measured(name, options.rounds) for name in options.model}
-    print(table(found), end="")
-    speed.keep(RESULTS, options.name, {"machine": speed.machine(), "rounds": options.rounds, "models": found})
+    speed.compare(__doc__ or "", RESULTS, measured, table)
 
 
 def measured(name: speed.ModelName, rounds: int) -> dict[str, list[float]]:
-    """Lower quartile, median and upper quartile of the ratio to a step that recomputes nothing, after a warm-up."""
+    """Quartiles of the ratio to a step that recomputes nothing."""
     with contextlib.ExitStack() as stack:
         steps: dict[str, speed.Step] = {}
         for title in (NONE, OUTERMOST, ALL):
@@ -39,9 +32,7 @@ def measured(name: speed.ModelName, rounds: int) -> dict[str, list[float]]:
             network.checkpoint(unet, parts)
             run.training_step.save_memory = parts > 0
             steps[title] = partial(optimizer_step, run)
-        seconds = [speed.one_round(steps, 1) for _ in range(rounds + 1)][1:]
-    ratios = {title: [one[title] / one[NONE] for one in seconds] for title in (OUTERMOST, ALL)}
-    return {title: [round(value, 4) for value in statistics.quantiles(all_, n=4)] for title, all_ in ratios.items()}
+        return speed.ratios(steps, NONE, rounds)
 
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:

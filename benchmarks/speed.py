@@ -93,6 +93,27 @@ def asked(description: str, results: Path, rounds: int) -> argparse.Namespace:
     return options
 
 
+def compare(
+    description: str,
+    results: Path,
+    measured: Callable[[ModelName, int], dict[str, Any]],
+    table: Callable[[dict[str, Any]], str],
+) -> None:
+    """A benchmark of time that measures each model by itself: (model, rounds) -> values, {model: values} -> a table."""
+    options = asked(description, results, 12)
+    torch.set_num_threads(1)
+    found = {name: measured(name, options.rounds) for name in options.model}
+    print(table(found), end="")
+    keep(results, options.name, {"machine": machine(), "rounds": options.rounds, "models": found})
+
+
+def ratios(steps: dict[str, Step], base: str, rounds: int) -> dict[str, list[float]]:
+    """Lower quartile, median and upper quartile of each step's ratio to that of `base`, after a warm-up."""
+    seconds = [one_round(steps, 1) for _ in range(rounds + 1)][1:]
+    found = {title: [one[title] / one[base] for one in seconds] for title in steps if title != base}
+    return {title: [round(value, 4) for value in statistics.quantiles(all_, n=4)] for title, all_ in found.items()}
+
+
 def machine() -> dict[str, str]:
     return {
         "python": platform.python_version(),

@@ -9,7 +9,6 @@ process's CPU seconds on one thread. In: rounding, time. Not in: memory (memory.
 from __future__ import annotations
 
 import contextlib
-import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast, get_args
@@ -30,11 +29,7 @@ ERRORS = ("normal weights", "weights", "prediction")
 
 
 def main() -> None:
-    options = speed.asked(__doc__ or "", RESULTS, 12)
-    torch.set_num_threads(1)
-    found = {name: measured(name, options.rounds) for name in options.model}
-    print(table(found), end="")
-    speed.keep(RESULTS, options.name, {"machine": speed.machine(), "rounds": options.rounds, "models": found})
+    speed.compare(__doc__ or "", RESULTS, measured, table)
 
 
 def measured(name: speed.ModelName, rounds: int) -> dict[str, dict[str, Any]]:
@@ -43,13 +38,13 @@ def measured(name: speed.ModelName, rounds: int) -> dict[str, dict[str, Any]]:
         runs = {way: stack.enter_context(speed.prepared(name, "apt", 1, base_storage=way)) for way in (FULL, *ROUNDED)}
         predicted = {way: predictions(run) for way, run in runs.items()}
         steps: dict[str, Callable[[], object]] = {way: partial(optimizer_step, run) for way, run in runs.items()}
-        seconds = [speed.one_round(steps, 1) for _ in range(rounds + 1)][1:]
+        ratios = speed.ratios(steps, FULL, rounds)
     return {
         way: {
             "normal weights": round(error_of_normal(way), 5),
             "weights": round(error_of(speed.components(name).unet, way), 5),
             "prediction": round(_share(predicted[way], predicted[FULL]), 5),
-            "step": [round(q, 4) for q in statistics.quantiles([one[way] / one[FULL] for one in seconds], n=4)],
+            "step": ratios[way],
         }
         for way in ROUNDED
     }

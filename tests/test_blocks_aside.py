@@ -23,7 +23,7 @@ from apt_train.training.train import train
 from tests import pretend_device
 from tests.tiny import tiny_components
 from tests.toy_flow import toy_flow_components
-from tests.training import Recorder, pictures, quick_config, run, same_weights
+from tests.training import Recorder, out_of_memory, pictures, quick_config, run, same_weights
 
 CPU = torch.device("cpu")
 LENGTH = 5
@@ -208,15 +208,7 @@ def test_on_a_device_they_are_in_main_memory_between_the_passes(storage: str, mo
 @pytest.mark.slow
 @on_a_device
 def test_out_of_memory_again_and_again_they_are_the_last_rung(monkeypatch: pytest.MonkeyPatch) -> None:
-    original, left = update._backward, [3]
-
-    def full(run_: Any, loss: Tensor) -> None:
-        if left[0]:
-            left[0] -= 1
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        original(run_, loss)
-
-    monkeypatch.setattr(update, "_backward", full)
+    out_of_memory(monkeypatch, at=0, times=3)
     recorder = Recorder()
     config = quick_config(steps=2, watch_drift=False)
     with pretend_device.pretend_device() as device:

@@ -26,7 +26,7 @@ from apt_train.training.room import STEPPED_DOWN
 from apt_train.training.train import train
 from tests import pretend_device
 from tests.tiny import tiny_components
-from tests.training import Recorder, pictures, quick_config, run, same_weights
+from tests.training import Recorder, out_of_memory, pictures, quick_config, run, same_weights
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a photo of {subject}", "a {subject} on grass"]
@@ -179,15 +179,7 @@ def test_on_a_device_they_are_in_main_memory_between_their_passes(monkeypatch: p
 @pytest.mark.slow
 @on_a_device
 def test_out_of_memory_twice_they_are_the_second_rung(monkeypatch: pytest.MonkeyPatch) -> None:
-    original, left = update._backward, [2]
-
-    def full(run_: Any, loss: Tensor) -> None:
-        if left[0]:
-            left[0] -= 1
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        original(run_, loss)
-
-    monkeypatch.setattr(update, "_backward", full)
+    out_of_memory(monkeypatch, at=0, times=2)
     recorder = Recorder()
     with pretend_device.pretend_device() as device:
         config = quick_config(steps=2, watch_drift=False)

@@ -28,7 +28,7 @@ from apt_train.training.memory import Memory, Savings, blocks_too_many, fits
 from apt_train.training.notes import BLOCKS_ASIDE, notes_of
 from apt_train.training.plan import Plan, plan_run
 from tests.tiny import tiny_components
-from tests.training import Recorder, pictures, quick_config, run, same_weights
+from tests.training import Recorder, out_of_memory, pictures, quick_config, run, same_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 GB = 10**9
@@ -305,19 +305,6 @@ def test_no_room_for_the_vae_is_told_on_every_system(error: Exception, monkeypat
     monkeypatch.setattr(LatentBank, "ensure_variants", full)
     with pytest.raises(InputError, match="VAE encodes augmented pictures.*identifier_mode word.*adaptive_augmentation"):
         run(steps=1, watch_drift=False)
-
-
-def out_of_memory(monkeypatch: pytest.MonkeyPatch, *, at: int, times: int = 1) -> None:
-    """In the backward pass of a step, as often."""
-    original, left = update._backward, [times]
-
-    def full(run_: Any, loss: torch.Tensor) -> None:
-        if run_.steps_done == at and left[0]:
-            left[0] -= 1
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        original(run_, loss)
-
-    monkeypatch.setattr(update, "_backward", full)
 
 
 @pytest.mark.parametrize("at", [0, 2])

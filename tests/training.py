@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from apt_train.config import TrainConfig
@@ -11,6 +12,7 @@ from apt_train.data.dataset import ImageSet
 from apt_train.events import Event, StepEvent, TrainResult
 from apt_train.families.components import Components
 from apt_train.settings_field import flat_values, nested
+from apt_train.training import update
 from apt_train.training.train import train
 from tests.tiny import tiny_components
 
@@ -73,3 +75,16 @@ def same_weights(first: TrainResult, second: TrainResult) -> bool:
     """Equal to the bit: LoRA and embedding."""
     pairs = [(first.lora, second.lora), (first.embeddings or {}, second.embeddings or {})]
     return all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in pairs)
+
+
+def out_of_memory(monkeypatch: pytest.MonkeyPatch, *, at: int, times: int = 1) -> None:
+    """In the backward pass of a step, as often."""
+    original, left = update._backward, [times]
+
+    def full(run_: Any, loss: torch.Tensor) -> None:
+        if run_.steps_done == at and left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        original(run_, loss)
+
+    monkeypatch.setattr(update, "_backward", full)
