@@ -222,6 +222,7 @@ class AptConfig:
         0.01,
         "Weight of the stabilization term (unpublished, so ours, settled by docs/benchmark.md).",
         _WEIGHT,
+        weighs="stabilization",
         more="Of 1, 0.1 and 0.01 for both terms, 0.01 learned most on small drawn scenes.",
         widget=Widget(most=1e4, step=0.001),
     )
@@ -244,6 +245,7 @@ class AptConfig:
         0.01,
         "Weight of the attention alignment term (unpublished, so ours, settled by docs/benchmark.md).",
         _WEIGHT,
+        weighs="alignment",
         more="Of 1, 0.1 and 0.01 for both terms, 0.01 learned most on small drawn scenes.",
         widget=Widget(most=1e4, step=0.001),
     )
@@ -413,6 +415,7 @@ class DataConfig:
         "Weight of the loss on prior-preservation pictures, if there are any.",
         _WEIGHT,
         standing="DreamBooth",
+        weighs="prior_preservation",
         widget=Widget(most=100, step=0.05),
         needs="prior_images",
     )

@@ -73,8 +73,9 @@ class Said:
     `choices`: the allowed texts, if no Literal lists them. `standing`: the source of the default. `more`: what the
     documentation adds to the help. `methods`: the methods that read it; empty: all. `needs`: the setting or input
     that must be on for this one to have an effect, or `name=value`. `moves_weights`: whether the trained weights
-    depend on it. `since`: the round in which it was added, 0 for the first version. Widgets are ordered by round,
-    because workflows store values by position. Older runs do not name newer settings.
+    depend on it. `weighs`: the term of the loss that it is the weight of. `since`: the round in which it was added, 0
+    for the first version. Widgets are ordered by round, because workflows store values by position. Older runs do not
+    name newer settings.
     """
 
     help: str
@@ -86,6 +87,7 @@ class Said:
     methods: tuple[str, ...] = ()
     needs: str = ""
     moves_weights: bool = True
+    weighs: str = ""
     since: int = 0
     widget: Widget = Widget()
 

@@ -31,6 +31,7 @@ from apt_train.report.plots import as_picture, glance_figure, overview_figure, p
 from apt_train.run.attention_file import read_maps
 from apt_train.run.curves import bin_names
 from apt_train.training.capture import merge_layers
+from apt_train.training.terms import Preservation, terms_of
 from apt_train.verdict.run_files import read_run
 from apt_train.verdict.run_log import block_means, moving_average, read_log
 from apt_train.verdict.run_summary import evened_denoising, summarize
@@ -429,6 +430,24 @@ def test_the_verdict_weighs_the_terms(tmp_path) -> None:
     assert "attn_weight" not in drowned  # next to that anything is small
     idle = with_norms(1.0, 0.01, 0.2)
     assert "Denoising dominates" in idle and "dist_weight" not in idle and "attn_weight" not in idle
+
+
+def test_every_weighted_term_has_its_setting(tmp_path) -> None:
+    """A term that drowns the rest is named with the setting to lower, also one that is not APT's."""
+    settings = {
+        "stabilization": "dist_weight from 0.01",
+        "alignment": "attn_weight from 0.01",
+        "prior_preservation": "prior_preservation_weight from 1",
+    }
+    terms = [*(term.name for term in terms_of(TrainConfig(class_word="toy"))), Preservation().name]
+    assert {"denoising", *settings} == set(terms)
+    for drowning in terms:
+        norms = {name: 40.0 if name == drowning else 1.0 for name in terms}
+        columns = {"grad_norm_terms": norms, "prior_preservation": 0.1}
+        said = told(tmp_path, [line | columns for line in plausible_log(100, ceiling=(0.5, 0.2))])
+        for name, setting in settings.items():
+            advice = f"Lower {setting}, as the {name.replace('_', ' ')} term dominates."
+            assert (advice in said) == (name == drowning)
 
 
 def test_terms_of_a_lazy_prior_count_per_step(tmp_path) -> None:

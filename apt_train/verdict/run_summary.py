@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..config import TrainConfig
 from ..run.curves import levels_named
+from ..settings_field import fields_of, groups_of, said
 from .run_log import DRIFT, Floats, RunLog, moving_average
 
 Trend = Literal["falling", "flat", "rising", "unknown"]
@@ -57,6 +58,14 @@ class BalanceSummary:
 
 
 @dataclass(frozen=True)
+class WeightSetting:
+    """The setting that weighs a term."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
 class DriftSummary:
     """How far one snapshot has moved from the prior, and how much of that is unrelated to the subject."""
 
@@ -86,8 +95,7 @@ class Summary:
     clipped: float | None  # share of steps whose gradient was clipped; None without clipping
     learning_rate: float
     temperature: float | str
-    dist_weight: float
-    attn_weight: float
+    weights: dict[str, WeightSetting]  # of each term that has one
     augments: bool
     snapshots: list[int]
     truncated: bool
@@ -123,13 +131,22 @@ def summarize(log: RunLog, config: TrainConfig, *, snapshots: Sequence[int] = ()
         clipped=float(np.mean(log.grad_norm > limit)) if limit > 0 else None,
         learning_rate=config.optimizer.learning_rate,
         temperature=apt.temperature,
-        dist_weight=apt.dist_weight if runs_apt and apt.stabilization else 0.0,
-        attn_weight=apt.attn_weight if runs_apt and apt.alignment else 0.0,
+        weights=_weights(config),
         augments=measured and runs_apt and apt.adaptive_augmentation,
         snapshots=sorted(snapshots),
         truncated=log.truncated,
         left_out=log.left_out,
     )
+
+
+def _weights(config: TrainConfig) -> dict[str, WeightSetting]:
+    """The settings that weigh terms, by term."""
+    return {
+        said(item).weighs: WeightSetting(name, getattr(settings, name))
+        for settings in (config, *(getattr(config, group) for group in groups_of(TrainConfig)))
+        for name, item in fields_of(type(settings)).items()
+        if said(item).weighs
+    }
 
 
 def indicator_measured(log: RunLog, config: TrainConfig) -> bool:

@@ -15,7 +15,6 @@ from ..wording import counted
 from .recommend import has_risen, last_before_rising, lowest_ratio
 from .run_summary import FEWEST_STEPS, NEAR_ONE, BinSummary, Summary
 
-SETTING_OF = {"stabilization": "dist_weight", "alignment": "attn_weight"}
 DOMINATES = 0.8  # share of the sum of gradient norms (ours)
 
 
@@ -162,11 +161,10 @@ def _about_length(summary: Summary) -> list[str]:
 
 def _about_balance(summary: Summary) -> list[str]:
     """Regularisers that drown the rest. A small share needs no advice: in our benchmark ten times less did as well."""
-    acting = [term for term, name in SETTING_OF.items() if getattr(summary, name) > 0 and term in summary.balance]
     return [
-        f"Lower {SETTING_OF[term]} from {getattr(summary, SETTING_OF[term]):g}, as the {term} term dominates."
-        for term in acting
-        if summary.balance[term].share > DOMINATES
+        f"Lower {weight.name} from {weight.value:g}, as the {term.replace('_', ' ')} term dominates."
+        for term, weight in summary.weights.items()
+        if term in summary.balance and summary.balance[term].share > DOMINATES
     ]
 
 
