@@ -124,7 +124,7 @@ def runs_sheet(chosen: str) -> Image.Image:
             labelled_grid(
                 [[sample for _, _, sample in row]],
                 [""],
-                [fit_label(f"{name}\nstep {step}", CELL, font(LABEL)) for name, step, _ in row],
+                [fit_label(f"{name}\nstep {step}", CELL, font(LABEL, name)) for name, step, _ in row],
                 text_size=LABEL,
             )
             for row in rows

@@ -39,11 +39,11 @@ def header_of(preset: str, config: TrainConfig) -> str:
 
 def stacked(header: str, parts: Sequence[Image.Image]) -> Image.Image:
     """The parts beneath each other, none wider than the first; the header above them."""
-    width = parts[0].width
-    text = fit_label(header, width - 2 * GAP, font(LETTERS)) if header else ""
+    width, face = parts[0].width, font(LETTERS, header)
+    text = fit_label(header, width - 2 * GAP, face) if header else ""
     top = round(LETTERS * 1.3) * (text.count("\n") + 1) + GAP if text else 0
     sheet = stacked_vertically(parts, gap=GAP, above=top)
-    ImageDraw.Draw(sheet).multiline_text((GAP, GAP), text, INK, font(LETTERS))
+    ImageDraw.Draw(sheet).multiline_text((GAP, GAP), text, INK, face)
     return sheet
 
 

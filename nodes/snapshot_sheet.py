@@ -264,5 +264,6 @@ def _grid(
     from ..apt_train.report.grid import fit_label, font, labelled_grid
 
     names = [f"› {column.label} ‹" if column == chosen else column.label for column in columns]
-    rows = [fit_label(prompt, WIDEST, font(LABEL)) for prompt in prompts]
+    face = font(LABEL, "".join([*prompts, *names]))
+    rows = [fit_label(prompt, WIDEST, face) for prompt in prompts]
     return labelled_grid(pictures, rows, names, text_size=LABEL)

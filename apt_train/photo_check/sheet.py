@@ -5,7 +5,6 @@ In: drawing, with Pillow only. Not in: the findings (`preflight`).
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,8 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps, PngImagePlu
 
 from ..disk.files import atomic_write
 from ..palette import BLUE, FAINT, INK, ORANGE, PAPER, Rgb
-from ..report.grid import Font, fit_label, font, stacked_vertically
+from ..report.grid import fit_label, stacked_vertically
+from ..report.typeface import Font, drawable, font
 from ..wording import counted
 from .finding import Finding
 from .look import TILE, Look
@@ -46,11 +46,10 @@ class _Line:
 
 def contact_sheet(found: Preflight) -> Image.Image:
     """RGB, 3 pictures wide; its height depends on pictures and findings. Words are in English."""
-    face, shown = font(TEXT), found.looks[:MOST]
-    tiles = [_tile(place, look, found.findings, face) for place, look in enumerate(shown)]
+    tiles = [_tile(place, look, found.findings) for place, look in enumerate(found.looks[:MOST])]
     rows = [tiles[start : start + COLUMNS] for start in range(0, len(tiles), COLUMNS)]
-    above = _text([_Line(found.heading, _worst(found.findings), True)], face)
-    below = _text(_lines_below(found), face)
+    above = _text([_Line(found.heading, _worst(found.findings), True)])
+    below = _text(_lines_below(found))
     return stacked_vertically([above, *(_row(row) for row in rows), below])
 
 
@@ -94,27 +93,24 @@ def _lines_below(found: Preflight) -> list[_Line]:
 # ---- one picture -------------------------------------------------------------------------------------------------
 
 
-def _tile(place: int, look: Look, findings: Sequence[Finding], face: Font) -> Image.Image:
+def _tile(place: int, look: Look, findings: Sequence[Finding]) -> Image.Image:
     """The picture in a frame; beneath it its name, its findings' numbers and kinds, and its caption."""
     own = [(number, finding) for number, finding in enumerate(findings, 1) if place in finding.pictures]
     picture = _framed(look, _worst([finding for _, finding in own]) if own else FAINT)
-    caption = fit_label(_letters(_caption(look)), TILE, face).split("\n")
-    if len(caption) > _CAPTION_LINES:
-        caption = [*caption[: _CAPTION_LINES - 1], f"{caption[_CAPTION_LINES - 1][:-3]}..."]
     lines = [
-        (fit_label(_letters(_called(place, look).replace(" ", "_")), TILE, face), INK),
-        *((fit_label(f"{number}. {finding.kind}", TILE, face), colour_of(finding)) for number, finding in own),
-        ("\n".join(caption), GREY),
+        (*_fitted(_called(place, look).replace(" ", "_"), TILE), INK),
+        *((*_fitted(f"{number}. {finding.kind}", TILE), colour_of(finding)) for number, finding in own),
+        (*_fitted(_caption(look), TILE, _CAPTION_LINES), GREY),
     ]
     line = round(TEXT * 1.25)
-    count = sum(text.count("\n") + 1 for text, _ in lines)
+    count = sum(text.count("\n") + 1 for text, _, _ in lines)
     tile = Image.new("RGB", (TILE, picture.height + 8 + count * line), PAPER)
     tile.paste(picture, (0, 0))
     pen, y = ImageDraw.Draw(tile), picture.height + 4
-    for text, colour in lines:
+    for text, face, colour in lines:
         pen.multiline_text((0, y), text, colour, face, spacing=line - TEXT)
         y += line * (text.count("\n") + 1)
-    _badge(pen, str(place + 1), face)
+    _badge(pen, str(place + 1))
     return tile
 
 
@@ -152,8 +148,9 @@ def _fitting(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * TILE / longest)), max(1, round(size[1] * TILE / longest))
 
 
-def _badge(pen: ImageDraw.ImageDraw, text: str, face: Font) -> None:
+def _badge(pen: ImageDraw.ImageDraw, text: str) -> None:
     """The picture's number, as used in APT Train's sentences."""
+    face = font(TEXT)
     width = round(face.getlength(text)) + 14
     pen.rectangle((0, 0, width, TEXT + 8), INK)
     pen.text((width / 2, TEXT / 2 + 4), text, PAPER, face, anchor="mm")
@@ -162,15 +159,15 @@ def _badge(pen: ImageDraw.ImageDraw, text: str, face: Font) -> None:
 # ---- words -------------------------------------------------------------------------------------------------------
 
 
-def _text(lines: Sequence[_Line], face: Font) -> Image.Image:
+def _text(lines: Sequence[_Line]) -> Image.Image:
     """Paragraphs beneath each other, over the sheet's full width."""
     line, square = round(TEXT * 1.3), TEXT + 9
     room = WIDTH - 2 * _MARGIN
-    wrapped = [fit_label(_letters(item.text), room - square * item.marked, face) for item in lines]
-    heights = [line * (text.count("\n") + 1) + 8 for text in wrapped]
+    wrapped = [_fitted(item.text, room - square * item.marked) for item in lines]
+    heights = [line * (text.count("\n") + 1) + 8 for text, _ in wrapped]
     drawn = Image.new("RGB", (WIDTH, sum(heights) + 12), PAPER)
     pen, y = ImageDraw.Draw(drawn), 8
-    for item, text, height in zip(lines, wrapped, heights, strict=True):
+    for item, (text, face), height in zip(lines, wrapped, heights, strict=True):
         if item.marked:
             pen.rectangle((_MARGIN, y + 3, _MARGIN + TEXT - 3, y + TEXT), item.colour)
         colour = INK if item.marked else item.colour
@@ -179,9 +176,18 @@ def _text(lines: Sequence[_Line], face: Font) -> Image.Image:
     return drawn
 
 
+def _fitted(text: str, width: int, most: int | None = None) -> tuple[str, Font]:
+    """The text wrapped to a width, in at most so many lines, and the typeface that has its letters."""
+    face = font(TEXT, text)
+    lines = fit_label(text, width, face).split("\n")
+    if most is not None and len(lines) > most:
+        lines = [*lines[: most - 1], f"{lines[most - 1][:-3]}..."]
+    return "\n".join(lines), face
+
+
 def _called(place: int, look: Look) -> str:
     """A picture's name, or its number if the name cannot be drawn."""
-    return look.name if _is_drawn(look.name) else f"picture {place + 1}"
+    return look.name if _is_drawn(Path(look.name).stem) else f"picture {place + 1}"
 
 
 def _with_numbers(text: str, looks: Sequence[Look]) -> str:
@@ -198,11 +204,5 @@ def _caption(look: Look) -> str:
 
 
 def _is_drawn(text: str) -> bool:
-    """Whether Pillow's typeface has most of the letters."""
-    return 2 * _letters(text).count("?") < len(text)
-
-
-def _letters(text: str) -> str:
-    """Replace letters that Pillow's typeface lacks. Accents that macOS keeps apart are joined to their letters."""
-    composed = unicodedata.normalize("NFC", text)
-    return "".join(letter if letter == "\n" or 32 <= ord(letter) < 0x250 else "?" for letter in composed)
+    """Whether this machine has a typeface with most of the letters."""
+    return 2 * drawable(text, font(TEXT, text)).count("?") < len(text)

@@ -99,7 +99,8 @@ def _sheets(columns: list[_Column], titles: list[str], per_row: int, text_size: 
 
 def _stack(sheets: list[Image.Image], heading: Sequence[str], text_size: float) -> Image.Image:
     """Sheets beneath each other, with the heading above and the legend below."""
-    gap, margin, face, line = 14, 6, font(text_size - 1), round(text_size * 1.3)
+    gap, margin, line = 14, 6, round(text_size * 1.3)
+    face = font(text_size - 1, "".join(heading))
     width = max(LEAST_WIDTH, *(sheet.width for sheet in sheets))
     above, below = (fit_label("\n".join(lines), width - 2 * margin, face) for lines in (heading, [LEGEND]))
     top, bottom = margin + line * (above.count("\n") + 1) if above else 0, gap + line * (below.count("\n") + 1)

@@ -39,7 +39,9 @@ def draw_filmstrip(folder: Path, config: TrainConfig) -> Image.Image | None:
     rows = [_row(files, steps, number, prompt) for number, prompt in enumerate(prompts)]
     if not any(tile is not None for row in rows for tile in row[1:]):
         return None
-    names = [fit_label(prompt_label(config, prompt), TILE, font(LETTERS)) for prompt in prompts]
+    labels = [prompt_label(config, prompt) for prompt in prompts]
+    face = font(LETTERS, "".join(labels))
+    names = [fit_label(label, TILE, face) for label in labels]
     return labelled_grid(rows, names, ["prior", *(f"step {step}" for step in steps)], text_size=LETTERS)
 
 

@@ -5,20 +5,18 @@ In: layout and labels, with Pillow only. Not in: what the pictures show.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from functools import partial
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..palette import INK, PAPER
+from .typeface import Font, drawable, font
 
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-def font(size: float) -> Font:
-    """Pillow's built-in typeface, so that pictures look the same on every machine."""
-    return ImageFont.load_default(size)
+_UNSPACED = "\u2e80-\ua4cf\uf900-\ufaff\uff00-\uffef"  # Chinese and Japanese, written without blanks
+_WORD = re.compile(rf"\s*(?:[{_UNSPACED}]|[^\s{_UNSPACED}]+)")
 
 
 def labelled_grid(
@@ -35,7 +33,7 @@ def labelled_grid(
     if there are more, the last one is `...`.
     """
     width, height = next(picture.size for row in rows for picture in row if picture is not None)
-    face, line = font(text_size), round(text_size * 1.25)
+    face, line = font(text_size, "".join([*row_labels, *column_labels])), round(text_size * 1.25)
     names = [fit_label(label, width, face) for label in column_labels]
     row_labels = [_cut(label, height // line) for label in row_labels]
     top = gap + line * max((name.count("\n") + 1 for name in names), default=0)
@@ -67,12 +65,16 @@ def stacked_vertically(
 
 
 def fit_label(label: str, width: float, face: Font) -> str:
-    """The label wrapped to lines of at most `width` pixels; longer words lose their middle."""
+    """The label wrapped to lines of at most `width` pixels; longer words lose their middle.
+
+    Letters that the typeface lacks become `?`.
+    """
     lines: list[str] = []
-    for paragraph in label.split("\n"):
+    for paragraph in drawable(label, face).split("\n"):
         lines.append("")
-        for word in paragraph.split():
-            longer = f"{lines[-1]} {word}".lstrip()
+        for piece in _WORD.findall(paragraph):
+            word = piece.strip()
+            longer = f"{lines[-1]}{' ' * (word != piece)}{word}".lstrip()
             if face.getlength(longer) <= width:
                 lines[-1] = longer
             else:

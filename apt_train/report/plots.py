@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, FigureBase
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
@@ -20,6 +21,7 @@ from ..verdict.run_files import RunRecord
 from ..verdict.run_log import DRIFT, Floats, RunLog, block_means, moving_average
 from ..verdict.run_summary import NEAR_ONE, RISE, evened_denoising
 from .heat_map import heat_map
+from .typeface import families_for
 
 MOST_POINTS = 1200  # no screen shows more
 MOST_BARS = 60
@@ -73,6 +75,9 @@ def glance_figure(run: RunRecord) -> Figure:
 def as_picture(figure: Figure, width: int) -> Image.Image:
     """The figure as pixels, `width` of them across; letters scale with it."""
     figure.set_dpi((width + 0.01) / figure.get_figwidth())  # matplotlib truncates the product, rounding errors and all
+    for text in figure.findobj(Text):
+        if not text.get_text().isascii():  # a name in other letters
+            text.set_fontfamily(families_for(text.get_text()))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..config import TrainConfig
 from ..run.curves import levels_named
-from ..settings_field import fields_of, groups_of, said
+from ..settings_field import all_said, flat_values
 from .run_log import DRIFT, Floats, RunLog, moving_average
 
 Trend = Literal["falling", "flat", "rising", "unknown"]
@@ -141,11 +141,9 @@ def summarize(log: RunLog, config: TrainConfig, *, snapshots: Sequence[int] = ()
 
 def _weights(config: TrainConfig) -> dict[str, WeightSetting]:
     """The settings that weigh terms, by term."""
+    values = flat_values(config)
     return {
-        said(item).weighs: WeightSetting(name, getattr(settings, name))
-        for settings in (config, *(getattr(config, group) for group in groups_of(TrainConfig)))
-        for name, item in fields_of(type(settings)).items()
-        if said(item).weighs
+        said.weighs: WeightSetting(name, values[name]) for name, said in all_said(TrainConfig).items() if said.weighs
     }
 
 
