@@ -612,20 +612,20 @@ def test_a_term_reads_the_signal_to_noise_ratio(zero: bool) -> None:
 
 @dataclass(frozen=True)
 class Alone:
-    """A term that needs neither the prior pass nor captured layers."""
+    """A term that needs no prior pass."""
 
     name: str
-    read: Callable[[Passes], Tensor]
+    of: Callable[[Passes], Tensor]
     title: str = "Alone"
     colour: str = "#123456"
     reads_prior: bool = False
     reads_gamma: bool = False
-    features: None = None
+    features: Layers | None = None
     attention: None = None
     layers_setting: str = ""
 
     def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
-        raw = self.read(passes)
+        raw = self.of(passes)
         return raw.detach(), 0.5 * raw
 
 
@@ -646,6 +646,17 @@ def test_a_term_may_ask_for_passes_on_other_captions() -> None:
     gradients = made.gradients(found.parts["blank"])
     adapter = {name for name in gradients if not name.startswith("identifier")}
     assert {name for name, gradient in gradients.items() if gradient is not None} == adapter
+
+
+def test_a_term_may_read_layers_of_the_tuned_pass_alone() -> None:
+    """Also in steps without a prior pass, as under a lazy prior or where nothing else reads one."""
+
+    def size(passes: Passes) -> Tensor:
+        return torch.stack([kept.square().mean() for kept in passes.tuned.features("all")]).sum()
+
+    made = bench(Objective((Denoising(), Alone("size", size, features="all"))))
+    beside, without = run(made), run(made, with_prior=False)
+    assert torch.equal(without.raw["size"], beside.raw["size"]) and without.raw["size"] > 0
 
 
 def test_a_term_may_depend_on_the_adapters_weights_alone() -> None:

@@ -73,7 +73,9 @@ class TrainingStep:
 
         # The prior: adapter off, class caption, no gradient [ours; the paper keeps a frozen copy].
         prior = self._prior_pass(noisy, batch) if with_prior else None
-        tuned = self._pass(noisy, batch, tuned=True, captured=with_prior)
+        acting = [term for term in self.objective.terms if with_prior or not term.reads_prior]
+        captured = any(term.features or term.attention for term in acting)
+        tuned = self._pass(noisy, batch, tuned=True, captured=captured)
 
         # The indicator observes this pass before the weight is computed [reported].
         error = None if prior is None else self._observe(prior.prediction, tuned.prediction, noisy, batch)
@@ -84,7 +86,7 @@ class TrainingStep:
         passes = Passes(
             batch, target, self.schedule, tuned, prior, self.indicator, weights, again, progress, lazy
         )  # fmt: skip
-        values = {term.name: term(passes) for term in self.objective.terms if with_prior or not term.reads_prior}
+        values = {term.name: term(passes) for term in acting}
         parts = {name: weighted for name, (_, weighted) in values.items()}
         total = torch.stack(list(parts.values())).sum() if len(parts) > 1 else next(iter(parts.values()))
         return StepOutput(total, {name: raw for name, (raw, _) in values.items()}, parts, error)
