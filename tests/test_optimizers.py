@@ -18,7 +18,7 @@ from torch import Tensor
 from apt_train.errors import InputError
 from apt_train.events import StopTraining
 from apt_train.optimizers import BUILDERS, Shared
-from apt_train.run.optimizer_state import kept_for, put_back, take
+from apt_train.run.optimizer_state import kept_for, learning, put_back, take
 from apt_train.training.optimizer import state_bytes
 from tests.lora_files import metadata_of
 from tests.tiny import tiny_components
@@ -92,10 +92,35 @@ class Averaging(torch.optim.Optimizer):
                 x.lerp_(z, 1 / group["steps"])
 
 
+class Strict(torch.optim.Optimizer):
+    """One that has no learning rate of its own, steps only after `train`, and begins with a None in its group."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"learns": False, "last": None})
+
+    def train(self) -> None:
+        for group in self.param_groups:
+            group["learns"] = True
+
+    def eval(self) -> None:
+        for group in self.param_groups:
+            group["learns"] = False
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            if not group["learns"]:
+                raise RuntimeError("not in train mode")
+            for parameter in group["params"]:
+                parameter.sub_(parameter.grad, alpha=(group["lr"] + (group["last"] or 0.0)) / 2)
+            group["last"] = group["lr"]
+
+
 OWN: dict[str, Any] = {
     "counting": lambda groups, shared: Counting(groups),
     "in bytes": lambda groups, shared: InBytes(groups, 0.9),
     "averaging": lambda groups, shared: Averaging(groups),
+    "strict": lambda groups, shared: Strict(groups),
 }
 ALL = {**BUILDERS, **OWN}
 
@@ -121,7 +146,8 @@ def moved(parameters: dict[str, torch.nn.Parameter], optimizer: torch.optim.Opti
     for step in steps:
         for place, parameter in enumerate(parameters.values()):
             parameter.grad = torch.sin(torch.arange(parameter.numel()) + step + place).reshape(parameter.shape)
-        optimizer.step()
+        with learning(optimizer):
+            optimizer.step()
     return [parameter.detach().clone() for parameter in parameters.values()]
 
 
@@ -147,18 +173,22 @@ def test_a_state_put_back_goes_on_as_if_it_had_never_stopped(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_what_a_state_holds_is_known_before_there_is_one(name: str) -> None:
-    """Shapes and types, for the checks of a state and for the memory estimate. Nothing of the optimizer moves."""
+    """Shapes and types, for the checks of a state and for the memory estimate. Nothing of the optimizer moves.
+
+    One that begins to keep something in a later step would be refused when it is resumed.
+    """
     parameters, optimizer = trained(ALL[name])
     before, groups = [value.detach().clone() for value in parameters.values()], copy.deepcopy(take(optimizer, {})[1])
     expected = kept_for(optimizer, parameters)
     assert not optimizer.state and take(optimizer, {})[1] == groups
     assert all(map(torch.equal, before, parameters.values()))
-    moved(parameters, optimizer, range(1))
-    for key, parameter in parameters.items():
-        kept = {part: value for part, value in optimizer.state[parameter].items() if isinstance(value, Tensor)}
-        assert {part: (t.shape, t.dtype) for part, t in expected[key].items()} == {
-            part: (t.shape, t.dtype) for part, t in kept.items()
-        }
+    for steps in (range(1), range(1, 12)):
+        moved(parameters, optimizer, steps)
+        for key, parameter in parameters.items():
+            kept = {part: value for part, value in optimizer.state[parameter].items() if isinstance(value, Tensor)}
+            assert {part: (t.shape, t.dtype) for part, t in expected[key].items()} == {
+                part: (t.shape, t.dtype) for part, t in kept.items()
+            }
     sizes = [t.nbytes for kept in optimizer.state.values() for t in kept.values() if isinstance(t, Tensor) and t.dim()]
     assert state_bytes(optimizer, parameters) == sum(sizes)
 

@@ -8,8 +8,9 @@ In: `state_dict` with parameters by name instead of by number. Not in: files, ch
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import torch
@@ -54,6 +55,16 @@ def put_back(optimizer: Optimizer, names: Mapping[str, Parameter], tensors: Mapp
         loaded.update({key: given[key].to(loaded[key].device) for key in cast})
 
 
+@contextlib.contextmanager
+def learning(optimizer: Optimizer) -> Generator[None]:
+    """Inside the block the weights are those to take gradients at, afterwards those to use, if they differ."""
+    getattr(optimizer, "train", lambda: None)()
+    try:
+        yield
+    finally:
+        getattr(optimizer, "eval", lambda: None)()
+
+
 def kept_for(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The tensors that this optimizer keeps for each parameter, by key, without their data."""
     known = {shape: _kept(optimizer, shape) for shape in {parameter.shape for parameter in parameters.values()}}
@@ -67,7 +78,8 @@ def _kept(optimizer: Optimizer, shape: torch.Size) -> dict[str, Tensor]:
     blank = object.__new__(type(optimizer))  # no constructor: nobody knows what it takes
     group = {**optimizer.param_groups[0], "params": [twin]}
     vars(blank).update({**vars(optimizer), "state": defaultdict(dict), "param_groups": [group]})
-    blank.step()
+    with learning(blank):
+        blank.step()
     kept = {key: value for key, value in blank.state[twin].items() if isinstance(value, Tensor)}
     return {key: value.to("meta") for key, value in kept.items()}
 

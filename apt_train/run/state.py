@@ -223,7 +223,10 @@ def _check_tensors(run: Training, tensors: dict[str, Tensor]) -> None:
 
 
 def _is_like_optimizer(value: Any, run: Training) -> bool:
-    """Whether the number of groups matches and all parameters are known. Only settings of both torches are compared."""
+    """Whether the number of groups matches and all parameters are known. Only settings of both torches are compared.
+
+    One that starts as None may have become anything.
+    """
     model = optimizer_state.take(run.optimizer, run.trainable)[1]
     if not (is_object(value) and value.keys() == model.keys() and is_object(value["values"])):
         return False
@@ -231,7 +234,8 @@ def _is_like_optimizer(value: Any, run: Training) -> bool:
     if not (is_list(groups) and len(groups) == len(known) and all(is_object(g) for g in groups)):
         return False
     pairs = [(old[key], new[key]) for old, new in zip(groups, known, strict=True) for key in old.keys() & new.keys()]
-    return value["values"].keys() <= run.trainable.keys() and all(_is_like(*pair) for pair in pairs)
+    fits = all(new is None or _is_like(old, new) for old, new in pairs)
+    return fits and value["values"].keys() <= run.trainable.keys()
 
 
 def _is_like(value: Any, model: Any) -> bool:

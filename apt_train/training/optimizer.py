@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,27 +25,22 @@ def build_optimizer(
     settings = config.optimizer
     lora = {f"adapter.{name}": parameter for name, parameter in adapter.parameters.items()}
     rows = {f"identifier.{i}": row for i, row in enumerate(identifier.rows)} if identifier is not None else {}
-    groups = [{"params": list(lora.values()), "base_lr": settings.learning_rate, "weight_decay": settings.weight_decay}]
+    groups = [_group(lora, settings.learning_rate, settings.weight_decay)]
     if rows:
-        groups.append({"params": list(rows.values()), "base_lr": settings.embedding_learning_rate, "weight_decay": 0.0})
+        groups.append(_group(rows, settings.embedding_learning_rate, 0.0))
     shared = Shared((settings.beta1, settings.beta2), settings.epsilon)
     return {**lora, **rows}, BUILDERS[settings.optimizer](groups, shared)
+
+
+def _group(parameters: Mapping[str, nn.Parameter], rate: float, decay: float) -> dict[str, Any]:
+    """`base_lr` is what the schedule multiplies."""
+    return {"params": list(parameters.values()), "lr": rate, "base_lr": rate, "weight_decay": decay}
 
 
 def state_bytes(optimizer: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]) -> int:
     """The bytes that the optimizer will keep, without single numbers, which some keep in main memory."""
     kept = [tensor for moments in kept_for(optimizer, trained).values() for tensor in moments.values()]
     return sum(tensor.nbytes for tensor in kept if tensor.dim())
-
-
-@contextlib.contextmanager
-def learning(optimizer: torch.optim.Optimizer) -> Generator[None]:
-    """Inside the block the weights are those to take gradients at, afterwards those to use, if they differ."""
-    getattr(optimizer, "train", lambda: None)()
-    try:
-        yield
-    finally:
-        getattr(optimizer, "eval", lambda: None)()
 
 
 def lr_factor_of(config: TrainConfig) -> Callable[[int], float]:

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from ..data.batch import Batch
 from ..errors import InputError
 from ..rng import seeded
-from .optimizer import learning
+from ..run.optimizer_state import learning
 from .room import memory_in_words
 from .running import Run
 from .step import StepOutput
