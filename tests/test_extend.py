@@ -110,6 +110,7 @@ def test_the_weighting_of_the_page_multiplies_the_denoising_loss(copy: Copy) -> 
     assert factor < 1
     assert with_it["denoising"] == without["denoising"]
     assert with_it["loss"] == pytest.approx(factor * without["loss"])
+    assert copy.train(min_snr=5.0, batch_size=1, seed=SEED, method="dreambooth")[0]["loss"] == with_it["loss"]
     assert "--min-snr" in copy.help()
 
 

@@ -582,6 +582,21 @@ def test_weightings_multiply() -> None:
     assert torch.equal(both.raw["denoising"], one.raw["denoising"])
 
 
+def test_a_weighting_may_read_the_moving_averages_of_the_losses() -> None:
+    """They are the one state over steps: accumulated, repeated and resumed with the indicator."""
+
+    def by_average(passes: Passes) -> Tensor:
+        indicator = passes.indicator
+        return 1 / indicator.averages[1][indicator.bin_of(passes.batch.timesteps)].float()
+
+    made = bench(Objective((Denoising((Weighting(by_average, reads_gamma=True),)),)))
+    batch = batch_of()
+    output, hand = run(made, batch), by_hand(made, batch)
+    before = torch.tensor([1.2, 1.4])  # what the indicator has seen, in the bins of both samples
+    average = before + 0.1 * (mse(hand.tuned, batch.noise) - before)
+    close(output.total, (mse(hand.tuned, batch.noise) / average).mean())
+
+
 def test_the_data_term_may_measure_errors_in_another_way() -> None:
     """Huber's, with the mask and the weighting of any data term."""
 

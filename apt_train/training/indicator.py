@@ -75,6 +75,11 @@ class OverfitIndicator:
         self.commit()
 
     @property
+    def averages(self) -> Tensor:
+        """The prior's and the tuned model's mean losses, float64 (2, bins); 0 in a bin not seen yet."""
+        return self._provisional()[0]
+
+    @property
     def gamma(self) -> Tensor:
         """One value in [0, 1] per bin: float64 (bins,) on the indicator's device."""
         (prior, tuned), seen = self._provisional()

@@ -303,9 +303,11 @@ def terms_of(config: TrainConfig) -> tuple[Term, ...]:
     apt = config.apt
     if config.method == "dco":
         return (Dco(config.dco_beta),)
+    weightings = [ADAPTIVE] if config.method == "apt" and apt.adaptive_loss_weight else []
+    data = Denoising(tuple(weightings))
     if config.method != "apt":
-        return (Denoising(),)
-    terms: list[Term] = [Denoising((ADAPTIVE,) if apt.adaptive_loss_weight else ())]
+        return (data,)
+    terms: list[Term] = [data]
     if apt.stabilization and apt.dist_weight > 0:
         terms.append(Stabilization(apt.dist_weight, apt.dist_layers, apt.dist_mode))
     if apt.alignment and apt.attn_weight > 0:
