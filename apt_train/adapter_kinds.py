@@ -35,7 +35,7 @@ class Kind:
         config: (rank, alpha, dropout, layer names) -> peft's configuration.
         alpha: (rank, the alpha setting) -> the alpha in use. Training and all readers scale the update by alpha / rank.
         by_rank: the submodule whose output has one entry per rank, for T-LoRA; empty: T-LoRA is refused.
-        reads_base: whether it computes with the base layer's weight itself, which must then be stored in full.
+        reads_base: whether it reads the base layer's weight, or its shape, which must then be stored in full.
         put_on: called with each peft layer and the adapter's name, to do what peft does not.
         network: the kind's metadata in kohya's dialect, keys without `ss_network_`.
     """
