@@ -22,6 +22,7 @@ from apt_train.families.components import Components, Family, TextEncoder
 from apt_train.families.noise import NoiseSchedule, PredictionType, rescale_zero_terminal_snr
 from apt_train.families.sd.published import FILE_WORDS
 from apt_train.families.sd.schedule_config import betas_from_config
+from apt_train.families.sd.vae_codec import VaeCodec
 
 WORDS = (
     "a photo of toy dog teddy bear sub submarine on grass sand snow in the park red blue green big small ball "
@@ -179,20 +180,14 @@ def tiny_components(kind: str = "sd15", prediction_type: str = "epsilon", seed: 
             TextEncoder(further[0], tiny_tokenizer(), layer=-2, final_norm=False, pooled=True, embedding_key="clip_g"),
         ]
 
-    def encode(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        posterior = vae.encode(images.to(vae.device)).latent_dist
-        return posterior.mean * 0.5, posterior.std * 0.5
-
-    def decode(latents: torch.Tensor) -> torch.Tensor:
-        return vae.decode(latents.to(vae.device) / 0.5).sample
-
+    codec = VaeCodec(cast("AutoencoderKL", vae))
     schedule = scaled_linear_schedule(prediction_type=cast("PredictionType", prediction_type))
     family = Family(kind, 64, 4, FILE_WORDS[kind])
     return Components(
         unet,
         encoders,
-        encode,
-        decode,
+        codec.encode,
+        codec.decode,
         schedule,
         family,
         vae=vae,

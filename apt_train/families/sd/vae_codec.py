@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -58,5 +60,6 @@ class VaeCodec:
     def _shift(self) -> float:
         return self.vae.config.get("shift_factor") or 0.0
 
-    def _exact(self) -> torch.autocast:
-        return torch.autocast(self.vae.device.type, enabled=False)
+    def _exact(self) -> AbstractContextManager[object]:
+        kind = self.vae.device.type  # torch has no autocast for `meta`, where memory is estimated
+        return contextlib.nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
