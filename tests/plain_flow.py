@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from apt_train.families.components import Components, Family, TextEncoder
 from apt_train.families.file_words import FileWords
-from apt_train.families.network import AttentionLayer, TextInput
+from apt_train.families.network import AttentionLayer, FeatureLayer, TextInput
 from tests.tiny import tiny_components, tiny_tokenizer
 from tests.toy_flow import FlowProcess, ToyNetwork
 
@@ -74,8 +74,9 @@ class PlainNetwork(ToyNetwork):
         first = {"up": 2, "mid+up": 1, "all": 0}[part]
         return {f"double_blocks.{i}": module.double_blocks[i] for i in range(first, 3)}
 
-    def features(self, module: Any, part: str) -> dict[str, nn.Module]:
-        return {f"{name}.img_attn.proj": block.img_attn.proj for name, block in self._blocks(module, part).items()}
+    def features(self, module: Any, part: str) -> dict[str, FeatureLayer]:
+        layers = {name: block.img_attn.proj for name, block in self._blocks(module, part).items()}
+        return {f"{name}.img_attn.proj": FeatureLayer(layer) for name, layer in layers.items()}
 
     def attention(self, module: Any, part: str) -> dict[str, AttentionLayer]:
         scale, query, key = (WIDTH // HEADS) ** -0.5, partial(third, 0), partial(third, 1)

@@ -136,8 +136,8 @@ def test_maps_equal_the_scores_of_diffusers_own_processor(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_are_attn1s_output_after_its_projection(kind: str) -> None:
     unet, inputs, seen = tuned_unet(kind).eval(), inputs_of(kind), {}
-    layers: dict[str, Any] = dict(SD.features(unet, "all"))
-    for name, module in layers.items():
+    for name, layer in SD.features(unet, "all").items():
+        module: Any = layer.module
         # to_out[1], the dropout, is the last thing before the residual
         module.to_out[1].register_forward_hook(lambda _m, _i, output, name=name: seen.__setitem__(name, output))
     with torch.no_grad(), Capture(SD, unet, features=["all"]).record() as record:

@@ -1,5 +1,7 @@
 """A second family: a flow-matching transformer with joint attention, as small as it can be.
 
+Its last block has caption and picture in a row, and positions that turn its queries, as the single blocks of FLUX.
+
 What a family has to say is said here alone: how noise is mixed in and taken away, how the network is called, and which
 of its layers are read. `toy_flow_components` goes through the trainer as a checkpoint of it would.
 """
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from apt_train.families.components import Components, Family
-from apt_train.families.network import AttentionLayer, TextInput, require_sampling_steps
+from apt_train.families.network import AttentionLayer, FeatureLayer, TextInput, require_sampling_steps
 from tests.tiny import tiny_components
 
 WIDTH, HEADS = 16, 2
@@ -68,12 +70,33 @@ class JointAttention(nn.Module):
         return self.to_out[0](mixed[:, : places.shape[1]])
 
 
+def turned(query: Tensor) -> Tensor:
+    """Stands for rotary positions: computed behind the layer, so that no hook sees it."""
+    return query * torch.arange(query.shape[1], device=query.device).to(query.dtype).cos()[:, None]
+
+
+class SingleAttention(nn.Module):
+    """Caption and picture in one sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q, self.to_k, self.to_v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Dropout(0.0)])
+
+    def forward(self, places: Tensor, tokens: Tensor) -> Tensor:
+        both = torch.cat([tokens, places], dim=1)
+        made = turned(self.to_q(both)), self.to_k(both), self.to_v(both)
+        query, key, value = (x.unflatten(2, (HEADS, -1)).transpose(1, 2) for x in made)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return self.to_out[0](mixed)[:, tokens.shape[1] :]
+
+
 class ToyFlow(nn.Module):
     def __init__(self, text_width: int = 32) -> None:
         super().__init__()
         self.config: dict[str, Any] = {}
         self.enter, self.read, self.time = nn.Linear(4, WIDTH), nn.Linear(text_width, WIDTH), nn.Linear(1, WIDTH)
-        self.blocks = nn.ModuleList(JointAttention() for _ in range(3))
+        self.blocks = nn.ModuleList([JointAttention(), JointAttention(), SingleAttention()])
         self.leave, self.recompute = nn.Linear(WIDTH, 4), False
 
     def forward(self, noisy: Tensor, level: Tensor, text: Tensor) -> Tensor:
@@ -86,19 +109,26 @@ class ToyFlow(nn.Module):
 
 
 class ToyNetwork:
+    tokens = 0  # of the last pass
+
     def predict(
         self, module: nn.Module, noisy: Tensor, timesteps: Tensor, text: TextInput, dtype: torch.dtype
     ) -> Tensor:
         level = FlowProcess().level(timesteps.expand(len(noisy)))
+        self.tokens = text.hidden.shape[1]
         return module(noisy.to(dtype), level, text.hidden.to(dtype)).float()
 
-    def features(self, module: Any, part: str) -> dict[str, nn.Module]:
-        return {f"blocks.{i}": module.blocks[i] for i in range({"up": 2, "mid+up": 1, "all": 0}[part], 3)}
+    def features(self, module: Any, part: str) -> dict[str, FeatureLayer]:
+        blocks = {f"blocks.{i}": module.blocks[i] for i in range({"up": 2, "mid+up": 1, "all": 0}[part], 2)}
+        joint = {name: FeatureLayer(block) for name, block in blocks.items()}
+        return {**joint, "blocks.2": FeatureLayer(module.blocks[2].to_out[0], lambda out: out[:, self.tokens :])}
 
     def attention(self, module: Any, part: str) -> dict[str, AttentionLayer]:
-        scale = (WIDTH // HEADS) ** -0.5
-        blocks: dict[str, Any] = dict(self.features(module, part))
-        return {name: AttentionLayer(b.to_q, b.add_k_proj, HEADS, scale) for name, b in blocks.items()}
+        scale, single = (WIDTH // HEADS) ** -0.5, module.blocks[2]
+        blocks = {f"blocks.{i}": module.blocks[i] for i in range({"up": 2, "mid+up": 1, "all": 0}[part], 2)}
+        joint = {name: AttentionLayer(b.to_q, b.add_k_proj, HEADS, scale) for name, b in blocks.items()}
+        query_of, key_of = lambda out: turned(out)[:, self.tokens :], lambda out: out[:, : self.tokens]
+        return {**joint, "blocks.2": AttentionLayer(single.to_q, single.to_k, HEADS, scale, query_of, key_of)}
 
     def blocks(self, module: Any) -> list[nn.Module]:
         return list(module.blocks)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,23 +27,35 @@ class TextInput:
 
 
 @dataclass(frozen=True)
+class FeatureLayer:
+    """A layer whose output is stabilized. `output_of`: as `query_of` of an `AttentionLayer`."""
+
+    module: nn.Module  # outputs (N, positions, channels)
+    output_of: Callable[[Any], Tensor] = lambda output: output
+
+
+@dataclass(frozen=True)
 class AttentionLayer:
     """How to compute attention from positions to caption tokens: softmax(query key^T * scale), per head.
 
     `query_of`, `key_of`: an output -> that form, for a module that outputs more than that (queries, keys and values at
-    once) or in another shape (a norm that works on heads).
+    once, caption and picture in a row) or in another shape (a norm that works on heads, before rotary positions). They
+    are called at the end of each pass.
     """
 
     query: nn.Module  # outputs (N, positions, heads * head_dim)
     key: nn.Module  # outputs (N, tokens, heads * head_dim)
     heads: int
     scale: float
-    query_of: Callable[[Tensor], Tensor] = lambda output: output
-    key_of: Callable[[Tensor], Tensor] = lambda output: output
+    query_of: Callable[[Any], Tensor] = lambda output: output
+    key_of: Callable[[Any], Tensor] = lambda output: output
 
 
 class Network(Protocol):
-    """The network that carries the adapter. This object holds no weights; each call receives the module."""
+    """The network that carries the adapter. This object holds no weights; each call receives the module.
+
+    It may keep what the forms of its layers need of the last `predict`, such as the number of tokens.
+    """
 
     def predict(
         self, module: nn.Module, noisy: Tensor, timesteps: Tensor, text: TextInput, dtype: torch.dtype
@@ -54,8 +66,8 @@ class Network(Protocol):
         """
         ...
 
-    def features(self, module: nn.Module, part: Layers) -> Mapping[str, nn.Module]:
-        """Layers in this part whose outputs (N, positions, channels) are stabilized; may be empty."""
+    def features(self, module: nn.Module, part: Layers) -> Mapping[str, FeatureLayer]:
+        """Layers in this part whose outputs are stabilized; may be empty."""
         ...
 
     def attention(self, module: nn.Module, part: Layers) -> Mapping[str, AttentionLayer]:

@@ -56,26 +56,30 @@ class Capture:
     def hooked(self) -> set[nn.Module]:
         """The modules whose outputs are recorded."""
         layers = [layer for part in self._attention.values() for layer in part.values()]
-        features = [module for part in self._features.values() for module in part.values()]
+        features = [layer.module for part in self._features.values() for layer in part.values()]
         return {*features, *(module for layer in layers for module in (layer.query, layer.key))}
 
     @contextlib.contextmanager
     def record(self) -> Generator[Captured]:
         """Record one forward pass made inside the block.
 
-        The hooks are removed when the block ends, before the backward pass, so recomputation records nothing.
+        The hooks are removed when the block ends, before the backward pass, so recomputation records nothing. Only then
+        do the layers' outputs take their forms: a block that is recomputed must not have computed more than itself.
         """
         layers = {name: layer for part in self._attention.values() for name, layer in part.items()}
         captured = Captured(layers=layers)
-        features = {name: module for part in self._features.values() for name, module in part.items()}
+        features = {name: layer for part in self._features.values() for name, layer in part.items()}
+        wanted = [
+            *((captured.features, name, layer.module, layer.output_of) for name, layer in features.items()),
+            *((captured.queries, name, layer.query, layer.query_of) for name, layer in layers.items()),
+            *((captured.keys, name, layer.key, layer.key_of) for name, layer in layers.items()),
+        ]
         with contextlib.ExitStack() as hooks:
-            for name, module in features.items():
-                hooks.enter_context(module.register_forward_hook(_keep_in(captured.features, name)))
-            for name, layer in layers.items():
-                keeps = _keep_in(captured.queries, name, layer.query_of), _keep_in(captured.keys, name, layer.key_of)
-                hooks.enter_context(layer.query.register_forward_hook(keeps[0]))
-                hooks.enter_context(layer.key.register_forward_hook(keeps[1]))
+            for store, name, module, _ in wanted:
+                hooks.enter_context(module.register_forward_hook(_keep_in(store, name)))
             yield captured
+        for store, name, _, form in wanted:
+            store[name] = form(store[name])
 
     def features_of(self, captured: Captured, part: Layers) -> list[Tensor]:
         """The features of a part's layers, (N, positions, channels) each."""
@@ -88,12 +92,10 @@ class Capture:
         return attention_maps(captured, columns, num_columns, names=self._attention[part], save_memory=save_memory)
 
 
-def _keep_in(
-    store: dict[str, Tensor], name: str, form: Callable[[Tensor], Tensor] = lambda output: output
-) -> Callable[[nn.Module, object, Tensor], None]:
+def _keep_in(store: dict[str, Tensor], name: str) -> Callable[[nn.Module, object, Tensor], None]:
     def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
         assert name not in store, f"{name} ran twice in one captured pass"
-        store[name] = form(output)
+        store[name] = output
 
     return hook
 

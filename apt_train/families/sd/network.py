@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config import Layers
-from ..network import AttentionLayer, TextInput
+from ..network import AttentionLayer, FeatureLayer, TextInput
 
 _BLOCKS: dict[Layers, tuple[str, ...]] = {
     "up": ("up_blocks",),
@@ -42,8 +42,8 @@ class StableDiffusion:
         hidden = text.hidden.to(dtype)
         return module(noisy.to(dtype), timesteps, encoder_hidden_states=hidden, added_cond_kwargs=extra).sample.float()
 
-    def features(self, module: nn.Module, part: Layers) -> dict[str, nn.Module]:
-        return _attention_modules(module, "attn1", part)
+    def features(self, module: nn.Module, part: Layers) -> dict[str, FeatureLayer]:
+        return {name: FeatureLayer(layer) for name, layer in _attention_modules(module, "attn1", part).items()}
 
     def attention(self, module: nn.Module, part: Layers) -> dict[str, AttentionLayer]:
         found: dict[str, Any] = dict(_attention_modules(module, "attn2", part))
