@@ -31,7 +31,7 @@ from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
 from apt_train.text.tokens import REST_LABEL
 from apt_train.training.capture import Capture, attention_maps
-from tests.plain_flow import HEADS, LENGTH, WIDTH, plain_flow_components, second_encoder
+from tests.plain_flow import HEADS, LENGTH, WIDTH, PlainNetwork, plain_flow_components, second_encoder
 from tests.tiny import tiny_components
 from tests.training import Recorder, run, same_weights
 
@@ -65,8 +65,15 @@ def test_it_is_trained_resumed_exported_sampled_and_looked_at(tmp_path: Path) ->
     with torch.inference_mode(), personalized(mine, lora, learned, TrainConfig(class_word="toy")) as (_, adapter):
         assert len(adapter.parameters) == 2 * len(names)
     file = read_lora(path)
+
+    class Numbered(PlainNetwork):
+        def block(self, path: str) -> str:
+            return {"0": "single 1", "1": "double 10", "2": "double 2"}[path.split(".")[1]]
+
+    parts.network = Numbered()
     found = check_up(parts, file, Subject.of(file, embedding=learned), Asked(bins=2, draws=1, precision="fp32"))
-    assert [block.name for block in found.blocks] == ["double 0", "double 1", "double 2"]
+    assert [block.name for block in found.blocks] == ["double 2", "double 10", "single 1"]
+    assert all(point.spill > 0 for point in found.points)  # though pure noise, where sampling starts, has no share
 
 
 def everything_of(parts: Components) -> Iterator[tuple[Any, ...]]:

@@ -69,8 +69,8 @@ def _mean(values: list[int]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _order(name: str) -> tuple[int, int, str]:
-    """Parts that a family names in its own way come last; `joint 9` before `joint 10`."""
+def _order(name: str) -> tuple[int, str, int, str]:
+    """Parts that a family names in its own way come last, word by word; `joint 9` before `joint 10`."""
     heads = ("text", "in", "down", "middle", "up")
     place = next((place for place, head in enumerate(heads) if name.startswith(head)), len(heads))
-    return place, len(name), name
+    return place, name.rstrip("0123456789"), len(name), name

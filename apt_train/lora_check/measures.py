@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from ..sample.drift import drift_of
+from ..sample.drift import drift_of, share_of
 from ..sample.sampler import Sampler
 from ..text.conditioning import Conditioner
 from .findings import Asked, AtStrength
@@ -56,7 +56,7 @@ class Measures:
         drift = drift_of(drifts.subject, drifts.unrelated)
         return AtStrength(
             strength, drift.subject, float(drifts.bare.mean()), drift.unrelated, drift.ratio,
-            float((drifts.unrelated / others).mean()), float((drifts.bare / named).mean()),
+            share_of(drifts.unrelated, others), share_of(drifts.bare, named),
             gain=gain_of(self._prior_losses, losses),
             alignment=alignment, context=context,
         )  # fmt: skip

@@ -40,9 +40,16 @@ class Drift:
 
 def drift_of(subject: Tensor, unrelated: Tensor) -> Drift:
     """The drift from the mean squared differences at each noise level, both (P,)."""
-    moved = subject > 0
-    ratio = float((unrelated[moved] / subject[moved]).mean()) if bool(moved.any()) else 0.0
-    return Drift(float(subject.mean()), float(unrelated.mean()), ratio)
+    return Drift(float(subject.mean()), float(unrelated.mean()), share_of(unrelated, subject))
+
+
+def share_of(part: Tensor, whole: Tensor) -> float:
+    """part / whole at each noise level, both (P,), averaged over the levels where the whole is not 0; 0: nowhere.
+
+    At pure noise it always is, for a flow or zero terminal SNR: the latent is the noise, whatever is predicted.
+    """
+    moved = whole > 0
+    return float((part[moved] / whole[moved]).mean()) if bool(moved.any()) else 0.0
 
 
 def unrelated_prompts(prompts: tuple[str, ...], class_word: str) -> list[str]:
