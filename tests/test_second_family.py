@@ -14,10 +14,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from apt_train.errors import InputError
 from apt_train.events import PreviewEvent, StopTraining
-from apt_train.sample.sampler import denoise
+from apt_train.families.sd.tokenizer_files import load_tokenizer
+from apt_train.sample.sampler import Drawing, Sampler, denoise
+from apt_train.text.conditioning import Conditioner
 from tests.toy_flow import FlowProcess, ToyNetwork, toy_flow_components
 from tests.training import Recorder, run, same_weights
 
@@ -89,6 +93,38 @@ def test_it_resumes_to_the_same_bits_and_leaves_what_every_run_leaves(tmp_path: 
     assert "lora_unet_blocks_0_to_q.lora_down.weight" in lora and "lora_unet_blocks_2_to_out_0.alpha" in lora
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert all(line["level"] == [(t + 1) / 1000 for t in line["timestep"]] for line in lines)
+
+
+def test_a_network_that_is_told_the_guidance_is_called_once() -> None:
+    """As FLUX.1-dev, which was distilled: two passes and their difference would guide it twice."""
+    calls: list[tuple[int, float]] = []
+
+    class Told(ToyNetwork):
+        def predict(self, module: Any, noisy: Any, timesteps: Any, text: Any, dtype: Any) -> Any:
+            calls.append((len(noisy), text.guidance))
+            return super().predict(module, noisy, timesteps, text, dtype)
+
+    parts = replace(toy_flow_components(), network=Told())
+    for told in (False, True):
+        parts.family = replace(parts.family, reads_guidance=told)
+        conditioner = Conditioner(parts.text_encoders, None, class_word="toy", name="zwx")
+        text, empty = (conditioner.encode([words], tuned=False) for words in ("a toy", ""))
+        Sampler(parts, (64, 64), "cpu", torch.float32).draw(text, empty, Drawing(seed=0, steps=2, guidance=3.5))
+    run(parts, steps=1, method="dreambooth", batch_size=1)
+    assert calls == [(2, 3.5), (2, 3.5), (1, 3.5), (1, 3.5), (1, 1.0)]
+
+
+def test_a_tokenizer_of_the_kind_of_t5s_is_read(tmp_path: Path) -> None:
+    """It has no start token, and a table of letters as one long text."""
+    made = Tokenizer(models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("\u2581toy", -1.0), ("<unk>", 0.0)], unk_id=3))
+    table = (400_000).to_bytes(4, "little") + bytes(400_000)
+    made.normalizer, made.pre_tokenizer = normalizers.Precompiled(table), pre_tokenizers.Metaspace()
+    ends: Any = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=made, **ends).save_pretrained(tmp_path)
+    read = load_tokenizer(tmp_path, max_length=20, rows=4, starts=False)
+    assert read("toy")["input_ids"] == [2] and read.model_max_length == 20
+    with pytest.raises(InputError, match="no begin, end or padding token"):
+        load_tokenizer(tmp_path, max_length=20, rows=4)
 
 
 def test_a_network_without_such_layers_is_refused_by_the_setting() -> None:

@@ -51,6 +51,7 @@ class Family:
     file_words: FileWords = FileWords()
     attention: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     feed_forward: tuple[str, ...] = ("ff.net.0.proj", "ff.net.2")
+    reads_guidance: bool = False  # whether the network itself is told the guidance, as FLUX.1-dev
 
     def adapted(self, targets: AdapterTargets) -> tuple[str, ...]:
         return self.attention + (self.feed_forward if targets == "attention+ff" else ())

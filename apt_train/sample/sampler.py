@@ -82,13 +82,13 @@ class Sampler:
         It takes one timestep for all rows or, if `guidance` is at most 1, also one per row, int64 (N,). In that case
         `unconditional` is not read.
         """
-        guide = guidance > 1
+        guide = guidance > 1 and not self.components.family.reads_guidance
         some = range(len(conditioning.hidden)) if rows is None else rows
         hidden, pooled = _text(conditioning, unconditional if guide else None, some)
         sizes = [(*self.size, 0, 0, *self.size)] * len(hidden)
         geometry = torch.tensor(sizes, device=self.device, dtype=torch.float32)
         pooled = None if pooled is None else pooled.to(self.device, self.dtype)
-        text = TextInput(hidden.to(self.device, self.dtype), pooled, geometry)
+        text = TextInput(hidden.to(self.device, self.dtype), pooled, geometry, guidance)
         network, unet = self.components.network, self.components.unet
 
         def predict(latents: Tensor, timestep: int | Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def _text(conditioning: Conditioning, unconditional: Conditioning | None, rows: 
     if unconditional is None:
         return hidden, pooled
     empty = unconditional.hidden.expand(len(rows), -1, -1).to(hidden)
-    # Longer prompts have more chunks. Repeating keys changes no attention.
+    # Longer prompts have more chunks. Those of the empty prompt are as empty as what fills up a shorter one.
     length = math.lcm(empty.shape[1], hidden.shape[1])
     hidden = torch.cat([text.repeat(1, length // text.shape[1], 1) for text in (empty, hidden)])
     if pooled is not None:
@@ -185,7 +185,7 @@ def _decode(components: Components, latents: Tensor, rows: range, on_notice: Not
         image = components.decode(latent[None])[0].float()
         if not bool(image.isfinite().all()):
             blame = "the VAE overflows, so load it in float32 or bfloat16" if bool(latent.isfinite().all()) else (
-                "the UNet's latents overflowed, so use bf16 or fp32 precision, or go back to an earlier snapshot"
+                "the network's latents overflowed, so use bf16 or fp32 precision, or go back to an earlier snapshot"
             )  # fmt: skip
             on_notice(f"Sample picture {k} is not a number and is shown grey: {blame}.")
             image = torch.zeros_like(image)

@@ -74,13 +74,16 @@ def _has_clip_files(folder: Path) -> bool:
     return (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
 
 
-def load_tokenizer(folder: Path, *, max_length: int, rows: int, pad_token: str | None = None) -> Any:
+def load_tokenizer(
+    folder: Path, *, max_length: int, rows: int, pad_token: str | None = None, starts: bool = True
+) -> Any:
     """A tokenizer from vocab.json + merges.txt (CLIP's) or from a tokenizer.json of any kind.
 
     `max_length`: the text encoder's positions; a longer `model_max_length` is reduced to it. `rows`: the encoder's
     vocabulary size. `pad_token` None: the folder's own. It is set after loading, so that the same character in a prompt
-    is still read as a character. InputError: no vocabulary, an unreadable one, one without begin or end token, or more
-    tokens than rows. transformers reads a checked copy, which has none of the code or file references it would follow.
+    is still read as a character. `starts`: see `TextEncoder`. InputError: no vocabulary, an unreadable one, one without
+    begin or end token, or more tokens than rows. transformers reads a checked copy, which has none of the code or file
+    references it would follow.
     """
     if not _has_vocabulary(folder):
         raise InputError(
@@ -102,7 +105,7 @@ def load_tokenizer(folder: Path, *, max_length: int, rows: int, pad_token: str |
     tokenizer.name_or_path = str(folder)
     if pad_token is not None:
         tokenizer.pad_token = pad_token
-    if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
+    if (starts and tokenizer.bos_token_id is None) or tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
         raise InputError(
             f"The tokenizer in {folder} names no begin, end or padding token: complete its tokenizer_config.json."
         )
