@@ -241,7 +241,7 @@ def test_every_key_is_matched_or_named(kind: str) -> None:
 def test_names_of_the_other_family_are_refused() -> None:
     parts = _adapted("sdxl")
     diffusers_names = lora_to_kohya(Adapter(parts.unet).state(), 1.5, SD15, unet_of(parts).config)
-    with pytest.raises(RuntimeError, match="no layer of the UNet has that name"):
+    with pytest.raises(RuntimeError, match="no layer of the model has that name"):
         check_lora_keys(diffusers_names, parts.unet, parts.family)
 
 

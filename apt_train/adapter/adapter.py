@@ -185,7 +185,7 @@ def adapter_of(
 def check_no_adapter(unet: nn.Module) -> None:
     """InputError if the UNet already has an adapter, ours or another."""
     if any(True for _ in _layers(unet)):
-        raise InputError("The UNet already has an adapter: remove it, or merge it, before training.")
+        raise InputError("The model already has an adapter: remove it, or merge it, before training.")
 
 
 def _draw(parameters: Mapping[str, nn.Parameter], kind: Kind) -> None:

@@ -105,7 +105,7 @@ def check_lora_keys(lora: Mapping[str, Tensor], unet: nn.Module, family: Family)
     kind = KINDS[kind_of_file(lora)]
     for name in names:
         if name not in layers:
-            raise RuntimeError(f"{name} is in the LoRA, but no layer of the UNet has that name.")
+            raise RuntimeError(f"{name} is in the LoRA, but no layer of the model has that name.")
     rank = max(_ranks(lora, kind), default=_NO_RANK)
     wanted = {name: {**kind.shapes(_rank(name, lora, kind, rank), *layers[name]), "alpha": ()} for name in names}
     expected = {f"{name}.{part}": shape for name, shapes in wanted.items() for part, shape in shapes.items()}
@@ -114,7 +114,7 @@ def check_lora_keys(lora: Mapping[str, Tensor], unet: nn.Module, family: Family)
     for key, shape in expected.items():
         found = tuple(lora[key].shape)
         if found != shape:
-            raise RuntimeError(f"{key} has shape {found}, but the UNet's layer needs {shape}.")
+            raise RuntimeError(f"{key} has shape {found}, but the model's layer needs {shape}.")
 
 
 def save_lora(path: str | Path, lora: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

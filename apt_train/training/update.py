@@ -131,7 +131,7 @@ def _augmentation_chance(run: Run) -> Tensor:
 def _grow_bank(run: Run, p_aug: Tensor) -> None:
     """InputError: the VAE does not fit beside the UNet, which stepping down to a leaner mode would not change."""
     refusal = InputError(
-        "Out of memory where the VAE encodes augmented pictures beside the UNet: lower the resolution, choose "
+        "Out of memory where the VAE encodes augmented pictures beside the network: lower the resolution, choose "
         "identifier_mode word, or switch adaptive_augmentation off."
     )
     with memory_in_words(refusal):

@@ -31,7 +31,7 @@ def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, what: st
     and its file in the InputError for missing, unexpected or misshapen tensors.
     """
     refuse_quantised(tensors, what)
-    with libraries_answer(what, "use another checkpoint of SD1.5 or SDXL"), torch.device("meta"):
+    with libraries_answer(what, "use another checkpoint"), torch.device("meta"):
         model = make()
     _check_names(model.state_dict(), tensors, what)
     dtype = dtype or common_dtype(tensors.values())
@@ -57,7 +57,7 @@ def _check_names(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: s
         if names:
             raise InputError(
                 f"{what} {problem} {counted(len(names), 'tensor')} ({_first_few(names)}): it is damaged or of a kind "
-                "not supported, so use another checkpoint of SD1.5 or SDXL."
+                "not supported, so use another checkpoint."
             )
 
 
