@@ -483,6 +483,18 @@ def test_a_preview_that_fails_does_not_end_the_training(monkeypatch: pytest.Monk
     assert same_weights(result, run(steps=3))
 
 
+def test_an_error_that_the_caller_raises_at_a_previews_notice_is_no_failure_of_the_preview() -> None:
+    parts = tiny_components()
+    broken = dataclasses.replace(parts, decode=lambda latents: parts.decode(latents) * float("nan"))
+
+    def cancel(event: Any) -> None:
+        if isinstance(event, NoticeEvent) and "is not a number" in event.text:
+            raise RuntimeError("cancelled by the host")
+
+    with pytest.raises(RuntimeError, match="cancelled by the host"):
+        run(broken, steps=1, preview_every=1, watch_drift=False, on_event=cancel)
+
+
 # -- prior preservation
 
 

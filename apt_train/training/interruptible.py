@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 
 from ..errors import InputError
-from ..events import BusyEvent, Callback, Work
+from ..events import BusyEvent, Callback, Event, Work
 from .running import Run
 
 Result = TypeVar("Result")
@@ -24,34 +24,41 @@ class _Answer(BaseException):
 
 
 @contextlib.contextmanager
-def interruptible(run: Run, emit: Callback, what: Work, calls: int) -> Generator[None]:
-    """Inside the block, emit a BusyEvent before each of `calls` UNet calls. The callback's exceptions pass through."""
+def interruptible(run: Run, emit: Callback, what: Work, calls: int) -> Generator[Callback]:
+    """Inside the block, emit a BusyEvent before each of `calls` UNet calls. The callback's exceptions pass through.
+
+    Yields the callback for the work's own events.
+    """
     done = itertools.count()
 
-    def ask(*_: object) -> None:
+    def ask(event: Event) -> None:
         try:
-            return emit(BusyEvent(what, run.steps_done, next(done), calls))
+            return emit(event)
         except BaseException as error:
             answer = _Answer(error)
         raise answer  # outside the handler, or the two would be chained in a cycle
 
+    def before_call(*_: object) -> None:
+        ask(BusyEvent(what, run.steps_done, next(done), calls))
+
     try:
-        with run.components.unet.register_forward_pre_hook(ask):
-            yield
+        with run.components.unet.register_forward_pre_hook(before_call):
+            yield ask
     except _Answer as answer:
         raise answer.error from answer.error.__cause__
 
 
 def attempted(
-    run: Run, emit: Callback, what: Work, calls: int, work: Callable[[], Result]
+    run: Run, emit: Callback, what: Work, calls: int, work: Callable[[Callback], Result]
 ) -> tuple[Result | None, str]:
     """The result of work that training can do without; or None, and the reason why it failed.
 
-    RuntimeError, MemoryError and InputError count as failing. Anything else passes through.
+    RuntimeError, MemoryError and InputError count as failing, unless the callback raised them. Anything else passes
+    through. `work` receives the callback for its own events.
     """
-    with interruptible(run, emit, what, calls):
+    with interruptible(run, emit, what, calls) as ask:
         try:
-            return work(), ""
+            return work(ask), ""
         except (RuntimeError, MemoryError, InputError) as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__  # Python's own MemoryError says none
     if run.device.type == "cuda":  # outside the block that held the failed work's tensors

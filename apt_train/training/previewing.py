@@ -38,7 +38,7 @@ def try_previews(outcome: Outcome, emit: Callback) -> None:
     config = outcome.run.config
     pictures = len(config.sampled_prompts) * (2 if outcome.prior_previews is None else 1)  # the prior's once per run
     calls = pictures * config.output.preview_steps
-    event, reason = attempted(outcome.run, emit, "previews", calls, lambda: _draw_previews(outcome, emit))
+    event, reason = attempted(outcome.run, emit, "previews", calls, lambda ask: _draw_previews(outcome, ask))
     if event is not None:
         return emit(event)
     outcome.previews_failed = True

@@ -51,7 +51,7 @@ def try_drift(outcome: Outcome, emit: Callback) -> dict[str, float] | None:
     run, watch = outcome.run, outcome.run.drift
     if watch is None or outcome.drift_failed:
         return None
-    drift, reason = attempted(run, emit, "drift", watch.calls, lambda: asdict(watch.measure()))
+    drift, reason = attempted(run, emit, "drift", watch.calls, lambda _: asdict(watch.measure()))
     if drift is not None and all(map(math.isfinite, drift.values())):
         return drift
     outcome.drift_failed = True
