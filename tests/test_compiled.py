@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 
 from apt_train.errors import InputError
-from apt_train.events import PreviewEvent, StepEvent, StopTraining, TrainResult
+from apt_train.events import BusyEvent, NoticeEvent, PreviewEvent, StepEvent, StopTraining, TrainResult
 from apt_train.families.components import Components
 from apt_train.families.sd.network import StableDiffusion
 from apt_train.names import ATTENTION
@@ -219,6 +219,20 @@ def test_an_error_that_compiling_has_not_made_ends_the_run_as_ever(
     parts.unet.get_submodule("conv_out").register_forward_hook(broken_forward)
     with pytest.raises(NotImplementedError, match="No C\\+\\+ compiler"):
         run(parts, **QUIET, compile_blocks=True)
+
+
+def test_an_error_outside_the_passes_is_not_taken_for_the_compilers(compiler: Compiler, one_block: None) -> None:
+    """It is the caller's, raised once: the step is not repeated, and compiling is not blamed."""
+    notices: list[str] = []
+
+    def cancel(event: Any) -> None:
+        notices.extend([event.text] if isinstance(event, NoticeEvent) else [])
+        if isinstance(event, BusyEvent) and event.what == "variants":
+            raise RuntimeError("cancelled by the host")
+
+    with pytest.raises(RuntimeError, match="cancelled by the host"):
+        run(**{**QUIET, "steps": 4}, compile_blocks=True, on_event=cancel)
+    assert compiler.calls and notices == [COMPILES]
 
 
 @pytest.mark.slow

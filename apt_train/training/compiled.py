@@ -31,10 +31,7 @@ class CompiledBlocks:
     def __init__(self, blocks: Iterable[nn.Module] = (), hooked: Collection[nn.Module] = ()) -> None:
         self._parts = [part for block in blocks for part in _parts(block, set(hooked))]
         self._calls: list[Any] = []
-
-    def __bool__(self) -> bool:
-        """Whether there is anything to compile."""
-        return bool(self._parts)
+        self.failed = False  # whether the last use ended in an error, which may be the compiler's
 
     @contextlib.contextmanager
     def used(self) -> Generator[None]:
@@ -45,6 +42,7 @@ class CompiledBlocks:
         if not self._parts:
             yield
             return
+        self.failed = True
         self._calls = self._calls or [torch.compile(part.forward, **COMPILER) for part in self._parts]
         own = [vars(part).get("forward") for part in self._parts]
         try:
@@ -52,6 +50,7 @@ class CompiledBlocks:
                 vars(part)["forward"] = call
             with _torchs_own():
                 yield
+            self.failed = False
         finally:
             for part, call in zip(self._parts, own, strict=True):
                 vars(part).pop("forward", None) if call is None else vars(part).update(forward=call)
@@ -60,7 +59,7 @@ class CompiledBlocks:
         """Drop all compiled code: whoever compiles next would find torch's limit exceeded by ours."""
         if self._calls:
             torch.compiler.reset()
-        self._parts, self._calls = [], []
+        self._parts, self._calls, self.failed = [], [], False
 
 
 @contextlib.contextmanager

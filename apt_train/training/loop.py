@@ -61,7 +61,7 @@ def _stepped(run: Run, listener: Listener) -> dict[str, Any]:
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error) and can_step_down(run):
                 change = partial(step_down, run)
-            elif run.compiled and not run.updating:
+            elif run.compiled.failed and not run.updating:
                 change = partial(_uncompiled, run, str(error))
             else:
                 raise
