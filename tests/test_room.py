@@ -22,7 +22,7 @@ from torch.utils import checkpoint
 
 from apt_train.data.latent_bank import LatentBank
 from apt_train.errors import InputError
-from apt_train.events import NoticeEvent, PlanEvent
+from apt_train.events import NoticeEvent, PlanEvent, StopTraining
 from apt_train.training import estimate, live_bytes, loop, plan, room, streams, trial, update
 from apt_train.training.memory import Memory, Savings, blocks_too_many, fits
 from apt_train.training.notes import BLOCKS_ASIDE, notes_of
@@ -317,6 +317,16 @@ def test_out_of_memory_a_run_steps_down_once_and_loses_nothing(at: int, monkeypa
     assert [event.step for event in recorder.steps] == [1, 2, 3, 4]
     for key, tensor in plain.lora.items():  # recomputed activations may differ in the last digit
         torch.testing.assert_close(found.lora[key], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_a_stop_asked_for_at_the_notice_ends_the_run_after_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(event: Any) -> None:
+        if isinstance(event, NoticeEvent):
+            raise StopTraining
+
+    out_of_memory(monkeypatch, at=1)
+    found = run(on_event=stop, watch_drift=False)
+    assert found.stopped and found.steps_done == 2 and found.notices == [room.STEPPED_DOWN]
 
 
 def test_a_scaled_step_is_taken_again_also_where_its_gradients_were_unscaled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,7 @@ def run_steps(outcome: Outcome, listener: Listener) -> None:
         if keeps:
             save_snapshot(outcome)
         listener(event)
+        listener.stop_if_asked()
         if pace.is_news(seconds):
             listener(NoticeEvent(SPILLS))
         if is_due(run.steps_done, output.preview_every):
