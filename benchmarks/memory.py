@@ -35,7 +35,6 @@ from apt_train.disk.files import write_text
 from apt_train.families.components import Components, Family, TextEncoder
 from apt_train.families.sd.published import FamilySpec, load_family
 from apt_train.families.sd.schedule_config import schedule_from_config
-from apt_train.families.storage import stored
 from apt_train.presets import PRESETS
 from apt_train.settings_field import nested
 from apt_train.text.conditioning import Conditioner
@@ -43,7 +42,7 @@ from apt_train.text.identifier import Identifier
 from apt_train.training import plan as plan_module
 from apt_train.training.estimate import estimated
 from apt_train.training.indicator import OverfitIndicator
-from apt_train.training.live_bytes import META, LiveBytes, fused_attention, gradients_left_out, on_meta, weight_bytes
+from apt_train.training.live_bytes import META, LiveBytes, fused_attention, gradients_left_out, weight_bytes
 from apt_train.training.memory import Savings, Setting
 from apt_train.training.objective import objective_of
 from apt_train.training.plan import Plan
@@ -266,7 +265,7 @@ def plans_of(parts: Components, side: int) -> list[dict[str, Any]]:
         place = "aside" if aside else "stay" if mode == "learned" else "leave"
         plans.append(
             {"model": parts.family.name, "side": side, "base_storage": storage, "identifier_mode": mode,
-             "encoders": place, "step": told.in_step, "vae": told.beside_vae - _unet_bytes(parts.unet, storage)}
+             "encoders": place, "step": told.in_step, "vae": told.beside_vae - told.network}
         )  # fmt: skip
     return plans
 
@@ -285,13 +284,12 @@ def reached_by(parts: Components) -> list[dict[str, Any]]:
         with mock.patch.object(plan_module, "free_bytes", lambda device, free=free: int((free or 1000) * GIB)):
             told, savings = plan.memory, plan.savings
         assert told is not None, name
-        makes_way = _unet_bytes(parts.unet, plan.config.base_storage) if plan.sets_aside else 0
         rows.append(
             {"model": name, "side": plan.side, "settings": settings, "free": free,
              "recomputes": f"{savings.recomputed} of {parts.network.checkpoint_parts(parts.unet)}",
              "encoders": "aside" if savings.encoders_aside else "stay",
              "blocks": f"{savings.blocks_aside} of {len(told.blocks)}", "step": told.in_step,
-             "vae": told.beside_vae - makes_way, "at_most": AT_MOST[name][settings]}
+             "vae": told.beside_vae - told.network * plan.sets_aside, "at_most": AT_MOST[name][settings]}
         )  # fmt: skip
     return rows
 
@@ -301,11 +299,6 @@ def _plan(parts: Components, values: Mapping[str, Any]) -> Plan:
     config = TrainConfig.from_dict(nested({**values, "class_word": "toy"}, TrainConfig))
     images = ImageSet.from_tensors([torch.zeros(parts.family.resolution, parts.family.resolution, 3)])
     return Plan(parts, images, None, config, torch.device("cuda"), torch.bfloat16)
-
-
-def _unet_bytes(unet: nn.Module, storage: Storage) -> int:
-    with on_meta(unet, torch.bfloat16), stored(unet, storage, torch.bfloat16):
-        return weight_bytes(unet.parameters())
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ def test_the_estimate_follows_the_settings() -> None:
     assert plain.vae is not None and of(adaptive_augmentation=False).vae is None
     previewed = of(preview_every=1).vae
     assert previewed is not None and previewed > plain.vae
-    assert plain.peak == max(plain.in_step, plain.beside_vae)
+    assert plain.peak(makes_way=False) == max(plain.in_step, plain.beside_vae)
 
 
 # ---- what is told ------------------------------------------------------------------------------------------------
@@ -385,6 +385,20 @@ def test_the_network_makes_way_for_the_vae_where_both_would_be_the_peak(monkeypa
         monkeypatch.setattr(plan, "estimated", lambda *_, e=encoding: Memory(2 * GB, GB, GB, e))
         assert planned(device="cuda", memory="fixed").sets_aside is aside
         assert planned(device="cpu").sets_aside is False
+
+
+@pytest.mark.parametrize("blocks", [0, 3])
+def test_the_plan_tells_what_the_vae_takes_where_the_network_has_made_way(
+    blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than a step, if the base is small; and blocks that wait are not there to make way."""
+    memory = Memory(weights=4 * GB, adapter=GB, step=GB, vae=7 * GB, network=3 * GB, blocks=(GB,) * 3)
+    monkeypatch.setattr(plan, "estimated", lambda *_: memory)
+    monkeypatch.setattr(Plan, "savings", Savings(PARTS, blocks_aside=blocks))
+    made = planned(device="cuda")
+    monkeypatch.setattr(plan, "free_bytes", lambda device: None)
+    assert made.sets_aside and made.event.memory == 9 * GB
+    assert replace(memory, vae=GB).peak(makes_way=True) == memory.in_step
 
 
 def test_aside_and_back_the_weights_are_the_same_and_what_is_trained_stays() -> None:

@@ -49,18 +49,18 @@ def _counted(components: Components, setting: Setting, step: TrainingStep) -> Me
     with gradients_left_out(live, list(trainable.values())), fused_attention(only_meta=True), live:
         with step.adapter.at(batch.timesteps):
             step(batch, with_prior=prior).total.backward()
-    weights = weight_bytes(components.unet.parameters()) - weight_bytes(step.adapter.parameters.values())
+    network = weight_bytes(components.unet.parameters()) - weight_bytes(step.adapter.parameters.values())
     blocks = tuple(
         weight_bytes(one for one in block.parameters() if not one.requires_grad)
         for block in components.network.blocks(components.unet)
     )
-    resident = weights + sum(weight_bytes(model.parameters()) for model in encoders) * _stays(setting)
+    resident = network + sum(weight_bytes(model.parameters()) for model in encoders) * _stays(setting)
     vae = components.vae
     if setting.device.type == "cpu" and vae is not None:
         resident += weight_bytes(vae.parameters())
     trained = weight_bytes(trainable.values())
     adapter = 2 * trained + state_bytes(optimizer, trainable)
-    return Memory(resident, adapter, live.peak, _vae(components, setting), blocks)
+    return Memory(resident, adapter, live.peak, _vae(components, setting), network, blocks)
 
 
 def _stays(setting: Setting) -> bool:

@@ -17,20 +17,22 @@ class Memory:
     """Bytes. `weights`: those that stay on the device; `adapter`: adapter, its gradients and the optimizer's moments.
 
     `step`: everything else alive at the peak of a step. `vae`: its weights and activations when it encodes or decodes
-    a picture between steps; None: it does neither during training, or its host manages it. `blocks`: the frozen weights
-    of each of the network's blocks, part of `weights`.
+    a picture between steps; None: it does neither during training, or its host manages it. `network`: the network's
+    frozen weights, part of `weights`; `blocks`: those of each of its blocks.
     """
 
     weights: int
     adapter: int
     step: int
     vae: int | None = None
+    network: int = 0
     blocks: tuple[int, ...] = ()
 
     def with_aside(self, count: int) -> Memory:
         """With so many blocks in main memory. Two of those are on the device: one works, and the next arrives."""
         aside = sorted(self.blocks[index] for index in spread(len(self.blocks), count))
-        return replace(self, weights=self.weights - sum(aside[:-2]))
+        less = sum(aside[:-2])
+        return replace(self, weights=self.weights - less, network=self.network - less)
 
     @property
     def in_step(self) -> int:
@@ -40,10 +42,9 @@ class Memory:
     def beside_vae(self) -> int:
         return 0 if self.vae is None else self.weights + self.adapter + self.vae
 
-    @property
-    def peak(self) -> int:
-        """Excludes what the device's own library takes."""
-        return max(self.in_step, self.beside_vae)
+    def peak(self, *, makes_way: bool) -> int:
+        """Excludes what the device's own library takes. `makes_way`: the network leaves the device for the VAE."""
+        return max(self.in_step, self.beside_vae - self.network * makes_way)
 
 
 @dataclass(frozen=True)

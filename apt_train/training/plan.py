@@ -126,7 +126,7 @@ class Plan:
             side=self.side,
             checkpointing=self.savings.recomputed > 0,
             parts=(self.savings.recomputed, self._parts),
-            memory=None if memory is None else memory.in_step if self.sets_aside else memory.peak,
+            memory=memory and memory.peak(makes_way=self.sets_aside),
             free=free_bytes(self.device),
         )
 
