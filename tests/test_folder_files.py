@@ -74,10 +74,17 @@ def test_a_picture_is_read_by_its_ending_or_its_content(folder: Path, name: str,
     assert images.images[1].pixels.float().mean(dim=(1, 2)).tolist() == pytest.approx([200, 80, 60], abs=6)
 
 
-@pytest.mark.parametrize("name", ["b.heic", "b.HEIF", "b.jxl", "b.jp2", "b.psd"])
+@pytest.mark.parametrize("name", ["b.heic", "b.HEIF", "b.jxl", "b.jp2", "b.psd", "b.exr", "b.cr3"])
 def test_a_picture_of_a_format_that_is_not_read_is_named(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"not for Pillow")
     assert "convert it to png or jpg" in said_once(load_images(folder), name)
+
+
+@pytest.mark.parametrize("name", ["b.dng", "b.NEF", "b.arw"])
+def test_the_small_preview_in_a_raw_file_is_no_picture(folder: Path, name: str) -> None:
+    save(folder / name, format="TIFF")
+    images = load_images(folder)
+    assert names(images) == ["a.png"] and "convert it to png or jpg" in said_once(images, name)
 
 
 @pytest.mark.parametrize("name", ["b.jpg_large", "b.png~", "b.2024", "b.dat"])

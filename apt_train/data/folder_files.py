@@ -18,17 +18,9 @@ from ..wording import listed, printable
 from .pictures import is_picture, readable_suffixes
 
 CAPTION_SUFFIXES = (".txt", ".caption")  # .caption is kohya's; if both have text, the first counts
-UNREAD_SUFFIXES = (
-    ".heic",
-    ".heif",
-    ".avif",
-    ".avifs",
-    ".jxl",
-    ".jp2",
-    ".psd",
-    ".svg",
-    ".dng",
-)  # pictures, but not read
+UNREAD_SUFFIXES = (".heic", ".heif", ".avif", ".avifs", ".jxl", ".jp2", ".psd", ".svg", ".exr", ".hdr")
+# Raw files of cameras. Many open as a TIFF, which is but their small preview.
+RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
 MASK_ENDINGS = ("-mask", "-masklabel", "_mask", "_masklabel", ".mask")  # ours, OneTrainer's, common. The first counts
 # Masks only if a picture of that name exists: otherwise "carnival mask.png" could not show a subject.
 _MASKS_BY_PICTURE = ("{} mask", "{} (mask)", "{}(mask)", "mask_{}", "mask-{}", "mask {}", "mask.{}")
@@ -164,6 +156,8 @@ def _put(found: _Found, path: Path) -> None:
 
 def _unnamed(found: _Found, path: Path) -> list[Path] | None:
     """The list for a file without a readable picture's ending; None: its content is a picture after all."""
+    if path.suffix.lower() in RAW_SUFFIXES:
+        return found.unread
     by_content = os.path.isfile(path) and is_picture(path)
     if path.suffix.lower() in UNREAD_SUFFIXES:
         return None if by_content else found.unread
