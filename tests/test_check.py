@@ -126,6 +126,46 @@ def test_a_background_out_of_focus_is_no_blur(tmp_path: Path) -> None:
     assert kinds(looked_through(tmp_path)) == []
 
 
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("sides", [(8, 8, 8, 8), (13, 13, 13, 13), (25, 25, 25, 25), (20, 20, 0, 0), (0, 0, 25, 10)])
+def test_a_picture_cropped_a_little_is_a_copy(sides: tuple[int, int, int, int], flip: bool, tmp_path: Path) -> None:
+    left, top, right, bottom = sides
+    cut = GOOD[0].draw().crop((left, top, SIDE - right, SIDE - bottom))
+    (ImageOps.mirror(cut) if flip else cut).resize((SIDE, SIDE)).save(save(tmp_path) / "9.png")
+    (finding,) = looked_through(tmp_path).findings
+    assert (finding.kind, finding.pictures) == ("mirrored" if flip else "near-duplicate", (0, 4))
+
+
+def test_a_burst_from_a_moving_hand_is_copies(tmp_path: Path) -> None:
+    wide = Photo(1, 0, (0.45, 0.5), 0.3, (SIDE + 24, SIDE + 24)).draw()
+    for i, (x, y, turn) in enumerate([(0, 0, 0), (9, 4, 0.5), (4, 11, -0.5)]):
+        shot = wide.rotate(turn, Image.Resampling.BICUBIC).crop((6 + x, 6 + y, SIDE + x, SIDE + y))
+        shot.resize((SIDE, SIDE)).save(tmp_path / f"burst{i}.png")
+    save(tmp_path, GOOD[1:])
+    (finding,) = looked_through(tmp_path).findings
+    assert (finding.kind, finding.pictures) == ("near-duplicate", (3, 4, 5))
+
+
+def test_a_subject_turned_where_it_stands_is_no_copy(tmp_path: Path) -> None:
+    """From a tripod most of the picture stays, and yet each shows another side."""
+    place = Photo(1, 0, (0.4, 0.4), 0.13)
+    for turn in range(5):
+        picture = background(1, 0, place.size).copy()
+        picture.paste(background(2000 + turn, 0, place.size), (0, 0), place.mask())
+        picture.save(tmp_path / f"{turn}.png")
+    assert kinds(looked_through(tmp_path)) == ["same background"]
+
+
+def test_of_copies_one_is_named_as_mirrored(tmp_path: Path) -> None:
+    save(tmp_path)
+    for name in ("7.png", "8.png"):
+        (tmp_path / name).write_bytes((tmp_path / "0.png").read_bytes())
+    ImageOps.mirror(GOOD[0].draw()).save(tmp_path / "9.png")
+    copies, mirrored = looked_through(tmp_path).findings
+    assert (copies.kind, copies.pictures) == ("near-duplicate", (0, 4, 5))
+    assert (mirrored.kind, mirrored.pictures) == ("mirrored", (0, 6))
+
+
 def test_things_of_one_outline_on_white_are_no_copies(tmp_path: Path) -> None:
     """A difference hash takes them for such: most of its bits are those of the empty paper."""
     draw = np.random.default_rng(0)
@@ -175,7 +215,7 @@ def test_a_mask_that_covers_the_border_is_asked_about_and_cuts_nothing_off(tmp_p
     for i in range(len(GOOD)):
         change(tmp_path, f"{i}-mask.png", ImageOps.invert)
     (finding,) = looked_through(tmp_path).findings
-    assert finding.kind == "mask inverted?" and not finding.serious and "invert these masks if" in finding.text
+    assert finding.kind == "mask inverted?" and not finding.serious and "invert the mask if" in finding.text
 
 
 def test_a_mask_that_leaves_a_watermark_out_is_no_finding(tmp_path: Path) -> None:
@@ -255,7 +295,8 @@ def test_pictures_of_any_size_can_be_looked_at_and_drawn(masks: bool, tmp_path: 
     def half(value: int) -> int:
         return value // 2
 
-    for i, size in enumerate([(1, 1), (2, 3), (1, 400), (400, 1), (3, 900), (47, 48), (700, 40)]):
+    sizes = [(1, 1), (2, 3), (1, 400), (400, 1), (3, 900), (47, 48), (700, 40), (20000, 1), (1, 20000)]
+    for i, size in enumerate(sizes):
         Image.effect_noise(size, 80).convert("RGB").save(tmp_path / f"{i}.png")
         if masks:
             Image.new("L", size, 255).save(tmp_path / f"{i}-mask.png")
@@ -293,6 +334,14 @@ def test_what_is_cut_away_is_pale_on_the_sheet(tmp_path: Path) -> None:
     pale = tuple(round(255 * 0.72 + value * 0.28) for value in (0, 90, 0))
     sheet = contact_sheet(looked_through(tmp_path, 512))
     assert any(max(abs(a - b) for a, b in zip(pale, colour, strict=True)) <= 2 for colour in colours(sheet))
+
+
+def test_the_sheet_writes_a_name_as_it_is(tmp_path: Path) -> None:
+    found = looked_through(save(tmp_path))
+    spaced, joined = (
+        replace(found, looks=[replace(found.looks[0], name=name), *found.looks[1:]]) for name in ("a b.png", "a_b.png")
+    )
+    assert contact_sheet(spaced) != contact_sheet(joined)
 
 
 def test_a_sheet_of_many_pictures_with_odd_names_is_drawn(tmp_path: Path) -> None:
@@ -334,6 +383,13 @@ def test_a_class_word_in_other_letters_is_a_finding(tmp_path: Path) -> None:
     found = looked_through(save(tmp_path), class_word="玩具", identifier="my_toy")
     assert kinds(found) == ["not in English"] and found.findings[0].serious
     assert kinds(looked_through(tmp_path, class_word="Löwe", identifier="leo")) == []
+
+
+@pytest.mark.parametrize("caption", ["{subject} 在桌子上", "a photo of my_toy 在桌上", "a toy 在桌上"])
+def test_the_subjects_own_name_does_not_make_a_caption_english(caption: str, tmp_path: Path) -> None:
+    save(tmp_path, captions=True)
+    (tmp_path / "1.txt").write_text(caption, encoding="utf-8")
+    assert kinds(looked_through(tmp_path, identifier="my_toy")) == ["not in English"]
 
 
 def test_check_says_that_nothing_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,7 +86,7 @@ def _not_english(looks: Sequence[Look], called: Called | None) -> Iterator[Findi
             "from the subject: give the English word.",
             serious=True,
         )
-    found = [i for i, look in enumerate(looks) if look.caption and is_in_other_letters(look.caption)]
+    found = [i for i, look in enumerate(looks) if is_in_other_letters(" ".join(described_words(look.caption, called)))]
     text = (
         "Captions that are not in English: {names}. The text encoders of SD1.5 and SDXL do not know these words, so "
         "they explain nothing: translate them."
@@ -97,7 +97,7 @@ def _not_english(looks: Sequence[Look], called: Called | None) -> Iterator[Findi
 def _bare(looks: Sequence[Look], called: Called | None) -> Iterator[Finding]:
     bare = [i for i, look in enumerate(looks) if look.caption and not described_words(look.caption, called)]
     text = (
-        "Captions that name the subject alone: {names}. All else in these pictures is learned with it: name the place, "
+        "Captions that name the subject alone: {names}. All else in the picture is learned with it: name the place, "
         "the light and whatever else is there."
     )
     return about(looks, bare, "background not named", text)
@@ -106,8 +106,8 @@ def _bare(looks: Sequence[Look], called: Called | None) -> Iterator[Finding]:
 def _missing(looks: Sequence[Look]) -> Iterator[Finding]:
     missing = [i for i, look in enumerate(looks) if not look.caption]
     text = (
-        "No caption, though other pictures have one: {names}. The caption template names no background, so theirs is "
-        "learned with the subject: write captions for these, too."
+        "No caption, though other pictures have one: {names}. The caption template names no background, so that is "
+        "learned with the subject: write one here, too."
     )
     return about(looks, missing, "no caption", text)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import cast
 
 import numpy as np
@@ -21,7 +22,9 @@ from ..data.pictures import resize_mask, to_image
 Floats = NDArray[np.float64]
 
 TILE = 240  # pixels: the size of a picture on the sheet
-THUMB = 16  # cells per side: enough to recognise a picture, too few to notice a slight shift
+THUMB = 16  # cells per side: enough to recognise a picture
+_WINDOWS = (1, 0.96, 0.92, 0.88, 0.84, 0.8)  # sides, as shares; steps that leave two crops at most 2% apart
+_FINE = 128  # pixels per side of the picture that the windows are cut from
 GRID = 64  # pixels per side of the picture whose surroundings are measured
 _RING = 0.18  # share of a side that counts as surroundings without a mask
 _LEAST_SURROUNDINGS = 0.1  # if less than this share is outside the mask, the ring is used
@@ -43,7 +46,7 @@ class Look:
     size: tuple[int, int]  # (height, width) of the file
     crop: Crop
     lost: float  # share of the picture that the crop removes
-    thumb: Floats  # (THUMB, THUMB, 3), mean 0 and length 1; all 0 for a single colour
+    views: Floats  # (windows, THUMB, THUMB, 3), each of mean 0 and length 1; all 0 for a single colour
     surroundings: Floats  # (colours,), square roots of shares; the dot product of two is their similarity
     one_tint: bool  # black-and-white, or toned: its surroundings say little
     sharpness: float | None  # None: too flat to say
@@ -78,7 +81,7 @@ def look_at(image: TrainImage, sizes: list[tuple[int, int]]) -> Look:
         image.size,
         crop,
         share_lost(image.size, crop.bucket),
-        thumb_of(picture),
+        views_of(picture),
         surroundings_of(picture, None if masked is None else masked.kept),
         has_one_tint(picture),
         sharpness_of(_at_own_size(pixels, crop) if crop.scale > 1 else picture),
@@ -88,12 +91,19 @@ def look_at(image: TrainImage, sizes: list[tuple[int, int]]) -> Look:
     )
 
 
-def thumb_of(picture: Image.Image) -> Floats:
-    """The picture in a few cells, normalised for brightness and contrast."""
-    cells = np.asarray(picture.resize((THUMB, THUMB), Image.Resampling.BOX), dtype=np.float64)
-    cells = cells - cells.mean(axis=(0, 1))
-    length = np.linalg.norm(cells)
-    return cells / length if length > 1e-6 else np.zeros_like(cells)
+def views_of(picture: Image.Image) -> Floats:
+    """The picture and windows of it in a few cells each, normalised for brightness and contrast; first the whole."""
+    fine = picture.resize((_FINE, _FINE), Image.Resampling.BOX)
+    boxes = [
+        np.array((x, y, x + side, y + side)) * _FINE
+        for count, side in enumerate(_WINDOWS)
+        for x, y in product(np.linspace(0, 1 - side, count + 1), repeat=2)
+    ]
+    small = [fine.resize((THUMB, THUMB), Image.Resampling.BOX, box=tuple(box)) for box in boxes]
+    cells = np.stack([np.asarray(each, dtype=np.float64) for each in small])
+    cells -= cells.mean(axis=(1, 2), keepdims=True)
+    length = np.linalg.norm(cells.reshape(len(cells), -1), axis=1)[:, None, None, None]
+    return np.where(length > 1e-6, cells / np.maximum(length, 1e-6), 0)
 
 
 def surroundings_of(picture: Image.Image, mask: Floats | None) -> Floats:

@@ -28,7 +28,7 @@ def mask_findings(looks: Sequence[Look]) -> Iterator[Finding]:
     yield from about(looks, inverted, "mask inverted?", text, serious=True)
     unclear = [i for i in _where(looks, fills_border) if i not in inverted]
     text = (
-        "White covers most of the border: {names}. Only what is white is learned: invert these masks if that is the "
+        "White covers most of the border: {names}. Only what is white is learned: invert the mask if that is the "
         "background."
     )
     yield from about(looks, [i for i in unclear if _leaves_out(looks[i]) > TINY], "mask inverted?", text)
@@ -63,7 +63,7 @@ def _where(looks: Sequence[Look], applies: Callable[[MaskLook], bool]) -> list[i
 def _small(looks: Sequence[Look], upright: list[int]) -> Iterator[Finding]:
     areas = {i: mask.area for i in upright if (mask := looks[i].mask) and mask.area < TINY and mask.cut <= CUT}
     text = (
-        "The subject fills little of the picture: {names}. Its detail cannot be learned from so few pixels: crop these "
+        "The subject fills little of the picture: {names}. Its detail cannot be learned from so few pixels: crop "
         "closer around it."
     )
     return about(looks, list(areas), "subject small", text, [f"{area:.1%}" for area in areas.values()])
@@ -73,7 +73,7 @@ def _cut_by_crop(looks: Sequence[Look], upright: list[int]) -> Iterator[Finding]
     cuts = {i: mask.cut for i in upright if (mask := looks[i].mask) and mask.cut > CUT}
     shares = [f"loses {cut:.0%}" for cut in cuts.values()]
     text = (
-        "The crop to the training size cuts the subject: {names}. That part is never learned: crop these by hand "
+        "The crop to the training size cuts the subject: {names}. That part is never learned: crop by hand "
         "around the subject."
     )
     return about(looks, list(cuts), "subject cropped", text, shares, serious=True)

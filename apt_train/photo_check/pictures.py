@@ -1,6 +1,6 @@
-"""Findings about the pictures themselves: too few, duplicates, blurred, enlarged, cropped, all in one place.
+"""Findings about the pictures themselves: too few, blurred, enlarged, cropped, all in one place.
 
-In: the thresholds, each with its source. Not in: the measurements (`look`), masks and captions.
+In: the thresholds, each with its source. Not in: the measurements (`look`), duplicates (`copies`), masks and captions.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from ..data.buckets import NOTED_CROP, NOTED_SCALE
 from ..wording import counted
+from .copies import copy_findings
 from .finding import Finding, about
 from .look import Look
 
 # All ours; `docs/check.md` says how many pictures they were tuned on.
 FEW, MANY = 3, 30  # pictures, as in `docs/recipes.md`
-SAME = 0.94  # similarity of thumbs: copies relit or re-saved 0.99, shifted by 3% 0.95; others at most 0.75
 ALIKE = 0.85  # similarity of surroundings: same place 0.94 or more, two of three random pictures below 0.73
 ALIKE_IN_GREY = 0.985  # the same where both have one tint: three unrelated ones are above in 1 of 1000 draws
 MOST = 0.8  # share of the pictures that must have the same background
@@ -29,7 +29,7 @@ BLURRED = 0.06  # `sharpness_of`: sharp 0.2 to 2 (1 in 100: 0.07), smoothed by 1
 def picture_findings(looks: Sequence[Look], backgrounds: Sequence[int]) -> Iterator[Finding]:
     """Findings about the pictures. `backgrounds`: those with one background, if that is to be reported; else empty."""
     yield from _count(len(looks))
-    yield from _copies(looks)
+    yield from copy_findings(looks)
     text = (
         "The backgrounds of {names} look alike, and the captions do not name them. Such a background is learned as "
         "part of the subject: vary it, name it in every caption, or add masks."
@@ -65,44 +65,9 @@ def _count(count: int) -> Iterator[Finding]:
         )
 
 
-def _copies(looks: Sequence[Look]) -> Iterator[Finding]:
-    """Pictures that are nearly identical, or mirror images of each other."""
-    thumbs = np.stack([look.thumb.ravel() for look in looks])
-    mirrored = np.stack([look.thumb[:, ::-1].ravel() for look in looks])
-    same = cast("NDArray[np.bool_]", thumbs @ thumbs.T > SAME)
-    mirror = cast("NDArray[np.bool_]", thumbs @ mirrored.T > SAME)
-    for group in _groups(same):
-        text = (
-            "{names} look almost the same. What they share is learned more strongly than the rest, pose and background "
-            "included: keep one of them."
-        )
-        yield from about(looks, group, "near-duplicate", text)
-    for group in _groups(mirror & ~same):
-        text = (
-            "{names} mirror each other. A mirrored copy shows nothing new, and swaps the subject's left and right: "
-            "keep one of them."
-        )
-        yield from about(looks, group, "mirrored", text)
-
-
-def _groups(linked: NDArray[np.bool_]) -> Iterator[list[int]]:
-    """Indices linked directly or through others; a single index is no group."""
-    seen: set[int] = set()
-    for start in range(len(linked)):
-        group, waiting = set[int](), [start]
-        while waiting:
-            place = waiting.pop()
-            if place not in seen:
-                seen.add(place)
-                group.add(place)
-                waiting += np.flatnonzero(linked[place] | linked[:, place]).tolist()
-        if len(group) > 1:
-            yield sorted(group)
-
-
 def _blurred(looks: Sequence[Look]) -> Iterator[Finding]:
     found = [i for i, look in enumerate(looks) if look.sharpness is not None and look.sharpness < BLURRED]
-    text = "Blurred: {names}. The blur is learned as part of the subject: use sharper photos, or leave these out."
+    text = "Blurred: {names}. The blur is learned as part of the subject: use sharper photos instead."
     return about(looks, found, "blurred", text)
 
 
@@ -120,6 +85,6 @@ def _cropped(looks: Sequence[Look]) -> Iterator[Finding]:
     found = [i for i, look in enumerate(looks) if look.lost > NOTED_CROP and look.mask is None]
     text = (
         "Cropped to the middle, as the shape is far from any training size: {names}. What lies outside is never "
-        "learned: crop these by hand around the subject."
+        "learned: crop by hand around the subject."
     )
     return about(looks, found, "cropped", text, [f"loses {looks[i].lost:.0%}" for i in found])

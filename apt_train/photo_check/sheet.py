@@ -98,7 +98,7 @@ def _tile(place: int, look: Look, findings: Sequence[Finding]) -> Image.Image:
     own = [(number, finding) for number, finding in enumerate(findings, 1) if place in finding.pictures]
     picture = _framed(look, _worst([finding for _, finding in own]) if own else FAINT)
     lines = [
-        (*_fitted(_called(place, look).replace(" ", "_"), TILE), INK),
+        (*_fitted(_called(place, look), TILE), INK),
         *((*_fitted(f"{number}. {finding.kind}", TILE), colour_of(finding)) for number, finding in own),
         (*_fitted(_caption(look), TILE, _CAPTION_LINES), GREY),
     ]
@@ -135,6 +135,7 @@ def _drawn(look: Look) -> Image.Image:
         picture.paste(BLUE, (0, 0), edge)
     scale = picture.width / look.size[1], picture.height / look.size[0]
     left, top, right, bottom = (round(side * scale[i % 2]) for i, side in enumerate(look.crop.box))
+    right, bottom = max(right, left + 1), max(bottom, top + 1)  # the crop of an endless strip is thinner than a pixel
     dimmed = Image.blend(picture, Image.new("RGB", picture.size, PAPER), _DIMMED)
     dimmed.paste(picture.crop((left, top, right, bottom)), (left, top))
     if (right - left, bottom - top) != picture.size:
