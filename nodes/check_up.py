@@ -290,6 +290,6 @@ def _host_note(taken: int | None, placed: int) -> list[str]:
     if taken >= placed:
         return []
     return [
-        f"ComfyUI's own loader takes only {taken} of the {placed} layers measured here: convert the file to the names "
-        "of kohya."
+        f"ComfyUI's own loader does not take all layers measured here ({taken} of {placed}): convert the file to the "
+        "names of kohya."
     ]

@@ -33,7 +33,10 @@ def check_ups() -> Iterator[CheckUp]:
     unlearned = [replace(point, gain=Gain(0.0, 0.1, [0.0] * 10, [0.0] * 10), bare=0.9) for point in calm]
     misfits = Placement(made_up(calm).placement.placed, [f"lora_unet_{n}" for n in range(9)], ["narrow"], ["broken"])
     whole = made_up(calm).placement.placed * 2
-    yield replace(made_up(calm), placement=Placement(whole, [], []))
+    idle = [Block("up 0", 2, 0.1, 16.0, 3.0, unchanged=1)]
+    yield replace(made_up(calm), placement=Placement(whole, [], []), blocks=idle)
+    yield replace(made_up(calm), pictures=1)
+    yield replace(made_up(unlearned), pictures=1)
     yield replace(made_up(unlearned), placement=misfits, lora=LoraFile("mine", {}, ["odd.key"]))
 
 

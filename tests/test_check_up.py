@@ -5,6 +5,7 @@ Not here: names and formulas of files (`test_lora_formats`), the command (`test_
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,7 +26,7 @@ from apt_train.lora_check.gain import Gain, gain_of
 from apt_train.lora_check.lora_file import LoraFile, sorted_lora
 from apt_train.lora_check.numbers import as_dict, as_json
 from apt_train.lora_check.recommend import STEP, recommended
-from apt_train.lora_check.sheet import sheet
+from apt_train.lora_check.sheet import sheet, sheet_figure
 from apt_train.lora_check.subject import Subject
 from apt_train.lora_check.verdict import paragraphs
 from apt_train.lora_check.with_lora import lora_ready
@@ -93,7 +94,7 @@ def test_a_lora_of_zeros_changes_nothing() -> None:
         assert point.alignment == pytest.approx(1, abs=1e-6) and point.context == pytest.approx(1, abs=1e-6)
     assert (found.recommendation.rule, found.recommendation.strength) == ("nothing", 1.0)
     assert {block.moved for block in found.blocks} == {0.0} and {block.used for block in found.blocks} == {0.0}
-    assert "changes nothing" in paragraphs(found)[0] and "no better than the model" in paragraphs(found)[1]
+    assert "changes nothing" in paragraphs(found)[0] and "within chance" in paragraphs(found)[1]
 
 
 def test_a_trained_lora_gains_on_its_pictures_and_drifts_with_its_strength(own: CheckUp) -> None:
@@ -163,6 +164,33 @@ def test_a_lora_on_the_text_encoder_moves_every_prompt() -> None:
     assert [block.name for block in found.blocks] == ["text encoder 1"]
     assert found.points[-1].unrelated > 0 and found.points[-1].bare > 0
     assert any("changes the text encoder too" in part for part in paragraphs(found))
+
+
+def test_layers_without_a_change_are_counted_and_their_ranks_are_not() -> None:
+    parts = tiny_components()
+    lora = kohya(random_layers(parts.unet, attention_paths(parts.unet), size=0.05))
+    ups = [key for key in lora if key.endswith("lora_up.weight")]
+    found = looked_over({**lora, **{key: lora[key] * 0 for key in ups[2:]}}, components=parts, images=None)
+    assert sum(block.unchanged for block in found.blocks) == len(ups) - 2
+    said = " ".join(paragraphs(found))
+    assert f"Layers without any change: {len(ups) - 2} of {len(ups)}." in said
+    assert "uses 4.0 on average" in said and "smaller rank" not in said
+
+
+def test_a_lora_of_zeros_is_said_to_move_no_block() -> None:
+    parts = tiny_components()
+    lora = kohya(random_layers(parts.unet, attention_paths(parts.unet)), alpha=0.0)
+    said = " ".join(paragraphs(looked_over(lora, components=parts, images=None)))
+    assert "It moves the block" not in said and "Of a rank" not in said
+
+
+def test_changed_biases_count_as_a_block_moved() -> None:
+    parts = tiny_components()
+    bias = parts.unet.get_submodule("conv_out").bias
+    assert isinstance(bias, Tensor)
+    found = looked_over({"lora_unet_conv_out.diff_b": bias.clone() * 0.5}, components=parts, images=None)
+    assert [block.moved for block in found.blocks] == [pytest.approx(0.5)] and found.blocks[0].unchanged == 0
+    assert "full differences" in " ".join(paragraphs(found))
 
 
 def test_a_network_without_decoder_attention_is_looked_at_elsewhere() -> None:
@@ -307,6 +335,12 @@ def test_the_strength_that_predicts_the_pictures_best_is_named() -> None:
     assert recommended(nothing_learned).rule == "usual"
 
 
+def test_however_strong_a_lora_its_strength_is_above_0() -> None:
+    for spill in (1e2, 1e4, 1e6):
+        found = recommended([point(0.1, spill), point(1.0, 2 * spill)])
+        assert found.overfitted and found.strength == pytest.approx(0.1 / spill)
+
+
 def test_an_overfitted_one_is_flagged(own: CheckUp) -> None:
     """By what it does to other prompts where it is to be used; with pictures that strength stays."""
     for spill, flagged in ((0.1, False), (4.0, True)):
@@ -326,6 +360,16 @@ def test_the_gain_is_a_share_of_the_priors_error() -> None:
     assert found.gamma[0] == pytest.approx(1) and found.gamma[1] == 0
     assert found.error == pytest.approx(1.96 * (((1 / 3 - 2 / 3) ** 2 / 2) / 2) ** 0.5 / 2)
     assert gain_of(torch.zeros(10, 0), torch.zeros(10, 0)) is None
+
+
+def test_of_a_single_noise_the_interval_is_not_nothing() -> None:
+    """Its spread is not known, but gains that differ by noise level are no certainty."""
+    prior, tuned = torch.ones(4, 1).double(), 1 - torch.tensor([[0.3], [-0.2], [0.1], [0.0]]).double()
+    found = gain_of(prior, tuned)
+    assert found and found.mean == pytest.approx(0.05) and not found.is_known
+    assert found.error == pytest.approx(1.96 * (prior - tuned).std().item() / 2)
+    one = gain_of(prior[:1], tuned[:1])
+    assert one and (one.mean, one.error) == (pytest.approx(0.3), 0.0)
 
 
 # ---- what is asked -----------------------------------------------------------------------------------------------
@@ -416,11 +460,39 @@ def test_the_numbers_are_plain_json(trained: TrainResult) -> None:
     }
     assert numbers["file"]["ranks"] == [4] and numbers["verdict"] == paragraphs(found)
     said = " ".join(paragraphs(found))
-    assert "have no place in this model: lora_unet_nowhere" in said and "odd.key" in said
+    assert "Not in this model, so left out: lora_unet_nowhere" in said and "odd.key" in said
 
 
 def test_a_single_layer_is_no_plural() -> None:
     assert "float32 on 1 layer, rank 2, alpha 2." in " ".join(paragraphs(made_up(parabola(1.0))))
+
+
+def test_a_single_picture_is_no_plural_either() -> None:
+    found = made_up(parabola(2.0))
+    one, two = (" ".join(paragraphs(replace(found, pictures=count))) for count in (1, 2))
+    assert "predicts the picture best" in one and "less on the picture than" in one
+    assert "predicts the pictures best" in two and "less on the pictures than" in two
+
+
+def test_labels_of_strengths_do_not_overlap(own: CheckUp) -> None:
+    strengths = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+    figure = sheet_figure(replace(own, samples=[], points=[replace(own.points[0], strength=s) for s in strengths]))
+    figure.canvas.draw()
+    charts = [axes for axes in figure.get_axes() if axes.get_xlabel().startswith("strength (")]
+    for axes in charts:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+        boxes.sort(key=lambda box: box.x0)
+        assert len(boxes) > 3 and all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert len(charts) == 3
+
+
+def test_long_names_stay_on_the_page(own: CheckUp) -> None:
+    lora = replace(own.lora, name="n" * 250 + ".safetensors")
+    long = replace(own, samples=[], lora=lora, source="s" * 250, subject=Subject("w" * 100, "t" * 5000))
+    figure = sheet_figure(long)
+    figure.canvas.draw()
+    edge = figure.bbox.x1
+    assert all(text.get_window_extent().x1 <= edge for part in figure.subfigs for text in part.texts)
 
 
 @pytest.mark.parametrize("has_pictures", [True, False])

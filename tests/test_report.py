@@ -476,7 +476,7 @@ def test_a_short_run_is_told_to_wait(tmp_path) -> None:
 
 def test_bins_never_trained_are_owned_up_to(tmp_path) -> None:
     lines = [line | {"timestep": [50]} for line in plausible_log(60)]
-    assert "Only 1 of 10 noise levels were trained" in told(tmp_path, lines)
+    assert "trained at all: 1 of 10." in told(tmp_path, lines)
 
 
 def test_a_further_number_is_drawn_under_its_name_and_none_takes_a_terms_place(tmp_path) -> None:

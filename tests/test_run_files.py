@@ -250,7 +250,7 @@ def test_a_resumed_run_keeps_and_tells_what_it_cannot_read_of_its_log(trained: P
     assert len(resumed.losses) == 4 and resumed.gamma is not None and resumed.gamma.shape == (4, 10)
     assert [line["step"] for line in read_log(folder / "log.jsonl").lines] == [1, 3, 4, 5]
     assert b"\n{nonsense\n" in (folder / "log.jsonl").read_bytes()
-    assert "line 2 is left out" in notices(recorder) and "no longer has 1 of the 4 steps" in notices(recorder)
+    assert "line 2 is left out" in notices(recorder) and "lacks steps that were trained (1 of 4)" in notices(recorder)
 
 
 # -- the state

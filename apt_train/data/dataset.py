@@ -292,8 +292,8 @@ def _lines(captions: Sequence[str | None] | str | None, count: int) -> tuple[lis
         return lines * count, [note] if on_one_line(lines[0]) else []
     if len(lines) != count:
         raise InputError(
-            f"There are {len(lines)} captions for {count} images: give one per image, one for all, or none to use "
-            "the caption template."
+            f"The number of captions is {len(lines)}, of images {count}: give one per image, one for all, or none to "
+            "use the caption template."
         )
     return lines, []
 
@@ -328,7 +328,7 @@ def _one_each(values: list[_T] | None, count: int, what: str) -> list[_T] | list
     if values is None:
         return [None] * count
     if len(values) != count:
-        raise InputError(f"There are {len(values)} {what} for {count} images: give one per image, or none.")
+        raise InputError(f"The number of {what} is {len(values)}, of images {count}: give one per image, or none.")
     return values
 
 

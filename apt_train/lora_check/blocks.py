@@ -16,10 +16,10 @@ ENERGY = 0.95  # share of a change's squared norm that defines the ranks in use 
 
 @dataclass(frozen=True)
 class Block:
-    """A part of the model. `moved`: norm of the change at strength 1, relative to the norm of the changed weights.
+    """A part of the model. `moved`: norm of the change at strength 1, relative to the norm of what it changes.
 
-    `rank`, `used`: averages over its layers of the rank in the file, and of the number of directions that hold
-    `ENERGY` of the change; None if the kind has no ranks.
+    `rank`: the average rank of its layers in the file. `used`: the average number of directions that hold `ENERGY` of
+    the change, over the layers with a change. None if the kind has no ranks. `unchanged`: layers without a change.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Block:
     moved: float
     rank: float | None
     used: float | None
+    unchanged: int = 0
 
 
 @torch.no_grad()
@@ -43,19 +44,23 @@ def _measured(name: str, items: Sequence[Placed], lora: WithLora) -> Block:
     added = base = 0.0
     ranks: list[int] = []
     used: list[int] = []
+    unchanged = 0
     for item in items:
-        if (weight := getattr(item.layer, "weight", None)) is not None:
-            original = lora.originals[weight].to(lora.device, torch.float32)
-            change = item.changes(original, "weight")
-            if change is not None:
-                added += float(change.double().square().sum())  # float64, because squares may exceed float32
+        changed = 0.0
+        for of, parameter in item.parameters.items():
+            original = lora.originals[parameter].to(lora.device, torch.float32)
+            if (change := item.changes(original, of)) is not None:
+                changed += float(change.double().square().sum())  # float64, because squares may exceed float32
                 base += float(original.double().square().sum())
+        added += changed
+        unchanged += changed == 0
         if item.rank is not None:
             ranks.append(item.rank)
         values = singular_values(item.parts)
         if values is not None:
             used.append(_directions(values))
-    return Block(name, len(items), (added / base) ** 0.5 if base else 0.0, _mean(ranks), _mean(used))
+    moved = (added / base) ** 0.5 if base else 0.0
+    return Block(name, len(items), moved, _mean(ranks), _mean([count for count in used if count] or used), unchanged)
 
 
 def _directions(values: torch.Tensor) -> int:

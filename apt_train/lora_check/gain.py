@@ -37,7 +37,10 @@ def gain_of(prior: Tensor, tuned: Tensor) -> Gain | None:
     bins, count = prior.shape
     level = prior.mean(dim=1, keepdim=True).clamp_min(1e-12)
     relative = (prior - tuned) / level
-    spread = relative.var(dim=1, correction=1) / count if count > 1 else torch.zeros(bins)
+    if count > 1:
+        spread = relative.var(dim=1, correction=1) / count
+    else:  # not known, so the differences between levels stand in for it, which can only widen the interval
+        spread = relative.var(correction=int(bins > 1)).expand(bins)
     indicator = OverfitIndicator(bins, num_timesteps=bins)  # one timestep per bin
     indicator.update(torch.arange(bins), level[:, 0], tuned.mean(dim=1))
     return Gain(

@@ -37,6 +37,13 @@ class Placed:
     def rank(self) -> int | None:
         return rank_of(self.parts)
 
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The layer's own parameters that the file changes: `weight`, `bias`."""
+        found = {of: getattr(self.layer, of, None) for of in ("weight", "bias")}
+        wanted = {"weight": set(self.parts) - {"bias", "alpha"}, "bias": set(self.parts) & {"bias"}}
+        return {of: p for of, p in found.items() if isinstance(p, nn.Parameter) and wanted[of]}
+
     def changes(self, base: Tensor, of: str) -> Tensor | None:
         """The change to the layer's `weight` or `bias` (`of`) at strength 1, float32; None: no change."""
         if of == "bias":
@@ -95,7 +102,7 @@ def place(lora: LoraFile, components: Components) -> Placement:
     if len(placed) <= MOSTLY * len(lora.layers):
         if len(broken) > len(placed):
             raise InputError(
-                f"{lora.name} holds values that are not numbers in {len(broken)} of its {len(lora.layers)} layers: it "
+                f"{lora.name} holds layers with values that are not numbers ({len(broken)} of {len(lora.layers)}): it "
                 "broke in training, so take an earlier snapshot."
             )
         raise InputError(_of_another_model(lora, components, len(placed)))
@@ -131,5 +138,5 @@ def _fits(item: Placed) -> bool:
 def _of_another_model(lora: LoraFile, components: Components, found: int) -> str:
     guess = components.family.file_words.model_of(lora.layers)
     made_for = f"is made for {guess}" if guess else "is made for another model"
-    fit = f"only {found} of its {len(lora.layers)} layers fit {components.source or 'the model'}"
+    fit = f"too few of its layers fit {components.source or 'the model'} ({found} of {len(lora.layers)})"
     return f"{lora.name} {made_for}: {fit}, so give the checkpoint it was trained on."

@@ -71,7 +71,7 @@ def _gain(point: AtStrength) -> float:
 
 
 def _named(strength: float) -> float:
-    return round(max(STEP, round(strength / STEP) * STEP), 3) if strength > STEP else round(strength, 3)
+    return round(max(STEP, round(strength / STEP) * STEP), 3) if strength > STEP else float(f"{strength:.2g}")
 
 
 def _peak(values: Sequence[tuple[float, float]]) -> float:

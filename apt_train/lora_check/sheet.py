@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..palette import BLUE, FAINT, INK, ORANGE, PALE, SERIES, Rgb, as_hex
+from ..report.grid import without_middle
 from ..report.heat_map import heat_map
 from ..report.plots import as_picture, dress, message
 from ..run.curves import bin_names
@@ -28,6 +29,8 @@ _SIZES = (LETTERS + 0.5, LETTERS, LETTERS - 1)  # font sizes of a chart's title,
 _LEGEND: dict[str, Any] = {"fontsize": LETTERS - 1.5, "frameon": False}
 _MARKS: dict[str, Any] = {"marker": "o", "markersize": 5, "linewidth": 2}
 _PICKED: dict[str, Any] = {"color": as_hex(INK), "linewidth": 1.2, "linestyle": (0, (4, 3)), "zorder": 0}
+_NAME, _WORDS, _SOURCE = 48, 36, 36  # letters of a file name, of a trigger or class word, of a model, that fit
+_CROWD = 10  # with more strengths than this, letters are smaller
 _Line = tuple[str, list[float], Rgb]  # name, a value per strength, colour
 
 
@@ -53,8 +56,10 @@ def sheet_figure(found: CheckUp) -> Figure:
 
 def _head(place: SubFigure, found: CheckUp, words: str) -> None:
     colour = "#b3261e" if found.recommendation.overfitted else as_hex(INK)
-    place.text(0.012, 0.97, f"{headline(found)}  {found.lora.name}", fontsize=19, va="top", weight="bold", color=colour)
-    on = f'on {found.source}, "{found.subject.trigger}" for "{found.subject.class_word}"'
+    title = f"{headline(found)}  {without_middle(found.lora.name, _NAME)}"
+    place.text(0.012, 0.97, title, fontsize=19, va="top", weight="bold", color=colour)
+    trigger, word = (without_middle(text, _WORDS) for text in (found.subject.trigger, found.subject.class_word))
+    on = f'on {without_middle(found.source, _SOURCE)}, "{trigger}" for "{word}"'
     seen = counted(found.pictures, "picture")
     place.text(
         0.012, 0.06, f"{words}\n{on}; {seen}", fontsize=LETTERS, va="bottom", color=as_hex(INK), linespacing=1.35
@@ -63,11 +68,12 @@ def _head(place: SubFigure, found: CheckUp, words: str) -> None:
 
 def _samples(place: SubFigure, found: CheckUp) -> None:
     """The prior's picture and one per strength; the one nearest to the recommendation is framed."""
-    titles = ["without it", *(f"{point.strength:g}" for point in found.points)]
+    few = len(found.points) <= _CROWD
+    titles = ["without it" if few else "0", *(f"{point.strength:g}" for point in found.points)]
     axes = place.subplots(1, len(titles), squeeze=False)[0]
     for spot, title, picture in zip(axes, titles, found.samples, strict=False):
         spot.imshow(np.asarray(picture))
-        spot.set_title(title, fontsize=LETTERS + 1, color=as_hex(INK))
+        spot.set_title(title, fontsize=LETTERS + (1 if few else -1), color=as_hex(INK))
         spot.set(xticks=[], yticks=[])
         picked = title == f"{nearest(found).strength:g}"
         spot.spines[:].set(color=as_hex(ORANGE if picked else FAINT), linewidth=4 if picked else 1)
@@ -79,9 +85,10 @@ def _by_strength(place: SubFigure, found: CheckUp) -> None:
         _gain_map(left, found)
     else:
         _say(left, "Without the training pictures\nthe gain by noise level is not known.")
+    bare: _Line = ("the same, with the bare class word", [point.bare for point in found.points], PALE)
     lines: list[_Line] = [
         ("subject's prompts, with the trigger", [point.subject for point in found.points], BLUE),
-        ("the same, with the bare class word", [point.bare for point in found.points], PALE),
+        *([bare] if found.subject.trigger != found.subject.class_word else []),  # it would lie on the first
         ("prompts about other things", [point.unrelated for point in found.points], ORANGE),
     ]
     _strengths(right, found, "How far it leaves the model", "squared difference of epsilon", lines)
@@ -94,6 +101,7 @@ def _gain_map(axes: Axes, found: CheckUp) -> None:
     gains = cast("NDArray[np.float64]", np.array(levels).T)
     most = max(0.01, float(np.abs(gains).max()))
     rows, columns = gains.shape
+    few = columns <= _CROWD
     axes.imshow(
         heat_map(gains / most, signed=True),
         origin="lower",
@@ -105,10 +113,10 @@ def _gain_map(axes: Axes, found: CheckUp) -> None:
             share = gains[row, column]
             light = abs(share) > 0.6 * most
             axes.text(
-                column, row, f"{share:+.0%}", ha="center", va="center", fontsize=LETTERS - 2.5,
+                column, row, f"{share:+.0%}", ha="center", va="center", fontsize=LETTERS - (2.5 if few else 5),
                 color="white" if light else as_hex(INK),
             )  # fmt: skip
-    axes.set_xticks(range(columns), [f"{point.strength:g}" for point in found.points])
+    axes.set_xticks(range(columns), [f"{at.strength:g}" if few or k % 2 else "" for k, at in enumerate(found.points)])
     axes.set_yticks(range(rows), bin_names(found.bins))
     dress(axes, "Error on the pictures saved by it (red: better than without)", "noise level", _SIZES, grid=False)
     axes.set_xlabel("strength", fontsize=LETTERS, color=as_hex(INK))
@@ -118,7 +126,7 @@ def _inside(place: SubFigure, found: CheckUp) -> None:
     left, middle, right = place.subplots(1, 3, width_ratios=(1, 1, 1.15))
     spill = ("other things", [point.spill for point in found.points], ORANGE)
     _strengths(left, found, "Spill: 1 is a prompt left out", "unrelated drift, as a share", [spill])
-    left.set_ylim(bottom=0)
+    left.set_ylim(0, 1.08 * max(1e-9, *spill[1]))
     if all(point.alignment is not None for point in found.points):
         lines: list[_Line] = [
             ("alignment", [point.alignment or 0 for point in found.points], BLUE),
@@ -150,10 +158,19 @@ def _strengths(axes: Axes, found: CheckUp, title: str, ylabel: str, lines: list[
     if len(lines) > 1:
         axes.legend(**_LEGEND)
     axes.axvline(found.recommendation.strength, **_PICKED)
-    axes.set_xticks(strengths)
+    axes.set_xticks(_apart(strengths))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("strength (dashed: the one to use)", fontsize=LETTERS, color=as_hex(INK))
     dress(axes, title, ylabel, _SIZES, grid=True)
+
+
+def _apart(strengths: list[float]) -> list[float]:
+    """The strengths whose labels do not overlap, from the highest on."""
+    room, kept = (strengths[-1] - strengths[0]) / 7, strengths[-1:]
+    for strength in reversed(strengths):
+        if kept[-1] - strength >= room > 0:
+            kept.append(strength)
+    return kept
 
 
 def _say(axes: Axes, text: str) -> None:

@@ -14,6 +14,7 @@ from .placing import Placement
 from .recommend import USUAL, Recommendation, known_gain
 
 Say = Callable[[str], str]
+KIND_NAMES = {"difference": "full differences"}  # the others are called as they are
 FEW_RANKS = 0.5  # worth a remark if the LoRA uses less than this share of its ranks (ours)
 SAME_AS_BARE = 0.8  # from here on the bare class word moves nearly as far as the trigger (ours)
 
@@ -39,13 +40,13 @@ def _strength(found: CheckUp) -> list[str]:
     pick, highest = found.recommendation, found.points[-1].strength
     said = [headline(found)]
     if pick.rule == "gain":
-        said.append("There the model predicts the pictures best.")
+        said.append(f"There the model predicts the {_pictures(found)} best.")
     elif pick.rule == "nothing":
         said.append("The LoRA changes nothing that was measured, so the usual 1 stands.")
     elif not pick.overfitted:
         said.append("Nothing that was measured speaks against the usual strength.")
     if pick.open_ended:
-        said.append(f"The pictures are predicted best at {highest:g}, so more may help: compare samples.")
+        said.append(f"No strength above {highest:g} was tried, so more may help: compare samples.")
     return said + (_overfitted(pick) if pick.overfitted else [])
 
 
@@ -65,14 +66,16 @@ def _gain(found: CheckUp) -> list[str]:
     if not found.pictures:
         return []
     if not known_gain(found.points):
-        return ["It predicts these pictures no better than the model without it: are they the ones it was trained on?"]
+        return [
+            f"On the {_pictures(found)} its gain over the model without it is within chance: was it trained on others?"
+        ]
     at = nearest(found)
     assert at.gain is not None
     levels = at.gain.levels
     most = max(range(len(levels)), key=levels.__getitem__)
     return [
-        f"At strength {at.strength:g} it errs {at.gain.mean:.1%} (±{at.gain.error:.1%}) less on the pictures than the "
-        f"model without it, most at the noise levels {bin_names(found.bins)[most]} ({levels[most]:.0%})."
+        f"At strength {at.strength:g} it errs {at.gain.mean:.1%} (±{at.gain.error:.1%}) less on the {_pictures(found)} "
+        f"than the model without it, most at the noise levels {bin_names(found.bins)[most]} ({levels[most]:.0%})."
     ]
 
 
@@ -105,14 +108,18 @@ def _attention(found: CheckUp) -> list[str]:
 
 def _weights(found: CheckUp) -> list[str]:
     blocks, placed = found.blocks, found.placement.placed
-    kinds, layers = ", ".join(dict.fromkeys(item.kind for item in placed)), counted(len(placed), "layer")
+    kinds = listed(list(dict.fromkeys(KIND_NAMES.get(item.kind, item.kind) for item in placed)))
+    layers, idle = counted(len(placed), "layer"), sum(block.unchanged for block in blocks)
     said = [f"The file holds {kinds} in {found.lora.dtype} on {layers}{_ranks(found.placement)}."]
     top = max(blocks, key=lambda block: block.moved)
-    said.append(f"It moves the block {top.name} the most, by {top.moved:.1%} of the norm of its weights.")
-    ranked = [block for block in blocks if block.rank and block.used is not None]
+    if idle:
+        said.append(f"Layers without any change: {idle} of {len(placed)}.")
+    if top.moved:
+        said.append(f"It moves the block {top.name} the most, by {top.moved:.1%} of the norm of its weights.")
+    ranked = [(block, block.layers - block.unchanged) for block in blocks if block.rank and block.used]
     if ranked:
-        count = sum(block.layers for block in ranked)
-        rank, used = (sum(getattr(b, name) * b.layers for b in ranked) / count for name in ("rank", "used"))
+        count = sum(changed for _, changed in ranked)
+        rank, used = (sum(getattr(b, name) * changed for b, changed in ranked) / count for name in ("rank", "used"))
         said.append(f"Of a rank of {rank:.0f} it uses {used:.1f} on average (95% of the change).")
         if used < FEW_RANKS * rank:
             said.append("A smaller rank would have held it.")
@@ -135,14 +142,18 @@ def _misfits(found: CheckUp) -> list[str]:
     placement, lora = found.placement, found.lora
     said: list[str] = []
     for what, names in (
-        ("have no place in this model", placement.unplaced),
-        ("do not fit the layers of that name", placement.unfit),
-        ("hold values that are not numbers", placement.broken),
-        ("are of no kind that is read here", lora.unread),
+        ("Not in this model", placement.unplaced),
+        ("Of another shape than the layer of that name", placement.unfit),
+        ("With values that are not numbers", placement.broken),
+        ("Of no kind that is read here", lora.unread),
     ):
         if names:
-            said.append(f"Left out, as they {what}: {listed([printable(name) for name in sorted(names)])}.")
+            said.append(f"{what}, so left out: {listed([printable(name) for name in sorted(names)])}.")
     return said
+
+
+def _pictures(found: CheckUp) -> str:
+    return "picture" if found.pictures == 1 else "pictures"
 
 
 def _blind(found: CheckUp) -> list[str]:

@@ -44,21 +44,14 @@ class WithLora:
         finally:
             if strength:
                 for item in self.placement.placed:
-                    for parameter in _parameters(item).values():
+                    for parameter in item.parameters.values():
                         parameter.data = self.originals[parameter].to(self.device, self.dtype)
 
     def _merge(self, item: Placed, strength: float) -> None:
-        for of, parameter in _parameters(item).items():
+        for of, parameter in item.parameters.items():
             base = self.originals[parameter].to(self.device, torch.float32)
             if (added := item.changes(base, of)) is not None:
                 parameter.data = (base + strength * added).to(self.dtype)
-
-
-def _parameters(item: Placed) -> dict[str, nn.Parameter]:
-    """The layer's own parameters that the file changes."""
-    found = {of: getattr(item.layer, of, None) for of in ("weight", "bias")}
-    wanted = {"weight": set(item.parts) - {"bias", "alpha"}, "bias": set(item.parts) & {"bias"}}
-    return {of: p for of, p in found.items() if isinstance(p, nn.Parameter) and wanted[of]}
 
 
 @contextlib.contextmanager

@@ -92,10 +92,10 @@ def _shorten(word: str, width: float, face: Font) -> str:
     if face.getlength(word) <= width:
         return word
     letters = range(2, len(word))
-    fitting = bisect_right(letters, width, key=lambda keep: face.getlength(_without_middle(word, keep)))
-    return _without_middle(word, letters[max(0, fitting - 1)]) if letters else word
+    fitting = bisect_right(letters, width, key=lambda keep: face.getlength(without_middle(word, keep)))
+    return without_middle(word, letters[max(0, fitting - 1)]) if letters else word
 
 
-def _without_middle(word: str, keep: int) -> str:
-    """The word reduced to this many letters, with `..` in place of its middle."""
-    return f"{word[: (keep + 1) // 2]}..{word[len(word) - keep // 2 :]}"
+def without_middle(word: str, keep: int) -> str:
+    """The word reduced to this many letters, with `..` in place of its middle; a shorter one as it is."""
+    return word if len(word) <= keep else f"{word[: (keep + 1) // 2]}..{word[len(word) - keep // 2 :]}"

@@ -74,7 +74,7 @@ class Log:
         lost = step - sum(line["step"] <= step for line in self.lines)
         if not lost:
             return ""
-        return f"{LOG} no longer has {lost} of the {step} steps that were trained: curves and report go without."
+        return f"{LOG} lacks steps that were trained ({lost} of {step}): curves and report go without."
 
 
 def terms_of(line: Line) -> Line:

@@ -17,6 +17,7 @@ from ..families.components import Components
 from ..run.export import adapter_from_kohya
 from ..text.conditioning import Conditioner
 from ..text.identifier import Identifier
+from ..wording import counted
 
 
 @contextlib.contextmanager
@@ -64,7 +65,8 @@ def _identifier(components: Components, embeddings: Mapping[str, Tensor] | None,
     for key, row in zip(identifier.keys, identifier.rows, strict=True):
         if row.shape != embeddings[key].shape:
             raise InputError(
-                f"The embedding holds {len(embeddings[key])} rows of {key}, but {init_word!r} has {len(row)} tokens."
+                f"The embedding holds {counted(len(embeddings[key]), 'row')} of {key}, but {init_word!r} has "
+                f"{counted(len(row), 'token')}."
             )
         row.data.copy_(embeddings[key])
     return identifier

@@ -102,7 +102,7 @@ class OverfitIndicator:
         average = torch.tensor(state["average"], dtype=torch.float64, device=self._device)
         if average.shape != self._average.shape:
             raise ValueError(
-                f"the indicator has {self.bins} bins, the saved one {average.shape[-1]}: use the saved number."
+                f"the number of bins is {self.bins}, in the saved indicator {average.shape[-1]}: use the saved number."
             )
         self._average = average
         self._seen = torch.tensor(state["seen"], dtype=torch.bool, device=self._device)

@@ -66,7 +66,7 @@ def _indicator(summary: Summary) -> list[str]:
     said = [_near_one(summary)]
     if len(seen) < len(summary.bins):
         said.append(
-            f"Only {len(seen)} of {len(summary.bins)} noise levels were trained at all. The others say nothing."
+            f"Noise levels that were trained at all: {len(seen)} of {len(summary.bins)}. The others say nothing."
         )
     if summary.data_weight is not None and summary.near_one:
         said.append(f"The adaptive weight leaves the denoising loss {summary.data_weight:.0%} on average by now.")
@@ -83,7 +83,7 @@ def _near_one(summary: Summary) -> str:
     first = min(item.near_one_since or 0 for item in near)
     where = (
         f"The overfitting indicator is near 1 ({NEAR_ONE} or more) at {len(near)} of {count} noise levels "
-        f"({_ranges(near, count)}). The first of them have been there since step {first}"
+        f"({_ranges(near, count)}). This began at step {first}"
     )
     if summary.most_since is None:
         return (
@@ -91,9 +91,9 @@ def _near_one(summary: Summary) -> str:
             "noisiest. This alone is no alarm."
         )
     return (
-        f"{where}, most since step {summary.most_since}. There the tuned model knows the training pictures far better "
-        "than the prior does. That is overfitting, or a subject far from all the prior knows. The indicator cannot "
-        "tell these apart."
+        f"{where}, for most levels at step {summary.most_since}. There the tuned model knows the training pictures far "
+        "better than the prior does. That is overfitting, or a subject far from all the prior knows. The indicator "
+        "cannot tell these apart."
     )
 
 

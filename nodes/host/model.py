@@ -109,7 +109,7 @@ def with_lora(model: Any, lora: Mapping[str, Tensor], strength: float = 1.0) -> 
     modules = {key.rsplit(".alpha", 1)[0] for key in lora if key.endswith(".alpha")}
     if added != len(modules):
         raise InputError(
-            f"The LoRA has {len(modules)} modules, and the MODEL has a place for {added} of them: wire the model that "
-            "it was trained on."
+            f"The MODEL does not take all modules of the LoRA ({added} of {len(modules)}): wire the model that it was "
+            "trained on."
         )
     return patched

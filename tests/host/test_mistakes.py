@@ -129,7 +129,7 @@ def told_before_loading(host: Host, g: Graph, node: str) -> str:
         ({"min_rank": 5}, {"rank": 4}, "min_rank is 5: give a whole number from 1 to rank (4)."),
         ({"lazy_prior": 2}, {"method": "DCO"}, "lazy_prior is 2: DCO's loss needs the prior at every step"),
         ({}, {"captions": "a lamp\na table"}, "does not mention the subject"),
-        ({}, {"captions": "a toy\na toy\na toy"}, "There are 3 captions for 2 images"),
+        ({}, {"captions": "a toy\na toy\na toy"}, "The number of captions is 3, of images 2"),
     ],
 )
 def test_what_contradicts_across_nodes_is_told_before_the_model_loads(

@@ -304,7 +304,7 @@ def test_alone_in_a_graph_it_runs_and_shows_its_tooltips(host: Host, names: list
         ({"subject": "../evil"}, "refused", "subject is '../evil'"),
         ({"class_word": " "}, "refused", "class_word is empty"),
         ({"captions": "a house\na garden"}, "failed", "does not mention the subject"),
-        ({"captions": "one\ntwo\nthree"}, "failed", "3 captions for 2 images"),
+        ({"captions": "one\ntwo\nthree"}, "failed", "The number of captions is 3, of images 2"),
         ({"resolution": 72}, "failed", "resolution"),
         ({"caption_template": "a photo"}, "refused", "write {subject}"),
     ],
