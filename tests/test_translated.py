@@ -113,6 +113,27 @@ def test_no_sentence_is_a_chain_of_semicolons() -> None:
     assert [english for english in table["aptTrain"]["server"] if ";" in english] == []
 
 
+COUNTED = re.compile(
+    rf"{HOLE} (bins|blocks|captions|channels|files|images|layers|masks|modules|pictures|rows|steps|tensors|tokens)\b"
+)
+NEVER_ONE = {  # beyond a limit, not a number, or of latents
+    "config_tables.py", "lora_file.py", "pictures.py", "attention.py", "preview_latent.py", "vae_family.py",
+    "sheet_cells.py",
+}  # fmt: skip
+
+
+def test_no_sentence_counts_one_in_the_plural() -> None:
+    """`wording.counted` chooses the noun's form; otherwise the number stands apart: `(1 of 1)`."""
+    found = {
+        (path.name, sentence.text)
+        for path in SOURCES
+        for picks in (of_input_error, of_notice)
+        for sentence in sentences(path, ROOT, picks)
+        if COUNTED.search(sentence.text)
+    }
+    assert {name for name, _ in found} == NEVER_ONE and len(found) == len(NEVER_ONE)
+
+
 def test_every_error_of_the_nodes_has_its_chinese(chinese: Callable[[str], str]) -> None:
     assert untranslated(of_input_error, chinese) == []
 

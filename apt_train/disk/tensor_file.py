@@ -101,9 +101,7 @@ def _refuse_by_suffix(path: Path) -> None:
             f"{path.name} is a quantised GGUF file, which cannot be trained: give the model as .safetensors."
         )
     if suffix != ".safetensors":
-        raise InputError(
-            f"{path.name} is not a .safetensors file: give a .safetensors checkpoint or a diffusers folder."
-        )
+        raise InputError(f"{path.name} is not a .safetensors file: give one, or for a model its diffusers folder.")
 
 
 def _refuse_by_content(path: Path, start: bytes) -> None:

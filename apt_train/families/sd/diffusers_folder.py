@@ -8,6 +8,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from ...errors import InputError
+from ...wording import counted
 from ..components import Components
 from ..noise import PredictionType
 from .folder_index import folder_schedule, is_given, read_index, title_of
@@ -55,6 +56,6 @@ def _refuse_other_input(folder: Path, unet: UNet2DConditionModel, codec: VaeCode
     kinds = {2 * latent + 1: "an inpainting model", 2 * latent: "a picture-editing model"}
     if found != latent:
         raise InputError(
-            f"{folder.name} is {kinds.get(found, 'a model')} whose UNet takes {found} channels where the VAE gives "
-            f"{latent}: give the plain text-to-image model."
+            f"{folder.name} is {kinds.get(found, 'a model')} whose UNet takes {counted(found, 'channel')} where the "
+            f"VAE gives {latent}: give the plain text-to-image model."
         )

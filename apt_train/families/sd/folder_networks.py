@@ -11,6 +11,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from ...disk.json_file import AGAIN, place, read_json_object, short_name, shown
 from ...errors import InputError
+from ...wording import counted
 from ..components import TextEncoder
 from .config_tables import TENSORS_PER_BLOCK, checked_unet, unet_blocks
 from .folder_index import is_lcm, title_of
@@ -33,8 +34,8 @@ def load_folder_unet(part: Path, config: Mapping[str, Any], dtype: torch.dtype |
     tensors = load_part(part)
     if (blocks := unet_blocks(config)) * TENSORS_PER_BLOCK > len(tensors):
         raise InputError(
-            f"{place(part / 'config.json')} describes {blocks} blocks, more than its {len(tensors)} tensors can be: "
-            f"{AGAIN}."
+            f"{place(part / 'config.json')} describes {counted(blocks, 'block')}, but its weights hold "
+            f"{counted(len(tensors), 'tensor')}: {AGAIN}."
         )
     return build(lambda: UNet2DConditionModel(**config), tensors, what=title_of(part), dtype=dtype)
 

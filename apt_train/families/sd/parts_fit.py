@@ -7,6 +7,7 @@ from typing import Any
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from ...errors import InputError
+from ...wording import counted
 from ..components import TextEncoder
 from .vae_codec import VaeCodec
 
@@ -24,11 +25,11 @@ def check_parts_fit(name: str, unet: UNet2DConditionModel, encoders: list[TextEn
     for part, given, read in pairs:
         if given != read:
             raise InputError(
-                f"{name} has {part} {given} channels where its UNet reads {read}: its parts are of different models, "
-                "so use another checkpoint."
+                f"{name} has {part} {counted(given, 'channel')} where its UNet reads {read}: its parts are of "
+                "different models, so use another checkpoint."
             )
     if (predicted := unet.config["out_channels"]) != codec.latent_channels:
         raise InputError(
-            f"{name} has a UNet that predicts {predicted} channels for latents of {codec.latent_channels}: give a "
-            "model of SD1.5 or SDXL shape."
+            f"{name} has a UNet that predicts {counted(predicted, 'channel')} for latents of "
+            f"{codec.latent_channels}: give a model of SD1.5 or SDXL shape."
         )

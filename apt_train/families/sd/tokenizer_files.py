@@ -14,7 +14,7 @@ from transformers import CLIPTokenizerFast, PreTrainedTokenizerFast  # type: ign
 from ...disk.silenced import quiet_libraries, stderr_silenced
 from ...errors import InputError
 from ...paths import expanded
-from ...wording import reason_of
+from ...wording import counted, reason_of
 from .config_check import libraries_answer
 from .tokenizer_check import copy_checked
 
@@ -111,7 +111,8 @@ def load_tokenizer(
         )
     if len(tokenizer) > rows or max(tokenizer.get_vocab().values()) >= rows:
         raise InputError(
-            f"The tokenizer in {folder} has {len(tokenizer)} tokens, the text encoder {rows}: give the model's own."
+            f"The tokenizer in {folder} has {counted(len(tokenizer), 'token')}, the text encoder {rows}: give the "
+            "model's own."
         )
     tokenizer.model_max_length = int(min(tokenizer.model_max_length, max_length))
     return tokenizer

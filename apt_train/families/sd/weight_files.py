@@ -54,7 +54,7 @@ def _all_shards(part: Path, shards: list[Path]) -> list[Path]:
         lacking = [name for name in wanted if name not in names]
         if not lacking:
             return [part / name for name in wanted]
-        missing = missing or f"{lacking[0]}, one of {total} files of its weights"
+        missing = missing or f"{lacking[0]}, a part of its weights"
     if not missing:
         named = _named_by_index(part)
         absent = [name for name in named if Path(name).name != name or not (part / name).is_file()]
