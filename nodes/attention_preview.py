@@ -77,7 +77,7 @@ class APTAttentionAlignPreview(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         from ..apt_train.rng import generator
         from ..apt_train.wording import counted
-        from .host.loras import with_any_lora
+        from .host.loras import require_without, with_any_lora
         from .host.prompt_reading import read_prompt
         from .prompt_columns import Texts, choose, match
 
@@ -86,7 +86,10 @@ class APTAttentionAlignPreview(io.ComfyNode):
         read = partial(read_prompt, clip)
         columns = match(texts, read)
         shown = choose(columns, tokens, texts, read)
+        compared = not isinstance(tuned, dict) and tuned_clip in (None, clip)  # else the text encoders may differ
+        remarks = attention.remarks_on(model, tuned) if compared else []
         if isinstance(tuned, dict):
+            require_without(model, [tuned])
             tuned, clip_of_lora, added = with_any_lora(model, clip, tuned)
             if not added:
                 raise InputError("The LoRA on tuned fits no layer of the model: wire the model that it was trained on.")
@@ -97,7 +100,9 @@ class APTAttentionAlignPreview(io.ComfyNode):
         maps = _both(model, tuned, clip, tuned_clip or clip, texts, view, columns, layers)
         on = "" if start.any() else ", on plain noise"
         settings = f"noise level {noise_level:.2f}{on}; {layers}, {counted(len(maps[0]), 'layer')}"
-        return _shown(cls, maps, columns, shown, [settings, *texts.sentences], start, image, over=draw == OVER)
+        return _shown(
+            cls, maps, columns, shown, [settings, *texts.sentences, *remarks], start, image, over=draw == OVER
+        )
 
 
 def _inputs() -> list[Any]:

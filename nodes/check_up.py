@@ -244,12 +244,13 @@ def _checked_up(question: _Question, one: dict[str, Any], node_id: str) -> Check
     from ..apt_train.lora_check.check_up import check_up
     from ..apt_train.lora_check.with_lora import working_dtype
     from .host.components import Wires
-    from .host.loras import lora_path, taken_by_host
+    from .host.loras import lora_path, require_without, taken_by_host
     from .host.memory import training_room
     from .host.progress import NodeProgress
 
     wires = Wires.checked(*(one[name] for name in WIRES))
     tensors = question.tensors or read_tensors(lora_path(one["lora_name"]))[0]
+    require_without(wires.model, [tensors])
     taken = taken_by_host(wires.model, wires.clip, tensors)
     progress = NodeProgress(node_id, 1)
     progress.say("reading the weights")

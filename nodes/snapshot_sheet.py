@@ -26,6 +26,7 @@ from .wires import AptRun, AptRunWire
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
     from .host.drawing import Drawing
 
@@ -132,12 +133,14 @@ class APTSnapshotSheet(io.ComfyNode):
         from ..apt_train.verdict.run_files import read_run
         from .host.components import require_one_model
         from .host.drawing import Drawing
+        from .host.loras import require_without
         from .host.model import with_lora
         from .host.pictures import image_tensor
         from .published import checked_step, publish
         from .run_store import snapshot_steps
 
         require_one_model(model, clip, vae)
+        require_without(model, (_lora(run, step) for step in snapshot_steps(run)))
         recommended = recommended_snapshot(read_run(run.folder, until=run.steps).summary).step
         shown = [checked_step(run, step) for step in steps_shown(steps, snapshot_steps(run), recommended)]
         columns, rows = columns_of(shown, strengths_shown(strengths), prior=prior), prompts_shown(prompts)
@@ -230,7 +233,6 @@ class Sheet:
 
     def _painter(self, column: Column) -> Any:
         from ..apt_train import names
-        from ..apt_train.disk.tensor_file import read_tensors
         from .host.attention import encode_text
         from .host.drawing import draw, knowing
         from .host.model import with_lora
@@ -239,8 +241,7 @@ class Sheet:
         model, clip, trigger = self.wires.model, self.wires.clip, self.run.class_word
         if column.step is not None:
             folder = snapshot_of(self.run.folder, column.step)
-            lora, _ = read_tensors(folder / names.lora_file(self.run.subject))
-            model, trigger = with_lora(model, lora, column.strength), self.run.trigger
+            model, trigger = with_lora(model, _lora(self.run, column.step), column.strength), self.run.trigger
             if (folder / names.embedding_file(self.run.subject)).is_file():
                 clip, trigger = knowing(clip, folder), f"{names.EMBEDDING}{names.embedding_stem(self.run.subject)}"
         negative = encode_text(self.wires.clip, self.negative)
@@ -252,6 +253,14 @@ class Sheet:
             return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
 
         return paint
+
+
+def _lora(run: AptRun, step: int) -> dict[str, Tensor]:
+    from ..apt_train import names
+    from ..apt_train.disk.tensor_file import read_tensors
+    from .run_store import snapshot_of
+
+    return read_tensors(snapshot_of(run.folder, step) / names.lora_file(run.subject))[0]
 
 
 def _grid(

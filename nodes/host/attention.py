@@ -155,6 +155,17 @@ def require_pair(prior: Any, tuned: Any) -> None:
         )
 
 
+def remarks_on(prior: Any, tuned: Any) -> list[str]:
+    """Sentences about two wires of one model that can hardly be meant."""
+    if not prior.is_clone(tuned) or any(wire.injections for wire in (prior, tuned)):
+        return []
+    if prior.patches_uuid == tuned.patches_uuid:
+        return ["model and tuned have the same weights: wire the model as it was before tuning into model."]
+    if prior.patches and not tuned.patches:
+        return ["model carries a LoRA and tuned carries none: they may be swapped."]
+    return []
+
+
 def _shape(model: Any) -> list[Any]:
     keys = ("context_dim", "adm_in_channels", "in_channels", "channel_mult", "transformer_depth")
     return [model.model.model_config.unet_config.get(key) for key in keys]

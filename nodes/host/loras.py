@@ -5,7 +5,7 @@ In: the host's own lists. Not in: what a LoRA does (`apt_train.lora_check`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import comfy.lora
 import comfy.lora_convert
 import comfy.sd
 import folder_paths
+import torch
 from torch import Tensor
 
 from ...apt_train.errors import InputError
@@ -77,6 +78,40 @@ def with_any_lora(model: Any, clip: Any, lora: Mapping[str, Tensor], strength: f
         raise InputError(HOST_FAILS) from None
     wires = [(model, tuned), *([] if clip is None else [(clip.patcher, tuned_clip.patcher)])]
     return tuned, tuned_clip, sum(_patch_count(after) - _patch_count(before) for before, after in wires)
+
+
+def require_without(model: Any, loras: Iterable[Mapping[str, Tensor]]) -> None:
+    """InputError: one of these very LoRAs is on the MODEL already, at whatever strength, so it would act twice."""
+    if model.patches and any(_carries(model, lora) for lora in loras):
+        raise InputError(
+            "The MODEL carries this LoRA already, so it would act twice: wire the model as it is without it, for "
+            "example the checkpoint's."
+        )
+
+
+def _carries(model: Any, lora: Mapping[str, Tensor]) -> bool:
+    try:
+        tuned, _, _ = with_any_lora(model, None, lora)
+    except InputError:  # nor has the host's loader put it there, then
+        return False
+    for key, patches in tuned.patches.items():
+        before = model.patches.get(key, [])
+        if any(_is_same(old[1], new[1]) for new in patches[len(before) :] for old in before):
+            return True
+    return False
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two patches hold the same tensors, but for the rounding of a file in half precision."""
+    pairs = list(zip(_tensors(one), _tensors(other), strict=False))
+    return bool(pairs) and all(
+        a.shape == b.shape and torch.allclose(a.cpu().float(), b.cpu().float(), rtol=1e-2, atol=1e-5) for a, b in pairs
+    )
+
+
+def _tensors(patch: Any) -> list[Tensor]:
+    parts = getattr(patch, "weights", patch)
+    return [part for part in parts if isinstance(part, Tensor)] if isinstance(parts, (list, tuple)) else []
 
 
 def _patch_count(patcher: Any) -> int:

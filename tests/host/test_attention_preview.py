@@ -20,6 +20,7 @@ from .server import Host, HostError
 from .workflows import Graph, Node, checkpoint
 
 NODE = "witness_node.py"
+SAME = "model and tuned have the same weights"
 PROMPT = "a photo of {subject} on the beach"
 LABELS = ["<start>", "a", "photo", "of", "<subject>", "on", "the", "beach", "<end>", "<rest>"]
 SETTINGS: Mapping[str, Any] = {
@@ -159,13 +160,21 @@ def test_a_model_is_aligned_with_itself(shown: Shown) -> None:
     seen = shown.itself
     assert seen.alignment == 1
     assert [row[2] for row in seen.rows.values()] == [0] * len(LABELS)
-    assert "both read: a photo of toy on the beach" in seen.table
+    assert "both read: a photo of toy on the beach" in seen.table and SAME in seen.table
     blank = (np.asarray(seen.image) == 247).all(axis=-1).sum()
     assert blank == len(LABELS) * 112 * 75, "the tiles of difference have the colour of none, and nothing else has"
 
 
+def test_wires_that_were_swapped_are_told(host: Host) -> None:
+    g = Graph()
+    model, clip, _ = checkpoint(g, "sd15.safetensors")
+    swapped = preview(g, lora_on(g, model, "sd15"), model, clip)
+    assert "they may be swapped" in swapped.seen(host, host.run(g.prompt).outputs).table
+
+
 def test_a_lora_moves_attention(shown: Shown) -> None:
     seen = shown.moved
+    assert SAME not in seen.table and "swapped" not in seen.table
     assert 0.2 < seen.alignment < 0.99
     assert seen.table.startswith(f"alignment {seen.alignment:.4f}")
     columns = list(zip(*seen.rows.values(), strict=True))
@@ -318,6 +327,7 @@ def test_the_tuned_text_encoder_reads_the_tuned_text(host: Host) -> None:
     outputs = host.run(g.prompt).outputs
     same, wired, by_lora, overruled = (one.seen(host, outputs).alignment for one in previews)
     assert same == overruled == 1 and wired == by_lora < 0.999
+    assert [SAME in one.seen(host, outputs).table for one in previews] == [True, False, False, False]
 
 
 # --- what cannot be looked at -------------------------------------------------------------------------------------
@@ -363,6 +373,11 @@ def test_wires_that_do_not_belong_together_are_refused(host: Host) -> None:
         model, _, clip = same(g)
         return [model, g.node("AptWitnessLora", name="nothing.safetensors")[0], clip]
 
+    def twice(g: Graph) -> list[Any]:
+        model, _, clip = same(g)
+        return [lora_on(g, model, "sd15"), g.node("AptWitnessLora", name="sd15.safetensors")[0], clip]
+
+    assert refused(host, twice).startswith("The MODEL carries this LoRA already, so it would act twice")
     assert refused(host, flux).startswith("The model is a Flux, which has no cross-attention")
     assert refused(host, lambda g: same(g, tuned="sdxl")).startswith("The model is a SD15 and tuned a KOALA")
     wide = refused(host, lambda g: same(g, clip="sdxl"))

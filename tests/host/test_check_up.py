@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from .graphs import LORA, RUN, image_batch, training_graph, untouched, upload_pictures
+from .graphs import LORA, MODEL, RUN, image_batch, training_graph, untouched, upload_pictures
 from .server import Host, HostError
 from .trained import shown_text
 from .workflows import Graph, Node, checkpoint
@@ -202,6 +202,17 @@ def test_what_cannot_be_looked_over_is_one_sentence(
     with pytest.raises(HostError, match="failed") as caught:
         host.run(g.prompt, timeout=200)
     assert sentence in caught.value.sentence and "\n" not in caught.value.sentence
+
+
+def test_a_model_that_has_the_lora_on_already_is_refused(host: Host) -> None:
+    """What it changes would be measured against itself."""
+    g, trained = training_graph(upload_pictures(host), steps=1, learning_rate=1e-2)
+    _, clip, vae = checkpoint(g, "sd15.safetensors")
+    node, _ = check_up(g, (trained[MODEL], clip, vae), lora=trained[LORA], run=trained[RUN], lora_name="none")
+    with pytest.raises(HostError) as caught:
+        host.run(g.prompt, timeout=200)
+    assert caught.value.node == node.id
+    assert caught.value.sentence.startswith("The MODEL carries this LoRA already, so it would act twice")
 
 
 def test_cancel_is_heard_and_leaves_nothing_behind(host: Host) -> None:

@@ -107,6 +107,23 @@ def test_another_model_than_the_runs_is_refused_in_words(host: Host, names: list
     assert caught.value.sentence.endswith(" of them: wire the model that it was trained on.")
 
 
+@pytest.mark.parametrize("loaded", [False, True], ids=["the training node's", "by its file"])
+def test_a_model_that_has_the_lora_on_already_is_refused(host: Host, names: list[str], loaded: bool) -> None:
+    """Every column would show it twice, and the prior's would show it once."""
+    g, train, sheet = graph(names, steps="2")
+    wired = train[MODEL]
+    if loaded:
+        host.run(graph(names)[0].prompt)  # writes the file
+        model, _, _ = checkpoint(g, "sd15.safetensors")
+        file = {"lora_name": "my_toy_apt_4.safetensors", "strength_model": 0.6}
+        wired = g.node("LoraLoaderModelOnly", model=model, **file)[0]
+    g.prompt[sheet.id]["inputs"]["model"] = wired
+    with pytest.raises(HostError) as caught:
+        host.run(g.prompt)
+    assert caught.value.node == sheet.id
+    assert caught.value.sentence.startswith("The MODEL carries this LoRA already, so it would act twice")
+
+
 @pytest.mark.parametrize(
     ("part", "sentence"), [("clip", "wire the CLIP of the same checkpoint."), ("vae", "The VAE is one of SDXL")]
 )
