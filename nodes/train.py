@@ -179,7 +179,7 @@ def _training_inputs(inputs: dict[str, Any]) -> tuple[TrainConfig, ImageSet, Ima
     import torch
 
     from ..apt_train.text.captions import subject_captions
-    from .training import image_set
+    from .training import image_set, inverted_masks
 
     one = {name: values[0] for name, values in inputs.items() if values}
     options: AptOptions = one.get("options") or AptOptions({})
@@ -187,6 +187,7 @@ def _training_inputs(inputs: dict[str, Any]) -> tuple[TrainConfig, ImageSet, Ima
     config = train_config(main, options, subject=one["subject"], method=one["method"], **beside_settings(one))
     with torch.inference_mode(False):
         images = image_set(inputs["images"], inputs.get("captions"), inputs.get("masks") or None, options)
+        images.notes.extend(inverted_masks(images, options.mask_counts))
         prior = image_set(options.prior_images, None, None, options) if options.prior_images else None
     subject_captions(images, config)
     return config, images, prior

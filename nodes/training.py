@@ -21,6 +21,7 @@ from ..apt_train.events import BusyEvent
 from ..apt_train.families.precision import resolve_dtype
 from ..apt_train.presets import PUBLISHED
 from ..apt_train.run.content import Content
+from ..apt_train.wording import listed
 from .host.components import Wires
 from .host.copies import copy_notices
 from .host.memory import training_room
@@ -72,6 +73,19 @@ def image_set(
     return ImageSet.from_tensors(
         [picture.clone() for picture in singles], lines, weights, options.background, alpha_masks=options.alpha_masks
     )
+
+
+def inverted_masks(images: ImageSet, counts: str) -> list[str]:
+    """A sentence on masks that leave out what most photographs show, as Load Image's MASK of a cut-out picture does."""
+    from ..apt_train.photo_check.masks import looks_inverted
+
+    names = [image.name for image in images.images if image.mask is not None and looks_inverted(image.mask)]
+    if not names:
+        return []
+    return [
+        f"Masks that look inverted: {listed(names, 5)}. They leave the middle out, so the background is learned in "
+        f"place of the subject: set mask_counts to {'white' if counts == 'black' else 'black'} in APT Data Options."
+    ]
 
 
 def _weights(pictures: list[Tensor], masks: Sequence[Tensor], counts: str) -> list[Tensor]:

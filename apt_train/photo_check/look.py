@@ -168,16 +168,23 @@ def _at_own_size(pixels: Tensor, crop: Crop) -> Image.Image:
 
 
 def _mask_look(mask: Tensor, crop: Crop) -> MaskLook:
-    white, (height, width) = (mask[0] >= 0.5).numpy(), mask.shape[-2:]
+    white, (edges, middle) = (mask[0] >= 0.5).numpy(), edges_and_middle(mask)
     left, top, right, bottom = (round(side) for side in crop.box)
-    thirds = slice(height // 3, -(-2 * height // 3)), slice(width // 3, -(-2 * width // 3))
     return MaskLook(
         area=float((resize_mask(mask, crop.bucket, crop.box) >= 0.5).double().mean()),
         cut=float(1 - white[top:bottom, left:right].sum() / max(1, white.sum())),
-        edges=tuple(float(edge.mean()) for edge in (white[0], white[-1], white[:, 0], white[:, -1])),
-        middle=float(white[thirds].mean()),
+        edges=edges,
+        middle=middle,
         kept=resize_mask(mask, (GRID, GRID), crop.box)[0].double().numpy(),
     )
+
+
+def edges_and_middle(mask: Tensor) -> tuple[tuple[float, ...], float]:
+    """Of a mask (1, H, W) with a maximum of 1: the white share of each edge, and of the middle third."""
+    white, (height, width) = (mask[0] >= 0.5).numpy(), mask.shape[-2:]
+    thirds = slice(height // 3, -(-2 * height // 3)), slice(width // 3, -(-2 * width // 3))
+    edges = tuple(float(edge.mean()) for edge in (white[0], white[-1], white[:, 0], white[:, -1]))
+    return edges, float(white[thirds].mean())
 
 
 def _outside(mask: Floats | None) -> NDArray[np.bool_]:

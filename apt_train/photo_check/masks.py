@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from torch import Tensor
+
 from .finding import Finding, about
-from .look import Look, MaskLook
+from .look import Look, MaskLook, edges_and_middle
 
 # All ours.
 TINY = 0.04  # share of the crop: 160 of the 4096 latents at 512 pixels
@@ -40,7 +42,13 @@ def mask_findings(looks: Sequence[Look]) -> Iterator[Finding]:
 
 def is_inverted(mask: MaskLook) -> bool:
     """Whether a mask is white at the edges and black in the middle, where most photographs have their subject."""
-    return fills_border(mask) and mask.middle < HOLLOW
+    return _covers(mask.edges) and mask.middle < HOLLOW
+
+
+def looks_inverted(mask: Tensor) -> bool:
+    """The same of a mask as it is stored: (1, H, W), not entirely black."""
+    edges, middle = edges_and_middle(mask / mask.max())
+    return _covers(edges) and middle < HOLLOW
 
 
 def fills_border(mask: MaskLook) -> bool:
@@ -48,7 +56,11 @@ def fills_border(mask: MaskLook) -> bool:
 
     How much of such a subject is cut off says nothing.
     """
-    return sum(mask.edges) / len(mask.edges) > BORDER
+    return _covers(mask.edges)
+
+
+def _covers(edges: Sequence[float]) -> bool:
+    return sum(edges) / len(edges) > BORDER
 
 
 def _leaves_out(look: Look) -> float:

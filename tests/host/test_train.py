@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
+
+from apt_train.run.notices import read_notices
 
 from ..lora_files import metadata_of
 from .graphs import (
@@ -170,6 +173,21 @@ def test_masks_weigh_the_loss(host: Host, names: list[str]) -> None:
     assert losses["none"] != losses["white"] != losses["black"] != losses["none"]
     halves = (losses["white"][0] + losses["black"][0]) / 2
     assert halves == pytest.approx(losses["none"][0], rel=0.02)
+
+
+@pytest.mark.parametrize("counts", ["white", "black"])
+def test_a_mask_that_leaves_the_subject_out_is_told(host: Host, counts: str) -> None:
+    """Load Image's MASK of a cut-out picture is white around it."""
+    cutout = picture(7).convert("RGBA")
+    cutout.putalpha(ImageOps.expand(Image.new("L", (32, 32), 255), 16, 0))
+    g = Graph()
+    loaded = g.node("LoadImage", image=host.upload("in_the_middle.png", cutout))
+    setting = {"mask_counts": counts}
+    train_node(g, checkpoint(g, "sd15.safetensors"), loaded[0], setting, seed=19, steps=1, masks=loaded[1])
+    run = new_run(host, lambda: host.run(g.prompt))
+    told = [notice.text for notice in read_notices(run) if "look inverted" in notice.text]
+    assert bool(told) == (counts == "white")
+    assert all("picture 1." in text and "set mask_counts to black" in text for text in told)
 
 
 def test_a_picture_without_transparency_has_no_mask(host: Host, names: list[str]) -> None:
