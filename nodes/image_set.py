@@ -57,11 +57,13 @@ class APTImageSet(io.ComfyNode):
                 ),
                 io.String.Input(
                     "class_word", default="", placeholder="for example toy",
-                    tooltip="As in APT Train. Captions are searched for it. Empty: only {subject} is searched for.",
+                    tooltip="What the subject is. Captions are searched for it. Empty: as in the APT Train that the "
+                    "images go to.",
                 ),
                 io.String.Input(
                     "subject", default="", placeholder="for example my_toy",
-                    tooltip="The subject's name, as in APT Train, where captions use it.",
+                    tooltip="The subject's name, where captions use it. Empty: as in the APT Train that the images go "
+                    "to.",
                 ),
                 io.Boolean.Input(
                     "alpha_masks", default=False,

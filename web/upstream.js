@@ -1,22 +1,24 @@
 /**
- * Which training nodes a monitor looks at: through links, reroutes, switches and the walls of subgraphs.
+ * Which nodes feed an input: through links, reroutes, switches and the walls of subgraphs.
  *
- * In: walking the graph as the editor holds it. Not in: runs, drawing.
+ * In: walking the graph as the editor holds it. Not in: what is made of the nodes that are found.
  *
  * A node's execution id is the way to it from the root, `subgraph:inner:node`. A node inside a subgraph that is used
  * twice has two.
  */
 
-const TRAINER = "APTTrain";
-const RUN_TYPE = "APT_RUN";
-
 /** Execution ids of the training nodes that feed the monitor's `run` input. */
 export function trainersOf(monitor, root) {
-  const found = new Set();
-  const slot = monitor.inputs?.findIndex((input) => input.name === "run") ?? -1;
-  if (slot < 0 || !monitor.graph || !root) return found;
-  for (const path of pathsTo(monitor.graph, root)) follow(monitor, slot, path, found, new Set());
-  return found;
+  return new Set(nodesBefore(monitor, "run", root, "APTTrain", "APT_RUN").keys());
+}
+
+/** Nodes of a class that feed an input by wires of a type, by execution id. */
+export function nodesBefore(node, name, root, comfyClass, wireType) {
+  const sought = { comfyClass, wireType, found: new Map(), seen: new Set() };
+  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
+  if (slot < 0 || !node.graph || !root) return sought.found;
+  for (const path of pathsTo(node.graph, root)) follow(node, slot, path, sought);
+  return sought.found;
 }
 
 /** Whether a node lies in the graph that is open, or in one of its subgraphs. */
@@ -41,38 +43,38 @@ function pathsTo(graph, root, path = []) {
 }
 
 /** What a node's input comes from. */
-function follow(node, slot, path, found, seen) {
+function follow(node, slot, path, sought) {
   const place = `${path.map((host) => host.id).join(":")}/${node.id}/${slot}`;
-  if (seen.has(place)) return;
-  seen.add(place);
+  if (sought.seen.has(place)) return;
+  sought.seen.add(place);
   const link = linkOf(node.graph, node.inputs?.[slot]?.link);
-  if (link) arrive(node.graph, link, path, found, seen);
+  if (link) arrive(node.graph, link, path, sought);
 }
 
 /** What a link comes from. */
-function arrive(graph, link, path, found, seen) {
+function arrive(graph, link, path, sought) {
   if (link.originIsIoNode) {
-    if (path.length) follow(path[path.length - 1], link.origin_slot, path.slice(0, -1), found, seen);
+    if (path.length) follow(path[path.length - 1], link.origin_slot, path.slice(0, -1), sought);
     return;
   }
   const origin = graph.getNodeById(link.origin_id);
   if (!origin) return;
   if (origin.isSubgraphNode?.()) {
     const inner = linkOf(origin.subgraph, origin.subgraph.outputs?.[link.origin_slot]?.linkIds?.[0]);
-    if (inner) arrive(origin.subgraph, inner, [...path, origin], found, seen);
-  } else if (origin.comfyClass === TRAINER) {
-    found.add([...path, origin].map((node) => node.id).join(":"));
+    if (inner) arrive(origin.subgraph, inner, [...path, origin], sought);
+  } else if (origin.comfyClass === sought.comfyClass) {
+    sought.found.set([...path, origin].map((node) => node.id).join(":"), origin);
   } else {
     for (const [index, input] of (origin.inputs ?? []).entries()) {
-      if (origin.isVirtualNode || passesRuns(input.type)) follow(origin, index, path, found, seen);
+      if (origin.isVirtualNode || passes(input.type, sought.wireType)) follow(origin, index, path, sought);
     }
   }
 }
 
-function passesRuns(type) {
-  return type === "*" || String(type).split(",").includes(RUN_TYPE);
+function passes(type, wireType) {
+  return type === "*" || String(type).split(",").includes(wireType);
 }
 
-function linkOf(graph, id) {
+export function linkOf(graph, id) {
   return id == null ? undefined : (graph.getLink?.(id) ?? graph.links?.[id]);
 }

@@ -242,6 +242,69 @@ def test_a_new_node_left_untouched_says_what_it_lacks(editor: Editor) -> None:
     assert caught.value.sentence == MISTAKES["untouched"][1]
 
 
+CALLED: dict[str, tuple[str, dict[str, str]]] = {
+    "a word alone": ("", {"subject": "", "class_word": "toy"}),
+    "both": ("my_toy", {"subject": "my_toy", "class_word": "toy"}),
+    "a name that training refuses": ("a/b", {"subject": "", "class_word": ""}),
+}
+
+
+@in_the_editor
+@pytest.mark.parametrize(("subject", "sent"), CALLED.values(), ids=list(CALLED))
+def test_what_the_subject_is_called_is_typed_once(editor: Editor, subject: str, sent: dict[str, str]) -> None:
+    """In the training node; the workflow keeps the set's own widgets empty."""
+    editor.do(TRAINED_ON, subject)
+    assert called(editor) == sent
+    (saved,) = [node for node in editor.workflow()["nodes"] if node["type"] == NODE_TYPE]
+    assert "toy" not in saved["widgets_values"] and "my_toy" not in saved["widgets_values"]
+    editor.set(NODE_TYPE, class_word="dog")
+    assert called(editor)["class_word"] == "dog"
+
+
+@in_the_editor
+def test_a_class_word_comes_by_a_wire_and_out_of_a_subgraph_and_from_two_alike(editor: Editor) -> None:
+    editor.do(TRAINED_ON, "")
+    editor.do(BY_WIRE, "cat")
+    assert called(editor)["class_word"] == "cat"
+    editor.do(ANOTHER, "cat")
+    assert called(editor)["class_word"] == "cat"
+    editor.set("APTTrain", class_word="bird")  # the wired one keeps its wire's
+    assert called(editor)["class_word"] == ""
+    editor.do("() => { app.graph.remove(app.graph.nodes.findLast((node) => node.type === 'APTTrain')) }")
+    editor.do("() => { app.graph.convertToSubgraph(new Set(app.graph.nodes.filter((n) => n.type !== 'APTImageSet'))) }")
+    assert called(editor)["class_word"] == "cat"
+
+
+def called(editor: Editor) -> dict[str, str]:
+    """As the set is sent it."""
+    (node,) = [node for node in editor.prompt().values() if node["class_type"] == NODE_TYPE]
+    return {name: node["inputs"][name] for name in ("subject", "class_word")}
+
+
+TRAINED_ON = """([subject]) => {
+  const [set] = app.graph.nodes;
+  const [between, trainer] = ["ImageScaleBy", "APTTrain"].map((type) => LiteGraph.createNode(type));
+  for (const node of [between, trainer]) app.graph.add(node);
+  const values = { subject, class_word: "toy" };
+  for (const [name, value] of Object.entries(values)) trainer.widgets.find((w) => w.name === name).value = value;
+  set.connect(0, between, between.findInputSlot("image"));
+  between.connect(0, trainer, trainer.findInputSlot("images"));
+}"""
+BY_WIRE = """([word]) => {
+  const trainer = app.graph.nodes.find((node) => node.type === "APTTrain");
+  const text = LiteGraph.createNode("PrimitiveString");
+  app.graph.add(text);
+  text.widgets[0].value = word;
+  text.connect(0, trainer, trainer.findInputSlot("class_word"));
+}"""
+ANOTHER = """([word]) => {
+  const trainer = LiteGraph.createNode("APTTrain");
+  app.graph.add(trainer);
+  trainer.widgets.find((widget) => widget.name === "class_word").value = word;
+  app.graph.nodes.find((node) => node.type === "ImageScaleBy").connect(0, trainer, trainer.findInputSlot("images"));
+}"""
+
+
 @in_the_editor
 def test_the_sheet_is_seen_on_the_node_at_full_width(host: Host, editor: Editor) -> None:
     editor.do(SET_FOLDER, "toys")
