@@ -1,8 +1,8 @@
 /**
  * What the pack's scripts and combos say, in the editor's language.
  *
- * In: looking texts up in `locales/LANGUAGE/main.json`, which the host serves; a combo's labels. Not in: the texts, nor
- * the nodes' own names and tooltips, which the editor translates itself. A text is found by its English, which stands
+ * In: looking texts up in `locales/LANGUAGE/main.json`, which the host serves; labels of combos and text boxes. Not in:
+ * the texts, nor the nodes' own names and tooltips, which the editor translates itself. A text is found by its English, which stands
  * where it is used and is what is shown where no translation is.
  */
 
@@ -14,6 +14,8 @@ const NODES = [
   "APTAttentionAlignPreview", "APTOverfitIndicatorMonitor", "APTImageSet", "APTSnapshotSheet", "APTLoadRun",
   "APTLoRACheckUp",
 ];
+
+const TRANSLATED_WIDTH = 340; // a choice stands there with its translation
 
 let served = {};
 
@@ -60,9 +62,21 @@ async function tellLanguage() {
 /** Not in English: a combo with labels of its own loses the host's search in its list. */
 function translateCombos(node) {
   if (!ours().choices) return;
+  const { required, optional } = node.constructor.nodeData?.input ?? {};
+  const own = { ...required, ...optional }; // not the seed's control, which is the host's, whatever its name
   for (const widget of node.widgets ?? []) {
-    if (widget.type !== "combo" || widget.name === "control_after_generate" || !widget.options) continue;
+    if (widget.type !== "combo" || !(widget.name in own) || !widget.options) continue;
     widget.options.getOptionLabel ??= (choice) => labelOf(choice ?? "");
+  }
+  node.setSize?.([Math.max(node.size[0], TRANSLATED_WIDTH), node.size[1]]);
+}
+
+/** The classic editor shows no name on a text box but what stands in it while it is empty. */
+function nameTextBoxes(node) {
+  for (const { element, name, label } of node.widgets ?? []) {
+    if (!(element instanceof HTMLTextAreaElement)) continue;
+    const hint = element.placeholder === name ? "" : element.placeholder;
+    element.placeholder = [label ?? name, hint].filter(Boolean).join(": ");
   }
 }
 
@@ -79,6 +93,8 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
-    if (NODES.includes(node.comfyClass)) translateCombos(node);
+    if (!NODES.includes(node.comfyClass)) return;
+    translateCombos(node);
+    nameTextBoxes(node);
   },
 });

@@ -240,9 +240,24 @@ def test_a_chinese_editor_is_chinese_in_monitor_combos_and_notices(host: Host, b
                 editor.do("([type]) => { app.graph.add(LiteGraph.createNode(type)) }", node_type)
             shown = editor.do(LABELS)
             assert shown["resume"] == "automatic（自动）" and shown["augment_kinds"] == "affine（缩放与旋转）"
-            assert shown["method"] == "APT"
+            assert shown["method"] == "APT" and shown["fixed"] == "fixed", "the host's own control of a seed"
+            boxes = editor.do(BOXES)
+            assert boxes["sample_prompts"] == "样图提示词: a {subject} on a beach"
+            assert [name for name, words in boxes.items() if name in words] == []
             line = "document.querySelector('.apt-train-monitor').firstElementChild.textContent"
             assert editor.until(f"() => {line}") == "请连接一个 APT 训练节点的 APT_RUN。"
+    finally:
+        host.post("/settings", **{"Comfy.Locale": "en"})
+
+
+def test_no_choice_of_a_new_node_is_cut_off_in_a_chinese_editor(host: Host, browser: Browser) -> None:
+    """In Nodes 2.0, whose page has elements to be measured."""
+    try:
+        with browser.page(host, 3000, 1600, Comfy__Locale="zh", Comfy__VueNodes__Enabled=True) as editor:
+            editor.do(BLANK)
+            editor.do(SIDE_BY_SIDE, [name for name, node in nodes().items() if not node.deprecated])
+            shown = editor.until(f"() => {{ const found = ({CHOICES})(); return found.length > 15 && found }}")
+            assert [text for text, needed, width in shown if needed > width + 1] == []
     finally:
         host.post("/settings", **{"Comfy.Locale": "en"})
 
@@ -272,3 +287,22 @@ def told_by(host: Host, mistake: dict[str, Any]) -> str:
 # As the classic renderer draws them; the newer one asks the same function.
 LABELS = """() => Object.fromEntries(app.graph.nodes.flatMap((node) => node.widgets)
   .filter((widget) => widget.type === "combo").map((widget) => [widget.name, widget._displayValue]))"""
+BOXES = """() => Object.fromEntries(app.graph.nodes.flatMap((node) => node.widgets)
+  .filter(({ element }) => element instanceof HTMLTextAreaElement)
+  .map(({ name, element }) => [name, element.placeholder]))"""
+SIDE_BY_SIDE = """([types]) => {
+  let [x, y, row] = [0, 0, 0];
+  for (const type of types) {
+    const node = LiteGraph.createNode(type);
+    app.graph.add(node);
+    node.pos = [x, y];
+    [x, row] = [x + node.size[0] + 40, Math.max(row, node.size[1])];
+    if (x > 3000) [x, y, row] = [0, y + row + 150, 0];
+  }
+  [app.canvas.ds.scale, app.canvas.ds.offset] = [0.6, [150, 150]];
+  app.canvas.setDirty(true, true);
+}"""
+# Text of each choice that shows, the width it needs, and the width it has.
+CHOICES = """() => [...document.querySelectorAll("[data-node-id] button *")]
+  .filter((element) => !element.children.length && element.textContent.includes("（") && element.clientWidth)
+  .map((element) => [element.textContent, element.scrollWidth, element.clientWidth])"""
