@@ -99,8 +99,9 @@ class APTLoRACheckUp(io.ComfyNode):
             raise InputError(f"{len(inputs['model'])} MODELs are wired at once: check one at a time.")
         with torch.inference_mode(False):
             found = _checked_up(_question(inputs), one, cls.hidden.unique_id)
-        page, words = image_tensor(sheet(found, one["width"])), "\n\n".join(paragraphs(found, translated))
-        shown = {**ui.PreviewImage(page, cls=cls).as_dict(), "text": (words,)}
+        picture, words = sheet(found, one["width"]), "\n\n".join(paragraphs(found, translated))
+        page = image_tensor(picture)
+        shown = {**ui.PreviewImage(page, cls=cls).as_dict(), "sheet_size": list(picture.size), "text": (words,)}
         return io.NodeOutput(page, words, found.recommendation.strength, as_json(found), ui=shown)
 
 

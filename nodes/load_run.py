@@ -66,14 +66,14 @@ class APTLoadRun(io.ComfyNode):
         return steps_done(find_run(run)), PUBLISHED.missing()
 
     @classmethod
-    def validate_inputs(cls, run: str | None, step: int | None) -> bool:
+    def validate_inputs(cls, **inputs: Any) -> bool:
         """True. InputError: there is no such run. A wired name is None here."""
+        run = inputs.get("run")
         if run == NO_RUN:
             _refuse_none()
         if run is not None:
             find_run(run)
-        if step is not None:
-            check_ranges({"step": step}, cls.define_schema().inputs)
+        check_ranges(inputs, cls.define_schema().inputs)
         return True
 
     @classmethod
@@ -83,9 +83,10 @@ class APTLoadRun(io.ComfyNode):
 
         found = _opened(run)
         published = publish(found, step or None)
-        sheet = image_tensor(runs_sheet(run))
-        picture = ui.PreviewImage(sheet, cls=cls)
-        return io.NodeOutput(found, published.lora, published.trigger, found.class_word, sheet, ui=picture)
+        sheet = runs_sheet(run)
+        tensor = image_tensor(sheet)
+        picture = {**ui.PreviewImage(tensor, cls=cls).as_dict(), "sheet_size": list(sheet.size)}
+        return io.NodeOutput(found, published.lora, published.trigger, found.class_word, tensor, ui=picture)
 
 
 def _refuse_none() -> None:
@@ -117,7 +118,7 @@ def runs_sheet(chosen: str) -> Image.Image:
 
     names = list_runs()[:NEWEST]
     names = names if chosen in names else [chosen, *names[: NEWEST - 1]]
-    shown = [(f"› {name} ‹" if name == chosen else name, *_last_sample(name)) for name in names]
+    shown = [(f"›{name}‹" if name == chosen else name, *_last_sample(name)) for name in names]
     rows = [shown[k : k + ACROSS] for k in range(0, len(shown), ACROSS)]
     return stacked_vertically(
         [

@@ -152,7 +152,7 @@ class APTSnapshotSheet(io.ComfyNode):
         )
         published = publish(run, chosen.step)
         tuned, tensor = with_lora(model, published.lora, chosen.strength), image_tensor(sheet)
-        picture = ui.PreviewImage(tensor, cls=cls)
+        picture = {**ui.PreviewImage(tensor, cls=cls).as_dict(), "sheet_size": list(sheet.size)}
         return io.NodeOutput(tensor, tuned, published.lora, chosen.strength, published.trigger, chosen.step, ui=picture)
 
 

@@ -43,8 +43,8 @@ export function afterRun(node, then) {
   };
 }
 
-/** A node at least `width` wide, and as high as its sheet needs once it has one. */
-export function makeRoomForSheet(node, width, tallest = 1200) {
+/** A node at least `width` wide, and as high as its sheet needs once it has one, which counts as `tallest` at most. */
+export function makeRoomForSheet(node, width, tallest) {
   node.setSize?.([Math.max(node.size[0], width), node.size[1]]);
   afterRun(node, (output) => output?.sheet_size && setTimeout(() => makeRoom(node, ...output.sheet_size, tallest)));
 }

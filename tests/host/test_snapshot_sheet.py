@@ -174,6 +174,7 @@ def test_an_earlier_run_is_handed_on(host: Host, names: list[str]) -> None:
     result = host.run(g.prompt)
     assert [shown_text(result, text) for text in texts] == ["embedding:my_toy_apt_4", "toy"]
     assert picture(host, result, sheet).std() > 10
+    assert picture(host, result, node).shape[0] < 300, "a sample, and above it a line each for the run and its step"
     assert run.name in host.object_info("APTLoadRun")["input"]["required"]["run"][1]["options"]
 
 
@@ -206,3 +207,14 @@ def test_a_run_that_is_not_there_is_refused(host: Host) -> None:
         with pytest.raises(HostError) as caught:
             host.queue(g.prompt)
         assert "There is no run" in str(caught.value.details["node_errors"][node.id])
+
+
+def test_a_required_widget_that_a_script_left_out_is_named(host: Host) -> None:
+    """As the host says it, with nothing of our own beside it."""
+    g, node = loaded(Path("x"))
+    del g.prompt[node.id]["inputs"]["run"]
+    with pytest.raises(HostError) as caught:
+        host.queue(g.prompt)
+    assert [error["type"] for error in caught.value.details["node_errors"][node.id]["errors"]] == [
+        "required_input_missing"
+    ]
