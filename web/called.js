@@ -2,23 +2,33 @@
  * APT Image Set, in the editor: the subject's name and class word are typed once, in the APT Train that trains on it.
  *
  * In: what an empty widget sends when the workflow is queued; what the widget shows and the workflow keeps stays empty.
- * Not in: checking captions for them, which the server does.
+ * A notice where the set is checked at another size than it is trained at. Not in: the checks, which the server makes.
  */
 
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { say } from "./texts.js";
 import { linkOf, nodesBefore } from "./upstream.js";
 
 const [IMAGE_SET, TRAINER] = ["APTImageSet", "APTTrain"];
 const FILE_NAME = /^[\w\s-]+$/; // else the training node says what is wrong, and one complaint is enough
 const NO_WORDS = /[{}:]/;
+const LIFE = 12_000; // ms that the notice stays
+
+function every(comfyClass) {
+  const graphs = [app.rootGraph, ...(app.rootGraph.subgraphs?.values() ?? [])];
+  return graphs.flatMap((graph) => graph.nodes).filter((node) => node.comfyClass === comfyClass);
+}
+
+/** The training nodes that train on this set. */
+function trainersOn(imageSet) {
+  const setsOf = (node) => [...nodesBefore(node, "images", app.rootGraph, IMAGE_SET, "IMAGE").values()];
+  return every(TRAINER).filter((node) => setsOf(node).includes(imageSet));
+}
 
 /** `{subject, class_word}` of the training nodes that train on this set; empty where they differ, or none can be known. */
 function calledBy(imageSet) {
-  const graphs = [app.rootGraph, ...(app.rootGraph.subgraphs?.values() ?? [])];
-  const trainers = graphs
-    .flatMap((graph) => graph.nodes)
-    .filter((node) => node.comfyClass === TRAINER)
-    .filter((node) => [...nodesBefore(node, "images", app.rootGraph, IMAGE_SET, "IMAGE").values()].includes(imageSet));
+  const trainers = trainersOn(imageSet);
   const [subject, word] = ["subject", "class_word"].map((name) => {
     const values = new Set(trainers.map((node) => textOf(node, name)));
     return values.size === 1 ? [...values][0] : "";
@@ -36,8 +46,31 @@ function textOf(node, name) {
   return typeof text === "string" ? text.trim() : "";
 }
 
+/** A training node's 0 is the model's own size, which nobody knows here. */
+function noticeSizes() {
+  for (const imageSet of every(IMAGE_SET)) {
+    const [checked, ...trained] = [imageSet, ...trainersOn(imageSet)].map(sizeOf);
+    const other = trained.find((size) => checked && size && size !== checked);
+    if (!other) continue;
+    const detail = say(
+      "The images are checked at {checked} pixels but trained on at {trained}: set resolution of APT Image Set to {trained}.",
+      { checked, trained: other },
+    );
+    app.extensionManager.toast.add({ severity: "warn", summary: "APT Image Set", detail, life: LIFE });
+  }
+}
+
+function sizeOf(node) {
+  const isWired = node.inputs?.some((input) => input.name === "resolution" && input.link != null);
+  return isWired ? 0 : node.widgets?.find((widget) => widget.name === "resolution")?.value;
+}
+
 app.registerExtension({
   name: "APTTrain.Called",
+
+  init() {
+    api.addEventListener("promptQueued", noticeSizes);
+  },
 
   nodeCreated(node) {
     if (node.comfyClass !== IMAGE_SET) return;

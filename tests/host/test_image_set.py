@@ -275,6 +275,23 @@ def test_a_class_word_comes_by_a_wire_and_out_of_a_subgraph_and_from_two_alike(e
     assert called(editor)["class_word"] == "cat"
 
 
+@in_the_editor
+def test_a_notice_says_that_the_set_is_checked_at_another_size_than_it_is_trained_at(editor: Editor) -> None:
+    editor.do(TRAINED_ON, "")
+    notice = editor.page.get_by_text("set resolution of APT Image Set to 768")
+    for resolution in (0, 512, 768):
+        assert not notice.count()
+        editor.set("APTTrain", resolution=resolution)
+        editor.do(QUEUED)
+    notice.wait_for(timeout=30_000)
+
+
+QUEUED = """async () => {
+  const { api } = await import("/scripts/api.js");
+  api.dispatchCustomEvent("promptQueued", { number: 1, batchCount: 1 });
+}"""
+
+
 def called(editor: Editor) -> dict[str, str]:
     """As the set is sent it."""
     (node,) = [node for node in editor.prompt().values() if node["class_type"] == NODE_TYPE]
