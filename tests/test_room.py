@@ -401,6 +401,21 @@ def test_the_plan_tells_what_the_vae_takes_where_the_network_has_made_way(
     assert replace(memory, vae=GB).peak(makes_way=True) == memory.in_step
 
 
+def test_a_vae_that_there_is_no_room_for_leaves_the_device_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of its weights had moved. Training goes on without previews, and needs their room."""
+    parts, places = tiny_components(), list[str]()
+
+    def move(place: Any) -> None:
+        places.append(str(place))
+        if places == ["cuda"]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(parts.vae, "to", move)
+    with pytest.raises(torch.OutOfMemoryError), streams.vae_on(parts, torch.device("cuda")):
+        pass
+    assert places == ["cuda", "cpu"]
+
+
 def test_aside_and_back_the_weights_are_the_same_and_what_is_trained_stays() -> None:
     first = nn.Linear(3, 3).requires_grad_(False)
     network = nn.Sequential(first, second := nn.Linear(3, 3))

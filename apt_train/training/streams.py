@@ -108,8 +108,8 @@ def vae_on(components: Components, device: torch.device, *, alone: bool = False)
         if components.vae is None:
             yield
             return
-        components.vae.to(device)
         try:
+            components.vae.to(device)
             yield
         finally:
             components.vae.to("cpu")
