@@ -105,6 +105,16 @@ def test_the_backward_pass_multiplies_by_the_same_weights(dtype: torch.dtype, st
 
 
 @each
+@pytest.mark.parametrize("more", [{"padding": "same"}, {"padding": 1, "padding_mode": "circular"}], ids=str)
+def test_a_convolution_that_pads_in_another_way_is_left_as_it_is(more: dict[str, Any], storage: str) -> None:
+    module, x = nn.Sequential(nn.Conv2d(4, 6, 3, **more)).requires_grad_(False), torch.randn(1, 4, 8, 8)
+    (plain,) = torch.autograd.grad(module(x.requires_grad_()).square().sum(), x)
+    with stored(module, storage, torch.float32):
+        (found,) = torch.autograd.grad(module(x).square().sum(), x)
+    assert torch.equal(found, plain)
+
+
+@each
 def test_only_what_is_stored_is_kept_for_the_backward_pass(storage: str) -> None:
     """Kept wide for it, a weight would take as much as before."""
     module = nn.Sequential(nn.Linear(64, 64)).requires_grad_(False)

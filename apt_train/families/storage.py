@@ -63,9 +63,9 @@ def _layers(module: nn.Module) -> Iterator[Any]:
     """
     wide = set(getattr(module, "_keep_in_fp32_modules", None) or ())
     for name, layer in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
-        plain = isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros")
+        plain = isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
         parts = name.split(".")
-        if plain and any(part.isdigit() for part in parts) and wide.isdisjoint(parts):
+        if (plain or isinstance(layer, nn.Linear)) and any(part.isdigit() for part in parts) and wide.isdisjoint(parts):
             yield layer
 
 
