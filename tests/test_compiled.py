@@ -25,11 +25,12 @@ from apt_train.training.compiled import CompiledBlocks
 from apt_train.training.memory import Savings
 from apt_train.training.notes import COMPILES
 from apt_train.training.plan import Plan
+from apt_train.training.room import STEPPED_DOWN
 from tests.plain_flow import plain_flow_components
 from tests.test_room import planned
 from tests.tiny import tiny_components
 from tests.toy_flow import toy_flow_components
-from tests.training import Recorder, run, same_weights
+from tests.training import Recorder, out_of_memory, run, same_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_report")
 QUIET: dict[str, Any] = {"watch_drift": False, "steps": 3}
@@ -207,8 +208,8 @@ def test_where_nothing_can_be_compiled_training_goes_on(
     recorder = Recorder()
     found = run(**QUIET, compile_blocks=True, on_event=recorder)
     told = [notice for notice in found.notices if notice != COMPILES]
-    assert len(told) == 1 and "\n" not in told[0] and told[0].startswith("Compiling the blocks failed (")
-    assert "No C++ compiler): training goes on without it." in told[0]
+    assert len(told) == 1 and "\n" not in told[0] and told[0].startswith("The compiled blocks failed (")
+    assert "No C++ compiler): training goes on without compiling." in told[0]
     assert [step.step for step in recorder.steps] == [1, 2, 3] and same_weights(found, run(**QUIET))
 
 
@@ -219,6 +220,20 @@ def test_an_error_that_compiling_has_not_made_ends_the_run_as_ever(
     parts.unet.get_submodule("conv_out").register_forward_hook(broken_forward)
     with pytest.raises(NotImplementedError, match="No C\\+\\+ compiler"):
         run(parts, **QUIET, compile_blocks=True)
+
+
+def test_where_memory_runs_out_compiling_is_given_up_last(
+    compiler: Compiler, one_block: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The notice names memory: nothing was wrong with the compiler."""
+    out_of_memory(monkeypatch, at=1, times=2)
+    found = run(**QUIET, compile_blocks=True)
+    told = [notice for notice in found.notices if notice != COMPILES]
+    assert told == [
+        STEPPED_DOWN,
+        "The compiled blocks failed (CUDA out of memory): training goes on without compiling.",
+    ]
+    assert compiler.calls and found.steps_done == 3
 
 
 def test_an_error_outside_the_passes_is_not_taken_for_the_compilers(compiler: Compiler, one_block: None) -> None:

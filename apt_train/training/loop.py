@@ -75,4 +75,4 @@ def _uncompiled(run: Run, failure: str) -> str:
     forget(run)
     reasons = [line.strip() for line in failure.splitlines() if line.strip() and not line.endswith("raised:")]
     reason = reasons[0][:200] if reasons else "no reason given"
-    return f"Compiling the blocks failed ({reason}): training goes on without it."
+    return f"The compiled blocks failed ({reason}): training goes on without compiling."
