@@ -48,5 +48,5 @@ def test_its_file_is_the_trained_model(host: Host, checkpoints: dict[str, Path],
     wires = dict(zip(("model", "clip", "vae"), checkpoint(g, f"{model}.safetensors"), strict=True))
     node = g.node("AptProbe", **wires, prompt="a toy", lora=name)
     found = json.loads(host.run(g.prompt, timeout=300).outputs[node.id]["text"][0])
-    assert found["tuned"] < 1e-5 and found["untuned"] > 5e-3, found
+    assert found["tuned"] < 1e-5 and found["untuned"] > 1e-3, found
     assert "lora key not loaded" not in host.log_text() and "ERROR lora" not in host.log_text()
