@@ -113,12 +113,14 @@ def test_it_is_refused_before_its_model_takes_any_room(tmp_path: Path) -> None:
         run(waiting, steps=2, output_dir=tmp_path, resume=True)
 
 
-def test_a_launcher_of_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_a_launcher_of_several_processes_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own, and MPI's, by which `accelerate launch --cpu` starts several."""
+    monkeypatch.setenv(name, "2")
     with pytest.raises(InputError, match="2 processes"):
         run(output_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv(name, "1")
     assert run(steps=1).steps_done == 1
 
 

@@ -186,8 +186,9 @@ def plan_run(
 
 def _refuse_ranks() -> None:
     """Several ranks would each train the whole run in the same folder on the same device."""
-    ranks = os.environ.get("WORLD_SIZE", "1")
-    if ranks not in ("", "1"):
+    launchers = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # torch's, and those of MPI
+    ranks = next((count for name in launchers if (count := os.environ.get(name, "")) not in ("", "1")), None)
+    if ranks is not None:
         raise InputError(f"This was launched with {ranks} processes, but trains in one: start it without a launcher.")
 
 
