@@ -31,26 +31,10 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "AdapterConfig",
-    "AptConfig",
-    "BusyEvent",
-    "Components",
-    "DataConfig",
-    "ImageSet",
-    "InputError",
-    "NoticeEvent",
-    "OptimizerConfig",
-    "OutputConfig",
-    "PlanEvent",
-    "PreviewEvent",
-    "StepEvent",
-    "StopTraining",
-    "TrainConfig",
-    "TrainResult",
-    "load_checkpoint",
-    "load_images",
-    "train",
-]
+    "AdapterConfig", "AptConfig", "BusyEvent", "Components", "DataConfig", "ImageSet", "InputError", "NoticeEvent",
+    "OptimizerConfig", "OutputConfig", "PlanEvent", "PreviewEvent", "StepEvent", "StopTraining", "TrainConfig",
+    "TrainResult", "load_checkpoint", "load_images", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

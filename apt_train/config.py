@@ -15,17 +15,7 @@ from typing import Any, Literal
 from .adapter_kinds import KINDS
 from .names import EMBEDDING, check_subject_name, embedding_stem, plain_trigger
 from .optimizers import BUILDERS
-from .settings_field import (
-    Range,
-    Widget,
-    built,
-    check_values,
-    group,
-    identifying,
-    require,
-    require_text,
-    setting,
-)
+from .settings_field import Range, Widget, built, check_values, group, identifying, require, require_text, setting
 from .settings_field import choices_of as choices_of  # re-exported for other code
 
 Method = Literal["apt", "dreambooth", "dco", "tlora"]
@@ -227,9 +217,7 @@ class AptConfig:
         widget=Widget(most=1e4, step=0.001),
     )
     dist_layers: Layers = _stabilization(
-        "up",
-        "Part of the UNet whose features are stabilized (ours: the decoder).",
-        widget=Widget(advanced=True),
+        "up", "Part of the UNet whose features are stabilized (ours: the decoder).", widget=Widget(advanced=True)
     )
     dist_mode: StabilizationMode = _stabilization(
         "relative",
@@ -250,9 +238,7 @@ class AptConfig:
         widget=Widget(most=1e4, step=0.001),
     )
     attn_layers: Layers = _alignment(
-        "up",
-        "Part of the UNet whose cross-attention is aligned (ours: the decoder).",
-        widget=Widget(advanced=True),
+        "up", "Part of the UNet whose cross-attention is aligned (ours: the decoder).", widget=Widget(advanced=True)
     )
     attn_schedule: AttnSchedule = _alignment(
         "constant",
@@ -459,11 +445,7 @@ class OutputConfig:
         widget=Widget(note="One per line."),
     )
     preview_steps: int = _previews(
-        25,
-        "Denoising steps of a preview.",
-        Range(1, 1_000_000),
-        unit="steps",
-        widget=Widget(most=1000, advanced=True),
+        25, "Denoising steps of a preview.", Range(1, 1_000_000), unit="steps", widget=Widget(most=1000, advanced=True)
     )
     preview_guidance: float = _previews(
         5.0,

@@ -181,11 +181,7 @@ class ImageSet:
 
 
 def load_images(
-    folder: str | Path,
-    *,
-    background: str = "white",
-    alpha_masks: bool = False,
-    skip_bad_images: bool = False,
+    folder: str | Path, *, background: str = "white", alpha_masks: bool = False, skip_bad_images: bool = False
 ) -> ImageSet:
     """The pictures of a folder, sorted by name, with their captions and loss masks.
 

@@ -262,10 +262,7 @@ def _notes(folder: Path, found: _Found, used: set[Path | None], sorted_: Folder)
         ),
         (guessed, "{is} taken as a loss mask because of the name: rename {it} to train on {it} as a picture."),
         (nameless, "{is} taken as a picture of the subject: a loss mask of X.png is called X-mask.png."),
-        (
-            found.made,
-            "{is} left out as made from another picture here, by the name: rename {it} to train on {it}.",
-        ),
+        (found.made, "{is} left out as made from another picture here, by the name: rename {it} to train on {it}."),
         (found.hidden, "{is} hidden, so left out: remove the dot at the beginning of the name to use {it}."),
         (second, "{is} not used: another file is the loss mask of the same picture."),
         (orphans, "{belongs} to no picture: a caption has the name of its picture."),

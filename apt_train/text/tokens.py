@@ -201,11 +201,7 @@ class TokenLayout:
 
 
 def lay_out(
-    caption: str,
-    vocabularies: list[Vocabulary],
-    tuned: list[list[int]],
-    prior: list[list[int]],
-    learned: bool,
+    caption: str, vocabularies: list[Vocabulary], tuned: list[list[int]], prior: list[list[int]], learned: bool
 ) -> TokenLayout:
     """Read a caption with every encoder's tokenizer.
 

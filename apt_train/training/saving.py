@@ -82,11 +82,7 @@ def _write_lora(run: Run, lora: Tensors, path: Path) -> None:
     check_lora_keys(lora, run.components.unet, run.components.family)
     gamma = [round(float(value), 4) for value in run.indicator.gamma]
     metadata = lora_metadata(
-        run.config,
-        _source(run),
-        captions=run.inputs.subject.captions,
-        steps=run.steps_done,
-        summary={"gamma": gamma},
+        run.config, _source(run), captions=run.inputs.subject.captions, steps=run.steps_done, summary={"gamma": gamma}
     )
     save_lora(path, lora, metadata)
 

@@ -12,19 +12,7 @@ from typing import Any
 from ...disk.json_file import AGAIN
 from ...errors import InputError
 from ...settings_field import is_tuple
-from .config_check import (
-    Table,
-    checked,
-    either,
-    flag,
-    null,
-    number,
-    one_of,
-    optional,
-    several,
-    text,
-    whole,
-)  # fmt: skip
+from .config_check import Table, checked, either, flag, null, number, one_of, optional, several, text, whole
 
 LEAST_POSITIONS = 10  # the host's longest uncut group of 7 tokens, start and end, and one to spare
 MOST_TOKENS = 1_000_000

@@ -50,11 +50,7 @@ def load_text_encoder(
 
 
 def build_text_encoder(
-    config: CLIPTextConfig,
-    tensors: Mapping[str, Tensor],
-    projection: bool,
-    what: str,
-    dtype: torch.dtype | None,
+    config: CLIPTextConfig, tensors: Mapping[str, Tensor], projection: bool, what: str, dtype: torch.dtype | None
 ) -> CLIPTextModel | CLIPTextModelWithProjection:
     """A transformers text encoder with these tensors, whether or not their names have the `text_model.` prefix.
 

@@ -26,14 +26,7 @@ class StableDiffusion:
     Features are self-attention outputs, `attn1` [ours]; attention is cross-attention, `attn2` [paper].
     """
 
-    def predict(
-        self,
-        module: Any,
-        noisy: Tensor,
-        timesteps: Tensor,
-        text: TextInput,
-        dtype: torch.dtype,
-    ) -> Tensor:
+    def predict(self, module: Any, noisy: Tensor, timesteps: Tensor, text: TextInput, dtype: torch.dtype) -> Tensor:
         extra = None
         if reads_size_ids(module):
             assert text.pooled is not None, "a UNet with size ids reads a pooled text vector"

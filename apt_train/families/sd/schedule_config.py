@@ -15,9 +15,7 @@ from ..noise import NoiseSchedule, PredictionType, rescale_zero_terminal_snr
 
 
 def schedule_from_config(
-    config: Mapping[str, Any],
-    prediction_type: PredictionType | None = None,
-    zero_terminal_snr: bool | None = None,
+    config: Mapping[str, Any], prediction_type: PredictionType | None = None, zero_terminal_snr: bool | None = None
 ) -> NoiseSchedule:
     """Schedule from `num_train_timesteps`, `beta_*`, `trained_betas`, `rescale_betas_zero_snr`, `prediction_type`.
 

@@ -70,10 +70,7 @@ def build_unet(
 
 
 def single_file_schedule(
-    file: TensorFile,
-    family: FamilySpec,
-    prediction_type: PredictionType | None,
-    zero_terminal_snr: bool | None = None,
+    file: TensorFile, family: FamilySpec, prediction_type: PredictionType | None, zero_terminal_snr: bool | None = None
 ) -> NoiseSchedule:
     """The family's published schedule, with v-prediction and zero terminal SNR as the file states them.
 

@@ -91,11 +91,7 @@ def _refuse_variants(file: TensorFile) -> None:
     found = None
     channels = size_of(shapes, "input_blocks.0.0.weight", 1, f"The UNet in {file.path.name}")
     if channels != 4:
-        kinds = {
-            9: "an inpainting UNet",
-            8: "a picture-editing UNet (InstructPix2Pix)",
-            7: "an upscaler's UNet",
-        }
+        kinds = {9: "an inpainting UNet", 8: "a picture-editing UNet (InstructPix2Pix)", 7: "an upscaler's UNet"}
         found = f"{kinds.get(channels, 'a UNet')} of {channels} input channels instead of 4"
     elif (context := context_dim(shapes)) is None:
         found = "a UNet without cross-attention"
