@@ -45,23 +45,22 @@ _SEEDS = Range(0, 2**64 - 1)
 _EVERY = Range(0, _STEPS)
 _WEIGHT = Range(0, 1_000_000)
 
+_recipe = partial(setting, standing="recipe")
+_watching = partial(setting, moves_weights=False)
+_performance = partial(setting, widget=Widget(heading="performance", advanced=True))
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
     """The LoRA: its size and where it sits. Defaults are DCO's published recipe."""
 
-    rank: int = setting(
-        32,
-        "Rank of the LoRA: how much it can hold. Its file grows with it.",
-        Range(1, 65536),
-        standing="recipe",
-        widget=Widget(most=1024),
+    rank: int = _recipe(
+        32, "Rank of the LoRA: how much it can hold. Its file grows with it.", Range(1, 65536), widget=Widget(most=1024)
     )
-    alpha: float | None = setting(
+    alpha: float | None = _recipe(
         None,
         "Scale of the LoRA: the update is multiplied by alpha / rank. Empty: equal to rank.",
         Range(above=0, high=1_000_000),
-        standing="recipe",
         widget=Widget(most=4096, step=0.5),
     )
     dropout: float = setting(
@@ -70,10 +69,9 @@ class AdapterConfig:
         Range(0, below=1),
         widget=Widget(most=0.99, step=0.01, advanced=True),
     )
-    targets: AdapterTargets = setting(
+    targets: AdapterTargets = _recipe(
         "attention",
         "Layers that get a LoRA: q, k, v and out of self- and cross-attention, or the feed-forward layers too.",
-        standing="recipe",
         more="The feed-forward layers make the file larger.",
     )
     min_rank: int | None = setting(
@@ -84,12 +82,11 @@ class AdapterConfig:
         methods=("tlora",),
         widget=Widget(most=1024, advanced=True),
     )
-    kind: str = setting(
+    kind: str = _recipe(
         "lora",
         "Kind of adapter. lora loads everywhere. rslora scales by alpha / sqrt(rank), which suits high ranks. dora "
         "also learns the size of each weight column, and works in ComfyUI only.",
         choices=KINDS,
-        standing="recipe",
         since=4,
     )
 
@@ -113,6 +110,7 @@ class AdapterConfig:
 
 
 _apt = partial(setting, methods=("apt",))  # read by APT only
+_paper = partial(_apt, standing="paper")
 _indicator = partial(setting, needs="watch_indicator")
 _augmentation = partial(_apt, needs="adaptive_augmentation")
 _stabilization = partial(_apt, needs="stabilization")
@@ -124,10 +122,8 @@ class AptConfig:
     """The three parts of APT, each with its switch. They apply only if `method` is `apt`."""
 
     # Adaptive Training Adjustment
-    adaptive_augmentation: bool = _apt(
-        True,
-        "Augment pictures more often as gamma rises (paper), with probability min(gamma, p_max) (reported).",
-        standing="paper",
+    adaptive_augmentation: bool = _paper(
+        True, "Augment pictures more often as gamma rises (paper), with probability min(gamma, p_max) (reported)."
     )
     adaptive_loss_weight: bool = _apt(True, "Weigh the denoising loss by 1 - gamma (reported).", standing="reported")
     bins: int = _indicator(
@@ -203,10 +199,8 @@ class AptConfig:
     )
 
     # Representation Stabilization
-    stabilization: bool = _apt(
-        True,
-        "Keep mean and deviation of self-attention features near the prior's (paper, with a distance of ours).",
-        standing="paper",
+    stabilization: bool = _paper(
+        True, "Keep mean and deviation of self-attention features near the prior's (paper, with a distance of ours)."
     )
     dist_weight: float = _stabilization(
         0.01,
@@ -226,9 +220,7 @@ class AptConfig:
     )
 
     # Attention Alignment
-    alignment: bool = _apt(
-        True, "Keep cross-attention maps near the prior's (paper, with a distance of ours).", standing="paper"
-    )
+    alignment: bool = _paper(True, "Keep cross-attention maps near the prior's (paper, with a distance of ours).")
     attn_weight: float = _alignment(
         0.01,
         "Weight of the attention alignment term (unpublished, so ours, settled by docs/benchmark.md).",
@@ -256,19 +248,17 @@ class AptConfig:
         more="Gamma is then measured less often. Not with DCO.",
         widget=Widget(most=64, heading="performance"),
     )
-    watch_indicator: bool = setting(
+    watch_indicator: bool = _watching(
         False,
         "Measure the indicator even if the method does not use it: costs the prior pass, changes no weight.",
-        moves_weights=False,
         widget=Widget(advanced=True),
     )
-    balance_every: int = setting(
+    balance_every: int = _watching(
         50,
         "Log the gradient norm of each term every so many steps. 0: never.",
         _EVERY,
         unit="steps",
         more="**Overfit Indicator Monitor** draws it.",
-        moves_weights=False,
         widget=Widget(most=100_000, advanced=True),
     )
 
@@ -282,33 +272,23 @@ class AptConfig:
 class OptimizerConfig:
     """The optimizer and the batch. Defaults are DCO's published recipe."""
 
-    learning_rate: float = setting(
-        5e-5,
-        "Learning rate of the LoRA.",
-        Range(above=0, high=1000),
-        standing="recipe",
-        widget=Widget(least=1e-7, most=1, step=1e-7),
+    learning_rate: float = _recipe(
+        5e-5, "Learning rate of the LoRA.", Range(above=0, high=1000), widget=Widget(least=1e-7, most=1, step=1e-7)
     )
-    embedding_learning_rate: float = setting(
+    embedding_learning_rate: float = _recipe(
         5e-6,
         "Learning rate of the learned identifier.",
         Range(0, 1000),
-        standing="recipe",
         widget=Widget(most=1, step=1e-7),
         needs="identifier_mode=learned",
     )
-    beta1: float = setting(
-        0.9,
-        "Decay of the mean of gradients.",
-        Range(0, below=1),
-        standing="recipe",
-        widget=Widget(most=0.9999, step=1e-4, advanced=True),
+    beta1: float = _recipe(
+        0.9, "Decay of the mean of gradients.", Range(0, below=1), widget=Widget(most=0.9999, step=1e-4, advanced=True)
     )
-    beta2: float = setting(
+    beta2: float = _recipe(
         0.999,
         "Decay of the mean of squared gradients.",
         Range(0, below=1),
-        standing="recipe",
         widget=Widget(most=0.99999, step=1e-5, advanced=True),
     )
     epsilon: float = setting(
@@ -317,21 +297,19 @@ class OptimizerConfig:
         Range(above=0, high=1_000_000),
         widget=Widget(least=1e-12, most=1, step=1e-12, advanced=True),
     )
-    weight_decay: float = setting(
+    weight_decay: float = _recipe(
         1e-4,
         "Weight decay of the LoRA. The identifier has none.",
         _WEIGHT,
-        standing="recipe",
         widget=Widget(most=10, step=1e-5, advanced=True),
     )
-    max_grad_norm: float = setting(
+    max_grad_norm: float = _recipe(
         1.0,
         "Gradients are scaled down to this norm. 0: no clipping.",
         Range(0, 1_000_000_000),
-        standing="recipe",
         widget=Widget(most=1000, step=0.1, advanced=True),
     )
-    lr_schedule: LrSchedule = setting("constant", "Course of the learning rate over the steps.", standing="recipe")
+    lr_schedule: LrSchedule = _recipe("constant", "Course of the learning rate over the steps.")
     warmup_steps: int = setting(
         0,
         "Steps over which the learning rate rises from 0 (every schedule but constant).",
@@ -339,13 +317,8 @@ class OptimizerConfig:
         unit="steps",
         widget=Widget(most=1_000_000),
     )
-    batch_size: int = setting(
-        1,
-        "Pictures in one pass. Memory grows with it.",
-        Range(1, 65536),
-        unit="pictures",
-        standing="recipe",
-        widget=Widget(most=256),
+    batch_size: int = _recipe(
+        1, "Pictures in one pass. Memory grows with it.", Range(1, 65536), unit="pictures", widget=Widget(most=256)
     )
     accumulation: int = setting(
         1,
@@ -355,11 +328,10 @@ class OptimizerConfig:
         more="It takes no more memory.",
         widget=Widget(most=1024),
     )
-    optimizer: str = setting(
+    optimizer: str = _recipe(
         "adamw",
         "The optimizer: adamw, or radam, which needs no warm-up. Both use beta1, beta2 and epsilon.",
         choices=BUILDERS,
-        standing="recipe",
         since=2,
     )
 
@@ -412,7 +384,6 @@ class DataConfig:
         require("{subject}" in self.caption_template, "caption_template", repr(self.caption_template), remedy)
 
 
-_watching = partial(setting, moves_weights=False)
 _previews = partial(_watching, needs="preview_every")
 
 
@@ -517,10 +488,9 @@ class TrainConfig:
         "Name of the subject, the embedding and the LoRA file. Empty: <class-word>_subject.",
         moves_weights=False,  # except as a trigger word: see `identity`
     )
-    identifier_mode: IdentifierMode = setting(
+    identifier_mode: IdentifierMode = _recipe(
         "learned",
         "learned: a new word for the subject is trained too. word: a plain trigger word before the class word.",
-        standing="recipe",
         more="With a plain word there is no embedding.",
         widget=Widget(heading="subject"),
     )
@@ -536,20 +506,14 @@ class TrainConfig:
         "What is trained: APT, plain DreamBooth, DCO, or T-LoRA (DreamBooth with rank by timestep).",
         standing="paper",
     )
-    steps: int = setting(
-        2000,
-        "Optimizer steps of the whole run.",
-        Range(1, _STEPS),
-        unit="steps",
-        standing="recipe",
-        widget=Widget(most=1_000_000),
+    steps: int = _recipe(
+        2000, "Optimizer steps of the whole run.", Range(1, _STEPS), unit="steps", widget=Widget(most=1_000_000)
     )
     seed: int = setting(0, "Seed of every random draw.", _SEEDS)
-    dco_beta: float = setting(
+    dco_beta: float = _recipe(
         1000.0,
         "DCO only: sharpness of the preference over the prior.",
         Range(above=0, high=1_000_000_000),
-        standing="recipe",
         methods=("dco",),
         widget=Widget(least=0.001, most=1e6, step=1, heading="subject", advanced=True),
     )
@@ -566,36 +530,32 @@ class TrainConfig:
         moves_weights=False,
         widget=Widget(heading="performance"),
     )
-    memory: MemoryUse = setting(
+    memory: MemoryUse = _performance(
         "auto",
         "auto: with too little free memory on a GPU, recompute activations, no more than needed. If that is not "
         "enough, the text encoders and then blocks of the network wait in main memory. A run that runs out of memory "
         "does the same and continues. fixed: as gradient_checkpointing says.",
         moves_weights=False,
         since=5,
-        widget=Widget(heading="performance", advanced=True),
     )
-    base_storage: Storage = setting(
+    base_storage: Storage = _performance(
         "full",
         "How the frozen base weights are kept: full in the training precision, fp8 and int8 in one byte each, nf4 in "
         "four bits. All but full round them, for the prior and the tuned model alike. Not with dora.",
         since=5,
-        widget=Widget(heading="performance", advanced=True),
     )
-    compile_blocks: bool = setting(
+    compile_blocks: bool = _performance(
         False,
         "Compile the network's blocks, for shorter steps on a GPU (ours, not measured on one). The first step takes "
         "minutes, as does the first with each new size of picture.",
         more="Needs a C++ compiler, and Triton on a GPU. A run that cannot compile says so and continues without.",
         since=6,
-        widget=Widget(heading="performance", advanced=True),
     )
-    channels_last: bool = setting(
+    channels_last: bool = _performance(
         False,
         "Keep the weights of convolutions in the memory layout that GPUs prefer in half precision (ours, not measured "
         "on one).",
         since=6,
-        widget=Widget(heading="performance", advanced=True),
     )
     adapter: AdapterConfig = group(AdapterConfig, title="adapter", heading="adapter")
     apt: AptConfig = group(AptConfig, title="APT", heading="APT")
