@@ -34,8 +34,8 @@ OUTER = {
 }
 _OUTER = {theirs: ours for ours, theirs in OUTER.items()}
 _RESNET = {theirs: ours for ours, theirs in RESNET.items()}
-_ATTENTION = re.compile(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.(.+)")
-_MIDDLE = re.compile(r"mid_block\.attentions\.0\.(.+)")
+_MIDDLE = re.compile(r"mid_block\.(?:resnets\.([01])|attentions\.0)\.(.+)")
+_SIDES = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
 
 
 def unet_names(unet: nn.Module) -> dict[str, str]:
@@ -75,17 +75,22 @@ def count_numbered(names: Iterable[str], pattern: str) -> int:
 
 
 def original_path(path: str, config: Mapping[str, Any]) -> str | None:
-    """A diffusers layer's path in the original code (`input_blocks.4.1...`), for any number of blocks."""
-    known = _OUTER.get(path) or sgm_path(path, config)
-    if known is not None:
-        return known
-    if middle := re.fullmatch(r"mid_block\.resnets\.([01])\.(.+)", path):
-        return f"middle_block.{2 * int(middle[1])}.{_RESNET.get(middle[2], middle[2])}"
-    found = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|downsamplers|upsamplers)\.(\d+)\.(.+)", path)
+    """A diffusers layer's path in the original code (`input_blocks.4.1...`), for any number of blocks.
+
+    Attention is the second part (`.1`) of its block.
+    """
+    if path in _OUTER:
+        return _OUTER[path]
+    if middle := _MIDDLE.fullmatch(path):
+        number, rest = middle.groups()
+        return f"middle_block.{1 if number is None else 2 * int(number)}.{_RESNET.get(rest, rest)}"
+    found = _SIDES.fullmatch(path)
     if found is None:
         return None
     side, level, part, number, rest = found[1], int(found[2]), found[3], int(found[4]), found[5]
     row, first, layers = _blocks(side, level, config)
+    if part == "attentions":
+        return f"{row}.{first + number}.1.{rest}"
     if part == "downsamplers":
         return f"{row}.{first + layers}.0.op"
     if part == "upsamplers":
@@ -95,18 +100,8 @@ def original_path(path: str, config: Mapping[str, Any]) -> str | None:
 
 
 def sgm_path(module: str, unet_config: Mapping[str, Any]) -> str | None:
-    """`down_blocks.1.attentions.0.X` -> `input_blocks.4.1.X`, for any number of blocks; None: not in attention.
-
-    Attention is the second part (`.1`) of its block.
-    """
-    if middle := _MIDDLE.fullmatch(module):
-        return f"middle_block.1.{middle[1]}"
-    found = _ATTENTION.fullmatch(module)
-    if found is None:
-        return None
-    side, level, layer, rest = found[1], int(found[2]), int(found[3]), found[4]
-    row, first, _ = _blocks(side, level, unet_config)
-    return f"{row}.{first + layer}.1.{rest}"
+    """`down_blocks.1.attentions.0.X` -> `input_blocks.4.1.X`, for any number of blocks; None: not in attention."""
+    return original_path(module, unet_config) if ".attentions." in module else None
 
 
 def _blocks(side: str, level: int, unet_config: Mapping[str, Any]) -> tuple[str, int, int]:
