@@ -4,42 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from ...errors import InputError
 from ...wording import counted
 from ..components import Components
-from ..noise import PredictionType
 from .folder_index import folder_schedule, is_given, read_index, title_of
 from .folder_networks import checked_unet_config, load_folder_encoder, load_folder_unet
 from .parts_fit import check_parts_fit
-from .published import family_name, family_of
+from .published import Choices, family_name, family_of
 from .vae_codec import VaeCodec
 from .vae_source import vae_and_digest, vae_settings
 
 
-def load_diffusers_folder(
-    folder: Path,
-    *,
-    tokenizer: str | Path | None,
-    dtype: torch.dtype | None,
-    prediction_type: PredictionType | None,
-    vae: str | Path | None = None,
-    zero_terminal_snr: bool | None = None,
-) -> Components:
+def load_diffusers_folder(folder: Path, choices: Choices) -> Components:
     """See `load_checkpoint`."""
-    index = read_index(folder, needs_vae=vae is None)
-    schedule = folder_schedule(folder, prediction_type, zero_terminal_snr)
+    index = read_index(folder, needs_vae=choices.vae is None)
+    schedule = folder_schedule(folder, choices)
     unet_config = checked_unet_config(folder / "unet")
-    if vae is None:
+    if choices.vae is None:
         vae_settings(folder / "vae", title_of(folder / "vae"))  # refuses before anything is built
     sdxl = is_given(index, "text_encoder_2")
-    encoders = [load_folder_encoder(folder, index, "", sdxl, tokenizer, dtype)]
+    encoders = [load_folder_encoder(folder, index, "", sdxl, choices)]
     if sdxl:
-        encoders.append(load_folder_encoder(folder, index, "_2", sdxl, tokenizer, dtype))
-    unet = load_folder_unet(folder / "unet", unet_config, dtype)
-    autoencoder, digest = vae_and_digest(folder, vae, family_name(unet.config, len(encoders)))
+        encoders.append(load_folder_encoder(folder, index, "_2", sdxl, choices))
+    unet = load_folder_unet(folder / "unet", unet_config, choices.dtype)
+    autoencoder, digest = vae_and_digest(folder, choices.vae, family_name(unet.config, len(encoders)))
     codec = VaeCodec(autoencoder)
     _refuse_other_input(folder, unet, codec)
     check_parts_fit(folder.name, unet, encoders, codec)

@@ -8,9 +8,10 @@ from typing import Any
 
 from ...disk.json_file import place, read_json_object, short_name
 from ...errors import InputError
-from ..noise import NoiseSchedule, PredictionType
+from ..noise import NoiseSchedule
 from .config_check import checked
 from .config_tables import INDEX, PARTS, checked_scheduler
+from .published import Choices
 from .schedule_config import schedule_from_config
 from .weight_files import visible
 
@@ -46,14 +47,12 @@ def is_given(index: Mapping[str, Any], part: str) -> bool:
     return bool((index.get(part) or [None, None])[1])
 
 
-def folder_schedule(
-    folder: Path, prediction_type: PredictionType | None, zero_terminal_snr: bool | None
-) -> NoiseSchedule:
+def folder_schedule(folder: Path, choices: Choices) -> NoiseSchedule:
     path = folder / "scheduler" / "scheduler_config.json"
     config = checked_scheduler(read_json_object(path), place(path))
     if config.get("_class_name") == "LCMScheduler":
         raise is_lcm(folder, "scheduler is an LCMScheduler")
-    return schedule_from_config(config, prediction_type, zero_terminal_snr)
+    return schedule_from_config(config, choices.prediction_type, choices.zero_terminal_snr)
 
 
 def is_lcm(folder: Path, why: str) -> InputError:

@@ -17,6 +17,7 @@ from .config_tables import TENSORS_PER_BLOCK, checked_unet, unet_blocks
 from .folder_index import is_lcm, title_of
 from .ldm_text import build_text_encoder, checked_text_config
 from .meta_build import build, refuse_quantised_config
+from .published import Choices
 from .tokenizer_files import find_clip_vocabulary, load_tokenizer
 from .weight_files import load_part
 
@@ -56,12 +57,7 @@ def _refuse_other_text(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def load_folder_encoder(
-    folder: Path,
-    index: Mapping[str, Any],
-    suffix: str,
-    sdxl: bool,
-    tokenizer: str | Path | None,
-    dtype: torch.dtype | None,
+    folder: Path, index: Mapping[str, Any], suffix: str, sdxl: bool, choices: Choices
 ) -> TextEncoder:
     part = folder / f"text_encoder{suffix}"
     kind = index[part.name][1]
@@ -73,9 +69,10 @@ def load_folder_encoder(
     values = read_json_object(part / "config.json")
     refuse_quantised_config(values, title_of(part))
     config = checked_text_config(values, place(part / "config.json"))
-    model = build_text_encoder(config, load_part(part), _ENCODERS[kind], title_of(part), dtype)
-    words = folder / f"tokenizer{suffix}" if tokenizer is None else find_clip_vocabulary(tokenizer)
-    pad_token = "!" if suffix and tokenizer is not None else None  # OpenCLIP's padding
+    model = build_text_encoder(config, load_part(part), _ENCODERS[kind], title_of(part), choices.dtype)
+    given = choices.tokenizer
+    words = folder / f"tokenizer{suffix}" if given is None else find_clip_vocabulary(given)
+    pad_token = "!" if suffix and given is not None else None  # OpenCLIP's padding
     ready = load_tokenizer(
         words, max_length=config.max_position_embeddings, rows=config.vocab_size, pad_token=pad_token
     )

@@ -15,6 +15,7 @@ from ...paths import expanded, one_line
 from ..components import Components
 from ..noise import PredictionType
 from .diffusers_folder import load_diffusers_folder
+from .published import Choices
 from .single_file import load_single_file
 
 
@@ -53,14 +54,7 @@ def load_checkpoint(
         raise InputError(f"The checkpoint {path} does not exist: check the path.")
     load = load_diffusers_folder if path.is_dir() else load_single_file
     try:
-        components = load(
-            path,
-            tokenizer=tokenizer,
-            dtype=dtype,
-            prediction_type=prediction_type,
-            vae=vae,
-            zero_terminal_snr=zero_terminal_snr,
-        )
+        components = load(path, Choices(tokenizer, dtype, prediction_type, vae, zero_terminal_snr))
     except OSError as error:
         raise InputError(
             f"The checkpoint {path} cannot be read ({error}): check the file and its permissions."

@@ -17,7 +17,7 @@ from .ldm_unet import read_layout, unet_config
 from .ldm_vae import load_vae
 from .meta_build import build
 from .parts_fit import check_parts_fit
-from .published import EncoderSpec, FamilySpec, family_of, load_family
+from .published import Choices, EncoderSpec, FamilySpec, family_of, load_family
 from .schedule_config import schedule_from_config
 from .sniff import UNET, require_checkpoint
 from .tokenizer_files import find_clip_vocabulary, load_tokenizer
@@ -25,28 +25,20 @@ from .vae_codec import VaeCodec
 from .vae_source import digest_with_vae, load_given_vae
 
 
-def load_single_file(
-    path: Path,
-    *,
-    tokenizer: str | Path | None,
-    dtype: torch.dtype | None,
-    prediction_type: PredictionType | None,
-    vae: str | Path | None = None,
-    zero_terminal_snr: bool | None = None,
-) -> Components:
+def load_single_file(path: Path, choices: Choices) -> Components:
     """See `load_checkpoint`. Cheap checks come before anything is built."""
     file = open_tensor_file(path)
-    family = load_family(require_checkpoint(file, needs_vae=vae is None))
-    vocabulary = find_clip_vocabulary(tokenizer)
-    schedule = single_file_schedule(file, family, prediction_type, zero_terminal_snr)
+    family = load_family(require_checkpoint(file, needs_vae=choices.vae is None))
+    vocabulary = find_clip_vocabulary(choices.tokenizer)
+    schedule = single_file_schedule(file, family, choices)
     digest = sha256_of_file(path)
-    if vae is None:
+    if choices.vae is None:
         autoencoder = load_vae(file, family)
     else:
-        autoencoder, of_vae = load_given_vae(vae, family.vae, family.name)
+        autoencoder, of_vae = load_given_vae(choices.vae, family.vae, family.name)
         digest = digest_with_vae(digest, of_vae)
-    encoders = [_text_encoder(file, spec, vocabulary, dtype) for spec in family.text_encoders]
-    unet = build_unet(file.load_under(UNET), family, f"The UNet in {file.path.name}", dtype)
+    encoders = [_text_encoder(file, spec, vocabulary, choices.dtype) for spec in family.text_encoders]
+    unet = build_unet(file.load_under(UNET), family, f"The UNet in {file.path.name}", choices.dtype)
     codec = VaeCodec(autoencoder)
     check_parts_fit(path.name, unet, encoders, codec)
     return Components(
@@ -69,9 +61,7 @@ def build_unet(
     return build(lambda: UNet2DConditionModel(**config), named, what=what, dtype=dtype)
 
 
-def single_file_schedule(
-    file: TensorFile, family: FamilySpec, prediction_type: PredictionType | None, zero_terminal_snr: bool | None = None
-) -> NoiseSchedule:
+def single_file_schedule(file: TensorFile, family: FamilySpec, choices: Choices) -> NoiseSchedule:
     """The family's published schedule, with v-prediction and zero terminal SNR as the file states them.
 
     A file states them by an empty tensor named `v_pred` or `ztsnr`, or by metadata (`modelspec.prediction_type`,
@@ -79,10 +69,10 @@ def single_file_schedule(
     """
     said = file.metadata.get("modelspec.prediction_type", "").lower().replace("-", "_")
     is_v = "v_pred" in file or said in ("v", "v_prediction")
-    kind: PredictionType = prediction_type or ("v_prediction" if is_v else "epsilon")
+    kind: PredictionType = choices.prediction_type or ("v_prediction" if is_v else "epsilon")
     zero = "ztsnr" in file or file.metadata.get("ss_zero_terminal_snr", "").lower() == "true"
     told = {**family.scheduler, "rescale_betas_zero_snr": zero and kind == "v_prediction"}
-    return schedule_from_config(told, kind, zero_terminal_snr)
+    return schedule_from_config(told, kind, choices.zero_terminal_snr)
 
 
 def _text_encoder(file: TensorFile, spec: EncoderSpec, vocabulary: Path, dtype: torch.dtype | None) -> TextEncoder:
