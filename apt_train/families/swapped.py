@@ -58,9 +58,7 @@ def lent(modules: Iterable[nn.Module]) -> Generator[None]:
         for module in modules:
             for part in cast("Iterable[nn.Module]", module.modules()):
                 stack.callback(setattr, part, "training", part.training)
-            stack.enter_context(weights_swapped(module, _for_autograd))
+            stack.enter_context(
+                weights_swapped(module, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
+            )
         yield
-
-
-def _for_autograd(tensor: Tensor) -> Tensor:
-    return tensor.clone() if tensor.is_inference() else tensor

@@ -59,9 +59,7 @@ def _composed(folder: Path) -> tuple[dict[str, bytes], str, str]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"{error.filename or folder} cannot be read ({reason}): correct its permissions.") from error
-    except (
-        ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError,
-    ) as error:  # fmt: skip
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"The run in {folder} is damaged ({type(error).__name__}): restore its config.json and log.jsonl, then ask "
             "for the report again."

@@ -29,9 +29,8 @@ from ..names import LOG
 
 Line = dict[str, Any]
 
-FIELDS = (  # any other key of a line is a term
-    "step", "loss", "grad_norm", "lr", "timestep", "level", "gamma", "grad_norm_terms", "drift", "numbers",
-)  # fmt: skip
+# Any other key of a line is a term.
+FIELDS = ("step", "loss", "grad_norm", "lr", "timestep", "level", "gamma", "grad_norm_terms", "drift", "numbers")
 TERM_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 MOST_TERMS = 32
 LONGEST_LINE = 1 << 23  # bytes; a few hundred are usual

@@ -83,9 +83,7 @@ class TrainingStep:
         # L = (1 - gamma) L_DM + dist_weight (L_mu + L_sigma) + attn_weight L_attn [reported].
         lazy = self.objective.lazy_prior
         again, weights = partial(self._again, noisy, batch), self.adapter.parameters
-        passes = Passes(
-            batch, target, self.schedule, tuned, prior, self.indicator, weights, again, progress, lazy
-        )  # fmt: skip
+        passes = Passes(batch, target, self.schedule, tuned, prior, self.indicator, weights, again, progress, lazy)
         values = {term.name: term(passes) for term in acting}
         parts = {name: weighted for name, (_, weighted) in values.items()}
         total = torch.stack(list(parts.values())).sum() if len(parts) > 1 else next(iter(parts.values()))

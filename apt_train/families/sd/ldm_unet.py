@@ -29,10 +29,6 @@ class Level:
     channels: list[int] = field(default_factory=list[int])
     depths: list[int] = field(default_factory=list[int])
 
-    @property
-    def uniform_depth(self) -> int | list[int]:
-        return self.depths[0] if len(set(self.depths)) == 1 else self.depths
-
 
 @dataclass
 class UNetLayout:
@@ -141,12 +137,12 @@ def _depth_settings(layout: UNetLayout) -> dict[str, Any]:
     middle block's depth from it.
     """
     last = layout.down[-1]
-    down = [level.uniform_depth or 1 for level in layout.down]
+    down = [_scalar_if_equal(level.depths) or 1 for level in layout.down]
     if layout.middle and not any(last.depths):
         down[-1] = layout.middle
     if layout.middle and _first(down[-1]) != layout.middle:
         raise _unsupported(f"a middle block of depth {layout.middle} beside a last level of depth {_first(down[-1])}")
-    up = [level.uniform_depth or 1 for level in layout.up]
+    up = [_scalar_if_equal(level.depths) or 1 for level in layout.up]
     mirrored = all(
         isinstance(mirror, int) and (depth == mirror or not any(level.depths))
         for level, depth, mirror in zip(layout.up, up, reversed(down), strict=True)
@@ -156,7 +152,7 @@ def _depth_settings(layout: UNetLayout) -> dict[str, Any]:
     return {"transformer_layers_per_block": down, "reverse_transformer_layers_per_block": up}
 
 
-def _first(depth: int | list[int]) -> int:
+def _first(depth: int | tuple[int, ...]) -> int:
     return depth if isinstance(depth, int) else depth[0]
 
 

@@ -18,9 +18,8 @@ WANTED = "a full SD1.5 or SDXL checkpoint (.safetensors) or a diffusers folder"
 FamilyName = Literal["sd15", "sdxl"]
 TITLES = {"sd15": "SD1.5", "sdxl": "SDXL"}
 _BY_SCALE: dict[float, FamilyName] = {0.18215: "sd15", 0.13025: "sdxl"}  # published with each family's VAE
-_BY_CONTEXT: dict[int | None, FamilyName] = {  # SD2.x uses SD1.5's VAE, the refiner SDXL's
-    768: "sd15", 1024: "sd15", 2048: "sdxl", 1280: "sdxl",
-}  # fmt: skip
+# SD2.x uses SD1.5's VAE, the refiner SDXL's
+_BY_CONTEXT: dict[int | None, FamilyName] = {768: "sd15", 1024: "sd15", 2048: "sdxl", 1280: "sdxl"}
 _LORA = re.compile(
     r"(^lora_(unet|te\d?)_|[._]lora[._](up|down|A|B|mid)\b|\.(hada_w1_a|lokr_w1|oft_blocks|dora_scale|diff_b)$)"
 )

@@ -21,7 +21,6 @@ from .config_check import (
     either,
     flag,
     mapping,
-    null,
     number,
     one_of,
     optional,
@@ -121,7 +120,7 @@ _WHOLE: Table = {
     "truncation": optional(_TRUNCATION),
     "padding": optional(_PADDING),
     "added_tokens": several(record({"id": _ID, "content": text(), **_TOKEN_FLAGS}), least=0, most=_MOST_ADDED),
-    **dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder"), either(null, _steps)),
+    **dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder"), optional(_steps)),
     "model": record(_MODEL, needed=("vocab",)),
 }
 _FILES: dict[str, Table | Check] = {
