@@ -37,8 +37,8 @@ class Captured:
 class Capture:
     """Records chosen layers of a network in its forward passes; the layers are looked up once, here.
 
-    `features`, `attention`: the parts of the network to record. Create it after the adapter is attached, because the
-    adapter replaces layers.
+    `features`, `attention`: the parts of the network to record, afterwards the layers of each. Create it after the
+    adapter is attached, because the adapter replaces layers.
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class Capture:
         features: Collection[Layers] = (),
         attention: Collection[Layers] = (),
     ) -> None:
-        self._features = {part: network.features(module, part) for part in features}
-        self._attention = {part: network.attention(module, part) for part in attention}
+        self.features = {part: network.features(module, part) for part in features}
+        self.attention = {part: network.attention(module, part) for part in attention}
 
     @property
     def hooked(self) -> set[nn.Module]:
         """The modules whose outputs are recorded."""
-        layers = [layer for part in self._attention.values() for layer in part.values()]
-        features = [layer.module for part in self._features.values() for layer in part.values()]
+        layers = [layer for part in self.attention.values() for layer in part.values()]
+        features = [layer.module for part in self.features.values() for layer in part.values()]
         return {*features, *(module for layer in layers for module in (layer.query, layer.key))}
 
     @contextlib.contextmanager
@@ -66,9 +66,9 @@ class Capture:
         The hooks are removed when the block ends, before the backward pass, so recomputation records nothing. Only then
         do the layers' outputs take their forms: a block that is recomputed must not have computed more than itself.
         """
-        layers = {name: layer for part in self._attention.values() for name, layer in part.items()}
+        layers = {name: layer for part in self.attention.values() for name, layer in part.items()}
         captured = Captured(layers=layers)
-        features = {name: layer for part in self._features.values() for name, layer in part.items()}
+        features = {name: layer for part in self.features.values() for name, layer in part.items()}
         wanted = [
             *((captured.features, name, layer.module, layer.output_of) for name, layer in features.items()),
             *((captured.queries, name, layer.query, layer.query_of) for name, layer in layers.items()),
@@ -80,16 +80,6 @@ class Capture:
             yield captured
         for store, name, _, form in wanted:
             store[name] = form(store[name])
-
-    def features_of(self, captured: Captured, part: Layers) -> list[Tensor]:
-        """The features of a part's layers, (N, positions, channels) each."""
-        return [kept for name, kept in captured.features.items() if name in self._features[part]]
-
-    def maps_of(
-        self, captured: Captured, part: Layers, columns: Tensor, num_columns: int, *, save_memory: bool = False
-    ) -> list[Tensor]:
-        """The attention maps of a part's layers, as from `attention_maps`."""
-        return attention_maps(captured, columns, num_columns, names=self._attention[part], save_memory=save_memory)
 
 
 def _keep_in(store: dict[str, Tensor], name: str) -> Callable[[nn.Module, object, Tensor], None]:

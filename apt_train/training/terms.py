@@ -22,7 +22,7 @@ from ..config import AttnSchedule, Layers, StabilizationMode, TrainConfig
 from ..data.batch import Batch
 from ..families.network import Process
 from ..text.conditioning import Conditioning
-from .capture import Capture, Captured, recomputed
+from .capture import Capture, Captured, attention_maps, recomputed
 from .indicator import OverfitIndicator
 from .losses import Moments, alignment_loss, dco_per_sample, moment_loss, moments, squared_error
 
@@ -54,7 +54,7 @@ class Pass:
 
     def features(self, layers: Layers) -> list[Tensor]:
         """Self-attention outputs (N, positions, channels) of a part of the network."""
-        return self.capture.features_of(self.captured, layers)
+        return [kept for name, kept in self.captured.features.items() if name in self.capture.features[layers]]
 
     def moments(self, layers: Layers) -> list[Moments]:
         """Mean and standard deviation of those features over positions, float32 (N, channels) each."""
@@ -66,8 +66,8 @@ class Pass:
 
     def maps(self, layers: Layers) -> list[Tensor]:
         """Cross-attention maps (N, heads, positions, columns), columns matched by token, of a part of the UNet."""
-        columns, count = self.conditioning.columns, self.conditioning.num_columns
-        return self.capture.maps_of(self.captured, layers, columns, count, save_memory=self._saves)
+        columns, count, names = self.conditioning.columns, self.conditioning.num_columns, self.capture.attention[layers]
+        return attention_maps(self.captured, columns, count, names=names, save_memory=self._saves)
 
 
 @dataclass
