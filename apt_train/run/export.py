@@ -85,7 +85,7 @@ def adapter_from_kohya(lora: Mapping[str, Tensor], unet: nn.Module, family: Fami
         for key, tensor in lora.items()
         if key.endswith(f".{theirs}")
     }
-    ranks = _ranks(lora, kind) or {_NO_RANK}
+    ranks = set(_ranks(lora, kind).values()) or {_NO_RANK}
     alphas = {float(tensor) for key, tensor in lora.items() if key.endswith(".alpha")}
     if len(ranks) != 1 or len(alphas) != 1:
         raise InputError("The LoRA's layers differ in rank or alpha: use one that APT Train wrote.")
@@ -106,8 +106,9 @@ def check_lora_keys(lora: Mapping[str, Tensor], unet: nn.Module, family: Family)
     for name in names:
         if name not in layers:
             raise RuntimeError(f"{name} is in the LoRA, but no layer of the model has that name.")
-    rank = max(_ranks(lora, kind), default=_NO_RANK)
-    wanted = {name: {**kind.shapes(_rank(name, lora, kind, rank), *layers[name]), "alpha": ()} for name in names}
+    ranks = _ranks(lora, kind)
+    rank = max(ranks.values(), default=_NO_RANK)
+    wanted = {name: {**kind.shapes(ranks.get(name, rank), *layers[name]), "alpha": ()} for name in names}
     expected = {f"{name}.{part}": shape for name, shapes in wanted.items() for part, shape in shapes.items()}
     for key in sorted(set(lora) ^ set(expected)):
         raise RuntimeError(f"{key} is {'unknown in' if key in lora else 'missing from'} the LoRA.")
@@ -177,18 +178,11 @@ def _linear_layers(unet: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
             yield path.removesuffix(".base_layer"), module
 
 
-def _ranks(lora: Mapping[str, Tensor], kind: Kind) -> set[int]:
-    """The ranks that its layers show; empty: none of their matrices is split into factors."""
-    part, dimension = kind.rank_of
-    sized = [tensor for key, tensor in lora.items() if key.endswith(f".{part}")]
-    return {tensor.shape[dimension] for tensor in sized if tensor.ndim > dimension}
-
-
-def _rank(name: str, lora: Mapping[str, Tensor], kind: Kind, otherwise: int) -> int:
-    """The rank of one layer; `otherwise`: of one that does not show it."""
-    part, dimension = kind.rank_of
-    sized = lora.get(f"{name}.{part}")
-    return otherwise if sized is None or sized.ndim <= dimension else sized.shape[dimension]
+def _ranks(lora: Mapping[str, Tensor], kind: Kind) -> dict[str, int]:
+    """The rank of each layer that shows it, by name; one whose matrices are not split into factors does not."""
+    part, dimension = f".{kind.rank_of[0]}", kind.rank_of[1]
+    sized = {key.removesuffix(part): tensor for key, tensor in lora.items() if key.endswith(part)}
+    return {name: tensor.shape[dimension] for name, tensor in sized.items() if tensor.ndim > dimension}
 
 
 def _require_finite(tensors: Mapping[str, Tensor], name: str) -> None:

@@ -45,6 +45,8 @@ class RunFolder:
 
     def __init__(self, path: Path, name: str) -> None:
         self.path, self.name = path, name
+        self.snapshots, self.previews = path / SNAPSHOTS, path / PREVIEWS
+        self.lora, self.embedding = path / lora_file(name), path / embedding_file(name)
         self._config: dict[str, Any] = {}
         self._log: list[bytes] = []  # the whole log, in case the folder disappears during training
 
@@ -87,22 +89,6 @@ class RunFolder:
             check_writable(folder.snapshots)
         _check_log(path / LOG)
         return folder
-
-    @property
-    def snapshots(self) -> Path:
-        return self.path / SNAPSHOTS
-
-    @property
-    def previews(self) -> Path:
-        return self.path / PREVIEWS
-
-    @property
-    def lora(self) -> Path:
-        return self.path / lora_file(self.name)
-
-    @property
-    def embedding(self) -> Path:
-        return self.path / embedding_file(self.name)
 
     def config(self) -> TrainConfig:
         """The settings of the run's last training session."""

@@ -15,8 +15,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from .. import __version__
@@ -27,9 +28,6 @@ from ..disk.tensor_writer import header_bytes
 from ..families.components import Family
 from ..names import EMBEDDING, embedding_stem
 from ..wording import counted
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 MAX_HEADER = 1 << 20  # bytes; ComfyUI refuses to read the metadata of a file with a longer header
 

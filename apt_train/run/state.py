@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -51,21 +50,15 @@ class Training(Protocol):
     """What a state is taken from and restored into: training between two steps."""
 
     steps_done: int
-
-    @property
-    def trainable(self) -> Mapping[str, Parameter]: ...
-
-    @property
-    def optimizer(self) -> Optimizer: ...
+    trainable: dict[str, Parameter]
+    optimizer: Optimizer
+    bank: LatentBank
 
     @property
     def indicator(self) -> _Stateful: ...
 
     @property
     def scaler(self) -> _Stateful: ...
-
-    @property
-    def bank(self) -> LatentBank: ...
 
 
 class Damaged(Exception):

@@ -68,7 +68,5 @@ def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter, blocks: BlocksAside)
     )
     trainable, optimizer = build_optimizer(adapter, inputs.identifier, plan.config)
     scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.dtype == torch.float16)
-    lr_factor = lr_factor_of(plan.config)
-    compiled, recomputed = compiled_blocks(plan, step.hooked), plan.savings.recomputed
-    made = optimizer, lr_factor, scaler, compiled, recomputed
-    return Run(plan, inputs, adapter, blocks, indicator, step, trainable, *made)
+    made = optimizer, lr_factor_of(plan.config), scaler, compiled_blocks(plan, step.hooked)
+    return Run(plan, inputs, adapter, blocks, indicator, step, trainable, *made, plan.savings.recomputed)
