@@ -53,7 +53,8 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
     try:
         mode = _create(temporary)
         write(temporary)
-        _set_mode(temporary, mode)
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:  # a writer that replaced the file has made it private
+            temporary.chmod(mode)
         flush(temporary)
         patiently(os.replace, temporary, path)
         _flush_folder(path.parent)
@@ -202,12 +203,6 @@ def _create(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def _set_mode(path: Path, mode: int) -> None:
-    """Undo the private mode of a writer that replaced the file; skipped if the mode is right already."""
-    if stat.S_IMODE(path.stat().st_mode) != mode:
-        path.chmod(mode)
-
-
 def flush(path: Path) -> None:
     """Flush a file's content to the disk, so that it survives a power cut. OSError: it fails."""
     with open(path, "rb+") as file:  # Windows only flushes files open for writing
@@ -216,8 +211,6 @@ def flush(path: Path) -> None:
 
 def _flush_folder(folder: Path) -> None:
     """Make the rename itself durable, if the system can: Windows and some network file systems cannot."""
-    if os.name == "nt":
-        return
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

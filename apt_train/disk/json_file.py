@@ -11,6 +11,7 @@ import json
 import math
 import os
 import reprlib
+from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
@@ -76,11 +77,8 @@ def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        unseen = set(values)
-        for name, _ in pairs:
-            if name not in unseen:
-                raise ValueError(f"it names {shown(name)} twice")
-            unseen.remove(name)
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"it names {shown(twice)} twice")
     return values
 
 

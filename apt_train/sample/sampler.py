@@ -11,7 +11,6 @@ import math
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy
 import torch
@@ -23,9 +22,7 @@ from ..errors import InputError
 from ..families.components import Components
 from ..families.network import Process, TextInput
 from ..rng import generator
-
-if TYPE_CHECKING:
-    from ..text.conditioning import Conditioner, Conditioning
+from ..text.conditioning import Conditioner, Conditioning
 
 Notice = Callable[[str], None]
 Predict = Callable[[Tensor, "int | Tensor"], Tensor]  # (noisy latents, timestep) -> the network's own prediction
@@ -143,13 +140,11 @@ def denoise(process: Process, predict: Callable[[Tensor, int], Tensor], noise: T
 @contextlib.contextmanager
 def eval_mode(module: nn.Module) -> Generator[None]:
     """Evaluation mode inside the block; afterwards every submodule has its own mode again."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
+    with contextlib.ExitStack() as stack:
+        for part in module.modules():
+            stack.callback(setattr, part, "training", part.training)
+        module.eval()
         yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def latent_shape(components: Components, height: int, width: int) -> tuple[int, int, int]:

@@ -7,13 +7,11 @@ caption's tuned and prior versions. Not in: anything with gradients (`conditioni
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InputError
+from ..families.components import TextEncoder
 from .captions import SUBJECT
-
-if TYPE_CHECKING:
-    from ..families.components import TextEncoder
 
 START_LABEL, SUBJECT_LABEL, END_LABEL, REST_LABEL = "<start>", "<subject>", "<end>", "<rest>"
 LARGE_GROUP = 8  # as in ComfyUI: groups of this many tokens or more may be split between chunks

@@ -38,17 +38,15 @@ def _preserved_subject(plan: Plan) -> list[str]:
     """A note if pictures of the subject are also among the class pictures."""
     preserved = {image.content[0] for image in plan.prior_images.images} if plan.prior_images else set[bytes]()
     both = [image.name for image in plan.images.images if image.content[0] in preserved]
-    if not both:
-        return []
-    return [f"Also among the prior images: {listed(both, 3)}. Prior images should not show the subject."]
+    note = f"Also among the prior images: {listed(both, 3)}. Prior images should not show the subject."
+    return [note] if both else []
 
 
 def _blind_stop(plan: Plan) -> list[str]:
     """A warning if `stop` relies on a drift that no prompt is left to measure."""
     stop = plan.config.output.stop
-    if stop == "never" or plan.unrelated:
-        return []
-    return [f"stop is {stop}, but every drift prompt names the class word: give others, or the run never stops."]
+    note = f"stop is {stop}, but every drift prompt names the class word: give others, or the run never stops."
+    return [] if stop == "never" or plan.unrelated else [note]
 
 
 def _unfilled(plan: Plan) -> list[str]:
@@ -60,7 +58,5 @@ def _unfilled(plan: Plan) -> list[str]:
         texts += [class_caption(text, plan.config.class_word) for text in prior]
     found = dict.fromkeys(match[0] for text in texts for match in _BRACES.finditer(text))
     unfilled = [braces for braces in found if braces != SUBJECT]
-    if not unfilled:
-        return []
     shown = listed([short_name(printable(braces), 40) for braces in unfilled], 3)
-    return [f"Only {SUBJECT} is filled in, so this is read as it stands: {shown}."]
+    return [f"Only {SUBJECT} is filled in, so this is read as it stands: {shown}."] if unfilled else []
