@@ -99,18 +99,13 @@ class PlanEvent:
         if self.seconds is not None:  # placed early: the classic editor shows only two lines
             parts.append(f"about {duration(self.seconds)} without samples")
         parts.append(f"{size}, {self.captions} with a caption")
-        if self.memory is not None and self.free is not None:
-            parts.append(f"about {_gigabytes(self.memory)} GB of the {_gigabytes(self.free)} GB that are free")
-        elif self.memory is not None:
-            parts.append(f"about {_gigabytes(self.memory)} GB of memory")
+        if self.memory is not None:
+            whole = "memory" if self.free is None else f"the {self.free / 1e9:.1f} GB that are free"
+            parts.append(f"about {self.memory / 1e9:.1f} GB of {whole}")
         if self.checkpointing:
             some, all_ = self.parts
             parts.append(f"with gradient checkpointing{'' if some == all_ else f' in {some} of {all_} parts'}")
         return " \u00b7 ".join(parts)
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f}"
 
 
 @dataclass(frozen=True)

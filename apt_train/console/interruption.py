@@ -39,19 +39,13 @@ def handled(handler: Callable[[int, FrameType | None], Any]) -> Generator[None]:
     Signals that were ignored stay ignored, as `nohup` intends, except Ctrl-C, where the intention is unknown. Threads
     other than the main one cannot set handlers.
     """
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in _ASKING}
-        before = {
-            n: was for n, was in before.items() if was is not None and (n == signal.SIGINT or was != signal.SIG_IGN)
-        }
-    try:
-        for number in before:
-            signal.signal(number, handler)
+    with contextlib.ExitStack() as stack:
+        for number in _ASKING if threading.current_thread() is threading.main_thread() else ():
+            was = signal.getsignal(number)
+            if was is not None and (number == signal.SIGINT or was != signal.SIG_IGN):
+                stack.callback(signal.signal, number, was)
+                signal.signal(number, handler)
         yield
-    finally:
-        for number, was in before.items():
-            signal.signal(number, was)
 
 
 class Heard:

@@ -52,7 +52,8 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror}): make it readable or remove it.") from error
     if size > MAX_BYTES:
-        raise InputError(f"{name} takes {_in_units(size)}, too much for a caption: write some sentences, or remove it.")
+        takes = f"{size / 2**20:.0f} MB" if size >= 2**20 else f"{size / 2**10:.0f} kB"
+        raise InputError(f"{name} takes {takes}, too much for a caption: write some sentences, or remove it.")
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8-sig")
     try:
         text = data.decode(encoding)
@@ -63,7 +64,3 @@ def _read_text(path: Path) -> str:
     if "\0" in text:  # UTF-16 without its byte order mark, or no text at all
         raise InputError(f"{name} is not UTF-8 text, as it holds zero bytes: save it as UTF-8.")
     return text
-
-
-def _in_units(size: int) -> str:
-    return f"{size / 2**20:.0f} MB" if size >= 2**20 else f"{size / 2**10:.0f} kB"

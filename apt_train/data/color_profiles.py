@@ -93,12 +93,9 @@ def _conversion(profile: bytes | None, mode: str) -> ToSrgb:
 def _is_identity(conversion: ToSrgb) -> bool:
     if conversion.mode == "CMYK":
         return False
-    probe = _probe() if conversion.mode == "RGB" else Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    levels = np.arange(256, dtype=np.uint8)
+    few = levels[::17]  # 16 steps per side of the colour cube
+    colours = np.stack(np.meshgrid(few, few, few), axis=-1).reshape(1, -1, 3)
+    probe = Image.fromarray(colours if conversion.mode == "RGB" else levels[None])
     before = np.asarray(probe.convert("RGB")).astype(int)
     return bool(np.abs(np.asarray(conversion.apply(probe)).astype(int) - before).max() <= _SAME)
-
-
-def _probe() -> Image.Image:
-    """Colours from the whole cube, 16 steps per side, as one row."""
-    levels = np.arange(0, 256, 17, dtype=np.uint8)
-    return Image.fromarray(np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3))

@@ -26,8 +26,7 @@ from .pictures import TRANSPARENT, Color, Picture, fit_mask, parse_color, read_m
 from .tensor_pictures import to_mask, to_pixels, unbatch
 
 _T = TypeVar("_T")
-_REPEATS_SHOWN = 5  # sentences about equal pictures; the rest are only counted
-_SKIPPED_SHOWN = 5  # sentences about skipped pictures, likewise
+_SHOWN = 5  # sentences about equal pictures, or skipped ones; the rest are only counted
 
 
 @dataclass(frozen=True)
@@ -121,12 +120,11 @@ class ImageSet:
         repeated = [names for names in alike.values() if len(names) > 1]
         told = [
             f"{listed(names, 3)} are the same picture, which counts {len(names)} times: keep one unless that is meant."
-            for names in repeated[:_REPEATS_SHOWN]
+            for names in repeated[:_SHOWN]
         ]
-        more = len(repeated) - len(told)
-        return (
-            [*told, f"{counted(more, 'more picture')} {'is' if more == 1 else 'are'} repeated, too."] if more else told
-        )
+        if more := len(repeated) - len(told):
+            told.append(f"{counted(more, 'more picture')} {'is' if more == 1 else 'are'} repeated, too.")
+        return told
 
     @classmethod
     def from_tensors(
@@ -245,9 +243,9 @@ class _Reading:
 
     def notes(self) -> list[str]:
         """Notes for the user about the pictures read."""
-        notes = [f"Left out: {text}." for text in self._left_out[:_SKIPPED_SHOWN]]
-        if len(self._left_out) > _SKIPPED_SHOWN:
-            notes.append(f"Left out likewise: {len(self._left_out) - _SKIPPED_SHOWN} more.")
+        notes = [f"Left out: {text}." for text in self._left_out[:_SHOWN]]
+        if len(self._left_out) > _SHOWN:
+            notes.append(f"Left out likewise: {len(self._left_out) - _SHOWN} more.")
         if self._ambiguous:
             count = "counts" if len(self._ambiguous) == 1 else "count"
             notes.append(f"{listed(self._ambiguous)} {count}. Another caption file of the picture says something else.")

@@ -206,9 +206,8 @@ def _by_stem(files: list[tuple[str, Path]]) -> dict[str, list[Path]]:
     """Files by the stem of their picture; among several masks, ours come first."""
 
     def rank(path: Path) -> int:
-        return next(
-            (i for i, ending in enumerate(MASK_ENDINGS) if path.stem.lower().endswith(ending)), len(MASK_ENDINGS)
-        )
+        has = [path.stem.lower().endswith(ending) for ending in MASK_ENDINGS]
+        return [*has, True].index(True)
 
     sorted_: dict[str, list[Path]] = {}
     for stem, path in sorted(files, key=lambda file: rank(file[1])):
@@ -293,6 +292,5 @@ def _masks_elsewhere(folder: Path, pictures: list[Path]) -> list[str]:
     places = [here.parent / name for name in names if name != here.name and os.path.isdir(here.parent / name)]
     files = [name for path in pictures for name in (path.name, f"{path.stem}.png")]
     found = [printable(place.name) for place in places if any(os.path.isfile(place / file) for file in files)]
-    return (
-        [f"The masks in {listed(found)} beside the folder are not read: put them here as X-mask.png."] if found else []
-    )
+    note = f"The masks in {listed(found)} beside the folder are not read: put them here as X-mask.png."
+    return [note] if found else []

@@ -33,12 +33,8 @@ def stderr_silenced() -> Generator[None]:
 @contextlib.contextmanager
 def quiet_libraries() -> Generator[None]:
     """Silence the libraries' own notices inside the block; ours say what matters."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers", "peft")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
+    with contextlib.ExitStack() as stack:
+        for logger in map(logging.getLogger, ("transformers", "diffusers", "peft")):
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
         yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -109,11 +109,5 @@ def _refuse_clash(file: Path, settings: Mapping[str, Any]) -> None:
     if clash is None:
         return
     learned = settings.get("identifier_mode", "learned") == "learned"
-    raise InputError(
-        f"{file.parent} holds a run named {name!r}, whose LoRA was overwritten by its own {clash}: "
-        + (
-            f"write another identifier into its {CONFIG}, then resume."
-            if learned
-            else "train again under another name."
-        )
-    )
+    do = f"write another identifier into its {CONFIG}, then resume" if learned else "train again under another name"
+    raise InputError(f"{file.parent} holds a run named {name!r}, whose LoRA was overwritten by its own {clash}: {do}.")

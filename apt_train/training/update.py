@@ -210,9 +210,7 @@ def _diverged(what: str, run: Run) -> str:
 def _balance_due(run: Run) -> bool:
     """Every `balance_every` steps; under a lazy prior at the next step that computes all terms."""
     every, lazy, step = run.config.apt.balance_every, run.objective.lazy_prior, run.steps_done
-    if not every or step % lazy:
-        return False
-    return step % every < lazy  # the first step with a prior pass at or after a multiple
+    return every > 0 and step % lazy == 0 and step % every < lazy  # the first prior pass at or after a multiple
 
 
 def _see_gradient_norms(run: Run, parts: Mapping[str, Tensor], seen: _Seen) -> None:

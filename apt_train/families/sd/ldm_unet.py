@@ -114,7 +114,7 @@ def unet_config(shapes: Shapes, layout: UNetLayout, family: FamilySpec) -> dict[
         "layers_per_block": _scalar_if_equal([len(level.channels) for level in layout.down]),
         "down_block_types": tuple(_block_type(level, "Down") for level in layout.down),
         "up_block_types": tuple(_block_type(level, "Up") for level in layout.up),
-        "mid_block_type": _mid_block_type(layout.middle),
+        "mid_block_type": {None: None, 0: "UNetMidBlock2D"}.get(layout.middle, "UNetMidBlock2DCrossAttn"),
         "cross_attention_dim": context_dim(shapes),
         "attention_head_dim": _scalar_if_equal([family.heads(width) for width in widths]),
         "use_linear_projection": any(len(shapes[name]) == 2 for name in shapes if name.endswith("proj_in.weight")),
@@ -160,12 +160,6 @@ def _block_type(level: Level, side: str) -> str:
     if any(level.depths) and not all(level.depths):
         raise _unsupported("a level where only some blocks have attention")
     return f"CrossAttn{side}Block2D" if any(level.depths) else f"{side}Block2D"
-
-
-def _mid_block_type(depth: int | None) -> str | None:
-    if depth is None:
-        return None
-    return "UNetMidBlock2DCrossAttn" if depth else "UNetMidBlock2D"
 
 
 def _check_mirror(layout: UNetLayout) -> None:

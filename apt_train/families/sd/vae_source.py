@@ -93,10 +93,7 @@ def vae_and_digest(folder: Path, given: str | Path | None, unet_family: str) -> 
     """The folder's VAE, or the given one. A bare file takes its latent scale from the UNet's family or the folder."""
     if given is None:
         return load_vae_folder(folder / "vae", title_of(folder / "vae"), unet_family), _digest(folder, ("vae",))
-    if unet_family in ("sd15", "sdxl"):
-        settings = load_family(unet_family).vae
-    else:
-        settings = _own_vae_settings(folder / "vae")
+    settings = load_family(unet_family).vae if unet_family in ("sd15", "sdxl") else _own_vae_settings(folder / "vae")
     autoencoder, digest = load_given_vae(given, settings, unet_family)
     return autoencoder, digest_with_vae(_digest(folder, ()), digest)
 
