@@ -8,6 +8,7 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -249,11 +250,10 @@ def _train(
 
 def _written(output: Path) -> tuple[int, int] | None:
     """Identifies the config.json on disk. A run writes its own once everything is ready, just before its first step."""
-    try:
+    with contextlib.suppress(OSError):
         found = (output / "config.json").stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
+        return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def _load(inputs: dict[str, Any]) -> tuple[Components, ImageSet, ImageSet | None]:

@@ -52,10 +52,9 @@ def lossy(stream: TextIO | None) -> TextIO:
 
 def is_terminal(stream: TextIO) -> bool:
     """Whether it is a terminal, where lines can be redrawn."""
-    try:
+    with contextlib.suppress(OSError, ValueError):  # closed
         return stream.isatty()
-    except (OSError, ValueError):  # closed
-        return False
+    return False
 
 
 @contextlib.contextmanager

@@ -71,8 +71,7 @@ def _draw_sample(
     image = bucket[int(pick * len(bucket))]
     augmented = chance < float(chances[timestep]) and bank.variants > 0
     variant = 1 + int(choice * bank.variants) if augmented else 0
-    shape = bank.latent_shape(image)
-    posterior, noise = torch.randn(2, *shape, generator=draws)
+    posterior, noise = torch.randn(2, *bank.latent_shape(image), generator=draws)
     return Sample(
         timestep, image, variant, bank.latent(image, variant, posterior), noise, bank.mask(image, variant, mask_fill)
     )

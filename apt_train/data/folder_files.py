@@ -6,6 +6,8 @@ files. Not in: reading pictures (`pictures`) or captions (`caption_files`), the 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import re
 import unicodedata
@@ -100,20 +102,17 @@ def folder_state(folder: Path) -> list[str]:
 
     Empty: the folder cannot be read.
     """
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(f"{entry.name!r} {_written(entry)}" for entry in entries)
-    except OSError:
-        return []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return sorted(f"{entry.name!r} {_written(entry)}" for entry in entries)
+    return []
 
 
 def _written(entry: os.DirEntry[str]) -> str:
     """Size and times of a file, or of a link's target; empty if the link is broken."""
-    try:
+    with contextlib.suppress(OSError):
         about = entry.stat()
-    except OSError:
-        return ""
-    return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"
+        return f"{about.st_size} {about.st_mtime_ns} {about.st_ctime_ns}"
+    return ""
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -229,13 +228,10 @@ def _with_pictures(folder: Path) -> list[Path]:
 
 
 def _some_names(folder: Path) -> Iterator[str]:
-    try:
-        with os.scandir(folder) as entries:
-            for _, entry in zip(range(_LOOKED_THROUGH), entries, strict=False):
-                if not _is_hidden(entry.name):
-                    yield entry.name
-    except OSError:
-        return
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in itertools.islice(entries, _LOOKED_THROUGH):
+            if not _is_hidden(entry.name):
+                yield entry.name
 
 
 def _notes(folder: Path, found: _Found, used: set[Path | None], sorted_: Folder) -> list[str]:

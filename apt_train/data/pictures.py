@@ -234,11 +234,10 @@ def _check_values(name: str, image: Image.Image) -> None:
 
 def _orientation(image: Image.Image) -> int | None:
     """The camera's orientation, 1 to 8 as in EXIF; None if the metadata cannot be read."""
-    try:
+    with contextlib.suppress(Exception):  # broken EXIF raises nearly anything
         value = image.getexif().get(0x0112, 1)
         return value if value in range(1, 9) else 1
-    except Exception:  # broken EXIF raises nearly anything
-        return None
+    return None
 
 
 def _turned(picture: Tensor, orientation: int) -> Tensor:
@@ -251,10 +250,9 @@ def _turned(picture: Tensor, orientation: int) -> Tensor:
 
 def _has_frames(image: Image.Image) -> bool:
     """Whether there is more than one frame; a phone's second picture (MPO) does not count. Reads only the second."""
-    try:
+    with contextlib.suppress(Exception):  # the second frame may be broken
         return image.format != "MPO" and bool(getattr(image, "is_animated", False))
-    except Exception:  # the second frame may be broken
-        return True
+    return True
 
 
 def _to_tensors(image: Image.Image, background: Color, conversion: ToSrgb | None) -> tuple[Tensor, Tensor | None]:

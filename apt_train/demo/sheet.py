@@ -57,8 +57,7 @@ def write_sheet(output: Path, rows: dict[str, list[list[Image.Image]]], settings
     sheet = labelled_grid(tiles, labels, [entry["title"] for entry in settings["prompts"]])
     path = output / SHEET
     atomic_write(path, lambda temporary: sheet.save(temporary, format="PNG"))
-    text = json.dumps({"samples_per_prompt": SAMPLES, **numbers}, indent=1) + "\n"
-    write_text(output / NUMBERS, text)
+    write_text(output / NUMBERS, json.dumps({"samples_per_prompt": SAMPLES, **numbers}, indent=1) + "\n")
     for label in labels:
         print(label.replace("\n", ", "))
     return path

@@ -97,11 +97,10 @@ def _refusal(file: Path, error: OSError) -> str:
 
 
 def _holder(file: Path) -> dict[str, Any] | None:
-    try:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         content = read_small_json(file, 1 << 16)
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if is_object(content) else None
+        return content if is_object(content) else None
+    return None
 
 
 def _has_ended(holder: dict[str, object] | None) -> bool:
@@ -113,7 +112,6 @@ def _has_ended(holder: dict[str, object] | None) -> bool:
 
 def _host() -> str:
     """This machine, or this container: process numbers are only valid inside it."""
-    try:
+    with contextlib.suppress(OSError):
         return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return platform.node()
+    return platform.node()

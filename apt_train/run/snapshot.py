@@ -135,10 +135,8 @@ def _checksums(path: Path) -> dict[str, str] | None:
     """Checksums by lower-case file name, as some file systems ignore case; None: from an earlier version."""
     if not path.exists():
         return None
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         content = read_small_json(path, MOST_BYTES)
         if content["format"] == FORMAT:
             return {name.lower(): value for name, value in content["sha256"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
     raise Damaged(f"{path.name} cannot be read")
