@@ -274,11 +274,9 @@ def _from_tensor(
     return TrainImage(name, pixels, on_one_line(caption), _fitted(mask, pixels, f"the mask of {name}", name))
 
 
-def _lines(captions: Sequence[str | None] | str | None, count: int) -> tuple[list[str | None] | list[None], list[str]]:
+def _lines(captions: Sequence[str | None] | str | None, count: int) -> tuple[list[str | None], list[str]]:
     """One caption per picture, and a note if a single one applies to all."""
     lines = _caption_lines(captions, count)
-    if lines is None:
-        return [None] * count, []
     for line in lines:
         _check_text(line)
     if len(lines) == 1 < count:
@@ -306,12 +304,12 @@ def _check_text(caption: object) -> None:
         raise InputError(f"The caption {caption!a} contains half a character: type it again.") from None
 
 
-def _caption_lines(captions: Sequence[str | None] | str | None, count: int) -> list[str | None] | None:
+def _caption_lines(captions: Sequence[str | None] | str | None, count: int) -> list[str | None]:
     """A string holds one line per picture; trailing blank lines count only if they complete the number."""
-    if captions is None or not isinstance(captions, str):
-        return None if captions is None else list(captions)
-    if not captions.strip():
-        return None
+    if captions is None or isinstance(captions, str) and not captions.strip():
+        return [None]
+    if not isinstance(captions, str):
+        return list(captions)
     lines: list[str | None] = list(captions.replace("\r\n", "\n").split("\n"))
     while 1 < len(lines) != count and not (lines[-1] or "").strip():
         lines.pop()

@@ -85,11 +85,7 @@ class Judge:
 
     def __init__(self, network: JudgeNetwork) -> None:
         self.network = network.eval().requires_grad_(False)
-
-    @property
-    def labels(self) -> dict[str, list[str]]:
-        """Class names by head."""
-        return self.network.labels
+        self.labels = network.labels  # class names by head
 
     def features(self, images: Tensor, part: str = "object") -> Tensor:
         """Embeddings, float (N, D).

@@ -236,7 +236,7 @@ def _joined(
 
 def _learned(chunks: Sequence[Chunk]) -> bool:
     """Whether any of them holds learned rows, even if the other encoders' chunks of the same number do not."""
-    return any(chunk.learned for chunk in chunks)
+    return any(max(chunk.rows) >= 0 for chunk in chunks)
 
 
 def encode_chunk(encoder: TextEncoder, chunk: Chunk, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

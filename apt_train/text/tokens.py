@@ -35,10 +35,6 @@ class Chunk:
     columns: tuple[int, ...]
     end: int  # position of the end token
 
-    @property
-    def learned(self) -> bool:
-        return max(self.rows) >= 0
-
 
 @dataclass(frozen=True)
 class Reading:

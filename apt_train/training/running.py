@@ -48,12 +48,8 @@ class Run:
         self.components, self.config, self.objective = plan.components, plan.config, plan.objective
         self.device, self.dtype = plan.device, plan.dtype
         self.bank = self.inputs.subject.bank  # of the subject's pictures
-
-    @property
-    def preservation_term(self) -> Preservation:
-        return Preservation(self.config.data.prior_preservation_weight)
-
-    @property
-    def terms(self) -> list[Term | Preservation]:
-        """Everything logged as a term, in the log's order."""
-        return [*self.objective.terms, *([self.preservation_term] if self.inputs.preservation else [])]
+        self.preservation_term = Preservation(self.config.data.prior_preservation_weight)
+        # Everything logged as a term, in the log's order.
+        self.terms: list[Term | Preservation] = list(self.objective.terms)
+        if self.inputs.preservation:
+            self.terms.append(self.preservation_term)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..adapter import Adapter
 from ..data.batch import Batch
 from ..families.components import Components
-from ..families.network import Process, TextInput
+from ..families.network import TextInput
 from ..text.conditioning import Conditioner, Conditioning
 from .capture import Capture, Captured
 from .indicator import OverfitIndicator
@@ -49,7 +49,7 @@ class TrainingStep:
     chunks: int = 1  # 77-token chunks that every caption is padded to, so results do not depend on batching
 
     def __post_init__(self) -> None:
-        terms = self.objective.terms
+        self.schedule, terms = self.components.schedule, self.objective.terms
         self._wanted = Capture(
             self.components.network,
             self.components.unet,
@@ -61,10 +61,6 @@ class TrainingStep:
     def hooked(self) -> set[nn.Module]:
         """The network's layers whose outputs the terms read."""
         return self._wanted.hooked
-
-    @property
-    def schedule(self) -> Process:
-        return self.components.schedule
 
     def __call__(self, batch: Batch, *, with_prior: bool, progress: float = 1.0) -> StepOutput:
         """The loss of a batch. `with_prior`: run the prior pass and what needs it; `progress`: 0 to 1 over the run."""

@@ -25,9 +25,7 @@ def load_diffusers_folder(folder: Path, choices: Choices) -> Components:
     if choices.vae is None:
         vae_settings(folder / "vae", title_of(folder / "vae"))  # refuses before anything is built
     sdxl = is_given(index, "text_encoder_2")
-    encoders = [load_folder_encoder(folder, index, "", sdxl, choices)]
-    if sdxl:
-        encoders.append(load_folder_encoder(folder, index, "_2", sdxl, choices))
+    encoders = [load_folder_encoder(folder, index, end, sdxl, choices) for end in (("", "_2") if sdxl else ("",))]
     unet = load_folder_unet(folder / "unet", unet_config, choices.dtype)
     autoencoder, digest = vae_and_digest(folder, choices.vae, family_name(unet.config, len(encoders)))
     codec = VaeCodec(autoencoder)

@@ -77,6 +77,5 @@ def load_folder_encoder(
         words, max_length=config.max_position_embeddings, rows=config.vocab_size, pad_token=pad_token
     )
     key = "clip_g" if suffix else "clip_h" if config.hidden_size == 1024 else "clip_l"
-    if sdxl:
-        return TextEncoder(model, ready, layer=-2, final_norm=False, pooled=bool(suffix), embedding_key=key)
-    return TextEncoder(model, ready, embedding_key=key)
+    layer = -2 if sdxl else -1
+    return TextEncoder(model, ready, layer, final_norm=not sdxl, pooled=bool(suffix), embedding_key=key)
