@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -42,13 +41,9 @@ class RankByTimestep:
 
     def at(self, timesteps: Tensor) -> Tensor:
         """The number of active ranks, int64 (N,), at int64 timesteps (N,)."""
-        return self._rank_of.to(timesteps.device)[timesteps]
-
-    @cached_property
-    def _rank_of(self) -> Tensor:
-        """The rank per timestep, int64 (num_timesteps,)."""
         half = 0.5 / len(self.levels)  # half a timestep, against rounding
-        return ((self.rank - self.min_rank) * (1 - self.levels) + half).long() + self.min_rank
+        ranks = ((self.rank - self.min_rank) * (1 - self.levels) + half).long() + self.min_rank
+        return ranks.to(timesteps.device)[timesteps]
 
     def mask(self, timesteps: Tensor) -> Tensor:
         """1 for an active rank, otherwise 0: float32 (N, rank)."""
@@ -171,15 +166,9 @@ def adapter_of(
     """Attach the adapter that the settings describe. `levels`: each timestep's, for T-LoRA; None: all ranks always."""
     ranks = None if levels is None else RankByTimestep(settings.rank, settings.resolved_min_rank, levels)
     return add_adapter(
-        unet,
-        rank=settings.rank,
-        alpha=settings.effective_alpha,
-        dropout=settings.dropout,
-        targets=family.adapted(settings.targets),
-        seed=seed,
-        ranks=ranks,
-        kind=settings.kind,
-    )
+        unet, rank=settings.rank, alpha=settings.effective_alpha, dropout=settings.dropout,
+        targets=family.adapted(settings.targets), seed=seed, ranks=ranks, kind=settings.kind,
+    )  # fmt: skip
 
 
 def check_no_adapter(unet: nn.Module) -> None:

@@ -80,13 +80,9 @@ class DriftWatch:
         self._sampler, self._adapter, self._conditioner = sampler, adapter, conditioner
         self._tuned = captions + unrelated
         self._prior = [caption.replace(SUBJECT, words) for caption in captions] + unrelated
+        self.texts = [*self._tuned, *self._prior, ""]  # all that it encodes
         self._trajectories = Trajectories(sampler)
         self._made: list[Trail] = []
-
-    @property
-    def texts(self) -> list[str]:
-        """All texts that it encodes."""
-        return [*self._tuned, *self._prior, ""]
 
     @property
     def calls(self) -> int:

@@ -51,13 +51,10 @@ class Capture:
     ) -> None:
         self.features = {part: network.features(module, part) for part in features}
         self.attention = {part: network.attention(module, part) for part in attention}
-
-    @property
-    def hooked(self) -> set[nn.Module]:
-        """The modules whose outputs are recorded."""
-        layers = [layer for part in self.attention.values() for layer in part.values()]
-        features = [layer.module for part in self.features.values() for layer in part.values()]
-        return {*features, *(module for layer in layers for module in (layer.query, layer.key))}
+        self._features = {name: layer for part in self.features.values() for name, layer in part.items()}
+        self._layers = {name: layer for part in self.attention.values() for name, layer in part.items()}
+        readers = (module for layer in self._layers.values() for module in (layer.query, layer.key))
+        self.hooked = {*(layer.module for layer in self._features.values()), *readers}  # whose outputs are recorded
 
     @contextlib.contextmanager
     def record(self) -> Generator[Captured]:
@@ -66,11 +63,9 @@ class Capture:
         The hooks are removed when the block ends, before the backward pass, so recomputation records nothing. Only then
         do the layers' outputs take their forms: a block that is recomputed must not have computed more than itself.
         """
-        layers = {name: layer for part in self.attention.values() for name, layer in part.items()}
-        captured = Captured(layers=layers)
-        features = {name: layer for part in self.features.values() for name, layer in part.items()}
+        captured, layers = Captured(layers=self._layers), self._layers
         wanted = [
-            *((captured.features, name, layer.module, layer.output_of) for name, layer in features.items()),
+            *((captured.features, name, layer.module, layer.output_of) for name, layer in self._features.items()),
             *((captured.queries, name, layer.query, layer.query_of) for name, layer in layers.items()),
             *((captured.keys, name, layer.key, layer.key_of) for name, layer in layers.items()),
         ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..adapter import Adapter
 from ..data.batch import Batch
@@ -56,11 +56,7 @@ class TrainingStep:
             features=[term.features for term in terms if term.features],
             attention=[term.attention for term in terms if term.attention],
         )
-
-    @property
-    def hooked(self) -> set[nn.Module]:
-        """The network's layers whose outputs the terms read."""
-        return self._wanted.hooked
+        self.hooked = self._wanted.hooked  # the network's layers whose outputs the terms read
 
     def __call__(self, batch: Batch, *, with_prior: bool, progress: float = 1.0) -> StepOutput:
         """The loss of a batch. `with_prior`: run the prior pass and what needs it; `progress`: 0 to 1 over the run."""
