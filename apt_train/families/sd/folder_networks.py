@@ -11,7 +11,6 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from ...disk.json_file import AGAIN, place, read_json_object, short_name, shown
 from ...errors import InputError
-from ...wording import counted
 from ..components import TextEncoder
 from .config_tables import TENSORS_PER_BLOCK, checked_unet, unet_blocks
 from .folder_index import is_lcm, title_of
@@ -35,8 +34,8 @@ def load_folder_unet(part: Path, config: Mapping[str, Any], dtype: torch.dtype |
     tensors = load_part(part)
     if (blocks := unet_blocks(config)) * TENSORS_PER_BLOCK > len(tensors):
         raise InputError(
-            f"{place(part / 'config.json')} describes {counted(blocks, 'block')}, but its weights hold "
-            f"{counted(len(tensors), 'tensor')}: {AGAIN}."
+            f"{place(part / 'config.json')} describes more blocks ({blocks}) than its tensors can be "
+            f"({len(tensors)}): {AGAIN}."
         )
     return build(lambda: UNet2DConditionModel(**config), tensors, what=title_of(part), dtype=dtype)
 
