@@ -77,9 +77,13 @@ def image_set(
 
 def inverted_masks(images: ImageSet, counts: str) -> list[str]:
     """A sentence on masks that leave out what most photographs show, as Load Image's MASK of a cut-out picture does."""
-    from ..apt_train.photo_check.masks import looks_inverted
+    from ..apt_train.photo_check.look import edges_and_middle
+    from ..apt_train.photo_check.masks import is_inverted
 
-    names = [image.name for image in images.images if image.mask is not None and looks_inverted(image.mask)]
+    masks = {image.name: image.mask for image in images.images}
+    names = [
+        name for name, mask in masks.items() if mask is not None and is_inverted(*edges_and_middle(mask / mask.max()))
+    ]
     if not names:
         return []
     return [

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from torch import Tensor
-
 from .finding import Finding, about
-from .look import Look, MaskLook, edges_and_middle
+from .look import Look, MaskLook
 
 # All ours.
 TINY = 0.04  # share of the crop: 160 of the 4096 latents at 512 pixels
@@ -22,13 +20,13 @@ BORDER, HOLLOW = 0.75, 0.5  # of an inverted mask: least white share of the edge
 
 def mask_findings(looks: Sequence[Look]) -> Iterator[Finding]:
     """Findings about the pictures with a mask."""
-    inverted = _where(looks, is_inverted)
+    inverted = _where(looks, lambda mask: is_inverted(mask.edges, mask.middle))
     text = (
         "Masks that look inverted: {names}. White covers the border and leaves the middle out, so the background would "
         "be learned in place of the subject: invert them."
     )
     yield from about(looks, inverted, "mask inverted?", text, serious=True)
-    unclear = [i for i in _where(looks, fills_border) if i not in inverted]
+    unclear = [i for i in _where(looks, lambda mask: fills_border(mask.edges)) if i not in inverted]
     text = (
         "White covers most of the border: {names}. Only what is white is learned: invert the mask if that is the "
         "background."
@@ -40,26 +38,16 @@ def mask_findings(looks: Sequence[Look]) -> Iterator[Finding]:
     yield from _cut_by_edge(looks, upright)
 
 
-def is_inverted(mask: MaskLook) -> bool:
+def is_inverted(edges: Sequence[float], middle: float) -> bool:
     """Whether a mask is white at the edges and black in the middle, where most photographs have their subject."""
-    return _covers(mask.edges) and mask.middle < HOLLOW
+    return fills_border(edges) and middle < HOLLOW
 
 
-def looks_inverted(mask: Tensor) -> bool:
-    """The same of a mask as it is stored: (1, H, W), not entirely black."""
-    edges, middle = edges_and_middle(mask / mask.max())
-    return _covers(edges) and middle < HOLLOW
-
-
-def fills_border(mask: MaskLook) -> bool:
+def fills_border(edges: Sequence[float]) -> bool:
     """Whether a mask is white at most of the edges: then white is the background, or a subject that fills the picture.
 
     How much of such a subject is cut off says nothing.
     """
-    return _covers(mask.edges)
-
-
-def _covers(edges: Sequence[float]) -> bool:
     return sum(edges) / len(edges) > BORDER
 
 
