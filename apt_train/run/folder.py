@@ -121,8 +121,8 @@ class RunFolder:
         saved, before = read_config(self.path), self.config()
         if before.steps != config.steps and config.reads_total_steps:
             raise InputError(
-                f"steps was {before.steps} when {self.path} was planned, and its schedule reads it: keep that number "
-                f"in place of {config.steps}, or train again with a constant schedule."
+                f"steps was {before.steps} in {self.path}, and its schedule reads it: keep that number in place "
+                f"of {config.steps}, or train again with a constant schedule."
             )
         if saved.get("dtype", str(dtype)) != str(dtype):
             raise InputError(

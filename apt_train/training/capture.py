@@ -74,7 +74,8 @@ class Capture:
                 hooks.enter_context(module.register_forward_hook(_keep_in(store, name)))
             yield captured
         for store, name, _, form in wanted:
-            store[name] = form(store[name])
+            if name in store:  # the block made a pass
+                store[name] = form(store[name])
 
 
 def _keep_in(store: dict[str, Tensor], name: str) -> Callable[[nn.Module, object, Tensor], None]:
