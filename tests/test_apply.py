@@ -48,7 +48,7 @@ def test_a_lora_of_another_model_or_another_word_is_refused() -> None:
     ):
         pass
     with (
-        pytest.raises(InputError, match="1 rows"),
+        pytest.raises(InputError, match="1 row of"),
         personalized(tiny_components(), result.lora, result.embeddings, TrainConfig(class_word="teddy bear")),
     ):
         pass

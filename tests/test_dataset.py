@@ -377,12 +377,12 @@ def test_tensor_captions_and_masks_must_match_in_number():
     assert [image.caption for image in lines] == ["one {subject}", "two"]
     assert [image.caption for image in ImageSet.from_tensors(images, "\ntwo").images] == [None, "two"]
     assert [image.caption for image in ImageSet.from_tensors(images, "").images] == [None, None]
-    refused(lambda: ImageSet.from_tensors(images, ["a", "b", "c"]), "3 captions", "2 images", "caption template")
+    refused(lambda: ImageSet.from_tensors(images, ["a", "b", "c"]), "captions is 3, of images 2", "caption template")
     masks = torch.ones(2, 4, 4)
     masks[0, :, :2] = 0.25
     first, second = ImageSet.from_tensors(images, masks=masks).images
     assert first.mask is not None and first.mask[0, 0].tolist() == [0.25, 0.25, 1, 1] and second.mask is None
-    refused(lambda: ImageSet.from_tensors(images, masks=masks[:1]), "1 masks", "2 images")
+    refused(lambda: ImageSet.from_tensors(images, masks=masks[:1]), "masks is 1, of images 2")
     refused(lambda: ImageSet.from_tensors(images, masks=torch.ones(2, 4, 9)), "the mask of picture 1", "9 x 4")
 
 

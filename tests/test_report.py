@@ -337,7 +337,7 @@ def test_the_verdict_follows_the_indicator(tmp_path) -> None:
     some = told(tmp_path, plausible_log(1000, rise=150, ceiling=(0.99, 0.5)))
     assert re.search(r"near 1 \(0.9 or more\) at 2 of 10 noise levels \(0.0-0.2\)", some) and "no alarm" in some
     most = told(tmp_path, plausible_log(1000, rise=100, ceiling=(0.99, 0.97)))
-    since = re.search(r"at 10 of 10 noise levels \(0.0-1.0\).*most since step (\d+)\.", most)
+    since = re.search(r"at 10 of 10 noise levels \(0.0-1.0\).*for most levels at step (\d+)\.", most)
     assert since and "cannot tell these apart" in most
     # the sixth bin's curve: 0.98 (1 - exp(-s / (100 * (1 + 2 * 5/9)))) reaches 0.9 at step 528
     assert abs(int(since[1]) - 528) < 60

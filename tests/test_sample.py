@@ -198,7 +198,7 @@ def test_odd_sizes_are_refused() -> None:
         draw(components, text(components, 1), width=66)
 
 
-@pytest.mark.parametrize("culprit", ["VAE", "UNet"])
+@pytest.mark.parametrize("culprit", ["VAE", "network"])
 def test_broken_numbers_become_a_notice_and_a_grey_picture(culprit, monkeypatch) -> None:
     components = tiny_components()
     conditioning = text(components, 2)
