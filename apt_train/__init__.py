@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from .errors import InputError
     from .events import BusyEvent, NoticeEvent, PlanEvent, PreviewEvent, StepEvent, StopTraining, TrainResult
     from .families.components import Components
-    from .families.sd import load_checkpoint
+    from .families.load import load_checkpoint
     from .training.train import train
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "families.sd": ("load_checkpoint",),
+    "families.load": ("load_checkpoint",),
     "families.components": ("Components",),
     "config": ("AdapterConfig", "AptConfig", "DataConfig", "OptimizerConfig", "OutputConfig", "TrainConfig"),
     "data.dataset": ("ImageSet", "load_images"),

@@ -259,7 +259,7 @@ def _written(output: Path) -> tuple[int, int] | None:
 def _load(inputs: dict[str, Any]) -> tuple[Components, ImageSet, ImageSet | None]:
     with quiet_libraries():
         from .data.dataset import load_images
-        from .families.sd import load_checkpoint
+        from .families.load import load_checkpoint
 
         reading = {name: inputs[name] for name in ("background", *_SWITCHES)}
         images = load_images(inputs["images"], **reading)

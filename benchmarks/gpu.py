@@ -36,11 +36,11 @@ from apt_train.config import AdapterConfig, AptConfig, DataConfig, OutputConfig,
 from apt_train.data.dataset import ImageSet, load_images
 from apt_train.demo.recipe import DEMO, MODEL
 from apt_train.families.components import Components
+from apt_train.families.load import load_checkpoint
 from apt_train.families.network import TextInput
 from apt_train.families.precision import DTYPES, resolve_dtype
-from apt_train.families.sd import load_checkpoint
 from apt_train.families.sd.network import reads_size_ids
-from apt_train.families.sd.vae_codec import VaeCodec
+from apt_train.families.vae_codec import VaeCodec
 from apt_train.presets import PRESETS
 from apt_train.training.live_bytes import META
 from apt_train.training.memory import Savings

@@ -22,7 +22,7 @@ from apt_train.config import TrainConfig
 from apt_train.data.dataset import load_images
 from apt_train.demo.recipe import DEMO, MODEL
 from apt_train.events import Event, StepEvent
-from apt_train.families.sd import load_checkpoint
+from apt_train.families.load import load_checkpoint
 from apt_train.training.train import train
 from benchmarks.speed import RESULTS, keep, machine
 

@@ -34,7 +34,7 @@ from apt_train.data.dataset import load_images
 from apt_train.demo.recipe import DEMO, MODEL
 from apt_train.disk.files import write_text
 from apt_train.families.components import Components, Family, TextEncoder
-from apt_train.families.sd import load_checkpoint
+from apt_train.families.load import load_checkpoint
 from apt_train.families.sd.published import load_family
 from apt_train.families.sd.schedule_config import schedule_from_config
 from apt_train.training.plan import plan_run

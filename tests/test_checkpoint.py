@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from apt_train.families.components import Components
-from apt_train.families.sd import load_checkpoint
-from apt_train.families.sd.meta_build import build
+from apt_train.families.load import load_checkpoint
+from apt_train.families.reading.meta_build import build
 from apt_train.families.sd.schedule_config import schedule_from_config
 from tests.tiny import schedule_of, tiny_components, unet_of, vae_of
 from tests.tiny_checkpoint import (

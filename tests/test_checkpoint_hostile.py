@@ -18,8 +18,8 @@ from diffusers import DDIMScheduler
 
 from apt_train.disk.tensor_file import open_tensor_file
 from apt_train.errors import InputError
-from apt_train.families.sd import load_checkpoint
-from apt_train.families.sd.tokenizer_files import load_tokenizer
+from apt_train.families.load import load_checkpoint
+from apt_train.families.reading.tokenizer_files import load_tokenizer
 from tests.tiny import tiny_components, unet_of, vae_of
 from tests.tiny_checkpoint import single_file_tensors, tiny_modules, write_clip_vocabulary, write_safetensors
 

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from safetensors.torch import load_file
 
 from apt_train.errors import InputError
-from apt_train.families.sd import load_checkpoint
+from apt_train.families.load import load_checkpoint
 from tests.tiny import schedule_of, unet_of
 from tests.tiny_checkpoint import (
     Modules,

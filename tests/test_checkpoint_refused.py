@@ -14,7 +14,7 @@ import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 
 from apt_train.errors import InputError
-from apt_train.families.sd import load_checkpoint
+from apt_train.families.load import load_checkpoint
 from tests.tiny_checkpoint import (
     single_file_tensors,
     tiny_modules,

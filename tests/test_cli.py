@@ -199,7 +199,7 @@ def test_a_place_that_takes_nothing_is_refused_before_anything_is_read(
     write_run(tmp_path / "run", plausible_log(3))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("apt_train.disk.files._create", refuse)
-    for reader in ("families.sd.load_checkpoint", "data.dataset.load_images", "lora_check.lora_file.read_lora",
+    for reader in ("families.load.load_checkpoint", "data.dataset.load_images", "lora_check.lora_file.read_lora",
                    "report.write_report", "demo.demo.load_checkpoint", "demo.demo.load_images"):  # fmt: skip
         monkeypatch.setattr(f"apt_train.{reader}", too_early, raising=False)
     assert "is not writable" in refused(PLACES[command], capsys)
@@ -365,7 +365,7 @@ def test_unwritable_and_full_disks_in_words(
 def test_nan_latents_are_refused(
     model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import apt_train.families.sd as checkpoint
+    import apt_train.families.load as checkpoint
 
     load = checkpoint.load_checkpoint
 

@@ -146,7 +146,7 @@ def looked(lora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calla
     def newest_sample(found: CheckUp) -> Image.Image:
         return found.samples[-1] if found.samples else Image.new("RGB", (8, 8))
 
-    monkeypatch.setattr("apt_train.families.sd.load_checkpoint", load, raising=False)
+    monkeypatch.setattr("apt_train.families.load.load_checkpoint", load, raising=False)
     monkeypatch.setattr("apt_train.lora_check.sheet.sheet", newest_sample)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()

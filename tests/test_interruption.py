@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import apt_train.data.dataset
-import apt_train.families.sd
+import apt_train.families.load
 import apt_train.report
 import apt_train.training.finish
 import apt_train.training.loop
@@ -121,7 +121,7 @@ def test_what_comes_twice_at_once_is_one_wish(
 
 PLACES = {  # the function that is being called when the signal comes
     "pictures": (apt_train.data.dataset, "load_images"),
-    "checkpoint": (apt_train.families.sd, "load_checkpoint"),
+    "checkpoint": (apt_train.families.load, "load_checkpoint"),
     "preparing": (apt_train.training.setup, "build_streams"),
     "captions": (apt_train.training.setup, "prepare_captions"),
 }

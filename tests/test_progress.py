@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import apt_train.data.dataset
-import apt_train.families.sd
+import apt_train.families.load
 import apt_train.training.setup
 import apt_train.training.train
 from apt_train import cli
@@ -83,7 +83,7 @@ MISHAPS: dict[str, tuple[Callable[..., Any], int]] = {
 }
 PLACES = {
     "pictures": (apt_train.data.dataset, "load_images"),
-    "weights": (apt_train.families.sd, "load_checkpoint"),
+    "weights": (apt_train.families.load, "load_checkpoint"),
     "set-up": (apt_train.training.setup, "build_streams"),
     "the end": (apt_train.training.train, "write_extras"),
 }

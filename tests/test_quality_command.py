@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from apt_train.demo.recipe import MODEL
-from apt_train.families.sd import load_checkpoint
+from apt_train.families.load import load_checkpoint
 from benchmarks.quality import __main__ as command
 from benchmarks.quality.store import RESULTS
 from benchmarks.quality.subjects import KINDS

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from apt_train.errors import InputError
 from apt_train.events import PreviewEvent, StopTraining
-from apt_train.families.sd.tokenizer_files import load_tokenizer
+from apt_train.families.reading.tokenizer_files import load_tokenizer
 from apt_train.sample.sampler import Drawing, Sampler, denoise
 from apt_train.text.conditioning import Conditioner
 from tests.toy_flow import FlowProcess, ToyNetwork, toy_flow_components

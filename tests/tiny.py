@@ -22,7 +22,7 @@ from apt_train.families.components import Components, Family, TextEncoder
 from apt_train.families.noise import NoiseSchedule, PredictionType, rescale_zero_terminal_snr
 from apt_train.families.sd.published import FILE_WORDS
 from apt_train.families.sd.schedule_config import betas_from_config
-from apt_train.families.sd.vae_codec import VaeCodec
+from apt_train.families.vae_codec import VaeCodec
 
 WORDS = (
     "a photo of toy dog teddy bear sub submarine on grass sand snow in the park red blue green big small ball "

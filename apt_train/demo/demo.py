@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..console.progress import Progress
 from ..data.dataset import load_images
-from ..families.sd import load_checkpoint
+from ..families.load import load_checkpoint
 from ..run.folder import RunFolder
 from ..training.train import train
 from ..wording import counted

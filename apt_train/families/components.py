@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..errors import InputError
 from .file_words import FileWords
 from .levels import levels_of
 from .network import Network, Process
+from .noise import PredictionType
 from .sd.network import StableDiffusion
 from .swapped import lent
 
@@ -35,6 +37,17 @@ def _rounding(dtype: torch.dtype | None, storage: Storage) -> str:
 def token_embedding(model: nn.Module) -> nn.Embedding:
     """A text encoder's token embedding table."""
     return model.get_input_embeddings()  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the caller says beside the checkpoint: the arguments of `load_checkpoint`."""
+
+    tokenizer: str | Path | None = None
+    dtype: torch.dtype | None = None
+    prediction_type: PredictionType | None = None
+    vae: str | Path | None = None
+    zero_terminal_snr: bool | None = None
 
 
 @dataclass(frozen=True)

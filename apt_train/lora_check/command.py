@@ -118,7 +118,7 @@ def _subject(options: argparse.Namespace, lora: LoraFile) -> Subject:
 
 def _loaded(options: argparse.Namespace) -> tuple[Components, ImageSet | None]:
     from ..data.dataset import load_images
-    from ..families.sd import load_checkpoint
+    from ..families.load import load_checkpoint
 
     images = None
     if options.images is not None:

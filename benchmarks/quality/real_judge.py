@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, CLIPModel, Dinov2Model
 
 from apt_train.errors import InputError
-from apt_train.families.sd.tokenizer_files import load_tokenizer
+from apt_train.families.reading.tokenizer_files import load_tokenizer
 from apt_train.text.captions import class_caption
 
 from .subjects import Prompt, Subject

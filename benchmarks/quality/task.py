@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from apt_train.families.components import Components
-from apt_train.families.sd import load_checkpoint
+from apt_train.families.load import load_checkpoint
 
 from .cache import cached
 from .subjects import Judge, Subject

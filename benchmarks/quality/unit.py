@@ -17,9 +17,9 @@ from apt_train.adapter import Adapter
 from apt_train.config import TrainConfig
 from apt_train.data.dataset import ImageSet
 from apt_train.families.components import Components
+from apt_train.families.load import load_checkpoint
 from apt_train.families.network import Network
 from apt_train.families.precision import resolve_dtype
-from apt_train.families.sd import load_checkpoint
 from apt_train.names import step_folder
 from apt_train.run.folder import RunFolder
 from apt_train.sample.apply import personalized

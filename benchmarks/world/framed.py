@@ -24,7 +24,7 @@ from apt_train.config import AptConfig
 from apt_train.data.augment import PUBLISHED_ZOOM, Augmentation, draw_variant
 from apt_train.demo.recipe import MODEL
 from apt_train.families.components import Components
-from apt_train.families.sd import load_checkpoint
+from apt_train.families.load import load_checkpoint
 from apt_train.rng import generator
 from apt_train.sample.sampler import from_pictures
 from apt_train.text.conditioning import Conditioner

@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from apt_train.families.sd import load_checkpoint
+from apt_train.families.load import load_checkpoint
 from tests.tiny_checkpoint import single_file_tensors, tiny_modules, write_clip_vocabulary, write_safetensors
 
 from .case import Case, packed

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from apt_train.families.sd import load_checkpoint
+from apt_train.families.load import load_checkpoint
 from tests.tiny import tiny_unet, tiny_vae
 from tests.tiny_checkpoint import VOCABULARY, Modules, write_diffusers_folder
 from tests.training import pictures

@@ -11,7 +11,7 @@ import torch
 from apt_train.adapter import add_adapter
 from apt_train.adapter_kinds import KINDS
 from apt_train.config import AdapterConfig
-from apt_train.families.sd import load_checkpoint
+from apt_train.families.load import load_checkpoint
 from apt_train.run.export import lora_to_kohya, save_lora
 
 from ..tiny import unet_of

@@ -12,10 +12,9 @@ from typing import Any
 from ...disk.json_file import AGAIN
 from ...errors import InputError
 from ...settings_field import is_tuple
-from .config_check import Table, checked, either, flag, null, number, one_of, optional, several, text, whole
+from ..reading.config_check import Table, checked, either, flag, null, number, one_of, optional, several, text, whole
+from ..reading.tokenizer_check import LEAST_POSITIONS, MOST_TOKENS
 
-LEAST_POSITIONS = 10  # the host's longest uncut group of 7 tokens, start and end, and one to spare
-MOST_TOKENS = 1_000_000
 MOST_BLOCKS = 250  # residual blocks and transformers of a UNet, as counted by `unet_blocks`; SDXL has 80
 TENSORS_PER_BLOCK = 4  # minimum in a UNet; SD1.5 and SDXL have about 20
 

@@ -8,12 +8,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from ...errors import InputError
 from ...wording import counted
-from ..components import Components
+from ..components import Choices, Components
+from ..vae_codec import VaeCodec
 from .folder_index import folder_schedule, is_given, read_index, title_of
 from .folder_networks import checked_unet_config, load_folder_encoder, load_folder_unet
 from .parts_fit import check_parts_fit
-from .published import Choices, family_name, family_of
-from .vae_codec import VaeCodec
+from .published import family_name, family_of
 from .vae_source import vae_and_digest, vae_settings
 
 

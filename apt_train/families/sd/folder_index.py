@@ -8,12 +8,12 @@ from typing import Any
 
 from ...disk.json_file import place, read_json_object, short_name
 from ...errors import InputError
+from ..components import Choices
 from ..noise import NoiseSchedule
-from .config_check import checked
+from ..reading.config_check import checked
+from ..reading.weight_files import visible
 from .config_tables import INDEX, PARTS, checked_scheduler
-from .published import Choices
 from .schedule_config import schedule_from_config
-from .weight_files import visible
 
 
 def read_index(folder: Path, needs_vae: bool) -> dict[str, Any]:

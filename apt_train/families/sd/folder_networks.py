@@ -11,14 +11,13 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from ...disk.json_file import AGAIN, place, read_json_object, short_name, shown
 from ...errors import InputError
-from ..components import TextEncoder
+from ..components import Choices, TextEncoder
+from ..reading.meta_build import build, refuse_quantised_config
+from ..reading.tokenizer_files import find_clip_vocabulary, load_tokenizer
+from ..reading.weight_files import load_part
 from .config_tables import TENSORS_PER_BLOCK, checked_unet, unet_blocks
 from .folder_index import is_lcm, title_of
 from .ldm_text import build_text_encoder, checked_text_config
-from .meta_build import build, refuse_quantised_config
-from .published import Choices
-from .tokenizer_files import find_clip_vocabulary, load_tokenizer
-from .weight_files import load_part
 
 _ENCODERS = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
 

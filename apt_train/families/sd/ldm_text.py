@@ -12,10 +12,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from ...disk.tensor_file import TensorFile, size_of
 from ...errors import InputError
-from .config_check import checked, libraries_answer
+from ..reading.config_check import checked, libraries_answer
+from ..reading.meta_build import build
 from .config_tables import TEXT
 from .layer_names import count_numbered
-from .meta_build import build
 from .published import EncoderSpec
 
 CHANNELS_PER_HEAD = 64  # in every published CLIP text encoder

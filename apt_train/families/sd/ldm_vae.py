@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ...disk.tensor_file import TensorFile, size_of
 from ...errors import InputError
+from ..reading.meta_build import build
 from .config_tables import KL_VAE, checked_vae
 from .layer_names import count_numbered
-from .meta_build import build
 from .published import FamilySpec
 
 PREFIX = "first_stage_model."

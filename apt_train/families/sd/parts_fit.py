@@ -9,7 +9,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from ...errors import InputError
 from ...wording import counted
 from ..components import TextEncoder
-from .vae_codec import VaeCodec
+from ..vae_codec import VaeCodec
 
 
 def check_parts_fit(name: str, unet: UNet2DConditionModel, encoders: list[TextEncoder], codec: VaeCodec) -> None:

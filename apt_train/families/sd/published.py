@@ -14,11 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from ..components import Family
 from ..file_words import FileWords
-from ..noise import PredictionType
 from .layer_names import encoder_names, model_of, sgm_path, unet_names
 
 _words = partial(FileWords, network_names=unet_names, encoder_names=encoder_names, model_of=model_of)
@@ -27,17 +24,6 @@ FILE_WORDS = {
     "sdxl": _words("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "sgm", sgm_path),
     "custom": _words(),  # any other UNet2DConditionModel, such as the embedded model
 }
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What the caller says beside the checkpoint: the arguments of `load_checkpoint`."""
-
-    tokenizer: str | Path | None = None
-    dtype: torch.dtype | None = None
-    prediction_type: PredictionType | None = None
-    vae: str | Path | None = None
-    zero_terminal_snr: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,18 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from ...disk.tensor_file import TensorFile, open_tensor_file, sha256_of_file
-from ..components import Components, TextEncoder
+from ..components import Choices, Components, TextEncoder
 from ..noise import NoiseSchedule, PredictionType
+from ..reading.meta_build import build
+from ..reading.tokenizer_files import find_clip_vocabulary, load_tokenizer
+from ..vae_codec import VaeCodec
 from .ldm_text import load_text_encoder
 from .ldm_unet import read_layout, unet_config
 from .ldm_vae import load_vae
-from .meta_build import build
 from .parts_fit import check_parts_fit
-from .published import Choices, EncoderSpec, FamilySpec, family_of, load_family
+from .published import EncoderSpec, FamilySpec, family_of, load_family
 from .schedule_config import schedule_from_config
 from .sniff import UNET, require_checkpoint
-from .tokenizer_files import find_clip_vocabulary, load_tokenizer
-from .vae_codec import VaeCodec
 from .vae_source import digest_with_vae, load_given_vae
 
 

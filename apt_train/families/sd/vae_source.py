@@ -18,13 +18,13 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from ...disk.json_file import place, read_json_object, shown
 from ...disk.tensor_file import open_tensor_file, sha256_of_file, sha256_of_files
 from ...errors import InputError
+from ..reading.meta_build import build, refuse_quantised_config
+from ..reading.weight_files import load_part, visible, weight_files
 from .config_tables import KL_VAE, TINY_VAE, checked_vae
 from .folder_index import title_of
 from .ldm_vae import PREFIX, new_attention_name, vae_from_tensors
-from .meta_build import build, refuse_quantised_config
 from .published import load_family
 from .sniff import family_of_scale, family_of_vae, refuse_other_family
-from .weight_files import load_part, visible, weight_files
 
 Vae: TypeAlias = AutoencoderKL | AutoencoderTiny
 _DEFAULT_SCALE = 0.18215  # SD1.5's, but also diffusers' default in any config.json. In a model's own folder it

@@ -17,7 +17,7 @@ import dev
 from apt_train.cli import main as command_line
 from apt_train.data.dataset import load_images
 from apt_train.demo.demo import DEMO, MODEL, demo_config, recipe
-from apt_train.families.sd import load_checkpoint
+from apt_train.families.load import load_checkpoint
 from apt_train.names import FILMSTRIP, lora_file
 from apt_train.report.grid import font, labelled_grid
 from apt_train.report.plots import as_picture, glance_figure

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import torch
 
-from ...errors import InputError
-from ...paths import expanded, one_line
-from ..components import Components
-from ..noise import PredictionType
-from .diffusers_folder import load_diffusers_folder
-from .published import Choices
-from .single_file import load_single_file
+from ..errors import InputError
+from ..paths import expanded, one_line
+from .components import Choices, Components
+from .noise import PredictionType
+from .sd.diffusers_folder import load_diffusers_folder
+from .sd.single_file import load_single_file
 
 
 def load_checkpoint(

@@ -29,10 +29,11 @@ from .config_check import (
     text,
     whole,
 )  # fmt: skip
-from .config_tables import LEAST_POSITIONS, MOST_TOKENS
 
 MOST_BYTES = 1 << 24  # CLIP's tokenizer.json has 2.2 million bytes
 _MOST_ADDED = 10_000
+LEAST_POSITIONS = 10  # the host's longest uncut group of 7 tokens, start and end, and one to spare
+MOST_TOKENS = 1_000_000
 
 _TOKEN_FLAGS: Table = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), flag)
 _ADDED = record({"__type": one_of("AddedToken"), "content": text(), **_TOKEN_FLAGS}, needed=("content",))

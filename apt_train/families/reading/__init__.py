@@ -1,0 +1,1 @@
+"""What a checkpoint consists of, whichever family it belongs to."""
