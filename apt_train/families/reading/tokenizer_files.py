@@ -105,15 +105,12 @@ def load_tokenizer(
     tokenizer.name_or_path = str(folder)
     if pad_token is not None:
         tokenizer.pad_token = pad_token
-    if (starts and tokenizer.bos_token_id is None) or tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
-        raise InputError(
-            f"The tokenizer in {folder} names no begin, end or padding token: complete its tokenizer_config.json."
-        )
+    needed = ("bos", "eos", "pad") if starts else ("eos", "pad")
+    if any(getattr(tokenizer, f"{name}_token_id") is None for name in needed):
+        raise InputError(f"{what} names no begin, end or padding token: complete its tokenizer_config.json.")
     if len(tokenizer) > rows or max(tokenizer.get_vocab().values()) >= rows:
-        raise InputError(
-            f"The tokenizer in {folder} has {counted(len(tokenizer), 'token')}, the text encoder {rows}: give the "
-            "model's own."
-        )
+        count = counted(len(tokenizer), "token")
+        raise InputError(f"{what} has {count}, the text encoder {rows}: give the model's own.")
     tokenizer.model_max_length = int(min(tokenizer.model_max_length, max_length))
     return tokenizer
 
