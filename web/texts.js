@@ -2,8 +2,8 @@
  * What the pack's scripts and combos say, in the editor's language.
  *
  * In: looking texts up in `locales/LANGUAGE/main.json`, which the host serves; labels of combos and text boxes. Not in:
- * the texts, nor the nodes' own names and tooltips, which the editor translates itself. A text is found by its English, which stands
- * where it is used and is what is shown where no translation is.
+ * the texts, nor the nodes' own names and tooltips, which the editor translates itself. A text is found by its English,
+ * which stands where it is used and is what is shown where no translation is.
  */
 
 import { api } from "../../scripts/api.js";

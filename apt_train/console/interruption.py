@@ -52,8 +52,12 @@ class Heard:
     """Keeps track of the signals received."""
 
     def __init__(self) -> None:
-        self.number: int | None = None  # the first signal; None: none has come
-        self._when = 0.0  # it came
+        self._first: tuple[int, float] | None = None
+
+    @property
+    def number(self) -> int | None:
+        """The first signal; None: none has come."""
+        return self._first[0] if self._first else None
 
     def is_news(self, number: int) -> bool:
         """Record a signal; False if it only repeats the first.
@@ -62,10 +66,11 @@ class Heard:
         saved must not lose it.
         """
         now = time.monotonic()
-        if self.number is None:
-            self._when, self.number = now, number  # in this order, as another signal may come between
+        if self._first is None:
+            self._first = number, now
             return True
-        is_echo = now - self._when < _ONE or (number == _HANGUP and self.number != _HANGUP)
+        first, when = self._first
+        is_echo = now - when < _ONE or (number == _HANGUP and first != _HANGUP)
         return number == signal.SIGINT or not is_echo
 
 

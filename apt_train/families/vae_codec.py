@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,7 @@ from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
 from torch import Tensor
 
 
+@dataclass(frozen=True)
 class VaeCodec:
     """`encode` and `decode` of `Components`. They run on the VAE's device, in its own dtype, outside autocast.
 
@@ -19,13 +21,7 @@ class VaeCodec:
     device, without gradients.
     """
 
-    def __init__(self, vae: AutoencoderKL | AutoencoderTiny) -> None:
-        config, self.vae = vae.config, vae
-        widths = config["encoder_block_out_channels" if isinstance(vae, AutoencoderTiny) else "block_out_channels"]
-        self.factor: int = 2 ** (len(widths) - 1)  # pixels per latent position, per side
-        self.latent_channels: int = config["latent_channels"]
-        self._scale: float = config["scaling_factor"]
-        self._shift: float = config.get("shift_factor") or 0.0
+    vae: AutoencoderKL | AutoencoderTiny
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -44,6 +40,25 @@ class VaeCodec:
         raw = latents.to(self.vae.device).float() / self._scale + self._shift
         with self._exact():
             return self.vae.decode(raw.to(self.vae.dtype)).sample.float()  # type: ignore[union-attr]
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent position, per side."""
+        config = self.vae.config
+        widths = config["encoder_block_out_channels" if isinstance(self.vae, AutoencoderTiny) else "block_out_channels"]
+        return 2 ** (len(widths) - 1)
+
+    @property
+    def latent_channels(self) -> int:
+        return self.vae.config["latent_channels"]
+
+    @property
+    def _scale(self) -> float:
+        return self.vae.config["scaling_factor"]
+
+    @property
+    def _shift(self) -> float:
+        return self.vae.config.get("shift_factor") or 0.0
 
     def _exact(self) -> AbstractContextManager[object]:
         kind = self.vae.device.type  # torch has no autocast for `meta`, where memory is estimated

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -50,15 +51,21 @@ class Training(Protocol):
     """What a state is taken from and restored into: training between two steps."""
 
     steps_done: int
-    trainable: dict[str, Parameter]
-    optimizer: Optimizer
-    bank: LatentBank
+
+    @property
+    def trainable(self) -> Mapping[str, Parameter]: ...
+
+    @property
+    def optimizer(self) -> Optimizer: ...
 
     @property
     def indicator(self) -> _Stateful: ...
 
     @property
     def scaler(self) -> _Stateful: ...
+
+    @property
+    def bank(self) -> LatentBank: ...
 
 
 class Damaged(Exception):

@@ -13,6 +13,7 @@ from ..sample.drift import DriftWatch
 from ..sample.sampler import Sampler
 from ..text.captions import preview_captions
 from ..text.conditioning import Conditioner, put_aside
+from ..text.identifier import Identifier
 from .plan import Plan
 from .streams import Stream
 
@@ -25,9 +26,14 @@ class Inputs:
     preservation: Stream | None
     conditioner: Conditioner
 
-    def __post_init__(self) -> None:
-        self.identifier = self.conditioner.identifier  # the learned one; None: a plain word names the subject
-        self.captions = [*self.subject.captions, *(self.preservation.captions if self.preservation else ())]
+    @property
+    def identifier(self) -> Identifier | None:
+        """The learned one; None: a plain word names the subject."""
+        return self.conditioner.identifier
+
+    @property
+    def captions(self) -> list[str]:
+        return [*self.subject.captions, *(self.preservation.captions if self.preservation else ())]
 
 
 def conditioner_of(plan: Plan) -> Conditioner:
@@ -46,11 +52,16 @@ def drift_watch(plan: Plan, inputs: Inputs, adapter: Adapter) -> DriftWatch | No
     config, unrelated = plan.config, plan.unrelated
     if not unrelated:
         return None
+    learned = config.identifier_mode == "learned"
     size = (plan.side, plan.side)
-    sampler = Sampler(plan.components, size, plan.device, plan.dtype, config.optimizer.batch_size)
-    captions = list(itertools.islice(itertools.cycle(dict.fromkeys(inputs.subject.captions)), len(unrelated)))
-    words = config.resolved_init_word if config.identifier_mode == "learned" else config.trigger
-    return DriftWatch(sampler, adapter, inputs.conditioner, captions, words, unrelated)
+    return DriftWatch(
+        Sampler(plan.components, size, plan.device, plan.dtype, config.optimizer.batch_size),
+        adapter,
+        inputs.conditioner,
+        list(itertools.islice(itertools.cycle(dict.fromkeys(inputs.subject.captions)), len(unrelated))),
+        config.resolved_init_word if learned else config.trigger,
+        unrelated,
+    )
 
 
 def prepare_captions(plan: Plan, inputs: Inputs, drift: DriftWatch | None) -> None:

@@ -10,14 +10,18 @@ import torch
 from torch import nn
 
 from ..adapter import Adapter
+from ..config import TrainConfig
+from ..families.components import Components
 from ..sample.drift import DriftWatch
 from .indicator import OverfitIndicator
 from .inputs import Inputs
+from .objective import Objective
 from .plan import Plan
 from .step import TrainingStep
 from .terms import Preservation, Term
 
 if TYPE_CHECKING:
+    from ..data.latent_bank import LatentBank
     from ..families.blocks_aside import BlocksAside
     from .compiled import CompiledBlocks
 
@@ -43,13 +47,36 @@ class Run:
     gamma: list[float] | None = None  # after the last step; None: read it from the indicator
     updating: bool = False  # during the update, when parameters and moments may disagree
 
-    def __post_init__(self) -> None:
-        plan = self.plan
-        self.components, self.config, self.objective = plan.components, plan.config, plan.objective
-        self.device, self.dtype = plan.device, plan.dtype
-        self.bank = self.inputs.subject.bank  # of the subject's pictures
-        self.preservation_term = Preservation(self.config.data.prior_preservation_weight)
-        # Everything logged as a term, in the log's order.
-        self.terms: list[Term | Preservation] = list(self.objective.terms)
-        if self.inputs.preservation:
-            self.terms.append(self.preservation_term)
+    @property
+    def components(self) -> Components:
+        return self.plan.components
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.plan.config
+
+    @property
+    def objective(self) -> Objective:
+        return self.plan.objective
+
+    @property
+    def device(self) -> torch.device:
+        return self.plan.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.plan.dtype
+
+    @property
+    def bank(self) -> LatentBank:
+        """Of the subject's pictures."""
+        return self.inputs.subject.bank
+
+    @property
+    def preservation_term(self) -> Preservation:
+        return Preservation(self.config.data.prior_preservation_weight)
+
+    @property
+    def terms(self) -> list[Term | Preservation]:
+        """Everything logged as a term, in the log's order."""
+        return [*self.objective.terms, *([self.preservation_term] if self.inputs.preservation else [])]

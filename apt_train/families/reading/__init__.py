@@ -1,1 +1,1 @@
-"""What a checkpoint consists of, whichever family it belongs to."""
+"""What the readers of all families share."""

@@ -1,1 +1,1 @@
-"""What a checkpoint consists of, whichever family it belongs to."""
+"""Stable Diffusion 1.x, 2.x and XL: a file or a folder becomes `Components`."""

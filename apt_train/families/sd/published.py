@@ -1,4 +1,4 @@
-"""What a file's tensors do not say: what is published about both families, what the caller chooses, and the family.
+"""What is published about both families but absent from a file's tensors; and which family a UNet belongs to.
 
 SD1.5's LoRA files name layers by diffusers' paths; SDXL's by those of sgm, the code SDXL was published with.
 
