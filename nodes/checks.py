@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..apt_train.errors import InputError
-from .options import settings_shown
-from .settings import METHODS, Setting, beside_settings, train_config
+from .settings import METHODS, Setting, beside_settings, settings_shown, train_config
 from .wires import AptOptions
 
 _MOST_LISTED = 16  # choices in a sentence

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
+from .checks import check_widgets
 from .wires import AptRun, AptRunWire
 
 if TYPE_CHECKING:
@@ -73,8 +74,6 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
         """True, or an InputError about a widget. Wired inputs are None here."""
-        from .checks import check_widgets
-
         check_widgets({name: value for name, value in inputs.items() if value is not None}, cls.define_schema().inputs)
         return True
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .settings import Setting, every_setting, value_of, widget
+from .checks import check_options, known
+from .settings import Setting, every_setting, settings_shown, widget
 from .train import ON_TRAIN
 from .wires import AptOptions, AptOptionsWire
 
@@ -30,15 +31,6 @@ def settings_of(headings: Iterable[str]) -> list[Setting]:
     order = list(headings)
     shown = [setting for setting in every_setting() if setting.name not in ON_TRAIN and setting.heading in order]
     return sorted(shown, key=lambda setting: (max(setting.said.since, BORN), order.index(setting.heading)))
-
-
-def settings_shown(shown: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The widgets' values as `AptOptions.settings`; settings that are not shown are omitted."""
-    found: dict[str, dict[str, Any]] = {}
-    for setting in every_setting():
-        if setting.name in shown:
-            found.setdefault(setting.group, {})[setting.name] = value_of(setting, shown[setting.name])
-    return found
 
 
 def option_widget(setting: Setting) -> io.Input:
@@ -123,8 +115,6 @@ def options_node(node: Any) -> Any:
 
     def validate_inputs(cls: Any, **inputs: Any) -> bool:
         """True, or an InputError about a setting that the host shows on the node before anything runs."""
-        from .checks import check_options, known
-
         check_options(known(inputs), cls.define_schema().inputs)
         return True
 

@@ -186,6 +186,15 @@ def value_of(setting: Setting, shown: Any) -> Any:
     return _number_or_word(setting, shown) if words else shown
 
 
+def settings_shown(shown: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The widgets' values as `AptOptions.settings`; settings that are not shown are omitted."""
+    found: dict[str, dict[str, Any]] = {}
+    for setting in every_setting():
+        if setting.name in shown:
+            found.setdefault(setting.group, {})[setting.name] = value_of(setting, shown[setting.name])
+    return found
+
+
 def _kinds(shown: Any) -> tuple[str, ...]:
     """The kinds in `affine+flip`, or in a list from an older workflow; empty for an empty one."""
     parts = shown if isinstance(shown, (list, tuple)) else str(shown).split("+")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
+from .checks import check_widgets
 from .sheet_cells import (
     Column,
     check_count,
@@ -111,8 +112,6 @@ class APTSnapshotSheet(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
         """True, or an InputError that the host shows on the node before anything runs. Wired inputs are None here."""
-        from .checks import check_widgets
-
         shown = {name: value for name, value in inputs.items() if value is not None}
         check_widgets(shown, cls.define_schema().inputs)
         if "prompts" in shown:

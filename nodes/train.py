@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..apt_train.errors import InputError
 from ..apt_train.presets import PRESETS, PUBLISHED
+from .checks import check_train, known
 from .settings import METHODS, Setting, beside_settings, train_config, widget
 from .wires import AptOptions, AptOptionsWire, AptRunWire
 
@@ -132,8 +133,6 @@ class APTTrain(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
         """True, or an InputError about a widget that the host shows on the node before anything runs."""
-        from .checks import check_train, known
-
         check_train(known(inputs), (*MAIN, SEED, CLASS_WORD), cls.define_schema().inputs)
         return True
 

@@ -41,12 +41,12 @@ def on_the_node(
     preset: str, main: dict[str, Any] | None = None, options: dict[str, Any] | None = None, method: str = "APT"
 ) -> TrainConfig:
     """The settings of APT Train with widgets at their defaults, but for these."""
-    with node_modules("settings", "options", "wires", "train") as (settings, option_nodes, wires, train):
+    with node_modules("settings", "wires", "train") as (settings, wires, train):
         main = {"class_word": "toy", **(main or {})}
         shown = {
             one: main.get(one.name, settings._as_shown(one)) for one in (*train.MAIN, train.SEED, train.CLASS_WORD)
         }
-        handed = wires.AptOptions(option_nodes.settings_shown(options or {}))
+        handed = wires.AptOptions(settings.settings_shown(options or {}))
         config = settings.train_config(shown, handed, subject="", method=method, preset=preset)
         return TrainConfig.from_dict(config.to_dict())  # of the module that outlives the stand-ins
 
