@@ -42,7 +42,7 @@ from apt_train.text.identifier import Identifier
 from apt_train.training import plan as plan_module
 from apt_train.training.estimate import estimated
 from apt_train.training.indicator import OverfitIndicator
-from apt_train.training.live_bytes import META, LiveBytes, fused_attention, gradients_left_out, weight_bytes
+from apt_train.training.live_bytes import META, LiveBytes, as_on_a_gpu, gradients_left_out, weight_bytes
 from apt_train.training.memory import Savings, Setting
 from apt_train.training.objective import objective_of
 from apt_train.training.plan import Plan
@@ -203,7 +203,7 @@ def step_bytes(parts: Components, method: Method, side: int, *, checkpointing: b
     modules = [parts.unet, identifier, *(encoder.model for encoder in parts.text_encoders)]
     live = LiveBytes(modules)
     trained = [*step.adapter.parameters.values(), *identifier.parameters()]
-    with _checkpointing(sd_unet(parts), checkpointing), gradients_left_out(live, trained), fused_attention(), live:
+    with _checkpointing(sd_unet(parts), checkpointing), gradients_left_out(live, trained), as_on_a_gpu(), live:
         batch = _batch(parts, side)
         output = step(batch, with_prior=step.objective.needs_prior(0))
         kept = live.now
@@ -242,7 +242,7 @@ def vae_bytes(parts: Components, side: int) -> tuple[int, int, int]:
     peaks = []
     for run, channels, size in ((parts.encode, 3, side), (parts.decode, 4, side // parts.family.vae_factor)):
         live = LiveBytes([parts.vae])
-        with torch.no_grad(), fused_attention(), live:
+        with torch.no_grad(), as_on_a_gpu(), live:
             run(torch.zeros(1, channels, size, size, device=META))
         peaks.append(live.peak)
     return weight_bytes(parts.vae.parameters()), peaks[0], peaks[1]

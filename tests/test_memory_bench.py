@@ -16,7 +16,7 @@ from apt_train.config import Method
 from apt_train.families.components import Components
 from apt_train.families.storage import STORAGES
 from apt_train.training import estimate
-from apt_train.training.live_bytes import META, LiveBytes, fused_attention, weight_bytes
+from apt_train.training.live_bytes import META, LiveBytes, as_on_a_gpu, weight_bytes
 from apt_train.training.memory import Savings, Setting
 from apt_train.training.meta_results import MetaResults, storage_key
 from apt_train.training.objective import objective_of
@@ -112,7 +112,7 @@ def test_what_is_kept_is_what_autograd_saves(device: torch.device) -> None:
         return tensor.detach()
 
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with memory._checkpointing(memory.sd_unet(parts), True), fused_attention(), hooks, LiveBytes(modules) as live:
+    with memory._checkpointing(memory.sd_unet(parts), True), as_on_a_gpu(), hooks, LiveBytes(modules) as live:
         batch = memory._batch(parts, SIDE)
         output = step(batch, with_prior=True)
     # Some are saved for a result that nobody asks for the gradient of, and freed with it.
@@ -139,7 +139,7 @@ def test_the_stand_in_for_attention_keeps_what_a_fused_kernel_keeps() -> None:
         output.sum().backward()
         return sorted(saved, key=str), output
 
-    with fused_attention():
+    with as_on_a_gpu():
         stood_in, output = kept()
     real, expected = kept()
     assert stood_in == real and len(real) == 5

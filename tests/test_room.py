@@ -101,6 +101,15 @@ def test_the_estimate_follows_the_settings() -> None:
     assert plain.peak(makes_way=False) == max(plain.in_step, plain.beside_vae)
 
 
+@pytest.mark.usefixtures("counted")
+def test_what_is_recomputed_is_estimated_on_the_oldest_torch_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before version 2.6 it asks `torch.meta` for a random state, and there is no such module."""
+    today = planned("sd15", gradient_checkpointing=True).memory
+    monkeypatch.setattr(torch.utils.checkpoint, "_get_device_module", lambda device: getattr(torch, device))
+    assert planned("sd15", gradient_checkpointing=True).memory == today is not None
+    assert not hasattr(torch, "meta")
+
+
 # ---- what is told ------------------------------------------------------------------------------------------------
 
 

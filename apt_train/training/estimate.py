@@ -16,7 +16,7 @@ from ..families.components import Components
 from ..families.storage import stored
 from ..text.conditioning import Conditioner
 from .indicator import OverfitIndicator
-from .live_bytes import META, LiveBytes, fused_attention, gradients_left_out, on_meta, weight_bytes
+from .live_bytes import META, LiveBytes, as_on_a_gpu, gradients_left_out, on_meta, weight_bytes
 from .memory import Memory, Setting
 from .optimizer import build_optimizer, state_bytes
 from .step import TrainingStep
@@ -46,7 +46,7 @@ def _counted(components: Components, setting: Setting, step: TrainingStep) -> Me
     live = LiveBytes([components.unet, *encoders, *([identifier] if identifier is not None else [])])
     batch = _batch(components, setting)
     prior = setting.objective.needs_prior(0)
-    with gradients_left_out(live, list(trainable.values())), fused_attention(only_meta=True), live:
+    with gradients_left_out(live, list(trainable.values())), as_on_a_gpu(only_meta=True), live:
         with step.adapter.at(batch.timesteps):
             step(batch, with_prior=prior).total.backward()
     network = weight_bytes(components.unet.parameters()) - weight_bytes(step.adapter.parameters.values())
@@ -75,7 +75,7 @@ def _vae(components: Components, setting: Setting) -> int | None:
         return None
     pixels, latent = (1, 3, setting.side, setting.side), setting.side // components.family.vae_factor
     channels = components.network.latent_channels(components.unet)
-    with on_meta(components.vae), LiveBytes([components.vae]) as live, fused_attention(only_meta=True), torch.no_grad():
+    with on_meta(components.vae), LiveBytes([components.vae]) as live, as_on_a_gpu(only_meta=True), torch.no_grad():
         if encodes:
             components.encode(torch.zeros(pixels, device=META))
         if decodes:

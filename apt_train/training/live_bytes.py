@@ -1,6 +1,6 @@
 """Counts the bytes a computation keeps alive by running it on torch's meta device, where tensors have no data.
 
-In: the counting, a substitute for fused attention, making modules weightless. Not in: what is run (`estimate`).
+In: the counting, what the meta device lacks for it, making modules weightless. Not in: what is run (`estimate`).
 """
 
 from __future__ import annotations
@@ -93,9 +93,12 @@ class _FusedAttention(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def fused_attention(*, only_meta: bool = False) -> Generator[None]:
-    """Replace torch's attention by the substitute inside the block; `only_meta`: only for meta tensors."""
-    real = F.scaled_dot_product_attention
+def as_on_a_gpu(*, only_meta: bool = False) -> Generator[None]:
+    """Inside the block torch attends as fused kernels do, and can recompute activations on the meta device, too.
+
+    `only_meta`: only meta tensors are attended to so.
+    """
+    real, known = F.scaled_dot_product_attention, cast("dict[str, Any]", vars(torch))
 
     def stand_in(query: Tensor, key: Tensor, value: Tensor, *more: Any, **named: Any) -> Any:
         if only_meta and not query.is_meta:
@@ -103,10 +106,12 @@ def fused_attention(*, only_meta: bool = False) -> Generator[None]:
         return cast("Tensor", _FusedAttention.apply(query, key, value))
 
     F.scaled_dot_product_attention = stand_in
+    known["meta"] = META  # before version 2.6 checkpointing looks every device up there
     try:
         yield
     finally:
         F.scaled_dot_product_attention = real
+        known.pop("meta", None)
 
 
 @contextlib.contextmanager
