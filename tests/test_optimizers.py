@@ -258,6 +258,25 @@ def test_runs_from_before_it_could_be_chosen_stay_the_same_run() -> None:
     assert quick_config(optimizer="radam").identity()["optimizer"]["optimizer"] == "radam"
 
 
+def test_adamw_moves_each_weight_in_one_go_where_torch_can_and_as_its_plain_version_does() -> None:
+    draws = torch.Generator().manual_seed(0)
+    start = torch.randn(5, 7, generator=draws)
+    weights = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    fused = BUILDERS["adamw"]([{"params": weights[:1], "lr": 0.1, "weight_decay": 0.1}], SHARED)
+    plain = torch.optim.AdamW(
+        weights[1:], lr=0.1, weight_decay=0.1, betas=SHARED.betas, eps=SHARED.epsilon, foreach=False
+    )
+    for _ in range(20):
+        for weight, optimizer in zip(weights, (fused, plain), strict=True):
+            weight.grad = weight.detach() ** 2
+            optimizer.step()
+    assert (
+        fused.param_groups[0]["fused"] and torch.allclose(*weights, rtol=1e-5) and not torch.equal(*weights[1:], start)
+    )
+    elsewhere = torch.nn.Parameter(start.to("meta"))
+    assert not BUILDERS["adamw"]([{"params": [elsewhere], "lr": 0.1}], SHARED).param_groups[0]["fused"]
+
+
 def test_an_unknown_name_is_told_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="optimizer is 'sgdw': choose one of adamw, radam"):
         quick_config(optimizer="sgdw")
