@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from apt_train.families.storage import STORAGES
-from apt_train.training import streams
+from apt_train.training import vae_visits
 from apt_train.training.plan import plan_run
 from apt_train.training.setup import prepared_run
 from apt_train.training.train import train
@@ -58,7 +58,7 @@ def test_frozen_weights_leave_the_gpu_for_the_vae_and_come_back_to_the_bit() -> 
     frozen, trained = nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 3)
     network = nn.Sequential(frozen, trained).to("cuda")
     before, place = frozen.weight.clone(), trained.weight.data_ptr()
-    with streams._aside(network, torch.device("cuda")):
+    with vae_visits._aside(network, torch.device("cuda")):
         assert frozen.weight.device.type == "cpu" and trained.weight.data_ptr() == place
     assert frozen.weight.is_cuda and torch.equal(frozen.weight, before)
 

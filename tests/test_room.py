@@ -5,10 +5,13 @@ Not here: how bytes are counted (`test_memory_bench`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import weakref
+from collections.abc import Generator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +26,8 @@ from torch.utils import checkpoint
 from apt_train.data.latent_bank import LatentBank
 from apt_train.errors import InputError
 from apt_train.events import NoticeEvent, PlanEvent, StopTraining
-from apt_train.training import estimate, live_bytes, loop, plan, room, streams, trial, update
+from apt_train.run.log import read_log
+from apt_train.training import estimate, live_bytes, loop, plan, previewing, room, trial, update, vae_visits
 from apt_train.training.memory import Memory, Savings, blocks_too_many, fits
 from apt_train.training.notes import BLOCKS_ASIDE, notes_of
 from apt_train.training.plan import Plan, plan_run
@@ -420,7 +424,7 @@ def test_a_vae_that_there_is_no_room_for_leaves_the_device_again(monkeypatch: py
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(parts.vae, "to", move)
-    with pytest.raises(torch.OutOfMemoryError), streams.vae_on(parts, torch.device("cuda")):
+    with pytest.raises(torch.OutOfMemoryError), vae_visits.vae_on(parts, torch.device("cuda")):
         pass
     assert places == ["cuda", "cpu"]
 
@@ -430,9 +434,46 @@ def test_aside_and_back_the_weights_are_the_same_and_what_is_trained_stays() -> 
     network = nn.Sequential(first, second := nn.Linear(3, 3))
     frozen, trained = first.weight, second.weight
     before, place = frozen.data, trained.data_ptr()
-    with streams._aside(network, torch.device("cpu")):
+    with vae_visits._aside(network, torch.device("cpu")):
         assert trained.data_ptr() == place and frozen.device.type == "cpu"
     assert first.weight is frozen and torch.equal(frozen, before)
+
+
+def test_what_a_failed_vae_has_made_is_gone_before_the_network_returns() -> None:
+    """Its error would hold it, and there may be no room for both."""
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def decode() -> None:
+        activations = torch.zeros(3)
+        made.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError) as held, vae_visits._aside(nn.Linear(3, 3), torch.device("cpu")):
+        decode()
+    assert held.tb is not None and made[0]() is None
+
+
+def test_a_network_that_cannot_return_ends_the_run_with_its_steps_saved(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Samples are drawn for which it makes way. A run can do without those, but not without the network."""
+    parts = tiny_components()
+
+    @contextlib.contextmanager
+    def aside(*_: Any, **__: Any) -> Generator[None]:
+        with vae_visits._aside(parts.unet, torch.device("cpu")):
+            yield
+            monkeypatch.setattr(torch.Tensor, "to", refuse)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        monkeypatch.undo()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(previewing, "vae_on", aside)
+    with pytest.raises(InputError, match="finds no room to return: free memory, then resume"):
+        run(parts, preview_every=2, output_dir=tmp_path)
+    assert run(steps=4, output_dir=tmp_path, resume=True).steps_done == 4
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl").lines] == [1, 2, 3, 4]
 
 
 def test_weightless_modules_are_as_before_whatever_happens() -> None:

@@ -18,7 +18,7 @@ from ..data.dataset import ImageSet
 from ..data.latent_bank import LatentBank
 from ..families.levels import timestep_at
 from ..text.captions import SUBJECT
-from ..training.streams import encoder_of
+from ..training.vae_visits import encoder_of
 from .findings import Asked
 from .subject import Subject
 from .with_lora import WithLora

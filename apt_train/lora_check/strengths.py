@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..data.dataset import ImageSet
 from ..sample.sampler import Drawing, Sampler
-from ..training.streams import vae_on
+from ..training.vae_visits import vae_on
 from .findings import Asked, AtStrength
 from .measures import Measures
 from .pictures import read_pictures

@@ -12,6 +12,7 @@ import torch
 from ..errors import InputError
 from ..events import BusyEvent, Callback, Event, Work
 from .running import Run
+from .vae_visits import Stranded
 
 Result = TypeVar("Result")
 
@@ -54,11 +55,13 @@ def attempted(
     """The result of work that training can do without; or None, and the reason why it failed.
 
     RuntimeError, MemoryError and InputError count as failing, unless the callback raised them. Anything else passes
-    through. `work` receives the callback for its own events.
+    through, as does `Stranded`. `work` receives the callback for its own events.
     """
     with interruptible(run, emit, what, calls) as ask:
         try:
             return work(ask), ""
+        except Stranded:
+            raise
         except (RuntimeError, MemoryError, InputError) as error:
             reason = str(error).strip().partition("\n")[0] or type(error).__name__  # Python's own MemoryError says none
     if run.device.type == "cuda":  # outside the block that held the failed work's tensors

@@ -22,7 +22,7 @@ from ..text.captions import preview_captions
 from .interruptible import attempted
 from .outcome import Outcome
 from .running import Run
-from .streams import vae_on
+from .vae_visits import vae_on
 
 
 def has_previews(outcome: Outcome, folder: Path) -> bool:

@@ -5,24 +5,22 @@ In: building the subject's stream and the prior-preservation stream. Not in: dra
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.augment import Augmentation, zoom_limit
 from ..data.batch import Batch, collate, draw_samples, size_ids_of
 from ..data.buckets import bucket_multiple, bucket_notes, prepare
 from ..data.dataset import ImageSet
-from ..data.latent_bank import Encoder, LatentBank, OnEncode
-from ..families.components import Components
+from ..data.latent_bank import LatentBank, OnEncode
 from ..families.network import Process
 from ..text.captions import class_caption, subject_captions
 from .notes import OF_PRIOR, notes_of
 from .plan import Plan
+from .vae_visits import encoder_of
 
 
 @dataclass
@@ -89,40 +87,7 @@ def _stream(
     )
 
 
-def encoder_of(components: Components, device: torch.device, *, alone: bool = False) -> Encoder:
-    """The VAE as a latent bank uses it, on the device while it works; `alone`: see `vae_on`."""
-    work = partial(vae_on, components, device, alone=alone)
-    return Encoder(components.encode, components.family.vae_factor, on_device=work)
-
-
 def _augmentation(plan: Plan) -> Augmentation:
     apt = plan.config.apt
     zoom = zoom_limit(apt.max_zoom, plan.side // plan.components.family.vae_factor)
     return Augmentation(apt.augment_kinds, zoom, apt.max_degrees, apt.augment_fill)
-
-
-@contextlib.contextmanager
-def vae_on(components: Components, device: torch.device, *, alone: bool = False) -> Generator[None]:
-    """The VAE on the compute device inside the block; `alone`: the network's frozen weights leave it meanwhile."""
-    with _aside(components.unet, device) if alone else contextlib.nullcontext():
-        if components.vae is None:
-            yield
-            return
-        try:
-            components.vae.to(device)
-            yield
-        finally:
-            components.vae.to("cpu")
-
-
-@contextlib.contextmanager
-def _aside(network: nn.Module, device: torch.device) -> Generator[None]:
-    """Move frozen weights off the device and back. Copies are exact. Trained weights stay, with their moments."""
-    moved = [one for one in network.parameters() if not one.requires_grad and one.device.type == device.type]
-    try:
-        for parameter in moved:
-            parameter.data = parameter.data.to("cpu")
-        yield
-    finally:
-        for parameter in moved:
-            parameter.data = parameter.data.to(device)

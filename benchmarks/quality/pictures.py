@@ -13,7 +13,7 @@ from apt_train.adapter import check_no_adapter
 from apt_train.families.components import Components
 from apt_train.sample.sampler import Drawing, Sampler
 from apt_train.text.conditioning import Conditioner
-from apt_train.training.streams import vae_on
+from apt_train.training.vae_visits import vae_on
 
 from .task import Task
 

@@ -21,7 +21,7 @@ from apt_train.families.components import Components
 from apt_train.rng import generator
 from apt_train.sample.sampler import Sampler, denoise, from_pictures, initial_noise
 from apt_train.text.conditioning import Conditioner
-from apt_train.training.streams import vae_on
+from apt_train.training.vae_visits import vae_on
 
 from .subjects import KINDS, Captioned, Subject
 from .task import Task
