@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, Event, NoticeEvent, StepEvent, StopTraining
@@ -81,6 +82,21 @@ def test_a_rounded_model_is_refused_where_it_was_to_be_exact() -> None:
     with pytest.raises(InputError, match=r"rounded this model to torch\.bfloat16.*load the checkpoint again"):
         run(used, precision="fp32", steps=1)
     assert run(used, precision="bf16", steps=1).steps_done == 1
+
+
+def test_a_model_that_came_in_half_precision_is_trained_in_fp32_between_runs_in_it() -> None:
+    """Its weights are as loaded all the while, so nothing is refused and every run is the one on a fresh model."""
+    fresh = half_model()
+    first = {precision: run(half_model(), precision=precision, steps=1) for precision in ("fp32", "bf16")}
+    for precision in ("fp32", "bf16", "fp32", "bf16"):
+        assert same_weights(run(fresh, precision=precision, steps=1), first[precision])
+
+
+def half_model() -> Components:
+    parts = tiny_components()
+    for module in (parts.unet, *(encoder.model for encoder in parts.text_encoders)):
+        nn.Module.to(module, torch.bfloat16)
+    return parts
 
 
 # -- one at a time

@@ -123,6 +123,7 @@ class Components:
     network: Network = field(default_factory=StableDiffusion)  # how `unet` is called and read
     rounded_to: torch.dtype | None = None  # dtype to which an earlier run rounded the weights in place
     stored_as: Storage = "full"  # the storage to which an earlier run rounded the frozen layers in place
+    came_in: frozenset[torch.dtype] = frozenset()  # the weights' dtypes before the first run; empty: no run yet
     borrowed: bool = False  # whether a run gives the modules back as they were: weights, dtypes, devices, modes
 
     def lent(self) -> contextlib.AbstractContextManager[None]:
@@ -144,8 +145,10 @@ class Components:
             )
         self.stored_as = storage
         modules = [self.unet, *(encoder.model for encoder in self.text_encoders)]
-        held = {parameter.dtype for module in modules for parameter in module.parameters()}
-        if any(loses(one, dtype) for one in held):
+        # A wider dtype holds the same values, so what a cast may round is what they came in.
+        held = frozenset(parameter.dtype for module in modules for parameter in module.parameters())
+        self.came_in = self.came_in or held
+        if any(loses(one, dtype) for one in self.came_in):
             self.rounded_to = dtype
 
     @property
