@@ -766,6 +766,20 @@ def test_the_balance_of_the_terms_is_logged_when_due() -> None:
     )
 
 
+def test_prior_preservation_has_its_part_in_the_balance_and_moves_no_weight_by_it() -> None:
+    norms, trained = dict[float, float](), list[TrainResult]()
+    for weight, every in ((1.0, 1), (2.0, 1), (2.0, 0)):
+        recorder = Recorder()
+        settings: dict[str, Any] = {"prior_preservation_weight": weight, "balance_every": every, "accumulation": 2}
+        trained.append(run(steps=1, prior_images=pictures(seed=5), on_event=recorder, **settings))
+        if every:
+            terms = recorder.steps[0].grad_norm_terms
+            assert terms is not None and list(terms)[0] == "denoising" and terms["denoising"] > 0
+            norms[weight] = terms["prior_preservation"]
+    assert norms[2.0] == pytest.approx(2 * norms[1.0]) and norms[1.0] > 0
+    assert same_weights(trained[1], trained[2])
+
+
 def test_every_field_of_the_config_is_tested_here() -> None:
     """A new setting needs a test of its effect: this list grows with it."""
     elsewhere = {

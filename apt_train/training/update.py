@@ -149,10 +149,12 @@ def _drawn(run: Run, stream: Stream | None, p_aug: Tensor | None = None) -> list
 
 def _preservation_pass(run: Run, batch: Batch, parts: int, seen: _Seen) -> None:
     with run.adapter.at(batch.timesteps):
-        term = run.training_step.preservation(batch)
-        kind = run.preservation_term
+        term, kind = run.training_step.preservation(batch), run.preservation_term
+        weighted = kind.weight * term
+        if kind.name not in seen.values and _balance_due(run):
+            _see_gradient_norms(run, {kind.name: weighted}, seen)
         seen.add(kind.name, term)
-        _backward(run, kind.weight * term / parts)
+        _backward(run, weighted / parts)
 
 
 def _backward(run: Run, loss: Tensor) -> None:
