@@ -152,7 +152,8 @@ UNREAD = {
     "--drift-prompts a --no-watch-drift": ["--drift-prompts does nothing without --watch-drift."],
     "--drift-prompts a --snapshot-every 0": ["--drift-prompts does nothing without --snapshot-every."],
     "--method tlora --min-rank 2 --no-alignment --watch-indicator --bins 5": [],
-    "--preview-every 5 --preview-seed 3 --drift-prompts a": [],
+    "--preview-every 5 --preview-seed 3 --drift-prompts a --steps 5": [],
+    "--preview-every 5 --steps 4": ["--preview-every does nothing in so few steps as 4."],
 }
 
 

@@ -125,6 +125,18 @@ def test_prompts_that_all_name_the_class_word_are_told() -> None:
     assert result.steps_done == 2 and any("the run never stops" in text for text in result.notices)
 
 
+@pytest.mark.parametrize(("stop", "needed"), [("drift", 2), ("settled", 4)])
+def test_a_rule_that_so_few_snapshots_never_reach_is_told(stop: str, needed: int) -> None:
+    """What is made at the last step ends nothing."""
+
+    def told(steps: int) -> list[str]:
+        return [text for text in run(steps=steps, snapshot_every=2, stop=stop).notices if "never stops" in text]
+
+    assert told(2 * needed + 1) == []
+    (note,) = told(2 * needed)
+    assert f"stop is {stop}, which compares {needed} snapshots, but {needed - 1} will be made before" in note
+
+
 # ---- a run -------------------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,13 @@ def test_the_subjects_own_pictures_among_those_of_its_class_are_told(count: int)
     assert told == f"Also among the prior images: {names}. Prior images should not show the subject."
 
 
+@pytest.mark.parametrize(("warmup", "is_told"), [(3, False), (4, True), (500, True)])
+@pytest.mark.parametrize("schedule", ["constant_with_warmup", "cosine"])
+def test_a_warm_up_that_the_run_does_not_outlast_is_told(warmup: int, is_told: bool, schedule: str) -> None:
+    told = notes(steps=4, warmup_steps=warmup, lr_schedule=schedule)
+    assert [f"warmup_steps is {warmup}, but the run ends at step 4," in text for text in told] == [True] * is_told
+
+
 BRACES: dict[str, tuple[dict[str, Any], str]] = {
     "template": ({"caption_template": "a {subject} {x}"}, "{x}"),
     "previews": ({"preview_prompts": ("a {subject} in {red|blue}",)}, "{red|blue}"),

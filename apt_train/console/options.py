@@ -117,6 +117,8 @@ def unread(options: argparse.Namespace, config: TrainConfig) -> Iterator[str]:
     for name in all_said(TrainConfig):
         if getattr(options, name, None) and (reason := _why_unread(name, values)):
             idle.setdefault(reason, []).append(option_name(name))
+    if getattr(options, "preview_every", 0) > config.steps:
+        idle[f"in so few steps as {config.steps}"] = ["--preview-every"]
     for reason, names in idle.items():
         yield f"{listed(names, len(names))} {'does' if len(names) == 1 else 'do'} nothing {reason}."
 

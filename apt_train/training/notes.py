@@ -11,6 +11,7 @@ from ..disk.json_file import short_name
 from ..text.captions import SUBJECT, class_caption
 from ..wording import listed, printable
 from .plan import Plan
+from .stopping import FEWEST
 
 ENCODERS_ASIDE = (
     "The text encoders wait in main memory and move to the device twice a step, as its memory is short. Steps are "
@@ -31,7 +32,7 @@ def notes_of(plan: Plan) -> list[str]:
     pictures = [*plan.images.notes, *plan.images.repeats(), *prior, *_preserved_subject(plan)]
     aside = [ENCODERS_ASIDE] * plan.encoders_aside + [BLOCKS_ASIDE] * (plan.savings.blocks_aside > 0)
     compiles = [COMPILES] if plan.config.compile_blocks else []
-    return [*plan.components.notes, *pictures, *aside, *compiles, *_blind_stop(plan), *_unfilled(plan)]
+    return [*plan.components.notes, *pictures, *aside, *compiles, *_blind_stop(plan), *_cold(plan), *_unfilled(plan)]
 
 
 def _preserved_subject(plan: Plan) -> list[str]:
@@ -43,10 +44,30 @@ def _preserved_subject(plan: Plan) -> list[str]:
 
 
 def _blind_stop(plan: Plan) -> list[str]:
-    """A warning if `stop` relies on a drift that no prompt is left to measure."""
-    stop = plan.config.output.stop
-    note = f"stop is {stop}, but every drift prompt names the class word: give others, or the run never stops."
-    return [] if stop == "never" or plan.unrelated else [note]
+    """A warning if `stop` has no drift to go by: no prompt is left to measure it, or too few snapshots do."""
+    output, steps = plan.config.output, plan.config.steps
+    if output.stop == "never":
+        return []
+    if not plan.unrelated:
+        return [
+            f"stop is {output.stop}, but every drift prompt names the class word: give others, or the run never stops."
+        ]
+    needed, made = FEWEST[output.stop], (steps - 1) // output.snapshot_every
+    note = (
+        f"stop is {output.stop}, which compares {needed} snapshots, but {made} will be made before the last step: "
+        "lower snapshot_every, or the run never stops."
+    )
+    return [note] if made < needed else []
+
+
+def _cold(plan: Plan) -> list[str]:
+    """A warning if the run ends before its warm-up does."""
+    warmup, steps = plan.config.optimizer.warmup_steps, plan.config.steps
+    note = (
+        f"warmup_steps is {warmup}, but the run ends at step {steps}, before the learning rate is what was set: "
+        "lower it, or train longer."
+    )
+    return [note] if warmup >= steps else []
 
 
 def _unfilled(plan: Plan) -> list[str]:

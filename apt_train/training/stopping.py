@@ -24,7 +24,7 @@ from ..verdict.recommend import not_risen
 from ..verdict.run_summary import RISE
 
 SETTLED = 0.1  # relative to the distance at half the step
-FEWEST = 4  # snapshots needed before `settled` applies
+FEWEST = {"drift": 2, "settled": 4}  # snapshots needed before a rule applies
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _risen(seen: Sequence[Mapping[str, Any]]) -> Ending | None:
 def _settled(seen: Sequence[Mapping[str, Any]]) -> Ending | None:
     now = seen[-1]
     before = [item for item in seen if 2 * item["step"] <= now["step"]]
-    if len(seen) < FEWEST or not before or not before[-1]["subject"] > 0:
+    if len(seen) < FEWEST["settled"] or not before or not before[-1]["subject"] > 0:
         return None
     change = abs(now["subject"] / before[-1]["subject"] - 1)
     if change > SETTLED:
