@@ -232,7 +232,10 @@ def _train(
         reading(BusyEvent("weights", 0))
         components, images, prior_images = _load(inputs)
     before = _written(output)
-    with Progress(device) as progress, stop_on_interrupt(progress, lambda: _written(output) != before):
+    with (
+        Progress(device, gamma=config.measures_indicator) as progress,
+        stop_on_interrupt(progress, lambda: _written(output) != before),
+    ):
         result = train(
             components,
             images,

@@ -125,6 +125,20 @@ def test_everything_that_is_said_in_a_run_begins_on_a_line_of_its_own(
         assert "\r" not in screen.getvalue() and "\x1b" not in screen.getvalue()
 
 
+@WATCHED
+@pytest.mark.parametrize(("method", "shown"), [("apt", True), ("dreambooth", False), ("dco", True)])
+def test_gamma_is_shown_where_it_is_measured(
+    method: str, shown: bool, watched: bool, model: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere a 0.00 would be taken for a run that does not overfit. DCO runs the prior, and measures it thereby."""
+    screen = watch(watched, monkeypatch)
+    monkeypatch.setattr(apt_train.training.train, "write_extras", lambda *_: None)
+    options = ["--method", method, "--no-watch-drift"]
+    assert cli.main(arguments(model, photos, tmp_path / "out", *options)) == 0
+    text = screen.getvalue()
+    assert ", loss " in text and (", gamma " in text) is shown, text
+
+
 def test_a_file_gets_a_line_now_and_then_and_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A night's run leaves a log that can be read."""
     screen = watch(False, monkeypatch)

@@ -27,9 +27,11 @@ class Progress:
     Anything printed afterwards, including errors, starts on a new line.
     """
 
-    def __init__(self, device: str | None = None) -> None:
+    def __init__(self, device: str | None = None, *, gamma: bool = True) -> None:
+        """`gamma`: whether it is shown even at 0, where it stays if nothing measures it."""
         self.stop_requested = False
         self._device = device
+        self._gamma = gamma
         file = lossy(sys.stderr)
         self._screen: _Terminal | _Lines = _Terminal(file) if is_terminal(file) else _Lines(file)
 
@@ -39,8 +41,8 @@ class Progress:
         elif isinstance(event, PreviewEvent):
             self.say(f"Preview at step {event.step}: {counted(len(event.tuned), 'picture')}.")
         elif isinstance(event, StepEvent):
-            gamma = sum(event.gamma) / len(event.gamma)
-            self._screen.step(event, f"loss {event.loss:.4f}, gamma {gamma:.2f}{self._memory()}")
+            gamma = f", gamma {sum(event.gamma) / len(event.gamma):.2f}" if self._gamma or any(event.gamma) else ""
+            self._screen.step(event, f"loss {event.loss:.4f}{gamma}{self._memory()}")
         else:
             self._screen.busy(event)
         if self.stop_requested and not isinstance(event, NoticeEvent):
