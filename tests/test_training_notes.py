@@ -41,6 +41,7 @@ BRACES: dict[str, tuple[dict[str, Any], str]] = {
     "template": ({"caption_template": "a {subject} {x}"}, "{x}"),
     "previews": ({"preview_prompts": ("a {subject} in {red|blue}",)}, "{red|blue}"),
     "unseen": ({"unseen_prompt": "a {subject} { }"}, "{ }"),
+    "wide": ({"caption_template": "a {subject} ｛subject｝"}, "｛subject｝"),
     "long": ({"caption_template": "a {subject} {" + 500 * "x" + "}"}, "..."),
 }
 
@@ -69,6 +70,15 @@ def test_what_is_told_of_prior_images_says_so() -> None:
     told = run(steps=1, batch_size=2, prior_images=prior).notices
     assert "Prior images: b.txt belongs to no picture." in told
     assert any(text.startswith("Prior images: The pictures fall in 2 sizes") for text in told), told
+
+
+@pytest.mark.parametrize("text", ["a (toy:1.2) on grass", "a ({subject}: .5 ), red"])
+@pytest.mark.parametrize("of", ["captions", "preview_prompts"])
+def test_weights_of_words_are_told(text: str, of: str) -> None:
+    given = {"preview_prompts": (text, "a {subject} (red) at 12:30")} if of == "preview_prompts" else {}
+    (told,) = notes(pictures(captions=[text, "", "a toy (red: no) (2:1)"] if not given else None), **given)
+    shown = text[text.index("(") : text.index(")") + 1]
+    assert told.startswith(f"Words have no weights in training, so this is read as it stands: {shown}")
 
 
 def test_braces_in_captions_are_told_once() -> None:

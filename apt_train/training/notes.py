@@ -23,7 +23,8 @@ BLOCKS_ASIDE = (
 )
 COMPILES = "compile_blocks is on: compiling takes minutes in the first step, and again for each new size of picture."
 OF_PRIOR = "Prior images: "  # before a note that would otherwise seem to be on the subject's pictures
-_BRACES = re.compile(r"\{[^{}]*\}")
+_BRACES = re.compile(r"[{｛][^{}｛｝]*[}｝]")  # also the wide ones of Chinese keyboards
+_WEIGHTED = re.compile(r"\([^()]*:\s*[\d.]+\s*\)")  # as hosts read it in a prompt
 
 
 def notes_of(plan: Plan) -> list[str]:
@@ -32,7 +33,7 @@ def notes_of(plan: Plan) -> list[str]:
     pictures = [*plan.images.notes, *plan.images.repeats(), *prior, *_preserved_subject(plan)]
     aside = [ENCODERS_ASIDE] * plan.encoders_aside + [BLOCKS_ASIDE] * (plan.savings.blocks_aside > 0)
     compiles = [COMPILES] if plan.config.compile_blocks else []
-    return [*plan.components.notes, *pictures, *aside, *compiles, *_blind_stop(plan), *_cold(plan), *_unfilled(plan)]
+    return [*plan.components.notes, *pictures, *aside, *compiles, *_blind_stop(plan), *_cold(plan), *_literal(plan)]
 
 
 def _preserved_subject(plan: Plan) -> list[str]:
@@ -70,14 +71,17 @@ def _cold(plan: Plan) -> list[str]:
     return [note] if warmup >= steps else []
 
 
-def _unfilled(plan: Plan) -> list[str]:
-    """A note on braces that look like placeholders, but are not."""
+def _literal(plan: Plan) -> list[str]:
+    """Notes on what looks as if it were not read as it stands: placeholders that are none, and weights of words."""
     captions = [image.caption or "" for image in plan.images.images]
     texts = [plan.config.data.caption_template, *plan.config.sampled_prompts, *plan.unrelated, *captions]
     if plan.prior_images:
         prior = [image.caption or plan.config.data.class_caption for image in plan.prior_images.images]
         texts += [class_caption(text, plan.config.class_word) for text in prior]
-    found = dict.fromkeys(match[0] for text in texts for match in _BRACES.finditer(text))
-    unfilled = [braces for braces in found if braces != SUBJECT]
-    shown = listed([short_name(printable(braces), 40) for braces in unfilled], 3)
-    return [f"Only {SUBJECT} is filled in, so this is read as it stands: {shown}."] if unfilled else []
+
+    def told(reason: str, pattern: re.Pattern[str]) -> list[str]:
+        found = dict.fromkeys(match[0] for text in texts for match in pattern.finditer(text))
+        shown = listed([short_name(printable(part), 40) for part in found if part != SUBJECT], 3)
+        return [f"{reason}, so this is read as it stands: {shown}."] if shown else []
+
+    return told(f"Only {SUBJECT} is filled in", _BRACES) + told("Words have no weights in training", _WEIGHTED)
