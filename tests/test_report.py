@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -118,6 +120,13 @@ def test_the_same_run_gives_the_same_report(tmp_path) -> None:
     before = [(tmp_path / name).read_bytes() for name in names]
     write_report(tmp_path)
     assert [(tmp_path / name).read_bytes() for name in names] == before
+
+
+def test_a_backend_that_matplotlib_does_not_know_keeps_no_report_from_being_written(tmp_path) -> None:
+    """An old `export MPLBACKEND=Qt4Agg` is still in some profiles."""
+    command = [sys.executable, "-m", "apt_train", "report", str(write_run(tmp_path, plausible_log(5)))]
+    done = subprocess.run(command, env=os.environ | {"MPLBACKEND": "Qt4Agg"}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and (tmp_path / "losses.png").exists()
 
 
 def test_matplotlib_is_left_as_it_was(tmp_path) -> None:
