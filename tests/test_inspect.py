@@ -233,6 +233,8 @@ def test_a_learned_word_is_given_by_its_file(looked: Callable[..., Seen]) -> Non
     negative = looked("--embedding", "negative.safetensors")
     assert negative[0]["trigger"] == "embedding:negative" and drifts(negative) == drifts(by_file)
     assert negative[0]["strengths"] != by_file[0]["strengths"]
+    beside = looked("--trigger", "embedding:negative")
+    assert (beside[0]["trigger"], beside[0]["strengths"]) == ("embedding:negative", negative[0]["strengths"])
 
 
 @pytest.mark.parametrize(

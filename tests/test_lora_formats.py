@@ -331,3 +331,27 @@ def test_a_learned_word_beside_the_file_is_found(tmp_path: Path) -> None:
     save_file({"clip_l": torch.zeros(1, 32)}, tmp_path / "toy_embedding.safetensors")
     found = read_lora(tmp_path / "toy.safetensors")
     assert found.embedding == tmp_path / "toy_embedding.safetensors" and found.metadata == {"apt_class_word": "toy"}
+
+
+def test_a_learned_word_is_found_by_the_trigger_where_the_lora_alone_was_renamed(tmp_path: Path) -> None:
+    """One named like the LoRA counts before it: of two runs of one subject the words have the same trigger."""
+    trigger = {"modelspec.trigger_phrase": "embedding:toy_embedding"}
+    save_file({"lora_unet_x.diff": torch.zeros(1)}, tmp_path / "best.safetensors", trigger)
+    for name in ("toy_embedding", "best_embedding"):
+        save_file({"clip_l": torch.zeros(1, 32)}, tmp_path / f"{name}.safetensors")
+        assert read_lora(tmp_path / "best.safetensors").embedding == tmp_path / f"{name}.safetensors"
+
+
+@pytest.mark.parametrize("name", ["../out", "a\0b", 300 * "x", "lora"])
+def test_a_trigger_leads_to_no_other_folder_and_not_to_the_lora_itself(tmp_path: Path, name: str) -> None:
+    (tmp_path / "out.safetensors").touch()
+    (tmp_path / "in").mkdir()
+    file = tmp_path / "in" / "lora.safetensors"
+    save_file({"lora_unet_x.diff": torch.zeros(1)}, file, {"modelspec.trigger_phrase": f"embedding:{name}"})
+    assert read_lora(file).embedding is None
+
+
+def test_a_lora_whose_words_name_would_be_too_long_is_read(tmp_path: Path) -> None:
+    file = tmp_path / f"{240 * 'n'}.safetensors"
+    save_file({"lora_unet_x.diff": torch.zeros(1)}, file)
+    assert read_lora(file).embedding is None

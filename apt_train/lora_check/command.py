@@ -99,13 +99,15 @@ def _asked(options: argparse.Namespace) -> Asked:
 
 
 def _subject(options: argparse.Namespace, lora: LoraFile) -> Subject:
-    """The subject, with the learned word of `--embedding`, or of the file beside the LoRA if its trigger names it."""
+    """The subject, with the learned word of `--embedding`, or of the file beside the LoRA that the trigger names."""
     from ..disk.tensor_file import read_tensors
     from ..names import EMBEDDING
     from ..text.captions import learned_name
+    from .lora_file import word_beside
     from .subject import Subject
 
-    place, trigger = lora.embedding, options.trigger.strip()
+    trigger = options.trigger.strip()
+    place = word_beside(expanded(options.file), trigger) or lora.embedding
     if options.embedding is not None:
         place = expanded(options.embedding, "--embedding")
         trigger = trigger or (lora.trigger if learned_name(lora.trigger) is not None else f"{EMBEDDING}{place.stem}")

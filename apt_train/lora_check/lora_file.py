@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from ..disk.tensor_file import open_tensor_file
 from ..errors import InputError
 from ..names import embedding_file
 from ..paths import expanded, one_line
+from ..text.captions import learned_name
 from .formulas import PARTS, kind_of
 
 MOST_TENSORS = 100_000
@@ -58,9 +60,16 @@ def read_lora(given: str | Path) -> LoraFile:
     file = open_tensor_file(path)
     if len(file.shapes) > MOST_TENSORS:
         raise InputError(f"{one_line(path.name)} holds {len(file.shapes)} tensors, more than any LoRA: give a LoRA.")
-    word = path.with_name(embedding_file(path.stem))
-    embedding = word if word.is_file() else None
-    return sorted_lora(file.load(file.shapes), one_line(path.name), file.metadata, embedding)
+    made = sorted_lora(file.load(file.shapes), one_line(path.name), file.metadata)
+    named_alike = path.with_name(embedding_file(path.stem))
+    return replace(made, embedding=named_alike if os.path.isfile(named_alike) else word_beside(path, made.trigger))
+
+
+def word_beside(path: Path, trigger: str) -> Path | None:
+    """The learned word of this trigger, if its file is beside the LoRA at `path`. The trigger may be any text."""
+    word = f"{learned_name(trigger) or ''}.safetensors"
+    place = path.parent / word
+    return place if Path(word).name == word and place != path and os.path.isfile(place) else None
 
 
 def sorted_lora(
