@@ -113,6 +113,7 @@ _apt = partial(setting, methods=("apt",))  # read by APT only
 _paper = partial(_apt, standing="paper")
 _indicator = partial(setting, needs="watch_indicator")
 _augmentation = partial(_apt, needs="adaptive_augmentation")
+_affine = partial(_apt, needs="augment_kinds=affine")
 _stabilization = partial(_apt, needs="stabilization")
 _alignment = partial(_apt, needs="alignment")
 
@@ -156,14 +157,14 @@ class AptConfig:
         standing="reported",
         widget=Widget(step=0.01),
     )
-    max_zoom: float | Literal["auto"] = _augmentation(
+    max_zoom: float | Literal["auto"] = _affine(
         "auto",
         "Augmentation zooms out by 1 to this factor (reported: 3). auto: 3 at SDXL's 1024 pixels and 1.5 at 512, "
         "as a smaller picture has fewer latents to lose (ours).",
         Range(1, 1000),
         widget=Widget(most=10, step=0.05, advanced=True),
     )
-    max_degrees: float = _augmentation(
+    max_degrees: float = _affine(
         15.0,
         "Augmentation rotates by up to this many degrees either way (reported: 15).",
         Range(0, 180),
@@ -185,13 +186,13 @@ class AptConfig:
         more="They are encoded as gamma rises, and kept.",
         widget=Widget(most=1024, advanced=True),
     )
-    mask_fill: bool = _augmentation(
+    mask_fill: bool = _affine(
         False,
         "Leave the black fill of augmented pictures out of the denoising loss (ours, as the paper trains on it).",
         more="Try it where samples get dark borders.",
     )
 
-    augment_fill: AugmentFill = _augmentation(
+    augment_fill: AugmentFill = _affine(
         "black",
         "What surrounds a zoomed-out or turned picture: black (paper), or reflect, its mirror image (ours).",
         standing="paper",

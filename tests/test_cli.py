@@ -147,6 +147,12 @@ UNREAD = {
     ],
     "--no-stabilization --dist-mode raw": ["--dist-mode does nothing without --stabilization."],
     "--identifier-mode word --init-word bear": ["--init-word does nothing with --identifier-mode word."],
+    "--augment-kinds flip color --max-zoom 2 --mask-fill": [
+        "--max-zoom and --mask-fill do nothing with --augment-kinds flip color."
+    ],
+    "--augment-kinds flip affine --max-zoom 2": [],
+    "--method dco --max-degrees 3": ["--max-degrees does nothing under --method dco."],
+    "--no-adaptive-augmentation --max-degrees 3": ["--max-degrees does nothing without --adaptive-augmentation."],
     "--class-caption x": ["--class-caption does nothing without --prior-images."],
     "--class-caption x --prior-images photos": [],
     "--drift-prompts a --no-watch-drift": ["--drift-prompts does nothing without --watch-drift."],

@@ -686,6 +686,7 @@ def test_every_setting_changes_the_trained_weights(name: str, baseline: Any) -> 
 OFF: dict[str, dict[str, Any]] = {
     "watch_indicator": {"method": "dreambooth"},
     "adaptive_augmentation": {"adaptive_augmentation": False},
+    "augment_kinds=affine": {"augment_kinds": ("color",)},
     "stabilization": {"stabilization": False},
     "alignment": {"alignment": False},
     "identifier_mode=learned": {"identifier_mode": "word"},

@@ -131,6 +131,8 @@ def _why_unread(name: str, values: Mapping[str, Any]) -> str:
     needed, _, value = about.needs.partition("=")
     if not needed:
         return ""
-    if value and values[needed] != value:
-        return f"with {option_name(needed)} {values[needed]}"
-    return _why_unread(needed, values) if values.get(needed) else f"without {option_name(needed)}"
+    given = values.get(needed)
+    held = cast("tuple[str, ...]", given if isinstance(given, tuple) else (given,))
+    if value and value not in held:
+        return f"with {option_name(needed)} {' '.join(held)}"
+    return _why_unread(needed, values) if given else f"without {option_name(needed)}"
