@@ -200,3 +200,21 @@ def test_a_changed_config_gets_one_sentence(
     change(content)
     (folder / "config.json").write_text(json.dumps(content))
     assert words in refused(["resume", str(folder)], capsys)
+
+
+def test_settings_changed_by_hand_are_refused_as_such(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What changes no weight may be changed there."""
+    places = [f"--checkpoint={tmp_path / '-model'}", "--prior-images", str(tmp_path / "my photos"), "--device", "cpu"]
+    places += ["--images", str(tmp_path / "my photos")]
+    content = json.loads((trained / "config.json").read_text())
+    rate = content["config"]["optimizer"]["learning_rate"]
+    content["config"]["optimizer"]["learning_rate"] = 2 * rate
+    (trained / "config.json").write_text(json.dumps(content))
+    told = refused(["resume", str(trained), *places], capsys)
+    assert "holds a run of other settings than its config.json says now: give what it began with" in told
+    content["config"]["optimizer"]["learning_rate"] = rate
+    content["config"]["output"]["snapshot_every"] = 3
+    (trained / "config.json").write_text(json.dumps(content))
+    assert cli.main(["resume", str(trained), *places]) == 0

@@ -121,6 +121,8 @@ def _is_list_of_texts(value: Any) -> bool:
 def difference(before: Any, now: Mapping[str, Any] | None, settings: TrainConfig, others: TrainConfig) -> str:
     """How the run `now` differs from the run `before`, in words: parts (None: unknown), then settings."""
     found = [*other_parts(before, now), *_other_settings(settings.identity(), others.identity())]
+    if not found and now is not None and is_object(before) and before.keys() >= _WORDS.keys():
+        return "other settings than its config.json says now"  # everything else is as it was
     return listed(found, most=len(found)) or "another checkpoint, other pictures, captions or masks"
 
 
