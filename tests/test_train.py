@@ -22,6 +22,7 @@ from apt_train.config import LrSchedule, TrainConfig
 from apt_train.data.dataset import ImageSet
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, NoticeEvent, PreviewEvent, StepEvent, StopTraining, TrainResult
+from apt_train.families.sd.network import StableDiffusion
 from apt_train.rng import generator
 from apt_train.run.export import lora_to_kohya
 from apt_train.settings_field import all_said
@@ -868,6 +869,23 @@ def test_a_model_without_attention_in_the_chosen_part_is_refused() -> None:
     with pytest.raises(InputError, match="dist_layers is up"):
         run(parts)
     assert run(parts, dist_layers="all", attn_layers="all", steps=1).steps_done == 1
+
+
+@pytest.mark.parametrize("attends", [True, False])
+def test_a_model_without_decoder_attention_gets_its_report(attends: bool, tmp_path: Path) -> None:
+    """Nothing is aligned, so the figure shows the layers there are, or is left out."""
+    parts = tiny_components("sdxl")
+    parts.unet = tiny_unet_without_decoder_attention()
+    if not attends:
+        parts.network = SelfAttentionAlone()
+    result = run(parts, method="dreambooth", steps=1, output_dir=tmp_path)
+    assert result.report is not None and result.notices == []
+    assert (tmp_path / "attention.png").exists() is attends
+
+
+class SelfAttentionAlone(StableDiffusion):
+    def attention(self, *_: Any) -> dict[str, Any]:
+        return {}
 
 
 def test_an_adapter_already_on_the_unet_is_refused_and_stays() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..config import Layers
 from ..data.batch import Sample, collate, unaltered
 from ..families.levels import timestep_at
 from ..run.attention_file import AttentionMaps
@@ -16,27 +17,33 @@ _SHOWN = 0  # place of the picture in the set, as of `Stream.example`
 
 
 @torch.no_grad()
-def attention_of(run: Run) -> AttentionMaps:
+def attention_of(run: Run) -> AttentionMaps | None:
     """The prior's and the tuned model's maps of the first picture at the middle noise level, on the CPU.
 
-    Averaged over heads and the aligned layers, at the finest layer's resolution. Both see the same noise, drawn from
-    the run's seed.
+    Averaged over heads and the layers of `attn_layers`, or all if it has none, at the finest layer's resolution. Both
+    see the same noise, drawn from the run's seed. None: the network has no cross-attention.
     """
+    network, unet = run.components.network, run.components.unet
+    parts: list[Layers] = [run.config.apt.attn_layers, "all"]
+    found = next((part for part in parts if network.attention(unet, part)), None)
+    if found is None:
+        return None
+    capture = Capture(network, unet, attention=[found])
     middle = timestep_at(run.components.levels, 0.5)
     sample = unaltered(run.bank, _SHOWN, middle, run.config.seed, "attention", _SHOWN)
     with eval_mode(run.components.unet):
         with run.adapter.disabled():
-            prior, labels = _maps(run, sample, tuned=False)
-        tuned, _ = _maps(run, sample, tuned=True)
+            prior, labels = _maps(run, capture, sample, tuned=False)
+        tuned, _ = _maps(run, capture, sample, tuned=True)
     return AttentionMaps(prior, tuned, labels, run.inputs.subject.example)
 
 
-def _maps(run: Run, sample: Sample, *, tuned: bool) -> tuple[Tensor, list[str]]:
+def _maps(run: Run, capture: Capture, sample: Sample, *, tuned: bool) -> tuple[Tensor, list[str]]:
     components = run.components
     batch = collate([sample], run.inputs.subject.captions, run.inputs.subject.size_ids, run.device)
     noisy = components.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     conditioning = run.inputs.conditioner.encode(batch.captions, tuned=tuned)
-    with Capture(components.network, components.unet, attention=[run.config.apt.attn_layers]).record() as captured:
+    with capture.record() as captured:
         run.training_step.predict(noisy, batch, conditioning)
     maps = attention_maps(captured, conditioning.columns, conditioning.num_columns)
     height, width = batch.latents.shape[-2:]

@@ -44,7 +44,8 @@ def write_extras(outcome: Outcome, emit: Callback) -> Path | None:
         return None
     emit(BusyEvent("report", outcome.run.steps_done))
     try:
-        write_maps(outcome.folder.path / ATTENTION, attention_of(outcome.run))
+        if (maps := attention_of(outcome.run)) is not None:
+            write_maps(outcome.folder.path / ATTENTION, maps)
         return write_report(outcome.folder.path)
     except Exception as error:
         again = command("report", argument(outcome.folder.path))
