@@ -5,6 +5,7 @@ Not here: how many wait, and when (`test_room`).
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +100,21 @@ def test_never_more_than_two_blocks_visit_and_the_next_one_comes_ahead() -> None
     third = chain.there[4 * LENGTH :]  # by then the way through the network is known, forward and back
     assert [sorted(there) for there in third[:3]] == [[0, 1], [1, 2], [2, 3]]
     assert [sorted(there) for there in third[LENGTH + 1 : LENGTH + 3]] == [[2, 3], [1, 2]]
+
+
+def test_what_is_let_go_of_has_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that arrives later would land where the device's memory has a new owner."""
+    chain, waited = Chain(), list[object]()
+    aside = BlocksAside(list(chain.blocks), CPU)
+    aside.send(LENGTH)
+    learned(chain)
+    beside = object()
+    monkeypatch.setattr(aside, "_copying", beside)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(wait_stream=waited.append))
+    aside.send(LENGTH)
+    assert waited == [beside]
+    aside.end()
+    assert waited == [beside] * 2
 
 
 def test_blocks_that_do_not_wait_are_left_alone() -> None:

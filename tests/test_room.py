@@ -453,6 +453,18 @@ def test_what_a_failed_vae_has_made_is_gone_before_the_network_returns() -> None
     assert held.tb is not None and made[0]() is None
 
 
+def test_what_was_fetched_ahead_has_arrived_before_the_network_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it comes on a stream of its own, and half a weight would be kept."""
+    order: list[str] = []
+    network = nn.Linear(3, 3)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: order.append(str(device)))
+    monkeypatch.setattr(network, "parameters", lambda: order.append("parameters") or iter(()))
+    with vae_visits._aside(network, torch.device("cuda:1")):
+        assert order == ["cuda:1", "parameters"]
+    with vae_visits._aside(network, torch.device("cpu")):
+        assert order == ["cuda:1", "parameters", "parameters"]
+
+
 def test_a_network_that_cannot_return_ends_the_run_with_its_steps_saved(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -79,8 +79,6 @@ class BlocksAside:
 
     def _visit(self, index: int, *_: Any) -> None:
         """Before a waiting block works: bring its weights, unless they were fetched ahead, and fetch the next ones."""
-        if self._copying is not None:
-            torch.cuda.current_stream(self._device).wait_stream(self._copying)
         self._leave(self._there - {index})
         self._bring([index])
         self._followed_by[self._path] = index
@@ -109,6 +107,8 @@ class BlocksAside:
             yield
 
     def _leave(self, indices: set[int]) -> None:
+        if self._copying is not None:  # what is let go of, or used next, may still be arriving
+            torch.cuda.current_stream(self._device).wait_stream(self._copying)
         for index in indices:
             for store, name, weight in self._homes[index]:
                 store[name] = weight

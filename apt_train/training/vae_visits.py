@@ -45,6 +45,8 @@ def _aside(network: nn.Module, device: torch.device) -> Generator[None]:
 
     Stranded: another program has taken their place.
     """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # a block that was fetched ahead may still be arriving, on a stream of its own
     moved = [one for one in network.parameters() if not one.requires_grad and one.device.type == device.type]
     try:
         for parameter in moved:
