@@ -14,6 +14,7 @@ from typing import Any, get_args
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -869,6 +870,14 @@ def test_a_model_without_attention_in_the_chosen_part_is_refused() -> None:
     with pytest.raises(InputError, match="dist_layers is up"):
         run(parts)
     assert run(parts, dist_layers="all", attn_layers="all", steps=1).steps_done == 1
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(("method", "measured"), [("apt", True), ("dreambooth", False), ("dco", True)])
+def test_the_file_says_gamma_where_it_was_measured(method: str, measured: bool, tmp_path: Path) -> None:
+    run(method=method, steps=2, output_dir=tmp_path)
+    with safe_open(tmp_path / "toy_subject.safetensors", "pt") as file:
+        assert ("apt_summary" in file.metadata()) is measured
 
 
 @pytest.mark.parametrize("attends", [True, False])

@@ -81,8 +81,9 @@ def current_embeddings(run: Run) -> Tensors | None:
 def _write_lora(run: Run, lora: Tensors, path: Path) -> None:
     check_lora_keys(lora, run.components.unet, run.components.family)
     gamma = [round(float(value), 4) for value in run.indicator.gamma]
+    summary = {"gamma": gamma} if run.config.measures_indicator or any(gamma) else None  # else it is 0 and says nothing
     metadata = lora_metadata(
-        run.config, _source(run), captions=run.inputs.subject.captions, steps=run.steps_done, summary={"gamma": gamma}
+        run.config, _source(run), captions=run.inputs.subject.captions, steps=run.steps_done, summary=summary
     )
     save_lora(path, lora, metadata)
 
