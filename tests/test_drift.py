@@ -178,6 +178,7 @@ def test_its_settings_decide_on_what_it_is_measured() -> None:
     assert drifts(steps=1, snapshot_every=0) == [None]
     assert drifts(steps=1, snapshot_every=1, drift_prompts=("a toy", "my toy")) == [None], "they name the class"
     assert unrelated_prompts(("a Toy here", "toys", "a toybox", "snow"), "toy") == ["a toybox", "snow"]
+    assert unrelated_prompts(("a teddy bear", "two Teddy  bears", "a bear"), " teddy  bear") == ["a bear"]
     assert unrelated_prompts(OutputConfig().drift_prompts, "toy") == list(OutputConfig().drift_prompts)
     for prompt in ("a {subject}", "embedding:toy_subject"):
         with pytest.raises(InputError, match="leave the subject out"):

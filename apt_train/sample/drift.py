@@ -54,7 +54,8 @@ def share_of(part: Tensor, whole: Tensor) -> float:
 
 def unrelated_prompts(prompts: tuple[str, ...], class_word: str) -> list[str]:
     """The prompts that do not contain the class word, as a whole word or plain plural, ignoring case."""
-    named = re.compile(rf"(?<!\w){re.escape(class_word.strip())}(?:e?s)?(?!\w)", re.IGNORECASE)
+    words = r"\s+".join(map(re.escape, class_word.split()))
+    named = re.compile(rf"(?<!\w){words}(?:e?s)?(?!\w)", re.IGNORECASE)
     return [prompt for prompt in prompts if not named.search(prompt)]
 
 
