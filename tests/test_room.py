@@ -109,7 +109,7 @@ def test_the_estimate_follows_the_settings() -> None:
 def test_what_is_recomputed_is_estimated_on_the_oldest_torch_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before version 2.6 it asks `torch.meta` for a random state, and there is no such module."""
     today = planned("sd15", gradient_checkpointing=True).memory
-    monkeypatch.setattr(torch.utils.checkpoint, "_get_device_module", lambda device: getattr(torch, device))
+    monkeypatch.setattr(checkpoint, "_get_device_module", lambda device: getattr(torch, device))
     assert planned("sd15", gradient_checkpointing=True).memory == today is not None
     assert not hasattr(torch, "meta")
 

@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, add_adapter
-from apt_train.config import LrSchedule, TrainConfig
+from apt_train.config import Layers, LrSchedule, TrainConfig
 from apt_train.data.dataset import ImageSet
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, NoticeEvent, PreviewEvent, StepEvent, StopTraining, TrainResult
+from apt_train.families.network import AttentionLayer
 from apt_train.families.sd.network import StableDiffusion
 from apt_train.rng import generator
 from apt_train.run.export import lora_to_kohya
@@ -877,7 +878,7 @@ def test_a_model_without_attention_in_the_chosen_part_is_refused() -> None:
 def test_the_file_says_gamma_where_it_was_measured(method: str, measured: bool, tmp_path: Path) -> None:
     run(method=method, steps=2, output_dir=tmp_path)
     with safe_open(tmp_path / "toy_subject.safetensors", "pt") as file:
-        assert ("apt_summary" in file.metadata()) is measured
+        assert ("apt_summary" in (file.metadata() or {})) is measured
 
 
 @pytest.mark.parametrize("attends", [True, False])
@@ -893,7 +894,7 @@ def test_a_model_without_decoder_attention_gets_its_report(attends: bool, tmp_pa
 
 
 class SelfAttentionAlone(StableDiffusion):
-    def attention(self, *_: Any) -> dict[str, Any]:
+    def attention(self, module: nn.Module, part: Layers) -> dict[str, AttentionLayer]:
         return {}
 
 

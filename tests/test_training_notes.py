@@ -75,7 +75,7 @@ def test_what_is_told_of_prior_images_says_so() -> None:
 @pytest.mark.parametrize("text", ["a (toy:1.2) on grass", "a ({subject}: .5 ), red"])
 @pytest.mark.parametrize("of", ["captions", "preview_prompts"])
 def test_weights_of_words_are_told(text: str, of: str) -> None:
-    given = {"preview_prompts": (text, "a {subject} (red) at 12:30")} if of == "preview_prompts" else {}
+    given: dict[str, Any] = {"preview_prompts": (text, "a {subject} (red) at 12:30")} if of == "preview_prompts" else {}
     (told,) = notes(pictures(captions=[text, "", "a toy (red: no) (2:1)"] if not given else None), **given)
     shown = text[text.index("(") : text.index(")") + 1]
     assert told.startswith(f"Words have no weights in training, so this is read as it stands: {shown}")

@@ -25,10 +25,10 @@ def attention_of(run: Run) -> AttentionMaps | None:
     """
     network, unet = run.components.network, run.components.unet
     parts: list[Layers] = [run.config.apt.attn_layers, "all"]
-    found = next((part for part in parts if network.attention(unet, part)), None)
-    if found is None:
+    found: list[Layers] = [part for part in parts if network.attention(unet, part)]
+    if not found:
         return None
-    capture = Capture(network, unet, attention=[found])
+    capture = Capture(network, unet, attention=found[:1])
     middle = timestep_at(run.components.levels, 0.5)
     sample = unaltered(run.bank, _SHOWN, middle, run.config.seed, "attention", _SHOWN)
     with eval_mode(run.components.unet):
