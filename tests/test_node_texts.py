@@ -134,6 +134,28 @@ def test_what_the_scripts_say_is_translated(language: str) -> None:
         assert re.findall(r"\{\w+\}", english) == re.findall(r"\{\w+\}", translated), english
 
 
+def said_by_templates() -> set[str]:
+    """Every line of a note, and every title, of a template that a user opens."""
+    found: set[str] = set()
+    for path in (ROOT / "example_workflows").glob("*.json"):
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+        found |= {part["title"] for part in (*workflow["nodes"], *workflow["groups"]) if part.get("title")}
+        notes = [node["widgets_values"][0] for node in workflow["nodes"] if node["type"] == "MarkdownNote"]
+        found |= {line for note in notes for line in note.split("\n") if line}
+    return found
+
+
+@pytest.mark.parametrize("language", OTHERS)
+def test_every_line_and_title_of_the_templates_is_translated(language: str) -> None:
+    """Each to words of its own, as a workflow is saved in English again."""
+    table = of_scripts(language)["templates"]
+    assert set(table) == said_by_templates()
+    assert len({*table, *table.values()}) == 2 * len(table)
+    kept = re.compile(r"\{\w+\}|\w+/\w+|\d+(?:\.\d+)?|pick_a_snapshot|low memory|^#+ |\*\*")
+    for english, translated in table.items():
+        assert sorted(kept.findall(english)) == sorted(kept.findall(translated)), english
+
+
 @pytest.mark.parametrize("language", OTHERS)
 def test_choices_are_explained_beside_their_own_names(language: str) -> None:
     """Errors, tooltips and help pages call them by these; what is a name everywhere needs no explanation."""

@@ -46,6 +46,11 @@ export function labelOf(choice) {
   return ours().choices?.[choice] ?? choice;
 }
 
+/** The lines of the templates' notes and their titles, by their English. */
+export function templateTexts() {
+  return ours().templates ?? {};
+}
+
 function ours() {
   return served[language()]?.aptTrain ?? {};
 }

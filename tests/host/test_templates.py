@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from itertools import combinations
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import dev
 
 from .conftest import link
 from .editor import Browser, Editor, lacking
@@ -108,6 +111,47 @@ def test_a_template_opens_legibly(editor: Editor, path: Path) -> None:
         assert [node["name"] for node in seen["nodes"] if not node["drawn"]] == []
         words = editor.do(CONTRASTS, "MarkdownNote")
         assert words and [text for text, contrast in words if contrast < LEAST_CONTRAST] == []
+
+
+NOTE_SEEN = """([heading]) => {
+  const { id } = app.graph.nodes.find((node) => node.type === "MarkdownNote");
+  const boxes = document.querySelectorAll(`[data-node-id="${id}"] .comfy-markdown-content, .comfy-markdown .tiptap`);
+  return [...boxes].some((box) => box.innerText.includes(heading));
+}"""
+GROUPS = "() => app.graph.groups.map((group) => group.title)"
+
+
+def test_a_chinese_editor_shows_templates_in_chinese_and_saves_them_in_english(host: Host, editor: Editor) -> None:
+    """So that the file opens in any language; what the user has written stays as it is."""
+    said = json.loads(TRANSLATED.read_text(encoding="utf-8"))["aptTrain"]["templates"]
+    try:
+        host.post("/settings", **{"Comfy.Locale": "zh"})
+        editor.reopen()
+        for path in EXAMPLES:
+            english = read(path)
+            note = next(node for node in english["nodes"] if node["type"] == "MarkdownNote")["widgets_values"][0]
+            editor.do(OPEN, english, path.stem)
+            heading = said[note.split("\n")[0]].lstrip("# ")
+            editor.until(NOTE_SEEN, heading, timeout=30)
+            assert editor.do(GROUPS) == [said[group["title"]] for group in english["groups"]]
+            assert texts_of(editor.workflow()) == texts_of(english)
+            assert not editor.do("() => app.extensionManager.workflow.activeWorkflow.isModified")
+            editor.set("MarkdownNote", text=note + "My own words.")
+            (changed,) = [node for node in editor.workflow()["nodes"] if node["type"] == "MarkdownNote"]
+            assert changed["widgets_values"] == [note + "My own words."]
+    finally:
+        host.post("/settings", **{"Comfy.Locale": "en"})
+        editor.reopen()
+
+
+TRANSLATED = dev.ROOT / "locales" / "zh" / "main.json"
+
+
+def texts_of(workflow: dict[str, Any]) -> list[Any]:
+    """What a workflow says: titles, and all that stands in widgets."""
+    nodes = sorted(workflow["nodes"], key=lambda node: node["id"])
+    groups = [group["title"] for group in workflow["groups"]]
+    return [*groups, *((node.get("title"), node.get("widgets_values")) for node in nodes)]
 
 
 TRAINING = [path for path in EXAMPLES if "sdxl" not in path.stem and "APTTrain" in path.read_text(encoding="utf-8")]
