@@ -81,11 +81,11 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
     def execute(cls, run: AptRun, snapshot: str, step: int, width: int) -> io.NodeOutput:
         from ..apt_train.report.plots import as_picture, glance_figure, overview_figure
         from ..apt_train.verdict.recommend import recommended_snapshot
-        from ..apt_train.verdict.run_files import read_run
         from .host.pictures import image_tensor
         from .published import publish
+        from .run_store import record_of
 
-        record = read_run(run.folder, until=run.steps)
+        record = record_of(run)
         advised = recommended_snapshot(record.summary)
         picked = {"recommended": advised.step, "last": run.steps, "step": step}[snapshot]
         published = publish(run, picked)

@@ -25,6 +25,7 @@ from ..apt_train.run.log import Line, read_log
 from ..apt_train.run.preview_files import find_previews, read_preview
 from ..apt_train.run.snapshot import fault_in
 from ..apt_train.training.stopping import ending, measured_in
+from ..apt_train.verdict.run_files import RunRecord, read_run
 from .host.folders import inside, runs_folder
 from .run_list import holds_run
 from .wires import AptRun
@@ -98,6 +99,16 @@ def is_restart_to_finish(folder: Path, config: TrainConfig) -> bool:
     if not was_restarted(folder) or ended_step(folder, config) is not None:
         return False
     return steps_done(folder) < max(config.steps, read_config(folder)["config"]["steps"])
+
+
+def record_of(run: AptRun) -> RunRecord:
+    """The run, read back up to its own last step. InputError: its folder is gone, or unreadable."""
+    if not run.folder.is_dir():
+        raise InputError(
+            f"The folder of {run.run_id} is gone: restore it to output/apt_train, or train it again by setting resume "
+            "of APT Train to restart."
+        )
+    return read_run(run.folder, until=run.steps)
 
 
 def snapshot_steps(run: AptRun) -> list[int]:

@@ -129,18 +129,18 @@ class APTSnapshotSheet(io.ComfyNode):
         width: int, height: int, cell: int,
     ) -> io.NodeOutput:  # fmt: skip
         from ..apt_train.verdict.recommend import recommended_snapshot
-        from ..apt_train.verdict.run_files import read_run
         from .host.components import require_one_model
         from .host.drawing import Drawing
         from .host.loras import require_without
         from .host.model import with_lora
         from .host.pictures import image_tensor
         from .published import checked_step, publish
-        from .run_store import snapshot_steps
+        from .run_store import record_of, snapshot_steps
 
+        record = record_of(run)
         require_one_model(model, clip, vae)
         require_without(model, (_lora(run, step) for step in snapshot_steps(run)))
-        recommended = recommended_snapshot(read_run(run.folder, until=run.steps).summary).step
+        recommended = recommended_snapshot(record.summary).step
         shown = [checked_step(run, step) for step in steps_shown(steps, snapshot_steps(run), recommended)]
         columns, rows = columns_of(shown, strengths_shown(strengths), prior=prior), prompts_shown(prompts)
         check_count(len(columns), len(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from .graphs import LEARNED, training_graph, upload_pictures
+from .graphs import LEARNED, RUN, training_graph, untouched, upload_pictures
 from .server import Host, HostError, Result
-from .workflows import Graph, Node
+from .workflows import Graph, Node, checkpoint
 
 IMAGE, VERDICT, LORA, TRIGGER, PICKED = range(5)
 
@@ -93,3 +94,25 @@ def test_a_page_opened_later_gets_the_curves(host: Host, names: list[str]) -> No
     assert len(curves["bins"]) == len(curves["points"][0]["gamma"]) == 10
     host.restart()
     assert host.get(f"/apt_train/runs/{run}")["points"] == curves["points"]
+
+
+@pytest.mark.parametrize("reader", ["APTOverfitIndicatorMonitor", "APTSnapshotSheet"])
+def test_a_run_whose_folder_was_deleted_is_missed_in_words(host: Host, names: list[str], reader: str) -> None:
+    """The training node is in the host's cache then: nothing of it runs again. It says the way to train it again."""
+    g, node = training_graph(names, steps=1, subject=f"gone_{len(reader)}")
+    model, clip, vae = checkpoint(g, "sd15.safetensors")
+    host.run(g.prompt)
+    (folder,) = (host.folder / "output" / "apt_train").glob(f"gone_{len(reader)}_*")
+    shutil.rmtree(folder)
+    wires = {"model": model, "clip": clip, "vae": vae} if reader == "APTSnapshotSheet" else {}
+    g.node(reader, **{**untouched(reader), **wires, "run": node[RUN]})
+    with pytest.raises(HostError) as caught:
+        host.run(g.prompt)
+    assert caught.value.sentence == (
+        f"The folder of {folder.name} is gone: restore it to output/apt_train, or train it again by setting resume "
+        "of APT Train to restart."
+    )
+    g.prompt[node.id]["inputs"]["resume"] = "restart"
+    if reader == "APTOverfitIndicatorMonitor":
+        host.run(g.prompt)
+        assert folder.is_dir()
