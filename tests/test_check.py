@@ -177,10 +177,13 @@ def test_things_of_one_outline_on_white_are_no_copies(tmp_path: Path) -> None:
     assert kinds(looked_through(tmp_path)) == ["same background"]
 
 
-def test_a_picture_of_one_colour_is_not_called_blurred(tmp_path: Path) -> None:
+@pytest.mark.parametrize("colour", ["teal", (0, 0, 0, 0)], ids=["opaque", "transparent"])
+def test_a_picture_of_one_colour_is_called_that_and_not_blurred(colour: Any, tmp_path: Path) -> None:
+    """Such as a layer that was exported without anything on it."""
     save(tmp_path)
-    Image.new("RGB", (256, 256), "teal").save(tmp_path / "4.png")
-    assert kinds(looked_through(tmp_path)) == []
+    Image.new("RGBA", (256, 256), colour).save(tmp_path / "5.png")
+    found = looked_through(tmp_path)
+    assert kinds(found) == ["one colour"] and found.findings[0].serious and "5.png" in found.findings[0].text
 
 
 def test_one_background_is_no_finding_where_masks_or_captions_account_for_it(tmp_path: Path) -> None:

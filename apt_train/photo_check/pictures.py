@@ -29,6 +29,9 @@ BLURRED = 0.06  # `sharpness_of`: sharp 0.2 to 2 (1 in 100: 0.07), smoothed by 1
 def picture_findings(looks: Sequence[Look], backgrounds: Sequence[int]) -> Iterator[Finding]:
     """Findings about the pictures. `backgrounds`: those with one background, if that is to be reported; else empty."""
     yield from _count(len(looks))
+    plain = [i for i, look in enumerate(looks) if not look.views.any()]
+    text = "One colour all over: {names}. There is no subject to learn from: leave it out."
+    yield from about(looks, plain, "one colour", text, serious=True)
     yield from copy_findings(looks)
     text = (
         "The backgrounds of {names} look alike, and the captions do not name them. Such a background is learned as "
