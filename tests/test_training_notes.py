@@ -89,3 +89,26 @@ def test_braces_in_captions_are_told_once() -> None:
 @pytest.mark.usefixtures("no_report")
 def test_a_run_tells_them() -> None:
     assert any("{x}" in text for text in run(steps=1, caption_template="a {subject} {x}").notices)
+
+
+FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
+    "class word": ({"class_word": "玩具", "identifier": "my_toy"}, "The class word is not in English. "),
+    "template": (
+        {"caption_template": "一张{subject}的照片"},
+        "know English only, so they understand nothing in this: 一",
+    ),
+    "previews": ({"preview_prompts": ("海滩上的{subject}",)}, "in this: 海滩上的{subject}."),
+}
+
+
+@pytest.mark.parametrize(("settings", "shown"), FOREIGN.values(), ids=FOREIGN)
+def test_words_that_the_text_encoders_do_not_know_are_told(settings: dict[str, Any], shown: str) -> None:
+    """A language in Latin letters cannot be told from English by its letters."""
+    (told,) = notes(**settings)
+    assert shown in told
+    assert notes(caption_template="une photo d’été de {subject}", class_word="Löwe", identifier="leo") == []
+
+
+def test_a_caption_that_the_text_encoders_do_not_know_is_told() -> None:
+    (told,) = notes(pictures(captions=["{subject} 在桌子上", "", "a toy"]))
+    assert told.endswith("in this: {subject} 在桌子上.")

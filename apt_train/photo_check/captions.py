@@ -22,6 +22,11 @@ _EMPTY = frozenset(
     illustration sketch depiction cropped good bad nice clean dark bright cool weird rendition showing""".split()
 )  # the last ones come from the usual templates of DreamBooth and textual inversion
 
+NOT_ENGLISH = (
+    "The class word is not in English. The untouched model draws something else for it, so training starts far from "
+    "the subject: give the English word."
+)
+
 
 @dataclass(frozen=True)
 class Called:
@@ -80,12 +85,7 @@ def caption_findings(looks: Sequence[Look], called: Called | None, backgrounds: 
 
 def _not_english(looks: Sequence[Look], called: Called | None) -> Iterator[Finding]:
     if called is not None and is_in_other_letters(called.class_word):
-        yield Finding(
-            "not in English",
-            "The class word is not in English. The untouched model draws something else for it, so training starts far "
-            "from the subject: give the English word.",
-            serious=True,
-        )
+        yield Finding("not in English", NOT_ENGLISH, serious=True)
     found = [i for i, look in enumerate(looks) if is_in_other_letters(" ".join(described_words(look.caption, called)))]
     text = (
         "Captions that are not in English: {names}. The text encoders of SD1.5 and SDXL do not know these words, so "

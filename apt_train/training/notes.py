@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 from ..disk.json_file import short_name
+from ..photo_check.captions import NOT_ENGLISH, is_in_other_letters
 from ..text.captions import SUBJECT, class_caption
 from ..wording import listed, printable
 from .plan import Plan
@@ -33,7 +34,8 @@ def notes_of(plan: Plan) -> list[str]:
     pictures = [*plan.images.notes, *plan.images.repeats(), *prior, *_preserved_subject(plan)]
     aside = [ENCODERS_ASIDE] * plan.encoders_aside + [BLOCKS_ASIDE] * (plan.savings.blocks_aside > 0)
     compiles = [COMPILES] if plan.config.compile_blocks else []
-    return [*plan.components.notes, *pictures, *aside, *compiles, *_blind_stop(plan), *_cold(plan), *_literal(plan)]
+    texts = [*_foreign(plan), *_blind_stop(plan), *_cold(plan), *_literal(plan)]
+    return [*plan.components.notes, *pictures, *aside, *compiles, *texts]
 
 
 def _preserved_subject(plan: Plan) -> list[str]:
@@ -42,6 +44,16 @@ def _preserved_subject(plan: Plan) -> list[str]:
     both = [image.name for image in plan.images.images if image.content[0] in preserved]
     note = f"Also among the prior images: {listed(both, 3)}. Prior images should not show the subject."
     return [note] if both else []
+
+
+def _foreign(plan: Plan) -> list[str]:
+    """Warnings on a class word and on texts that the text encoders cannot read."""
+    captions = [image.caption or "" for image in plan.images.images]
+    texts = dict.fromkeys([plan.config.data.caption_template, *plan.config.sampled_prompts, *captions])
+    unread = [text for text in texts if is_in_other_letters(_BRACES.sub("", text))]
+    shown = listed([short_name(printable(text), 40) for text in unread], 3)
+    note = f"The text encoders of SD1.5 and SDXL know English only, so they understand nothing in this: {shown}."
+    return [NOT_ENGLISH] * is_in_other_letters(plan.config.class_word) + [note] * bool(unread)
 
 
 def _blind_stop(plan: Plan) -> list[str]:
