@@ -55,17 +55,22 @@ class AdapterConfig:
     """The LoRA: its size and where it sits. Defaults are DCO's published recipe."""
 
     rank: int = _recipe(
-        32, "Rank of the LoRA: how much it can hold. Its file grows with it.", Range(1, 65536), widget=Widget(most=1024)
+        32,
+        "Rank of the LoRA: how much it can hold. 32 suits one subject. Higher holds more detail, also of what should "
+        "not be learned, in a larger file.",
+        Range(1, 65536),
+        widget=Widget(most=1024),
     )
     alpha: float | None = _recipe(
         None,
-        "Scale of the LoRA: the update is multiplied by alpha / rank. Empty: equal to rank.",
+        "Scale of the LoRA: the update is multiplied by alpha / rank. Higher acts like a higher learning rate. Empty: "
+        "equal to rank.",
         Range(above=0, high=1_000_000),
         widget=Widget(most=4096, step=0.5),
     )
     dropout: float = setting(
         0.0,
-        "Share of the LoRA's inputs dropped while training.",
+        "Share of the LoRA's inputs dropped while training. Higher learns more slowly and less by heart.",
         Range(0, below=1),
         widget=Widget(most=0.99, step=0.01, advanced=True),
     )
@@ -129,14 +134,16 @@ class AptConfig:
     adaptive_loss_weight: bool = _apt(True, "Weigh the denoising loss by 1 - gamma (reported).", standing="reported")
     bins: int = _indicator(
         10,
-        "Bins of the noise level in the overfitting indicator (paper: 10).",
+        "Bins of the noise level in the overfitting indicator (paper: 10). More tell levels apart better, but each is "
+        "measured less often.",
         Range(1, 10_000),
         standing="paper",
         widget=Widget(most=1000, advanced=True),
     )
     ema: float = _indicator(
         0.1,
-        "Weight of the new value in the indicator's moving averages (reported: 0.1).",
+        "Weight of the new value in the indicator's moving averages (reported: 0.1). Higher reacts sooner and "
+        "fluctuates more.",
         Range(above=0, high=1),
         standing="reported",
         widget=Widget(least=0.001, step=0.001, advanced=True),
@@ -152,7 +159,7 @@ class AptConfig:
     )
     p_max: float = _augmentation(
         0.8,
-        "Highest probability of augmentation (reported: 0.8).",
+        "Highest probability of augmentation (reported: 0.8). At 1 every picture may be augmented, at 0 none.",
         Range(0, 1),
         standing="reported",
         widget=Widget(step=0.01),
@@ -181,7 +188,8 @@ class AptConfig:
     )
     augment_variants: int = _augmentation(
         32,
-        "At most this many augmented variants are encoded per picture (ours).",
+        "At most this many augmented variants are encoded per picture (ours). More vary more and take longer to "
+        "encode.",
         Range(1, 1_000_000),
         more="They are encoded as gamma rises, and kept.",
         widget=Widget(most=1024, advanced=True),
@@ -205,7 +213,8 @@ class AptConfig:
     )
     dist_weight: float = _stabilization(
         0.01,
-        "Weight of the stabilization term (unpublished, so ours, settled by docs/benchmark.md).",
+        "Weight of the stabilization term (unpublished, so ours, settled by docs/benchmark.md). Higher keeps more of "
+        "the prior and learns less of the subject.",
         _WEIGHT,
         weighs="stabilization",
         more="Of 1, 0.1 and 0.01 for both terms, 0.01 learned most on small drawn scenes.",
@@ -224,7 +233,8 @@ class AptConfig:
     alignment: bool = _paper(True, "Keep cross-attention maps near the prior's (paper, with a distance of ours).")
     attn_weight: float = _alignment(
         0.01,
-        "Weight of the attention alignment term (unpublished, so ours, settled by docs/benchmark.md).",
+        "Weight of the attention alignment term (unpublished, so ours, settled by docs/benchmark.md). Higher keeps "
+        "more of the prior and learns less of the subject.",
         _WEIGHT,
         weighs="alignment",
         more="Of 1, 0.1 and 0.01 for both terms, 0.01 learned most on small drawn scenes.",
@@ -274,11 +284,15 @@ class OptimizerConfig:
     """The optimizer and the batch. Defaults are DCO's published recipe."""
 
     learning_rate: float = _recipe(
-        5e-5, "Learning rate of the LoRA.", Range(above=0, high=1000), widget=Widget(least=1e-7, most=1, step=1e-7)
+        5e-5,
+        "Learning rate of the LoRA. Higher learns in fewer steps and overfits sooner. Far too high ruins every "
+        "picture.",
+        Range(above=0, high=1000),
+        widget=Widget(least=1e-7, most=1, step=1e-7),
     )
     embedding_learning_rate: float = _recipe(
         5e-6,
-        "Learning rate of the learned identifier.",
+        "Learning rate of the learned identifier. Higher lets the word learn more, and leaves less to the LoRA.",
         Range(0, 1000),
         widget=Widget(most=1, step=1e-7),
         needs="identifier_mode=learned",
@@ -300,30 +314,40 @@ class OptimizerConfig:
     )
     weight_decay: float = _recipe(
         1e-4,
-        "Weight decay of the LoRA. The identifier has none.",
+        "Weight decay of the LoRA. Higher keeps its weights smaller. The identifier has none.",
         _WEIGHT,
         widget=Widget(most=10, step=1e-5, advanced=True),
     )
     max_grad_norm: float = _recipe(
         1.0,
-        "Gradients are scaled down to this norm. 0: no clipping.",
+        "Gradients are scaled down to this norm. Lower tames sudden large steps. 0: no clipping.",
         Range(0, 1_000_000_000),
         widget=Widget(most=1000, step=0.1, advanced=True),
     )
-    lr_schedule: LrSchedule = _recipe("constant", "Course of the learning rate over the steps.")
+    lr_schedule: LrSchedule = _recipe(
+        "constant",
+        "How the learning rate changes over the steps. constant stays, linear and cosine fall to 0 by the last step. "
+        "All but constant rise over warmup_steps first.",
+    )
     warmup_steps: int = setting(
         0,
-        "Steps over which the learning rate rises from 0 (every schedule but constant).",
+        "Steps over which the learning rate rises from 0 (every schedule but constant). More begin more gently.",
         _EVERY,
         unit="steps",
         widget=Widget(most=1_000_000),
     )
     batch_size: int = _recipe(
-        1, "Pictures in one pass. Memory grows with it.", Range(1, 65536), unit="pictures", widget=Widget(most=256)
+        1,
+        "Pictures in one pass. 1 suits 3 to 10 pictures. Higher makes steadier and slower steps, and needs more "
+        "memory.",
+        Range(1, 65536),
+        unit="pictures",
+        widget=Widget(most=256),
     )
     accumulation: int = setting(
         1,
-        "Passes summed into one optimizer step. Under APT this is close to a larger batch, but not equal to it.",
+        "Passes summed into one optimizer step. More make steadier steps that take longer. Under APT this is close to "
+        "a larger batch, but not equal to it.",
         Range(1, 1_000_000),
         unit="passes",
         more="It takes no more memory.",
@@ -348,7 +372,8 @@ class DataConfig:
 
     resolution: int = setting(
         0,
-        "Side of a square picture in pixels. Other aspects keep its area. 0: the model's own.",
+        "Side of a square picture in pixels. Other aspects keep its area. Higher takes more time and memory. 0: the "
+        "model's own, which it draws best.",
         Range(0, 4096),
         unit="px",
         widget=Widget(step=64),
@@ -371,7 +396,7 @@ class DataConfig:
     )
     prior_preservation_weight: float = setting(
         1.0,
-        "Weight of the loss on prior-preservation pictures, if there are any.",
+        "Weight of the loss on prior-preservation pictures, if there are any. Higher keeps the class more as it was.",
         _WEIGHT,
         standing="DreamBooth",
         weighs="prior_preservation",
@@ -394,14 +419,15 @@ class OutputConfig:
 
     snapshot_every: int = _watching(
         250,
-        "Steps between snapshots (LoRA and embedding kept, the full state of the last two). 0: only at the end.",
+        "Steps between snapshots (LoRA and embedding kept, the full state of the last two). Fewer give more to choose "
+        "from and take more disk. 0: only at the end.",
         _EVERY,
         unit="steps",
         widget=Widget(most=1_000_000),
     )
     preview_every: int = _watching(
         0,
-        "Steps between preview samples. 0: none.",
+        "Steps between preview samples. Fewer show more and take longer. 0: none.",
         _EVERY,
         unit="steps",
         widget=Widget(
@@ -417,15 +443,24 @@ class OutputConfig:
         widget=Widget(note="One per line."),
     )
     preview_steps: int = _previews(
-        25, "Denoising steps of a preview.", Range(1, 1_000_000), unit="steps", widget=Widget(most=1000, advanced=True)
+        25,
+        "Denoising steps of a preview. Fewer are quicker and rougher.",
+        Range(1, 1_000_000),
+        unit="steps",
+        widget=Widget(most=1000, advanced=True),
     )
     preview_guidance: float = _previews(
         5.0,
-        "Classifier-free guidance scale of a preview.",
+        "Classifier-free guidance scale (cfg) of a preview. Higher follows the prompt more strictly.",
         Range(0, 1000),
         widget=Widget(most=100, step=0.1, advanced=True),
     )
-    preview_seed: int = _previews(0, "Seed of the previews.", _SEEDS, widget=Widget(most=0x7FFFFFFF, advanced=True))
+    preview_seed: int = _previews(
+        0,
+        "Seed of the previews, the same at every snapshot, so that they can be compared.",
+        _SEEDS,
+        widget=Widget(most=0x7FFFFFFF, advanced=True),
+    )
     watch_drift: bool = _watching(
         True,
         "At every snapshot, measure how far the model has moved from the prior, on drift_prompts and on its captions "
@@ -508,9 +543,14 @@ class TrainConfig:
         standing="paper",
     )
     steps: int = _recipe(
-        2000, "Optimizer steps of the whole run.", Range(1, _STEPS), unit="steps", widget=Widget(most=1_000_000)
+        2000,
+        "Optimizer steps of the whole run. More learn the subject better, until it overfits. A finished run continues "
+        "if you raise it.",
+        Range(1, _STEPS),
+        unit="steps",
+        widget=Widget(most=1_000_000),
     )
-    seed: int = setting(0, "Seed of every random draw.", _SEEDS)
+    seed: int = setting(0, "Seed of every random draw. Another seed is another training.", _SEEDS)
     dco_beta: float = _recipe(
         1000.0,
         "DCO only: sharpness of the preference over the prior.",

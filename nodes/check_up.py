@@ -161,7 +161,8 @@ def _inputs() -> list[Any]:
         ),
         io.Int.Input(
             "sample_steps", default=20, min=0, max=200,
-            tooltip="Sampling steps of each sample on the sheet. 0: no samples, which is much quicker.",
+            tooltip="Sampling steps of each sample on the sheet. Fewer are rougher. 0: no samples, which is much "
+            "quicker.",
         ),
         io.Int.Input(
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=io.ControlAfterGenerate.fixed,

@@ -81,8 +81,14 @@ class APTSnapshotSheet(io.ComfyNode):
                     control_after_generate=io.ControlAfterGenerate.fixed, tooltip="Seed of every picture's noise.",
                 ),
                 io.String.Input("negative", default="", multiline=True, tooltip="What no picture should show."),
-                io.Int.Input("sampler_steps", default=20, min=1, max=1000, tooltip="Sampling steps per picture."),
-                io.Float.Input("cfg", default=7.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance: 1 is none."),
+                io.Int.Input(
+                    "sampler_steps", default=20, min=1, max=1000,
+                    tooltip="Sampling steps per picture. Fewer are quicker and rougher.",
+                ),
+                io.Float.Input(
+                    "cfg", default=7.0, min=0.0, max=100.0, step=0.1,
+                    tooltip="Guidance, as in KSampler: 1 is none, higher follows the prompt more strictly.",
+                ),
                 io.Combo.Input("sampler_name", options=SAMPLERS, default="dpmpp_2m", tooltip="As in KSampler."),
                 io.Combo.Input("scheduler", options=SCHEDULERS, default="karras", tooltip="As in KSampler."),
                 io.Int.Input(

@@ -64,6 +64,23 @@ def test_no_sentence_is_longer_than_25_words() -> None:
     assert [text for text in read if prose(text).stilted] == []
 
 
+# Chosen, not turned up: a seed, a place among others, a size to match, and a share whose ends are told.
+CHOSEN = {"seed", "step", "width", "height", "resolution", "noise_level", "p_max"}
+
+
+def test_a_number_says_what_more_or_less_of_it_does() -> None:
+    """One that is for everybody: those for experts stand apart (`advanced`)."""
+    numbers = [
+        (node.node_id, slot)
+        for node in NODES
+        for slot in node.inputs
+        if slot.kind in ("Int", "Float") and not slot.more.get("advanced") and slot.id not in CHOSEN
+    ]
+    told = re.compile(r"\b([Hh]igher|[Mm]ore|[Ll]ower|Fewer)\b")
+    assert len(numbers) > 20
+    assert [f"{node}.{slot.id}" for node, slot in numbers if not told.search(slot.tooltip)] == []
+
+
 def test_keys_are_ones_that_the_editor_can_look_up() -> None:
     """It looks texts up by a path with dots."""
     for node in NODES:
