@@ -1,5 +1,6 @@
 /**
- * A notice where a queued prompt names a subject that has a learned word, but not the word: it would show no subject.
+ * Notices where a queued prompt would show no subject: it names one that has a learned word, but not the word, or
+ * nothing fills its `{subject}`, as where the training node is bypassed.
  *
  * In: reading the queued graph, as the host is sent it. Not in: what the training node itself says at its end.
  */
@@ -9,6 +10,7 @@ import { app } from "../../scripts/app.js";
 import { say } from "./texts.js";
 
 const TRAINER = "APTTrain";
+const SUBJECT = "{subject}";
 const TRIGGER = "embedding:"; // how every learned trigger begins
 const LIFE = 12_000; // ms that the notice stays
 
@@ -18,6 +20,20 @@ export function namedInVain(graph) {
   const names = trainers.filter((node) => isLearned(node, graph)).map(({ inputs }) => nameOf(inputs));
   const texts = Object.values(graph).filter(isEncoder).map((node) => textsOf(node, graph));
   return [...new Set(names.filter((name) => name && texts.some((parts) => isInVain(parts, name))))];
+}
+
+/** Whether some encoder reads `{subject}` as it stands, or nothing in its place. */
+export function isUnfilled(graph) {
+  return Object.values(graph).some((node) => {
+    if (node.class_type === "StringReplace") return node.inputs.find === SUBJECT && node.inputs.replace === "";
+    return isEncoder(node) && promptsOf(node.inputs).some((name) => typedIn(node.inputs[name], graph).includes(SUBJECT));
+  });
+}
+
+/** A text as it was typed, here or into a plain text node. */
+function typedIn(value, graph) {
+  const text = Array.isArray(value) ? graph[value[0]]?.inputs.value : value;
+  return typeof text === "string" ? text : "";
 }
 
 function isInVain(parts, name) {
@@ -82,12 +98,22 @@ function hasTrainer() {
 async function notice() {
   if (!hasTrainer()) return;
   const { output } = await app.graphToPrompt();
-  for (const name of namedInVain(output)) {
-    const detail = say(
+  const details = namedInVain(output).map((name) =>
+    say(
       "{name} alone shows no subject: its look is in a learned word. Write {subject} where it belongs and let " +
         "the trigger output fill it in, or write the trigger itself.",
       { name },
+    ),
+  );
+  if (isUnfilled(output)) {
+    details.push(
+      say(
+        "In a prompt {subject} stays as it is, or becomes nothing, so the picture lacks your subject. Let a Replace " +
+          "Text node put the trigger output in its place, or write the class word there.",
+      ),
     );
+  }
+  for (const detail of details) {
     app.extensionManager.toast.add({ severity: "warn", summary: "APT Train", detail, life: LIFE });
   }
 }

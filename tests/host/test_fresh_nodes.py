@@ -16,6 +16,7 @@ from .editor import SETTINGS, Browser, Editor, lacking
 from .graphs import picture, training_graph, untouched
 from .server import Host, HostError
 from .test_editor import search
+from .test_examples import EXAMPLES, read
 
 pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking())
 
@@ -192,6 +193,47 @@ IN_VAIN: dict[str, tuple[dict[str, Any], list[str]]] = {
         [],
     ),
 }
+
+
+def filled_with(value: Any, text: str = "{subject}!") -> dict[str, Any]:
+    node = replacing(text, "{subject}")
+    return {"1": trainer(), "2": encoder(["3", 0]), "3": {**node, "inputs": {**node["inputs"], "replace": value}}}
+
+
+UNFILLED: dict[str, tuple[dict[str, Any], bool]] = {
+    "by the trigger": (filled_with(["1", 5]), False),
+    "by the class word": (filled_with("toy"), False),
+    "by nothing, as where the trainer is bypassed": (filled_with(""), True),
+    "not at all": ({"1": trainer(), "2": encoder("a photo of {subject}")}, True),
+    "not at all, from a text node": (
+        {"2": encoder(["3", 0]), "3": {"class_type": "PrimitiveString", "inputs": {"value": "a {subject}"}}},
+        True,
+    ),
+    "no subject": ({"1": trainer(sample_prompts="{subject}"), "2": encoder("a beach")}, False),
+}
+
+
+def test_a_prompt_whose_subject_nothing_fills_in(host: Host, browser: Browser) -> None:
+    (module,) = [path for path in host.get("/extensions") if path.endswith("/prompts.js")]
+    graphs = [graph for graph, _ in UNFILLED.values()]
+    with browser.page(host) as editor:
+        call = "async ([path, graphs]) => { const m = await import(path); return graphs.map(m.isUnfilled) }"
+        assert dict(zip(UNFILLED, editor.do(call, module, graphs), strict=True)) == {
+            case: unfilled for case, (_, unfilled) in UNFILLED.items()
+        }
+        for path in EXAMPLES:
+            editor.load(read(path))
+            assert editor.do(call, module, [editor.prompt()]) == [False], path.stem
+        editor.load(read(next(path for path in EXAMPLES if path.stem == "train_and_generate")))
+        editor.do(BYPASSED)
+        editor.page.get_by_text("becomes nothing, so the picture lacks your subject").wait_for(timeout=30_000)
+
+
+BYPASSED = """async () => {
+  app.graph.nodes.find((node) => node.type === "APTTrain").mode = 4;
+  const { api } = await import("/scripts/api.js");
+  api.dispatchCustomEvent("promptQueued", { number: 1, batchCount: 1 });
+}"""
 
 
 def test_a_prompt_that_names_a_learned_subject_in_vain(host: Host, browser: Browser) -> None:
