@@ -1,12 +1,13 @@
 """Prepares a run's folder before the first step, whether the run is new or resumed.
 
-In: the lock, the first files, the log cut to the last saved step. Not in: restoring the state (`resuming`), the
-folder's contents (`run`).
+In: the lock, the first files, the log cut to the last saved step, room on the disk. Not in: restoring the state
+(`resuming`), the folder's contents (`run`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,8 +55,26 @@ def begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: L
         listener.keep_notices(folder)
     for note in filter(None, (log.notice(), log.gap(run.steps_done))):
         listener.notice(note)
+    _check_disk(outcome, listener)
     if rescaled:
         listener(NoticeEvent("The drift prompts have changed: the drift measured so far is dropped."))
+
+
+def _check_disk(outcome: Outcome, listener: Listener) -> None:
+    """A notice if the disk has too little room for what is still to be written, now rather than hours later."""
+    folder, run = outcome.folder, outcome.run
+    assert folder is not None
+    kept = sum(4 * weight.numel() for weight in run.trainable.values())  # bytes of a snapshot's LoRA and word
+    to_do = run.config.steps - run.steps_done
+    snapshots = -(-to_do // (run.config.output.snapshot_every or to_do or 1))
+    needed = kept * (snapshots + 3 * min(snapshots, 3))  # a state also has two moments; the third is being written
+    with contextlib.suppress(OSError):  # a file system that does not tell
+        free = shutil.disk_usage(folder.path).free
+        if needed > free:
+            listener.notice(
+                f"The disk has {free / 1e9:.1f} GB free, and this run may write {needed / 1e9:.1f} GB: free some "
+                "space, or raise snapshot_every."
+            )
 
 
 def _drift_prompts(config: TrainConfig) -> list[str]:
