@@ -46,7 +46,7 @@ class StoredPicture:
     def fitted(self, picture: Picture, mask: Tensor | None) -> Tensor | None:
         """The mask at its picture's size. InputError: it has another shape, or is entirely black."""
         name = printable(self.path.name)
-        mask_name = printable(self.mask_path.name) if self.mask_path else f"the alpha channel of {name}"
+        mask_name = printable(self.mask_path.name) if self.mask_path else f"The alpha channel of {name}"
         return _fitted(mask, picture.pixels, mask_name, name)
 
 
