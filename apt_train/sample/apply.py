@@ -17,7 +17,6 @@ from ..families.components import Components
 from ..run.export import adapter_from_kohya
 from ..text.conditioning import Conditioner
 from ..text.identifier import Identifier
-from ..wording import counted
 
 
 @contextlib.contextmanager
@@ -38,7 +37,7 @@ def personalized(
         min_rank: for a T-LoRA, whose ranks follow the timestep inside `adapter.at`.
 
     Raises:
-        InputError: the LoRA does not fit this model.
+        InputError: the LoRA or the embedding does not fit this model.
     """
     state, rank, alpha, kind = adapter_from_kohya(lora, components.unet, components.family)
     family = components.family
@@ -50,23 +49,9 @@ def personalized(
         if adapter.parameters.keys() != state.keys():
             raise InputError("The LoRA does not sit on the layers that APT Train adapts: use one it wrote.")
         adapter.load(state)
-        identifier = _identifier(components, embeddings, config.resolved_init_word)
-        encoders, name = components.text_encoders, config.name
-        yield Conditioner(encoders, identifier, class_word=config.class_word, name=name), adapter
+        encoders, identifier = components.text_encoders, None
+        if embeddings is not None:
+            identifier = Identifier.from_rows(encoders, embeddings, config.trigger, config.resolved_init_word)
+        yield Conditioner(encoders, identifier, class_word=config.class_word, name=config.name), adapter
     finally:
         adapter.remove()
-
-
-def _identifier(components: Components, embeddings: Mapping[str, Tensor] | None, init_word: str) -> Identifier | None:
-    """The init word's identifier with the trained rows in it; the word's tokens serve as placeholders."""
-    if embeddings is None:
-        return None
-    identifier = Identifier.from_init_word(components.text_encoders, init_word)
-    for key, row in zip(identifier.keys, identifier.rows, strict=True):
-        if row.shape != embeddings[key].shape:
-            raise InputError(
-                f"The embedding holds {counted(len(embeddings[key]), 'row')} of {key}, but {init_word!r} has "
-                f"{counted(len(row), 'token')}."
-            )
-        row.data.copy_(embeddings[key])
-    return identifier
