@@ -359,7 +359,7 @@ def test_word_mode_reads_plain_text() -> None:
 
 def test_precomputed_captions_need_no_encoder() -> None:
     parts = tiny_components("sdxl")
-    one = plain(parts)
+    one = Conditioner(parts.text_encoders, None, class_word="toy", name="zwx", device=torch.device("cpu"))
     captions = ["a photo of {subject}", "{subject} " + "red " * 20, "a dog"]
     one.precompute(captions)
     for encoder in parts.text_encoders:

@@ -57,7 +57,7 @@ def encoded(conditioner: Conditioner) -> list[Tensor]:
 
 def test_aside_the_encoders_give_the_same_bits_and_gradients() -> None:
     resident, away = learned(), learned()
-    away.work_on(CPU)
+    away.put_aside()
     assert all(map(torch.equal, encoded(resident), encoded(away)))
 
 
@@ -75,7 +75,7 @@ def test_an_encoder_comes_once_a_pass_for_all_captions_and_none_beside_another(m
 
     monkeypatch.setattr(conditioning, "on_loan", watched)
     conditioner = learned()
-    conditioner.work_on(CPU)
+    conditioner.put_aside()
     encoded(conditioner)
     models: list[Any] = [encoder.model for encoder in conditioner.encoders]
     sizes = [model.config.hidden_size for model in models]

@@ -91,8 +91,9 @@ def test_a_step_reads_the_device_once(name: str, device: Device) -> None:
 def test_what_is_kept_on_the_device_grows_with_the_captions_and_not_with_the_batches(device: Device) -> None:
     """A run of a hundred thousand steps draws nearly as many different batches."""
     captions = ["a photo of {subject}", "a {subject} on grass", "a {subject} in snow", "the {subject}"]
-    conditioner = Conditioner(tiny_components().text_encoders, None, class_word="toy", name="zwx")
-    conditioner.work_on(device.device)
+    encoders = tiny_components().text_encoders
+    conditioner = Conditioner(encoders, None, class_word="toy", name="zwx", device=device.device)
+    conditioner.is_aside = True
 
     def kept(batches: Iterable[Sequence[str]]) -> int:
         for batch in batches:

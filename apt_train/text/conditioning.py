@@ -56,16 +56,20 @@ class Conditioner:
         class_word: str,
         name: str,
         trigger: str | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        """`trigger`: the subject's words in the tuned version of word mode; None: `NAME class_word`."""
+        """`trigger`: the subject's words in the tuned version of word mode; None: `NAME class_word`.
+
+        `device`: where `encode` puts its result; None: where the encoders are.
+        """
         self.encoders = encoders
         self.identifier = identifier
         self.class_word = class_word
         self.name = name
         self._trigger = trigger or plain_trigger(name, class_word)
         self._vocabularies = [Vocabulary.of(encoder) for encoder in encoders]
-        self._home: torch.device | None = None  # where results go if the encoders are elsewhere
-        self._works_on: torch.device | None = None  # where encoders that wait in main memory do their work
+        self._device = device
+        self.is_aside = False  # whether the encoders wait in main memory and visit the device, one at a time, to work
         self._layouts: dict[str, TokenLayout] = {}
         self._cache: dict[tuple[tuple[int, ...], ...], tuple[Tensor, Tensor | None]] = {}
         self._rows_sent: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # keyed by caption, not by batch
@@ -74,11 +78,11 @@ class Conditioner:
 
     @staticmethod
     def of(config: TrainConfig, encoders: list[TextEncoder], device: torch.device) -> Conditioner:
-        """A run's, with its untrained identifier on `device`; in word mode without one."""
+        """A run's on `device`, with its untrained identifier; in word mode without one."""
         identifier = None
         if config.identifier_mode == "learned":
             identifier = Identifier.from_init_word(encoders, config.resolved_init_word).to(device)
-        return Conditioner(encoders, identifier, class_word=config.class_word, name=config.name)
+        return Conditioner(encoders, identifier, class_word=config.class_word, name=config.name, device=device)
 
     def encode(self, captions: list[str], *, tuned: bool, chunks: int = 1) -> Conditioning:
         """Encode a batch; gradient flows only to the identifier's rows, and only where grad is enabled.
@@ -108,22 +112,18 @@ class Conditioner:
             self._rows_sent[key] = torch.tensor(row, dtype=torch.int64, device=device)
         return self._rows_sent[key]
 
-    def work_on(self, device: torch.device) -> None:
-        """From now on the encoders stay where they are and visit `device`, one at a time, to work."""
-        self._home = self._works_on = device
-
-    @property
-    def is_aside(self) -> bool:
-        """Whether the encoders are on the device only while they work."""
-        return self._works_on is not None
+    def put_aside(self) -> None:
+        """From now on the encoders wait in main memory: see `is_aside`."""
+        self._device = self.device
+        for encoder in self.encoders:
+            ready_to_lend(encoder.model, self._device)
+        self.is_aside = True
 
     def precompute(self, captions: list[str]) -> None:
         """Encode and cache everything that training does not change.
 
         In word mode this is everything: the encoders may leave the device afterwards.
         """
-        if self._works_on is None:
-            self._home = self.device if self.identifier is None else None
         for caption in captions:
             layout = self.layout(caption)
             for parts in (*layout.tuned, *layout.prior, self._filler()):
@@ -162,8 +162,8 @@ class Conditioner:
 
     @property
     def device(self) -> torch.device:
-        """Where `encode` puts its result: where the encoders are, or in word mode where they were at `precompute`."""
-        return self._home or token_embedding(self.encoders[0].model).weight.device
+        """Where `encode` puts its result."""
+        return self._device or token_embedding(self.encoders[0].model).weight.device
 
     def _encode_all(self, layouts: list[TokenLayout], tuned: bool, count: int) -> list[tuple[Tensor, Tensor | None]]:
         """Per caption: hidden (L, D) and the first chunk's pooled vector (P,) or None."""
@@ -203,18 +203,11 @@ class Conditioner:
         def encode(rows: Tensor | None) -> list[Tensor | None]:
             return [part for chunk in chunks for part in encode_chunk(encoder, chunk, rows)]
 
-        if self._works_on is None:
-            flat = encode(rows)
+        if self.is_aside:
+            flat = encoded_on_loan(encode, rows, partial(on_loan, encoder.model, self.device))
         else:
-            flat = encoded_on_loan(encode, rows, partial(on_loan, encoder.model, self._works_on))
+            flat = encode(rows)
         return [(cast("Tensor", hidden), pooled) for hidden, pooled in zip(flat[::2], flat[1::2], strict=True)]
-
-
-def put_aside(conditioner: Conditioner, device: torch.device) -> None:
-    """From now on the encoders wait in main memory and visit `device`, one at a time, to work."""
-    for encoder in conditioner.encoders:
-        ready_to_lend(encoder.model, device)
-    conditioner.work_on(device)
 
 
 def _joined(

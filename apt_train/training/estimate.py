@@ -96,8 +96,7 @@ def _weightless(components: Components, setting: Setting) -> Generator[TrainingS
         for module in (unet, *(encoder.model for encoder in encoders)):
             stack.enter_context(on_meta(module, setting.dtype))
             stack.enter_context(stored(module, config.base_storage, setting.dtype))
-        if setting.savings.encoders_aside:
-            conditioner.work_on(META)
+        conditioner.is_aside = setting.savings.encoders_aside  # without weights there is nothing to move
         with META:
             adapter = adapter_of(unet, config.adapter, levels, family=components.family)
         stack.callback(adapter.remove)

@@ -12,7 +12,7 @@ from ..adapter import Adapter
 from ..sample.drift import DriftWatch
 from ..sample.sampler import Sampler
 from ..text.captions import preview_captions
-from ..text.conditioning import Conditioner, put_aside
+from ..text.conditioning import Conditioner
 from ..text.identifier import Identifier
 from .plan import Plan
 from .streams import Stream
@@ -40,7 +40,7 @@ def conditioner_of(plan: Plan) -> Conditioner:
     """The run's conditioner, whose encoders are on the device, or wait for their visits to it."""
     made = Conditioner.of(plan.config, plan.components.text_encoders, plan.device)
     if plan.encoders_aside:
-        put_aside(made, plan.device)
+        made.put_aside()
     else:
         for encoder in made.encoders:
             encoder.model.to(plan.device)

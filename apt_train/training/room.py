@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator
 import torch
 
 from ..errors import InputError
-from ..text.conditioning import put_aside
 from .notes import BLOCKS_ASIDE, ENCODERS_ASIDE
 from .running import Run
 
@@ -72,7 +71,7 @@ def _recompute(run: Run) -> str:
 
 
 def _set_encoders_aside(run: Run) -> str:
-    put_aside(run.inputs.conditioner, run.device)
+    run.inputs.conditioner.put_aside()
     return ENCODERS_ASIDE
 
 
