@@ -27,7 +27,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerFast
 
 from apt_train.adapter import Adapter, add_adapter
-from apt_train.config import AdapterConfig, IdentifierMode, Method, Storage, TrainConfig
+from apt_train.config import AdapterConfig, DataConfig, IdentifierMode, Method, Storage, TrainConfig
 from apt_train.data.batch import Batch
 from apt_train.data.dataset import ImageSet
 from apt_train.demo.recipe import MODEL
@@ -43,7 +43,7 @@ from apt_train.training import plan as plan_module
 from apt_train.training.estimate import estimated
 from apt_train.training.indicator import OverfitIndicator
 from apt_train.training.live_bytes import META, LiveBytes, as_on_a_gpu, gradients_left_out, weight_bytes
-from apt_train.training.memory import Savings, Setting
+from apt_train.training.memory import Savings
 from apt_train.training.objective import objective_of
 from apt_train.training.plan import Plan
 from apt_train.training.step import TrainingStep
@@ -257,10 +257,10 @@ def plans_of(parts: Components, side: int) -> list[dict[str, Any]]:
     plans: list[dict[str, Any]] = []
     ways: list[tuple[IdentifierMode, bool]] = [("learned", False), ("learned", True), ("word", False)]
     for storage, (mode, aside) in product(get_args(Storage), ways):
-        config = TrainConfig(class_word="toy", identifier_mode=mode, base_storage=storage)
-        savings = Savings(parts.network.checkpoint_parts(parts.unet), aside)
-        setting = Setting(config, objective_of(config), torch.device("cuda"), torch.bfloat16, side, savings)
-        told = estimated(parts, setting)
+        data = DataConfig(resolution=side)
+        config = TrainConfig(class_word="toy", identifier_mode=mode, base_storage=storage, data=data)
+        plan = Plan(parts, ImageSet([], ""), None, config, torch.device("cuda"), torch.bfloat16)
+        told = estimated(plan, Savings(parts.network.checkpoint_parts(parts.unet), aside))
         assert told is not None, parts.family.name
         place = "aside" if aside else "stay" if mode == "learned" else "leave"
         plans.append(

@@ -21,7 +21,6 @@ from apt_train.config import AptConfig, DataConfig, OutputConfig, TrainConfig
 from apt_train.data.dataset import ImageSet
 from apt_train.families.components import Components, Family, TextEncoder
 from apt_train.training.estimate import estimated
-from apt_train.training.memory import Setting
 from apt_train.training.plan import plan_run
 from apt_train.training.train import train
 from tests.tiny import scaled_linear_schedule, tiny_tokenizer
@@ -61,8 +60,7 @@ def main(method: Any, side: str, checkpointing: str) -> None:
         output=OutputConfig(watch_drift=False, snapshot_every=0),
     )  # fmt: skip
     plan = plan_run(parts, images, config, device="cpu")
-    setting = Setting(config, plan.objective, plan.device, plan.dtype, plan.side, plan.savings)
-    found = estimated(parts, setting)
+    found = estimated(plan, plan.savings)
     assert found is not None
     train(parts, images, config, device="cpu")
     with open("/proc/self/status") as status:

@@ -118,10 +118,9 @@ def test_they_are_set_aside_where_the_device_does_not_hold_them(
 ) -> None:
     asked: list[Savings] = []
 
-    def counted(_: Any, setting: estimate.Setting) -> Memory:
-        asked.append(setting.savings)
-        recomputed = setting.savings.recomputed
-        return Memory(5 * GB if setting.savings.encoders_aside else 7 * GB, GB, 0 if recomputed else 4 * GB)
+    def counted(_: Any, savings: Savings) -> Memory:
+        asked.append(savings)
+        return Memory(5 * GB if savings.encoders_aside else 7 * GB, GB, 0 if savings.recomputed else 4 * GB)
 
     monkeypatch.setattr(plan, "estimated", counted)
     monkeypatch.setattr(plan, "free_bytes", lambda device: free * GB)
@@ -135,12 +134,11 @@ def test_they_are_set_aside_where_the_device_does_not_hold_them(
 
 def test_the_estimate_counts_one_encoder_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "SMALL", 0)
-    parts, config = tiny_components("sdxl"), quick_config()
-    objective = plan_run(parts, pictures(), config, device="cpu").objective
+    parts = tiny_components("sdxl")
+    made = Plan(parts, pictures(), None, quick_config(), torch.device("cuda"), torch.bfloat16)
 
     def told(away: bool) -> Memory:
-        setting = estimate.Setting(config, objective, torch.device("cuda"), torch.bfloat16, 64, Savings(4, away))
-        found = estimate.estimated(parts, setting)
+        found = estimate.estimated(made, Savings(4, away))
         assert found is not None
         return found
 

@@ -17,13 +17,13 @@ from apt_train.families.components import Components
 from apt_train.families.storage import STORAGES
 from apt_train.training import estimate
 from apt_train.training.live_bytes import META, LiveBytes, as_on_a_gpu, weight_bytes
-from apt_train.training.memory import Savings, Setting
+from apt_train.training.memory import Memory, Savings
 from apt_train.training.meta_results import MetaResults, storage_key
-from apt_train.training.objective import objective_of
+from apt_train.training.plan import Plan
 from benchmarks import memory
 from benchmarks.memory import Row, row_of, step_bytes
 from tests.tiny import tiny_components
-from tests.training import quick_config
+from tests.training import pictures, quick_config
 
 KINDS, SIDE, RANK = ("sd15", "sdxl"), 64, 4
 METHODS: tuple[Method, ...] = ("apt", "dreambooth")
@@ -238,11 +238,15 @@ def test_an_estimate_is_the_same_as_without_remembering(
     kind: str, settings: dict[str, Any], aside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(estimate, "SMALL", 0)
-    config = quick_config(**settings)
-    setting = Setting(config, objective_of(config), torch.device("cuda"), torch.bfloat16, SIDE, Savings(2, aside))
-    remembered = estimate.estimated(tiny_components(kind), setting)
+
+    def found() -> Memory | None:
+        config, device = quick_config(resolution=SIDE, **settings), torch.device("cuda")
+        made = Plan(tiny_components(kind), pictures(), None, config, device, torch.bfloat16)
+        return estimate.estimated(made, Savings(2, aside))
+
+    remembered = found()
     monkeypatch.setattr(MetaResults, "__call__", lambda self, func, args, kwargs: func(*args, **kwargs))
-    assert remembered == estimate.estimated(tiny_components(kind), setting) is not None
+    assert remembered == found() is not None
 
 
 # ---- what is told ------------------------------------------------------------------------------------------------

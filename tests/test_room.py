@@ -217,8 +217,8 @@ LADDER = {
 def test_auto_saves_no_more_memory_than_it_must(
     free: float, settings: dict[str, Any], expected: Savings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def counted(_: Any, setting: Any) -> Memory:
-        return LADDER.get(setting.savings) or replace(LADDER[Savings(PARTS, True)], step=9 * GB)
+    def counted(_: Any, savings: Savings) -> Memory:
+        return LADDER.get(savings) or replace(LADDER[Savings(PARTS, True)], step=9 * GB)
 
     monkeypatch.setattr(plan, "estimated", counted)
     monkeypatch.setattr(plan, "free_bytes", lambda device: int(free * GB))

@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 
-from ..config import TrainConfig
 from ..families.blocks_aside import spread
-from .objective import Objective
 
 
 @dataclass(frozen=True)
@@ -58,21 +56,6 @@ class Savings:
     recomputed: int = 0
     encoders_aside: bool = False
     blocks_aside: int = 0
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The setting that is estimated: precision, side of the pictures in pixels, and what saves memory.
-
-    Blocks in main memory are not part of it: see `Memory.with_aside`.
-    """
-
-    config: TrainConfig
-    objective: Objective
-    device: torch.device
-    dtype: torch.dtype
-    side: int
-    savings: Savings
 
 
 def free_bytes(device: torch.device) -> int | None:

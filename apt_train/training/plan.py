@@ -25,7 +25,7 @@ from ..families.precision import DTYPES, resolve_dtype
 from ..run.content import Content
 from ..sample.drift import unrelated_prompts
 from .estimate import estimated
-from .memory import Memory, Savings, Setting, blocks_too_many, fits, free_bytes
+from .memory import Memory, Savings, blocks_too_many, fits, free_bytes
 from .objective import Objective, check_layers, objective_of
 
 
@@ -106,11 +106,7 @@ class Plan:
     @cached_property
     def _estimated(self) -> Callable[[Savings], Memory | None]:
         """What a run with these savings takes; cached, as one estimate takes some seconds."""
-        return functools.cache(self._estimate)
-
-    def _estimate(self, savings: Savings) -> Memory | None:
-        setting = Setting(self.config, self.objective, self.device, self.dtype, self.side, savings)
-        return estimated(self.components, setting)
+        return functools.cache(functools.partial(estimated, self))
 
     @cached_property
     def event(self) -> PlanEvent:
