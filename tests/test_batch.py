@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from apt_train.data.augment import Augmentation
-from apt_train.data.batch import Batch, Sample, collate, draw_samples, size_ids_of
+from apt_train.data.batch import Batch, Sample, collate, draw_samples
 from apt_train.data.buckets import Prepared
 from apt_train.data.latent_bank import Encoder, LatentBank
 from apt_train.rng import derive_seed, generator, seeded
@@ -78,7 +78,6 @@ def stream() -> Stream:
         mask_fill=False,
         bank=bank_of(pictures, 4),
         captions=["one", "two", "three"],
-        size_ids=[size_ids_of(p) for p in pictures],
         example=torch.zeros(3, 8, 8, dtype=torch.uint8),
     )
 
@@ -242,7 +241,7 @@ def test_masks_are_ones_for_samples_that_have_none() -> None:
     bank = bank_of(pictures)
     drawn = (draw(bank, step=step) for step in range(50))
     samples = next(found for found in drawn if {sample.image for sample in found} == {0, 1})
-    batch = collate(samples, ["a", "b"], [size_ids_of(p) for p in pictures], torch.device("cpu"))
+    batch = collate(samples, ["a", "b"], torch.device("cpu"))
     assert batch.mask is not None and batch.mask.shape == (4, 1, 2, 2)
     for sample, mask in zip(samples, batch.mask, strict=True):
         assert mask.flatten().tolist() == ([1, 0, 1, 0] if sample.image == 1 else [1, 1, 1, 1])

@@ -16,7 +16,6 @@ from torch import Tensor
 from ..families.levels import levels_of, parts_of
 from ..families.network import Process
 from ..rng import generator
-from .buckets import Prepared
 from .latent_bank import LatentBank
 
 Key = tuple[int, str, int]  # keys a step's draws: the run's seed, the stream's name, the step
@@ -32,6 +31,7 @@ class Sample:
     latent: Tensor  # (C, h, w)
     noise: Tensor  # (C, h, w)
     mask: Tensor | None  # (1, h, w)
+    size_ids: list[float]  # of its picture
 
 
 @dataclass(frozen=True)
@@ -72,28 +72,25 @@ def _draw_sample(
     augmented = chance < float(chances[timestep]) and bank.variants > 0
     variant = 1 + int(choice * bank.variants) if augmented else 0
     posterior, noise = torch.randn(2, *bank.latent_shape(image), generator=draws)
-    return Sample(
-        timestep, image, variant, bank.latent(image, variant, posterior), noise, bank.mask(image, variant, mask_fill)
-    )
+    latent, mask = bank.latent(image, variant, posterior), bank.mask(image, variant, mask_fill)
+    return Sample(timestep, image, variant, latent, noise, mask, bank.size_ids[image])
 
 
 def unaltered(bank: LatentBank, image: int, timestep: int, *key: int | str) -> Sample:
     """A picture without augmentation and mask at this timestep, with its noise; `key`: of the draws."""
     posterior, noise = torch.randn(2, *bank.latent_shape(image), generator=generator(*key))
-    return Sample(timestep, image, 0, bank.latent(image, 0, posterior), noise, None)
+    return Sample(timestep, image, 0, bank.latent(image, 0, posterior), noise, None, bank.size_ids[image])
 
 
-def collate(
-    samples: Sequence[Sample], captions: Sequence[str], size_ids: Sequence[Sequence[float]], device: torch.device
-) -> Batch:
-    """Samples of one bucket as a batch on `device`; `captions` and `size_ids` are indexed by picture."""
+def collate(samples: Sequence[Sample], captions: Sequence[str], device: torch.device) -> Batch:
+    """Samples of one bucket as a batch on `device`; `captions` are indexed by picture."""
     return Batch(
         latents=_sent(torch.stack([sample.latent for sample in samples]), device),
         noise=_sent(torch.stack([sample.noise for sample in samples]), device),
         timesteps=_sent(torch.tensor([sample.timestep for sample in samples]), device),
         captions=[captions[sample.image] for sample in samples],
         mask=_collate_masks(samples, device),
-        size_ids=_sent(torch.tensor([size_ids[sample.image] for sample in samples]), device),
+        size_ids=_sent(torch.tensor([sample.size_ids for sample in samples]), device),
     )
 
 
@@ -107,8 +104,3 @@ def _collate_masks(samples: Sequence[Sample], device: torch.device) -> Tensor | 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     """Send to the device; on a GPU without waiting for the copy."""
     return tensor.to(device, non_blocking=device.type == "cuda")
-
-
-def size_ids_of(picture: Prepared) -> list[float]:
-    """SDXL's size ids of the original picture, used for its augmented variants too (ours)."""
-    return [float(value) for value in (*picture.original_size, *picture.crop, *picture.bucket)]

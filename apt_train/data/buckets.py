@@ -48,6 +48,11 @@ class Prepared:
     crop: Size  # (top, left) of the crop in the resized picture
     bucket: Size  # (height, width)
 
+    @property
+    def size_ids(self) -> list[float]:
+        """SDXL's: original height and width, crop top and left, target height and width."""
+        return [float(value) for value in (*self.original_size, *self.crop, *self.bucket)]
+
 
 def prepare(images: ImageSet, resolution: int, multiple: int) -> list[Prepared]:
     """Resize every picture to cover its bucket and crop the surplus evenly from both ends; masks likewise.

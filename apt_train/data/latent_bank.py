@@ -12,20 +12,19 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from ..events import Busy
 from ..rng import generator
 from .augment import Augmentation, draw_variant
 from .buckets import Prepared
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 BLOCK = 4  # variants are added this many at a time
-OnEncode = Callable[[Literal["pictures", "variants"], int, int], object]
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class LatentBank:
         *,
         seed: int,
         max_variants: int = 0,
-        on_encode: OnEncode = lambda kind, done, total: None,
+        on_encode: Busy = lambda kind, done, total: None,
     ) -> None:
         """
         Args:
@@ -82,6 +81,7 @@ class LatentBank:
         self._max_variants = max_variants
         self._on_encode = on_encode
         self._entries: list[list[_Entry]] = []  # per variant, per image
+        self.size_ids = [item.size_ids for item in self._prepared]  # per image, also of its variants (ours)
         self.buckets: dict[tuple[int, int], list[int]] = {}
         """Image indices by bucket (height, width) in pixels."""
         for index, item in enumerate(self._prepared):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.batch import Batch, Sample, collate, size_ids_of, unaltered
+from ..data.batch import Batch, Sample, collate, unaltered
 from ..data.buckets import bucket_multiple, prepare
 from ..data.dataset import ImageSet
 from ..data.latent_bank import LatentBank
@@ -33,7 +33,6 @@ class Pictures:
 
     bank: LatentBank
     captions: list[str]
-    size_ids: list[list[float]]
     notes: list[str]
 
     def samples(self, asked: Asked, levels: Tensor) -> list[list[tuple[Sample, int]]]:
@@ -44,7 +43,7 @@ class Pictures:
         return [list(self._of(image, asked, levels)) for image in range(len(self.captions))]
 
     def batch(self, samples: list[Sample], device: torch.device) -> Batch:
-        return collate(samples, self.captions, self.size_ids, device)
+        return collate(samples, self.captions, device)
 
     def _of(self, image: int, asked: Asked, levels: Tensor) -> Iterator[tuple[Sample, int]]:
         for level, draw in itertools.product(range(asked.bins), range(asked.draws)):
@@ -70,7 +69,7 @@ def read_pictures(
     encoder = encoder_of(components, lora.device)
     bank = LatentBank(prepared, encoder, seed=asked.seed, on_encode=lambda _kind, _done, _total: busy())
     bank.encode_plain()
-    return Pictures(bank, captions, [size_ids_of(item) for item in prepared], notes)
+    return Pictures(bank, captions, notes)
 
 
 def _some(images: ImageSet) -> ImageSet:

@@ -40,7 +40,7 @@ def attention_of(run: Run) -> AttentionMaps | None:
 
 def _maps(run: Run, capture: Capture, sample: Sample, *, tuned: bool) -> tuple[Tensor, list[str]]:
     components = run.components
-    batch = collate([sample], run.inputs.subject.captions, run.inputs.subject.size_ids, run.device)
+    batch = collate([sample], run.inputs.subject.captions, run.device)
     noisy = components.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
     conditioning = run.inputs.conditioner.encode(batch.captions, tuned=tuned)
     with capture.record() as captured:

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..data.augment import Augmentation, zoom_limit
-from ..data.batch import Batch, collate, draw_samples, size_ids_of
+from ..data.batch import Batch, collate, draw_samples
 from ..data.buckets import bucket_multiple, bucket_notes, prepare
 from ..data.dataset import ImageSet
-from ..data.latent_bank import LatentBank, OnEncode
+from ..data.latent_bank import LatentBank
 from ..families.network import Process
 from ..text.captions import class_caption, subject_captions
 from .notes import OF_PRIOR, notes_of
 from .plan import Plan
 from .vae_visits import encoder_of
+
+if TYPE_CHECKING:
+    from ..events import Busy
 
 
 @dataclass
@@ -36,7 +40,6 @@ class Stream:
     mask_fill: bool
     bank: LatentBank
     captions: list[str]
-    size_ids: list[list[float]]
     example: Tensor  # the first picture as trained on, uint8 (3, H, W), for the attention figure
 
     def draw(self, p_aug: Tensor, step: int, *, count: int, batch_size: int, device: torch.device) -> list[Batch]:
@@ -44,10 +47,10 @@ class Stream:
         key = (self.seed, self.name, step)
         samples = draw_samples(self.bank, p_aug, key, count=count, process=self.process, mask_fill=self.mask_fill)
         chunks = [samples[i : i + batch_size] for i in range(0, count, batch_size)]
-        return [collate(chunk, self.captions, self.size_ids, device) for chunk in chunks]
+        return [collate(chunk, self.captions, device) for chunk in chunks]
 
 
-def build_streams(plan: Plan, notify: Callable[[str], None], busy: OnEncode) -> tuple[Stream, Stream | None]:
+def build_streams(plan: Plan, notify: Callable[[str], None], busy: Busy) -> tuple[Stream, Stream | None]:
     """The subject's stream and, if there are class pictures, the prior-preservation stream.
 
     `notify` gets the notes on sizes and, at the end, those on the rest of the plan.
@@ -64,7 +67,7 @@ def build_streams(plan: Plan, notify: Callable[[str], None], busy: OnEncode) -> 
 
 
 def _stream(
-    name: str, plan: Plan, images: ImageSet, captions: list[str], notify: Callable[[str], None], busy: OnEncode
+    name: str, plan: Plan, images: ImageSet, captions: list[str], notify: Callable[[str], None], busy: Busy
 ) -> Stream:
     components, config, resolution = plan.components, plan.config, plan.side
     multiple = bucket_multiple(config.data.bucket_multiple, resolution, components.size_multiple)
@@ -82,7 +85,6 @@ def _stream(
         plan.objective.mask_fill,
         bank,
         captions,
-        size_ids=[size_ids_of(picture) for picture in prepared],
         example=((prepared[0].image + 1) * 127.5).round().to(torch.uint8),
     )
 
