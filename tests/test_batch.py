@@ -48,7 +48,6 @@ def bank_of(pictures: list[Prepared], variants: int = 0, **settings: Any) -> Lat
         max_variants=8,
         **settings,
     )
-    bank.encode_plain()
     bank.ensure_variants(variants)
     return bank
 

@@ -40,9 +40,7 @@ def make_bank(
     encoder = Encoder(encode, FACTOR, changes.pop("on_device", contextlib.nullcontext))
     shape = {name: changes.pop(name) for name in ("kinds", "max_zoom", "max_degrees") if name in changes}
     settings: dict[str, Any] = {"seed": 3, "max_variants": 6, **changes}
-    bank = LatentBank(pictures() if prepared is None else prepared, encoder, replace(AFFINE, **shape), **settings)
-    bank.encode_plain()
-    return bank
+    return LatentBank(pictures() if prepared is None else prepared, encoder, replace(AFFINE, **shape), **settings)
 
 
 def mean_and_std(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,7 +137,6 @@ def test_pictures_are_encoded_one_by_one_and_only_when_needed():
 
     bank = make_bank(encode=counting, on_device=on_device)
     assert rounds == [3] and shapes == [(1, 3, 32, 32), (1, 3, 24, 40), (1, 3, 32, 32)]
-    bank.encode_plain()
     bank.ensure_variants(0)
     assert rounds == [3]
     bank.ensure_variants(4)

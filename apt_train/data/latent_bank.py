@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -75,63 +76,42 @@ class LatentBank:
             max_variants: the most augmented variants per picture; 0: the pictures are dropped once encoded.
             on_encode: called before each picture with its kind, the number done in this round, and the round's total.
                 If it raises, the exception passes through and the bank stays as before the round.
+
+        Raises:
+            InputError: the VAE returns values that are not finite.
         """
         self._prepared = list(prepared)
         self._encoder, self._augmentation, self._seed = encoder, augmentation or Augmentation(), seed
         self._max_variants = max_variants
         self._on_encode = on_encode
-        self._entries: list[list[_Entry]] = []  # per variant, per image
         self.size_ids = [item.size_ids for item in self._prepared]  # per image, also of its variants (ours)
         self.buckets: dict[tuple[int, int], list[int]] = {}
         """Image indices by bucket (height, width) in pixels."""
         for index, item in enumerate(self._prepared):
             self.buckets.setdefault(item.bucket, []).append(index)
+        self._entries = self._encoded("pictures", [0])  # per variant, per image
+        if max_variants == 0:
+            self._prepared = []
 
     @property
     def variants(self) -> int:
         """The current number of augmented variants per picture; 0 at the start."""
-        return max(0, len(self._entries) - 1)
+        return len(self._entries) - 1
 
     @property
     def fixed(self) -> bool:
-        """Whether the encoder returns no std, so that a picture has one latent; known after `encode_plain`."""
-        return self._entry(0, 0).std is None
-
-    def encode_plain(self) -> None:
-        """Encode every unaltered picture; a second call does nothing.
-
-        Raises:
-            InputError: the VAE returns values that are not finite.
-        """
-        if self._entries:
-            return
-        plain: list[_Entry] = []
-        with self._encoder.on_device():
-            for done, item in enumerate(self._prepared):
-                self._on_encode("pictures", done, len(self._prepared))
-                plain.append(self._encode_one(item.name, item.image, item.mask, None))
-        self._entries.append(plain)
-        if self._max_variants == 0:
-            self._prepared = []
+        """Whether the encoder returns no std, so that a picture has one latent."""
+        return self._entries[0][0].std is None
 
     def ensure_variants(self, count: int) -> None:
         """Add variants until each picture has `count` (at most `max_variants`); never removes any.
 
         Raises:
-            InputError: as in `encode_plain`; the bank then stays as before the call.
+            InputError: the VAE returns values that are not finite; the bank then stays as before the call.
         """
-        assert self._entries, "encode_plain comes first"
         wanted = range(self.variants + 1, min(count, self._max_variants) + 1)
-        if not wanted:
-            return
-        images = range(len(self._prepared))
-        total = len(wanted) * len(images)
-        added: list[list[_Entry]] = [[] for _ in wanted]
-        with self._encoder.on_device():
-            for done, (round_, image) in enumerate(itertools.product(range(len(wanted)), images)):
-                self._on_encode("variants", done, total)
-                added[round_].append(self._encode_variant(image, wanted[round_]))
-        self._entries += added
+        if wanted:
+            self._entries += self._encoded("variants", wanted)
 
     def wanted_variants(self, p_aug_max: float, p_max: float) -> int:
         """The number of variants there should be now (ours): none without augmentation, all at its peak.
@@ -147,7 +127,7 @@ class LatentBank:
 
     def latent(self, image: int, variant: int, noise: Tensor) -> Tensor:
         """mean + std * noise, all float32 (C, h, w) on the CPU; just the mean for fixed latents."""
-        entry = self._entry(image, variant)
+        entry = self._entries[variant][image]
         return entry.mean.clone() if entry.std is None else entry.mean + entry.std * noise
 
     def mask(self, image: int, variant: int, mask_fill: bool) -> Tensor | None:
@@ -157,27 +137,32 @@ class LatentBank:
         which excludes the fill from the loss (ours; by default it is trained, as in the paper's figure). A mask may be
         0 everywhere if a variant shows only masked parts.
         """
-        entry = self._entry(image, variant)
+        entry = self._entries[variant][image]
         return entry.mask_without_fill if mask_fill else entry.mask
 
     def latent_shape(self, image: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture's latents."""
-        channels, height, width = self._entry(image, 0).mean.shape
+        channels, height, width = self._entries[0][image].mean.shape
         return channels, height, width
 
-    def _entry(self, image: int, variant: int) -> _Entry:
-        assert self._entries, "encode_plain comes first"
-        return self._entries[variant][image]
-
-    def _encode_variant(self, image: int, variant: int) -> _Entry:
-        item = self._prepared[image]
-        picture, mask, inside = draw_variant(
-            item.image, item.mask, self._augmentation, generator(self._seed, "variant", image, variant)
-        )
-        return self._encode_one(item.name, picture, mask, inside)
+    def _encoded(self, kind: Literal["pictures", "variants"], variants: Sequence[int]) -> list[list[_Entry]]:
+        """One round of encoding: every picture in each of these variants."""
+        done, total = itertools.count(), len(variants) * len(self._prepared)
+        found: list[list[_Entry]] = [[] for _ in variants]
+        with self._encoder.on_device():
+            for entries, variant in zip(found, variants, strict=True):
+                for image in range(len(self._prepared)):
+                    self._on_encode(kind, next(done), total)
+                    entries.append(self._encode(image, variant))
+        return found
 
     @torch.no_grad()
-    def _encode_one(self, name: str, picture: Tensor, mask: Tensor | None, inside: Tensor | None) -> _Entry:
+    def _encode(self, image: int, variant: int) -> _Entry:
+        item, inside = self._prepared[image], None
+        picture, mask = item.image, item.mask
+        if variant:
+            draws = generator(self._seed, "variant", image, variant)
+            picture, mask, inside = draw_variant(picture, mask, self._augmentation, draws)
         # One at a time, because a VAE's results differ in the last digits with the batch.
         mean, std = self._encoder.encode(picture[None])
         mean, std = _kept(mean), None if std is None else _kept(std)
@@ -185,7 +170,7 @@ class LatentBank:
         assert tuple(mean.shape[-2:]) == expected, f"encode gave {tuple(mean.shape)} for {tuple(picture.shape)}"
         if not all(bool(torch.isfinite(part).all()) for part in (mean, std) if part is not None):
             raise InputError(
-                f"The VAE overflows or is damaged, as its latents of {name} are not finite: use it in float32 or "
+                f"The VAE overflows or is damaged, as its latents of {item.name} are not finite: use it in float32 or "
                 "bfloat16, or take another."
             )
         without_fill = _without_fill(mask, inside)

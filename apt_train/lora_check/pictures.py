@@ -68,7 +68,6 @@ def read_pictures(
     prepared = prepare(chosen, side, bucket_multiple(0, side, components.size_multiple))
     encoder = encoder_of(components, lora.device)
     bank = LatentBank(prepared, encoder, seed=asked.seed, on_encode=lambda _kind, _done, _total: busy())
-    bank.encode_plain()
     return Pictures(bank, captions, notes)
 
 

@@ -77,7 +77,6 @@ def _stream(
     variants = config.apt.augment_variants if name == "subject" else 0
     encoder = encoder_of(components, plan.device, alone=plan.sets_aside)
     bank = LatentBank(prepared, encoder, _augmentation(plan), seed=config.seed, max_variants=variants, on_encode=busy)
-    bank.encode_plain()
     return Stream(
         name,
         config.seed,
