@@ -18,8 +18,8 @@ from apt_train.families.blocks_aside import BlocksAside, spread
 from apt_train.training import update
 from apt_train.training.memory import Savings
 from apt_train.training.notes import BLOCKS_ASIDE, ENCODERS_ASIDE
+from apt_train.training.out_of_memory import STEPPED_DOWN
 from apt_train.training.plan import Plan
-from apt_train.training.room import STEPPED_DOWN
 from apt_train.training.train import train
 from tests import pretend_device
 from tests.tiny import tiny_components

@@ -24,8 +24,8 @@ from apt_train.training import compiled
 from apt_train.training.compiled import CompiledBlocks
 from apt_train.training.memory import Savings
 from apt_train.training.notes import COMPILES
+from apt_train.training.out_of_memory import STEPPED_DOWN
 from apt_train.training.plan import Plan
-from apt_train.training.room import STEPPED_DOWN
 from tests.plain_flow import plain_flow_components
 from tests.test_room import planned
 from tests.tiny import tiny_components

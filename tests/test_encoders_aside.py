@@ -21,8 +21,8 @@ from apt_train.text.identifier import Identifier
 from apt_train.training import estimate, plan, update
 from apt_train.training.memory import Memory, Savings
 from apt_train.training.notes import ENCODERS_ASIDE, notes_of
+from apt_train.training.out_of_memory import STEPPED_DOWN
 from apt_train.training.plan import Plan, plan_run
-from apt_train.training.room import STEPPED_DOWN
 from apt_train.training.train import train
 from tests import pretend_device
 from tests.tiny import tiny_components

@@ -27,9 +27,10 @@ from apt_train.data.latent_bank import LatentBank
 from apt_train.errors import InputError
 from apt_train.events import NoticeEvent, PlanEvent, StopTraining
 from apt_train.run.log import read_log
-from apt_train.training import estimate, live_bytes, loop, plan, previewing, room, trial, update, vae_visits
+from apt_train.training import estimate, live_bytes, loop, pace, plan, previewing, update, vae_visits
 from apt_train.training.memory import Memory, Savings, blocks_too_many, fits
 from apt_train.training.notes import BLOCKS_ASIDE, notes_of
+from apt_train.training.out_of_memory import STEPPED_DOWN, is_out_of_memory
 from apt_train.training.plan import Plan, plan_run
 from tests.tiny import tiny_components
 from tests.training import Recorder, out_of_memory, pictures, quick_config, run, same_weights
@@ -147,20 +148,20 @@ TRIED: dict[str, dict[str, Any]] = {
 def test_trying_a_step_leaves_no_trace(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = {"steps": 2, "watch_drift": False, **TRIED[name]}
     plain, seconds = run(**settings), list[float | None]()
-    monkeypatch.setattr(loop, "seconds_left", lambda run_: seconds.append(trial.tried(run_)))
+    monkeypatch.setattr(loop, "seconds_left", lambda run_: seconds.append(pace.tried(run_)))
     assert same_weights(run(**settings), plain)
     assert len(seconds) == 1 and (seconds[0] or 0) > 0
 
 
 def test_the_plan_says_how_long_the_steps_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the device, of the steps that are left; a small model is done before anybody has read it."""
-    monkeypatch.setattr(trial, "tried", lambda run_: 1.5)
+    monkeypatch.setattr(pace, "tried", lambda run_: 1.5)
 
     def left(place: str, memory: Memory | None, steps_done: int = 0) -> float | None:
         made = planned(device=place, steps=2000)
         vars(made)["memory"] = memory
         known: Any = SimpleNamespace(device=made.device, plan=made, config=made.config, steps_done=steps_done)
-        return trial.seconds_left(known)
+        return pace.seconds_left(known)
 
     large = Memory(GB, GB, GB)
     assert left("cuda", large) == 3000 and left("cuda", large, 500) == 2250
@@ -171,7 +172,7 @@ def test_the_plan_says_how_long_the_steps_will_take(monkeypatch: pytest.MonkeyPa
 
 def test_a_trial_that_fails_is_not_told_and_the_run_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = run(steps=2, watch_drift=False)
-    monkeypatch.setattr(loop, "seconds_left", trial.tried)
+    monkeypatch.setattr(loop, "seconds_left", pace.tried)
     broken = iter([True])
 
     def fails(run_: Any, loss: torch.Tensor) -> None:
@@ -304,8 +305,8 @@ each_full = pytest.mark.parametrize("error", FULL.values(), ids=FULL)
 
 @each_full
 def test_out_of_memory_is_known_wherever_it_comes_from(error: Exception) -> None:
-    assert room.is_out_of_memory(error)
-    assert not room.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 @each_full
@@ -326,7 +327,7 @@ def test_out_of_memory_a_run_steps_down_once_and_loses_nothing(at: int, monkeypa
     out_of_memory(monkeypatch, at=at)
     recorder = Recorder()
     found = run(on_event=recorder, watch_drift=False)
-    assert notices(recorder) == [room.STEPPED_DOWN]
+    assert notices(recorder) == [STEPPED_DOWN]
     assert [event.step for event in recorder.steps] == [1, 2, 3, 4]
     for key, tensor in plain.lora.items():  # recomputed activations may differ in the last digit
         torch.testing.assert_close(found.lora[key], tensor, rtol=1e-3, atol=1e-4)
@@ -339,7 +340,7 @@ def test_a_stop_asked_for_at_the_notice_ends_the_run_after_the_step(monkeypatch:
 
     out_of_memory(monkeypatch, at=1)
     found = run(on_event=stop, watch_drift=False)
-    assert found.stopped and found.steps_done == 2 and found.notices == [room.STEPPED_DOWN]
+    assert found.stopped and found.steps_done == 2 and found.notices == [STEPPED_DOWN]
 
 
 def test_a_scaled_step_is_taken_again_also_where_its_gradients_were_unscaled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,9 +386,9 @@ def test_out_of_memory_twice_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_steps_ten_times_slower_than_the_first_are_told_once(seconds: list[float], at: int | None) -> None:
     """One slow step, as where pictures are encoded, is none of it; nor is the first step, which warms up."""
-    pace = room.Pace(torch.device("cuda"))
-    assert [number for number, one in enumerate(seconds, 1) if pace.is_news(one)] == ([at] if at else [])
-    assert not any(map(room.Pace(torch.device("cpu")).is_news, seconds))
+    watched = pace.Pace(torch.device("cuda"))
+    assert [number for number, one in enumerate(seconds, 1) if watched.is_news(one)] == ([at] if at else [])
+    assert not any(map(pace.Pace(torch.device("cpu")).is_news, seconds))
 
 
 # ---- the VAE, with the network aside -----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..data.dataset import ImageSet
 from ..errors import InputError
 from ..families.components import Components
-from ..training.room import memory_in_words
+from ..training.out_of_memory import memory_in_words
 from .blocks import blocks_of
 from .findings import Asked, CheckUp
 from .lora_file import LoraFile

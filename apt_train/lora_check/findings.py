@@ -74,7 +74,7 @@ class AtStrength:
     `gain`: on the pictures; None without pictures. `subject`, `bare`, `unrelated`: drifts (mean squared difference of
     epsilon) on the subject's prompts, on the same with just the class word, on unrelated prompts. `ratio`: unrelated
     over subject, as in training. `spill`, `bare_spill`: unrelated and bare drift, relative to the change from leaving
-    the prompt out. `alignment`, `context`: see `looks.Looking`.
+    the prompt out. `alignment`, `context`: see `attention.Looking`.
     """
 
     strength: float

@@ -1,7 +1,7 @@
 """What a LoRA does at one strength, compared with the prior on the same noise: losses, drift, attention.
 
 All measures are those of training: the indicator's loss gap (`losses`), the drift along the prior's guided trajectories
-(`trails`), attention over matched columns (`looks`). Nothing is trained here.
+(`drift`), attention over matched columns (`attention`). Nothing is trained here.
 
 In: a model at one strength -> an `AtStrength`. Not in: which strengths (`strengths`), the conclusion (`recommend`).
 """
@@ -13,13 +13,13 @@ import torch
 from ..sample.drift import drift_of, share_of
 from ..sample.sampler import Sampler
 from ..text.conditioning import Conditioner
+from .attention import Looking, capture_of
+from .drift import Trails
 from .findings import Asked, AtStrength
 from .gain import gain_of
-from .looks import Looking, capture_of
 from .losses import Losses
 from .pictures import Pictures
 from .prompts import Prompts
-from .trails import Trails
 
 
 class Measures:

@@ -1,6 +1,6 @@
 """The prior's own trajectories from noise to picture, and how far a model's predictions differ along them.
 
-Ours. This is how drift is measured, in training (`drift`) and for any LoRA (`lora_check.trails`). No pictures are
+Ours. This is how drift is measured, in training (`drift`) and for any LoRA (`lora_check.drift`). No pictures are
 needed.
 
 In: the trajectories, and the difference at each of their points. Not in: which model is compared, and what the numbers

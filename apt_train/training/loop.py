@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..events import NoticeEvent, StepEvent
 from .listener import Listener
+from .out_of_memory import can_step_down, forget, is_out_of_memory, step_down
 from .outcome import Outcome
+from .pace import SPILLS, Pace, seconds_left
 from .previewing import try_previews
-from .room import SPILLS, Pace, can_step_down, forget, is_out_of_memory, step_down
 from .saving import save_snapshot
 from .stopping import ended_by_itself
-from .trial import seconds_left
 from .update import optimizer_step
 from .watching import catch_up, is_due, try_drift
 

@@ -23,9 +23,9 @@ from .finish import finish, stopped_early, write_extras
 from .listener import Listener
 from .loop import run_steps
 from .opening import begin, held
+from .out_of_memory import memory_in_words
 from .outcome import Outcome
 from .plan import plan_run
-from .room import memory_in_words
 from .setup import prepared_run
 from .update import TrainingDiverged
 

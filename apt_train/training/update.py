@@ -17,7 +17,7 @@ from ..data.batch import Batch
 from ..errors import InputError
 from ..rng import seeded
 from ..run.optimizer_state import learning
-from .room import memory_in_words
+from .out_of_memory import memory_in_words
 from .running import Run
 from .step import StepOutput
 from .streams import Stream

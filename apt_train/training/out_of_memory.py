@@ -1,14 +1,12 @@
-"""Reacts to the device's memory: steps down to a leaner mode when it runs out, warns when it spills.
+"""Running out of memory: recognised, reported in words, and answered by a leaner mode.
 
-In: recognising and reporting out-of-memory errors, stepping down, the pace of steps. Not in: estimating (`estimate`).
+Not in: estimating what a run will need (`estimate`), memory that spills without an error (`pace`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import statistics
-from collections import deque
 from collections.abc import Callable, Generator
 
 import torch
@@ -20,11 +18,6 @@ from .running import Run
 # Errors of Linux, Windows, accelerators, cuBLAS.
 _ALLOCATION_FAILED = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 STEPPED_DOWN = "Out of memory: activations are recomputed from here on, which takes more time and less memory."
-SPILLS = (
-    "The steps take ten times as long as the first ones: the GPU's memory may spill into main memory. Lower "
-    "resolution or batch_size, or set gradient_checkpointing to true."
-)
-_FEW = 5  # steps per pace measurement
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -90,30 +83,6 @@ def forget(run: Run) -> None:
     gc.collect()
     if run.device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-class Pace:
-    """Reports once if steps become ten times slower (ours): some drivers spill into main memory without an error."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._watches = device.type != "cpu"
-        self._first: list[float] = []
-        self._recent: deque[float] = deque(maxlen=_FEW)
-        self._warmed_up = False
-
-    def is_news(self, seconds: float) -> bool:
-        """Takes the duration of each finished step; the first one is ignored as warm-up."""
-        if not self._watches:
-            return False
-        if not self._warmed_up:
-            self._warmed_up = True
-        elif len(self._first) < _FEW:
-            self._first.append(seconds)
-        else:
-            self._recent.append(seconds)
-        slow = len(self._recent) == _FEW and statistics.median(self._recent) > 10 * statistics.median(self._first)
-        self._watches = not slow
-        return slow
 
 
 @contextlib.contextmanager
