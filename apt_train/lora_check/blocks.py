@@ -47,11 +47,9 @@ def _measured(name: str, items: Sequence[Placed], lora: WithLora) -> Block:
     unchanged = 0
     for item in items:
         changed = 0.0
-        for of, parameter in item.parameters.items():
-            original = lora.originals[parameter].to(lora.device, torch.float32)
-            if (change := item.changes(original, of)) is not None:
-                changed += float(change.double().square().sum())  # float64, because squares may exceed float32
-                base += float(original.double().square().sum())
+        for _, original, change in lora.changes(item):
+            changed += float(change.double().square().sum())  # float64, because squares may exceed float32
+            base += float(original.double().square().sum())
         added += changed
         unchanged += changed == 0
         if item.rank is not None:

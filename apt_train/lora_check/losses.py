@@ -22,13 +22,13 @@ class Losses:
     """Losses at any strength; without pictures they are empty, (bins, 0)."""
 
     def __init__(self, sampler: Sampler, pictures: Pictures | None, asked: Asked) -> None:
-        self._sampler, self._pictures, self._bins = sampler, pictures, asked.bins
+        self.sampler, self._pictures, self._bins = sampler, pictures, asked.bins
         self._samples = [] if pictures is None else pictures.samples(asked, sampler.components.levels)
 
     @property
     def calls(self) -> int:
         """The number of network calls of `at`."""
-        return sum(-(-len(group) // self._sampler.batch_size) for group in self._samples)
+        return sum(-(-len(group) // self.sampler.batch_size) for group in self._samples)
 
     @torch.no_grad()
     def at(self, strength: float, conditioner: Conditioner) -> Tensor:
@@ -47,16 +47,16 @@ class Losses:
         """Batches that each show one picture, with the bin of each sample."""
         if self._pictures is None:
             return
-        rows, device = self._sampler.batch_size, torch.device(self._sampler.device)
+        rows, device = self.sampler.batch_size, torch.device(self.sampler.device)
         for group in self._samples:
             for chunk in (group[k : k + rows] for k in range(0, len(group), rows)):
                 yield self._pictures.batch([sample for sample, _ in chunk], device), [level for _, level in chunk]
 
     def _errors(self, conditioner: Conditioner, batch: Batch, *, tuned: bool) -> Tensor:
         """Float32 (N,), unweighted and unmasked, as the indicator observes them."""
-        components, text = self._sampler.components, conditioner.encode(batch.captions, tuned=tuned)
+        components, text = self.sampler.components, conditioner.encode(batch.captions, tuned=tuned)
         schedule = components.schedule
         noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         read = TextInput(text.hidden, text.pooled, batch.size_ids)
-        prediction = components.network.predict(components.unet, noisy, batch.timesteps, read, self._sampler.dtype)
+        prediction = components.network.predict(components.unet, noisy, batch.timesteps, read, self.sampler.dtype)
         return squared_error(schedule.to_epsilon(prediction, noisy, batch.timesteps), batch.noise).cpu()

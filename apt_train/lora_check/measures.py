@@ -8,48 +8,35 @@ In: a model at one strength -> an `AtStrength`. Not in: which strengths (`streng
 
 from __future__ import annotations
 
-import torch
-
 from ..sample.drift import drift_of, share_of
-from ..sample.sampler import Sampler
 from ..text.conditioning import Conditioner
 from .attention import Looking, capture_of
 from .drift import Trails
-from .findings import Asked, AtStrength
+from .findings import AtStrength
 from .gain import gain_of
 from .losses import Losses
-from .pictures import Pictures
 from .prompts import Prompts
 
 
 class Measures:
-    """Measures the model at its current strength. Call `begin` first."""
+    """Measures the model at its current strength. Create it while the model is the prior, which it measures first."""
 
-    def __init__(self, sampler: Sampler, pictures: Pictures | None, prompts: Prompts, asked: Asked) -> None:
-        self._sampler, self._prompts = sampler, prompts
-        self._losses, self._capture = Losses(sampler, pictures, asked), capture_of(sampler)
-        self._prior_losses = torch.zeros(0)
-        self._trails: Trails | None = None
-        self._looking: Looking | None = None
+    def __init__(self, losses: Losses, prompts: Prompts, conditioner: Conditioner) -> None:
+        sampler, self._losses = losses.sampler, losses
+        self._trails, capture = Trails(sampler, conditioner, prompts), capture_of(sampler)
+        self._looking = capture and Looking(sampler, capture, conditioner, self._trails.named, prompts.named)
+        self._prior_losses = losses.at(0, conditioner)
 
-    @property
-    def calls(self) -> tuple[int, int]:
+    @staticmethod
+    def calls(losses: Losses, prompts: Prompts) -> tuple[int, int]:
         """The number of network calls: for the prior, and per strength."""
-        rows = self._sampler.batch_size
-        making, measuring = Trails.calls(self._prompts, rows)
-        looks = -(-len(self._prompts.named) // rows) if self._capture else 0
-        return self._losses.calls + making + looks, self._losses.calls + measuring + looks
-
-    def begin(self, conditioner: Conditioner) -> None:
-        """Measure the prior. Call it while the model is the prior."""
-        self._trails = Trails(self._sampler, conditioner, self._prompts)
-        if self._capture is not None:
-            self._looking = Looking(self._sampler, self._capture, conditioner, self._trails.named, self._prompts.named)
-        self._prior_losses = self._losses.at(0, conditioner)
+        rows = losses.sampler.batch_size
+        making, measuring = Trails.calls(prompts, rows)
+        looks = -(-len(prompts.named) // rows) if capture_of(losses.sampler) else 0
+        return losses.calls + making + looks, losses.calls + measuring + looks
 
     def at(self, strength: float, conditioner: Conditioner) -> AtStrength:
         """Measure the current model. InputError: at this strength its output is not finite."""
-        assert self._trails is not None, "begin comes first"
         losses = self._losses.at(strength, conditioner)
         drifts, (named, others) = self._trails.drifts(strength, conditioner), self._trails.scale
         alignment, context = (None, None) if self._looking is None else self._looking.looks(conditioner)

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from ..data.dataset import ImageSet
 from ..sample.sampler import Drawing, Sampler
 from ..training.vae_visits import vae_on
 from .findings import Asked, AtStrength
+from .losses import Losses
 from .measures import Measures
 from .pictures import read_pictures
 from .prompts import prompts_of
@@ -28,6 +28,7 @@ from .subject import Subject
 from .with_lora import WithLora
 
 if TYPE_CHECKING:
+    from ..data.dataset import ImageSet
     from ..text.conditioning import Conditioner
 
 LOWER = 3  # how often the lowest strength may be halved while the recommendation lies below it
@@ -50,7 +51,7 @@ class Strengths:
         self.prompts = prompts_of(asked, subject, [] if pictures is None else pictures.captions)
         self._sampler = Sampler(ready.components, (side, side), ready.device, ready.dtype, on_notice=self.notes.append)
         rows = asked.rows or (1 if side > 768 else 4)
-        self._measures = Measures(replace(self._sampler, batch_size=rows), pictures, self.prompts, asked)
+        self._losses = Losses(replace(self._sampler, batch_size=rows), pictures, asked)
         self.points: list[AtStrength] = []
         self.samples: list[Image.Image] = []
 
@@ -61,25 +62,25 @@ class Strengths:
     def measure(self) -> None:
         """Measure everything requested. InputError: at some strength the model's output is not finite."""
         with self._counted():
-            self._measures.begin(self._shared)
+            measures = Measures(self._losses, self.prompts, self._shared)
             self.samples = self._drawn(self._shared, tuned=False)
             for strength in self._asked.strengths:
-                point, pictures = self._at(strength)
+                point, pictures = self._at(measures, strength)
                 self.points.append(point)
                 self.samples += pictures
             for _ in range(LOWER):
                 if not self.recommendation.below or self.points[0].strength < LOWEST:
                     break
-                point, pictures = self._at(self.points[0].strength / 2)
+                point, pictures = self._at(measures, self.points[0].strength / 2)
                 self.points.insert(0, point)
                 self.samples[1:1] = pictures
 
-    def _at(self, strength: float) -> tuple[AtStrength, list[Image.Image]]:
+    def _at(self, measures: Measures, strength: float) -> tuple[AtStrength, list[Image.Image]]:
         with self._ready.at(strength):
             # A LoRA on the text encoders changes the encoding of every text.
             changes = self._ready.placement.changes_text
             conditioner = self._subject.conditioner(self._ready.components) if changes else self._shared
-            point = self._measures.at(strength, conditioner)
+            point = measures.at(strength, conditioner)
             return point, self._drawn(conditioner, tuned=True)
 
     @torch.no_grad()
@@ -96,7 +97,7 @@ class Strengths:
     @contextlib.contextmanager
     def _counted(self) -> Generator[None]:
         """Inside the block `busy` is called before each network call."""
-        prior, each = self._measures.calls
+        prior, each = Measures.calls(self._losses, self.prompts)
         drawing, count = self._asked.sample_steps, len(self._asked.strengths)
         total, done = prior + drawing + count * (each + drawing), itertools.count()
 

@@ -6,7 +6,7 @@ The change is merged into the weights, as hosts do it, so that every kind of fil
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,8 @@ class WithLora:
         try:
             if strength:
                 for item in self.placement.placed:
-                    self._merge(item, strength)
+                    for parameter, base, added in self.changes(item):
+                        parameter.data = (base + strength * added).to(self.dtype)
             yield
         finally:
             if strength:
@@ -47,11 +48,12 @@ class WithLora:
                     for parameter in item.parameters.values():
                         parameter.data = self.originals[parameter].to(self.device, self.dtype)
 
-    def _merge(self, item: Placed, strength: float) -> None:
+    def changes(self, item: Placed) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
+        """Each parameter that a layer of the file changes, its original and the change at strength 1, float32."""
         for of, parameter in item.parameters.items():
             base = self.originals[parameter].to(self.device, torch.float32)
             if (added := item.changes(base, of)) is not None:
-                parameter.data = (base + strength * added).to(self.dtype)
+                yield parameter, base, added
 
 
 @contextlib.contextmanager
