@@ -48,9 +48,9 @@ class Looking:
         rows, trajectory = trail
         time, noisy, _ = trajectory[len(trajectory) // 2]
         texts = [self._texts[k] for k in rows]
-        text, nothing = conditioner.encode(texts, tuned=tuned), conditioner.encode([""], tuned=False)
+        text = conditioner.encode(texts, tuned=tuned)
         with self._capture.record() as captured:
-            self._sampler.predictor(text, nothing)(noisy.to(self._sampler.device), time)
+            self._sampler.predictor(text)(noisy.to(self._sampler.device), time)
         maps = attention_maps(captured, text.columns, text.num_columns)
         return [layer.cpu() for layer in maps], text.labels
 

@@ -72,14 +72,19 @@ class Sampler:
         return pictures
 
     def predictor(
-        self, conditioning: Conditioning, unconditional: Conditioning, guidance: float = 1.0, rows: range | None = None
+        self,
+        conditioning: Conditioning,
+        unconditional: Conditioning | None = None,
+        guidance: float = 1.0,
+        rows: range | None = None,
     ) -> Predict:
         """The network with text (its `rows`; None: all), sizes and guidance filled in.
 
         It takes one timestep for all rows or, if `guidance` is at most 1, also one per row, int64 (N,). In that case
-        `unconditional` is not read.
+        `unconditional` is not needed.
         """
         guide = guidance > 1 and not self.components.family.reads_guidance
+        assert unconditional is not None or not guide, "guidance leads away from the unconditional prediction"
         some = range(len(conditioning.hidden)) if rows is None else rows
         hidden, pooled = _text(conditioning, unconditional if guide else None, some)
         sizes = [(*self.size, 0, 0, *self.size)] * len(hidden)

@@ -53,7 +53,8 @@ class Trajectories:
         components = self.sampler.components
         shape, schedule = latent_shape(components, *self.sampler.size), components.schedule
         noise = torch.stack([initial_noise(SEED, k, shape) for k in noises]).to(self.sampler.device)
-        steered = self.predictor(conditioner, texts, tuned=False, guidance=GUIDANCE)
+        text, nothing = conditioner.encode(texts, tuned=False), conditioner.encode([""], tuned=False)
+        steered, plain = self.sampler.predictor(text, nothing, GUIDANCE), self.sampler.predictor(text)
         times = schedule.sampling_timesteps(STEPS)
         seen: list[Tensor] = []
 
@@ -62,7 +63,6 @@ class Trajectories:
             return steered(latents, timestep)
 
         denoise(schedule, watched, noise, times)
-        plain = self.predictor(conditioner, texts, tuned=False)
         points = list(zip(times, seen, strict=True))[::EVERY]
         return [(time, noisy, self._epsilon(plain, noisy, time)) for time, noisy in points]
 
@@ -70,15 +70,10 @@ class Trajectories:
         """Squared difference at each point of each prompt's trajectory, float32 (points, N). `texts`: the prompts."""
         found: list[Tensor] = []
         for rows, trajectory in trails:
-            predict = self.predictor(conditioner, [texts[k] for k in rows], tuned=tuned)
+            predict = self.sampler.predictor(conditioner.encode([texts[k] for k in rows], tuned=tuned))
             apart = [self._epsilon(predict, noisy, time) - prior for time, noisy, prior in trajectory]
             found.append(torch.stack([difference.square().mean(dim=(1, 2, 3)) for difference in apart]))
         return torch.cat(found, dim=1)
-
-    def predictor(self, conditioner: Conditioner, texts: list[str], *, tuned: bool, guidance: float = 1.0) -> Predict:
-        """The network with these texts filled in."""
-        text = conditioner.encode(texts, tuned=tuned)
-        return self.sampler.predictor(text, conditioner.encode([""], tuned=False), guidance)
 
     def _epsilon(self, predict: Predict, noisy: Tensor, time: int) -> Tensor:
         """The noise that the prediction implies, float32 on the CPU."""

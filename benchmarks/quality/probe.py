@@ -158,7 +158,7 @@ def _epsilon(
     sampler, device, found = _sampler(components, conditioner), conditioner.device, []
     for rows in (slice(first, first + batch) for first in range(0, len(captions), batch)):
         text = conditioner.encode(captions[rows], tuned=tuned)
-        predict = sampler.predictor(text, text)
+        predict = sampler.predictor(text)
         latents, timesteps = noisy[rows].to(device), times[rows].to(device)
         found.append(components.schedule.to_epsilon(predict(latents, timesteps), latents, timesteps).cpu())
     return torch.cat(found)
