@@ -16,7 +16,7 @@ from .errors import InputError
 from .wording import printable
 
 MOST_TEXTS = 100  # entries in a list; the text encoders read each, and most are drawn or measured
-LONGEST_TEXT = 10_000  # letters, as for a caption: longer texts take minutes to encode at every step
+LONGEST_TEXT = 10_000  # letters, also of a caption: each step would encode a longer one for minutes
 _SHOWN = 80  # characters of a value in a message
 
 
@@ -94,7 +94,7 @@ class Said:
 
 def setting(default: Any, help: str, range: Range | None = None, **more: Any) -> Any:
     """A field with its default (MISSING: required) and its metadata; `more` as in `Said`."""
-    return field(default=default, metadata=vars(Said(help, range, **more)))
+    return field(default=default, metadata={"said": Said(help, range, **more)})
 
 
 def group(cls: type, *, title: str, heading: str) -> Any:
@@ -125,9 +125,8 @@ def groups_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
     return {item.name: item for item in dataclasses.fields(cls) if dataclasses.is_dataclass(types_of(cls)[item.name])}
 
 
-@cache
 def said(item: dataclasses.Field[Any]) -> Said:
-    return Said(**item.metadata)
+    return item.metadata["said"]
 
 
 @cache
@@ -142,7 +141,7 @@ def all_said(cls: type) -> dict[str, Said]:
 def choices_of(item: dataclasses.Field[Any], hint: Any) -> tuple[str, ...]:
     """The texts a setting may be; empty if it is not a choice, or may also be a number."""
     named = get_args(hint) if get_origin(hint) is Literal else ()
-    return tuple(item.metadata.get("choices") or named)
+    return tuple(said(item).choices or named)
 
 
 def words_in(hint: Any) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from apt_train.config import (
     TrainConfig,
 )
 from apt_train.errors import InputError
+from apt_train.settings_field import said
 
 ALL = (AdapterConfig, AptConfig, OptimizerConfig, DataConfig, OutputConfig, TrainConfig)
 
@@ -66,7 +67,7 @@ def test_every_setting_has_a_help_sentence(cls: type) -> None:
     groups = {"adapter", "apt", "optimizer", "data", "output"} if cls is TrainConfig else set()
     for item in dataclasses.fields(cls):
         if item.name not in groups:
-            assert item.metadata["help"].endswith("."), item.name
+            assert said(item).help.endswith("."), item.name
 
 
 def test_settings_cannot_be_changed_or_given_by_position() -> None:

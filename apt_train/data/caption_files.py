@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from ..settings_field import LONGEST_TEXT
 from ..wording import printable
 
 MAX_BYTES = 2**16  # a long caption has some hundred words
-MAX_LETTERS = 10_000  # longer ones make each step encode hundreds of 75-token chunks, for minutes
 # UTF-32's byte order mark starts with UTF-16's, so it comes first.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -59,7 +59,7 @@ def _read_text(path: Path) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError:
         raise InputError(f"{name} is not UTF-8 text: save it as UTF-8.") from None
-    if len(text) > MAX_LETTERS:
+    if len(text) > LONGEST_TEXT:
         raise InputError(f"{name} has {len(text)} letters, too many for a caption: write some sentences, or remove it.")
     if "\0" in text:  # UTF-16 without its byte order mark, or no text at all
         raise InputError(f"{name} is not UTF-8 text, as it holds zero bytes: save it as UTF-8.")

@@ -19,8 +19,9 @@ from torch import Tensor
 from ..disk.tensor_writer import raw_bytes
 from ..errors import InputError
 from ..paths import expanded
+from ..settings_field import LONGEST_TEXT
 from ..wording import counted, listed, printable
-from .caption_files import MAX_LETTERS, on_one_line, read_caption
+from .caption_files import on_one_line, read_caption
 from .folder_files import PictureFiles, sort_folder
 from .pictures import TRANSPARENT, Color, Picture, fit_mask, parse_color, read_mask, read_picture
 from .tensor_pictures import to_mask, to_pixels, unbatch
@@ -296,7 +297,7 @@ def _check_text(caption: object) -> None:
         return
     if not isinstance(caption, str):
         raise InputError(f"A caption is a {type(caption).__name__}: give one string per image.")
-    if len(caption) > MAX_LETTERS:
+    if len(caption) > LONGEST_TEXT:
         raise InputError(f"A caption has {len(caption)} letters, too many: write some sentences.")
     try:
         caption.encode()
