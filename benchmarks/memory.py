@@ -62,12 +62,12 @@ _CROSS, _CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 UNETS: dict[str, dict[str, Any]] = {
     "sd15": dict(
         block_out_channels=(320, 640, 1280, 1280), down_block_types=(_CROSS, _CROSS, _CROSS, "DownBlock2D"),
-        up_block_types=("UpBlock2D", _CROSS_UP, _CROSS_UP, _CROSS_UP),
+        up_block_types=("UpBlock2D", _CROSS_UP, _CROSS_UP, _CROSS_UP), cross_attention_dim=768,
     ),
     "sdxl": dict(
         block_out_channels=(320, 640, 1280), down_block_types=("DownBlock2D", _CROSS, _CROSS),
         up_block_types=(_CROSS_UP, _CROSS_UP, "UpBlock2D"), transformer_layers_per_block=(1, 2, 10),
-        use_linear_projection=True, projection_class_embeddings_input_dim=2816,
+        use_linear_projection=True, projection_class_embeddings_input_dim=2816, cross_attention_dim=2048,
     ),
 }  # fmt: skip
 VAE: dict[str, Any] = dict(
@@ -153,7 +153,7 @@ def sd_unet(parts: Components) -> UNet2DConditionModel:
 
 
 def _unet_config(family: FamilySpec) -> dict[str, Any]:
-    config = {**family.unet, **UNETS[family.name], "cross_attention_dim": family.cross_attention_dim}
+    config = {**family.unet, **UNETS[family.name]}
     return {**config, "attention_head_dim": tuple(family.heads(width) for width in config["block_out_channels"])}
 
 

@@ -45,10 +45,8 @@ class FamilySpec:
     """One `assets/families/*.json`: diffusers settings, to be completed from the tensors."""
 
     name: Literal["sd15", "sdxl"]
-    title: str
-    source: str
+    source: str  # where the settings come from, for a reader of the file
     resolution: int  # pixels
-    cross_attention_dim: int
     unet: dict[str, Any]
     attention_heads: int | None  # heads in every attention, or
     channels_per_head: int | None  # channels per head
