@@ -85,9 +85,9 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:_LETTERS]
 
 
-def other_parts(before: Any, now: Mapping[str, Any] | None) -> list[str]:
+def other_parts(before: Any, now: Mapping[str, Any]) -> list[str]:
     """The parts that differ, in words. Parts that one side lacks, as in files of an older version, are skipped."""
-    if not is_object(before) or now is None:
+    if not is_object(before):
         return []
     plain = [name for name in _WORDS if name not in _PER_PICTURE and name in before and name in now]
     others = [_WORDS[name].format(before=before[name], now=now[name]) for name in plain if before[name] != now[name]]
@@ -118,10 +118,10 @@ def _is_list_of_texts(value: Any) -> bool:
     return is_list(value) and all(isinstance(one, str) for one in value)
 
 
-def difference(before: Any, now: Mapping[str, Any] | None, settings: TrainConfig, others: TrainConfig) -> str:
-    """How the run `now` differs from the run `before`, in words: parts (None: unknown), then settings."""
+def difference(before: Any, now: Mapping[str, Any], settings: TrainConfig, others: TrainConfig) -> str:
+    """How the run `now` differs from the run `before`, in words: parts, then settings."""
     found = [*other_parts(before, now), *_other_settings(settings.identity(), others.identity())]
-    if not found and now is not None and is_object(before) and before.keys() >= _WORDS.keys():
+    if not found and is_object(before) and before.keys() >= _WORDS.keys():
         return "other settings than its config.json says now"  # everything else is as it was
     return listed(found, most=len(found)) or "another checkpoint, other pictures, captions or masks"
 

@@ -111,9 +111,7 @@ class RunFolder:
                     sweep(folder, alone=True)
             yield
 
-    def check_same_run(
-        self, digest: str, config: TrainConfig, dtype: torch.dtype, parts: Mapping[str, Any] | None = None
-    ) -> None:
+    def check_same_run(self, digest: str, config: TrainConfig, dtype: torch.dtype, parts: Mapping[str, Any]) -> None:
         """Refuse to resume with other weights, pictures or settings than the run began with, naming what differs.
 
         `parts`: from `Content.parts`. Folders of older versions hold none, so the message is less specific.
