@@ -22,23 +22,23 @@ SERIES: tuple[Rgb, ...] = (BLUE, ORANGE, (26, 152, 80), (140, 86, 168), (120, 12
 
 
 @dataclass(frozen=True)
-class Look:
+class Legend:
     """How a term of the loss is shown."""
 
     title: str
     colour: str  # #rrggbb
 
 
-TOTAL = Look("Total (weighted)", "#333333")
+TOTAL = Legend("Total (weighted)", "#333333")
 
 
-def looks_of(names: Sequence[str], said: Mapping[str, Look]) -> dict[str, Look]:
-    """The look of every term by name: as recorded in `said`, otherwise its name and a colour by position."""
+def legends_of(names: Sequence[str], said: Mapping[str, Legend]) -> dict[str, Legend]:
+    """The legend of every term by name: as recorded in `said`, otherwise its name and a colour by position."""
     plain = {
-        name: Look(name.replace("_", " ").capitalize(), as_hex(SERIES[min(place, len(SERIES) - 1)]))
+        name: Legend(name.replace("_", " ").capitalize(), as_hex(SERIES[min(place, len(SERIES) - 1)]))
         for place, name in enumerate(names)
     }
-    return {"loss": TOTAL, **plain, **{name: look for name, look in said.items() if name in plain}}
+    return {"loss": TOTAL, **plain, **{name: legend for name, legend in said.items() if name in plain}}
 
 
 def as_hex(colour: Rgb) -> str:

@@ -24,7 +24,7 @@ from apt_train.cli import main
 from apt_train.config import AptConfig, OptimizerConfig, TrainConfig
 from apt_train.disk import files
 from apt_train.errors import InputError
-from apt_train.palette import Look, diverging, heat
+from apt_train.palette import Legend, diverging, heat
 from apt_train.report import write, write_report
 from apt_train.report.attention_tiles import attention_tiles
 from apt_train.report.grid import fit_label, font, labelled_grid
@@ -502,7 +502,7 @@ def test_a_term_is_shown_as_the_run_said_and_else_by_its_name(tmp_path) -> None:
     lines = [plain_line(step, [0.1], l2_pull=0.5, grad_norm_terms={"l2_pull": 1.0}) for step in (1, 2, 3)]
     folder = write_run(tmp_path, lines)
     plain = read_run(folder)
-    assert plain.log.looks["l2_pull"].title == "L2 pull" and plain.summary.terms["l2_pull"].last_quarter == 0.5
+    assert plain.log.legends["l2_pull"].title == "L2 pull" and plain.summary.terms["l2_pull"].last_quarter == 0.5
     content = json.loads((folder / "config.json").read_text())
     content["terms"]["l2_pull"] = {"title": "Pull to the base", "colour": "#123456"}
     (folder / "config.json").write_text(json.dumps(content))
@@ -523,7 +523,9 @@ def test_looks_that_no_run_writes_count_for_nothing(tmp_path, terms: Any) -> Non
     folder = write_run(tmp_path, plausible_log(30))
     content = json.loads((folder / "config.json").read_text()) | {"terms": terms}
     (folder / "config.json").write_text(json.dumps(content))
-    assert read_run(folder).log.looks["denoising"] == Look("Denoising", "#2a6fbb") and write_report(folder).is_file()
+    assert (
+        read_run(folder).log.legends["denoising"] == Legend("Denoising", "#2a6fbb") and write_report(folder).is_file()
+    )
 
 
 # --- all in one ---------------------------------------------------------------------------------------------------

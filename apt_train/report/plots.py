@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
-from ..palette import BLUE, FAINT, INK, ORANGE, Look, as_hex, bin_colours
+from ..palette import BLUE, FAINT, INK, ORANGE, Legend, as_hex, bin_colours
 from ..run.curves import bin_names
 from ..verdict.run_files import RunRecord
 from ..verdict.run_log import DRIFT, Floats, RunLog, block_means, moving_average
@@ -161,21 +161,21 @@ def _losses(figure: FigureBase, run: RunRecord) -> None:
     window = max(1, len(log) // 25) | 1
     for axes, (name, values) in zip(panels, shown.items(), strict=False):
         curve = evened_denoising(log) if name == "denoising" else values
-        _loss_panel(axes, [log.step, values, moving_average(curve, window)], log.looks[name])
+        _loss_panel(axes, [log.step, values, moving_average(curve, window)], log.legends[name])
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     note = f"thick: mean over {window} steps, denoising with noise levels evened out" if window > 1 else "every step"
     figure.suptitle(f"Losses before their weights ({note})", fontsize=11, color=as_hex(INK), x=0.01, ha="left")
 
 
-def _loss_panel(axes: Axes, columns: list[Any], look: Look) -> None:
+def _loss_panel(axes: Axes, columns: list[Any], legend: Legend) -> None:
     """`columns`: steps, values, their average. With a lazy prior most steps lack some terms."""
     known = np.isfinite(columns[1])
     steps, raw, average = (block_means(column[known].astype(np.float64), MOST_POINTS) for column in columns)
-    axes.plot(steps, raw, color=look.colour, alpha=0.28, linewidth=0.8)
-    axes.plot(steps, average, color=look.colour, linewidth=2.0, marker="o" if len(raw) == 1 else None)
+    axes.plot(steps, raw, color=legend.colour, alpha=0.28, linewidth=0.8)
+    axes.plot(steps, average, color=legend.colour, linewidth=2.0, marker="o" if len(raw) == 1 else None)
     _log_scale_if_wide(axes, raw, lowest=0.01)  # in the first step the regularisers are 0 except for rounding
-    _dress(axes, look.title, "")
+    _dress(axes, legend.title, "")
 
 
 def _balance(figure: FigureBase, run: RunRecord) -> None:
@@ -187,19 +187,19 @@ def _balance(figure: FigureBase, run: RunRecord) -> None:
     norms = {name: block_means(values, MOST_BARS) for name, values in log.balance.items()}
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     for name, values in norms.items():
-        left.plot(steps, values, color=log.looks[name].colour, **MARKS)
+        left.plot(steps, values, color=log.legends[name].colour, **MARKS)
     _log_scale_if_wide(left, np.concatenate(list(norms.values())), lowest=0.0)
     _dress(left, "Gradient norm of each term", "norm")
-    _share_bars(right, steps, {log.looks[name]: np.nan_to_num(values) for name, values in norms.items()})
+    _share_bars(right, steps, {log.legends[name]: np.nan_to_num(values) for name, values in norms.items()})
     right.legend(fontsize=9, reverse=True, **BESIDE)
 
 
-def _share_bars(axes: Axes, steps: Floats, norms: dict[Look, Floats]) -> None:
+def _share_bars(axes: Axes, steps: Floats, norms: dict[Legend, Floats]) -> None:
     total = np.maximum(sum(norms.values()), 1e-30)
     width = float(np.diff(steps).max()) if len(steps) > 1 else 1.0
     bottom = np.zeros(len(steps))
-    for look, values in norms.items():
-        axes.bar(steps, values / total, width=width, bottom=bottom, color=look.colour, label=look.title)
+    for legend, values in norms.items():
+        axes.bar(steps, values / total, width=width, bottom=bottom, color=legend.colour, label=legend.title)
         bottom = bottom + values / total
     axes.set_ylim(0, 1)
     axes.set_xlim(steps[0] - width, steps[-1] + width)

@@ -19,7 +19,7 @@ from ..names import CONFIG, clashing_file
 from ..presets import PRESETS
 
 if TYPE_CHECKING:
-    from ..palette import Look
+    from ..palette import Legend
 
 FORMAT = 1
 MOST_BYTES = 16 << 20  # of config.json, which consists mostly of a digest per picture
@@ -67,13 +67,13 @@ def read_settings(path: str | Path) -> tuple[TrainConfig, int]:
     return config, count if type(count) is int and 0 < count <= 1_000_000 else 1000
 
 
-def read_terms(path: str | Path) -> dict[str, Look]:
+def read_terms(path: str | Path) -> dict[str, Legend]:
     """How the terms of a run's loss are shown, by name; malformed entries are dropped."""
-    from ..palette import Look  # loads numpy, which a refusal need not wait for
+    from ..palette import Legend  # loads numpy, which a refusal need not wait for
 
     terms = read_config(path).get("terms")
     said = terms.items() if is_object(terms) else ()
-    return {name: Look(look["title"], look["colour"]) for name, look in said if _is_look(look)}
+    return {name: Legend(legend["title"], legend["colour"]) for name, legend in said if _is_legend(legend)}
 
 
 def read_preset(path: str | Path) -> str:
@@ -82,10 +82,10 @@ def read_preset(path: str | Path) -> str:
     return preset if isinstance(preset, str) and preset in PRESETS else ""
 
 
-def _is_look(look: Any) -> bool:
+def _is_legend(legend: Any) -> bool:
     patterns = {"title": _TITLE, "colour": _COLOUR}
-    return is_object(look) and all(
-        isinstance(look.get(key), str) and pattern.fullmatch(look[key]) for key, pattern in patterns.items()
+    return is_object(legend) and all(
+        isinstance(legend.get(key), str) and pattern.fullmatch(legend[key]) for key, pattern in patterns.items()
     )
 
 

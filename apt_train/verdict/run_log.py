@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..palette import Look, looks_of
+from ..palette import Legend, legends_of
 from ..run import log as log_file
 
 Floats = NDArray[np.float64]
@@ -30,7 +30,7 @@ class RunLog:
     step: NDArray[np.int64]  # (S,), ascending, from 1
     terms: dict[str, Floats]  # each (S,), raw: before weights and 1 - gamma; `loss`, the first, is the weighted total
     numbers: dict[str, Floats]  # each (S,), other numbers logged by name
-    looks: dict[str, Look]  # of each term and number
+    legends: dict[str, Legend]  # of each term and number
     grad_norm: Floats  # (S,), before clipping
     levels: list[list[float]]  # per step, the noise levels of its samples, 0 clean, 1 pure noise
     gamma: Floats  # (S, bins); (S, 0) if the run logged none
@@ -48,13 +48,13 @@ class RunLog:
 def read_log(
     path: Path,
     bins: int | None = None,
-    looks: Mapping[str, Look] | None = None,
+    legends: Mapping[str, Legend] | None = None,
     until: int | None = None,
     num_timesteps: int = 1000,
 ) -> RunLog:
     """The log at `path`; `until`: the last step wanted.
 
-    `bins`, `looks` of the terms, `num_timesteps`: from the run's `config.json`.
+    `bins`, `legends` of the terms, `num_timesteps`: from the run's `config.json`.
     InputError: there is no log, or no step in it.
     """
     if not path.exists():
@@ -65,7 +65,8 @@ def read_log(
     lines = [line for line in log.lines if until is None or line["step"] <= until]
     if not lines:
         raise InputError(f"The log holds no step up to {until}: ask for a later one.")
-    return _columns(replace(log, lines=lines, cut=log.cut and len(lines) == len(log.lines)), looks or {}, num_timesteps)
+    kept = replace(log, lines=lines, cut=log.cut and len(lines) == len(log.lines))
+    return _columns(kept, legends or {}, num_timesteps)
 
 
 def block_means(values: Floats, most: int) -> Floats:
@@ -88,7 +89,7 @@ def _means(total: Floats, count: Floats) -> Floats:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _columns(log: log_file.Log, looks: Mapping[str, Look], num_timesteps: int) -> RunLog:
+def _columns(log: log_file.Log, legends: Mapping[str, Legend], num_timesteps: int) -> RunLog:
     records, terms, numbers = log.lines, log.terms(), log.numbers()
     measured = [record for record in records if record.get("grad_norm_terms")]
     drifted = [record for record in records if record.get("drift")]
@@ -97,7 +98,7 @@ def _columns(log: log_file.Log, looks: Mapping[str, Look], num_timesteps: int) -
         step=np.array([record["step"] for record in records], dtype=np.int64),
         terms={name: _floats([record.get(name) for record in records]) for name in ("loss", *terms)},
         numbers={name: _floats([log_file.numbers_of(record).get(name) for record in records]) for name in numbers},
-        looks=looks_of([*terms, *numbers], looks),
+        legends=legends_of([*terms, *numbers], legends),
         grad_norm=_floats([record.get("grad_norm") for record in records]),
         levels=[_levels(record, num_timesteps) for record in records],
         gamma=np.array([record["gamma"] for record in records], dtype=np.float64),
