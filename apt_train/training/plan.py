@@ -47,7 +47,7 @@ class Plan:
     @cached_property
     def savings(self) -> Savings:
         """What the run does to take less memory: with `memory` auto no more than the device requires."""
-        asked, parts = self.config.gradient_checkpointing, self._parts
+        asked, parts = self.config.gradient_checkpointing, self._checkpoint_parts
         if self.device.type == "cpu":
             return Savings(parts if asked else 0)
         free, rungs = free_bytes(self.device) if self.config.memory == "auto" else None, self._rungs()
@@ -67,13 +67,13 @@ class Plan:
     def _rungs(self) -> list[Savings]:
         """What a run may do to take less memory, in the order of what it costs in time."""
         asked = self.config.gradient_checkpointing
-        numbers = range(self._parts + 1) if asked is None else [self._parts * asked]
+        numbers = range(self._checkpoint_parts + 1) if asked is None else [self._checkpoint_parts * asked]
         rungs = [Savings(number) for number in numbers]
         learns = self.config.identifier_mode == "learned"
         return [*rungs, replace(rungs[-1], encoders_aside=True)] if learns else rungs
 
     @property
-    def _parts(self) -> int:
+    def _checkpoint_parts(self) -> int:
         return self.components.network.checkpoint_parts(self.components.unet)
 
     def _fits(self, savings: Savings, free: int) -> bool:
@@ -121,7 +121,7 @@ class Plan:
             captions=sum(bool(image.caption) for image in images),
             side=self.side,
             checkpointing=self.savings.recomputed > 0,
-            parts=(self.savings.recomputed, self._parts),
+            parts=(self.savings.recomputed, self._checkpoint_parts),
             memory=memory and memory.peak(makes_way=self.sets_aside),
             free=free_bytes(self.device),
         )
