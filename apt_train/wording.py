@@ -1,4 +1,4 @@
-"""Names and counts in sentences for users: long lists shortened, nothing that a terminal or log cannot show."""
+"""Names, counts and noise levels in words: long lists shortened, nothing that a terminal or log cannot show."""
 
 from __future__ import annotations
 
@@ -34,3 +34,14 @@ def reason_of(error: OSError) -> str:
 def printable(name: str) -> str:
     """A file name with line breaks, control characters and undecodable bytes replaced by `?`."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def bin_names(bins: int) -> list[str]:
+    """The noise levels of every bin, as `0.3-0.4`, with enough digits to distinguish them."""
+    return [levels_named(b / bins, (b + 1) / bins, bins) for b in range(bins)]
+
+
+def levels_named(low: float, high: float, bins: int) -> str:
+    """The noise levels from `low` to `high`, with as many digits as for `bins` bins."""
+    digits = next(d for d in (1, 2, 3, 4) if 10**d >= bins)
+    return f"{low:.{digits}f}-{high:.{digits}f}"

@@ -77,7 +77,7 @@ class LiveRun:
         self._tell("finished", state=state, step=step)
 
     def _names_of_bins(self) -> list[str]:
-        from ..apt_train.run.curves import bin_names
+        from ..apt_train.wording import bin_names
 
         return bin_names(self._bins)
 

@@ -31,13 +31,13 @@ from apt_train.report.grid import fit_label, font, labelled_grid
 from apt_train.report.live_images import heat_image, loss_image
 from apt_train.report.plots import as_picture, glance_figure, overview_figure, part_figure
 from apt_train.run.attention_file import read_maps
-from apt_train.run.curves import bin_names
 from apt_train.training.capture import merge_layers
 from apt_train.training.terms import Preservation, terms_of
 from apt_train.verdict.run_files import read_run
 from apt_train.verdict.run_log import block_means, moving_average, read_log
 from apt_train.verdict.run_summary import evened_denoising, summarize
 from apt_train.verdict.words import paragraph
+from apt_train.wording import bin_names
 from tests.blank_figures import leave_blank
 from tests.damaged_runs import DAMAGES, Damage
 from tests.synthetic_run import plausible_log, plausible_maps, write_attention, write_run

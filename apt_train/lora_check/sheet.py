@@ -18,8 +18,7 @@ from ..palette import BLUE, FAINT, INK, ORANGE, PALE, SERIES, Rgb, as_hex
 from ..report.grid import without_middle
 from ..report.heat_map import heat_map
 from ..report.plots import as_picture, dress, message
-from ..run.curves import bin_names
-from ..wording import counted
+from ..wording import bin_names, counted
 from .findings import CheckUp
 from .verdict import headline, nearest, paragraphs
 

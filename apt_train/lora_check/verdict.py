@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..run.curves import bin_names
-from ..wording import counted, listed, printable
+from ..wording import bin_names, counted, listed, printable
 from .findings import AtStrength, CheckUp
 from .placing import Placement
 from .recommend import USUAL, Recommendation, known_gain

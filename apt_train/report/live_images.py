@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 from ..palette import BLUE, FAINT, INK, PALE, PAPER, Rgb
-from ..run.curves import bin_names
 from ..verdict.run_log import Floats, block_means, moving_average
+from ..wording import bin_names
 from .grid import font
 from .heat_map import heat_map
 

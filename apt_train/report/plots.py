@@ -16,10 +16,10 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from ..palette import BLUE, FAINT, INK, ORANGE, Legend, as_hex, bin_colours
-from ..run.curves import bin_names
 from ..verdict.run_files import RunRecord
 from ..verdict.run_log import DRIFT, Floats, RunLog, block_means, moving_average
 from ..verdict.run_summary import NEAR_ONE, RISE, evened_denoising
+from ..wording import bin_names
 from .heat_map import heat_map
 from .typeface import families_for
 

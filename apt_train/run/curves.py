@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..names import LOG
+from ..wording import bin_names
 from .config_file import read_settings
 from .log import read_log, terms_of
 
@@ -33,17 +34,6 @@ def run_curves(folder: Path, after: int = 0) -> dict[str, Any]:
         "bins": bin_names(config.apt.bins),
         "points": thin_out([point_of(line) for line in lines if line["step"] > after], MOST_POINTS),
     }
-
-
-def bin_names(bins: int) -> list[str]:
-    """The noise levels of every bin, as `0.3-0.4`, with enough digits to distinguish them."""
-    return [levels_named(b / bins, (b + 1) / bins, bins) for b in range(bins)]
-
-
-def levels_named(low: float, high: float, bins: int) -> str:
-    """The noise levels from `low` to `high`, with as many digits as for `bins` bins."""
-    digits = next(d for d in (1, 2, 3, 4) if 10**d >= bins)
-    return f"{low:.{digits}f}-{high:.{digits}f}"
 
 
 def point_of(line: dict[str, Any]) -> Point:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import TrainConfig
-from ..run.curves import levels_named
 from ..settings_field import all_said, flat_values
+from ..wording import levels_named
 from .run_log import DRIFT, Floats, RunLog, moving_average
 
 Trend = Literal["falling", "flat", "rising", "unknown"]

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..config import METHOD_TITLES
-from ..run.curves import levels_named
 from ..run.log import line_numbers
-from ..wording import counted
+from ..wording import counted, levels_named
 from .recommend import has_risen, last_before_rising, lowest_ratio
 from .run_summary import FEWEST_STEPS, NEAR_ONE, BinSummary, Summary
 
