@@ -196,9 +196,9 @@ def test_the_total_is_the_formula_of_the_method(kind: str, prediction: Predictio
     data = mse(hand.tuned, target)
 
     output = run(made, batch)
-    close(output.parts["denoising"], ((1 - gamma) * data).mean())
-    close(output.parts["stabilization"], 0.5 * hand.dist)
-    close(output.parts["alignment"], 2.0 * hand.attn)
+    close(output.weighted["denoising"], ((1 - gamma) * data).mean())
+    close(output.weighted["stabilization"], 0.5 * hand.dist)
+    close(output.weighted["alignment"], 2.0 * hand.attn)
     close(output.total, ((1 - gamma) * data).mean() + 0.5 * hand.dist + 2.0 * hand.attn)
     # what the log shows is raw
     close(output.raw["denoising"], data.mean())
@@ -230,13 +230,13 @@ def test_parts_of_the_method_are_switched_apart() -> None:
     weight = run(bench(with_terms(weighted=True)))
     dist, attn = run(bench(with_terms(DIST))), run(bench(with_terms(ATTN)))
     plain = run(bench(Objective()), with_prior=False)
-    assert set(weight.parts) == set(plain.parts) == {"denoising"}
-    assert set(dist.parts) == {"denoising", "stabilization"} and set(attn.parts) == {"denoising", "alignment"}
-    assert all(output.raw.keys() == output.parts.keys() for output in (plain, weight, dist, attn))
+    assert set(weight.weighted) == set(plain.weighted) == {"denoising"}
+    assert set(dist.weighted) == {"denoising", "stabilization"} and set(attn.weighted) == {"denoising", "alignment"}
+    assert all(output.raw.keys() == output.weighted.keys() for output in (plain, weight, dist, attn))
     assert torch.equal(plain.total, plain.raw["denoising"]) and weight.total < plain.total
     both = run(bench(APT))
     for name, one in (("denoising", weight), ("stabilization", dist), ("alignment", attn)):
-        assert torch.equal(both.parts[name], one.parts[name])
+        assert torch.equal(both.weighted[name], one.weighted[name])
 
 
 def test_watching_the_indicator_changes_no_bit_of_the_loss() -> None:
@@ -254,15 +254,15 @@ def test_watching_the_indicator_changes_no_bit_of_the_loss() -> None:
 def test_a_lazy_prior_scales_the_regularisers_and_keeps_gamma_between() -> None:
     faithful, lazy = run(bench(APT)), run(bench(replace(APT, lazy_prior=4)))
     for name in ("stabilization", "alignment"):
-        close(lazy.parts[name], 4 * faithful.parts[name].detach())
-    assert torch.equal(lazy.parts["denoising"], faithful.parts["denoising"])
+        close(lazy.weighted[name], 4 * faithful.weighted[name].detach())
+    assert torch.equal(lazy.weighted["denoising"], faithful.weighted["denoising"])
     assert torch.equal(lazy.raw["stabilization"], faithful.raw["stabilization"])
     made, batch = bench(replace(APT, lazy_prior=4)), batch_of()
     gamma = made.step.indicator.gamma_at(batch.timesteps)
     between = run(made, batch, with_prior=False)
     data = mse(by_hand(made, batch).tuned, batch.noise)
     close(between.total, ((1 - gamma) * data).mean())
-    assert set(between.parts) == {"denoising"} and set(between.raw) == {"denoising"}
+    assert set(between.weighted) == {"denoising"} and set(between.raw) == {"denoising"}
     assert torch.equal(made.step.indicator.gamma_at(batch.timesteps), gamma)  # nothing was observed
 
 
@@ -301,8 +301,8 @@ def test_regularisers_see_the_whole_picture_under_a_mask() -> None:
     mask = torch.zeros(2, 1, 16, 16)
     mask[..., :4] = 1
     one, two = run(bench(), batch_of(mask=mask)), run(bench())
-    assert torch.equal(one.parts["stabilization"], two.parts["stabilization"])
-    assert torch.equal(one.parts["alignment"], two.parts["alignment"])
+    assert torch.equal(one.weighted["stabilization"], two.weighted["stabilization"])
+    assert torch.equal(one.weighted["alignment"], two.weighted["alignment"])
 
 
 # DCO
@@ -323,7 +323,7 @@ def test_dco_equals_its_formula_on_the_models_own_target(prediction: PredictionT
     output = run(made, batch)
     close(output.total, expected)
     close(output.raw["denoising"], mse(hand.tuned[..., part], target).mean())
-    assert set(output.parts) == {"denoising"}
+    assert set(output.weighted) == {"denoising"}
 
 
 # Schedules of the alignment weight
@@ -332,10 +332,10 @@ def test_dco_equals_its_formula_on_the_models_own_target(prediction: PredictionT
 def test_the_linear_schedule_runs_from_nothing_to_full() -> None:
     objective = with_terms(Alignment(2.0, schedule="linear"))
     full, half, none = (run(bench(objective), progress=progress) for progress in (1.0, 0.5, 0.0))
-    close(half.parts["alignment"], 0.5 * full.parts["alignment"].detach())
-    assert not none.parts["alignment"].any()
+    close(half.weighted["alignment"], 0.5 * full.weighted["alignment"].detach())
+    assert not none.weighted["alignment"].any()
     assert torch.equal(half.raw["alignment"], full.raw["alignment"])
-    assert torch.equal(run(bench(with_terms(ATTN)), progress=0.0).parts["alignment"], full.parts["alignment"])
+    assert torch.equal(run(bench(with_terms(ATTN)), progress=0.0).weighted["alignment"], full.weighted["alignment"])
 
 
 def test_the_indicator_schedule_weighs_each_sample_by_its_gamma() -> None:
@@ -350,7 +350,7 @@ def test_the_indicator_schedule_weighs_each_sample_by_its_gamma() -> None:
         ]
     )
     assert (gamma[0] - gamma[1]).abs() > 0.1
-    close(output.parts["alignment"], 2.0 * (gamma * each).mean())
+    close(output.weighted["alignment"], 2.0 * (gamma * each).mean())
     close(output.raw["alignment"], each.mean())
 
 
@@ -372,7 +372,7 @@ def test_raw_stabilization_is_not_divided() -> None:
 def test_every_term_reaches_the_adapter_and_the_identifier_and_nothing_else(kind: str, recompute: bool) -> None:
     made = bench(APT, kind, recompute=recompute)
     output = run(made)
-    for name, term in output.parts.items():
+    for name, term in output.weighted.items():
         gradients = made.gradients(term)
         reached = {key for key, gradient in gradients.items() if gradient is not None and gradient.any()}
         assert all(gradient is None or torch.isfinite(gradient).all() for gradient in gradients.values())
@@ -416,7 +416,7 @@ def test_saturated_gamma_starves_the_data_term_alone() -> None:
     made = bench()
     made.step.indicator.update(torch.tensor([120, 850]), torch.tensor([1e6, 1e6]), torch.zeros(2))
     output = run(made)
-    assert all(g is None or not g.any() for g in made.gradients(output.parts["denoising"]).values())
+    assert all(g is None or not g.any() for g in made.gradients(output.weighted["denoising"]).values())
     assert any(g is not None and g.any() for g in made.gradients(output.total).values())
 
 
@@ -658,7 +658,7 @@ def test_a_term_may_ask_for_passes_on_other_captions() -> None:
     expected = by_hand(made, replace(batch_of(), captions=["", ""]))
     close(found.raw["blank"], mse(expected.tuned, expected.prior).mean())
     assert torch.equal(found.raw["denoising"], plain.raw["denoising"])
-    gradients = made.gradients(found.parts["blank"])
+    gradients = made.gradients(found.weighted["blank"])
     adapter = {name for name in gradients if not name.startswith("identifier")}
     assert {name for name, gradient in gradients.items() if gradient is not None} == adapter
 
@@ -679,7 +679,7 @@ def test_a_term_may_depend_on_the_adapters_weights_alone() -> None:
         return torch.stack([weight.square().sum() for weight in passes.adapter.values()]).sum()
 
     made = bench(Objective((Denoising(), Alone("size", size))))
-    gradients = made.gradients(run(made).parts["size"])
+    gradients = made.gradients(run(made).weighted["size"])
     for name, weight in Adapter(made.parts.unet).parameters.items():
         gradient = gradients[name]
         assert gradient is not None and torch.equal(gradient, weight), name
@@ -708,7 +708,7 @@ def test_a_users_own_term_is_summed_and_logged_by_its_name() -> None:
     output, hand = run(made), by_hand(made, batch_of())
     close(output.raw["pull"], mse(hand.tuned, hand.prior).mean())
     close(output.total, plain.total.detach() + 3 * output.raw["pull"])
-    assert set(run(made, with_prior=False).parts) == {"denoising"}
+    assert set(run(made, with_prior=False).weighted) == {"denoising"}
 
 
 def test_a_users_own_term_says_which_setting_names_the_layers_that_a_model_lacks() -> None:
@@ -759,7 +759,7 @@ def test_moments_formed_again_have_the_same_gradient(dtype: torch.dtype) -> None
         made.step.save_memory = recompute
         gradients.append(
             torch.autograd.grad(
-                run(made).parts["stabilization"], list(made.step.adapter.parameters.values()), allow_unused=True
+                run(made).weighted["stabilization"], list(made.step.adapter.parameters.values()), allow_unused=True
             )
         )
     for one, other in zip(*gradients, strict=True):

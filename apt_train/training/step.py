@@ -27,11 +27,11 @@ from .terms import Pass, Passes
 
 @dataclass
 class StepOutput:
-    """Scalars of one pass, by term: `raw` as logged, `parts` as they enter the total, weights included."""
+    """Scalars of one pass, by term: `raw` as logged, `weighted` as they enter the total."""
 
     total: Tensor
     raw: dict[str, Tensor]
-    parts: dict[str, Tensor]
+    weighted: dict[str, Tensor]
     prior_error: Tensor | None = None  # the prior's mean epsilon error; None: no prior pass
 
 
@@ -77,9 +77,9 @@ class TrainingStep:
         again, weights = partial(self._again, noisy, batch), self.adapter.parameters
         passes = Passes(batch, target, self.schedule, tuned, prior, self.indicator, weights, again, progress, lazy)
         values = {term.name: term(passes) for term in acting}
-        parts = {name: weighted for name, (_, weighted) in values.items()}
-        total = torch.stack(list(parts.values())).sum() if len(parts) > 1 else next(iter(parts.values()))
-        return StepOutput(total, {name: raw for name, (raw, _) in values.items()}, parts, error)
+        weighted = {name: value for name, (_, value) in values.items()}
+        total = torch.stack(list(weighted.values())).sum() if len(weighted) > 1 else next(iter(weighted.values()))
+        return StepOutput(total, {name: raw for name, (raw, _) in values.items()}, weighted, error)
 
     def preservation(self, batch: Batch) -> Tensor:
         """Plain denoising loss on prior-preservation pictures with class captions (DreamBooth's second term)."""

@@ -113,7 +113,7 @@ def _accumulate(run: Run, batches: list[Batch], preserved: list[Batch], seen: _S
             with run.adapter.at(batch.timesteps):
                 output = run.training_step(batch, with_prior=with_prior, progress=progress)
                 if micro == 0 and _balance_due(run):
-                    _see_gradient_norms(run, output.parts, seen)
+                    _see_gradient_norms(run, output.weighted, seen)
                 seen.add_pass(output)
                 _backward(run, output.total / len(batches))
             if preserved:
@@ -215,13 +215,13 @@ def _balance_due(run: Run) -> bool:
     return every > 0 and step % lazy == 0 and step % every < lazy  # the first prior pass at or after a multiple
 
 
-def _see_gradient_norms(run: Run, parts: Mapping[str, Tensor], seen: _Seen) -> None:
+def _see_gradient_norms(run: Run, weighted: Mapping[str, Tensor], seen: _Seen) -> None:
     """The gradient norm of each weighted term, without touching the gradients that train.
 
     Scaled as in training, because plain gradients would underflow in fp16.
     """
     parameters, scale = list(run.trainable.values()), run.scaler.get_scale()
-    for name, term in parts.items():
+    for name, term in weighted.items():
         scaled = run.scaler.scale(term)
         grads = _gradients(scaled, parameters) if term.requires_grad else ()
         squares = [(grad.detach().float() / scale).square().sum() for grad in grads if grad is not None]
