@@ -161,7 +161,7 @@ def add_adapter(
 
 
 def adapter_of(
-    unet: nn.Module, settings: AdapterConfig, levels: Tensor | None, seed: int = 0, family: Family = _ANY
+    unet: nn.Module, settings: AdapterConfig, family: Family, levels: Tensor | None, seed: int = 0
 ) -> Adapter:
     """Attach the adapter that the settings describe. `levels`: each timestep's, for T-LoRA; None: all ranks always."""
     ranks = None if levels is None else RankByTimestep(settings.rank, settings.resolved_min_rank, levels)

@@ -130,7 +130,7 @@ class Components:
         """Inside the block the modules may be cast, moved and frozen; borrowed ones are then as they were before."""
         return lent([self.unet, *(encoder.model for encoder in self.text_encoders)] if self.borrowed else [])
 
-    def use(self, dtype: torch.dtype, storage: Storage = "full") -> None:
+    def use(self, dtype: torch.dtype, storage: Storage) -> None:
         """Record that a run casts UNet and text encoders to `dtype`, their layers by way of `storage`.
 
         InputError: an earlier run rounded them differently.

@@ -22,7 +22,7 @@ OVERSAMPLE = 2  # Pillow draws hard edges; drawing at twice the size and shrinki
 _Frame = tuple[int, int, int, int]  # left, top, right, bottom
 
 
-def heat_image(gamma: ArrayLike, width: int = 512, height: int = 256) -> Image.Image:
+def heat_image(gamma: ArrayLike, width: int, height: int) -> Image.Image:
     """The overfitting indicator so far, (steps, bins) in [0, 1], as a map: one row per bin, noisiest on top.
 
     Steps run from left to right over the full width; the colour scale is on the right.
@@ -43,7 +43,7 @@ def heat_image(gamma: ArrayLike, width: int = 512, height: int = 256) -> Image.I
     return image
 
 
-def loss_image(losses: Sequence[float] | Floats, width: int = 640, height: int = 320) -> Image.Image:
+def loss_image(losses: Sequence[float] | Floats, width: int, height: int) -> Image.Image:
     """The loss so far: every step faint, its moving average thick. Steps with non-finite loss are skipped."""
     values = np.asarray(losses, dtype=np.float64)
     known = values[np.isfinite(values)]

@@ -232,7 +232,7 @@ def _learned(chunks: Sequence[Chunk]) -> bool:
     return any(max(chunk.rows) >= 0 for chunk in chunks)
 
 
-def encode_chunk(encoder: TextEncoder, chunk: Chunk, rows: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def encode_chunk(encoder: TextEncoder, chunk: Chunk, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """One chunk through one encoder: hidden (L, width) and, if the encoder has one, the pooled vector (P,).
 
     The pooled vector is read at the chunk's own end token. transformers would take the highest id or the first end id,

@@ -155,7 +155,7 @@ def pack(groups: list[list[Token]], room: int) -> list[list[Token]]:
     return chunks
 
 
-def chunks_of(reading: Reading, vocabulary: Vocabulary, begin: int = 0) -> list[Chunk]:
+def chunks_of(reading: Reading, vocabulary: Vocabulary, begin: int) -> list[Chunk]:
     """A reading's chunks. The first one's start and end have their own columns, those of the others are rest.
 
     `begin`: the column of its start.

@@ -28,7 +28,7 @@ class CompiledBlocks:
     called from outside it.
     """
 
-    def __init__(self, blocks: Iterable[nn.Module] = (), hooked: Collection[nn.Module] = ()) -> None:
+    def __init__(self, blocks: Iterable[nn.Module], hooked: Collection[nn.Module] = ()) -> None:
         self._parts = [part for block in blocks for part in _parts(block, set(hooked))]
         self._calls: list[Any] = []
         self.failed = False  # whether the last use ended in an error, which may be the compiler's

@@ -106,7 +106,7 @@ def _weightless(plan: Plan, savings: Savings) -> Generator[TrainingStep]:
             stack.enter_context(stored(module, config.base_storage, plan.dtype))
         conditioner.is_aside = savings.encoders_aside  # without weights there is nothing to move
         with META:
-            adapter = adapter_of(unet, config.adapter, levels, family=components.family)
+            adapter = adapter_of(unet, config.adapter, components.family, levels)
         stack.callback(adapter.remove)
         network.checkpoint(unet, savings.recomputed)
         stack.callback(network.checkpoint, unet, 0)

@@ -61,8 +61,8 @@ def compiled_blocks(plan: Plan, hooked: Collection[nn.Module]) -> CompiledBlocks
 @contextlib.contextmanager
 def adapter_on(plan: Plan) -> Generator[Adapter]:
     """A fresh adapter on the network, which is bare again afterwards."""
-    levels = plan.components.levels if plan.objective.rank_by_timestep else None
-    adapter = adapter_of(plan.components.unet, plan.config.adapter, levels, plan.config.seed, plan.components.family)
+    unet, levels = plan.components.unet, plan.components.levels if plan.objective.rank_by_timestep else None
+    adapter = adapter_of(unet, plan.config.adapter, plan.components.family, levels, plan.config.seed)
     try:
         for parameter in adapter.parameters.values():
             if parameter.device.type != plan.device.type:  # that of a block which waits begins in main memory

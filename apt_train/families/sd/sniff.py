@@ -45,7 +45,7 @@ _PARTS = (  # single parts of a checkpoint: tried if it is not complete
 )
 
 
-def require_checkpoint(file: TensorFile, needs_vae: bool = True) -> FamilyName:
+def require_checkpoint(file: TensorFile, needs_vae: bool) -> FamilyName:
     """The family whose layout the file has. InputError says what it is instead, or what it lacks."""
     _refuse_others(file)
     if FIRST_CONVOLUTION not in file:
