@@ -687,11 +687,14 @@ class TrainConfig:
 
     @property
     def measures_indicator(self) -> bool:
-        """Whether the prior's loss is measured; if not, gamma stays 0 and means nothing."""
+        """Whether the prior's loss is measured; if not, gamma stays 0 and means nothing. `Objective` agrees."""
         apt = self.apt
-        by_indicator = apt.alignment and apt.attn_schedule == "indicator"
-        uses = self.method == "apt" and (apt.adaptive_augmentation or apt.adaptive_loss_weight or by_indicator)
-        return uses or apt.watch_indicator
+        regularised = (apt.stabilization and apt.dist_weight > 0) or (apt.alignment and apt.attn_weight > 0)
+        runs_the_prior = {
+            "apt": apt.adaptive_augmentation or apt.adaptive_loss_weight or regularised,
+            "dco": True,
+        }
+        return apt.watch_indicator or runs_the_prior.get(self.method, False)
 
 
 def subject_name(class_word: str, identifier: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections.abc import Callable
@@ -791,3 +792,14 @@ def test_the_prior_runs_where_something_reads_it() -> None:
         False,
         True,
     ]
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_the_settings_say_whether_the_prior_runs(method: Method) -> None:
+    """The terminal, the report and the LoRA's metadata go by the settings, and the step by the objective."""
+    switches = ("adaptive_augmentation", "adaptive_loss_weight", "stabilization", "alignment", "watch_indicator")
+    for chosen in itertools.product([False, True], repeat=len(switches)):
+        for weights in ({}, {"dist_weight": 0.0, "attn_weight": 0.0, "attn_schedule": "indicator"}):
+            apt = AptConfig(**dict(zip(switches, chosen, strict=True)), **cast("Any", weights))
+            config = TrainConfig(class_word="toy", method=method, apt=apt)
+            assert config.measures_indicator == objective_of(config).needs_prior(0), (chosen, weights)
