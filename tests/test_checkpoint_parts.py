@@ -167,7 +167,7 @@ def test_zero_terminal_snr_can_be_said(file: Path, folder: Path, vocabulary: Pat
     said: dict[str, Any] = {"tokenizer": vocabulary}
     for path, words in ((file, said), (folder, {})):
         told = schedule_of(load_checkpoint(path, prediction_type="v_prediction", zero_terminal_snr=True, **words))
-        assert told.prediction == "v_prediction" and told.zero_terminal_snr
+        assert told.prediction_type == "v_prediction" and told.zero_terminal_snr
         assert not load_checkpoint(path, prediction_type="v_prediction", **words).schedule.zero_terminal_snr
         assert "epsilon" in refusal(path, zero_terminal_snr=True, **words)
 
