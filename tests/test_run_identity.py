@@ -257,9 +257,13 @@ def test_norms_that_overflow_are_not_written_into_the_log(tmp_path: Path, monkey
 def test_no_room_for_the_vae_is_told_with_what_would_make_some(monkeypatch: pytest.MonkeyPatch) -> None:
     from apt_train.data.latent_bank import LatentBank
 
-    def full(*_: Any) -> None:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    encode = LatentBank._encode
 
-    monkeypatch.setattr(LatentBank, "_encode_variant", full)
+    def full(bank: Any, image: int, variant: int) -> Any:
+        if variant:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return encode(bank, image, variant)
+
+    monkeypatch.setattr(LatentBank, "_encode", full)
     with pytest.raises(InputError, match="VAE encodes augmented pictures.*identifier_mode word.*adaptive_augmentation"):
         run(steps=8)

@@ -58,7 +58,9 @@ def dreambooth_reference(config: TrainConfig) -> dict[str, torch.Tensor]:
     add_adapter(unet, rank=config.adapter.rank, alpha=config.adapter.resolved_alpha, seed=config.seed)
     unet.train()
     parameters, settings = list(Adapter(unet).parameters.values()), config.optimizer
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, betas=(0.9, 0.999), weight_decay=1e-4, fused=True
+    )
     for step in range(config.steps):
         torch.randint(len(posteriors), (1,), generator=generator(config.seed, "subject", step, "bucket"))
         latents, noises, times = [], [], []
