@@ -6,6 +6,7 @@ Not here: what the nodes do.
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib.util
 import inspect
 import io
@@ -27,6 +28,7 @@ import apt_train
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "apt_train"
+NODES = ROOT / "nodes"
 HOST = {"comfy", "comfy_api", "comfy_extras", "comfy_execution", "execution", "folder_paths", "nodes", "server"}
 LIGHT = ("apt_train", "apt_train.config", "apt_train.errors", "apt_train.events", "apt_train.cli")
 HEAVY = {"torch", "diffusers", "transformers", "peft", "numpy", "PIL", "matplotlib", "safetensors"}
@@ -129,6 +131,29 @@ def test_a_floor_calls_only_floors_below_it(room: str) -> None:
             assert not rooms_called(path, tree) & above, path
 
 
+def files_called(path: Path, tree: ast.Module, package: Path) -> set[Path]:
+    """The files of a package that a file imports from when it runs, anywhere in it; for types alone does not count."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    home, found = path.parent, set[Path]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            place = home.joinpath(*[".."] * (node.level - 1), *(node.module or "").split(".")).resolve()
+            for name in [place, *(place / alias.name for alias in node.names)]:
+                found |= {file for file in (name.with_suffix(".py"), name / "__init__.py") if file.is_file()}
+    return {file for file in found if file.is_relative_to(package)} - {path}
+
+
+@pytest.mark.parametrize("package", [PACKAGE, NODES], ids=lambda package: package.name)
+def test_no_files_need_each_other(package: Path) -> None:
+    """Not even from inside a function, in a circle of any length."""
+    sources = {path: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(package.rglob("*.py"))}
+    calls = {path: files_called(path, tree, package) for path, tree in sources.items()}
+    assert sum(map(len, calls.values())) > 50
+    graphlib.TopologicalSorter(calls).prepare()  # CycleError: names the circle
+
+
 OF_ONE_FAMILY = re.compile(
     r"is_sdxl|\bsd15\b|\bsdxl\b|\battn[12]\b|\b(?:up|down|mid)_blocks?\b|UNet2D\w*|StableDiffusion\b"
 )
@@ -211,7 +236,6 @@ def test_no_file_reaches_for_the_network_or_installs() -> None:
 
 # ---- the nodes: relative imports alone, and the host's internals in one room ---------------------------------
 
-NODES = ROOT / "nodes"
 PROMISED = {"comfy_api"}  # the host's versioned interface, for every node file
 BESIDE = {"live.py": {"server", "aiohttp"}}  # routes and messages have no place in it
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -14,11 +15,11 @@ from .blocks import Block
 from .gain import Gain
 from .lora_file import LoraFile
 from .placing import Placement
-from .recommend import Recommendation
 from .subject import Subject
 
 STRENGTHS = (0.4, 0.6, 0.8, 1.0, 1.2)
 PROMPT = "a photo of {subject}"
+MOST_SPILL = 1.0  # where unrelated prompts change as much as if their text were left out
 MOST_STRENGTHS = 20  # as many as fit on a page
 _RANGES = {
     "resolution": (0, 4096), "draws": (1, 64), "bins": (1, 1000), "rows": (0, 1024), "sample_steps": (0, 1000),
@@ -87,6 +88,27 @@ class AtStrength:
     gain: Gain | None = None
     alignment: float | None = None
     context: float | None = None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """`rule`: what determined the strength; `nothing`: the LoRA changes nothing.
+
+    `gentle`: the strength at which the spill reaches `MOST_SPILL`; None: it never does. `open_ended`: higher strengths
+    than measured may do better; `below`: the right strength may be below the lowest one measured.
+    """
+
+    strength: float
+    rule: Literal["gain", "usual", "nothing"]
+    spill: float  # at the usual strength, or at the best for the pictures
+    gentle: float | None = None
+    open_ended: bool = False
+    below: bool = False
+
+    @property
+    def overfitted(self) -> bool:
+        """Whether it overruns unrelated prompts at its intended strength."""
+        return self.spill > MOST_SPILL
 
 
 @dataclass(frozen=True)

@@ -2,47 +2,20 @@
 
 With pictures: the strength that predicts them best; beyond it errors grow again. So a LoRA with three times the alpha
 gets a third of the strength. Without pictures: the usual 1, but no more than where unrelated prompts change as much as
-if their text were left out (`MOST_SPILL`). A LoRA that exceeds this limit at its intended strength is overfitted.
+if their text were left out. A LoRA that exceeds this limit at its intended strength is overfitted.
 Values between measured strengths are interpolated; at strength 0 a LoRA does nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from .findings import AtStrength
+from .findings import MOST_SPILL, AtStrength, Recommendation
 
-MOST_SPILL = 1.0
 USUAL = 1.0
 STEP = 0.05  # recommended strengths are multiples of this
-
-Rule = Literal["gain", "usual", "nothing"]
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """`rule`: what determined the strength; `nothing`: the LoRA changes nothing.
-
-    `gentle`: the strength at which the spill reaches `MOST_SPILL`; None: it never does. `open_ended`: higher strengths
-    than measured may do better; `below`: the right strength may be below the lowest one measured.
-    """
-
-    strength: float
-    rule: Rule
-    spill: float  # at the usual strength, or at the best for the pictures
-    gentle: float | None = None
-    open_ended: bool = False
-    below: bool = False
-
-    @property
-    def overfitted(self) -> bool:
-        """Whether it overruns unrelated prompts at its intended strength."""
-        return self.spill > MOST_SPILL
 
 
 def recommended(points: Sequence[AtStrength]) -> Recommendation:

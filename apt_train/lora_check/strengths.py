@@ -18,12 +18,12 @@ from PIL import Image
 
 from ..sample.sampler import Drawing, Sampler
 from ..training.vae_visits import vae_on
-from .findings import Asked, AtStrength
+from .findings import Asked, AtStrength, Recommendation
 from .losses import Losses
 from .measures import Measures
 from .pictures import read_pictures
 from .prompts import prompts_of
-from .recommend import Recommendation, recommended
+from .recommend import recommended
 from .subject import Subject
 from .with_lora import WithLora
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..wording import bin_names, counted, listed, printable
-from .findings import AtStrength, CheckUp
+from .findings import AtStrength, CheckUp, Recommendation
 from .placing import Placement
-from .recommend import USUAL, Recommendation, known_gain
+from .recommend import USUAL, known_gain
 
 Say = Callable[[str], str]
 KIND_NAMES = {"difference": "full differences"}  # the others are called as they are
