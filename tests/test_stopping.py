@@ -122,7 +122,7 @@ def test_it_is_no_part_of_what_a_run_is() -> None:
 def test_prompts_that_all_name_the_class_word_are_told() -> None:
     recorder = Recorder()
     result = run(steps=2, snapshot_every=1, stop="drift", drift_prompts=("a toy",), on_event=recorder)
-    assert result.steps_done == 2 and any("the run never stops" in text for text in result.notices)
+    assert result.steps_done == 2 and any("the run never stops early" in text for text in result.notices)
 
 
 @pytest.mark.parametrize(("stop", "needed"), [("drift", 2), ("settled", 4)])

@@ -63,12 +63,13 @@ def _blind_stop(plan: Plan) -> list[str]:
         return []
     if not plan.unrelated:
         return [
-            f"stop is {output.stop}, but every drift prompt names the class word: give others, or the run never stops."
+            f"stop is {output.stop}, but every drift prompt names the class word: give others, or the run never "
+            "stops early."
         ]
     needed, made = FEWEST[output.stop], (steps - 1) // output.snapshot_every
     note = (
         f"stop is {output.stop}, which compares {needed} snapshots, but {made} will be made before the last step: "
-        "lower snapshot_every, or the run never stops."
+        "lower snapshot_every, or the run never stops early."
     )
     return [note] if made < needed else []
 
