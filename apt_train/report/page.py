@@ -84,7 +84,9 @@ def _bin_table(summary: Summary) -> str:
         (item.range, str(item.samples), f"{item.gamma:.3f}", _or_dash(item.near_one_since, "d"))
         for item in summary.bins
     ]
-    indicator = f"indicator, mean over the closing {summary.window}"
+    indicator = (
+        "indicator at the last step" if summary.window == 1 else f"indicator, mean of the last {summary.window} steps"
+    )
     return _table(("noise level", "samples", indicator, "near 1 since step"), rows)
 
 
