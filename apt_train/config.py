@@ -250,7 +250,7 @@ class AptConfig:
         standing="reported",
     )
 
-    lazy_prior: int = setting(
+    lazy_prior: int = _indicator(
         1,
         "Run the prior pass and its losses only every k-th step, with the regularisers scaled by k. 1 is the paper's "
         "way, more is faster (ours).",

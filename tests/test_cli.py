@@ -153,6 +153,8 @@ UNREAD = {
     "--augment-kinds flip affine --max-zoom 2": [],
     "--method dco --max-degrees 3": ["--max-degrees does nothing under --method dco."],
     "--no-adaptive-augmentation --max-degrees 3": ["--max-degrees does nothing without --adaptive-augmentation."],
+    "--method dreambooth --lazy-prior 2": ["--lazy-prior does nothing without --watch-indicator."],
+    "--method dreambooth --lazy-prior 2 --watch-indicator": [],
     "--class-caption x": ["--class-caption does nothing without --prior-images."],
     "--class-caption x --prior-images photos": [],
     "--drift-prompts a --no-watch-drift": ["--drift-prompts does nothing without --watch-drift."],
