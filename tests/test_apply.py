@@ -40,7 +40,7 @@ def test_it_draws_what_the_run_drew(kind: str, settings: dict[str, Any]) -> None
     assert drawn(parts, conditioner, "a {subject} on grass", tuned=False) == preview.prior[0].tobytes(), "still on"
 
 
-def test_a_lora_or_an_embedding_of_another_model_is_refused() -> None:
+def test_a_lora_or_an_embedding_of_another_model_or_another_word_is_refused() -> None:
     result = run()
     with (
         pytest.raises(InputError, match="does not fit"),
@@ -50,6 +50,11 @@ def test_a_lora_or_an_embedding_of_another_model_is_refused() -> None:
     with (
         pytest.raises(InputError, match="no rows for this model's clip_l"),
         personalized(tiny_components(), result.lora, {"clip_l": torch.zeros(1, 7)}, TOY),
+    ):
+        pass
+    with (
+        pytest.raises(InputError, match="1 row of"),
+        personalized(tiny_components(), result.lora, result.embeddings, TrainConfig(class_word="teddy bear")),
     ):
         pass
 

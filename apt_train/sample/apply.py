@@ -17,6 +17,7 @@ from ..families.components import Components
 from ..run.export import adapter_from_kohya
 from ..text.conditioning import Conditioner
 from ..text.identifier import Identifier
+from ..wording import counted
 
 
 @contextlib.contextmanager
@@ -52,6 +53,17 @@ def personalized(
         encoders, identifier = components.text_encoders, None
         if embeddings is not None:
             identifier = Identifier.from_rows(encoders, embeddings, config.trigger, config.resolved_init_word)
+            _check_count(identifier, Identifier.from_init_word(encoders, config.resolved_init_word))
         yield Conditioner(encoders, identifier, class_word=config.class_word, name=config.name), adapter
     finally:
         adapter.remove()
+
+
+def _check_count(learned: Identifier, started: Identifier) -> None:
+    """InputError: the run's init word has another number of tokens, so these rows are of another run."""
+    for key, rows, at_first in zip(learned.keys, learned.rows, started.rows, strict=True):
+        if len(rows) != len(at_first):
+            raise InputError(
+                f"The embedding holds {counted(len(rows), 'row')} of {key}, but {started.init_word!r} has "
+                f"{counted(len(at_first), 'token')}."
+            )
