@@ -15,7 +15,20 @@ from typing import Any, Literal
 from .adapter_kinds import KINDS
 from .names import EMBEDDING, check_subject_name, embedding_stem, plain_trigger
 from .optimizers import BUILDERS
-from .settings_field import Range, Widget, built, check_values, group, identifying, require, require_text, setting
+from .settings_field import (
+    Range,
+    Widget,
+    all_said,
+    built,
+    check_values,
+    flat_values,
+    group,
+    hindrance,
+    identifying,
+    require,
+    require_text,
+    setting,
+)
 from .settings_field import choices_of as choices_of  # re-exported for other code
 
 Method = Literal["apt", "dreambooth", "dco", "tlora"]
@@ -129,9 +142,13 @@ class AptConfig:
 
     # Adaptive Training Adjustment
     adaptive_augmentation: bool = _paper(
-        True, "Augment pictures more often as gamma rises (paper), with probability min(gamma, p_max) (reported)."
+        True,
+        "Augment pictures more often as gamma rises (paper), with probability min(gamma, p_max) (reported).",
+        runs_prior=True,
     )
-    adaptive_loss_weight: bool = _apt(True, "Weigh the denoising loss by 1 - gamma (reported).", standing="reported")
+    adaptive_loss_weight: bool = _apt(
+        True, "Weigh the denoising loss by 1 - gamma (reported).", standing="reported", runs_prior=True
+    )
     bins: int = _indicator(
         10,
         "Bins of the noise level in the overfitting indicator (paper: 10). More tell levels apart better, but each is "
@@ -217,6 +234,7 @@ class AptConfig:
         "the prior and learns less of the subject.",
         _WEIGHT,
         weighs="stabilization",
+        runs_prior=True,
         more="Of 1, 0.1 and 0.01 for both terms, 0.01 learned most on small drawn scenes.",
         widget=Widget(most=1e4, step=0.001),
     )
@@ -237,6 +255,7 @@ class AptConfig:
         "more of the prior and learns less of the subject.",
         _WEIGHT,
         weighs="alignment",
+        runs_prior=True,
         more="Of 1, 0.1 and 0.01 for both terms, 0.01 learned most on small drawn scenes.",
         widget=Widget(most=1e4, step=0.001),
     )
@@ -262,6 +281,7 @@ class AptConfig:
     watch_indicator: bool = _watching(
         False,
         "Measure the indicator even if the method does not use it: costs the prior pass, changes no weight.",
+        runs_prior=True,
         widget=Widget(advanced=True),
     )
     balance_every: int = _watching(
@@ -688,13 +708,9 @@ class TrainConfig:
     @property
     def measures_indicator(self) -> bool:
         """Whether the prior's loss is measured; if not, gamma stays 0 and means nothing. `Objective` agrees."""
-        apt = self.apt
-        regularised = (apt.stabilization and apt.dist_weight > 0) or (apt.alignment and apt.attn_weight > 0)
-        runs_the_prior = {
-            "apt": apt.adaptive_augmentation or apt.adaptive_loss_weight or regularised,
-            "dco": True,
-        }
-        return apt.watch_indicator or runs_the_prior.get(self.method, False)
+        values, about = flat_values(self), all_said(TrainConfig)
+        running = [name for name in about if about[name].runs_prior and values[name]]
+        return self.method == "dco" or any(not hindrance(TrainConfig, name, values) for name in running)
 
 
 def subject_name(class_word: str, identifier: str) -> str:

@@ -73,9 +73,9 @@ class Said:
     `choices`: the allowed texts, if no Literal lists them. `standing`: the source of the default. `more`: what the
     documentation adds to the help. `methods`: the methods that read it; empty: all. `needs`: the setting or input
     that must be on for this one to have an effect, or `name=value`. `moves_weights`: whether the trained weights
-    depend on it. `weighs`: the term of the loss that it is the weight of. `since`: the round in which it was added, 0
-    for the first version. Widgets are ordered by round, because workflows store values by position. Older runs do not
-    name newer settings.
+    depend on it. `weighs`: the term of the loss that it is the weight of. `runs_prior`: whether the prior pass runs if
+    it is on. `since`: the round in which it was added, 0 for the first version. Widgets are ordered by round, because
+    workflows store values by position. Older runs do not name newer settings.
     """
 
     help: str
@@ -88,6 +88,7 @@ class Said:
     needs: str = ""
     moves_weights: bool = True
     weighs: str = ""
+    runs_prior: bool = False
     since: int = 0
     widget: Widget = Widget()
 
@@ -171,6 +172,22 @@ def nested(values: Mapping[str, Any], cls: type) -> dict[str, Any]:
     """The inverse, for `built`: put settings into their groups. Names that are no setting of `cls` are dropped."""
     own = {name: values[name] for name in fields_of(cls) if name in values}
     return own | {name: nested(values, types_of(cls)[name]) for name in groups_of(cls)}
+
+
+def hindrance(cls: type, name: str, values: Mapping[str, Any]) -> str:
+    """The setting that keeps this one from having an effect, itself or through the one it needs; empty: none does.
+
+    `values`: of all settings by name. Names that are no setting of `cls`, such as an input's, need nothing themselves.
+    """
+    about = all_said(cls).get(name, Said(""))
+    if about.methods and values["method"] not in about.methods:
+        return "method"
+    needed, _, part = about.needs.partition("=")
+    if not needed:
+        return ""
+    given = values.get(needed)
+    is_on = part in (given if is_tuple(given) else (given,)) if part else given
+    return hindrance(cls, needed, values) if is_on else needed
 
 
 def identifying(config: object, method: str) -> dict[str, Any]:

@@ -100,6 +100,17 @@ def test_the_term_of_the_page_is_trained_with_and_logged(copy: Copy) -> None:
     assert "--prior-pull-weight" in copy.help()
 
 
+@pytest.mark.parametrize("copy", ["term"], indirect=True)
+def test_the_term_of_the_page_alone_measures_the_indicator(copy: Copy) -> None:
+    off = dict(adaptive_augmentation=False, adaptive_loss_weight=False, stabilization=False, alignment=False)
+    for weight in (0.5, 0.0):
+        config = copy.module("config").TrainConfig.from_dict(
+            {"class_word": "toy", "apt": {**off, "prior_pull_weight": weight}}
+        )
+        needed = copy.module("training.objective").objective_of(config).needs_prior(0)
+        assert config.measures_indicator == needed == (weight > 0)
+
+
 @pytest.mark.parametrize("copy", ["weighting"], indirect=True)
 def test_the_weighting_of_the_page_multiplies_the_denoising_loss(copy: Copy) -> None:
     off = dict(adaptive_loss_weight=False, stabilization=False, alignment=False, batch_size=1, seed=SEED)

@@ -29,6 +29,7 @@ from apt_train.rng import generator
 from apt_train.run.export import lora_to_kohya
 from apt_train.settings_field import all_said
 from apt_train.training import finish, update
+from apt_train.training.objective import objective_of
 from tests.tiny import tiny_components, tiny_unet_without_decoder_attention, unet_of
 from tests.training import Recorder, pictures, quick_config, run, same_weights
 
@@ -709,6 +710,15 @@ def test_a_setting_needs_another_or_an_input() -> None:
     needed = {item.needs.partition("=")[0] for item in about.values() if item.needs}
     assert needed - {"prior_images"} <= set(about)
     assert {item.needs for item in about.values() if item.needs and item.moves_weights} == {*OFF, "prior_images"}
+
+
+@pytest.mark.parametrize("others", [True, False])
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_setting_says_whether_it_runs_the_prior(name: str, others: bool) -> None:
+    """`runs_prior`, by which report and terminal know whether gamma is measured, against what a step does."""
+    switches = dict.fromkeys(("adaptive_augmentation", "adaptive_loss_weight", "stabilization", "alignment"), others)
+    config = quick_config(**{**switches, name: CHANGES[name]})
+    assert config.measures_indicator == objective_of(config).needs_prior(0)
 
 
 def test_pictures_that_are_never_drawn_augmented_are_as_without_the_augmentation(baseline: Any) -> None:

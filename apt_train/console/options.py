@@ -14,7 +14,17 @@ from typing import Any, Literal, cast, get_args, get_origin
 
 from ..config import TrainConfig
 from ..presets import PUBLISHED, preset_named
-from ..settings_field import Said, all_said, choices_of, fields_of, flat_values, groups_of, nested, said, types_of
+from ..settings_field import (
+    all_said,
+    choices_of,
+    fields_of,
+    flat_values,
+    groups_of,
+    hindrance,
+    nested,
+    said,
+    types_of,
+)
 from ..wording import listed
 
 
@@ -124,15 +134,11 @@ def unread(options: argparse.Namespace, config: TrainConfig) -> Iterator[str]:
 
 
 def _why_unread(name: str, values: Mapping[str, Any]) -> str:
-    """What keeps a setting from having an effect, itself or through the one it needs; empty: nothing."""
-    about = all_said(TrainConfig).get(name, Said(""))
-    if about.methods and values["method"] not in about.methods:
-        return f"under --method {values['method']}"
-    needed, _, value = about.needs.partition("=")
-    if not needed:
+    """What keeps a setting from having an effect; empty: nothing."""
+    by = hindrance(TrainConfig, name, values)
+    if not by:
         return ""
-    given = values.get(needed)
-    held = cast("tuple[str, ...]", given if isinstance(given, tuple) else (given,))
-    if value and value not in held:
-        return f"with {option_name(needed)} {' '.join(held)}"
-    return _why_unread(needed, values) if given else f"without {option_name(needed)}"
+    given = values.get(by)
+    held = " ".join(cast("tuple[str, ...]", given)) if isinstance(given, tuple) else given
+    place = "under" if by == "method" else "with" if given else "without"
+    return f"{place} {option_name(by)} {held}" if given else f"{place} {option_name(by)}"
