@@ -275,8 +275,7 @@ class Alignment:
     def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
         tuned, prior = passes.read_by(self)
         raw = alignment_loss(tuned, prior)
-        by_bin = self.schedule == "indicator"
-        term = alignment_loss(tuned, prior, passes.gamma) if by_bin else raw
+        term = alignment_loss(tuned, prior, passes.gamma) if self.reads_gamma else raw
         share = passes.progress if self.schedule == "linear" else 1.0
         return raw.detach(), passes.lazy_prior * self.weight * share * term
 
