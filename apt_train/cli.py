@@ -169,17 +169,17 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from .run.config_file import read_config, read_settings
+    from .run.config_file import read_config
 
     folder = expanded(options.folder, "The run's folder")
     saved = read_config(folder)
-    config, _ = read_settings(folder)
+    config = saved.settings
     check_writable(folder)
     if options.steps is not None:
         config = dataclasses.replace(config, steps=options.steps)
     if options.stop is not None:
         config = dataclasses.replace(config, output=dataclasses.replace(config.output, stop=options.stop))
-    inputs = _saved_inputs(saved, folder) | _given_places(options)
+    inputs = _saved_inputs(saved.content, folder) | _given_places(options)
     for name in _PLACES:
         _check_still_there(name, inputs, folder)
     return _train(config, inputs, folder, options.device, resume=True)

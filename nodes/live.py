@@ -181,13 +181,13 @@ def curves_of(root: Path, run: str, after: int = 0) -> dict[str, Any]:
 
 def _is_finished(folder: Path, curves: dict[str, Any]) -> bool:
     """Whether it is at its last step, or a stopping rule ended it before."""
-    from ..apt_train.run.config_file import read_settings
+    from ..apt_train.run.config_file import read_config
     from ..apt_train.run.log import read_log
     from ..apt_train.training.stopping import ending, measured_in
 
     if curves["step"] >= curves["total"]:
         return True
-    output = read_settings(folder)[0].output
+    output = read_config(folder).settings.output
     return output.stop != "never" and ending(output.stop, measured_in(read_log(folder / LOG).lines)) is not None
 
 

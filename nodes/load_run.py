@@ -98,18 +98,18 @@ def _refuse_none() -> None:
 
 def _opened(name: str) -> AptRun:
     """The run at its newest snapshot. InputError: it has none, or its files cannot be read."""
-    from ..apt_train.run.config_file import read_config, read_settings
+    from ..apt_train.run.config_file import read_config
     from .published import open_run
     from .run_store import steps_done
 
     folder = find_run(name)
-    config, done = read_settings(folder)[0], steps_done(folder)
+    saved, done = read_config(folder), steps_done(folder)
     if not done:
         raise InputError(f"{name} has no snapshot yet: queue its training node to go on with it.")
-    digest = read_config(folder).get("digest")
+    digest = saved.content.get("digest")
     if not isinstance(digest, str):
         raise InputError(f"{name} does not say what it was made of: restore its config.json, or train again.")
-    return open_run(folder, replace(config, steps=done), digest)
+    return open_run(folder, replace(saved.settings, steps=done), digest)
 
 
 def runs_sheet(chosen: str) -> Image.Image:

@@ -19,7 +19,7 @@ from ..apt_train import names
 from ..apt_train.config import TrainConfig
 from ..apt_train.errors import InputError
 from ..apt_train.events import PreviewEvent
-from ..apt_train.run.config_file import read_config, read_settings
+from ..apt_train.run.config_file import read_config
 from ..apt_train.run.folder import RunFolder
 from ..apt_train.run.log import Line, read_log
 from ..apt_train.run.preview_files import find_previews, read_preview
@@ -80,7 +80,7 @@ def ended_step(folder: Path, config: TrainConfig) -> int | None:
     Only the log decides, so a run trained with another `stop` also ends where this rule says. If that snapshot is gone,
     the next existing one counts, because training would not continue.
     """
-    if not holds_run(folder) or read_settings(folder)[0].output.drift_prompts != config.output.drift_prompts:
+    if not holds_run(folder) or read_config(folder).settings.output.drift_prompts != config.output.drift_prompts:
         return None
     lines = read_log(folder / names.LOG, config.apt.bins).lines
     found = ending(config.output.stop, measured_in(lines))
@@ -91,14 +91,14 @@ def ended_step(folder: Path, config: TrainConfig) -> int | None:
 
 def was_restarted(folder: Path) -> bool:
     """Whether the run there was started by `restart`."""
-    return holds_run(folder) and bool(read_config(folder).get(RESTARTED))
+    return holds_run(folder) and bool(read_config(folder).content.get(RESTARTED))
 
 
 def is_restart_to_finish(folder: Path, config: TrainConfig) -> bool:
     """Whether a restart was cancelled there; then it is resumed or used as it is, as after any Cancel."""
     if not was_restarted(folder) or ended_step(folder, config) is not None:
         return False
-    return steps_done(folder) < max(config.steps, read_config(folder)["config"]["steps"])
+    return steps_done(folder) < max(config.steps, read_config(folder).content["config"]["steps"])
 
 
 def record_of(run: AptRun) -> RunRecord:
@@ -158,7 +158,7 @@ def newest_drift(run: AptRun) -> dict[str, float] | None:
 
 def _log(run: AptRun) -> list[Line]:
     """The readable lines of the log, up to the run's own last step."""
-    bins = read_settings(run.folder)[0].apt.bins if holds_run(run.folder) else None
+    bins = read_config(run.folder).settings.apt.bins if holds_run(run.folder) else None
     return [line for line in read_log(run.folder / names.LOG, bins).lines if line["step"] <= run.steps]
 
 

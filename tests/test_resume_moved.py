@@ -108,7 +108,7 @@ def test_a_folder_that_does_not_hold_its_parts_says_less(parts: Any, one_step: P
     with pytest.raises(InputError, match="holds a run of another checkpoint"):
         run(images=other, steps=2, watch_drift=False, output_dir=folder, resume=True)
     assert run(images=begun(), steps=2, watch_drift=False, output_dir=folder, resume=True).steps_done == 2
-    assert len(read_config(folder)["parts"]["masks"]) == 3
+    assert len(read_config(folder).content["parts"]["masks"]) == 3
 
 
 def test_what_an_older_version_did_not_know_has_its_default(one_step: Path, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_moved_run_goes_on_with_its_new_places_and_keeps_them(
         assert f"apt-train resume 'my run' {option} PATH`" in told and "where nothing is now" in told
         command.append(f"{option}={place}")
     assert cli.main([*command, "--steps", "2"]) == 0
-    inputs = read_config(trained)["inputs"]
+    inputs = read_config(trained).content["inputs"]
     assert inputs["images"] == inputs["prior_images"] == str(tmp_path / "my photos")
     assert inputs["checkpoint"] == str(tmp_path / "-model")
     assert cli.main(["resume", "my run", "--device", "cpu", "--steps", "3"]) == 0

@@ -99,6 +99,14 @@ def test_a_run_does_not_go_on_under_a_name_that_is_its_own_embedding(tmp_path: P
 # -- config.json
 
 
+def test_a_report_reads_config_json_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run(tmp_path, plausible_log(3))
+    read, real = [], Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path.name), real(path))[1])
+    write_report(tmp_path)
+    assert read.count("config.json") == 1
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -578,7 +586,7 @@ def test_a_folder_that_goes_while_training_is_completed_again(tmp_path: Path, ho
         InputError, match="was deleted or moved while training.*continues with `apt-train resume [^ ]*run`.$"
     ):
         run(steps=6, snapshot_every=2, output_dir=folder, on_event=spoil, record={"inputs": "mine"}, **QUICK)
-    assert read_config(folder)["inputs"] == "mine" and len(read_log(folder / "log.jsonl").lines) == 4
+    assert read_config(folder).content["inputs"] == "mine" and len(read_log(folder / "log.jsonl").lines) == 4
     resumed = run(steps=6, snapshot_every=2, output_dir=folder, resume=True, **QUICK)
     assert same_weights(resumed, run(steps=6, **QUICK)) and len(resumed.losses) == 6
 
@@ -590,7 +598,7 @@ def test_a_config_or_a_log_that_goes_while_training_is_written_again(tmp_path: P
             (tmp_path / ("config.json" if event.step == 2 else "log.jsonl")).unlink()
 
     run(steps=4, output_dir=tmp_path, on_event=spoil, **QUICK)
-    assert read_config(tmp_path)["config"]["steps"] == 4 and len(read_log(tmp_path / "log.jsonl").lines) == 4
+    assert read_config(tmp_path).content["config"]["steps"] == 4 and len(read_log(tmp_path / "log.jsonl").lines) == 4
 
 
 @pytest.mark.parametrize(
@@ -695,4 +703,4 @@ def test_without_locks_one_who_cannot_be_asked_after_is_told_with_a_way_out(tmp_
 
 def test_settings_of_this_version_read_back(trained: Path) -> None:
     """The config of a run is its own: what was trained with stands there."""
-    assert dataclasses.asdict(RunFolder.open_existing(trained, "toy_subject").config())["steps"] == 4
+    assert dataclasses.asdict(read_config(trained).settings)["steps"] == 4

@@ -53,7 +53,7 @@ def test_another_name_is_another_run_only_where_a_caption_says_it(
     hashes = []
     for name in ("bob", "ann"):
         run(images=images, identifier=name, steps=1, output_dir=tmp_path / name)
-        hashes.append(read_config(tmp_path / name)["digest"])
+        hashes.append(read_config(tmp_path / name).content["digest"])
     assert (hashes[0] == hashes[1]) is is_the_same
 
 
@@ -146,7 +146,7 @@ def test_a_launcher_of_several_processes_is_refused(name: str, tmp_path: Path, m
 def test_a_resumed_run_keeps_what_its_first_caller_had_recorded(tmp_path: Path) -> None:
     run(steps=1, output_dir=tmp_path, record={"inputs": {"images": "here"}, "note": 1})
     run(steps=2, output_dir=tmp_path, resume=True, record={"note": 2})
-    kept = read_config(tmp_path)
+    kept = read_config(tmp_path).content
     assert kept["inputs"] == {"images": "here"} and kept["note"] == 2 and kept["config"]["steps"] == 2
 
 
@@ -177,7 +177,7 @@ def test_before_the_first_step_nothing_is_exported(tmp_path: Path, error: Except
             run(broken, **settings)
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == {"config.json", "log.jsonl"}
     assert run(**settings, record={"mine": 1}).steps_done == 4
-    assert read_config(tmp_path)["mine"] == 1
+    assert read_config(tmp_path).content["mine"] == 1
 
 
 def test_a_new_run_inherits_nothing_of_one_that_never_stepped(tmp_path: Path) -> None:
@@ -186,9 +186,9 @@ def test_a_new_run_inherits_nothing_of_one_that_never_stepped(tmp_path: Path) ->
             raise StopTraining
 
     run(output_dir=tmp_path, identifier_mode="word", identifier="toy", on_event=stop, record={"inputs": "old"})
-    assert read_config(tmp_path)["inputs"] == "old"
+    assert read_config(tmp_path).content["inputs"] == "old"
     run(steps=1, output_dir=tmp_path)
-    assert "inputs" not in read_config(tmp_path)
+    assert "inputs" not in read_config(tmp_path).content
 
 
 def test_a_run_with_a_step_is_never_replaced(tmp_path: Path) -> None:

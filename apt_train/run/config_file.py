@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import TrainConfig
 from ..disk.files import write_text
-from ..disk.json_file import is_object
+from ..disk.json_file import is_object, read_small_json
 from ..errors import InputError
 from ..names import CONFIG, clashing_file
 from ..presets import PRESETS
@@ -27,7 +29,57 @@ _TITLE, _COLOUR = re.compile(r"[A-Za-z0-9 ()_,.-]{1,60}"), re.compile(r"#[0-9a-f
 OURS = ("format", "name", "digest", "parts", "config", "num_timesteps", "dtype", "terms")  # the rest is the callers'
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class SavedConfig:
+    """A run's `config.json` as read once. `content`: all its entries."""
+
+    file: Path
+    content: dict[str, Any]
+
+    @cached_property
+    def settings(self) -> TrainConfig:
+        """InputError: settings that this version does not have, or of the wrong kind."""
+        try:
+            return TrainConfig.from_dict(self.content["config"])
+        except InputError as error:
+            raise InputError(f"{self.file} cannot be used: {error}") from None
+        except (TypeError, AttributeError, OverflowError):
+            raise InputError(f"{CONFIG} holds settings of the wrong kind: restore it as the run wrote it.") from None
+
+    @property
+    def num_timesteps(self) -> int:
+        """The length of its noise schedule; 1000 if the file does not say."""
+        count = self.content.get("num_timesteps")
+        return count if type(count) is int and 0 < count <= 1_000_000 else 1000
+
+    @property
+    def legends(self) -> dict[str, Legend]:
+        """How the terms of its loss are shown, by name; malformed entries are dropped."""
+        from ..palette import Legend  # loads numpy, which a refusal need not wait for
+
+        terms = self.content.get("terms")
+        said = terms.items() if is_object(terms) else ()
+        return {name: Legend(legend["title"], legend["colour"]) for name, legend in said if _is_legend(legend)}
+
+    @property
+    def preset(self) -> str:
+        """The preset that its settings came from; empty: none, or unknown."""
+        preset = self.content.get("preset")
+        return preset if isinstance(preset, str) and preset in PRESETS else ""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The entries that callers had stored beside the settings."""
+        return {name: value for name, value in self.content.items() if name not in OURS}
+
+    def check_complete(self) -> None:
+        """InputError if it lacks what a resumed run is compared by."""
+        for name in ("name", "digest"):  # older versions wrote no `dtype`, and the digest covers it
+            if not isinstance(self.content.get(name), str):
+                raise InputError(f"{self.file} does not say its {name}: restore it, or train again.")
+
+
+def read_config(path: str | Path) -> SavedConfig:
     """A run folder's `config.json`. InputError: it is missing, or not one of ours."""
     file = Path(path) / CONFIG
     if not file.is_file():
@@ -36,9 +88,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
             "to."
         )
     try:
-        if file.stat().st_size > MOST_BYTES:
-            raise InputError(f"{file} is too large to be a run's: restore it, or train again.")
-        content = json.loads(file.read_bytes().decode("utf-8-sig"))
+        content = read_small_json(file, MOST_BYTES)
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}): restore it, or train again.") from error
     except (ValueError, RecursionError):
@@ -48,38 +98,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if type(content.get("format")) is not int or content["format"] != FORMAT:
         raise InputError(f"{file} is not of a format this version reads: use the version that wrote it.")
     _refuse_clash(file, content["config"])
-    return content
-
-
-def read_settings(path: str | Path) -> tuple[TrainConfig, int]:
-    """A run's settings, and the length of its noise schedule (1000 if the file does not say).
-
-    InputError: as in `read_config`, or settings that this version does not have.
-    """
-    content = read_config(path)
-    try:
-        config = TrainConfig.from_dict(content["config"])
-    except InputError as error:
-        raise InputError(f"{Path(path) / CONFIG} cannot be used: {error}") from None
-    except (TypeError, AttributeError, OverflowError):
-        raise InputError(f"{CONFIG} holds settings of the wrong kind: restore it as the run wrote it.") from None
-    count = content.get("num_timesteps")
-    return config, count if type(count) is int and 0 < count <= 1_000_000 else 1000
-
-
-def read_terms(path: str | Path) -> dict[str, Legend]:
-    """How the terms of a run's loss are shown, by name; malformed entries are dropped."""
-    from ..palette import Legend  # loads numpy, which a refusal need not wait for
-
-    terms = read_config(path).get("terms")
-    said = terms.items() if is_object(terms) else ()
-    return {name: Legend(legend["title"], legend["colour"]) for name, legend in said if _is_legend(legend)}
-
-
-def read_preset(path: str | Path) -> str:
-    """The preset that a run's settings came from; empty: none, or unknown."""
-    preset = read_config(path).get("preset")
-    return preset if isinstance(preset, str) and preset in PRESETS else ""
+    return SavedConfig(file, content)
 
 
 def _is_legend(legend: Any) -> bool:
@@ -87,14 +106,6 @@ def _is_legend(legend: Any) -> bool:
     return is_object(legend) and all(
         isinstance(legend.get(key), str) and pattern.fullmatch(legend[key]) for key, pattern in patterns.items()
     )
-
-
-def check_complete(path: str | Path) -> None:
-    """InputError if `config.json` lacks what a resumed run is compared by."""
-    content = read_config(path)
-    for name in ("name", "digest"):  # `dtype` may be missing: older versions did not write it, and the digest covers it
-        if not isinstance(content.get(name), str):
-            raise InputError(f"{Path(path) / CONFIG} does not say its {name}: restore it, or train again.")
 
 
 def write_config(path: Path, content: Mapping[str, Any]) -> None:

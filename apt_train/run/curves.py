@@ -10,7 +10,7 @@ from typing import Any
 
 from ..names import LOG
 from ..wording import bin_names
-from .config_file import read_settings
+from .config_file import read_config
 from .log import read_log, terms_of
 
 MOST_POINTS = 500
@@ -26,7 +26,7 @@ def run_curves(folder: Path, after: int = 0) -> dict[str, Any]:
     last step is always kept on its own.
     InputError: the folder holds no run, or invalid settings.
     """
-    config, _ = read_settings(folder)
+    config = read_config(folder).settings
     lines = read_log(folder / LOG, config.apt.bins).lines
     return {
         "total": config.steps,

@@ -29,7 +29,7 @@ from ..names import (
 )
 from ..paths import argument, command, expanded
 from ..wording import reason_of
-from .config_file import OURS, check_complete, read_config, read_settings, write_config
+from .config_file import SavedConfig, read_config, write_config
 from .content import difference
 from .lock import held
 from .log import Log, add_to_line, append, cut_log, line_bytes, read_log
@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 class RunFolder:
     """A run's folder. `open_new` and `open_existing` only check and refuse; nothing is written before `start`."""
 
-    def __init__(self, path: Path, name: str) -> None:
-        self.path, self.name = path, name
+    def __init__(self, path: Path, name: str, before: SavedConfig | None = None) -> None:
+        """`before`: what a run to resume began with, or was last resumed with."""
+        self.path, self.name, self.before = path, name, before
         self.snapshots, self.previews = path / SNAPSHOTS, path / PREVIEWS
         self.lora, self.embedding = path / lora_file(name), path / embedding_file(name)
         self._config: dict[str, Any] = {}
@@ -78,25 +79,18 @@ class RunFolder:
     def open_existing(path: str | Path, name: str) -> RunFolder:
         """The folder of a run to resume. InputError: it holds none, or is not writable."""
         path = Path(path)
-        check_complete(path)
+        before = read_config(path)
+        before.check_complete()
         _check_kinds(path, name)
-        _check_other_name(path, name)
+        _check_other_name(path, name, before.content["name"])
         check_writable(path)
-        folder = RunFolder(path, name)
+        folder = RunFolder(path, name, before)
         if folder.snapshots.is_symlink():
             raise InputError(f"{folder.snapshots} is a link: put the folder itself in its place, then resume.")
         if folder.snapshots.is_dir():
             check_writable(folder.snapshots)
         _check_log(path / LOG)
         return folder
-
-    def config(self) -> TrainConfig:
-        """The settings of the run's last training session."""
-        return read_settings(self.path)[0]
-
-    def record(self) -> dict[str, Any]:
-        """The entries that callers had stored beside the settings."""
-        return {name: value for name, value in read_config(self.path).items() if name not in OURS}
 
     @contextlib.contextmanager
     def held(self) -> Generator[None]:
@@ -116,7 +110,8 @@ class RunFolder:
 
         `parts`: from `Content.parts`. Folders of older versions hold none, so the message is less specific.
         """
-        saved, before = read_config(self.path), self.config()
+        assert self.before is not None, "a new run is compared with none"
+        saved, before = self.before.content, self.before.settings
         if before.steps != config.steps and config.reads_total_steps:
             raise InputError(
                 f"steps was {before.steps} in {self.path}, and its schedule reads it: keep that number in place "
@@ -229,9 +224,8 @@ def _check_log(file: Path) -> None:
         ) from None
 
 
-def _check_other_name(path: Path, name: str) -> None:
+def _check_other_name(path: Path, name: str, before: str) -> None:
     """InputError if the new name's LoRA would be the old name's embedding file, or the other way round."""
-    before = read_config(path)["name"]
     if lora_file(name).lower() == embedding_file(before).lower() or (
         embedding_file(name).lower() == lora_file(before).lower()
     ):

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..config import TrainConfig
 from ..events import NoticeEvent
+from ..run.config_file import read_config
 from ..run.folder import RunFolder
 from ..run.preview_files import drop_newer_previews
 from ..sample.drift import unrelated_prompts
@@ -30,8 +31,9 @@ def begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: L
     """Write the folder's first files, or restore the newest snapshot and cut the log back to it."""
     folder, run = outcome.folder, outcome.run
     assert folder is not None
-    rescaled = resume and _drift_prompts(folder.config()) != _drift_prompts(run.config)
-    if resume:
+    before = read_config(folder.path) if resume else None  # read again under the lock: it may have been resumed since
+    rescaled = before is not None and _drift_prompts(before.settings) != _drift_prompts(run.config)
+    if before is not None:
         restore_newest(run, folder, listener)
         drop_newer_previews(folder.previews, run.steps_done)
     else:
@@ -44,7 +46,7 @@ def begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: L
         "dtype": str(run.dtype),
         "terms": {term.name: {"title": term.title, "colour": term.colour} for term in run.terms},
     }
-    folder.start(run.plan.digest, run.config, {**(folder.record() if resume else {}), **facts, **record})
+    folder.start(run.plan.digest, run.config, {**(before.record if before else {}), **facts, **record})
     log = folder.cut_log(run.steps_done, bins=bins)
     for line in log.lines:
         if len(line["gamma"]) == bins:

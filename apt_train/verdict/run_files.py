@@ -13,7 +13,7 @@ from pathlib import Path
 from ..config import TrainConfig
 from ..errors import InputError
 from ..names import LOG, snapshot_steps
-from ..run.config_file import read_preset, read_settings, read_terms
+from ..run.config_file import read_config
 from ..run.notices import Notice, read_notices
 from .run_log import RunLog, read_log
 from .run_summary import Summary, summarize
@@ -39,8 +39,9 @@ def read_run(folder: Path, until: int | None = None) -> RunRecord:
     """Read a run's folder, up to the step `until` if given. InputError: it holds no readable run."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder: give the output folder of a training run.")
-    config, num_timesteps = read_settings(folder)
-    log = read_log(folder / LOG, config.apt.bins, read_terms(folder), until, num_timesteps)
+    saved = read_config(folder)
+    config = saved.settings
+    log = read_log(folder / LOG, config.apt.bins, saved.legends, until, saved.num_timesteps)
     snapshots = [step for step in snapshot_steps(folder) if until is None or step <= until]
     notices = [notice for notice in read_notices(folder) if until is None or notice.step <= until]
-    return RunRecord(config, log, snapshots, notices, read_preset(folder))
+    return RunRecord(config, log, snapshots, notices, saved.preset)
