@@ -11,7 +11,7 @@ import torch
 
 from apt_train.config import TrainConfig
 from apt_train.training.indicator import OverfitIndicator
-from apt_train.verdict.run_log import read_log
+from apt_train.verdict.run_log import log_arrays
 from apt_train.verdict.run_summary import summarize
 from benchmarks.quality import page
 from benchmarks.quality.curves import Curve
@@ -94,7 +94,7 @@ def test_the_snapshot_that_the_indicator_alone_would_choose(tmp_path: Path, chan
     snapshots = changes.pop("snapshots", [250, 500, 750, 1000])
     write_run(tmp_path, plausible_log(1000, **{"rise": 100.0, "ceiling": (0.99, 0.97), **changes}))
     config = TrainConfig(class_word="toy", steps=1000)
-    assert indicated_snapshot(summarize(read_log(tmp_path / "log.jsonl"), config, snapshots=snapshots)) == step
+    assert indicated_snapshot(summarize(log_arrays(tmp_path / "log.jsonl"), config, snapshots=snapshots)) == step
 
 
 def unit(variant: str, gamma: list[list[float]] | None) -> dict[str, Any]:

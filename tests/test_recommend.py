@@ -11,7 +11,7 @@ import pytest
 
 from apt_train.config import TrainConfig
 from apt_train.verdict.recommend import UNPROVEN, last_before_rising, recommended_snapshot
-from apt_train.verdict.run_log import read_log
+from apt_train.verdict.run_log import log_arrays
 from apt_train.verdict.run_summary import RISE, Summary, summarize
 from apt_train.verdict.words import paragraph
 from tests.synthetic_run import Line, plausible_log, write_run
@@ -21,7 +21,7 @@ def summary_of(folder: Path, lines: list[Line]) -> Summary:
     write_run(folder, lines)
     steps = len(lines)
     snapshots = list(range(50, steps + 1, 50))
-    return summarize(read_log(folder / "log.jsonl"), TrainConfig(class_word="toy", steps=steps), snapshots=snapshots)
+    return summarize(log_arrays(folder / "log.jsonl"), TrainConfig(class_word="toy", steps=steps), snapshots=snapshots)
 
 
 def with_ratios(folder: Path, ratios: list[float], steps: int = 0) -> Summary:

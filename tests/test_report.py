@@ -34,7 +34,7 @@ from apt_train.run.attention_file import read_maps
 from apt_train.training.capture import merge_layers
 from apt_train.training.terms import Preservation, terms_of
 from apt_train.verdict.run_files import read_run
-from apt_train.verdict.run_log import block_means, moving_average, read_log
+from apt_train.verdict.run_log import block_means, log_arrays, moving_average
 from apt_train.verdict.run_summary import evened_denoising, summarize
 from apt_train.verdict.words import paragraph
 from apt_train.wording import bin_names
@@ -59,7 +59,7 @@ def told(folder: Path, lines, config: TrainConfig | None = None) -> str:
     """The verdict on these log lines."""
     write_run(folder, lines, config)
     config = config or TrainConfig(class_word="toy", steps=lines[-1]["step"])
-    return paragraph(summarize(read_log(folder / "log.jsonl"), config))
+    return paragraph(summarize(log_arrays(folder / "log.jsonl"), config))
 
 
 def plain_line(step: int, gamma: list[float], **changes) -> dict:
@@ -285,7 +285,7 @@ def test_a_log_of_timesteps_alone_is_read_as_one_with_levels(tmp_path) -> None:
     other = [line | {"level": [(t / 1000) ** 2 for t in line["timestep"]]} for line in old]
     config = TrainConfig(class_word="toy")
     by_old, by_new, by_other = (
-        summarize(read_log(write_run(tmp_path / name, lines) / "log.jsonl"), config)
+        summarize(log_arrays(write_run(tmp_path / name, lines) / "log.jsonl"), config)
         for name, lines in (("old", old), ("new", new), ("other", other))
     )
     assert by_old == by_new != by_other
@@ -296,7 +296,7 @@ def test_a_log_of_timesteps_alone_is_read_as_one_with_levels(tmp_path) -> None:
 def test_the_trend_is_seen_through_the_noise_levels(tmp_path) -> None:
     def trend(**changes) -> str:
         write_run(tmp_path, plausible_log(1000, **changes))
-        log = read_log(tmp_path / "log.jsonl")
+        log = log_arrays(tmp_path / "log.jsonl")
         return summarize(log, TrainConfig(class_word="toy")).trend
 
     assert trend(loss_drop=0.8) == "falling"
@@ -312,7 +312,7 @@ def test_evening_takes_out_what_the_noise_level_alone_explains(tmp_path) -> None
         level = float(np.mean([1 + t // 50 for t in drawn]))  # a level for each twentieth of the schedule
         lines.append(plain_line(step, [0.0], timestep=drawn, denoising=level + (0.5 if step > 200 else 0.0)))
     write_run(tmp_path, lines)
-    even = evened_denoising(read_log(tmp_path / "log.jsonl"))
+    even = evened_denoising(log_arrays(tmp_path / "log.jsonl"))
     raw = np.array([line["denoising"] for line in lines])
     assert raw.std() > 3
     assert even.std() == pytest.approx(0.25, abs=0.02) and even.mean() == pytest.approx(raw.mean())
@@ -357,7 +357,7 @@ def test_the_verdict_follows_the_drift(tmp_path) -> None:
     def told_of(ratios: tuple[float, float], **changes: Any) -> str:
         write_run(tmp_path, plausible_log(1000, **{"ratios": ratios, "rise": 100, "ceiling": (0.99, 0.97), **changes}))
         config = TrainConfig(class_word="toy", steps=1000, method=method)
-        return paragraph(summarize(read_log(tmp_path / "log.jsonl"), config, snapshots=range(50, 1001, 50)))
+        return paragraph(summarize(log_arrays(tmp_path / "log.jsonl"), config, snapshots=range(50, 1001, 50)))
 
     method: Any = "apt"
     stays = told_of((0.1, 0.13))
@@ -467,7 +467,7 @@ def test_terms_of_a_lazy_prior_count_per_step(tmp_path) -> None:
     write_run(
         tmp_path, [plain_line(1, [0.1], grad_norm_terms=norms), between, plain_line(5, [0.1], grad_norm_terms=norms)]
     )
-    balance = summarize(read_log(tmp_path / "log.jsonl"), config).balance
+    balance = summarize(log_arrays(tmp_path / "log.jsonl"), config).balance
     assert {name: item.norm for name, item in balance.items()} == {
         "denoising": 1.0,
         "stabilization": 1.0,
@@ -575,7 +575,7 @@ def test_a_cut_last_line_is_left_out_and_said(tmp_path) -> None:
 def test_a_step_logged_twice_counts_as_last_logged(tmp_path) -> None:
     lines = [plain_line(1, [0.1]), plain_line(2, [0.2]), plain_line(2, [0.3], loss=7.0)]
     write_run(tmp_path, lines)
-    log = read_log(tmp_path / "log.jsonl")
+    log = log_arrays(tmp_path / "log.jsonl")
     assert log.step.tolist() == [1, 2] and log.terms["loss"].tolist() == [1.0, 7.0]
 
 

@@ -33,7 +33,7 @@ from apt_train.photo_check.look import Look
 from apt_train.photo_check.preflight import Preflight, _unchecked
 from apt_train.run.log import Log
 from apt_train.verdict.recommend import recommended_snapshot
-from apt_train.verdict.run_log import read_log
+from apt_train.verdict.run_log import log_arrays
 from apt_train.verdict.run_summary import summarize
 from apt_train.verdict.words import paragraph
 
@@ -266,7 +266,7 @@ def test_every_sentence_of_the_verdict_has_its_chinese(
     run: str, config: str, chinese: Callable[[str], str], tmp_path: Path
 ) -> None:
     write_run(tmp_path, RUNS[run]())
-    log = read_log(tmp_path / "log.jsonl")
+    log = log_arrays(tmp_path / "log.jsonl")
     snapshots = range(50, 1001, 50)
     summary = summarize(log, CONFIGS[config], snapshots=snapshots)
     said: list[str] = []
@@ -280,7 +280,7 @@ def test_those_runs_make_it_say_all_that_it_can(tmp_path: Path) -> None:
     said = ""
     for number, (lines, config) in enumerate(itertools.product(RUNS.values(), CONFIGS.values())):
         write_run(tmp_path / str(number), lines())
-        summary = summarize(read_log(tmp_path / str(number) / "log.jsonl"), config, snapshots=range(50, 1001, 50))
+        summary = summarize(log_arrays(tmp_path / str(number) / "log.jsonl"), config, snapshots=range(50, 1001, 50))
         for changed in (summary, *(replace(summary, **other) for other in OTHERS)):
             said += paragraph(changed) + recommended_snapshot(changed).reason
     assert [part for name in ("words", "recommend") for part in constants(name) if part not in said] == []

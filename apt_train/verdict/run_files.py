@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..names import LOG, snapshot_steps
 from ..run.config_file import read_config
 from ..run.notices import Notice, read_notices
-from .run_log import RunLog, read_log
+from .run_log import RunLog, log_arrays
 from .run_summary import Summary, summarize
 
 
@@ -41,7 +41,7 @@ def read_run(folder: Path, until: int | None = None) -> RunRecord:
         raise InputError(f"{folder} is not a folder: give the output folder of a training run.")
     saved = read_config(folder)
     config = saved.settings
-    log = read_log(folder / LOG, config.apt.bins, saved.legends, until, saved.num_timesteps)
+    log = log_arrays(folder / LOG, config.apt.bins, saved.legends, until, saved.num_timesteps)
     snapshots = [step for step in snapshot_steps(folder) if until is None or step <= until]
     notices = [notice for notice in read_notices(folder) if until is None or notice.step <= until]
     return RunRecord(config, log, snapshots, notices, saved.preset)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..palette import Legend, legends_of
-from ..run import log as log_file
+from ..run.log import Line, Log, numbers_of, read_log
 
 Floats = NDArray[np.float64]
 
@@ -45,7 +45,7 @@ class RunLog:
         return len(self.step)
 
 
-def read_log(
+def log_arrays(
     path: Path,
     bins: int | None = None,
     legends: Mapping[str, Legend] | None = None,
@@ -59,7 +59,7 @@ def read_log(
     """
     if not path.exists():
         raise InputError(f"{path.name} cannot be read, as it is missing: give the folder of a training run.")
-    log = log_file.read_log(path, bins)
+    log = read_log(path, bins)
     if not log.lines:
         raise InputError(f"{path.name} holds no finished step: train at least one step before asking for a report.")
     lines = [line for line in log.lines if until is None or line["step"] <= until]
@@ -89,7 +89,7 @@ def _means(total: Floats, count: Floats) -> Floats:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _columns(log: log_file.Log, legends: Mapping[str, Legend], num_timesteps: int) -> RunLog:
+def _columns(log: Log, legends: Mapping[str, Legend], num_timesteps: int) -> RunLog:
     records, terms, numbers = log.lines, log.terms(), log.numbers()
     measured = [record for record in records if record.get("grad_norm_terms")]
     drifted = [record for record in records if record.get("drift")]
@@ -97,7 +97,7 @@ def _columns(log: log_file.Log, legends: Mapping[str, Legend], num_timesteps: in
     return RunLog(
         step=np.array([record["step"] for record in records], dtype=np.int64),
         terms={name: _floats([record.get(name) for record in records]) for name in ("loss", *terms)},
-        numbers={name: _floats([log_file.numbers_of(record).get(name) for record in records]) for name in numbers},
+        numbers={name: _floats([numbers_of(record).get(name) for record in records]) for name in numbers},
         legends=legends_of([*terms, *numbers], legends),
         grad_norm=_floats([record.get("grad_norm") for record in records]),
         levels=[_levels(record, num_timesteps) for record in records],
@@ -111,7 +111,7 @@ def _columns(log: log_file.Log, legends: Mapping[str, Legend], num_timesteps: in
     )
 
 
-def _levels(record: log_file.Line, num_timesteps: int) -> list[float]:
+def _levels(record: Line, num_timesteps: int) -> list[float]:
     """Older versions logged only the timesteps; their schedules had evenly spaced levels."""
     logged: list[float | None] = record.get("level") or [
         None if t is None else t / num_timesteps for t in record["timestep"]
