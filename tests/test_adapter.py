@@ -99,10 +99,10 @@ def test_off_is_the_base_to_the_bit_after_training_steps(kind: str) -> None:
 
 
 def test_removing_leaves_the_module_as_it_was(kind: str) -> None:
-    unet, inputs = tiny_components(kind).unet, inputs_of(kind)
-    before = copy.deepcopy(unet)
+    parts, inputs = tiny_components(kind), inputs_of(kind)
+    unet, before = parts.unet, copy.deepcopy(parts.unet)
     modules = dict(unet.named_modules())
-    add_adapter(unet, rank=4, alpha=4.0, targets="attention+ff", seed=0)
+    add_adapter(unet, rank=4, alpha=4.0, targets=parts.family.adapted("attention+ff"), seed=0)
     fill(unet)
     Adapter(unet).remove()
     assert {name: id(module) for name, module in unet.named_modules()} == {name: id(m) for name, m in modules.items()}
@@ -195,14 +195,15 @@ def test_only_the_adapter_requires_grad(kind: str) -> None:
 @pytest.mark.parametrize("targets", ["attention", "attention+ff"])
 def test_it_sits_on_the_named_layers_and_no_others(kind: str, targets: AdapterTargets) -> None:
     ends = ["to_q", "to_k", "to_v", "to_out.0"] + (["ff.net.0.proj", "ff.net.2"] if targets == "attention+ff" else [])
-    unet = tiny_components(kind).unet
+    parts = tiny_components(kind)
+    unet = parts.unet
     expected = {
         name
         for name, module in unet.named_modules()
         if isinstance(module, nn.Linear) and any(name.endswith("." + end) for end in ends)
     }
     shapes = {name: tuple(unet.get_parameter(f"{name}.weight").shape) for name in expected}
-    add_adapter(unet, rank=3, alpha=3.0, targets=targets, seed=0)
+    add_adapter(unet, rank=3, alpha=3.0, targets=parts.family.adapted(targets), seed=0)
     state = Adapter(unet).state()
     assert {name.rsplit(".lora_", 1)[0] for name in state} == expected
     for name, (rows, columns) in shapes.items():

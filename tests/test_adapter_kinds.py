@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from apt_train.adapter import Adapter, RankByTimestep, add_adapter
 from apt_train.adapter_kinds import KINDS, Kind
-from apt_train.config import AdapterConfig, TrainConfig
+from apt_train.config import AdapterConfig, AdapterTargets, TrainConfig
 from apt_train.errors import InputError
 from apt_train.events import StopTraining
 from apt_train.families.components import Components
@@ -102,11 +102,18 @@ def own_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(KINDS, name, kind)
 
 
-def adapted(kind: str, model: str = "sd15", dtype: torch.dtype = torch.float32, **settings: Any) -> Components:
+def adapted(
+    kind: str,
+    model: str = "sd15",
+    dtype: torch.dtype = torch.float32,
+    targets: AdapterTargets = "attention",
+    **settings: Any,
+) -> Components:
     """A tiny model whose adapter of that kind does something."""
     parts = tiny_components(model)
     parts.unet.to(dtype)
-    add_adapter(parts.unet, kind=kind, **{"rank": 4, "alpha": 2.0, "seed": 1, **settings})
+    ends = parts.family.adapted(targets)
+    add_adapter(parts.unet, kind=kind, targets=ends, **{"rank": 4, "alpha": 2.0, "seed": 1, **settings})
     draws = generator("filled")
     with torch.no_grad():
         for parameter in Adapter(parts.unet).parameters.values():
@@ -138,7 +145,8 @@ def test_a_fresh_one_changes_nothing_to_the_bit(kind: str, dtype: torch.dtype) -
     parts = tiny_components()
     parts.unet.to(dtype)
     before = predicted(parts, dtype=dtype)
-    add_adapter(parts.unet, rank=4, alpha=2.0, dropout=0.2, targets="attention+ff", seed=0, kind=kind)
+    wide = parts.family.adapted("attention+ff")
+    add_adapter(parts.unet, rank=4, alpha=2.0, dropout=0.2, targets=wide, seed=0, kind=kind)
     assert torch.equal(predicted(parts, dtype=dtype), before)
 
 
@@ -147,7 +155,8 @@ def test_a_fresh_one_changes_nothing_to_the_bit(kind: str, dtype: torch.dtype) -
 def test_off_it_is_the_prior_to_the_bit_after_training_steps(kind: str, model: str) -> None:
     """And every weight of it has moved, from float32 gradients through recomputed activations and dropout."""
     base, parts = tiny_components(model), tiny_components(model)
-    adapter = add_adapter(parts.unet, rank=4, alpha=4.0, dropout=0.1, targets="attention+ff", seed=0, kind=kind)
+    wide = parts.family.adapted("attention+ff")
+    adapter = add_adapter(parts.unet, rank=4, alpha=4.0, dropout=0.1, targets=wide, seed=0, kind=kind)
     fresh, optimizer = adapter.state(), torch.optim.AdamW(adapter.parameters.values(), lr=1e-2)
     unet_of(parts).train().enable_gradient_checkpointing()
     for _ in range(3):

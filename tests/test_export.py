@@ -39,7 +39,7 @@ def _adapted(kind: str, *, rank: int = 3, alpha: float = 1.5, targets: AdapterTa
 
 
 def _train_a_little(unet: nn.Module, rank: int, alpha: float, targets: AdapterTargets) -> None:
-    add_adapter(unet, rank=rank, alpha=alpha, targets=targets)
+    add_adapter(unet, rank=rank, alpha=alpha, targets=SD15.adapted(targets))
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in Adapter(unet).parameters.values():

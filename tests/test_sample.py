@@ -242,7 +242,7 @@ class WordyConditioner:
 def adapted() -> Iterator[Components]:
     """Tiny components with an adapter that has dropout and has left its starting point."""
     components = tiny_components()
-    add_adapter(components.unet, rank=2, alpha=2.0, dropout=0.5, targets="attention", seed=0)
+    add_adapter(components.unet, rank=2, alpha=2.0, dropout=0.5, seed=0)
     for name, parameter in components.unet.named_parameters():
         if "lora_B" in name:
             parameter.data.fill_(0.3)

@@ -17,14 +17,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..adapter_kinds import KINDS, Kind
-from ..config import AdapterConfig, AdapterTargets
+from ..config import AdapterConfig
 from ..errors import InputError
 from ..families.components import Family
 from ..rng import seeded
 
 ADAPTER = "apt"
 _OFF = "_disable_adapters"  # the attribute that peft's layers check in their forward pass
-_ANY = Family("custom", 0, 0)  # whose layers have diffusers' names
 
 
 @dataclass(frozen=True)
@@ -132,20 +131,19 @@ def add_adapter(
     rank: int,
     alpha: float,
     dropout: float = 0.0,
-    targets: AdapterTargets | tuple[str, ...] = "attention",
+    targets: tuple[str, ...] = Family.attention,
     seed: int = 0,
     ranks: RankByTimestep | None = None,
     kind: str = "lora",
 ) -> Adapter:
     """Attach a float32 adapter to the UNet's attention (and feed-forward) layers and freeze the base weights.
 
-    `targets`: which layers, under diffusers' names, or the ends of their paths.
+    `targets`: the ends of the layers' paths, by default diffusers' names of attention.
     Random initial weights come from `seed` (in a LoRA lora_A, while lora_B is zero). Until the first step the output is
     the base's. The update is scaled by alpha / rank, whatever the kind. InputError: the UNet already has an adapter.
     """
     check_no_adapter(unet)
-    ends = _ANY.adapted(targets) if isinstance(targets, str) else targets
-    config = KINDS[kind].config(rank, alpha, dropout, list(ends))
+    config = KINDS[kind].config(rank, alpha, dropout, list(targets))
     unet.requires_grad_(False)
     try:
         with seeded(seed, "adapter"):

@@ -31,7 +31,7 @@ def write_lora(path: Path, base: Path, kind: str) -> None:
     """An adapter of that kind that does something, on every layer it can sit on."""
     parts, draw = load_checkpoint(base), torch.Generator().manual_seed(0)
     alpha = AdapterConfig(rank=4, alpha=3.0, kind=kind).effective_alpha
-    adapter = add_adapter(parts.unet, rank=4, alpha=alpha, targets="attention+ff", kind=kind)
+    adapter = add_adapter(parts.unet, rank=4, alpha=alpha, targets=parts.family.adapted("attention+ff"), kind=kind)
     with torch.no_grad():
         for parameter in adapter.parameters.values():
             parameter.add_((0.1 + 0.2 * parameter.abs().mean()) * torch.randn(parameter.shape, generator=draw))
