@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..sample.sampler import Sampler
-from ..sample.trajectories import Trail, Trajectories, trajectory_calls
+from ..sample.trajectories import Trail, Trajectories
 from ..text.conditioning import Conditioner
 from .prompts import Prompts
 from .with_lora import check_finite
@@ -45,10 +45,10 @@ class Trails:
         self.scale = nothing[0], nothing[1]
 
     @staticmethod
-    def calls(prompts: Prompts, rows: int) -> tuple[int, int]:
+    def calls(sampler: Sampler, prompts: Prompts) -> tuple[int, int]:
         """The number of network calls to make the trajectories, and to measure once."""
-        batches, (making, measuring) = -(-len(prompts.named) // rows), trajectory_calls()
-        return 2 * batches * (making + measuring), 3 * batches * measuring
+        making, measuring = Trajectories(sampler).calls(len(prompts.named))
+        return 2 * (making + measuring), 3 * measuring
 
     @torch.no_grad()
     def drifts(self, strength: float, conditioner: Conditioner) -> Drifts:

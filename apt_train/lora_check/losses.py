@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -28,7 +28,7 @@ class Losses:
     @property
     def calls(self) -> int:
         """The number of network calls of `at`."""
-        return sum(-(-len(group) // self.sampler.batch_size) for group in self._samples)
+        return sum(len(self.sampler.batches(len(group))) for group in self._samples)
 
     @torch.no_grad()
     def at(self, strength: float, conditioner: Conditioner) -> Tensor:
@@ -43,14 +43,15 @@ class Losses:
                 filled[level] += 1
         return found
 
-    def _batches(self) -> Iterator[tuple[Batch, list[int]]]:
+    def _batches(self) -> Iterator[tuple[Batch, Sequence[int]]]:
         """Batches that each show one picture, with the bin of each sample."""
         if self._pictures is None:
             return
-        rows, device = self.sampler.batch_size, torch.device(self.sampler.device)
+        device = torch.device(self.sampler.device)
         for group in self._samples:
-            for chunk in (group[k : k + rows] for k in range(0, len(group), rows)):
-                yield self._pictures.batch([sample for sample, _ in chunk], device), [level for _, level in chunk]
+            for rows in self.sampler.batches(len(group)):
+                samples, bins = zip(*(group[k] for k in rows), strict=True)
+                yield self._pictures.batch(samples, device), bins
 
     def _errors(self, conditioner: Conditioner, batch: Batch, *, tuned: bool) -> Tensor:
         """Float32 (N,), unweighted and unmasked, as the indicator observes them."""

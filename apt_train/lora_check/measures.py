@@ -30,9 +30,8 @@ class Measures:
     @staticmethod
     def calls(losses: Losses, prompts: Prompts) -> tuple[int, int]:
         """The number of network calls: for the prior, and per strength."""
-        rows = losses.sampler.batch_size
-        making, measuring = Trails.calls(prompts, rows)
-        looks = -(-len(prompts.named) // rows) if capture_of(losses.sampler) else 0
+        making, measuring = Trails.calls(losses.sampler, prompts)
+        looks = len(losses.sampler.batches(len(prompts.named))) if capture_of(losses.sampler) else 0
         return losses.calls + making + looks, losses.calls + measuring + looks
 
     def at(self, strength: float, conditioner: Conditioner) -> AtStrength:

@@ -6,7 +6,7 @@ In: pictures -> latents, samples, batches. Not in: the model's predictions on th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +42,7 @@ class Pictures:
         """
         return [list(self._of(image, asked, levels)) for image in range(len(self.captions))]
 
-    def batch(self, samples: list[Sample], device: torch.device) -> Batch:
+    def batch(self, samples: Sequence[Sample], device: torch.device) -> Batch:
         return collate(samples, self.captions, device)
 
     def _of(self, image: int, asked: Asked, levels: Tensor) -> Iterator[tuple[Sample, int]]:

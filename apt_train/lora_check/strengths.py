@@ -6,17 +6,15 @@ In: what is measured when, and the sample that illustrates it. Not in: the measu
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import itertools
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 
-from ..sample.sampler import Drawing, Sampler
+from ..sample.sampler import Drawing, Sampler, calls_told
 from ..training.vae_visits import vae_on
 from .findings import Asked, AtStrength, Recommendation
 from .losses import Losses
@@ -61,7 +59,10 @@ class Strengths:
 
     def measure(self) -> None:
         """Measure everything requested. InputError: at some strength the model's output is not finite."""
-        with self._counted():
+        prior, each = Measures.calls(self._losses, self.prompts)
+        drawing, count = self._asked.sample_steps, len(self._asked.strengths)
+        total = prior + drawing + count * (each + drawing)
+        with calls_told(self._ready.components.unet, lambda made: self._busy(made, max(total, made + 1))):
             measures = Measures(self._losses, self.prompts, self._shared)
             self.samples = self._drawn(self._shared, tuned=False)
             for strength in self._asked.strengths:
@@ -93,17 +94,3 @@ class Strengths:
             text = conditioner.encode([self._subject.caption(asked.prompt)], tuned=tuned)
             nothing = conditioner.encode([""], tuned=False)
             return self._sampler.draw(text, nothing, Drawing(asked.seed, asked.sample_steps, asked.guidance))
-
-    @contextlib.contextmanager
-    def _counted(self) -> Generator[None]:
-        """Inside the block `busy` is called before each network call."""
-        prior, each = Measures.calls(self._losses, self.prompts)
-        drawing, count = self._asked.sample_steps, len(self._asked.strengths)
-        total, done = prior + drawing + count * (each + drawing), itertools.count()
-
-        def ask(*_: object) -> None:
-            place = next(done)
-            self._busy(place, max(total, place + 1))
-
-        with self._ready.components.unet.register_forward_pre_hook(ask):
-            yield

@@ -21,7 +21,7 @@ from ..adapter import Adapter
 from ..text.captions import SUBJECT
 from ..text.conditioning import Conditioner
 from .sampler import Sampler, eval_mode
-from .trajectories import Trail, Trajectories, trajectory_calls
+from .trajectories import Trail, Trajectories
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,8 @@ class DriftWatch:
     @property
     def calls(self) -> int:
         """The number of UNet calls of the next `measure`; the first one also makes the prior's trajectories."""
-        making, measuring = trajectory_calls()
-        batches = len(range(0, len(self._tuned), self._sampler.batch_size))
-        return batches * (measuring if self._made else making + measuring)
+        making, measuring = self._trajectories.calls(len(self._tuned))
+        return measuring if self._made else making + measuring
 
     @torch.no_grad()
     def measure(self) -> Drift:

@@ -7,6 +7,7 @@ text encoding (`conditioning`), arranging pictures on a sheet (`grid`).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Generator, Sequence
@@ -56,15 +57,17 @@ class Sampler:
     batch_size: int = 1
     on_notice: Notice = warnings.warn
 
+    def batches(self, count: int) -> list[range]:
+        """The places of `count` pictures or prompts, as many as go into each network call."""
+        return [range(first, min(first + self.batch_size, count)) for first in range(0, count, self.batch_size)]
+
     def draw(self, conditioning: Conditioning, unconditional: Conditioning, drawing: Drawing) -> list[Image.Image]:
         """One picture per row of `conditioning`. `unconditional`: of one row."""
-        schedule, count = self.components.schedule, len(conditioning.hidden)
-        shape = latent_shape(self.components, *self.size)
+        schedule, shape = self.components.schedule, latent_shape(self.components, *self.size)
         times = schedule.sampling_timesteps(drawing.steps)
         pictures: list[Image.Image] = []
         with torch.no_grad(), eval_mode(self.components.unet):
-            for first in range(0, count, self.batch_size):
-                rows = range(first, min(first + self.batch_size, count))
+            for rows in self.batches(len(conditioning.hidden)):
                 predict = self.predictor(conditioning, unconditional, drawing.guidance, rows)
                 noise = torch.stack([initial_noise(drawing.seed, k, shape) for k in rows])
                 latents = denoise(schedule, predict, noise.to(self.device), times)
@@ -140,6 +143,18 @@ def denoise(process: Process, predict: Callable[[Tensor, int], Tensor], noise: T
     for now, then in zip(times, [*times[1:], None], strict=True):
         latents = process.step(latents, predict(latents, now).float(), now, then)
     return latents
+
+
+@contextlib.contextmanager
+def calls_told(network: nn.Module, tell: Callable[[int], object]) -> Generator[None]:
+    """Inside the block `tell` hears of each network call before it is made, with the number of those already made."""
+    made = itertools.count()
+
+    def before_call(*_: object) -> None:
+        tell(next(made))
+
+    with network.register_forward_pre_hook(before_call):
+        yield
 
 
 @contextlib.contextmanager

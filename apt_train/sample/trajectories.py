@@ -26,27 +26,25 @@ SEED, GUIDANCE = 0, 5.0
 STEPS, EVERY = 10, 2  # steps of a trajectory, and every which of them is measured; the last, almost clean, is not
 
 
-def trajectory_calls() -> tuple[int, int]:
-    """The number of network calls to make a trajectory, and to measure one once."""
-    points = len(range(0, STEPS, EVERY))
-    return STEPS + points, points
-
-
 @dataclass(frozen=True)
 class Trajectories:
     """Trajectories of a model in its current state, at the size and on the device of its sampler."""
 
     sampler: Sampler
 
+    def calls(self, count: int) -> tuple[int, int]:
+        """The number of network calls to make the trajectories of `count` prompts, and to measure them once."""
+        batches, points = len(self.sampler.batches(count)), len(range(0, STEPS, EVERY))
+        return batches * (STEPS + points), batches * points
+
     def of(self, conditioner: Conditioner, texts: list[str], noises: int) -> list[Trail]:
         """The guided trajectories of these prompts, kept on the CPU; prompt k starts from noise k modulo `noises`.
 
         Call it while the model is the prior.
         """
-        places, most = range(len(texts)), self.sampler.batch_size
-        chunks = [places[first : first + most] for first in range(0, len(texts), most)]
         return [
-            (rows, self._along(conditioner, [texts[k] for k in rows], [k % noises for k in rows])) for rows in chunks
+            (rows, self._along(conditioner, [texts[k] for k in rows], [k % noises for k in rows]))
+            for rows in self.sampler.batches(len(texts))
         ]
 
     def _along(self, conditioner: Conditioner, texts: list[str], noises: list[int]) -> Trajectory:

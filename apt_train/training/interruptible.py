@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ import torch
 
 from ..errors import InputError
 from ..events import BusyEvent, Callback, Event, Work
+from ..sample.sampler import calls_told
 from .running import Run
 from .vae_visits import Stranded
 
@@ -30,7 +30,6 @@ def interruptible(run: Run, emit: Callback, what: Work, calls: int) -> Generator
 
     Yields the callback for the work's own events.
     """
-    done = itertools.count()
 
     def ask(event: Event) -> None:
         try:
@@ -39,11 +38,8 @@ def interruptible(run: Run, emit: Callback, what: Work, calls: int) -> Generator
             answer = _Answer(error)
         raise answer  # outside the handler, or the two would be chained in a cycle
 
-    def before_call(*_: object) -> None:
-        ask(BusyEvent(what, run.steps_done, next(done), calls))
-
     try:
-        with run.components.unet.register_forward_pre_hook(before_call):
+        with calls_told(run.components.unet, lambda made: ask(BusyEvent(what, run.steps_done, made, calls))):
             yield ask
     except _Answer as answer:
         raise answer.error from answer.error.__cause__
