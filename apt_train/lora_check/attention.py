@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..config import Layers
 from ..sample.sampler import Sampler
 from ..sample.trajectories import Trail
 from ..text.conditioning import Conditioner
 from ..text.tokens import END_LABEL, REST_LABEL, START_LABEL, SUBJECT_LABEL
-from ..training.capture import Capture, attention_maps
+from ..training.capture import Capture, attention_capture, attention_maps
 
 _NO_WORDS = {START_LABEL, SUBJECT_LABEL, END_LABEL, REST_LABEL}
 
@@ -57,7 +56,4 @@ class Looking:
 
 def capture_of(sampler: Sampler) -> Capture | None:
     """Captures the decoder's attention, otherwise any; None: the network has no attention."""
-    network, unet = sampler.components.network, sampler.components.unet
-    parts: list[Layers] = ["up", "all"]
-    found: list[Layers] = [part for part in parts if network.attention(unet, part)]
-    return Capture(network, unet, attention=found[:1]) if found else None
+    return attention_capture(sampler.components.network, sampler.components.unet, "up", "all")

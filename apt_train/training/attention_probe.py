@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..config import Layers
 from ..data.batch import Sample, collate, unaltered
 from ..families.levels import timestep_at
 from ..run.attention_file import AttentionMaps
 from ..sample.sampler import eval_mode
-from .capture import Capture, attention_maps, merge_layers
+from .capture import Capture, attention_capture, attention_maps, merge_layers
 from .running import Run
 
 _SHOWN = 0  # place of the picture in the set, as of `Stream.example`
@@ -23,12 +22,9 @@ def attention_of(run: Run) -> AttentionMaps | None:
     Averaged over heads and the layers of `attn_layers`, or all if it has none, at the finest layer's resolution. Both
     see the same noise, drawn from the run's seed. None: the network has no cross-attention.
     """
-    network, unet = run.components.network, run.components.unet
-    parts: list[Layers] = [run.config.apt.attn_layers, "all"]
-    found: list[Layers] = [part for part in parts if network.attention(unet, part)]
-    if not found:
+    capture = attention_capture(run.components.network, run.components.unet, run.config.apt.attn_layers, "all")
+    if capture is None:
         return None
-    capture = Capture(network, unet, attention=found[:1])
     middle = timestep_at(run.components.levels, 0.5)
     sample = unaltered(run.bank, _SHOWN, middle, run.config.seed, "attention", _SHOWN)
     with eval_mode(run.components.unet):

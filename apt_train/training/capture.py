@@ -78,6 +78,12 @@ class Capture:
                 store[name] = form(store[name])
 
 
+def attention_capture(network: Network, module: nn.Module, *parts: Layers) -> Capture | None:
+    """Captures the attention of the first of these parts that has any; None: none of them has."""
+    found: list[Layers] = [part for part in parts if network.attention(module, part)]
+    return Capture(network, module, attention=found[:1]) if found else None
+
+
 def _keep_in(store: dict[str, Tensor], name: str) -> Callable[[nn.Module, object, Tensor], None]:
     def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
         assert name not in store, f"{name} ran twice in one captured pass"
