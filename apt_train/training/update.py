@@ -27,33 +27,35 @@ class TrainingDiverged(InputError):
     """The loss or the gradient is no longer finite. The files of the last good snapshot are left alone."""
 
 
+_Key = tuple[str, str]  # what a number is, and the term it belongs to
+_TOTAL, _PRIOR, _NORM = ("total", ""), ("prior error", ""), ("gradient norm", "")
+_TERM, _BALANCE = "term", "balance"  # the raw value of each, and the gradient norm of the weighted one
+
+
 class _Seen:
     """Collects a step's scalars, detached and on their device: reading each would make the CPU wait for the GPU."""
 
     def __init__(self) -> None:
-        self.values: dict[str, list[Tensor]] = {}
+        self.values: dict[_Key, list[Tensor]] = {}
 
-    def add(self, name: str, value: Tensor) -> None:
-        self.values.setdefault(name, []).append(value.detach())
+    def add(self, key: _Key, value: Tensor) -> None:
+        self.values.setdefault(key, []).append(value.detach())
 
     def add_pass(self, output: StepOutput) -> None:
         self.add(_TOTAL, output.total)
         for name, value in output.raw.items():
-            self.add(name, value)
+            self.add((_TERM, name), value)
         if output.prior_error is not None:
             self.add(_PRIOR, output.prior_error)
 
-    def read(self, gamma: Tensor, timesteps: Tensor) -> tuple[dict[str, float], list[float], list[int]]:
-        """Means by name and the values of both tensors, in one transfer: a step's only read from the device."""
+    def read(self, gamma: Tensor, timesteps: Tensor) -> tuple[dict[_Key, float], list[float], list[int]]:
+        """Means by key and the values of both tensors, in one transfer: a step's only read from the device."""
         means = torch.stack([torch.stack(values).mean().float() for values in self.values.values()])
         joined = torch.cat([means.to(gamma.device).double(), gamma, timesteps.to(gamma.device).double()])
         whole = cast("list[float]", joined.tolist())
         split = len(means) + len(gamma)
-        named = dict(zip(self.values, whole[: len(means)], strict=True))
-        return named, whole[len(means) : split], [int(value) for value in whole[split:]]
-
-
-_TOTAL, _PRIOR, _NORM, _BALANCE = "total", "prior error", "gradient norm", "gradient norm of "  # no term's name
+        found = dict(zip(self.values, whole[: len(means)], strict=True))
+        return found, whole[len(means) : split], [int(value) for value in whole[split:]]
 
 
 def optimizer_step(run: Run) -> dict[str, Any]:
@@ -151,9 +153,9 @@ def _preservation_pass(run: Run, batch: Batch, parts: int, seen: _Seen) -> None:
     with run.adapter.at(batch.timesteps):
         term, kind = run.training_step.preservation(batch), run.preservation_term
         weighted = kind.weight * term
-        if kind.name not in seen.values and _balance_due(run):
+        if (_TERM, kind.name) not in seen.values and _balance_due(run):
             _see_gradient_norms(run, {kind.name: weighted}, seen)
-        seen.add(kind.name, term)
+        seen.add((_TERM, kind.name), term)
         _backward(run, weighted / parts)
 
 
@@ -168,13 +170,13 @@ def _clip(run: Run) -> Tensor:
     return torch.nn.utils.clip_grad_norm_(parameters, limit or math.inf)
 
 
-def _refuse(run: Run, values: Mapping[str, float]) -> None:
+def _refuse(run: Run, values: Mapping[_Key, float]) -> None:
     """InputError or TrainingDiverged if a value is not finite. fp16 overflow in the gradient is let through."""
     if not math.isfinite(values.get(_PRIOR, 0.0)):
         raise InputError(
             "The model's own prediction is not a number in this precision: train in bf16 or fp32, or check it."
         )
-    if not all(math.isfinite(values.get(name, 0.0)) for name in (_TOTAL, run.preservation_term.name)):
+    if not all(math.isfinite(values.get(key, 0.0)) for key in (_TOTAL, (_TERM, run.preservation_term.name))):
         raise TrainingDiverged(_diverged("loss", run))
     # With a scale below 1 it was not our scaling that overflowed, and every following step would be skipped too.
     skips = run.scaler.is_enabled() and run.scaler.get_scale() >= 1
@@ -226,7 +228,7 @@ def _see_gradient_norms(run: Run, weighted: Mapping[str, Tensor], seen: _Seen) -
         grads = _gradients(scaled, parameters) if term.requires_grad else ()
         squares = [(grad.detach().float() / scale).square().sum() for grad in grads if grad is not None]
         norm = torch.stack(squares).sum().sqrt() if squares else torch.zeros((), device=term.device)
-        seen.add(_BALANCE + name, norm)
+        seen.add((_BALANCE, name), norm)
 
 
 def _gradients(loss: Tensor, parameters: list[Parameter]) -> Sequence[Tensor | None]:
@@ -234,9 +236,9 @@ def _gradients(loss: Tensor, parameters: list[Parameter]) -> Sequence[Tensor | N
     return torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
 
 
-def _balance(values: Mapping[str, float]) -> dict[str, float] | None:
+def _balance(values: Mapping[_Key, float]) -> dict[str, float] | None:
     """Gradient norms per term; None if not due in this step, or if one overflowed."""
-    norms = {name.removeprefix(_BALANCE): norm for name, norm in values.items() if name.startswith(_BALANCE)}
+    norms = {name: norm for (what, name), norm in values.items() if what == _BALANCE}
     return norms if norms and all(map(math.isfinite, norms.values())) else None
 
 
@@ -246,9 +248,9 @@ def _levels(run: Run, timesteps: list[int]) -> list[float]:
     return [round(level, 6) for level in cast("list[float]", levels.tolist())]
 
 
-def _loss_and_terms(run: Run, values: Mapping[str, float]) -> dict[str, Any]:
+def _loss_and_terms(run: Run, values: Mapping[_Key, float]) -> dict[str, Any]:
     """The step's loss and terms. A term that was not computed in this step is None."""
-    terms = {term.name: values.get(term.name) for term in run.terms}
+    terms = {term.name: values.get((_TERM, term.name)) for term in run.terms}
     kept, total = terms.get(run.preservation_term.name), values[_TOTAL]
     if kept is not None:
         total += run.preservation_term.weight * kept
