@@ -17,12 +17,11 @@ from PIL import Image
 
 from apt_train.config import AdapterConfig, DataConfig, OutputConfig, TrainConfig
 from apt_train.disk.tensor_writer import header_bytes
-from apt_train.families.components import Family
+from apt_train.families.components import Components, Family
 from apt_train.families.sd.published import FILE_WORDS
 from apt_train.run.export import save_embedding, save_lora
 from apt_train.run.metadata import (
     MAX_HEADER,
-    Source,
     embedding_metadata,
     file_name,
     fit_metadata,
@@ -30,26 +29,27 @@ from apt_train.run.metadata import (
     renamed_metadata,
 )
 from tests.lora_files import metadata_of
+from tests.tiny import tiny_components
 
 SIDES = {"sd15": 512, "sdxl": 1024, "custom": 64}
 FAMILIES = {name: Family(name, side, 8, FILE_WORDS[name]) for name, side in SIDES.items()}
 
 
 WORDS = "toy_subject toy"  # what a prompt must say
-SOURCE = Source(FAMILIES["sd15"], "model-v1.safetensors")
+MODEL = replace(tiny_components(), family=FAMILIES["sd15"], source="model-v1.safetensors", digest="")
 CONFIG = TrainConfig(class_word="toy", identifier_mode="word", steps=2000, adapter=AdapterConfig(rank=8, alpha=4.0))
 CAPTIONS = ("a photo of {subject}, red", "a photo of {subject} on grass", "a photo of {subject}, red, small")
 
 
 def _metadata(
     config: TrainConfig = CONFIG,
-    source: Source = SOURCE,
+    model: Components = MODEL,
     captions: Sequence[str] = CAPTIONS,
     thumbnail: Image.Image | None = None,
     **more: Any,
 ) -> dict[str, str]:
     """Of a LoRA, or with a thumbnail of its copy."""
-    found = lora_metadata(config, source, captions=captions, steps=750, **more)
+    found = lora_metadata(config, model, captions=captions, steps=750, **more)
     return renamed_metadata(found, embedding=None, stem=config.name, thumbnail=thumbnail) if thumbnail else found
 
 
@@ -98,7 +98,8 @@ def test_tag_frequency_is_counted_by_comma_with_the_trigger_in_place() -> None:
 )
 def test_families(family: str, base_version: str, architecture: str) -> None:
     config = replace(CONFIG, data=DataConfig(resolution=96))
-    found = _metadata(source=Source(FAMILIES[family], "base", prediction="v_prediction"), config=config)
+    model = replace(tiny_components(prediction_type="v_prediction"), family=FAMILIES[family])
+    found = _metadata(model=model, config=config)
     assert found["ss_base_model_version"] == base_version and found["modelspec.architecture"] == architecture
     assert found["modelspec.prediction_type"] == "v" and found["modelspec.resolution"] == "96x96"
 
@@ -124,12 +125,12 @@ def test_the_embedding_is_named_where_one_was_learned() -> None:
 )
 def test_no_folder_of_the_users_machine(path: str) -> None:
     prompts = (path, "a photo / {subject}")
-    config, source = replace(CONFIG, output=OutputConfig(preview_prompts=prompts)), replace(SOURCE, name=path)
-    found = _metadata(source=source, config=config, summary={"from": path})
+    config, model = replace(CONFIG, output=OutputConfig(preview_prompts=prompts)), replace(MODEL, source=path)
+    found = _metadata(model=model, config=config, summary={"from": path})
     assert "xenia" not in "".join(found.values())
     assert found["ss_sd_model_name"] == "base.safetensors"
     assert json.loads(found["apt_config"])["output"]["preview_prompts"] == ["base.safetensors", prompts[1]]
-    assert "xenia" not in "".join(embedding_metadata(CONFIG, source, steps=10).values())
+    assert "xenia" not in "".join(embedding_metadata(CONFIG, model, steps=10).values())
 
 
 def test_file_name() -> None:
@@ -210,7 +211,7 @@ def test_a_file_never_has_a_longer_header(tmp_path: Path) -> None:
 
 
 def test_embedding_metadata(tmp_path: Path) -> None:
-    found = embedding_metadata(CONFIG, Source(FAMILIES["sdxl"], "model"), steps=10)
+    found = embedding_metadata(CONFIG, replace(MODEL, family=FAMILIES["sdxl"], source="model"), steps=10)
     assert found["modelspec.architecture"] == "stable-diffusion-xl-v1-base/textual-inversion"
     assert found["modelspec.title"] == "toy_subject" and found["apt_steps"] == "10"
     save_embedding(tmp_path / "e.safetensors", {"clip_l": torch.zeros(1, 768)}, found)

@@ -13,7 +13,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -25,7 +24,7 @@ from ..adapter_kinds import KINDS
 from ..config import METHOD_TITLES, TrainConfig
 from ..disk.json_file import is_list, is_object
 from ..disk.tensor_writer import header_bytes
-from ..families.components import Family
+from ..families.components import Components
 from ..names import EMBEDDING, embedding_stem
 from ..wording import counted
 
@@ -37,24 +36,9 @@ _IN_FOLDERS = re.compile(r"(?<![\w.])(~|[A-Za-z]:)?[/\\]{1,2}([^\s/\\]+[/\\])+")
 _ABSOLUTE_PATH = re.compile(r"(~[/\\]|/|[A-Za-z]:[/\\]|\\\\)\S.*")
 
 
-@dataclass(frozen=True)
-class Source:
-    """The checkpoint. `name` may include folders, which are removed; `digest`: hash of its weights."""
-
-    family: Family
-    name: str
-    digest: str = ""
-    prediction: str = "epsilon"
-    zero_terminal_snr: bool = False
-
-    @property
-    def file_name(self) -> str:
-        return file_name(self.name)
-
-
 def lora_metadata(
     config: TrainConfig,
-    source: Source,
+    model: Components,
     *,
     captions: Sequence[str],
     steps: int,
@@ -63,17 +47,18 @@ def lora_metadata(
     """The metadata of a trained LoRA.
 
     Args:
+        model: of which its family, its file's name, its weights' hash and its noise schedule are told.
         captions: one per picture; `{subject}` in them is replaced by the trigger.
         steps: completed so far; the planned number is in `config`.
         summary: how the run went (last gamma), as plain values.
     """
-    side = config.data.resolution or source.family.resolution
+    side, predicts = config.data.resolution or model.family.resolution, model.schedule.prediction
     embedding = embedding_stem(config.name) if config.identifier_mode == "learned" else ""
     spec = {
-        "implementation": source.family.file_words.implementation,
-        "description": _description(config, source, steps),
+        "implementation": model.family.file_words.implementation,
+        "description": _description(config, model, steps),
         "resolution": f"{side}x{side}",
-        "prediction_type": "v" if source.prediction == "v_prediction" else source.prediction,
+        "prediction_type": "v" if predicts == "v_prediction" else predicts,
         "usage_hint": _usage_hint(config.trigger, embedding),
     }
     ours = {
@@ -83,44 +68,44 @@ def lora_metadata(
     }
     tags = _json({config.name: _tags(captions, config.trigger)})
     return {
-        **_strings("ss_", _kohya(config, source, side, steps)),
+        **_strings("ss_", _kohya(config, model, side, steps)),
         **_strings("ss_", {"num_train_images": len(captions), "tag_frequency": tags}),
-        **_described(config, source, "lora", spec, ours),
+        **_described(config, model, "lora", spec, ours),
     }
 
 
-def embedding_metadata(config: TrainConfig, source: Source, *, steps: int) -> dict[str, str]:
+def embedding_metadata(config: TrainConfig, model: Components, *, steps: int) -> dict[str, str]:
     """The metadata of the learned identifier's file; arguments as in `lora_metadata`."""
-    whose = f"The learned words of {config.name} ({config.class_word}) on {source.file_name}"
+    whose = f"The learned words of {config.name} ({config.class_word}) on {file_name(model.source)}"
     spec = {"implementation": "sgm", "description": f"{whose}; belongs to the LoRA {config.name}."}
-    return _described(config, source, "textual-inversion", spec, {"steps": steps})
+    return _described(config, model, "textual-inversion", spec, {"steps": steps})
 
 
 def _described(
-    config: TrainConfig, source: Source, what: str, spec: Mapping[str, Any], ours: Mapping[str, Any]
+    config: TrainConfig, model: Components, what: str, spec: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> dict[str, str]:
     """The standard's entries and ours: those that every file has, and the given ones."""
     names = {"name": config.name, "class_word": config.class_word}
     common = {
         "sai_model_spec": "1.0.1",
-        "architecture": f"{source.family.file_words.architecture}/{what}",
+        "architecture": f"{model.family.file_words.architecture}/{what}",
         "title": config.name,
         "trigger_phrase": config.trigger,
         "tags": config.class_word,
     }
     return {
         **_strings("modelspec.", {**common, **spec}),
-        **_strings("apt_", {"version": __version__, **names, "base_digest": source.digest, **ours}),
+        **_strings("apt_", {"version": __version__, **names, "base_digest": model.digest, **ours}),
     }
 
 
-def _kohya(config: TrainConfig, source: Source, side: int, steps: int) -> dict[str, Any]:
+def _kohya(config: TrainConfig, model: Components, side: int, steps: int) -> dict[str, Any]:
     """The entries that other programs know under kohya's names."""
     optimizer, adapter = config.optimizer, config.adapter
     return {
-        "base_model_version": source.family.file_words.base_version,
+        "base_model_version": model.family.file_words.base_version,
         "v2": False,
-        "sd_model_name": source.file_name,
+        "sd_model_name": file_name(model.source),
         "output_name": config.name,
         **{f"network_{key}": text for key, text in KINDS[adapter.kind].network.items()},
         "network_dim": adapter.rank,
@@ -129,7 +114,7 @@ def _kohya(config: TrainConfig, source: Source, side: int, steps: int) -> dict[s
         "steps": steps,
         "max_train_steps": config.steps,
         "resolution": f"({side}, {side})",
-        "zero_terminal_snr": source.zero_terminal_snr,
+        "zero_terminal_snr": model.schedule.zero_terminal_snr,
         "seed": config.seed,
         "learning_rate": optimizer.learning_rate,
         "unet_lr": optimizer.learning_rate,
@@ -220,13 +205,13 @@ def _tags(captions: Sequence[str], trigger: str) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _description(config: TrainConfig, source: Source, steps: int) -> str:
+def _description(config: TrainConfig, model: Components, steps: int) -> str:
     kind = KINDS[config.adapter.kind]
     how = METHOD_TITLES[config.method]
     if kind is not KINDS["lora"]:
         how += f" with {kind.title}"
     subject = f"{config.name} ({config.class_word})"
-    return f"{subject}, learned from a few pictures on {source.file_name} by {how} in {counted(steps, 'step')}."
+    return f"{subject}, learned from a few pictures on {file_name(model.source)} by {how} in {counted(steps, 'step')}."
 
 
 def _usage_hint(trigger: str, embedding_name: str) -> str:

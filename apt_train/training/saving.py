@@ -17,7 +17,7 @@ from ..families.file_words import config_of
 from ..names import LOG, STATE_VALUES, step_folder
 from ..run.export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
 from ..run.folder import RunFolder, check_folder
-from ..run.metadata import Source, embedding_metadata, lora_metadata
+from ..run.metadata import embedding_metadata, lora_metadata
 from ..run.snapshot import fault_in, write_snapshot
 from ..run.state import take_state
 from .outcome import Outcome
@@ -62,7 +62,7 @@ def _writers(run: Run, folder: RunFolder, lora: Tensors, embeddings: Tensors | N
     """The functions that write LoRA and embedding, by final path."""
     writers: Writers = {folder.lora: partial(_write_lora, run, lora)}
     if embeddings is not None:
-        metadata = embedding_metadata(run.config, _source(run), steps=run.steps_done)
+        metadata = embedding_metadata(run.config, run.components, steps=run.steps_done)
         writers[folder.embedding] = lambda path: save_embedding(path, embeddings, metadata)
     return writers
 
@@ -83,11 +83,6 @@ def _write_lora(run: Run, lora: Tensors, path: Path) -> None:
     gamma = [round(float(value), 4) for value in run.indicator.gamma]
     summary = {"gamma": gamma} if run.config.measures_indicator or any(gamma) else None  # else it is 0 and says nothing
     metadata = lora_metadata(
-        run.config, _source(run), captions=run.inputs.subject.captions, steps=run.steps_done, summary=summary
+        run.config, run.components, captions=run.inputs.subject.captions, steps=run.steps_done, summary=summary
     )
     save_lora(path, lora, metadata)
-
-
-def _source(run: Run) -> Source:
-    model, schedule = run.components, run.components.schedule
-    return Source(model.family, model.source, model.digest, schedule.prediction, schedule.zero_terminal_snr)
