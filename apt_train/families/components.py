@@ -126,9 +126,14 @@ class Components:
     came_in: frozenset[torch.dtype] = frozenset()  # the weights' dtypes before the first run; empty: no run yet
     borrowed: bool = False  # whether a run gives the modules back as they were: weights, dtypes, devices, modes
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Those that a run casts and moves: the UNet and the text encoders."""
+        return [self.unet, *(encoder.model for encoder in self.text_encoders)]
+
     def lent(self) -> contextlib.AbstractContextManager[None]:
         """Inside the block the modules may be cast, moved and frozen; borrowed ones are then as they were before."""
-        return lent([self.unet, *(encoder.model for encoder in self.text_encoders)] if self.borrowed else [])
+        return lent(self.modules if self.borrowed else [])
 
     def use(self, dtype: torch.dtype, storage: Storage) -> None:
         """Record that a run casts UNet and text encoders to `dtype`, their layers by way of `storage`.
@@ -144,9 +149,8 @@ class Components:
                 f"one is to train in {_rounding(dtype, storage)}: load the checkpoint again."
             )
         self.stored_as = storage
-        modules = [self.unet, *(encoder.model for encoder in self.text_encoders)]
         # A wider dtype holds the same values, so what a cast may round is what they came in.
-        held = frozenset(parameter.dtype for module in modules for parameter in module.parameters())
+        held = frozenset(parameter.dtype for module in self.modules for parameter in module.parameters())
         self.came_in = self.came_in or held
         if any(loses(one, dtype) for one in self.came_in):
             self.rounded_to = dtype

@@ -66,7 +66,7 @@ def lora_ready(
     """
     where = resolve_device(device)
     placement, dtype = place(lora, components), working_dtype(precision, where)
-    modules = [components.unet, *(encoder.model for encoder in components.text_encoders)]
+    modules = components.modules
     originals = {parameter: parameter.data for module in modules for parameter in module.parameters()}
     for encoder in components.text_encoders:
         encoder.keep_table(dtype)

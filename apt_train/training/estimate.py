@@ -35,8 +35,7 @@ def estimated(plan: Plan, savings: Savings) -> Memory | None:
     The modules are restored afterwards. A host that owns them must not use them meanwhile.
     """
     components = plan.components
-    modules = [components.unet, *(encoder.model for encoder in components.text_encoders)]
-    if sum(weight_bytes(module.parameters()) for module in modules) < SMALL:
+    if sum(weight_bytes(module.parameters()) for module in components.modules) < SMALL:
         return None
     try:
         with _weightless(plan, savings) as step:
@@ -101,7 +100,7 @@ def _weightless(plan: Plan, savings: Savings) -> Generator[TrainingStep]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(components.lent())
         conditioner = Conditioner.of(config, encoders, META)
-        for module in (unet, *(encoder.model for encoder in encoders)):
+        for module in components.modules:
             stack.enter_context(on_meta(module, plan.dtype))
             stack.enter_context(stored(module, config.base_storage, plan.dtype))
         conditioner.is_aside = savings.encoders_aside  # without weights there is nothing to move

@@ -214,7 +214,7 @@ class _Bench:
 def to(components: Components, device: str) -> None:
     """Move UNet and text encoders to the device, in the trainer's precision. The VAE moves when needed."""
     dtype = resolve_dtype("auto", torch.device(device))
-    for module in _networks(components):
+    for module in components.modules:
         torch.nn.Module.to(module, device, dtype)
 
 
@@ -225,12 +225,8 @@ def _on(components: Components, device: str) -> Iterator[None]:
     try:
         yield
     finally:
-        for module in _networks(components):
+        for module in components.modules:
             torch.nn.Module.to(module, "cpu")
-
-
-def _networks(components: Components) -> list[torch.nn.Module]:
-    return [components.unet, *(encoder.model for encoder in components.text_encoders)]
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
