@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "no_report")
 @pytest.fixture
 def aside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every run sets its encoders aside, on whatever device it trains."""
-    monkeypatch.setattr(Plan, "encoders_aside", True)
+    monkeypatch.setattr(Plan, "savings", Savings(encoders_aside=True))
 
 
 def learned() -> Conditioner:
@@ -96,7 +96,7 @@ def test_what_is_lent_comes_back_untouched_whatever_happens() -> None:
 def test_a_run_with_its_encoders_aside_trains_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {"steps": 2, "batch_size": 2, "balance_every": 1}
     found = run(tiny_components("sdxl"), **settings)
-    monkeypatch.setattr(Plan, "encoders_aside", False)
+    monkeypatch.setattr(Plan, "savings", Savings())
     assert same_weights(found, run(tiny_components("sdxl"), **settings))
 
 
@@ -126,7 +126,7 @@ def test_they_are_set_aside_where_the_device_does_not_hold_them(
     monkeypatch.setattr(plan, "free_bytes", lambda device: free * GB)
     made = plan_run(tiny_components(), pictures(), quick_config(**settings), device="cpu")
     made = Plan(made.components, made.images, None, made.config, torch.device("cuda"), torch.bfloat16)
-    assert made.encoders_aside is away
+    assert made.savings.encoders_aside is away
     assert (ENCODERS_ASIDE in notes_of(made)) is away
     assert made.memory is not None and made.memory.weights == (5 if away else 7) * GB
     assert len(asked) == len(set(asked))  # an estimate of SDXL takes half a minute

@@ -39,7 +39,7 @@ class Inputs:
 def conditioner_of(plan: Plan) -> Conditioner:
     """The run's conditioner, whose encoders are on the device, or wait for their visits to it."""
     made = Conditioner.of(plan.config, plan.components.text_encoders, plan.device)
-    if plan.encoders_aside:
+    if plan.savings.encoders_aside:
         made.put_aside()
     else:
         for encoder in made.encoders:

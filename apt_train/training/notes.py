@@ -32,7 +32,8 @@ def notes_of(plan: Plan) -> list[str]:
     """Notes on the model and the pictures, then those on the settings."""
     prior = [f"{OF_PRIOR}{note}" for note in plan.prior_images.notes] if plan.prior_images else []
     pictures = [*plan.images.notes, *plan.images.repeats(), *prior, *_preserved_subject(plan)]
-    aside = [ENCODERS_ASIDE] * plan.encoders_aside + [BLOCKS_ASIDE] * (plan.savings.blocks_aside > 0)
+    savings = plan.savings
+    aside = [ENCODERS_ASIDE] * savings.encoders_aside + [BLOCKS_ASIDE] * (savings.blocks_aside > 0)
     compiles = [COMPILES] if plan.config.compile_blocks else []
     texts = [*_foreign(plan), *_blind_stop(plan), *_cold(plan), *_literal(plan)]
     return [*plan.components.notes, *pictures, *aside, *compiles, *texts]

@@ -86,11 +86,6 @@ class Plan:
         memory = self._estimated(replace(self.savings, blocks_aside=0))
         return memory and memory.with_aside(self.savings.blocks_aside)
 
-    @property
-    def encoders_aside(self) -> bool:
-        """Whether the text encoders wait in main memory, because the device cannot hold them beside the network."""
-        return self.savings.encoders_aside
-
     @cached_property
     def sets_aside(self) -> bool:
         """Whether the network leaves the device while the VAE works, because both together would be the run's peak.
