@@ -224,12 +224,13 @@ def _spelled(value: object) -> str:
 
 
 def check_values(config: object) -> None:
-    """Refuse a value of the wrong type, outside its choices, or outside its range."""
+    """Refuse a value of the wrong type, outside its choices or its range; fields without metadata are not looked at."""
     hints = types_of(type(config))
     for name in groups_of(type(config)):
         _check_type(name, hints[name], getattr(config, name))
     for name, item in fields_of(type(config)).items():
-        check_value(item, hints[name], getattr(config, name))
+        if item.metadata:
+            check_value(item, hints[name], getattr(config, name))
 
 
 def check_value(item: dataclasses.Field[Any], hint: Any, value: Any) -> None:

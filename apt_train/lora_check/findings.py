@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from PIL import Image
 
+from ..config import Precision
 from ..errors import InputError
-from ..families.precision import DTYPES
-from ..settings_field import MOST_TEXTS, require, require_text
+from ..settings_field import Range, check_values, require, setting
 from .blocks import Block
 from .gain import Gain
 from .lora_file import LoraFile
@@ -21,51 +21,37 @@ STRENGTHS = (0.4, 0.6, 0.8, 1.0, 1.2)
 PROMPT = "a photo of {subject}"
 MOST_SPILL = 1.0  # where unrelated prompts change as much as if their text were left out
 MOST_STRENGTHS = 20  # as many as fit on a page
-_RANGES = {
-    "resolution": (0, 4096), "draws": (1, 64), "bins": (1, 1000), "rows": (0, 1024), "sample_steps": (0, 1000),
-    "seed": (0, 2**64 - 1),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """How to check a LoRA.
 
-    `strengths`: each is tried once, from the lowest. `prompt`: what samples show; without pictures, drift is measured
-    on it too. `unrelated`: prompts without the subject. `resolution`: pixels per side; 0: the model's own. `draws`:
-    noises per picture and noise level. `sample_steps`: 0: no samples.
+    `strengths`: each is tried once, from the lowest. `device` None: CUDA if there is one, else the CPU.
 
     InputError: an invalid value.
     """
 
     strengths: tuple[float, ...] = STRENGTHS
-    prompt: str = PROMPT
-    unrelated: tuple[str, ...] = ()
-    resolution: int = 0
-    draws: int = 2
-    bins: int = 10
-    rows: int = 0  # samples per network call; 0: depends on its size
-    sample_steps: int = 20
-    guidance: float = 5.0
-    seed: int = 0
-    precision: str = "auto"
-    device: str | torch.device | None = None  # None: CUDA if there is one, else the CPU
+    prompt: str = setting(PROMPT, "What samples show. Without pictures, drift is measured on it too.")
+    unrelated: tuple[str, ...] = setting((), "Prompts without the subject.")
+    resolution: int = setting(0, "Pixels per side. 0: the model's own.", Range(0, 4096))
+    draws: int = setting(2, "Noises per picture and noise level.", Range(1, 64))
+    bins: int = setting(10, "Noise levels that are told apart.", Range(1, 1000))
+    rows: int = setting(0, "Samples per network call. 0: depends on its size.", Range(0, 1024))
+    sample_steps: int = setting(20, "Sampling steps of each sample. 0: no samples.", Range(0, 1000))
+    guidance: float = setting(5.0, "Classifier-free guidance of the samples.")
+    seed: int = setting(0, "Seed of the samples.", Range(0, 2**64 - 1))
+    precision: Precision = setting("auto", "auto: fp16 on a GPU, else fp32.")
+    device: str | torch.device | None = None
 
     def __post_init__(self) -> None:
         if not self.strengths or any(not 0 < strength <= 10 for strength in self.strengths):
             raise InputError("A strength is not between 0 and 10: give numbers such as 0.4 0.6 0.8 1.0 1.2.")
         object.__setattr__(self, "strengths", tuple(sorted(set(self.strengths))))
-        for name, most, what in (("strengths", MOST_STRENGTHS, "numbers"), ("unrelated", MOST_TEXTS, "texts")):
-            count = len(getattr(self, name))
-            require(count <= most, name, f"{count} {what}", f"give {most} or fewer")
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            require(low <= value <= high, name, value, f"give a whole number from {low} to {high}")
-        kinds = ("auto", *DTYPES)
-        require(self.precision in kinds, "precision", repr(self.precision), "choose one of " + ", ".join(kinds))
-        for name, texts in (("prompt", (self.prompt,)), ("unrelated", self.unrelated)):
-            for text in texts:
-                require_text(name, text)
+        count = len(self.strengths)
+        require(count <= MOST_STRENGTHS, "strengths", f"{count} numbers", f"give {MOST_STRENGTHS} or fewer")
+        check_values(self)
 
 
 @dataclass(frozen=True)
