@@ -78,9 +78,9 @@ def adapter_from_kohya(lora: Mapping[str, Tensor], unet: nn.Module, family: Fami
         raise InputError(f"The LoRA does not fit this model: {error}") from error
     name = kind_of_file(lora)
     kind = KINDS[name]
-    paths = {kohya_name(path, family, config_of(unet)): path for path, _ in _linear_layers(unet)}
+    layers = _layers(unet, family)
     state = {
-        f"{paths[key.removesuffix(f'.{theirs}')]}.{ours}": tensor
+        f"{layers[key.removesuffix(f'.{theirs}')][0]}.{ours}": tensor
         for ours, theirs in kind.parts.items()
         for key, tensor in lora.items()
         if key.endswith(f".{theirs}")
@@ -100,15 +100,15 @@ def check_lora_keys(lora: Mapping[str, Tensor], unet: nn.Module, family: Family)
     Raises:
         RuntimeError: names the first key that is missing, that no layer has, or whose shape does not fit.
     """
-    layers = _layer_shapes(unet, family)
+    sizes = {name: (one.out_features, one.in_features) for name, (_, one) in _layers(unet, family).items()}
     names = sorted({key.split(".")[0] for key in lora})
     kind = KINDS[kind_of_file(lora)]
     for name in names:
-        if name not in layers:
+        if name not in sizes:
             raise RuntimeError(f"{name} is in the LoRA, but no layer of the model has that name.")
     ranks = _ranks(lora, kind)
     rank = max(ranks.values(), default=_NO_RANK)
-    wanted = {name: {**kind.shapes(ranks.get(name, rank), *layers[name]), "alpha": ()} for name in names}
+    wanted = {name: {**kind.shapes(ranks.get(name, rank), *sizes[name]), "alpha": ()} for name in names}
     expected = {f"{name}.{part}": shape for name, shapes in wanted.items() for part, shape in shapes.items()}
     for key in sorted(set(lora) ^ set(expected)):
         raise RuntimeError(f"{key} is {'unknown in' if key in lora else 'missing from'} the LoRA.")
@@ -160,22 +160,17 @@ def _split(key: str) -> tuple[str, str]:
     raise RuntimeError(f"{key} is no weight of an adapter: no kind has one of that name.")
 
 
-def _layer_shapes(unet: nn.Module, family: Family) -> dict[str, tuple[int, int]]:
-    """(out, in) of every linear layer that has a name in a LoRA file."""
-    shapes: dict[str, tuple[int, int]] = {}
-    for path, module in _linear_layers(unet):
-        name = kohya_name(path, family, config_of(unet))
-        if name is not None:
-            assert name not in shapes, name
-            shapes[name] = (module.out_features, module.in_features)
-    return shapes
-
-
-def _linear_layers(unet: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    """The UNet's own linear layers, by their path without the adapter."""
-    for path, module in cast("Iterator[tuple[str, nn.Module]]", unet.named_modules()):
-        if isinstance(module, nn.Linear) and ADAPTER not in path.split("."):
-            yield path.removesuffix(".base_layer"), module
+def _layers(unet: nn.Module, family: Family) -> dict[str, tuple[str, nn.Linear]]:
+    """The UNet's own linear layers by their name in a LoRA file, each with its path without the adapter."""
+    found: dict[str, tuple[str, nn.Linear]] = {}
+    for inner, module in cast("Iterator[tuple[str, nn.Module]]", unet.named_modules()):
+        path = inner.removesuffix(".base_layer")
+        if isinstance(module, nn.Linear) and ADAPTER not in inner.split("."):
+            name = kohya_name(path, family, config_of(unet))
+            if name is not None:
+                assert name not in found, name
+                found[name] = path, module
+    return found
 
 
 def _ranks(lora: Mapping[str, Tensor], kind: Kind) -> dict[str, int]:
