@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,7 +25,6 @@ from .folder_files import PictureFiles, sort_folder
 from .pictures import TRANSPARENT, Color, Picture, fit_mask, parse_color, read_mask, read_picture
 from .tensor_pictures import to_mask, to_pixels, unbatch
 
-_T = TypeVar("_T")
 _SHOWN = 5  # sentences about equal pictures, or skipped ones; the rest are only counted
 
 
@@ -156,7 +154,11 @@ class ImageSet:
         if not pictures:
             raise InputError("There are no images: give at least one picture of the subject.")
         lines, notes = _lines(captions, len(pictures))
-        weights = _one_each(None if masks is None else unbatch(masks, 2), len(pictures), "masks")
+        weights = [None] * len(pictures) if masks is None else unbatch(masks, 2)
+        if len(weights) != len(pictures):
+            raise InputError(
+                f"The number of masks is {len(weights)}, of images {len(pictures)}: give one per image, or none."
+            )
         found = [
             _from_tensor(f"picture {place}", picture, line, weight, color, alpha_masks)
             for place, (picture, line, weight) in enumerate(zip(pictures, lines, weights, strict=True), start=1)
@@ -315,14 +317,6 @@ def _caption_lines(captions: Sequence[str | None] | str | None, count: int) -> l
     while 1 < len(lines) != count and not (lines[-1] or "").strip():
         lines.pop()
     return lines
-
-
-def _one_each(values: list[_T] | None, count: int, what: str) -> list[_T] | list[None]:
-    if values is None:
-        return [None] * count
-    if len(values) != count:
-        raise InputError(f"The number of {what} is {len(values)}, of images {count}: give one per image, or none.")
-    return values
 
 
 def _content(pixels: Tensor, mask: Tensor | None) -> tuple[bytes, bytes]:

@@ -196,11 +196,11 @@ def common_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
     return most if most in (torch.float16, torch.bfloat16) else torch.float32
 
 
-def sha256_of_file(path: Path, chunk: int = 1 << 24) -> str:
+def sha256_of_file(path: Path) -> str:
     """Hex digest of a file's content, read in chunks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(chunk):
+        while piece := file.read(1 << 24):
             digest.update(piece)
     return digest.hexdigest()
 

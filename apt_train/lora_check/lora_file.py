@@ -72,9 +72,7 @@ def word_beside(path: Path, trigger: str) -> Path | None:
     return place if Path(word).name == word and place != path and os.path.isfile(place) else None
 
 
-def sorted_lora(
-    tensors: Mapping[str, Tensor], name: str, metadata: Mapping[str, str] | None = None, embedding: Path | None = None
-) -> LoraFile:
+def sorted_lora(tensors: Mapping[str, Tensor], name: str, metadata: Mapping[str, str] | None = None) -> LoraFile:
     """Likewise from tensors by key, as a host's wire carries them. InputError: there is no LoRA among them."""
     layers: dict[str, dict[str, Tensor]] = {}
     unread: list[str] = []
@@ -88,7 +86,7 @@ def sorted_lora(
         unread += [f"{layer}.{part}" for part in layers.pop(layer)]
     if not layers:
         raise InputError(f"{name} holds nothing that can be read as a LoRA: give a LoRA, LoHa or LoKr as .safetensors.")
-    return LoraFile(name, layers, unread, dict(metadata or {}), embedding)
+    return LoraFile(name, layers, unread, dict(metadata or {}))
 
 
 def _can_be_computed(parts: Mapping[str, Tensor]) -> bool:

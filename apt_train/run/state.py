@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -50,13 +49,9 @@ class _Stateful(Protocol):
 class Training(Protocol):
     """What a state is taken from and restored into: training between two steps."""
 
+    trainable: dict[str, Parameter]
+    optimizer: Optimizer
     steps_done: int
-
-    @property
-    def trainable(self) -> Mapping[str, Parameter]: ...
-
-    @property
-    def optimizer(self) -> Optimizer: ...
 
     @property
     def indicator(self) -> _Stateful: ...

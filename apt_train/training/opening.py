@@ -43,7 +43,7 @@ def begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: L
         folder.cut_log(run.steps_done, bins=bins, without=("drift",))
     facts = {
         "num_timesteps": run.components.schedule.num_timesteps,
-        "dtype": str(run.dtype),
+        "dtype": str(run.plan.dtype),
         "terms": {term.name: {"title": term.title, "colour": term.colour} for term in run.terms},
     }
     folder.start(run.plan.digest, run.config, {**(before.record if before else {}), **facts, **record})

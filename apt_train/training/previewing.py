@@ -84,6 +84,6 @@ def _sampler(run: Run, emit: Callback) -> Sampler:
         replace(run.components, decode=decode),
         (run.plan.side, run.plan.side),
         run.device,
-        run.dtype,
+        run.plan.dtype,
         on_notice=lambda text: emit(NoticeEvent(text)),
     )

@@ -15,7 +15,6 @@ from ..families.components import Components
 from ..sample.drift import DriftWatch
 from .indicator import OverfitIndicator
 from .inputs import Inputs
-from .objective import Objective
 from .plan import Plan
 from .step import TrainingStep
 from .terms import Preservation, Term
@@ -56,16 +55,8 @@ class Run:
         return self.plan.config
 
     @property
-    def objective(self) -> Objective:
-        return self.plan.objective
-
-    @property
     def device(self) -> torch.device:
         return self.plan.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.plan.dtype
 
     @property
     def bank(self) -> LatentBank:
@@ -79,4 +70,4 @@ class Run:
     @property
     def terms(self) -> list[Term | Preservation]:
         """Everything logged as a term, in the log's order."""
-        return [*self.objective.terms, *([self.preservation_term] if self.inputs.preservation else [])]
+        return [*self.plan.objective.terms, *([self.preservation_term] if self.inputs.preservation else [])]

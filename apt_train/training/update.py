@@ -108,7 +108,7 @@ def passes(run: Run) -> None:
 
 def _accumulate(run: Run, batches: list[Batch], preserved: list[Batch], seen: _Seen) -> None:
     """Forward and backward, batch by batch; the gradients sum to those of one large batch."""
-    with_prior, progress = run.objective.needs_prior(run.steps_done), run.steps_done / max(1, run.config.steps - 1)
+    with_prior, progress = run.plan.objective.needs_prior(run.steps_done), run.steps_done / max(1, run.config.steps - 1)
     for micro, batch in enumerate(batches):
         draws = seeded(run.config.seed, "dropout", run.steps_done, micro, device=run.device)
         with draws, run.compiled.used():
@@ -126,8 +126,8 @@ def _augmentation_chance(run: Run) -> Tensor:
     """p_aug = min(gamma_b, p_max) per bin, from the committed gamma; zeros if the method does not augment."""
     if run.gamma is None:
         run.gamma = run.indicator.gamma.tolist()
-    gamma = torch.tensor(run.gamma, dtype=torch.float64)
-    return gamma.clamp(max=run.objective.p_max) if run.objective.adaptive_augmentation else torch.zeros_like(gamma)
+    objective, gamma = run.plan.objective, torch.tensor(run.gamma, dtype=torch.float64)
+    return gamma.clamp(max=objective.p_max) if objective.adaptive_augmentation else torch.zeros_like(gamma)
 
 
 def _grow_bank(run: Run, p_aug: Tensor) -> None:
@@ -137,7 +137,7 @@ def _grow_bank(run: Run, p_aug: Tensor) -> None:
         "identifier_mode word, or switch adaptive_augmentation off."
     )
     with memory_in_words(refusal):
-        run.bank.ensure_variants(run.bank.wanted_variants(float(p_aug.max()), run.objective.p_max))
+        run.bank.ensure_variants(run.bank.wanted_variants(float(p_aug.max()), run.plan.objective.p_max))
 
 
 def _drawn(run: Run, stream: Stream | None, p_aug: Tensor | None = None) -> list[Batch]:
@@ -201,7 +201,7 @@ def _commit(run: Run) -> None:
 
 
 def _diverged(what: str, run: Run) -> str:
-    finer = "" if run.dtype == torch.float32 else ", or train in fp32"
+    finer = "" if run.plan.dtype == torch.float32 else ", or train in fp32"
     return (
         f"The {what} became infinite or not a number at step {run.steps_done + 1}: lower the learning rate{finer}; "
         "what was saved before stays as it is."
@@ -213,7 +213,7 @@ def _diverged(what: str, run: Run) -> str:
 
 def _balance_due(run: Run) -> bool:
     """Every `balance_every` steps; under a lazy prior at the next step that computes all terms."""
-    every, lazy, step = run.config.apt.balance_every, run.objective.lazy_prior, run.steps_done
+    every, lazy, step = run.config.apt.balance_every, run.plan.objective.lazy_prior, run.steps_done
     return every > 0 and step % lazy == 0 and step % every < lazy  # the first prior pass at or after a multiple
 
 
