@@ -14,7 +14,7 @@ import torch
 from apt_train.data.dataset import ImageSet
 from apt_train.events import Event, NoticeEvent, StepEvent, StopTraining
 from apt_train.report import write_report
-from apt_train.run.notices import LONGEST, MOST, NOTICES, Notice, Notices, read_notices
+from apt_train.run.notices import LONGEST, MOST, NOTICES, Notices, read_notices
 from apt_train.sample.drift import DriftWatch
 from tests.synthetic_run import plausible_log, write_run
 from tests.training import Recorder, run
@@ -113,7 +113,7 @@ def test_a_place_that_takes_no_notices_ends_no_run(tmp_path: Path) -> None:
     notices.add("two", 3)
     notices.write(tmp_path)
     notices.write(tmp_path)
-    assert read_notices(tmp_path) == [Notice(0, "one"), Notice(3, "two")]
+    assert read_notices(tmp_path) == [NoticeEvent("one", 0), NoticeEvent("two", 3)]
 
 
 GOOD = b'{"step": 1, "text": "good"}\n'
@@ -130,7 +130,7 @@ def test_a_damaged_line_costs_that_line_alone(tmp_path: Path, damage: bytes) -> 
     notices.add("good", 7)
     notices.add("another", 9)
     notices.write(tmp_path)
-    assert read_notices(tmp_path) == [Notice(1, "good"), Notice(9, "another")]
+    assert read_notices(tmp_path) == [NoticeEvent("good", 1), NoticeEvent("another", 9)]
 
 
 def test_half_a_character_is_read_as_one_that_can_be_written(tmp_path: Path) -> None:

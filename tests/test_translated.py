@@ -64,6 +64,7 @@ ELSEWHERE = {
     ("settings_field.py", f"{HOLE} is {HOLE}...: {HOLE}."): "the same",
     ("previewing.py", HOLE): "handed on",
     ("listener.py", HOLE): "handed on",
+    ("notices.py", HOLE): "kept as it was sent, and read back",
     ("opening.py", HOLE): "handed on",
     ("loop.py", HOLE): "a constant, or put together elsewhere",
     ("watch.py", HOLE): "handed on",

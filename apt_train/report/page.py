@@ -9,9 +9,9 @@ import re
 from collections.abc import Sequence
 
 from ..config import METHOD_TITLES
+from ..events import NoticeEvent
 from ..names import FILMSTRIP
 from ..presets import in_force
-from ..run.notices import Notice
 from ..verdict.run_files import RunRecord
 from ..verdict.run_summary import Summary
 from ..verdict.words import paragraph
@@ -48,7 +48,7 @@ def page(run: RunRecord, pictures: Sequence[str], previews: Sequence[tuple[str, 
     return "\n\n".join(parts) + "\n"
 
 
-def _notice_item(notice: Notice) -> str:
+def _notice_item(notice: NoticeEvent) -> str:
     """A notice as a list item, with everything escaped that Markdown would take for a picture, a link or HTML."""
     text = re.sub(r"[\\`*\[\]<>|]", r"\\\g<0>", " ".join(notice.text.split()))
     return f"- {text}" + (f" (step {notice.step})" if notice.step else "")

@@ -93,7 +93,7 @@ def _png(drawn: Figure | Image.Image) -> bytes:
 
 def _numbers(run: RunRecord) -> str:
     """`report.json`; non-finite numbers become null, because JSON has no NaN."""
-    summary, notices = run.summary, [asdict(notice) for notice in run.notices]
+    summary, notices = run.summary, [{"step": notice.step, "text": notice.text} for notice in run.notices]
     values = {"format": 1, **asdict(summary), "advice": advice(summary), "verdict": paragraph(summary)}
     plain = json.loads(json.dumps({**values, "notices": notices}), parse_constant=lambda _: None)
     return json.dumps(plain, indent=2) + "\n"

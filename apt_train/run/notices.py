@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..disk.files import write_text
 from ..disk.json_file import is_object
 from ..errors import InputError
+from ..events import NoticeEvent
 from ..names import NOTICES
 from .log import append
 
@@ -20,20 +20,12 @@ MOST, LONGEST = 1000, 2000  # notices, and characters in each; the file may come
 MOST_BYTES = 8_000_000
 
 
-@dataclass(frozen=True)
-class Notice:
-    """A sentence, and the last step before it was first sent; 0: before the first step."""
-
-    step: int
-    text: str
-
-
 class Notices:
     """A run's notices, each once. They wait in memory until the run has a folder."""
 
-    def __init__(self, kept: list[Notice] | None = None) -> None:
+    def __init__(self, kept: list[NoticeEvent] | None = None) -> None:
         self._kept = list(kept or ())
-        self._waiting: list[Notice] = []
+        self._waiting: list[NoticeEvent] = []
 
     @property
     def texts(self) -> list[str]:
@@ -44,7 +36,7 @@ class Notices:
         """Add a notice, unless it is known already."""
         text, known = text[:LONGEST], self.texts
         if text not in known and len(known) < MOST:
-            self._waiting.append(Notice(step, text))
+            self._waiting.append(NoticeEvent(text, step))
 
     def write(self, folder: Path) -> None:
         """Append waiting notices to the folder's file. If that fails they keep waiting: training does not need them.
@@ -65,7 +57,7 @@ class Notices:
         self._waiting = []
 
 
-def read_notices(folder: Path) -> list[Notice]:
+def read_notices(folder: Path) -> list[NoticeEvent]:
     """The notices in a run's folder, each once; none if there is no file. Damaged lines are skipped."""
     path = folder / NOTICES
     if not path.is_file():
@@ -75,13 +67,13 @@ def read_notices(folder: Path) -> list[Notice]:
             text = file.read(MOST_BYTES).decode(errors="replace")
     except OSError:
         return []
-    first: dict[str, Notice] = {}
+    first: dict[str, NoticeEvent] = {}
     for notice in _parsed(text):
         first.setdefault(notice.text, notice)
     return list(first.values())[:MOST]
 
 
-def _parsed(text: str) -> Iterator[Notice]:
+def _parsed(text: str) -> Iterator[NoticeEvent]:
     for line in text.splitlines():
         try:
             value = json.loads(line)
@@ -90,11 +82,11 @@ def _parsed(text: str) -> Iterator[Notice]:
         if is_object(value) and isinstance(said := value.get("text"), str) and said.strip():
             step = value.get("step")
             said = said.encode(errors="replace").decode()  # a lone surrogate cannot be written to a file
-            yield Notice(step if type(step) is int and step >= 0 else 0, said[:LONGEST])
+            yield NoticeEvent(said[:LONGEST], step if type(step) is int and step >= 0 else 0)
 
 
-def _lines(notices: list[Notice]) -> str:
-    return "".join(json.dumps(asdict(notice)) + "\n" for notice in notices)
+def _lines(notices: list[NoticeEvent]) -> str:
+    return "".join(json.dumps({"step": notice.step, "text": notice.text}) + "\n" for notice in notices)
 
 
 def _is_ours(path: Path) -> bool:

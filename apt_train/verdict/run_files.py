@@ -12,9 +12,10 @@ from pathlib import Path
 
 from ..config import TrainConfig
 from ..errors import InputError
+from ..events import NoticeEvent
 from ..names import LOG, snapshot_steps
 from ..run.config_file import read_config
-from ..run.notices import Notice, read_notices
+from ..run.notices import read_notices
 from .run_log import RunLog, log_arrays
 from .run_summary import Summary, summarize
 
@@ -26,7 +27,7 @@ class RunRecord:
     config: TrainConfig
     log: RunLog
     snapshots: list[int]  # steps that have one, ascending
-    notices: list[Notice] = field(default_factory=list[Notice])  # all notices of the run
+    notices: list[NoticeEvent] = field(default_factory=list[NoticeEvent])  # all notices of the run
     preset: str = ""  # the preset the settings came from
 
     @cached_property
