@@ -57,20 +57,14 @@ class Pace:
 
     def __init__(self, device: torch.device) -> None:
         self._watches = device.type != "cpu"
-        self._first: list[float] = []
+        self._first: list[float] = []  # the warm-up, and a few after it
         self._recent: deque[float] = deque(maxlen=_FEW)
-        self._warmed_up = False
 
     def is_news(self, seconds: float) -> bool:
         """Takes the duration of each finished step; the first one is ignored as warm-up."""
         if not self._watches:
             return False
-        if not self._warmed_up:
-            self._warmed_up = True
-        elif len(self._first) < _FEW:
-            self._first.append(seconds)
-        else:
-            self._recent.append(seconds)
-        slow = len(self._recent) == _FEW and statistics.median(self._recent) > 10 * statistics.median(self._first)
+        (self._first if len(self._first) <= _FEW else self._recent).append(seconds)
+        slow = len(self._recent) == _FEW and statistics.median(self._recent) > 10 * statistics.median(self._first[1:])
         self._watches = not slow
         return slow
