@@ -14,17 +14,7 @@ from typing import Any, Literal, cast, get_args, get_origin
 
 from ..config import TrainConfig
 from ..presets import PUBLISHED, preset_named
-from ..settings_field import (
-    all_said,
-    choices_of,
-    fields_of,
-    flat_values,
-    groups_of,
-    hindrance,
-    nested,
-    said,
-    types_of,
-)
+from ..settings_field import all_said, choices_of, fields_of, flat_values, groups_of, hindrance, nested, said, types_of
 from ..wording import listed
 
 

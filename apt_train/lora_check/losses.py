@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..data.batch import Batch
+from ..data.batch import Batch, collate
 from ..families.network import TextInput
 from ..sample.sampler import Sampler
 from ..text.conditioning import Conditioner
@@ -51,7 +51,7 @@ class Losses:
         for group in self._samples:
             for rows in self.sampler.batches(len(group)):
                 samples, bins = zip(*(group[k] for k in rows), strict=True)
-                yield self._pictures.batch(samples, device), bins
+                yield collate(samples, self._pictures.captions, device), bins
 
     def _errors(self, conditioner: Conditioner, batch: Batch, *, tuned: bool) -> Tensor:
         """Float32 (N,), unweighted and unmasked, as the indicator observes them."""

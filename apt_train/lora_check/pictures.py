@@ -1,18 +1,17 @@
 """A LoRA's training pictures, prepared as in training, and the noise they are tried with.
 
-In: pictures -> latents, samples, batches. Not in: the model's predictions on them (`losses`).
+In: pictures -> latents, samples. Not in: the model's predictions on them (`losses`).
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ..data.batch import Batch, Sample, collate, unaltered
+from ..data.batch import Sample, unaltered
 from ..data.buckets import bucket_multiple, prepare
 from ..data.dataset import ImageSet
 from ..data.latent_bank import LatentBank
@@ -41,9 +40,6 @@ class Pictures:
         `levels`: the noise level of each timestep.
         """
         return [list(self._of(image, asked, levels)) for image in range(len(self.captions))]
-
-    def batch(self, samples: Sequence[Sample], device: torch.device) -> Batch:
-        return collate(samples, self.captions, device)
 
     def _of(self, image: int, asked: Asked, levels: Tensor) -> Iterator[tuple[Sample, int]]:
         for level, draw in itertools.product(range(asked.bins), range(asked.draws)):

@@ -50,13 +50,12 @@ class TrainingStep:
 
     def __post_init__(self) -> None:
         self.schedule, terms = self.components.schedule, self.objective.terms
-        self._wanted = Capture(
+        self.capture = Capture(
             self.components.network,
             self.components.unet,
             features=[term.features for term in terms if term.features],
             attention=[term.attention for term in terms if term.attention],
         )
-        self.hooked = self._wanted.hooked  # the network's layers whose outputs the terms read
 
     def __call__(self, batch: Batch, *, with_prior: bool, progress: float = 1.0) -> StepOutput:
         """The loss of a batch. `with_prior`: run the prior pass and what needs it; `progress`: 0 to 1 over the run."""
@@ -98,9 +97,9 @@ class TrainingStep:
 
     def _pass(self, noisy: Tensor, batch: Batch, *, tuned: bool, captured: bool) -> Pass:
         conditioning = self.conditioner.encode(batch.captions, tuned=tuned, chunks=self.chunks)
-        with self._wanted.record() if captured else nullcontext(Captured()) as record:
+        with self.capture.record() if captured else nullcontext(Captured()) as record:
             prediction = self.predict(noisy, batch, conditioning)
-        return Pass(prediction, record, conditioning, self._wanted, self.save_memory)
+        return Pass(prediction, record, conditioning, self.capture, self.save_memory)
 
     def _again(self, noisy: Tensor, batch: Batch, captions: list[str], tuned: bool) -> Tensor:
         """A further prediction, for a term that reads other captions; the prior's has no gradient."""
