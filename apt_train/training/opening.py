@@ -27,11 +27,11 @@ def held(folder: RunFolder | None) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if folder is None else folder.held()
 
 
-def begin(outcome: Outcome, resume: bool, record: Mapping[str, Any], listener: Listener) -> None:
+def begin(outcome: Outcome, record: Mapping[str, Any], listener: Listener) -> None:
     """Write the folder's first files, or restore the newest snapshot and cut the log back to it."""
     folder, run = outcome.folder, outcome.run
     assert folder is not None
-    before = read_config(folder.path) if resume else None  # read again under the lock: it may have been resumed since
+    before = folder.before and read_config(folder.path)  # again, under the lock: it may have been resumed since
     rescaled = before is not None and _drift_prompts(before.settings) != _drift_prompts(run.config)
     if before is not None:
         restore_newest(run, folder, listener)

@@ -65,21 +65,22 @@ def train(
     """
     plan = plan_run(components, images, config, prior_images=prior_images, device=device)
     folder = RunFolder.open(output_dir, config.name, resume)
-    listener = Listener(on_event, folder.path if folder is not None and resume else None)
-    if folder is not None and resume:
-        folder.check_same_run(plan.digest, config, plan.dtype, plan.parts)
+    resumed = folder if resume else None
+    listener = Listener(on_event, resumed and resumed.path)
+    if resumed is not None:
+        resumed.check_same_run(plan.digest, config, plan.dtype, plan.parts)
     _ = plan.event  # computed now: its estimate needs the modules before they move
 
     with (
         contextlib.suppress(StopTraining),  # during preparation there is no step to stop after
         memory_in_words(),
-        held(folder if resume else None),  # lock before loading, in case another process is training there
+        held(resumed),  # lock before loading, in case another process is training there
         prepared_run(plan, listener.notice, listener.busy) as run,
         held(None if resume else folder),  # lock late: it creates the folder, so all inputs must be valid first
     ):
         outcome = Outcome(run, folder)
         if folder is not None:
-            begin(outcome, resume, {**(record or {}), "parts": plan.parts}, listener)
+            begin(outcome, {**(record or {}), "parts": plan.parts}, listener)
         try:
             run_steps(outcome, listener)
         except StopTraining:
@@ -95,4 +96,4 @@ def train(
         result = finish(outcome)
         report = write_extras(outcome, listener) if run.steps_done else None
         return replace(result, report=report, notices=listener.notices.texts)
-    return stopped_early(config, listener, folder.path if folder and resume else None)
+    return stopped_early(config, listener, resumed and resumed.path)
