@@ -23,7 +23,7 @@ from ..disk.tensor_file import sha256_of_file
 from ..disk.tensor_writer import data_digest
 from ..errors import InputError
 from ..names import CHECKSUMS, STATE_TENSORS, STATE_VALUES, snapshot_folders, step_folder
-from .state import MOST_BYTES, MOST_TENSOR_BYTES, Damaged, State, kept_sha256, of_right_size, read_state, write_state
+from .state import MOST_BYTES, Damaged, State, Training, kept_sha256, of_right_size, read_fitting, write_state
 
 FORMAT = 1  # of checksums.json
 KEPT_STATES = 2
@@ -57,21 +57,17 @@ def drop_old_states(snapshots: Path) -> None:
                 (folder / name).unlink(missing_ok=True)
 
 
-def read_newest_state(
-    snapshots: Path, check: Callable[[State], None], most_bytes: int = MOST_TENSOR_BYTES
-) -> tuple[State | None, list[str]]:
-    """The newest usable state, and for every newer snapshot the reason why its state cannot be used.
+def read_newest_state(snapshots: Path, run: Training) -> tuple[State | None, list[str]]:
+    """The newest state that the run could have written, and for every newer snapshot why its state cannot be used.
 
-    `check` raises `Damaged` for a state that does not fit the run. `most_bytes`: the most that the tensors of the run's
-    state can take. None: there is no usable state. InputError: another version wrote it.
+    None: there is no usable state. InputError: another version wrote it.
     """
     reasons: list[str] = []
     for step, folder in reversed(snapshot_folders(snapshots).items()):
         try:
             if not (folder / STATE_VALUES).exists():
                 raise Damaged(f"{STATE_VALUES} is missing")
-            state = read_state(folder, most_bytes)
-            check(state)
+            state = read_fitting(run, folder)
             if state.step != step:
                 raise Damaged(f"{STATE_VALUES} is of step {state.step}")
             return state, reasons

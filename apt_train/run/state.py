@@ -133,6 +133,13 @@ def read_state(folder: Path, most_bytes: int = MOST_TENSOR_BYTES) -> State:
         raise Damaged(f"{STATE_TENSORS} cannot be read") from error
 
 
+def read_fitting(run: Training, folder: Path) -> State:
+    """A state from disk that this run could have written. Damaged: it is none; InputError: as in `read_state`."""
+    state = read_state(folder, most_state_bytes(run))
+    check_state(run, state)
+    return state
+
+
 def check_state(run: Training, state: State) -> None:
     """Damaged: this run could not have written the state, judging by names, shapes, types and values."""
     _check_tensors(run, state.tensors)

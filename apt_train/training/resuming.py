@@ -6,14 +6,14 @@ from ..errors import InputError
 from ..names import snapshot_folders
 from ..run.folder import RunFolder
 from ..run.snapshot import drop_old_states, read_newest_state, set_aside_newer
-from ..run.state import check_state, most_state_bytes, restore_state
+from ..run.state import restore_state
 from .listener import Listener
 from .running import Run
 
 
 def restore_newest(run: Run, folder: RunFolder, listener: Listener) -> None:
     """Restore the newest intact state. A run that never reached a snapshot starts again."""
-    state, faults = read_newest_state(folder.snapshots, lambda found: check_state(run, found), most_state_bytes(run))
+    state, faults = read_newest_state(folder.snapshots, run)
     if state is None:
         if folder.lora.exists() and not snapshot_folders(folder.snapshots):
             raise InputError(
