@@ -12,7 +12,7 @@ from torch import Tensor
 
 from apt_train.data.augment import Augmentation
 from apt_train.data.batch import Batch, Sample, collate, draw_samples
-from apt_train.data.buckets import Prepared
+from apt_train.data.buckets import Crop, Prepared
 from apt_train.data.latent_bank import Encoder, LatentBank
 from apt_train.rng import derive_seed, generator, seeded
 from apt_train.training.plan import Plan
@@ -36,7 +36,7 @@ def picture(index: int, size: tuple[int, int] = (8, 8), mask: bool = False) -> P
     weights = torch.zeros(1, *size) if mask else None
     if weights is not None:
         weights[:, :, : size[1] // 2] = 1
-    return Prepared(f"{index}.png", image, weights, (100 + index, 200), (3, index), size)
+    return Prepared(f"{index}.png", image, weights, (100 + index, 200), Crop(size, 1, 0, (3, index), (0, 0, 1, 1)))
 
 
 def bank_of(pictures: list[Prepared], variants: int = 0, **settings: Any) -> LatentBank:

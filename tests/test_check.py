@@ -332,7 +332,7 @@ def test_what_is_cut_away_is_pale_on_the_sheet(tmp_path: Path) -> None:
     for i in range(3):
         Image.new("RGB", (768, 256), (0, 90, 0)).resize((768, 192)).save(tmp_path / f"{i}.png")
     (look, *_) = looked_through(tmp_path, 512).looks
-    assert look.lost > 0.2
+    assert look.crop.lost > 0.2
     assert {(0, 90, 0)} < colours(contact_sheet(looked_through(tmp_path, 512)))
     pale = tuple(round(255 * 0.72 + value * 0.28) for value in (0, 90, 0))
     sheet = contact_sheet(looked_through(tmp_path, 512))

@@ -288,7 +288,7 @@ def test_pictures_are_cropped_as_they_were_trained_on(
         pass
 
     def watched(*given: Any) -> None:
-        buckets.append(prepare(*given)[0].bucket)
+        buckets.append(prepare(*given)[0].crop.bucket)
         raise Enough
 
     for module in ("lora_check.pictures", "training.streams"):

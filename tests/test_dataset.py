@@ -585,30 +585,30 @@ def test_the_sizes_of_sdxl_hold_its_published_buckets():
 def test_every_picture_gets_the_nearest_allowed_shape(height, width, units, multiple):
     resolution = units * multiple
     item = prepare(image_set((height, width)), resolution, multiple)[0]
-    assert item.image.shape == (3, *item.bucket) and item.image.dtype == torch.float32
+    assert item.image.shape == (3, *item.crop.bucket) and item.image.dtype == torch.float32
     assert item.image.min() >= -1 and item.image.max() <= 1
     assert item.original_size == (height, width)
     sizes = bucket_sizes(resolution, multiple)
-    assert item.bucket in sizes and item.bucket[0] * item.bucket[1] <= resolution**2
+    assert item.crop.bucket in sizes and item.crop.bucket[0] * item.crop.bucket[1] <= resolution**2
 
     def distance(size: tuple[int, int]) -> float:
         return abs(np.log(size[1] / size[0]) - np.log(width / height))
 
-    assert distance(item.bucket) <= min(distance(size) for size in sizes) + 1e-6
+    assert distance(item.crop.bucket) <= min(distance(size) for size in sizes) + 1e-6
 
 
 def test_a_picture_of_its_buckets_size_is_left_as_it_is():
     images = image_set((16, 16))
     item = prepare(images, 16, 8)[0]
     assert torch.equal(item.image, images.images[0].pixels.float() / 127.5 - 1)
-    assert item.crop == (0, 0) and item.bucket == (16, 16)
+    assert item.crop.place == (0, 0) and item.crop.bucket == (16, 16)
 
 
 def test_resizing_covers_the_bucket_and_crops_the_middle():
     images = image_set((40, 100), masks=True)
     item = prepare(images, 16, 16)[0]
     # Covering 16 x 16 takes 16 x 40, of which 12 columns go on either side.
-    assert item.bucket == (16, 16) and item.crop == (0, 12)
+    assert item.crop.bucket == (16, 16) and item.crop.place == (0, 12)
     whole = Image.fromarray(images.images[0].pixels.permute(1, 2, 0).numpy())
     whole = np.array(whole.resize((40, 16), Image.Resampling.LANCZOS))[:, 12:28]
     expected = torch.from_numpy(whole).permute(2, 0, 1).float() / 127.5 - 1
@@ -617,7 +617,7 @@ def test_resizing_covers_the_bucket_and_crops_the_middle():
     centres = (torch.arange(16) + 12.5) / 40
     torch.testing.assert_close(item.mask[0, 3], centres, atol=0.02, rtol=0)
     tall = prepare(image_set((100, 40)), 16, 16)[0]
-    assert tall.crop == (12, 0) and tall.original_size == (100, 40)
+    assert tall.crop.place == (12, 0) and tall.original_size == (100, 40)
 
 
 def test_preparing_is_deterministic_and_reads_an_endless_strip_without_unrolling_it():

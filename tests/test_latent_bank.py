@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from apt_train.data.augment import Augmentation, draw_variant
-from apt_train.data.buckets import Prepared
+from apt_train.data.buckets import Crop, Prepared
 from apt_train.data.latent_bank import Encoder, LatentBank
 from apt_train.errors import InputError
 from apt_train.rng import generator
@@ -30,7 +30,7 @@ def pictures(
         image = torch.rand(3, height, width, generator=generator("picture", index)) * 2 - 1
         mask = torch.rand(1, height, width, generator=generator("mask", index)) if masks and index != 1 else None
         size = (height, width)
-        found.append(Prepared(f"{index}.png", image, mask, size, (0, 0), size))
+        found.append(Prepared(f"{index}.png", image, mask, size, Crop(size, 1, 0, (0, 0), (0, 0, width, height))))
     return found
 
 
@@ -69,7 +69,7 @@ def test_the_plain_latent_is_mean_plus_std_times_noise():
     assert bank.buckets == {(32, 32): [0, 2], (24, 40): [1]}
     for index, item in enumerate(prepared):
         mean, std = mean_and_std(item.image[None])
-        assert bank.latent_shape(index) == (4, item.bucket[0] // FACTOR, item.bucket[1] // FACTOR)
+        assert bank.latent_shape(index) == (4, item.crop.bucket[0] // FACTOR, item.crop.bucket[1] // FACTOR)
         noise = torch.randn(bank.latent_shape(index), generator=generator("noise"))
         latent = bank.latent(index, 0, noise)
         assert torch.equal(latent, mean[0] + std[0] * noise)

@@ -163,7 +163,7 @@ def test_every_finding_of_the_preflight_has_its_chinese(chinese: Callable[[str],
     assert len(found) > 12
     assert [sentence for sentence in found if not CHINESE.search(chinese(sentence.text))] == []
     crop, flat, small = crop_of((64, 64), [(64, 64)]), np.zeros(1), Image.new("RGB", (8, 8))
-    plain = Look("a.png", "a toy", (8, 8), crop, 0, flat, flat, False, None, None, small, None)
+    plain = Look("a.png", "a toy", (8, 8), crop, flat, flat, False, None, None, small, None)
     for findings in ([], [Finding("", "")], [Finding("", "")] * 2):
         said = [Preflight([plain] * 2, 512, findings, [], []).heading, *_unchecked([plain], None)]
         assert [text for text in said if not CHINESE.search(chinese(text))] == [] and len(said) == 3

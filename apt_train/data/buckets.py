@@ -33,6 +33,7 @@ class Crop:
 
     bucket: Size  # (height, width)
     scale: float  # above 1: the picture is enlarged
+    lost: float  # share of the picture that is cropped away, 0 to 1
     place: Size  # (top, left) in the resized picture
     box: tuple[float, float, float, float]  # left, top, right, bottom in the picture itself
 
@@ -45,13 +46,12 @@ class Prepared:
     image: Tensor  # float32 (3, H, W) in [-1, 1]
     mask: Tensor | None  # float32 (1, H, W) in [0, 1]
     original_size: Size  # (height, width) before resizing
-    crop: Size  # (top, left) of the crop in the resized picture
-    bucket: Size  # (height, width)
+    crop: Crop
 
     @property
     def size_ids(self) -> list[float]:
         """SDXL's: original height and width, crop top and left, target height and width."""
-        return [float(value) for value in (*self.original_size, *self.crop, *self.bucket)]
+        return [float(value) for value in (*self.original_size, *self.crop.place, *self.crop.bucket)]
 
 
 def prepare(images: ImageSet, resolution: int, multiple: int) -> list[Prepared]:
@@ -71,12 +71,13 @@ def prepare(images: ImageSet, resolution: int, multiple: int) -> list[Prepared]:
 def crop_of(size: Size, sizes: list[Size]) -> Crop:
     """How a picture of this (height, width) is brought to the nearest bucket size."""
     (height, width), bucket = size, _nearest(sizes, size)
-    scale = _scale(size, bucket)
+    scale = max(bucket[0] / height, bucket[1] / width)
+    lost = 1 - bucket[0] * bucket[1] / (height * width * scale**2)
     covering = max(bucket[0], round(height * scale)), max(bucket[1], round(width * scale))
     top, left = (covering[0] - bucket[0]) // 2, (covering[1] - bucket[1]) // 2
     # The crop in the picture's own pixels, so that only the kept part is resized, however long the picture is.
     y, x = height / covering[0], width / covering[1]
-    return Crop(bucket, scale, (top, left), (left * x, top * y, (left + bucket[1]) * x, (top + bucket[0]) * y))
+    return Crop(bucket, scale, lost, (top, left), (left * x, top * y, (left + bucket[1]) * x, (top + bucket[0]) * y))
 
 
 def picture_at(pixels: Tensor, crop: Crop) -> Image.Image:
@@ -111,29 +112,22 @@ def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
 def bucket_notes(prepared: Sequence[Prepared], batch_size: int) -> list[str]:
     """Notes for the user: the sizes if they matter to a batch, and pictures that were enlarged or cropped by much."""
     notes: list[str] = []
-    counts = Counter(item.bucket for item in prepared)
+    counts = Counter(item.crop.bucket for item in prepared)
     if len(counts) > 1 and batch_size > 1:
         sizes = ", ".join(f"{width} x {height}: {count}" for (height, width), count in sorted(counts.items()))
         notes.append(f"The pictures fall in {len(counts)} sizes ({sizes}). A batch holds pictures of one size.")
-    small = [item.name for item in prepared if _scale(item.original_size, item.bucket) > NOTED_SCALE]
+    small = [item.name for item in prepared if item.crop.scale > NOTED_SCALE]
     if small:
         notes.append(
             f"Smaller than the training size, so enlarged: {listed(small)}. Larger originals give sharper results."
         )
-    cropped = {
-        item.name: share for item in prepared if (share := share_lost(item.original_size, item.bucket)) > NOTED_CROP
-    }
+    cropped = [f"{item.name} loses {item.crop.lost:.0%}" for item in prepared if item.crop.lost > NOTED_CROP]
     if cropped:
-        names = listed([f"{name} loses {share:.0%}" for name, share in cropped.items()])
         notes.append(
-            f"Cropped to the middle, as the shape is far from any training size: {names}. Crop by hand instead."
+            f"Cropped to the middle, as the shape is far from any training size: {listed(cropped)}. Crop by hand "
+            "instead."
         )
     return notes
-
-
-def share_lost(size: Size, bucket: Size) -> float:
-    """The share of a picture of this (height, width) that is cropped away, 0 to 1."""
-    return 1 - bucket[0] * bucket[1] / (size[0] * size[1] * _scale(size, bucket) ** 2)
 
 
 def _check_resolution(resolution: int, multiple: int) -> None:
@@ -156,10 +150,6 @@ def _nearest(sizes: list[Size], original: Size) -> Size:
     return min(sizes, key=distance)
 
 
-def _scale(original: Size, bucket: Size) -> float:
-    return max(bucket[0] / original[0], bucket[1] / original[1])
-
-
 def _fit(image: TrainImage, crop: Crop) -> Prepared:
     (pixels, mask), bucket = image.read(), crop.bucket
     mask = None if mask is None else resize_mask(mask, bucket, crop.box)
@@ -170,4 +160,4 @@ def _fit(image: TrainImage, crop: Crop) -> Prepared:
         )
     # Integers up to this point, so that every machine gets the same values.
     tensor = torch.from_numpy(np.array(picture_at(pixels, crop))).permute(2, 0, 1).float() / 127.5 - 1
-    return Prepared(image.name, tensor, mask, image.size, crop.place, bucket)
+    return Prepared(image.name, tensor, mask, image.size, crop)

@@ -88,7 +88,7 @@ class LatentBank:
         self.buckets: dict[tuple[int, int], list[int]] = {}
         """Image indices by bucket (height, width) in pixels."""
         for index, item in enumerate(self._prepared):
-            self.buckets.setdefault(item.bucket, []).append(index)
+            self.buckets.setdefault(item.crop.bucket, []).append(index)
         self._entries = self._encoded("pictures", [0])  # per variant, per image
         if max_variants == 0:
             self._prepared = []

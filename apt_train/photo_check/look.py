@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..data.buckets import Crop, crop_of, picture_at, share_lost
+from ..data.buckets import Crop, crop_of, picture_at
 from ..data.dataset import TrainImage
 from ..data.pictures import resize_mask, to_image
 
@@ -45,7 +45,6 @@ class Look:
     caption: str | None
     size: tuple[int, int]  # (height, width) of the file
     crop: Crop
-    lost: float  # share of the picture that the crop removes
     views: Floats  # (windows, THUMB, THUMB, 3), each of mean 0 and length 1; all 0 for a single colour
     surroundings: Floats  # (colours,), square roots of shares; the dot product of two is their similarity
     one_tint: bool  # black-and-white, or toned: its surroundings say little
@@ -80,7 +79,6 @@ def look_at(image: TrainImage, sizes: list[tuple[int, int]]) -> Look:
         image.caption,
         image.size,
         crop,
-        share_lost(image.size, crop.bucket),
         views_of(picture),
         surroundings_of(picture, None if masked is None else masked.kept),
         has_one_tint(picture),

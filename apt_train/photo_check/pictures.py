@@ -85,9 +85,9 @@ def _enlarged(looks: Sequence[Look]) -> Iterator[Finding]:
 
 def _cropped(looks: Sequence[Look]) -> Iterator[Finding]:
     """Skipped if a mask shows that no part of the subject is lost."""
-    found = [i for i, look in enumerate(looks) if look.lost > NOTED_CROP and look.mask is None]
+    found = [i for i, look in enumerate(looks) if look.crop.lost > NOTED_CROP and look.mask is None]
     text = (
         "Cropped to the middle, as the shape is far from any training size: {names}. What lies outside is never "
         "learned: crop by hand around the subject."
     )
-    return about(looks, found, "cropped", text, [f"loses {looks[i].lost:.0%}" for i in found])
+    return about(looks, found, "cropped", text, [f"loses {looks[i].crop.lost:.0%}" for i in found])
