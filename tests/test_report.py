@@ -268,6 +268,36 @@ def test_numbers_equal_hand_computed_ones(tmp_path) -> None:
     assert values["snapshots"] == [5, 15] and values["trend"] == "unknown"
 
 
+def test_only_a_method_that_weighs_the_loss_has_a_weight_left_to_it(tmp_path) -> None:
+    log = log_arrays(write_run(tmp_path, [plain_line(step, [0.2, 0.4]) for step in range(1, 21)]) / "log.jsonl")
+    watched, unweighed = AptConfig(watch_indicator=True), AptConfig(adaptive_loss_weight=False)
+    weighs = summarize(log, TrainConfig(class_word="toy"))
+    assert weighs.data_weight == pytest.approx(0.7)
+    for config in (
+        TrainConfig(class_word="toy", apt=unweighed),
+        TrainConfig(class_word="toy", method="dreambooth", apt=watched),
+        TrainConfig(class_word="toy", method="dco"),
+    ):
+        summary = summarize(log, config)
+        assert summary.indicator_measured and summary.data_weight is None
+
+
+def test_a_noise_level_that_the_log_rounds_below_an_edge_is_in_the_upper_bin(tmp_path) -> None:
+    """A third is logged as 0.333333."""
+    lines = [plain_line(step, [0.1, 0.2, 0.3], level=[0.333333, 0.333331]) for step in range(1, 6)]
+    summary = summarize(log_arrays(write_run(tmp_path, lines) / "log.jsonl"), TrainConfig(class_word="toy"))
+    assert [item.samples for item in summary.bins] == [5, 5, 0]
+
+
+def test_most_bins_are_near_one_when_more_than_half_are(tmp_path) -> None:
+    def since(*first: int) -> int | None:
+        lines = [plain_line(step, [1.0 if step >= at else 0.0 for at in first]) for step in range(1, 21)]
+        return summarize(log_arrays(write_run(tmp_path, lines) / "log.jsonl"), TrainConfig(class_word="toy")).most_since
+
+    assert since(3, 9, 99) == 9 and since(3, 99, 99) is None
+    assert since(3, 9, 99, 99) is None and since(3, 9, 5, 99) == 9
+
+
 def test_bins_are_named_in_as_many_digits_as_tell_them_apart() -> None:
     assert bin_names(1) == ["0.0-1.0"]
     assert bin_names(10)[0] == "0.0-0.1" and bin_names(10)[9] == "0.9-1.0"
@@ -424,6 +454,17 @@ def test_the_verdict_follows_the_loss(tmp_path) -> None:
     assert "no bad sign by itself" in told(tmp_path, rising)
     words = told(tmp_path, rising, TrainConfig(class_word="toy", steps=800, apt=plain))
     assert "no bad sign" not in words and "Lower the learning rate" in words
+
+
+def test_a_flat_loss_asks_for_a_higher_rate_only_where_nothing_is_near_one(tmp_path) -> None:
+    flat = [plain_line(step, [0.1, 0.2], denoising=0.1 + 0.01 * (step % 2)) for step in range(1, 401)]
+    config = TrainConfig(class_word="toy", steps=400)
+    calm = told(tmp_path, flat, config)
+    assert "raise the learning rate from 5e-05" in calm and "What to change" in calm
+    assert "asks for a change" not in calm
+    near = told(tmp_path, [line | {"gamma": [0.95, 0.2]} for line in flat], config)
+    assert "raise the learning rate" not in near and "What to change" not in near
+    assert "Nothing in these numbers asks for a change." in near
 
 
 def test_the_verdict_weighs_the_terms(tmp_path) -> None:
