@@ -20,11 +20,13 @@ from apt_train.data.buckets import prepare
 from apt_train.errors import InputError
 from apt_train.events import TrainResult
 from apt_train.families.components import Components
+from apt_train.lora_check.blocks import Block
 from apt_train.lora_check.check_up import check_up
 from apt_train.lora_check.findings import Asked, AtStrength, CheckUp
 from apt_train.lora_check.gain import Gain, gain_of
 from apt_train.lora_check.lora_file import LoraFile, sorted_lora
 from apt_train.lora_check.numbers import as_dict, as_json
+from apt_train.lora_check.placing import Placement
 from apt_train.lora_check.recommend import STEP, recommended
 from apt_train.lora_check.sheet import sheet, sheet_figure
 from apt_train.lora_check.subject import Subject
@@ -472,6 +474,51 @@ def test_a_single_picture_is_no_plural_either() -> None:
     one, two = (" ".join(paragraphs(replace(found, pictures=count))) for count in (1, 2))
     assert "predicts the picture best" in one and "less on the picture than" in one
     assert "predicts the pictures best" in two and "less on the pictures than" in two
+
+
+def test_ranks_are_averaged_over_the_layers_that_change() -> None:
+    """8 and 2 in three of four layers, 16 and 4 in one; a block without ranks or without a change does not count."""
+    blocks = [
+        Block("up 0", 4, 0.1, 8.0, 2.0, unchanged=1), Block("mid", 1, 0.1, 16.0, 4.0),
+        Block("text encoder 1", 9, 0.1, None, None), Block("down 0", 5, 0.0, 4.0, None, unchanged=5),
+    ]  # fmt: skip
+    found = replace(made_up(parabola(1.0)), blocks=blocks)
+    said = " ".join(paragraphs(found))
+    assert "Of a rank of 10 it uses 2.5 on average" in said and "A smaller rank would have held it." in said
+    full = replace(found, blocks=[Block("up 0", 4, 0.1, 8.0, 4.0)])
+    assert "uses 4.0 on average" in " ".join(paragraphs(full))
+    assert "A smaller rank" not in " ".join(paragraphs(full))
+
+
+def test_different_ranks_are_named_from_the_lowest_to_the_highest() -> None:
+    found = made_up(parabola(1.0))
+    (one,) = found.placement.placed
+    larger = replace(one, parts={"up": torch.ones(4, 3), "down": torch.ones(3, 4), "alpha": torch.tensor(0.5)})
+    said = " ".join(paragraphs(replace(found, placement=Placement([one, larger], [], []))))
+    assert "on 2 layers, rank 2 to 3, alpha 0.5 to 2." in said
+
+
+def test_what_was_not_given_is_said_and_nothing_else() -> None:
+    no_pictures, no_trigger = "Without the training pictures they cannot tell", "No trigger was given"
+    whole, rows = made_up(parabola(1.0)), {"clip_l": torch.ones(1, 4)}
+    for found, missing in (
+        (whole, []),
+        (replace(whole, pictures=0), [no_pictures]),
+        (replace(whole, subject=Subject("toy", "toy")), [no_trigger]),
+        (replace(whole, subject=Subject("toy", "toy", rows)), []),
+    ):
+        last = paragraphs(found)[-1]
+        assert last.startswith("These numbers cannot see likeness")
+        assert [text for text in (no_pictures, no_trigger) if text in last] == missing
+
+
+def test_an_overfitted_one_is_judged_at_the_strength_it_was_made_for() -> None:
+    """The one that predicts the pictures best, or without pictures the usual 1, which is then not recommended."""
+    points = parabola(0.8, 4.0)
+    assert "overfitted: at strength 0.8 prompts about other things change by 256%" in paragraphs(made_up(points))[0]
+    blind = [replace(one, gain=None) for one in points]
+    said = paragraphs(replace(made_up(blind), pictures=0))[0]
+    assert said.startswith("Use it at strength 0.5.") and "overfitted: at strength 1 prompts" in said
 
 
 def test_labels_of_strengths_do_not_overlap(own: CheckUp) -> None:
