@@ -199,6 +199,15 @@ def test_one_background_is_no_finding_where_masks_or_captions_account_for_it(tmp
     assert kinds(looked_through(tmp_path)) == ["same background"]
 
 
+def test_the_background_of_a_masked_picture_is_what_the_mask_leaves_out(tmp_path: Path) -> None:
+    """A subject that fills most of the border, as without a mask its own colours are taken for the background."""
+    large = Photo(4, 0, (0.5, 0.85), 0.7)
+    save(tmp_path, (*(replace(photo, tint=0) for photo in GOOD[:3]), large))
+    assert kinds(looked_through(tmp_path)) == []
+    large.mask().save(tmp_path / "3-mask.png")
+    assert kinds(looked_through(tmp_path)) == ["same background", "subject cut off"]
+
+
 @pytest.mark.parametrize("ends", [((0, 0, 0), (255, 255, 255)), ((30, 15, 5), (255, 240, 200))], ids=["grey", "sepia"])
 def test_unrelated_pictures_without_colour_share_no_background(ends: tuple[Any, Any], tmp_path: Path) -> None:
     """Different light alone tells them apart, where colours would have; the same light is still one background."""
