@@ -55,7 +55,6 @@ _SWITCHES = ("alpha_masks", "skip_bad_images")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    os.environ.pop("MPLBACKEND", None)  # no window is opened, and matplotlib does not load with a name it does not know
     with lossy_output():
         try:
             with interrupted_by_signals():

@@ -129,6 +129,34 @@ def test_a_backend_that_matplotlib_does_not_know_keeps_no_report_from_being_writ
     assert (done.returncode, done.stderr) == (0, "") and (tmp_path / "losses.png").exists()
 
 
+@pytest.mark.parametrize("tried_before", [False, True])
+def test_nor_in_a_program_that_calls_the_package_where_others_draw_too(tmp_path, tried_before: bool) -> None:
+    """As the nodes do in a host that was started from a notebook, after another pack had tried and failed."""
+    code = f"""if True:
+        import os, contextlib
+        if {tried_before}:
+            with contextlib.suppress(ValueError):
+                import matplotlib
+                raise SystemExit("matplotlib knows it: name another one here")
+        from apt_train.report import write_report
+        from apt_train.report.typeface import font
+        import apt_train.lora_check.sheet
+        print(font(12, "\u0448").path)
+        write_report({str(write_run(tmp_path, plausible_log(5)))!r})
+        print(os.environ["MPLBACKEND"])"""
+    environment = os.environ | {"MPLBACKEND": "Qt4Agg", "PYTHONUTF8": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and (tmp_path / "losses.png").exists()
+    assert "DejaVuSans" in done.stdout and done.stdout.endswith("Qt4Agg\n")
+
+
+def test_a_backend_that_matplotlib_knows_stays_in_force(tmp_path) -> None:
+    code = "import apt_train.report.plots, matplotlib; print(matplotlib.get_backend())"
+    environment = os.environ | {"MPLBACKEND": "svg"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "svg\n"
+
+
 def test_matplotlib_is_left_as_it_was(tmp_path) -> None:
     settings, backend = dict(matplotlib.rcParams), matplotlib.get_backend()
     write_report(write_run(tmp_path, plausible_log(5)))

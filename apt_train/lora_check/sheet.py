@@ -9,14 +9,13 @@ import textwrap
 from typing import Any, cast
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..palette import BLUE, FAINT, INK, ORANGE, PALE, SERIES, Rgb, as_hex
 from ..report.grid import without_middle
 from ..report.heat_map import heat_map
+from ..report.matplotlib_parts import Axes, Figure, SubFigure
 from ..report.plots import as_picture, dress, message
 from ..wording import bin_names, counted
 from .findings import CheckUp

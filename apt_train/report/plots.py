@@ -8,11 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure, FigureBase
-from matplotlib.text import Text
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
 
 from ..palette import BLUE, FAINT, INK, ORANGE, Legend, as_hex, bin_colours
@@ -21,6 +16,7 @@ from ..verdict.run_log import DRIFT, Floats, RunLog, block_means, moving_average
 from ..verdict.run_summary import NEAR_ONE, RISE, evened_denoising
 from ..wording import bin_names
 from .heat_map import heat_map
+from .matplotlib_parts import Axes, Figure, FigureBase, FigureCanvasAgg, LogLocator, MaxNLocator, NullLocator, Text
 from .typeface import families_for
 
 MOST_POINTS = 1200  # no screen shows more

@@ -66,7 +66,7 @@ def _path_for(letters: frozenset[int]) -> str | None:
 @cache
 def _installed() -> dict[str, str]:
     """The files of those families that this machine has, regular and upright."""
-    from matplotlib.font_manager import fontManager  # takes half a second, and few texts need it
+    from .matplotlib_parts import fontManager  # takes half a second, and few texts need it
 
     upright = [entry for entry in fontManager.ttflist if entry.style == "normal" and Path(entry.fname).is_file()]
     by_weight = sorted(upright, key=lambda entry: -abs(entry.weight - 400 if isinstance(entry.weight, int) else 0))
@@ -76,6 +76,6 @@ def _installed() -> dict[str, str]:
 
 @cache
 def _letters_in(path: str) -> frozenset[int]:
-    from matplotlib.ft2font import FT2Font
+    from .matplotlib_parts import FT2Font
 
     return frozenset(FT2Font(path).get_charmap())

@@ -27,7 +27,7 @@ from .filmstrip import draw_filmstrip
 from .page import CAPTIONS, page
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from .matplotlib_parts import Figure
 
 
 def write_report(run_dir: str | Path) -> Path:
