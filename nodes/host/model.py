@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 UNET = "diffusion_model."
 _WORKS = "load a model of SD1.5 or SDXL (Pony, Illustrious, NoobAI, SSD-1B and the like)"
 _IGNORED = ("patches", "patches_replace")
+_NAMELESS = "a model wrapper"
 
 
 def family_spec(model: Any) -> FamilySpec:
@@ -83,10 +84,12 @@ def _is_plain(sampling: Any) -> bool:
 
 def notes_of(model: Any) -> list[str]:
     """Sentences about what the MODEL carries and training ignores."""
-    options = model.model_options
-    patches = [name for key in _IGNORED for name in options.get("transformer_options", {}).get(key, {})]
-    if "model_function_wrapper" in options:
-        patches.append("a model wrapper")
+    options = model.model_options.get("transformer_options", {})
+    patches = {name for key in _IGNORED for name in options.get(key, {})}
+    for by_name in [*model.wrappers.values(), *options.get("wrappers", {}).values()]:
+        patches |= {name or _NAMELESS for name, wrappers in by_name.items() if wrappers}
+    if "model_function_wrapper" in model.model_options:
+        patches.add(_NAMELESS)
     if not patches:
         return []
     return [f"Patches on the MODEL that act only when sampling are left out of training: {', '.join(sorted(patches))}."]

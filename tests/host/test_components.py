@@ -98,12 +98,25 @@ def test_fp8_weights(host: Host, checkpoints: dict[str, Path]) -> None:
     assert_same(probe(host, g, (model, clip, vae)))
 
 
-def test_patches_that_act_only_when_sampling_are_told(host: Host) -> None:
+SPAN = {"start_percent": 0.0, "end_percent": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("node", "widgets", "name"),
+    [
+        ("FreeU_V2", {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}, "output_block_patch"),
+        ("EasyCache", {"reuse_threshold": 0.2, "verbose": False, **SPAN}, "easycache"),
+        ("CFGOverride", {"cfg": 2.0, **SPAN}, "a model wrapper"),
+    ],
+)
+def test_patches_that_act_only_when_sampling_are_told(
+    host: Host, node: str, widgets: dict[str, float], name: str
+) -> None:
     g = Graph()
     model, clip, vae = checkpoint(g, "sd15.safetensors")
-    model = g.node("FreeU_V2", model=model, b1=1.3, b2=1.4, s1=0.9, s2=0.2)[0]
+    model = g.node(node, model=model, **widgets)[0]
     (note,) = probe(host, g, (model, clip, vae))["notes"]
-    assert "output_block_patch" in note
+    assert note.endswith(f"are left out of training: {name}.")
 
 
 @pytest.mark.parametrize(("kind", "other"), [("sd15", "sdxl"), ("sdxl", "sd15"), ("sdxl", "sd15_kl")])
