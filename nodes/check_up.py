@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 
 from ..apt_train.errors import InputError
-from .checks import check_widgets, is_wired, known
+from .checks import check_widgets, is_wired, known, single
 from .wires import AptOptions, AptRun, AptRunWire
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NO_FILE = "none"
 WIRES = ("model", "clip", "vae")
+LISTS = ("images", "captions")
 
 
 class APTLoRACheckUp(io.ComfyNode):
@@ -94,9 +95,7 @@ class APTLoRACheckUp(io.ComfyNode):
         from .host.language import translated
         from .host.pictures import image_tensor
 
-        one = {name: values[0] for name, values in inputs.items() if values}
-        if len(inputs["model"]) > 1:
-            raise InputError(f"{len(inputs['model'])} MODELs are wired at once: check one at a time.")
+        one = single(inputs, *LISTS)
         with torch.inference_mode(False):
             found = _checked_up(_question(inputs), one, cls.hidden.unique_id)
         picture, words = sheet(found, one["width"]), "\n\n".join(paragraphs(found, translated))
@@ -203,7 +202,7 @@ def _question(inputs: dict[str, Any]) -> _Question:
     from ..apt_train.lora_check.lora_file import read_lora, sorted_lora
     from .training import image_set
 
-    one = {name: values[0] for name, values in inputs.items() if values}
+    one = single(inputs, *LISTS)
     wire, name = one.get("lora", ""), one["lora_name"]
     _require_one(wire, name)
     with torch.inference_mode(False):

@@ -28,6 +28,17 @@ def is_wired(inputs: Mapping[str, Any], *names: str) -> bool:
     return any(list(inputs.get(name, ())) == [None] for name in names)
 
 
+def single(inputs: Mapping[str, Any], *lists: str) -> dict[str, Any]:
+    """The inputs' values, which the host passes in lists. InputError: several values where one counts.
+
+    `lists`: the inputs that may have several.
+    """
+    for name, values in inputs.items():
+        if values and len(values) > 1 and name not in lists:
+            raise InputError(f"{name} gets {len(values)} values at once: give it one at a time.")
+    return {name: values[0] for name, values in inputs.items() if values}
+
+
 def check_widgets(shown: Mapping[str, Any], slots: Iterable[Any]) -> None:
     """Check choices and ranges of a node's widgets. InputError: the first wrong one."""
     slots = list(slots)

@@ -15,7 +15,7 @@ from comfy_api.latest import io, ui
 
 from ..apt_train.errors import InputError
 from ..apt_train.wording import printable
-from .checks import check_ranges, is_wired, known
+from .checks import check_ranges, is_wired, known, single
 from .host.folders import input_folders, picture_folder
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class APTImageSet(io.ComfyNode):
         from .host.pictures import image_tensor
         from .host.progress import NodeProgress, stop_if_cancelled
 
-        shown, node = known(inputs), cls.hidden.unique_id
+        shown, node = single(inputs, *_WIRES), cls.hidden.unique_id
 
         def at_picture(done: int, total: int) -> None:
             stop_if_cancelled()

@@ -16,7 +16,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .checks import check_options, known
+from .checks import check_options, known, single
 from .settings import Setting, every_setting, settings_shown, widget
 from .train import ON_TRAIN
 from .wires import AptOptions, AptOptionsWire
@@ -72,7 +72,7 @@ def options_output() -> io.Output:
 
 def chained(inputs: Mapping[str, Any]) -> AptOptions:
     """The incoming `options` with this node's own values on top. The host passes one-element lists."""
-    shown = {name: values[0] for name, values in inputs.items() if name != "prior_images" and values}
+    shown = single({name: values for name, values in inputs.items() if name != "prior_images"})
     before: AptOptions = shown.pop("options", None) or AptOptions({})
     own = settings_shown(shown)
     merged = {group: {**before.settings.get(group, {}), **own.get(group, {})} for group in {*before.settings, *own}}

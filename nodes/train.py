@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
-from ..apt_train.errors import InputError
 from ..apt_train.presets import PRESETS, PUBLISHED
-from .checks import check_train, known
+from .checks import check_train, known, single
 from .settings import METHODS, Setting, beside_settings, train_config, widget
 from .wires import AptOptions, AptOptionsWire, AptRunWire
 
@@ -156,8 +155,6 @@ class APTTrain(io.ComfyNode):
         from .training import Job, finished_run
         from .watch import picture_of
 
-        if len(inputs["model"]) > 1:
-            raise InputError(f"{len(inputs['model'])} MODELs are wired at once: train on one at a time.")
         config, images, prior = _training_inputs(inputs)
         wires = Wires.checked(inputs["model"][0], inputs["clip"][0], inputs["vae"][0])
         with torch.inference_mode(False):
@@ -181,7 +178,7 @@ def _training_inputs(inputs: dict[str, Any]) -> tuple[TrainConfig, ImageSet, Ima
     from ..apt_train.text.captions import subject_captions
     from .training import image_set, inverted_masks
 
-    one = {name: values[0] for name, values in inputs.items() if values}
+    one = single(inputs, "images", "captions", "masks")
     options: AptOptions = one.get("options") or AptOptions({})
     main = {setting: one[setting.name] for setting in (*MAIN, SEED, CLASS_WORD)}
     config = train_config(main, options, subject=one["subject"], method=one["method"], **beside_settings(one))

@@ -146,6 +146,29 @@ def test_a_wired_mistake_is_told_before_the_model_loads(host: Host, names: list[
     assert f"{name} is " in told_before_loading(host, g, node.id)
 
 
+def several(g: Graph, *values: str) -> list[Any]:
+    """A list of texts as one wire."""
+    texts = [g.node("PrimitiveString", value=value)[0] for value in values]
+    return g.node("CreateList", **{f"inputs.input{place}": text for place, text in enumerate(texts)})[0]
+
+
+@pytest.mark.parametrize("name", ["subject", "optimizer", "sample_prompts"])
+def test_a_list_where_one_value_counts_is_told_before_the_model_loads(host: Host, names: list[str], name: str) -> None:
+    """Of which the first alone would be trained, unseen: whoever wires several expects as many runs."""
+    g, node = training_graph(names)
+    at = g.prompt[node.id]["inputs"]["options"][0] if name == "optimizer" else node.id
+    g.prompt[at]["inputs"][name] = several(g, "adamw", "sgd")
+    assert told_before_loading(host, g, at) == f"{name} gets 2 values at once: give it one at a time."
+
+
+def test_several_models_are_told(host: Host, names: list[str]) -> None:
+    g, node = training_graph(names)
+    (loader,) = [item for item in g.prompt.values() if item["class_type"] == "CheckpointLoaderSimple"]
+    loader["inputs"]["ckpt_name"] = several(g, "sd15.safetensors", "sd15_kl.safetensors")
+    with pytest.raises(HostError, match="model gets 2 values at once"):
+        host.run(g.prompt)
+
+
 def test_what_a_wire_decides_is_not_refused_unseen(host: Host, names: list[str]) -> None:
     """Warm-up is right beside the schedule that the wire brings, a subject beside a wired class word."""
     g, node = training_graph(names, setting={"warmup_steps": 1}, steps=1)
