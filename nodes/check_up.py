@@ -255,7 +255,7 @@ def _checked_up(question: _Question, one: dict[str, Any], node_id: str) -> Check
     taken = taken_by_host(wires.model, wires.clip, tensors)
     progress = NodeProgress(node_id, 1)
     progress.say("reading the weights")
-    with training_room():
+    with progress.tells_cancel(), training_room():
         components = wires.components(working_dtype(question.asked.precision, wires.device), "")
         found = check_up(
             components, question.lora, question.subject, replace(question.asked, device=wires.device),

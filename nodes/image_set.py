@@ -19,7 +19,7 @@ from .checks import check_ranges, is_wired, known, single
 from .host.folders import input_folders, picture_folder
 
 if TYPE_CHECKING:
-    from ..apt_train.data.dataset import ImageSet
+    from ..apt_train.data.dataset import AtPicture, ImageSet
 
 NO_FOLDER = "none"
 _WIRES = ("images", "captions", "masks")
@@ -161,7 +161,8 @@ class APTImageSet(io.ComfyNode):
 
         _check_names(shown)
         with torch.inference_mode(False):
-            images = _image_set(shown, {name: inputs[name] for name in _WIRES if inputs.get(name)})
+            wires = {name: inputs[name] for name in _WIRES if inputs.get(name)}
+            images = _image_set(shown, wires, at_picture)
             names = {"class_word": shown["class_word"], "identifier": _identifier(shown)}
             found = preflight(images, shown["resolution"], **names, at_picture=at_picture)
             sheet = contact_sheet(found)
@@ -216,7 +217,7 @@ def _in_the_users_words(folder: Path, shown: Mapping[str, Any]) -> Iterator[None
         raise InputError(said.replace("--skip-bad-images", _SKIPS)) from None
 
 
-def _image_set(shown: Mapping[str, Any], wires: Mapping[str, Sequence[Any]]) -> ImageSet:
+def _image_set(shown: Mapping[str, Any], wires: Mapping[str, Sequence[Any]], at_picture: AtPicture) -> ImageSet:
     """The folder's pictures, or the wired ones; wired captions and masks replace the folder's."""
     from ..apt_train.data.dataset import load_images
 
@@ -227,7 +228,7 @@ def _image_set(shown: Mapping[str, Any], wires: Mapping[str, Sequence[Any]]) -> 
         return _of_wires(wires["images"], wires.get("captions"), wires.get("masks"), shown)
     reading = {name: shown[name] for name in ("background", "alpha_masks", _SKIPS)}
     with _in_the_users_words(folder, shown):
-        images = load_images(folder, **reading)
+        images = load_images(folder, **reading, at_picture=at_picture)
     if "captions" not in wires and "masks" not in wires:
         return images
     pictures, captions, masks = images.to_tensors()

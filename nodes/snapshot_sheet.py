@@ -217,16 +217,17 @@ class Sheet:
         missing = [(column, [p for p in prompts if keys[p, column] not in known]) for column in columns]
         total, progress = sum(len(rows) for _, rows in missing), NodeProgress(self.node_id, len(keys))
         done = 0
-        for column, rows in missing:
-            painter = self._painter(column) if rows else None
-            for prompt in rows:
-                stop_if_cancelled()
-                progress.say(f"drawing picture {done + 1} of {total}")
-                assert painter is not None
-                known[keys[prompt, column]] = painter(prompt)
-                done += 1
-                so_far = [[known.get(keys[p, c]) for c in columns] for p in prompts]
-                progress.show(done, total, _grid(so_far, prompts, columns))
+        with progress.tells_cancel():
+            for column, rows in missing:
+                painter = self._painter(column) if rows else None
+                for prompt in rows:
+                    stop_if_cancelled()
+                    progress.say(f"drawing picture {done + 1} of {total}")
+                    assert painter is not None
+                    known[keys[prompt, column]] = painter(prompt)
+                    done += 1
+                    so_far = [[known.get(keys[p, c]) for c in columns] for p in prompts]
+                    progress.show(done, total, _grid(so_far, prompts, columns))
         goes_on = f"step {chosen.step} at strength {chosen.strength:g} is passed on"
         progress.say(" · ".join([f"column {chosen.letter}", goes_on]))
         pictures = [[known[keys[p, c]] for c in columns] for p in prompts]

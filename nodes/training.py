@@ -116,9 +116,10 @@ def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
     job continues from there.
     """
     check_places(job.config)
-    say = NodeProgress(node_id, job.config.steps).say
-    say("reading the weights")
-    digest = job.wires.digest(_DIGESTS, throttled_progress(say, "weights"))
+    progress = NodeProgress(node_id, job.config.steps)
+    with progress.tells_cancel():
+        progress.say("reading the weights")
+        digest = job.wires.digest(_DIGESTS, throttled_progress(progress.say, "weights"))
     identity = _identity(job, digest)
     folder = find_folder(job.config, identity)
     if job.restart and not is_restart_to_finish(folder, job.config):

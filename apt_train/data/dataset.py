@@ -8,7 +8,7 @@ In: one picture with its caption and mask, what is refused and how, the set's di
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from .folder_files import PictureFiles, sort_folder
 from .pictures import TRANSPARENT, Color, Picture, fit_mask, parse_color, read_mask, read_picture
 from .tensor_pictures import to_mask, to_pixels, unbatch
 
+AtPicture = Callable[[int, int], object]  # (pictures done, all pictures)
 _SHOWN = 5  # sentences about equal pictures, or skipped ones; the rest are only counted
 
 
@@ -182,7 +183,12 @@ class ImageSet:
 
 
 def load_images(
-    folder: str | Path, *, background: str = "white", alpha_masks: bool = False, skip_bad_images: bool = False
+    folder: str | Path,
+    *,
+    background: str = "white",
+    alpha_masks: bool = False,
+    skip_bad_images: bool = False,
+    at_picture: AtPicture | None = None,
 ) -> ImageSet:
     """The pictures of a folder, sorted by name, with their captions and loss masks.
 
@@ -195,6 +201,7 @@ def load_images(
         background: colour name or #rrggbb behind transparent parts.
         alpha_masks: use a picture's alpha channel as its loss mask, unless there is a mask file.
         skip_bad_images: leave unreadable pictures out, with a note, instead of refusing the folder.
+        at_picture: called before each picture with the number read and the total; if it raises, reading ends.
 
     Raises:
         InputError: no such folder, no pictures in it, or a picture, mask or caption that cannot be used; it is named.
@@ -202,7 +209,9 @@ def load_images(
     color, place = parse_color(background), expanded(folder, "The image folder")
     files = sort_folder(place)
     reading = _Reading(color, alpha_masks, skip_bad_images)
-    for picture in files.pictures:
+    for done, picture in enumerate(files.pictures):
+        if at_picture is not None:
+            at_picture(done, len(files.pictures))
         reading.add(picture)
     notes = [*files.notes, *reading.notes()]
     if not reading.images:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ...apt_train.events import Work
 
 SAY_EVERY = 0.25  # seconds
+STOPPED = "stopped: queue again"
 LONGEST = 8192  # pixels of a live picture's side; beyond 65500, JPEG fails in the host's sending loop and ends the host
 
 
@@ -68,3 +70,12 @@ class NodeProgress:
         """
         server = PromptServer.instance
         server.send_progress_text(translated_line(text), self._node_id, sid=server.client_id)
+
+    @contextlib.contextmanager
+    def tells_cancel(self) -> Iterator[None]:
+        """Inside the block Cancel leaves a line that says so, instead of one about work that goes on no more."""
+        try:
+            yield
+        except comfy.model_management.InterruptProcessingException:
+            self.say(STOPPED)
+            raise

@@ -1,0 +1,89 @@
+"""Cancel outside the steps of a run: the line on the node says so, and the next queue is fine.
+
+Not here: Cancel between steps (`test_resume`), what stays in memory (`test_held`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from .events import Event
+from .graphs import LORA, RUN, picture, training_graph, untouched, upload_pictures
+from .server import Host, HostError
+from .trained import runs
+from .workflows import Graph, Node, checkpoint
+
+STOPPED = "stopped: queue again"
+
+
+@pytest.fixture(scope="module")
+def names(host: Host) -> list[str]:
+    return upload_pictures(host)
+
+
+def training(names: list[str]) -> tuple[Graph, Node]:
+    return training_graph(names, seed=90, steps=1)
+
+
+def check_up(names: list[str]) -> tuple[Graph, Node]:
+    g, train = training(names)
+    wires = dict(zip(("model", "clip", "vae"), checkpoint(g, "sd15.safetensors"), strict=True))
+    small: dict[str, Any] = {"sample_steps": 1, "draws": 1, "strengths": "1", "resolution": 64}
+    return g, g.node(
+        "APTLoRACheckUp", **{**untouched("APTLoRACheckUp"), **wires, **small, "lora": train[LORA], "run": train[RUN]}
+    )
+
+
+def snapshot_sheet(names: list[str]) -> tuple[Graph, Node]:
+    g, train = training(names)
+    wires = dict(zip(("model", "clip", "vae"), checkpoint(g, "sd15.safetensors"), strict=True))
+    small: dict[str, Any] = {"prompts": "a {subject}\na toy", "width": 64, "height": 64, "sampler_steps": 4}
+    return g, g.node("APTSnapshotSheet", **{**untouched("APTSnapshotSheet"), **wires, **small, "run": train[RUN]})
+
+
+WORK = {
+    "reading the weights": training,
+    "measuring the LoRA": check_up,
+    "drawing picture 1": snapshot_sheet,
+}
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_the_line_says_that_it_was_stopped(host: Host, names: list[str], work: str) -> None:
+    g, node = WORK[work](names)
+    before = runs(host)
+    with host.events() as events:
+        queued = host.queue(g.prompt, events.client_id)
+        events.wait_for(lambda event: work in text_of(event, node), timeout=300)
+        host.interrupt()
+        with pytest.raises(HostError, match="interrupted"):
+            host.wait(queued)
+        events.wait_for(lambda event: text_of(event, node) == STOPPED)
+    assert work != "reading the weights" or runs(host) == before
+    with host.events() as events:
+        host.run(g.prompt, client_id=events.client_id)
+        assert STOPPED not in [text_of(event, node) for event in events]
+
+
+def text_of(event: Event, node: Node) -> str:
+    """The line on that node, if the event is one."""
+    return event.data["text"] if event.kind == "text" and event.data["node"] == node.id else ""
+
+
+def test_cancel_is_heard_while_a_folder_is_read(host: Host) -> None:
+    """Hundreds of large pictures take minutes. This folder cannot be read to its end, and is not."""
+    folder = host.folder / "input" / "many"
+    folder.mkdir()
+    for number in range(40):
+        picture(number, 2000, 1500).save(folder / f"{number:02}.png", compress_level=0)
+    (folder / "last.png").write_bytes(b"no picture")
+    g = Graph()
+    node = g.node("APTImageSet", **{**untouched("APTImageSet"), "folder": "many"})
+    with host.events() as events:
+        queued = host.queue(g.prompt, events.client_id)
+        events.wait_for(lambda event: event.kind == "progress_state" and event.data["nodes"][node.id]["max"] == 41)
+        host.interrupt()
+        with pytest.raises(HostError, match="interrupted"):
+            host.wait(queued)
