@@ -98,7 +98,19 @@ def is_restart_to_finish(folder: Path, config: TrainConfig) -> bool:
     """Whether a restart was cancelled there; then it is resumed or used as it is, as after any Cancel."""
     if not was_restarted(folder) or ended_step(folder, config) is not None:
         return False
-    return steps_done(folder) < max(config.steps, read_config(folder).content["config"]["steps"])
+    done = steps_done(folder)
+    return done < max(config.steps, read_config(folder).content["config"]["steps"]) or lacks_report(folder, done)
+
+
+def lacks_report(folder: Path, steps: int) -> bool:
+    """Whether a run of so many steps took its last one, but was cancelled while its last samples or report were drawn.
+
+    A run that is used as it is, with fewer steps than it was begun with, has no report and needs none.
+    """
+    if not holds_run(folder) or read_config(folder).settings.steps != steps:
+        return False
+    log, report = folder / names.LOG, folder / names.REPORT
+    return not report.is_file() or report.stat().st_mtime < log.stat().st_mtime  # of fewer steps
 
 
 def record_of(run: AptRun) -> RunRecord:

@@ -67,7 +67,8 @@ class Watch:
             ended = "failed" if isinstance(error, Exception) and "Interrupt" not in type(error).__name__ else "stopped"
         self._live.finish(ended, self._step)
         if ended == "stopped":
-            line = stopped_line(self._step, usable=not self._config.reads_total_steps)
+            usable = self._step < self._config.steps and not self._config.reads_total_steps
+            line = stopped_line(self._step, usable=usable)
             self._progress.say(" · ".join([line, *notices_part(len(self._notices))]))
 
     def __call__(self, event: Event) -> None:

@@ -12,7 +12,7 @@ import pytest
 from .events import Event
 from .graphs import LORA, RUN, picture, training_graph, untouched, upload_pictures
 from .server import Host, HostError
-from .trained import runs
+from .trained import log_of, runs
 from .workflows import Graph, Node, checkpoint
 
 STOPPED = "stopped: queue again"
@@ -65,6 +65,35 @@ def test_the_line_says_that_it_was_stopped(host: Host, names: list[str], work: s
     with host.events() as events:
         host.run(g.prompt, client_id=events.client_id)
         assert STOPPED not in [text_of(event, node) for event in events]
+
+
+@pytest.mark.parametrize("resume", ["automatic", "restart"])
+@pytest.mark.parametrize("work", ["drawing previews", "writing the report"])
+def test_a_run_cancelled_after_its_last_step_is_finished_by_the_next_queue(
+    host: Host, names: list[str], work: str, resume: str
+) -> None:
+    """It has all steps, but not the last samples and the report: those are made, and no step is taken again."""
+    setting = {"preview_every": 2, "preview_prompts": "a {subject}"}
+    like = {"seed": 91 + len(work + resume), "setting": setting, "resume": resume}
+    if work == "writing the report":  # of a run that had one of fewer steps
+        host.run(training_graph(names, **like, steps=1)[0].prompt)
+    g, node = training_graph(names, **like, steps=2)
+    before = runs(host)
+    with host.events() as events:
+        queued = host.queue(g.prompt, events.client_id)
+        events.wait_for(lambda event: work in text_of(event, node), timeout=300)
+        host.interrupt()
+        with pytest.raises(HostError, match="interrupted"):
+            host.wait(queued)
+        line = events.wait_for(lambda event: text_of(event, node).startswith("stopped"))
+        run = host.folder / "output" / "apt_train" / events.wait_for("apt_train.started").data["run"]
+    assert text_of(line, node).startswith("stopped after step 2: queue again to go on")
+    assert "set steps" not in text_of(line, node)
+    log = log_of(run)
+    host.run(g.prompt)
+    assert "for 2 steps" in (run / "report.md").read_text(encoding="utf-8")
+    assert (run / "previews" / "step_000002_1_tuned.png").is_file()
+    assert log_of(run) == log and len(runs(host) - before) <= 1
 
 
 def text_of(event: Event, node: Node) -> str:
