@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
 from apt_train import cli
 from apt_train.data.buckets import bucket_notes, prepare
@@ -389,6 +389,16 @@ def test_a_name_that_the_sheet_cannot_write_is_a_number_there(tmp_path: Path) ->
 
     written = {f"{UNKNOWN}.png": "picture 4", "e\u0301te\u0301.png": "\xe9t\xe9.png"}
     assert contact_sheet(found) == contact_sheet(as_if(**written))
+
+
+def test_a_sentence_that_begins_with_a_hebrew_name_keeps_its_order(tmp_path: Path) -> None:
+    """Drawn by a Pillow that can turn text round, it would begin at the right."""
+    save(tmp_path, GOOD[:1])
+    found = preflight(load_images(tmp_path), SIDE)
+    name = "\u05e9\u05dd.png"
+    ends = [contact_sheet(replace(found, findings=[], notes=[f"{name} has several frames{end}"])) for end in "!+"]
+    differing = ImageChops.difference(*ends).getbbox()
+    assert differing is not None and differing[0] > 150, "what follows last stands last"
 
 
 def test_a_class_word_in_other_letters_is_a_finding(tmp_path: Path) -> None:

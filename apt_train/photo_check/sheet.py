@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps, PngImagePlugin
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps, PngImagePlugin
 
 from ..disk.files import atomic_write
 from ..palette import BLUE, FAINT, INK, ORANGE, PAPER, Rgb
@@ -172,7 +172,11 @@ def _text(lines: Sequence[_Line]) -> Image.Image:
         if item.marked:
             pen.rectangle((_MARGIN, y + 3, _MARGIN + TEXT - 3, y + TEXT), item.colour)
         colour = INK if item.marked else item.colour
-        pen.multiline_text((_MARGIN + square * item.marked, y), text, colour, face, spacing=line - TEXT)
+        # Raqm would turn a sentence round that begins with a name in Hebrew or Arabic; no other layout takes the word.
+        order = "ltr" if getattr(face, "layout_engine", None) == ImageFont.Layout.RAQM else None
+        pen.multiline_text(
+            (_MARGIN + square * item.marked, y), text, colour, face, spacing=line - TEXT, direction=order
+        )
         y += height
     return drawn
 
