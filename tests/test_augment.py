@@ -220,6 +220,17 @@ def test_upright_variants_lie_wholly_on_the_canvas_at_uniform_zooms_and_places()
         assert (quartiles - expected).abs().max() < 0.12 * (high - low), quartiles
 
 
+def test_variants_turn_evenly_either_way_within_the_limit():
+    angles = []
+    bright = dot(61, 61, 30, 54)  # to the right of the middle, where a turn moves it up or down
+    for seed in range(200):
+        row, column = brightest(draw(image=bright, seed=seed, max_zoom=1.0, max_degrees=30.0)[0])
+        angles.append(math.degrees(math.atan2(30 - row, column - 30)))
+    assert max(map(abs, angles)) <= 32  # a pixel is 2.4 degrees
+    quartiles = torch.tensor(angles).quantile(torch.tensor([0.25, 0.5, 0.75]))
+    assert (quartiles - torch.tensor([-15.0, 0.0, 15.0])).abs().max() < 5, quartiles
+
+
 def test_draws_depend_on_the_generator_and_the_ranges_have_an_effect():
     first, again, other = draw(seed=1)[0], draw(seed=1)[0], draw(seed=2)[0]
     assert torch.equal(first, again) and not torch.equal(first, other)
@@ -306,6 +317,24 @@ def test_color_changes_the_picture_mildly_and_neither_the_mask_nor_the_fill():
         both, _, inside = draw(("affine", "color"), seed=seed, image=image)
         far = torch.nn.functional.max_pool2d(inside.float()[None], 5, 1, 2)[0] == 0
         assert (both[:, far[0]] == -1).all()
+
+
+def test_color_changes_brightness_contrast_and_saturation_by_up_to_a_fifth():
+    grey, white = torch.zeros(3, 8, 8), torch.ones(3, 8, 8)
+    halves = torch.cat([grey[..., :4] - 0.2, grey[..., 4:] + 0.2], dim=-1)
+    red = grey + torch.tensor([0.3, -0.1, -0.1])[:, None, None]
+    factors: dict[str, list[float]] = {"brightness": [], "contrast": [], "saturation": []}
+    for seed in range(200):
+        plain, edge, tinted = ((draw(("color",), image=one, seed=seed)[0] + 1) / 2 for one in (grey, halves, red))
+        bright = plain.mean().item() / 0.5
+        factors["brightness"].append(bright)
+        contrast = (edge[..., -1].mean() - edge[..., 0].mean()).item() / 0.2 / bright
+        factors["contrast"].append(contrast)
+        factors["saturation"].append((tinted[0] - tinted[1]).mean().item() / 0.2 / bright / contrast)
+        assert draw(("color",), image=white, seed=seed)[0].max() <= 1
+    for name, values in factors.items():
+        assert min(values) > 0.8 - 1e-4 and max(values) < 1.2 + 1e-4, name
+        assert min(values) < 0.83 and max(values) > 1.17 and abs(sum(values) / 200 - 1) < 0.03, name
 
 
 def test_no_kind_leaves_the_picture_alone():

@@ -199,6 +199,19 @@ def test_one_background_is_no_finding_where_masks_or_captions_account_for_it(tmp
     assert kinds(looked_through(tmp_path)) == ["same background"]
 
 
+def test_how_much_of_the_subject_the_crop_takes_is_said(tmp_path: Path) -> None:
+    """Of a subject that reaches from the middle to the end, the same share as of the picture."""
+    wide = Photo(4, 3, size=(4 * SIDE, SIDE))
+    save(tmp_path, (*GOOD[:3], wide))
+    mask = Image.new("L", wide.size)
+    mask.paste(255, (2 * SIDE, SIDE // 4, 4 * SIDE, SIDE // 2))
+    mask.save(tmp_path / "3-mask.png")
+    found = looked_through(tmp_path)
+    (finding,) = [one for one in found.findings if one.kind == "subject cropped"]
+    assert found.looks[3].crop.lost > 0.2
+    assert f"3.png loses {found.looks[3].crop.lost:.0%}" in finding.text and finding.serious
+
+
 def test_the_background_of_a_masked_picture_is_what_the_mask_leaves_out(tmp_path: Path) -> None:
     """A subject that fills most of the border, as without a mask its own colours are taken for the background."""
     large = Photo(4, 0, (0.5, 0.85), 0.7)
