@@ -96,10 +96,13 @@ def was_restarted(folder: Path) -> bool:
 
 def is_restart_to_finish(folder: Path, config: TrainConfig) -> bool:
     """Whether a restart was cancelled there; then it is resumed or used as it is, as after any Cancel."""
-    if not was_restarted(folder) or ended_step(folder, config) is not None:
+    if not was_restarted(folder):
         return False
     done = steps_done(folder)
-    return done < max(config.steps, read_config(folder).content["config"]["steps"]) or lacks_report(folder, done)
+    if lacks_report(folder, done):
+        return True
+    planned = max(config.steps, read_config(folder).content["config"]["steps"])
+    return ended_step(folder, config) is None and done < planned
 
 
 def lacks_report(folder: Path, steps: int) -> bool:
@@ -107,7 +110,10 @@ def lacks_report(folder: Path, steps: int) -> bool:
 
     A run that is used as it is, with fewer steps than it was begun with, has no report and needs none.
     """
-    if not holds_run(folder) or read_config(folder).settings.steps != steps:
+    if not holds_run(folder):
+        return False
+    before = read_config(folder).settings
+    if steps not in (before.steps, ended_step(folder, before)):
         return False
     log, report = folder / names.LOG, folder / names.REPORT
     return not report.is_file() or report.stat().st_mtime < log.stat().st_mtime  # of fewer steps

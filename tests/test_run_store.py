@@ -6,6 +6,7 @@ Not here: the host (`tests/host`); its modules are stood in for.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from tests.synthetic_run import plausible_log, write_run
 from tests.test_filmstrip import bomb
 
 STEPS = (2, 4, 6)
+STOPS = TrainConfig(class_word="toy", identifier="toy", steps=9, output=OutputConfig(stop="drift"))
 
 
 @pytest.fixture
@@ -132,14 +134,36 @@ def test_a_run_has_ended_at_the_first_snapshot_there_is_from_its_ending_on(
     store: Any, run: Any, gone: tuple[int, ...], stands: int | None
 ) -> None:
     """Training would not go on from there either, so asking for a later step would find nothing for ever."""
+    drifts(run)
+    for step in gone:
+        shutil.rmtree(run.folder / "snapshots" / f"step_{step:06d}")
+    assert store.ended_step(run.folder, STOPS) == stands
+
+
+def drifts(run: Any) -> None:
+    """The drift ratio rises at step 4."""
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     for line, ratio in ((lines[1], 0.1), (lines[3], 0.4), (lines[5], 0.5)):
         line["drift"] = {"subject": 1.0, "unrelated": 0.1, "ratio": ratio}
     (run.folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for step in gone:
-        shutil.rmtree(run.folder / "snapshots" / f"step_{step:06d}")
-    config = TrainConfig(class_word="toy", identifier="toy", steps=9, output=OutputConfig(stop="drift"))
-    assert store.ended_step(run.folder, config) == stands
+
+
+@pytest.mark.parametrize("by_itself", [False, True])
+def test_a_run_without_a_report_of_its_last_step_is_not_done(store: Any, run: Any, by_itself: bool) -> None:
+    """As after Cancel while the report was drawn, of a run at its last step or ended by a stopping rule."""
+    config, last = (STOPS, 4) if by_itself else (TrainConfig(class_word="toy", identifier="toy", steps=6), 6)
+    if by_itself:
+        drifts(run)
+        shutil.rmtree(run.folder / "snapshots" / "step_000006")
+    saved = {"format": 1, "config": config.to_dict(), "restarted": True}
+    (run.folder / "config.json").write_text(json.dumps(saved))
+    assert store.lacks_report(run.folder, last) and store.is_restart_to_finish(run.folder, config)
+    (run.folder / "report.md").write_text("# Report")
+    assert not store.lacks_report(run.folder, last) and not store.is_restart_to_finish(run.folder, config)
+    log = (run.folder / "log.jsonl").stat()
+    os.utime(run.folder / "report.md", (log.st_atime, log.st_mtime - 60))
+    assert store.lacks_report(run.folder, last), "it is of fewer steps"
+    assert not store.lacks_report(run.folder, 2), "used with fewer steps than it was begun with"
 
 
 # ---- names ----------------------------------------------------------------------------------------------------------
