@@ -377,7 +377,10 @@ def test_tensor_captions_and_masks_must_match_in_number():
     assert [image.caption for image in lines] == ["one {subject}", "two"]
     assert [image.caption for image in ImageSet.from_tensors(images, "\ntwo").images] == [None, "two"]
     assert [image.caption for image in ImageSet.from_tensors(images, "").images] == [None, None]
-    refused(lambda: ImageSet.from_tensors(images, ["a", "b", "c"]), "captions is 3, of images 2", "caption template")
+    assert [image.caption for image in ImageSet.from_tensors(images, "one\n").images] == ["one", None]
+    assert [image.caption for image in ImageSet.from_tensors(images, "one\ntwo\n \n").images] == ["one", "two"]
+    for many in (["a", "b", "c"], "a\nb\nc", "a\nb\nc\n\n", "a\n\nc"):
+        refused(lambda many=many: ImageSet.from_tensors(images, many), "captions is 3, of images 2", "caption template")
     masks = torch.ones(2, 4, 4)
     masks[0, :, :2] = 0.25
     first, second = ImageSet.from_tensors(images, masks=masks).images
