@@ -294,6 +294,13 @@ def test_srgb_by_any_name_is_left_to_the_bit(tmp_path: Path) -> None:
         )
 
 
+def test_sixteen_bits_become_the_nearest_of_eight(tmp_path: Path) -> None:
+    values = np.arange(0, 65536, 251, dtype=np.uint16).reshape(1, -1)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    seen = read_picture(tmp_path / "a.png", WHITE).pixels[0].numpy()
+    assert np.array_equal(seen, np.round(values / 65535 * 255))
+
+
 @needs_lcms
 @pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
 def test_a_grey_profile_is_honoured(tmp_path: Path, mode: str) -> None:

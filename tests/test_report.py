@@ -639,6 +639,7 @@ def test_a_cut_last_line_is_left_out_and_said(tmp_path) -> None:
     log.write_bytes(log.read_bytes()[:-40])
     text = write_report(tmp_path).read_text(encoding="utf-8")
     assert "for 99 steps of the 100 planned. The last line of the log was cut off" in text
+    assert "left out." in text and "unreadable" not in text, "it is said once"
 
 
 def test_a_step_logged_twice_counts_as_last_logged(tmp_path) -> None:

@@ -175,6 +175,7 @@ BROKEN: dict[str, bytes] = {
     "no loss": json.dumps({"step": 3}).encode(),
     "drift as list": a_line(drift=[1]),
     "numbers as list": a_line(numbers=["weight_norm"]),
+    "numbers as number": a_line(numbers=5),
     "a number as text": a_line(numbers={"weight_norm": "big"}),
     "a number that is a formula": a_line(numbers={"$\\frac{": 1.0}),
     "a thousand numbers": a_line(numbers={f"n{i}": 1.0 for i in range(1000)}),
@@ -215,6 +216,14 @@ def test_the_report_names_the_lines_that_it_leaves_out(tmp_path: Path) -> None:
     text = write_report(folder).read_text(encoding="utf-8")
     assert "for 6 steps. Lines 1, 8 of the log are unreadable or repeated and left out." in text
     assert json.loads((folder / "report.json").read_text())["left_out"] == [1, 8]
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"), [(5, "lines 1, 2, 3, 4, 5 are"), (6, "lines 1, 2, 3, 4, 5 and 1 more are")]
+)
+def test_of_many_broken_lines_the_first_five_are_named(tmp_path: Path, broken: int, said: str) -> None:
+    folder = write_lines(tmp_path, [*[b"{nonsense"] * broken, *[json.dumps(line).encode() for line in LINES]])
+    assert said in read_log(folder / "log.jsonl").notice()
 
 
 def test_of_a_step_logged_twice_the_last_counts_and_order_does_not(tmp_path: Path) -> None:
