@@ -395,6 +395,8 @@ def write_old_state(folder: Path, state: State) -> None:
 
 STRANGE_SETTINGS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no groups": lambda o: o.pop("groups"),
+    "groups a number": lambda o: o.update(groups=5),
+    "groups by name": lambda o: o.update(groups={"0": o["groups"][0]}),
     "a group more": lambda o: o["groups"].append({}),
     "a group that is none": lambda o: o.update(groups=["lr"]),
     "rate as text": lambda o: o["groups"][0].update(lr="fast"),
@@ -437,6 +439,8 @@ OLD_DAMAGE: dict[str, Callable[[State], Any]] = {
     "step as text": lambda s: s.values.update(step="5"),
     "step below one": lambda s: s.values.update(step=0),
     "variants as text": lambda s: s.values.update(variants="many"),
+    "indicator a number": lambda s: s.values.update(indicator=0.5),
+    "indicator a list": lambda s: s.values.update(indicator=["average", "seen"]),
     "indicator empty": lambda s: s.values.update(indicator={}),
     "indicator of other bins": lambda s: s.values.update(indicator=OverfitIndicator(bins=3).state_dict()),
     "indicator NaN": lambda s: s.values["indicator"].update(average=[[float("nan")] * 2] * 2),
