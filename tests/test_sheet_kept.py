@@ -5,6 +5,7 @@ Not here: what is drawn, and on a real host (`tests/host/test_snapshot_sheet.py`
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ class Wire:
 @pytest.fixture
 def sheets(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     with node_modules("snapshot_sheet", "host.progress") as (module, progress):
-        quiet = SimpleNamespace(say=lambda _: None, show=lambda *_: None)
+        quiet = SimpleNamespace(say=lambda _: None, show=lambda *_: None, tells_cancel=contextlib.nullcontext)
         progress.NodeProgress = lambda *_: quiet
         progress.stop_if_cancelled = module._grid = lambda *_: None
         yield module
