@@ -5,11 +5,13 @@ Not here: Cancel between steps (`test_resume`), what stays in memory (`test_held
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from .events import Event
+from .events import Event, Events
 from .graphs import LORA, RUN, picture, training_graph, untouched, upload_pictures
 from .server import Host, HostError
 from .trained import log_of, runs
@@ -54,12 +56,7 @@ WORK = {
 def test_the_line_says_that_it_was_stopped(host: Host, names: list[str], work: str) -> None:
     g, node = WORK[work](names)
     before = runs(host)
-    with host.events() as events:
-        queued = host.queue(g.prompt, events.client_id)
-        events.wait_for(lambda event: work in text_of(event, node), timeout=300)
-        host.interrupt()
-        with pytest.raises(HostError, match="interrupted"):
-            host.wait(queued)
+    with cancelled(host, g, node, work) as events:
         events.wait_for(lambda event: text_of(event, node) == STOPPED)
     assert work != "reading the weights" or runs(host) == before
     with host.events() as events:
@@ -79,12 +76,7 @@ def test_a_run_cancelled_after_its_last_step_is_finished_by_the_next_queue(
         host.run(training_graph(names, **like, steps=1)[0].prompt)
     g, node = training_graph(names, **like, steps=2)
     before = runs(host)
-    with host.events() as events:
-        queued = host.queue(g.prompt, events.client_id)
-        events.wait_for(lambda event: work in text_of(event, node), timeout=300)
-        host.interrupt()
-        with pytest.raises(HostError, match="interrupted"):
-            host.wait(queued)
+    with cancelled(host, g, node, work) as events:
         line = events.wait_for(lambda event: text_of(event, node).startswith("stopped"))
         run = host.folder / "output" / "apt_train" / events.wait_for("apt_train.started").data["run"]
     assert text_of(line, node).startswith("stopped after step 2: queue again to go on")
@@ -94,6 +86,18 @@ def test_a_run_cancelled_after_its_last_step_is_finished_by_the_next_queue(
     assert "for 2 steps" in (run / "report.md").read_text(encoding="utf-8")
     assert (run / "previews" / "step_000002_1_tuned.png").is_file()
     assert log_of(run) == log and len(runs(host) - before) <= 1
+
+
+@contextlib.contextmanager
+def cancelled(host: Host, g: Graph, node: Node, work: str) -> Iterator[Events]:
+    """Queues a graph and presses Cancel when the node says what it is at; everything that the host has sent."""
+    with host.events() as events:
+        queued = host.queue(g.prompt, events.client_id)
+        events.wait_for(lambda event: work in text_of(event, node), timeout=300)
+        host.interrupt()
+        with pytest.raises(HostError, match="interrupted"):
+            host.wait(queued)
+        yield events
 
 
 def text_of(event: Event, node: Node) -> str:
