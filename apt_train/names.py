@@ -15,11 +15,11 @@ CONFIG, LOG, LOCK, LOCK_WITHOUT_SYSTEM = "config.json", "log.jsonl", ".lock", ".
 NOTICES = "notices.jsonl"
 SNAPSHOTS, PREVIEWS = "snapshots", "previews"
 ATTENTION = "attention.safetensors"
-FILMSTRIP, REPORT = "filmstrip.png", "report.md"
+FILMSTRIP, REPORT, REPORT_NUMBERS = "filmstrip.png", "report.md", "report.json"
 STATE_TENSORS, STATE_VALUES, CHECKSUMS = "state.safetensors", "state.json", "checksums.json"
 
 RUN_FILES = (
-    CONFIG, LOG, NOTICES, LOCK, LOCK_WITHOUT_SYSTEM, ATTENTION, REPORT, "report.json",
+    CONFIG, LOG, NOTICES, LOCK, LOCK_WITHOUT_SYSTEM, ATTENTION, REPORT, REPORT_NUMBERS,
     "indicator.png", "drift.png", "losses.png", "balance.png", "attention.png", FILMSTRIP,
 )  # fmt: skip
 RUN_FOLDERS = (SNAPSHOTS, PREVIEWS)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ..apt_train import names
 from ..apt_train.config import TrainConfig
+from ..apt_train.disk.json_file import is_object, read_small_json
 from ..apt_train.errors import InputError
 from ..apt_train.events import PreviewEvent
 from ..apt_train.run.config_file import read_config
@@ -31,6 +32,7 @@ from .run_list import holds_run
 from .wires import AptRun
 
 RESTARTED = "restarted"  # in config.json, beside the settings
+MOST_REPORT = 16 << 20  # bytes of its numbers
 
 
 def find_folder(config: TrainConfig, digest: str) -> Path:
@@ -112,11 +114,15 @@ def lacks_report(folder: Path, steps: int) -> bool:
     """
     if not holds_run(folder):
         return False
-    before = read_config(folder).settings
-    if steps not in (before.steps, ended_step(folder, before)):
+    before, lines = read_config(folder).settings, read_log(folder / names.LOG).lines
+    if steps not in (before.steps, ended_step(folder, before)) or not lines:
         return False
-    log, report = folder / names.LOG, folder / names.REPORT
-    return not report.is_file() or report.stat().st_mtime < log.stat().st_mtime  # of fewer steps
+    try:
+        report = read_small_json(folder / names.REPORT_NUMBERS, MOST_REPORT)
+    except (OSError, ValueError, RecursionError):
+        return True
+    told = report.get("steps_done") if is_object(report) else None
+    return not isinstance(told, int) or told < min(steps, lines[-1]["step"])
 
 
 def record_of(run: AptRun) -> RunRecord:

@@ -6,7 +6,6 @@ Not here: the host (`tests/host`); its modules are stood in for.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -158,11 +157,16 @@ def test_a_run_without_a_report_of_its_last_step_is_not_done(store: Any, run: An
     saved = {"format": 1, "config": config.to_dict(), "restarted": True}
     (run.folder / "config.json").write_text(json.dumps(saved))
     assert store.lacks_report(run.folder, last) and store.is_restart_to_finish(run.folder, config)
-    (run.folder / "report.md").write_text("# Report")
-    assert not store.lacks_report(run.folder, last) and not store.is_restart_to_finish(run.folder, config)
-    log = (run.folder / "log.jsonl").stat()
-    os.utime(run.folder / "report.md", (log.st_atime, log.st_mtime - 60))
-    assert store.lacks_report(run.folder, last), "it is of fewer steps"
+    for numbers, done in (
+        ({"steps_done": 6}, True),
+        ({"steps_done": 3}, False),
+        ({"steps_done": "6"}, False),
+        ([], False),
+    ):
+        (run.folder / "report.json").write_text(json.dumps(numbers))
+        assert store.lacks_report(run.folder, last) != done and store.is_restart_to_finish(run.folder, config) != done
+    (run.folder / "report.json").write_text("{")
+    assert store.lacks_report(run.folder, last)
     assert not store.lacks_report(run.folder, 2), "used with fewer steps than it was begun with"
 
 

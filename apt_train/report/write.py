@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..disk.files import atomic_write, sweep, write_text
 from ..errors import InputError
-from ..names import ATTENTION, FILMSTRIP, PREVIEWS, REPORT
+from ..names import ATTENTION, FILMSTRIP, PREVIEWS, REPORT, REPORT_NUMBERS
 from ..run.attention_file import AttentionMaps, read_maps
 from ..run.preview_files import find_previews, preview_file
 from ..verdict.run_files import RunRecord, read_run
@@ -41,7 +41,7 @@ def write_report(run_dir: str | Path) -> Path:
     pictures, numbers, text = _composed(folder)
     sweep(folder)
     _write_pictures(folder, pictures)
-    write_text(folder / "report.json", numbers)
+    write_text(folder / REPORT_NUMBERS, numbers)
     write_text(folder / REPORT, text)
     return folder / REPORT
 
