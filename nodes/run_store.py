@@ -112,17 +112,23 @@ def lacks_report(folder: Path, steps: int) -> bool:
 
     A run that is used as it is, with fewer steps than it was begun with, has no report and needs none.
     """
-    if not holds_run(folder):
+    told = _steps_reported(folder)
+    if not holds_run(folder) or told >= steps:
         return False
-    before, lines = read_config(folder).settings, read_log(folder / names.LOG).lines
-    if steps not in (before.steps, ended_step(folder, before)) or not lines:
+    before = read_config(folder).settings
+    if steps != before.steps and steps != ended_step(folder, before):
         return False
+    return any(line["step"] > told for line in read_log(folder / names.LOG).lines)
+
+
+def _steps_reported(folder: Path) -> int:
+    """The number of steps that the run's report is about; 0: there is none, or it is damaged."""
     try:
         report = read_small_json(folder / names.REPORT_NUMBERS, MOST_REPORT)
     except (OSError, ValueError, RecursionError):
-        return True
+        return 0
     told = report.get("steps_done") if is_object(report) else None
-    return not isinstance(told, int) or told < min(steps, lines[-1]["step"])
+    return told if isinstance(told, int) else 0
 
 
 def record_of(run: AptRun) -> RunRecord:

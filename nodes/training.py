@@ -126,8 +126,8 @@ def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
     if job.restart and not is_restart_to_finish(folder, job.config):
         set_aside(folder)
     run = _run_there(folder, job.config, identity)
-    left = is_damaged(run) or lacks_report(folder, run.steps)
-    trained = steps_done(folder) < run.steps or (steps_done(folder) == run.steps and left)
+    done = steps_done(folder)
+    trained = done < run.steps or (done == run.steps and (is_damaged(run) or lacks_report(folder, done)))
     if trained:
         with Watch(run, job.config, node_id, job.preset) as watch, training_room():
             _train(job, digest, folder, watch)

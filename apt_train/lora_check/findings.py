@@ -37,7 +37,7 @@ class Asked:
     unrelated: tuple[str, ...] = setting((), "Prompts without the subject.")
     resolution: int = setting(0, "Pixels per side. 0: the model's own.", Range(0, 4096))
     draws: int = setting(2, "Noises per picture and noise level.", Range(1, 64))
-    bins: int = setting(10, "Noise levels that are told apart.", Range(1, 1000))
+    bins: int = setting(10, "Bins of the noise level.", Range(1, 1000))
     rows: int = setting(0, "Samples per network call. 0: depends on its size.", Range(0, 1024))
     sample_steps: int = setting(20, "Sampling steps of each sample. 0: no samples.", Range(0, 1000))
     guidance: float = setting(5.0, "Classifier-free guidance of the samples.")

@@ -13,22 +13,22 @@ from collections.abc import Generator
 
 
 @contextlib.contextmanager
-def _loaded() -> Generator[None]:
-    """For other code in this process the variable stays, and a backend that matplotlib knows is in force."""
-    if "matplotlib" not in sys.modules:
-        for part in [name for name in sys.modules if name.startswith("matplotlib.")]:
-            del sys.modules[part]  # somebody else's attempt failed halfway, and the rest would not fit these
-        named = os.environ.pop("MPLBACKEND", "")
-        try:
-            from matplotlib import rcParams
-        finally:
-            os.environ.update({"MPLBACKEND": named} if named else {})
+def _any_backend() -> Generator[None]:
+    """Inside the block matplotlib loads. Afterwards the variable stands, and a name that matplotlib knows counts."""
+    is_first, named = "matplotlib" not in sys.modules, os.environ.pop("MPLBACKEND", None)
+    for part in [name for name in sys.modules if is_first and name.startswith("matplotlib.")]:
+        del sys.modules[part]  # somebody else's attempt failed halfway, and the rest would not fit these
+    try:
+        yield
+    finally:
+        os.environ.update({} if named is None else {"MPLBACKEND": named})
+    if is_first and named:
         with contextlib.suppress(ValueError):
-            rcParams.update({"backend": named} if named else {})
-    yield
+            rcParams["backend"] = named
 
 
-with _loaded():
+with _any_backend():
+    from matplotlib import rcParams
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure, FigureBase, SubFigure
