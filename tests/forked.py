@@ -1,7 +1,8 @@
 """A process of its own that has its libraries already: forked from this one, it costs none of the seconds of importing.
 
-It has this process's memory and nothing of its terminal: pipes stand in the place of stdin, stdout and stderr. Where a
-test is about how a process starts, it takes a `subprocess`.
+It has this process's memory and nothing of its terminal: pipes stand in the place of stdin, stdout and stderr. It
+computes with one thread. The others do not live on in it, and torch would wait for them forever. Where a test is about
+how a process starts, it takes a `subprocess`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import traceback
 import warnings
 from collections.abc import Callable
 from typing import IO
+
+import torch
 
 PIPED = (0, 1, 2)
 
@@ -64,6 +67,7 @@ def _serve(call: Callable[[], int | None], theirs: list[int], ours: list[int]) -
         sys.stdin, sys.stdout, sys.stderr = (open(number, mode) for number, mode in zip(PIPED, "rww", strict=True))
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & may have switched it off
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and `nohup` this
+        torch.set_num_threads(1)
         code = call()
         sys.stdout.flush()
         sys.stderr.flush()
