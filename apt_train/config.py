@@ -94,7 +94,7 @@ class AdapterConfig:
     )
     min_rank: int | None = setting(
         None,
-        "T-LoRA only: the rank left at the noisiest timestep. Empty: half of rank.",
+        "T-LoRA only: the rank left at the noisiest timestep. Higher is closer to a plain LoRA. Empty: half of rank.",
         Range(1, 65536),
         standing="T-LoRA",
         methods=("tlora",),
@@ -167,8 +167,8 @@ class AptConfig:
     )
     temperature: float | Literal["auto"] = _indicator(
         1000.0,
-        "How strongly training holds back: T in gamma = 1 - exp(-T * gap) (reported: 1000, the steps of the schedule). "
-        "auto: the gap is measured relative to the prior's own loss (ours).",
+        "How strongly training holds back. Higher holds back sooner. It is T in gamma = 1 - exp(-T * gap) (reported: "
+        "1000, the steps of the schedule). auto: the gap is measured relative to the prior's own loss (ours).",
         Range(above=0, high=1_000_000_000),
         standing="reported",
         more="The gap is the prior's loss minus the tuned model's. With a higher T gamma rises sooner. If the subject "
@@ -190,7 +190,7 @@ class AptConfig:
     )
     max_degrees: float = _affine(
         15.0,
-        "Augmentation rotates by up to this many degrees either way (reported: 15).",
+        "Augmentation rotates by up to this many degrees either way (reported: 15). Higher varies the pictures more.",
         Range(0, 180),
         unit="degrees",
         standing="reported",
@@ -318,17 +318,20 @@ class OptimizerConfig:
         needs="identifier_mode=learned",
     )
     beta1: float = _recipe(
-        0.9, "Decay of the mean of gradients.", Range(0, below=1), widget=Widget(most=0.9999, step=1e-4, advanced=True)
+        0.9,
+        "Decay of the mean of gradients. Higher averages over more steps.",
+        Range(0, below=1),
+        widget=Widget(most=0.9999, step=1e-4, advanced=True),
     )
     beta2: float = _recipe(
         0.999,
-        "Decay of the mean of squared gradients.",
+        "Decay of the mean of squared gradients. Higher averages over more steps.",
         Range(0, below=1),
         widget=Widget(most=0.99999, step=1e-5, advanced=True),
     )
     epsilon: float = setting(
         1e-8,
-        "Added to the optimizer's denominator.",
+        "Added to the optimizer's denominator. Higher slows weights whose gradients are small.",
         Range(above=0, high=1_000_000),
         widget=Widget(least=1e-12, most=1, step=1e-12, advanced=True),
     )
@@ -380,6 +383,10 @@ class OptimizerConfig:
         since=2,
     )
 
+    @property
+    def betas(self) -> tuple[float, float]:
+        return self.beta1, self.beta2
+
     def __post_init__(self) -> None:
         check_values(self)
         idle = self.warmup_steps and self.lr_schedule == "constant"
@@ -400,7 +407,8 @@ class DataConfig:
     )
     bucket_multiple: int = setting(
         0,
-        "Sides are multiples of this many pixels. 0: 64, or the model's own factor below a resolution of 512.",
+        "Sides are multiples of this many pixels. Higher crops more. 0: 64, or the model's own factor below a "
+        "resolution of 512.",
         Range(0, 4096),
         unit="px",
         widget=Widget(most=512, step=8, advanced=True),
@@ -573,7 +581,7 @@ class TrainConfig:
     seed: int = setting(0, "Seed of every random draw. Another seed is another training.", _SEEDS)
     dco_beta: float = _recipe(
         1000.0,
-        "DCO only: sharpness of the preference over the prior.",
+        "DCO only: sharpness of the preference over the prior. Higher stays closer to the prior.",
         Range(above=0, high=1_000_000_000),
         methods=("dco",),
         widget=Widget(least=0.001, most=1e6, step=1, heading="subject", advanced=True),

@@ -70,6 +70,15 @@ def test_every_setting_has_a_help_sentence(cls: type) -> None:
             assert said(item).help.endswith("."), item.name
 
 
+@pytest.mark.parametrize("cls", ALL)
+def test_the_help_of_a_number_says_what_more_of_it_does(cls: type) -> None:
+    """Seeds have no more, and `balance_every` is a rhythm."""
+    direction = re.compile(r"\b(higher|highest|more|lower|fewer|longer|less|larger)\b", re.IGNORECASE)
+    for item in dataclasses.fields(cls):
+        if "said" in item.metadata and said(item).range and item.name not in ("seed", "preview_seed", "balance_every"):
+            assert direction.search(said(item).help), item.name
+
+
 def test_settings_cannot_be_changed_or_given_by_position() -> None:
     plain: Any = TrainConfig(class_word="toy")
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from apt_train.report.plots import part_figure
+from apt_train.settings_field import flat_values
 from apt_train.verdict.run_files import read_run
 from tests.synthetic_run import write_run
 from tests.tiny import scaled_linear_schedule, tiny_components
@@ -47,11 +48,9 @@ def _applied(text: str, hunk: list[str]) -> str:
 
 
 def trained(module: Callable[[str], Any], **settings: Any) -> list[dict[str, Any]]:
-    values = quick_config(steps=3, watch_drift=False).to_dict()
-    for name, value in settings.items():
-        groups = [values, *(group for group in values.values() if isinstance(group, dict))]
-        next((group for group in groups[::-1] if name in group), values["apt"])[name] = value
-    config, kind, events = module("config").TrainConfig.from_dict(values), module("events").StepEvent, []
+    values = {**flat_values(quick_config(steps=3, watch_drift=False)), **settings}
+    settings_of, kind, events = module("config").TrainConfig, module("events").StepEvent, []
+    config = settings_of.from_dict(module("settings_field").nested(values, settings_of))
     module("training.train").train(tiny_components(), pictures(), config, device="cpu", on_event=events.append)
     return [event.log_line() for event in events if isinstance(event, kind)]
 
@@ -141,6 +140,32 @@ def test_the_optimizer_of_the_page_is_trained_with(copy: Copy) -> None:
     nadam, adamw = (copy.train(optimizer=name) for name in ("nadam", "adamw"))
     assert nadam[0] == adamw[0] and nadam[2]["loss"] != adamw[2]["loss"]
     assert "nadam" in copy.help()
+
+
+@pytest.mark.parametrize("copy", ["optimizer"], indirect=True)
+def test_an_optimizer_may_read_a_setting_of_its_own(copy: Copy, tmp_path: Path) -> None:
+    """A field beside the others is all: the command line has it, and says where it has no effect."""
+    field = """    momentum_decay: float = setting(
+        0.004, "How soon the momentum grows.", Range(0, 1), since=7, needs="optimizer=nadam", widget=Widget(step=0.001)
+    )
+"""
+    for file, old, new in (
+        ("config.py", "    @property\n    def betas", f"{field}\n    @property\n    def betas"),
+        ("optimizers.py", "NAdam(groups, ", "NAdam(groups, momentum_decay=settings.momentum_decay, "),
+    ):
+        path = tmp_path / copy.name / file
+        text = path.read_text(encoding="utf-8")
+        assert text.count(old) == 1
+        path.write_text(text.replace(old, new), encoding="utf-8")
+    plain, other = (copy.train(optimizer="nadam", momentum_decay=decay) for decay in (0.004, 0.5))
+    assert plain[0] == other[0] and plain[2]["loss"] != other[2]["loss"]
+    assert copy.train(momentum_decay=0.5) == copy.train()
+    assert "--momentum-decay" in copy.help()
+    given = "run --checkpoint m --images p --class-word toy --output o --momentum-decay 0.5".split()
+    options = copy.module("cli").build_parser().parse_args(given)
+    console = copy.module("console.options")
+    said = list(console.unread(options, console.config_from(options)))
+    assert said == ["--momentum-decay does nothing with --optimizer adamw."]
 
 
 @pytest.mark.parametrize("copy", ["number"], indirect=True)

@@ -15,16 +15,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from apt_train.config import OptimizerConfig
 from apt_train.errors import InputError
 from apt_train.events import StopTraining
-from apt_train.optimizers import BUILDERS, Shared
+from apt_train.optimizers import BUILDERS
 from apt_train.run.optimizer_state import kept_for, learning, put_back, take
 from apt_train.training.optimizer import state_bytes
 from tests.lora_files import metadata_of
 from tests.tiny import tiny_components
 from tests.training import Recorder, quick_config, run, same_weights
 
-SHARED = Shared((0.8, 0.95), 1e-6)
+SETTINGS = OptimizerConfig(beta1=0.8, beta2=0.95, epsilon=1e-6)
 
 
 class Counting(torch.optim.Optimizer):
@@ -117,10 +118,10 @@ class Strict(torch.optim.Optimizer):
 
 
 OWN: dict[str, Any] = {
-    "counting": lambda groups, shared: Counting(groups),
-    "in bytes": lambda groups, shared: InBytes(groups, 0.9),
-    "averaging": lambda groups, shared: Averaging(groups),
-    "strict": lambda groups, shared: Strict(groups),
+    "counting": lambda groups, settings: Counting(groups),
+    "in bytes": lambda groups, settings: InBytes(groups, 0.9),
+    "averaging": lambda groups, settings: Averaging(groups),
+    "strict": lambda groups, settings: Strict(groups),
 }
 ALL = {**BUILDERS, **OWN}
 
@@ -136,7 +137,7 @@ def trained(build: Any, seed: int = 0) -> tuple[dict[str, torch.nn.Parameter], t
     parameters = {name: torch.nn.Parameter(torch.randn(shape, generator=draws)) for name, shape in SHAPES.items()}
     first, *rest = parameters.values()
     groups = [{"params": rest, "lr": 0.1, "weight_decay": 0.01}, {"params": [first], "lr": 0.2, "weight_decay": 0.0}]
-    return parameters, build(groups, SHARED)
+    return parameters, build(groups, SETTINGS)
 
 
 SHAPES = {"a": (3, 2), "b": (3, 2), "c": (4,)}
@@ -262,9 +263,9 @@ def test_adamw_moves_each_weight_in_one_go_where_torch_can_and_as_its_plain_vers
     draws = torch.Generator().manual_seed(0)
     start = torch.randn(5, 7, generator=draws)
     weights = [torch.nn.Parameter(start.clone()) for _ in range(2)]
-    fused = BUILDERS["adamw"]([{"params": weights[:1], "lr": 0.1, "weight_decay": 0.1}], SHARED)
+    fused = BUILDERS["adamw"]([{"params": weights[:1], "lr": 0.1, "weight_decay": 0.1}], SETTINGS)
     plain = torch.optim.AdamW(
-        weights[1:], lr=0.1, weight_decay=0.1, betas=SHARED.betas, eps=SHARED.epsilon, foreach=False
+        weights[1:], lr=0.1, weight_decay=0.1, betas=SETTINGS.betas, eps=SETTINGS.epsilon, foreach=False
     )
     for _ in range(20):
         for weight, optimizer in zip(weights, (fused, plain), strict=True):
@@ -273,7 +274,7 @@ def test_adamw_moves_each_weight_in_one_go_where_torch_can_and_as_its_plain_vers
     assert fused.param_groups[0]["fused"] and not torch.equal(weights[0], start)
     assert torch.allclose(weights[0], weights[1], rtol=1e-5)
     elsewhere = torch.nn.Parameter(start.to("meta"))
-    assert not BUILDERS["adamw"]([{"params": [elsewhere], "lr": 0.1}], SHARED).param_groups[0]["fused"]
+    assert not BUILDERS["adamw"]([{"params": [elsewhere], "lr": 0.1}], SETTINGS).param_groups[0]["fused"]
 
 
 def test_an_unknown_name_is_told_with_the_known_ones() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..adapter import Adapter
 from ..config import TrainConfig
-from ..optimizers import BUILDERS, Shared
+from ..optimizers import BUILDERS
 from ..run.optimizer_state import kept_for
 from ..text.identifier import Identifier
 
@@ -28,8 +28,7 @@ def build_optimizer(
     groups = [_group(lora, settings.learning_rate, settings.weight_decay)]
     if rows:
         groups.append(_group(rows, settings.embedding_learning_rate, 0.0))
-    shared = Shared((settings.beta1, settings.beta2), settings.epsilon)
-    return {**lora, **rows}, BUILDERS[settings.optimizer](groups, shared)
+    return {**lora, **rows}, BUILDERS[settings.optimizer](groups, settings)
 
 
 def _group(parameters: Mapping[str, nn.Parameter], rate: float, decay: float) -> dict[str, Any]:
