@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any, cast
 
+import diffusers
 import pytest
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler
@@ -252,6 +253,23 @@ def test_schedule_is_the_one_diffusers_makes_of_the_same_configuration(config):
     assert torch.allclose(schedule.alphas_cumprod, expected.alphas_cumprod, atol=2e-6)
     assert schedule.prediction_type == expected.config["prediction_type"]
     assert schedule.zero_terminal_snr == bool(config.get("rescale_betas_zero_snr"))
+
+
+SCHEDULERS = [
+    "DDPMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_folder_may_name_any_scheduler_that_samples_from_the_same_schedule(tmp_path, name):
+    """As diffusers saves it: some have settings of which it writes -Infinity."""
+    folder = write_diffusers_folder(tmp_path / "model", tiny_modules("sd15"))
+    scheduler = getattr(diffusers, name)(prediction_type="v_prediction", beta_schedule="scaled_linear")
+    scheduler.save_pretrained(folder / "scheduler")
+    found = schedule_of(load_checkpoint(folder))
+    assert found.prediction_type == "v_prediction"
+    assert torch.allclose(found.alphas_cumprod, scheduler.alphas_cumprod, atol=2e-6)
 
 
 # --- diffusers folders --------------------------------------------------------------------------------------

@@ -173,8 +173,8 @@ WRONG: dict[str, dict[str, list[Any]]] = {
     },
     SCHEDULER: {
         "num_train_timesteps": [0, 1, -1, 10**12, 1000.5, "1000", None, True],
-        "beta_start": [-1, "x", 2, 0.5],
-        "beta_end": [2, 0, None],
+        "beta_start": [-1, "x", 2, 0.5, float("-inf")],
+        "beta_end": [2, 0, None, float("inf")],
         "beta_schedule": ["x/y", 5],
         "trained_betas": ["x", [], [0.1, "x"], [0.1, -1], [0.5] * 3, 5],
         "prediction_type": ["sample", 5, []],

@@ -14,7 +14,7 @@ import reprlib
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, TypeGuard
 
 from ..errors import InputError
 from ..wording import printable
@@ -55,7 +55,7 @@ def parse_json(raw: bytes) -> Any:
     """The value. ValueError: invalid JSON, deep nesting, a duplicate name, NaN, or a number beyond a float's range."""
     try:
         value = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_number, parse_float=_finite
+            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_infinite, parse_float=_finite
         )
     except RecursionError:
         raise ValueError("its values are nested too deeply") from None
@@ -82,8 +82,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
+def _infinite(text: str) -> float:
+    """Infinity as such: diffusers writes it for a bound that a scheduler lacks. No table of settings accepts it."""
+    if text == "NaN":
+        raise ValueError("NaN is no number")
+    return float(text)
 
 
 def _finite(text: str) -> float:
