@@ -219,8 +219,12 @@ def test_tensors_are_put_in_place_not_copied():
         (("v_pred",), {}, ("v_prediction", False)),
         (("v_pred", "ztsnr"), {}, ("v_prediction", True)),
         (("ztsnr",), {}, ("epsilon", False)),
-        ((), {"modelspec.prediction_type": "v"}, ("v_prediction", False)),
-        ((), {"modelspec.prediction_type": "epsilon"}, ("epsilon", False)),
+        *(
+            ((), {"modelspec.prediction_type": said}, ("v_prediction", False))
+            for said in ("v", "v_prediction", "V-Prediction", "v_pred", "v-pred", "vpred", " velocity ")
+        ),
+        *(((), {"modelspec.prediction_type": said}, ("epsilon", False)) for said in ("epsilon", "Epsilon", "eps", "")),
+        (("v_pred",), {"modelspec.prediction_type": "epsilon"}, ("v_prediction", False)),  # as merges come to have it
         ((), {"modelspec.prediction_type": "v", "ss_zero_terminal_snr": "True"}, ("v_prediction", True)),
     ],
 )

@@ -177,7 +177,8 @@ WRONG: dict[str, dict[str, list[Any]]] = {
         "beta_end": [2, 0, None, float("inf")],
         "beta_schedule": ["x/y", 5],
         "trained_betas": ["x", [], [0.1, "x"], [0.1, -1], [0.5] * 3, 5],
-        "prediction_type": ["sample", 5, []],
+        "prediction_type": ["sample", "flow_prediction", 5, []],
+        "use_flow_sigmas": [True, 1],
         "_class_name": ["LCMScheduler", "FlowMatchEulerDiscreteScheduler", 5],
     },
     TOKENIZER: {

@@ -178,6 +178,15 @@ def test_zero_terminal_snr_can_be_taken_back(folder: Path) -> None:
     assert not load_checkpoint(folder, zero_terminal_snr=False).schedule.zero_terminal_snr
 
 
+@pytest.mark.parametrize("said", ["flow", "rectified_flow", "sample", "something"])
+def test_another_prediction_is_refused_unless_it_is_overruled(tmp_path: Path, sd15, vocabulary: Path, said) -> None:
+    metadata = {"modelspec.prediction_type": said}
+    path = write_safetensors(tmp_path / "m.safetensors", sd15, metadata=metadata)
+    assert f"prediction_type is {said}" in refusal(path, tokenizer=vocabulary)
+    loaded = load_checkpoint(path, tokenizer=vocabulary, prediction_type="epsilon")
+    assert schedule_of(loaded).prediction_type == "epsilon"
+
+
 # --- weights that are not numbers ------------------------------------------------------------------------------
 
 
@@ -229,8 +238,9 @@ def test_quantised_and_distilled_files_are_named(tmp_path: Path, sd15, vocabular
 def test_lcm_folders_are_named(folder: Path) -> None:
     scheduler = folder / "scheduler" / "scheduler_config.json"
     kept = scheduler.read_text()
-    scheduler.write_text(json.dumps({**json.loads(kept), "_class_name": "LCMScheduler"}))
-    assert "is an LCM" in refusal(folder)
+    for name in ("LCMScheduler", "TCDScheduler"):
+        scheduler.write_text(json.dumps({**json.loads(kept), "_class_name": name}))
+        assert f"is an LCM (its scheduler is {name})" in refusal(folder)
     scheduler.write_text(kept)
     unet = folder / "unet" / "config.json"
     unet.write_text(json.dumps({**json.loads(unet.read_text()), "time_cond_proj_dim": 256}))

@@ -144,6 +144,7 @@ SCHEDULER: Table = {
     "trained_betas": optional(several(_BETA, least=2, most=100_000)),
     "prediction_type": text(),
     "rescale_betas_zero_snr": optional(flag),
+    "use_flow_sigmas": optional(flag),
     "sigma_data": optional(number(0, 1e4)),
 }
 

@@ -50,8 +50,8 @@ def is_given(index: Mapping[str, Any], part: str) -> bool:
 def folder_schedule(folder: Path, choices: Choices) -> NoiseSchedule:
     path = folder / "scheduler" / "scheduler_config.json"
     config = checked_scheduler(read_json_object(path), place(path))
-    if config.get("_class_name") == "LCMScheduler":
-        raise is_lcm(folder, "scheduler is an LCMScheduler")
+    if (name := config.get("_class_name")) in ("LCMScheduler", "TCDScheduler"):
+        raise is_lcm(folder, f"scheduler is {name}")
     return schedule_from_config(config, choices.prediction_type, choices.zero_terminal_snr)
 
 

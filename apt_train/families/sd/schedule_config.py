@@ -24,7 +24,8 @@ def schedule_from_config(
     a model that predicts the picture itself, or zero terminal SNR for one that predicts epsilon.
     """
     name = str(config.get("_class_name", ""))
-    other = "a flow-matching" if "FlowMatch" in name else "an EDM" if "EDM" in name or "sigma_data" in config else ""
+    is_flow = "FlowMatch" in name or config.get("use_flow_sigmas")
+    other = "a flow-matching" if is_flow else "an EDM" if "EDM" in name or "sigma_data" in config else ""
     if other:
         raise InputError(f"The scheduler is {other} one: only the noise schedules of SD1.5 and SDXL can be trained.")
     kind = prediction_type or config.get("prediction_type", "epsilon")

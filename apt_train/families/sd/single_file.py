@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...disk.tensor_file import TensorFile, open_tensor_file, sha256_of_file
 from ..components import Choices, Components, TextEncoder
-from ..noise import NoiseSchedule, PredictionType
+from ..noise import NoiseSchedule
 from ..reading.meta_build import build
 from ..reading.tokenizer_files import find_clip_vocabulary, load_tokenizer
 from ..vae_codec import VaeCodec
@@ -23,6 +23,9 @@ from .published import EncoderSpec, FamilySpec, family_of, load_family
 from .schedule_config import schedule_from_config
 from .sniff import UNET, require_checkpoint
 from .vae_source import digest_with_vae, load_given_vae
+
+_EPSILON = ("", "epsilon", "eps")  # how metadata spell what a model predicts; most files say nothing
+_V_PREDICTION = ("v", "v_prediction", "v_pred", "vpred", "velocity")
 
 
 def load_single_file(path: Path, choices: Choices) -> Components:
@@ -66,13 +69,14 @@ def single_file_schedule(file: TensorFile, family: FamilySpec, choices: Choices)
 
     A file states them by an empty tensor named `v_pred` or `ztsnr`, or by metadata (`modelspec.prediction_type`,
     `ss_zero_terminal_snr`). Zero SNR applies to v-prediction only: epsilon carries no information at pure noise.
+    InputError: it states another prediction, such as a flow's.
     """
-    said = file.metadata.get("modelspec.prediction_type", "").lower().replace("-", "_")
-    is_v = "v_pred" in file or said in ("v", "v_prediction")
-    kind: PredictionType = choices.prediction_type or ("v_prediction" if is_v else "epsilon")
+    said = file.metadata.get("modelspec.prediction_type", "").strip().lower()
+    is_v = "v_pred" in file or said.replace("-", "_") in _V_PREDICTION
+    kind = choices.prediction_type or ("v_prediction" if is_v else "epsilon" if said in _EPSILON else said)
     zero = "ztsnr" in file or file.metadata.get("ss_zero_terminal_snr", "").lower() == "true"
-    told = {**family.scheduler, "rescale_betas_zero_snr": zero and kind == "v_prediction"}
-    return schedule_from_config(told, kind, choices.zero_terminal_snr)
+    told = {**family.scheduler, "prediction_type": kind, "rescale_betas_zero_snr": zero and kind == "v_prediction"}
+    return schedule_from_config(told, zero_terminal_snr=choices.zero_terminal_snr)
 
 
 def _text_encoder(file: TensorFile, spec: EncoderSpec, vocabulary: Path, dtype: torch.dtype | None) -> TextEncoder:
