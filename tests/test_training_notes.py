@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,40 @@ def notes(images: ImageSet | None = None, prior: ImageSet | None = None, **setti
 def test_nothing_is_told_where_nothing_is_odd() -> None:
     captions = ["a {subject} on grass", "", "the toy"]
     assert notes(pictures(captions=captions), pictures(seed=5, captions=["a {class_word}"] * 3)) == []
+
+
+def called(name: str, prediction: str = "epsilon") -> list[str]:
+    parts = replace(tiny_components(prediction_type=prediction), source=name)
+    return notes_of(plan_run(parts, pictures(), quick_config(), device="cpu"))
+
+
+@pytest.mark.parametrize("name", ["noobXLvPred10.safetensors", "fluffy-v-pred-e20.safetensors", "v_prediction-model"])
+def test_a_name_that_says_v_is_told_where_the_model_is_trained_as_predicting_epsilon(name: str) -> None:
+    (told,) = called(name)
+    assert told.startswith(f"{name} predicts v by its name") and "v_prediction" in told
+    assert called(name, "v_prediction") == []
+
+
+DISTILLED = (
+    "sdxl-turbo", "dreamshaperXL_v21TurboDPMSDE.safetensors", "RealVisXL_V5.0_Lightning_fp16.safetensors",
+    "x_DMD2.safetensors", "Hyper-SDXL-1step.safetensors", "realisticVisionV60B1_v51HyperVAE.safetensors",
+    "DreamShaper_8LCM.safetensors", "lcm.safetensors",
+)  # fmt: skip
+OTHERS = (
+    "hyperrealXL.safetensors", "ponyDiffusionV6XL.safetensors", "v1-5-pruned-emaonly.safetensors", "calcmodel",
+    "vivid_predator.safetensors", "sd_xl_base_1.0.safetensors",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DISTILLED)
+def test_a_model_that_is_distilled_by_its_name_is_told(name: str) -> None:
+    (told,) = called(name)
+    assert told.startswith(f"{name} is distilled to few steps by its name")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_nothing_is_read_into_other_names(name: str) -> None:
+    assert called(name) == []
 
 
 @pytest.mark.parametrize("count", [1, 3])

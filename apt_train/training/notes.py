@@ -25,6 +25,10 @@ BLOCKS_ASIDE = (
 COMPILES = "compile_blocks is on: compiling takes minutes in the first step, and again for each new size of picture."
 OF_PRIOR = "Prior images: "  # before a note that would otherwise seem to be on the subject's pictures
 _BRACES = re.compile(r"[{｛][^{}｛｝]*[}｝]")  # also the wide ones of Chinese keyboards
+_V_NAME = re.compile(r"v[-_ ]?pred", re.IGNORECASE)
+_FEW_STEPS = re.compile(  # words in the names of distilled models, and not in "hyperreal"
+    r"turbo|lightning|dmd2|hyper[-_ ]?(sd|xl|vae|\d)|(?<![a-z])(lcm|tcd)(?![a-z])", re.IGNORECASE
+)
 _WEIGHTED = re.compile(r"\([^()]*:\s*[\d.]+\s*\)")  # as hosts read it in a prompt
 
 
@@ -36,7 +40,24 @@ def notes_of(plan: Plan) -> list[str]:
     aside = [ENCODERS_ASIDE] * savings.encoders_aside + [BLOCKS_ASIDE] * (savings.blocks_aside > 0)
     compiles = [COMPILES] if plan.config.compile_blocks else []
     texts = [*_foreign(plan), *_blind_stop(plan), *_cold(plan), *_literal(plan)]
-    return [*plan.components.notes, *pictures, *aside, *compiles, *texts]
+    return [*plan.components.notes, *_by_name(plan), *pictures, *aside, *compiles, *texts]
+
+
+def _by_name(plan: Plan) -> list[str]:
+    """Warnings on what only the model's name may reveal, as most files hold nothing that does."""
+    source, told = plan.components.source, list[str]()
+    name = short_name(printable(source))
+    if _V_NAME.search(source) and plan.components.schedule.prediction == "epsilon":
+        told.append(
+            f"{name} predicts v by its name, but nothing in it says so, and it is trained as predicting epsilon. If "
+            "the name is right, set prediction_type to v_prediction, or in ComfyUI wire ModelSamplingDiscrete."
+        )
+    if _FEW_STEPS.search(source):
+        told.append(
+            f"{name} is distilled to few steps by its name, which training undoes. Train on the model that it was made "
+            "from: the LoRA usually works on both."
+        )
+    return told
 
 
 def _preserved_subject(plan: Plan) -> list[str]:
