@@ -9,6 +9,7 @@ from typing import Literal
 from ...disk.json_file import short_name
 from ...disk.tensor_file import TensorFile, size_of
 from ...errors import InputError
+from ...wording import listed
 from .ldm_unet import context_dim
 
 UNET = "model.diffusion_model."
@@ -29,19 +30,35 @@ _OTHERS = (  # what it is, and a pattern that many of its tensors match; the fir
     ("a textual inversion embedding", re.compile(r"^(clip_l|clip_g|emb_params)$")),
     ("an IP-Adapter", re.compile(r"^(ip_adapter|image_proj)\.")),
 )
+_LEAD = r"^((model|diffusion_model|unet|net)\.)*"
 _OTHER_NETWORKS = (  # likewise, but a few matches suffice: they are blocks of the network itself
     ("a FLUX model (or a relative)", re.compile(r"(^|\.)(double_blocks\.0|single_transformer_blocks\.0)\.")),
-    ("an SD3 model", re.compile(r"(^|\.)joint_blocks\.0\.|^transformer_blocks\.0\.attn\.add_q_proj\.")),
+    ("a Qwen-Image model", re.compile(r"(^|\.)transformer_blocks\.0\.img_mlp\.")),
+    (
+        "an SD3 model (or a relative)",
+        re.compile(r"(^|\.)joint_blocks\.0\.|" + _LEAD + r"transformer_blocks\.0\.attn\.add_q_proj\."),
+    ),
+    ("a Wan model", re.compile(r"(^|\.)blocks\.0\.self_attn\.q\.")),
     ("a video model", re.compile(r"\.(time_stack|temporal_transformer|motion_modules)\.")),
+    (
+        "a diffusion transformer (PixArt, Lumina or a relative)",
+        re.compile(_LEAD + r"((double_|transformer_)?(blocks|layers)|double_stream_blocks)\.0\.(attn|attention|block)"),
+    ),
 )
 STRAY = 0.02  # share of a file's names too small to identify it; in a full checkpoint, half
 _PARTS = (  # single parts of a checkpoint: tried if it is not complete
-    ("a UNet alone", re.compile(r"^(model\.diffusion_model\.)?(input_blocks|down_blocks)\.\d")),
+    ("a UNet", re.compile(_LEAD + r"(input_blocks|down_blocks)\.\d")),
     (
-        "a VAE alone",
-        re.compile(r"^(first_stage_model\.|vae\.)?(taesd_)?(encoder|decoder)\.(conv_in|down|up|mid|layers|\d+)"),
+        "a VAE",
+        re.compile(
+            r"^(first_stage_model\.|vae\.)?(taesd_)?(encoder|decoder)"
+            r"\.(conv_in|down|up|mid|layers\.\d+\.(weight|conv)|\d+)"
+        ),
     ),
-    ("a text encoder alone", re.compile(r"(^|\.)(text_model\.)?encoder\.(layers|block)\.0\.|resblocks\.0\.")),
+    (
+        "a text encoder",
+        re.compile(r"^(?!vision)(.*\.)?((encoder|model)\.(layers|block)\.0\.(self_attn|mlp|layer)|resblocks\.0\.)"),
+    ),
 )
 
 
@@ -78,9 +95,9 @@ def _part_or_unknown(file: TensorFile) -> str:
         return "a file without any tensor"
     if file.has_prefix(UNET):
         return "a diffusion model of another architecture than SD1.5 or SDXL"
-    for title, pattern in _PARTS:
-        if any(pattern.match(name) for name in file.shapes):
-            return title
+    found = [title for title, pattern in _PARTS if any(pattern.match(name) for name in file.shapes)]
+    if found:
+        return f"{found[0]} alone" if len(found) == 1 else f"{listed(found)} in an unknown layout"
     return f"no model known here (its first tensor is {short_name(next(iter(file.shapes)))})"
 
 
