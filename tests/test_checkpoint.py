@@ -117,6 +117,11 @@ def test_single_file_is_the_model_that_was_written(single_file, vocabulary):
     assert components.source == path.name
 
 
+def test_the_formats_other_suffix_is_read(sd15_file, vocabulary, tmp_path):
+    copy = shutil.copy(sd15_file, tmp_path / "m.sft")
+    assert load_checkpoint(copy, tokenizer=vocabulary).digest == load_checkpoint(sd15_file, tokenizer=vocabulary).digest
+
+
 def test_sdxl_reads_the_last_but_one_layer_of_both(vocabulary, tmp_path):
     path = write_safetensors(tmp_path / "m.safetensors", single_file_tensors(tiny_modules("koala")))
     first, second = load_checkpoint(path, tokenizer=vocabulary).text_encoders

@@ -104,6 +104,11 @@ def test_header_whose_length_looks_like_a_pickle(tmp_path):
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
         (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"\xef\xbb\xbf\r\n<html></html>", "web page"),
+        (b'{"error":"Unauthorized"}', "is a text"),
+        (b"\n\nAccess denied\n", "is a text"),
+        (b"GGUF\x03\0\0\0\x01\0\0\0\0\0\0\0", "GGUF"),
+        (b"Rar!\x1a\x07\x01\0" + bytes(9), "no safetensors file"),
         (b"\x10\0\0\0\0\0\0\0this is no JSON.", "header is unreadable"),
         (b"\x10\0\0\0\0\0\0\0" + b'{"a":{"b":1}}   ', "header is unreadable"),
         (b"\x08\0\0\0\0\0\0\0{}      ", "without any tensor"),

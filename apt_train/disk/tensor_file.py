@@ -6,6 +6,7 @@ readers of each layout).
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from torch import Tensor
 from ..errors import InputError
 from .json_file import AGAIN, is_list, is_object, kind_of, parse_json, shown, shown_error
 
+SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 MAX_HEADER = 10_000_000  # bytes; the format allows ten times as many, whose JSON could take gigabytes of memory
 MOST_LETTERS = 500  # in a tensor's name
@@ -97,10 +99,8 @@ def _refuse_by_suffix(path: Path) -> None:
     if suffix in PICKLE_SUFFIXES:
         _refuse_pickle(path)
     if suffix == ".gguf":
-        raise InputError(
-            f"{path.name} is a quantised GGUF file, which cannot be trained: give the model as .safetensors."
-        )
-    if suffix != ".safetensors":
+        _refuse_gguf(path)
+    if suffix not in SUFFIXES:
         raise InputError(f"{path.name} is not a .safetensors file: give one, or for a model its diffusers folder.")
 
 
@@ -108,15 +108,24 @@ def _refuse_by_content(path: Path, start: bytes) -> None:
     """Identify a file whose first 8 bytes cannot be the length of its safetensors header."""
     if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] <= b"\x05"):
         _refuse_pickle(path)
+    if start.startswith(b"GGUF"):
+        _refuse_gguf(path)
     if start.startswith(b"version "):
         raise InputError(
             f"{path.name} is a Git LFS pointer, not the model itself: fetch the model with `git lfs pull`."
         )
-    if start.lstrip()[:1] == b"<":
+    words = start.removeprefix(codecs.BOM_UTF8).lstrip()
+    if words[:1] == b"<":
         raise InputError(f"{path.name} is a web page, not a model: download the model itself.")
+    if len(start) == 8 and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in words):
+        raise InputError(f"{path.name} is a text, a site's error message perhaps: download the model itself.")
     if MAX_HEADER < (length := int.from_bytes(start, "little")) <= path.stat().st_size - 8:
         raise InputError(f"{path.name} has a header of {length} bytes, more than {MAX_HEADER}: {AGAIN}.")
     raise InputError(f"{path.name} is cut short inside its header, or no safetensors file: {AGAIN}.")
+
+
+def _refuse_gguf(path: Path) -> None:
+    raise InputError(f"{path.name} is a quantised GGUF file, which cannot be trained: give the model as .safetensors.")
 
 
 def _refuse_pickle(path: Path) -> None:
