@@ -95,5 +95,7 @@ def test_family_needs_its_whole_shape():
     assert family_of(xl, 2, 8).name == "sdxl" and family_of(xl, 2, 8).resolution == 1024
     assert family_of(xl, 1, 8).name == "custom"
     assert family_of({"cross_attention_dim": 768, "sample_size": 64}, 1, 8).name == "sd15"
-    assert family_of({"cross_attention_dim": 1024, "sample_size": 96}, 1, 8).name == "custom"
+    assert family_of({"cross_attention_dim": 1024, "sample_size": 96}, 1, 8).name == "sd2-768"
+    assert family_of({"cross_attention_dim": 1024, "sample_size": 64}, 1, 8).name == "sd2"
+    assert family_of({"cross_attention_dim": 1024, "sample_size": 64}, 2, 8).name == "custom"
     assert family_of({"cross_attention_dim": 64, "sample_size": [16, 32]}, 1, 4).resolution == 64

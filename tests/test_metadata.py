@@ -31,7 +31,7 @@ from apt_train.run.metadata import (
 from tests.lora_files import metadata_of
 from tests.tiny import tiny_components
 
-SIDES = {"sd15": 512, "sdxl": 1024, "custom": 64}
+SIDES = {"sd15": 512, "sd2": 512, "sd2-768": 768, "sdxl": 1024, "custom": 64}
 FAMILIES = {name: Family(name, side, 8, FILE_WORDS[name]) for name, side in SIDES.items()}
 
 
@@ -92,6 +92,8 @@ def test_tag_frequency_is_counted_by_comma_with_the_trigger_in_place() -> None:
     ("family", "base_version", "architecture"),
     [
         ("sd15", "sd_v1", "stable-diffusion-v1/lora"),
+        ("sd2", "sd_v2_base", "stable-diffusion-v2-512/lora"),
+        ("sd2-768", "sd_v2_768_v", "stable-diffusion-v2-768-v/lora"),
         ("sdxl", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
         ("custom", "custom", "custom/lora"),
     ],
@@ -101,6 +103,7 @@ def test_families(family: str, base_version: str, architecture: str) -> None:
     model = replace(tiny_components(prediction_type="v_prediction"), family=FAMILIES[family])
     found = _metadata(model=model, config=config)
     assert found["ss_base_model_version"] == base_version and found["modelspec.architecture"] == architecture
+    assert found["ss_v2"] == str(family.startswith("sd2"))
     assert found["modelspec.prediction_type"] == "v" and found["modelspec.resolution"] == "96x96"
 
 

@@ -101,10 +101,10 @@ def _described(
 
 def _kohya(config: TrainConfig, model: Components, side: int, steps: int) -> dict[str, Any]:
     """The entries that other programs know under kohya's names."""
-    optimizer, adapter = config.optimizer, config.adapter
+    optimizer, adapter, version = config.optimizer, config.adapter, model.family.file_words.base_version
     return {
-        "base_model_version": model.family.file_words.base_version,
-        "v2": False,
+        "base_model_version": version,
+        "v2": version.startswith("sd_v2"),  # by which A1111 lists a LoRA for SD2 alone
         "sd_model_name": file_name(model.source),
         "output_name": config.name,
         **{f"network_{key}": text for key, text in KINDS[adapter.kind].network.items()},

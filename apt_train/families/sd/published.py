@@ -21,6 +21,8 @@ from .layer_names import encoder_names, model_of, sgm_path, unet_names
 _words = partial(FileWords, network_names=unet_names, encoder_names=encoder_names, model_of=model_of)
 FILE_WORDS = {
     "sd15": _words("stable-diffusion-v1", "sd_v1"),
+    "sd2": _words("stable-diffusion-v2-512", "sd_v2_base"),
+    "sd2-768": _words("stable-diffusion-v2-768-v", "sd_v2_768_v"),
     "sdxl": _words("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "sgm", sgm_path),
     "custom": _words(),  # any other UNet2DConditionModel, such as the embedded model
 }
@@ -67,9 +69,13 @@ def load_family(name: Literal["sd15", "sdxl"]) -> FamilySpec:
 
 
 def family_name(unet_config: Mapping[str, Any], num_encoders: int) -> str:
-    """The family by shape: SDXL reads two encoders of 2048 channels in total plus size ids, SD1.5 one of 768."""
+    """The family by shape: SDXL reads two encoders of 2048 channels in total plus size ids, SD1.5 one of 768.
+
+    SD2 reads one of 1024, and comes for 512 or for 768 pixels.
+    """
     shape = unet_config.get("addition_embed_type"), unet_config["cross_attention_dim"], num_encoders
-    return {("text_time", 2048, 2): "sdxl", (None, 768, 1): "sd15"}.get(shape, "custom")
+    sd2 = "sd2-768" if unet_config.get("sample_size") == 96 else "sd2"
+    return {("text_time", 2048, 2): "sdxl", (None, 768, 1): "sd15", (None, 1024, 1): sd2}.get(shape, "custom")
 
 
 def family_of(unet_config: Mapping[str, Any], num_encoders: int, vae_factor: int) -> Family:
