@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +28,13 @@ from tests.toy_flow import toy_flow_components
 
 # ---- formulas ----------------------------------------------------------------------------------------------------
 
-LINEAR, CONV = nn.Linear(6, 8), nn.Conv2d(6, 8, 3)
+LINEAR, CONV, SQUARE = nn.Linear(6, 8), nn.Conv2d(6, 8, 3), nn.Conv2d(6, 6, 3)
 KINDS: dict[str, tuple[Any, Any]] = {
     "LoRA": (LoraConfig(r=3, lora_alpha=2, target_modules=["0"]), LINEAR),
     "LoRA on a convolution": (LoraConfig(r=3, lora_alpha=2, target_modules=["0"]), CONV),
     "DoRA": (LoraConfig(r=3, lora_alpha=2, target_modules=["0"], use_dora=True), LINEAR),
+    "DoRA on a convolution": (LoraConfig(r=3, lora_alpha=2, target_modules=["0"], use_dora=True), CONV),
+    "DoRA on a square convolution": (LoraConfig(r=3, lora_alpha=2, target_modules=["0"], use_dora=True), SQUARE),
     "LoHa": (LoHaConfig(r=3, alpha=2, target_modules=["0"]), LINEAR),
     "LoHa on a convolution": (LoHaConfig(r=3, alpha=2, target_modules=["0"], use_effective_conv2d=True), CONV),
     "LoKr": (LoKrConfig(r=1, alpha=2, target_modules=["0"]), LINEAR),
@@ -44,8 +47,7 @@ KINDS: dict[str, tuple[Any, Any]] = {
 def test_a_change_is_what_pefts_layer_adds(kind: str) -> None:
     config, layer = KINDS[kind]
     base = layer.weight.detach().clone()
-    model = nn.Sequential(type(layer)(*((6, 8) if layer is LINEAR else (6, 8, 3))))
-    model[0].load_state_dict(layer.state_dict())
+    model = nn.Sequential(copy.deepcopy(layer))
     inject_adapter_in_model(config, model)
     draws = torch.Generator().manual_seed(0)
     tensors: dict[str, Tensor] = {}
@@ -117,6 +119,7 @@ FORMATS: dict[str, Callable[[Layers, nn.Module], dict[str, Tensor]]] = {
     "diffusers": lambda layers, unet: peft(layers),
     "peft": lambda layers, unet: peft(layers, "base_model.model."),
     "ComfyUI": lambda layers, unet: peft(original(layers, unet), "diffusion_model."),
+    "OMI": lambda layers, unet: peft(original(layers, unet), "unet."),
 }
 
 
@@ -156,8 +159,11 @@ def test_text_encoders_are_found_by_their_number(kind: str, leads: dict[str, int
         pair = random_layers(encoder, [tower + layer])[tower + layer]
         (item,) = place(sorted_lora(kohya({layer: pair}, prefix=lead), "file"), parts).placed
         assert (item.part, item.layer) == (f"text encoder {number}", encoder.get_submodule(tower + layer))
-    dotted = peft({f"text_model.{layer}": pair}, "text_encoder." if kind == "sd15" else "text_encoder_2.")
-    assert [item.path for item in place(sorted_lora(dotted, "file"), parts).placed] == [tower + layer]
+    own = ("text_encoder.", "clip_l.", "clip_l.transformer.") if kind == "sd15" else ("text_encoder_2.", "clip_g.")
+    for lead in own:
+        for name in (f"text_model.{layer}", layer):  # transformers 5 has the shorter one
+            (item,) = place(sorted_lora(peft({name: pair}, lead), "file"), parts).placed
+            assert item.path == tower + layer
 
 
 def test_biases_and_norms_of_comfyui_are_placed() -> None:

@@ -81,7 +81,9 @@ def sorted_lora(tensors: Mapping[str, Tensor], name: str, metadata: Mapping[str,
         if found is None:
             unread.append(key)
         else:
-            layers.setdefault(found[0], {})[found[1]] = tensor
+            # peft's magnitude is one per row, but on a convolution of shape (1, rows, 1, 1), as others store columns
+            by_row = "lora_magnitude_vector" in key
+            layers.setdefault(found[0], {})[found[1]] = tensor.reshape(-1, 1) if by_row else tensor
     for layer in [layer for layer, parts in layers.items() if kind_of(parts) is None or not _can_be_computed(parts)]:
         unread += [f"{layer}.{part}" for part in layers.pop(layer)]
     if not layers:

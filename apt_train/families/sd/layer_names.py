@@ -42,7 +42,7 @@ def unet_names(unet: nn.Module) -> dict[str, str]:
     """Name in a file -> layer path, for every UNet layer with its own weights.
 
     Covers the names of kohya (for diffusers' and for the original blocks), LyCORIS, peft, diffusers (including its
-    older attention processors) and ComfyUI.
+    older attention processors), ComfyUI and the OMI standard (OneTrainer's own).
     """
     names = plain_names(unet)
     for path in layer_paths(unet):
@@ -50,21 +50,31 @@ def unet_names(unet: nn.Module) -> dict[str, str]:
         found = [old, f"unet.{old}"]
         original = original_path(path, unet.config)  # type: ignore[arg-type]
         if original is not None:
-            found += [f"lora_unet_{original.replace('.', '_')}", f"diffusion_model.{original}"]
-            found.append(f"model.diffusion_model.{original}")
+            found.append(f"lora_unet_{original.replace('.', '_')}")
+            found += [f"{lead}{original}" for lead in ("diffusion_model.", "model.diffusion_model.", "unet.")]
         for name in found:
             names.setdefault(name, path)
     return names
 
 
 def encoder_names(encoder: nn.Module, number: int, count: int, key: str) -> dict[str, str]:
-    """Likewise for text encoder `number` (from 1) of `count`; `key`: ComfyUI's name for it (`clip_l`)."""
-    leads = f"text_encoders.{key}.transformer.", f"{key}.transformer."
-    return plain_encoder_names(encoder, number, count, key, _with_text_model, *leads)
+    """Likewise for text encoder `number` (from 1) of `count`; `key`: ComfyUI's name for it (`clip_l`).
+
+    Files made with transformers 5 lack `text_model.` where its modules do.
+    """
+    leads = f"text_encoders.{key}.transformer.", f"{key}.transformer.", f"{key}."
+    return {
+        **plain_encoder_names(encoder, number, count, key, _without_text_model, *leads),
+        **plain_encoder_names(encoder, number, count, key, _with_text_model, *leads),
+    }
+
+
+def _without_text_model(path: str) -> str:
+    return path.removeprefix("text_model.")
 
 
 def _with_text_model(path: str) -> str:
-    bare = path.removeprefix("text_model.")  # absent in transformers 5
+    bare = _without_text_model(path)
     return bare if bare.startswith("text_projection") else f"text_model.{bare}"
 
 
