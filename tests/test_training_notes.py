@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import apt_train
+from apt_train import load_checkpoint, load_images
 from apt_train.data.dataset import ImageSet
 from apt_train.training.notes import notes_of
 from apt_train.training.plan import plan_run
@@ -59,6 +61,16 @@ def test_a_model_that_is_distilled_by_its_name_is_told(name: str) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_nothing_is_read_into_other_names(name: str) -> None:
     assert called(name) == []
+
+
+@pytest.mark.parametrize("prediction", [None, "v_prediction"])
+def test_a_model_that_is_read_wrongly_is_told_by_its_first_losses(prediction: Any) -> None:
+    """The embedded model predicts epsilon."""
+    assets = Path(apt_train.__file__).parent / "assets"
+    parts = load_checkpoint(assets / "drawn_world", prediction_type=prediction)
+    settings = {"steps": 21, "batch_size": 1, "learning_rate": 1e-4, "identifier_mode": "word", "watch_drift": False}
+    told = run(parts, load_images(assets / "demo" / "heldout"), method="dreambooth", **settings).notices
+    assert sum("denoising loss is" in text for text in told) == (prediction is not None)
 
 
 @pytest.mark.parametrize("count", [1, 3])

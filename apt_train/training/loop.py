@@ -16,7 +16,7 @@ from .previewing import try_previews
 from .saving import save_snapshot
 from .stopping import ended_by_itself
 from .update import optimizer_step
-from .watching import catch_up, is_due, try_drift
+from .watching import FirstSteps, catch_up, is_due, try_drift
 
 if TYPE_CHECKING:
     from .running import Run
@@ -28,7 +28,7 @@ def run_steps(outcome: Outcome, listener: Listener) -> None:
     listener.stop_if_asked()
     catch_up(outcome, listener)
     listener(replace(run.plan.event, seconds=seconds_left(run)))
-    pace = Pace(run.device)
+    pace, first = Pace(run.device), FirstSteps()
     ended = outcome.ending
     while run.steps_done < run.config.steps and ended is None:
         started = time.perf_counter()
@@ -47,6 +47,8 @@ def run_steps(outcome: Outcome, listener: Listener) -> None:
         listener.stop_if_asked()
         if pace.is_news(seconds):
             listener(NoticeEvent(SPILLS))
+        if notice := first.notice(event):
+            listener(NoticeEvent(notice, run.steps_done))
         if is_due(run.steps_done, output.preview_every):
             try_previews(outcome, listener)
         ended = outcome.ending if keeps else None
