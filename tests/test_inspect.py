@@ -17,7 +17,7 @@ from apt_train import cli
 from apt_train.families.components import Components
 from apt_train.lora_check.findings import CheckUp
 from tests.command_line import options_of
-from tests.lora_files import attention_paths, kohya, random_layers
+from tests.lora_files import attention_paths, kohya, peft, random_layers
 from tests.tiny import tiny_components, tiny_unet
 
 
@@ -60,6 +60,17 @@ def test_it_prints_a_verdict_and_writes_a_sheet_and_numbers(
     assert numbers["pictures"] == 3 and numbers["strengths"][-1]["gain"]["mean"] != 0
     assert Image.open(out / "check_up.png").width == 1400
     assert sorted(path.name for path in out.iterdir()) == ["check_up.json", "check_up.png"]
+
+
+def test_it_prints_that_diffusers_applies_a_lora_at_another_strength(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unet, path = tiny_unet(), tmp_path / "pytorch_lora_weights.safetensors"
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.r": 4, "unet.lora_alpha": 1})}
+    path.write_bytes(save(peft(random_layers(unet, attention_paths(unet), size=0.05)), metadata))
+    more = ("--sample-steps", "0", "--class-word", "toy", "--out", str(tmp_path / "out"))
+    assert cli.main(arguments(path, model, *more)) == 0
+    assert "there strength 0.25 is what was trained." in capsys.readouterr().out
 
 
 def test_without_pictures_samples_or_a_place_of_its_own(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from apt_train.families.components import Components
 from apt_train.families.file_words import FileWords
 from apt_train.families.sd.layer_names import original_path, unet_names
 from apt_train.lora_check.formulas import change, kind_of, rank_of, singular_values
-from apt_train.lora_check.lora_file import read_lora, sorted_lora
+from apt_train.lora_check.lora_file import LoraFile, read_lora, sorted_lora
 from apt_train.lora_check.placing import place
 from tests.lora_files import Layers, attention_paths, kohya, original, peft, processors, random_layers
 from tests.tiny import tiny_components
@@ -278,6 +279,32 @@ def test_an_alpha_is_one_number_or_its_layer_is_left_out(alpha: Tensor, part: st
     assert (
         "conv_in" not in [item.path for item in place(file, parts).placed] and "lora_unet_conv_in.alpha" in file.unread
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "strength"),
+    [
+        ({"r": 16, "lora_alpha": 4, "use_rslora": False}, "0.25"),
+        ({"r": 4, "lora_alpha": 4, "use_rslora": True}, "2"),
+        ({"r": 4, "lora_alpha": 4}, ""),
+        ({"r": 0, "lora_alpha": 4}, ""),
+        ({"r": "4", "lora_alpha": []}, ""),
+        ({}, ""),
+    ],
+)
+def test_an_alpha_that_diffusers_alone_reads_is_told(tmp_path: Path, said: dict[str, Any], strength: str) -> None:
+    """Its training scripts write alpha and rank into the metadata alone."""
+    layers = random_layers(tiny_components().unet, ["conv_in"])
+    metadata = {"lora_adapter_metadata": json.dumps({f"unet.{name}": value for name, value in said.items()})}
+    for name, lora, is_told in (("peft", peft(layers), bool(strength)), ("kohya", kohya(layers), False)):
+        save_file(lora, tmp_path / f"{name}.safetensors", metadata)
+        notes = read_lora(tmp_path / f"{name}.safetensors").notes
+        assert [f"there strength {strength} is what was trained" in note for note in notes] == [True] * is_told
+
+
+@pytest.mark.parametrize("text", ["", "[]", "5", "{" * 99_999])
+def test_metadata_that_are_none_say_nothing(text: str) -> None:
+    assert LoraFile("x", {}, metadata={"lora_adapter_metadata": text}).notes == LoraFile("x", {}).notes == []
 
 
 def test_an_alpha_may_be_a_whole_number_or_a_list_of_one() -> None:

@@ -48,5 +48,5 @@ def check_up(
         return CheckUp(
             lora, ready.placement, blocks_of(ready), subject, work.points, work.recommendation,
             work.prompts.named, work.prompts.unrelated, work.pictures_used, asked.bins,
-            components.source, work.samples, [*components.notes, *work.notes],
+            components.source, work.samples, [*components.notes, *lora.notes, *work.notes],
         )  # fmt: skip

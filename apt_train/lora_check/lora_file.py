@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..disk.json_file import parse_json
 from ..disk.tensor_file import open_tensor_file
 from ..errors import InputError
 from ..names import embedding_file
@@ -43,6 +45,26 @@ class LoraFile:
     def trigger(self) -> str:
         """The trigger in the file; empty: none."""
         return self.metadata.get("modelspec.trigger_phrase", "")
+
+    @property
+    def notes(self) -> list[str]:
+        """A note if another strength is what was trained.
+
+        diffusers writes alpha and rank into the metadata. It reads them there, while ComfyUI takes alpha for the rank.
+        """
+        try:
+            said = parse_json(self.metadata.get("lora_adapter_metadata", "null").encode())
+            rank, alpha, root = (said.get(f"unet.{name}") for name in ("r", "lora_alpha", "use_rslora"))
+            scale = alpha / (math.sqrt(rank) if root else rank)
+        except (ValueError, ArithmeticError, TypeError, AttributeError):
+            return []
+        has_own = any("alpha" in parts for parts in self.layers.values())
+        if has_own or not 0.001 < scale < 1000 or math.isclose(scale, 1):
+            return []
+        return [
+            f"Its metadata say alpha {alpha:g} for rank {rank:g}, which diffusers reads. ComfyUI and this check-up do "
+            f"not: there strength {scale:.3g} is what was trained."
+        ]
 
     @property
     def dtype(self) -> str:
