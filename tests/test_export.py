@@ -24,8 +24,10 @@ from apt_train.families.components import Components, Family
 from apt_train.families.sd.layer_names import sgm_path
 from apt_train.families.sd.published import FILE_WORDS
 from apt_train.run.export import check_lora_keys, kohya_name, lora_to_kohya, save_embedding, save_lora
+from apt_train.sample.apply import personalized
 from tests.lora_files import metadata_of
 from tests.tiny import tiny_components, unet_of
+from tests.training import quick_config, run
 
 SDXL = Family("sdxl", 1024, 8, FILE_WORDS["sdxl"])
 SD15 = Family("sd15", 512, 8, FILE_WORDS["sd15"])
@@ -307,3 +309,32 @@ def test_diffusers_reads_the_embedding(tmp_path: Path) -> None:
     ids = pipeline.tokenizer.convert_tokens_to_ids(["zwxtoy", "zwxtoy_1"])
     table = pipeline.text_encoder.get_input_embeddings().weight
     assert torch.equal(table[ids], rows)
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+@pytest.mark.parametrize("class_word", ["toy", "red toy"])  # one learned row, and two
+@pytest.mark.usefixtures("no_report")
+def test_diffusers_draws_with_a_runs_files_as_the_trainer_does(tmp_path: Path, kind: str, class_word: str) -> None:
+    """Text and network, with the lines of docs/start.md."""
+    settings: dict[str, Any] = {"class_word": class_word, "steps": 2, "method": "dreambooth", "watch_drift": False}
+    run(tiny_components(kind), output_dir=tmp_path, **settings)
+    config, live = quick_config(**settings), tiny_components(kind)
+    lora, rows = (load_file(tmp_path / f"{config.name}{end}.safetensors") for end in ("", "_embedding"))
+    with personalized(live, lora, rows, config) as (conditioner, _), torch.no_grad():
+        expected, drawn = conditioner.encode(["a photo of {subject} on grass"], tuned=True), _output(live.unet)
+
+    pipeline = _pipeline(tiny_components(kind))
+    pipeline.load_lora_weights(str(tmp_path), weight_name=f"{config.name}.safetensors")
+    parts = {"clip_l": (pipeline.text_encoder, pipeline.tokenizer)}
+    if kind == "sdxl":
+        parts["clip_g"] = pipeline.text_encoder_2, pipeline.tokenizer_2
+    assert rows.keys() == parts.keys() and len(rows["clip_l"]) == len(class_word.split())
+    for key, (encoder, tokenizer) in parts.items():
+        pipeline.load_textual_inversion(rows[key], token="zwxtoy", text_encoder=encoder, tokenizer=tokenizer)
+    with torch.no_grad():
+        asked = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        said = pipeline.encode_prompt("a photo of zwxtoy on grass", **asked)
+    torch.testing.assert_close(said[0], expected.hidden, atol=1e-5, rtol=1e-5)
+    if expected.pooled is not None:
+        torch.testing.assert_close(said[2], expected.pooled, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(_output(pipeline.unet), drawn, atol=2e-5, rtol=1e-5)
