@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from apt_train.errors import InputError
 from apt_train.families.load import load_checkpoint
 from tests.tiny import schedule_of, unet_of
 from tests.tiny_checkpoint import (
+    VOCABULARY,
     Modules,
     single_file_tensors,
     tiny_modules,
@@ -137,7 +139,7 @@ def test_a_vae_folder_of_the_other_family_is_refused(
     config = json.loads((folder / "vae" / "config.json").read_text())
     (folder / "vae" / "config.json").write_text(json.dumps({**config, "scaling_factor": 0.13025}))
     for message in (refusal(folder), refusal(file, tokenizer=vocabulary, vae=folder / "vae")):
-        assert "one of SDXL" in message and "UNet is of SD1.5" in message
+        assert "one of SDXL" in message and "UNet reads the latents of SD1.5" in message
     del config["scaling_factor"]  # as SD1.5's published VAE: diffusers takes 0.18215
     (folder / "vae" / "config.json").write_text(json.dumps(config))
     sdxl = write_safetensors(tmp_path / "xl.safetensors", single_file_tensors(tiny_modules("koala")))
@@ -158,6 +160,28 @@ def test_a_vae_out_of_a_checkpoint_of_the_other_family_is_refused(tmp_path: Path
     sdxl = write_safetensors(tmp_path / "xl.safetensors", single_file_tensors(tiny_modules("koala")))
     assert "one of SDXL" in refusal(file, tokenizer=vocabulary, vae=sdxl)
     assert "one of SD1.5" in refusal(sdxl, tokenizer=vocabulary, vae=file)
+
+
+def test_an_sd2_folder_is_read_and_takes_the_vae_of_sd15(tmp_path: Path, vae) -> None:
+    config = CLIPTextConfig(
+        vocab_size=VOCABULARY, hidden_size=1024, intermediate_size=32, num_hidden_layers=2, num_attention_heads=16,
+        bos_token_id=VOCABULARY - 2, eos_token_id=VOCABULARY - 1, pad_token_id=0,
+    )  # fmt: skip
+    unet: Any = UNet2DConditionModel.from_config(
+        {**tiny_modules("sd15").unet.config, "cross_attention_dim": 1024, "use_linear_projection": True}
+    )
+    modules = Modules("sd2", unet, [CLIPTextModel(config)], tiny_modules("sd15").vae)
+    folder = write_diffusers_folder(tmp_path / "sd2", modules, {"prediction_type": "v_prediction"})
+    loaded = load_checkpoint(folder)
+    assert (loaded.family.name, loaded.text_encoders[0].embedding_key) == ("sd2", "clip_h")
+    assert loaded.schedule.prediction == "v_prediction"
+    for said, is_refused in (("stable-diffusion-v1/vae", False), ("stable-diffusion-xl-v1-base/vae", True)):
+        tensors = vae_to_ldm(vae.state_dict(), levels=2)
+        given = write_safetensors(tmp_path / "vae.safetensors", tensors, metadata={"modelspec.architecture": said})
+        if is_refused:
+            assert "the UNet reads the latents of SD1.5" in refusal(folder, vae=given)
+        else:
+            assert load_checkpoint(folder, vae=given).vae is not None
 
 
 # --- zero terminal SNR ----------------------------------------------------------------------------------------

@@ -143,8 +143,9 @@ def family_of_vae(file: TensorFile) -> FamilyName | None:
 
 def refuse_other_family(vae: FamilyName | None, unet: str, what: str) -> None:
     """InputError for a VAE that claims to be SD1.5's beside an SDXL UNet, or the other way round."""
-    if vae is not None and unet in TITLES and vae != unet:
+    reads = "sd15" if unet.startswith("sd2") else unet
+    if vae is not None and reads in TITLES and vae != reads:
         raise InputError(
-            f"{what} is one of {TITLES[vae]}, but the UNet is of {TITLES[unet]}, whose latents are others: give the "
-            f"VAE of {TITLES[unet]}."
+            f"{what} is one of {TITLES[vae]}, but the UNet reads the latents of {TITLES[reads]}: give the VAE of "
+            f"{TITLES[reads]}."
         )
