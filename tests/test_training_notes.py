@@ -16,6 +16,7 @@ from apt_train.data.dataset import ImageSet
 from apt_train.training.notes import notes_of
 from apt_train.training.plan import plan_run
 from tests.tiny import tiny_components
+from tests.toy_flow import toy_flow_components
 from tests.training import pictures, quick_config, run
 
 
@@ -71,6 +72,12 @@ def test_a_model_that_is_read_wrongly_is_told_by_its_first_losses(prediction: An
     settings = {"steps": 21, "batch_size": 1, "learning_rate": 1e-4, "identifier_mode": "word", "watch_drift": False}
     told = run(parts, load_images(assets / "demo" / "heldout"), method="dreambooth", **settings).notices
     assert sum("denoising loss is" in text for text in told) == (prediction is not None)
+
+
+def test_a_flow_models_losses_are_not_judged() -> None:
+    """They are of another size."""
+    told = run(toy_flow_components(), steps=20, method="dreambooth", watch_drift=False)
+    assert sum(told.losses) > 10 and not any("denoising loss is" in text for text in told.notices)
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -28,7 +28,7 @@ def run_steps(outcome: Outcome, listener: Listener) -> None:
     listener.stop_if_asked()
     catch_up(outcome, listener)
     listener(replace(run.plan.event, seconds=seconds_left(run)))
-    pace, first = Pace(run.device), FirstSteps()
+    pace, first = Pace(run.device), FirstSteps(run.components.schedule.prediction)
     ended = outcome.ending
     while run.steps_done < run.config.steps and ended is None:
         started = time.perf_counter()

@@ -19,33 +19,32 @@ from .outcome import Outcome
 from .previewing import has_previews, try_previews
 
 _FIRST = 20  # steps
-# Models read rightly begin between 0.1 and 0.3 on photographs, and those read wrongly near 0.9. The embedded model:
-# 0.12 and 0.96, on pictures of mere noise 0.25 and 0.67.
-_MOST_LOSS = 0.5
+_MOST_LOSS = 0.5  # the embedded model, read rightly and wrongly: 0.12 and 0.96, on pictures of mere noise 0.25 and 0.67
 
 
 class FirstSteps:
     """Reports once if a run begins with a loss that only a model read as another kind has (ours).
 
-    Most files do not say what their model predicts, and one read wrongly trains without an error. A run that is resumed
-    after its first step is not judged.
+    Most files do not say what their model predicts, and one read wrongly trains without an error. Not judged are a run
+    that is resumed after its first step, and a model that predicts neither noise nor v, such as a flow model.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prediction: str) -> None:
+        self._is_judged = prediction in ("epsilon", "v_prediction")
         self._losses: list[float] = []
 
     def notice(self, event: StepEvent) -> str:
         """Takes each finished step; empty: nothing to say."""
         loss = event.terms.get("denoising")
-        if loss is None or event.step != len(self._losses) + 1 or event.step > _FIRST:
+        if not self._is_judged or loss is None or event.step != len(self._losses) + 1 or event.step > _FIRST:
             return ""
         self._losses.append(loss)
         mean = statistics.fmean(self._losses)
         if event.step < _FIRST or mean < _MOST_LOSS:
             return ""
         return (
-            f"Over the first {_FIRST} steps the denoising loss is {mean:.2f}, where 0.1 to 0.3 is usual. If the "
-            "untouched model's samples look wrong too, check what it predicts (prediction_type) and its VAE."
+            f"Over the first {_FIRST} steps the denoising loss is {mean:.2f}, which is high. If the untouched model's "
+            "samples look wrong too, check what it predicts (prediction_type) and its VAE."
         )
 
 
