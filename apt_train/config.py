@@ -561,6 +561,7 @@ class TrainConfig:
     init_word: str = setting(
         "",
         "The learned identifier starts as this word or these words. Empty: the class word.",
+        standing="paper",
         more="The class word is the paper's.",
         widget=Widget(heading="subject"),
         needs="identifier_mode=learned",

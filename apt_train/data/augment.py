@@ -39,7 +39,7 @@ def zoom_limit(max_zoom: float | Literal["auto"], side: int) -> float:
     """The furthest that pictures are zoomed out, at least 1; `side`: latents per side of a square picture.
 
     `auto` (ours): the shrunken picture keeps as many latents as the published range leaves on SDXL, 43 per side. That
-    is 3 for 128 latents, 1.5 for 64, and 1 (rotation only) for 43 and fewer. Never above 3.
+    is 3 for 128 latents, 1.5 for 64, and 1 (rotation only) for 42 and fewer. Never above 3.
     """
     if max_zoom != "auto":
         return max_zoom

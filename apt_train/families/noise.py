@@ -40,7 +40,7 @@ class NoiseSchedule:
         return timesteps.float() / self.num_timesteps
 
     def draw(self, draws: torch.Generator) -> int:
-        """Uniform over all timesteps [paper]."""
+        """Uniform over all timesteps, as Stable Diffusion was trained."""
         return int(torch.randint(self.num_timesteps, (1,), generator=draws))
 
     @property

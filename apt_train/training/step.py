@@ -62,7 +62,7 @@ class TrainingStep:
         noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         target = self.schedule.target(batch.latents, batch.noise, batch.timesteps)
 
-        # The prior: adapter off, class caption, no gradient [ours; the paper keeps a frozen copy].
+        # The prior: class caption [reported]; adapter off, no gradient [ours; the paper keeps a frozen copy].
         prior = self._prior_pass(noisy, batch) if with_prior else None
         acting = [term for term in self.objective.terms if with_prior or not term.reads_prior]
         captured = any(term.features or term.attention for term in acting)

@@ -23,7 +23,8 @@ _BLOCK = re.compile(r"\.(resnets|transformer_blocks)\.\d+$")
 class StableDiffusion:
     """For a diffusers UNet2DConditionModel.
 
-    Features are self-attention outputs, `attn1` [ours]; attention is cross-attention, `attn2` [paper].
+    Features are self-attention outputs [paper], those of `attn1` after its projection [ours]. Attention is
+    cross-attention, `attn2` [paper].
     """
 
     def predict(self, module: Any, noisy: Tensor, timesteps: Tensor, text: TextInput, dtype: torch.dtype) -> Tensor:
