@@ -209,6 +209,9 @@ def test_a_wrong_setting_is_refused(changed, model: Path, name: str) -> None:
             (model / name).write_bytes(original)
             message = outcome(changed(name, with_setting(model / name, {key: value})))
             assert message, f"{name} loads with {key} = {value!r}"
+            is_word = any(word in repr(value) for word in ("x/y", "Unknown", "middle"))
+            if is_word and name != WORDS and key != "_class_name":  # refused before a library looks it up
+                assert key in message, message
 
 
 CALLS: dict[str, Any] = {  # what a library would fetch, import or open because a file says so
