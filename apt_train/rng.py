@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Generator
 
 import torch
+
+_SEEDING = threading.RLock()  # the global generators are the process's: another thread's block would draw from ours
 
 
 def derive_seed(*key: int | str) -> int:
@@ -29,7 +32,7 @@ def seeded(*key: int | str, device: torch.device | str = "cpu") -> Generator[Non
     """Seed torch's global generators inside the block (dropout, initialisation) and restore them afterwards."""
     device = torch.device(device)
     cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
+    with _SEEDING, torch.random.fork_rng(devices=cuda):
         seed = derive_seed(*key)
         torch.default_generator.manual_seed(seed)
         if cuda:
