@@ -224,13 +224,20 @@ def _spelled(value: object) -> str:
 
 
 def check_values(config: object) -> None:
-    """Refuse a value of the wrong type, outside its choices or its range; fields without metadata are not looked at."""
+    """Refuse a value of the wrong type, outside its choices or its range; fields without metadata are not looked at.
+
+    A list, also one from JSON, becomes the tuple it stands for.
+    """
     hints = types_of(type(config))
     for name in groups_of(type(config)):
         _check_type(name, hints[name], getattr(config, name))
     for name, item in fields_of(type(config)).items():
+        value = getattr(config, name)
+        if isinstance(value, list):
+            value = tuple(cast("list[Any]", value))
+            object.__setattr__(config, name, value)  # it is frozen, but not yet in anybody's hands
         if item.metadata:
-            check_value(item, hints[name], getattr(config, name))
+            check_value(item, hints[name], value)
 
 
 def check_value(item: dataclasses.Field[Any], hint: Any, value: Any) -> None:
@@ -311,7 +318,7 @@ def built(cls: type, values: Any) -> Any:
     """Build a settings dataclass from plain nested values. InputError: an unknown name or an invalid value."""
     require(isinstance(values, dict), cls.__name__, _spelled(values), "give its settings by name")
     hints = types_of(cls)
-    unknown = sorted(set(values) - set(hints))
+    unknown = sorted(map(str, set(values) - set(hints)))
     if unknown:
         raise InputError(
             f"{cls.__name__} has no setting named {printable(unknown[0])}: remove it, correct its name, or use the "
@@ -321,7 +328,5 @@ def built(cls: type, values: Any) -> Any:
         require(item.default is not dataclasses.MISSING or name in values, name, "missing", "give it")
     ready: dict[str, Any] = {}
     for name, value in values.items():
-        if name in groups_of(cls):
-            value = built(hints[name], value)
-        ready[name] = tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+        ready[name] = built(hints[name], value) if name in groups_of(cls) else value
     return cls(**ready)

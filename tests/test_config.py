@@ -311,6 +311,19 @@ def test_an_unknown_setting_is_named(values: dict[str, Any]) -> None:
         TrainConfig.from_dict({"class_word": "toy", **values})
 
 
+def test_a_list_counts_as_the_tuple_that_it_stands_for() -> None:
+    given: Any = ["affine", "flip"]
+    listed = AptConfig(augment_kinds=given)
+    assert listed == AptConfig(augment_kinds=("affine", "flip")) and hash(listed)
+    with pytest.raises(InputError, match="augment_kinds is 'affine': give a list of texts"):
+        AptConfig(augment_kinds=cast("Any", "affine"))
+
+
+def test_a_name_that_is_no_text_is_refused_too() -> None:
+    with pytest.raises(InputError, match="no setting named 5"):
+        TrainConfig.from_dict({"class_word": "toy", 5: 1, "stepz": 1})
+
+
 def test_a_bad_value_in_a_dict_is_refused_too() -> None:
     with pytest.raises(InputError, match="bins is 0"):
         TrainConfig.from_dict({"class_word": "toy", "apt": {"bins": 0}})
