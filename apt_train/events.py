@@ -173,17 +173,19 @@ Callback = Callable[[Event], None]
 Busy = Callable[[Work, int, int], object]  # (work, finished pieces, all pieces)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainResult:
     """What a run returns; `output_dir`, if given, holds the same on disk."""
 
-    lora: dict[str, torch.Tensor]  # kohya names, with alpha; empty if stopped before the model was ready
-    embeddings: dict[str, torch.Tensor] | None  # clip_l (n, width) and, for SDXL, clip_g; None in word mode
+    lora: dict[str, torch.Tensor] = field(repr=False)  # kohya names, with alpha; empty if stopped while preparing
+    embeddings: dict[str, torch.Tensor] | None = field(
+        repr=False
+    )  # clip_l (n, width), for SDXL also clip_g; None: word
     trigger: str  # goes into the prompt: `embedding:NAME_embedding`, in word mode `NAME class_word`
     steps_done: int
     stopped: bool
     run_dir: Path | None
-    losses: list[float] = field(default_factory=list[float])
-    gamma: numpy.ndarray | None = None  # (steps, bins)
+    losses: list[float] = field(default_factory=list[float], repr=False)
+    gamma: numpy.ndarray | None = field(default=None, repr=False)  # (steps, bins)
     report: Path | None = None  # `report.md`; None if none was due, or writing it failed (see notices)
     notices: list[str] = field(default_factory=list[str])  # every notice of the run, each once
