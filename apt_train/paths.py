@@ -23,10 +23,13 @@ _PLAIN_ON_WINDOWS = set("\\/:._-+@=")  # besides letters and digits; anything el
 def expanded(given: str | Path, what: str = "The path") -> Path:
     """Expand `~` and `~user`, also where quotes kept the shell from doing it.
 
-    InputError: the path is empty, no file can have it, or its home directory is unknown here. `what`: what the message
-    calls it.
+    InputError: it is empty or no path, no file can have it, or its home directory is unknown here. `what`: what the
+    message calls it.
     """
-    text = str(given)
+    try:
+        text = os.fsdecode(given)
+    except TypeError:
+        raise InputError(f"{what} is of the type {type(given).__name__}: give a path.") from None
     if not text.strip():
         raise InputError(f"{what} is empty: give a path.")
     path = os.path.expanduser(text)

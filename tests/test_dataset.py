@@ -402,6 +402,7 @@ def test_a_single_caption_counts_for_all_pictures_and_says_so(captions):
 
 def test_captions_that_are_no_text_are_refused():
     refused(lambda: ImageSet.from_tensors(torch.rand(2, 4, 4, 3), cast("Any", [1, 2])), "caption", "int", "string")
+    refused(lambda: ImageSet.from_tensors(torch.rand(2, 4, 4, 3), cast("Any", 5)), "caption", "int", "string")
     refused(lambda: ImageSet.from_tensors(torch.rand(1, 4, 4, 3), "a \ud83d toy"), "caption", "half a character")
     refused(lambda: ImageSet.from_tensors(torch.rand(1, 4, 4, 3), "toy " * 2_501), "caption", "10004 letters")
 
@@ -440,6 +441,8 @@ def test_a_mask_may_be_true_and_false():
         (torch.rand(1, 4, 4, 3).to(torch.complex64), ["picture 1", "complex64"]),
         ([torch.rand(4, 4, 3), None], ["NoneType"]),
         (np.zeros((1, 4, 4, 3)), ["ndarray"]),
+        (None, ["NoneType"]),
+        (Path("photos"), ["Path"]),
         (torch.rand(4, 4), ["(4, 4)", "channels"]),
         (torch.rand(1, 4, 4, 2), ["picture 1", "(4, 4, 2)"]),
         (torch.rand(1, 3, 16, 16), ["picture 1", "(3, 16, 16)"]),

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -307,7 +308,7 @@ def _check_text(caption: object) -> None:
     if caption is None:
         return
     if not isinstance(caption, str):
-        raise InputError(f"A caption is a {type(caption).__name__}: give one string per image.")
+        raise InputError(f"A caption is of the type {type(caption).__name__}: give one string per image.")
     if len(caption) > LONGEST_TEXT:
         raise InputError(f"A caption has {len(caption)} letters, too many: write some sentences.")
     try:
@@ -321,7 +322,7 @@ def _caption_lines(captions: Sequence[str | None] | str | None, count: int) -> l
     if captions is None or isinstance(captions, str) and not captions.strip():
         return [None]
     if not isinstance(captions, str):
-        return list(captions)
+        return list(captions) if hasattr(captions, "__iter__") else [cast("str", captions)]
     lines: list[str | None] = list(captions.replace("\r\n", "\n").split("\n"))
     while 1 < len(lines) != count and not (lines[-1] or "").strip():
         lines.pop()

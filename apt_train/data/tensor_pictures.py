@@ -33,12 +33,13 @@ def to_mask(name: str, mask: Tensor) -> Tensor:
 
 def unbatch(tensors: Sequence[Tensor] | Tensor, dims: int) -> list[Tensor]:
     """Single pictures of `dims` dimensions, from a batch or a list of pictures and batches."""
-    parts: Sequence[object] = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    is_one = isinstance(tensors, Tensor) or not hasattr(tensors, "__iter__")
+    parts: Sequence[object] = [tensors] if is_one else list(tensors)
     single: list[Tensor] = []
     for part in parts:
         if not isinstance(part, Tensor):
             raise InputError(
-                f"Pictures and masks are tensors, but there is a {type(part).__name__}: give float tensors."
+                f"Pictures and masks are tensors, but one is of the type {type(part).__name__}: give float tensors."
             )
         if part.dim() not in (dims, dims + 1):
             layout = "(height, width, channels)" if dims == 3 else "(height, width)"

@@ -52,8 +52,9 @@ def load_checkpoint(
     if not path.exists():
         raise InputError(f"The checkpoint {path} does not exist: check the path.")
     load = load_diffusers_folder if path.is_dir() else load_single_file
+    given_vae = None if vae is None else expanded(vae, "The VAE")
     try:
-        components = load(path, Choices(tokenizer, dtype, prediction_type, vae, zero_terminal_snr))
+        components = load(path, Choices(tokenizer, dtype, prediction_type, given_vae, zero_terminal_snr))
     except OSError as error:
         raise InputError(
             f"The checkpoint {path} cannot be read ({error}): check the file and its permissions."

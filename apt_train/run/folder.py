@@ -9,6 +9,7 @@ In: the folder's identity, its first files and its log. Not in: reading and writ
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from ..names import (
 )
 from ..paths import argument, command, expanded
 from ..wording import reason_of
-from .config_file import SavedConfig, read_config, write_config
+from .config_file import OURS, SavedConfig, read_config, write_config
 from .content import difference
 from .lock import held
 from .log import Log, add_to_line, append, cut_log, line_bytes, read_log
@@ -176,6 +177,16 @@ class RunFolder:
             full = error.errno in DISK_FULL
             what, do = ("the disk is full", "free some space") if full else (reason_of(error), "let it be written to")
             raise InputError(f"{LOG} could not be written to {self.path} ({what}): {do}, then resume.") from error
+
+
+def check_record(record: object) -> None:
+    """InputError: a caller's entries for `config.json` that JSON cannot hold, or in the place of a run's own."""
+    try:
+        names = json.loads(json.dumps(record)).keys()
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"record cannot be written as JSON ({error}): give texts and numbers by name.") from None
+    if taken := sorted(names & set(OURS)):
+        raise InputError(f"record has an entry {taken[0]}, which every run has itself: give it another name.")
 
 
 def check_folder(path: Path) -> None:

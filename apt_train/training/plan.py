@@ -168,11 +168,26 @@ def plan_run(
 ) -> Plan:
     """The plan of a run. `device` None: CUDA if there is one, else the CPU.
 
-    InputError: the device cannot be used, or several processes were launched.
+    InputError: an argument is of another kind, the device cannot be used, or several processes were launched.
     """
     _refuse_ranks()
+    _check_kinds(components=components, images=images, config=config, prior_images=prior_images or images)
     place = resolve_device(device)
     return Plan(components, images, prior_images, config, place, resolve_dtype(config.precision, place))
+
+
+def _check_kinds(**given: object) -> None:
+    """InputError: a path, a list or a dictionary in the place of what is made of it."""
+    made: dict[str, tuple[type, str]] = {
+        "components": (Components, "what load_checkpoint returns"),
+        "images": (ImageSet, "what load_images returns"),
+        "prior_images": (ImageSet, "what load_images returns"),
+        "config": (TrainConfig, "a TrainConfig"),
+    }
+    for name, value in given.items():
+        kind, what = made[name]
+        if not isinstance(value, kind):
+            raise InputError(f"{name} is of the type {type(value).__name__}: give {what}.")
 
 
 def _refuse_ranks() -> None:
@@ -185,9 +200,10 @@ def _refuse_ranks() -> None:
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
     try:
-        resolved = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        usual = "cuda" if torch.cuda.is_available() else "cpu"
+        resolved = torch.device(usual if device is None else device)
         torch.zeros(1, device=resolved).cpu()  # a device that cannot be read back (meta) cannot train
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+    except (TypeError, RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise InputError(
             f"The device {device} cannot be used here: choose cpu, or a device that torch finds."
         ) from error

@@ -18,7 +18,7 @@ from ..config import TrainConfig
 from ..data.dataset import ImageSet
 from ..events import Callback, StopTraining, TrainResult
 from ..families.components import Components
-from ..run.folder import RunFolder
+from ..run.folder import RunFolder, check_record
 from .finish import finish, stopped_early, write_extras
 from .listener import Listener
 from .loop import run_steps
@@ -64,6 +64,7 @@ def train(
             the loss is not finite (`TrainingDiverged`); the last good snapshot is kept.
     """
     plan = plan_run(components, images, config, prior_images=prior_images, device=device)
+    check_record(record or {})
     folder = RunFolder.open(output_dir, config.name, resume)
     resumed = folder if resume else None
     listener = Listener(on_event, resumed and resumed.path)

@@ -44,7 +44,7 @@ def load_given_vae(path: str | Path, settings: Mapping[str, Any], unet_family: s
     Raises:
         InputError: There is none, it is damaged, or it claims to be of the other family.
     """
-    path = Path(path).expanduser()
+    path = Path(path)
     if not path.exists():
         raise InputError(f"The VAE {path} does not exist: check the path.")
     if path.is_dir():

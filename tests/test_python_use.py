@@ -1,0 +1,83 @@
+"""The Python functions inside other people's programs: their threads, their torch, their callbacks, their mistakes."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from apt_train import TrainConfig, load_images, train
+from apt_train.errors import InputError
+from apt_train.events import TrainResult
+from tests.tiny import tiny_components
+from tests.training import pictures, quick_config, run, same_weights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_runs_in_several_threads_draw_as_if_each_were_alone() -> None:
+    """Dropout and the adapter's first weights are drawn by torch's global generator."""
+    settings: dict[str, Any] = {"dropout": 0.3, "watch_drift": False}
+    alone = [run(seed=seed, **settings) for seed in range(3)]
+    before, start = torch.get_rng_state(), threading.Barrier(3)
+    together: dict[int, TrainResult] = {}
+
+    def trained(seed: int) -> None:
+        start.wait()
+        together[seed] = run(seed=seed, **settings)
+
+    threads = [threading.Thread(target=trained, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [same_weights(alone[seed], together[seed]) for seed in range(3)] == [True] * 3
+    assert torch.equal(before, torch.get_rng_state())
+
+
+MISTAKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "a file for the model": ({"components": "m.safetensors"}, "components is of the type str: give what load_ch"),
+    "a network for the model": ({"components": torch.nn.Linear(1, 1)}, "components is of the type Linear"),
+    "a folder for the pictures": ({"images": "photos"}, "images is of the type str: give what load_images returns"),
+    "tensors for the pictures": ({"images": [torch.rand(64, 64, 3)]}, "images is of the type list"),
+    "a folder for the prior images": ({"prior_images": "photos"}, "prior_images is of the type str"),
+    "a dictionary for the settings": ({"config": {"class_word": "toy"}}, "config is of the type dict: give a TrainCo"),
+    "the settings' class": ({"config": TrainConfig}, "config is of the type type"),
+    "a number for the folder": ({"output_dir": 5}, "The output folder is of the type int: give a path"),
+    "several folders": ({"output_dir": ["a"]}, "The output folder is of the type list"),
+    "no device": ({"device": ""}, "cannot be used here"),
+    "a fraction for the device": ({"device": 0.5}, "The device 0.5 cannot be used here"),
+    "a record of objects": ({"record": {"model": Path("m")}}, "record cannot be written as JSON"),
+    "a record that is a list": ({"record": ["mine"]}, "record cannot be written as JSON"),
+    "a record in the run's own place": ({"record": {"config": 1}}, "record has an entry config, which every run"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKEN)
+def test_an_argument_of_another_kind_is_refused_before_anything_is_made(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given, words = MISTAKEN[case]
+    right = {"components": tiny_components(), "images": pictures(), "config": quick_config(steps=1), "device": "cpu"}
+    with pytest.raises(InputError, match=words):
+        train(**cast("dict[str, Any]", {**right, "output_dir": "out", **given}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_in_bytes_or_of_another_class_is_a_path(photos: Path) -> None:
+    class Entry:
+        def __fspath__(self) -> str:
+            return str(photos)
+
+    found = load_images(photos).digest
+    assert load_images(cast("Any", bytes(photos))).digest == load_images(cast("Any", Entry())).digest == found
+
+
+def test_a_result_is_printed_shortly_and_compared_as_itself() -> None:
+    result = run(steps=1)
+    assert len(repr(result)) < 300 and "steps_done=1" in repr(result)
+    assert result in {result} and result != run(steps=1)
