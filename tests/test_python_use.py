@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 
-from apt_train import TrainConfig, load_images, train
+from apt_train import ImageSet, TrainConfig, load_checkpoint, load_images, train
 from apt_train.errors import InputError
-from apt_train.events import TrainResult
+from apt_train.events import BusyEvent, Event, TrainResult
 from tests.tiny import tiny_components
 from tests.training import pictures, quick_config, run, same_weights
 
@@ -36,6 +39,55 @@ def test_runs_in_several_threads_draw_as_if_each_were_alone() -> None:
         thread.join()
     assert [same_weights(alone[seed], together[seed]) for seed in range(3)] == [True] * 3
     assert torch.equal(before, torch.get_rng_state())
+
+
+@contextlib.contextmanager
+def switched(switch: Callable[[Any], None], to: Any, back: Any) -> Any:
+    switch(to)
+    try:
+        yield
+    finally:
+        switch(back)
+
+
+SWITCHED: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "no gradients": torch.no_grad,
+    "inference": torch.inference_mode,
+    "float64": lambda: switched(torch.set_default_dtype, torch.float64, torch.float32),
+    "another device": lambda: switched(torch.set_default_device, "meta", None),  # as a program on a GPU sets cuda
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+def read_and_trained(model: Path, photos: Path) -> TrainResult:
+    components, images = load_checkpoint(model), load_images(photos)
+    return train(components, images, quick_config(steps=2, preview_every=1), device="cpu")
+
+
+@pytest.mark.parametrize("name", SWITCHED)
+def test_what_a_program_has_switched_in_torch_changes_no_weight(name: str, model: Path, photos: Path) -> None:
+    expected, tensors = read_and_trained(model, photos), [torch.rand(64, 64, 4, dtype=torch.float32)]
+    with SWITCHED[name]():
+        before = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
+        assert same_weights(read_and_trained(model, photos), expected)
+        given = ImageSet.from_tensors(tensors)
+        assert (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()) == before
+    assert given.digest == ImageSet.from_tensors(tensors).digest
+
+
+def test_a_callback_may_train_something_else() -> None:
+    """Also while the drift is measured, which takes no gradient."""
+    inner, trained = tiny_components(seed=1), list[str]()
+
+    def on_event(event: Event) -> None:
+        kind = event.what if isinstance(event, BusyEvent) else type(event).__name__
+        if kind not in trained:
+            trained.append(kind)
+            train(inner, pictures(seed=1), quick_config(steps=1, watch_drift=False), device="cpu")
+
+    settings: dict[str, Any] = {"steps": 2, "snapshot_every": 1, "preview_every": 1}
+    assert same_weights(run(**settings, on_event=on_event), run(**settings))
+    assert {"drift", "previews", "StepEvent", "PlanEvent"} <= set(trained)
 
 
 MISTAKEN: dict[str, tuple[dict[str, Any], str]] = {

@@ -20,6 +20,7 @@ from ..disk.tensor_writer import raw_bytes
 from ..errors import InputError
 from ..paths import expanded
 from ..settings_field import LONGEST_TEXT
+from ..torch_defaults import torch_defaults
 from ..wording import counted, listed, printable
 from .caption_files import on_one_line, read_caption
 from .folder_files import PictureFiles, sort_folder
@@ -128,6 +129,7 @@ class ImageSet:
         return told
 
     @classmethod
+    @torch_defaults()
     def from_tensors(
         cls,
         images: Sequence[Tensor] | Tensor,
@@ -183,6 +185,7 @@ class ImageSet:
         return pictures, [image.caption or "" for image in self.images], masks
 
 
+@torch_defaults()
 def load_images(
     folder: str | Path,
     *,

@@ -12,12 +12,14 @@ import torch
 
 from ..errors import InputError
 from ..paths import expanded, one_line
+from ..torch_defaults import torch_defaults
 from .components import Choices, Components
 from .noise import PredictionType
 from .sd.diffusers_folder import load_diffusers_folder
 from .sd.single_file import load_single_file
 
 
+@torch_defaults()
 def load_checkpoint(
     path: str | Path,
     *,

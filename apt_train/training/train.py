@@ -19,6 +19,7 @@ from ..data.dataset import ImageSet
 from ..events import Callback, StopTraining, TrainResult
 from ..families.components import Components
 from ..run.folder import RunFolder, check_record
+from ..torch_defaults import torch_defaults
 from .finish import finish, stopped_early, write_extras
 from .listener import Listener
 from .loop import run_steps
@@ -30,6 +31,7 @@ from .setup import prepared_run
 from .update import TrainingDiverged
 
 
+@torch_defaults()
 def train(
     components: Components,
     images: ImageSet,
@@ -75,6 +77,7 @@ def train(
     with (
         contextlib.suppress(StopTraining),  # during preparation there is no step to stop after
         memory_in_words(),
+        torch.autocast(plan.device.type, enabled=False),
         held(resumed),  # lock before loading, in case another process is training there
         prepared_run(plan, listener.notice, listener.busy) as run,
         held(None if resume else folder),  # lock late: it creates the folder, so all inputs must be valid first
