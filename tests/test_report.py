@@ -157,6 +157,20 @@ def test_a_backend_that_matplotlib_knows_stays_in_force(tmp_path) -> None:
     assert done.stdout == "svg\n"
 
 
+def test_what_the_user_has_set_in_matplotlib_changes_no_figure(tmp_path) -> None:
+    """As by a matplotlibrc with LaTeX, for which a run was called damaged where there is none."""
+
+    def drawn(name: str) -> bytes:
+        return (write_report(write_run(tmp_path / name, plausible_log(5))).parent / "indicator.png").read_bytes()
+
+    expected, record = drawn("plain"), read_run(tmp_path / "plain")
+    expected_glance = as_picture(glance_figure(record), 400).tobytes()
+    theirs: Any = {"text.usetex": True, "savefig.dpi": 2000, "axes.facecolor": "black", "font.size": 40}
+    with matplotlib.rc_context(theirs):
+        assert drawn("styled") == expected
+        assert as_picture(glance_figure(record), 400).tobytes() == expected_glance
+
+
 def test_matplotlib_is_left_as_it_was(tmp_path) -> None:
     settings, backend = dict(matplotlib.rcParams), matplotlib.get_backend()
     write_report(write_run(tmp_path, plausible_log(5)))

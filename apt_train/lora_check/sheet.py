@@ -15,7 +15,7 @@ from PIL import Image
 from ..palette import BLUE, FAINT, INK, ORANGE, PALE, SERIES, Rgb, as_hex
 from ..report.grid import without_middle
 from ..report.heat_map import heat_map
-from ..report.matplotlib_parts import Axes, Figure, SubFigure
+from ..report.matplotlib_parts import Axes, Figure, SubFigure, our_style
 from ..report.plots import as_picture, dress, message
 from ..wording import bin_names, counted
 from .findings import CheckUp
@@ -37,6 +37,7 @@ def sheet(found: CheckUp, width: int = WIDTH) -> Image.Image:
     return as_picture(sheet_figure(found), width)
 
 
+@our_style()
 def sheet_figure(found: CheckUp) -> Figure:
     """The page as a figure 14 inches wide."""
     words = "\n".join(textwrap.wrap(paragraphs(found)[0].removeprefix(headline(found)).strip(), 118))

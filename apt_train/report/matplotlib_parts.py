@@ -28,7 +28,7 @@ def _any_backend() -> Generator[None]:
 
 
 with _any_backend():
-    from matplotlib import rcParams
+    from matplotlib import rcParams, style
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure, FigureBase, SubFigure
@@ -39,5 +39,12 @@ with _any_backend():
 
 __all__ = [
     "Axes", "FT2Font", "Figure", "FigureBase", "FigureCanvasAgg", "LogLocator", "MaxNLocator", "NullLocator",
-    "SubFigure", "Text", "fontManager",
+    "SubFigure", "Text", "fontManager", "our_style",
 ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def our_style() -> Generator[None]:
+    """Inside the block a figure is drawn the same under any matplotlibrc, and needs no LaTeX."""
+    with style.context("default"):
+        yield

@@ -16,7 +16,17 @@ from ..verdict.run_log import DRIFT, Floats, RunLog, block_means, moving_average
 from ..verdict.run_summary import NEAR_ONE, RISE, evened_denoising
 from ..wording import bin_names
 from .heat_map import heat_map
-from .matplotlib_parts import Axes, Figure, FigureBase, FigureCanvasAgg, LogLocator, MaxNLocator, NullLocator, Text
+from .matplotlib_parts import (
+    Axes,
+    Figure,
+    FigureBase,
+    FigureCanvasAgg,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    Text,
+    our_style,
+)
 from .typeface import families_for
 
 MOST_POINTS = 1200  # no screen shows more
@@ -28,6 +38,7 @@ DASHED: dict[str, Any] = {"color": as_hex(INK), "linewidth": 0.8, "linestyle": (
 BESIDE: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False}  # a legend
 
 
+@our_style()
 def part_figure(part: str, run: RunRecord) -> Figure:
     """One of `PARTS` on its own sheet, 1300 pixels wide; a single loss panel gets half of that."""
     columns, rows = _panel_grid(run.log)
@@ -38,6 +49,7 @@ def part_figure(part: str, run: RunRecord) -> Figure:
     return figure
 
 
+@our_style()
 def overview_figure(run: RunRecord) -> Figure:
     """Indicator, drift, losses and balance beneath each other, in letters large enough for a small window."""
     rows = _panel_grid(run.log)[1]
@@ -51,6 +63,7 @@ def overview_figure(run: RunRecord) -> Figure:
     return figure
 
 
+@our_style()
 def glance_figure(run: RunRecord) -> Figure:
     """A small figure, legible on a node: the indicator's map, the drift ratio beneath."""
     log, empty, part = run.log, 0.5, 2.0  # inches
@@ -68,6 +81,7 @@ def glance_figure(run: RunRecord) -> Figure:
     return figure
 
 
+@our_style()
 def as_picture(figure: Figure, width: int) -> Image.Image:
     """The figure as pixels, `width` of them across; letters scale with it."""
     figure.set_dpi((width + 0.01) / figure.get_figwidth())  # matplotlib truncates the product, rounding errors and all

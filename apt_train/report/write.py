@@ -87,7 +87,10 @@ def _png(drawn: Figure | Image.Image) -> bytes:
     if isinstance(drawn, Image.Image):
         drawn.save(buffer, format="png")
     else:
-        drawn.savefig(buffer, format="png")
+        from .matplotlib_parts import our_style
+
+        with our_style():
+            drawn.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
