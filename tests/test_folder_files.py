@@ -319,6 +319,19 @@ def test_where_only_sub_folders_hold_pictures_they_are_offered(tmp_path: Path) -
     assert str(tmp_path / "empty") not in str(caught.value)
 
 
+@pytest.mark.parametrize("place", ["run", "runs/toy"])
+def test_a_runs_curves_and_samples_are_offered_to_nobody(folder: Path, place: str) -> None:
+    """Its output folder may be among the pictures."""
+    save(folder / place / "indicator.png")
+    save(folder / place / "previews" / "step_000001_0_tuned.png")
+    for name in ("config.json", "log.jsonl"):
+        (folder / place / name).touch()
+    assert said_once(load_images(folder), f"{place.split('/')[0]}/ is not read: neither")
+    (folder / "a.png").unlink()
+    with pytest.raises(InputError, match="put png, jpg or webp files there"):
+        load_images(folder)
+
+
 @pytest.mark.parametrize("place", ["img/10_my toy", "train/x/y", "10_a/b"])
 def test_folders_deeper_inside_are_offered_too(tmp_path: Path, place: str) -> None:
     """As kohya's: it is given the folder above the numbered ones."""

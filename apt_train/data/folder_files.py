@@ -11,11 +11,12 @@ import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError
+from ..names import CONFIG, LOG
 from ..wording import listed, printable
 from .pictures import is_picture, readable_suffixes
 
@@ -218,7 +219,7 @@ def _with_pictures(folder: Path) -> list[Path]:
     """The folder if it contains pictures, otherwise the folders inside it that do (kohya's `img/10_name`)."""
     layer, looked_into = [folder], 0
     for _ in range(_DEEPEST):
-        names = {path: list(_some_names(path)) for path in layer[: max(0, _MOST_FOLDERS - looked_into)]}
+        names = {path: _some_names(path) for path in layer[: max(0, _MOST_FOLDERS - looked_into)]}
         looked_into += len(names)
         if found := [path for path in names if any(Path(n).suffix.lower() in readable_suffixes() for n in names[path])]:
             return found
@@ -227,11 +228,12 @@ def _with_pictures(folder: Path) -> list[Path]:
     return []
 
 
-def _some_names(folder: Path) -> Iterator[str]:
+def _some_names(folder: Path) -> list[str]:
+    """Some visible names in a folder; none of a run's, whose pictures are curves and samples."""
+    names: list[str] = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in itertools.islice(entries, _LOOKED_THROUGH):
-            if not _is_hidden(entry.name):
-                yield entry.name
+        names = [entry.name for entry in itertools.islice(entries, _LOOKED_THROUGH) if not _is_hidden(entry.name)]
+    return [] if {CONFIG, LOG} <= set(names) else names
 
 
 def _notes(folder: Path, found: _Found, used: set[Path | None], sorted_: Folder) -> list[str]:
