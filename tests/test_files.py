@@ -169,8 +169,10 @@ def test_check_writable_makes_nothing(tmp_path: Path) -> None:
     check_writable(tmp_path / "new" / "deeper")
     assert os.listdir(tmp_path) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is a file"):
-        check_writable(tmp_path / "file" / "run")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for place in ("file", "file/run", "link", "link/run"):
+        with pytest.raises(InputError, match="is no folder"):
+            check_writable(tmp_path / place)
 
 
 @pytest.mark.parametrize(

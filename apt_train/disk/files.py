@@ -94,9 +94,9 @@ def check_writable(folder: str | Path) -> None:
     """
     folder = Path(folder)
     try:
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
         if not existing.is_dir():
-            raise InputError(f"{existing} is a file, so nothing can be written below it: choose another folder.")
+            raise InputError(f"{existing} is no folder, so nothing can be written below it: choose another folder.")
         probe = _temporary_name(existing)
         _create(probe)
         probe.unlink()
