@@ -226,6 +226,19 @@ def test_a_folder_that_fails_keeps_the_old_one(tmp_path: Path, error: BaseExcept
     assert (tmp_path / "step_1" / "a").read_text() == "old" and os.listdir(tmp_path) == ["step_1"]
 
 
+def test_a_full_disk_is_told_of_the_folder_that_the_user_knows(tmp_path: Path) -> None:
+    """Not of the draft, which is gone by then."""
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with (
+        pytest.raises(InputError, match=f"a could not be written to {tmp_path}, the disk is full"),
+        atomic_folder(tmp_path / "step_1") as draft,
+    ):
+        atomic_write(draft / "a", full)
+
+
 def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -220,7 +220,8 @@ def _flush_folder(folder: Path) -> None:
 
 
 def _in_words(error: OSError, path: Path) -> str:
-    name, folder = path.name, path.parent
+    name = path.name
+    folder = next(place for place in path.parents if not _DRAFT.fullmatch(place.name))  # a draft is gone by now
     if error.errno in DISK_FULL:
         return f"{name} could not be written to {folder}, the disk is full: free space or choose another one."
     if error.errno in _REFUSED:
