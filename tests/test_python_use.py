@@ -129,6 +129,23 @@ def test_a_path_in_bytes_or_of_another_class_is_a_path(photos: Path) -> None:
     assert load_images(cast("Any", bytes(photos))).digest == load_images(cast("Any", Entry())).digest == found
 
 
+@pytest.mark.parametrize("dtype", ["bf16", torch.int8, torch.float8_e4m3fn])
+def test_a_model_is_loaded_in_a_dtype_that_can_be_trained(dtype: Any, model: Path) -> None:
+    with pytest.raises(InputError, match="dtype is .*give torch.float32, torch.bfloat16 or torch.float16"):
+        load_checkpoint(model, dtype=dtype)
+
+
+def test_a_model_that_is_only_on_the_hub_is_told_that_nothing_is_downloaded(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="models/sd does not exist: check the path, as nothing is downloaded"):
+        load_checkpoint("models/sd")
+
+
+def test_a_home_directory_in_the_place_of_a_vae_is_looked_up(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/nowhere")
+    with pytest.raises(InputError, match="The VAE /nowhere/vae.safetensors does not exist"):
+        load_checkpoint(model, vae="~/vae.safetensors")
+
+
 def test_a_result_is_printed_shortly_and_compared_as_itself() -> None:
     result = run(steps=1)
     assert len(repr(result)) < 300 and "steps_done=1" in repr(result)

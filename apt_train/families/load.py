@@ -52,7 +52,10 @@ def load_checkpoint(
     """
     path = expanded(path, "The checkpoint")
     if not path.exists():
-        raise InputError(f"The checkpoint {path} does not exist: check the path.")
+        raise InputError(f"The checkpoint {path} does not exist: check the path, as nothing is downloaded.")
+    known: object = dtype
+    if dtype is not None and not (isinstance(known, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
+        raise InputError(f"dtype is {dtype}: give torch.float32, torch.bfloat16 or torch.float16.")
     load = load_diffusers_folder if path.is_dir() else load_single_file
     given_vae = None if vae is None else expanded(vae, "The VAE")
     try:
