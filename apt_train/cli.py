@@ -87,9 +87,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
+    from . import __version__
+
     parser = _Parser(
         prog="apt-train", description="Personalize a diffusion model from 3-10 pictures.", allow_abbrev=False
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     _add_run(commands.add_parser("run", help="train a LoRA on a folder of pictures", allow_abbrev=False))
     _add_resume(commands.add_parser("resume", help="continue a run, to its end or to more steps", allow_abbrev=False))

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import apt_train
 from apt_train import cli
 from apt_train.errors import InputError
 from apt_train.families.components import Components
@@ -172,6 +173,12 @@ def test_an_option_without_effect_is_told(given: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(cli, "_train", lambda *_, **__: 0)  # they are told before anything is read
     assert cli.main(arguments(tmp_path, tmp_path, tmp_path / "out", "--rank", "4", *given.split())) == 0
     assert [text for text in said if not text.startswith("Preset ")] == UNREAD[given]
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"apt-train {apt_train.__version__}\n"
 
 
 def test_a_demo_takes_the_next_free_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
