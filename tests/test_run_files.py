@@ -605,6 +605,22 @@ def test_a_folder_that_goes_while_training_is_completed_again(tmp_path: Path, ho
 
 
 @pytest.mark.usefixtures("no_report")
+def test_the_command_line_is_offered_only_for_runs_that_it_began(tmp_path: Path) -> None:
+    """It refuses the others, as it does not know their inputs."""
+
+    def spoil(event: Any) -> None:
+        if isinstance(event, StepEvent) and event.step == 3:
+            shutil.rmtree(tmp_path / "theirs")
+
+    with pytest.raises(InputError, match="is saved there again, and can be resumed where it was started"):
+        run(steps=6, snapshot_every=2, output_dir=tmp_path / "theirs", on_event=spoil, **QUICK)
+    run(steps=2, output_dir=tmp_path / "ours", record={"inputs": {}}, **QUICK)
+    for name, words in (("theirs", "or resume it where it was started"), ("ours", "or go on with `apt-train resume")):
+        with pytest.raises(InputError, match=f"already holds a run: choose another output folder, {words}"):
+            run(steps=6, output_dir=tmp_path / name, **QUICK)
+
+
+@pytest.mark.usefixtures("no_report")
 def test_a_config_or_a_log_that_goes_while_training_is_written_again(tmp_path: Path) -> None:
     def spoil(event: Any) -> None:
         if isinstance(event, StepEvent) and event.step in (2, 3):

@@ -246,7 +246,7 @@ def test_resume_refuses_another_run_and_names_what_differs(changed: dict[str, An
 def test_a_new_run_refuses_a_folder_that_holds_one_and_leaves_it_alone(tmp_path: Path) -> None:
     run(steps=1, output_dir=tmp_path / "run")
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match="already holds a run"):
+    with pytest.raises(InputError, match="already holds a run: .*, or resume it where it was started"):
         run(steps=1, seed=5, output_dir=tmp_path / "run")
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 

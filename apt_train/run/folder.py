@@ -69,7 +69,8 @@ class RunFolder:
         found = _visible(path)
         if CONFIG in found and not _never_stepped(path):
             again = command("resume", argument(path))
-            raise InputError(f"{path} already holds a run: choose another output folder, or go on with `{again}`.")
+            go_on = f"go on with `{again}`" if _is_resumed_by_command(path) else "resume it where it was started"
+            raise InputError(f"{path} already holds a run: choose another output folder, or {go_on}.")
         if found and CONFIG not in found:
             raise InputError(f"{path} is not empty and holds no run: choose an empty or a new output folder.")
         check_subject_name(name)
@@ -153,9 +154,10 @@ class RunFolder:
         lost = [not (self.path / name).exists() for name in (CONFIG, LOG)]
         if all(lost):
             again = command("resume", argument(self.path))
+            go_on = f"continues with `{again}`" if "inputs" in self._config else "can be resumed where it was started"
             raise InputError(
                 f"{self.path} was deleted or moved while training: what this run had trained is saved there again, and "
-                f"continues with `{again}`."
+                f"{go_on}."
             )
         if any(lost):
             self.complete()
@@ -197,6 +199,13 @@ def check_folder(path: Path) -> None:
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file, where a run has a folder: move it away, then resume.") from None
         raise InputError(f"{path} cannot be made ({reason_of(error)}): choose another output folder.") from error
+
+
+def _is_resumed_by_command(path: Path) -> bool:
+    """False for a run of a node, a demo or a program, whose inputs the command line does not know."""
+    with contextlib.suppress(InputError):
+        return "inputs" in read_config(path).content
+    return False
 
 
 def _never_stepped(path: Path) -> bool:
