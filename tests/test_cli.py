@@ -22,7 +22,7 @@ import apt_train
 from apt_train import cli
 from apt_train.errors import InputError
 from apt_train.families.components import Components
-from tests.command_line import commands
+from tests.command_line import actions_of, commands
 from tests.forked import Forked
 from tests.lora_files import metadata_of
 from tests.synthetic_run import plausible_log, write_run
@@ -173,6 +173,18 @@ def test_an_option_without_effect_is_told(given: str, monkeypatch: pytest.Monkey
     monkeypatch.setattr(cli, "_train", lambda *_, **__: 0)  # they are told before anything is read
     assert cli.main(arguments(tmp_path, tmp_path, tmp_path / "out", "--rank", "4", *given.split())) == 0
     assert [text for text in said if not text.startswith("Preset ")] == UNREAD[given]
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [(name, action.dest) for name in sorted(commands()) for action in actions_of(name) if action.nargs == "+"],
+)
+def test_a_list_may_be_given_in_several_options(command: str, name: str) -> None:
+    """Else all but the last are lost, and nobody is told."""
+    option = f"--{name.replace('_', '-')}"
+    places = {"run": PLACES["run"], "inspect": PLACES["inspect"]}[command]
+    given = cli.build_parser().parse_args([*places, option, "1", "2", option, "3"])
+    assert list(map(float, getattr(given, name))) == [1, 2, 3]
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

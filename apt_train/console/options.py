@@ -84,7 +84,7 @@ def _shown(default: Any) -> str:
 def _kind(item: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     """argparse's keywords for a field's type. The config checks choices and ranges, with better messages."""
     if get_origin(hint) is tuple:
-        return {"nargs": "+", "metavar": "TEXT"}
+        return {"nargs": "+", "action": "extend", "metavar": "TEXT"}
     parts = {str if get_origin(part) is Literal else part for part in get_args(hint) or (hint,)} - {type(None)}
     if bool in parts:
         return {"action": argparse.BooleanOptionalAction}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..console.options import add_model_options
 from ..errors import InputError
@@ -32,8 +32,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--trigger", default="", help="what a prompt must say for it (default: as the LoRA says, or the class word)")
     add("--embedding", help="the learned word's file, to prompt with embedding:FILE (default: beside the LoRA)")
     add("--prompt", default="", help='what samples show, with {subject} (default: "a photo of {subject}")')
-    add("--unrelated", nargs="+", default=(), metavar="TEXT", help="prompts about other things (default: four of ours)")
-    add("--strengths", nargs="+", type=float, metavar="NUMBER", help="strengths to try (default: 0.4 0.6 0.8 1.0 1.2)")
+    several: dict[str, Any] = {"nargs": "+", "action": "extend"}
+    add("--unrelated", **several, metavar="TEXT", help="prompts about other things (default: four of ours)")
+    add("--strengths", **several, type=float, metavar="NUMBER", help="strengths to try (default: 0.4 0.6 0.8 1.0 1.2)")
     add("--draws", type=int, help="noises per picture and noise level; more is surer (default: 2)")
     add("--sample-steps", type=int, default=20, help="sampling steps of each sample; 0: none (default: 20)")
     add("--seed", type=int, help="seed of the samples (default: 0)")
@@ -89,7 +90,7 @@ def _asked(options: argparse.Namespace) -> Asked:
     return Asked(
         strengths=tuple(options.strengths or STRENGTHS),
         prompt=options.prompt or PROMPT,
-        unrelated=tuple(options.unrelated),
+        unrelated=tuple(options.unrelated or ()),
         resolution=options.resolution,
         sample_steps=options.sample_steps,
         precision=options.precision,
