@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as error:
             if is_terminal(sys.stderr):
                 print(file=sys.stderr)  # the terminal echoed ^C where the sentence would begin
-            return _complain("aborted; the last snapshot stays.", exit_code(error))
+            return _complain("aborted; what was saved before stays.", exit_code(error))
 
 
 def _complain(sentence: str, code: int) -> int:
