@@ -7,20 +7,24 @@ from collections.abc import Generator
 
 import torch
 
+_AUTOCASTS = ("cpu", "cuda", "mps", "xpu")
+
 
 @contextlib.contextmanager
 def torch_defaults() -> Generator[None]:
     """Inside the block gradients can be computed, and new tensors are float32 and on the CPU, unless they are told.
 
     Under the caller's `no_grad` a run would fail at its first step, a default device would mix devices, and a default
-    dtype would change the draws.
+    dtype or autocast would change the weights.
     """
-    is_cpu = torch.get_default_device().type == "cpu"
-    on_cpu = contextlib.nullcontext() if is_cpu else torch.device("cpu")  # a mode that slows every call
-    before = torch.get_default_dtype()
+    before, is_cpu = torch.get_default_dtype(), torch.get_default_device().type == "cpu"
     torch.set_default_dtype(torch.float32)
-    try:
-        with torch.inference_mode(False), torch.enable_grad(), on_cpu:
-            yield
-    finally:
-        torch.set_default_dtype(before)
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, before)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if not is_cpu:  # a mode that slows every call
+            stack.enter_context(torch.device("cpu"))
+        for kind in filter(torch.amp.is_autocast_available, _AUTOCASTS):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield

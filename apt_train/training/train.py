@@ -10,14 +10,9 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..config import TrainConfig
-from ..data.dataset import ImageSet
 from ..events import Callback, StopTraining, TrainResult
-from ..families.components import Components
 from ..run.folder import RunFolder, check_record
 from ..torch_defaults import torch_defaults
 from .finish import finish, stopped_early, write_extras
@@ -29,6 +24,13 @@ from .outcome import Outcome
 from .plan import plan_run
 from .setup import prepared_run
 from .update import TrainingDiverged
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..config import TrainConfig
+    from ..data.dataset import ImageSet
+    from ..families.components import Components
 
 
 @torch_defaults()
@@ -77,7 +79,6 @@ def train(
     with (
         contextlib.suppress(StopTraining),  # during preparation there is no step to stop after
         memory_in_words(),
-        torch.autocast(plan.device.type, enabled=False),
         held(resumed),  # lock before loading, in case another process is training there
         prepared_run(plan, listener.notice, listener.busy) as run,
         held(None if resume else folder),  # lock late: it creates the folder, so all inputs must be valid first
