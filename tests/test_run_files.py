@@ -194,9 +194,9 @@ def steps_as_read(folder: Path) -> list[list[int]]:
     """By report, monitor and resume, which cuts nothing here."""
     log, curves = read_run(folder).log, run_curves(folder)
     before = (folder / "log.jsonl").read_bytes()
-    cut_log(folder / "log.jsonl", 6)
-    assert (folder / "log.jsonl").read_bytes() == before
-    resumed = read_log(folder / "log.jsonl", 10)
+    content, resumed = cut_log(folder / "log.jsonl", 6, 10)
+    assert content == (folder / "log.jsonl").read_bytes() == before
+    assert resumed == read_log(folder / "log.jsonl", 10)
     points = [point["step"] for point in curves["points"]]
     return [log.step.tolist(), points, [line["step"] for line in resumed.lines]]
 
@@ -245,7 +245,7 @@ def test_a_log_is_cut_to_the_state_and_keeps_what_it_cannot_read(tmp_path: Path)
     folder = write_lines(tmp_path, [*good[:2], b"{nonsense", *good[2:], a_line(step=99), b"\xff"])
     with open(folder / "log.jsonl", "ab") as file:
         file.write(b'{"step": 7, "lo')
-    cut_log(folder / "log.jsonl", 4)
+    assert cut_log(folder / "log.jsonl", 4)[1] == read_log(folder / "log.jsonl")
     assert (folder / "log.jsonl").read_bytes().split(b"\n") == [*good[:2], b"{nonsense", *good[2:4], b"\xff", b""]
 
 
@@ -253,7 +253,7 @@ def test_a_last_line_that_lost_its_end_is_ended(tmp_path: Path) -> None:
     write_run(tmp_path, LINES)
     log = tmp_path / "log.jsonl"
     log.write_bytes(log.read_bytes().rstrip())
-    cut_log(log, 6)
+    assert cut_log(log, 6)[1] == read_log(log)
     assert log.read_bytes().endswith(b"}\n") and len(read_log(log).lines) == 6
 
 

@@ -33,7 +33,7 @@ from ..wording import reason_of
 from .config_file import OURS, SavedConfig, read_config, write_config
 from .content import difference
 from .lock import held
-from .log import Log, add_to_line, append, cut_log, line_bytes, read_log
+from .log import Log, add_to_line, append, cut_log, line_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -140,8 +140,9 @@ class RunFolder:
 
         `without`: fields to drop, because later values would not be comparable with them.
         """
-        self._log = [cut_log(self.path / LOG, step, without=without)]
-        return read_log(self.path / LOG, bins)
+        text, log = cut_log(self.path / LOG, step, bins, without=without)
+        self._log = [text]
+        return log
 
     def add_drift(self, step: int, drift: Mapping[str, float]) -> None:
         """Add a late measurement to the line of its step; all other lines are unchanged."""

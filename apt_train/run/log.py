@@ -92,7 +92,11 @@ def read_log(path: Path, bins: int | None = None) -> Log:
 
     `bins`: the settings' number of timestep bins. InputError: the file cannot be opened.
     """
-    found = [(line, bool(raw.strip()), _is_cut(raw, line)) for raw, line in _read(path)]
+    return _log_of(_read(path), bins)
+
+
+def _log_of(lines: Iterable[tuple[bytes, Line | None]], bins: int | None) -> Log:
+    found = [(line, bool(raw.strip()), _is_cut(raw, line)) for raw, line in lines]
     expected = _bins_of([line for line, _, _ in found if line is not None], bins)
     steps: dict[int, tuple[int, Line]] = {}
     left_out: list[int] = []
@@ -102,20 +106,21 @@ def read_log(path: Path, bins: int | None = None) -> Log:
             steps[line["step"]] = number, line
         elif is_filled and not is_cut:
             left_out.append(number)
-    lines = [steps[step][1] for step in sorted(steps)]
-    return Log(lines, sorted(left_out), cut=bool(found) and found[-1][2])
+    kept = [steps[step][1] for step in sorted(steps)]
+    return Log(kept, sorted(left_out), cut=bool(found) and found[-1][2])
 
 
-def cut_log(path: Path, step: int, *, without: tuple[str, ...] = ()) -> bytes:
-    """Cut the log back to `step` steps, because later ones were not saved. Returns the file's new content.
+def cut_log(path: Path, step: int, bins: int | None = None, *, without: tuple[str, ...] = ()) -> tuple[bytes, Log]:
+    """Cut the log back to `step` steps, because later ones were not saved. Returns its new content, also as read.
 
-    `without`: fields to drop, because later values would not be comparable. All other lines stay byte for byte.
+    `bins`: as in `read_log`. `without`: fields to drop, because later values would not be comparable. All other lines
+    stay byte for byte.
     """
     kept = [_without(raw, line, without) for raw, line in _read(path) if not _goes(raw, line, step)]
-    text = b"".join(raw if raw.endswith(b"\n") else raw + b"\n" for raw in kept)
+    text = b"".join(raw if raw.endswith(b"\n") else raw + b"\n" for raw, _ in kept)
     if path.is_symlink() or not path.is_file() or path.read_bytes() != text:  # a link is replaced, not followed
         atomic_write(path, lambda draft: draft.write_bytes(text))
-    return text
+    return text, _log_of(kept, bins)
 
 
 def line_numbers(numbers: list[int]) -> str:
@@ -213,7 +218,8 @@ def _goes(raw: bytes, line: Line | None, step: int) -> bool:
     return _is_cut(raw, line) or (line is not None and line["step"] > step)
 
 
-def _without(raw: bytes, line: Line | None, names: tuple[str, ...]) -> bytes:
+def _without(raw: bytes, line: Line | None, names: tuple[str, ...]) -> tuple[bytes, Line | None]:
     if line is None or not any(name in line for name in names):
-        return raw
-    return line_bytes({name: value for name, value in line.items() if name not in names})
+        return raw, line
+    kept = {name: value for name, value in line.items() if name not in names}
+    return line_bytes(kept), kept

@@ -52,6 +52,7 @@ def begin(outcome: Outcome, record: Mapping[str, Any], listener: Listener) -> No
         if len(line["gamma"]) == bins:
             outcome.remember(line["loss"], line["gamma"])
     outcome.measured.extend(measured_in(log.lines))
+    outcome.unmeasured = [line["step"] for line in log.lines if not line.get("drift")]
     listener.step = run.steps_done
     if run.steps_done:
         listener.keep_notices(folder)

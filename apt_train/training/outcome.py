@@ -26,6 +26,7 @@ class Outcome:
     losses: list[float] = field(default_factory=list[float])
     gamma: list[list[float]] = field(default_factory=list[list[float]])
     measured: list[dict[str, float]] = field(default_factory=list[dict[str, float]])  # step and drift, per measurement
+    unmeasured: list[int] = field(default_factory=list[int])  # steps that a resumed run had logged without drift
     stopped: bool = False
     prior_previews: list[Image.Image] | None = None  # drawn once: the prior does not change
     previews_failed: bool = False

@@ -9,11 +9,8 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import asdict
-from typing import Any
 
 from ..events import Callback, NoticeEvent, StepEvent
-from ..names import LOG
-from ..run.log import read_log
 from .interruptible import attempted
 from .outcome import Outcome
 from .previewing import has_previews, try_previews
@@ -53,8 +50,8 @@ def catch_up(outcome: Outcome, emit: Callback) -> None:
     run, folder, output = outcome.run, outcome.folder, outcome.run.config.output
     if folder is None or not run.steps_done:
         return
-    lines = read_log(folder.path / LOG, run.config.apt.bins).lines
-    if _lacks_drift(lines, run.steps_done, output.snapshot_every):
+    # If an earlier one is missing too, drift was off, could not be measured, or was dropped with its old prompts.
+    if [step for step in outcome.unmeasured if is_due(step, output.snapshot_every)] == [run.steps_done]:
         drift = try_drift(outcome, emit)
         if drift is not None:
             folder.add_drift(run.steps_done, drift)
@@ -66,15 +63,6 @@ def catch_up(outcome: Outcome, emit: Callback) -> None:
 def is_due(step: int, every: int) -> bool:
     """Whether something that happens every `every` steps is due after this step; 0: never."""
     return every > 0 and step % every == 0
-
-
-def _lacks_drift(lines: list[dict[str, Any]], step: int, every: int) -> bool:
-    """Whether the last due drift is the only one missing.
-
-    If an earlier one is missing too, drift was off, could not be measured, or was dropped with its old prompts.
-    """
-    missing = [line["step"] for line in lines if is_due(line["step"], every) and not line.get("drift")]
-    return missing == [step]
 
 
 def try_drift(outcome: Outcome, emit: Callback) -> dict[str, float] | None:
