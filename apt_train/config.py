@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -720,6 +721,10 @@ class TrainConfig:
         values, about = flat_values(self), all_said(TrainConfig)
         running = [name for name in about if about[name].runs_prior and values[name]]
         return self.method == "dco" or any(not hindrance(TrainConfig, name, values) for name in running)
+
+    def indicator_measured(self, gamma: Iterable[float]) -> bool:
+        """Whether a run's gamma means anything: it was measured under these settings, or before under others."""
+        return self.measures_indicator or any(gamma)
 
 
 def subject_name(class_word: str, identifier: str) -> str:

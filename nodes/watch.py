@@ -43,7 +43,7 @@ class Watch:
         self._live = _live_run(run, config, node_id)
         self._step = steps_done(run.folder)
         self._so_far = replace(run, steps=self._step)
-        self._gamma, self._losses = gamma(self._so_far), losses(self._so_far)
+        self._curves = _Curves(config, gamma(self._so_far), losses(self._so_far))
         self._began: tuple[float, int] | None = None  # end time and number of this session's first step
         self._samples = newest_samples(run.folder, self._step)
         self._strip = draw_filmstrip(run.folder, config)
@@ -102,13 +102,13 @@ class Watch:
         self._step, self._busy = event.step, ""
         if self._began is None:  # not earlier: the trainer may have dropped drift measured on other prompts
             self._drift = newest_drift(self._so_far)
-        self._gamma.append(event.gamma)
-        self._losses.append(event.loss)
+        self._curves.gamma.append(event.gamma)
+        self._curves.losses.append(event.loss)
         left = self._seconds_left(event)
         self._live.step(event, left)
         self._drift = event.drift or self._drift
         seconds = self._samples.seconds if self._samples else 0.0
-        line = line_of(event, left, measured=self._measured(), drift=self._drift, sampling=seconds)
+        line = line_of(event, left, measured=self._curves.measured, drift=self._drift, sampling=seconds)
         self._progress.say(" · ".join([line, *notices_part(len(self._notices))]))
         if time.monotonic() - self._last_picture > PICTURE_EVERY or event.step == event.total:
             self._draw()
@@ -124,12 +124,8 @@ class Watch:
         began, first = self._began
         return (now - began) / (event.step - first) * (event.total - event.step)
 
-    def _measured(self) -> bool:
-        return _is_measured(self._config, self._gamma)
-
     def _draw(self) -> None:
-        curves = _Curves(self._gamma, self._losses, self._measured())
-        picture = _composed(header_of(self._preset, self._config), curves, self._samples, self._strip, self._config)
+        picture = _composed(header_of(self._preset, self._config), self._curves, self._samples, self._strip)
         self._progress.show(self._step, self._config.steps, picture)
         self._last_picture = time.monotonic()
 
@@ -172,10 +168,9 @@ def notices_part(count: int) -> list[str]:
 
 def picture_of(run: AptRun, config: TrainConfig, preset: str) -> Image.Image:
     """The live picture as it is at the run's end."""
-    values = gamma(run)
-    curves = _Curves(values, losses(run), _is_measured(config, values))
+    curves = _Curves(config, gamma(run), losses(run))
     samples, strip = newest_samples(run.folder, run.steps), draw_filmstrip(run.folder, config)
-    return _composed(header_of(preset, config), curves, samples, strip, config)
+    return _composed(header_of(preset, config), curves, samples, strip)
 
 
 def line_of(
@@ -203,32 +198,30 @@ def line_of(
     return " · ".join(parts)
 
 
-def _is_measured(config: TrainConfig, values: list[list[float]]) -> bool:
-    """Whether gamma means anything: it stays 0 if the prior pass never runs."""
-    return config.measures_indicator or any(any(row) for row in values[-1:])
-
-
 @dataclass(frozen=True)
 class _Curves:
-    """The data of a chart: gamma and loss by step, and whether gamma means anything."""
+    """The data of a run's chart: gamma and loss by step."""
 
+    config: TrainConfig
     gamma: list[list[float]]
     losses: list[float]
-    measured: bool
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a gamma that means anything."""
+        return bool(self.gamma) and self.config.indicator_measured(self.gamma[-1])
 
     def chart(self, width: int, height: int) -> Image.Image:
         """The indicator's heat map, or the loss if the indicator is not measured."""
-        if not self.measured or not self.gamma:
+        if not self.measured:
             return loss_image(self.losses, width, height)
         return heat_image(np.array(self.gamma), width, height)
 
 
-def _composed(
-    header: str, curves: _Curves, samples: PreviewEvent | None, strip: Image.Image | None, config: TrainConfig
-) -> Image.Image:
+def _composed(header: str, curves: _Curves, samples: PreviewEvent | None, strip: Image.Image | None) -> Image.Image:
     """Samples, filmstrip and chart beneath each other; just the chart until there are samples."""
     if samples is None:
         return stacked(header, [curves.chart(CHART, HEIGHT)])
-    large = sample_sheet(samples, config)
+    large = sample_sheet(samples, curves.config)
     chart = curves.chart(large.width, STRIP_HEIGHT)
     return stacked(header, [large, *([] if strip is None else [small_strip(strip, large)]), chart])

@@ -81,7 +81,7 @@ def current_embeddings(run: Run) -> Tensors | None:
 def _write_lora(run: Run, lora: Tensors, path: Path) -> None:
     check_lora_keys(lora, run.components.unet, run.components.family)
     gamma = [round(float(value), 4) for value in run.indicator.gamma]
-    summary = {"gamma": gamma} if run.config.measures_indicator or any(gamma) else None  # else it is 0 and says nothing
+    summary = {"gamma": gamma} if run.config.indicator_measured(gamma) else None
     metadata = lora_metadata(
         run.config, run.components, captions=run.inputs.subject.captions, steps=run.steps_done, summary=summary
     )

@@ -109,7 +109,7 @@ class Summary:
 def summarize(log: RunLog, config: TrainConfig, *, snapshots: Sequence[int] = ()) -> Summary:
     """The numbers of a run. `snapshots`: the steps with a snapshot."""
     apt, runs_apt = config.apt, config.method == "apt"
-    measured = indicator_measured(log, config)
+    measured = log.gamma.shape[1] > 0 and config.indicator_measured(np.ravel(log.gamma > 0))
     window = max(1, len(log) // 10)
     bins = _bins(log, window) if measured else []
     weighs = measured and runs_apt and apt.adaptive_loss_weight
@@ -145,13 +145,6 @@ def _weights(config: TrainConfig) -> dict[str, WeightSetting]:
     return {
         said.weighs: WeightSetting(name, values[name]) for name, said in all_said(TrainConfig).items() if said.weighs
     }
-
-
-def indicator_measured(log: RunLog, config: TrainConfig) -> bool:
-    """Whether gamma in this log means anything: it also stays 0 if the prior pass never ran."""
-    if log.gamma.shape[1] == 0:
-        return False
-    return config.measures_indicator or bool((log.gamma > 0).any())
 
 
 def loss_trend(log: RunLog) -> Trend:
