@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
 from ..apt_train.errors import InputError
+from ..apt_train.lora_check.asked import Asked
 from .checks import check_widgets, is_wired, known, single
+from .settings import Setting, widget
 from .wires import AptOptions, AptRun, AptRunWire
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..apt_train.data.dataset import ImageSet
-    from ..apt_train.lora_check.findings import Asked, CheckUp
+    from ..apt_train.lora_check.findings import CheckUp
     from ..apt_train.lora_check.lora_file import LoraFile
     from ..apt_train.lora_check.subject import Subject
 
 NO_FILE = "none"
+_setting = partial(Setting, "", root=Asked)
 WIRES = ("model", "clip", "vae")
 LISTS = ("images", "captions")
 
@@ -146,41 +150,22 @@ def _inputs() -> list[Any]:
             tooltip="What a prompt must say for it: words, or embedding:NAME. Empty: as the run or the file says, else "
             "the class word.",
         ),
-        io.String.Input(
-            "prompt", default="a photo of {subject}",
-            tooltip="What the samples show. It also stands in for the caption of a picture that has none.",
-        ),
+        widget(_setting("prompt")),
         io.String.Input(
             "captions", optional=True, default="", multiline=True,
             tooltip="What the pictures show: a wired list, or a line per picture. An empty line takes the prompt.",
         ),
-        io.Int.Input(
-            "draws", default=2, min=1, max=64,
-            tooltip="Noises per picture and noise level. More takes longer and is more certain.",
-        ),
-        io.Int.Input(
-            "sample_steps", default=20, min=0, max=200,
-            tooltip="Sampling steps of each sample on the sheet. Fewer are rougher. 0: no samples, which is much "
-            "quicker.",
-        ),
-        io.Int.Input(
-            "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=io.ControlAfterGenerate.fixed,
-            tooltip="Seed of the samples. The measurements always use the same noise.",
-        ),
+        widget(_setting("draws")),
+        widget(_setting("sample_steps")),
+        widget(_setting("seed"), control_after_generate=io.ControlAfterGenerate.fixed),
         io.String.Input(
             "strengths",
-            default="0.4 0.6 0.8 1.0 1.2",
+            default=" ".join(map(str, Asked.strengths)),
             advanced=True,
             tooltip="Which strengths are tried, separated by spaces or commas. Fewer are quicker.",
         ),
-        io.Int.Input(
-            "resolution", default=0, min=0, max=4096, step=8, advanced=True,
-            tooltip="Pixels of a side. 0: the model's own size.",
-        ),
-        io.String.Input(
-            "unrelated", default="", multiline=True, optional=True, advanced=True,
-            tooltip="Prompts about other things, one per line, to see what else it changes. Empty: four of ours.",
-        ),
+        widget(_setting("resolution"), advanced=True),
+        widget(_setting("unrelated"), optional=True, advanced=True),
         io.Int.Input(
             "width", display_name="picture width", default=1400, min=700, max=4096, step=8, advanced=True,
             tooltip="Width of the sheet in pixels. Letters grow with it.",
@@ -230,11 +215,9 @@ def _subject(lora: LoraFile, one: dict[str, Any]) -> Subject:
 
 
 def _asked(one: dict[str, Any]) -> Asked:
-    from ..apt_train.lora_check.findings import PROMPT, Asked
-
     return Asked(
         strengths=_strengths(one["strengths"]),
-        prompt=one["prompt"].strip() or PROMPT,
+        prompt=one["prompt"],
         unrelated=tuple(line.strip() for line in one.get("unrelated", "").splitlines() if line.strip()),
         resolution=one["resolution"], draws=one["draws"], sample_steps=one["sample_steps"], seed=one["seed"],
     )  # fmt: skip

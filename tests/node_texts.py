@@ -31,7 +31,18 @@ OWN = {
     f"{PACK}.apt_train",
     *(
         f"{PACK}.apt_train.{name}"
-        for name in ("adapter_kinds", "config", "errors", "names", "optimizers", "paths", "presets", "settings_field")
+        for name in (
+            "adapter_kinds",
+            "config",
+            "errors",
+            "lora_check",
+            "lora_check.asked",
+            "names",
+            "optimizers",
+            "paths",
+            "presets",
+            "settings_field",
+        )
     ),
 }
 

@@ -20,9 +20,10 @@ from apt_train.data.buckets import prepare
 from apt_train.errors import InputError
 from apt_train.events import TrainResult
 from apt_train.families.components import Components
+from apt_train.lora_check.asked import Asked
 from apt_train.lora_check.blocks import Block
 from apt_train.lora_check.check_up import check_up
-from apt_train.lora_check.findings import Asked, AtStrength, CheckUp
+from apt_train.lora_check.findings import AtStrength, CheckUp
 from apt_train.lora_check.gain import Gain, gain_of
 from apt_train.lora_check.lora_file import LoraFile, sorted_lora
 from apt_train.lora_check.numbers import as_dict, as_json

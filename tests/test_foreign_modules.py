@@ -21,8 +21,8 @@ from apt_train.events import PreviewEvent, StopTraining
 from apt_train.families.components import Components
 from apt_train.families.network import TextInput
 from apt_train.families.storage import STORAGES
+from apt_train.lora_check.asked import Asked
 from apt_train.lora_check.check_up import check_up
-from apt_train.lora_check.findings import Asked
 from apt_train.lora_check.lora_file import read_lora
 from apt_train.lora_check.subject import Subject
 from apt_train.rng import generator

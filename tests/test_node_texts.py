@@ -5,6 +5,7 @@ Not here: whether the host serves these files (`tests/host/test_node_texts.py`),
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -15,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from apt_train.lora_check.asked import Asked
+from apt_train.lora_check.command import SETTINGS, add_options
+from apt_train.settings_field import fields_of, said
 
 from .help_pages import OPTIONS, WITH_PRESETS, made, page_of, tables, with_presets, with_settings
 from .node_texts import ENGLISH, LOCALES, ROOT, Node, Slot, asked_at_start, english_text, node_defs, node_modules, nodes
@@ -99,8 +104,22 @@ def test_reading_the_schemas_leaves_nothing_behind() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_what_a_check_up_asks_is_said_once() -> None:
+    """By its settings, for the node and the command alike."""
+    parser = argparse.ArgumentParser(formatter_class=lambda prog: argparse.HelpFormatter(prog, width=1000))
+    add_options(parser)
+    slots = {slot.id: slot for slot in nodes()["APTLoRACheckUp"].inputs}
+    for name in SETTINGS:
+        text = said(fields_of(Asked)[name]).help
+        assert f" {text} " in parser.format_help()
+        assert name not in slots or slots[name].tooltip.startswith(text)
+
+
 # What the schemas are made of. Everything else is loaded when a node runs: with it, the host started 0.1 s later.
-AT_START = set("adapter_kinds config errors names optimizers paths presets settings_field wording".split())
+AT_START = set(
+    "adapter_kinds config errors lora_check lora_check.asked names optimizers paths presets settings_field "
+    "wording".split()
+)
 
 
 def test_the_start_of_the_host_waits_for_the_settings_alone() -> None:

@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import dataclasses
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, cast, get_args, get_origin
 
 from ..config import TrainConfig
@@ -47,13 +47,16 @@ def add_reading_options(add: Callable[..., object]) -> None:
 
 def add_config_options(parser: argparse.ArgumentParser, root: type = TrainConfig) -> None:
     """Add one option per setting, named after its field. Options that are not given are absent from the namespace."""
-    _add_fields(parser.add_argument_group("run").add_argument, root)
-    for name, item in groups_of(root).items():
-        _add_fields(parser.add_argument_group(item.metadata["title"]).add_argument, types_of(root)[name])
+    add_settings(parser.add_argument_group("run").add_argument, root, fields_of(root))
+    for group, item in groups_of(root).items():
+        cls = types_of(root)[group]
+        add_settings(parser.add_argument_group(item.metadata["title"]).add_argument, cls, fields_of(cls))
 
 
-def _add_fields(add_option: Callable[..., object], cls: type) -> None:
-    for name, item in fields_of(cls).items():
+def add_settings(add_option: Callable[..., object], cls: type, names: Iterable[str]) -> None:
+    """Add one option for each of these fields, likewise."""
+    for name in names:
+        item = fields_of(cls)[name]
         required = item.default is dataclasses.MISSING
         text = said(item).help.replace("%", "%%")
         add_option(

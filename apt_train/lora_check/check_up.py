@@ -6,23 +6,28 @@ the sheet (`sheet`).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..data.dataset import ImageSet
 from ..errors import InputError
 from ..families.components import Components
 from ..training.out_of_memory import memory_in_words
 from .blocks import blocks_of
-from .findings import Asked, CheckUp
+from .findings import CheckUp
 from .lora_file import LoraFile
 from .strengths import Busy, Strengths
 from .subject import Subject
 from .with_lora import lora_ready
+
+if TYPE_CHECKING:
+    from .asked import Asked
 
 
 def check_up(
     components: Components,
     lora: LoraFile,
     subject: Subject,
-    asked: Asked | None = None,
+    asked: Asked,
     *,
     images: ImageSet | None = None,
     busy: Busy = lambda done, total: None,
@@ -36,7 +41,6 @@ def check_up(
     Raises:
         InputError: the LoRA is for another model; an invalid caption, size or precision; too little memory.
     """
-    asked = asked or Asked()
     refusal = InputError("Out of memory: give the check-up a lower resolution, or free memory.")
     with (
         memory_in_words(refusal),

@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..console.options import add_model_options
+from ..console.options import add_model_options, add_settings
 from ..errors import InputError
 from ..events import BusyEvent
 from ..paths import absolute, expanded, one_line
+from ..settings_field import built, fields_of
+from .asked import Asked
 
 if TYPE_CHECKING:
     from ..data.dataset import ImageSet
     from ..families.components import Components
-    from .findings import Asked, CheckUp
+    from .findings import CheckUp
     from .lora_file import LoraFile
     from .subject import Subject
+
+# The settings of a check-up that have an option; `strengths`, a list of numbers, is none of the common kinds.
+SETTINGS = ("prompt", "unrelated", "draws", "sample_steps", "seed", "resolution", "precision")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,15 +36,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--class-word", default="", help="what its subject is, such as dog (default: as the LoRA says)")
     add("--trigger", default="", help="what a prompt must say for it (default: as the LoRA says, or the class word)")
     add("--embedding", help="the learned word's file, to prompt with embedding:FILE (default: beside the LoRA)")
-    add("--prompt", default="", help='what samples show, with {subject} (default: "a photo of {subject}")')
-    several: dict[str, Any] = {"nargs": "+", "action": "extend"}
-    add("--unrelated", **several, metavar="TEXT", help="prompts about other things (default: four of ours)")
-    add("--strengths", **several, type=float, metavar="NUMBER", help="strengths to try (default: 0.4 0.6 0.8 1.0 1.2)")
-    add("--draws", type=int, help="noises per picture and noise level; more is surer (default: 2)")
-    add("--sample-steps", type=int, default=20, help="sampling steps of each sample; 0: none (default: 20)")
-    add("--seed", type=int, help="seed of the samples (default: 0)")
-    add("--resolution", type=int, default=0, help="pixels of a side; 0: the model's own (default)")
-    add("--precision", default="auto", metavar="auto|fp32|bf16|fp16", help="auto: fp16 on a GPU, else fp32")
+    add_settings(add, Asked, SETTINGS)
+    usual = " ".join(map(str, Asked.strengths))
+    text = f"strengths to try (default: {usual})"
+    add("--strengths", nargs="+", action="extend", type=float, metavar="NUMBER", help=text)
     add("--background", help="colour under transparent pictures (default: white)")
     add_model_options(add)
     add("--out", help="folder for the sheet and the numbers (default: the next free runs/inspect-N)")
@@ -77,26 +77,15 @@ def inspect(options: argparse.Namespace, output: Path) -> int:
 
 def _asked(options: argparse.Namespace) -> Asked:
     """The request. InputError: an invalid value, or an option that has no effect without another one."""
-    from .findings import PROMPT, STRENGTHS, Asked
-
     for name, needed, is_there in (
         ("draws", "--images", options.images is not None),
         ("background", "--images", options.images is not None),
-        ("seed", "--sample-steps above 0", options.sample_steps != 0),
+        ("seed", "--sample-steps above 0", getattr(options, "sample_steps", None) != 0),
     ):
-        if getattr(options, name) is not None and not is_there:
+        if getattr(options, name, None) is not None and not is_there:
             raise InputError(f"--{name} does nothing without {needed}: give that too, or leave it out.")
-    given = {name: getattr(options, name) for name in ("draws", "seed") if getattr(options, name) is not None}
-    return Asked(
-        strengths=tuple(options.strengths or STRENGTHS),
-        prompt=options.prompt or PROMPT,
-        unrelated=tuple(options.unrelated or ()),
-        resolution=options.resolution,
-        sample_steps=options.sample_steps,
-        precision=options.precision,
-        device=options.device,
-        **given,
-    )
+    values = {name: getattr(options, name, None) for name in fields_of(Asked)}
+    return built(Asked, {name: value for name, value in values.items() if value is not None})
 
 
 def _subject(options: argparse.Namespace, lora: LoraFile) -> Subject:

@@ -13,7 +13,7 @@ from ..families.network import TextInput
 from ..sample.sampler import Sampler
 from ..text.conditioning import Conditioner
 from ..training.losses import squared_error
-from .findings import Asked
+from .asked import Asked
 from .pictures import Pictures
 from .with_lora import check_finite
 

@@ -18,7 +18,7 @@ from ..data.latent_bank import LatentBank
 from ..families.levels import timestep_at
 from ..text.captions import SUBJECT
 from ..training.vae_visits import encoder_of
-from .findings import Asked
+from .asked import Asked
 from .subject import Subject
 from .with_lora import WithLora
 

@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..sample.drift import unrelated_prompts
 from ..settings_field import require
 from ..text.captions import SUBJECT
-from .findings import Asked
+from .asked import Asked
 from .subject import Subject
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..sample.sampler import Drawing, Sampler, calls_told
 from ..training.vae_visits import vae_on
-from .findings import Asked, AtStrength, Recommendation
+from .findings import AtStrength, Recommendation
 from .losses import Losses
 from .measures import Measures
 from .pictures import read_pictures
@@ -28,6 +28,7 @@ from .with_lora import WithLora
 if TYPE_CHECKING:
     from ..data.dataset import ImageSet
     from ..text.conditioning import Conditioner
+    from .asked import Asked
 
 LOWER = 3  # how often the lowest strength may be halved while the recommendation lies below it
 LOWEST = 0.1

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from apt_train.disk.tensor_file import read_tensors
 from apt_train.families.components import Components
+from apt_train.lora_check.asked import Asked
 from apt_train.lora_check.check_up import check_up
-from apt_train.lora_check.findings import Asked
 from apt_train.lora_check.lora_file import read_lora
 from apt_train.lora_check.numbers import as_json
 from apt_train.lora_check.sheet import sheet_figure
