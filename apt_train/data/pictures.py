@@ -31,6 +31,7 @@ _TGA = ".tga"  # has no signature, so only the ending identifies it
 MAX_PIXELS = 178_956_970  # Pillow's own limit, enforced even if a host has disabled it
 MAX_BYTES = 2**30
 _STRIP = 2**20  # pixels converted at a time, so that a large picture is in memory once, not five times
+_REMEDY = "replace it, or leave it out (--skip-bad-images)"
 Color = tuple[int, int, int]
 
 # {names} is filled in with the pictures' names.
@@ -91,8 +92,7 @@ def read_picture(path: Path, background: Color, *, is_mask: bool = False) -> Pic
         except Exception as error:  # decoders raise nearly anything on a broken file
             picture = _read_without_metadata(name, path, background, is_mask)
             if picture is None:
-                remedy = "replace it, or leave it out (--skip-bad-images)"
-                raise InputError(f"{name} {_reason(error)}: {remedy}.") from error
+                raise InputError(f"{name} {_reason(error)}: {_REMEDY}.") from error
             return picture
 
 
@@ -159,15 +159,14 @@ def _formats(suffix: str) -> tuple[str, ...]:
 
 def _check_file(name: str, path: Path) -> None:
     """Checks before opening: a pipe would block for ever, and no picture has a gigabyte."""
-    remedy = "replace it, or leave it out (--skip-bad-images)"
     try:
         is_file, size = path.is_file(), path.stat().st_size
     except OSError as error:
-        raise InputError(f"{name} cannot be read ({error.strerror}): {remedy}.") from error
+        raise InputError(f"{name} cannot be read ({error.strerror}): {_REMEDY}.") from error
     if not is_file:
-        raise InputError(f"{name} cannot be read, as it is not a file: {remedy}.")
+        raise InputError(f"{name} cannot be read, as it is not a file: {_REMEDY}.")
     if size > MAX_BYTES:
-        raise InputError(f"{name} takes {size / 2**30:.1f} GB, too much to be read safely: {remedy}.")
+        raise InputError(f"{name} takes {size / 2**30:.1f} GB, too much to be read safely: {_REMEDY}.")
 
 
 def _check_size(name: str, image: Image.Image) -> None:

@@ -80,15 +80,15 @@ class BlocksAside:
     def _visit(self, index: int, *_: Any) -> None:
         """Before a waiting block works: bring its weights, unless they were fetched ahead, and fetch the next ones."""
         self._leave(self._there - {index})
-        self._bring([index])
+        self._bring(index)
         self._followed_by[self._path] = index
         self._path = (self._path[1], index)
         follower = self._followed_by.get(self._path)
         if follower is not None:
-            self._bring([follower], ahead=True)
+            self._bring(follower, ahead=True)
 
-    def _bring(self, indices: Iterable[int], *, ahead: bool = False) -> None:
-        for index in set(indices) - self._there:
+    def _bring(self, index: int, *, ahead: bool = False) -> None:
+        if index not in self._there:
             copies = [(home, torch.empty_like(home[2], device=self._device)) for home in self._homes[index]]
             with self._copies_beside() if ahead else contextlib.nullcontext():
                 for (store, name, weight), copy in copies:

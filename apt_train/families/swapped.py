@@ -18,9 +18,7 @@ def weights_swapped(module: nn.Module, replacement: Callable[[Tensor], Tensor]) 
         new = replacement(tensor.detach())
         return nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
 
-    parts = cast("Iterable[Any]", module.modules())
-    stores: list[Any] = [store for part in parts for store in (part._parameters, part._buffers)]
-    kept = [(store, dict(store)) for store in stores]
+    kept = [(store, dict(store)) for store in _stores(module)]
     try:
         for store, tensors in kept:
             store.update({name: made(tensor) for name, tensor in tensors.items() if tensor is not None})
@@ -34,9 +32,7 @@ def weights_swapped(module: nn.Module, replacement: Callable[[Tensor], Tensor]) 
 @contextlib.contextmanager
 def in_channels_last(module: nn.Module) -> Generator[None]:
     """Inside the block convolutions' weights have the memory layout `channels_last`; afterwards their own strides."""
-    parts = cast("Iterable[Any]", module.modules())
-    stores: list[Any] = [store for part in parts for store in (part._parameters, part._buffers)]
-    tensors = [(store, name, tensor) for store in stores for name, tensor in store.items()]
+    tensors = [(store, name, tensor) for store in _stores(module) for name, tensor in store.items()]
     kept = [(store, name, one.stride()) for store, name, one in tensors if one is not None and one.dim() == 4]
     try:
         for store, name, _ in kept:
@@ -62,3 +58,9 @@ def lent(modules: Iterable[nn.Module]) -> Generator[None]:
                 weights_swapped(module, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
             )
         yield
+
+
+def _stores(module: nn.Module) -> list[Any]:
+    """The dictionaries in which the module and its parts keep their parameters and buffers by name."""
+    parts = cast("Iterable[Any]", module.modules())
+    return [store for part in parts for store in (part._parameters, part._buffers)]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..adapter import Adapter
-from ..text.captions import SUBJECT
+from ..text.captions import SUBJECT, words_pattern
 from ..text.conditioning import Conditioner
 from .sampler import Sampler, eval_mode
 from .trajectories import Trail, Trajectories
@@ -54,8 +54,7 @@ def share_of(part: Tensor, whole: Tensor) -> float:
 
 def unrelated_prompts(prompts: tuple[str, ...], class_word: str) -> list[str]:
     """The prompts that do not contain the class word, as a whole word or plain plural, ignoring case."""
-    words = r"\s+".join(map(re.escape, class_word.split()))
-    named = re.compile(rf"(?<!\w){words}(?:e?s)?(?!\w)", re.IGNORECASE)
+    named = re.compile(rf"(?<!\w){words_pattern(class_word)}(?:e?s)?(?!\w)", re.IGNORECASE)
     return [prompt for prompt in prompts if not named.search(prompt)]
 
 

@@ -48,7 +48,7 @@ def marked_caption(text: str, *, name: str, class_word: str) -> str | None:
     """
     text = mark_subject(" ".join(text.split()), name=name, class_word=class_word)
     if SUBJECT not in text and class_word.strip():
-        text = _bounded(_pattern(class_word)).sub(lambda _: SUBJECT, text, count=1)
+        text = _bounded(words_pattern(class_word)).sub(lambda _: SUBJECT, text, count=1)
     return text if SUBJECT in text else None
 
 
@@ -73,13 +73,13 @@ def mark_subject(text: str, *, name: str, class_word: str) -> str:
     otherwise the prior would read `toy toy`.
     """
     text = mark_embedding(text, name=name)
-    ends = [EMBEDDING_SUFFIX, *([rf"\s+{_pattern(class_word)}"] if class_word.strip() else [])]
-    return _bounded(rf"{_pattern(name)}(?:{'|'.join(ends)})?").sub(lambda _: SUBJECT, text)
+    ends = [EMBEDDING_SUFFIX, *([rf"\s+{words_pattern(class_word)}"] if class_word.strip() else [])]
+    return _bounded(rf"{words_pattern(name)}(?:{'|'.join(ends)})?").sub(lambda _: SUBJECT, text)
 
 
 def mark_embedding(text: str, *, name: str) -> str:
     """Replace every `embedding:NAME`, ComfyUI's spelling that artists paste into captions, by `{subject}`."""
-    spelled = rf"{EMBEDDING}{_pattern(name)}(?:{EMBEDDING_SUFFIX})?(?:\.safetensors)?"
+    spelled = rf"{EMBEDDING}{words_pattern(name)}(?:{EMBEDDING_SUFFIX})?(?:\.safetensors)?"
     return _bounded(spelled).sub(lambda _: SUBJECT, text)
 
 
@@ -88,17 +88,17 @@ def class_caption(text: str, class_word: str) -> str:
     return " ".join(text.replace(CLASS_WORD, class_word).replace(SUBJECT, class_word).split())
 
 
+def words_pattern(words: str) -> str:
+    """Matches the words with any white space between them."""
+    return r"\s+".join(re.escape(word) for word in words.split())
+
+
 def learned_name(trigger: str) -> str | None:
     """NAME if the trigger is just `embedding:NAME`, without folders and ending; None: it is plain words."""
     words = trigger.split()
     if len(words) != 1 or not words[0].lower().startswith(EMBEDDING):
         return None
     return PurePosixPath(words[0][len(EMBEDDING) :]).name.removesuffix(".safetensors")
-
-
-def _pattern(words: str) -> str:
-    """Matches the words with any white space between them."""
-    return r"\s+".join(re.escape(word) for word in words.split())
 
 
 def _bounded(pattern: str) -> re.Pattern[str]:
