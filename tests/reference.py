@@ -145,7 +145,7 @@ def noised(batch: list[Any], schedule: Any) -> tuple[Tensor, Tensor, Tensor, Any
     kept = schedule.alphas_cumprod[[sample.timestep for sample in batch]].view(-1, 1, 1, 1)
     signal, sigma = kept.sqrt(), (1 - kept).sqrt()
     noisy = signal * x + sigma * noise
-    if schedule.prediction_type == "epsilon":
+    if schedule.prediction == "epsilon":
         return noisy, noise, noise, lambda prediction: prediction
     return noisy, noise, signal * noise - sigma * x, lambda prediction: signal * prediction + sigma * noisy
 

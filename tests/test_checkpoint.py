@@ -237,13 +237,13 @@ def test_single_file_says_what_it_predicts(tmp_path, vocabulary, marks, metadata
     tensors = single_file_tensors(tiny_modules("sd15")) | {mark: torch.zeros(0) for mark in marks}
     path = write_safetensors(tmp_path / "m.safetensors", tensors, metadata=metadata)
     schedule = schedule_of(load_checkpoint(path, tokenizer=vocabulary))
-    assert (schedule.prediction_type, schedule.zero_terminal_snr) == expected
+    assert (schedule.prediction, schedule.zero_terminal_snr) == expected
     assert schedule.num_timesteps == 1000
 
 
 def test_prediction_type_given_wins(sd15_file, vocabulary):
     loaded = load_checkpoint(sd15_file, tokenizer=vocabulary, prediction_type="v_prediction")
-    assert schedule_of(loaded).prediction_type == "v_prediction"
+    assert schedule_of(loaded).prediction == "v_prediction"
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_schedule_is_the_one_diffusers_makes_of_the_same_configuration(config):
     expected: Any = DDIMScheduler.from_config(config)
     schedule = schedule_from_config(config)
     assert torch.allclose(schedule.alphas_cumprod, expected.alphas_cumprod, atol=2e-6)
-    assert schedule.prediction_type == expected.config["prediction_type"]
+    assert schedule.prediction == expected.config["prediction_type"]
     assert schedule.zero_terminal_snr == bool(config.get("rescale_betas_zero_snr"))
 
 
@@ -277,7 +277,7 @@ def test_a_folder_may_name_any_scheduler_that_samples_from_the_same_schedule(tmp
     scheduler = getattr(diffusers, name)(prediction_type="v_prediction", beta_schedule="scaled_linear")
     scheduler.save_pretrained(folder / "scheduler")
     found = schedule_of(load_checkpoint(folder))
-    assert found.prediction_type == "v_prediction"
+    assert found.prediction == "v_prediction"
     assert torch.allclose(found.alphas_cumprod, scheduler.alphas_cumprod, atol=2e-6)
 
 
@@ -294,7 +294,7 @@ def test_diffusers_folder_is_the_model_that_was_saved(tmp_path, kind):
     components = load_checkpoint(write_diffusers_folder(tmp_path / "model", tiny_modules(kind), settings))
     assert_same_model(components, tiny_modules(kind))
     schedule = schedule_of(components)
-    assert schedule.prediction_type == "v_prediction" and schedule.zero_terminal_snr
+    assert schedule.prediction == "v_prediction" and schedule.zero_terminal_snr
     assert components.family.name == ("sd15" if kind == "sd15" else "sdxl")
     assert [encoder.layer for encoder in components.text_encoders] == ([-1] if kind == "sd15" else [-2, -2])
     assert [encoder.pooled for encoder in components.text_encoders] == ([False] if kind == "sd15" else [False, True])

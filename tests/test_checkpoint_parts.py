@@ -191,7 +191,7 @@ def test_zero_terminal_snr_can_be_said(file: Path, folder: Path, vocabulary: Pat
     said: dict[str, Any] = {"tokenizer": vocabulary}
     for path, words in ((file, said), (folder, {})):
         told = schedule_of(load_checkpoint(path, prediction_type="v_prediction", zero_terminal_snr=True, **words))
-        assert told.prediction_type == "v_prediction" and told.zero_terminal_snr
+        assert told.prediction == "v_prediction" and told.zero_terminal_snr
         assert not load_checkpoint(path, prediction_type="v_prediction", **words).schedule.zero_terminal_snr
         assert "epsilon" in refusal(path, zero_terminal_snr=True, **words)
 
@@ -208,7 +208,7 @@ def test_another_prediction_is_refused_unless_it_is_overruled(tmp_path: Path, sd
     path = write_safetensors(tmp_path / "m.safetensors", sd15, metadata=metadata)
     assert f"prediction_type is {said}" in refusal(path, tokenizer=vocabulary)
     loaded = load_checkpoint(path, tokenizer=vocabulary, prediction_type="epsilon")
-    assert schedule_of(loaded).prediction_type == "epsilon"
+    assert schedule_of(loaded).prediction == "epsilon"
 
 
 # --- weights that are not numbers ------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def other_weights() -> Components:
 
 def other_prediction() -> Components:
     parts = tiny_components()
-    return dataclasses.replace(parts, schedule=dataclasses.replace(schedule_of(parts), prediction_type="v_prediction"))
+    return dataclasses.replace(parts, schedule=dataclasses.replace(schedule_of(parts), prediction="v_prediction"))
 
 
 def halved_mask(image: Any) -> Any:

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("no_report")
 
 def predicting_v() -> Components:
     parts = tiny_components()
-    return dataclasses.replace(parts, schedule=dataclasses.replace(schedule_of(parts), prediction_type="v_prediction"))
+    return dataclasses.replace(parts, schedule=dataclasses.replace(schedule_of(parts), prediction="v_prediction"))
 
 
 def with_another_schedule() -> Components:

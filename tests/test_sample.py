@@ -47,7 +47,7 @@ def paired(components: Components, conditioner: Any, prompts: list[str], **prior
 def scheduler_like(components: Components, **changes) -> DDIMScheduler:
     return DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type=schedule_of(components).prediction_type, **changes,
+        steps_offset=1, prediction_type=schedule_of(components).prediction, **changes,
     )  # fmt: skip
 
 

@@ -482,7 +482,7 @@ class Guess(nn.Module):
         lean = encoder_hidden_states[:, 4, :2].mean(dim=1).view(-1, 1, 1, 1)  # the subject's position
         epsilon = 0.8 * noisy + lean
         self.sample = epsilon
-        if self.schedule.prediction_type == "v_prediction":
+        if self.schedule.prediction == "v_prediction":
             signal, sigma = self.schedule.signal_and_noise(timesteps)
             self.sample = (epsilon - sigma * noisy) / signal
         return self

@@ -21,15 +21,11 @@ class NoiseSchedule:
     """
 
     alphas_cumprod: Tensor
-    prediction_type: PredictionType = "epsilon"
+    prediction: PredictionType = "epsilon"
 
     @property
     def num_timesteps(self) -> int:
         return len(self.alphas_cumprod)
-
-    @property
-    def prediction(self) -> str:
-        return self.prediction_type
 
     @property
     def fingerprint(self) -> bytes:
@@ -59,14 +55,14 @@ class NoiseSchedule:
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the UNet is trained to predict: the noise, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0."""
-        if self.prediction_type == "epsilon":
+        if self.prediction == "epsilon":
             return noise
         signal, sigma = self.signal_and_noise(timesteps)
         return signal * noise - sigma * latents
 
     def to_epsilon(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """The noise that a prediction implies, so that eps- and v-models feed the indicator alike (ours)."""
-        if self.prediction_type == "epsilon":
+        if self.prediction == "epsilon":
             return prediction
         signal, sigma = self.signal_and_noise(timesteps)
         return signal * prediction + sigma * noisy
@@ -80,7 +76,7 @@ class NoiseSchedule:
         """
         total = self.num_timesteps
         require_sampling_steps(steps, total)
-        if self.zero_terminal_snr and self.prediction_type == "v_prediction":
+        if self.zero_terminal_snr and self.prediction == "v_prediction":
             return [round(total - i * total / steps) - 1 for i in range(steps)]
         return [min(i * (total // steps) + 1, total - 1) for i in reversed(range(steps))]
 
@@ -88,7 +84,7 @@ class NoiseSchedule:
         """Deterministic DDIM (arXiv 2010.02502, eta 0). It ends at alpha_bar_0, as Stable Diffusion does."""
         here, there = (torch.full((len(latents),), t, device=latents.device) for t in (now, then or 0))
         signal, sigma = self.signal_and_noise(here)
-        if self.prediction_type == "epsilon":
+        if self.prediction == "epsilon":
             clean = (latents - sigma * prediction) / signal
         else:
             clean = signal * latents - sigma * prediction

@@ -62,7 +62,7 @@ class Wires:
             cache.of(self.model, UNET, at_piece),
             text_digest(self.clip, self.family, cache, at_piece),
             f"{cache.of_module(self.vae.first_stage_model, at_piece)} {self.vae.vae_dtype}",
-            self.schedule.prediction_type,
+            self.schedule.prediction,
             hashlib.sha256(self.schedule.alphas_cumprod.numpy().tobytes()).hexdigest(),
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -61,7 +61,7 @@ def of_schedule(components: Any, model: Any) -> dict[str, float]:
     sigmas, schedule = model.get_model_object("model_sampling").sigmas, components.schedule
     return {
         "schedule": relative(schedule.alphas_cumprod, 1 / (sigmas**2 + 1)),
-        "v": float(schedule.prediction_type == "v_prediction"),
+        "v": float(schedule.prediction == "v_prediction"),
         "zero_snr": float(schedule.zero_terminal_snr),
     }
 
