@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Generator
+from collections.abc import Generator
 
 import torch
 from torch import nn
@@ -12,7 +12,6 @@ from ..adapter import Adapter, adapter_of, check_no_adapter
 from ..families.blocks_aside import BlocksAside
 from ..families.storage import stored
 from ..families.swapped import in_channels_last
-from .compiled import CompiledBlocks
 from .plan import Plan
 
 
@@ -50,12 +49,6 @@ def network_on(plan: Plan) -> Generator[BlocksAside]:
             network.checkpoint(unet, 0)
             blocks.end()
             nn.Module.to(unet.eval(), "cpu")
-
-
-def compiled_blocks(plan: Plan, hooked: Collection[nn.Module]) -> CompiledBlocks:
-    """The network's blocks, to be compiled around its hooked layers; none if the setting is off."""
-    network, unet = plan.components.network, plan.components.unet
-    return CompiledBlocks(network.blocks(unet) if plan.config.compile_blocks else (), hooked)
 
 
 @contextlib.contextmanager

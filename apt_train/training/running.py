@@ -40,8 +40,8 @@ class Run:
     lr_factor: Callable[[int], float]
     scaler: torch.amp.GradScaler
     compiled: CompiledBlocks
-    recomputed: int = 0  # parts of the network whose activations are recomputed
-    drift: DriftWatch | None = None  # None: drift is not measured
+    recomputed: int  # parts of the network whose activations are recomputed
+    drift: DriftWatch | None  # None: drift is not measured
     steps_done: int = 0
     gamma: list[float] | None = None  # after the last step; None: read it from the indicator
     updating: bool = False  # during the update, when parameters and moments may disagree

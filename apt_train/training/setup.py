@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..adapter import Adapter
 from ..events import Busy
+from .compiled import CompiledBlocks
 from .indicator import OverfitIndicator
 from .inputs import Inputs, conditioner_of, drift_watch, prepare_captions
-from .on_device import adapter_on, compiled_blocks, encoders_on, network_on
+from .on_device import adapter_on, encoders_on, network_on
 from .optimizer import build_optimizer, lr_factor_of
 from .plan import Plan
 from .running import Run
@@ -20,7 +20,9 @@ from .step import TrainingStep
 from .streams import build_streams
 
 if TYPE_CHECKING:
+    from ..adapter import Adapter
     from ..families.blocks_aside import BlocksAside
+    from ..sample.drift import DriftWatch
 
 
 @contextlib.contextmanager
@@ -45,13 +47,12 @@ def prepared_run(
         drift = drift_watch(plan, inputs, adapter)
         busy("captions", 0, 0)
         prepare_captions(plan, inputs, drift)
-        run = _assemble(plan, inputs, adapter, blocks)
-        run.drift = drift
+        run = _assemble(plan, inputs, adapter, blocks, drift)
         with contextlib.closing(run.compiled):
             yield run
 
 
-def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter, blocks: BlocksAside) -> Run:
+def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter, blocks: BlocksAside, drift: DriftWatch | None) -> Run:
     apt, components = plan.config.apt, plan.components
     indicator = OverfitIndicator(
         apt.bins, apt.ema, apt.temperature, components.schedule.num_timesteps, plan.device, components.levels
@@ -67,6 +68,9 @@ def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter, blocks: BlocksAside)
         chunks=inputs.conditioner.num_chunks(inputs.captions),
     )
     trainable, optimizer = build_optimizer(adapter, inputs.identifier, plan.config)
-    scaler = torch.amp.GradScaler(plan.device.type, enabled=plan.dtype == torch.float16)
-    made = optimizer, lr_factor_of(plan.config), scaler, compiled_blocks(plan, step.capture.hooked)
-    return Run(plan, inputs, adapter, blocks, indicator, step, trainable, *made, plan.savings.recomputed)
+    to_compile = components.network.blocks(components.unet) if plan.config.compile_blocks else ()
+    return Run(
+        plan, inputs, adapter, blocks, indicator, step, trainable, optimizer, lr_factor=lr_factor_of(plan.config),
+        scaler=torch.amp.GradScaler(plan.device.type, enabled=plan.dtype == torch.float16),
+        compiled=CompiledBlocks(to_compile, step.capture.hooked), recomputed=plan.savings.recomputed, drift=drift,
+    )  # fmt: skip
