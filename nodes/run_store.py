@@ -146,11 +146,6 @@ def snapshot_steps(run: AptRun) -> list[int]:
     return [step for step in names.snapshot_steps(run.folder) if step <= run.steps]
 
 
-def losses(run: AptRun) -> list[float]:
-    """The total loss per step."""
-    return [math.nan if line["loss"] is None else line["loss"] for line in _log(run)]
-
-
 def is_damaged(run: AptRun) -> bool:
     """Whether the run's last snapshot exists but is damaged; then training continues and writes it again."""
     return run.steps in snapshot_steps(run) and fault_of(run, run.steps) is not None
@@ -175,9 +170,11 @@ def snapshot_of(folder: Path, step: int) -> Path:
     return names.step_folder(folder / names.SNAPSHOTS, step)
 
 
-def gamma(run: AptRun) -> list[list[float]]:
-    """The indicator after each step, one value per bin."""
-    return [[math.nan if value is None else value for value in line["gamma"]] for line in _log(run)]
+def gamma_and_losses(run: AptRun) -> tuple[list[list[float]], list[float]]:
+    """The indicator after each step, one value per bin; and the total loss of each. NaN: the log has no number."""
+    lines = _log(run)
+    gamma = [[math.nan if value is None else value for value in line["gamma"]] for line in lines]
+    return gamma, [math.nan if line["loss"] is None else line["loss"] for line in lines]
 
 
 def newest_drift(run: AptRun) -> dict[str, float] | None:

@@ -151,7 +151,7 @@ class APTTrain(io.ComfyNode):
         from .host.components import Wires
         from .host.model import with_lora
         from .host.pictures import image_tensor
-        from .run_store import losses
+        from .run_store import gamma_and_losses
         from .training import Job, finished_run
         from .watch import picture_of
 
@@ -164,7 +164,7 @@ class APTTrain(io.ComfyNode):
         model = with_lora(wires.model, published.lora)
         picture = picture_of(run, config, job.preset)
         shown = {**ui.PreviewImage(image_tensor(picture), cls=cls).as_dict(), "picture_size": list(picture.size)}
-        loss_map = {"loss": losses(run)}
+        loss_map = {"loss": gamma_and_losses(run)[1]}
         return io.NodeOutput(model, wires.clip, published.lora, run, loss_map, published.trigger, ui=shown)
 
 

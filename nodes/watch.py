@@ -25,7 +25,7 @@ from ..apt_train.wording import counted, duration
 from .host.progress import NodeProgress, prompt_id, stop_if_cancelled
 from .live import LiveRun, host_sender
 from .node_picture import header_of, sample_sheet, small_strip, stacked
-from .run_store import gamma, losses, newest_drift, newest_samples, steps_done
+from .run_store import gamma_and_losses, newest_drift, newest_samples, steps_done
 from .wires import AptRun
 
 PICTURE_EVERY = 1.0  # seconds between live pictures
@@ -43,7 +43,7 @@ class Watch:
         self._live = _live_run(run, config, node_id)
         self._step = steps_done(run.folder)
         self._so_far = replace(run, steps=self._step)
-        self._curves = _Curves(config, gamma(self._so_far), losses(self._so_far))
+        self._curves = _Curves(config, *gamma_and_losses(self._so_far))
         self._began: tuple[float, int] | None = None  # end time and number of this session's first step
         self._samples = newest_samples(run.folder, self._step)
         self._strip = draw_filmstrip(run.folder, config)
@@ -168,7 +168,7 @@ def notices_part(count: int) -> list[str]:
 
 def picture_of(run: AptRun, config: TrainConfig, preset: str) -> Image.Image:
     """The live picture as it is at the run's end."""
-    curves = _Curves(config, gamma(run), losses(run))
+    curves = _Curves(config, *gamma_and_losses(run))
     samples, strip = newest_samples(run.folder, run.steps), draw_filmstrip(run.folder, config)
     return _composed(header_of(preset, config), curves, samples, strip)
 

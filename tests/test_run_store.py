@@ -115,9 +115,9 @@ def test_a_damaged_log_costs_the_node_no_readable_step(store: Any, run: Any) -> 
     log = run.folder / "log.jsonl"
     lines = log.read_bytes().splitlines()
     log.write_bytes(b"\n".join([lines[0], b"{nonsense", b'{"step": "3"}', *lines[3:]]) + b"\n")
-    assert len(store.losses(run)) == len(store.gamma(run)) == 4
+    assert [len(curve) for curve in store.gamma_and_losses(run)] == [4, 4]
     log.write_text(json.dumps({"loss": None, "step": 1, "timestep": [], "gamma": [None] * 10}) + "\n")
-    assert len(store.losses(run)) == 1 and store.newest_drift(run) is None
+    assert len(store.gamma_and_losses(run)[1]) == 1 and store.newest_drift(run) is None
 
 
 def test_one_folder_for_loras_and_embeddings_is_refused(store: Any, tmp_path: Path) -> None:
