@@ -11,7 +11,8 @@ from typing import Any
 
 from ...apt_train.disk.tensor_file import open_tensor_file
 from ...apt_train.errors import InputError
-from ...apt_train.families.sd.sniff import TITLES, FamilyName, family_of_scale, family_of_vae
+from ...apt_train.families.sd.published import FamilyName
+from ...apt_train.families.sd.sniff import TITLES, family_of_scale, family_of_vae
 
 _ROUNDED = 0.01  # relative: the host may keep a scale in half precision
 

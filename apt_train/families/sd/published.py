@@ -18,6 +18,7 @@ from ..components import Family
 from ..file_words import FileWords
 from .layer_names import encoder_names, model_of, sgm_path, unet_names
 
+FamilyName = Literal["sd15", "sdxl"]
 _words = partial(FileWords, network_names=unet_names, encoder_names=encoder_names, model_of=model_of)
 FILE_WORDS = {
     "sd15": _words("stable-diffusion-v1", "sd_v1"),
@@ -46,7 +47,7 @@ class EncoderSpec:
 class FamilySpec:
     """One `assets/families/*.json`: diffusers settings, to be completed from the tensors."""
 
-    name: Literal["sd15", "sdxl"]
+    name: FamilyName
     source: str  # where the settings come from, for a reader of the file
     resolution: int  # pixels
     unet: dict[str, Any]
@@ -61,7 +62,7 @@ class FamilySpec:
         return self.attention_heads or max(1, channels // (self.channels_per_head or 64))
 
 
-def load_family(name: Literal["sd15", "sdxl"]) -> FamilySpec:
+def load_family(name: FamilyName) -> FamilySpec:
     path = Path(__file__).parents[2] / "assets" / "families" / f"{name}.json"
     values = json.loads(path.read_text(encoding="utf-8"))
     encoders = tuple(EncoderSpec(**entry) for entry in values.pop("text_encoders"))

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Literal
 
 from ...disk.json_file import short_name
 from ...disk.tensor_file import TensorFile, size_of
 from ...errors import InputError
 from ...wording import listed
 from .ldm_unet import context_dim
+from .published import FamilyName
 
 UNET = "model.diffusion_model."
 FIRST_CONVOLUTION = f"{UNET}input_blocks.0.0.weight"
 WANTED = "a full SD1.5 or SDXL checkpoint (.safetensors) or a diffusers folder"
 
-FamilyName = Literal["sd15", "sdxl"]
 TITLES = {"sd15": "SD1.5", "sdxl": "SDXL"}
 _BY_SCALE: dict[float, FamilyName] = {0.18215: "sd15", 0.13025: "sdxl"}  # published with each family's VAE
 # SD2.x uses SD1.5's VAE, the refiner SDXL's
