@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -24,11 +23,14 @@ class _Answer(BaseException):
         self.error = error
 
 
-@contextlib.contextmanager
-def interruptible(run: Run, emit: Callback, what: Work, calls: int) -> Generator[Callback]:
-    """Inside the block, emit a BusyEvent before each of `calls` UNet calls. The callback's exceptions pass through.
+def attempted(
+    run: Run, emit: Callback, what: Work, calls: int, work: Callable[[Callback], Result]
+) -> tuple[Result | None, str]:
+    """The result of work that training can do without; or None, and the reason why it failed.
 
-    Yields the callback for the work's own events.
+    RuntimeError, MemoryError and InputError count as failing, unless the callback raised them. Anything else passes
+    through, as does `Stranded`. A BusyEvent is sent before each of `calls` UNet calls. `work` receives the callback for
+    its own events.
     """
 
     def ask(event: Event) -> None:
@@ -40,26 +42,13 @@ def interruptible(run: Run, emit: Callback, what: Work, calls: int) -> Generator
 
     try:
         with calls_told(run.components.unet, lambda made: ask(BusyEvent(what, run.steps_done, made, calls))):
-            yield ask
+            return work(ask), ""
     except _Answer as answer:
         raise answer.error from answer.error.__cause__
-
-
-def attempted(
-    run: Run, emit: Callback, what: Work, calls: int, work: Callable[[Callback], Result]
-) -> tuple[Result | None, str]:
-    """The result of work that training can do without; or None, and the reason why it failed.
-
-    RuntimeError, MemoryError and InputError count as failing, unless the callback raised them. Anything else passes
-    through, as does `Stranded`. `work` receives the callback for its own events.
-    """
-    with interruptible(run, emit, what, calls) as ask:
-        try:
-            return work(ask), ""
-        except Stranded:
-            raise
-        except (RuntimeError, MemoryError, InputError) as error:
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__  # Python's own MemoryError says none
-    if run.device.type == "cuda":  # outside the block that held the failed work's tensors
+    except Stranded:
+        raise
+    except (RuntimeError, MemoryError, InputError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__  # Python's own MemoryError says none
+    if run.device.type == "cuda":  # outside the handler, which holds the failed work's tensors
         torch.cuda.empty_cache()
     return None, reason
