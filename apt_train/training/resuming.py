@@ -15,15 +15,15 @@ def restore_newest(run: Run, folder: RunFolder, listener: Listener) -> None:
     """Restore the newest intact state. A run that never reached a snapshot starts again."""
     state, faults = read_newest_state(folder.snapshots, run)
     if state is None:
-        if folder.lora.exists() and not snapshot_folders(folder.snapshots):
-            raise InputError(
-                f"{folder.path} has a LoRA, but no snapshot to go on from: restore its {folder.snapshots.name}, or "
-                "train again in another folder."
-            )
         if snapshot_folders(folder.snapshots):
             raise InputError(
                 f"{folder.path} has snapshots, but no state that can be read ({', '.join(faults)}): restore a "
                 "state.safetensors and state.json, or train again in another folder."
+            )
+        if folder.lora.exists():
+            raise InputError(
+                f"{folder.path} has a LoRA, but no snapshot to go on from: restore its {folder.snapshots.name}, or "
+                "train again in another folder."
             )
         return
     if state.step > run.config.steps:
