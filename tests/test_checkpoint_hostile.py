@@ -214,6 +214,23 @@ def test_a_wrong_setting_is_refused(changed, model: Path, name: str) -> None:
                 assert key in message, message
 
 
+@pytest.mark.parametrize(
+    ("pattern", "loads"),
+    [
+        ("a+", True),
+        (r"a+|b*|\p{L}{2}|[(+]c?|\(", True),
+        ("a+b*", False),  # two repetitions in a row
+        ("a|b+c+", False),
+        ("(ab)", False),
+        ("(a+)", False),
+    ],
+)
+def test_a_pattern_is_read_if_no_text_makes_it_slow(changed, model: Path, pattern: str, loads: bool) -> None:
+    step = {"type": "Replace", "pattern": {"Regex": pattern}, "content": ""}
+    message = outcome(changed(WORDS, with_setting(model / WORDS, {"normalizer": step})))
+    assert ("simple patterns" in message) == (not loads) == bool(message), message
+
+
 CALLS: dict[str, Any] = {  # what a library would fetch, import or open because a file says so
     "_name_or_path": HUB_NAME,
     "name_or_path": HUB_NAME,
@@ -382,10 +399,19 @@ ODD_TENSORS: dict[str, dict[str, torch.Tensor]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", list(ODD_TENSORS))
+OPEN_CLIP = "conditioner.embedders.1.model.transformer.resblocks.0.attn.in_proj_weight"
+ODD_IN_SDXL = {
+    "fused rows without axes": {OPEN_CLIP: torch.tensor(1.0)},
+    "no fused rows": {OPEN_CLIP: torch.zeros(0, 1280)},
+    "fused rows that are not three parts": {OPEN_CLIP: torch.zeros(3841, 1280)},
+}
+
+
+@pytest.mark.parametrize("kind", [*ODD_TENSORS, *ODD_IN_SDXL])
 def test_odd_tensors_are_refused(tmp_path: Path, kind: str) -> None:
     words = write_clip_vocabulary(tmp_path / "words")
-    tensors = {**single_file_tensors(tiny_modules("sd15")), **ODD_TENSORS[kind]}
+    model, odd = ("sdxl", ODD_IN_SDXL[kind]) if kind in ODD_IN_SDXL else ("sd15", ODD_TENSORS[kind])
+    tensors = {**single_file_tensors(tiny_modules(model)), **odd}
     path = write_safetensors(tmp_path / "m.safetensors", tensors)
     started = time.process_time()
     with pytest.raises(InputError) as caught:

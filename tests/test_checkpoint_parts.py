@@ -259,6 +259,25 @@ def test_quantised_and_distilled_files_are_named(tmp_path: Path, sd15, vocabular
     assert kind in refusal(path, tokenizer=vocabulary)
 
 
+def test_a_folder_of_parts_of_different_models_is_refused(folder: Path) -> None:
+    config = CLIPTextConfig(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    CLIPTextModel(config).save_pretrained(folder / "text_encoder")
+    told = "model has text encoders of 64 channels where its UNet reads 768: its parts are of different models"
+    assert told in refusal(folder)
+
+
+def test_a_tokenizer_given_with_a_folder_takes_the_place_of_its_own(tmp_path: Path) -> None:
+    """SDXL's second encoder pads with `!`, which a vocabulary alone does not say."""
+    folder = write_diffusers_folder(tmp_path / "model", tiny_modules("sdxl"))
+    words = write_clip_vocabulary(tmp_path / "words")
+    vocabulary = json.loads((words / "vocab.json").read_text())
+    vocabulary["!"], vocabulary['"'] = vocabulary['"'], vocabulary["!"]
+    (words / "vocab.json").write_text(json.dumps(vocabulary))
+    own, given = (load_checkpoint(folder, **options).text_encoders for options in ({}, {"tokenizer": words}))
+    assert [encoder.tokenizer.get_vocab()["!"] for encoder in (*own, *given)] == [0, 0, 1, 1]
+    assert [encoder.tokenizer.pad_token for encoder in given] == ["<|endoftext|>", "!"]
+
+
 def test_lcm_folders_are_named(folder: Path) -> None:
     scheduler = folder / "scheduler" / "scheduler_config.json"
     kept = scheduler.read_text()
