@@ -21,7 +21,8 @@ def torch_defaults() -> Generator[None]:
     torch.set_default_dtype(torch.float32)
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_default_dtype, before)
-        stack.enter_context(torch.inference_mode(False))
+        if torch.is_inference_mode_enabled():  # not otherwise: leaving it also switches backward's threads on
+            stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if not is_cpu:  # a mode that slows every call
             stack.enter_context(torch.device("cpu"))

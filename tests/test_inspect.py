@@ -40,10 +40,11 @@ def lora(tmp_path: Path) -> Path:
 
 
 def arguments(lora: Path, model: Path, *more: str) -> list[str]:
-    quick = ["--resolution", "32", "--unrelated", "a painting", "--device", "cpu", "--strengths", "1"]
-    if "--images" in more and "--draws" not in more:
-        quick += ["--draws", "1"]
-    return ["inspect", str(lora), "--checkpoint", str(model), *quick, *more]
+    quick = {"--resolution": "32", "--unrelated": "a painting", "--device": "cpu", "--strengths": "1"}
+    if "--images" in more:
+        quick["--draws"] = "1"
+    usual = [word for option, value in quick.items() if option not in more for word in (option, value)]
+    return ["inspect", str(lora), "--checkpoint", str(model), *usual, *more]
 
 
 def test_it_prints_a_verdict_and_writes_a_sheet_and_numbers(

@@ -177,7 +177,10 @@ def plan_run(
 
 
 def _check_kinds(**given: object) -> None:
-    """InputError: a path, a list or a dictionary in the place of what is made of it."""
+    """InputError: a path, a list or a dictionary in the place of what is made of it.
+
+    By the name of the type, as another copy of the package may have made it.
+    """
     made: dict[str, tuple[type, str]] = {
         "components": (Components, "what load_checkpoint returns"),
         "images": (ImageSet, "what load_images returns"),
@@ -186,7 +189,7 @@ def _check_kinds(**given: object) -> None:
     }
     for name, value in given.items():
         kind, what = made[name]
-        if not isinstance(value, kind):
+        if kind.__name__ not in [one.__name__ for one in type(value).__mro__]:
             raise InputError(f"{name} is of the type {type(value).__name__}: give {what}.")
 
 
