@@ -273,7 +273,7 @@ def test_a_tokenizer_given_with_a_folder_takes_the_place_of_its_own(tmp_path: Pa
     vocabulary = json.loads((words / "vocab.json").read_text())
     vocabulary["!"], vocabulary['"'] = vocabulary['"'], vocabulary["!"]
     (words / "vocab.json").write_text(json.dumps(vocabulary))
-    own, given = (load_checkpoint(folder, **options).text_encoders for options in ({}, {"tokenizer": words}))
+    own, given = (load_checkpoint(folder, tokenizer=words).text_encoders for words in (None, words))
     assert [encoder.tokenizer.get_vocab()["!"] for encoder in (*own, *given)] == [0, 0, 1, 1]
     assert [encoder.tokenizer.pad_token for encoder in given] == ["<|endoftext|>", "!"]
 
