@@ -171,7 +171,7 @@ def test_check_writable_makes_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for place in ("file", "file/run", "link", "link/run"):
-        with pytest.raises(InputError, match="is no folder"):
+        with pytest.raises(InputError, match="is not a folder"):
             check_writable(tmp_path / place)
 
 

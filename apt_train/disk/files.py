@@ -96,7 +96,7 @@ def check_writable(folder: str | Path) -> None:
     try:
         existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
         if not existing.is_dir():
-            raise InputError(f"{existing} is no folder, so nothing can be written below it: choose another folder.")
+            raise InputError(f"{existing} is not a folder, so nothing can be written below it: choose another folder.")
         probe = _temporary_name(existing)
         _create(probe)
         probe.unlink()

@@ -62,7 +62,7 @@ class LoraFile:
         if has_own or not 0.001 < scale < 1000 or math.isclose(scale, 1):
             return []
         return [
-            f"Its metadata say alpha {alpha:g} for rank {rank:g}, which diffusers reads. ComfyUI and this check-up do "
+            f"Its metadata says alpha {alpha:g} for rank {rank:g}, which diffusers reads. ComfyUI and this check-up do "
             f"not: there strength {scale:.3g} is what was trained."
         ]
 
