@@ -80,8 +80,14 @@ def _complain(sentence: str, code: int) -> int:
 class _Parser(argparse.ArgumentParser):
     """Reports an error in one sentence."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A command refuses what it does not know itself, because the options are in its own help."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unknown option {' '.join(unknown)}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
-        message = message.replace("unrecognized arguments:", "unknown option")
         shown = message if len(message) < 300 else f"{message[:300]}..."
         raise InputError(f"{shown}: see `{self.prog} --help`.")
 

@@ -350,7 +350,7 @@ BAD = {
     "negative weight": (_with("--dist-weight=-1"), "dist_weight is -1"),
     "class word of no letters": (_with("--class-word", "\udcff"), "class_word"),
     "resolution": (_with("--resolution", "60"), "resolution"),
-    "unknown option": (_with("--stepz", "3"), "--stepz"),
+    "unknown option": (_with("--stepz", "3"), "unknown option --stepz 3: see `apt-train run --help`"),
     "unknown method": (_with("--method", "magic"), "method"),
     "dco with lazy prior": (_with("--method", "dco", "--lazy-prior", "2"), "lazy_prior"),
     "another run": (_other_run, "already holds a run"),
