@@ -17,15 +17,15 @@ from ..verdict.run_summary import Summary
 from ..verdict.words import paragraph
 
 CAPTIONS = {
-    "indicator.png": "Overfitting indicator per noise level (0 clean, 1 pure noise): at 0 the tuned model predicts the "
-    "noise of the training pictures no better than the prior, near 1 far better.",
-    "drift.png": "How far each snapshot has left the prior on prompts without the subject, over how far on the "
-    "subject's own: while it learns the subject this stays low, where it overfits it climbs.",
+    "indicator.png": "Overfitting indicator per noise level (0 clean, 1 pure noise). At 0 the tuned model predicts the "
+    "noise of the training pictures no better than the prior. Near 1 it predicts it far better.",
+    "drift.png": "Drift ratio of each snapshot: how much prompts without the subject change, divided by how much the "
+    "subject's own change. It stays level while the subject is learned, and rises where the model overfits.",
     "losses.png": "Loss terms over the steps: faint as logged, thick their moving average. The denoising loss depends "
-    "on the noise level far more than on training, so its average has the noise levels evened out.",
+    "far more on the noise level than on training. So its average has the noise levels evened out.",
     "balance.png": "Gradient norm of each weighted term, and its part of their sum.",
-    "attention.png": "Cross-attention per token, with its mean for prior > tuned: tokens of the context that the tuned "
-    "model has dimmed look dark in its row and blue in the difference.",
+    "attention.png": "Cross-attention per token, with its mean for prior > tuned. A token of the context that the "
+    "tuned model has dimmed looks dark in its row and blue in the difference.",
     FILMSTRIP: "Samples over the snapshots, one seed a row. The last snapshot that still obeys the unseen prompt and "
     "shows the subject is the one to keep.",
 }
