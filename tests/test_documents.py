@@ -66,6 +66,9 @@ def test_the_tree_names_every_module_and_no_other(top: str) -> None:
 
 
 def test_everything_in_the_tree_exists() -> None:
+    """And every benchmark is in it."""
+    named = {name for indent, name in tree() if indent == 0}
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "benchmarks").glob("*.py")} <= named
     assert [name for indent, name in tree() if indent == 0 and not (ROOT / name).exists()] == []
 
 
