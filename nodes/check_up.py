@@ -251,7 +251,7 @@ def _strengths(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(word) for word in text.replace(",", " ").split())
     except ValueError:
-        raise InputError(f"strengths is {text!r}: write numbers with blanks between them.") from None
+        raise InputError(f"strengths is {text!r}: write numbers separated by spaces or commas.") from None
 
 
 def _shown(progress: Any) -> Any:
