@@ -367,13 +367,13 @@ def test_where_there_is_no_rung_left_it_says_what_to_lower(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out_of_memory(monkeypatch, at=0)
-    with pytest.raises(InputError, match="lower the resolution"):
+    with pytest.raises(InputError, match="base_storage to fp8.*lower resolution"):
         run(watch_drift=False, **settings)
 
 
 def test_out_of_memory_twice_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     out_of_memory(monkeypatch, at=1, times=2)
-    with pytest.raises(InputError, match="lower the resolution"):
+    with pytest.raises(InputError, match="base_storage to fp8.*lower resolution"):
         run(watch_drift=False)
 
 

@@ -346,7 +346,7 @@ def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> No
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(update, "_backward", full)
-    with pytest.raises(InputError, match="lower the resolution"):
+    with pytest.raises(InputError, match="lower resolution"):
         run()
 
 

@@ -97,6 +97,6 @@ def memory_in_words(refusal: InputError | None = None) -> Generator[None]:
 
 
 _OUT_OF_MEMORY = (
-    "Out of memory: lower the resolution or the batch size (raise accumulation instead), turn gradient checkpointing "
-    "on, or lower the rank."
+    "Out of memory: set base_storage to fp8 and memory to auto, lower resolution or batch_size, or set "
+    "identifier_mode to word."
 )
