@@ -167,7 +167,7 @@ def _publish_picture(target: Path, picture: Image.Image, owner: str) -> None:
         return
     about = PngImagePlugin.PngInfo()
     about.add_text(OWNER, owner)
-    with contextlib.suppress(OSError):  # the LoRA is written; a missing picture is no reason to fail
+    with contextlib.suppress(InputError):  # the LoRA is written; a missing picture is no reason to fail
         atomic_write(target, partial(picture.save, format="PNG", pnginfo=about))
 
 

@@ -5,7 +5,9 @@ Not here: the host (`tests/host`); its modules are stood in for.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -287,6 +289,23 @@ def test_a_picture_that_the_user_chose_stays(store: Any, run: Any, tmp_path: Pat
     before = beside.read_bytes()
     store.publish(run)
     assert beside.read_bytes() == before
+
+
+def test_a_picture_that_cannot_be_written_costs_only_itself(
+    store: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample(run, 6, "red")
+    save = Image.Image.save
+
+    def full(picture: Image.Image, place: Any, format: str) -> None:
+        if format == "PNG":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(picture, place, format)
+
+    monkeypatch.setattr(Image.Image, "save", lambda picture, place, format, **_: full(picture, place, format))
+    assert store.publish(run).trigger == f"embedding:{run.stem}"
+    assert [path.name for path in (tmp_path / "output" / "loras").iterdir()] == [f"{run.stem}.safetensors"]
+    assert (tmp_path / "embeddings" / f"{run.stem}.safetensors").is_file()
 
 
 def test_what_the_user_was_told_stands_in_the_file_without_folders(store: Any, run: Any, tmp_path: Path) -> None:
