@@ -103,7 +103,7 @@ def is_restart_to_finish(folder: Path, config: TrainConfig) -> bool:
     done = steps_done(folder)
     if lacks_report(folder, done):
         return True
-    planned = max(config.steps, read_config(folder).content["config"]["steps"])
+    planned = max(config.steps, read_config(folder).settings.steps)
     return ended_step(folder, config) is None and done < planned
 
 

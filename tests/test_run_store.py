@@ -172,6 +172,14 @@ def test_a_run_without_a_report_of_its_last_step_is_not_done(store: Any, run: An
     assert not store.lacks_report(run.folder, 2), "used with fewer steps than it was begun with"
 
 
+def test_a_restart_without_steps_in_its_settings_has_the_default_before_it(store: Any, run: Any) -> None:
+    config = TrainConfig(class_word="toy", identifier="toy", steps=6)
+    settings = {"class_word": "toy", "identifier": "toy"}
+    (run.folder / "config.json").write_text(json.dumps({"format": 1, "config": settings, "restarted": True}))
+    (run.folder / "report.json").write_text(json.dumps({"steps_done": 6}))
+    assert store.is_restart_to_finish(run.folder, config)
+
+
 # ---- names ----------------------------------------------------------------------------------------------------------
 
 
