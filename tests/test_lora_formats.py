@@ -288,6 +288,7 @@ def test_an_alpha_is_one_number_or_its_layer_is_left_out(alpha: Tensor, part: st
         ({"r": 4, "lora_alpha": 4, "use_rslora": True}, "2"),
         ({"r": 4, "lora_alpha": 4}, ""),
         ({"r": 0, "lora_alpha": 4}, ""),
+        ({"r": 10**400, "lora_alpha": 2 * 10**400}, ""),
         ({"r": "4", "lora_alpha": []}, ""),
         ({}, ""),
     ],

@@ -56,15 +56,14 @@ class LoraFile:
             said = parse_json(self.metadata.get("lora_adapter_metadata", "null").encode())
             rank, alpha, root = (said.get(f"unet.{name}") for name in ("r", "lora_alpha", "use_rslora"))
             scale = alpha / (math.sqrt(rank) if root else rank)
+            note = (
+                f"Its metadata says alpha {alpha:g} for rank {rank:g}, which diffusers reads. ComfyUI and this "
+                f"check-up do not: there strength {scale:.3g} is what was trained."
+            )
         except (ValueError, ArithmeticError, TypeError, AttributeError):
             return []
         has_own = any("alpha" in parts for parts in self.layers.values())
-        if has_own or not 0.001 < scale < 1000 or math.isclose(scale, 1):
-            return []
-        return [
-            f"Its metadata says alpha {alpha:g} for rank {rank:g}, which diffusers reads. ComfyUI and this check-up do "
-            f"not: there strength {scale:.3g} is what was trained."
-        ]
+        return [] if has_own or not 0.001 < scale < 1000 or math.isclose(scale, 1) else [note]
 
     @property
     def dtype(self) -> str:
