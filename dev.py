@@ -204,6 +204,7 @@ def host(options: list[str]) -> int:
         raise Failure(lacks)
     link_pack(place / "custom_nodes")
     write_checkpoints(place / "models" / "checkpoints", python)
+    options = [part for option in options for part in re.split(r"(?<=^--port)=", option)]
     if "--port" not in options:
         options = ["--port", str(free_port()), *options]
     port = options[options.index("--port") + 1 :][:1]

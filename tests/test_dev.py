@@ -394,13 +394,18 @@ def test_without_a_gpu_the_host_is_started_on_the_cpu(
     assert ("--cpu is added" in capsys.readouterr().out) is added
 
 
-def test_a_port_that_was_asked_for_is_kept(
-    runs: list[tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("asked", [["--port", "8188"], ["--port=8188"]])
+def test_a_port_that_was_asked_for_is_kept_and_told(
+    runs: list[tuple[list[str], dict[str, str]]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    asked: list[str],
 ) -> None:
     found(monkeypatch, tmp_path)
     (tmp_path / "custom_nodes").mkdir()
-    dev.main(["host", "--port", "8188"])
-    assert runs[-1][0][2:] == ["--port", "8188"]
+    dev.main(["host", *asked])
+    assert runs[-1][0][2:] == ["--port", "8188"] and "http://127.0.0.1:8188;" in capsys.readouterr().out
 
 
 def test_what_a_host_lacks_is_one_sentence_and_nothing_is_started(
