@@ -543,6 +543,12 @@ def test_long_names_stay_on_the_page(own: CheckUp) -> None:
     assert all(text.get_window_extent().x1 <= edge for part in figure.subfigs for text in part.texts)
 
 
+def test_dollars_in_names_are_letters(own: CheckUp) -> None:
+    """matplotlib would take what is between two for a formula, and fail on this one."""
+    odd = replace(own, samples=[], lora=replace(own.lora, name=r"$\nothing$"), subject=Subject("$_$", r"$\frac$ toy"))
+    assert sheet(odd, 900).width == 900
+
+
 @pytest.mark.parametrize("has_pictures", [True, False])
 def test_the_sheet_is_one_page(own: CheckUp, has_pictures: bool) -> None:
     blind = replace(own, pictures=0, samples=[], points=[replace(point, gain=None) for point in own.points])

@@ -45,6 +45,6 @@ __all__ = [
 
 @contextlib.contextmanager
 def our_style() -> Generator[None]:
-    """Inside the block a figure is drawn the same under any matplotlibrc, and needs no LaTeX."""
-    with style.context("default"):
+    """Inside the block a figure is drawn the same under any matplotlibrc, needs no LaTeX, and `$` is a letter."""
+    with style.context(["default", {"text.parse_math": False}]):
         yield
