@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..apt_train.errors import InputError
@@ -274,7 +274,7 @@ def _shown(
     from ..apt_train.report.attention_tiles import attention_tiles
     from ..apt_train.training.capture import merge_layers
     from .attention_table import compare, table
-    from .host.pictures import image_tensor, pil_image
+    from .host.pictures import pil_image, shown_on_node
 
     comparison = compare(*maps)
     heading = [f"alignment {comparison.alignment:.4f} (1: equal); {says[0]}", *says[1:]]
@@ -285,7 +285,6 @@ def _shown(
     sheet = attention_tiles(
         (prior, tuned), labels, picture, heading=heading, per_row=PER_ROW, text_size=TEXT_SIZE, over=over
     )
-    tiles = image_tensor(sheet)
+    tiles, on_node = shown_on_node(sheet, cls)
     text = table(comparison, columns.labels, shown, heading)
-    on_node = {**ui.PreviewImage(tiles, cls=cls).as_dict(), "sheet_size": list(sheet.size)}
     return io.NodeOutput(tiles, comparison.alignment, text, ui=on_node)

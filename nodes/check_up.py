@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..apt_train.errors import InputError
 from ..apt_train.lora_check.asked import Asked
@@ -97,14 +97,13 @@ class APTLoRACheckUp(io.ComfyNode):
         from ..apt_train.lora_check.sheet import sheet
         from ..apt_train.lora_check.verdict import paragraphs
         from .host.language import translated
-        from .host.pictures import image_tensor
+        from .host.pictures import shown_on_node
 
         one = single(inputs, *LISTS)
         with torch.inference_mode(False):
             found = _checked_up(_question(inputs), one, cls.hidden.unique_id)
-        picture, words = sheet(found, one["width"]), "\n\n".join(paragraphs(found, translated))
-        page = image_tensor(picture)
-        shown = {**ui.PreviewImage(page, cls=cls).as_dict(), "sheet_size": list(picture.size), "text": (words,)}
+        words = "\n\n".join(paragraphs(found, translated))
+        page, shown = shown_on_node(sheet(found, one["width"]), cls, text=(words,))
         return io.NodeOutput(page, words, found.recommendation.strength, as_json(found), ui=shown)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..apt_train.errors import InputError
 from ..apt_train.wording import printable
@@ -150,7 +150,7 @@ class APTImageSet(io.ComfyNode):
         from ..apt_train.photo_check.preflight import preflight
         from ..apt_train.photo_check.sheet import contact_sheet
         from .host.language import translated
-        from .host.pictures import image_tensor
+        from .host.pictures import shown_on_node
         from .host.progress import NodeProgress, stop_if_cancelled
 
         shown, node = single(inputs, *_WIRES), cls.hidden.unique_id
@@ -165,11 +165,9 @@ class APTImageSet(io.ComfyNode):
             images = _image_set(shown, wires, at_picture)
             names = {"class_word": shown["class_word"], "identifier": _identifier(shown)}
             found = preflight(images, shown["resolution"], **names, at_picture=at_picture)
-            sheet = contact_sheet(found)
             pictures, captions, masks = images.to_tensors()
-        text, tensor = "\n".join(found.lines(translated)), image_tensor(sheet)
-        on_node = {**ui.PreviewImage(tensor, cls=cls).as_dict(), "sheet_size": list(sheet.size)}
-        return io.NodeOutput(pictures, captions, masks, text, tensor, ui=on_node)
+        text, (sheet, on_node) = "\n".join(found.lines(translated)), shown_on_node(contact_sheet(found), cls)
+        return io.NodeOutput(pictures, captions, masks, text, sheet, ui=on_node)
 
 
 def _identifier(shown: Mapping[str, Any]) -> str:

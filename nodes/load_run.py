@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..apt_train.errors import InputError
 from .checks import check_ranges
@@ -78,15 +78,13 @@ class APTLoadRun(io.ComfyNode):
 
     @classmethod
     def execute(cls, run: str, step: int) -> io.NodeOutput:
-        from .host.pictures import image_tensor
+        from .host.pictures import shown_on_node
         from .published import publish
 
         found = _opened(run)
         published = publish(found, step or None)
-        sheet = runs_sheet(run)
-        tensor = image_tensor(sheet)
-        picture = {**ui.PreviewImage(tensor, cls=cls).as_dict(), "sheet_size": list(sheet.size)}
-        return io.NodeOutput(found, published.lora, published.trigger, found.class_word, tensor, ui=picture)
+        tensor, shown = shown_on_node(runs_sheet(run), cls)
+        return io.NodeOutput(found, published.lora, published.trigger, found.class_word, tensor, ui=shown)
 
 
 def _refuse_none() -> None:

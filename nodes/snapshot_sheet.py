@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from .checks import check_widgets
 from .sheet_cells import (
@@ -139,7 +139,7 @@ class APTSnapshotSheet(io.ComfyNode):
         from .host.drawing import Drawing
         from .host.loras import require_without
         from .host.model import with_lora
-        from .host.pictures import image_tensor
+        from .host.pictures import shown_on_node
         from .published import checked_step, publish
         from .run_store import record_of, snapshot_steps
 
@@ -156,8 +156,8 @@ class APTSnapshotSheet(io.ComfyNode):
             rows, columns, chosen
         )
         published = publish(run, chosen.step)
-        tuned, tensor = with_lora(model, published.lora, chosen.strength), image_tensor(sheet)
-        picture = {**ui.PreviewImage(tensor, cls=cls).as_dict(), "sheet_size": list(sheet.size)}
+        tuned = with_lora(model, published.lora, chosen.strength)
+        tensor, picture = shown_on_node(sheet, cls)
         return io.NodeOutput(tensor, tuned, published.lora, chosen.strength, published.trigger, chosen.step, ui=picture)
 
 
