@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..apt_train.errors import InputError
 from ..apt_train.lora_check.asked import Asked
 from .checks import check_widgets, is_wired, known, single
-from .settings import Setting, widget
+from .settings import Setting, value_of, widget
 from .wires import AptOptions, AptRun, AptRunWire
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class APTLoRACheckUp(io.ComfyNode):
     @classmethod
     def check_lazy_status(cls, **inputs: Any) -> list[str]:
         """The model's wires, requested only after everything else has been checked."""
-        missing = [name for name in WIRES if list(inputs.get(name, ())) == [None]]
+        missing = [name for name in WIRES if is_wired(inputs, name)]
         if missing:
             _question(inputs)
         return missing
@@ -217,7 +217,7 @@ def _asked(one: dict[str, Any]) -> Asked:
     return Asked(
         strengths=_strengths(one["strengths"]),
         prompt=one["prompt"],
-        unrelated=tuple(line.strip() for line in one.get("unrelated", "").splitlines() if line.strip()),
+        unrelated=value_of(_setting("unrelated"), one.get("unrelated", "")),
         resolution=one["resolution"], draws=one["draws"], sample_steps=one["sample_steps"], seed=one["seed"],
     )  # fmt: skip
 

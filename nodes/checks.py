@@ -24,7 +24,7 @@ def known(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_wired(inputs: Mapping[str, Any], *names: str) -> bool:
-    """Whether one of these widgets is wired, so that the host knows no value of it before the node runs."""
+    """Whether one of these inputs is wired and has no value yet: before the node runs, or because it is lazy."""
     return any(list(inputs.get(name, ())) == [None] for name in names)
 
 

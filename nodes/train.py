@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io, ui
 
 from ..apt_train.presets import PRESETS, PUBLISHED
-from .checks import check_train, known, single
+from .checks import check_train, is_wired, known, single
 from .settings import METHODS, Setting, beside_settings, train_config, widget
 from .wires import AptOptions, AptOptionsWire, AptRunWire
 
@@ -139,7 +139,7 @@ class APTTrain(io.ComfyNode):
     @classmethod
     def check_lazy_status(cls, **inputs: Any) -> list[str]:
         """The model's wires, requested only after everything else is checked: bad settings load no checkpoint."""
-        missing = [name for name in ("model", "clip", "vae") if list(inputs.get(name, ())) == [None]]
+        missing = [name for name in ("model", "clip", "vae") if is_wired(inputs, name)]
         if missing:
             _training_inputs(inputs)
         return missing
