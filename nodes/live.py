@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..apt_train.errors import InputError
 from ..apt_train.names import LOG
+from ..apt_train.wording import bin_names
 
 if TYPE_CHECKING:
     from ..apt_train.events import StepEvent
@@ -44,7 +45,7 @@ class LiveRun:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._who = {"run": run_id, "node": node_id, "prompt_id": prompt_id}
-        self._total, self._bins = total, bins
+        self._total, self._bins = total, bin_names(bins)
         self._send, self._clock = send, clock
         self._waiting: list[dict[str, Any]] = []
         self._last_sent = -INTERVAL
@@ -52,11 +53,11 @@ class LiveRun:
 
     def start(self, first_step: int) -> None:
         """`first_step`: the step the run is at, 0 for a new run; points follow for later steps."""
-        self._tell("started", total=self._total, first_step=first_step, bins=self._names_of_bins())
+        self._tell("started", total=self._total, first_step=first_step, bins=self._bins)
 
     def found(self, step: int) -> None:
         """Sent instead of all other messages: the run is at `step` and needs no training."""
-        self._tell("found", total=self._total, step=step, bins=self._names_of_bins())
+        self._tell("found", total=self._total, step=step, bins=self._bins)
 
     def step(self, event: StepEvent, seconds_left: float | None) -> None:
         """One step of the trainer, and the estimated time left."""
@@ -75,11 +76,6 @@ class LiveRun:
         """The run is at `step` and has stopped for now."""
         self._flush()
         self._tell("finished", state=state, step=step)
-
-    def _names_of_bins(self) -> list[str]:
-        from ..apt_train.wording import bin_names
-
-        return bin_names(self._bins)
 
     def _flush(self) -> None:
         if self._waiting:
@@ -175,7 +171,7 @@ def curves_of(root: Path, run: str, after: int = 0) -> dict[str, Any]:
         raise InputError(f"The files of {run} are damaged or may not be read: restore them, or train again.") from None
     known = [item["state"] for item in _SESSION.runs() if item["run"] == run]
     state = known[0] if known else "done" if _is_finished(folder, curves) else "stopped"
-    told = [notice.text for notice in read_notices(root / run)]
+    told = [notice.text for notice in read_notices(folder)]
     return {"run": run, "state": state, "notices": told, **curves}
 
 
