@@ -112,7 +112,7 @@ def _opened(name: str) -> AptRun:
 
 def runs_sheet(chosen: str) -> Image.Image:
     """The newest runs, shown by their last samples if they have any; the chosen one's name is marked."""
-    from ..apt_train.report.grid import fit_label, font, labelled_grid, stacked_vertically
+    from ..apt_train.report.grid import labelled_grid, stacked_vertically
 
     names = list_runs()[:NEWEST]
     names = names if chosen in names else [chosen, *names[: NEWEST - 1]]
@@ -123,7 +123,7 @@ def runs_sheet(chosen: str) -> Image.Image:
             labelled_grid(
                 [[sample for _, _, sample in row]],
                 [""],
-                [fit_label(f"{name}\nstep {step}", CELL, font(LABEL, name)) for name, step, _ in row],
+                [f"{name}\nstep {step}" for name, step, _ in row],
                 text_size=LABEL,
             )
             for row in rows
