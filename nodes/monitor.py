@@ -110,7 +110,5 @@ def verdict(record: RunRecord, advised: Recommendation, picked: int) -> str:
         goes_on = f"Step {picked} is passed on, though step {advised.step} is recommended"
     first = f"{translated(goes_on)}: {translated(advised.reason)}"
     told = [translated(notice.text) for notice in record.notices]
-    notices = (
-        "\n".join([f"{translated(counted(len(told), 'notice'))}:", *(f"- {text}" for text in told)]) if told else ""
-    )
-    return "\n\n".join(filter(None, [first, paragraph(record.summary, translated), notices]))
+    notices = [f"{translated(counted(len(told), 'notice'))}:", *(f"- {text}" for text in told)] if told else []
+    return "\n\n".join(filter(None, [first, paragraph(record.summary, translated), "\n".join(notices)]))

@@ -22,14 +22,13 @@ from ..apt_train.report.filmstrip import draw_filmstrip
 from ..apt_train.report.live_images import heat_image, loss_image
 from ..apt_train.run.notices import read_notices
 from ..apt_train.wording import counted, duration
-from .host.progress import NodeProgress, prompt_id, stop_if_cancelled
+from .host.progress import SAY_EVERY, NodeProgress, prompt_id, stop_if_cancelled
 from .live import LiveRun, host_sender
 from .node_picture import header_of, sample_sheet, small_strip, stacked
 from .run_store import gamma_and_losses, newest_drift, newest_samples, steps_done
 from .wires import AptRun
 
 PICTURE_EVERY = 1.0  # seconds between live pictures
-BUSY_EVERY = 0.25  # seconds between lines about work other than steps
 CHART, HEIGHT = 480, 256  # pixels: the live picture's chart
 STRIP_HEIGHT = 150  # pixels: height of the chart beneath samples
 
@@ -94,7 +93,7 @@ class Watch:
     def _on_busy(self, event: BusyEvent) -> None:
         self._step = max(self._step, event.step)
         now = time.monotonic()
-        if self._busy != event.what or now - self._last_busy >= BUSY_EVERY:
+        if self._busy != event.what or now - self._last_busy >= SAY_EVERY:
             self._busy, self._last_busy = event.what, now
             self._progress.say(" · ".join([event.text, *notices_part(len(self._notices))]))
 

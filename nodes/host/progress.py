@@ -18,7 +18,7 @@ from .language import translated_line
 if TYPE_CHECKING:
     from ...apt_train.events import Work
 
-SAY_EVERY = 0.25  # seconds
+SAY_EVERY = 0.25  # seconds between lines about work other than steps
 STOPPED = "stopped: queue again"
 LONGEST = 8192  # pixels of a live picture's side; beyond 65500, JPEG fails in the host's sending loop and ends the host
 
