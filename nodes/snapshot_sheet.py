@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from comfy_api.latest import io
 
@@ -161,8 +161,7 @@ class APTSnapshotSheet(io.ComfyNode):
         return io.NodeOutput(tensor, tuned, published.lora, chosen.strength, published.trigger, chosen.step, ui=picture)
 
 
-@dataclass(frozen=True)
-class Wires:
+class Wires(NamedTuple):
     """The wires that draw."""
 
     model: Any
@@ -184,9 +183,8 @@ class _Drawn:
 
     def of(self, wires: Wires) -> dict[tuple[Any, ...], Image.Image]:
         """The pictures drawn with these wires so far; other wires clear the cache."""
-        now = (wires.model, wires.clip, wires.vae)
-        if len(self.wires) != len(now) or any(was() is not one for was, one in zip(self.wires, now, strict=True)):
-            self.wires, self.pictures = tuple(weakref.ref(one) for one in now), {}
+        if len(self.wires) != len(wires) or any(was() is not one for was, one in zip(self.wires, wires, strict=True)):
+            self.wires, self.pictures = tuple(map(weakref.ref, wires)), {}
         return self.pictures
 
 
@@ -214,17 +212,16 @@ class Sheet:
         keys = {(p, c): self._key(p, c) for c in columns for p in prompts}
         for key in set(known) - set(keys.values()):
             del known[key]
-        missing = [(column, [p for p in prompts if keys[p, column] not in known]) for column in columns]
-        total, progress = sum(len(rows) for _, rows in missing), NodeProgress(self.node_id, len(keys))
+        missing = {c: rows for c in columns if (rows := [p for p in prompts if keys[p, c] not in known])}
+        total, progress = sum(map(len, missing.values())), NodeProgress(self.node_id, len(keys))
         done = 0
         with progress.tells_cancel():
-            for column, rows in missing:
-                painter = self._painter(column) if rows else None
+            for column, rows in missing.items():
+                paint = self._painter(column)
                 for prompt in rows:
                     stop_if_cancelled()
                     progress.say(f"drawing picture {done + 1} of {total}")
-                    assert painter is not None
-                    known[keys[prompt, column]] = painter(prompt)
+                    known[keys[prompt, column]] = paint(prompt)
                     done += 1
                     so_far = [[known.get(keys[p, c]) for c in columns] for p in prompts]
                     progress.show(done, total, _grid(so_far, prompts, columns))
