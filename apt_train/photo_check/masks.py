@@ -31,7 +31,9 @@ def mask_findings(looks: Sequence[Look]) -> Iterator[Finding]:
         "White covers most of the border: {names}. Only what is white is learned: invert the mask if that is the "
         "background."
     )
-    yield from about(looks, [i for i in unclear if _leaves_out(looks[i]) > TINY], "mask inverted?", text)
+    # What leaves out less than `TINY` of the crop leaves out a watermark rather than a subject.
+    leaves_out = [i for i in unclear if (mask := looks[i].mask) and 1 - mask.area > TINY]
+    yield from about(looks, leaves_out, "mask inverted?", text)
     upright = [i for i in _where(looks, lambda _: True) if i not in (*inverted, *unclear)]
     yield from _small(looks, upright)
     yield from _cut_by_crop(looks, upright)
@@ -49,11 +51,6 @@ def fills_border(edges: Sequence[float]) -> bool:
     How much of such a subject is cut off says nothing.
     """
     return sum(edges) / len(edges) > BORDER
-
-
-def _leaves_out(look: Look) -> float:
-    """The black share of the crop. Below `TINY` it is a watermark rather than a subject."""
-    return 0.0 if look.mask is None else 1 - look.mask.area
 
 
 def _where(looks: Sequence[Look], applies: Callable[[MaskLook], bool]) -> list[int]:
