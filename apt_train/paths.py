@@ -47,8 +47,7 @@ def check_file_name(name: str) -> None:
     """
     if name.split(".")[0].lower() in _DEVICES:
         raise InputError(f"{name} is a reserved name on Windows: choose another name.")
-    if not name or len(name.encode()) > _MAX_NAME:
-        size = len(name.encode())
+    if not 1 <= (size := len(name.encode())) <= _MAX_NAME:
         raise InputError(f"The file name {name[:40]!r}... has {size} bytes: choose one of 1 to {_MAX_NAME}.")
 
 
