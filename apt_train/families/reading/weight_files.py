@@ -23,7 +23,7 @@ def visible(folder: Path, pattern: str) -> list[Path]:
 
 
 def weight_files(part: Path) -> list[Path]:
-    """The part's safetensors, a single file or shards; a plain one is preferred to a variant such as `fp16`."""
+    """The part's safetensors: a single file if there is one, else shards. A plain one comes before one of `fp16`."""
     files = visible(part, "*model*.safetensors")
     shards = [path for path in files if _SHARD.match(path.name)]
     single = sorted(
