@@ -178,9 +178,8 @@ class TrainResult:
     """What a run returns; `output_dir`, if given, holds the same on disk."""
 
     lora: dict[str, torch.Tensor] = field(repr=False)  # kohya names, with alpha; empty if stopped while preparing
-    embeddings: dict[str, torch.Tensor] | None = field(
-        repr=False
-    )  # clip_l (n, width), for SDXL also clip_g; None: word
+    # clip_l (n, width) and, for SDXL, clip_g; None in word mode
+    embeddings: dict[str, torch.Tensor] | None = field(repr=False)
     trigger: str  # goes into the prompt: `embedding:NAME_embedding`, in word mode `NAME class_word`
     steps_done: int
     stopped: bool

@@ -105,7 +105,7 @@ def test_the_second_one_aborts_and_the_last_step_is_saved(
 
     when(monkeypatch, apt_train.training.loop, "optimizer_step", twice_in_the_second_step)
     assert cli.main(command) == code_of(name)
-    assert "apt-train: aborted" in capsys.readouterr().err
+    assert "apt-train: aborted; what was saved before stays." in capsys.readouterr().err
     assert steps(tmp_path) == [1] and (tmp_path / "out" / "snapshots" / "step_000001" / "state.json").exists()
 
 

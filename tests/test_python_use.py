@@ -96,6 +96,7 @@ MISTAKEN: dict[str, tuple[dict[str, Any], str]] = {
     "a folder for the pictures": ({"images": "photos"}, "images is of the type str: give what load_images returns"),
     "tensors for the pictures": ({"images": [torch.rand(64, 64, 3)]}, "images is of the type list"),
     "a folder for the prior images": ({"prior_images": "photos"}, "prior_images is of the type str"),
+    "an empty list for the prior images": ({"prior_images": []}, "prior_images is of the type list"),
     "a dictionary for the settings": ({"config": {"class_word": "toy"}}, "config is of the type dict: give a TrainCo"),
     "the settings' class": ({"config": TrainConfig}, "config is of the type type"),
     "a number for the folder": ({"output_dir": 5}, "The output folder is of the type int: give a path"),

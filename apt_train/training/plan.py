@@ -171,7 +171,8 @@ def plan_run(
     InputError: an argument is of another kind, the device cannot be used, or several processes were launched.
     """
     _refuse_ranks()
-    _check_kinds(components=components, images=images, config=config, prior_images=prior_images or images)
+    prior = images if prior_images is None else prior_images
+    _check_kinds(components=components, images=images, config=config, prior_images=prior)
     place = resolve_device(device)
     return Plan(components, images, prior_images, config, place, resolve_dtype(config.precision, place))
 
