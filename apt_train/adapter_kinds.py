@@ -8,7 +8,7 @@ the settings import this module only for the names.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from torch import Tensor
 
-Shape = tuple[int, ...]
+    from .config import AdapterConfig
 
 
 @dataclass(frozen=True)
@@ -26,53 +26,46 @@ class Kind:
 
     Args:
         title: the kind's name as people write it.
-        parts: peft's name of each weight, relative to the layer, mapped to its name in a file.
-        shapes: (rank, rows, columns) -> the shape of each weight that a file has for this layer. Layers may differ: a
-            matrix that is no larger than its factors is kept whole.
-        rank_of: a weight in the file and the dimension of it whose length is the rank, on layers that have it.
+        parts: peft's name of each weight, relative to the layer, mapped to its name in a file. A layer may have only
+            some of them.
         drawn: the weights that are initialised at random. The others start as peft or `put_on` leaves them. With
             those starting values the layer's output must equal the base layer's bit for bit.
-        config: (rank, alpha, dropout, layer names) -> peft's configuration.
+        config: (the settings, layer names) -> peft's configuration, with `effective_alpha` as its alpha.
         alpha: (rank, the alpha setting) -> the alpha in use. Training and all readers scale the update by alpha / rank.
         by_rank: the submodule whose output has one entry per rank, for T-LoRA; empty: T-LoRA is refused.
         reads_base: whether it reads the base layer's weight, or its shape, which must then be stored in full.
-        put_on: called with each peft layer and the adapter's name, to do what peft does not.
+        put_on: called with each peft layer, the adapter's name and the settings, to do what peft does not.
         network: the kind's metadata in kohya's dialect, keys without `ss_network_`.
     """
 
     title: str
     parts: Mapping[str, str]
-    shapes: Callable[[int, int, int], dict[str, Shape]]
-    rank_of: tuple[str, int]
     drawn: tuple[str, ...]
-    config: Callable[[int, float, float, list[str]], PeftConfig]
+    config: Callable[[AdapterConfig, list[str]], PeftConfig]
     alpha: Callable[[int, float], float] = lambda rank, alpha: alpha
     by_rank: str = ""
     reads_base: bool = False
-    put_on: Callable[[Any, str], None] = lambda layer, name: None
+    put_on: Callable[[Any, str, AdapterConfig], None] = lambda layer, name, settings: None
     network: Mapping[str, str] = field(default_factory=lambda: {"module": "networks.lora"})
 
 
 # ---- LoRA (arXiv 2106.09685), and rsLoRA (arXiv 2312.03732), which differs only in its scale ----------------------
 
 
-def _lora_shapes(rank: int, rows: int, columns: int) -> dict[str, Shape]:
-    return {"lora_down.weight": (rank, columns), "lora_up.weight": (rows, rank)}
-
-
-def _lora_config(rank: int, alpha: float, dropout: float, targets: list[str]) -> PeftConfig:
+def _lora_config(settings: AdapterConfig, targets: list[str]) -> PeftConfig:
     from peft import LoraConfig
     from peft.tuners.lora.layer import Linear
     from torch import nn
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)  # type: ignore[arg-type]
+    alpha: Any = settings.effective_alpha  # peft annotates it as an int, and scales by any number
+    config = LoraConfig(r=settings.rank, lora_alpha=alpha, lora_dropout=settings.dropout, target_modules=targets)
     # Named explicitly: otherwise peft probes every installed quantisation library, and fails if some other package's
     # torchao is too old for it.
     config._register_custom_module({nn.Linear: Linear})  # pyright: ignore[reportPrivateUsage]
     return config
 
 
-def _compute_in_input_type(layer: Any, name: str) -> None:
+def _compute_in_input_type(layer: Any, name: str, settings: AdapterConfig) -> None:
     """Multiply in the dtype of the layer's input, on rounded copies of the float32 weights; gradients flow through.
 
     peft would cast the input to float32 instead. Those products miss a GPU's fast units, and the backward pass keeps
@@ -96,8 +89,6 @@ def _rank_stabilized(rank: int, alpha: float) -> float:
 _LORA = Kind(
     title="LoRA",
     parts={"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight"},
-    shapes=_lora_shapes,
-    rank_of=("lora_down.weight", 0),
     drawn=("lora_A.weight",),
     config=_lora_config,
     by_rank="lora_A",
@@ -108,18 +99,14 @@ _LORA = Kind(
 # ---- DoRA (arXiv 2402.09353): direction and magnitude of each column of the weights -------------------------------
 
 
-def _dora_shapes(rank: int, rows: int, columns: int) -> dict[str, Shape]:
-    return {**_lora_shapes(rank, rows, columns), "dora_scale": (1, columns)}
-
-
-def _put_magnitude_on(layer: Any, name: str) -> None:
+def _put_magnitude_on(layer: Any, name: str, settings: AdapterConfig) -> None:
     """Attach one magnitude per column, as in the paper. On this axis alone ComfyUI reproduces what was trained.
 
     peft's own DoRA has one per row, and ComfyUI divides rows by the norm of the base weights instead of the tuned ones.
     """
     from torch import nn
 
-    _compute_in_input_type(layer, name)
+    _compute_in_input_type(layer, name, settings)
     weight = layer.get_base_layer().weight.detach()
     layer.lora_magnitude = nn.ParameterDict({name: nn.Parameter(_column_norms(weight.float()))})
 
@@ -160,24 +147,9 @@ KINDS: dict[str, Kind] = {
         _LORA,
         title="DoRA",
         parts={**_LORA.parts, "lora_magnitude": "dora_scale"},
-        shapes=_dora_shapes,
         by_rank="",
         reads_base=True,
         put_on=_put_magnitude_on,
         network={"module": "lycoris.kohya", "args": '{"algo":"lora","dora_wd":"True"}'},
     ),
 }
-
-
-def kind_of_file(names: Iterable[str]) -> str:
-    """The kind whose weights a file holds, judged by the ends of its keys; the closest match if none fits exactly.
-
-    An rsLoRA file is read as a LoRA: its alpha already contains the scale.
-    """
-    found = {name.partition(".")[2] for name in names}
-
-    def fit(name: str) -> int:
-        parts = set(KINDS[name].parts.values())
-        return len(parts & found) - len(parts - found)
-
-    return max(KINDS, key=fit)

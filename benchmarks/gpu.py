@@ -319,7 +319,7 @@ def operations(name: Name, side: int) -> float:
     """Operations of one forward and backward pass of the network with its LoRA, counted on the meta device."""
     parts = speed.components("short") if name == "tiny" else published(name)
     if name == "tiny":
-        add_adapter(parts.unet.to(META), rank=AdapterConfig().rank, alpha=1)
+        add_adapter(parts.unet.to(META), AdapterConfig(alpha=1))
     noisy, text = _inputs(parts, side, META)
     times, dtype = torch.zeros(1, dtype=torch.int64, device=META), sd_unet(parts).conv_in.weight.dtype
     with FlopCounterMode(display=False) as counter:

@@ -133,7 +133,7 @@ def published(name: Literal["sd15", "sdxl"]) -> Components:
     with META:
         unet = UNet2DConditionModel(**_unet_config(family))
         nn.Module.to(unet, torch.bfloat16)  # diffusers' own `to` warns about a cast that is meant
-        add_adapter(unet, rank=rank, alpha=rank)
+        add_adapter(unet, AdapterConfig(rank=rank))
         encoders = _text_encoders(family)
         vae: Any = AutoencoderKL(**family.vae, **VAE)
     vae.eval().requires_grad_(False)

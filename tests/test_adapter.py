@@ -17,7 +17,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, RankByTimestep, add_adapter
-from apt_train.config import AdapterTargets
+from apt_train.config import AdapterConfig, AdapterTargets
 from apt_train.families.levels import even_levels
 from apt_train.families.sd.network import StableDiffusion
 from apt_train.rng import generator
@@ -48,8 +48,8 @@ def tuned_unet(kind: str = "sd15", dtype: torch.dtype = torch.float32, **setting
     """A UNet whose LoRA does something: lora_B is filled as after training."""
     parts = tiny_components(kind)
     parts.unet.to(dtype)
-    values: dict[str, Any] = {"rank": 4, "alpha": 2.0, "seed": 1, **settings}
-    add_adapter(parts.unet, **values)
+    values: dict[str, Any] = {"rank": 4, "alpha": 2.0, **settings}
+    add_adapter(parts.unet, AdapterConfig(**values), seed=1)
     fill(parts.unet)
     return unet_of(parts)
 
@@ -74,13 +74,13 @@ def test_a_fresh_adapter_changes_nothing(kind: str) -> None:
     unet, inputs = tiny_components(kind).unet, inputs_of(kind)
     with torch.no_grad():
         before = output(unet, inputs)
-        add_adapter(unet, rank=4, alpha=4.0, seed=0)
+        add_adapter(unet, AdapterConfig(rank=4, alpha=4.0), seed=0)
         assert torch.equal(output(unet, inputs), before)
 
 
 def test_off_is_the_base_to_the_bit_after_training_steps(kind: str) -> None:
     base, unet, inputs = tiny_components(kind).unet, tiny_components(kind).unet, inputs_of(kind)
-    add_adapter(unet, rank=4, alpha=4.0, dropout=0.1, seed=0)
+    add_adapter(unet, AdapterConfig(rank=4, alpha=4.0, dropout=0.1), seed=0)
     unet.train()
     optimizer = torch.optim.AdamW(Adapter(unet).parameters.values(), lr=1e-2)
     for _ in range(3):
@@ -102,7 +102,7 @@ def test_removing_leaves_the_module_as_it_was(kind: str) -> None:
     parts, inputs = tiny_components(kind), inputs_of(kind)
     unet, before = parts.unet, copy.deepcopy(parts.unet)
     modules = dict(unet.named_modules())
-    add_adapter(unet, rank=4, alpha=4.0, targets=parts.family.adapted("attention+ff"), seed=0)
+    add_adapter(unet, AdapterConfig(rank=4, alpha=4.0), targets=parts.family.adapted("attention+ff"), seed=0)
     fill(unet)
     Adapter(unet).remove()
     assert {name: id(module) for name, module in unet.named_modules()} == {name: id(m) for name, m in modules.items()}
@@ -113,7 +113,7 @@ def test_removing_leaves_the_module_as_it_was(kind: str) -> None:
     assert all(torch.equal(state[name], value) for name, value in before.state_dict().items())
     with torch.no_grad():
         assert torch.equal(output(unet, inputs), output(before, inputs))
-    add_adapter(unet, rank=2, alpha=2.0, seed=0)  # and another run may begin
+    add_adapter(unet, AdapterConfig(rank=2, alpha=2.0), seed=0)  # and another run may begin
     assert all(2 in p.shape for p in Adapter(unet).parameters.values())
 
 
@@ -157,7 +157,7 @@ def test_an_adapter_that_cannot_be_put_on_whole_is_taken_off(monkeypatch: pytest
     before = repr(unet)
     monkeypatch.setattr(nn.init, "kaiming_uniform_", no_memory)
     with pytest.raises(MemoryError):
-        add_adapter(unet, rank=4, alpha=4.0, seed=0)
+        add_adapter(unet, AdapterConfig(rank=4, alpha=4.0), seed=0)
     assert repr(unet) == before
 
 
@@ -187,7 +187,7 @@ def test_a_step_walks_over_no_module_tree() -> None:
 
 def test_only_the_adapter_requires_grad(kind: str) -> None:
     unet = tiny_components(kind).unet.requires_grad_(True)
-    add_adapter(unet, rank=4, alpha=4.0, seed=0)
+    add_adapter(unet, AdapterConfig(rank=4, alpha=4.0), seed=0)
     trained = {name for name, p in unet.named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in unet.named_parameters() if ".lora_" in name} and trained
 
@@ -203,7 +203,7 @@ def test_it_sits_on_the_named_layers_and_no_others(kind: str, targets: AdapterTa
         if isinstance(module, nn.Linear) and any(name.endswith("." + end) for end in ends)
     }
     shapes = {name: tuple(unet.get_parameter(f"{name}.weight").shape) for name in expected}
-    add_adapter(unet, rank=3, alpha=3.0, targets=parts.family.adapted(targets), seed=0)
+    add_adapter(unet, AdapterConfig(rank=3, alpha=3.0), targets=parts.family.adapted(targets), seed=0)
     state = Adapter(unet).state()
     assert {name.rsplit(".lora_", 1)[0] for name in state} == expected
     for name, (rows, columns) in shapes.items():
@@ -243,7 +243,7 @@ def test_the_adapter_is_float32_on_a_bfloat16_base() -> None:
 def test_the_seed_decides_and_the_bases_dtype_does_not() -> None:
     def drawn(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         unet = tiny_components().unet.to(dtype)
-        add_adapter(unet, rank=4, alpha=4.0, seed=seed)
+        add_adapter(unet, AdapterConfig(rank=4, alpha=4.0), seed=seed)
         return Adapter(unet).state()
 
     one, same, other, half = drawn(0), drawn(0), drawn(1), drawn(0, torch.bfloat16)
@@ -262,7 +262,7 @@ def test_adding_draws_nothing_from_the_callers_generator() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    add_adapter(tiny_components().unet, rank=4, alpha=4.0, seed=0)
+    add_adapter(tiny_components().unet, AdapterConfig(rank=4, alpha=4.0), seed=0)
     # tiny_components forks the generator itself
     assert torch.equal(torch.rand(3), expected)
 
@@ -271,7 +271,7 @@ def test_the_state_goes_there_and_back(kind: str) -> None:
     unet, inputs = tuned_unet(kind), inputs_of(kind)
     state = Adapter(unet).state()
     other = tiny_components(kind).unet
-    add_adapter(other, rank=4, alpha=2.0, seed=77)
+    add_adapter(other, AdapterConfig(rank=4, alpha=2.0), seed=77)
     Adapter(other).load(state)
     with torch.no_grad():
         assert torch.equal(output(other, inputs), output(unet, inputs))

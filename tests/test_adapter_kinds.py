@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from peft import LoHaConfig, LoKrConfig
-from peft.tuners.lokr.layer import factorization
+from peft import LoKrConfig, LoraConfig
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from apt_train.adapter import Adapter, RankByTimestep, add_adapter
+from apt_train.adapter import Adapter, RankByTimestep, adapter_of, add_adapter
 from apt_train.adapter_kinds import KINDS, Kind
 from apt_train.config import AdapterConfig, AdapterTargets, TrainConfig
 from apt_train.errors import InputError
@@ -27,10 +29,11 @@ from apt_train.families.components import Components
 from apt_train.families.levels import even_levels
 from apt_train.lora_check.formulas import change, kind_of
 from apt_train.rng import generator
-from apt_train.run.export import check_lora_keys, kohya_name, lora_to_kohya, save_lora
+from apt_train.run.export import kohya_name, lora_to_kohya, save_lora
 from apt_train.sample.apply import personalized
 from tests.lora_files import metadata_of
 from tests.test_adapter import inputs_of, output
+from tests.test_extend import imported_copy
 from tests.tiny import tiny_components, unet_of
 from tests.training import Recorder, quick_config, run, same_weights
 
@@ -40,39 +43,12 @@ TOY = TrainConfig(class_word="toy")
 # ---- two further kinds, each one place ----------------------------------------------------------------------------
 
 
-def loha_shapes(rank: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-    sides = {"a": (rows, rank), "b": (rank, columns)}
-    return {f"hada_w{number}_{side}": shape for number in (1, 2) for side, shape in sides.items()}
+def lokr_config(settings: AdapterConfig, targets: list[str]) -> LoKrConfig:
+    alpha: Any = settings.effective_alpha
+    return LoKrConfig(r=settings.rank, alpha=alpha, rank_dropout=settings.dropout, target_modules=targets)
 
 
-def loha_config(rank: int, alpha: float, dropout: float, targets: list[str]) -> LoHaConfig:
-    # peft annotates alpha as an int, and scales by any number
-    return LoHaConfig(r=rank, alpha=cast("Any", alpha), rank_dropout=dropout, target_modules=targets)
-
-
-LOHA = Kind(
-    title="LoHa",
-    parts={part: part for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
-    shapes=loha_shapes,
-    rank_of=("hada_w1_b", 0),
-    drawn=("hada_w1_a", "hada_w1_b", "hada_w2_a"),  # peft leaves hada_w2_b at zero
-    config=loha_config,
-    reads_base=True,  # peft asks the base's weight for its shape
-    network={"module": "lycoris.kohya", "args": '{"algo":"loha"}'},
-)
-
-
-def lokr_shapes(rank: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-    (first, last), (m, n) = factorization(rows), factorization(columns)
-    pair = {"lokr_w2_a": (last, rank), "lokr_w2_b": (rank, n)}
-    return {"lokr_w1": (first, m), **({"lokr_w2": (last, n)} if rank >= max(last, n) / 2 else pair)}
-
-
-def lokr_config(rank: int, alpha: float, dropout: float, targets: list[str]) -> LoKrConfig:
-    return LoKrConfig(r=rank, alpha=cast("Any", alpha), rank_dropout=dropout, target_modules=targets)
-
-
-def scale_as_comfyui_does(layer: Any, name: str) -> None:
+def scale_as_comfyui_does(layer: Any, name: str, settings: AdapterConfig) -> None:
     """Only a product has a rank to divide by."""
     if name in layer.lokr_w2:
         layer.scaling[name] = 1.0
@@ -81,25 +57,43 @@ def scale_as_comfyui_does(layer: Any, name: str) -> None:
 LOKR = Kind(
     title="LoKr",
     parts={part: part for part in ("lokr_w1", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
-    shapes=lokr_shapes,
-    rank_of=("lokr_w2_b", 0),
     drawn=("lokr_w2", "lokr_w2_a", "lokr_w2_b"),
     config=lokr_config,
     reads_base=True,
     put_on=scale_as_comfyui_does,
     network={"module": "lycoris.kohya", "args": '{"algo":"lokr"}'},
 )
-OWN = {"loha": LOHA, "lokr": LOKR}
-ALL = (*KINDS, *OWN)
+
+
+def uneven_config(settings: AdapterConfig, targets: list[str]) -> LoraConfig:
+    alpha: Any = settings.effective_alpha
+    ranks = {"to_q": settings.rank + 2, "mid_block.*": 1}
+    return LoraConfig(r=settings.rank, lora_alpha=alpha, rank_pattern=ranks, target_modules=targets)
+
+
+UNEVEN = replace(KINDS["lora"], title="uneven LoRA", config=uneven_config, by_rank="")
+OWN = {"loha", "lokr", "uneven"}
+ALL = (*KINDS, *sorted(OWN))
 OF_LORA = [name for name, kind in KINDS.items() if KINDS["lora"].parts.keys() <= kind.parts.keys()]
 PLAIN_LORA = [name for name in OF_LORA if KINDS[name].parts == KINDS["lora"].parts]
 
 
+@pytest.fixture(scope="module")
+def loha(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kind]:
+    """As docs/extend/adapter.md adds it."""
+    with imported_copy("adapter", tmp_path_factory.mktemp("copy")) as copy:
+        yield copy.module("adapter_kinds").KINDS["loha"]
+
+
 @pytest.fixture(autouse=True)
-def own_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+def own_kinds(monkeypatch: pytest.MonkeyPatch, loha: Kind) -> None:
     """Of another structure than LoRA; in the second a layer may keep a matrix whole. An entry is all they need."""
-    for name, kind in OWN.items():
+    for name, kind in {"loha": loha, "lokr": LOKR, "uneven": UNEVEN}.items():
         monkeypatch.setitem(KINDS, name, kind)
+
+
+def small(**settings: Any) -> AdapterConfig:
+    return AdapterConfig(**{"rank": 4, "alpha": 2.0, **settings})
 
 
 def adapted(
@@ -112,8 +106,7 @@ def adapted(
     """A tiny model whose adapter of that kind does something."""
     parts = tiny_components(model)
     parts.unet.to(dtype)
-    ends = parts.family.adapted(targets)
-    add_adapter(parts.unet, kind=kind, targets=ends, **{"rank": 4, "alpha": 2.0, "seed": 1, **settings})
+    adapter_of(parts.unet, small(kind=kind, targets=targets, **settings), parts.family, None, seed=1)
     draws = generator("filled")
     with torch.no_grad():
         for parameter in Adapter(parts.unet).parameters.values():
@@ -127,8 +120,13 @@ def predicted(parts: Components, model: str = "sd15", dtype: torch.dtype = torch
         return output(parts.unet, inputs_of(model, dtype=dtype))
 
 
-def in_file(parts: Components, alpha: float = 2.0) -> dict[str, Tensor]:
-    return lora_to_kohya(Adapter(parts.unet).state(), alpha, parts.family, unet_of(parts).config)
+def in_file(parts: Components, settings: AdapterConfig) -> dict[str, Tensor]:
+    return lora_to_kohya(Adapter(parts.unet).state(), settings.effective_alpha, parts.family, unet_of(parts).config)
+
+
+def back(lora: dict[str, Tensor], settings: AdapterConfig, parts: Components) -> Any:
+    """A model with the adapter of a file on it."""
+    return personalized(parts, lora, None, TrainConfig(class_word="toy", adapter=settings))
 
 
 # ---- on and off --------------------------------------------------------------------------------------------------
@@ -146,7 +144,7 @@ def test_a_fresh_one_changes_nothing_to_the_bit(kind: str, dtype: torch.dtype) -
     parts.unet.to(dtype)
     before = predicted(parts, dtype=dtype)
     wide = parts.family.adapted("attention+ff")
-    add_adapter(parts.unet, rank=4, alpha=2.0, dropout=0.2, targets=wide, seed=0, kind=kind)
+    add_adapter(parts.unet, AdapterConfig(rank=4, alpha=2.0, dropout=0.2, kind=kind), targets=wide, seed=0)
     assert torch.equal(predicted(parts, dtype=dtype), before)
 
 
@@ -156,7 +154,7 @@ def test_off_it_is_the_prior_to_the_bit_after_training_steps(kind: str, model: s
     """And every weight of it has moved, from float32 gradients through recomputed activations and dropout."""
     base, parts = tiny_components(model), tiny_components(model)
     wide = parts.family.adapted("attention+ff")
-    adapter = add_adapter(parts.unet, rank=4, alpha=4.0, dropout=0.1, targets=wide, seed=0, kind=kind)
+    adapter = add_adapter(parts.unet, AdapterConfig(rank=4, alpha=4.0, dropout=0.1, kind=kind), targets=wide, seed=0)
     fresh, optimizer = adapter.state(), torch.optim.AdamW(adapter.parameters.values(), lr=1e-2)
     unet_of(parts).train().enable_gradient_checkpointing()
     for _ in range(3):
@@ -241,7 +239,7 @@ def test_in_bf16_it_learns_as_in_float32(kind: str) -> None:
 def test_what_it_draws_comes_from_the_seed_alone(kind: str) -> None:
     def drawn(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         unet = tiny_components().unet.to(dtype)
-        state = add_adapter(unet, rank=4, alpha=4.0, seed=seed, kind=kind).state()
+        state = add_adapter(unet, AdapterConfig(rank=4, alpha=4.0, kind=kind), seed=seed).state()
         return {name: tensor for name, tensor in state.items() if name.endswith(KINDS[kind].drawn)}
 
     one, same, half, other = drawn(0), drawn(0), drawn(0, torch.bfloat16), drawn(1)
@@ -253,7 +251,7 @@ def test_what_it_draws_comes_from_the_seed_alone(kind: str) -> None:
 @pytest.mark.parametrize("kind", ALL)
 def test_its_state_goes_there_and_back(kind: str) -> None:
     parts, other = adapted(kind), tiny_components()
-    fresh = add_adapter(other.unet, rank=4, alpha=2.0, seed=9, kind=kind)
+    fresh = add_adapter(other.unet, small(kind=kind), seed=9)
     fresh.load(Adapter(parts.unet).state())
     assert torch.equal(predicted(other), predicted(parts))
 
@@ -277,11 +275,10 @@ def as_a_host_reads(weight: Tensor, lora: dict[str, Tensor], name: str) -> Tenso
 
 
 @pytest.mark.parametrize("kind", ALL)
-@pytest.mark.parametrize(("model", "alpha"), [("sd15", 12.0), ("sdxl", 2.0)])
+@pytest.mark.parametrize(("model", "alpha"), [("sd15", 6.0), ("sdxl", 2.0)])
 def test_the_weights_its_file_gives_act_as_the_live_adapter(kind: str, model: str, alpha: float) -> None:
     live, read = adapted(kind, model, alpha=alpha, targets="attention+ff"), tiny_components(model)
-    prior, lora = predicted(read, model), in_file(live, alpha)
-    check_lora_keys(lora, read.unet, read.family)
+    prior, lora = predicted(read, model), in_file(live, small(alpha=alpha, kind=kind))
     config = unet_of(read).config
     named = {kohya_name(path, read.family, config): module for path, module in read.unet.named_modules()}
     with torch.no_grad():
@@ -295,24 +292,26 @@ def test_the_weights_its_file_gives_act_as_the_live_adapter(kind: str, model: st
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("model", ["sd15", "sdxl"])
 def test_its_file_put_back_is_the_live_adapter(kind: str, model: str) -> None:
+    settings = small(kind=kind, targets="attention+ff")
     live, again = adapted(kind, model, targets="attention+ff"), tiny_components(model)
-    with personalized(again, in_file(live), None, TOY) as (_, adapter):
+    with back(in_file(live, settings), settings, again) as (_, adapter):
         assert adapter.state().keys() == Adapter(live.unet).state().keys()
         assert torch.equal(predicted(again, model), predicted(live, model))
 
 
 @pytest.mark.parametrize("kind", ALL)
 def test_a_file_that_does_not_fit_is_named(kind: str) -> None:
-    parts = adapted(kind)
-    lora = in_file(parts)
+    settings, parts = small(kind=kind), tiny_components()
+    lora = in_file(adapted(kind), settings)
     for key in sorted(lora)[:4]:
         for broken in (
             {**lora, key: torch.zeros(7, 7)},
             {**lora, key: torch.tensor(1.0)} if not key.endswith(".alpha") else {**lora, key: torch.zeros(1)},
             {name: tensor for name, tensor in lora.items() if name != key},
         ):
-            with pytest.raises(RuntimeError, match=key.rpartition("_")[2].replace(".", r"\.")):
-                check_lora_keys(broken, parts.unet, parts.family)
+            with pytest.raises(InputError, match=re.escape(key)), back(broken, settings, parts):
+                pass
+    assert not Adapter(parts.unet).parameters
 
 
 def pipeline_with(parts: Components, folder: Path, lora: dict[str, Tensor]) -> None:
@@ -328,15 +327,14 @@ def pipeline_with(parts: Components, folder: Path, lora: dict[str, Tensor]) -> N
 
 @pytest.mark.parametrize("kind", PLAIN_LORA)
 def test_diffusers_reads_it(kind: str, tmp_path: Path) -> None:
-    alpha = AdapterConfig(rank=3, alpha=2.0, kind=kind).effective_alpha
-    live, fresh = adapted(kind, rank=3, alpha=alpha), tiny_components()
-    pipeline_with(fresh, tmp_path, in_file(live, alpha))
+    live, fresh = adapted(kind, rank=3), tiny_components()
+    pipeline_with(fresh, tmp_path, in_file(live, small(rank=3, kind=kind)))
     torch.testing.assert_close(predicted(fresh), predicted(live), atol=2e-5, rtol=1e-5)
 
 
 def test_diffusers_says_that_it_leaves_a_doras_magnitudes_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It does so with every DoRA under kohya's names, whatever the axis: hence the setting's `for ComfyUI alone`."""
-    pipeline_with(tiny_components(), tmp_path, in_file(adapted("dora")))
+    pipeline_with(tiny_components(), tmp_path, in_file(adapted("dora"), small(kind="dora")))
     assert "DoRA checkpoint that is not compatible in Diffusers" in caplog.text
 
 
@@ -345,7 +343,7 @@ def test_diffusers_says_that_it_leaves_a_doras_magnitudes_out(tmp_path: Path, ca
 
 @pytest.mark.parametrize(("kind", "scale"), [("lora", 0.5), ("rslora", 2 / math.sqrt(4)), ("dora", 0.5)])
 def test_the_scale_is_the_kinds_in_training_and_in_the_file(kind: str, scale: float) -> None:
-    settings = AdapterConfig(rank=4, alpha=2.0, kind=kind)
+    settings = small(kind=kind)
     assert settings.effective_alpha / 4 == scale
     result = run(**PLAIN, kind=kind, rank=4, alpha=2.0, steps=1)
     alphas = {float(tensor) for key, tensor in result.lora.items() if key.endswith(".alpha")}
@@ -372,14 +370,14 @@ def test_a_doras_magnitude_is_the_size_of_each_column() -> None:
         columns = layer(torch.eye(layer.in_features)) - layer(torch.zeros(1, layer.in_features))  # the bias away
     torch.testing.assert_close(columns.norm(dim=1)[None], state[f"{path}.lora_magnitude"].abs(), rtol=1e-4, atol=1e-5)
     base = linear(tiny_components(), path).weight
-    fresh = add_adapter(tiny_components().unet, rank=4, alpha=2.0, kind="dora").state()
+    fresh = add_adapter(tiny_components().unet, small(kind="dora")).state()
     assert torch.equal(fresh[f"{path}.lora_magnitude"], base.detach().norm(dim=0, keepdim=True))
 
 
 def test_small_changes_of_a_magnitude_are_not_lost_in_half_precision() -> None:
     """In bfloat16, x times 1.001 is x."""
     parts = tiny_components()
-    adapter = add_adapter(parts.unet.to(torch.bfloat16), rank=4, alpha=2.0, kind="dora")
+    adapter = add_adapter(parts.unet.to(torch.bfloat16), small(kind="dora"))
     layer = linear(parts, "up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0")
     x = torch.full((1, layer.in_features), 1000.0, dtype=torch.bfloat16)
     with torch.no_grad():
@@ -428,7 +426,7 @@ def test_the_file_says_what_it_is(kind: str, module: str, words: str, tmp_path: 
     run(output_dir=tmp_path, kind=kind, steps=1, rank=4, alpha=2.0, identifier_mode="word")
     said = metadata_of(tmp_path / "toy_subject.safetensors")
     assert said["ss_network_module"] == module and words in said["modelspec.description"]
-    assert float(said["ss_network_alpha"]) == AdapterConfig(rank=4, alpha=2.0, kind=kind).effective_alpha
+    assert float(said["ss_network_alpha"]) == small(kind=kind).effective_alpha
     assert json.loads(said["apt_config"])["adapter"]["kind"] == kind
     assert ("dora_wd" in said.get("ss_network_args", "")) == (kind == "dora")
 
@@ -460,9 +458,7 @@ def test_t_lora_takes_ranks_away_only_where_that_is_right() -> None:
     by_rank = run(**{**PLAIN, "method": "tlora"}, kind="rslora", min_rank=1)
     assert not same_weights(by_rank, run(**PLAIN, kind="rslora"))
     with pytest.raises(AssertionError, match="no ranks"):
-        add_adapter(
-            tiny_components().unet, rank=4, alpha=2.0, kind="dora", ranks=RankByTimestep(4, 1, even_levels(1000))
-        )
+        add_adapter(tiny_components().unet, small(kind="dora"), ranks=RankByTimestep(4, 1, even_levels(1000)))
 
 
 # ---- another one -------------------------------------------------------------------------------------------------
@@ -476,10 +472,10 @@ def test_another_kind_is_one_place(tmp_path: Path) -> None:
     parts = tiny_components()
     result = run(parts, output_dir=tmp_path, resume=True, **settings)
     assert same_weights(result, run(**settings))
-    assert {key.partition(".")[2] for key in result.lora} == {*LOHA.parts, "alpha"}
+    assert {key.partition(".")[2] for key in result.lora} == {*KINDS["loha"].parts, "alpha"}
     assert metadata_of(tmp_path / "toy_subject.safetensors")["ss_network_module"] == "lycoris.kohya"
     prior = predicted(parts)
-    with personalized(parts, result.lora, result.embeddings, TOY):
+    with personalized(parts, result.lora, result.embeddings, quick_config(**settings)):
         tuned = predicted(parts)
     merge(parts.unet, result.lora, parts)
     assert not torch.equal(tuned, prior)

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, add_adapter
-from apt_train.config import Layers
+from apt_train.config import AdapterConfig, Layers
 from apt_train.families.sd.network import StableDiffusion
 from apt_train.rng import generator
 from apt_train.training.capture import Capture, Captured, attention_maps, attention_probabilities
@@ -37,7 +37,7 @@ def inputs_of(kind: str, count: int = 2) -> dict[str, Any]:
 
 def tuned_unet(kind: str, *, recompute: bool = False) -> UNet2DConditionModel:
     unet = unet_of(tiny_components(kind))
-    add_adapter(unet, rank=4, alpha=4.0, seed=0)
+    add_adapter(unet, AdapterConfig(rank=4, alpha=4.0), seed=0)
     draws = generator("capture adapter")
     with torch.no_grad():
         for name, parameter in Adapter(unet).parameters.items():

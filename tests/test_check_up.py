@@ -41,7 +41,7 @@ from tests.lora_files import attention_paths, kohya, random_layers, scaled
 from tests.synthetic_check_up import made_up
 from tests.tiny import tiny_components, tiny_unet_without_decoder_attention
 from tests.toy_flow import toy_flow_components
-from tests.training import pictures, run
+from tests.training import pictures, quick_config, run
 
 pytestmark = pytest.mark.usefixtures("no_report")
 
@@ -139,12 +139,13 @@ def test_at_full_strength_it_draws_what_the_run_would(kind: str) -> None:
     """With its learned word; and the model comes back to the bit."""
     parts = tiny_components(kind)
     before = {name: tensor.clone() for name, tensor in parts.unet.state_dict().items()}
-    result = run(parts, learning_rate=5e-2, watch_drift=False)
+    settings: dict[str, Any] = {"learning_rate": 5e-2, "watch_drift": False}
+    result = run(parts, **settings)
     file = sorted_lora(result.lora, "mine")
     subject = Subject.of(file, "toy", result.trigger, result.embeddings)
     with lora_ready(parts, file, CPU, "fp32") as ready, ready.at(1.0):
         ours = drawn(parts, subject.conditioner(parts))
-    with personalized(parts, result.lora, result.embeddings, TOY) as (conditioner, _):
+    with personalized(parts, result.lora, result.embeddings, quick_config(**settings)) as (conditioner, _):
         assert torch.equal(ours, ours) and (drawn(parts, conditioner) - ours).abs().max() <= 2
     after = parts.unet.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from apt_train.adapter import Adapter, add_adapter
-from apt_train.config import OutputConfig
+from apt_train.config import AdapterConfig, OutputConfig
 from apt_train.console.progress import Progress, stop_on_interrupt
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, Event, NoticeEvent, StopTraining
@@ -51,7 +51,7 @@ def moved_adapter(parts: Components, size: float = 0.02) -> None:
 def test_a_model_that_has_not_moved_has_not_drifted(kind: str, init_word: str) -> None:
     """Whatever its word was initialised with."""
     parts = tiny_components(kind)
-    add_adapter(parts.unet, rank=4, alpha=4, seed=0)
+    add_adapter(parts.unet, AdapterConfig(rank=4, alpha=4), seed=0)
     watch, identifier = watched(parts, init_word)
     assert watch.measure() == Drift(0.0, 0.0, 0.0)
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_in_half_precision_rounding_adds_a_little_and_nothing_before_the_first_s
         parts = tiny_components(kind)
         for module in (parts.unet, *(encoder.model for encoder in parts.text_encoders)):
             torch.nn.Module.to(module, dtype)
-        add_adapter(parts.unet, rank=4, alpha=4, seed=0)
+        add_adapter(parts.unet, AdapterConfig(rank=4, alpha=4), seed=0)
         watch, _ = watched(parts, dtype=dtype)
         assert watch.measure() == Drift(0.0, 0.0, 0.0)
         moved_adapter(parts, 0.2)
@@ -115,7 +115,7 @@ def reference(parts: Components, prior_text: str, tuned_text: torch.Tensor | str
 
 def test_drift_is_the_difference_along_the_priors_own_way() -> None:
     parts = tiny_components()
-    add_adapter(parts.unet, rank=4, alpha=4, seed=0)
+    add_adapter(parts.unet, AdapterConfig(rank=4, alpha=4), seed=0)
     parts.unet.eval()
     moved_adapter(parts)
     watch, identifier = watched(parts)
@@ -137,7 +137,7 @@ def test_drift_is_the_difference_along_the_priors_own_way() -> None:
 
 def test_batches_make_no_difference_and_the_modes_stay() -> None:
     parts = tiny_components()
-    add_adapter(parts.unet, rank=4, alpha=4, dropout=0.5, seed=0)
+    add_adapter(parts.unet, AdapterConfig(rank=4, alpha=4, dropout=0.5), seed=0)
     moved_adapter(parts)
     parts.unet.train().get_submodule("mid_block").eval()
     trains = {name: parameter.requires_grad for name, parameter in parts.unet.named_parameters()}

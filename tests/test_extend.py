@@ -5,6 +5,7 @@ The changed copy is imported under a name of its own, beside the real package. N
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 import shutil
@@ -80,13 +81,20 @@ class Copy:
         return commands["run"].format_help()
 
 
-@pytest.fixture
-def copy(request: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[Copy]:
-    name = f"apt_with_{request.param}"
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield Copy(name, tmp_path, request.param)
+@contextlib.contextmanager
+def imported_copy(page: str, place: Path) -> Iterator[Copy]:
+    name = f"apt_with_{page}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(place))
+        yield Copy(name, place, page)
     for module in [module for module in sys.modules if module.split(".")[0] == name]:
         del sys.modules[module]
+
+
+@pytest.fixture
+def copy(request: Any, tmp_path: Path, one_thread: None) -> Iterator[Copy]:
+    with imported_copy(request.param, tmp_path) as copy:
+        yield copy
 
 
 @pytest.mark.parametrize("copy", ["term"], indirect=True)
@@ -142,30 +150,53 @@ def test_the_optimizer_of_the_page_is_trained_with(copy: Copy) -> None:
     assert "nadam" in copy.help()
 
 
-@pytest.mark.parametrize("copy", ["optimizer"], indirect=True)
-def test_an_optimizer_may_read_a_setting_of_its_own(copy: Copy, tmp_path: Path) -> None:
-    """A field beside the others is all: the command line has it, and says where it has no effect."""
-    field = """    momentum_decay: float = setting(
-        0.004, "How soon the momentum grows.", Range(0, 1), since=7, needs="optimizer=nadam", widget=Widget(step=0.001)
-    )
-"""
-    for file, old, new in (
-        ("config.py", "    @property\n    def betas", f"{field}\n    @property\n    def betas"),
+@pytest.mark.parametrize("copy", ["adapter"], indirect=True)
+def test_the_kind_of_the_page_is_trained_with(copy: Copy) -> None:
+    """What it does besides: test_adapter_kinds."""
+    loha, lora = (copy.train(kind=name) for name in ("loha", "lora"))
+    assert loha[0]["loss"] == lora[0]["loss"] and loha[2]["loss"] != lora[2]["loss"]
+    assert "loha" in copy.help()
+
+
+OWN_SETTINGS = [  # page, what is chosen, its setting, the line before which it is declared, and where it is read
+    (
+        "optimizer", ("optimizer", "nadam"), "momentum_decay", "    @property\n    def betas",
         ("optimizers.py", "NAdam(groups, ", "NAdam(groups, momentum_decay=settings.momentum_decay, "),
-    ):
+    ),
+    (
+        "adapter", ("kind", "loha"), "module_dropout", "    kind: str = _recipe(",
+        ("adapter_kinds.py", "LoHaConfig(r=", "LoHaConfig(module_dropout=settings.module_dropout, r="),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("copy", "chosen", "name", "before", "read"), OWN_SETTINGS, indirect=["copy"])
+def test_it_may_read_a_setting_of_its_own(
+    copy: Copy, tmp_path: Path, chosen: tuple[str, str], name: str, before: str, read: tuple[str, str, str]
+) -> None:
+    """A field beside the others is all: the command line has it, and says where it has no effect."""
+    seam, choice = chosen
+    field = f"""    {name}: float = setting(
+        0.004, "How much.", Range(0, 1), since=7, needs="{seam}={choice}", widget=Widget(step=0.001)
+    )
+
+"""
+    for file, old, new in (("config.py", before, field + before), read):
         path = tmp_path / copy.name / file
         text = path.read_text(encoding="utf-8")
         assert text.count(old) == 1
         path.write_text(text.replace(old, new), encoding="utf-8")
-    plain, other = (copy.train(optimizer="nadam", momentum_decay=decay) for decay in (0.004, 0.5))
-    assert plain[0] == other[0] and plain[2]["loss"] != other[2]["loss"]
-    assert copy.train(momentum_decay=0.5) == copy.train()
-    assert "--momentum-decay" in copy.help()
-    given = "run --checkpoint m --images p --class-word toy --output o --momentum-decay 0.5".split()
+    plain, other = (copy.train(**{seam: choice, name: value}) for value in (0.004, 0.5))
+    assert plain[0]["loss"] == other[0]["loss"] and plain[2]["loss"] != other[2]["loss"]
+    assert plain[0] == other[0] or seam == "kind"  # dropout acts on the first gradient
+    assert copy.train(**{name: 0.5}) == copy.train()
+    option = f"--{name.replace('_', '-')}"
+    assert option in copy.help()
+    given = f"run --checkpoint m --images p --class-word toy --output o {option} 0.5".split()
     options = copy.module("cli").build_parser().parse_args(given)
     console = copy.module("console.options")
     said = list(console.unread(options, console.config_from(options)))
-    assert said == ["--momentum-decay does nothing with --optimizer adamw."]
+    assert said == [f"{option} does nothing with --{seam} {'adamw' if seam == 'optimizer' else 'lora'}."]
 
 
 @pytest.mark.parametrize("copy", ["number"], indirect=True)

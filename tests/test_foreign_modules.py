@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from apt_train.config import TrainConfig
 from apt_train.errors import InputError
 from apt_train.events import PreviewEvent, StopTraining
 from apt_train.families.components import Components
@@ -33,7 +32,7 @@ from apt_train.text.tokens import REST_LABEL
 from apt_train.training.capture import Capture, attention_maps
 from tests.plain_flow import HEADS, LENGTH, WIDTH, PlainNetwork, plain_flow_components, second_encoder
 from tests.tiny import tiny_components
-from tests.training import Recorder, run, same_weights
+from tests.training import Recorder, quick_config, run, same_weights
 
 SETTINGS: dict[str, Any] = {"steps": 6, "temperature": 10_000.0, "dist_weight": 0.5, "attn_weight": 2.0}
 
@@ -62,7 +61,7 @@ def test_it_is_trained_resumed_exported_sampled_and_looked_at(tmp_path: Path) ->
     names = {f"lora_unet_double_blocks_{block}_{end}" for block in range(3) for end in ends}
     assert {key.partition(".")[0] for key in lora} == names and set(learned) == {"clip_l", "t5"}
     mine = replace(parts, unet=parts.unet.requires_grad_(False))
-    with torch.inference_mode(), personalized(mine, lora, learned, TrainConfig(class_word="toy")) as (_, adapter):
+    with torch.inference_mode(), personalized(mine, lora, learned, quick_config(**SETTINGS, **more)) as (_, adapter):
         assert len(adapter.parameters) == 2 * len(names)
     file = read_lora(path)
 

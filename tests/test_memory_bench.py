@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from apt_train.adapter import add_adapter
-from apt_train.config import Method
+from apt_train.config import AdapterConfig, Method
 from apt_train.families.components import Components
 from apt_train.families.storage import STORAGES
 from apt_train.training import estimate
@@ -34,7 +34,7 @@ def tiny(kind: str, device: torch.device) -> Components:
     parts = tiny_components(kind)
     for module in (parts.unet, *(encoder.model for encoder in parts.text_encoders)):
         nn.Module.to(module, device)
-    add_adapter(parts.unet, rank=RANK, alpha=RANK)
+    add_adapter(parts.unet, AdapterConfig(rank=RANK, alpha=RANK))
     parts.unet.train()
     return parts
 

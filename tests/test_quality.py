@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from apt_train.adapter import Adapter, RankByTimestep, add_adapter
+from apt_train.config import AdapterConfig
 from apt_train.errors import InputError
 from apt_train.families.network import TextInput
 from apt_train.sample.sampler import from_pictures
@@ -301,7 +302,7 @@ def test_the_untrained_model_has_the_priors_losses_and_no_drift(small: Task) -> 
     conditioner = Conditioner(components.text_encoders, None, class_word="toy", name="x")
     probes = probes_of(small, components, conditioner, subject)
     assert set(probes) == {"training", "augmented", "heldout", "subject", "class", "other"}
-    add_adapter(components.unet, rank=2, alpha=2.0, seed=0)
+    add_adapter(components.unet, AdapterConfig(rank=2, alpha=2.0), seed=0)
     try:
         for name in ("class", "other", "training"):
             found = errors(components, conditioner, probes[name], tuned=False)
@@ -403,7 +404,7 @@ def test_a_unit_of_other_settings_does_not_count(results: Path, tmp_path: Path) 
 def test_the_priors_pictures_are_never_drawn_with_a_lora_on(small: Task) -> None:
     components = small.components
     conditioner = Conditioner(components.text_encoders, None, class_word="toy", name="x")
-    add_adapter(components.unet, rank=2, alpha=2.0, seed=0)
+    add_adapter(components.unet, AdapterConfig(rank=2, alpha=2.0), seed=0)
     try:
         with pytest.raises(InputError):
             prior_pictures(small, components, conditioner, ["a photo of a toy"], seed=0)
@@ -421,7 +422,7 @@ def test_t_lora_masks_its_ranks_when_it_is_measured(small: Task) -> None:
     components = small.components
     to(components, "cpu")
     ranks = RankByTimestep(8, 1, components.levels)
-    adapter = add_adapter(components.unet, rank=8, alpha=8.0, seed=0, ranks=ranks)
+    adapter = add_adapter(components.unet, AdapterConfig(rank=8, alpha=8.0), seed=0, ranks=ranks)
     try:
         for name, parameter in adapter.parameters.items():
             if "lora_B" in name:

@@ -14,6 +14,7 @@ from PIL import Image, ImageChops
 from torch import Tensor
 
 from apt_train.adapter import Adapter, add_adapter
+from apt_train.config import AdapterConfig
 from apt_train.errors import InputError
 from apt_train.families.components import Components
 from apt_train.families.sd.network import reads_size_ids
@@ -242,7 +243,7 @@ class WordyConditioner:
 def adapted() -> Iterator[Components]:
     """Tiny components with an adapter that has dropout and has left its starting point."""
     components = tiny_components()
-    add_adapter(components.unet, rank=2, alpha=2.0, dropout=0.5, seed=0)
+    add_adapter(components.unet, AdapterConfig(rank=2, alpha=2.0, dropout=0.5), seed=0)
     for name, parameter in components.unet.named_parameters():
         if "lora_B" in name:
             parameter.data.fill_(0.3)

@@ -136,10 +136,9 @@ def test_a_network_without_such_layers_is_refused_by_the_setting() -> None:
         run(replace(toy_flow_components(), network=Blind()))
 
 
-@pytest.mark.parametrize(("page", "code"), [("family.md", "toy_flow.py"), ("adapter.md", "test_adapter_kinds.py")])
-def test_a_page_shows_the_code_as_it_is(page: str, code: str) -> None:
-    page = (ROOT / "docs" / "extend" / page).read_text(encoding="utf-8")
-    code = (ROOT / "tests" / code).read_text(encoding="utf-8")
+def test_the_page_shows_the_code_as_it_is() -> None:
+    page = (ROOT / "docs" / "extend" / "family.md").read_text(encoding="utf-8")
+    code = (ROOT / "tests" / "toy_flow.py").read_text(encoding="utf-8")
     shown = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     lines = [line.strip() for part in shown for line in part.splitlines() if line.strip()]
     assert len(lines) > 5 and [line for line in lines if line not in code] == []

@@ -17,7 +17,7 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, RankByTimestep, add_adapter
-from apt_train.config import AptConfig, Layers, Method, TrainConfig
+from apt_train.config import AdapterConfig, AptConfig, Layers, Method, TrainConfig
 from apt_train.data.batch import Batch
 from apt_train.errors import InputError
 from apt_train.families.components import Components
@@ -91,7 +91,7 @@ def bench(
     """A trained-looking adapter, an identifier away from its class word, and an indicator that has seen an overfit."""
     parts = tiny_components(kind, prediction)
     parts.schedule = scaled_linear_schedule(prediction_type=prediction, zero_terminal_snr=zero_snr)
-    add_adapter(nn.Module.to(parts.unet, dtype), rank=4, alpha=4.0, seed=0)
+    add_adapter(nn.Module.to(parts.unet, dtype), AdapterConfig(rank=4, alpha=4.0), seed=0)
     draws = generator("step adapter")
     with torch.no_grad():
         for name, parameter in Adapter(parts.unet).parameters.items():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from apt_train.adapter import add_adapter
 from apt_train.adapter_kinds import KINDS
-from apt_train.config import Storage
+from apt_train.config import AdapterConfig, Storage
 from apt_train.errors import InputError
 from apt_train.events import PreviewEvent
 from apt_train.families.components import token_embedding
@@ -53,7 +53,7 @@ def test_off_the_adapter_is_the_rounded_base_to_the_bit(kind: str, dtype: torch.
         with stored(unet, storage, dtype):
             left = {name for name, tensor in unet.named_parameters() if tensor.itemsize > 1 and tensor.dim() > 1}
             assert not {name for name in left if name in shapes and any(c.isdigit() for c in name.split("."))}
-            adapter = add_adapter(unet, rank=4, alpha=4.0)
+            adapter = add_adapter(unet, AdapterConfig(rank=4, alpha=4.0))
             for parameter in adapter.parameters.values():
                 parameter.add_(0.1)
             with adapter.disabled():
@@ -229,7 +229,7 @@ def test_recomputed_it_gives_the_same_gradients(storage: str) -> None:
 def test_in_bf16_all_products_stay_in_bf16(storage: str) -> None:
     unet = tiny_components().unet
     with stored(unet, storage, torch.bfloat16):
-        add_adapter(unet, rank=4, alpha=4.0)
+        add_adapter(unet, AdapterConfig(rank=4, alpha=4.0))
         with Products() as seen:
             output(unet.train(), inputs_of("sd15", dtype=torch.bfloat16)).float().square().mean().backward()
     assert seen.types == {torch.bfloat16}

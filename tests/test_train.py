@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from apt_train.adapter import Adapter, add_adapter
-from apt_train.config import Layers, LrSchedule, TrainConfig
+from apt_train.config import AdapterConfig, Layers, LrSchedule, TrainConfig
 from apt_train.data.dataset import ImageSet
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, NoticeEvent, PreviewEvent, StepEvent, StopTraining, TrainResult
@@ -56,7 +56,7 @@ def dreambooth_reference(config: TrainConfig) -> dict[str, torch.Tensor]:
     encoder, tokenizer = parts.text_encoders[0].model, parts.text_encoders[0].tokenizer
     ids = tokenizer("a photo of toy_subject toy", padding="max_length", return_tensors="pt").input_ids
     hidden = encoder(ids).last_hidden_state
-    add_adapter(unet, rank=config.adapter.rank, alpha=config.adapter.resolved_alpha, seed=config.seed)
+    add_adapter(unet, AdapterConfig(rank=config.adapter.rank, alpha=config.adapter.resolved_alpha), seed=config.seed)
     unet.train()
     parameters, settings = list(Adapter(unet).parameters.values()), config.optimizer
     optimizer = torch.optim.AdamW(
@@ -912,7 +912,7 @@ class SelfAttentionAlone(StableDiffusion):
 
 def test_an_adapter_already_on_the_unet_is_refused_and_stays() -> None:
     parts = tiny_components()
-    add_adapter(parts.unet, rank=2, alpha=2)
+    add_adapter(parts.unet, AdapterConfig(rank=2, alpha=2))
     with pytest.raises(InputError, match="already has an adapter"):
         run(parts)
     assert len(Adapter(parts.unet).parameters) > 0

@@ -127,31 +127,28 @@ class Adapter:
 
 def add_adapter(
     unet: nn.Module,
+    settings: AdapterConfig,
     *,
-    rank: int,
-    alpha: float,
-    dropout: float = 0.0,
     targets: tuple[str, ...] = Family.attention,
     seed: int = 0,
     ranks: RankByTimestep | None = None,
-    kind: str = "lora",
 ) -> Adapter:
-    """Attach a float32 adapter to the UNet's attention (and feed-forward) layers and freeze the base weights.
+    """Attach a float32 adapter to layers of the UNet and freeze the base weights.
 
-    `targets`: the ends of the layers' paths, by default diffusers' names of attention.
+    `targets`: the ends of the layers' paths, in place of the settings' word; by default diffusers' names of attention.
     Random initial weights come from `seed` (in a LoRA lora_A, while lora_B is zero). Until the first step the output is
     the base's. The update is scaled by alpha / rank, whatever the kind. InputError: the UNet already has an adapter.
     """
     check_no_adapter(unet)
-    config = KINDS[kind].config(rank, alpha, dropout, list(targets))
+    kind = KINDS[settings.kind]
     unet.requires_grad_(False)
     try:
         with seeded(seed, "adapter"):
-            inject_adapter_in_model(config, unet, adapter_name=ADAPTER)
+            inject_adapter_in_model(kind.config(settings, list(targets)), unet, adapter_name=ADAPTER)
             for _, layer in _layers(unet):
-                KINDS[kind].put_on(layer, ADAPTER)
-            adapter = Adapter(unet, ranks, kind)
-            _draw(adapter.parameters, KINDS[kind])
+                kind.put_on(layer, ADAPTER, settings)
+            adapter = Adapter(unet, ranks, settings.kind)
+            _draw(adapter.parameters, kind)
     except BaseException:  # out of memory, for example: leave no partial adapter
         Adapter(unet).remove()
         raise
@@ -163,10 +160,7 @@ def adapter_of(
 ) -> Adapter:
     """Attach the adapter that the settings describe. `levels`: each timestep's, for T-LoRA; None: all ranks always."""
     ranks = None if levels is None else RankByTimestep(settings.rank, settings.resolved_min_rank, levels)
-    return add_adapter(
-        unet, rank=settings.rank, alpha=settings.effective_alpha, dropout=settings.dropout,
-        targets=family.adapted(settings.targets), seed=seed, ranks=ranks, kind=settings.kind,
-    )  # fmt: skip
+    return add_adapter(unet, settings, targets=family.adapted(settings.targets), seed=seed, ranks=ranks)
 
 
 def check_no_adapter(unet: nn.Module) -> None:

@@ -10,11 +10,12 @@ from collections.abc import Generator, Mapping
 
 from torch import Tensor
 
-from ..adapter import Adapter, RankByTimestep, add_adapter
+from ..adapter import Adapter, adapter_of
 from ..config import TrainConfig
 from ..errors import InputError
 from ..families.components import Components
-from ..run.export import adapter_from_kohya
+from ..families.file_words import config_of
+from ..run.export import lora_from_kohya
 from ..text.conditioning import Conditioner
 from ..text.identifier import Identifier
 from ..wording import counted
@@ -26,30 +27,21 @@ def personalized(
     lora: Mapping[str, Tensor],
     embeddings: Mapping[str, Tensor] | None,
     config: TrainConfig,
-    *,
-    min_rank: int | None = None,
 ) -> Generator[tuple[Conditioner, Adapter]]:
     """Inside the block the UNet has the LoRA attached, and the conditioner reads `{subject}` as what was trained.
 
     Args:
         lora: in kohya names, as in `TrainResult.lora`.
         embeddings: as in `TrainResult.embeddings`; None: the plain words `name class_word` (word mode).
-        config: of the run, for the subject's name and its init word.
-        min_rank: for a T-LoRA, whose ranks follow the timestep inside `adapter.at`.
+        config: of the run.
 
     Raises:
         InputError: the LoRA or the embedding does not fit this model.
     """
-    state, rank, alpha, kind = adapter_from_kohya(lora, components.unet, components.family)
-    family = components.family
-    wide = any(f".{end}." in f".{key}" for key in state for end in family.feed_forward)
-    targets = family.adapted("attention+ff" if wide else "attention")
-    ranks = None if min_rank is None else RankByTimestep(rank, min_rank, components.levels)
-    adapter = add_adapter(components.unet, rank=rank, alpha=alpha, targets=targets, ranks=ranks, kind=kind)
+    unet, family, settings = components.unet, components.family, config.adapter
+    adapter = adapter_of(unet, settings, family, components.levels if config.method == "tlora" else None)
     try:
-        if adapter.parameters.keys() != state.keys():
-            raise InputError("The LoRA does not sit on the layers that APT Train adapts: use one it wrote.")
-        adapter.load(state)
+        adapter.load(lora_from_kohya(lora, adapter.state(), settings.effective_alpha, family, config_of(unet)))
         encoders, identifier = components.text_encoders, None
         if embeddings is not None:
             identifier = Identifier.from_rows(encoders, embeddings, config.trigger, config.resolved_init_word)

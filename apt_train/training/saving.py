@@ -15,7 +15,7 @@ from torch import Tensor
 from ..disk.files import flush
 from ..families.file_words import config_of
 from ..names import LOG, STATE_VALUES, step_folder
-from ..run.export import check_lora_keys, lora_to_kohya, save_embedding, save_lora
+from ..run.export import lora_to_kohya, save_embedding, save_lora
 from ..run.folder import RunFolder, check_folder
 from ..run.metadata import embedding_metadata, lora_metadata
 from ..run.snapshot import fault_in, write_snapshot
@@ -79,7 +79,6 @@ def current_embeddings(run: Run) -> Tensors | None:
 
 
 def _write_lora(run: Run, lora: Tensors, path: Path) -> None:
-    check_lora_keys(lora, run.components.unet, run.components.family)
     gamma = [round(float(value), 4) for value in run.indicator.gamma]
     summary = {"gamma": gamma} if run.config.indicator_measured(gamma) else None
     metadata = lora_metadata(

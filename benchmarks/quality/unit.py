@@ -162,7 +162,6 @@ class _Bench:
             load_file(place / folder.lora.name),
             load_file(embedding) if embedding.exists() else None,
             config,
-            min_rank=config.adapter.resolved_min_rank if config.method == "tlora" else None,
         ) as (conditioner, adapter):
             to(self.components, self.task.device)
             with ranks_by_timestep(self.components, adapter):  # T-LoRA as published masks its ranks here, too

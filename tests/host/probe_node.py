@@ -15,6 +15,7 @@ import comfy.model_management
 import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension, io
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 
@@ -81,8 +82,11 @@ def of_pictures(components: Any, model: Any, vae: Any) -> dict[str, float]:
 def of_lora(components: Any, model: Any, name: str) -> dict[str, float]:
     """The trainer's UNet with a file's adapter on it, against the host's with that file."""
     path = folder_paths.get_full_path_or_raise("loras", name)
-    lora = load_file(path)
-    config = pack("apt_train.config").TrainConfig(class_word="toy")
+    lora, settings = load_file(path), pack("apt_train.config")
+    with safe_open(path, framework="pt") as file:
+        said = file.metadata() or {}
+    adapter = settings.AdapterConfig(**json.loads(said["adapter"]))
+    config = settings.TrainConfig(class_word="toy", adapter=adapter)
     put_on = pack("apt_train.sample.apply").personalized(components, lora, None, config)
     patched = pack("nodes.host.model").with_lora(model, lora)
     plain = of_unet(components, patched)["unet"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from apt_train.adapter import add_adapter
+from apt_train.adapter import adapter_of
 from apt_train.adapter_kinds import KINDS
 from apt_train.config import AdapterConfig
 from apt_train.families.load import load_checkpoint
@@ -30,13 +31,14 @@ def tokenizers(place: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None
 def write_lora(path: Path, base: Path, kind: str) -> None:
     """An adapter of that kind that does something, on every layer it can sit on."""
     parts, draw = load_checkpoint(base), torch.Generator().manual_seed(0)
-    alpha = AdapterConfig(rank=4, alpha=3.0, kind=kind).effective_alpha
-    adapter = add_adapter(parts.unet, rank=4, alpha=alpha, targets=parts.family.adapted("attention+ff"), kind=kind)
+    settings = AdapterConfig(rank=4, alpha=3.0, targets="attention+ff", kind=kind)
+    adapter = adapter_of(parts.unet, settings, parts.family, None)
     with torch.no_grad():
         for parameter in adapter.parameters.values():
             parameter.add_((0.1 + 0.2 * parameter.abs().mean()) * torch.randn(parameter.shape, generator=draw))
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_lora(path, lora_to_kohya(adapter.state(), alpha, parts.family, unet_of(parts).config), {})
+    lora = lora_to_kohya(adapter.state(), settings.effective_alpha, parts.family, unet_of(parts).config)
+    save_lora(path, lora, {"adapter": json.dumps(asdict(settings))})
 
 
 @pytest.mark.parametrize("kind", KINDS)
