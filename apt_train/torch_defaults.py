@@ -17,7 +17,8 @@ def torch_defaults() -> Generator[None]:
     Under the caller's `no_grad` a run would fail at its first step, a default device would mix devices, and a default
     dtype or autocast would change the weights.
     """
-    before, is_cpu = torch.get_default_dtype(), torch.get_default_device().type == "cpu"
+    # torch 2.4 cannot be asked for its default device once a program has reset it.
+    before, is_cpu = torch.get_default_dtype(), torch.empty(0).device.type == "cpu"
     torch.set_default_dtype(torch.float32)
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_default_dtype, before)

@@ -55,6 +55,7 @@ SWITCHED: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "inference": torch.inference_mode,
     "float64": lambda: switched(torch.set_default_dtype, torch.float64, torch.float32),
     "another device": lambda: switched(torch.set_default_device, "meta", None),  # as a program on a GPU sets cuda
+    "a block of another device": lambda: torch.device("meta"),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
 }
 
@@ -68,10 +69,10 @@ def read_and_trained(model: Path, photos: Path) -> TrainResult:
 def test_what_a_program_has_switched_in_torch_changes_no_weight(name: str, model: Path, photos: Path) -> None:
     expected, tensors = read_and_trained(model, photos), [torch.rand(64, 64, 4, dtype=torch.float32)]
     with SWITCHED[name]():
-        before = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
+        before = torch.is_grad_enabled(), torch.get_default_dtype(), torch.empty(0).device
         assert same_weights(read_and_trained(model, photos), expected)
         given = ImageSet.from_tensors(tensors)
-        assert (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()) == before
+        assert (torch.is_grad_enabled(), torch.get_default_dtype(), torch.empty(0).device) == before
     assert given.digest == ImageSet.from_tensors(tensors).digest
 
 
