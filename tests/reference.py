@@ -77,7 +77,7 @@ class Text:
             ids = torch.tensor([[id for id, _ in chunk] for chunk in padded])
             table = next(name for name in encoder.model.state_dict() if name.endswith("token_embedding.weight"))
             asked = {"input_ids": ids, "output_hidden_states": True}
-            output = functional_call(encoder.model, {table: torch.cat([encoder.table, rows])}, kwargs=asked)
+            output = functional_call(encoder.model, {table: torch.cat([encoder.table, rows])}, (), asked)
             last = output.last_hidden_state if encoder.layer == -1 else output.hidden_states[encoder.layer]
             states.append(last.flatten(0, 1))
             if encoder.pooled:
