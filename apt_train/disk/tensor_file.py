@@ -217,6 +217,6 @@ def sha256_of_file(path: Path) -> str:
 def sha256_of_files(folder: Path, files: Iterable[Path]) -> str:
     """One digest over several files of a folder: their relative names and contents, in sorted order."""
     digest = hashlib.sha256()
-    for path in sorted(set(files)):
+    for path in sorted(set(files), key=lambda path: path.parts):  # Windows would sort paths without regard to case
         digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256_of_file(path)}\n".encode())
     return digest.hexdigest()

@@ -17,9 +17,9 @@ _MOST_TENSORS = 100_000
 
 
 def visible(folder: Path, pattern: str) -> list[Path]:
-    """Files in sorted order, without hidden ones left by systems and editors (`._x`, `.DS_Store`)."""
-    found = (path for path in folder.glob(pattern) if path.is_file())
-    return sorted(path for path in found if not any(name.startswith(".") for name in path.relative_to(folder).parts))
+    """Files in the same order on every system, without hidden ones of systems and editors (`._x`, `.DS_Store`)."""
+    found = {path.relative_to(folder).parts: path for path in folder.glob(pattern) if path.is_file()}
+    return [found[parts] for parts in sorted(found) if not any(name.startswith(".") for name in parts)]
 
 
 def weight_files(part: Path) -> list[Path]:
