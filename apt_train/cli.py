@@ -33,7 +33,7 @@ from .disk.files import check_new_file, check_writable
 from .disk.silenced import quiet_libraries
 from .errors import InputError
 from .lora_check.command import add_options
-from .paths import absolute, argument, command, expanded, one_line
+from .paths import absolute, are_same, argument, command, expanded, one_line
 from .presets import PRESETS, PUBLISHED, in_force, preset_named
 from .wording import counted
 
@@ -336,7 +336,7 @@ def _sheet_place(given: str, folder: Path) -> Path:
     place = expanded(given, "--sheet")
     if place.suffix.lower() != ".png":
         raise InputError(f"--sheet is {given}: give the name of a .png file.")
-    if absolute(place).resolve().parent == absolute(folder).resolve():
+    if are_same(absolute(place).resolve().parent, folder):
         raise InputError(f"--sheet is {given}, among the pictures, where it would be trained on: give another place.")
     check_new_file(place)
     if os.path.lexists(place):

@@ -15,7 +15,9 @@ from .errors import InputError
 
 _UNUSABLE = {errno.ENAMETOOLONG: "is too long", errno.ELOOP: "leads through links in a circle"}
 _MAX_NAME = 255  # bytes, the common limit of ext4, NTFS, APFS
-_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+_PORTS = (f"{port}{number}" for port in ("com", "lpt") for number in "123456789¹²³")
+_DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$", *_PORTS}
+_NOT_IN_NAMES = {*'"*:<>?|\\', *map(chr, range(32))}  # on Windows; after a colon comes the name of a hidden stream
 _SHOWN = 80  # characters of a path in a message
 _PLAIN_ON_WINDOWS = set("\\/:._-+@=")  # besides letters and digits; anything else may be special to cmd or PowerShell
 
@@ -43,10 +45,15 @@ def check_file_name(name: str) -> None:
     """Refuse a file name that some system cannot store, so that a run's files can be copied anywhere.
 
     Raises:
-        InputError: a Windows device name (`con`, `nul.txt` ...) or more than 255 bytes.
+        InputError: a Windows device name (`con`, `nul.txt` ...), characters that Windows does not store, or more than
+            255 bytes.
     """
-    if name.split(".")[0].lower() in _DEVICES:
+    if name.split(".")[0].rstrip().lower() in _DEVICES:
         raise InputError(f"{name} is a reserved name on Windows: choose another name.")
+    if _NOT_IN_NAMES & set(name) or name.endswith((".", " ")):
+        raise InputError(
+            f'{one_line(name)} is no file name on Windows: leave out "*:<>?|\\ and a dot or space at the end.'
+        )
     if not 1 <= (size := len(name.encode())) <= _MAX_NAME:
         raise InputError(f"The file name {name[:40]!r}... has {size} bytes: choose one of 1 to {_MAX_NAME}.")
 
@@ -57,6 +64,13 @@ def absolute(path: Path) -> Path:
         return path.absolute()
     except OSError:
         raise InputError("The current folder does not exist any more: change to another one.") from None
+
+
+def are_same(one: Path, other: Path) -> bool:
+    """Whether both paths lead to one place: by links, or in other letters where the system takes them for the same."""
+    with contextlib.suppress(OSError):  # one of them does not exist yet
+        return os.path.samefile(one, other)
+    return absolute(one).resolve() == absolute(other).resolve()
 
 
 def _check_usable(path: str, what: str) -> None:

@@ -29,6 +29,7 @@ from ..apt_train.disk.files import atomic_write, check_writable, sweep
 from ..apt_train.disk.tensor_file import open_tensor_file, read_tensors
 from ..apt_train.disk.tensor_writer import write_tensors
 from ..apt_train.errors import InputError
+from ..apt_train.paths import are_same
 from ..apt_train.run.metadata import OWNER, fit_metadata, renamed_metadata
 from ..apt_train.run.notices import read_notices
 from ..apt_train.run.preview_files import png_text
@@ -68,7 +69,7 @@ def check_places(config: TrainConfig) -> None:
     check_writable(loras_folder())
     if config.identifier_mode == "learned":
         check_writable(embeddings_folder())
-        if embeddings_folder().resolve() == loras_folder().resolve():  # LoRA and word would share a name there
+        if are_same(embeddings_folder(), loras_folder()):  # LoRA and word would share a name there
             raise InputError(f"{loras_folder()} holds both LoRAs and embeddings: give embeddings another folder.")
 
 

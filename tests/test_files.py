@@ -200,11 +200,17 @@ def test_check_writable_refuses_a_read_only_folder(tmp_path: Path, monkeypatch: 
         check_writable(tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["con.safetensors", "NUL", "com1.tar.gz", "a" * 300, "é" * 128, ""])
+NO_NAMES = ["con.safetensors", "NUL", "com1.tar.gz", "con .txt", "CONIN$", "lpt².txt", "a" * 300, "é" * 128, ""]
+
+
+@pytest.mark.parametrize(
+    "name", [*NO_NAMES, "toy:1.safetensors", "toy.", "toy ", "a\\b.png", "what?", "a\nb", 'say "x"']
+)
 def test_names_that_some_system_cannot_store(name: str) -> None:
     with pytest.raises(InputError):
         check_file_name(name)
-    check_file_name("com1_subject.safetensors")  # reserved is the whole part before the first dot
+    for other in ("com1_subject.safetensors", "it's (1), été 玩具.png", ".lock"):
+        check_file_name(other)  # reserved is the whole part before the first dot
 
 
 def test_a_folder_appears_whole_in_place_of_the_old_one(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ..console.options import add_model_options, add_settings
 from ..errors import InputError
 from ..events import BusyEvent
-from ..paths import absolute, expanded, one_line
+from ..paths import are_same, expanded, one_line
 from ..settings_field import built, fields_of
 from .asked import Asked
 
@@ -57,7 +57,7 @@ def inspect(options: argparse.Namespace, output: Path) -> int:
 
     asked = _asked(options)
     working_dtype(asked.precision, resolve_device(options.device))
-    if options.images is not None and absolute(output).resolve() == absolute(expanded(options.images)).resolve():
+    if options.images is not None and are_same(output, expanded(options.images)):
         raise InputError(f"--out is {output}, among the pictures, where the sheet would be trained on: give another.")
     check_writable(output)
     lora = read_lora(options.file)  # may refuse, so before reading gigabytes
