@@ -254,7 +254,7 @@ def is_usable(python: str) -> bool:
     """Whether there is an environment with pip and this very Python."""
     try:
         probe = [python, "-c", "import sys, pip; print(sys.version, end='')"]
-        answer = subprocess.run(probe, env=environment(), capture_output=True, text=True)
+        answer = subprocess.run(probe, env=environment(), capture_output=True, encoding="utf-8")
     except OSError:
         return False
     return answer.returncode == 0 and answer.stdout == sys.version
@@ -326,7 +326,7 @@ def lacking(host: Path, python: str) -> str:
 def has_gpu(python: str) -> bool:
     """Whether the host's torch can use a GPU of any kind; True if it cannot be asked."""
     try:
-        asked = subprocess.run([python, "-c", _ASK_FOR_GPU], env=environment(), capture_output=True, text=True)
+        asked = subprocess.run([python, "-c", _ASK_FOR_GPU], env=environment(), capture_output=True, encoding="utf-8")
     except OSError:
         return True
     return asked.stdout.strip() != "none"

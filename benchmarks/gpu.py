@@ -103,7 +103,7 @@ def machine(device: torch.device) -> dict[str, str]:
 def _driver() -> str:
     asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(asked, capture_output=True, encoding="utf-8", check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -180,7 +180,7 @@ def _difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 def marked_tests() -> str:
     """The last output line of the tests marked `gpu`."""
     asked = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "gpu", "tests/test_gpu.py"]
-    return subprocess.run(asked, capture_output=True, text=True).stdout.strip().rpartition("\n")[2]
+    return subprocess.run(asked, capture_output=True, encoding="utf-8").stdout.strip().rpartition("\n")[2]
 
 
 # -- what a step costs

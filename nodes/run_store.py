@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 from pathlib import Path
 
 from PIL import Image
 
 from ..apt_train import names
 from ..apt_train.config import TrainConfig
+from ..apt_train.disk.files import patiently, remove, sweep, take_place
 from ..apt_train.disk.json_file import is_object, read_small_json
 from ..apt_train.errors import InputError
 from ..apt_train.events import PreviewEvent
@@ -65,12 +65,12 @@ def set_aside(folder: Path) -> None:
     with RunFolder(folder, "").held():
         pass  # released before the folder moves, because Windows would refuse
     previous = folder.with_name(folder.name + "_previous")
-    goes = folder if steps_done(previous) > steps_done(folder) else previous
+    sweep(folder.parent)
     try:
-        if goes.exists():
-            shutil.rmtree(goes)
-        if goes != folder:
-            folder.rename(previous)
+        if steps_done(previous) > steps_done(folder):
+            patiently(remove, folder)
+        else:
+            take_place(folder, previous)
     except OSError as error:
         what = f"{folder} cannot be set aside ({error.strerror})"
         raise InputError(f"{what}: close what uses it, or move it away.") from None

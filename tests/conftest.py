@@ -47,6 +47,16 @@ def no_network(monkeypatch: pytest.MonkeyPatch, reachable: set[str]) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", guarded(socket.getaddrinfo, lambda host, *_: host))
 
 
+@pytest.fixture
+def as_on_windows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Files in use can be neither moved nor removed. Whoever tries fails the test, even if it gets over the refusal."""
+    from tests.pretend_windows import refuse_files_in_use
+
+    refused = refuse_files_in_use(monkeypatch)
+    yield
+    assert refused == []
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Networks this small run slower on several threads, and much slower when the cores are busy."""

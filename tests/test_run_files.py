@@ -500,7 +500,7 @@ def test_a_resume_falls_back_and_says_to_which_step_and_why(trained: Path, tmp_p
     assert (folder / "snapshots" / "step_000004_set_aside" / "toy_subject.safetensors").is_file()
 
 
-@pytest.mark.usefixtures("no_report")
+@pytest.mark.usefixtures("no_report", "as_on_windows")
 def test_a_resume_writes_a_damaged_lora_of_its_last_step_again(trained: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(trained, tmp_path / "run")
     lora = folder / "snapshots" / "step_000004" / "toy_subject.safetensors"

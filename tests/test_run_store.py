@@ -25,6 +25,7 @@ from apt_train.disk.tensor_writer import write_tensors
 from apt_train.run.snapshot import write_snapshot
 from apt_train.run.state import State
 from tests.node_modules import node_module
+from tests.pretend_windows import refuse_files_in_use
 from tests.synthetic_run import plausible_log, write_run
 from tests.test_filmstrip import bomb
 
@@ -263,6 +264,61 @@ def test_what_goes_out_can_be_trained_on(store: Any, run: Any) -> None:
     with torch.inference_mode():
         published = store.publish(run, 4)
     assert published.lora and not any(tensor.is_inference() for tensor in published.lora.values())
+
+
+# ---- making way for a new run ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def earlier(run: Any) -> Path:
+    """What an earlier restart set aside: a run of four steps."""
+    folder = Path(shutil.copytree(run.folder, run.folder.with_name("toy_0_previous")))
+    shutil.rmtree(folder / "snapshots" / "step_000006")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files by their places, but for the lock."""
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("[!.]*.*")}
+
+
+@pytest.mark.usefixtures("as_on_windows")
+@pytest.mark.parametrize("longer", ["now", "earlier"])
+def test_of_a_run_and_the_one_set_aside_before_the_longer_is_kept(
+    longer: str, store: Any, run: Any, earlier: Path
+) -> None:
+    if longer == "earlier":
+        shutil.rmtree(run.folder / "snapshots" / "step_000006")
+        shutil.rmtree(run.folder / "snapshots" / "step_000004")
+    kept = contents(run.folder if longer == "now" else earlier)
+    store.set_aside(run.folder)
+    assert contents(earlier) == kept and [path.name for path in earlier.parent.iterdir()] == [earlier.name]
+
+
+@pytest.mark.parametrize("used", ["now", "earlier"])
+def test_a_run_in_use_is_not_set_aside_and_none_is_lost(
+    used: str, store: Any, run: Any, earlier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(run.folder), contents(earlier)
+    refuse_files_in_use(monkeypatch)
+    folder = run.folder if used == "now" else earlier
+    with open(folder / "log.jsonl", "rb"), pytest.raises(store.InputError, match="toy_0 cannot be set aside"):
+        store.set_aside(run.folder)
+    assert (contents(run.folder), contents(earlier)) == before
+
+
+@pytest.mark.parametrize("used", ["now", "earlier"])
+def test_windows_is_asked_again_while_another_program_reads_a_run(
+    used: str, store: Any, run: Any, earlier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = contents(run.folder)
+    reader = open((run.folder if used == "now" else earlier) / "log.jsonl", "rb")
+    refused = refuse_files_in_use(monkeypatch)
+    files = sys.modules[store.take_place.__module__]
+    monkeypatch.setattr(files, "os", SimpleNamespace(**{**vars(os), "name": "nt"}))
+    monkeypatch.setattr(files.time, "sleep", lambda _: reader.close())
+    store.set_aside(run.folder)
+    assert len(refused) == 1 and contents(earlier) == kept and not run.folder.exists()
 
 
 # ---- beside the LoRA ----------------------------------------------------------------------------------------------

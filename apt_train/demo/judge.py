@@ -131,7 +131,7 @@ class Judge:
 def load_judge(path: str | Path = DEFAULT_FOLDER) -> Judge:
     """The judge stored in a folder: `judge.safetensors` and `config.json`."""
     folder = Path(path)
-    network = JudgeNetwork(**json.loads((folder / CONFIG).read_text()))
+    network = JudgeNetwork(**json.loads((folder / CONFIG).read_bytes()))
     weights = {name: value.float() for name, value in read_tensors(folder / WEIGHTS)[0].items()}
     network.load_state_dict(weights, strict=False)
     return Judge(network)

@@ -66,8 +66,8 @@ def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in UTF-8 atomically. InputError: as in `atomic_write`."""
-    atomic_write(path, lambda draft: draft.write_text(text, encoding="utf-8"))
+    """Write a text file atomically, with the same bytes on every system. InputError: as in `atomic_write`."""
+    atomic_write(path, lambda draft: draft.write_bytes(text.encode()))
 
 
 def make_folder(path: Path) -> None:
@@ -97,9 +97,7 @@ def check_writable(folder: str | Path) -> None:
         existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
         if not existing.is_dir():
             raise InputError(f"{existing} is not a folder, so nothing can be written below it: choose another folder.")
-        probe = _temporary_name(existing)
-        _create(probe)
-        probe.unlink()
+        _try_to_write(existing)
     except OSError as error:
         raise InputError(_in_words(error, folder / "output")) from error
 
@@ -114,11 +112,30 @@ def check_new_file(path: Path) -> None:
     if path.is_dir():
         raise InputError(f"{path} is a folder, where a file belongs: give another name.")
     try:
-        probe = _temporary_name(path.parent)
-        _create(probe)
-        probe.unlink()
+        _try_to_write(path.parent)
     except OSError as error:
         raise InputError(_in_words(error, path)) from error
+
+
+def check_deep_file(folder: Path, inside: Path) -> None:
+    """Refuse a folder in which a draft's file would have too long a path, as on Windows. Leaves nothing behind.
+
+    `inside`: the file's path without the draft. InputError: the file cannot be written.
+    """
+    draft = _temporary_name(folder)
+    try:
+        (draft / inside).parent.mkdir(parents=True)
+        atomic_write(draft / inside, Path.touch)
+    except OSError as error:
+        raise InputError(_in_words(error, draft / inside)) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _try_to_write(folder: Path) -> None:
+    probe = _temporary_name(folder)
+    _create(probe)
+    patiently(probe.unlink)
 
 
 def sweep(folder: str | Path, *, alone: bool = False) -> None:
@@ -179,7 +196,7 @@ def _machine() -> str:
     """12 hex digits for this boot of the machine and its process-number namespace, of which a container has its own."""
     parts = [platform.node()]
     with contextlib.suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8"))
     with contextlib.suppress(OSError):
         parts.append(os.readlink("/proc/self/ns/pid"))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
@@ -221,7 +238,7 @@ def _flush_folder(folder: Path) -> None:
 
 def _in_words(error: OSError, path: Path) -> str:
     name = path.name
-    folder = next(place for place in path.parents if not _DRAFT.fullmatch(place.name))  # a draft is gone by now
+    folder = next(place for place in path.parents if not any(map(_DRAFT.fullmatch, place.parts)))  # drafts are gone
     if error.errno in DISK_FULL:
         return f"{name} could not be written to {folder}, the disk is full: free space or choose another one."
     if error.errno in _REFUSED:
@@ -229,6 +246,8 @@ def _in_words(error: OSError, path: Path) -> str:
             f"{name} could not be written: {folder} is not writable, or another program has the file open: "
             "allow writing, close it there, or choose another folder."
         )
+    if error.errno in _MISSING and folder.is_dir():
+        return f"{name} could not be written to {folder}, whose path may be too long here: choose a shorter one."
     if error.errno in _MISSING:
         return f"{name} could not be written: the folder {folder} does not exist: make it or choose another."
     return f"{name} could not be written to {folder} ({reason_of(error)}): choose another folder or name."
@@ -266,15 +285,18 @@ def atomic_folder(path: str | Path) -> Generator[Path]:
         for file in draft.iterdir():
             flush(file)
         _flush_folder(draft)
-        _take_place(draft, path)
+        take_place(draft, path)
     except OSError as error:
         raise InputError(_in_words(error, path)) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _take_place(draft: Path, path: Path) -> None:
-    """Move the old content aside in one rename, because removing it takes time in which the process may be killed."""
+def take_place(draft: Path, path: Path) -> None:
+    """Rename a folder over another, which is replaced whole or not at all. OSError: one of them is in use.
+
+    The old content moves aside in one rename, because removing it takes time in which the process may be killed.
+    """
     old = _temporary_name(path.parent)
     is_taken = path.exists() or path.is_symlink()
     if is_taken:
@@ -283,7 +305,7 @@ def _take_place(draft: Path, path: Path) -> None:
         patiently(os.replace, draft, path)
     except OSError:
         if is_taken:
-            os.replace(old, path)
+            patiently(os.replace, old, path)
         raise
     _flush_folder(path.parent)
     with contextlib.suppress(OSError):  # perhaps open in another program; a later sweep removes it

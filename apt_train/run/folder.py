@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import TrainConfig
-from ..disk.files import DISK_FULL, check_writable, sweep
+from ..disk.files import DISK_FULL, check_deep_file, check_writable, sweep
 from ..errors import InputError
 from ..names import (
     CONFIG,
@@ -98,13 +98,15 @@ class RunFolder:
     def held(self) -> Generator[None]:
         """Inside the block no other process can train in this folder; it is made if it does not exist.
 
-        Drafts of killed writers are removed first. InputError: another process trains there.
+        Drafts of killed writers are removed first. InputError: another process trains there, or the paths of a
+        snapshot's files would be too long for the system.
         """
         check_folder(self.path)
         with held(self.path):
             for folder in (self.path, self.snapshots, self.previews):
                 if folder == self.path or not folder.is_symlink():
                     sweep(folder, alone=True)
+            check_deep_file(self.path, Path(SNAPSHOTS, embedding_file(self.name)))
             yield
 
     def check_same_run(self, digest: str, config: TrainConfig, dtype: torch.dtype, parts: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from ..disk.files import atomic_folder, patiently
+from ..disk.files import atomic_folder, patiently, write_text
 from ..disk.json_file import read_small_json
 from ..disk.tensor_file import sha256_of_file
 from ..disk.tensor_writer import data_digest
@@ -41,7 +41,7 @@ def write_snapshot(snapshots: Path, state: State, files: Mapping[str, Callable[[
         for name, write in files.items():
             write(draft / name)
         sums = {name: sha256_of_file(draft / name) for name in files}
-        (draft / CHECKSUMS).write_text(json.dumps({"format": FORMAT, "sha256": sums}), encoding="utf-8")
+        write_text(draft / CHECKSUMS, json.dumps({"format": FORMAT, "sha256": sums}))
         write_state(draft, state)
     drop_old_states(snapshots)
     return folder

@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from ..disk.files import write_text
 from ..disk.json_file import is_list, is_object, read_small_json
-from ..disk.tensor_file import TensorFile, open_tensor_file, sha256_of_file
+from ..disk.tensor_file import TensorFile, open_tensor_file, read_tensors, sha256_of_file
 from ..disk.tensor_writer import write_tensors
 from ..errors import InputError
 from ..names import STATE_TENSORS, STATE_VALUES
@@ -128,8 +126,8 @@ def read_state(folder: Path, most_bytes: int = MOST_TENSOR_BYTES) -> State:
         digest = kept_sha256(tensors, most_bytes)
         if values.pop("tensors_sha256", digest) != digest:
             raise Damaged(f"{STATE_TENSORS} does not match its checksum")
-        return State(load_file(tensors), values)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        return State(read_tensors(tensors)[0], values)  # copies: a mapped file could not be removed on Windows
+    except (OSError, InputError) as error:
         raise Damaged(f"{STATE_TENSORS} cannot be read") from error
 
 

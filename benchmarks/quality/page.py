@@ -7,12 +7,11 @@ The prose around them is written by hand. A test compares the tables with the un
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-from apt_train.disk.files import atomic_write
+from apt_train.disk.files import write_text
 
 from .curves import BASELINE, curves_of, last_step
 from .grids import GRIDS
@@ -73,8 +72,7 @@ def _table(title: str) -> str:
 
 def main() -> None:
     for path in PAGES:
-        page = with_tables(path.read_text(encoding="utf-8"))
-        atomic_write(path, functools.partial(Path.write_text, data=page, encoding="utf-8"))
+        write_text(path, with_tables(path.read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from apt_train.disk.files import atomic_write
+from apt_train.disk.files import atomic_write, write_text
 from apt_train.errors import InputError
 
 from .curves import BASELINE, LEVELS, Curve, curves_of, floors_of, last_step
@@ -39,8 +39,8 @@ def write_report(name: str, grid: Grid, folder: Path) -> str:
     text = "\n\n".join(parts)
     picture = cost_of_fidelity(_complete(curves), floors_of(units), f"{name}: what fidelity costs")
     summary = json.dumps({"grid": name, "units": len(units), **numbers(units, curves)}, indent=1) + "\n"
-    _write(folder / "table.md", text + "\n")
-    _write(folder / "summary.json", summary)
+    write_text(folder / "table.md", text + "\n")
+    write_text(folder / "summary.json", summary)
     atomic_write(folder / "figure.png", lambda temporary: picture.save(temporary, format="PNG"))
     return text
 
@@ -49,7 +49,3 @@ def _complete(curves: Sequence[Curve]) -> list[Curve]:
     """Without the variants that lack runs which others have: on one axis such means would mislead."""
     runs = Counter(curve.variant for curve in curves)
     return [curve for curve in curves if runs[curve.variant] == max(runs.values())]
-
-
-def _write(path: Path, text: str) -> None:
-    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

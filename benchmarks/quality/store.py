@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from apt_train.disk.files import atomic_write
+from apt_train.disk.files import write_text
 from apt_train.errors import InputError
 
 from .grid import Grid, Unit
@@ -23,7 +23,7 @@ def missing(folder: Path, grid: Grid) -> list[Unit]:
 def write_unit(folder: Path, grid: Grid, unit: Unit, record: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"made": grid.digest(unit), **record}, separators=(",", ":")) + "\n"
-    atomic_write(unit_path(folder, unit), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(unit_path(folder, unit), text)
 
 
 def read_units(folder: Path, grid: Grid) -> list[dict[str, Any]]:

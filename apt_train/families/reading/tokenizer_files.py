@@ -118,7 +118,7 @@ def load_tokenizer(
 @contextlib.contextmanager
 def _temporary_folder() -> Generator[Path]:
     try:
-        made = tempfile.TemporaryDirectory()
+        made = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # a scanner may look at it
     except OSError as error:
         raise _copy_failed(error) from None
     with made as path:
