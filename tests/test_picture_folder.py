@@ -92,6 +92,28 @@ def test_where_others_can_ask_nothing_else_is(listen: str, home: Path, folders: 
         assert type(caught.value).__name__ == InputError.__name__
 
 
+def test_where_others_can_ask_nothing_outside_is_even_looked_at(
+    home: Path, folders: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows would log in to the server of `\\\\server\\share`, with the password's hash."""
+    read, looked_at = folders("0.0.0.0").picture_folder, list[str]()
+    for name in ("stat", "lstat", "readlink", "scandir", "listdir"):
+        monkeypatch.setattr(os, name, noting(getattr(os, name), looked_at))
+    for path in (home / "elsewhere" / "toys", "../elsewhere"):
+        with pytest.raises(ValueError, match=OUTSIDE):
+            read(str(path))
+    assert [path for path in looked_at if "elsewhere" in path] == []
+    assert read("toys") == home / "input/toys" and any("toys" in path for path in looked_at)
+
+
+def noting(real: Callable[..., Any], places: list[str]) -> Callable[..., Any]:
+    def look(path: Any = ".", *arguments: Any, **named: Any) -> Any:
+        places.append(str(path))
+        return real(path, *arguments, **named)
+
+    return look
+
+
 def test_the_environment_names_further_folders(
     home: Path, folders: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

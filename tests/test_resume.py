@@ -20,6 +20,7 @@ from apt_train.run import folder
 from apt_train.run.preview_files import png_text, read_preview
 from tests.training import Recorder, run
 
+pytestmark = pytest.mark.usefixtures("as_on_windows")
 SETTINGS: dict[str, Any] = {
     "steps": 4,
     "snapshot_every": 2,

@@ -559,7 +559,7 @@ def test_a_trained_run_whose_snapshots_were_deleted_is_not_trained_over(trained:
     assert (folder / "log.jsonl").read_bytes() == log and (folder / "toy_subject.safetensors").read_bytes() == lora
 
 
-@pytest.mark.usefixtures("no_report")
+@pytest.mark.usefixtures("no_report", "as_on_windows")
 def test_copied_snapshots_end_no_run_and_stay(trained: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(trained, tmp_path / "run")
     place = folder / "snapshots"

@@ -64,13 +64,17 @@ def picture_folder(given: str) -> Path:
 
     given = re.sub(r'^"(.*)"$', r"\1", given.strip())
     name, home = folder_paths.annotated_filepath(given)
-    path = Path(home or folder_paths.get_input_directory()) / expanded(name.strip(), "path")
-    place = Path(os.path.abspath(path))
-    if not _is_own(place) and answers_others(args.listen):
-        raise InputError(
-            f"path is {given}, outside the folders of a ComfyUI that answers other machines: put the pictures into its "
-            f"input folder, or name theirs in {ALLOWED}."
-        )
+    path = Path(home or folder_paths.get_input_directory()) / os.path.expanduser(name.strip())
+    place, guarded = Path(os.path.abspath(path)), answers_others(args.listen)
+    foreign = InputError(
+        f"path is {given}, outside the folders of a ComfyUI that answers other machines: put the pictures into its "
+        f"input folder, or name theirs in {ALLOWED}."
+    )
+    if guarded and not _is_own(place):  # by name first: Windows logs in to the server of a path that is looked at
+        raise foreign
+    expanded(name.strip(), "path")
+    if guarded and not _is_own(place.resolve()):
+        raise foreign
     return place
 
 
@@ -80,11 +84,11 @@ def answers_others(listen: str) -> bool:
 
 
 def _is_own(place: Path) -> bool:
-    """Whether a folder, with links resolved, is inside one of the host's own or the allowed ones."""
+    """Whether a folder is by its path inside one of the host's own or the allowed ones, as named or links resolved."""
     own = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory()]
     allowed = [expanded(path) for path in os.environ.get(ALLOWED, "").split(os.pathsep) if path.strip()]
-    real = place.resolve()
-    return any(real.is_relative_to(Path(folder).resolve()) for folder in (*own, *allowed))
+    folders = [Path(os.path.abspath(folder)) for folder in (*own, *allowed)]
+    return any(place.is_relative_to(folder) or place.is_relative_to(folder.resolve()) for folder in folders)
 
 
 def _is_loopback(address: str) -> bool:
