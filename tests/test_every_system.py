@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import contextlib
 import errno
 import os
@@ -16,13 +17,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from apt_train import cli
+from apt_train import cli, load_checkpoint
 from apt_train.disk.tensor_file import sha256_of_files
 from apt_train.errors import InputError
+from apt_train.families.reading.tokenizer_files import load_tokenizer
 from apt_train.families.reading.weight_files import visible
 from apt_train.paths import are_same
 from tests.pretend_windows import refuse_files_in_use
 from tests.test_atomic import ROOT, SOURCES
+from tests.tiny_checkpoint import write_clip_vocabulary
 from tests.training import Recorder, run
 
 
@@ -162,3 +165,16 @@ def test_a_models_files_have_one_order_and_one_digest_everywhere(tmp_path: Path)
     assert [path.name for path in there] == [path.name for path in here] == sorted(os.listdir(tmp_path))
     digests = {sha256_of_files(tmp_path, files) for files in (here, there, map(WithoutCase, reversed(here)))}
     assert len(digests) == 1
+
+
+def test_a_models_texts_may_have_been_saved_on_windows(model: Path, tmp_path: Path) -> None:
+    """With a byte order mark and other line ends."""
+    edited = Path(shutil.copytree(model, tmp_path / "model"))
+    vocabulary = write_clip_vocabulary(tmp_path / "tokenizer")
+    told: dict[str, Any] = {"max_length": 8, "rows": 1000, "pad_token": "<|endoftext|>"}
+    before = load_tokenizer(vocabulary, **told)("a dog photo").input_ids
+    for file in (*edited.rglob("*.json"), *vocabulary.iterdir()):
+        file.write_bytes(codecs.BOM_UTF8 + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert (
+        load_checkpoint(edited).text_encoders and load_tokenizer(vocabulary, **told)("a dog photo").input_ids == before
+    )

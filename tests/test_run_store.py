@@ -290,9 +290,10 @@ def test_of_a_run_and_the_one_set_aside_before_the_longer_is_kept(
     if longer == "earlier":
         shutil.rmtree(run.folder / "snapshots" / "step_000006")
         shutil.rmtree(run.folder / "snapshots" / "step_000004")
-    kept = contents(run.folder if longer == "now" else earlier)
+    kept, wire = contents(run.folder if longer == "now" else earlier), store.publish(run, 2)
     store.set_aside(run.folder)
     assert contents(earlier) == kept and [path.name for path in earlier.parent.iterdir()] == [earlier.name]
+    assert wire.lora["lora_unet_a.alpha"] == 2, "a LoRA on a wire holds no file"
 
 
 @pytest.mark.parametrize("used", ["now", "earlier"])

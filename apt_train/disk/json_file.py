@@ -6,6 +6,7 @@ values (`config_check`).
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import math
@@ -30,7 +31,7 @@ def read_json_object(path: Path, most_bytes: int = 1 << 20) -> dict[str, Any]:
     if path.stat().st_size > most_bytes:
         raise InputError(f"{place(path)} has {path.stat().st_size} bytes, more than {most_bytes}: {AGAIN}.")
     try:
-        values = parse_json(path.read_bytes())
+        values = parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))  # which editors on Windows write
     except ValueError as error:
         raise InputError(f"{place(path)} is no readable JSON ({shown_error(error)}): {AGAIN}.") from None
     if not is_object(values):

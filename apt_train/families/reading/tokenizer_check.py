@@ -152,7 +152,7 @@ def _merges(path: Path) -> str:
     if path.stat().st_size > MOST_BYTES:
         raise InputError(f"{place(path)} has {path.stat().st_size} bytes, more than {MOST_BYTES}: {AGAIN}.")
     try:
-        lines = path.read_bytes().decode("utf-8").replace("\r\n", "\n").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError:
         raise InputError(f"{place(path)} is no text in UTF-8: {AGAIN}.") from None
     for at, line in enumerate(lines, start=1):
