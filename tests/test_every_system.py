@@ -70,10 +70,10 @@ def test_the_rule_sees_what_the_system_decides(code: str, is_seen: bool) -> None
 
 
 MOVES: dict[str, Callable[[Path], object]] = {
-    "removed": Path.unlink,
-    "replaced": lambda file: file.with_name("new").replace(file),
-    "renamed": lambda file: file.rename(file.with_name("other")),
-    "moved with its folder": lambda file: file.parent.rename(file.parent.with_name("other")),
+    "removed": lambda file: os.remove(file),
+    "replaced": lambda file: os.replace(file.with_name("new"), file),
+    "renamed": lambda file: os.rename(file, file.with_name("other")),
+    "moved with its folder": lambda file: os.rename(file.parent, file.parent.with_name("other")),
     "removed with its folder": lambda file: shutil.rmtree(file.parent),
 }
 
