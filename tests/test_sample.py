@@ -29,7 +29,8 @@ def text(components: Components, rows: int, length: int = 7, seed: int = 0) -> A
     generator = torch.Generator().manual_seed(seed)
     width = unet_of(components).config["cross_attention_dim"]
     pooled = torch.randn(rows, 32, generator=generator) if reads_size_ids(components.unet) else None
-    return types.SimpleNamespace(hidden=torch.randn(rows, length, width, generator=generator), pooled=pooled)
+    hidden = torch.randn(rows, length, width, generator=generator)
+    return types.SimpleNamespace(hidden=hidden, pooled=pooled, mask=None)
 
 
 def draw(components: Components, conditioning, unconditional=None, **changes) -> list[Image.Image]:
@@ -149,12 +150,12 @@ def test_a_picture_depends_on_its_seed_and_place_not_on_the_batch() -> None:
     three = draw(components, conditioning)
     assert [picture.size for picture in three] == [(64, 64)] * 3
     assert [p.tobytes() for p in draw(components, conditioning)] == [p.tobytes() for p in three]
-    first = draw(components, types.SimpleNamespace(hidden=conditioning.hidden[:1], pooled=None))
+    first = draw(components, types.SimpleNamespace(hidden=conditioning.hidden[:1], pooled=None, mask=None))
     assert first[0].tobytes() == three[0].tobytes()
     batched = draw(components, conditioning, batch_size=2)
     assert all(largest_difference(a, b) <= 1 for a, b in zip(batched, three, strict=True))
     assert draw(components, conditioning, seed=4)[0].tobytes() != three[0].tobytes()
-    same_text = types.SimpleNamespace(hidden=conditioning.hidden[:1].repeat(2, 1, 1), pooled=None)
+    same_text = types.SimpleNamespace(hidden=conditioning.hidden[:1].repeat(2, 1, 1), pooled=None, mask=None)
     twins = draw(components, same_text)
     assert twins[0].tobytes() != twins[1].tobytes()
 
@@ -172,7 +173,7 @@ def test_texts_of_different_length_are_guided_together(monkeypatch) -> None:
     """The unconditional text repeated to the prompt's length gives the same attention as at its own length."""
     components = tiny_components()
     long, short = text(components, 1, length=14), text(components, 1, length=7, seed=9)
-    doubled = types.SimpleNamespace(hidden=short.hidden.repeat(1, 2, 1), pooled=None)
+    doubled = types.SimpleNamespace(hidden=short.hidden.repeat(1, 2, 1), pooled=None, mask=None)
     one = latents_of(components, monkeypatch, long, short)
     assert torch.equal(one, latents_of(components, monkeypatch, long, doubled))
     swapped = latents_of(components, monkeypatch, short, long)

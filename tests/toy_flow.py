@@ -62,17 +62,26 @@ class JointAttention(nn.Module):
         self.add_q_proj, self.add_k_proj, self.add_v_proj = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Dropout(0.0)])
 
-    def forward(self, places: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, places: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         own, text = (self.to_q, self.to_k, self.to_v), (self.add_q_proj, self.add_k_proj, self.add_v_proj)
         joined = [torch.cat([a(places), b(tokens)], dim=1) for a, b in zip(own, text, strict=True)]
         query, key, value = (x.unflatten(2, (HEADS, -1)).transpose(1, 2) for x in joined)
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        seen = None if mask is None else beside(mask.new_ones(places.shape[:2]), mask)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, seen).transpose(1, 2).flatten(2)
         return self.to_out[0](mixed[:, : places.shape[1]])
 
 
+def beside(first: Tensor, second: Tensor) -> Tensor:
+    """What every query may look at, bool (N, 1, 1, keys): padding is left out."""
+    return torch.cat([first, second], dim=1)[:, None, None]
+
+
 def turned(query: Tensor) -> Tensor:
-    """Stands for rotary positions: computed behind the layer, so that no hook sees it."""
-    return query * torch.arange(query.shape[1], device=query.device).to(query.dtype).cos()[:, None]
+    """Stands for rotary positions: computed behind the layer, so that no hook sees it.
+
+    Counted from the picture's end, because a caption's padding must not move the picture.
+    """
+    return query * torch.arange(query.shape[1], device=query.device).flip(0).to(query.dtype).cos()[:, None]
 
 
 class SingleAttention(nn.Module):
@@ -83,11 +92,12 @@ class SingleAttention(nn.Module):
         self.to_q, self.to_k, self.to_v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Dropout(0.0)])
 
-    def forward(self, places: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, places: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         both = torch.cat([tokens, places], dim=1)
         made = turned(self.to_q(both)), self.to_k(both), self.to_v(both)
         query, key, value = (x.unflatten(2, (HEADS, -1)).transpose(1, 2) for x in made)
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        seen = None if mask is None else beside(mask, mask.new_ones(places.shape[:2]))
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, seen).transpose(1, 2).flatten(2)
         return self.to_out[0](mixed)[:, tokens.shape[1] :]
 
 
@@ -99,11 +109,12 @@ class ToyFlow(nn.Module):
         self.blocks = nn.ModuleList([JointAttention(), JointAttention(), SingleAttention()])
         self.leave, self.recompute = nn.Linear(WIDTH, 4), False
 
-    def forward(self, noisy: Tensor, level: Tensor, text: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, level: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
         places = self.enter(noisy.flatten(2).transpose(1, 2)) + self.time(level.to(noisy.dtype)[:, None])[:, None]
         tokens = self.read(text)
         for block in self.blocks:
-            seen = checkpoint(block, places, tokens, use_reentrant=False) if self.recompute else block(places, tokens)
+            inputs = places, tokens, mask
+            seen = checkpoint(block, *inputs, use_reentrant=False) if self.recompute else block(*inputs)
             places = places + seen
         return self.leave(torch.tanh(places)).transpose(1, 2).unflatten(2, noisy.shape[2:])
 
@@ -116,7 +127,7 @@ class ToyNetwork:
     ) -> Tensor:
         level = FlowProcess().level(timesteps.expand(len(noisy)))
         self.tokens = text.hidden.shape[1]
-        return module(noisy.to(dtype), level, text.hidden.to(dtype)).float()
+        return module(noisy.to(dtype), level, text.hidden.to(dtype), text.mask).float()
 
     def features(self, module: Any, part: str) -> dict[str, FeatureLayer]:
         blocks = {f"blocks.{i}": module.blocks[i] for i in range({"up": 2, "mid+up": 1, "all": 0}[part], 2)}

@@ -88,6 +88,9 @@ class TextEncoder:
     sequence: int | None = 0
     starts: bool = True  # whether its texts begin with a start token, as CLIP's do and T5's do not
     length: int = 0  # positions in a chunk; 0: as many as model and tokenizer allow
+    padded: bool = True  # whether a text fills whole chunks; otherwise it keeps its length, see `TextInput.mask`
+    template: tuple[str, str] | None = None  # what stands before and after each text, in place of start and end token
+    cut: int = 0  # how many of the template's first hidden states are dropped
     _kept_table: Tensor | None = field(default=None, init=False, repr=False)
 
     @property

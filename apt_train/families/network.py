@@ -19,12 +19,16 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class TextInput:
-    """What a network reads beside the latents. `pooled`, `geometry`, `guidance`: only in families that use them."""
+    """What a network reads beside the latents. `pooled`, `geometry`, `guidance`: only in families that use them.
+
+    `mask`: bool (N, tokens), False for the padding behind a shorter text; None: nothing is padded.
+    """
 
     hidden: Tensor  # (N, tokens, width)
     pooled: Tensor | None = None  # (N, width)
     geometry: Tensor | None = None  # float32 (N, 6): original height, width, crop top, left, target height, width
     guidance: float = 1.0  # the strength of guidance, for a distilled network that reads it; 1 in training
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Looking:
         text = conditioner.encode(texts, tuned=tuned)
         with self._capture.record() as captured:
             self._sampler.predictor(text)(noisy.to(self._sampler.device), time)
-        maps = attention_maps(captured, text.columns, text.num_columns)
+        maps = attention_maps(captured, text.columns, text.num_columns, mask=text.mask)
         return [layer.cpu() for layer in maps], text.labels
 
 

@@ -58,6 +58,6 @@ class Losses:
         components, text = self.sampler.components, conditioner.encode(batch.captions, tuned=tuned)
         schedule = components.schedule
         noisy = schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
-        read = TextInput(text.hidden, text.pooled, batch.size_ids)
+        read = TextInput(text.hidden, text.pooled, batch.size_ids, mask=text.mask)
         prediction = components.network.predict(components.unet, noisy, batch.timesteps, read, self.sampler.dtype)
         return squared_error(schedule.to_epsilon(prediction, noisy, batch.timesteps), batch.noise).cpu()

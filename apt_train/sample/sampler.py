@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..families.components import Components
 from ..families.network import Process, TextInput
 from ..rng import generator
-from ..text.conditioning import Conditioner, Conditioning
+from ..text.conditioning import Conditioner, Conditioning, side_by_side
 
 Notice = Callable[[str], None]
 Predict = Callable[[Tensor, "int | Tensor"], Tensor]  # (noisy latents, timestep) -> the network's own prediction
@@ -89,11 +89,13 @@ class Sampler:
         guide = guidance > 1 and not self.components.family.reads_guidance
         assert unconditional is not None or not guide, "guidance leads away from the unconditional prediction"
         some = range(len(conditioning.hidden)) if rows is None else rows
-        hidden, pooled = _text(conditioning, unconditional if guide else None, some)
+        whole = all(encoder.padded for encoder in self.components.text_encoders)
+        hidden, mask, pooled = _text(conditioning, unconditional if guide else None, some, whole)
         sizes = [(*self.size, 0, 0, *self.size)] * len(hidden)
         geometry = torch.tensor(sizes, device=self.device, dtype=torch.float32)
         pooled = None if pooled is None else pooled.to(self.device, self.dtype)
-        text = TextInput(hidden.to(self.device, self.dtype), pooled, geometry, guidance)
+        mask = None if mask is None else mask.to(self.device)
+        text = TextInput(hidden.to(self.device, self.dtype), pooled, geometry, guidance, mask)
         network, unet = self.components.network, self.components.unet
 
         def predict(latents: Tensor, timestep: int | Tensor) -> Tensor:
@@ -177,20 +179,32 @@ def latent_shape(components: Components, height: int, width: int) -> tuple[int, 
     return components.network.latent_channels(components.unet), height // factor, width // factor
 
 
-def _text(conditioning: Conditioning, unconditional: Conditioning | None, rows: range) -> tuple[Tensor, Tensor | None]:
-    """Hidden states and pooled vectors of the given rows, preceded by the unconditional ones if there are any."""
-    hidden, pooled = conditioning.hidden[rows.start : rows.stop], conditioning.pooled
+def _text(
+    conditioning: Conditioning, unconditional: Conditioning | None, rows: range, whole: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Hidden states, their mask and pooled vectors of the given rows, preceded by the unconditional ones if any.
+
+    `whole`: texts are whole chunks.
+    """
+    texts, pooled = [_alone(conditioning, k) for k in rows], conditioning.pooled
     pooled = None if pooled is None else pooled[rows.start : rows.stop]
     if unconditional is None:
-        return hidden, pooled
-    empty = unconditional.hidden.expand(len(rows), -1, -1).to(hidden)
-    # Longer prompts have more chunks. Those of the empty prompt are as empty as what fills up a shorter one.
-    length = math.lcm(empty.shape[1], hidden.shape[1])
-    hidden = torch.cat([text.repeat(1, length // text.shape[1], 1) for text in (empty, hidden)])
+        return *side_by_side(texts), pooled
+    empty = _alone(unconditional, 0).to(texts[0])
+    if whole:
+        # Longer prompts have more chunks. Those of the empty prompt are as empty as what fills up a shorter one.
+        length = math.lcm(len(empty), len(texts[0]))
+        empty, *texts = (text.repeat(length // len(text), 1) for text in (empty, *texts))
     if pooled is not None:
         assert unconditional.pooled is not None, "both conditionings come from the same text encoders"
         pooled = torch.cat([unconditional.pooled.expand(len(rows), -1).to(pooled), pooled])
-    return hidden, pooled
+    return *side_by_side([empty] * len(rows) + texts), pooled
+
+
+def _alone(conditioning: Conditioning, row: int) -> Tensor:
+    """One text's hidden states without the padding of its batch."""
+    hidden, mask = conditioning.hidden[row], conditioning.mask
+    return hidden if mask is None else hidden[mask[row]]
 
 
 def _decode(components: Components, latents: Tensor, rows: range, on_notice: Notice) -> list[Image.Image]:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ..config import TrainConfig
 from ..families.components import TextEncoder, token_embedding
@@ -26,7 +27,7 @@ from .tokens import Chunk, TokenLayout, Vocabulary, lay_out
 
 @dataclass
 class Conditioning:
-    """A batch of encoded captions. L: chunks x the tokenizer's length.
+    """A batch of encoded captions. L: chunks x the tokenizer's length, or the longest of texts that are not padded.
 
     `columns` maps a position to its column of the attention map (see "Attention alignment" in docs/method.md). Sample
     i uses the columns 0 to len(labels[i]) - 1, the same ones in its tuned and its prior version.
@@ -37,6 +38,7 @@ class Conditioning:
     columns: Tensor  # int64 (N, L)
     num_columns: int  # the maximum over the samples
     labels: list[list[str]]  # one per column
+    mask: Tensor | None = None  # as `TextInput.mask`
 
 
 class Conditioner:
@@ -71,7 +73,7 @@ class Conditioner:
         self._device = device
         self.is_aside = False  # whether the encoders wait in main memory and visit the device, one at a time, to work
         self._layouts: dict[str, TokenLayout] = {}
-        self._cache: dict[tuple[tuple[int, ...], ...], tuple[Tensor, Tensor | None]] = {}
+        self._cache: dict[tuple[tuple[tuple[int, ...], int], ...], tuple[Tensor, Tensor | None]] = {}
         self._rows_sent: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # keyed by caption, not by batch
         for encoder in encoders:
             encoder.model.requires_grad_(False).eval()
@@ -94,13 +96,15 @@ class Conditioner:
         count = max(chunks, self.num_chunks(captions))
         encoded = self._encode_all(layouts, tuned, count)
         pooled = [vector for _, vector in encoded if vector is not None]
-        columns = [layout.columns(tuned=tuned, num_chunks=count) for layout in layouts]
+        columns = [self._sent(layout.columns(tuned=tuned, num_chunks=count)) for layout in layouts]
+        hidden, mask = side_by_side([hidden for hidden, _ in encoded])
         return Conditioning(
-            hidden=torch.stack([hidden for hidden, _ in encoded]),
+            hidden=hidden,
             pooled=torch.stack(pooled) if pooled else None,
-            columns=torch.stack([self._sent(row) for row in columns]),
+            columns=pad_sequence(columns, batch_first=True),
             num_columns=max(len(layout.labels) for layout in layouts),
             labels=[layout.labels for layout in layouts],
+            mask=mask,
         )
 
     def _sent(self, row: list[int]) -> Tensor:
@@ -126,7 +130,7 @@ class Conditioner:
         """
         for caption in captions:
             layout = self.layout(caption)
-            for parts in (*layout.tuned, *layout.prior, self._filler()):
+            for parts in (*layout.tuned, *layout.prior, layout.filler):
                 if not _learned(parts):
                     self._cached(parts)
 
@@ -147,14 +151,9 @@ class Conditioner:
         """The tokens, chunks and columns of a caption."""
         if caption not in self._layouts:
             text = mark_embedding(caption, name=self.name)
-            identifier, prior = self.identifier, self._ids(self.class_word)
-            tuned = self._ids(self._trigger) if identifier is None else identifier.ids
-            self._layouts[caption] = lay_out(text, self._vocabularies, tuned, prior, identifier is not None)
+            rows = self.identifier and self.identifier.ids
+            self._layouts[caption] = lay_out(text, self._vocabularies, self._trigger, self.class_word, rows)
         return self._layouts[caption]
-
-    def _ids(self, words: str) -> list[list[int]]:
-        """Per encoder."""
-        return [vocabulary.ids(words) for vocabulary in self._vocabularies]
 
     def num_chunks(self, captions: list[str]) -> int:
         """The number of chunks that `encode` gives these captions."""
@@ -167,8 +166,7 @@ class Conditioner:
 
     def _encode_all(self, layouts: list[TokenLayout], tuned: bool, count: int) -> list[tuple[Tensor, Tensor | None]]:
         """Per caption: hidden (L, D) and the first chunk's pooled vector (P,) or None."""
-        versions = [layout.tuned if tuned else layout.prior for layout in layouts]
-        chunked = [chunks + [self._filler()] * (count - len(chunks)) for chunks in versions]
+        chunked = [layout.chunks(tuned=tuned, num_chunks=count) for layout in layouts]
         fresh = iter(self._run([parts for chunks in chunked for parts in chunks if _learned(parts)]))
         encoded = [
             [_move(next(fresh), self.device) if _learned(parts) else self._cached(parts) for parts in chunks]
@@ -176,12 +174,8 @@ class Conditioner:
         ]
         return [(torch.cat([hidden for hidden, _ in chunks]), chunks[0][1]) for chunks in encoded]
 
-    def _filler(self) -> tuple[Chunk, ...]:
-        """An empty chunk per encoder, which lengthens a shorter caption; its columns are the layout's."""
-        return tuple(vocabulary.filler() for vocabulary in self._vocabularies)
-
     def _cached(self, parts: tuple[Chunk, ...]) -> tuple[Tensor, Tensor | None]:
-        key = tuple(chunk.ids for chunk in parts)
+        key = tuple((chunk.ids, len(chunk.columns)) for chunk in parts)
         if key not in self._cache:
             with torch.no_grad():
                 self._cache[key] = self._run([parts])[0]
@@ -210,6 +204,14 @@ class Conditioner:
         return [(cast("Tensor", hidden), pooled) for hidden, pooled in zip(flat[::2], flat[1::2], strict=True)]
 
 
+def side_by_side(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Hidden states (length, D) as a batch (N, L, D), zeros behind the shorter ones, with the mask of `TextInput`."""
+    mask = None
+    if len({len(text) for text in texts}) > 1:
+        mask = pad_sequence([torch.ones_like(text[:, 0], dtype=torch.bool) for text in texts], batch_first=True)
+    return pad_sequence(list(texts), batch_first=True), mask
+
+
 def _joined(
     encoded: Sequence[tuple[Tensor, Tensor | None]], encoders: Sequence[TextEncoder]
 ) -> tuple[Tensor, Tensor | None]:
@@ -233,11 +235,11 @@ def _learned(chunks: Sequence[Chunk]) -> bool:
 
 
 def encode_chunk(encoder: TextEncoder, chunk: Chunk, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """One chunk through one encoder: hidden (L, width) and, if the encoder has one, the pooled vector (P,).
+    """One chunk through one encoder: hidden (positions kept, width) and, if it has one, the pooled vector (P,).
 
     The pooled vector is read at the chunk's own end token. transformers would take the highest id or the first end id,
     depending on the configuration. There is no attention mask: Stable Diffusion's encoders attend
-    to their padding.
+    to their padding, and others get none.
     """
     device = token_embedding(encoder.model).weight.device
     ids = torch.tensor([chunk.ids]).to(device)
@@ -247,7 +249,7 @@ def encode_chunk(encoder: TextEncoder, chunk: Chunk, rows: Tensor | None) -> tup
     with placed:
         output = encoder.model(input_ids=ids, output_hidden_states=True, return_dict=True)
     pooled = _project(encoder.model, output.last_hidden_state[0, chunk.end]) if encoder.pooled else None
-    return _layer(encoder, output)[0], pooled
+    return _layer(encoder, output)[0, len(chunk.ids) - len(chunk.columns) :], pooled
 
 
 def _layer(encoder: TextEncoder, output: Any) -> Tensor:

@@ -49,7 +49,7 @@ class Identifier(nn.Module):
         rows: list[Tensor] = []
         ids: list[list[int]] = []
         for encoder in encoders:
-            found = Vocabulary.of(encoder).ids(init_word)
+            found = Vocabulary.of(encoder).ids(f" {init_word}")
             if not found:
                 raise InputError(f"init_word {init_word!r} has no token in the model's vocabulary: choose another.")
             weight = encoder.table

@@ -6,14 +6,18 @@ caption's tuned and prior versions. Not in: anything with gradients (`conditioni
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from ..errors import InputError
 from ..families.components import TextEncoder
 from .captions import SUBJECT
 
 START_LABEL, SUBJECT_LABEL, END_LABEL, REST_LABEL = "<start>", "<subject>", "<end>", "<rest>"
+_MARKS = re.compile("</w>|^[\u0120\u2581]")  # a word's end as CLIP's tokenizer spells it, or the space before it
+_WORD = "a"  # stands for the word before
 LARGE_GROUP = 8  # as in ComfyUI: groups of this many tokens or more may be split between chunks
 
 
@@ -28,11 +32,11 @@ class Token:
 
 @dataclass(frozen=True)
 class Chunk:
-    """One encoder input of the tokenizer's length: start, tokens, end, padding."""
+    """One encoder input: start or template, tokens, end or template, padding up to the tokenizer's length if any."""
 
     ids: tuple[int, ...]
     rows: tuple[int, ...]  # the identifier's row at each position, -1 where there is none
-    columns: tuple[int, ...]
+    columns: tuple[int, ...]  # of the last positions, whose hidden states are kept
     end: int  # position of the end token
 
 
@@ -48,77 +52,108 @@ class Reading:
 class Vocabulary:
     """What is needed from a text encoder's tokenizer, which is never modified.
 
-    `start`: None if texts have no start token. `length`: positions in one chunk (77 for CLIP). `sequence`: see
-    `TextEncoder`.
+    `lead`, `tail`: what stands before and after the tokens of a chunk. `length`: positions in one chunk (77 for CLIP).
     """
 
-    tokenizer: Any
-    start: int | None
-    end: int
+    encoder: TextEncoder
+    lead: tuple[int, ...]
+    tail: tuple[int, ...]
     pad: int
     length: int
-    sequence: int | None = 0
 
     @staticmethod
     def of(encoder: TextEncoder) -> Vocabulary:
         """Read a tokenizer's special ids. InputError: it has no start or end token."""
-        tokenizer = encoder.tokenizer
-        start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-        if (start is None and encoder.starts) or end is None:
-            raise InputError("The tokenizer has no start or end token: use the one made for this model.")
+        tokenizer, model = encoder.tokenizer, cast("Any", encoder.model)
+        lead, tail = _ends(encoder)
         # A tokenizer without a configured length reports a number near 1e30.
-        config: Any = encoder.model.config
-        length = encoder.length or int(min(tokenizer.model_max_length, config.max_position_embeddings))
-        first = start if encoder.starts else None
-        return Vocabulary(tokenizer, first, end, end if pad is None else pad, length, encoder.sequence)
+        length = encoder.length or int(min(tokenizer.model_max_length, model.config.max_position_embeddings))
+        assert encoder.cut <= len(lead) < length - len(tail), (encoder.cut, lead, tail, length)
+        pad = next((id for id in (tokenizer.pad_token_id, *tail) if id is not None), 0)
+        return Vocabulary(encoder, lead, tail, pad, length)
+
+    @property
+    def opening(self) -> str:
+        """The space before the first word, if the template ends with one."""
+        return " " if self.encoder.template is not None and self.encoder.template[0].endswith(" ") else ""
 
     @property
     def room(self) -> int:
         """Tokens that fit into one chunk."""
-        return self.length - 1 - len(self._lead)
+        return self.length - len(self.lead) - len(self.tail)
 
-    @property
-    def _lead(self) -> tuple[int, ...]:
-        return () if self.start is None else (self.start,)
+    def tokens(self, text: str, before: str = "") -> list[tuple[str, int]]:
+        """(label, id) of each token, read word by word; a single-token word is its own label.
 
-    def tokens(self, text: str) -> list[tuple[str, int]]:
-        """(label, id) of each token, read word by word; a single-token word is its own label."""
+        `before`: what stands right before the text, without being read.
+        """
         found: list[tuple[str, int]] = []
-        for word in text.split():
-            ids = self.tokenizer(word, add_special_tokens=False)["input_ids"]
-            pieces = [word] if len(ids) == 1 else self.tokenizer.convert_ids_to_tokens(ids)
-            found += [(piece.replace("</w>", ""), int(id)) for piece, id in zip(pieces, ids, strict=True)]
+        for space, word in re.findall(r"(\s*)(\S+)", text):
+            place = (_WORD, f" {word}") if space else (before, word)
+            ids = _ids_behind(*place, self.encoder.tokenizer)
+            pieces = [word] if len(ids) == 1 else self.encoder.tokenizer.convert_ids_to_tokens(ids)
+            found += [(_MARKS.sub("", piece) or piece, id) for piece, id in zip(pieces, ids, strict=True)]
         return found
 
-    def ids(self, text: str) -> list[int]:
+    def ids(self, text: str, before: str = "") -> list[int]:
         """The ids of one or more words, without start and end."""
-        return [id for _, id in self.tokens(text)]
+        return [id for _, id in self.tokens(text, before)]
 
     def unknown_words(self, text: str) -> list[str]:
         """Words the tokenizer cannot spell; none for CLIP's, which falls back on single bytes."""
-        unknown = getattr(self.tokenizer, "unk_token_id", None)
-        if unknown is None or unknown == self.end:
+        unknown = getattr(self.encoder.tokenizer, "unk_token_id", None)
+        if unknown is None or unknown in self.tail:
             return []
-        return [word for word in text.split() if unknown in self.ids(word)]
+        return [word for word in text.split() if unknown in self.ids(f" {word}")]
 
     def seal(self, tokens: list[Token], start: int, end: int, rest: int) -> Chunk:
         """Start, tokens, end and padding as a chunk; `start`, `end`, `rest`: the columns of those parts."""
-        padding, lead = self.room - len(tokens), self._lead
-        assert padding >= 0, (len(tokens), self.length)
+        free, kept = self.room - len(tokens), len(self.lead) - self.encoder.cut + len(tokens) + len(self.tail)
+        assert free >= 0, (len(tokens), self.length)
+        padding = (Token(self.pad, rest),) * (free if self.encoder.padded else not kept)  # no text is empty
+        lead, tail = ([Token(id, column) for id in ids] for ids, column in ((self.lead, start), (self.tail, end)))
+        places = (*lead, *tokens, *tail, *padding)
         return Chunk(
-            ids=(*lead, *(token.id for token in tokens), self.end, *(self.pad,) * padding),
-            rows=(*(-1 for _ in lead), *(token.row for token in tokens), -1, *(-1,) * padding),
-            columns=(*(start for _ in lead), *(token.column for token in tokens), end, *(rest,) * padding),
+            ids=tuple(place.id for place in places),
+            rows=tuple(place.row for place in places),
+            columns=tuple(place.column for place in places[self.encoder.cut :]),
             end=len(lead) + len(tokens),
         )
 
-    def filler(self, rest: int = -1) -> Chunk:
-        """An empty chunk that lengthens a shorter caption; all of it in the column `rest`, or the caller sets it."""
-        return self.seal([], rest, rest, rest)
+    def filler(self, rest: int) -> Chunk:
+        """Lengthens a shorter caption: an empty chunk, all of it in the column `rest`; without padding, nothing."""
+        empty = self.seal([], rest, rest, rest)
+        return empty if self.encoder.padded else replace(empty, columns=())
 
 
-def read(vocabulary: Vocabulary, caption: str, subject: list[int], learned: bool) -> Reading:
-    """Tokens of a caption, with the `subject` ids in place of every `{subject}`.
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return [int(id) for id in tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def _ids_behind(before: str, text: str, tokenizer: Any) -> list[int]:
+    """The ids of a text as it is read behind another; alone if the two are read as one.
+
+    A language model's byte pairs differ after a space. T5's and its kind put one before what is read alone.
+    """
+    first, both = _ids(tokenizer, before), _ids(tokenizer, before + text)
+    rest = both[len(first) :]
+    return rest if rest and both == first + rest else _ids(tokenizer, text)
+
+
+def _ends(encoder: TextEncoder) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids before and after the tokens of a chunk. InputError: without a template, no start or end token."""
+    tokenizer = encoder.tokenizer
+    if encoder.template is not None:
+        before, after = encoder.template
+        return tuple(_ids(tokenizer, before.rstrip(" "))), tuple(_ids(tokenizer, after))
+    start, end = [tokenizer.bos_token_id] * encoder.starts, [tokenizer.eos_token_id]
+    if None in start + end:
+        raise InputError("The tokenizer has no start or end token: use the one made for this model.")
+    return tuple(start), tuple(end)
+
+
+def read(vocabulary: Vocabulary, caption: str, words: str, rows: Sequence[int] | None) -> Reading:
+    """Tokens of a caption, with the subject in place of every `{subject}`: its words, or ids that stand for `rows`.
 
     Columns (ours): start; one for each token of the text; one for each whole subject; end; rest. They depend on the
     text only, not on the subject's ids, so both versions of a caption share them. Groups follow ComfyUI: a learned
@@ -126,12 +161,15 @@ def read(vocabulary: Vocabulary, caption: str, subject: list[int], learned: bool
     """
     groups: list[list[Token]] = [[]]
     labels = [START_LABEL]
-    for i, text in enumerate(caption.split(SUBJECT)):
+    texts = (vocabulary.opening + caption).split(SUBJECT)
+    for i, text in enumerate(texts):
         if i:
-            span = [Token(id, len(labels), row if learned else -1) for row, id in enumerate(subject)]
-            groups = [*groups, span, []] if learned else [*groups[:-1], groups[-1] + span]
+            before = texts[i - 1][-1:]
+            ids = rows or vocabulary.ids(f" {words}" if before.isspace() else words, before)
+            span = [Token(id, len(labels), row if rows else -1) for row, id in enumerate(ids)]
+            groups = [*groups, span, []] if rows else [*groups[:-1], groups[-1] + span]
             labels.append(SUBJECT_LABEL)
-        for label, id in vocabulary.tokens(text):
+        for label, id in vocabulary.tokens(text, _WORD if i else ""):
             groups[-1].append(Token(id, len(labels)))
             labels.append(label)
     return Reading(groups, [*labels, END_LABEL, REST_LABEL])
@@ -172,43 +210,47 @@ class TokenLayout:
     """One caption's tuned and prior versions, each a list of chunks, with one `Chunk` per text encoder.
 
     `labels`: one per column, the same for both versions: `<start>`, the text's tokens and `<subject>`, `<end>`,
-    `<rest>`; for each sequence of the encoders its own. `rests`: the place of each sequence's first encoder, and the
-    column of its rest.
+    `<rest>`; for each sequence of the encoders its own. `filler`: lengthens the shorter of two captions. `places`: of
+    each sequence's first encoder.
     """
 
     tuned: list[tuple[Chunk, ...]]
     prior: list[tuple[Chunk, ...]]
     labels: list[str]
-    rests: dict[int, int]
+    filler: tuple[Chunk, ...]
+    places: list[int]
 
     @property
     def num_chunks(self) -> int:
         """The number of chunks that both versions are padded to."""
         return max(len(self.tuned), len(self.prior))
 
-    def columns(self, *, tuned: bool, num_chunks: int) -> list[int]:
-        """The column of every sequence position, padded with empty chunks (all rest) to `num_chunks`."""
+    def chunks(self, *, tuned: bool, num_chunks: int) -> list[tuple[Chunk, ...]]:
+        """A version's chunks, followed by empty ones up to `num_chunks`."""
         chunks = self.tuned if tuned else self.prior
-        found = [column for chunk in chunks for place in self.rests for column in chunk[place].columns]
-        empty = [rest for place, rest in self.rests.items() for _ in chunks[0][place].ids]
-        return found + empty * (num_chunks - len(chunks))
+        return chunks + [self.filler] * (num_chunks - len(chunks))
+
+    def columns(self, *, tuned: bool, num_chunks: int) -> list[int]:
+        """The column of every sequence position of these chunks."""
+        chunks = self.chunks(tuned=tuned, num_chunks=num_chunks)
+        return [column for chunk in chunks for place in self.places for column in chunk[place].columns]
 
 
 def lay_out(
-    caption: str, vocabularies: list[Vocabulary], tuned: list[list[int]], prior: list[list[int]], learned: bool
+    caption: str, vocabularies: list[Vocabulary], tuned: str, prior: str, learned: list[list[int]] | None
 ) -> TokenLayout:
     """Read a caption with every encoder's tokenizer.
 
-    `tuned`, `prior`: per encoder, the subject's ids; `learned`: the tuned ones stand for the identifier's rows.
+    `tuned`, `prior`: the subject's words; `learned`: per encoder, the ids that stand for its rows in the tuned version.
     InputError: two tokenizers place tokens differently, although their outputs are joined position by position.
     """
-    sequences = [vocabulary.sequence for vocabulary in vocabularies]
+    sequences = [vocabulary.encoder.sequence for vocabulary in vocabularies]
     firsts = [i if sequence is None else sequences.index(sequence) for i, sequence in enumerate(sequences)]
     versions: list[list[tuple[Chunk, ...]]] = []
     labels: list[str] = []
-    rests: dict[int, int] = {}
-    for subjects, with_rows in ((tuned, learned), (prior, False)):
-        readings = [read(v, caption, ids, with_rows) for v, ids in zip(vocabularies, subjects, strict=True)]
+    empty: list[Chunk] = []
+    for words, rows in ((tuned, learned), (prior, None)):
+        readings = [read(v, caption, words, rows[i] if rows else None) for i, v in enumerate(vocabularies)]
         labels, begins = _in_a_row(readings, firsts, sequences)
         rests = {place: begin + len(readings[place].labels) - 1 for place, begin in begins.items()}
         chunked = [
@@ -223,7 +265,7 @@ def lay_out(
         empty = [v.filler(rests.get(first, -1)) for v, first in zip(vocabularies, firsts, strict=True)]
         filled = [chunks + [filler] * (most - len(chunks)) for chunks, filler in zip(chunked, empty, strict=True)]
         versions.append(list(zip(*filled, strict=True)))
-    return TokenLayout(versions[0], versions[1], labels, rests)
+    return TokenLayout(versions[0], versions[1], labels, tuple(empty), list(begins))
 
 
 def _in_a_row(

@@ -41,6 +41,6 @@ def _maps(run: Run, capture: Capture, sample: Sample, *, tuned: bool) -> tuple[T
     conditioning = run.inputs.conditioner.encode(batch.captions, tuned=tuned)
     with capture.record() as captured:
         run.training_step.predict(noisy, batch, conditioning)
-    maps = attention_maps(captured, conditioning.columns, conditioning.num_columns)
+    maps = attention_maps(captured, conditioning.columns, conditioning.num_columns, mask=conditioning.mask)
     height, width = batch.latents.shape[-2:]
     return merge_layers([layer.mean(dim=1)[0] for layer in maps], height / width), conditioning.labels[0]

@@ -97,20 +97,21 @@ def attention_maps(
     columns: Tensor,
     num_columns: int,
     *,
+    mask: Tensor | None = None,
     names: Collection[str] | None = None,
     save_memory: bool = False,
 ) -> list[Tensor]:
     """softmax(Q K^T / sqrt(d)) over the caption's tokens, summed into matched columns; one map per captured layer.
 
     `columns`: int64 (N, tokens), the column of each token. Result: float32 (N, heads, positions, num_columns); rows
-    sum to 1. `names`: only these layers. `save_memory` recomputes the maps in the backward pass instead of keeping the
-    full softmax.
+    sum to 1. `mask`: see `TextInput`; padding has no weight. `names`: only these layers. `save_memory` recomputes
+    the maps in the backward pass instead of keeping the full softmax.
     """
     maps: list[Tensor] = []
     member = F.one_hot(columns, num_columns).float()  # (N, tokens, columns)
     for name in (name for name in captured.queries if names is None or name in names):
         layer = captured.layers[name]
-        arguments = (captured.queries[name], captured.keys[name], member, layer.heads, layer.scale)
+        arguments = (captured.queries[name], captured.keys[name], member, layer.heads, layer.scale, mask)
         maps.append(recomputed(_column_map, *arguments) if save_memory else _column_map(*arguments))
     return maps
 
@@ -120,16 +121,18 @@ def recomputed(form: Callable[..., Result], *arguments: object) -> Result:
     return cast("Result", checkpoint.checkpoint(form, *arguments, use_reentrant=False))
 
 
-def _column_map(query: Tensor, key: Tensor, member: Tensor, heads: int, scale: float) -> Tensor:
+def _column_map(query: Tensor, key: Tensor, member: Tensor, heads: int, scale: float, mask: Tensor | None) -> Tensor:
     # A product with 0/1 rather than scatter_add, which is not deterministic on CUDA.
-    return attention_probabilities(query, key, heads, scale) @ member[:, None]
+    return attention_probabilities(query, key, heads, scale, mask) @ member[:, None]
 
 
-def attention_probabilities(query: Tensor, key: Tensor, heads: int, scale: float) -> Tensor:
+def attention_probabilities(query: Tensor, key: Tensor, heads: int, scale: float, mask: Tensor | None = None) -> Tensor:
     """softmax(Q K^T * scale) in float32: (N, positions, C), (N, tokens, C) -> (N, heads, positions, tokens)."""
     query, key = _by_head(query, heads), _by_head(key, heads)
-    scores = query @ key.transpose(-1, -2)
-    return torch.softmax(scores.mul_(scale), dim=-1)  # in place: it is the largest tensor of a pass
+    scores = (query @ key.transpose(-1, -2)).mul_(scale)  # in place: it is the largest tensor of a pass
+    if mask is not None:
+        scores.masked_fill_(~mask[:, None, None], -torch.inf)
+    return torch.softmax(scores, dim=-1)
 
 
 def _by_head(x: Any, heads: int) -> Tensor:  # Any: torch leaves `unflatten` untyped

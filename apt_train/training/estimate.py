@@ -14,6 +14,7 @@ import torch
 from ..adapter import adapter_of
 from ..data.batch import Batch
 from ..families.storage import stored
+from ..text.captions import subject_captions
 from ..text.conditioning import Conditioner
 from .indicator import OverfitIndicator
 from .live_bytes import META, LiveBytes, as_on_a_gpu, gradients_left_out, on_meta, weight_bytes
@@ -112,7 +113,7 @@ def _weightless(plan: Plan, savings: Savings) -> Generator[TrainingStep]:
         stack.callback(unet.train, unet.training)
         unet.train()
         with LiveBytes([]):  # only to remember results, which takes a fifth of the time
-            conditioner.precompute([config.data.caption_template])
+            conditioner.precompute([_longest_caption(plan)])
         indicator = OverfitIndicator(config.apt.bins, num_timesteps=components.schedule.num_timesteps, device=META)
         yield TrainingStep(
             components, adapter, conditioner, indicator, plan.objective,
@@ -125,5 +126,9 @@ def _batch(plan: Plan) -> Batch:
     count, side = config.optimizer.batch_size, plan.side // components.family.vae_factor
     latents = torch.zeros(count, components.network.latent_channels(components.unet), side, side, device=META)
     timesteps = torch.zeros(count, dtype=torch.int64, device=META)
-    captions = [config.data.caption_template] * count
+    captions = [_longest_caption(plan)] * count
     return Batch(latents, torch.zeros_like(latents), timesteps, captions, None, torch.zeros(count, 6, device=META))
+
+
+def _longest_caption(plan: Plan) -> str:
+    return max(subject_captions(plan.images, plan.config), key=len)

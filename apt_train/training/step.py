@@ -111,7 +111,7 @@ class TrainingStep:
 
     def predict(self, noisy: Tensor, batch: Batch, conditioning: Conditioning) -> Tensor:
         """The network's prediction, float32 (N, C, h, w), computed in `dtype`, with the adapter on or off as it is."""
-        text = TextInput(conditioning.hidden, conditioning.pooled, batch.size_ids)
+        text = TextInput(conditioning.hidden, conditioning.pooled, batch.size_ids, mask=conditioning.mask)
         return self.components.network.predict(self.components.unet, noisy, batch.timesteps, text, self.dtype)
 
     # -- the indicator
