@@ -15,10 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from apt_train.adapter import add_adapter
 from apt_train.config import TrainConfig
+from apt_train.data.batch import Batch
 from apt_train.data.dataset import ImageSet
 from apt_train.events import PreviewEvent, StopTraining
 from apt_train.families.components import Components, TextEncoder
@@ -35,8 +37,12 @@ from apt_train.text.conditioning import Conditioner, Conditioning
 from apt_train.text.identifier import Identifier
 from apt_train.training import estimate
 from apt_train.training.capture import Capture, attention_maps
+from apt_train.training.indicator import OverfitIndicator
 from apt_train.training.memory import Savings
+from apt_train.training.objective import Objective
 from apt_train.training.plan import plan_run
+from apt_train.training.step import TrainingStep
+from apt_train.training.terms import Alignment, Denoising, Stabilization
 from tests.masked_flow import AFTER, BEFORE, FramedNetwork, masked_flow_components, spaced_encoder
 from tests.plain_flow import second_encoder
 from tests.tiny import tiny_components
@@ -96,9 +102,13 @@ def test_it_is_trained_resumed_exported_put_back_sampled_and_looked_at(tmp_path:
         how = Drawing(guided.preview_seed, guided.preview_steps, guided.preview_guidance)
         again = Sampler(parts, (64, 64), "cpu", torch.float32).draw(text, nothing, how)
     assert [one.tobytes() for one in again] == [one.tobytes() for one in drawn.tuned]
-    subject, asked = Subject.of(read_lora(path), embedding=learned), Asked(strengths=(1.0,))
-    found = check_up(parts, read_lora(path), subject, asked, images=captioned())
-    assert all(point.spill > 0 for point in found.points)
+    subject = Subject.of(read_lora(path), embedding=learned)
+    one, many = (
+        check_up(parts, read_lora(path), subject, Asked(strengths=(1.0,), rows=rows, bins=2), images=captioned())
+        for rows in (1, 8)
+    )
+    measured = [[(p.spill, p.alignment, p.context) for p in found.points] for found in (one, many)]
+    assert measured[0][0] == pytest.approx(measured[1][0], 1e-4) and measured[0][0][0] > 0
 
 
 @pytest.mark.parametrize("more", [{"gradient_checkpointing": True}, {"identifier_mode": "word"}, {"batch_size": 1}])
@@ -161,6 +171,30 @@ def test_texts_of_different_lengths_are_together_what_they_are_alone(tuned: bool
         torch.testing.assert_close(found[row], expected[0], rtol=1e-5, atol=1e-5)
         for one, other in zip(maps, others, strict=True):
             torch.testing.assert_close(one[row, ..., : other.shape[-1]], other[0], rtol=1e-5, atol=1e-5)
+
+
+def test_the_losses_of_a_batch_are_those_of_its_captions_alone() -> None:
+    """Whatever reads the text or the maps in a step has to know the mask."""
+    parts = masked_flow_components()
+    adapter = add_adapter(parts.unet, rank=4, alpha=4.0, targets=parts.family.adapted("attention"), seed=0)
+    draws = generator("losses")
+    with torch.no_grad():
+        for parameter in adapter.parameters.values():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=draws))
+    conditioner, terms = conditioner_of(parts.text_encoders), (Denoising(), Stabilization(0.5), Alignment(2.0))
+    latents, noise = torch.randn(2, 2, 4, 8, 8, generator=draws)
+    losses: list[dict[str, Tensor]] = []
+    for rows in ([0, 1], [0], [1]):
+        batch = Batch(
+            latents[rows], noise[rows], torch.tensor([120, 850])[rows], [(SHORT, LONG)[row] for row in rows], None,
+            torch.zeros(len(rows), 6),
+        )  # fmt: skip
+        step = TrainingStep(parts, adapter, conditioner, OverfitIndicator(), Objective(terms))
+        losses.append(step(batch, with_prior=True).raw)
+    together, *alone = losses
+    assert len(together) >= 3
+    for name, loss in together.items():
+        torch.testing.assert_close(loss, torch.stack([one[name] for one in alone]).mean(), rtol=1e-4, atol=1e-6)
 
 
 def test_guidance_compares_texts_of_different_lengths() -> None:
@@ -266,6 +300,18 @@ def test_signs_beside_the_subject_are_read_as_in_a_sentence_where_words_begin_wi
     assert ids(conditioner_of([encoder], learned=False), caption, tuned=False) == [*expected, tokenizer.eos_token_id]
 
 
+def test_letters_joined_to_the_subject_are_read_alone() -> None:
+    one = conditioner_of([spaced_encoder(template=("", ""), cut=0)], learned=False)
+    spelled: Any = one.encoders[0].tokenizer
+    assert ids(one, "{subject}s bears", tuned=False) == spelled("toy")["input_ids"] + spelled("s bears")["input_ids"]
+    labels = one.encode(["a zwx toys {subject}"], tuned=False).labels[0][1:-2]
+    assert labels == ["a", "\u0120", "z", "w", "x", "toy", "s", "<subject>"]
+    words = conditioner_of(tiny_components().text_encoders, learned=False)  # knows neither `as` nor `q`
+    found = words.encode(["q{subject}s"], tuned=False)
+    assert found.labels == [["<start>", "q", "<subject>", "s", "<end>", "<rest>"]]
+    assert found.columns[0, :6].tolist() == [0, 1, 2, 3, 4, 5]
+
+
 def test_what_stands_before_the_caption_is_read_and_dropped() -> None:
     encoder = spaced_encoder()
     text = conditioner_of([encoder]).encode(["a {subject} on grass"], tuned=False)
@@ -289,6 +335,24 @@ def test_the_learned_word_is_found_in_the_caption_and_starts_as_the_word_after_a
     assert torch.equal(tuned.columns, prior.columns) and torch.equal(tuned.hidden, prior.hidden)  # untrained
     gradient = torch.autograd.grad(tuned.hidden.square().sum(), conditioner.identifier.rows[0])[0]
     assert bool(gradient.any(dim=1).all())
+
+
+def test_a_module_without_configuration_serves_where_the_length_is_given() -> None:
+    class Bare(nn.Module):
+        def __init__(self, inner: Any) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def get_input_embeddings(self) -> nn.Module:
+            return self.inner.get_input_embeddings()
+
+        def forward(self, **inputs: Any) -> Any:
+            return self.inner(**inputs)
+
+    known = spaced_encoder(length=64)
+    bare = replace(known, model=Bare(known.model))
+    first, second = (conditioner_of([one]).encode([LONG], tuned=True).hidden for one in (known, bare))
+    assert torch.equal(first, second)
 
 
 def test_aside_the_encoder_gives_the_same_bits() -> None:

@@ -104,7 +104,7 @@ class Vocabulary:
         unknown = getattr(self.encoder.tokenizer, "unk_token_id", None)
         if unknown is None or unknown in self.tail:
             return []
-        return [word for word in text.split() if unknown in self.ids(f" {word}")]
+        return [word for word in text.split() if unknown in self.ids(word)]
 
     def seal(self, tokens: list[Token], start: int, end: int, rest: int) -> Chunk:
         """Start, tokens, end and padding as a chunk; `start`, `end`, `rest`: the columns of those parts."""
