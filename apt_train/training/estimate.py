@@ -131,4 +131,5 @@ def _batch(plan: Plan) -> Batch:
 
 
 def _longest_caption(plan: Plan) -> str:
-    return max(subject_captions(plan.images, plan.config), key=len)
+    captions = subject_captions(plan.images, plan.config)
+    return max(captions, key=len, default=plan.config.data.caption_template)  # a benchmark plans without pictures
