@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from apt_train.adapter import add_adapter
-from apt_train.config import TrainConfig
+from apt_train.adapter import adapter_of
+from apt_train.config import AdapterConfig
 from apt_train.data.batch import Batch
 from apt_train.data.dataset import ImageSet
 from apt_train.events import PreviewEvent, StopTraining
@@ -96,7 +96,7 @@ def test_it_is_trained_resumed_exported_put_back_sampled_and_looked_at(tmp_path:
     assert drawn.prior[0].tobytes() != drawn.tuned[0].tobytes()
     path = tmp_path / "toy_subject.safetensors"
     lora, learned = load_file(path), load_file(tmp_path / "toy_subject_embedding.safetensors")
-    with personalized(parts, lora, learned, TrainConfig(class_word="toy")) as (conditioner, _):
+    with personalized(parts, lora, learned, quick_config(**SETTINGS, **more)) as (conditioner, _):
         text, nothing = conditioner.encode(list(prompts), tuned=True), conditioner.encode([""], tuned=False)
         guided = quick_config().output
         how = Drawing(guided.preview_seed, guided.preview_steps, guided.preview_guidance)
@@ -176,7 +176,7 @@ def test_texts_of_different_lengths_are_together_what_they_are_alone(tuned: bool
 def test_the_losses_of_a_batch_are_those_of_its_captions_alone() -> None:
     """Whatever reads the text or the maps in a step has to know the mask."""
     parts = masked_flow_components()
-    adapter = add_adapter(parts.unet, rank=4, alpha=4.0, targets=parts.family.adapted("attention"), seed=0)
+    adapter = adapter_of(parts.unet, AdapterConfig(rank=4), parts.family, None)
     draws = generator("losses")
     with torch.no_grad():
         for parameter in adapter.parameters.values():
