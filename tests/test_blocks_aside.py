@@ -192,6 +192,16 @@ def test_a_run_whose_blocks_wait_trains_to_the_same_bits(name: str, monkeypatch:
 on_a_device = pytest.mark.skipif(not pretend_device.AVAILABLE, reason="this torch has no device written in Python")
 
 
+@on_a_device
+def test_those_that_are_sent_leave_the_device_at_once_and_come_back_to_work() -> None:
+    with pretend_device.pretend_device() as device:
+        chain = Chain().to(device.device)
+        BlocksAside(list(chain.blocks), device.device).send(1)
+        assert [block.frozen.weight.device.type for block in chain.blocks] == ["cpu"] + [pretend_device.NAME] * 4
+        chain.blocks[0](torch.ones(1, 4).to(device.device))
+        assert chain.blocks[0].frozen.weight.device.type == pretend_device.NAME
+
+
 @pytest.mark.slow
 @on_a_device
 @pytest.mark.parametrize("storage", ["fp8", "nf4"])

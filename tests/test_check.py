@@ -156,14 +156,18 @@ def test_a_subject_turned_where_it_stands_is_no_copy(tmp_path: Path) -> None:
     assert kinds(looked_through(tmp_path)) == ["same background"]
 
 
-def test_of_copies_one_is_named_as_mirrored(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "alike", "pair"), [("9.png", (0, 4, 5), (0, 6)), ("4.png", (0, 5, 6), (0, 4))])
+def test_of_copies_one_is_named_as_mirrored(
+    name: str, alike: tuple[int, ...], pair: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Whether the mirrored one comes after its copies or before."""
     save(tmp_path)
-    for name in ("7.png", "8.png"):
-        (tmp_path / name).write_bytes((tmp_path / "0.png").read_bytes())
-    ImageOps.mirror(GOOD[0].draw()).save(tmp_path / "9.png")
+    for copy in ("7.png", "8.png"):
+        (tmp_path / copy).write_bytes((tmp_path / "0.png").read_bytes())
+    ImageOps.mirror(GOOD[0].draw()).save(tmp_path / name)
     copies, mirrored = looked_through(tmp_path).findings
-    assert (copies.kind, copies.pictures) == ("near-duplicate", (0, 4, 5))
-    assert (mirrored.kind, mirrored.pictures) == ("mirrored", (0, 6))
+    assert (copies.kind, copies.pictures) == ("near-duplicate", alike)
+    assert (mirrored.kind, mirrored.pictures) == ("mirrored", pair)
 
 
 def test_things_of_one_outline_on_white_are_no_copies(tmp_path: Path) -> None:

@@ -90,7 +90,8 @@ def test_a_lora_of_zeros_changes_nothing() -> None:
         name: tensor * 0 if "lora_up" in name else tensor
         for name, tensor in kohya(random_layers(parts.unet, attention_paths(parts.unet))).items()
     }
-    found = looked_over(zeros, components=parts, subject=Subject("toy", "toy"))
+    found = looked_over(zeros, components=parts, subject=Subject("toy", "toy"), images=pictures(1, captions=["a dog"]))
+    assert found.notes == ["No caption names the subject, so the trigger was only tried on the prompt."]
     for point in found.points:
         assert point.gain == Gain(0.0, 0.0, [0.0] * 4, [0.0] * 4)
         assert (point.subject, point.bare, point.unrelated, point.ratio, point.spill) == (0.0,) * 5

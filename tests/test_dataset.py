@@ -361,6 +361,8 @@ def test_tensor_lists_may_mix_sizes_channels_and_batches():
     assert [tuple(image.pixels.shape) for image in images] == [(3, 4, 6), (3, 3, 3), (3, 3, 3), (3, 5, 5)]
     assert (images[0].pixels == 128).all() and images[3].pixels[0, 0].tolist() == [0, 0, 255, 255, 255]
     assert images[3].mask is not None and images[3].mask[0, 0].tolist() == [1, 1, 0, 0, 0]
+    thin = ImageSet.from_tensors([torch.full((1, 1, 4), 0.3)], background="#804020").images[0]
+    assert thin.pixels[:, 0, 0].tolist() == [113, 68, 45], "0.3 of it is 0.3, the rest the background"
 
 
 def test_inference_tensors_of_a_host_serve():

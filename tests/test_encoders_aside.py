@@ -19,6 +19,7 @@ from apt_train.text.aside import on_loan
 from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
 from apt_train.training import estimate, plan, update
+from apt_train.training.live_bytes import META, LiveBytes, on_meta, weight_bytes
 from apt_train.training.memory import Memory, Savings
 from apt_train.training.notes import ENCODERS_ASIDE, notes_of
 from apt_train.training.out_of_memory import STEPPED_DOWN
@@ -90,6 +91,13 @@ def test_what_is_lent_comes_back_untouched_whatever_happens() -> None:
         assert not before.items() & {name: id(tensor) for name, tensor in module.state_dict(keep_vars=True).items()}
         raise KeyError
     assert {name: id(tensor) for name, tensor in module.state_dict(keep_vars=True).items()} == before
+
+
+def test_what_is_lent_is_counted_beside_its_home() -> None:
+    """The estimate has no device to lend to: what it lends must take memory nevertheless."""
+    module = nn.Linear(3, 3)
+    with on_meta(module), LiveBytes([module]) as live, on_loan(module, META):
+        assert live.now == weight_bytes(module.parameters()) == 48
 
 
 @pytest.mark.usefixtures("aside")

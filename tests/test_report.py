@@ -389,6 +389,8 @@ def test_evening_takes_out_what_the_noise_level_alone_explains(tmp_path) -> None
     assert raw.std() > 3
     assert even.std() == pytest.approx(0.25, abs=0.02) and even.mean() == pytest.approx(raw.mean())
     assert even[200:].mean() - even[:200].mean() == pytest.approx(0.5, abs=0.05)
+    write_run(tmp_path, lines[:39])
+    assert evened_denoising(log_arrays(tmp_path / "log.jsonl")).tolist() == raw[:39].tolist(), "too few to tell"
 
 
 def test_block_means_and_moving_average() -> None:
@@ -496,6 +498,8 @@ def test_the_verdict_follows_the_loss(tmp_path) -> None:
     assert "no bad sign by itself" in told(tmp_path, rising)
     words = told(tmp_path, rising, TrainConfig(class_word="toy", steps=800, apt=plain))
     assert "no bad sign" not in words and "Lower the learning rate" in words
+    falling = told(tmp_path, plausible_log(800, loss_drop=0.8), TrainConfig(class_word="toy", steps=800, apt=plain))
+    assert "still falling" in falling and "Lower the learning rate" not in falling
 
 
 def test_a_flat_loss_asks_for_a_higher_rate_only_where_nothing_is_near_one(tmp_path) -> None:

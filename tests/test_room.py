@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from apt_train.errors import InputError
 from apt_train.events import NoticeEvent, PlanEvent, StopTraining
 from apt_train.run.log import read_log
 from apt_train.training import estimate, live_bytes, loop, pace, plan, previewing, update, vae_visits
-from apt_train.training.memory import Memory, Savings, blocks_too_many, fits
+from apt_train.training.memory import Memory, Savings, blocks_too_many, fits, free_bytes
 from apt_train.training.notes import BLOCKS_ASIDE, notes_of
 from apt_train.training.out_of_memory import STEPPED_DOWN, is_out_of_memory
 from apt_train.training.plan import Plan, plan_run
@@ -106,6 +107,19 @@ def test_the_estimate_follows_the_settings() -> None:
     assert plain.peak(makes_way=False) == max(plain.in_step, plain.beside_vae)
 
 
+def test_the_vae_is_estimated_where_it_works_and_as_its_kernels_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU its weights are counted with those that stay. A fused kernel keeps no scores of its attention."""
+    here, there = planned(), planned(device="cuda")
+    activations, all_of_it = estimate._vae(here), estimate._vae(there)
+    assert here.components.vae is not None and activations is not None and all_of_it is not None
+    assert all_of_it - activations == live_bytes.weight_bytes(here.components.vae.parameters())
+    monkeypatch.setattr(estimate, "as_on_a_gpu", lambda **_: contextlib.nullcontext())
+    plain = estimate._vae(here)
+    assert plain is not None and plain > activations
+    hosts = replace(here, components=replace(here.components, vae=None))
+    assert estimate._vae(hosts) is None
+
+
 @pytest.mark.usefixtures("counted")
 def test_what_is_recomputed_is_estimated_on_the_oldest_torch_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before version 2.6 it asks `torch.meta` for a random state, and there is no such module."""
@@ -166,8 +180,19 @@ def test_the_plan_says_how_long_the_steps_will_take(monkeypatch: pytest.MonkeyPa
     large = Memory(GB, GB, GB)
     assert left("cuda", large) == 3000 and left("cuda", large, 500) == 2250
     assert left("cuda", None) is None and left("cpu", large) is None
+    monkeypatch.setattr(pace, "tried", lambda run_: None)
+    assert left("cuda", large) is None
     told = PlanEvent(2000, "cuda", "bf16", 5, 5, 1024, False, seconds=3000)
     assert told.text.startswith("2000 steps in bf16 on cuda \u00b7 about 50 min without samples \u00b7 5 pictures")
+
+
+def test_the_first_trial_warms_up_and_the_second_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed = [0.0]
+    takes = iter([60.0, 2.0])
+    monkeypatch.setattr(pace, "passes", lambda run_: passed.append(passed[-1] + next(takes)))
+    monkeypatch.setattr(pace, "time", SimpleNamespace(perf_counter=lambda: passed[-1]))
+    known: Any = MagicMock(device=torch.device("cpu"))
+    assert pace.tried(known) == 2
 
 
 def test_a_trial_that_fails_is_not_told_and_the_run_trains(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +308,12 @@ def test_a_vae_that_the_network_makes_way_for_recomputes_nothing(
     monkeypatch.setattr(plan, "free_bytes", lambda device: 14 * GB)
     made = planned(device="cuda")
     assert made.sets_aside and made.savings == Savings()
+
+
+def test_what_torch_holds_without_using_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, found in {"mem_get_info": (5, 24), "memory_reserved": 4, "memory_allocated": 3}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)
+    assert free_bytes(torch.device("cuda")) == 6 and free_bytes(torch.device("mps")) is None
 
 
 def test_fitting_leaves_room_for_what_is_not_counted() -> None:
@@ -428,6 +459,14 @@ def test_a_vae_that_there_is_no_room_for_leaves_the_device_again(monkeypatch: py
     with pytest.raises(torch.OutOfMemoryError), vae_visits.vae_on(parts, torch.device("cuda")):
         pass
     assert places == ["cuda", "cpu"]
+
+
+def test_what_is_frozen_moves_and_what_is_trained_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, moved = nn.Sequential(nn.Linear(3, 3).requires_grad_(False), nn.Linear(3, 3)), list[int]()
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, place: (moved.append(tensor.data_ptr()), tensor)[1])
+    with vae_visits._aside(network, torch.device("cpu")):
+        assert moved == [one.data_ptr() for one in network[0].parameters()]
+    assert moved == [one.data_ptr() for one in network[0].parameters()] * 2
 
 
 def test_aside_and_back_the_weights_are_the_same_and_what_is_trained_stays() -> None:

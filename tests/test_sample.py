@@ -18,7 +18,7 @@ from apt_train.config import AdapterConfig
 from apt_train.errors import InputError
 from apt_train.families.components import Components
 from apt_train.families.sd.network import reads_size_ids
-from apt_train.sample.sampler import Drawing, Sampler, denoise, eval_mode, initial_noise, previews
+from apt_train.sample.sampler import Drawing, Sampler, denoise, eval_mode, initial_noise, previews, to_picture
 from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
 from tests.tiny import scaled_linear_schedule, schedule_of, tiny_components, unet_of
@@ -226,6 +226,12 @@ def test_eval_mode_puts_every_mode_back() -> None:
         assert not any(part.training for part in unet.modules())
         raise RuntimeError
     assert [part.training for part in unet.modules()] == before
+
+
+def test_a_picture_from_beyond_black_and_white_is_clamped() -> None:
+    """A VAE returns such values at every bright edge, and in a byte they would turn round."""
+    image = torch.tensor([-1.02, -1.0, 0.0, 1.0, 1.02]).expand(3, 1, 5)
+    assert list(to_picture(image).tobytes()[::3]) == [0, 0, 128, 255, 255]
 
 
 class WordyConditioner:

@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -780,6 +781,13 @@ def test_the_balance_of_the_terms_is_logged_when_due() -> None:
         and set(terms) == {"denoising", "stabilization", "alignment"}
         and all(value > 0 for value in terms.values())
     )
+
+
+def test_a_balance_with_a_gradient_that_overflowed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update, "_gradients", lambda loss, parameters: [torch.full_like(p, math.inf) for p in parameters])
+    recorder = Recorder()
+    run(steps=1, balance_every=1, watch_drift=False, on_event=recorder)
+    assert recorder.steps[0].grad_norm_terms is None
 
 
 def test_prior_preservation_has_its_part_in_the_balance_and_moves_no_weight_by_it() -> None:

@@ -98,7 +98,6 @@ def _row_scales(weight: Tensor, most: float) -> Tensor:
     largest = weight.abs().flatten(1).amax(dim=1)
     mantissa, exponent = torch.frexp(largest / most)
     exponent = torch.where(mantissa == 0.5, exponent - 1, exponent).clamp(min=-20)  # half precision cannot hold less
-    exponent = torch.where(largest > 0, exponent, torch.zeros_like(exponent))
     return torch.ldexp(torch.ones_like(largest), exponent).view(-1, *[1] * (weight.dim() - 1))
 
 
