@@ -5,6 +5,7 @@ Not here: how many wait, and when (`test_room`).
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -100,6 +101,19 @@ def test_never_more_than_two_blocks_visit_and_the_next_one_comes_ahead() -> None
     third = chain.there[4 * LENGTH :]  # by then the way through the network is known, forward and back
     assert [sorted(there) for there in third[:3]] == [[0, 1], [1, 2], [2, 3]]
     assert [sorted(there) for there in third[LENGTH + 1 : LENGTH + 3]] == [[2, 3], [1, 2]]
+
+
+def test_only_what_is_fetched_ahead_is_copied_beside_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing waits for the other copies, so a block would begin before its weights are there."""
+    chain, beside = Chain(), list[int]()
+    aside = BlocksAside(list(chain.blocks), CPU)
+    aside.send(LENGTH)
+    monkeypatch.setattr(aside, "_copies_beside", lambda: contextlib.nullcontext(beside.append(1)))
+    chain(torch.ones(1, 4))
+    assert beside == []  # the way through the network is not known yet
+    for _ in range(2):
+        learned(chain)
+    assert beside
 
 
 def test_what_is_let_go_of_has_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
