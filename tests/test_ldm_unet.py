@@ -7,7 +7,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from apt_train.errors import InputError
-from apt_train.families.sd.ldm_unet import read_layout, unet_config
+from apt_train.families.reading.meta_build import renamed
+from apt_train.families.sd.ldm_unet import original_layers, read_layout, unet_config
 from apt_train.families.sd.published import family_of, load_family
 from tests.tiny_checkpoint import unet_to_ldm
 
@@ -67,11 +68,11 @@ def _plain(value):
 
 def test_every_name_finds_its_place():
     shapes = ldm_shapes(PUBLISHED["ssd-1b"])
-    layout = read_layout(shapes)
     with torch.device("meta"):
-        names = UNet2DConditionModel(**PUBLISHED["ssd-1b"]).state_dict().keys()
-    assert {layout.rename(name) for name in shapes} == set(names)
-    assert layout.rename("diffusion.unknown.weight") == "diffusion.unknown.weight"
+        ours, published = (UNet2DConditionModel(**how) for how in (read_config(shapes, "ssd-1b"), PUBLISHED["ssd-1b"]))
+    layers = original_layers(ours)
+    assert {renamed(name, layers) for name in shapes} == set(published.state_dict())
+    assert renamed("diffusion.unknown.weight", layers) == "diffusion.unknown.weight"
 
 
 def test_shapes_diffusers_cannot_build_are_refused():

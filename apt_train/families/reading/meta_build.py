@@ -24,15 +24,25 @@ _QUANTISED = (  # the kind, and tensor names that only its files have
 )
 
 
-def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, what: str, dtype: torch.dtype | None) -> Module:
+def build(
+    make: Callable[[], Module],
+    tensors: Mapping[str, Tensor],
+    *,
+    what: str,
+    dtype: torch.dtype | None,
+    called: Callable[[Module], Mapping[str, str]] = lambda module: {},
+) -> Module:
     """Build the module on the meta device and assign the tensors; in eval mode, with gradients disabled.
 
     `tensors`: exactly the names of the module's state dict. `dtype` None: that of most tensors. `what` names the part
-    and its file in the InputError for missing, unexpected or misshapen tensors.
+    and its file in the InputError for missing, unexpected or misshapen tensors. `called`: the module -> its layers by
+    their paths in `tensors`, if those are others.
     """
     refuse_quantised(tensors, what)
     with libraries_answer(what, "use another checkpoint"), torch.device("meta"):
         model = make()
+    own = called(model)
+    tensors = {renamed(name, own): tensor for name, tensor in tensors.items()}
     _check_names(model.state_dict(), tensors, what)
     dtype = dtype or common_dtype(tensors.values())
     ready = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
@@ -40,6 +50,12 @@ def build(make: Callable[[], Module], tensors: Mapping[str, Tensor], *, what: st
     model.load_state_dict(ready, assign=True)
     _fill_position_ids(model)
     return model.eval().requires_grad_(False)
+
+
+def renamed(name: str, layers: Mapping[str, str]) -> str:
+    """A tensor's name if its layer is called as `layers` say. Unknown layers keep their name."""
+    layer, dot, of = name.rpartition(".")
+    return f"{layers.get(layer, layer)}{dot}{of}"
 
 
 def _check_names(own: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str) -> None:

@@ -1,4 +1,4 @@
-"""The UNet of a single file: derives its diffusers configuration and names from the tensors' names and shapes.
+"""The UNet of a single file: derives its diffusers configuration from the tensors' names and shapes.
 
 Block counts, widths and transformer depths all come from the file. That covers pruned UNets too: SSD-1B with uneven
 depths and no attention in the middle block, KOALA with single blocks and no middle block.
@@ -11,15 +11,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from ...disk.tensor_file import size_of
 from ...errors import InputError
+from ..file_words import layer_paths
 from .config_tables import checked_unet
-from .layer_names import OUTER, RESNET, count_numbered
+from .layer_names import count_numbered, original_path
 from .published import FamilySpec
 
 Shapes = Mapping[str, tuple[int, ...]]
 WHAT = "The checkpoint's UNet"
 MOST_MODULES = 100  # on either side of the UNet; SD1.5 has 12
+_SAMPLER = re.compile(r"\w+\.\d+\.\d+\.(op|conv)\.weight")  # alone, or last after a residual block and a transformer
 
 
 @dataclass
@@ -32,74 +36,37 @@ class Level:
 
 @dataclass
 class UNetLayout:
-    """The result of walking the tensors. `names`: module prefix in the file -> module prefix in diffusers."""
+    """The result of walking the tensors."""
 
     down: list[Level]
     middle: int | None  # transformer depth; 0: a single residual block; None: no middle block
     up: list[Level]
-    names: dict[str, str]
-
-    def rename(self, name: str) -> str:
-        """A tensor's name in diffusers; names outside the layout are returned unchanged."""
-        parts = name.split(".")
-        for length in range(len(parts) - 1, 0, -1):
-            known = self.names.get(".".join(parts[:length]))
-            if known is not None:
-                return ".".join([known, *parts[length:]])
-        return name
 
 
 def read_layout(shapes: Shapes) -> UNetLayout:
     """Walk the blocks of an original Stable Diffusion UNet (names without `model.diffusion_model.`)."""
-    names = dict(OUTER)
-    down = _walk(shapes, "input_blocks", 1, "down_blocks", names)
-    middle = _middle(shapes, names)
-    up = _walk(shapes, "output_blocks", 0, "up_blocks", names)
-    return UNetLayout(down, middle, up, names)
+    middle = _depth(shapes, "middle_block.1") if "middle_block.0.in_layers.2.weight" in shapes else None
+    return UNetLayout(_walk(shapes, "input_blocks", 1), middle, _walk(shapes, "output_blocks", 0))
 
 
-def _walk(shapes: Shapes, source: str, first: int, target: str, names: dict[str, str]) -> list[Level]:
+def _walk(shapes: Shapes, source: str, first: int) -> list[Level]:
     levels = [Level()]
-    index = first
-    while index < MOST_MODULES and (block := _members(shapes, f"{source}.{index}")):
-        prefix, level, number = f"{source}.{index}", levels[-1], len(levels) - 1
+    for index in range(first, MOST_MODULES):
+        prefix = f"{source}.{index}"
+        block = [name for name in shapes if name.startswith(f"{prefix}.")]
+        if not block:
+            break
         if f"{prefix}.0.in_layers.2.weight" in shapes:
-            _name_resnet(names, f"{prefix}.0", f"{target}.{number}.resnets.{len(level.channels)}")
-            names[f"{prefix}.1"] = f"{target}.{number}.attentions.{len(level.channels)}"
-            level.channels.append(size_of(shapes, f"{prefix}.0.in_layers.2.weight", 0, WHAT))
-            level.depths.append(_depth(shapes, f"{prefix}.1"))
-        for member in block:  # the sampler is alone, or last after a residual block and a transformer
-            if f"{prefix}.{member}.op.weight" in shapes:
-                names[f"{prefix}.{member}.op"] = f"{target}.{number}.downsamplers.0.conv"
-                levels.append(Level())
-            if f"{prefix}.{member}.conv.weight" in shapes:
-                names.pop(f"{prefix}.{member}", None)
-                names[f"{prefix}.{member}.conv"] = f"{target}.{number}.upsamplers.0.conv"
-                levels.append(Level())
-        index += 1
+            levels[-1].channels.append(size_of(shapes, f"{prefix}.0.in_layers.2.weight", 0, WHAT))
+            levels[-1].depths.append(_depth(shapes, f"{prefix}.1"))
+        if any(_SAMPLER.fullmatch(name) for name in block):
+            levels.append(Level())
     return levels
-
-
-def _members(shapes: Shapes, prefix: str) -> list[str]:
-    return sorted({name[len(prefix) + 1 :].split(".")[0] for name in shapes if name.startswith(prefix + ".")})
-
-
-def _name_resnet(names: dict[str, str], source: str, target: str) -> None:
-    names.update({f"{source}.{ldm}": f"{target}.{diffusers}" for ldm, diffusers in RESNET.items()})
 
 
 def _depth(shapes: Shapes, prefix: str) -> int:
     """The number of transformer blocks under `prefix`."""
     return count_numbered(shapes, re.escape(prefix) + r"\.transformer_blocks\.(\d{1,4})\.")
-
-
-def _middle(shapes: Shapes, names: dict[str, str]) -> int | None:
-    if "middle_block.0.in_layers.2.weight" not in shapes:
-        return None
-    _name_resnet(names, "middle_block.0", "mid_block.resnets.0")
-    _name_resnet(names, "middle_block.2", "mid_block.resnets.1")
-    names["middle_block.1"] = "mid_block.attentions.0"
-    return _depth(shapes, "middle_block.1")
 
 
 def unet_config(shapes: Shapes, layout: UNetLayout, family: FamilySpec) -> dict[str, Any]:
@@ -123,6 +90,12 @@ def unet_config(shapes: Shapes, layout: UNetLayout, family: FamilySpec) -> dict[
     if "label_emb.0.0.weight" in shapes:
         config["projection_class_embeddings_input_dim"] = size_of(shapes, "label_emb.0.0.weight", 1, WHAT)
     return checked_unet(config, WHAT)
+
+
+def original_layers(unet: nn.Module) -> dict[str, str]:
+    """Path in the original code -> layer path, for every UNet layer with its own weights."""
+    named = {path: original_path(path, unet.config) for path in layer_paths(unet)}  # type: ignore[arg-type]
+    return {original: path for path, original in named.items() if original is not None}
 
 
 def context_dim(shapes: Shapes) -> int | None:

@@ -16,7 +16,7 @@ from ..reading.meta_build import build
 from ..reading.tokenizer_files import find_clip_vocabulary, load_tokenizer
 from ..vae_codec import VaeCodec
 from .ldm_text import load_text_encoder
-from .ldm_unet import read_layout, unet_config
+from .ldm_unet import original_layers, read_layout, unet_config
 from .ldm_vae import load_vae
 from .parts_fit import check_parts_fit
 from .published import EncoderSpec, FamilySpec, family_of, load_family
@@ -58,10 +58,8 @@ def build_unet(
     `what` names it in errors. InputError: a shape that diffusers cannot build, or tensors that do not fit it.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    layout = read_layout(shapes)
-    config = unet_config(shapes, layout, family)
-    named = {layout.rename(name): tensor for name, tensor in tensors.items()}
-    return build(lambda: UNet2DConditionModel(**config), named, what=what, dtype=dtype)
+    config = unet_config(shapes, read_layout(shapes), family)
+    return build(lambda: UNet2DConditionModel(**config), tensors, what=what, dtype=dtype, called=original_layers)
 
 
 def single_file_schedule(file: TensorFile, family: FamilySpec, choices: Choices) -> NoiseSchedule:
