@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..apt_train.lora_check.subject import Subject
 
 NO_FILE = "none"
-_setting = partial(Setting, "", root=Asked)
+_setting = partial(Setting, root=Asked)
 WIRES = ("model", "clip", "vae")
 LISTS = ("images", "captions")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..apt_train.errors import InputError
-from .settings import METHODS, Setting, beside_settings, settings_shown, train_config
+from .settings import METHODS, beside_settings, settings_shown, train_config
 from .wires import AptOptions
 
 _MOST_LISTED = 16  # choices in a sentence
@@ -46,12 +46,11 @@ def check_widgets(shown: Mapping[str, Any], slots: Iterable[Any]) -> None:
     check_ranges(shown, slots)
 
 
-def check_train(shown: Mapping[str, Any], main: Iterable[Setting], slots: Iterable[Any]) -> None:
+def check_train(shown: Mapping[str, Any], main: Iterable[str], slots: Iterable[Any]) -> None:
     """Check APT Train's own widgets. InputError: the first that cannot be trained with."""
     slots = list(slots)
     check_choices(shown, slots)
-    values = {setting: shown[setting.name] for setting in main if setting.name in shown}
-    values.setdefault(Setting("", "class_word"), _ANY_CLASS_WORD)
+    values = {"class_word": _ANY_CLASS_WORD, **{name: shown[name] for name in main if name in shown}}
     subject, method = shown.get("subject", ""), shown.get("method", next(iter(METHODS)))
     train_config(values, None, subject=subject, method=method, **beside_settings(shown))
     check_ranges(shown, slots)
@@ -66,7 +65,7 @@ def check_options(shown: Mapping[str, Any], slots: Iterable[Any]) -> None:
     judged = dict(shown)
     if "lr_schedule" not in shown:
         judged.pop("warmup_steps", None)
-    main = {Setting("adapter", "rank"): _LARGEST_RANK, Setting("", "class_word"): _ANY_CLASS_WORD}
+    main = {"rank": _LARGEST_RANK, "class_word": _ANY_CLASS_WORD}
     train_config(main, AptOptions(settings_shown(judged)), subject="", method=next(iter(METHODS)))
     parse_color(shown.get("background", "white"))
     check_ranges(shown, slots)

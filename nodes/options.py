@@ -74,8 +74,7 @@ def chained(inputs: Mapping[str, Any]) -> AptOptions:
     """The incoming `options` with this node's own values on top. The host passes one-element lists."""
     shown = single({name: values for name, values in inputs.items() if name != "prior_images"})
     before: AptOptions = shown.pop("options", None) or AptOptions({})
-    own = settings_shown(shown)
-    merged = {group: {**before.settings.get(group, {}), **own.get(group, {})} for group in {*before.settings, *own}}
+    merged = {**before.settings, **settings_shown(shown)}
     reading = {name: shown[name] for name in ("background", "alpha_masks", "mask_counts") if name in shown}
     prior = inputs.get("prior_images") or before.prior_images
     return dataclasses.replace(before, settings=merged, prior_images=prior, **reading)

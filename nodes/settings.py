@@ -19,6 +19,7 @@ from ..apt_train.errors import InputError
 from ..apt_train.presets import PUBLISHED, preset_named
 from ..apt_train.settings_field import (
     Said,
+    all_said,
     check_value,
     choices_of,
     fields_of,
@@ -39,9 +40,8 @@ _SWITCH = {"auto": None, "on": True, "off": False}  # for a switch whose value m
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A field of the settings; `group`: the field of `root` that holds its dataclass, empty for a field of `root`."""
+    """A field of `root` or of one of its groups, by its name, which no other field has."""
 
-    group: str
     name: str
     root: type = TrainConfig
 
@@ -59,7 +59,7 @@ class Setting:
 
     @property
     def heading(self) -> str:
-        return self.said.widget.heading or (groups_of(self.root)[self.group].metadata["heading"] if self.group else "")
+        return self.said.widget.heading or (self._group.metadata["heading"] if self._group else "")
 
     @property
     def default(self) -> Any:
@@ -80,7 +80,12 @@ class Setting:
 
     @property
     def _home(self) -> Any:
-        return types_of(self.root)[self.group] if self.group else self.root
+        return types_of(self.root)[self._group.name] if self._group else self.root
+
+    @property
+    def _group(self) -> dataclasses.Field[Any] | None:
+        groups, types = groups_of(self.root), types_of(self.root)
+        return next((group for name, group in groups.items() if self.name in fields_of(types[name])), None)
 
 
 @cache
@@ -89,8 +94,7 @@ def every_setting(root: type = TrainConfig) -> tuple[Setting, ...]:
 
     A workflow stores widget values by position, so settings of a later round come after all earlier ones.
     """
-    homes = {"": root, **{name: types_of(root)[name] for name in groups_of(root)}}
-    found = [Setting(group, name, root) for group, home in homes.items() for name in fields_of(home)]
+    found = (Setting(name, root) for name in all_said(root))
     return tuple(sorted(found, key=lambda setting: (setting.said.since, _place(setting.heading))))
 
 
@@ -186,13 +190,9 @@ def value_of(setting: Setting, shown: Any) -> Any:
     return _number_or_word(setting, shown) if words else shown
 
 
-def settings_shown(shown: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def settings_shown(shown: Mapping[str, Any]) -> dict[str, Any]:
     """The widgets' values as `AptOptions.settings`; settings that are not shown are omitted."""
-    found: dict[str, dict[str, Any]] = {}
-    for setting in every_setting():
-        if setting.name in shown:
-            found.setdefault(setting.group, {})[setting.name] = value_of(setting, shown[setting.name])
-    return found
+    return {one.name: value_of(one, shown[one.name]) for one in every_setting() if one.name in shown}
 
 
 def _kinds(shown: Any) -> tuple[str, ...]:
@@ -218,7 +218,7 @@ def _number_or_word(setting: Setting, text: str) -> float | str:
 
 
 def train_config(
-    main: dict[Setting, Any],
+    main: Mapping[str, Any],
     options: AptOptions | None,
     *,
     subject: str,
@@ -228,13 +228,10 @@ def train_config(
 ) -> TrainConfig:
     """The run's settings: the preset's, overridden by the options nodes', overridden by the training node's own.
 
-    A widget at its default does not count as set by hand, so the preset applies. `samples`: the node's own preview
-    prompts. InputError: an invalid value, under its widget's name.
+    A widget at its default does not count as set by hand, so the preset applies. `main`: the training node's widgets;
+    `samples`: its own preview prompts. InputError: an invalid value, under its widget's name.
     """
-    shown: dict[str, Any] = {}
-    for settings in (options.settings if options else {}).values():
-        shown |= settings
-    shown |= {setting.name: value_of(setting, value) for setting, value in main.items()}
+    shown = {**(options.settings if options else {}), **settings_shown(main)}
     shown |= {"method": METHODS[method]} | ({"preview_prompts": lines} if (lines := _lines(samples)) else {})
     defaults = {setting.name: setting.default for setting in every_setting()}
     by_hand = {name: value for name, value in shown.items() if value != defaults[name]}

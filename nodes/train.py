@@ -15,17 +15,9 @@ if TYPE_CHECKING:
     from ..apt_train.config import TrainConfig
     from ..apt_train.data.dataset import ImageSet
 
-MAIN = (
-    Setting("", "steps"),
-    Setting("adapter", "rank"),
-    Setting("optimizer", "learning_rate"),
-    Setting("data", "resolution"),
-    Setting("optimizer", "batch_size"),
-    Setting("data", "caption_template"),
-)
-SEED = Setting("", "seed")
-CLASS_WORD = Setting("", "class_word")
-ON_TRAIN = {"identifier", "method", *(setting.name for setting in (*MAIN, SEED, CLASS_WORD))}  # not on options nodes
+MAIN = ("steps", "rank", "learning_rate", "resolution", "batch_size", "caption_template")
+OWN = (*MAIN, "seed", "class_word")  # settings with a widget of their own
+ON_TRAIN = {"identifier", "method", *OWN}  # not on options nodes
 
 
 class APTTrain(io.ComfyNode):
@@ -57,14 +49,14 @@ class APTTrain(io.ComfyNode):
                     tooltip="A name for the subject and its files: letters, digits, _ and -. Empty: "
                     "<class-word>_subject.",
                 ),
-                widget(CLASS_WORD, placeholder="for example toy"),
-                *(widget(setting) for setting in MAIN),
+                widget(Setting("class_word"), placeholder="for example toy"),
+                *(widget(Setting(name)) for name in MAIN),
                 io.Combo.Input(
                     "method", options=list(METHODS), default="APT",
                     tooltip="APT; plain DreamBooth, DCO (consistency with the prior) and T-LoRA (rank by timestep; its "
                     "LoRA acts with all ranks once saved) to compare with.",
                 ),
-                widget(SEED, control_after_generate=io.ControlAfterGenerate.fixed),
+                widget(Setting("seed"), control_after_generate=io.ControlAfterGenerate.fixed),
                 io.Combo.Input(
                     "resume", options=["automatic", "restart"], default="automatic",
                     tooltip="automatic: continue this very run where it was stopped, or load it if it is finished. "
@@ -133,7 +125,7 @@ class APTTrain(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
         """True, or an InputError about a widget that the host shows on the node before anything runs."""
-        check_train(known(inputs), (*MAIN, SEED, CLASS_WORD), cls.define_schema().inputs)
+        check_train(known(inputs), OWN, cls.define_schema().inputs)
         return True
 
     @classmethod
@@ -180,7 +172,7 @@ def _training_inputs(inputs: dict[str, Any]) -> tuple[TrainConfig, ImageSet, Ima
 
     one = single(inputs, "images", "captions", "masks")
     options: AptOptions = one.get("options") or AptOptions({})
-    main = {setting: one[setting.name] for setting in (*MAIN, SEED, CLASS_WORD)}
+    main = {name: one[name] for name in OWN}
     config = train_config(main, options, subject=one["subject"], method=one["method"], **beside_settings(one))
     with torch.inference_mode(False):
         images = image_set(inputs["images"], inputs.get("captions"), inputs.get("masks") or None, options)

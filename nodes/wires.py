@@ -37,8 +37,8 @@ class AptRun:
 class AptOptions:
     """The settings from the options nodes.
 
-    `settings`: nested like `TrainConfig.to_dict`, with only the groups and fields that the nodes show. `prior_images`:
-    class pictures, float (N, H, W, C) in [0, 1], or a list of them.
+    `settings`: by name, only those that the nodes show. `prior_images`: class pictures, float (N, H, W, C) in [0, 1],
+    or a list of them.
     """
 
     settings: dict[str, Any]

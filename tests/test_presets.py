@@ -43,9 +43,7 @@ def on_the_node(
     """The settings of APT Train with widgets at their defaults, but for these."""
     with node_modules("settings", "wires", "train") as (settings, wires, train):
         main = {"class_word": "toy", **(main or {})}
-        shown = {
-            one: main.get(one.name, settings._as_shown(one)) for one in (*train.MAIN, train.SEED, train.CLASS_WORD)
-        }
+        shown = {name: main.get(name, settings._as_shown(settings.Setting(name))) for name in train.OWN}
         handed = wires.AptOptions(settings.settings_shown(options or {}))
         config = settings.train_config(shown, handed, subject="", method=method, preset=preset)
         return TrainConfig.from_dict(config.to_dict())  # of the module that outlives the stand-ins

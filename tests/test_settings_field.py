@@ -133,7 +133,7 @@ def test_a_widget_says_what_its_setting_says() -> None:
 )
 def test_a_widget_gives_what_the_setting_takes(name: str, shown: Any, meant: Any) -> None:
     with node_modules("settings") as (settings,):
-        found = settings.value_of(settings.Setting("balloon", name, Toys), shown)
+        found = settings.value_of(settings.Setting(name, Toys), shown)
     assert found == meant and type(found) is type(meant)
     Balloon(**{name: found})
 
@@ -277,5 +277,5 @@ def test_the_types_of_a_class_are_worked_out_once(monkeypatch: pytest.MonkeyPatc
     with node_modules("settings", "all_options", "train") as (settings, all_options, train):
         for node in (all_options.APTTrainOptions, train.APTTrain) * 2:
             node.define_schema()
-        settings.train_config({settings.Setting("", "class_word"): "toy"}, None, subject="", method="APT")
+        settings.train_config({"class_word": "toy"}, None, subject="", method="APT")
     assert len(seen) == len(set(seen)) == 1 + len(groups_of(TrainConfig))
