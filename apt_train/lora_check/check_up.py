@@ -42,11 +42,7 @@ def check_up(
         InputError: the LoRA is for another model; an invalid caption, size or precision; too little memory.
     """
     refusal = InputError("Out of memory: give the check-up a lower resolution, or free memory.")
-    with (
-        memory_in_words(refusal),
-        components.lent(),
-        lora_ready(components, lora, asked.device, asked.precision) as ready,
-    ):
+    with memory_in_words(refusal), lora_ready(components, lora, asked.device, asked.precision) as ready:
         work = Strengths(ready, subject, asked, images, busy)
         work.measure()
         return CheckUp(

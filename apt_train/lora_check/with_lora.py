@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..families.components import Components
 from ..families.precision import resolve_dtype
+from ..families.swapped import lent
 from ..training.plan import resolve_device
 from .lora_file import LoraFile
 from .placing import Placed, Placement, place
@@ -60,27 +61,20 @@ class WithLora:
 def lora_ready(
     components: Components, lora: LoraFile, device: str | torch.device | None, precision: str
 ) -> Generator[WithLora]:
-    """The model on the device in this precision; afterwards it has its original weights.
+    """The model on the device in this precision; afterwards it is as it was.
 
     InputError: the LoRA is for another model.
     """
     where = resolve_device(device)
     placement, dtype = place(lora, components), working_dtype(precision, where)
-    modules = components.modules
-    originals = {parameter: parameter.data for module in modules for parameter in module.parameters()}
     for encoder in components.text_encoders:
         encoder.keep_table(dtype)
-    try:
-        for module in modules:
+    with lent(components.modules):
+        originals = {weight: weight.data for module in components.modules for weight in module.parameters()}
+        for module in components.modules:
             module.requires_grad_(False).eval()
             nn.Module.to(module, where, dtype)  # diffusers' own `to` would warn about this intended cast
         yield WithLora(components, placement, originals, where, dtype)
-    finally:
-        for parameter, data in originals.items():
-            parameter.data = data
-        for module in modules:
-            for buffer in module.buffers():
-                buffer.data = buffer.data.to("cpu")
 
 
 def working_dtype(precision: str, device: torch.device) -> torch.dtype:
