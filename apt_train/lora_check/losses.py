@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import cast
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -22,7 +21,8 @@ class Losses:
     """Losses at any strength; without pictures they are empty, (bins, 0)."""
 
     def __init__(self, sampler: Sampler, pictures: Pictures | None, asked: Asked) -> None:
-        self.sampler, self._pictures, self._bins = sampler, pictures, asked.bins
+        self.sampler, self._each = sampler, (asked.bins, asked.draws)
+        self._captions = [] if pictures is None else pictures.captions
         self._samples = [] if pictures is None else pictures.samples(asked, sampler.components.levels)
 
     @property
@@ -33,25 +33,18 @@ class Losses:
     @torch.no_grad()
     def at(self, strength: float, conditioner: Conditioner) -> Tensor:
         """Squared errors of epsilon, float64 (bins, draws x pictures); at strength 0 the prior's."""
-        found = torch.zeros(self._bins, sum(map(len, self._samples)) // self._bins, dtype=torch.float64)
-        filled = [0] * self._bins
-        for batch, bins in self._batches():
-            errors = self._errors(conditioner, batch, tuned=strength > 0)
-            check_finite(errors, strength)
-            for level, error in zip(bins, cast("list[float]", errors.tolist()), strict=True):
-                found[level, filled[level]] = error
-                filled[level] += 1
-        return found
+        errors = [torch.zeros(0)]
+        for batch in self._batches():
+            errors.append(self._errors(conditioner, batch, tuned=strength > 0))
+            check_finite(errors[-1], strength)
+        return torch.cat(errors).double().view(-1, *self._each).transpose(0, 1).flatten(1)
 
-    def _batches(self) -> Iterator[tuple[Batch, Sequence[int]]]:
-        """Batches that each show one picture, with the bin of each sample."""
-        if self._pictures is None:
-            return
+    def _batches(self) -> Iterator[Batch]:
+        """Batches that each show one picture, in the order of the samples."""
         device = torch.device(self.sampler.device)
         for group in self._samples:
             for rows in self.sampler.batches(len(group)):
-                samples, bins = zip(*(group[k] for k in rows), strict=True)
-                yield collate(samples, self._pictures.captions, device), bins
+                yield collate([group[k] for k in rows], self._captions, device)
 
     def _errors(self, conditioner: Conditioner, batch: Batch, *, tuned: bool) -> Tensor:
         """Float32 (N,), unweighted and unmasked, as the indicator observes them."""

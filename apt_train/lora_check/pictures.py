@@ -34,17 +34,17 @@ class Pictures:
     captions: list[str]
     notes: list[str]
 
-    def samples(self, asked: Asked, levels: Tensor) -> list[list[tuple[Sample, int]]]:
-        """Per picture `draws` noises in each bin, at evenly spread noise levels, each with its bin.
+    def samples(self, asked: Asked, levels: Tensor) -> list[list[Sample]]:
+        """Per picture `draws` noises in each bin, at evenly spread noise levels, bin by bin.
 
         `levels`: the noise level of each timestep.
         """
         return [list(self._of(image, asked, levels)) for image in range(len(self.captions))]
 
-    def _of(self, image: int, asked: Asked, levels: Tensor) -> Iterator[tuple[Sample, int]]:
+    def _of(self, image: int, asked: Asked, levels: Tensor) -> Iterator[Sample]:
         for level, draw in itertools.product(range(asked.bins), range(asked.draws)):
             timestep = timestep_at(levels, (level + (draw + 0.5) / asked.draws) / asked.bins)
-            yield unaltered(self.bank, image, timestep, SEED, "check-up", image, level, draw), level
+            yield unaltered(self.bank, image, timestep, SEED, "check-up", image, level, draw)
 
 
 def read_pictures(

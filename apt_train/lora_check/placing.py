@@ -39,10 +39,9 @@ class Placed:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The layer's own parameters that the file changes: `weight`, `bias`."""
+        """The layer's own parameters that a file may change: `weight`, `bias`."""
         found = {of: getattr(self.layer, of, None) for of in ("weight", "bias")}
-        wanted = {"weight": set(self.parts) - {"bias", "alpha"}, "bias": set(self.parts) & {"bias"}}
-        return {of: p for of, p in found.items() if isinstance(p, nn.Parameter) and wanted[of]}
+        return {of: parameter for of, parameter in found.items() if isinstance(parameter, nn.Parameter)}
 
     def changes(self, base: Tensor, of: str) -> Tensor | None:
         """The change to the layer's `weight` or `bias` (`of`) at strength 1, float32; None: no change."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,9 +47,9 @@ class Strengths:
         self.pictures_used = 0 if pictures is None else len(pictures.captions)
         self.notes: list[str] = [] if pictures is None else list(pictures.notes)
         self.prompts = prompts_of(asked, subject, [] if pictures is None else pictures.captions)
-        self._sampler = Sampler(ready.components, (side, side), ready.device, ready.dtype, on_notice=self.notes.append)
         rows = asked.rows or (1 if side > 768 else 4)
-        self._losses = Losses(replace(self._sampler, batch_size=rows), pictures, asked)
+        self._sampler = Sampler(ready.components, (side, side), ready.device, ready.dtype, rows, self.notes.append)
+        self._losses = Losses(self._sampler, pictures, asked)
         self.points: list[AtStrength] = []
         self.samples: list[Image.Image] = []
 
