@@ -61,7 +61,7 @@ class APTAttentionAlignPreview(io.ComfyNode):
         """True, or an InputError that the host shows on the node before anything runs. Wired inputs are None here."""
         from .prompt_columns import Texts
 
-        check_widgets({name: value for name, value in inputs.items() if value is not None}, cls.define_schema().inputs)
+        check_widgets(inputs, cls.define_schema().inputs)
         _require_one_start(*("wired" if name in inputs else None for name in ("image", "vae", "latent")))
         _require_picture(inputs.get("draw"), "image" in inputs)
         texts: dict[str, Any] = {name: inputs.get(name) for name in ("prompt", "trigger", "class_word")}

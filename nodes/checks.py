@@ -7,11 +7,11 @@ In: choices, ranges, settings that contradict each other. Not in: what needs pic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..apt_train.errors import InputError
-from .settings import METHODS, beside_settings, settings_shown, train_config
+from .settings import settings_shown, train_config
 from .wires import AptOptions
 
 _MOST_LISTED = 16  # choices in a sentence
@@ -39,39 +39,33 @@ def single(inputs: Mapping[str, Any], *lists: str) -> dict[str, Any]:
     return {name: values[0] for name, values in inputs.items() if values}
 
 
-def check_widgets(shown: Mapping[str, Any], slots: Iterable[Any]) -> None:
-    """Check choices and ranges of a node's widgets. InputError: the first wrong one."""
-    slots = list(slots)
+def check_widgets(shown: Mapping[str, Any], slots: Sequence[Any]) -> None:
+    """Check choices and ranges of a node's widgets; a wired one is None. InputError: the first wrong one."""
     check_choices(shown, slots)
     check_ranges(shown, slots)
 
 
-def check_train(shown: Mapping[str, Any], main: Iterable[str], slots: Iterable[Any]) -> None:
+def check_train(shown: Mapping[str, Any], slots: Sequence[Any]) -> None:
     """Check APT Train's own widgets. InputError: the first that cannot be trained with."""
-    slots = list(slots)
     check_choices(shown, slots)
-    values = {"class_word": _ANY_CLASS_WORD, **{name: shown[name] for name in main if name in shown}}
-    subject, method = shown.get("subject", ""), shown.get("method", next(iter(METHODS)))
-    train_config(values, None, subject=subject, method=method, **beside_settings(shown))
+    train_config({"class_word": _ANY_CLASS_WORD, **shown}, AptOptions({}))
     check_ranges(shown, slots)
 
 
-def check_options(shown: Mapping[str, Any], slots: Iterable[Any]) -> None:
+def check_options(shown: Mapping[str, Any], slots: Sequence[Any]) -> None:
     """Check an options node's widgets, except for conflicts with APT Train's own. InputError: the first wrong one."""
     from ..apt_train.data.pictures import parse_color
 
-    slots = list(slots)
     check_choices(shown, slots)
     judged = dict(shown)
     if "lr_schedule" not in shown:
         judged.pop("warmup_steps", None)
-    main = {"rank": _LARGEST_RANK, "class_word": _ANY_CLASS_WORD}
-    train_config(main, AptOptions(settings_shown(judged)), subject="", method=next(iter(METHODS)))
+    train_config({"rank": _LARGEST_RANK, "class_word": _ANY_CLASS_WORD}, AptOptions(settings_shown(judged)))
     parse_color(shown.get("background", "white"))
     check_ranges(shown, slots)
 
 
-def check_choices(shown: Mapping[str, Any], slots: Iterable[Any]) -> None:
+def check_choices(shown: Mapping[str, Any], slots: Sequence[Any]) -> None:
     """Check that combos hold one of their choices; the host skips this for nodes that validate their own inputs."""
     for slot in slots:
         choices, value = getattr(slot, "options", None), shown.get(slot.id)
@@ -81,7 +75,7 @@ def check_choices(shown: Mapping[str, Any], slots: Iterable[Any]) -> None:
             raise InputError(f"{slot.id} is {value!r}: choose one of {listed}.")
 
 
-def check_ranges(shown: Mapping[str, Any], slots: Iterable[Any]) -> None:
+def check_ranges(shown: Mapping[str, Any], slots: Sequence[Any]) -> None:
     """Check that numbers are within their widgets' range; the host skips this too."""
     for slot in slots:
         low, high, value = getattr(slot, "min", None), getattr(slot, "max", None), shown.get(slot.id)

@@ -74,7 +74,7 @@ class APTOverfitIndicatorMonitor(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
         """True, or an InputError about a widget. Wired inputs are None here."""
-        check_widgets({name: value for name, value in inputs.items() if value is not None}, cls.define_schema().inputs)
+        check_widgets(inputs, cls.define_schema().inputs)
         return True
 
     @classmethod

@@ -217,32 +217,20 @@ def _number_or_word(setting: Setting, text: str) -> float | str:
         raise
 
 
-def train_config(
-    main: Mapping[str, Any],
-    options: AptOptions | None,
-    *,
-    subject: str,
-    method: str,
-    preset: str = PUBLISHED,
-    samples: str = "",
-) -> TrainConfig:
+def train_config(shown: Mapping[str, Any], options: AptOptions) -> TrainConfig:
     """The run's settings: the preset's, overridden by the options nodes', overridden by the training node's own.
 
-    A widget at its default does not count as set by hand, so the preset applies. `main`: the training node's widgets;
-    `samples`: its own preview prompts. InputError: an invalid value, under its widget's name.
+    A widget at its default does not count as set by hand, so the preset applies. `shown`: the training node's widgets;
+    workflows of older versions lack some. InputError: an invalid value, under its widget's name.
     """
-    shown = {**(options.settings if options else {}), **settings_shown(main)}
-    shown |= {"method": METHODS[method]} | ({"preview_prompts": lines} if (lines := _lines(samples)) else {})
+    method = METHODS[shown.get("method", next(iter(METHODS)))]
+    given = {**options.settings, **settings_shown(shown), "method": method}
+    given |= {"preview_prompts": lines} if (lines := _lines(shown.get("sample_prompts", ""))) else {}
     defaults = {setting.name: setting.default for setting in every_setting()}
-    by_hand = {name: value for name, value in shown.items() if value != defaults[name]}
+    by_hand = {name: value for name, value in given.items() if value != defaults[name]}
     own = {setting.name: setting.default for setting in every_setting() if setting.said.widget.default is not None}
-    values = {**own, **preset_named(preset).values, **by_hand, "identifier": "_".join(subject.split())}
+    preset, identifier = preset_named(shown.get("preset", PUBLISHED)), "_".join(shown.get("subject", "").split())
     try:
-        return TrainConfig.from_dict(nested(values, TrainConfig))
+        return TrainConfig.from_dict(nested({**own, **preset.values, **by_hand, "identifier": identifier}, TrainConfig))
     except InputError as error:
         raise InputError(str(error).replace("identifier is", "subject is", 1)) from None
-
-
-def beside_settings(shown: Mapping[str, Any]) -> dict[str, str]:
-    """The training node's preset and preview prompts for `train_config`; workflows of older versions lack both."""
-    return {"preset": shown.get("preset", PUBLISHED), "samples": shown.get("sample_prompts", "")}

@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..apt_train.presets import PRESETS, PUBLISHED
 from .checks import check_train, is_wired, known, single
-from .settings import METHODS, Setting, beside_settings, train_config, widget
+from .settings import METHODS, Setting, train_config, widget
 from .wires import AptOptions, AptOptionsWire, AptRunWire
 
 if TYPE_CHECKING:
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from ..apt_train.data.dataset import ImageSet
 
 MAIN = ("steps", "rank", "learning_rate", "resolution", "batch_size", "caption_template")
-OWN = (*MAIN, "seed", "class_word")  # settings with a widget of their own
-ON_TRAIN = {"identifier", "method", *OWN}  # not on options nodes
+ON_TRAIN = {"identifier", "method", "seed", "class_word", *MAIN}  # not on options nodes
 
 
 class APTTrain(io.ComfyNode):
@@ -125,7 +124,7 @@ class APTTrain(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
         """True, or an InputError about a widget that the host shows on the node before anything runs."""
-        check_train(known(inputs), OWN, cls.define_schema().inputs)
+        check_train(known(inputs), cls.define_schema().inputs)
         return True
 
     @classmethod
@@ -172,8 +171,7 @@ def _training_inputs(inputs: dict[str, Any]) -> tuple[TrainConfig, ImageSet, Ima
 
     one = single(inputs, "images", "captions", "masks")
     options: AptOptions = one.get("options") or AptOptions({})
-    main = {name: one[name] for name in OWN}
-    config = train_config(main, options, subject=one["subject"], method=one["method"], **beside_settings(one))
+    config = train_config(one, options)
     with torch.inference_mode(False):
         images = image_set(inputs["images"], inputs.get("captions"), inputs.get("masks") or None, options)
         images.notes.extend(inverted_masks(images, options.mask_counts))

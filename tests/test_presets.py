@@ -42,10 +42,10 @@ def on_the_node(
 ) -> TrainConfig:
     """The settings of APT Train with widgets at their defaults, but for these."""
     with node_modules("settings", "wires", "train") as (settings, wires, train):
-        main = {"class_word": "toy", **(main or {})}
-        shown = {name: main.get(name, settings._as_shown(settings.Setting(name))) for name in train.OWN}
+        own = {name: settings._as_shown(settings.Setting(name)) for name in (*train.MAIN, "seed")}
+        shown = {**own, "class_word": "toy", "method": method, "preset": preset, **(main or {})}
         handed = wires.AptOptions(settings.settings_shown(options or {}))
-        config = settings.train_config(shown, handed, subject="", method=method, preset=preset)
+        config = settings.train_config(shown, handed)
         return TrainConfig.from_dict(config.to_dict())  # of the module that outlives the stand-ins
 
 

@@ -274,8 +274,8 @@ def test_the_types_of_a_class_are_worked_out_once(monkeypatch: pytest.MonkeyPatc
     seen: list[object] = []
     real = typing.get_type_hints
     monkeypatch.setattr(typing, "get_type_hints", lambda cls, **more: seen.append(cls) or real(cls, **more))
-    with node_modules("settings", "all_options", "train") as (settings, all_options, train):
+    with node_modules("settings", "all_options", "train", "wires") as (settings, all_options, train, wires):
         for node in (all_options.APTTrainOptions, train.APTTrain) * 2:
             node.define_schema()
-        settings.train_config({"class_word": "toy"}, None, subject="", method="APT")
+        settings.train_config({"class_word": "toy"}, wires.AptOptions({}))
     assert len(seen) == len(set(seen)) == 1 + len(groups_of(TrainConfig))
