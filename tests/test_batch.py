@@ -39,11 +39,11 @@ def picture(index: int, size: tuple[int, int] = (8, 8), mask: bool = False) -> P
     return Prepared(f"{index}.png", image, weights, (100 + index, 200), Crop(size, 1, 0, (3, index), (0, 0, 1, 1)))
 
 
-def bank_of(pictures: list[Prepared], variants: int = 0, **settings: Any) -> LatentBank:
+def bank_of(pictures: list[Prepared], variants: int = 0, mask_fill: bool = False, **settings: Any) -> LatentBank:
     bank = LatentBank(
         pictures,
         Encoder(encode, 4),
-        Augmentation(("affine",), max_zoom=3.0, max_degrees=15.0),
+        Augmentation(("affine",), max_zoom=3.0, max_degrees=15.0, mask_fill=mask_fill),
         seed=0,
         max_variants=8,
         **settings,
@@ -54,7 +54,7 @@ def bank_of(pictures: list[Prepared], variants: int = 0, **settings: Any) -> Lat
 
 def draw(bank: LatentBank, p_aug: Tensor = NO_AUGMENTATION, **settings: Any) -> list[Sample]:
     key = tuple(settings.pop(name, value) for name, value in (("seed", 0), ("stream", "subject"), ("step", 0)))
-    return draw_samples(bank, p_aug, key, **{"count": 4, "process": PROCESS, "mask_fill": False, **settings})
+    return draw_samples(bank, p_aug, key, **{"count": 4, "process": PROCESS, **settings})
 
 
 def many(
@@ -74,7 +74,6 @@ def stream() -> Stream:
         name="subject",
         seed=5,
         process=PROCESS,
-        mask_fill=False,
         bank=bank_of(pictures, 4),
         captions=["one", "two", "three"],
         example=torch.zeros(3, 8, 8, dtype=torch.uint8),
@@ -247,10 +246,10 @@ def test_masks_are_ones_for_samples_that_have_none() -> None:
 
 
 def test_masking_the_fill_touches_augmented_samples_alone() -> None:
-    bank = bank_of([picture(0, (32, 32))], 4)
-    assert all(s.mask is None for s in draw(bank, torch.ones(10)))
-    assert all(s.mask is None for s in draw(bank, mask_fill=True))
-    masks = [s.mask for s in draw(bank, torch.ones(10), mask_fill=True)]
+    plain, masked = (bank_of([picture(0, (32, 32))], 4, mask_fill) for mask_fill in (False, True))
+    assert all(s.mask is None for s in draw(plain, torch.ones(10)))
+    assert all(s.mask is None for s in draw(masked))
+    masks = [s.mask for s in draw(masked, torch.ones(10))]
     assert any(mask is not None and 0 < float(mask.mean()) < 1 for mask in masks)
 
 

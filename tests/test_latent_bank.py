@@ -38,7 +38,7 @@ def make_bank(
     prepared: list[Prepared] | None = None, encode: Callable[..., Any] = ENCODE, **changes: Any
 ) -> LatentBank:
     encoder = Encoder(encode, FACTOR, changes.pop("on_device", contextlib.nullcontext))
-    shape = {name: changes.pop(name) for name in ("kinds", "max_zoom", "max_degrees") if name in changes}
+    shape = {name: changes.pop(name) for name in ("kinds", "max_zoom", "max_degrees", "mask_fill") if name in changes}
     settings: dict[str, Any] = {"seed": 3, "max_variants": 6, **changes}
     return LatentBank(pictures() if prepared is None else prepared, encoder, replace(AFFINE, **shape), **settings)
 
@@ -208,21 +208,21 @@ def test_a_failed_round_leaves_the_bank_as_it_was():
 
 
 def test_no_mask_where_nothing_is_masked():
-    bank = make_bank()
+    bank, masked = make_bank(), make_bank(mask_fill=True)
     bank.ensure_variants(2)
-    assert all(bank.mask(image, variant, False) is None for image in range(3) for variant in range(3))
-    assert all(bank.mask(image, 0, True) is None for image in range(3))
-    flipped = make_bank(kinds=("flip",))
+    assert all(bank.mask(image, variant) is None for image in range(3) for variant in range(3))
+    assert all(masked.mask(image, 0) is None for image in range(3))
+    flipped = make_bank(kinds=("flip",), mask_fill=True)
     flipped.ensure_variants(1)
-    assert flipped.mask(0, 1, True) is None  # no fill
+    assert flipped.mask(0, 1) is None  # no fill
 
 
 def test_mask_fill_is_the_share_of_the_picture_in_each_latent_position():
-    bank, item = make_bank(), pictures()[1]
+    bank, item = make_bank(mask_fill=True), pictures()[1]
     bank.ensure_variants(3)
     for variant in (1, 2, 3):
         _, _, inside = draw_variant(item.image, None, AFFINE, generator(3, "variant", 1, variant))
-        mask = bank.mask(1, variant, True)
+        mask = bank.mask(1, variant)
         assert mask is not None and mask.shape == (1, 6, 10) and mask.dtype == torch.float32
         for row in range(6):
             for column in range(10):
@@ -234,14 +234,16 @@ def test_the_users_mask_is_averaged_and_moved_with_its_picture():
     prepared = pictures(masks=True)
     bank = make_bank(prepared)
     bank.ensure_variants(2)
-    plain = bank.mask(0, 0, False)
+    plain = bank.mask(0, 0)
     assert plain is not None and prepared[0].mask is not None
     assert plain[0, 2, 3].item() == pytest.approx(prepared[0].mask[0, 8:12, 12:16].mean().item())
-    assert bank.mask(1, 0, False) is None
+    assert bank.mask(1, 0) is None
     _, moved, inside = draw_variant(prepared[0].image, prepared[0].mask, AFFINE, generator(3, "variant", 0, 2))
     assert moved is not None
-    for mask_fill, expected in ((False, moved), (True, moved * inside)):
-        found = bank.mask(0, 2, mask_fill)
+    filled = make_bank(prepared, mask_fill=True)
+    filled.ensure_variants(2)
+    for made, expected in ((bank, moved), (filled, moved * inside)):
+        found = made.mask(0, 2)
         assert found is not None
         torch.testing.assert_close(found, torch.nn.functional.avg_pool2d(expected[None], FACTOR)[0])
 

@@ -26,13 +26,14 @@ LUMA = (0.299, 0.587, 0.114)  # Rec. 601: the perceived brightness of red, green
 class Augmentation:
     """What may vary: `kinds` of "affine", "flip" and "color"; zoom, angle and fill belong to the affine map.
 
-    `max_zoom`: at least 1. `max_degrees`: in either direction.
+    `max_zoom`: at least 1. `max_degrees`: in either direction. `mask_fill`: whether the fill counts for no loss.
     """
 
     kinds: tuple[str, ...] = ()
     max_zoom: float = 1.0
     max_degrees: float = 0.0
     fill: Fill = "black"
+    mask_fill: bool = False
 
 
 def zoom_limit(max_zoom: float | Literal["auto"], side: int) -> float:

@@ -46,12 +46,10 @@ class Batch:
     size_ids: Tensor  # (N, 6): SDXL's original height, width, crop top, left, target height, width
 
 
-def draw_samples(
-    bank: LatentBank, p_aug: Tensor, key: Key, *, count: int, process: Process, mask_fill: bool
-) -> list[Sample]:
+def draw_samples(bank: LatentBank, p_aug: Tensor, key: Key, *, count: int, process: Process) -> list[Sample]:
     """`count` samples from one bucket; `p_aug`: float (bins,), the chance of augmentation per noise-level bin."""
     bucket, chances = _draw_bucket(bank, key), p_aug[parts_of(levels_of(process), len(p_aug))]
-    return [_draw_sample(bank, bucket, chances, process, generator(*key, index), mask_fill) for index in range(count)]
+    return [_draw_sample(bank, bucket, chances, process, generator(*key, index)) for index in range(count)]
 
 
 def _draw_bucket(bank: LatentBank, key: Key) -> list[int]:
@@ -63,7 +61,7 @@ def _draw_bucket(bank: LatentBank, key: Key) -> list[int]:
 
 
 def _draw_sample(
-    bank: LatentBank, bucket: list[int], chances: Tensor, process: Process, draws: torch.Generator, mask_fill: bool
+    bank: LatentBank, bucket: list[int], chances: Tensor, process: Process, draws: torch.Generator
 ) -> Sample:
     """`chances`: of augmentation, float (num_timesteps,)."""
     timestep = process.draw(draws)
@@ -72,7 +70,7 @@ def _draw_sample(
     augmented = chance < float(chances[timestep]) and bank.variants > 0
     variant = 1 + int(choice * bank.variants) if augmented else 0
     posterior, noise = torch.randn(2, *bank.latent_shape(image), generator=draws)
-    latent, mask = bank.latent(image, variant, posterior), bank.mask(image, variant, mask_fill)
+    latent, mask = bank.latent(image, variant, posterior), bank.mask(image, variant)
     return Sample(timestep, image, variant, latent, noise, mask, bank.size_ids[image])
 
 

@@ -48,8 +48,7 @@ class _Entry:
 
     mean: Tensor  # (C, h, w)
     std: Tensor | None  # (C, h, w); None: the latents are fixed
-    mask: Tensor | None  # (1, h, w), the user's loss mask
-    mask_without_fill: Tensor | None  # (1, h, w), likewise, with the fill masked out
+    mask: Tensor | None  # (1, h, w), the loss weights; None: everything counts fully
 
 
 class LatentBank:
@@ -130,15 +129,14 @@ class LatentBank:
         entry = self._entries[variant][image]
         return entry.mean.clone() if entry.std is None else entry.mean + entry.std * noise
 
-    def mask(self, image: int, variant: int, mask_fill: bool) -> Tensor | None:
+    def mask(self, image: int, variant: int) -> Tensor | None:
         """Loss weights float32 (1, h, w) in [0, 1] by area averaging; None if everything counts fully.
 
-        The user's mask, moved with the picture. With `mask_fill` it is multiplied by the picture's area on the canvas,
-        which excludes the fill from the loss (ours; by default it is trained, as in the paper's figure). A mask may be
-        0 everywhere if a variant shows only masked parts.
+        The user's mask, moved with the picture. With the augmentation's `mask_fill` it is multiplied by the picture's
+        area on the canvas, which excludes the fill from the loss (ours; by default it is trained, as in the paper's
+        figure). A mask may be 0 everywhere if a variant shows only masked parts.
         """
-        entry = self._entries[variant][image]
-        return entry.mask_without_fill if mask_fill else entry.mask
+        return self._entries[variant][image].mask
 
     def latent_shape(self, image: int) -> tuple[int, int, int]:
         """(C, h, w) of a picture's latents."""
@@ -158,11 +156,12 @@ class LatentBank:
 
     @torch.no_grad()
     def _encode(self, image: int, variant: int) -> _Entry:
-        item, inside = self._prepared[image], None
+        item = self._prepared[image]
         picture, mask = item.image, item.mask
         if variant:
             draws = generator(self._seed, "variant", image, variant)
             picture, mask, inside = draw_variant(picture, mask, self._augmentation, draws)
+            mask = _without_fill(mask, inside) if self._augmentation.mask_fill else mask
         # One at a time, because a VAE's results differ in the last digits with the batch.
         mean, std = self._encoder.encode(picture[None])
         mean, std = _kept(mean), None if std is None else _kept(std)
@@ -173,11 +172,7 @@ class LatentBank:
                 f"The VAE overflows or is damaged, as its latents of {item.name} are not finite: use it in float32 or "
                 "bfloat16, or take another."
             )
-        without_fill = _without_fill(mask, inside)
-        return _Entry(mean, std, self._to_latent_size(mask), self._to_latent_size(without_fill))
-
-    def _to_latent_size(self, mask: Tensor | None) -> Tensor | None:
-        return None if mask is None else F.avg_pool2d(mask[None], self._encoder.factor)[0]
+        return _Entry(mean, std, None if mask is None else F.avg_pool2d(mask[None], self._encoder.factor)[0])
 
 
 def _kept(batch: Tensor) -> Tensor:
@@ -186,8 +181,8 @@ def _kept(batch: Tensor) -> Tensor:
     return batch[0].detach().to("cpu", torch.float32, copy=True)
 
 
-def _without_fill(mask: Tensor | None, inside: Tensor | None) -> Tensor | None:
+def _without_fill(mask: Tensor | None, inside: Tensor) -> Tensor | None:
     """The loss mask times the picture's area on the canvas; None if nothing is masked."""
-    if inside is None or bool(inside.all()):
+    if bool(inside.all()):
         return mask
     return inside.float() if mask is None else mask * inside

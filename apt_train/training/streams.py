@@ -31,13 +31,12 @@ if TYPE_CHECKING:
 class Stream:
     """Pictures with their latents and captions, and the batches drawn from them.
 
-    `name` and the run's `seed` key the draws, so that two streams differ. `mask_fill`: filled areas get no loss.
+    `name` and the run's `seed` key the draws, so that two streams differ.
     """
 
     name: str
     seed: int
     process: Process
-    mask_fill: bool
     bank: LatentBank
     captions: list[str]
     example: Tensor  # the first picture as trained on, uint8 (3, H, W), for the attention figure
@@ -45,7 +44,7 @@ class Stream:
     def draw(self, p_aug: Tensor, step: int, *, count: int, batch_size: int, device: torch.device) -> list[Batch]:
         """The batches of one optimizer step: `count` samples, `batch_size` at a time."""
         key = (self.seed, self.name, step)
-        samples = draw_samples(self.bank, p_aug, key, count=count, process=self.process, mask_fill=self.mask_fill)
+        samples = draw_samples(self.bank, p_aug, key, count=count, process=self.process)
         chunks = [samples[i : i + batch_size] for i in range(0, count, batch_size)]
         return [collate(chunk, self.captions, device) for chunk in chunks]
 
@@ -81,7 +80,6 @@ def _stream(
         name,
         config.seed,
         components.schedule,
-        plan.objective.mask_fill,
         bank,
         captions,
         example=((prepared[0].image + 1) * 127.5).round().to(torch.uint8),
@@ -91,4 +89,4 @@ def _stream(
 def _augmentation(plan: Plan) -> Augmentation:
     apt = plan.config.apt
     zoom = zoom_limit(apt.max_zoom, plan.side // plan.components.family.vae_factor)
-    return Augmentation(apt.augment_kinds, zoom, apt.max_degrees, apt.augment_fill)
+    return Augmentation(apt.augment_kinds, zoom, apt.max_degrees, apt.augment_fill, plan.objective.mask_fill)
