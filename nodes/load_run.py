@@ -60,10 +60,10 @@ class APTLoadRun(io.ComfyNode):
         """
         if run is None:
             return float("nan")
-        from .published import PUBLISHED
+        from .published import missing_files
         from .run_store import steps_done
 
-        return steps_done(find_run(run)), PUBLISHED.missing()
+        return steps_done(find_run(run)), missing_files()
 
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:

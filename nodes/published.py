@@ -46,21 +46,12 @@ class Published:
     trigger: str
 
 
-class PublishedFiles:
-    """What this process has published, because the host's cache does not notice when such a file is deleted."""
-
-    def __init__(self) -> None:
-        self._paths: set[Path] = set()
-
-    def add(self, path: Path) -> None:
-        self._paths.add(path)
-
-    def missing(self) -> list[str]:
-        """The names of the files that are gone."""
-        return sorted(path.name for path in self._paths if not path.is_file())
+_PUBLISHED: set[Path] = set()  # by this process, because the host's cache does not notice when a file is deleted
 
 
-PUBLISHED = PublishedFiles()
+def missing_files() -> list[str]:
+    """The names of the published files that are gone."""
+    return sorted(path.name for path in _PUBLISHED if not path.is_file())
 
 
 def check_places(config: TrainConfig) -> None:
@@ -103,7 +94,7 @@ def publish(run: AptRun, step: int | None = None) -> Published:
     stems = (word.stem, stem) if word.is_file() else None
     lora, metadata = read_tensors(source / names.lora_file(run.subject))
     target = inside(loras_folder(), f"{stem}.safetensors")
-    PUBLISHED.add(target)
+    _PUBLISHED.add(target)
     samples = newest_samples(run.folder, picked)
     picture = samples.tuned[0] if samples else None
     if not _holds(target, lora):
@@ -155,7 +146,7 @@ def _is_of(path: Path, owner: str) -> bool:
 
 
 def _publish_word(source: Path, target: Path, owner: str) -> None:
-    PUBLISHED.add(target)
+    _PUBLISHED.add(target)
     rows, metadata = read_tensors(source)
     if not _holds(target, rows):
         stems = source.stem, target.stem

@@ -117,9 +117,9 @@ class APTTrain(io.ComfyNode):
         Not with `restart`, where running may mean training again: a file that was moved away is no reason for that.
         (For a wired `resume` the host passes no value here.)
         """
-        from .published import PUBLISHED
+        from .published import missing_files
 
-        return PUBLISHED.missing() if inputs.get("resume") == ["automatic"] else []
+        return missing_files() if inputs.get("resume") == ["automatic"] else []
 
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
