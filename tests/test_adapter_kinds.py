@@ -24,7 +24,6 @@ from apt_train.adapter import Adapter, RankByTimestep, adapter_of, add_adapter
 from apt_train.adapter_kinds import KINDS, Kind
 from apt_train.config import AdapterConfig, AdapterTargets, TrainConfig
 from apt_train.errors import InputError
-from apt_train.events import StopTraining
 from apt_train.families.components import Components
 from apt_train.families.levels import even_levels
 from apt_train.lora_check.formulas import change, kind_of
@@ -35,7 +34,7 @@ from tests.lora_files import metadata_of
 from tests.test_adapter import inputs_of, output
 from tests.test_extend import imported_copy
 from tests.tiny import tiny_components, unet_of
-from tests.training import Recorder, quick_config, run, same_weights
+from tests.training import Recorder, quick_config, run, same_weights, stopping
 
 TOY = TrainConfig(class_word="toy")
 
@@ -393,16 +392,6 @@ def test_small_changes_of_a_magnitude_are_not_lost_in_half_precision() -> None:
 
 
 PLAIN: dict[str, Any] = {"method": "dreambooth", "identifier_mode": "word"}  # the quickest run there is
-
-
-def stopping(step: int) -> Recorder:
-    class Stop(Recorder):
-        def __call__(self, event: Any) -> None:
-            super().__call__(event)
-            if self.steps and self.steps[-1].step == step:
-                raise StopTraining
-
-    return Stop()
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from apt_train.errors import InputError
-from apt_train.events import PreviewEvent, StopTraining
+from apt_train.events import PreviewEvent
 from apt_train.families.components import Components
 from apt_train.families.network import TextInput
 from apt_train.families.storage import STORAGES
@@ -32,21 +32,15 @@ from apt_train.text.tokens import REST_LABEL
 from apt_train.training.capture import Capture, attention_maps
 from tests.plain_flow import HEADS, LENGTH, WIDTH, PlainNetwork, plain_flow_components, second_encoder
 from tests.tiny import tiny_components
-from tests.training import Recorder, quick_config, run, same_weights
+from tests.training import Recorder, quick_config, run, same_weights, stopping
 
 SETTINGS: dict[str, Any] = {"steps": 6, "temperature": 10_000.0, "dist_weight": 0.5, "attn_weight": 2.0}
 
 
 @pytest.mark.usefixtures("no_report")
 def test_it_is_trained_resumed_exported_sampled_and_looked_at(tmp_path: Path) -> None:
-    class Stop(Recorder):
-        def __call__(self, event: Any) -> None:
-            super().__call__(event)
-            if self.steps and self.steps[-1].step == 3:
-                raise StopTraining
-
     more: dict[str, Any] = {"snapshot_every": 3, "preview_every": 6, "targets": "attention+ff"}
-    run(plain_flow_components(), output_dir=tmp_path, on_event=Stop(), **SETTINGS, **more)
+    run(plain_flow_components(), output_dir=tmp_path, on_event=stopping(3), **SETTINGS, **more)
     recorder, parts = Recorder(), plain_flow_components()
     resumed = run(parts, output_dir=tmp_path, resume=True, on_event=recorder, **SETTINGS, **more)
     assert same_weights(resumed, run(plain_flow_components(), **SETTINGS, targets="attention+ff"))

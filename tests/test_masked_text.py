@@ -22,7 +22,7 @@ from apt_train.adapter import adapter_of
 from apt_train.config import AdapterConfig
 from apt_train.data.batch import Batch
 from apt_train.data.dataset import ImageSet
-from apt_train.events import PreviewEvent, StopTraining
+from apt_train.events import PreviewEvent
 from apt_train.families.components import Components, TextEncoder
 from apt_train.families.network import TextInput
 from apt_train.lora_check.asked import Asked
@@ -46,7 +46,7 @@ from apt_train.training.terms import Alignment, Denoising, Stabilization
 from tests.masked_flow import AFTER, BEFORE, FramedNetwork, masked_flow_components, spaced_encoder
 from tests.plain_flow import second_encoder
 from tests.tiny import tiny_components
-from tests.training import Recorder, pictures, quick_config, run, same_weights
+from tests.training import Recorder, pictures, quick_config, run, same_weights, stopping
 
 SHORT, LONG = "{subject}", "{subject} on grass, a dog's bear on the {subject}"
 SETTINGS: dict[str, Any] = {
@@ -73,15 +73,9 @@ def ids(conditioner: Conditioner, caption: str, *, tuned: bool) -> list[int]:
 
 @pytest.mark.usefixtures("no_report")
 def test_it_is_trained_resumed_exported_put_back_sampled_and_looked_at(tmp_path: Path) -> None:
-    class Stop(Recorder):
-        def __call__(self, event: Any) -> None:
-            super().__call__(event)
-            if self.steps and self.steps[-1].step == 3:
-                raise StopTraining
-
     prompts = ("a {subject}", LONG)
     more: dict[str, Any] = {"snapshot_every": 3, "preview_every": 6, "preview_prompts": prompts}
-    run(masked_flow_components(), captioned(), output_dir=tmp_path, on_event=Stop(), **SETTINGS, **more)
+    run(masked_flow_components(), captioned(), output_dir=tmp_path, on_event=stopping(3), **SETTINGS, **more)
     recorder, parts = Recorder(), masked_flow_components()
     resumed = run(parts, captioned(), output_dir=tmp_path, resume=True, on_event=recorder, **SETTINGS, **more)
     assert same_weights(resumed, run(masked_flow_components(), captioned(), **SETTINGS))

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from apt_train.config import OptimizerConfig
 from apt_train.errors import InputError
-from apt_train.events import StopTraining
 from apt_train.optimizers import BUILDERS
 from apt_train.run.optimizer_state import kept_for, learning, put_back, take
 from apt_train.training.optimizer import state_bytes
 from tests.lora_files import metadata_of
 from tests.tiny import tiny_components
-from tests.training import Recorder, quick_config, run, same_weights
+from tests.training import Recorder, quick_config, run, same_weights, stopping
 
 SETTINGS = OptimizerConfig(beta1=0.8, beta2=0.95, epsilon=1e-6)
 
@@ -203,14 +202,8 @@ def test_betas_and_epsilon_reach_the_optimizer(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.usefixtures("no_report")
 def test_a_run_with_it_resumes_to_the_same_bits(name: str, tmp_path: Path) -> None:
-    class Stop(Recorder):
-        def __call__(self, event: Any) -> None:
-            super().__call__(event)
-            if self.steps and self.steps[-1].step == 3:
-                raise StopTraining
-
     settings: dict[str, Any] = {"steps": 8, "optimizer": name, "lr_schedule": "cosine"}
-    run(output_dir=tmp_path, on_event=Stop(), **settings)
+    run(output_dir=tmp_path, on_event=stopping(3), **settings)
     recorder = Recorder()
     resumed = run(output_dir=tmp_path, resume=True, on_event=recorder, **settings)
     assert same_weights(resumed, run(**settings))

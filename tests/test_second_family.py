@@ -18,12 +18,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from apt_train.errors import InputError
-from apt_train.events import PreviewEvent, StopTraining
+from apt_train.events import PreviewEvent
 from apt_train.families.reading.tokenizer_files import load_tokenizer
 from apt_train.sample.sampler import Drawing, Sampler, denoise
 from apt_train.text.conditioning import Conditioner
 from tests.toy_flow import FlowProcess, ToyNetwork, toy_flow_components
-from tests.training import Recorder, run, same_weights
+from tests.training import Recorder, run, same_weights, stopping
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS: dict[str, Any] = {"steps": 12, "temperature": 10_000.0, "dist_weight": 0.5, "attn_weight": 2.0}
@@ -74,14 +74,8 @@ def test_recomputing_activations_changes_next_to_nothing() -> None:
 
 @pytest.mark.usefixtures("no_report")
 def test_it_resumes_to_the_same_bits_and_leaves_what_every_run_leaves(tmp_path: Path) -> None:
-    class Stop(Recorder):
-        def __call__(self, event: Any) -> None:
-            super().__call__(event)
-            if self.steps and self.steps[-1].step == 5:
-                raise StopTraining
-
     more: dict[str, Any] = {"snapshot_every": 6, "preview_every": 12}
-    run(toy_flow_components(), output_dir=tmp_path, on_event=Stop(), **SETTINGS, **more)
+    run(toy_flow_components(), output_dir=tmp_path, on_event=stopping(5), **SETTINGS, **more)
     recorder = Recorder()
     resumed = run(toy_flow_components(), output_dir=tmp_path, resume=True, on_event=recorder, **SETTINGS, **more)
     assert same_weights(resumed, run(toy_flow_components(), **SETTINGS))

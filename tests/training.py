@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from apt_train.config import TrainConfig
 from apt_train.data.dataset import ImageSet
-from apt_train.events import Event, StepEvent, TrainResult
+from apt_train.events import Event, StepEvent, StopTraining, TrainResult
 from apt_train.families.components import Components
 from apt_train.settings_field import flat_values, nested
 from apt_train.training import update
@@ -69,6 +70,16 @@ class Recorder:
     @property
     def steps(self) -> list[StepEvent]:
         return [event for event in self.events if isinstance(event, StepEvent)]
+
+
+def stopping(step: int) -> Callable[[Event], None]:
+    """An `on_event` callback that stops the run after a step."""
+
+    def stop(event: Event) -> None:
+        if isinstance(event, StepEvent) and event.step == step:
+            raise StopTraining
+
+    return stop
 
 
 def same_weights(first: TrainResult, second: TrainResult) -> bool:
