@@ -15,7 +15,7 @@ from .errors import InputError
 
 _UNUSABLE = {errno.ENAMETOOLONG: "is too long", errno.ELOOP: "leads through links in a circle"}
 _MAX_NAME = 255  # bytes, the common limit of ext4, NTFS, APFS
-_PORTS = (f"{port}{number}" for port in ("com", "lpt") for number in "123456789¹²³")
+_PORTS = [f"{port}{number}" for port in ("com", "lpt") for number in "123456789¹²³"]
 _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$", *_PORTS}
 _NOT_IN_NAMES = {*'"*:<>?|\\', *map(chr, range(32))}  # on Windows; after a colon comes the name of a hidden stream
 _SHOWN = 80  # characters of a path in a message
@@ -52,7 +52,7 @@ def check_file_name(name: str) -> None:
         raise InputError(f"{name} is a reserved name on Windows: choose another name.")
     if _NOT_IN_NAMES & set(name) or name.endswith((".", " ")):
         raise InputError(
-            f'{one_line(name)} is no file name on Windows: leave out "*:<>?|\\ and a dot or space at the end.'
+            f'{one_line(name)} cannot be a file name on Windows: leave out "*:<>?|\\ and any dot or space at the end.'
         )
     if not 1 <= (size := len(name.encode())) <= _MAX_NAME:
         raise InputError(f"The file name {name[:40]!r}... has {size} bytes: choose one of 1 to {_MAX_NAME}.")

@@ -450,6 +450,14 @@ def test_t_lora_takes_ranks_away_only_where_that_is_right() -> None:
         add_adapter(tiny_components().unet, small(kind="dora"), ranks=RankByTimestep(4, 1, even_levels(1000)))
 
 
+def test_what_a_kind_puts_on_a_layer_knows_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[AdapterConfig] = []
+    lora = KINDS["lora"]
+    monkeypatch.setitem(KINDS, "seen", replace(lora, put_on=lambda layer, name, settings: seen.append(settings)))
+    adapted("seen", rank=3, dropout=0.25)
+    assert seen and {(one.rank, one.dropout, one.kind) for one in seen} == {(3, 0.25, "seen")}
+
+
 # ---- another one -------------------------------------------------------------------------------------------------
 
 

@@ -67,8 +67,9 @@ class Pass:
     def maps(self, layers: Layers) -> list[Tensor]:
         """Cross-attention maps (N, heads, positions, columns), columns matched by token, of a part of the UNet."""
         text, names = self.conditioning, self.capture.attention[layers]
-        chosen: dict[str, Any] = {"mask": text.mask, "names": names, "save_memory": self._saves}
-        return attention_maps(self.captured, text.columns, text.num_columns, **chosen)
+        return attention_maps(
+            self.captured, text.columns, text.num_columns, mask=text.mask, names=names, save_memory=self._saves
+        )
 
 
 @dataclass
