@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .host.requirements import check_host
+
 
 class AptTrainExtension(ComfyExtension):
     """All nodes. Their heavy imports happen when they run, so that ComfyUI starts quickly."""
@@ -40,4 +42,5 @@ class AptTrainExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> AptTrainExtension:
+    check_host()
     return AptTrainExtension()

@@ -1,8 +1,9 @@
-"""A clone whose requirements were never installed: the nodes say so, with the command, before anything is done."""
+"""A host that is too old, or a clone whose requirements were never installed: the pack says so, with the remedy."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
@@ -46,3 +47,28 @@ def test_what_is_missing_is_named_with_the_command(
         requirements.check_installed()
     command = f'"{python}"{flag} -m pip install -r "{ROOT / "requirements.txt"}"'
     assert str(caught.value) == f"APT Train needs peft, pillow: run {command}, then restart ComfyUI."
+
+
+@pytest.mark.parametrize("version", ["0.3.65", "0.14.1", "0.9"])
+def test_a_host_that_is_too_old_is_refused_with_both_versions(
+    requirements: Any, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "comfyui_version", SimpleNamespace(__version__=version))
+    said = f"APT Train needs ComfyUI 0.15 or newer, and this is {version}: update ComfyUI."
+    with pytest.raises(requirements.InputError, match=re.escape(said)):
+        requirements.check_host()
+
+
+@pytest.mark.parametrize("host", [SimpleNamespace(__version__=v) for v in ("0.15", "0.33.0", "1.0", "git")] + [None])
+def test_a_newer_host_is_accepted_and_one_that_does_not_tell(
+    requirements: Any, monkeypatch: pytest.MonkeyPatch, host: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "comfyui_version", host)
+    requirements.check_host()
+
+
+def test_every_page_names_the_same_oldest_host(requirements: Any) -> None:
+    oldest = ".".join(map(str, requirements.OLDEST))
+    assert f'requires-comfyui = ">={oldest}.0"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    for page in ("README.md", "docs/start.md"):
+        assert f"ComfyUI {oldest} or newer" in (ROOT / page).read_text(encoding="utf-8"), page

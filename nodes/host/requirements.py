@@ -1,8 +1,11 @@
-"""Checks that the pack's requirements are installed; if not, the message has the command to install them."""
+"""Checks that ComfyUI is new enough and the pack's requirements are installed; if not, the message has the remedy."""
 
 from __future__ import annotations
 
+import contextlib
+import re
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,6 +13,20 @@ from ...apt_train.errors import InputError
 
 _FILE = Path(__file__).resolve().parents[2] / "requirements.txt"
 _MODULE_OF = {"pillow": "PIL"}  # distributions whose import name differs
+OLDEST = (0, 15)  # the oldest ComfyUI that the pack was tried on; before 0.14 it lacks parts of the nodes' interface
+
+
+def check_host() -> None:
+    """InputError: this ComfyUI is too old. Without this check, a missing part of its interface would be the error.
+
+    One that does not tell its version is accepted.
+    """
+    with contextlib.suppress(ImportError):
+        version = str(import_module("comfyui_version").__version__)
+        number = re.match(r"(\d+)\.(\d+)", version)
+        if number and (int(number[1]), int(number[2])) < OLDEST:
+            oldest = ".".join(map(str, OLDEST))
+            raise InputError(f"APT Train needs ComfyUI {oldest} or newer, and this is {version}: update ComfyUI.")
 
 
 def check_installed() -> None:
