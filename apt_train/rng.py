@@ -30,12 +30,13 @@ def generator(*key: int | str) -> torch.Generator:
 @contextlib.contextmanager
 def seeded(*key: int | str, device: torch.device | str = "cpu") -> Generator[None]:
     """Seed torch's global generators inside the block (dropout, initialisation) and restore them afterwards."""
-    device = torch.device(device)
-    cuda = [device] if device.type == "cuda" else []
-    with _SEEDING, torch.random.fork_rng(devices=cuda):
-        seed = derive_seed(*key)
+    device, seed = torch.device(device), derive_seed(*key)
+    others = [device] if device.type in ("cuda", "mps") else []
+    with _SEEDING, torch.random.fork_rng(devices=others, device_type=device.type if others else "cuda"):
         torch.default_generator.manual_seed(seed)
-        if cuda:
+        if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
+        elif others:
+            torch.mps.manual_seed(seed)
         yield

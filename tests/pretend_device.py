@@ -39,6 +39,17 @@ class OnDevice(Tensor):
         made.held = held
         return made
 
+    @property
+    def data(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.detach()
+
+    @data.setter
+    def data(self, value: OnDevice) -> None:
+        """torch would leave the old values with a tensor that is another from here on."""
+        new = value.detach()
+        is_parameter = isinstance(self, torch.nn.Parameter)
+        torch.utils.swap_tensors(self, torch.nn.Parameter(new, self.requires_grad) if is_parameter else new)
+
     def __repr__(self, **_: Any) -> str:
         return f"OnDevice({tuple(self.shape)}, {self.dtype})"
 

@@ -313,7 +313,7 @@ def test_a_vae_that_the_network_makes_way_for_recomputes_nothing(
 def test_what_torch_holds_without_using_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, found in {"mem_get_info": (5, 24), "memory_reserved": 4, "memory_allocated": 3}.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)
-    assert free_bytes(torch.device("cuda")) == 6 and free_bytes(torch.device("mps")) is None
+    assert free_bytes(torch.device("cuda")) == 6 and free_bytes(torch.device("xpu")) is None
 
 
 def test_fitting_leaves_room_for_what_is_not_counted() -> None:
@@ -398,13 +398,13 @@ def test_where_there_is_no_rung_left_it_says_what_to_lower(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out_of_memory(monkeypatch, at=0)
-    with pytest.raises(InputError, match="base_storage to fp8.*lower resolution"):
+    with pytest.raises(InputError, match="base_storage to int8.*lower resolution"):
         run(watch_drift=False, **settings)
 
 
 def test_out_of_memory_twice_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     out_of_memory(monkeypatch, at=1, times=2)
-    with pytest.raises(InputError, match="base_storage to fp8.*lower resolution"):
+    with pytest.raises(InputError, match="base_storage to int8.*lower resolution"):
         run(watch_drift=False)
 
 

@@ -59,10 +59,12 @@ class Progress:
         self._screen.say(text)
 
     def _memory(self) -> str:
-        """Peak CUDA memory in GB, otherwise the process's memory; empty if the system does not say."""
+        """Peak CUDA memory in GB, what torch has of Apple's GPU, else the process's memory; empty if none is told."""
         try:
             if torch.cuda.is_available() and self._device != "cpu":
                 held = torch.cuda.max_memory_allocated(self._device)
+            elif torch.backends.mps.is_available() and self._device != "cpu":
+                held = torch.mps.driver_allocated_memory()
             else:
                 held = psutil.Process().memory_info().rss
         except (psutil.Error, OSError, RuntimeError, ValueError):

@@ -92,7 +92,7 @@ class BlocksAside:
             copies = [(home, torch.empty_like(home[2], device=self._device)) for home in self._homes[index]]
             with self._copies_beside() if ahead else contextlib.nullcontext():
                 for (store, name, weight), copy in copies:
-                    copy.copy_(weight.detach(), non_blocking=True)
+                    copy.copy_(weight.detach(), non_blocking=self._copying is not None)
                     store[name] = nn.Parameter(copy, requires_grad=False)
             self._there.add(index)
 

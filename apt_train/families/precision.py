@@ -1,8 +1,9 @@
-"""Resolves the setting `precision` to a dtype for a device. Casting happens elsewhere."""
+"""Resolves the setting `precision` to a dtype, and knows which dtypes a device has. Casting happens elsewhere."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from ..errors import InputError
 
@@ -19,3 +20,39 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "fp16" and device.type == "cpu":
         raise InputError("precision is fp16 on the CPU, which trains too slowly and overflows: choose bf16 or fp32.")
     return DTYPES[precision]
+
+
+def holds(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a device knows this dtype: Apple's GPUs have no float64 and no float8, and some of Intel's no float64."""
+    try:
+        torch.zeros(1).to(dtype).to(device).float()
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """The values in float64, on the CPU if their device has none."""
+    return (tensor if holds(tensor.device, torch.float64) else tensor.cpu()).double()
+
+
+def check_device(device: torch.device, dtype: torch.dtype, storage: str) -> None:
+    """InputError: this torch cannot train on the device in this dtype with the base weights in this `base_storage`."""
+    if device.type in ("cpu", "cuda"):
+        return
+    if not holds(device, dtype) or (dtype == torch.float16 and not _scales_losses(device)):
+        name = next(name for name, known in DTYPES.items() if known == dtype)
+        raise InputError(f"precision is {name}, in which torch cannot train on this device: choose another one.")
+    if storage == "fp8" and not holds(device, torch.float8_e4m3fn):
+        raise InputError("base_storage is fp8, which this device does not know: choose int8, which takes as little.")
+
+
+def _scales_losses(device: torch.device) -> bool:
+    """Whether the gradients of a scaled loss can be scaled back, for which torch 2.4 needs float64."""
+    weight, scaler = nn.Parameter(torch.zeros(1, device=device)), torch.amp.GradScaler(device.type)
+    try:
+        scaler.scale(weight.sum()).backward()
+        scaler.unscale_(torch.optim.SGD([weight]))
+    except (TypeError, RuntimeError):
+        return False
+    return True

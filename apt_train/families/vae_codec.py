@@ -61,5 +61,7 @@ class VaeCodec:
         return self.vae.config.get("shift_factor") or 0.0
 
     def _exact(self) -> AbstractContextManager[object]:
-        kind = self.vae.device.type  # torch has no autocast for `meta`, where memory is estimated
-        return contextlib.nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
+        kind = self.vae.device.type  # one without autocast is `meta`, where memory is estimated, or torch 2.4's `mps`
+        return (
+            torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
+        )

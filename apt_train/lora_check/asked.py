@@ -17,8 +17,8 @@ MOST_STRENGTHS = 20  # as many as fit on a page
 class Asked:
     """How to check a LoRA.
 
-    `strengths`: each is tried once, from the lowest. `device`: torch's, or its name; None: CUDA if there is one, else
-    the CPU.
+    `strengths`: each is tried once, from the lowest. `device`: torch's, or its name; None: as in
+    `train`.
 
     InputError: an invalid value.
     """

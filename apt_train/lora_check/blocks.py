@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..families.precision import in_float64
 from .formulas import singular_values
 from .placing import Placed
 from .with_lora import WithLora
@@ -48,8 +49,8 @@ def _measured(name: str, items: Sequence[Placed], lora: WithLora) -> Block:
     for item in items:
         changed = 0.0
         for _, original, change in lora.changes(item):
-            changed += float(change.double().square().sum())  # float64, because squares may exceed float32
-            base += float(original.double().square().sum())
+            changed += float(in_float64(change).square().sum())  # squares may exceed float32
+            base += float(in_float64(original).square().sum())
         added += changed
         unchanged += changed == 0
         if item.rank is not None:

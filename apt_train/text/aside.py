@@ -22,7 +22,7 @@ Encode = Callable[[Tensor | None], Sequence[Tensor | None]]
 
 def on_loan(module: nn.Module, device: torch.device) -> AbstractContextManager[None]:
     """Inside the block the module works with copies of its weights on the device; afterwards with its own again."""
-    return weights_swapped(module, lambda tensor: tensor.to(device, non_blocking=True, copy=True))
+    return weights_swapped(module, lambda tensor: tensor.to(device, non_blocking=device.type == "cuda", copy=True))
 
 
 def ready_to_lend(module: nn.Module, device: torch.device) -> None:

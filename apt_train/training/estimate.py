@@ -18,7 +18,7 @@ from ..text.captions import subject_captions
 from ..text.conditioning import Conditioner
 from .indicator import OverfitIndicator
 from .live_bytes import META, LiveBytes, as_on_a_gpu, gradients_left_out, on_meta, weight_bytes
-from .memory import Memory, Savings
+from .memory import Memory, Savings, shares_main_memory
 from .optimizer import build_optimizer, state_bytes
 from .step import TrainingStep
 
@@ -53,7 +53,7 @@ def _counted(plan: Plan, savings: Savings, step: TrainingStep) -> Memory:
     live = LiveBytes([components.unet, *encoders, *([identifier] if identifier is not None else [])])
     batch = _batch(plan)
     prior = plan.objective.needs_prior(0)
-    with gradients_left_out(live, list(trainable.values())), as_on_a_gpu(only_meta=True), live:
+    with gradients_left_out(live, list(trainable.values())), _attention_of(plan.device), live:
         with step.adapter.at(batch.timesteps):
             step(batch, with_prior=prior).total.backward()
     network = weight_bytes(components.unet.parameters()) - weight_bytes(step.adapter.parameters.values())
@@ -63,17 +63,21 @@ def _counted(plan: Plan, savings: Savings, step: TrainingStep) -> Memory:
     )
     resident = network + sum(weight_bytes(model.parameters()) for model in encoders) * _encoders_stay(plan, savings)
     vae = components.vae
-    if plan.device.type == "cpu" and vae is not None:
+    if shares_main_memory(plan.device) and vae is not None:
         resident += weight_bytes(vae.parameters())
     trained = weight_bytes(trainable.values())
     adapter = 2 * trained + state_bytes(optimizer, trainable)
     return Memory(resident, adapter, live.peak, _vae(plan), network, blocks)
 
 
+def _attention_of(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    return as_on_a_gpu(only_meta=True, fused=device.type != "mps")
+
+
 def _encoders_stay(plan: Plan, savings: Savings) -> bool:
     """Whether the text encoders stay on the device."""
     learns = plan.config.identifier_mode == "learned"
-    return plan.device.type == "cpu" or (learns and not savings.encoders_aside)
+    return shares_main_memory(plan.device) or (learns and not savings.encoders_aside)
 
 
 def _vae(plan: Plan) -> int | None:
@@ -83,12 +87,12 @@ def _vae(plan: Plan) -> int | None:
         return None
     pixels, latent = (1, 3, side, side), side // components.family.vae_factor
     channels = components.network.latent_channels(components.unet)
-    with on_meta(components.vae), LiveBytes([components.vae]) as live, as_on_a_gpu(only_meta=True), torch.no_grad():
+    with on_meta(components.vae), LiveBytes([components.vae]) as live, _attention_of(plan.device), torch.no_grad():
         if encodes:
             components.encode(torch.zeros(pixels, device=META))
         if decodes:
             components.decode(torch.zeros(1, channels, latent, latent, device=META))
-    held = 0 if plan.device.type == "cpu" else weight_bytes(components.vae.parameters())
+    held = 0 if shares_main_memory(plan.device) else weight_bytes(components.vae.parameters())
     return held + live.peak
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..families.levels import even_levels, parts_of
+from ..families.precision import holds
 
 AUTO_SCALE = 5.0
 """For "auto": gamma = 1 - exp(-5 * relative gap), so 0.39 if the tuned loss is 10% below the prior's (ours)."""
@@ -44,7 +45,7 @@ class OverfitIndicator:
         bins are equal parts of the noise level.
         """
         self._device = torch.device(device)
-        if self._device.type == "mps":  # it has no float64
+        if not holds(self._device, torch.float64):
             self._device = torch.device("cpu")
         self.bins, self.ema, self.temperature, self.num_timesteps = bins, ema, temperature, num_timesteps
         self._bin_of = parts_of(even_levels(num_timesteps) if levels is None else levels, bins).to(self._device)

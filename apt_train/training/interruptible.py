@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
-
 from ..errors import InputError
 from ..events import BusyEvent, Callback, Event, Work
 from ..sample.sampler import calls_told
+from .memory import empty_cache
 from .running import Run
 from .vae_visits import Stranded
 
@@ -49,6 +48,5 @@ def attempted(
         raise
     except (RuntimeError, MemoryError, InputError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__  # Python's own MemoryError says none
-    if run.device.type == "cuda":  # outside the handler, which holds the failed work's tensors
-        torch.cuda.empty_cache()
+    empty_cache(run.device)  # outside the handler, which holds the failed work's tensors
     return None, reason

@@ -93,15 +93,16 @@ class _FusedAttention(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def as_on_a_gpu(*, only_meta: bool = False) -> Generator[None]:
+def as_on_a_gpu(*, only_meta: bool = False, fused: bool = True) -> Generator[None]:
     """Inside the block torch attends as fused kernels do, and can recompute activations on the meta device, too.
 
-    `only_meta`: only meta tensors are attended to so.
+    `only_meta`: only meta tensors are attended to so. `fused`: whether the GPU has such kernels with gradients, which
+    Apple's has not.
     """
     real, known = F.scaled_dot_product_attention, cast("dict[str, Any]", vars(torch))
 
     def stand_in(query: Tensor, key: Tensor, value: Tensor, *more: Any, **named: Any) -> Any:
-        if only_meta and not query.is_meta:
+        if not fused or (only_meta and not query.is_meta):
             return real(query, key, value, *more, **named)
         return cast("Tensor", _FusedAttention.apply(query, key, value))
 

@@ -62,10 +62,25 @@ def free_bytes(device: torch.device) -> int | None:
     """Bytes of a device's memory available to us; None if the device does not report them."""
     if device.type == "cpu":
         return int(psutil.virtual_memory().available)
+    if device.type == "mps" and hasattr(torch.mps, "recommended_max_memory"):  # not in torch 2.4
+        held = torch.mps.driver_allocated_memory()
+        left = min(psutil.virtual_memory().available, torch.mps.recommended_max_memory() - held)
+        return int(left + held - torch.mps.current_allocated_memory())
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def shares_main_memory(device: torch.device) -> bool:
+    """Whether what leaves the device takes as much of the same memory as before; so on Apple's machines."""
+    return device.type in ("cpu", "mps")
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give back the memory that torch holds on the device without using it."""
+    if device.type in ("cuda", "mps"):
+        getattr(torch, device.type).empty_cache()
 
 
 def fits(memory: Memory, free: int) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator
 import torch
 
 from ..errors import InputError
+from .memory import empty_cache, shares_main_memory
 from .notes import BLOCKS_ASIDE, ENCODERS_ASIDE
 from .running import Run
 
@@ -47,7 +48,7 @@ def _leaner(run: Run) -> Callable[[Run], str] | None:
     """The next mode, in the order of what they cost in time."""
     if run.recomputed < run.components.network.checkpoint_parts(run.components.unet):
         return _recompute
-    if run.device.type == "cpu":
+    if shares_main_memory(run.device):
         return None
     conditioner = run.inputs.conditioner
     if conditioner.identifier is not None and not conditioner.is_aside:
@@ -81,8 +82,7 @@ def forget(run: Run) -> None:
     fresh.load_state_dict(run.scaler.state_dict())
     run.scaler = fresh  # it has not unscaled this step's gradients yet: a scaler refuses to do that twice
     gc.collect()
-    if run.device.type == "cuda":
-        torch.cuda.empty_cache()
+    empty_cache(run.device)
 
 
 @contextlib.contextmanager
@@ -97,6 +97,6 @@ def memory_in_words(refusal: InputError | None = None) -> Generator[None]:
 
 
 _OUT_OF_MEMORY = (
-    "Out of memory: set base_storage to fp8 and memory to auto, lower resolution or batch_size, or set "
+    "Out of memory: set base_storage to int8 and memory to auto, lower resolution or batch_size, or set "
     "identifier_mode to word."
 )

@@ -21,11 +21,11 @@ from ..data.dataset import ImageSet
 from ..errors import InputError
 from ..events import PlanEvent
 from ..families.components import Components
-from ..families.precision import DTYPES, resolve_dtype
+from ..families.precision import DTYPES, check_device, resolve_dtype
 from ..run.content import Content
 from ..sample.drift import unrelated_prompts
 from .estimate import estimated
-from .memory import Memory, Savings, blocks_too_many, fits, free_bytes
+from .memory import Memory, Savings, blocks_too_many, fits, free_bytes, shares_main_memory
 from .objective import Objective, check_layers, objective_of
 
 
@@ -60,7 +60,7 @@ class Plan:
         if fitting < len(rungs):
             return rungs[fitting]
         leanest = self._estimated(rungs[-1])
-        if leanest is None or rungs[-1].recomputed < parts:  # see `BlocksAside`
+        if leanest is None or rungs[-1].recomputed < parts or shares_main_memory(self.device):  # see `BlocksAside`
             return rungs[-1]
         return replace(rungs[-1], blocks_aside=blocks_too_many(leanest, free))
 
@@ -69,8 +69,8 @@ class Plan:
         asked = self.config.gradient_checkpointing
         numbers = range(self._checkpoint_parts + 1) if asked is None else [self._checkpoint_parts * asked]
         rungs = [Savings(number) for number in numbers]
-        learns = self.config.identifier_mode == "learned"
-        return [*rungs, replace(rungs[-1], encoders_aside=True)] if learns else rungs
+        lends = self.config.identifier_mode == "learned" and not shares_main_memory(self.device)
+        return [*rungs, replace(rungs[-1], encoders_aside=True)] if lends else rungs
 
     @property
     def _checkpoint_parts(self) -> int:
@@ -92,7 +92,7 @@ class Plan:
 
         A host's VAE cannot be counted, so a network of a large kind always makes way for it.
         """
-        if self.device.type == "cpu" or self.memory is None:
+        if shares_main_memory(self.device) or self.memory is None:
             return False
         if self.components.vae is None:
             return self.components.network.checkpoints_on_gpu(self.components.unet)
@@ -151,11 +151,29 @@ class Plan:
     def check(self) -> None:
         """InputError for settings that cannot be trained, or that would fail hours into a run."""
         check_layers(self.objective, self.components.network, self.components.unet)
+        check_device(self.device, self.dtype, self.config.base_storage)
+        self._check_apple()
         if self.config.compile_blocks and not self.components.network.blocks(self.components.unet):
             raise InputError("compile_blocks is on, but this network has no blocks to compile: switch it off.")
         most, given = self.components.schedule.num_timesteps, self.config.output.preview_steps
         if self.config.output.preview_every and given > most:
             raise InputError(f"preview_steps is {given}, but this model's schedule has {most}: give {most} or fewer.")
+
+    def _check_apple(self) -> None:
+        """InputError: what torch on Apple's GPU accepts, and then computes wrongly without an error."""
+        config, recomputes = (
+            self.config,
+            self.config.memory == "auto" or self.config.gradient_checkpointing is not False,
+        )
+        if self.device.type != "mps":
+            return
+        if config.channels_last:
+            raise InputError("channels_last is on, with which torch errs on Apple's GPU: switch it off.")
+        if config.adapter.dropout and recomputes:
+            raise InputError(
+                "dropout is on, which torch draws anew on Apple's GPU where it recomputes activations: set it to 0, or "
+                "gradient_checkpointing to false and memory to fixed."
+            )
 
 
 def plan_run(
@@ -166,7 +184,7 @@ def plan_run(
     prior_images: ImageSet | None = None,
     device: str | torch.device | None = None,
 ) -> Plan:
-    """The plan of a run. `device` None: CUDA if there is one, else the CPU.
+    """The plan of a run. `device` None: a GPU of NVIDIA, AMD or Apple if there is one, else the CPU.
 
     InputError: an argument is of another kind, the device cannot be used, or several processes were launched.
     """
@@ -204,7 +222,7 @@ def _refuse_ranks() -> None:
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
     try:
-        usual = "cuda" if torch.cuda.is_available() else "cpu"
+        usual = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         resolved = torch.device(usual if device is None else device)
         torch.zeros(1, device=resolved).cpu()  # a device that cannot be read back (meta) cannot train
     except (TypeError, RuntimeError, AssertionError, NotImplementedError, ImportError) as error:

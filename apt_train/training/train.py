@@ -56,7 +56,7 @@ def train(
         prior_images: pictures of the class for DreamBooth's prior preservation.
         output_dir: the run's folder; None: nothing is written.
         resume: continue the run in `output_dir` (on the CPU: bit for bit as if it had never stopped).
-        device: None: CUDA if there is one, else the CPU.
+        device: None: a GPU of NVIDIA, AMD or Apple if there is one, else the CPU.
         on_event: receives a `PlanEvent` before the first step, and every `StepEvent`, `PreviewEvent`, `NoticeEvent` and
             `BusyEvent`. It may raise `StopTraining`, which ends the run normally. Any other exception is re-raised
             once the last completed step has been saved. If it stops a run during preparation, nothing is written and
