@@ -52,7 +52,7 @@ def steps_done(folder: Path) -> int:
     if not holds_run(folder):
         return 0
     found = names.snapshot_folders(folder / names.SNAPSHOTS)
-    return max((step for step, snapshot in found.items() if any(snapshot.iterdir())), default=0)
+    return max((step for step, snapshot in found.items() if any(snapshot.glob("[!.]*"))), default=0)
 
 
 def set_aside(folder: Path) -> None:

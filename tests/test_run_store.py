@@ -105,6 +105,8 @@ def test_copies_of_snapshots_and_odd_pictures_count_for_nothing(store: Any, run:
         (run.folder / "snapshots" / name).mkdir()
     (run.folder / "snapshots" / "step_000008").write_text("")
     (run.folder / "snapshots" / "step_000999").mkdir()  # empty
+    (run.folder / "snapshots" / "step_000998").mkdir()
+    (run.folder / "snapshots" / "step_000998" / ".DS_Store").write_text("")  # emptied in the Finder
     assert store.snapshot_steps(run) == list(STEPS) and store.steps_done(run.folder) == 6
     previews = run.folder / "previews"
     previews.mkdir()

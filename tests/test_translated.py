@@ -185,12 +185,12 @@ def test_every_note_on_a_folder_has_its_chinese(count: int, chinese: Callable[[s
                      ("mask.png", "matte.png")[i]):  # fmt: skip
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (4, 4)).save(folder / name, format="PNG")
-        for name in (f"x{i}.heic", f"orphan{i}.txt", f"other{i}.pdf"):
+        for name in (f"x{i}.heic", f"orphan{i}.txt", f"other{i}.pdf", f".q{i}.png.icloud"):
             (folder / name).touch()
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "p0.png").touch()
     notes = sort_folder(folder).notes
-    assert len(notes) == 14
+    assert len(notes) == 15
     assert [note for note in notes if not CHINESE.search(chinese(note))] == []
 
 

@@ -70,6 +70,7 @@ class _Found:
     folders: list[Path] = field(default_factory=list[Path])
     others: list[Path] = field(default_factory=list[Path])
     hidden: list[Path] = field(default_factory=list[Path])  # pictures by content
+    in_cloud: list[Path] = field(default_factory=list[Path])  # macOS's stand-ins, `.X.png.icloud`
     by_picture: list[Path] = field(default_factory=list[Path])  # masks only because a picture of that name exists
     made: list[Path] = field(default_factory=list[Path])  # by their name, derived from another picture here
 
@@ -140,6 +141,8 @@ def _is_hidden(name: str) -> bool:
 
 def _put(found: _Found, path: Path) -> None:
     suffix, stem = path.suffix.lower(), path.stem
+    if _is_hidden(path.name) and suffix == ".icloud":
+        return found.in_cloud.append(path)
     if _is_hidden(path.name):
         return found.hidden.append(path) if os.path.isfile(path) and is_picture(path) else None
     if os.path.isdir(path):  # Path.is_dir raises if a folder may be listed but not entered
@@ -261,6 +264,7 @@ def _notes(folder: Path, found: _Found, used: set[Path | None], sorted_: Folder)
         (nameless, "{is} taken as a picture of the subject: a loss mask of X.png is called X-mask.png."),
         (found.made, "{is} left out as made from another picture here, by the name: rename {it} to train on {it}."),
         (found.hidden, "{is} hidden, so left out: remove the dot at the beginning of the name to use {it}."),
+        (found.in_cloud, "{is} in iCloud only, so left out: download {it} in Finder."),
         (second, "{is} not used: another file is the loss mask of the same picture."),
         (orphans, "{belongs} to no picture: a caption has the name of its picture."),
         (

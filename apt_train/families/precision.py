@@ -48,11 +48,12 @@ def check_device(device: torch.device, dtype: torch.dtype, storage: str) -> None
 
 
 def _scales_losses(device: torch.device) -> bool:
-    """Whether the gradients of a scaled loss can be scaled back, for which torch 2.4 needs float64."""
+    """Whether a step can be taken on a scaled loss, for which torch 2.4 needs float64."""
     weight, scaler = nn.Parameter(torch.zeros(1, device=device)), torch.amp.GradScaler(device.type)
     try:
         scaler.scale(weight.sum()).backward()
-        scaler.unscale_(torch.optim.SGD([weight]))
+        scaler.step(torch.optim.SGD([weight]))
+        scaler.update()
     except (TypeError, RuntimeError):
         return False
     return True

@@ -61,7 +61,6 @@ class VaeCodec:
         return self.vae.config.get("shift_factor") or 0.0
 
     def _exact(self) -> AbstractContextManager[object]:
-        kind = self.vae.device.type  # one without autocast is `meta`, where memory is estimated, or torch 2.4's `mps`
-        return (
-            torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
-        )
+        kind = self.vae.device.type
+        has_autocast = torch.amp.is_autocast_available(kind)  # not `meta`, where memory is estimated; in 2.4 not `mps`
+        return torch.autocast(kind, enabled=False) if has_autocast else contextlib.nullcontext()

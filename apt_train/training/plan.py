@@ -160,18 +160,16 @@ class Plan:
             raise InputError(f"preview_steps is {given}, but this model's schedule has {most}: give {most} or fewer.")
 
     def _check_apple(self) -> None:
-        """InputError: what torch on Apple's GPU accepts, and then computes wrongly without an error."""
-        config, recomputes = (
-            self.config,
-            self.config.memory == "auto" or self.config.gradient_checkpointing is not False,
-        )
+        """InputError: what torch accepts on Apple's GPU, but computes wrongly there without saying so."""
+        config = self.config
         if self.device.type != "mps":
             return
+        recomputes = config.memory == "auto" or config.gradient_checkpointing is not False
         if config.channels_last:
-            raise InputError("channels_last is on, with which torch errs on Apple's GPU: switch it off.")
+            raise InputError("channels_last is on, with which some torch errs on Apple's GPU: switch it off.")
         if config.adapter.dropout and recomputes:
             raise InputError(
-                "dropout is on, which torch draws anew on Apple's GPU where it recomputes activations: set it to 0, or "
+                "dropout is on, which Apple's GPU draws anew where it recomputes activations: set it to 0, or "
                 "gradient_checkpointing to false and memory to fixed."
             )
 
