@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -16,13 +17,18 @@ from torch import Tensor
 from ..apt_train.disk.tensor_writer import raw_bytes
 
 T = TypeVar("T")
+_READING = (
+    threading.Lock()
+)  # torch ends the process where two threads use Apple's GPU, as a host on it keeps models there
 AtPiece = Callable[[int, int], object]  # (pieces done, all pieces), called before each; if it raises, the work ends
 
 
 def tensor_hash(tensor: Tensor) -> str:
     """The hash of a plain tensor's dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
-    digest.update(raw_bytes(tensor))
+    with _READING:
+        read = tensor.cpu()
+    digest.update(raw_bytes(read))
     return digest.hexdigest()
 
 

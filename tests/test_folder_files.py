@@ -259,7 +259,7 @@ def test_what_systems_leave_is_not_named(folder: Path) -> None:
 
 def test_a_picture_that_is_in_the_cloud_only_is_named(folder: Path) -> None:
     (folder / ".b.jpg.icloud").write_bytes(b"bplist00")
-    assert "iCloud only: download it" in said_once(load_images(folder), ".b.jpg.icloud")
+    assert "iCloud only, so left out: download it" in said_once(load_images(folder), ".b.jpg.icloud")
 
 
 def test_of_several_masks_ours_counts_and_the_others_are_named(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +50,25 @@ def test_cancel_leaves_what_was_not_begun(hashing: Any) -> None:
         for name, _ in hashing.hashes(TENSORS, at_piece, hash_of):
             kept.append(name)
     assert kept == list(TENSORS)[:3] and len(hashed) < 20
+
+
+def test_one_thread_at_a_time_reads_from_a_device(hashing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that use Apple's GPU at once end the process."""
+    reading: list[int] = []
+    most, cpu = [0], torch.Tensor.cpu
+
+    def read(tensor: torch.Tensor) -> torch.Tensor:
+        reading.append(1)
+        most.append(len(reading))
+        time.sleep(0.002)
+        reading.pop()
+        return cpu(tensor)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(torch.Tensor, "cpu", read)
+    monkeypatch.setattr(hashing, "raw_bytes", lambda tensor: b"")
+    assert len(dict(hashing.hashes(TENSORS, lambda *_: None, hashing.tensor_hash))) == 40
+    assert max(most) == 1
 
 
 def test_an_error_in_a_piece_reaches_the_caller(hashing: Any) -> None:
