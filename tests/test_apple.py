@@ -31,7 +31,7 @@ from apt_train.rng import seeded
 from apt_train.sample import trajectories
 from apt_train.text.aside import on_loan
 from apt_train.training import estimate, plan
-from apt_train.training.memory import Memory, Savings, empty_cache, free_bytes
+from apt_train.training.memory import Memory, Savings, empty_cache, free_bytes, keep_to_the_recommended
 from apt_train.training.out_of_memory import can_step_down
 from apt_train.training.plan import Plan, plan_run, resolve_device
 from tests import pretend_device
@@ -247,6 +247,17 @@ def test_what_torch_holds_without_using_it_is_given_back(monkeypatch: pytest.Mon
     for kind in ("cpu", "mps", "cuda"):
         empty_cache(torch.device(kind))
     assert emptied == ["torch.mps", "torch.cuda"]
+
+
+def test_what_torch_holds_stays_within_what_the_driver_recommends(
+    told: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emptied: list[int] = []
+    monkeypatch.setattr(torch.mps, "empty_cache", lambda: emptied.append(told["driver_allocated_memory"]))
+    for told["driver_allocated_memory"] in (10, 11):
+        keep_to_the_recommended(MPS)
+        keep_to_the_recommended(torch.device("cpu"))
+    assert emptied == [11]
 
 
 @pytest.mark.parametrize("device", [None, "mps", "cpu"])

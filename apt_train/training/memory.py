@@ -62,9 +62,9 @@ def free_bytes(device: torch.device) -> int | None:
     """Bytes of a device's memory available to us; None if the device does not report them."""
     if device.type == "cpu":
         return int(psutil.virtual_memory().available)
-    if device.type == "mps" and hasattr(torch.mps, "recommended_max_memory"):  # not in torch 2.4
+    if recommended := _recommended(device):
         held = torch.mps.driver_allocated_memory()
-        left = min(psutil.virtual_memory().available, torch.mps.recommended_max_memory() - held)
+        left = min(psutil.virtual_memory().available, recommended - held)
         return int(left + held - torch.mps.current_allocated_memory())
     if device.type != "cuda":
         return None
@@ -81,6 +81,19 @@ def empty_cache(device: torch.device) -> None:
     """Give back the memory that torch holds on the device without using it."""
     if device.type in ("cuda", "mps"):
         getattr(torch, device.type).empty_cache()
+
+
+def keep_to_the_recommended(device: torch.device) -> None:
+    """On Apple's GPU torch would hold more with every new size of picture, until the machine swaps (reported)."""
+    recommended = _recommended(device)
+    if recommended and torch.mps.driver_allocated_memory() > recommended:
+        empty_cache(device)
+
+
+def _recommended(device: torch.device) -> int:
+    """The bytes that the driver of Apple's GPU recommends to take at most; 0: another device, or torch 2.4."""
+    known = device.type == "mps" and hasattr(torch.mps, "recommended_max_memory")
+    return torch.mps.recommended_max_memory() if known else 0
 
 
 def fits(memory: Memory, free: int) -> bool:

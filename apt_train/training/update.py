@@ -17,6 +17,7 @@ from ..data.batch import Batch
 from ..errors import InputError
 from ..rng import seeded
 from ..run.optimizer_state import learning
+from .memory import keep_to_the_recommended
 from .out_of_memory import memory_in_words
 from .running import Run
 from .step import StepOutput
@@ -85,6 +86,7 @@ def optimizer_step(run: Run) -> dict[str, Any]:
         _refuse(run, values)
         _move(run)
     _commit(run)
+    keep_to_the_recommended(run.device)
     run.gamma = gamma
     norm = values[_NORM]
     return {
