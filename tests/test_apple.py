@@ -163,7 +163,8 @@ def test_number_formats_that_it_lacks_are_refused(settings: dict[str, Any], told
 
 @pytest.mark.usefixtures("knows_all")
 def test_what_it_computes_wrongly_is_refused() -> None:
-    for settings in ({"channels_last": True}, {"dropout": 0.1}, {"dropout": 0.1, "gradient_checkpointing": False}):
+    refused: list[dict[str, Any]] = [{"channels_last": True}, {"dropout": 0.1}]
+    for settings in (*refused, {"dropout": 0.1, "gradient_checkpointing": False}):
         with pytest.raises(InputError, match=next(iter(settings))):
             planned(**settings).check()
     planned(dropout=0.1, gradient_checkpointing=False, memory="fixed").check()
