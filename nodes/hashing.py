@@ -17,18 +17,18 @@ from torch import Tensor
 from ..apt_train.disk.tensor_writer import raw_bytes
 
 T = TypeVar("T")
-_READING = (
-    threading.Lock()
-)  # torch ends the process where two threads use Apple's GPU, as a host on it keeps models there
 AtPiece = Callable[[int, int], object]  # (pieces done, all pieces), called before each; if it raises, the work ends
+
+# A host on Apple's GPU keeps models there, and torch ends the process when two threads use it.
+_READING = threading.Lock()
 
 
 def tensor_hash(tensor: Tensor) -> str:
     """The hash of a plain tensor's dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
     with _READING:
-        read = tensor.cpu()
-    digest.update(raw_bytes(read))
+        here = tensor.cpu()
+    digest.update(raw_bytes(here))
     return digest.hexdigest()
 
 

@@ -17,8 +17,7 @@ MOST_STRENGTHS = 20  # as many as fit on a page
 class Asked:
     """How to check a LoRA.
 
-    `strengths`: each is tried once, from the lowest. `device`: torch's, or its name; None: as in
-    `train`.
+    `strengths`: each is tried once, from the lowest. `device`: torch's, or its name; None: as `train` chooses.
 
     InputError: an invalid value.
     """
