@@ -46,7 +46,7 @@ def test_what_is_missing_is_named_with_the_command(
     with pytest.raises(requirements.InputError) as caught:
         requirements.check_installed()
     command = f'"{python}"{flag} -m pip install -r "{ROOT / "requirements.txt"}"'
-    assert str(caught.value) == f"APT Train needs peft, pillow: run {command}, then restart ComfyUI."
+    assert str(caught.value) == f"APT Train needs pillow, peft: run {command}, then restart ComfyUI."
 
 
 @pytest.mark.parametrize("version", ["0.3.65", "0.14.1", "0.9"])

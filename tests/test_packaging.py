@@ -85,6 +85,11 @@ def test_requirements_are_the_dependencies_without_torch() -> None:
     assert lines("requirements.txt") == [line for line in project()["dependencies"] if split(line)[0] != "torch"]
 
 
+def test_what_a_host_brings_is_decided_first() -> None:
+    """pip and uv decide in the list's order, and would replace a host's transformers to suit the newest diffusers."""
+    assert set(list(dependencies())[-3:]) == {"diffusers", "peft", "matplotlib"}, "ComfyUI asks for all others itself"
+
+
 def test_every_import_is_a_declared_dependency() -> None:
     declared = {MODULE_OF.get(name, name) for name in dependencies()}
     # tokenizers is transformers' own part, always beside it
@@ -127,7 +132,10 @@ def test_the_test_environment_is_pinned() -> None:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Built from a copy beside folders that must stay out, with the build tool already here (no network)."""
+    """Built from a copy beside folders that must stay out, with the build tool already here (no network).
+
+    The build tool has nothing to warn of: it says what its next release will leave out.
+    """
     pytest.importorskip("setuptools", minversion="77")
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     shutil.copytree(PACKAGE, source / "apt_train", ignore=shutil.ignore_patterns("__pycache__"))
@@ -139,6 +147,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     done = subprocess.run([*pip, "--wheel-dir", str(target), str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
     return zipfile.ZipFile(next(target.glob("*.whl")))
 
 
