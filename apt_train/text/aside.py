@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,4 +47,4 @@ def encoded_on_loan(
         with loan():
             return encode(rows)
 
-    return cast("Sequence[Tensor | None]", checkpoint.checkpoint(lent, rows, use_reentrant=False))
+    return cast("Any", checkpoint.checkpoint(lent, rows, use_reentrant=False))

@@ -118,7 +118,7 @@ def attention_maps(
 
 def recomputed(form: Callable[..., Result], *arguments: object) -> Result:
     """`form(*arguments)`, recomputed in the backward pass, so that only the arguments are kept."""
-    return cast("Result", checkpoint.checkpoint(form, *arguments, use_reentrant=False))
+    return cast("Any", checkpoint.checkpoint(form, *arguments, use_reentrant=False))
 
 
 def _column_map(query: Tensor, key: Tensor, member: Tensor, heads: int, scale: float, mask: Tensor | None) -> Tensor:
