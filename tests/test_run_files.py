@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -698,11 +700,9 @@ def test_without_locks_two_processes_still_do_not_train_together(tmp_path: Path)
 
 @pytest.mark.usefixtures("no_locks")
 def test_without_locks_a_process_that_ended_holds_nothing(tmp_path: Path) -> None:
-    child = os.fork() if hasattr(os, "fork") else pytest.skip("needs fork")
-    if not child:
-        os._exit(0)
-    os.waitpid(child, 0)
-    left = {"host": lock._host(), "pid": child, "token": "x"}
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    left = {"host": lock._host(), "pid": child.pid, "token": "x"}
     (tmp_path / names.LOCK_WITHOUT_SYSTEM).write_text(json.dumps(left))
     with lock.held(tmp_path):
         assert json.loads((tmp_path / names.LOCK_WITHOUT_SYSTEM).read_text())["pid"] == os.getpid()
