@@ -21,6 +21,7 @@ from torch import nn
 from apt_train.families.components import Components
 from apt_train.families.load import load_checkpoint
 from apt_train.families.reading.meta_build import build
+from apt_train.families.reading.tokenizer_files import find_clip_vocabulary
 from apt_train.families.sd.schedule_config import schedule_from_config
 from tests.tiny import schedule_of, tiny_components, unet_of, vae_of
 from tests.tiny_checkpoint import (
@@ -361,6 +362,22 @@ def test_vocabulary_is_looked_for_in_order(sd15_file, tmp_path, monkeypatch):
     assert source() == str(host)
     given = write_clip_vocabulary(tmp_path / "given" / "tokenizer")
     assert source(tokenizer=given.parent) == source(tokenizer=str(given)) == str(given)
+
+
+@pytest.mark.parametrize(
+    ("variable", "below"),
+    [
+        ("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub"),
+        ("XDG_CACHE_HOME", "huggingface/hub"),
+    ],
+)  # fmt: skip
+def test_the_download_folder_is_where_its_own_variables_say(variable, below, tmp_path, monkeypatch):
+    for name in ("COMFYUI_PATH", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    snapshots = tmp_path / below / "models--openai--clip-vit-large-patch14" / "snapshots"
+    cached = write_clip_vocabulary(snapshots / "abc")
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert find_clip_vocabulary(None) == cached
 
 
 def test_digest_is_of_the_content(sd15_file, vocabulary, tmp_path):

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -60,6 +61,17 @@ def test_the_name_appears_with_the_whole_content_and_nothing_else(tmp_path: Path
     assert target.read_bytes() == b"x" * 1000
     assert os.listdir(tmp_path) == ["a.bin"]
     assert len(seen[0]) == 1 and "a.bin" not in seen[0]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="counts open files as POSIX does")
+def test_a_write_leaves_nothing_open(tmp_path: Path) -> None:
+    """A host that runs for days would reach the system's limit."""
+    before = psutil.Process().num_fds()
+    for name in ("a.bin", "b.bin"):
+        atomic_write(tmp_path / name, lambda path: path.write_bytes(b"x"))
+    with atomic_folder(tmp_path / "folder"):
+        pass
+    assert psutil.Process().num_fds() == before
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OSError])

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -48,3 +50,15 @@ def test_a_word_is_found_beside_its_lora_by_its_name(loras: Any, tmp_path: Path)
     assert loras.embedding_rows("embedding:another", beside) is None
     assert loras.embedding_rows("embedding:my_toy_embedding", None) is None
     assert loras.embedding_rows("sks toy", beside) is None
+
+
+def test_a_lora_is_on_the_model_already_only_if_all_of_it_is(loras: Any) -> None:
+    """Two of one training share what it froze, for example the random half of each layer."""
+    up, down = torch.ones(2, 2), torch.arange(4.0)
+    there, other = SimpleNamespace(weights=(up, down, 1.0)), SimpleNamespace(weights=(2 * up, down, 1.0))
+    model = SimpleNamespace(patches={"layer": [(1.0, there)]})
+    for added in (other, there):
+        tuned = SimpleNamespace(patches={"layer": [(1.0, there), (1.0, added)]})
+        loras.comfy.sd.load_lora_for_models.return_value = tuned, None
+        with pytest.raises(loras.InputError, match="already") if added is there else nullcontext():
+            loras.require_without(model, [{}])

@@ -45,3 +45,9 @@ def test_of_many_samples_the_last_is_among_those_shown(picture: Any, count: int)
     side = picture.SIDES[min(count, len(picture.SIDES)) - 1]
     colours = {colour: number for number, colour in picture.sample_sheet(last, asks()).getcolors(1 << 20) or []}
     assert colours[(255, 0, 0)] == side**2
+
+
+def test_the_samples_say_after_which_step_they_were_drawn(picture: Any) -> None:
+    drawn = samples("a {subject}")
+    later = PreviewEvent(drawn.step + 1, drawn.prompts, drawn.prior, drawn.tuned)
+    assert picture.sample_sheet(later, asks()) != picture.sample_sheet(drawn, asks())

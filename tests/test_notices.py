@@ -178,6 +178,13 @@ def test_a_file_without_end_is_read_in_part(tmp_path: Path) -> None:
     assert max(len(notice.text) for notice in found) == LONGEST
 
 
+def test_a_run_keeps_no_more_notices_than_are_read() -> None:
+    notices = Notices()
+    for number in range(MOST + 5):
+        notices.add(str(number), 0)
+    assert notices.texts == [str(number) for number in range(MOST)]
+
+
 def test_a_file_name_is_no_markdown(tmp_path: Path) -> None:
     write_run(tmp_path, plausible_log(3))
     (tmp_path / NOTICES).write_text(json.dumps({"step": 0, "text": "![x](http://y)\n# <b>`z`"}) + "\n")

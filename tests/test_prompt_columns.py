@@ -9,12 +9,15 @@ import importlib
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+
+from .node_modules import node_module
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOM = 10  # positions of a chunk
@@ -207,3 +210,19 @@ def test_the_table_says_what_each_token_gained_and_lost(pack: Any) -> None:
     assert len({len(line) for line in lines[2:]}) == 1
     same = pack.attention_table.table(pack.attention_table.compare([prior], [prior]), list("abc"), [0], [])
     assert same.split()[-1] == "-"
+
+
+@pytest.mark.parametrize("known_to_both", [True, False])
+def test_an_embedding_that_only_one_of_two_tokenizers_knows_is_refused(known_to_both: bool) -> None:
+    """What its rows hold may differ, as the two are of different widths."""
+
+    def tokens(width: int, known: bool) -> list[list[tuple[Any, float, int]]]:
+        return [[(0, 1.0, 0), (torch.zeros(width), 1.0, 1) if known else (2, 1.0, 0), (2, 1.0, 0)]]
+
+    parts = {f"clip_{name}": SimpleNamespace(embedding_size=width) for name, width in (("l", 2), ("g", 3))}
+    read = {"l": tokens(2, True), "g": tokens(3, known_to_both)}
+    clip = SimpleNamespace(tokenizer=SimpleNamespace(**parts), tokenize=lambda *_, **_options: read)
+    says = "tokenizers of the CLIP read 'embedding:half' differently, so no column fits both"
+    with node_module("host.prompt_reading") as module:
+        with nullcontext() if known_to_both else pytest.raises(ValueError, match=says):
+            assert [piece.label for piece in module.read_prompt(clip, "embedding:half").pieces] == ["half"]

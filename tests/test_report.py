@@ -634,6 +634,22 @@ def test_everything_stands_in_one_picture(tmp_path, lines, measured) -> None:
     assert {"Total (weighted)", "Denoising", "Attention alignment"} <= titles
 
 
+def test_every_curve_has_its_steps_across_and_its_values_up(tmp_path) -> None:
+    run = read_run(write_run(tmp_path, plausible_log(100, balance_every=10, ratios=(0.1, 0.4))))
+    log = run.log
+    shown: dict[str, list[tuple[Any, Any]]] = {
+        "indicator": [(log.step, values) for values in log.gamma.T],
+        "drift": [(log.drift_step, log.drift[name]) for name in ("ratio", "subject", "unrelated")],
+        "losses": [(log.step, values) for values in (log.terms | log.numbers).values()],
+        "balance": [(log.balance_step, values) for values in log.balance.values()],
+    }
+    for part, curves in shown.items():
+        drawn = [line.get_xydata() for axes in part_figure(part, run).axes for line in axes.lines]
+        for steps, values in curves:
+            wanted = np.stack([steps, values], axis=1)
+            assert any(points.shape == wanted.shape and np.allclose(points, wanted) for points in drawn), part
+
+
 # --- reading ------------------------------------------------------------------------------------------------------
 
 

@@ -709,6 +709,22 @@ def test_without_locks_a_process_that_ended_holds_nothing(tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("no_locks")
+def test_without_locks_a_process_that_awaits_its_parent_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """macOS tells no status of such a process; psutil then says that it is a zombie."""
+
+    def ended(pid: int) -> None:
+        raise psutil.ZombieProcess(pid)
+
+    monkeypatch.setattr(psutil, "Process", ended)
+    left = {"host": lock._host(), "pid": os.getppid(), "token": "x"}
+    (tmp_path / names.LOCK_WITHOUT_SYSTEM).write_text(json.dumps(left))
+    with lock.held(tmp_path):
+        assert json.loads((tmp_path / names.LOCK_WITHOUT_SYSTEM).read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.usefixtures("no_locks")
 def test_without_locks_a_process_that_is_not_listed_still_holds_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ Not here: that the host's own loaders leave it (`tests/host/test_components.py`)
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,15 @@ def checkpoint(folder: Path, context: int, *, lora: bool = False) -> str:
     path = folder / f"{context}.safetensors"
     save_file(tensors, path)
     return str(path)
+
+
+@pytest.mark.parametrize(("channels", "sides", "fits"), [(4, 2, True), (16, 2, False), (4, 3, False)])
+def test_latents_of_another_shape_or_of_a_video_are_refused(channels: int, sides: int, fits: bool) -> None:
+    model = SimpleNamespace(model=SimpleNamespace(latent_format=SimpleNamespace(latent_channels=4)))
+    vae = SimpleNamespace(latent_channels=channels, latent_dim=sides)
+    said = rf"latents of {channels} channels, the model reads 4: wire the VAE"
+    with node_module("host.vae_family") as module, nullcontext() if fits else pytest.raises(ValueError, match=said):
+        module.require_channels_of(model, vae)
 
 
 @pytest.mark.parametrize(("model", "vae", "named"), [(SD15, SDXL, "SDXL"), (SDXL, SD15, "SD1.5")])
