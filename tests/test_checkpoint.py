@@ -169,6 +169,16 @@ def test_weights_keep_the_files_type_unless_another_is_asked(tmp_path, vocabular
     assert torch.equal(unet_of(asked).conv_in.weight, tiny_modules("sd15").unet.conv_in.weight.to(written).float())
 
 
+def test_of_several_types_in_a_file_that_of_most_numbers_counts(tmp_path, vocabulary):
+    """Biases and norms in float32 are more tensors, but fewer numbers."""
+    tensors = {
+        name: tensor.float() if tensor.dim() == 1 else tensor.half()
+        for name, tensor in single_file_tensors(tiny_modules("sd15")).items()
+    }
+    kept = load_checkpoint(write_safetensors(tmp_path / "m.safetensors", tensors), tokenizer=vocabulary)
+    assert {p.dtype for p in kept.unet.parameters()} == {torch.float16}
+
+
 def test_old_text_names_and_training_leftovers_are_read(tmp_path, vocabulary):
     tensors = {
         name.replace("transformer.text_model.", "transformer."): tensor

@@ -1,4 +1,4 @@
-"""What training leaves behind of the host's memory when it fails. Not here: after whole runs (`tests/host/test_memory.py`)."""
+"""What training holds of the host's memory when it fails. Not here: after whole runs (`tests/host/test_memory.py`)."""
 
 from __future__ import annotations
 

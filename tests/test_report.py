@@ -62,7 +62,7 @@ def told(folder: Path, lines, config: TrainConfig | None = None) -> str:
     return paragraph(summarize(log_arrays(folder / "log.jsonl"), config))
 
 
-def plain_line(step: int, gamma: list[float], **changes) -> dict:
+def plain_line(step: int, gamma: list[float | None], **changes) -> dict:
     line = {
         "step": step, "loss": 1.0, "denoising": 0.5, "stabilization": 0.2, "alignment": 0.1, "grad_norm": 0.5,
         "lr": 5e-5, "timestep": [100], "gamma": gamma,
@@ -231,6 +231,7 @@ def test_a_report_that_cannot_be_written_says_so_and_leaves_the_old_one_whole(tm
             [plain_line(s, [0.1] * 2, grad_norm_terms={"denoising": 0.0, "alignment": None}) for s in (1, 2)],
             id="no gradient",
         ),
+        pytest.param([plain_line(1, [0.1, 0.1]), plain_line(2, [None, 0.1])], id="no gamma"),
     ],
 )
 def test_odd_runs_get_a_report_too(tmp_path, lines) -> None:
@@ -644,7 +645,7 @@ def test_every_curve_has_its_steps_across_and_its_values_up(tmp_path) -> None:
         "balance": [(log.balance_step, values) for values in log.balance.values()],
     }
     for part, curves in shown.items():
-        drawn = [line.get_xydata() for axes in part_figure(part, run).axes for line in axes.lines]
+        drawn = [np.asarray(line.get_xydata()) for axes in part_figure(part, run).axes for line in axes.lines]
         for steps, values in curves:
             wanted = np.stack([steps, values], axis=1)
             assert any(points.shape == wanted.shape and np.allclose(points, wanted) for points in drawn), part
