@@ -60,9 +60,9 @@ def test_samples_of_other_prompts_and_those_that_cannot_be_read_are_left_out(tmp
     assert draw_filmstrip(tmp_path, config("a cat")) is not None, "the one that does not say stays"
 
 
-def bomb() -> bytes:
-    """A PNG's head and the first of its pixels, of more than Pillow opens."""
-    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+def bomb(side: int = 60_000) -> bytes:
+    """A PNG's head and the first of its pixels; by default of more than Pillow opens."""
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     chunks = ((b"IHDR", head), (b"IDAT", b""))
     parts = (struct.pack(">I", len(b)) + name + b + struct.pack(">I", zlib.crc32(name + b)) for name, b in chunks)
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
@@ -71,6 +71,16 @@ def bomb() -> bytes:
 def bmp() -> bytes:
     Image.new("RGB", (64, 64), BLUE).save(file := BytesIO(), format="BMP")
     return file.getvalue()
+
+
+def test_a_large_picture_in_a_previews_place_is_left_out_without_a_warning(tmp_path: Path) -> None:
+    """Pillow would warn of it on the terminal, in words for programmers."""
+    (tmp_path / "large.png").write_bytes(bomb(10_000))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with pytest.raises(ValueError, match="too large"):
+            read_preview(tmp_path / "large.png")
+    assert not told
 
 
 NO_PREVIEWS = {

@@ -60,6 +60,18 @@ def test_every_node_and_slot_says_what_it_is() -> None:
             assert text.endswith("."), f"{key}: {text}"
 
 
+def test_what_may_have_several_lines_shows_several() -> None:
+    shown = {
+        (name, slot.id) for name, node in nodes().items() for slot in node.inputs if getattr(slot, "multiline", False)
+    }
+    assert shown == {
+        ("APTTrain", "captions"), ("APTTrain", "sample_prompts"), ("APTSampleOptions", "preview_prompts"),
+        ("APTSampleOptions", "drift_prompts"), ("APTTrainOptions", "preview_prompts"),
+        ("APTTrainOptions", "drift_prompts"), ("APTAttentionAlignPreview", "prompt"), ("APTSnapshotSheet", "prompts"),
+        ("APTSnapshotSheet", "negative"), ("APTLoRACheckUp", "captions"), ("APTLoRACheckUp", "unrelated"),
+    }  # fmt: skip
+
+
 def test_no_sentence_is_longer_than_25_words() -> None:
     """Of what is read in the editor: tooltips, errors, notices, the line on the node, the verdict."""
     scripts = json.loads((LOCALES / "zh" / "main.json").read_text(encoding="utf-8"))["aptTrain"]

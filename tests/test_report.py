@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -62,7 +63,7 @@ def told(folder: Path, lines, config: TrainConfig | None = None) -> str:
     return paragraph(summarize(log_arrays(folder / "log.jsonl"), config))
 
 
-def plain_line(step: int, gamma: list[float | None], **changes) -> dict:
+def plain_line(step: int, gamma: Sequence[float | None], **changes) -> dict:
     line = {
         "step": step, "loss": 1.0, "denoising": 0.5, "stabilization": 0.2, "alignment": 0.1, "grad_norm": 0.5,
         "lr": 5e-5, "timestep": [100], "gamma": gamma,

@@ -197,6 +197,14 @@ def same_again(store: Any, run: Any, digest: str = "0" * 64) -> Any:
     return store.open_run(run.folder, TrainConfig(class_word="toy", identifier="toy", steps=6), digest)
 
 
+@pytest.mark.parametrize("mode", ["learned", "word"])
+def test_prompts_say_a_learned_word_by_its_file_and_another_as_it_is(store: Any, run: Any, mode: Any) -> None:
+    config = TrainConfig(class_word="toy", identifier="sks", identifier_mode=mode, steps=6)
+    opened = store.open_run(run.folder, config, "0" * 64)
+    assert opened.trigger == (f"embedding:{opened.stem}" if mode == "learned" else config.trigger)
+    assert config.trigger and config.trigger != f"embedding:{opened.stem}"
+
+
 def test_the_same_run_keeps_its_name_and_another_one_gets_its_digest(store: Any, run: Any) -> None:
     store.publish(run)
     assert same_again(store, run).stem == "toy_apt_6"
