@@ -68,6 +68,10 @@ ELSEWHERE = {
     ("opening.py", HOLE): "handed on",
     ("loop.py", HOLE): "a constant, or put together elsewhere",
     ("watch.py", HOLE): "handed on",
+    (
+        "requirements.py",
+        f"APT Train needs ComfyUI {HOLE} or newer, and this is {HOLE}: update ComfyUI.",
+    ): "told in the host's console, which is English",
 }
 
 
