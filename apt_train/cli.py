@@ -144,7 +144,7 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", metavar=rules, help="another rule for ending early; never: train on")
     for name, what in _PLACES.items():
         parser.add_argument(option_name(name), help=f"the new place of the run's {what}, after a move")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: the GPU if there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: CUDA or MPS if there is one)")
     parser.set_defaults(command=_resume)
 
 

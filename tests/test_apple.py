@@ -30,7 +30,7 @@ from apt_train.lora_check.with_lora import lora_ready
 from apt_train.rng import seeded
 from apt_train.sample import trajectories
 from apt_train.text.aside import on_loan
-from apt_train.training import estimate, plan
+from apt_train.training import estimate, interruptible, loop, out_of_memory, plan, update
 from apt_train.training.memory import Memory, Savings, empty_cache, free_bytes, keep_to_the_recommended
 from apt_train.training.out_of_memory import can_step_down
 from apt_train.training.plan import Plan, plan_run, resolve_device
@@ -161,9 +161,15 @@ def test_number_formats_that_it_lacks_are_refused(settings: dict[str, Any], told
         trained(apple, "apt", **settings)
 
 
+def test_a_number_format_that_an_older_system_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "holds", lambda device, dtype: dtype != torch.bfloat16)
+    with pytest.raises(InputError, match="precision is bf16.*choose another"):
+        planned(precision="bf16").check()
+
+
 @pytest.mark.usefixtures("knows_all")
 def test_what_it_computes_wrongly_is_refused() -> None:
-    refused: list[dict[str, Any]] = [{"channels_last": True}, {"dropout": 0.1}]
+    refused: list[dict[str, Any]] = [{"channels_last": True}, {"dropout": 0.1}, {"dropout": 0.1, "memory": "fixed"}]
     for settings in (*refused, {"dropout": 0.1, "gradient_checkpointing": False}):
         with pytest.raises(InputError, match=next(iter(settings))):
             planned(**settings).check()
@@ -250,6 +256,38 @@ def test_what_torch_holds_without_using_it_is_given_back(monkeypatch: pytest.Mon
     assert emptied == ["torch.mps", "torch.cuda"]
 
 
+def test_after_failed_work_and_before_a_step_is_repeated_it_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[str] = []
+    for module in (interruptible, out_of_memory):
+        monkeypatch.setattr(module, "empty_cache", lambda device, name=module.__name__: emptied.append(name))
+
+    def failing(_: object) -> None:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(loop, "catch_up", lambda outcome, _: out_of_memory.forget(outcome.run))
+    trained("cpu", "apt", steps=1)
+    run: Any = SimpleNamespace(components=tiny_components(), device=MPS, steps_done=0)
+    assert interruptible.attempted(run, lambda _: None, "drift", 1, failing) == (None, "no room")
+    assert emptied == ["apt_train.training.out_of_memory", "apt_train.training.interruptible"]
+
+
+def test_each_step_ends_within_what_the_driver_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.device] = []
+    monkeypatch.setattr(update, "keep_to_the_recommended", seen.append)
+    trained("cpu", "apt", steps=2)
+    assert seen == [torch.device("cpu")] * 2
+
+
+def test_what_is_in_main_memory_counts_there_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "SMALL", 0)
+    made = planned(preview_every=1)
+    apples, cpus, other = (
+        replace(made, device=torch.device(kind))._estimated(Savings()) for kind in ("mps", "cpu", "cuda")
+    )
+    assert apples is not None and cpus is not None and other is not None
+    assert (apples.weights, apples.vae) == (cpus.weights, cpus.vae) != (other.weights, other.vae)
+
+
 def test_what_torch_holds_stays_within_what_the_driver_recommends(
     told: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,3 +314,17 @@ def test_it_is_the_usual_device_where_there_is_one(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))
     assert resolve_device(None) == MPS and resolve_device("cpu").type == "cpu"
+
+
+def test_a_virtual_one_without_memory_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*size: int, device: Any) -> torch.Tensor:
+        if torch.device(device) == MPS:
+            raise RuntimeError("MPS backend out of memory")
+        return torch.ones(size)
+
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "zeros", none_left)
+    assert resolve_device(None) == torch.device("cpu")
+    with pytest.raises(InputError, match="device mps cannot be used"):
+        resolve_device("mps")

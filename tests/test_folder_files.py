@@ -259,7 +259,8 @@ def test_what_systems_leave_is_not_named(folder: Path) -> None:
 
 def test_a_picture_that_is_in_the_cloud_only_is_named(folder: Path) -> None:
     (folder / ".b.jpg.icloud").write_bytes(b"bplist00")
-    assert "iCloud only, so left out: download it" in said_once(load_images(folder), ".b.jpg.icloud")
+    (folder / ".letter.pdf.icloud").write_bytes(b"bplist00")
+    assert said_once(load_images(folder), "iCloud") == "b.jpg is in iCloud only, so left out: download it in Finder."
 
 
 def test_of_several_masks_ours_counts_and_the_others_are_named(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import re
 import sys
@@ -59,12 +60,23 @@ def test_a_host_that_is_too_old_is_refused_with_both_versions(
         requirements.check_host()
 
 
-@pytest.mark.parametrize("host", [SimpleNamespace(__version__=v) for v in ("0.15", "0.33.0", "1.0", "git")] + [None])
+@pytest.mark.parametrize(
+    "host", [SimpleNamespace(__version__=v) for v in ("0.15", "0.33.0", "1.0", "git")] + [SimpleNamespace(), None]
+)
 def test_a_newer_host_is_accepted_and_one_that_does_not_tell(
     requirements: Any, monkeypatch: pytest.MonkeyPatch, host: Any
 ) -> None:
     monkeypatch.setitem(sys.modules, "comfyui_version", host)
     requirements.check_host()
+
+
+def test_a_host_is_told_when_it_asks_for_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "comfyui_version", SimpleNamespace(__version__="0.14.1"))
+    latest = SimpleNamespace(ComfyExtension=object, io=None)
+    monkeypatch.setitem(sys.modules, "comfy_api", SimpleNamespace(latest=latest))
+    monkeypatch.setitem(sys.modules, "comfy_api.latest", latest)
+    with node_module("__init__") as nodes, pytest.raises(ValueError, match="this is 0.14.1"):
+        asyncio.run(nodes.comfy_entrypoint())
 
 
 def test_every_page_names_the_same_oldest_host(requirements: Any) -> None:

@@ -86,7 +86,7 @@ def test_requirements_are_the_dependencies_without_torch() -> None:
 
 
 def test_what_a_host_brings_is_decided_first() -> None:
-    """pip and uv decide in the list's order, and would replace a host's transformers to suit the newest diffusers."""
+    """In its order pip and uv decide, and would replace a host's transformers to suit the newest diffusers."""
     assert set(list(dependencies())[-3:]) == {"diffusers", "peft", "matplotlib"}, "ComfyUI asks for all others itself"
 
 

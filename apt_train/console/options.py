@@ -35,7 +35,7 @@ def add_model_options(add: Callable[..., object]) -> None:
         "--tokenizer",
         help="folder of the CLIP vocabulary, for a single file (else $COMFYUI_PATH, else the local cache)",
     )
-    add("--device", help="cpu, cuda, cuda:1, mps ... (default: the GPU if there is one)")
+    add("--device", help="cpu, cuda, cuda:1, mps ... (default: CUDA or MPS if there is one)")
 
 
 def add_reading_options(add: Callable[..., object]) -> None:

@@ -70,7 +70,7 @@ class _Found:
     folders: list[Path] = field(default_factory=list[Path])
     others: list[Path] = field(default_factory=list[Path])
     hidden: list[Path] = field(default_factory=list[Path])  # pictures by content
-    in_cloud: list[Path] = field(default_factory=list[Path])  # macOS's stand-ins, `.X.png.icloud`
+    in_cloud: list[Path] = field(default_factory=list[Path])  # macOS keeps `.X.png.icloud` in its place
     by_picture: list[Path] = field(default_factory=list[Path])  # masks only because a picture of that name exists
     made: list[Path] = field(default_factory=list[Path])  # by their name, derived from another picture here
 
@@ -142,7 +142,9 @@ def _is_hidden(name: str) -> bool:
 def _put(found: _Found, path: Path) -> None:
     suffix, stem = path.suffix.lower(), path.stem
     if _is_hidden(path.name) and suffix == ".icloud":
-        return found.in_cloud.append(path)
+        real = path.with_name(stem[1:])  # as the Finder shows it
+        counts = real.suffix.lower() in (*readable_suffixes(), *UNREAD_SUFFIXES, *CAPTION_SUFFIXES)
+        return found.in_cloud.append(real) if counts else None
     if _is_hidden(path.name):
         return found.hidden.append(path) if os.path.isfile(path) and is_picture(path) else None
     if os.path.isdir(path):  # Path.is_dir raises if a folder may be listed but not entered

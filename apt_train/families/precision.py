@@ -48,7 +48,7 @@ def check_device(device: torch.device, dtype: torch.dtype, storage: str) -> None
 
 
 def _scales_losses(device: torch.device) -> bool:
-    """Whether a step can be taken on a scaled loss, for which torch 2.4 needs float64."""
+    """Whether a step can be taken on a scaled loss, for which an older torch needs float64 or lacks a kernel."""
     weight, scaler = nn.Parameter(torch.zeros(1, device=device)), torch.amp.GradScaler(device.type)
     try:
         scaler.scale(weight.sum()).backward()

@@ -84,7 +84,10 @@ def empty_cache(device: torch.device) -> None:
 
 
 def keep_to_the_recommended(device: torch.device) -> None:
-    """On Apple's GPU torch would hold more with every new size of picture, until the machine swaps (reported)."""
+    """Give back what torch holds beyond what Apple's driver recommends.
+
+    It would hold more with every new size of picture, until the machine swaps (reported).
+    """
     recommended = _recommended(device)
     if recommended and torch.mps.driver_allocated_memory() > recommended:
         empty_cache(device)

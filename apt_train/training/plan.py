@@ -6,6 +6,7 @@ In: device and precision, the objective, sizes, identity, and the checks that ne
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from bisect import bisect_left
@@ -219,12 +220,20 @@ def _refuse_ranks() -> None:
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
+    name = _usual_device() if device is None else device
     try:
-        usual = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        resolved = torch.device(usual if device is None else device)
+        resolved = torch.device(name)
         torch.zeros(1, device=resolved).cpu()  # a device that cannot be read back (meta) cannot train
     except (TypeError, RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise InputError(
-            f"The device {device} cannot be used here: choose cpu, or a device that torch finds."
-        ) from error
+        raise InputError(f"The device {name} cannot be used here: choose cpu, or a device that torch finds.") from error
     return resolved
+
+
+def _usual_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    with contextlib.suppress(RuntimeError):  # a virtual Mac has such a GPU, but no memory on it (reported)
+        if torch.backends.mps.is_available():
+            torch.zeros(1, device="mps")
+            return "mps"
+    return "cpu"

@@ -22,7 +22,7 @@ def check_host() -> None:
     One that does not tell its version is accepted.
     """
     with contextlib.suppress(ImportError):
-        version = str(import_module("comfyui_version").__version__)
+        version = str(getattr(import_module("comfyui_version"), "__version__", ""))
         number = re.match(r"(\d+)\.(\d+)", version)
         if number and (int(number[1]), int(number[2])) < OLDEST:
             oldest = ".".join(map(str, OLDEST))
