@@ -2,12 +2,13 @@
 
     python dev.py demo [options]     train on the embedded model and draw the sheet (options: of apt-train demo)
     python dev.py test [options]     run the tests, then those on a real ComfyUI if there is one (options: of pytest)
-    python dev.py test --oldest      the same on the oldest libraries that pyproject.toml allows
+    python dev.py test --oldest      the same on the oldest libraries that pyproject.toml allows, but for torch
     python dev.py lint               ruff (rules and format) and pyright (strict on apt_train/, basic elsewhere)
     python dev.py docs               the pages in docs/ as a site in site/, which loads nothing from the network
     python dev.py bench quality      what each method learns, and what it costs the prior (docs/benchmark.md)
     python dev.py bench gpu          time and memory of a step on a GPU, in eight minutes (--tiny: does it run?)
     python dev.py bench speed        what a step costs by method, against a bare loop (options: of benchmarks/speed.py)
+    python dev.py bench memory       what training needs of a GPU's memory, by arithmetic
     python dev.py bench layout       what another memory layout and compiled blocks bring to the network
     python dev.py bench recompute    what recomputing activations costs, in part of the network or in all of it
     python dev.py bench storage      what each way to store the frozen base rounds off, and what a step on it costs

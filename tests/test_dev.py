@@ -36,7 +36,8 @@ def test_a_command_it_does_not_know_is_one_sentence_and_exit_code_2(options: lis
 def test_help_names_every_command(options: list[str]) -> None:
     done = shell(*options)
     assert done.returncode == 0
-    commands = ("demo", "test", "test --oldest", "lint", "docs", "bench", "host", "fuzz")
+    benches = {path.stem for path in (dev.ROOT / "benchmarks").glob("[!_]*.py")} | {"quality"}
+    commands = ("demo", "test", "test --oldest", "lint", "docs", "host", "fuzz", *(f"bench {name}" for name in benches))
     assert all(f"python dev.py {command}" in done.stdout for command in commands)
 
 

@@ -26,7 +26,18 @@ else:
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "apt_train"
 MODULE_OF = {"pillow": "PIL"}  # where the import is called otherwise than the distribution
-OLDEST = ("diffusers", "transformers", "peft", "filelock", "safetensors", "numpy", "pillow", "matplotlib")
+OLDEST = (
+    "diffusers",
+    "transformers",
+    "peft",
+    "filelock",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "matplotlib",
+    "tqdm",
+    "psutil",
+)
 
 
 def project() -> dict[str, Any]:
