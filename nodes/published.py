@@ -33,7 +33,7 @@ from ..apt_train.paths import are_same
 from ..apt_train.run.metadata import OWNER, fit_metadata, renamed_metadata
 from ..apt_train.run.notices import read_notices
 from ..apt_train.run.preview_files import png_text
-from .host.folders import embeddings_folder, inside, lora_folders, loras_folder, runs_folder
+from .host.folders import embeddings_folder, inside, lora_folders, loras_folder, runs_folder, words_named
 from .run_store import fault_of, newest_samples, snapshot_of, snapshot_steps, way_out
 from .wires import AptRun
 
@@ -128,7 +128,8 @@ def checked_step(run: AptRun, step: int) -> int:
 def _free_stem(readable: str, owner: str, learned: bool) -> str:
     """`readable`, followed by `owner` if a LoRA or a word of that name is not this run's."""
     folders = {loras_folder(), *lora_folders(), *([embeddings_folder()] if learned else [])}
-    taken = any(not _is_of(inside(folder, f"{readable}.safetensors"), owner) for folder in folders)
+    places = [inside(folder, f"{readable}.safetensors") for folder in folders]
+    taken = any(not _is_of(place, owner) for place in [*places, *(words_named(readable) if learned else [])])
     return f"{readable}_{owner}" if taken else readable
 
 

@@ -246,7 +246,9 @@ class Sheet:
             folder = snapshot_of(self.run.folder, column.step)
             model, trigger = with_lora(model, _lora(self.run, column.step), column.strength), self.run.trigger
             if (folder / names.embedding_file(self.run.subject)).is_file():
-                clip, trigger = knowing(clip, folder), f"{names.EMBEDDING}{names.embedding_stem(self.run.subject)}"
+                # With its folder's name, as the host takes any file of that name from any folder.
+                word = f"{folder.name}/{names.embedding_stem(self.run.subject)}"
+                clip, trigger = knowing(clip, folder.parent), f"{names.EMBEDDING}{word}"
         negative = encode_text(self.wires.clip, self.negative)
 
         def paint(prompt: str) -> Image.Image:

@@ -88,9 +88,9 @@ class APTTrain(io.ComfyNode):
                 io.String.Input(
                     "sample_prompts", optional=True, default="", multiline=True, placeholder="a {subject} on a beach",
                     tooltip="What the samples show, a line per prompt, with {subject}. Empty: preview_prompts of the "
-                    "options or the preset, or the caption template. One more asks for what the pictures never show (unseen_prompt "
-                    "in APT Sample Options). Keep the last snapshot that still obeys it. They are drawn in training: "
-                    "for a finished run use APT Snapshot Sheet.",
+                    "options or the preset, or the caption template. One more asks for what the pictures never show "
+                    "(unseen_prompt in APT Sample Options). Keep the last snapshot that still obeys it. They are drawn "
+                    "in training: for a finished run use APT Snapshot Sheet.",
                 ),
             ],
             outputs=[

@@ -39,6 +39,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     latest: Any = ModuleType("comfy_api.latest")
     folders.get_output_directory = lambda: str(tmp_path / "output")
     folders.get_folder_paths = lambda _: [str(tmp_path / "embeddings")]
+    folders.get_filename_list = lambda _: [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("emb*/*/*.*")]
+    folders.get_full_path = lambda _, name: str(tmp_path / name)
     latest.io = SimpleNamespace(Custom=lambda name: name)
     for name, module in {
         "folder_paths": folders,
@@ -123,6 +125,29 @@ def test_a_damaged_log_costs_the_node_no_readable_step(store: Any, run: Any) -> 
     assert [len(curve) for curve in store.gamma_and_losses(run)] == [4, 4]
     log.write_text(json.dumps({"loss": None, "step": 1, "timestep": [], "gamma": [None] * 10}) + "\n")
     assert len(store.gamma_and_losses(run)[1]) == 1 and store.newest_drift(run) is None
+
+
+@pytest.mark.parametrize(("owner", "is_taken"), [("0" * 8, True), (None, False)])
+def test_a_word_of_the_same_name_in_a_subfolder_takes_the_name(
+    store: Any, run: Any, tmp_path: Path, owner: str | None, is_taken: bool
+) -> None:
+    """The host looks into all folders, and nobody knows which it finds first. The run's own may be moved there."""
+    word = tmp_path / "embeddings" / "old" / f"{run.stem}.safetensors"
+    word.parent.mkdir(parents=True)
+    write_tensors(word, {"clip_l": torch.zeros(1, 4)}, {"apt_run": owner or run.owner})
+    again = same_again(store, run)
+    assert again.stem == (f"{run.stem}_{run.owner}" if is_taken else run.stem)
+    assert again.trigger == f"embedding:{again.stem}"
+
+
+def test_words_go_into_the_first_folder_that_is_there(store: Any, tmp_path: Path) -> None:
+    """Not into one below the place of a disk that is not connected, which the disk would then hide."""
+    absent, there = tmp_path / "disk" / "embeddings", tmp_path / "embeddings"
+    folders: Any = sys.modules["folder_paths"]
+    folders.get_folder_paths = lambda _: [str(absent), str(there)]
+    assert store.embeddings_folder() == absent, "where there is none, the first is made"
+    there.mkdir()
+    assert store.embeddings_folder() == there
 
 
 def test_one_folder_for_loras_and_embeddings_is_refused(store: Any, tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ const [IMAGE_SET, TRAINER] = ["APTImageSet", "APTTrain"];
 const FILE_NAME = /^[\w\s-]+$/; // else the training node says what is wrong, and one complaint is enough
 const NO_WORDS = /[{}:]/;
 const LIFE = 12_000; // ms that the notice stays
+const OFF = [2, 4]; // the modes of a muted and of a bypassed node
 
 function every(comfyClass) {
   const graphs = [app.rootGraph, ...(app.rootGraph.subgraphs?.values() ?? [])];
-  return graphs.flatMap((graph) => graph.nodes).filter((node) => node.comfyClass === comfyClass);
+  return graphs.flatMap((graph) => graph.nodes).filter((node) => node.comfyClass === comfyClass && !OFF.includes(node.mode));
 }
 
 /** The training nodes that train on this set. */

@@ -53,6 +53,7 @@ export class Runs extends EventTarget {
     this._storage = storage;
     this._series = new Map(); // run id -> Series
     this._made = new Map(); // workflow|node -> {run, order}
+    this._newest = new Map(); // workflow|node -> the newest run that the host has told of
     this._order = 0;
     this._listing = null;
     this._recall();
@@ -66,7 +67,7 @@ export class Runs extends EventTarget {
   madeBy(nodes, workflow) {
     let newest;
     for (const node of nodes) {
-      const made = this._made.get(`${workflow ?? ""}|${node}`);
+      const made = this._made.get(keyOf(node, workflow));
       if (made && (!newest || made.order > newest.order)) newest = made;
     }
     return newest;
@@ -79,9 +80,15 @@ export class Runs extends EventTarget {
    */
   note(run, node, workflow) {
     if (!workflow) return;
-    this._made.delete(`${workflow ?? ""}|${node}`);
-    this._made.set(`${workflow ?? ""}|${node}`, { run, order: ++this._order });
+    this._made.delete(keyOf(node, workflow));
+    this._made.set(keyOf(node, workflow), { run, order: ++this._order });
     this._store();
+  }
+
+  /** As the host tells of them, in the order in which they were made. */
+  _told({ run, node, workflow }) {
+    this._newest.set(keyOf(node, workflow), run);
+    this.note(run, node, workflow);
   }
 
   nextOrder() {
@@ -97,7 +104,7 @@ export class Runs extends EventTarget {
     series.cutAfter(message.first_step);
     series.loaded = message.first_step === 0;
     if (series.loaded) series.notices = [];
-    this.note(message.run, message.node, message.workflow);
+    this._told(message);
     this._heard(series);
   }
 
@@ -108,7 +115,7 @@ export class Runs extends EventTarget {
     series.add(message.points);
     Object.assign(series, { state: "running", secondsLeft: message.seconds_left });
     const made = this.madeBy([message.node], message.workflow);
-    if (made?.run !== message.run) this.note(message.run, message.node, message.workflow);
+    if (made?.run !== message.run) this._told(message);
     this._heard(series);
   }
 
@@ -130,7 +137,7 @@ export class Runs extends EventTarget {
     if (!series.points.length) Object.assign(series, { step: message.step, loaded: false, asked: 0 });
     const total = Math.max(message.total, series.step); // it may have gone on beyond what is asked for now
     Object.assign(series, { total, bins: message.bins, state: "done", secondsLeft: null });
-    this.note(message.run, message.node, message.workflow);
+    this._told(message);
     this._heard(series);
   }
 
@@ -144,9 +151,12 @@ export class Runs extends EventTarget {
   async _list() {
     this._listing = null;
     const answer = await this._ask("/apt_train/runs");
-    for (const item of [...(answer?.runs ?? [])].reverse()) {
-      const known = this.madeBy([item.node], item.workflow);
-      if (known?.run !== item.run) this.note(item.run, item.node, item.workflow);
+    const listed = [...(answer?.runs ?? [])].reverse();
+    const newest = new Map(listed.map((item) => [keyOf(item.node, item.workflow), item.run]));
+    for (const item of listed) {
+      const key = keyOf(item.node, item.workflow);
+      // Only a node's newest run counts, and only as news: what a cached answer has shown since stays.
+      if (newest.get(key) === item.run && this._newest.get(key) !== item.run) this._told(item);
       const series = this._open(item.run);
       if (!series.points.length) Object.assign(series, { step: item.step, loaded: !item.step });
       if (series.state !== item.state && Date.now() - series.heard > QUIET) {
@@ -230,6 +240,10 @@ export class Runs extends EventTarget {
       // then only this page remembers
     }
   }
+}
+
+function keyOf(node, workflow) {
+  return `${workflow ?? ""}|${node}`;
 }
 
 function inPairs(points) {

@@ -45,7 +45,7 @@ def draw(model: Any, positive: Any, negative: Any, vae: Any, how: Drawing) -> Im
 
 
 def knowing(clip: Any, folder: Path) -> Any:
-    """A CLIP whose prompts also find the learned words in a folder; the original is unchanged."""
+    """A CLIP whose prompts also find the learned words below a folder; the original is unchanged."""
     known = clip.clone()
     known.tokenizer = copy.copy(clip.tokenizer)
     for name, part in vars(clip.tokenizer).items():

@@ -35,11 +35,17 @@ def lora_folders() -> list[Path]:
 
 
 def embeddings_folder() -> Path:
-    """The host's first embeddings folder. InputError: it has none."""
+    """The first of the host's embeddings folders that can be written to, else the first. InputError: it has none."""
     folders = folder_paths.get_folder_paths("embeddings")
     if not folders:
         raise InputError("ComfyUI has no folder for embeddings: add one (models/embeddings), or train in word mode.")
-    return Path(folders[0])
+    return Path(next((folder for folder in folders if os.access(folder, os.W_OK)), folders[0]))
+
+
+def words_named(stem: str) -> list[Path]:
+    """Every learned word of this name, in whatever folder: a prompt finds one of them, and nobody knows which."""
+    named = [name for name in folder_paths.get_filename_list("embeddings") if Path(name).stem == stem]
+    return [Path(path) for name in named if (path := folder_paths.get_full_path("embeddings", name))]
 
 
 def inside(folder: Path, name: str) -> Path:

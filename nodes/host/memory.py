@@ -16,7 +16,8 @@ import torch
 def training_room() -> Iterator[None]:
     """Inside the block autograd works and the host's models are off the device; afterwards ours are too.
 
-    The host runs nodes in inference mode, whose tensors cannot be trained.
+    The host runs nodes in inference mode, whose tensors cannot be trained. With `--highvram` and `--gpu-only` it keeps
+    its models on the device.
     """
     comfy.model_management.unload_all_models()
     comfy.model_management.soft_empty_cache()

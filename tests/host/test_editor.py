@@ -273,6 +273,33 @@ def test_a_run_that_is_found_again_is_the_newest_again(host: Host, editor: Edito
     assert seen == ["b", "a", "done", False, "b", 4]
 
 
+def test_what_a_monitor_shows_stays_when_the_queue_moves(host: Host, editor: Editor) -> None:
+    """With two training nodes, one of which has made two runs, and after an answer from the host's cache."""
+    (module,) = [path for path in host.get("/extensions") if path.endswith("/web/runs.js") or path.endswith("/runs.js")]
+    seen = editor.do(
+        """async ([path]) => {
+          const { Runs } = await import(path);
+          const item = (node, run) => ({ node, run, workflow: "w", total: 2, state: "done", step: 2 });
+          const listed = [item("2", "y"), item("1", "q"), item("1", "p")]; // newest first
+          const [heard, opened] = [1, 2].map(() => new Runs(async () => ({ runs: listed }), null));
+          for (const made of [...listed].reverse()) heard.started({ ...made, first_step: 0, bins: [] });
+          const found = [];
+          for (const runs of [heard, opened]) {
+            for (const _ of [1, 2]) {
+              await runs._list();
+              found.push(runs.madeBy(["1", "2"], "w").run);
+            }
+            runs.note("p", "1", "w");
+            await runs._list();
+            found.push(runs.madeBy(["1", "2"], "w").run);
+          }
+          return found;
+        }""",
+        module,
+    )
+    assert seen == ["y", "y", "p"] * 2
+
+
 def test_a_monitor_that_is_in_no_open_graph_keeps_nothing_running(editor: Editor) -> None:
     """Neither a copy that is never placed (the editor makes one at every Ctrl+C) nor one that lay in a subgraph of a
     workflow that was closed; one in a subgraph that is open goes on."""

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from .events import Events
 from .graphs import CLIP, LEARNED, MODEL, RUN, training_graph, untouched, upload_pictures
@@ -54,7 +56,20 @@ def cell(sheet: np.ndarray, row: int, column: int, columns: int, rows: int = 2) 
     return sheet[down : down + 64, right : right + 64]
 
 
+def leave_foreign_words(host: Host) -> None:
+    """Another subject's words, under the name that a snapshot's has: which one the host takes changes by the start."""
+    models = host.folder / "models"
+    with safe_open(models / "checkpoints" / "sd15.safetensors", "pt") as file:
+        (key,) = [key for key in file.keys() if key.endswith("token_embedding.weight")]
+        width = file.get_slice(key).get_shape()[1]
+    for number in range(9):
+        folder = models / "embeddings" / f"other_{number}"
+        folder.mkdir(parents=True)
+        save_file({"clip_l": torch.full((1, width), float(number + 1))}, folder / "my_toy_embedding.safetensors")
+
+
 def test_each_cell_is_what_the_host_itself_draws(host: Host, names: list[str]) -> None:
+    leave_foreign_words(host)
     g, train, sheet = graph(names, strengths="0, 1")
     model, clip, vae = checkpoint(g, "sd15.safetensors")
     plain = text_to_image(g, model, clip, vae, "a toy by the sea", seed=1)
