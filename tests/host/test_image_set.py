@@ -270,6 +270,9 @@ def test_a_class_word_comes_by_a_wire_and_out_of_a_subgraph_and_from_two_alike(e
     assert called(editor)["class_word"] == "cat"
     editor.set("APTTrain", class_word="bird")  # the wired one keeps its wire's
     assert called(editor)["class_word"] == ""
+    for mode in (2, 4, 0):  # muted, bypassed, at work
+        editor.do(f"() => {{ app.graph.nodes.findLast((node) => node.type === 'APTTrain').mode = {mode} }}")
+        assert called(editor)["class_word"] == ("cat" if mode else "")
     editor.do("() => { app.graph.remove(app.graph.nodes.findLast((node) => node.type === 'APTTrain')) }")
     editor.do("() => { app.graph.convertToSubgraph(new Set(app.graph.nodes.filter((n) => n.type !== 'APTImageSet'))) }")
     assert called(editor)["class_word"] == "cat"
