@@ -698,14 +698,19 @@ def test_without_locks_two_processes_still_do_not_train_together(tmp_path: Path)
     assert not (tmp_path / names.LOCK_WITHOUT_SYSTEM).exists()
 
 
+def take_over(folder: Path, pid: int) -> None:
+    """Hold a folder in which this process left its lock."""
+    place = folder / names.LOCK_WITHOUT_SYSTEM
+    place.write_text(json.dumps({"host": lock._host(), "pid": pid, "token": "x"}))
+    with lock.held(folder):
+        assert json.loads(place.read_text())["pid"] == os.getpid()
+
+
 @pytest.mark.usefixtures("no_locks")
 def test_without_locks_a_process_that_ended_holds_nothing(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    left = {"host": lock._host(), "pid": child.pid, "token": "x"}
-    (tmp_path / names.LOCK_WITHOUT_SYSTEM).write_text(json.dumps(left))
-    with lock.held(tmp_path):
-        assert json.loads((tmp_path / names.LOCK_WITHOUT_SYSTEM).read_text())["pid"] == os.getpid()
+    take_over(tmp_path, child.pid)
 
 
 @pytest.mark.usefixtures("no_locks")
@@ -718,10 +723,7 @@ def test_without_locks_a_process_that_awaits_its_parent_holds_nothing(
         raise psutil.ZombieProcess(pid)
 
     monkeypatch.setattr(psutil, "Process", ended)
-    left = {"host": lock._host(), "pid": os.getppid(), "token": "x"}
-    (tmp_path / names.LOCK_WITHOUT_SYSTEM).write_text(json.dumps(left))
-    with lock.held(tmp_path):
-        assert json.loads((tmp_path / names.LOCK_WITHOUT_SYSTEM).read_text())["pid"] == os.getpid()
+    take_over(tmp_path, os.getppid())
 
 
 @pytest.mark.usefixtures("no_locks")
