@@ -15,7 +15,7 @@ import argparse
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -117,10 +117,12 @@ def main() -> None:
     ]
     plans = [plan for name, side in CASES[:2] for plan in plans_of(models[name], side)]
     reached = [row for name, _ in CASES[:2] for row in reached_by(models[name])]
-    print(report(rows, vae, plans, reached), end="")
+    macs = [row for name, _ in CASES[:2] for row in on_macs(models[name])]
+    print(report(rows, vae, plans, reached, macs), end="")
     if options.json:
         steps = [{**asdict(row), "total": row.total} for row in rows]
         values = {"unit": "bytes", "measured": False, "steps": steps, "vae": vae, "plans": plans, "reached": reached}
+        values["macs"] = macs
         write_text(options.json, json.dumps(values, indent=1) + "\n")
 
 
@@ -294,6 +296,18 @@ def reached_by(parts: Components) -> list[dict[str, Any]]:
     return rows
 
 
+def on_macs(parts: Components) -> list[dict[str, Any]]:
+    """A step on Apple's GPU by a run's own estimate, in bytes, with the defaults. `parts` must carry no LoRA."""
+    rows: list[dict[str, Any]] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        plan = replace(_plan(parts, {}), device=torch.device("mps"), dtype=dtype)
+        told = [estimated(plan, Savings(count)) for count in (0, parts.network.checkpoint_parts(parts.unet))]
+        found = [memory.in_step for memory in told if memory is not None]
+        row = {"model": parts.family.name, "side": plan.side, "precision": str(dtype).removeprefix("torch.")}
+        rows.append({**row, **dict(zip(("step", "recomputed"), found, strict=True))})
+    return rows
+
+
 def _plan(parts: Components, values: Mapping[str, Any]) -> Plan:
     """The plan of a run on a GPU, which need not exist. `values`: settings by name."""
     config = TrainConfig.from_dict(nested({**values, "class_word": "toy"}, TrainConfig))
@@ -315,7 +329,11 @@ def _checkpointing(unet: UNet2DConditionModel, on: bool) -> Iterator[None]:
 
 
 def report(
-    rows: list[Row], vae: list[dict[str, Any]], plans: list[dict[str, Any]], reached: list[dict[str, Any]]
+    rows: list[Row],
+    vae: list[dict[str, Any]],
+    plans: list[dict[str, Any]],
+    reached: list[dict[str, Any]],
+    macs: list[dict[str, Any]],
 ) -> str:
     """The tables, in GiB, and what they leave out."""
     steps = [
@@ -337,6 +355,7 @@ def report(
     rank = AdapterConfig().rank
     told = [(*list(plan.values())[:5], _gib(plan["step"]), _gib(plan["vae"])) for plan in plans]
     parts = {"steps": steps, "vae": between, "plans": told, "reached": map(_reached_cells, reached)}
+    parts["macs"] = [(*list(row.values())[:3], _gib(row["step"]), _gib(row["recomputed"])) for row in macs]
     return TEXT.format(**{name: _cells(cells) for name, cells in parts.items()}, words=words, files=files, rank=rank)
 
 
@@ -395,6 +414,12 @@ as many blocks of the network as must be.
 | model | pixels | settings | free | recomputed | encoders | blocks aside | in a step | beside the VAE | target |
 |---|---|---|---|---|---|---|---|---|---|
 {reached}
+
+A step on Apple's GPU, whose attention keeps whole maps for the backward pass, with the defaults.
+
+| model | pixels | precision | in a step | with all activations recomputed |
+|---|---|---|---|---|
+{macs}
 
 Not counted: the CUDA context, the allocator's rounding and fragmentation, the kernels' workspaces (convolutions' above
 all) and whatever else uses the GPU. Without fused attention the activations are more.

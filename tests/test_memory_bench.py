@@ -279,6 +279,13 @@ def test_what_is_reached_is_what_a_run_on_such_a_card_would_do(monkeypatch: pyte
     assert short < enough and low < enough and [row["at_most"] for row in rows] == [2.5, 2.5, 1.8]
 
 
+def test_a_step_on_a_mac_takes_less_if_rounded_or_recomputed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "SMALL", 0)
+    full, half = memory.on_macs(tiny_components("sd15"))
+    assert (full["precision"], half["precision"]) == ("float32", "bfloat16")
+    assert full["step"] > full["recomputed"] > half["recomputed"] and full["step"] > half["step"] > half["recomputed"]
+
+
 def test_the_report_says_what_it_is_and_adds_up() -> None:
     gib = memory.GIB
     row = Row("sdxl", 1024, True, "apt", 5 * gib, 2 * gib, gib, gib, 2 * gib)
@@ -294,7 +301,9 @@ def test_the_report_says_what_it_is_and_adds_up() -> None:
     }
     reached = {"model": "sdxl", "side": 1024, "settings": "default", "free": 8, "recomputes": "3 of 3"}
     reached |= {"encoders": "aside", "blocks": "9 of 87", "step": 6 * gib, "vae": 3 * gib, "at_most": 7.0}
-    text = memory.report([row], [vae], [plan], [reached])
+    mac = {"model": "sdxl", "side": 1024, "precision": "float32", "step": 4 * gib, "recomputed": 2 * gib}
+    text = memory.report([row], [vae], [plan], [reached], [mac])
+    assert "| sdxl | 1024 | float32 | 4.0 | 2.0 |" in text
     assert "| sdxl | 1024 | default | 8 | 3 of 3 | aside | 9 of 87 | 6.0 | 3.0 | 7.0 |" in text
     assert "| sdxl | 1024 | fp8 | word | leave | 1.0 | 3.0 |" in text
     assert "| sdxl | 1024 | on | APT | 7.0 | 1.0 | 1.0 | 2.0 | 10.0 |" in text

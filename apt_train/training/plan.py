@@ -167,7 +167,7 @@ class Plan:
             return
         recomputes = config.memory == "auto" or config.gradient_checkpointing is not False
         if config.channels_last:
-            raise InputError("channels_last is on, with which some torch errs on Apple's GPU: switch it off.")
+            raise InputError("channels_last is on, with which torch may compute wrongly on Apple's GPU: switch it off.")
         if config.adapter.dropout and recomputes:
             raise InputError(
                 "dropout is on, which Apple's GPU draws anew where it recomputes activations: set it to 0, or "

@@ -61,7 +61,7 @@ def leave_foreign_words(host: Host) -> None:
     models = host.folder / "models"
     with safe_open(models / "checkpoints" / "sd15.safetensors", "pt") as file:
         (key,) = [key for key in file.keys() if key.endswith("token_embedding.weight")]
-        width = file.get_slice(key).get_shape()[1]
+        width = file.get_tensor(key).shape[1]
     for number in range(9):
         folder = models / "embeddings" / f"other_{number}"
         folder.mkdir(parents=True)
