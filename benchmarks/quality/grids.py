@@ -208,7 +208,7 @@ GRIDS: dict[str, Grid] = {
     # All of APT with a small model's temperature and fill: what do RS and AA cost there? And does the published
     # temperature do as well where gradients that (1 - gamma) has made small still move AdamW? What does a prior pass in
     # every fourth step alone cost? And the recipe that came of it, all but AA, less each of its other parts, and on a
-    # base stored in fp8 and nf4.
+    # base stored in fp8, int8 and nf4.
     "regularisers": tuning(
         {
             "apt": whole(SMALL_MODEL),
@@ -220,6 +220,7 @@ GRIDS: dict[str, Grid] = {
             "apt without aa, augmentation": whole(SMALL_MODEL, "aa", "augmentation"),
             "apt without aa, weight": whole(SMALL_MODEL, "aa", "weight"),
             "apt without aa, fp8 base": Variant({**whole(SMALL_MODEL, "aa").settings, "base_storage": "fp8"}),
+            "apt without aa, int8 base": Variant({**whole(SMALL_MODEL, "aa").settings, "base_storage": "int8"}),
             "apt without aa, nf4 base": Variant({**whole(SMALL_MODEL, "aa").settings, "base_storage": "nf4"}),
         }
     ),
