@@ -52,7 +52,7 @@ _EVERY = (
     ),
     Preset(
         "low memory",
-        {"gradient_checkpointing": True, "batch_size": 1, "base_storage": "fp8"},
+        {"gradient_checkpointing": True, "batch_size": 1, "base_storage": "int8"},
         "Saves activations and half of the frozen weights: 4.8 GiB for SDXL at 1024 pixels, 1.3 for SD1.5 at 512 "
         "(docs/memory.md, by arithmetic). The rounding costs no quality that can be seen on a small model "
         "(docs/benchmark/parts.md).",

@@ -27,6 +27,7 @@ from apt_train.lora_check.findings import CheckUp
 from apt_train.lora_check.lora_file import sorted_lora
 from apt_train.lora_check.subject import Subject
 from apt_train.lora_check.with_lora import lora_ready
+from apt_train.presets import PRESETS
 from apt_train.rng import seeded
 from apt_train.sample import trajectories
 from apt_train.text.aside import on_loan
@@ -161,6 +162,13 @@ def test_number_formats_that_it_lacks_are_refused(settings: dict[str, Any], told
         trained(apple, "apt", **settings)
 
 
+@pretended
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_preset_is_refused(preset: str, apple: Device) -> None:
+    settings = quick_config(**PRESETS[preset].values)
+    plan_run(tiny_components(), pictures(), settings, device=apple.device).check()
+
+
 def test_a_number_format_that_an_older_system_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "holds", lambda device, dtype: dtype != torch.bfloat16)
     with pytest.raises(InputError, match="precision is bf16.*choose another"):
@@ -174,7 +182,8 @@ def test_what_it_computes_wrongly_is_refused() -> None:
         with pytest.raises(InputError, match=next(iter(settings))):
             planned(**settings).check()
     planned(dropout=0.1, gradient_checkpointing=False, memory="fixed").check()
-    planned().check()
+    for preset in PRESETS.values():
+        planned(**preset.values).check()
 
 
 @pytest.mark.parametrize("offered", [True, False])
