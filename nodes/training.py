@@ -71,9 +71,7 @@ def image_set(
     if captions is not None and len(captions) == 1 and len(singles) > 1:
         lines = captions[0]
     weights = None if masks is None else _weights(singles, masks, options.mask_counts)
-    return ImageSet.from_tensors(
-        [picture.clone() for picture in singles], lines, weights, options.background, alpha_masks=options.alpha_masks
-    )
+    return ImageSet.from_tensors(singles, lines, weights, options.background, alpha_masks=options.alpha_masks)
 
 
 def inverted_masks(images: ImageSet, counts: str) -> list[str]:
@@ -99,7 +97,7 @@ def _weights(pictures: list[Tensor], masks: Sequence[Tensor], counts: str) -> li
         raise InputError(
             f"The number of masks is {len(singles)}, of images {len(pictures)}: wire one mask per image, or none."
         )
-    return [_weight(picture, mask.clone(), counts) for picture, mask in zip(pictures, singles, strict=True)]
+    return [_weight(picture, mask, counts) for picture, mask in zip(pictures, singles, strict=True)]
 
 
 def _weight(picture: Tensor, mask: Tensor, counts: str) -> Tensor:

@@ -177,11 +177,16 @@ class ImageSet:
         """Pictures, captions and masks from which `from_tensors` makes this same set again.
 
         Pictures (1, H, W, 3), masks (1, H, W), float in [0, 1]. A missing caption becomes empty, a missing mask
-        entirely white. InputError: a file has changed.
+        entirely white: one tensor for all of a size, as a camera's pictures take gigabytes. InputError: a file has
+        changed.
         """
-        read = [image.read() for image in self.images]
-        pictures = [(pixels.permute(1, 2, 0).float() / 255)[None] for pixels, _ in read]
-        masks = [torch.ones(1, *pixels.shape[1:]) if mask is None else mask for pixels, mask in read]
+        pictures: list[Tensor] = []
+        masks: list[Tensor] = []
+        white: dict[tuple[int, int], Tensor] = {}
+        for image in self.images:
+            pixels, mask = image.read()
+            pictures.append((pixels.permute(1, 2, 0).float() / 255)[None])
+            masks.append(white.setdefault(image.size, torch.ones(1, *image.size)) if mask is None else mask)
         return pictures, [image.caption or "" for image in self.images], masks
 
 
