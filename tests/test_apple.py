@@ -33,7 +33,7 @@ from apt_train.sample import trajectories
 from apt_train.text.aside import on_loan
 from apt_train.training import estimate, interruptible, loop, out_of_memory, plan, update
 from apt_train.training.memory import Memory, Savings, empty_cache, free_bytes, keep_to_the_recommended
-from apt_train.training.out_of_memory import can_step_down
+from apt_train.training.out_of_memory import leaner_mode
 from apt_train.training.plan import Plan, plan_run, resolve_device
 from tests import pretend_device
 from tests.lora_files import attention_paths, kohya, random_layers
@@ -245,7 +245,7 @@ def test_nothing_makes_room_by_moving_within_the_same_memory(
         recomputed=2, device=MPS, components=made.components, config=made.config, updating=False,
         inputs=SimpleNamespace(conditioner=conditioner), blocks=SimpleNamespace(are_left=True),
     )  # fmt: skip
-    assert not can_step_down(run)
+    assert leaner_mode(run) is None
 
 
 def test_its_attention_keeps_whole_maps_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:

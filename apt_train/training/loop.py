@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..events import NoticeEvent, StepEvent
 from .listener import Listener
-from .out_of_memory import can_step_down, forget, is_out_of_memory, step_down
+from .out_of_memory import forget, is_out_of_memory, leaner_mode
 from .outcome import Outcome
 from .pace import SPILLS, Pace, seconds_left
 from .previewing import try_previews
@@ -62,19 +62,19 @@ def _stepped(run: Run, listener: Listener) -> dict[str, Any]:
         try:
             return optimizer_step(run)
         except (RuntimeError, MemoryError) as error:
-            if is_out_of_memory(error) and can_step_down(run):
-                change = partial(step_down, run)
-            elif run.compiled.failed and not run.updating:
-                change = partial(_uncompiled, run, str(error))
-            else:
+            change = leaner_mode(run) if is_out_of_memory(error) else None
+            if change is None and run.compiled.failed and not run.updating:
+                change = partial(_uncompiled, str(error))
+            if change is None:
                 raise
-        listener(NoticeEvent(change(), run.steps_done))
+        told = change(run)
+        forget(run)
+        listener(NoticeEvent(told, run.steps_done))
 
 
-def _uncompiled(run: Run, failure: str) -> str:
+def _uncompiled(failure: str, run: Run) -> str:
     """Train on without compiled blocks. Returns a notice for the user."""
     run.compiled.close()
-    forget(run)
     reasons = [line.strip() for line in failure.splitlines() if line.strip() and not line.endswith("raised:")]
     reason = reasons[0][:200] if reasons else "no reason given"
     return f"The compiled blocks failed ({reason}): training goes on without compiling."

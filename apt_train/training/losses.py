@@ -86,9 +86,4 @@ def dco_loss(tuned_loss: Tensor, prior_loss: Tensor, beta: float = 1000.0) -> Te
 
     Per-sample losses (N,) -> scalar, mean over samples.
     """
-    return dco_per_sample(tuned_loss, prior_loss, beta).mean()
-
-
-def dco_per_sample(tuned_loss: Tensor, prior_loss: Tensor, beta: float) -> Tensor:
-    """`dco_loss` before the mean, (N,)."""
-    return F.softplus(beta * (tuned_loss - prior_loss.detach()))
+    return F.softplus(beta * (tuned_loss - prior_loss.detach())).mean()

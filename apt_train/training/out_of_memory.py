@@ -27,25 +27,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATION_FAILED)
 
 
-def can_step_down(run: Run) -> bool:
-    """Whether a leaner mode is left. Once parameters have begun to move, the step cannot be repeated."""
-    return run.config.memory == "auto" and not run.updating and _leaner(run) is not None
+def leaner_mode(run: Run) -> Callable[[Run], str] | None:
+    """What makes the run take less memory, and returns a notice for the user; first what costs the least time.
 
-
-def step_down(run: Run) -> str:
-    """Take the next leaner mode. Returns a notice for the user.
-
-    Also discards what the failed step left. Call it outside the block that held the step's tensors.
+    None: no such mode is left, or none may be taken. Once parameters have begun to move, the step cannot be repeated.
     """
-    take = _leaner(run)
-    assert take is not None, "no leaner mode is left"
-    told = take(run)
-    forget(run)
-    return told
-
-
-def _leaner(run: Run) -> Callable[[Run], str] | None:
-    """The next mode, in the order of what they cost in time."""
+    if run.config.memory != "auto" or run.updating:
+        return None
     if run.recomputed < run.components.network.checkpoint_parts(run.components.unet):
         return _recompute
     if shares_main_memory(run.device):
@@ -75,7 +63,7 @@ def _set_blocks_aside(run: Run) -> str:
 
 
 def forget(run: Run) -> None:
-    """Discard what a failed step left, so that it can be repeated."""
+    """Discard what a failed step left, so that it can be repeated. Call it outside the block that held its tensors."""
     run.optimizer.zero_grad(set_to_none=True)
     run.indicator.discard()
     fresh = torch.amp.GradScaler(run.device.type, enabled=run.scaler.is_enabled())

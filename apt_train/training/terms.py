@@ -24,7 +24,7 @@ from ..families.network import Process
 from ..text.conditioning import Conditioning
 from .capture import Capture, Captured, attention_maps, recomputed
 from .indicator import OverfitIndicator
-from .losses import Moments, alignment_loss, dco_per_sample, moment_loss, moments, squared_error
+from .losses import Moments, alignment_loss, dco_loss, moment_loss, moments, squared_error
 
 
 @dataclass
@@ -224,7 +224,7 @@ class Dco:
     def __call__(self, passes: Passes) -> tuple[Tensor, Tensor]:
         target, mask = passes.target, passes.batch.mask
         tuned, prior = (squared_error(each.prediction, target, mask) for each in passes.compared)
-        return tuned.mean().detach(), dco_per_sample(tuned, prior, self.beta).mean()
+        return tuned.mean().detach(), dco_loss(tuned, prior, self.beta)
 
 
 # -- the regularisers: under a lazy prior only in every k-th step, and there k times as strong [ours]
