@@ -15,13 +15,6 @@ from .vae_visits import Stranded
 Result = TypeVar("Result")
 
 
-class _Answer(BaseException):
-    """Carries a callback's exception past handlers that expect only failures of the interrupted work."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
 def attempted(
     run: Run, emit: Callback, what: Work, calls: int, work: Callable[[Callback], Result]
 ) -> tuple[Result | None, str]:
@@ -31,22 +24,21 @@ def attempted(
     through, as does `Stranded`. A BusyEvent is sent before each of `calls` UNet calls. `work` receives the callback for
     its own events.
     """
+    raised: list[BaseException] = []  # by the callback
 
     def ask(event: Event) -> None:
         try:
-            return emit(event)
+            emit(event)
         except BaseException as error:
-            answer = _Answer(error)
-        raise answer  # outside the handler, or the two would be chained in a cycle
+            raised.append(error)
+            raise
 
     try:
         with calls_told(run.components.unet, lambda made: ask(BusyEvent(what, run.steps_done, made, calls))):
             return work(ask), ""
-    except _Answer as answer:
-        raise answer.error from answer.error.__cause__
-    except Stranded:
-        raise
     except (RuntimeError, MemoryError, InputError) as error:
+        if error in raised or isinstance(error, Stranded):
+            raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__  # Python's own MemoryError says none
     empty_cache(run.device)  # outside the handler, which holds the failed work's tensors
     return None, reason
