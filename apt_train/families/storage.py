@@ -148,7 +148,7 @@ class _Layer:
         kept = self.codec.encode(self.layer.weight.detach().float())
         for name, tensor in zip(_KEPT, kept, strict=False):
             self.layer.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
-        self.layer.forward = self.convolved if len(self.shape) == 4 else self.multiplied
+        self.layer.forward = self.multiplied
 
     def tensors(self) -> list[Tensor]:
         own = self.layer._parameters
@@ -162,41 +162,27 @@ class _Layer:
             self.layer._parameters.pop(name, None)
 
     def multiplied(self, x: Tensor) -> Tensor:
-        wide = partial(self.codec.decode, self.shape)
-        return cast("Tensor", _Product.apply(x, wide, self.layer.bias, *self.tensors()))
-
-    def convolved(self, x: Tensor) -> Tensor:
         wide, layer = partial(self.codec.decode, self.shape), self.layer
-        how = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        return cast("Tensor", _Convolution.apply(x, wide, how, layer.bias, *self.tensors()))
+        how = (layer.stride, layer.padding, layer.dilation, layer.groups) if len(self.shape) == 4 else None
+        return cast("Tensor", _Product.apply(x, wide, how, layer.bias, *self.tensors()))
 
 
 class _Product(torch.autograd.Function):
-    """x W^T + b; saves only what is kept of W for the backward pass. `wide`: (dtype, what is kept) -> W."""
+    """x W^T + b, or a convolution by W: `how` is its stride, padding, dilation and groups.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, wide: Callable[..., Tensor], bias: Tensor | None, *kept: Tensor) -> Tensor:
-        ctx.save_for_backward(*kept)
-        ctx.wide = wide
-        return F.linear(x, wide(x.dtype, *kept), bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,), kept = gradients, ctx.saved_tensors
-        return gradient @ ctx.wide(gradient.dtype, *kept), None, None, *[None] * len(kept)
-
-
-class _Convolution(torch.autograd.Function):
-    """The same for a convolution; `how`: stride, padding, dilation, groups."""
+    Saves only what is kept of W for the backward pass. `wide`: (dtype, what is kept) -> W.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, wide: Callable[..., Tensor], how: Any, bias: Tensor | None, *kept: Tensor) -> Any:
         ctx.save_for_backward(*kept)
         ctx.wide, ctx.size, ctx.how = wide, x.shape, how
-        return F.conv2d(x, wide(x.dtype, *kept), bias, *how)
+        weight = wide(x.dtype, *kept)
+        return F.linear(x, weight, bias) if how is None else F.conv2d(x, weight, bias, *how)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,), kept = gradients, ctx.saved_tensors
-        wide = ctx.wide(gradient.dtype, *kept)
-        return grad.conv2d_input(ctx.size, wide, gradient, *ctx.how), None, None, None, *[None] * len(kept)
+        weight = ctx.wide(gradient.dtype, *kept)
+        found = gradient @ weight if ctx.how is None else grad.conv2d_input(ctx.size, weight, gradient, *ctx.how)
+        return found, None, None, None, *[None] * len(kept)
