@@ -15,11 +15,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils import checkpoint
 
 from ..config import TrainConfig
 from ..families.components import TextEncoder, token_embedding
 from ..names import plain_trigger
-from .aside import encoded_on_loan, on_loan, ready_to_lend
+from .aside import on_loan, ready_to_lend
 from .captions import mark_embedding
 from .identifier import Identifier, rows_in_place
 from .tokens import Chunk, TokenLayout, Vocabulary, lay_out
@@ -190,18 +191,21 @@ class Conditioner:
         return [_joined(one, self.encoders) for one in zip(*by_encoder, strict=True)]
 
     def _through(self, number: int, chunks: list[Chunk]) -> list[tuple[Tensor, Tensor | None]]:
-        """All chunks through one encoder, one after another. An encoder that is lent out moves only once for all."""
+        """All chunks through one encoder, one after another.
+
+        An encoder that is lent out moves only once for all. A backward pass encodes again, on a loan of its own, and
+        nothing is kept in between.
+        """
         encoder = self.encoders[number]
         rows = self.identifier.rows[number] if self.identifier is not None and _learned(chunks) else None
 
         def encode(rows: Tensor | None) -> list[Tensor | None]:
-            return [part for chunk in chunks for part in encode_chunk(encoder, chunk, rows)]
+            with on_loan(encoder.model, self.device) if self.is_aside else contextlib.nullcontext():
+                return [part for chunk in chunks for part in encode_chunk(encoder, chunk, rows)]
 
-        if self.is_aside:
-            flat = encoded_on_loan(encode, rows, partial(on_loan, encoder.model, self.device))
-        else:
-            flat = encode(rows)
-        return [(cast("Tensor", hidden), pooled) for hidden, pooled in zip(flat[::2], flat[1::2], strict=True)]
+        read = partial(cast("Any", checkpoint.checkpoint), encode, use_reentrant=False) if self.is_aside else encode
+        flat = cast("list[Any]", read(rows))
+        return list(zip(flat[::2], flat[1::2], strict=True))
 
 
 def side_by_side(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
