@@ -49,7 +49,7 @@ class StoredPicture:
         """The mask at its picture's size. InputError: it has another shape, or is entirely black."""
         name = printable(self.path.name)
         mask_name = printable(self.mask_path.name) if self.mask_path else f"The alpha channel of {name}"
-        return _fitted(mask, picture.pixels, mask_name, name)
+        return fit_mask(mask, picture.pixels, mask_name, name)
 
 
 class TrainImage:
@@ -281,10 +281,6 @@ def _nothing_in(folder: Path, with_pictures: list[Path]) -> str:
     return f"There are no usable pictures in {shown} itself: give the folder that holds them, {names}."
 
 
-def _fitted(mask: Tensor | None, pixels: Tensor, mask_name: str, name: str) -> Tensor | None:
-    return None if mask is None else fit_mask(mask, (pixels.shape[-2], pixels.shape[-1]), mask_name, name)
-
-
 def _from_tensor(
     name: str, picture: Tensor, caption: str | None, mask: Tensor | None, color: Color, alpha_masks: bool
 ) -> TrainImage:
@@ -292,7 +288,7 @@ def _from_tensor(
     if mask is not None:
         mask = to_mask(f"the mask of {name}", mask)
     mask = alpha if mask is None and alpha_masks else mask
-    return TrainImage(name, pixels, on_one_line(caption), _fitted(mask, pixels, f"the mask of {name}", name))
+    return TrainImage(name, pixels, on_one_line(caption), fit_mask(mask, pixels, f"the mask of {name}", name))
 
 
 def _lines(captions: Sequence[str | None] | str | None, count: int) -> tuple[list[str | None], list[str]]:

@@ -112,14 +112,15 @@ def to_image(pixels: Tensor) -> Image.Image:
     return image
 
 
-def fit_mask(mask: Tensor, size: tuple[int, int], mask_name: str, name: str) -> Tensor | None:
-    """The mask (1, H, W) at its picture's `size` (height, width); None if it is entirely white.
+def fit_mask(mask: Tensor | None, pixels: Tensor, mask_name: str, name: str) -> Tensor | None:
+    """The mask (1, H, W) at the size of its picture's `pixels`; None if it is entirely white, or there is none.
 
     Raises:
         InputError: its shape differs from the picture's, or it leaves nothing to learn.
     """
-    mask_height, mask_width = mask.shape[-2:]
-    height, width = size
+    if mask is None:
+        return None
+    (mask_height, mask_width), (height, width) = mask.shape[-2:], pixels.shape[-2:]
     slack = 0.01 + 1 / min(mask_height, mask_width)  # rounding to whole pixels does not make another shape
     if abs(mask_width * height / (mask_height * width) - 1) > slack:
         raise InputError(
@@ -128,7 +129,7 @@ def fit_mask(mask: Tensor, size: tuple[int, int], mask_name: str, name: str) -> 
         )
     if not mask.max() > 0:
         raise InputError(f"{mask_name} is black all over, so nothing is left to learn: paint the subject white.")
-    return None if mask.min() == 1 else resize_mask(mask, size)
+    return None if mask.min() == 1 else resize_mask(mask, (height, width))
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int], box: tuple[float, float, float, float] | None = None) -> Tensor:
