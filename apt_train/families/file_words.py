@@ -16,6 +16,7 @@ _DOTTED = (
     "", "unet.", "transformer.", "diffusion_model.", "base_model.model.", "unet.base_model.model.",
     "base_model.model.unet.",
 )  # fmt: skip
+Called = Callable[[str], tuple[str, ...]]  # a layer's path -> its names after the lead
 
 
 def layer_paths(module: nn.Module) -> Iterator[str]:
@@ -36,19 +37,19 @@ def plain_names(network: nn.Module) -> dict[str, str]:
 
 
 def plain_encoder_names(
-    encoder: nn.Module, number: int, count: int, key: str, called: Callable[[str], str] = str, *leads: str
+    encoder: nn.Module, number: int, count: int, key: str, called: Called = lambda path: (path,), *leads: str
 ) -> dict[str, str]:
     """Likewise for text encoder `number` (from 1) of `count`; `key`: its tensor's name in an embedding file.
 
-    `called`: a layer's path -> its name after the lead; `leads`: what a family's files also put before it.
+    `leads`: what a family's files also put before `called`.
     """
     kohya = [f"lora_te{number}_", *(["lora_te_"] if count == 1 else [])]
     own = "text_encoder" if number == 1 else f"text_encoder_{number}"
     names: dict[str, str] = {}
     for path in layer_paths(encoder):
-        name = called(path)
-        names.update({lead + name.replace(".", "_"): path for lead in kohya})
-        names.update({lead + name: path for lead in (f"{own}.", f"{own}.base_model.model.", *leads)})
+        for name in called(path):
+            names.update({lead + name.replace(".", "_"): path for lead in kohya})
+            names.update({lead + name: path for lead in (f"{own}.", f"{own}.base_model.model.", *leads)})
     return names
 
 

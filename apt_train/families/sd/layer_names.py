@@ -61,19 +61,12 @@ def encoder_names(encoder: nn.Module, number: int, count: int, key: str) -> dict
     Files made with transformers 5 lack `text_model.` where its modules do.
     """
     leads = f"text_encoders.{key}.transformer.", f"{key}.transformer.", f"{key}."
-    return {
-        **plain_encoder_names(encoder, number, count, key, _without_text_model, *leads),
-        **plain_encoder_names(encoder, number, count, key, _with_text_model, *leads),
-    }
+    return plain_encoder_names(encoder, number, count, key, _with_and_without_text_model, *leads)
 
 
-def _without_text_model(path: str) -> str:
-    return path.removeprefix("text_model.")
-
-
-def _with_text_model(path: str) -> str:
-    bare = _without_text_model(path)
-    return bare if bare.startswith("text_projection") else f"text_model.{bare}"
+def _with_and_without_text_model(path: str) -> tuple[str, ...]:
+    bare = path.removeprefix("text_model.")
+    return (bare,) if bare.startswith("text_projection") else (bare, f"text_model.{bare}")
 
 
 def count_numbered(names: Iterable[str], pattern: str) -> int:
