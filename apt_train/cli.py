@@ -78,7 +78,10 @@ def _complain(sentence: str, code: int) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports an error in one sentence."""
+    """Takes only options that are written out, and reports an error in one sentence."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """A command refuses what it does not know itself, because the options are in its own help."""
@@ -95,70 +98,65 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     from . import __version__
 
-    parser = _Parser(
-        prog="apt-train", description="Personalize a diffusion model from 3-10 pictures.", allow_abbrev=False
-    )
+    parser = _Parser(prog="apt-train", description="Personalize a diffusion model from 3-10 pictures.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    _add_run(commands.add_parser("run", help="train a LoRA on a folder of pictures", allow_abbrev=False))
-    _add_resume(commands.add_parser("resume", help="continue a run, to its end or to more steps", allow_abbrev=False))
-    _add_check(commands.add_parser("check", help="check a folder of pictures before training", allow_abbrev=False))
-    report = commands.add_parser("report", help="draw a run's curves and say what they mean", allow_abbrev=False)
-    report.add_argument("folder", help="the run's folder")
-    report.set_defaults(command=_report)
-    inspect = commands.add_parser("inspect", help="test any LoRA on its model", allow_abbrev=False)
-    add_options(inspect)
-    inspect.set_defaults(command=_inspect)
-    demo = commands.add_parser("demo", help="train on the embedded model and draw one sheet", allow_abbrev=False)
-    demo.add_argument("--output", help="where the sheet and the runs go (default: the next free runs/demo-N)")
-    demo.add_argument("--steps", type=int, help="steps of each run; empty: the demo's own")
-    demo.set_defaults(command=_demo)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, about, add_to, run in (
+        ("run", "train a LoRA on a folder of pictures", _add_run, _run),
+        ("resume", "continue a run, to its end or to more steps", _add_resume, _resume),
+        ("check", "check a folder of pictures before training", _add_check, _check),
+        ("report", "draw a run's curves and say what they mean", _add_report, _report),
+        ("inspect", "test any LoRA on its model", add_options, _inspect),
+        ("demo", "train on the embedded model and draw one sheet", _add_demo, _demo),
+    ):
+        made = commands.add_parser(name, help=about)
+        add_to(made)
+        made.set_defaults(command=run)
     return parser
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    inputs = parser.add_argument_group("inputs")
-    inputs.add_argument("--checkpoint", required=True, help="a diffusers folder or a .safetensors file (SD1.5, SDXL)")
-    add_model_options(inputs.add_argument)
-    inputs.add_argument(
-        "--images", required=True, help="folder of pictures, with X.txt captions and X-mask.png masks beside them"
-    )
-    inputs.add_argument("--prior-images", help="folder of class pictures for prior preservation")
-    add_reading_options(inputs.add_argument)
-    inputs.add_argument("--output", required=True, help="a new folder for the run")
-    names = [name.replace(" ", "-") for name in PRESETS]
-    inputs.add_argument(
-        "--preset",
-        default=PUBLISHED,
-        metavar="|".join(names),
-        help="settings for a purpose; an option that you give overrides it (default: published)",
-    )
+    add = parser.add_argument_group("inputs").add_argument
+    add("--checkpoint", required=True, help="a diffusers folder or a .safetensors file (SD1.5, SDXL)")
+    add_model_options(add)
+    add("--images", required=True, help="folder of pictures, with X.txt captions and X-mask.png masks beside them")
+    add("--prior-images", help="folder of class pictures for prior preservation")
+    add_reading_options(add)
+    add("--output", required=True, help="a new folder for the run")
+    names = "|".join(name.replace(" ", "-") for name in PRESETS)
+    text = "settings for a purpose; an option that you give overrides it (default: published)"
+    add("--preset", default=PUBLISHED, metavar=names, help=text)
     add_config_options(parser)
-    parser.set_defaults(command=_run)
 
 
 def _add_resume(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="the run's folder")
-    parser.add_argument("--steps", type=int, help="new total of steps")
-    rules = shown_choices(OutputConfig, "stop")
-    parser.add_argument("--stop", metavar=rules, help="another rule for ending early; never: train on")
+    add = parser.add_argument
+    add("folder", help="the run's folder")
+    add("--steps", type=int, help="new total of steps")
+    add("--stop", metavar=shown_choices(OutputConfig, "stop"), help="another rule for ending early; never: train on")
     for name, what in _PLACES.items():
-        parser.add_argument(option_name(name), help=f"the new place of the run's {what}, after a move")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: CUDA or MPS if there is one)")
-    parser.set_defaults(command=_resume)
+        add(option_name(name), help=f"the new place of the run's {what}, after a move")
+    add("--device", help="cpu, cuda, cuda:1, mps ... (default: CUDA or MPS if there is one)")
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", help="folder of pictures, with X.txt captions and X-mask.png masks beside them")
-    parser.add_argument(
-        "--resolution", type=int, default=512, help="as in the run: 512 for SD1.5 (default), 1024 for SDXL"
-    )
-    parser.add_argument("--bucket-multiple", type=int, default=0, help="as in the run (default: 64, or 8 below 512)")
-    parser.add_argument("--class-word", default="", help="as in the run: captions are searched for it")
-    parser.add_argument("--identifier", default="", help="as in the run, likewise")
-    add_reading_options(parser.add_argument)
-    parser.add_argument("--sheet", help="a .png to draw the contact sheet in: crops, masks, captions and findings")
-    parser.set_defaults(command=_check)
+    add = parser.add_argument
+    add("folder", help="folder of pictures, with X.txt captions and X-mask.png masks beside them")
+    add("--resolution", type=int, default=512, help="as in the run: 512 for SD1.5 (default), 1024 for SDXL")
+    add("--bucket-multiple", type=int, default=0, help="as in the run (default: 64, or 8 below 512)")
+    add("--class-word", default="", help="as in the run: captions are searched for it")
+    add("--identifier", default="", help="as in the run, likewise")
+    add_reading_options(add)
+    add("--sheet", help="a .png to draw the contact sheet in: crops, masks, captions and findings")
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="the run's folder")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", help="where the sheet and the runs go (default: the next free runs/demo-N)")
+    parser.add_argument("--steps", type=int, help="steps of each run; empty: the demo's own")
 
 
 def _run(options: argparse.Namespace) -> int:

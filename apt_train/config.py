@@ -135,6 +135,12 @@ _augmentation = partial(_apt, needs="adaptive_augmentation")
 _affine = partial(_apt, needs="augment_kinds=affine")
 _stabilization = partial(_apt, needs="stabilization")
 _alignment = partial(_apt, needs="alignment")
+_regulariser: dict[str, Any] = {  # of both regularisers' weights
+    "range": _WEIGHT,
+    "runs_prior": True,
+    "more": "Of 1, 0.1 and 0.01 for both terms, 0.01 learned most on small drawn scenes.",
+    "widget": Widget(most=1e4, step=0.001),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,11 +239,8 @@ class AptConfig:
         0.01,
         "Weight of the stabilization term (unpublished, so ours, settled by docs/benchmark.md). Higher keeps more of "
         "the prior and learns less of the subject.",
-        _WEIGHT,
         weighs="stabilization",
-        runs_prior=True,
-        more="Of 1, 0.1 and 0.01 for both terms, 0.01 learned most on small drawn scenes.",
-        widget=Widget(most=1e4, step=0.001),
+        **_regulariser,
     )
     dist_layers: Layers = _stabilization(
         "up", "Part of the UNet whose features are stabilized (ours: the decoder).", widget=Widget(advanced=True)
@@ -254,11 +257,8 @@ class AptConfig:
         0.01,
         "Weight of the attention alignment term (unpublished, so ours, settled by docs/benchmark.md). Higher keeps "
         "more of the prior and learns less of the subject.",
-        _WEIGHT,
         weighs="alignment",
-        runs_prior=True,
-        more="Of 1, 0.1 and 0.01 for both terms, 0.01 learned most on small drawn scenes.",
-        widget=Widget(most=1e4, step=0.001),
+        **_regulariser,
     )
     attn_layers: Layers = _alignment(
         "up", "Part of the UNet whose cross-attention is aligned (ours: the decoder).", widget=Widget(advanced=True)

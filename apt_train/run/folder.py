@@ -67,7 +67,8 @@ class RunFolder:
         """A folder for a new run. InputError: it holds a run or other files, or is not writable."""
         path = Path(path)
         found = _visible(path)
-        if CONFIG in found and not _never_stepped(path):
+        never_stepped = found == {CONFIG, LOG} and (path / LOG).stat().st_size == 0  # overwriting it loses nothing
+        if CONFIG in found and not never_stepped:
             again = command("resume", argument(path))
             go_on = f"go on with `{again}`" if _is_resumed_by_command(path) else "resume it where it was started"
             raise InputError(f"{path} already holds a run: choose another output folder, or {go_on}.")
@@ -209,11 +210,6 @@ def _is_resumed_by_command(path: Path) -> bool:
     with contextlib.suppress(InputError):
         return "inputs" in read_config(path).content
     return False
-
-
-def _never_stepped(path: Path) -> bool:
-    """Whether a run ended before its first step, so that nothing is lost by overwriting it."""
-    return _visible(path) == {CONFIG, LOG} and (path / LOG).stat().st_size == 0
 
 
 def _visible(path: Path) -> set[str]:
