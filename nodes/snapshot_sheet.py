@@ -152,7 +152,7 @@ class APTSnapshotSheet(io.ComfyNode):
         check_count(len(columns), len(rows))
         chosen = chosen_column(column, columns, recommended)
         how = Drawing(seed, sampler_steps, cfg, sampler_name, scheduler, width, height)
-        sheet = Sheet(Wires(model, clip, vae), run, negative, how, cell, cls.hidden.unique_id).drawn(
+        sheet = Sheet(DrawingWires(model, clip, vae), run, negative, how, cell, cls.hidden.unique_id).drawn(
             rows, columns, chosen
         )
         published = publish(run, chosen.step)
@@ -161,7 +161,7 @@ class APTSnapshotSheet(io.ComfyNode):
         return io.NodeOutput(tensor, tuned, published.lora, chosen.strength, published.trigger, chosen.step, ui=picture)
 
 
-class Wires(NamedTuple):
+class DrawingWires(NamedTuple):
     """The wires that draw."""
 
     model: Any
@@ -181,7 +181,7 @@ class _Drawn:
         """Whether the host has let go of the wires, so that nothing is drawn with them any more."""
         return any(wire() is None for wire in self.wires)
 
-    def of(self, wires: Wires) -> dict[tuple[Any, ...], Image.Image]:
+    def of(self, wires: DrawingWires) -> dict[tuple[Any, ...], Image.Image]:
         """The pictures drawn with these wires so far; other wires clear the cache."""
         if len(self.wires) != len(wires) or any(was() is not one for was, one in zip(self.wires, wires, strict=True)):
             self.wires, self.pictures = tuple(map(weakref.ref, wires)), {}
@@ -195,7 +195,7 @@ _DRAWN: dict[str, _Drawn] = {}  # by node; lives as long as the host process
 class Sheet:
     """A run's snapshots, drawn with the same wires and settings onto one sheet."""
 
-    wires: Wires
+    wires: DrawingWires
     run: AptRun
     negative: str
     how: Drawing

@@ -13,6 +13,7 @@ from apt_train.lora_check.findings import AtStrength, CheckUp
 from apt_train.lora_check.gain import Gain
 from apt_train.lora_check.lora_file import LoraFile
 from apt_train.lora_check.placing import Placed, Placement
+from apt_train.lora_check.prompts import Prompts
 from apt_train.lora_check.recommend import recommended
 from apt_train.lora_check.subject import Subject
 
@@ -57,6 +58,7 @@ def made_up(points: list[AtStrength]) -> CheckUp:
     placed = [Placed("lora_unet_x", "unet", "x", nn.Linear(4, 4), parts)]
     blocks = [Block("text encoder 1", 1, 0.02, None, None), Block("up 0", 1, 0.1, 16.0, 3.0)]
     return CheckUp(
-        LoraFile("mine", {"lora_unet_x": parts}), Placement(placed, [], []), blocks, Subject("toy", "sks toy"), points,
-        recommended(points), ["a {subject}"], ["a city"], 2, 10, "a model",
+        lora=LoraFile("mine", {"lora_unet_x": parts}), placement=Placement(placed, [], []), blocks=blocks,
+        subject=Subject("toy", "sks toy"), points=points, recommendation=recommended(points),
+        prompts=Prompts(["a {subject}"], ["a city"]), pictures=2, bins=10, source="a model",
     )  # fmt: skip

@@ -45,15 +45,15 @@ def drawn(sheets: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[st
 
 
 def test_two_sheets_in_a_graph_keep_their_pictures_each(sheets: Any, drawn: Callable[..., list[str]]) -> None:
-    wires = sheets.Wires(Wire(), Wire(), Wire())
+    wires = sheets.DrawingWires(Wire(), Wire(), Wire())
     assert drawn("5", wires, "apt") == drawn("6", wires, "dreambooth") == ["A", "B"]
     assert drawn("5", wires, "apt", chosen=1) == drawn("6", wires, "dreambooth", chosen=1) == []
-    other = sheets.Wires(Wire(), Wire(), Wire())
+    other = sheets.DrawingWires(Wire(), Wire(), Wire())
     assert drawn("6", other, "dreambooth") == ["A", "B"] and drawn("5", wires, "apt") == []
 
 
 def test_pictures_of_wires_that_are_gone_are_let_go(sheets: Any, drawn: Callable[..., list[str]]) -> None:
-    drawn("5", sheets.Wires(Wire(), Wire(), Wire()), "apt")
-    kept = sheets.Wires(Wire(), Wire(), Wire())
+    drawn("5", sheets.DrawingWires(Wire(), Wire(), Wire()), "apt")
+    kept = sheets.DrawingWires(Wire(), Wire(), Wire())
     drawn("6", kept, "dreambooth")
     assert list(sheets._DRAWN) == ["6"]

@@ -15,7 +15,7 @@ from ..training.out_of_memory import memory_in_words
 from .blocks import blocks_of
 from .findings import CheckUp
 from .lora_file import LoraFile
-from .strengths import Busy, Strengths
+from .strengths import AtCall, Strengths
 from .subject import Subject
 from .with_lora import lora_ready
 
@@ -30,7 +30,7 @@ def check_up(
     asked: Asked,
     *,
     images: ImageSet | None = None,
-    busy: Busy = lambda done, total: None,
+    busy: AtCall = lambda done, total: None,
 ) -> CheckUp:
     """Check a LoRA on its model, which is restored afterwards.
 
@@ -46,7 +46,7 @@ def check_up(
         work = Strengths(ready, subject, asked, images, busy)
         work.measure()
         return CheckUp(
-            lora, ready.placement, blocks_of(ready), subject, work.points, work.recommendation,
-            work.prompts.named, work.prompts.unrelated, work.pictures_used, asked.bins,
-            components.source, work.samples, [*components.notes, *lora.notes, *work.notes],
+            lora=lora, placement=ready.placement, blocks=blocks_of(ready), subject=subject, source=components.source,
+            points=work.points, samples=work.samples, recommendation=work.recommendation, prompts=work.prompts,
+            pictures=work.pictures_used, bins=asked.bins, notes=[*components.notes, *lora.notes, *work.notes],
         )  # fmt: skip

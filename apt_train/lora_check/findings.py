@@ -11,6 +11,7 @@ from .blocks import Block
 from .gain import Gain
 from .lora_file import LoraFile
 from .placing import Placement
+from .prompts import Prompts
 from .subject import Subject
 
 MOST_SPILL = 1.0  # where unrelated prompts change as much as if their text were left out
@@ -59,7 +60,7 @@ class Recommendation:
         return self.spill > MOST_SPILL
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckUp:
     """All findings. `samples`: the prior's picture, then one per strength."""
 
@@ -69,8 +70,7 @@ class CheckUp:
     subject: Subject
     points: list[AtStrength]
     recommendation: Recommendation
-    prompts: list[str]
-    unrelated: list[str]
+    prompts: Prompts
     pictures: int
     bins: int
     source: str

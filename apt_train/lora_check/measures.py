@@ -41,8 +41,7 @@ class Measures:
         alignment, context = (None, None) if self._looking is None else self._looking.looks(conditioner)
         drift = drift_of(drifts.subject, drifts.unrelated)
         return AtStrength(
-            strength, drift.subject, float(drifts.bare.mean()), drift.unrelated, drift.ratio,
-            share_of(drifts.unrelated, others), share_of(drifts.bare, named),
-            gain=gain_of(self._prior_losses, losses),
-            alignment=alignment, context=context,
+            strength, subject=drift.subject, bare=float(drifts.bare.mean()), unrelated=drift.unrelated,
+            ratio=drift.ratio, spill=share_of(drifts.unrelated, others), bare_spill=share_of(drifts.bare, named),
+            gain=gain_of(self._prior_losses, losses), alignment=alignment, context=context,
         )  # fmt: skip

@@ -37,7 +37,7 @@ def as_dict(found: CheckUp) -> dict[str, Any]:
                 "unread": found.lora.unread,
             },
         },
-        "prompts": {"subject": found.prompts, "unrelated": found.unrelated},
+        "prompts": {"subject": found.prompts.named, "unrelated": found.prompts.unrelated},
         "verdict": paragraphs(found),
     }
 

@@ -28,7 +28,8 @@ def recommended(points: Sequence[AtStrength]) -> Recommendation:
     if known_gain(points):
         best, lowest = _peak(gains), len(points) > 1 and max(points, key=_gain) is points[0]
         is_last = best >= points[-1].strength
-        return Recommendation(_named(best), "gain", _value_at(spills, best), _rounded(gentle), is_last, lowest)
+        spill = _value_at(spills, best)
+        return Recommendation(_named(best), "gain", spill, _rounded(gentle), open_ended=is_last, below=lowest)
     strength = USUAL if gentle is None else min(USUAL, gentle)
     below = strength < points[0].strength
     return Recommendation(_named(strength), "usual", _value_at(spills, USUAL), _rounded(gentle), below=below)

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 LOWER = 3  # how often the lowest strength may be halved while the recommendation lies below it
 LOWEST = 0.1
 
-Busy = Callable[[int, int], object]  # (finished network calls, all of them)
+AtCall = Callable[[int, int], object]  # (finished network calls, all of them)
 
 
 class Strengths:
     """A LoRA's strengths in progress. `measure` fills `points` and `samples` (the prior's first)."""
 
-    def __init__(self, ready: WithLora, subject: Subject, asked: Asked, images: ImageSet | None, busy: Busy) -> None:
+    def __init__(self, ready: WithLora, subject: Subject, asked: Asked, images: ImageSet | None, busy: AtCall) -> None:
         self._ready, self._subject, self._asked, self._busy = ready, subject, asked, busy
         side = asked.resolution or ready.components.family.resolution
         self._shared = subject.conditioner(ready.components)

@@ -75,17 +75,17 @@ def look_at(image: TrainImage, sizes: list[tuple[int, int]]) -> Look:
     small = to_image(pixels)
     small.thumbnail((TILE, TILE), Image.Resampling.LANCZOS, reducing_gap=2.0)
     return Look(
-        image.name,
-        image.caption,
-        image.size,
-        crop,
-        views_of(picture),
-        surroundings_of(picture, None if masked is None else masked.kept),
-        has_one_tint(picture),
-        sharpness_of(_at_own_size(pixels, crop) if crop.scale > 1 else picture),
-        masked,
-        small,
-        None if mask is None else resize_mask(mask, (small.height, small.width))[0].double().numpy(),
+        name=image.name,
+        caption=image.caption,
+        size=image.size,
+        crop=crop,
+        views=views_of(picture),
+        surroundings=surroundings_of(picture, None if masked is None else masked.kept),
+        one_tint=has_one_tint(picture),
+        sharpness=sharpness_of(_at_own_size(pixels, crop) if crop.scale > 1 else picture),
+        mask=masked,
+        small=small,
+        small_mask=None if mask is None else resize_mask(mask, (small.height, small.width))[0].double().numpy(),
     )
 
 

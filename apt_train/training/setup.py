@@ -70,7 +70,8 @@ def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter, blocks: BlocksAside,
     trainable, optimizer = build_optimizer(adapter, inputs.identifier, plan.config)
     to_compile = components.network.blocks(components.unet) if plan.config.compile_blocks else ()
     return Run(
-        plan, inputs, adapter, blocks, indicator, step, trainable, optimizer, lr_factor=lr_factor_of(plan.config),
+        plan, inputs, adapter, blocks=blocks, indicator=indicator, training_step=step,
+        trainable=trainable, optimizer=optimizer, lr_factor=lr_factor_of(plan.config),
         scaler=torch.amp.GradScaler(plan.device.type, enabled=plan.dtype == torch.float16),
         compiled=CompiledBlocks(to_compile, step.capture.hooked), recomputed=plan.savings.recomputed, drift=drift,
     )  # fmt: skip

@@ -72,9 +72,11 @@ class TrainingStep:
         error = None if prior is None else self._observe(prior.prediction, tuned.prediction, noisy, batch)
 
         # L = (1 - gamma) L_DM + dist_weight (L_mu + L_sigma) + attn_weight L_attn [reported].
-        lazy = self.objective.lazy_prior
-        again, weights = partial(self._again, noisy, batch), self.adapter.parameters
-        passes = Passes(batch, target, self.schedule, tuned, prior, self.indicator, weights, again, progress, lazy)
+        passes = Passes(
+            batch, target, self.schedule, tuned=tuned, prior=prior, indicator=self.indicator,
+            adapter=self.adapter.parameters, predict=partial(self._again, noisy, batch),
+            progress=progress, lazy_prior=self.objective.lazy_prior,
+        )  # fmt: skip
         values = {term.name: term(passes) for term in acting}
         weighted = {name: value for name, (_, value) in values.items()}
         total = torch.stack(list(weighted.values())).sum() if len(weighted) > 1 else next(iter(weighted.values()))
