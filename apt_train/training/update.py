@@ -119,7 +119,7 @@ def _accumulate(run: Run, batches: list[Batch], preserved: list[Batch], seen: _S
                 if micro == 0 and _balance_due(run):
                     _see_gradient_norms(run, output.weighted, seen)
                 seen.add_pass(output)
-                run.scaler.scale(output.total / len(batches)).backward()
+                _backward(run, output.total / len(batches))
             if preserved:
                 _preservation_pass(run, preserved[micro], len(batches), seen)
 
@@ -158,7 +158,11 @@ def _preservation_pass(run: Run, batch: Batch, parts: int, seen: _Seen) -> None:
         if (_TERM, kind.name) not in seen.values and _balance_due(run):
             _see_gradient_norms(run, {kind.name: weighted}, seen)
         seen.add((_TERM, kind.name), term)
-        run.scaler.scale(weighted / parts).backward()
+        _backward(run, weighted / parts)
+
+
+def _backward(run: Run, loss: Tensor) -> None:
+    run.scaler.scale(loss).backward()
 
 
 def _clip(run: Run) -> Tensor:
