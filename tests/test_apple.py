@@ -20,6 +20,7 @@ from apt_train.console.progress import Progress
 from apt_train.errors import InputError
 from apt_train.families import precision
 from apt_train.families.blocks_aside import BlocksAside
+from apt_train.families.swapped import on_loan
 from apt_train.lora_check.asked import Asked
 from apt_train.lora_check.blocks import blocks_of
 from apt_train.lora_check.check_up import check_up
@@ -30,7 +31,6 @@ from apt_train.lora_check.with_lora import lora_ready
 from apt_train.presets import PRESETS
 from apt_train.rng import seeded
 from apt_train.sample import trajectories
-from apt_train.text.aside import on_loan
 from apt_train.training import estimate, interruptible, loop, out_of_memory, plan, update
 from apt_train.training.memory import Memory, Savings, empty_cache, free_bytes, keep_to_the_recommended
 from apt_train.training.out_of_memory import leaner_mode

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from apt_train.events import NoticeEvent
+from apt_train.families.swapped import on_loan
 from apt_train.text import conditioning
-from apt_train.text.aside import on_loan
 from apt_train.text.conditioning import Conditioner
 from apt_train.text.identifier import Identifier
 from apt_train.training import estimate, plan, update

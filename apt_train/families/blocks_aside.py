@@ -15,6 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .swapped import pin
+
 _Home = tuple[dict[str, Any], str, nn.Parameter]  # where a module keeps its parameters, the name there, the weight
 
 
@@ -71,9 +73,7 @@ class BlocksAside:
         weight = store[name]
         if weight.device.type != "cpu":
             weight = nn.Parameter(weight.detach().to("cpu"), requires_grad=False)
-        if self._copying is not None:
-            with contextlib.suppress(RuntimeError):  # too little memory to pin: copies will be slower
-                weight.data = weight.data.pin_memory()
+        pin([weight], self._device)
         store[name] = weight
         return store, name, weight
 

@@ -1,4 +1,4 @@
-"""Modules that are given back as they were: their weights replaced, or in another layout, for the time of a block."""
+"""Modules that are given back as they were: weights replaced, lent, or in another layout, for the time of a block."""
 
 from __future__ import annotations
 
@@ -58,6 +58,19 @@ def lent(modules: Iterable[nn.Module]) -> Generator[None]:
                 weights_swapped(module, lambda tensor: tensor.clone() if tensor.is_inference() else tensor)
             )
         yield
+
+
+def on_loan(module: nn.Module, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Inside the block the module works with copies of its weights on the device; afterwards with its own again."""
+    return weights_swapped(module, lambda tensor: tensor.to(device, non_blocking=device.type == "cuda", copy=True))
+
+
+def pin(tensors: Iterable[Tensor], device: torch.device) -> None:
+    """Keep tensors of main memory in pinned pages for CUDA, which copy to the GPU several times as fast."""
+    if device.type == "cuda":
+        with contextlib.suppress(RuntimeError):  # too little memory to pin: copies will be slower
+            for tensor in tensors:
+                tensor.data = tensor.data.pin_memory()
 
 
 def _stores(module: nn.Module) -> list[Any]:

@@ -19,8 +19,8 @@ from torch.utils import checkpoint
 
 from ..config import TrainConfig
 from ..families.components import TextEncoder, token_embedding
+from ..families.swapped import on_loan, pin
 from ..names import plain_trigger
-from .aside import on_loan, ready_to_lend
 from .captions import mark_embedding
 from .identifier import Identifier, rows_in_place
 from .tokens import Chunk, TokenLayout, Vocabulary, lay_out
@@ -121,7 +121,8 @@ class Conditioner:
         """From now on the encoders wait in main memory: see `is_aside`."""
         self._device = self.device
         for encoder in self.encoders:
-            ready_to_lend(encoder.model, self._device)
+            encoder.model.to("cpu")
+            pin((*encoder.model.parameters(), *encoder.model.buffers()), self._device)
         self.is_aside = True
 
     def precompute(self, captions: list[str]) -> None:
