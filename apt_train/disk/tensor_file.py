@@ -25,6 +25,8 @@ SUFFIXES = (".safetensors", ".sft")
 PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 MAX_HEADER = 10_000_000  # bytes; the format allows ten times as many, whose JSON could take gigabytes of memory
 MOST_LETTERS = 500  # in a tensor's name
+_PICKLE = "is a pickle, which can run code when it is opened: give the model as .safetensors instead."
+_GGUF = "is a quantised GGUF file, which cannot be trained: give the model as .safetensors."
 _BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 2),
@@ -97,9 +99,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _refuse_by_suffix(path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix in PICKLE_SUFFIXES:
-        _refuse_pickle(path)
+        raise InputError(f"{path.name} {_PICKLE}")
     if suffix == ".gguf":
-        _refuse_gguf(path)
+        raise InputError(f"{path.name} {_GGUF}")
     if suffix not in SUFFIXES:
         raise InputError(f"{path.name} is not a .safetensors file: give one, or for a model its diffusers folder.")
 
@@ -107,9 +109,9 @@ def _refuse_by_suffix(path: Path) -> None:
 def _refuse_by_content(path: Path, start: bytes) -> None:
     """Identify a file whose first 8 bytes cannot be the length of its safetensors header."""
     if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] <= b"\x05"):
-        _refuse_pickle(path)
+        raise InputError(f"{path.name} {_PICKLE}")
     if start.startswith(b"GGUF"):
-        _refuse_gguf(path)
+        raise InputError(f"{path.name} {_GGUF}")
     if start.startswith(b"version "):
         raise InputError(
             f"{path.name} is a Git LFS pointer, not the model itself: fetch the model with `git lfs pull`."
@@ -122,16 +124,6 @@ def _refuse_by_content(path: Path, start: bytes) -> None:
     if MAX_HEADER < (length := int.from_bytes(start, "little")) <= path.stat().st_size - 8:
         raise InputError(f"{path.name} has a header of {length} bytes, more than {MAX_HEADER}: {AGAIN}.")
     raise InputError(f"{path.name} is cut short inside its header, or no safetensors file: {AGAIN}.")
-
-
-def _refuse_gguf(path: Path) -> None:
-    raise InputError(f"{path.name} is a quantised GGUF file, which cannot be trained: give the model as .safetensors.")
-
-
-def _refuse_pickle(path: Path) -> None:
-    raise InputError(
-        f"{path.name} is a pickle, which can run code when it is opened: give the model as .safetensors instead."
-    )
 
 
 def _parse_header(path: Path, raw: bytes) -> tuple[dict[str, tuple[int, ...]], dict[str, str], int]:
