@@ -66,23 +66,21 @@ class Strengths:
             measures = Measures(self._losses, self.prompts, self._shared)
             self.samples = self._drawn(self._shared, tuned=False)
             for strength in self._asked.strengths:
-                point, pictures = self._at(measures, strength)
-                self.points.append(point)
-                self.samples += pictures
+                self._try(strength, measures)
             for _ in range(LOWER):
                 if not self.recommendation.below or self.points[0].strength < LOWEST:
                     break
-                point, pictures = self._at(measures, self.points[0].strength / 2)
-                self.points.insert(0, point)
-                self.samples[1:1] = pictures
+                self._try(self.points[0].strength / 2, measures)
 
-    def _at(self, measures: Measures, strength: float) -> tuple[AtStrength, list[Image.Image]]:
+    def _try(self, strength: float, measures: Measures) -> None:
+        """Measure and sample one strength, in its place among the others."""
+        place = sum(point.strength < strength for point in self.points)
         with self._ready.at(strength):
             # A LoRA on the text encoders changes the encoding of every text.
             changes = self._ready.placement.changes_text
             conditioner = self._subject.conditioner(self._ready.components) if changes else self._shared
-            point = measures.at(strength, conditioner)
-            return point, self._drawn(conditioner, tuned=True)
+            self.points.insert(place, measures.at(strength, conditioner))
+            self.samples[place + 1 : place + 1] = self._drawn(conditioner, tuned=True)
 
     @torch.no_grad()
     def _drawn(self, conditioner: Conditioner, *, tuned: bool) -> list[Image.Image]:

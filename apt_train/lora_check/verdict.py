@@ -139,16 +139,13 @@ def _range(values: list[int] | list[float]) -> str:
 
 def _misfits(found: CheckUp) -> list[str]:
     placement, lora = found.placement, found.lora
-    said: list[str] = []
-    for what, names in (
+    kinds = (
         ("Not in this model", placement.unplaced),
         ("Of another shape than the layer of that name", placement.unfit),
         ("With values that are not numbers", placement.broken),
         ("Of no kind that is read here", lora.unread),
-    ):
-        if names:
-            said.append(f"{what}, so left out: {listed([printable(name) for name in sorted(names)])}.")
-    return said
+    )
+    return [f"{what}, so left out: {listed(list(map(printable, sorted(names))))}." for what, names in kinds if names]
 
 
 def _pictures(found: CheckUp) -> str:
