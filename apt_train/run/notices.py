@@ -6,7 +6,7 @@ In: storing and reading back. Not in: who sends them (`training.listener`), the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..disk.files import write_text
@@ -23,38 +23,37 @@ MOST_BYTES = 8_000_000
 class Notices:
     """A run's notices, each once. They wait in memory until the run has a folder."""
 
-    def __init__(self, kept: list[NoticeEvent] | None = None) -> None:
-        self._kept = list(kept or ())
-        self._waiting: list[NoticeEvent] = []
+    def __init__(self, kept: Sequence[NoticeEvent] = ()) -> None:
+        self._all = list(kept)
+        self._written = len(self._all)  # so many of them are in the folder's file
 
     @property
     def texts(self) -> list[str]:
         """The texts in the order they were sent."""
-        return [notice.text for notice in (*self._kept, *self._waiting)]
+        return [notice.text for notice in self._all]
 
     def add(self, text: str, step: int) -> None:
         """Add a notice, unless it is known already."""
         text, known = text[:LONGEST], self.texts
         if text not in known and len(known) < MOST:
-            self._waiting.append(NoticeEvent(text, step))
+            self._all.append(NoticeEvent(text, step))
 
     def write(self, folder: Path) -> None:
         """Append waiting notices to the folder's file. If that fails they keep waiting: training does not need them.
 
         Anything but a regular file of plausible size is replaced by a new file with all notices.
         """
-        if not self._waiting:
+        path, waiting = folder / NOTICES, self._all[self._written :]
+        if not waiting:
             return
-        path = folder / NOTICES
         try:
             if _is_ours(path):
-                append(path, (_line_end(path) + _lines(self._waiting)).encode())
+                append(path, (_line_end(path) + _lines(waiting)).encode())
             else:
-                write_text(path, _lines([*self._kept, *self._waiting]))
+                write_text(path, _lines(self._all))
+            self._written = len(self._all)
         except (OSError, InputError):
             return
-        self._kept += self._waiting
-        self._waiting = []
 
 
 def read_notices(folder: Path) -> list[NoticeEvent]:
