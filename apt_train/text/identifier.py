@@ -46,15 +46,11 @@ class Identifier(nn.Module):
 
         InputError: a tokenizer finds no token in it.
         """
-        rows: list[Tensor] = []
-        ids: list[list[int]] = []
-        for encoder in encoders:
-            found = Vocabulary.of(encoder).ids(f" {init_word}")
-            if not found:
-                raise InputError(f"init_word {init_word!r} has no token in the model's vocabulary: choose another.")
-            weight = encoder.table
-            rows.append(weight[torch.tensor(found, device=weight.device)])
-            ids.append(found)
+        ids = [Vocabulary.of(encoder).ids(f" {init_word}") for encoder in encoders]
+        if not all(ids):
+            raise InputError(f"init_word {init_word!r} has no token in the model's vocabulary: choose another.")
+        tables = [encoder.table for encoder in encoders]
+        rows = [table[torch.tensor(own, device=table.device)] for table, own in zip(tables, ids, strict=True)]
         return Identifier(rows, ids, [encoder.embedding_key for encoder in encoders], init_word)
 
     @staticmethod

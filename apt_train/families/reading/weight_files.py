@@ -44,14 +44,11 @@ def weight_files(part: Path) -> list[Path]:
 
 def _all_shards(part: Path, shards: list[Path]) -> list[Path]:
     """The first complete set of shards. InputError names the first missing file."""
-    sets: dict[tuple[str, int], set[str]] = {}
-    for path in shards:
-        stem, _, total = _SHARD.match(path.name).groups()  # type: ignore[union-attr]
-        sets.setdefault((stem, int(total)), set()).add(path.name)
+    sets = {(found[1], int(found[3])) for path in shards if (found := _SHARD.match(path.name))}
     missing = ""
-    for (stem, total), names in sorted(sets.items()):
+    for stem, total in sorted(sets):
         wanted = [f"{stem}-{number:05}-of-{total:05}.safetensors" for number in range(1, min(total, 1000) + 1)]
-        lacking = [name for name in wanted if name not in names]
+        lacking = [name for name in wanted if not (part / name).is_file()]
         if not lacking:
             return [part / name for name in wanted]
         missing = missing or f"{lacking[0]}, a part of its weights"
