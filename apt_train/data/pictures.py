@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,18 +82,18 @@ def read_picture(path: Path, background: Color, *, is_mask: bool = False) -> Pic
     Raises:
         InputError: naming the file, if it cannot be read or is too large.
     """
-    name = printable(path.name)
+    name, failure = printable(path.name), None
     _check_file(name, path)
     with _quiet():
-        try:
-            return _read(name, path, background, is_mask)
-        except InputError:
-            raise
-        except Exception as error:  # decoders raise nearly anything on a broken file
-            picture = _read_without_metadata(name, path, background, is_mask)
-            if picture is None:
-                raise InputError(f"{name} {_reason(error)}: {_REMEDY}.") from error
-            return picture
+        for source in _sources(path):
+            try:
+                return _read(name, source, background, is_mask)
+            except InputError:
+                raise
+            except Exception as error:  # decoders raise nearly anything on a broken file
+                failure = failure or error
+    assert failure is not None
+    raise InputError(f"{name} {_reason(failure)}: {_REMEDY}.") from failure
 
 
 def read_mask(path: Path) -> Tensor:
@@ -210,20 +210,11 @@ def _read(name: str, source: Path | BareFile, background: Color, is_mask: bool) 
     return Picture(*turned, tuple(remark for remark in remarks if remark))
 
 
-def _read_without_metadata(name: str, path: Path, background: Color, is_mask: bool) -> Picture | None:
-    """Intact pixels behind metadata that the decoder refuses; None if the pixels are broken too."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    for bare in without_metadata(data):
-        try:
-            return _read(name, bare, background, is_mask)
-        except InputError:
-            raise
-        except Exception:  # decoders raise nearly anything on a broken file
-            continue
-    return None
+def _sources(path: Path) -> Iterator[Path | BareFile]:
+    """The file; then, as its pixels may be intact behind metadata that the decoder refuses, the file without those."""
+    yield path
+    with contextlib.suppress(OSError):
+        yield from without_metadata(path.read_bytes())
 
 
 def _check_values(name: str, image: Image.Image) -> None:
