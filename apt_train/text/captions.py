@@ -54,16 +54,8 @@ def marked_caption(text: str, *, name: str, class_word: str) -> str | None:
 
 def subject_captions(images: ImageSet, config: TrainConfig) -> list[str]:
     """The captions to train on, with `{subject}`. InputError: one does not mention the subject."""
-    return [
-        caption_for(
-            image.caption,
-            image.name,
-            template=config.data.caption_template,
-            name=config.name,
-            class_word=config.class_word,
-        )
-        for image in images.images
-    ]
+    words = {"template": config.data.caption_template, "name": config.name, "class_word": config.class_word}
+    return [caption_for(image.caption, image.name, **words) for image in images.images]
 
 
 def mark_subject(text: str, *, name: str, class_word: str) -> str:
