@@ -639,12 +639,8 @@ class TrainConfig:
         require(bool(self.class_word.strip()), "class_word", "empty", "say what the subject is, for example toy or dog")
         _check_plain("init_word", self.init_word)
         check_called(self.class_word, self.identifier)
-        require(
-            self.method != "dco" or self.apt.lazy_prior == 1,
-            "lazy_prior",
-            self.apt.lazy_prior,
-            "DCO's loss needs the prior at every step, so set it to 1",
-        )
+        fits = self.method != "dco" or self.apt.lazy_prior == 1
+        require(fits, "lazy_prior", self.apt.lazy_prior, "DCO's loss needs the prior at every step, so set it to 1")
         kind = self.adapter.kind
         stores = self.base_storage == "full" or not KINDS[kind].reads_base
         # On a node no hand can choose full above a preset that sets another, as it is the widget's default.

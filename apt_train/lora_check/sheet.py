@@ -101,12 +101,8 @@ def _gain_map(axes: Axes, found: CheckUp) -> None:
     most = max(0.01, float(np.abs(gains).max()))
     rows, columns = gains.shape
     few = columns <= _CROWD
-    axes.imshow(
-        heat_map(gains / most, signed=True),
-        origin="lower",
-        aspect="auto",
-        extent=(-0.5, columns - 0.5, -0.5, rows - 0.5),
-    )
+    extent = (-0.5, columns - 0.5, -0.5, rows - 0.5)
+    axes.imshow(heat_map(gains / most, signed=True), origin="lower", aspect="auto", extent=extent)
     for row in range(rows):
         for column in range(columns):
             share = gains[row, column]

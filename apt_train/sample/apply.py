@@ -23,10 +23,7 @@ from ..wording import counted
 
 @contextlib.contextmanager
 def personalized(
-    components: Components,
-    lora: Mapping[str, Tensor],
-    embeddings: Mapping[str, Tensor] | None,
-    config: TrainConfig,
+    components: Components, lora: Mapping[str, Tensor], embeddings: Mapping[str, Tensor] | None, config: TrainConfig
 ) -> Generator[tuple[Conditioner, Adapter]]:
     """Inside the block the UNet has the LoRA attached, and the conditioner reads `{subject}` as what was trained.
 

@@ -52,16 +52,11 @@ def drift_watch(plan: Plan, inputs: Inputs, adapter: Adapter) -> DriftWatch | No
     config, unrelated = plan.config, plan.unrelated
     if not unrelated:
         return None
-    learned = config.identifier_mode == "learned"
     size = (plan.side, plan.side)
-    return DriftWatch(
-        Sampler(plan.components, size, plan.device, plan.dtype, config.optimizer.batch_size),
-        adapter,
-        inputs.conditioner,
-        list(itertools.islice(itertools.cycle(dict.fromkeys(inputs.subject.captions)), len(unrelated))),
-        config.resolved_init_word if learned else config.trigger,
-        unrelated,
-    )
+    sampler = Sampler(plan.components, size, plan.device, plan.dtype, config.optimizer.batch_size)
+    captions = list(itertools.islice(itertools.cycle(dict.fromkeys(inputs.subject.captions)), len(unrelated)))
+    words = config.resolved_init_word if config.identifier_mode == "learned" else config.trigger
+    return DriftWatch(sampler, adapter, inputs.conditioner, captions, words, unrelated)
 
 
 def prepare_captions(plan: Plan, inputs: Inputs, drift: DriftWatch | None) -> None:

@@ -49,15 +49,9 @@ def _draw_previews(outcome: Outcome, emit: Callback) -> PreviewEvent:
     """Draw the preview prompts, prior and tuned with the same seeds, and save them. `emit`: for notices."""
     began = time.perf_counter()
     run, output = outcome.run, outcome.run.config.output
-    prompts = list(run.config.sampled_prompts)
-    prior, tuned = previews(
-        _sampler(run, emit),
-        run.adapter,
-        run.inputs.conditioner,
-        preview_captions(run.config),
-        Drawing(output.preview_seed, output.preview_steps, output.preview_guidance),
-        outcome.prior_previews,
-    )
+    prompts, captions = list(run.config.sampled_prompts), preview_captions(run.config)
+    drawing, known = Drawing(output.preview_seed, output.preview_steps, output.preview_guidance), outcome.prior_previews
+    prior, tuned = previews(_sampler(run, emit), run.adapter, run.inputs.conditioner, captions, drawing, known)
     outcome.prior_previews = prior
     if outcome.folder is not None:
         save_previews(outcome.folder.previews, run.steps_done, prompts, prior=prior, tuned=tuned)
@@ -80,10 +74,5 @@ def _sampler(run: Run, emit: Callback) -> Sampler:
         with vae_on(run.components, run.device, alone=run.plan.sets_aside):
             return run.components.decode(latents).cpu()
 
-    return Sampler(
-        replace(run.components, decode=decode),
-        (run.plan.side, run.plan.side),
-        run.device,
-        run.plan.dtype,
-        on_notice=lambda text: emit(NoticeEvent(text)),
-    )
+    components, size = replace(run.components, decode=decode), (run.plan.side, run.plan.side)
+    return Sampler(components, size, run.device, run.plan.dtype, on_notice=lambda text: emit(NoticeEvent(text)))

@@ -76,14 +76,8 @@ def _stream(
     variants = config.apt.augment_variants if name == "subject" else 0
     encoder = encoder_of(components, plan.device, alone=plan.sets_aside)
     bank = LatentBank(prepared, encoder, _augmentation(plan), seed=config.seed, max_variants=variants, on_encode=busy)
-    return Stream(
-        name,
-        config.seed,
-        components.schedule,
-        bank,
-        captions,
-        example=((prepared[0].image + 1) * 127.5).round().to(torch.uint8),
-    )
+    example = ((prepared[0].image + 1) * 127.5).round().to(torch.uint8)
+    return Stream(name, config.seed, components.schedule, bank, captions, example)
 
 
 def _augmentation(plan: Plan) -> Augmentation:
