@@ -60,10 +60,15 @@ def _write_snapshot(run: Run, folder: RunFolder, writers: Writers) -> None:
 
 def _writers(run: Run, folder: RunFolder, lora: Tensors, embeddings: Tensors | None) -> Writers:
     """The functions that write LoRA and embedding, by final path."""
-    writers: Writers = {folder.lora: partial(_write_lora, run, lora)}
+    gamma = [round(float(value), 4) for value in run.indicator.gamma]
+    summary = {"gamma": gamma} if run.config.indicator_measured(gamma) else None
+    about = lora_metadata(
+        run.config, run.components, captions=run.inputs.subject.captions, steps=run.steps_done, summary=summary
+    )
+    writers: Writers = {folder.lora: partial(save_lora, lora=lora, metadata=about)}
     if embeddings is not None:
-        metadata = embedding_metadata(run.config, run.components, steps=run.steps_done)
-        writers[folder.embedding] = lambda path: save_embedding(path, embeddings, metadata)
+        about = embedding_metadata(run.config, run.components, steps=run.steps_done)
+        writers[folder.embedding] = partial(save_embedding, embeddings=embeddings, metadata=about)
     return writers
 
 
@@ -76,12 +81,3 @@ def current_lora(run: Run) -> Tensors:
 def current_embeddings(run: Run) -> Tensors | None:
     """The current learned embedding; None: there is none."""
     return run.inputs.identifier.embeddings() if run.inputs.identifier is not None else None
-
-
-def _write_lora(run: Run, lora: Tensors, path: Path) -> None:
-    gamma = [round(float(value), 4) for value in run.indicator.gamma]
-    summary = {"gamma": gamma} if run.config.indicator_measured(gamma) else None
-    metadata = lora_metadata(
-        run.config, run.components, captions=run.inputs.subject.captions, steps=run.steps_done, summary=summary
-    )
-    save_lora(path, lora, metadata)
