@@ -122,13 +122,12 @@ def _known(components: Components) -> Iterator[tuple[str, tuple[str, str, nn.Mod
 def _fits(item: Placed) -> bool:
     """Whether the formulas can be computed, tried on shapes only."""
     hollow = {name: tensor if name == "alpha" else tensor.to("meta") for name, tensor in item.parts.items()}
+    own = item.parameters
+    if not own.keys() >= {"weight", *(item.parts.keys() & {"bias"})}:
+        return False
     try:
-        for of in ("weight", "bias"):
-            base = getattr(item.layer, of, None)
-            if isinstance(base, Tensor):
-                replace(item, parts=hollow).changes(base.to("meta"), of)
-            elif of == "weight" or "bias" in item.parts:
-                return False
+        for of, base in own.items():
+            replace(item, parts=hollow).changes(base.to("meta"), of)
     except (ValueError, RuntimeError, IndexError, TypeError):
         return False
     return True
