@@ -75,7 +75,7 @@ class Adapter:
     def disabled(self) -> Generator[None]:
         """Inside the block the UNet is bit for bit the prior."""
         # peft's own switch visits every parameter through a slow `__setattr__`: seconds per run for a flag.
-        switches = [vars(layer) for layer in self._layers.values()]
+        switches: list[dict[str, Any]] = [vars(layer) for layer in self._layers.values()]
         on = [switch for switch in switches if not switch.get(_OFF)]  # those already off stay off afterwards
         try:
             for switch in on:
