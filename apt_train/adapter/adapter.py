@@ -65,6 +65,8 @@ class Adapter:
             for name, parameter in unet.named_parameters()
             if ADAPTER in name.split(".")
         }
+        # peft's own switch visits every parameter through a slow `__setattr__`: seconds per run for a flag.
+        self._switches: list[dict[str, Any]] = [vars(layer) for layer in self._layers.values()]
         self._mask: Tensor | None = None
         # The hooks stay registered, so that gradient checkpointing recomputes with the same mask.
         assert ranks is None or KINDS[kind].by_rank, f"{kind} has no ranks to take away"
@@ -74,9 +76,7 @@ class Adapter:
     @contextlib.contextmanager
     def disabled(self) -> Generator[None]:
         """Inside the block the UNet is bit for bit the prior."""
-        # peft's own switch visits every parameter through a slow `__setattr__`: seconds per run for a flag.
-        switches: list[dict[str, Any]] = [vars(layer) for layer in self._layers.values()]
-        on = [switch for switch in switches if not switch.get(_OFF)]  # those already off stay off afterwards
+        on = [switch for switch in self._switches if not switch.get(_OFF)]  # those already off stay off afterwards
         try:
             for switch in on:
                 switch[_OFF] = True
@@ -117,7 +117,7 @@ class Adapter:
         for name, layer in self._layers.items():
             parent, _, child = name.rpartition(".")
             setattr(self._unet.get_submodule(parent), child, layer.get_base_layer())
-        self._layers = {}
+        self._layers, self._switches = {}, []
         if hasattr(self._unet, "peft_config"):
             del self._unet.peft_config
 
