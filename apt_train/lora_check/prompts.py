@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 from ..config import OutputConfig
 from ..errors import InputError
-from ..sample.drift import unrelated_prompts
+from ..sample.drift import as_many, unrelated_prompts
 from ..settings_field import require
 from ..text.captions import SUBJECT
 from .asked import Asked
@@ -32,5 +31,5 @@ def prompts_of(asked: Asked, subject: Subject, captions: list[str]) -> Prompts:
         raise InputError("Every unrelated prompt names the class word: give some about other things.")
     prompt = subject.caption(asked.prompt)
     require(SUBJECT in prompt, "prompt", repr(asked.prompt), "write {subject} where the subject belongs")
-    named = list(dict.fromkeys(text for text in captions if SUBJECT in text)) or [prompt]
-    return Prompts(list(itertools.islice(itertools.cycle(named), len(unrelated))), unrelated)
+    named = [text for text in captions if SUBJECT in text] or [prompt]
+    return Prompts(as_many(named, len(unrelated)), unrelated)

@@ -11,7 +11,9 @@ what it means (`verdict`).
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +58,11 @@ def unrelated_prompts(prompts: tuple[str, ...], class_word: str) -> list[str]:
     """The prompts that do not contain the class word, as a whole word or plain plural, ignoring case."""
     named = re.compile(rf"(?<!\w){words_pattern(class_word)}(?:e?s)?(?!\w)", re.IGNORECASE)
     return [prompt for prompt in prompts if not named.search(prompt)]
+
+
+def as_many(texts: Iterable[str], count: int) -> list[str]:
+    """`count` texts: these, without repeats, as often as it takes."""
+    return list(itertools.islice(itertools.cycle(dict.fromkeys(texts)), count))
 
 
 class DriftWatch:

@@ -5,11 +5,10 @@ In: texts and their encoders. Not in: how pictures reach the loop (`streams`).
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 from ..adapter import Adapter
-from ..sample.drift import DriftWatch
+from ..sample.drift import DriftWatch, as_many
 from ..sample.sampler import Sampler
 from ..text.captions import preview_captions
 from ..text.conditioning import Conditioner
@@ -54,7 +53,7 @@ def drift_watch(plan: Plan, inputs: Inputs, adapter: Adapter) -> DriftWatch | No
         return None
     size = (plan.side, plan.side)
     sampler = Sampler(plan.components, size, plan.device, plan.dtype, config.optimizer.batch_size)
-    captions = list(itertools.islice(itertools.cycle(dict.fromkeys(inputs.subject.captions)), len(unrelated)))
+    captions = as_many(inputs.subject.captions, len(unrelated))
     words = config.resolved_init_word if config.identifier_mode == "learned" else config.trigger
     return DriftWatch(sampler, adapter, inputs.conditioner, captions, words, unrelated)
 
