@@ -101,10 +101,9 @@ def bucket_sizes(resolution: int, multiple: int) -> list[Size]:
     """All (height, width): for each height the widest within the area, no side more than 3 times the other."""
     _check_resolution(resolution, multiple)
     area = resolution**2
-    widest = {
-        height: area // height // multiple * multiple for height in range(multiple, area // multiple + 1, multiple)
-    }
-    sizes = {(height, width) for height, width in widest.items() if width}
+    heights = range(multiple, area // multiple + 1, multiple)
+    widest = ((height, area // height // multiple * multiple) for height in heights)
+    sizes = {(height, width) for height, width in widest if width}
     sizes |= {(width, height) for height, width in sizes}  # so that tall and wide pictures have the same choice
     return sorted(size for size in sizes if max(size) <= MAX_ASPECT * min(size))
 

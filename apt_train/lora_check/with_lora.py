@@ -38,16 +38,14 @@ class WithLora:
     def at(self, strength: float) -> Generator[None]:
         """Inside the block the LoRA is merged at this strength; afterwards the weights are restored."""
         try:
-            if strength:
-                for item in self.placement.placed:
-                    for parameter, base, added in self.changes(item):
-                        parameter.data = (base + strength * added).to(self.dtype)
+            for item in self.placement.placed:
+                for parameter, base, added in self.changes(item):
+                    parameter.data = (base + strength * added).to(self.dtype)
             yield
         finally:
-            if strength:
-                for item in self.placement.placed:
-                    for parameter in item.parameters.values():
-                        parameter.data = self.originals[parameter].to(self.device, self.dtype)
+            for item in self.placement.placed:
+                for parameter in item.parameters.values():
+                    parameter.data = self.originals[parameter].to(self.device, self.dtype)
 
     def changes(self, item: Placed) -> Iterator[tuple[nn.Parameter, Tensor, Tensor]]:
         """Each parameter that a layer of the file changes, its original and the change at strength 1, float32."""
