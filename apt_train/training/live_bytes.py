@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 
 from ..families.swapped import weights_swapped
 from .meta_results import META, MetaResults, storage_key
@@ -122,13 +121,11 @@ def gradients_left_out(live: LiveBytes, parameters: list[nn.Parameter]) -> Gener
     def leave_out(parameter: Any) -> None:
         live.leave_out(parameter.grad)
 
-    handles: list[RemovableHandle] = [p.register_post_accumulate_grad_hook(leave_out) for p in parameters]
-    try:
+    with contextlib.ExitStack() as stack:
+        for parameter in parameters:
+            stack.callback(setattr, parameter, "grad", None)
+            stack.callback(cast("Any", parameter.register_post_accumulate_grad_hook(leave_out)).remove)
         yield
-    finally:
-        for handle, parameter in zip(handles, parameters, strict=True):
-            handle.remove()
-            parameter.grad = None
 
 
 def on_meta(module: nn.Module, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager[None]:

@@ -18,16 +18,12 @@ from .plan import Plan
 @contextlib.contextmanager
 def encoders_on(plan: Plan) -> Generator[None]:
     """The text encoders in the run's precision and storage; they return to the CPU when the block ends."""
-    encoders = plan.components.text_encoders
     with contextlib.ExitStack() as stack:
-        for encoder in encoders:
+        for encoder in plan.components.text_encoders:
             encoder.keep_table(plan.dtype)
             stack.enter_context(stored(encoder.model, plan.config.base_storage, plan.dtype))
-        try:
-            yield
-        finally:
-            for encoder in encoders:
-                encoder.model.to("cpu")
+            stack.callback(encoder.model.to, "cpu")
+        yield
 
 
 @contextlib.contextmanager

@@ -28,15 +28,13 @@ def encoder_of(components: Components, device: torch.device, *, alone: bool = Fa
 @contextlib.contextmanager
 def vae_on(components: Components, device: torch.device, *, alone: bool = False) -> Generator[None]:
     """The VAE on the compute device inside the block; `alone`: the network's frozen weights leave it meanwhile."""
-    with _aside(components.unet, device) if alone else contextlib.nullcontext():
-        if components.vae is None:
-            yield
-            return
-        try:
+    with contextlib.ExitStack() as stack:
+        if alone:
+            stack.enter_context(_aside(components.unet, device))
+        if components.vae is not None:
+            stack.callback(components.vae.to, "cpu")
             components.vae.to(device)
-            yield
-        finally:
-            components.vae.to("cpu")
+        yield
 
 
 @contextlib.contextmanager

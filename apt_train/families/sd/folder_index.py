@@ -51,11 +51,11 @@ def folder_schedule(folder: Path, choices: Choices) -> NoiseSchedule:
     path = folder / "scheduler" / "scheduler_config.json"
     config = checked_scheduler(read_json_object(path), place(path))
     if (name := config.get("_class_name")) in ("LCMScheduler", "TCDScheduler"):
-        raise is_lcm(folder, f"scheduler is {name}")
+        raise lcm_refusal(folder, f"scheduler is {name}")
     return schedule_from_config(config, choices.prediction_type, choices.zero_terminal_snr)
 
 
-def is_lcm(folder: Path, why: str) -> InputError:
+def lcm_refusal(folder: Path, why: str) -> InputError:
     return InputError(
         f"{folder.name} is an LCM (its {why}), a model distilled to few steps: give the model it was made from."
     )

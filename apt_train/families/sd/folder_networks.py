@@ -16,7 +16,7 @@ from ..reading.meta_build import build, refuse_quantised_config
 from ..reading.tokenizer_files import find_clip_vocabulary, load_tokenizer
 from ..reading.weight_files import load_part
 from .config_tables import TENSORS_PER_BLOCK, checked_unet, unet_blocks
-from .folder_index import is_lcm, title_of
+from .folder_index import lcm_refusal, title_of
 from .ldm_text import build_text_encoder, checked_text_config
 
 _ENCODERS = {"CLIPTextModel": False, "CLIPTextModelWithProjection": True}
@@ -42,7 +42,7 @@ def load_folder_unet(part: Path, config: Mapping[str, Any], dtype: torch.dtype |
 def _refuse_other_text(folder: Path, values: Mapping[str, Any]) -> None:
     """Refuse UNets with more input than timestep, text and SDXL's size ids."""
     if values.get("time_cond_proj_dim") is not None:
-        raise is_lcm(folder, "UNet has time_cond_proj_dim")
+        raise lcm_refusal(folder, "UNet has time_cond_proj_dim")
     for setting in ("class_embed_type", "num_class_embeds", "encoder_hid_dim", "encoder_hid_dim_type"):
         if values.get(setting) is not None:
             raise InputError(
