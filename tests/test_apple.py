@@ -18,7 +18,6 @@ from torch import nn
 
 from apt_train.console.progress import Progress
 from apt_train.errors import InputError
-from apt_train.families import precision
 from apt_train.families.blocks_aside import BlocksAside
 from apt_train.families.swapped import on_loan
 from apt_train.lora_check.asked import Asked
@@ -31,10 +30,11 @@ from apt_train.lora_check.with_lora import lora_ready
 from apt_train.presets import PRESETS
 from apt_train.rng import seeded
 from apt_train.sample import trajectories
-from apt_train.training import estimate, interruptible, loop, out_of_memory, plan, update
+from apt_train.training import device, estimate, interruptible, loop, out_of_memory, plan, update
+from apt_train.training.device import resolve_device
 from apt_train.training.memory import Memory, Savings, empty_cache, free_bytes, keep_to_the_recommended
 from apt_train.training.out_of_memory import leaner_mode
-from apt_train.training.plan import Plan, plan_run, resolve_device
+from apt_train.training.plan import Plan, plan_run
 from tests import pretend_device
 from tests.lora_files import attention_paths, kohya, random_layers
 from tests.pretend_apple import pretend_apple, without_kernel
@@ -64,7 +64,7 @@ def weights_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def knows_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if there were such a device, with every number format."""
-    monkeypatch.setattr(precision, "holds", lambda device, dtype: True)
+    monkeypatch.setattr(device, "holds", lambda device, dtype: True)
 
 
 def planned(kind: str = "sd15", **settings: Any) -> Plan:
@@ -170,7 +170,7 @@ def test_no_preset_is_refused(preset: str, apple: Device) -> None:
 
 
 def test_a_number_format_that_an_older_system_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "holds", lambda device, dtype: dtype != torch.bfloat16)
+    monkeypatch.setattr(device, "holds", lambda device, dtype: dtype != torch.bfloat16)
     with pytest.raises(InputError, match="precision is bf16.*choose another"):
         planned(precision="bf16").check()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import InputError
 
@@ -34,26 +34,3 @@ def holds(device: torch.device, dtype: torch.dtype) -> bool:
 def in_float64(tensor: Tensor) -> Tensor:
     """The values in float64, on the CPU if their device has none."""
     return (tensor if holds(tensor.device, torch.float64) else tensor.cpu()).double()
-
-
-def check_device(device: torch.device, dtype: torch.dtype, storage: str) -> None:
-    """InputError: this torch cannot train on the device in this dtype with the base weights in this `base_storage`."""
-    if device.type in ("cpu", "cuda"):
-        return
-    if not holds(device, dtype) or (dtype == torch.float16 and not _scales_losses(device)):
-        name = next(name for name, known in DTYPES.items() if known == dtype)
-        raise InputError(f"precision is {name}, in which torch cannot train on this device: choose another one.")
-    if storage == "fp8" and not holds(device, torch.float8_e4m3fn):
-        raise InputError("base_storage is fp8, which this device does not know: choose int8, which takes as little.")
-
-
-def _scales_losses(device: torch.device) -> bool:
-    """Whether a step can be taken on a scaled loss, for which an older torch needs float64 or lacks a kernel."""
-    weight, scaler = nn.Parameter(torch.zeros(1, device=device)), torch.amp.GradScaler(device.type)
-    try:
-        scaler.scale(weight.sum()).backward()
-        scaler.step(torch.optim.SGD([weight]))
-        scaler.update()
-    except (TypeError, RuntimeError):
-        return False
-    return True

@@ -49,7 +49,7 @@ def inspect(options: argparse.Namespace, output: Path) -> int:
     """Check the LoRA, print the verdict, and write `check_up.png` and `check_up.json` into `output`."""
     from ..console.progress import Progress
     from ..disk.files import check_writable
-    from ..training.plan import resolve_device
+    from ..training.device import resolve_device
     from .check_up import check_up
     from .lora_file import read_lora
     from .verdict import paragraphs

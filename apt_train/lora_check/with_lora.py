@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..families.components import Components
 from ..families.precision import resolve_dtype
 from ..families.swapped import lent
-from ..training.plan import resolve_device
+from ..training.device import resolve_device
 from .lora_file import LoraFile
 from .placing import Placed, Placement, place
 

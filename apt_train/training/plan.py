@@ -1,33 +1,33 @@
 """A run before its first step: its ingredients and everything derived from them, each computed once.
 
-In: device and precision, the objective, sizes, identity, and the checks that need no training. Not in: what trains
-(`setup`).
+In: the objective, savings, sizes, identity, and the checks that need no training. Not in: what trains (`setup`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..config import TrainConfig
-from ..data.dataset import ImageSet
 from ..errors import InputError
 from ..events import PlanEvent
-from ..families.components import Components
-from ..families.precision import DTYPES, check_device, resolve_dtype
+from ..families.precision import DTYPES, resolve_dtype
 from ..run.content import Content
 from ..sample.drift import unrelated_prompts
+from .device import check_device, refuse_ranks, resolve_device
 from .estimate import estimated
 from .memory import Memory, Savings, blocks_too_many, fits, free_bytes, shares_main_memory
 from .objective import Objective, check_layers, objective_of
+
+if TYPE_CHECKING:
+    from ..config import TrainConfig
+    from ..data.dataset import ImageSet
+    from ..families.components import Components
 
 
 @dataclass(frozen=True)
@@ -152,27 +152,12 @@ class Plan:
     def check(self) -> None:
         """InputError for settings that cannot be trained, or that would fail hours into a run."""
         check_layers(self.objective, self.components.network, self.components.unet)
-        check_device(self.device, self.dtype, self.config.base_storage)
-        self._check_apple()
+        check_device(self.device, self.dtype, self.config)
         if self.config.compile_blocks and not self.components.network.blocks(self.components.unet):
             raise InputError("compile_blocks is on, but this network has no blocks to compile: switch it off.")
         most, given = self.components.schedule.num_timesteps, self.config.output.preview_steps
         if self.config.output.preview_every and given > most:
             raise InputError(f"preview_steps is {given}, but this model's schedule has {most}: give {most} or fewer.")
-
-    def _check_apple(self) -> None:
-        """InputError: what torch accepts on Apple's GPU, but computes wrongly there without saying so."""
-        config = self.config
-        if self.device.type != "mps":
-            return
-        recomputes = config.memory == "auto" or config.gradient_checkpointing is not False
-        if config.channels_last:
-            raise InputError("channels_last is on, with which torch may compute wrongly on Apple's GPU: switch it off.")
-        if config.adapter.dropout and recomputes:
-            raise InputError(
-                "dropout is on, which Apple's GPU draws anew where it recomputes activations: set it to 0, or "
-                "gradient_checkpointing to false and memory to fixed."
-            )
 
 
 def plan_run(
@@ -187,7 +172,7 @@ def plan_run(
 
     InputError: an argument is of another kind, the device cannot be used, or several processes were launched.
     """
-    _refuse_ranks()
+    refuse_ranks()
     prior = images if prior_images is None else prior_images
     _check_kinds(components=components, images=images, config=config, prior_images=prior)
     place = resolve_device(device)
@@ -199,41 +184,13 @@ def _check_kinds(**given: object) -> None:
 
     By the name of the type, as another copy of the package may have made it.
     """
-    made: dict[str, tuple[type, str]] = {
-        "components": (Components, "what load_checkpoint returns"),
-        "images": (ImageSet, "what load_images returns"),
-        "prior_images": (ImageSet, "what load_images returns"),
-        "config": (TrainConfig, "a TrainConfig"),
+    made = {
+        "components": ("Components", "what load_checkpoint returns"),
+        "images": ("ImageSet", "what load_images returns"),
+        "prior_images": ("ImageSet", "what load_images returns"),
+        "config": ("TrainConfig", "a TrainConfig"),
     }
     for name, value in given.items():
         kind, what = made[name]
-        if kind.__name__ not in [one.__name__ for one in type(value).__mro__]:
+        if kind not in [one.__name__ for one in type(value).__mro__]:
             raise InputError(f"{name} is of the type {type(value).__name__}: give {what}.")
-
-
-def _refuse_ranks() -> None:
-    """Several ranks would each train the whole run in the same folder on the same device."""
-    launchers = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # torch's, and those of MPI
-    ranks = next((count for name in launchers if (count := os.environ.get(name, "")) not in ("", "1")), None)
-    if ranks is not None:
-        raise InputError(f"This was launched with {ranks} processes, but trains in one: start it without a launcher.")
-
-
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    name = _usual_device() if device is None else device
-    try:
-        resolved = torch.device(name)
-        torch.zeros(1, device=resolved).cpu()  # a device that cannot be read back (meta) cannot train
-    except (TypeError, RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        raise InputError(f"The device {name} cannot be used here: choose cpu, or a device that torch finds.") from error
-    return resolved
-
-
-def _usual_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    with contextlib.suppress(RuntimeError):  # a virtual Mac has such a GPU, but no memory on it (reported)
-        if torch.backends.mps.is_available():
-            torch.zeros(1, device="mps")
-            return "mps"
-    return "cpu"
