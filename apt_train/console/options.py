@@ -49,16 +49,9 @@ def add_settings(add_option: Callable[..., object], cls: type, names: Iterable[s
     """Add one option for each of these fields, likewise."""
     for name in names:
         item = fields_of(cls)[name]
-        required = item.default is dataclasses.MISSING
-        text = said(item).help.replace("%", "%%")
-        add_option(
-            option_name(name),
-            dest=name,
-            required=required,
-            default=argparse.SUPPRESS,
-            help=text if required else f"{text} (default: {_shown(item.default)})",
-            **_kind(item, types_of(cls)[name]),
-        )
+        required, kind = item.default is dataclasses.MISSING, _kind(item, types_of(cls)[name])
+        text = said(item).help.replace("%", "%%") + ("" if required else f" (default: {_shown(item.default)})")
+        add_option(option_name(name), dest=name, required=required, default=argparse.SUPPRESS, help=text, **kind)
 
 
 def option_name(name: str) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from types import FrameType
 from typing import NoReturn, TextIO
 
@@ -77,6 +78,7 @@ class _Terminal:
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
+        self._new: Callable[..., tqdm[NoReturn]] = partial(tqdm, file=file, dynamic_ncols=True)
         self._bar: tqdm[NoReturn] | None = None
         self._busy_line: tqdm[NoReturn] | None = None
 
@@ -85,18 +87,14 @@ class _Terminal:
 
     def busy(self, event: BusyEvent) -> None:
         if self._busy_line is None:
-            self._busy_line = tqdm(
-                total=0, bar_format="{desc}", leave=False, miniters=0, file=self._file, dynamic_ncols=True
-            )
+            self._busy_line = self._new(total=0, bar_format="{desc}", leave=False, miniters=0)
         self._busy_line.set_description_str(event.text, refresh=event.done == 0)
         self._busy_line.update(0)  # a few times a second, like every bar
 
     def step(self, event: StepEvent, values: str) -> None:
         self._end_busy()
         if self._bar is None:
-            self._bar = tqdm(
-                total=event.total, initial=event.step - 1, unit="step", file=self._file, dynamic_ncols=True
-            )
+            self._bar = self._new(total=event.total, initial=event.step - 1, unit="step")
         self._bar.set_postfix_str(values, refresh=False)
         self._bar.update()
 

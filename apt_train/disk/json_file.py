@@ -7,6 +7,7 @@ values (`config_check`).
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
 import json
 import math
@@ -54,15 +55,12 @@ def read_small_json(path: Path, most_bytes: int) -> Any:
 
 def parse_json(raw: bytes) -> Any:
     """The value. ValueError: invalid JSON, deep nesting, a duplicate name, NaN, or a number beyond a float's range."""
-    try:
-        value = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_infinite, parse_float=_finite
-        )
-    except RecursionError:
-        raise ValueError("its values are nested too deeply") from None
-    if _is_too_deep(value):
-        raise ValueError("its values are nested too deeply")
-    return value
+    text = raw.decode("utf-8")
+    with contextlib.suppress(RecursionError):
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_infinite, parse_float=_finite)
+        if not _is_too_deep(value):
+            return value
+    raise ValueError("its values are nested too deeply")
 
 
 def is_object(value: Any) -> TypeGuard[dict[str, Any]]:

@@ -58,15 +58,9 @@ def _assemble(plan: Plan, inputs: Inputs, adapter: Adapter, blocks: BlocksAside,
         apt.bins, apt.ema, apt.temperature, components.schedule.num_timesteps, plan.device, components.levels
     )
     step = TrainingStep(
-        components,
-        adapter,
-        inputs.conditioner,
-        indicator,
-        plan.objective,
-        dtype=plan.dtype,
-        save_memory=plan.savings.recomputed > 0,
-        chunks=inputs.conditioner.num_chunks(inputs.captions),
-    )
+        components, adapter, inputs.conditioner, indicator, plan.objective, dtype=plan.dtype,
+        save_memory=plan.savings.recomputed > 0, chunks=inputs.conditioner.num_chunks(inputs.captions),
+    )  # fmt: skip
     trainable, optimizer = build_optimizer(adapter, inputs.identifier, plan.config)
     to_compile = components.network.blocks(components.unet) if plan.config.compile_blocks else ()
     return Run(

@@ -44,7 +44,7 @@ def unet_names(unet: nn.Module) -> dict[str, str]:
     """
     names = plain_names(unet)
     for path in layer_paths(unet):
-        old = path.replace(".to_", ".processor.to_").removesuffix(".0" if path.endswith("to_out.0") else "\0")
+        old = path.replace(".to_out.0", ".to_out").replace(".to_", ".processor.to_")
         found = [old, f"unet.{old}"]
         original = original_path(path, unet.config)  # type: ignore[arg-type]
         if original is not None:
