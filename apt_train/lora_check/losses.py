@@ -20,15 +20,13 @@ from .with_lora import check_finite
 class Losses:
     """Losses at any strength; without pictures they are empty, (bins, 0)."""
 
-    def __init__(self, sampler: Sampler, pictures: Pictures | None, asked: Asked) -> None:
-        self.sampler, self._each = sampler, (asked.bins, asked.draws)
-        self._captions = [] if pictures is None else pictures.captions
-        self._samples = [] if pictures is None else pictures.samples(asked, sampler.components.levels)
+    def __init__(self, sampler: Sampler, pictures: Pictures, asked: Asked) -> None:
+        self.sampler, self._each, self._pictures = sampler, (asked.bins, asked.draws), pictures
 
     @property
     def calls(self) -> int:
         """The number of network calls of `at`."""
-        return sum(len(self.sampler.batches(len(group))) for group in self._samples)
+        return sum(len(self.sampler.batches(len(group))) for group in self._pictures.samples)
 
     @torch.no_grad()
     def at(self, strength: float, conditioner: Conditioner) -> Tensor:
@@ -42,9 +40,9 @@ class Losses:
     def _batches(self) -> Iterator[Batch]:
         """Batches that each show one picture, in the order of the samples."""
         device = torch.device(self.sampler.device)
-        for group in self._samples:
+        for group in self._pictures.samples:
             for rows in self.sampler.batches(len(group)):
-                yield collate([group[k] for k in rows], self._captions, device)
+                yield collate([group[k] for k in rows], self._pictures.captions, device)
 
     def _errors(self, conditioner: Conditioner, batch: Batch, *, tuned: bool) -> Tensor:
         """Float32 (N,), unweighted and unmasked, as the indicator observes them."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -28,23 +28,14 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Pictures:
-    """Latents with captions (which hold `{subject}`), and notes about the pictures."""
+    """The pictures' captions (which hold `{subject}`), notes about them, and what is tried on each.
 
-    bank: LatentBank
-    captions: list[str]
-    notes: list[str]
+    `samples`: per picture `draws` noises in each bin, at evenly spread noise levels, bin by bin.
+    """
 
-    def samples(self, asked: Asked, levels: Tensor) -> list[list[Sample]]:
-        """Per picture `draws` noises in each bin, at evenly spread noise levels, bin by bin.
-
-        `levels`: the noise level of each timestep.
-        """
-        return [list(self._of(image, asked, levels)) for image in range(len(self.captions))]
-
-    def _of(self, image: int, asked: Asked, levels: Tensor) -> Iterator[Sample]:
-        for level, draw in itertools.product(range(asked.bins), range(asked.draws)):
-            timestep = timestep_at(levels, (level + (draw + 0.5) / asked.draws) / asked.bins)
-            yield unaltered(self.bank, image, timestep, SEED, "check-up", image, level, draw)
+    captions: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])
+    samples: list[list[Sample]] = field(default_factory=list[list[Sample]])
 
 
 def read_pictures(
@@ -64,7 +55,15 @@ def read_pictures(
     prepared = prepare(chosen, side, bucket_multiple(0, side, components.size_multiple))
     encoder = encoder_of(components, lora.device)
     bank = LatentBank(prepared, encoder, seed=asked.seed, on_encode=lambda _kind, _done, _total: busy())
-    return Pictures(bank, captions, notes)
+    samples = [list(_samples(bank, image, asked, components.levels)) for image in range(len(captions))]
+    return Pictures(captions, notes, samples)
+
+
+def _samples(bank: LatentBank, image: int, asked: Asked, levels: Tensor) -> Iterator[Sample]:
+    """`levels`: the noise level of each timestep."""
+    for level, draw in itertools.product(range(asked.bins), range(asked.draws)):
+        timestep = timestep_at(levels, (level + (draw + 0.5) / asked.draws) / asked.bins)
+        yield unaltered(bank, image, timestep, SEED, "check-up", image, level, draw)
 
 
 def _some(images: ImageSet) -> ImageSet:

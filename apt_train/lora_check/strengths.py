@@ -18,7 +18,7 @@ from ..training.vae_visits import vae_on
 from .findings import AtStrength, Recommendation
 from .losses import Losses
 from .measures import Measures
-from .pictures import read_pictures
+from .pictures import Pictures, read_pictures
 from .prompts import prompts_of
 from .recommend import recommended
 from .subject import Subject
@@ -43,10 +43,9 @@ class Strengths:
         side = asked.resolution or ready.components.family.resolution
         self._shared = subject.conditioner(ready.components)
         ask = functools.partial(busy, 0, 0)
-        pictures = None if images is None else read_pictures(images, ready, subject, asked, side, ask)
-        self.pictures_used = 0 if pictures is None else len(pictures.captions)
-        self.notes: list[str] = [] if pictures is None else list(pictures.notes)
-        self.prompts = prompts_of(asked, subject, [] if pictures is None else pictures.captions)
+        pictures = Pictures() if images is None else read_pictures(images, ready, subject, asked, side, ask)
+        self.pictures_used, self.notes = len(pictures.captions), pictures.notes
+        self.prompts = prompts_of(asked, subject, pictures.captions)
         rows = asked.rows or (1 if side > 768 else 4)
         self._sampler = Sampler(ready.components, (side, side), ready.device, ready.dtype, rows, self.notes.append)
         self._losses = Losses(self._sampler, pictures, asked)
