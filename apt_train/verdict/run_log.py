@@ -113,9 +113,7 @@ def _columns(log: Log, legends: Mapping[str, Legend], num_timesteps: int) -> Run
 
 def _levels(record: Line, num_timesteps: int) -> list[float]:
     """Older versions logged only the timesteps; their schedules had evenly spaced levels."""
-    logged: list[float | None] = record.get("level") or [
-        None if t is None else t / num_timesteps for t in record["timestep"]
-    ]
+    logged: list[float | None] = record.get("level") or [t / num_timesteps for t in record["timestep"] if t is not None]
     return [level for level in logged if level is not None]
 
 
