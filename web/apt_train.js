@@ -20,6 +20,7 @@ const LEAST_PICTURE_HEIGHT = 220; // the host's own
 const runs = new Runs(ask);
 const monitors = new Map(); // node -> {view, shown, executed, lost}
 let ticking = null;
+let busy = true; // whether the host may be at work
 
 /** What a route answers; null where there is no such thing, undefined where the host is away and may come back. */
 async function ask(route) {
@@ -126,6 +127,7 @@ function refreshAll() {
 }
 
 function tick() {
+  if (busy && document.visibilityState === "visible") runs.listAgain();
   for (const [node, monitor] of monitors) {
     // Nobody is told of what lay in a subgraph of a workflow that was closed. Thrice, as one may just be loading.
     monitor.lost = isIn(node, app.rootGraph) ? 0 : monitor.lost + 1;
@@ -149,7 +151,10 @@ app.registerExtension({
     api.addEventListener("apt_train.found", ({ detail }) => runs.found(detail));
     // Another page's run is told to that page alone; that the queue moved is told to all.
     for (const event of ["status", "reconnected"]) {
-      api.addEventListener(event, () => monitors.size && runs.list());
+      api.addEventListener(event, ({ detail }) => {
+        busy = detail?.exec_info?.queue_remaining > 0; // no while it is away
+        if (monitors.size) runs.list();
+      });
     }
     runs.addEventListener("change", refreshAll);
   },

@@ -56,6 +56,7 @@ export class Runs extends EventTarget {
     this._newest = new Map(); // workflow|node -> the newest run that the host has told of
     this._order = 0;
     this._listing = null;
+    this._listed = 0; // ms
     this._recall();
   }
 
@@ -148,8 +149,13 @@ export class Runs extends EventTarget {
     this._listing ??= setTimeout(() => this._list(), 200); // the host's messages come in bursts
   }
 
+  /** The same while the host works: nobody tells this page that another page's run has begun, or how far it is. */
+  listAgain() {
+    if (Date.now() - this._listed > QUIET) this.list();
+  }
+
   async _list() {
-    this._listing = null;
+    [this._listing, this._listed] = [null, Date.now()];
     const answer = await this._ask("/apt_train/runs");
     const listed = [...(answer?.runs ?? [])].reverse();
     const newest = new Map(listed.map((item) => [keyOf(item.node, item.workflow), item.run]));
@@ -158,7 +164,7 @@ export class Runs extends EventTarget {
       // Only a node's newest run counts, and only as news: what a cached answer has shown since stays.
       if (newest.get(key) === item.run && this._newest.get(key) !== item.run) this._told(item);
       const series = this._open(item.run);
-      if (!series.points.length) Object.assign(series, { step: item.step, loaded: !item.step });
+      if (!series.points.length) Object.assign(series, { step: item.step, loaded: !item.step, total: item.total });
       if (series.state !== item.state && Date.now() - series.heard > QUIET) {
         series.state = item.state;
         series.asked = 0;

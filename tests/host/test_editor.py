@@ -102,6 +102,17 @@ def test_a_run_is_seen_while_it_goes_and_by_a_page_opened_again(host: Host, edit
     }
 
 
+def test_a_page_that_was_open_before_watches_another_pages_run(host: Host, editor: Editor) -> None:
+    """Of the same workflow. The host tells of the run to the page that queued it alone."""
+    opened(editor, steps=100, seed=3)
+    workflow = {"id": editor.workflow()["id"]}
+    queued = host.queue(editor.prompt(), "another page", extra_pnginfo={"workflow": workflow})
+    editor.until(f"() => /^step [1-9]\\d* \\/ 100/.test({LINE})", timeout=60)
+    assert ink(curves(editor))
+    host.interrupt(queued)
+    editor.until(f"() => {LINE}.startsWith('stopped')", timeout=60)
+
+
 def test_a_run_inside_a_subgraph_is_seen_too(host: Host, editor: Editor) -> None:
     opened(editor, steps=8, seed=2)
     editor.do(INTO_SUBGRAPH, [TRAINER, MONITOR])
