@@ -7,7 +7,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { MonitorView } from "./monitor_view.js";
+import { LEFT, MonitorView } from "./monitor_view.js";
 import { Runs } from "./runs.js";
 import { say } from "./texts.js";
 import { isIn, locatorOf, trainersOf } from "./upstream.js";
@@ -102,9 +102,19 @@ function grow(node, picture) {
   if (node.size[1] < height) node.setSize([node.size[0], height]);
 }
 
+/**
+ * In Nodes 2.0 a node that takes another's place under its number, as after an undo, gets the other's page elements: the
+ * host puts no element of the new node there.
+ */
+function settle(node, { element }) {
+  if (element.isConnected || node.graph !== app.canvas?.graph) return;
+  document.querySelector(`[data-node-id="${node.id}"] .${LEFT}`)?.replaceChildren(element);
+}
+
 /** Show the newest run of the training nodes upstream. */
 function refresh(node, monitor) {
   if (!node.graph) return;
+  settle(node, monitor.view);
   const trainers = trainersOf(node, app.rootGraph);
   const made = trainers.size ? runs.madeBy(trainers, app.rootGraph.id) : undefined;
   const newest = [made, trainers.size ? monitor.executed : undefined]

@@ -7,6 +7,7 @@
 import { drawCurves } from "./chart.js";
 import { say, saySentence } from "./texts.js";
 
+export const LEFT = "apt-train-left"; // the class of the element that a monitor lay in
 const LEAST_HEIGHT = 250;
 const VERDICT_HEIGHT = 330; // of the longest that there is, on a node 440 wide
 const NOTICES_HEIGHT = 80; // of those unfolded
@@ -99,6 +100,7 @@ export class MonitorView {
     this._themed.disconnect();
     cancelAnimationFrame(this._frame);
     this._frame = null;
+    this.element.parentElement?.classList.add(LEFT);
     this.element.remove();
   }
 

@@ -125,6 +125,25 @@ def test_an_options_node_fits_on_a_screen(editor: Editor, node_type: str) -> Non
     assert 60 < editor.do(HEIGHT, node_type) < 600
 
 
+def test_a_monitor_is_seen_after_an_undo(editor: Editor) -> None:
+    """Which makes every node anew. Where Nodes 2.0 drew the old monitor, the host puts no element of the new one."""
+    editor.do("() => { app.graph.add(LiteGraph.createNode('APTOverfitIndicatorMonitor')) }")
+    seen = "() => app.graph.nodes[0]?.widgets.find(({ element }) => element)?.element.checkVisibility()"
+    editor.until(seen)
+    old = editor.page.evaluate_handle("() => app.graph.nodes[0]")
+    editor.do(
+        """async () => {
+          const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+          tracker.captureCanvasState();
+          app.graph.add(LiteGraph.createNode("KSampler"));
+          tracker.captureCanvasState();
+          await tracker.undo();
+        }"""
+    )
+    assert editor.page.evaluate("(old) => app.graph.nodes.length === 1 && app.graph.nodes[0] !== old", old)
+    editor.until(seen, timeout=10)
+
+
 def test_the_search_offers_no_node_of_earlier_versions(editor: Editor) -> None:
     search(editor, "apt options")
     editor.page.get_by_text("APT Method Options", exact=True).first.wait_for(timeout=60_000)
