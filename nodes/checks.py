@@ -31,12 +31,12 @@ def is_wired(inputs: Mapping[str, Any], *names: str) -> bool:
 def single(inputs: Mapping[str, Any], *lists: str) -> dict[str, Any]:
     """The inputs' values, which the host passes in lists. InputError: several values where one counts.
 
-    `lists`: the inputs that may have several.
+    `lists`: the inputs that may have several. A script's null counts as not given.
     """
     for name, values in inputs.items():
         if values and len(values) > 1 and name not in lists:
             raise InputError(f"{name} gets {len(values)} values at once: give it one at a time.")
-    return {name: values[0] for name, values in inputs.items() if values}
+    return {name: values[0] for name, values in inputs.items() if values and values[0] is not None}
 
 
 def check_widgets(shown: Mapping[str, Any], slots: Sequence[Any]) -> None:
@@ -65,8 +65,20 @@ def check_options(shown: Mapping[str, Any], slots: Sequence[Any]) -> None:
     check_ranges(shown, slots)
 
 
+def check_kinds(shown: Mapping[str, Any], slots: Sequence[Any]) -> None:
+    """Check that a widget for text holds text, and one for a number a number; a script may send a list or an object."""
+    for slot in slots:
+        value, default = shown.get(slot.id), getattr(slot, "default", None)
+        needs_text = isinstance(default, str) or bool(getattr(slot, "options", None))
+        if value is None or slot.id == "augment_kinds" or not (needs_text or isinstance(default, (int, float))):
+            continue
+        if not isinstance(value, str if needs_text else (int, float)):
+            raise InputError(f"{slot.id} is {value!r}: give {'a text' if needs_text else 'a number'}.")
+
+
 def check_choices(shown: Mapping[str, Any], slots: Sequence[Any]) -> None:
     """Check that combos hold one of their choices; the host skips this for nodes that validate their own inputs."""
+    check_kinds(shown, slots)
     for slot in slots:
         choices, value = getattr(slot, "options", None), shown.get(slot.id)
         takes_lists = slot.id == "augment_kinds"  # older versions saved lists; the setting itself checks them

@@ -150,7 +150,7 @@ class APTTrain(io.ComfyNode):
         wires = Wires.checked(inputs["model"][0], inputs["clip"][0], inputs["vae"][0])
         with torch.inference_mode(False):
             restart = inputs["resume"][0] == "restart"
-            job = Job(wires, images, prior, config, restart, preset=(inputs.get("preset") or [PUBLISHED])[0])
+            job = Job(wires, images, prior, config, restart, preset=(inputs.get("preset") or [None])[0] or PUBLISHED)
             run, published = finished_run(job, cls.hidden.unique_id)
         model = with_lora(wires.model, published.lora)
         picture = picture_of(run, config, job.preset)

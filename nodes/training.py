@@ -25,7 +25,7 @@ from ..apt_train.wording import listed
 from .host.components import Wires
 from .host.copies import copy_notices
 from .host.memory import training_room
-from .host.progress import NodeProgress, throttled_progress
+from .host.progress import NodeProgress, cancelled_at_exit, throttled_progress
 from .host.weights import DigestCache
 from .published import Published, check_places, open_run, publish
 from .run_store import (
@@ -127,7 +127,7 @@ def finished_run(job: Job, node_id: str) -> tuple[AptRun, Published]:
     done = steps_done(folder)
     trained = done < run.steps or (done == run.steps and (is_damaged(run) or lacks_report(folder, done)))
     if trained:
-        with Watch(run, job.config, node_id, job.preset) as watch, training_room():
+        with cancelled_at_exit(), Watch(run, job.config, node_id, job.preset) as watch, training_room():
             _train(job, digest, folder, watch)
         run = _run_there(folder, job.config, identity)
     else:

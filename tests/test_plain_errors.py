@@ -5,6 +5,7 @@ Not here: which mistakes there are, and what the host makes of them (`tests/host
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -93,16 +94,23 @@ def test_without_its_requirements_no_node_works(boundary: Any, tmp_path: Path, m
         ("snapshot_sheet", "APTSnapshotSheet", {"cell": 0}),
         ("snapshot_sheet", "APTSnapshotSheet", {"sampler_steps": 0}),
         ("check_up", "APTLoRACheckUp", {"width": [1]}),
+        ("monitor", "APTOverfitIndicatorMonitor", {"step": {"a": 1}}),
+        ("snapshot_sheet", "APTSnapshotSheet", {"prompts": {"a": 1}}),
+        ("train", "APTTrain", {"subject": [["a"]]}),
+        ("train", "APTTrain", {"steps": [[2, 3]]}),
+        ("options", "APTMethodOptions", {"temperature": [[1]]}),
+        ("image_set", "APTImageSet", {"folder": [5]}),
+        ("load_run", "APTLoadRun", {"run": 5}),
     ],
 )
 def test_a_node_refuses_what_came_by_a_wire_as_it_refuses_what_is_typed(
     module: str, name: str, wired: dict[str, Any]
 ) -> None:
-    """The host checks no ranges and choices of what is wired."""
+    """The host checks no ranges and choices of what is wired, and no lists and objects that a script sends."""
     with node_modules("boundary", module) as (boundary, loaded):
         boundary.translated = str
         node = boundary.speaks_plainly(getattr(loaded, name))
         ((slot, value),) = wired.items()
         shown = repr(value[0] if isinstance(value, list) else value)
-        with pytest.raises(ValueError, match=rf"^{slot} is {shown}: (give a number|choose one)"):
+        with pytest.raises(ValueError, match=rf"^{slot} is {re.escape(shown)}: (give a number|give a text|choose one)"):
             node.execute(**wired)

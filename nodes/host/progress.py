@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -26,6 +29,28 @@ LONGEST = 8192  # pixels of a live picture's side; beyond 65500, JPEG fails in t
 def stop_if_cancelled() -> None:
     """Raise the host's own exception if the user pressed Cancel."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+@contextlib.contextmanager
+def cancelled_at_exit() -> Iterator[None]:
+    """Inside the block Ctrl-C in the host's terminal acts as Cancel, and the process ends after the block has.
+
+    Only the host's main thread hears of Ctrl-C; without this the process would end in the middle of a step.
+    """
+    over = threading.Event()
+
+    def end() -> None:
+        logging.info("APT Train: saving the run. Ctrl-C once more ends without it.")
+        comfy.model_management.interrupt_current_processing()
+        while not over.wait(1):  # not longer at once, because Windows hears no Ctrl-C meanwhile
+            pass
+
+    atexit.register(end)
+    try:
+        yield
+    finally:
+        over.set()
+        atexit.unregister(end)
 
 
 def prompt_id() -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
 
 import pytest
@@ -228,6 +230,23 @@ def test_a_run_killed_before_it_saved_anything_begins_again(host: Host, names: l
     host.run(g.prompt)
     (run,) = runs(host) - before
     assert [line["step"] for line in log_of(run)] == list(range(1, 17))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="only a whole console can be sent Ctrl-C there")
+def test_ctrl_c_in_the_hosts_terminal_keeps_the_work(host: Host, names: list[str]) -> None:
+    g, _ = training_graph(names, seed=39, steps=200)
+    before = runs(host)
+    assert host.process is not None
+    with host.events() as events:
+        host.queue(g.prompt, events.client_id)
+        events.wait_for(lambda event: event.kind == "apt_train.steps" and event.data["points"][-1]["step"] >= 2)
+        host.process.send_signal(signal.SIGINT)
+        host.process.wait(60)
+    host.start()
+    (run,) = runs(host) - before
+    done = len(log_of(run))
+    assert 2 <= done < 200 and weights(run, done)
+    assert "Traceback" not in host.log_text()[-3000:]
 
 
 def cancel_after_a_step(host: Host, g: Graph) -> None:
