@@ -8,6 +8,7 @@ In: the wrapper around every node's methods. Not in: the checks themselves (`che
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from ..apt_train.errors import InputError
 from .host.language import translated
 from .host.requirements import check_installed
 
-_METHODS = ("validate_inputs", "check_lazy_status", "execute")
+_METHODS = ("check_lazy_status", "execute")
 
 
 class UserMistake(ValueError):
@@ -31,25 +32,36 @@ UserMistake.__module__, UserMistake.__qualname__ = "builtins", "InputError"
 
 def speaks_plainly(node: Any) -> Any:
     """The node with its InputErrors reduced to their sentence, without the pack's traceback."""
-    checks = "validate_inputs" in vars(node)
+    check = vars(node)["validate_inputs"].__func__ if "validate_inputs" in vars(node) else None
     for name in _METHODS:
         method = vars(node).get(name)
         if method is not None:
-            works = name != "validate_inputs"
-            setattr(node, name, classmethod(_plainly(method.__func__, works=works, checks=works and checks)))
+            setattr(node, name, classmethod(_plainly(method.__func__, check)))
+    if check is not None:
+        node.validate_inputs = classmethod(_off_the_loop(_plainly(check, None, works=False)))
     return node
 
 
-def _plainly(method: Callable[..., Any], *, works: bool, checks: bool) -> Callable[..., Any]:
+def _plainly(method: Callable[..., Any], check: Callable[..., Any] | None, *, works: bool = True) -> Callable[..., Any]:
     @functools.wraps(method)
     def run(cls: Any, **inputs: Any) -> Any:
         try:
             if works:
                 check_installed()
-            if checks:
-                cls.validate_inputs(**inputs)
+            if check is not None:
+                check(cls, **inputs)
             return method(cls, **inputs)
         except InputError as error:
             raise UserMistake(translated(str(error))) from None
+
+    return run
+
+
+def _off_the_loop(check: Callable[..., Any]) -> Callable[..., Any]:
+    """The check in a thread of its own: it may read a large folder, and the host's event loop serves every page."""
+
+    @functools.wraps(check)
+    async def run(cls: Any, **inputs: Any) -> Any:
+        return await asyncio.to_thread(check, cls, **inputs)
 
     return run

@@ -5,8 +5,11 @@ Not here: which mistakes there are, and what the host makes of them (`tests/host
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +33,11 @@ def boundary(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         yield module
 
 
+def answer_of(returned: Any) -> Any:
+    """What the host gets of a method: it waits for what is asynchronous."""
+    return asyncio.run(returned) if inspect.iscoroutine(returned) else returned
+
+
 def node_that(does: Any, *names: str) -> Any:
     return type("Node", (), {name: classmethod(does) for name in names})
 
@@ -41,7 +49,7 @@ def test_the_host_is_told_the_sentence_and_a_plain_name(boundary: Any, name: str
 
     node = boundary.speaks_plainly(node_that(inner, name))
     with pytest.raises(ValueError, match=r"^steps is 0: give more\.$") as caught:
-        getattr(node, name)(steps=0)
+        answer_of(getattr(node, name)(steps=0))
     assert (caught.type.__module__, caught.type.__qualname__) == ("builtins", "InputError")
     told = "".join(traceback.format_exception(caught.value))
     assert told.endswith("\nInputError: steps is 0: give more.\n") and "in inner" not in told and "During" not in told
@@ -66,10 +74,15 @@ def test_what_is_checked_when_queued_is_checked_again_with_what_came_by_wires(bo
 
     plain = node_that(lambda cls, **inputs: inputs, "check_lazy_status", "execute")
     node = boundary.speaks_plainly(type("Checked", (), {**vars(plain), "validate_inputs": classmethod(validate)}))
-    assert node.validate_inputs(steps=None) and node.execute(steps=3) == {"steps": 3}
+    assert answer_of(node.validate_inputs(steps=None)) and node.execute(steps=3) == {"steps": 3}
     for name in ("check_lazy_status", "execute"):
         with pytest.raises(ValueError, match=r"^steps is 0: give more\.$"):
             getattr(node, name)(steps=0)
+
+
+def test_what_is_checked_when_queued_does_not_hold_up_the_hosts_event_loop(boundary: Any) -> None:
+    where = boundary.speaks_plainly(node_that(lambda cls, **inputs: threading.current_thread(), "validate_inputs"))
+    assert answer_of(where.validate_inputs()) is not threading.current_thread()
 
 
 def test_without_its_requirements_no_node_works(boundary: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +91,7 @@ def test_without_its_requirements_no_node_works(boundary: Any, tmp_path: Path, m
     needed.write_text("surely_not_there>=1\n", encoding="utf-8")
     monkeypatch.setattr(sys.modules[boundary.check_installed.__module__], "_FILE", needed)
     node = boundary.speaks_plainly(node_that(lambda cls, **inputs: True, *METHODS))
-    assert node.validate_inputs(), "the editor is told of its own mistakes first"
+    assert answer_of(node.validate_inputs()), "the editor is told of its own mistakes first"
     for name in ("check_lazy_status", "execute"):
         with pytest.raises(ValueError, match="APT Train needs surely_not_there: run "):
             getattr(node, name)()
