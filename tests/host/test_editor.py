@@ -107,10 +107,10 @@ def test_a_page_that_was_open_before_watches_another_pages_run(host: Host, edito
     opened(editor, steps=100, seed=3)
     workflow = {"id": editor.workflow()["id"]}
     queued = host.queue(editor.prompt(), "another page", extra_pnginfo={"workflow": workflow})
-    editor.until(f"() => /^step [1-9]\\d* \\/ 100/.test({LINE})", timeout=60)
+    editor.until(f"() => /^step [1-9]\\d* \\/ 100/.test({LINE})")
     assert ink(curves(editor))
     host.interrupt(queued)
-    editor.until(f"() => {LINE}.startsWith('stopped')", timeout=60)
+    editor.until(f"() => {LINE}.startsWith('stopped')")
 
 
 def test_a_run_inside_a_subgraph_is_seen_too(host: Host, editor: Editor) -> None:
