@@ -38,6 +38,7 @@ SHORT = [  # hand-picked and drawn cases of a target, about a second of each; th
     ("states", 3, 1),  # two resumes each
     ("loras", 10, 2),
     ("commands", 14, 4),
+    ("runs", 1, 1),  # each case trains three times
 ]
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere cases run in this process")
 

@@ -17,7 +17,7 @@ from hypothesis.strategies import SearchStrategy
 
 from .case import Case
 from .outcome import Finding
-from .worker import Worker
+from .worker import SECONDS, Worker
 
 SLOW = ("hang", "memory", "died")  # too dear to shrink
 LONGEST = 2_000  # characters of a case in a command; a longer one goes to a file
@@ -42,7 +42,7 @@ class Hunt:
         with tempfile.TemporaryDirectory(prefix="apt-fuzz-sample-") as made:
             sample = Path(made).resolve()
             self.target.sample(sample)
-            with Worker(self.target.run, sample) as worker:
+            with self._worker(sample) as worker:
                 end = time.monotonic() + (seconds if seconds is not None else 1e9)
                 for case in _spread(self.target.hostile(), picked):
                     self._note(worker.judge(case), case)
@@ -56,7 +56,7 @@ class Hunt:
         with tempfile.TemporaryDirectory(prefix="apt-fuzz-sample-") as made:
             sample = Path(made).resolve()
             self.target.sample(sample)
-            with Worker(self.target.run, sample) as worker:
+            with self._worker(sample) as worker:
                 return worker.judge(case)
 
     def report(self) -> str:
@@ -67,6 +67,9 @@ class Hunt:
             for key, (finding, case) in self.found.items()
         ]
         return "\n\n".join(blocks)
+
+    def _worker(self, sample: Path) -> Worker:
+        return Worker(self.target.run, sample, getattr(self.target, "SECONDS", SECONDS))
 
     def _note(self, finding: Finding | None, case: Case) -> None:
         self.tried += 1
