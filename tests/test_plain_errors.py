@@ -127,3 +127,9 @@ def test_a_node_refuses_what_came_by_a_wire_as_it_refuses_what_is_typed(
         shown = repr(value[0] if isinstance(value, list) else value)
         with pytest.raises(ValueError, match=rf"^{slot} is {re.escape(shown)}: (give a number|give a text|choose one)"):
             node.execute(**wired)
+
+
+def test_a_null_of_a_script_counts_as_not_given() -> None:
+    with node_modules("checks") as (checks,):
+        given = {"preset": [None], "steps": [0], "images": [1, 2], "captions": []}
+        assert checks.single(given, "images") == {"steps": 0, "images": 1}
