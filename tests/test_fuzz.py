@@ -124,6 +124,16 @@ def sample(tmp_path: Path) -> Path:
 
 
 @LINUX
+def test_a_worker_ends_with_its_parent(sample: Path) -> None:
+    with Worker(nothing, sample) as worker:
+        worker.judge(Case())
+        assert worker._pipe is not None
+        worker._pipe.close()  # as the system does for a killed process
+        worker._process.join(10)
+        assert worker._process.exitcode == 0
+
+
+@LINUX
 @pytest.mark.parametrize(
     ("run", "kind"),
     [

@@ -69,7 +69,7 @@ class Worker:
     def _start(self) -> None:
         context: Any = multiprocessing.get_context("fork")
         self._pipe, theirs = context.Pipe()
-        arguments = (self._run, self._sample, self._place, theirs, self._seconds)
+        arguments = (self._run, self._sample, self._place, (theirs, self._pipe), self._seconds)
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python warns of a fork with threads, which only wait here
@@ -103,8 +103,12 @@ class Worker:
         self._process = self._pipe = None
 
 
-def _serve(run: Callable[[Path, Case], None], sample: Path, place: Path, pipe: Connection, seconds: float) -> None:
-    """The forked process: answers cases until it is killed."""
+def _serve(
+    run: Callable[[Path, Case], None], sample: Path, place: Path, pipes: tuple[Connection, Connection], seconds: float
+) -> None:
+    """The forked process: answers cases until it is killed, or its parent is. `pipes`: its own end, and the other."""
+    pipe, others = pipes
+    others.close()  # else it would wait for itself once the parent is gone
     os.setpgrp()  # Ctrl-C is the parent's
     _limit()
     watch = Watch()
