@@ -28,6 +28,8 @@ def test_the_tiny_form_measures_everything(
     assert [(row["way"], row["checkpointing"]) for row in kept["steps"]] == [
         *((way, on) for on in (False, True) for way in ("bare loop", *gpu.WAYS)),
         ("APT, low memory", True),
+        ("APT, one part recomputed", True),
+        ("APT, blocks aside", True),
         ("DreamBooth, channels last", True),
         ("DreamBooth, blocks compiled", True),
     ]
@@ -37,7 +39,7 @@ def test_the_tiny_form_measures_everything(
 
 
 def test_random_weights_that_were_rounded_are_measured_on_in_every_way(one_thread: None) -> None:
-    """On a card without bf16 the first way rounds them to fp16, and the last is to store them in fp8."""
+    """On a card without bf16 the first way rounds them to fp16, and the last stores them in one byte."""
     parts = replace(speed.components("short"), rounded_to=torch.float16)
     on = gpu.On(parts, 64, torch.device("cpu"), torch.float32)
     with gpu._steps(on, gpu.LOW_MEMORY, True) as (step, run):
