@@ -165,8 +165,8 @@ def _backend() -> Any:
 def pretend_device() -> Iterator[Device]:
     """Inside the block the device is there."""
     if not _ready:
-        # From its first backward pass on, torch keeps a thread for each device it knows by then, and refuses to train in
-        # a process that is forked from such a one.
+        # From its first backward pass on, torch keeps a thread for each device that it knows by then, and refuses to
+        # train in a process that is forked from such a one.
         torch.ones(1, requires_grad=True).sum().backward()
         backend_registration._setup_privateuseone_for_python_backend(NAME, _backend())
         _ready.append(True)
