@@ -303,7 +303,6 @@ def test_a_damaged_run_is_answered_with_what_can_be_read_or_with_a_sentence(live
             assert status == 404 and answer["error"].endswith(".") and "\n" not in answer["error"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("flood", [pytest.param(flood, id=name) for name, flood in FLOODS.items()])
 def test_a_log_that_is_a_flood_is_answered_in_time(live, tmp_path, flood: bytes) -> None:
     """With what is whole in it; or with a sentence, if more lines are broken than any run leaves behind."""
