@@ -108,7 +108,7 @@ def test_a_page_that_was_open_before_watches_another_pages_run(host: Host, edito
     workflow = {"id": editor.workflow()["id"]}
     queued = host.queue(editor.prompt(), "another page", extra_pnginfo={"workflow": workflow})
     editor.until(f"() => /^step [1-9]\\d* \\/ 100/.test({LINE})")
-    assert ink(curves(editor))
+    editor.until(HAS_CURVES)  # which are asked for once the run is known
     host.interrupt(queued)
     editor.until(f"() => {LINE}.startsWith('stopped')")
 
@@ -171,6 +171,11 @@ def photos(host: Host) -> str:
 
 PANEL = "document.querySelector('.apt-train-monitor')"
 LINE = f"({PANEL}?.firstElementChild.textContent ?? '')"
+HAS_CURVES = f"""() => {{
+  const [shown, blank] = [{PANEL}.querySelector('canvas'), document.createElement('canvas')];
+  [blank.width, blank.height] = [shown.width, shown.height];
+  return shown.toDataURL() !== blank.toDataURL();
+}}"""
 TRAINING_NODE = f"""[app.rootGraph, ...app.rootGraph.subgraphs.values()].flatMap((graph) => graph.nodes)
   .find((node) => node.type === '{TRAINER}')"""
 INTO_SUBGRAPH = """([types]) => {
