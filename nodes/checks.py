@@ -8,6 +8,7 @@ In: choices, ranges, settings that contradict each other. Not in: what needs pic
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from ..apt_train.errors import InputError
@@ -72,7 +73,7 @@ def check_kinds(shown: Mapping[str, Any], slots: Sequence[Any]) -> None:
         needs_text = isinstance(default, str) or bool(getattr(slot, "options", None))
         if value is None or slot.id == "augment_kinds" or not (needs_text or isinstance(default, (int, float))):
             continue
-        if not isinstance(value, str if needs_text else (int, float)):
+        if not isinstance(value, str if needs_text else Real):  # numpy's numbers too, as other nodes compute
             raise InputError(f"{slot.id} is {value!r}: give {'a text' if needs_text else 'a number'}.")
 
 

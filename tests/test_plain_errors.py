@@ -13,9 +13,10 @@ import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from .node_modules import node_module
@@ -127,6 +128,15 @@ def test_a_node_refuses_what_came_by_a_wire_as_it_refuses_what_is_typed(
         shown = repr(value[0] if isinstance(value, list) else value)
         with pytest.raises(ValueError, match=rf"^{slot} is {re.escape(shown)}: (give a number|give a text|choose one)"):
             node.execute(**wired)
+
+
+def test_a_number_of_numpy_by_a_wire_is_a_number() -> None:
+    slots = [SimpleNamespace(id="width", default=512)]
+    with node_modules("checks") as (checks,):
+        for number in (np.int64(5), np.float32(0.5), 5, 0.5):
+            checks.check_kinds({"width": number}, slots)
+        with pytest.raises(ValueError, match="give a number"):
+            checks.check_kinds({"width": np.zeros(2)}, slots)
 
 
 def test_a_null_of_a_script_counts_as_not_given() -> None:
