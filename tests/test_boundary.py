@@ -103,7 +103,8 @@ TOLD = {tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP}
 METHOD = (
     "data/augment.py", "sample/drift.py",
     *(f"training/{name}.py" for name in (
-        "attention_probe", "capture", "indicator", "losses", "objective", "optimizer", "step", "terms", "update",
+        "attention_probe", "capture", "indicator", "losses", "objective", "optimizer", "passes", "step", "step_values",
+        "terms", "update",
     )),
 )  # fmt: skip
 
@@ -121,6 +122,12 @@ def test_the_report_is_not_larger_than_the_method() -> None:
     method = sum(lines_of_code(PACKAGE / name) for name in METHOD)
     report = sum(lines_of_code(path) for path in trees() if room_of(path) == "report")
     assert 0 < report <= method
+
+
+def test_the_way_through_a_step_is_soon_read() -> None:
+    """What a newcomer reads first, comments and all."""
+    ways = [PACKAGE / "training" / f"{name}.py" for name in ("terms", "step", "update", "loop")]
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in ways) < 600
 
 
 @pytest.mark.parametrize("room", ("", *FLOORS))

@@ -85,7 +85,7 @@ def test_a_step_reads_the_device_once(name: str, device: Device) -> None:
                 device.readings.clear()
 
     trained(device, name, steps=3, on_event=Watch(), adaptive_augmentation=False)
-    assert read[1] == read[2] == ["update.py: read"]
+    assert read[1] == read[2] == ["step_values.py: read"]
 
 
 def test_what_is_kept_on_the_device_grows_with_the_captions_and_not_with_the_batches(device: Device) -> None:

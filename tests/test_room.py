@@ -189,7 +189,7 @@ def test_the_plan_says_how_long_the_steps_will_take(monkeypatch: pytest.MonkeyPa
 def test_the_first_trial_warms_up_and_the_second_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     passed = [0.0]
     takes = iter([60.0, 2.0])
-    monkeypatch.setattr(pace, "passes", lambda run_: passed.append(passed[-1] + next(takes)))
+    monkeypatch.setattr(pace, "dry_passes", lambda run_: passed.append(passed[-1] + next(takes)))
     monkeypatch.setattr(pace, "time", SimpleNamespace(perf_counter=lambda: passed[-1]))
     known: Any = MagicMock(device=torch.device("cpu"))
     assert pace.tried(known) == 2

@@ -32,18 +32,9 @@ from apt_train.training.capture import Capture, attention_maps
 from apt_train.training.indicator import OverfitIndicator
 from apt_train.training.losses import alignment_loss, per_sample, stabilization_loss
 from apt_train.training.objective import Objective, check_layers, objective_of
+from apt_train.training.passes import Passes
 from apt_train.training.step import StepOutput, TrainingStep
-from apt_train.training.terms import (
-    ADAPTIVE,
-    Alignment,
-    Dco,
-    Denoising,
-    Passes,
-    Preservation,
-    Stabilization,
-    Term,
-    Weighting,
-)
+from apt_train.training.terms import ADAPTIVE, Alignment, Dco, Denoising, Preservation, Stabilization, Term, Weighting
 from tests.tiny import scaled_linear_schedule, schedule_of, tiny_components, unet_of
 
 KINDS = ("sd15", "sdxl")

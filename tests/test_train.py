@@ -29,7 +29,7 @@ from apt_train.families.sd.network import StableDiffusion
 from apt_train.rng import generator
 from apt_train.run.export import lora_to_kohya
 from apt_train.settings_field import all_said
-from apt_train.training import finish, update
+from apt_train.training import finish, step_values, update
 from apt_train.training.objective import objective_of
 from tests.tiny import tiny_components, tiny_unet_without_decoder_attention, unet_of
 from tests.training import Recorder, pictures, quick_config, run, same_weights
@@ -785,7 +785,7 @@ def test_the_balance_of_the_terms_is_logged_when_due() -> None:
 
 def test_a_balance_with_a_gradient_that_overflowed_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     infinite = torch.tensor([math.inf])
-    monkeypatch.setattr(update, "_gradients", lambda loss, parameters: [infinite] * len(parameters))
+    monkeypatch.setattr(step_values, "_gradients", lambda loss, parameters: [infinite] * len(parameters))
     recorder = Recorder()
     run(steps=1, balance_every=1, watch_drift=False, on_event=recorder)
     assert recorder.steps[0].grad_norm_terms is None

@@ -12,7 +12,7 @@ from collections import deque
 import torch
 
 from .running import Run
-from .update import passes
+from .update import dry_passes
 
 SPILLS = (
     "The steps take ten times as long as the first ones: the GPU's memory may spill into main memory. Lower "
@@ -47,7 +47,7 @@ def tried(run: Run) -> float | None:
 
 def _timed(run: Run) -> float:
     began = time.perf_counter()
-    passes(run)
+    dry_passes(run)
     torch.zeros(1, device=run.device).cpu()  # a read-back waits until the device has finished
     return time.perf_counter() - began
 

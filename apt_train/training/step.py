@@ -22,7 +22,7 @@ from .capture import Capture, Captured
 from .indicator import OverfitIndicator
 from .losses import squared_error
 from .objective import Objective
-from .terms import Pass, Passes
+from .passes import Pass, Passes
 
 
 @dataclass
@@ -49,12 +49,13 @@ class TrainingStep:
     chunks: int = 1  # 77-token chunks that every caption is padded to, so results do not depend on batching
 
     def __post_init__(self) -> None:
-        self.schedule, terms = self.components.schedule, self.objective.terms
+        self.schedule = self.components.schedule
+        self.capturing = [term for term in self.objective.terms if term.features or term.attention]
         self.capture = Capture(
             self.components.network,
             self.components.unet,
-            features=[term.features for term in terms if term.features],
-            attention=[term.attention for term in terms if term.attention],
+            features=[term.features for term in self.capturing if term.features],
+            attention=[term.attention for term in self.capturing if term.attention],
         )
 
     def __call__(self, batch: Batch, *, with_prior: bool, progress: float = 1.0) -> StepOutput:
@@ -65,7 +66,7 @@ class TrainingStep:
         # The prior: class caption [reported]; adapter off, no gradient [ours; the paper keeps a frozen copy].
         prior = self._prior_pass(noisy, batch) if with_prior else None
         acting = [term for term in self.objective.terms if with_prior or not term.reads_prior]
-        captured = any(term.features or term.attention for term in acting)
+        captured = any(term in self.capturing for term in acting)
         tuned = self._pass(noisy, batch, tuned=True, captured=captured)
 
         # The indicator observes this pass before the weight is computed [reported].
@@ -94,7 +95,7 @@ class TrainingStep:
     def _prior_pass(self, noisy: Tensor, batch: Batch) -> Pass:
         with torch.no_grad(), self.adapter.disabled():
             prior = self._pass(noisy, batch, tuned=False, captured=True)
-            prior.read_and_free(self.objective.terms)
+            prior.read_and_free(self.capturing)
         return prior
 
     def _pass(self, noisy: Tensor, batch: Batch, *, tuned: bool, captured: bool) -> Pass:
