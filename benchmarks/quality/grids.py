@@ -84,6 +84,15 @@ def clipped(variant: Variant) -> Variant:
     return Variant(merged(variant.settings, tight), variant.preservation)
 
 
+def rate(value: float) -> dict[str, Any]:
+    """Of the LoRA and of the learned word, which have one rate here."""
+    return {"optimizer": {"learning_rate": value, "embedding_learning_rate": value}}
+
+
+def at_rate(value: float, variant: Variant) -> Variant:
+    return Variant(merged(variant.settings, rate(value)))
+
+
 FRAMED = WORLD + ", prior taught framed pictures"
 
 
@@ -268,6 +277,24 @@ GRIDS: dict[str, Grid] = {
         }
     ),
     "verdict": verdict(METHODS),
+    # The preset quick look: a fifth of the steps at four times the rate. What does a run keep of the whole one, and is
+    # it the rate or the number of steps?
+    "quick": Grid(
+        subjects=tuple(look.name for look in TUNING),
+        seeds=(0,),
+        variants={
+            **FLOOR,
+            **DREAMBOOTH,
+            "apt without aa": whole(SMALL_MODEL, "aa"),
+            "apt without aa, own rate": at_rate(1e-3, whole(SMALL_MODEL, "aa")),
+            "apt without aa, twice the rate": at_rate(2e-3, whole(SMALL_MODEL, "aa")),
+        },
+        probe_at=(40, 80),
+        sample_at=(80,),
+        share=0.5,
+        recipe={"steps": 80, "output": {"snapshot_every": 40}, **rate(4e-3)},
+        task=WORLD,
+    ),
 }
 
 SHORT = Grid(
