@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,9 +35,10 @@ def stop_if_cancelled() -> None:
 
 @contextlib.contextmanager
 def cancelled_at_exit() -> Iterator[None]:
-    """Inside the block Ctrl-C in the host's terminal acts as Cancel, and the process ends after the block has.
+    """Inside the block the end of the host acts as Cancel, and its process ends after the block has.
 
-    Only the host's main thread hears of Ctrl-C; without this the process would end in the middle of a step.
+    By Ctrl-C in its terminal, or by SIGTERM: a container that is stopped, a desktop application that is closed. Only
+    the host's main thread hears of either; without this the process would end in the middle of a step.
     """
     over = threading.Event()
 
@@ -47,10 +50,33 @@ def cancelled_at_exit() -> Iterator[None]:
 
     atexit.register(end)
     try:
-        yield
+        with _ended_by_sigterm():
+            yield
     finally:
         over.set()
         atexit.unregister(end)
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Inside the block SIGTERM ends the host as Ctrl-C does, unless somebody else listens to it.
+
+    Windows has no such signal: there a process that is ended is gone at once.
+    """
+    loop = PromptServer.instance.loop
+    if os.name == "nt" or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    loop.call_soon_threadsafe(loop.add_signal_handler, signal.SIGTERM, _end_as_by_ctrl_c)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, because the host is ending
+            loop.call_soon_threadsafe(loop.remove_signal_handler, signal.SIGTERM)
+
+
+def _end_as_by_ctrl_c() -> None:
+    raise KeyboardInterrupt
 
 
 def prompt_id() -> str:

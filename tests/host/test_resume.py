@@ -232,15 +232,16 @@ def test_a_run_killed_before_it_saved_anything_begins_again(host: Host, names: l
     assert [line["step"] for line in log_of(run)] == list(range(1, 17))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="only a whole console can be sent Ctrl-C there")
-def test_ctrl_c_in_the_hosts_terminal_keeps_the_work(host: Host, names: list[str]) -> None:
-    g, _ = training_graph(names, seed=39, steps=200)
+@pytest.mark.skipif(os.name == "nt", reason="only a whole console can be sent Ctrl-C there, and nothing SIGTERM")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C in its terminal", "SIGTERM"])
+def test_a_host_that_is_ended_keeps_the_work(host: Host, names: list[str], sent: signal.Signals) -> None:
+    g, _ = training_graph(names, seed=39 + sent, steps=200)
     before = runs(host)
     assert host.process is not None
     with host.events() as events:
         host.queue(g.prompt, events.client_id)
         events.wait_for(lambda event: event.kind == "apt_train.steps" and event.data["points"][-1]["step"] >= 2)
-        host.process.send_signal(signal.SIGINT)
+        host.process.send_signal(sent)
         host.process.wait(60)
     host.start()
     (run,) = runs(host) - before
