@@ -42,8 +42,8 @@ _EVERY = (
             "preview_every": 100,
             "preview_steps": 15,
         },
-        "A first look in minutes: a fifth of the steps at four times the learning rate. On a small model it reached 91% "
-        "of the whole run's likeness, and half as many images obeyed an unseen request (docs/benchmark/quick.md).",
+        "A first look in minutes: a fifth of the steps at four times the learning rate. On a small model it reached "
+        "91% of the whole run's likeness, and half as many images obeyed an unseen request (docs/benchmark/quick.md).",
     ),
     Preset(
         "strong likeness",
