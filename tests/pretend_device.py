@@ -60,10 +60,14 @@ class OnDevice(Tensor):
 
 @dataclass
 class Device:
-    """Readings: where in the program values of the device were asked for, in order."""
+    """Readings: where in the program values of the device were asked for, in order.
+
+    Waits: the same for values that were sent there by a copy that a program waits for, as CUDA does unless it is told.
+    """
 
     device: torch.device
     readings: list[str] = field(default_factory=list)
+    waits: list[str] = field(default_factory=list)
 
 
 class _Mode(TorchDispatchMode):
@@ -77,6 +81,8 @@ class _Mode(TorchDispatchMode):
         kwargs = kwargs or {}
         if _reads(func, args, kwargs):
             self._device.readings.append(_asker())
+        if _is_waited_for(func, args, kwargs):
+            self._device.waits.append(_asker())
         return _run(func, args, kwargs)
 
 
@@ -110,6 +116,17 @@ def _reads(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     if func is torch.ops.aten._to_copy.default:
         return not _is_ours(kwargs.get("device", NAME))
     return func is torch.ops.aten.copy_.default and not isinstance(args[0], OnDevice)
+
+
+def _is_waited_for(func: Any, args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether values of the CPU go to the device, and the CPU does nothing until they are there."""
+    if func is torch.ops.aten._to_copy.default:
+        source, left_alone, sends = args[0], kwargs.get("non_blocking"), _is_ours(kwargs.get("device"))
+    elif func is torch.ops.aten.copy_.default:
+        source, left_alone, sends = args[1], [*args[2:], kwargs.get("non_blocking")][0], isinstance(args[0], OnDevice)
+    else:
+        return False
+    return sends and not isinstance(source, OnDevice) and not left_alone
 
 
 def _is_ours(device: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Whole runs on a device that is not the CPU, without one: no tensor is left behind, and a step reads it once.
+"""Whole runs on a device that is not the CPU, without one: no tensor is left behind, and a step waits for it once.
 
 Not here: what the numbers are; they are the CPU's (`test_train`).
 """
@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from apt_train.events import PreviewEvent
+from apt_train.families import swapped
 from apt_train.text.conditioning import Conditioner
 from apt_train.training.train import train
 from tests import pretend_device
@@ -74,18 +75,19 @@ QUICK = "apt"  # the others take seconds each
 @pytest.mark.parametrize(
     "name", [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in RUNS if name != QUICK)]
 )
-def test_a_step_reads_the_device_once(name: str, device: Device) -> None:
-    """Each reading makes the CPU wait until the GPU has done all that was asked of it."""
-    read: list[list[str]] = []
+def test_a_step_waits_for_the_device_once(name: str, device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each reading makes the CPU wait until the GPU has done all that was asked of it; so do copies not left alone."""
+    waits: list[list[str]] = []
 
     class Watch(Recorder):
         def __call__(self, event: Any) -> None:
             if hasattr(event, "loss"):
-                read.append(list(device.readings))
-                device.readings.clear()
+                waits.append(device.readings + device.waits)
+                device.readings, device.waits = [], []
 
+    monkeypatch.setattr(swapped, "LEFT_UNDER_WAY", (pretend_device.NAME,))
     trained(device, name, steps=3, on_event=Watch(), adaptive_augmentation=False)
-    assert read[1] == read[2] == ["step_values.py: read"]
+    assert waits[1] == waits[2] == ["step_values.py: read"]
 
 
 def test_what_is_kept_on_the_device_grows_with_the_captions_and_not_with_the_batches(device: Device) -> None:

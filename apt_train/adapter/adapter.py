@@ -20,6 +20,7 @@ from ..adapter_kinds import KINDS, Kind
 from ..config import AdapterConfig
 from ..errors import InputError
 from ..families.components import Family
+from ..families.swapped import sent
 from ..rng import seeded
 
 ADAPTER = "apt"
@@ -42,7 +43,7 @@ class RankByTimestep:
         """The number of active ranks, int64 (N,), at int64 timesteps (N,)."""
         half = 0.5 / len(self.levels)  # half a timestep, against rounding
         ranks = ((self.rank - self.min_rank) * (1 - self.levels) + half).long() + self.min_rank
-        return ranks.to(timesteps.device)[timesteps]
+        return sent(ranks, timesteps.device)[timesteps]
 
     def mask(self, timesteps: Tensor) -> Tensor:
         """1 for an active rank, otherwise 0: float32 (N, rank)."""

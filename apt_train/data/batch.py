@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..families.levels import levels_of, parts_of
 from ..families.network import Process
+from ..families.swapped import sent
 from ..rng import generator
 from .latent_bank import LatentBank
 
@@ -83,12 +84,12 @@ def unaltered(bank: LatentBank, image: int, timestep: int, *key: int | str) -> S
 def collate(samples: Sequence[Sample], captions: Sequence[str], device: torch.device) -> Batch:
     """Samples of one bucket as a batch on `device`; `captions` are indexed by picture."""
     return Batch(
-        latents=_sent(torch.stack([sample.latent for sample in samples]), device),
-        noise=_sent(torch.stack([sample.noise for sample in samples]), device),
-        timesteps=_sent(torch.tensor([sample.timestep for sample in samples]), device),
+        latents=sent(torch.stack([sample.latent for sample in samples]), device),
+        noise=sent(torch.stack([sample.noise for sample in samples]), device),
+        timesteps=sent(torch.tensor([sample.timestep for sample in samples]), device),
         captions=[captions[sample.image] for sample in samples],
         mask=_collate_masks(samples, device),
-        size_ids=_sent(torch.tensor([sample.size_ids for sample in samples]), device),
+        size_ids=sent(torch.tensor([sample.size_ids for sample in samples]), device),
     )
 
 
@@ -96,9 +97,4 @@ def _collate_masks(samples: Sequence[Sample], device: torch.device) -> Tensor | 
     if all(sample.mask is None for sample in samples):
         return None
     whole = [torch.ones(1, *s.latent.shape[1:]) if s.mask is None else s.mask for s in samples]
-    return _sent(torch.stack(whole), device)
-
-
-def _sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """Send to the device; on a GPU without waiting for the copy."""
-    return tensor.to(device, non_blocking=device.type == "cuda")
+    return sent(torch.stack(whole), device)

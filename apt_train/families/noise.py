@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .network import require_sampling_steps
+from .swapped import sent
 
 PredictionType = Literal["epsilon", "v_prediction"]
 
@@ -45,7 +46,7 @@ class NoiseSchedule:
 
     def signal_and_noise(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar), sqrt(1 - alpha_bar) as float32 (N, 1, 1, 1) for int64 timesteps (N,)."""
-        alpha_bar = self.alphas_cumprod.to(timesteps.device)[timesteps].float().view(-1, 1, 1, 1)
+        alpha_bar = sent(self.alphas_cumprod, timesteps.device)[timesteps].float().view(-1, 1, 1, 1)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

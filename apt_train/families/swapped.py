@@ -9,6 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+LEFT_UNDER_WAY = ("cuda",)  # kinds of devices whose own order of work makes it safe to go on before a copy is there
+
 
 @contextlib.contextmanager
 def weights_swapped(module: nn.Module, replacement: Callable[[Tensor], Tensor]) -> Generator[None]:
@@ -60,9 +62,14 @@ def lent(modules: Iterable[nn.Module]) -> Generator[None]:
         yield
 
 
+def sent(tensor: Tensor, device: torch.device, *, copy: bool = False) -> Tensor:
+    """A tensor of main memory on the device. CUDA would wait for all work before the copy, unless it is told not to."""
+    return tensor.to(device, non_blocking=device.type in LEFT_UNDER_WAY, copy=copy)
+
+
 def on_loan(module: nn.Module, device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Inside the block the module works with copies of its weights on the device; afterwards with its own again."""
-    return weights_swapped(module, lambda tensor: tensor.to(device, non_blocking=device.type == "cuda", copy=True))
+    return weights_swapped(module, lambda tensor: sent(tensor, device, copy=True))
 
 
 def pin(tensors: Iterable[Tensor], device: torch.device) -> None:

@@ -19,7 +19,7 @@ from torch.utils import checkpoint
 
 from ..config import TrainConfig
 from ..families.components import TextEncoder, token_embedding
-from ..families.swapped import on_loan, pin
+from ..families.swapped import on_loan, pin, sent
 from ..names import plain_trigger
 from .captions import mark_embedding
 from .identifier import Identifier, rows_in_place
@@ -75,7 +75,6 @@ class Conditioner:
         self.is_aside = False  # whether the encoders wait in main memory and visit the device, one at a time, to work
         self._layouts: dict[str, TokenLayout] = {}
         self._cache: dict[tuple[tuple[tuple[int, ...], int], ...], tuple[Tensor, Tensor | None]] = {}
-        self._rows_sent: dict[tuple[torch.device, tuple[int, ...]], Tensor] = {}  # keyed by caption, not by batch
         for encoder in encoders:
             encoder.model.requires_grad_(False).eval()
 
@@ -97,25 +96,16 @@ class Conditioner:
         count = max(chunks, self.num_chunks(captions))
         encoded = self._encode_all(layouts, tuned, count)
         pooled = [vector for _, vector in encoded if vector is not None]
-        columns = [self._sent(layout.columns(tuned=tuned, num_chunks=count)) for layout in layouts]
+        rows = [torch.tensor(layout.columns(tuned=tuned, num_chunks=count)) for layout in layouts]
         hidden, mask = side_by_side([hidden for hidden, _ in encoded])
         return Conditioning(
             hidden=hidden,
             pooled=torch.stack(pooled) if pooled else None,
-            columns=pad_sequence(columns, batch_first=True),
+            columns=pad_sequence([sent(row, self.device) for row in rows], batch_first=True),
             num_columns=max(len(layout.labels) for layout in layouts),
             labels=[layout.labels for layout in layouts],
             mask=mask,
         )
-
-    def _sent(self, row: list[int]) -> Tensor:
-        """A row of integers on the device, int64. On a GPU it is cached, because sending it would make the GPU wait."""
-        device, key = self.device, (self.device, tuple(row))
-        if device.type in ("cpu", "meta"):
-            return torch.tensor(row, dtype=torch.int64, device=device)
-        if key not in self._rows_sent:
-            self._rows_sent[key] = torch.tensor(row, dtype=torch.int64, device=device)
-        return self._rows_sent[key]
 
     def put_aside(self) -> None:
         """From now on the encoders wait in main memory: see `is_aside`."""
@@ -247,10 +237,10 @@ def encode_chunk(encoder: TextEncoder, chunk: Chunk, rows: Tensor | None) -> tup
     to their padding, and others get none.
     """
     device = token_embedding(encoder.model).weight.device
-    ids = torch.tensor([chunk.ids]).to(device)
+    ids = sent(torch.tensor([chunk.ids]), device)
     placed = contextlib.nullcontext()
     if rows is not None:
-        placed = rows_in_place(encoder.model, rows, torch.tensor([chunk.rows]).to(device))
+        placed = rows_in_place(encoder.model, rows, sent(torch.tensor([chunk.rows]), device))
     with placed:
         output = encoder.model(input_ids=ids, output_hidden_states=True, return_dict=True)
     pooled = _project(encoder.model, output.last_hidden_state[0, chunk.end]) if encoder.pooled else None
