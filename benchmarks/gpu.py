@@ -54,8 +54,9 @@ from benchmarks.memory import published, sd_unet
 
 Name = Literal["tiny", "sd15", "sdxl"]
 RESULTS = Path(__file__).parent / "results" / "gpu"
-CASES: tuple[tuple[Name, int], ...] = (("sdxl", 1024), ("sdxl", 512), ("sd15", 512))
-TINY: tuple[tuple[Name, int], ...] = (("tiny", 64),)
+# Each with the share of the time after which no more of its rows begin, or a slow card would measure the first alone.
+CASES: tuple[tuple[Name, int, float], ...] = (("sdxl", 1024, 0.6), ("sdxl", 512, 0.8), ("sd15", 512, 1.0))
+TINY: tuple[tuple[Name, int, float], ...] = (("tiny", 64, 1.0),)
 WAYS: dict[str, dict[str, Any]] = {
     "DreamBooth": {"method": "dreambooth"},
     "APT": {"method": "apt"},
@@ -72,14 +73,27 @@ def main() -> None:
         raise SystemExit("bench gpu: no CUDA device is here: give --tiny to see whether it runs.")
     began = time.monotonic()
     values: dict[str, Any] = {"machine": machine(device), "ceiling": ceilings(device, 256 if options.tiny else 8192)}
-    values["agreement"] = agreement(device, steps=4 if options.tiny else 40)
-    values["tests"] = None if options.tiny else marked_tests()
+    values["agreement"] = _tried(lambda: agreement(device, steps=4 if options.tiny else 40))
+    values["tests"] = None if options.tiny else _tried(marked_tests)
     values["steps"] = []
-    for name, side in TINY if options.tiny else CASES:
-        values["steps"] += steps_of(name, side, device, values["ceiling"], began)
-    values["seconds"] = round(time.monotonic() - began, 1)
+    cases = TINY if options.tiny else CASES
+    for is_compiled in (False, True):  # last, as compiling takes minutes
+        for name, side, share in cases:
+            until = began + MOST_SECONDS * (1 if is_compiled else share)
+            for row in steps_of(name, side, device, values["ceiling"], until, is_compiled):
+                values["steps"].append(row)
+                print(_line(row), file=sys.stderr, flush=True)
+                values["seconds"] = round(time.monotonic() - began, 1)
+                speed.keep(RESULTS, options.name, values)  # each time, as a device may be taken away
     print(report(values), end="")
-    speed.keep(RESULTS, options.name, values)
+
+
+def _tried(work: Callable[[], Any]) -> Any:
+    """What `work` returns, or why it failed: the minutes on a device are worth what else they give."""
+    try:
+        return work()
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}"[:300]}
 
 
 def _options() -> argparse.Namespace:
@@ -180,7 +194,7 @@ def _difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 def marked_tests() -> str:
     """The last output line of the tests marked `gpu`."""
     asked = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "gpu", "tests/test_gpu.py"]
-    return subprocess.run(asked, capture_output=True, encoding="utf-8").stdout.strip().rpartition("\n")[2]
+    return subprocess.run(asked, capture_output=True, encoding="utf-8", timeout=120).stdout.strip().rpartition("\n")[2]
 
 
 # -- what a step costs
@@ -197,9 +211,11 @@ class On:
 
 
 def steps_of(
-    name: Name, side: int, device: torch.device, ceiling: dict[str, float], began: float
-) -> list[dict[str, Any]]:
-    """A row per way to train, with and without recomputing. Rows beyond the time limit are left out."""
+    name: Name, side: int, device: torch.device, ceiling: dict[str, float], until: float, is_compiled: bool
+) -> Iterator[dict[str, Any]]:
+    """A row per way to train, with and without recomputing, or those that compile. None begins after `until`."""
+    if time.monotonic() > until:
+        return
     dtype = resolve_dtype("auto", device)
     rate = ceiling[next(key for key, value in DTYPES.items() if value == dtype)]
     work, rows, on = operations(name, side), [], On(model(name, device), side, device, dtype)
@@ -211,16 +227,15 @@ def steps_of(
     rows.append(("APT, blocks aside", {"savings": Savings(everything, blocks_aside=len(blocks))}, True))
     changed = {title: settings for title, settings in layout.CHANGES.items() if settings}
     rows += [(f"DreamBooth, {title}", WAYS["DreamBooth"] | settings, True) for title, settings in changed.items()]
-    found = []
     for way, settings, checkpointing in rows:
-        if time.monotonic() - began > MOST_SECONDS:
+        if time.monotonic() > until:
             break
-        row = {"model": name, "side": side, "way": way, "checkpointing": checkpointing}
-        found.append(row | _row(on, settings, checkpointing, work / rate))
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    return found
+        if settings.get("compile_blocks", False) == is_compiled:
+            row = {"model": name, "side": side, "way": way, "checkpointing": checkpointing}
+            yield row | _row(on, settings, checkpointing, work / rate)
+            gc.collect()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 def _row(on: On, settings: dict[str, Any], checkpointing: bool, least: float) -> dict[str, Any]:
@@ -228,18 +243,18 @@ def _row(on: On, settings: dict[str, Any], checkpointing: bool, least: float) ->
 
     `utilisation`: `least` over the seconds of a whole step, whatever else the step does.
     """
-    if on.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(on.device)
     try:
         with _steps(on, settings, checkpointing) as (step, run):
+            if on.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(on.device)  # the VAE has encoded the pictures, and left
             seconds = _seconds(step, on.device, WARM_UP, STEPS)
             in_step = _peak(on.device)
             if run is not None:
                 run.inputs.subject.bank.ensure_variants(1)
     except torch.cuda.OutOfMemoryError:
         return {"seconds": None, "bytes": None, "failed": "out of memory"}
-    except RuntimeError as error:  # compiling needs a compiler; the other rows are worth keeping
-        return {"seconds": None, "bytes": None, "failed": type(error).__name__}
+    except Exception as error:  # no compiler, or numbers that are none; the other rows are worth keeping
+        return {"seconds": None, "bytes": None, "failed": type(error).__name__, "why": str(error)[:300]}
     return {
         "seconds": seconds, "bytes": in_step, "bytes_encoding": _peak(on.device), "utilisation": least / seconds,
         "estimated": None if run is None or run.plan.memory is None else run.plan.memory.in_step,
@@ -359,16 +374,22 @@ def report(values: dict[str, Any]) -> str:
     card = ", ".join(f"{name} {value}" for name, value in values["machine"].items())
     rates = ", ".join(f"{name} {value / 1e12:.1f}" for name, value in values["ceiling"].items())
     agree = values["agreement"]
-    losses = ", ".join(f"{name} {value:.4f}" for name, value in agree["loss"].items())
     lines = [
         f"{card}.", "", f"A matmul reaches, in TFLOP/s: {rates}.", "",
-        f"After {agree['steps']} steps the LoRA differs from the CPU's by {agree['lora']:.1e} of its largest weight, "
-        f"and one that was resumed by {agree['lora, resumed']:.1e}. Mean losses: {losses}.", "",
+        f"Agreement failed: {agree['failed']}." if "failed" in agree else _agreement_line(agree), "",
         f"Tests marked gpu: {values['tests'] or 'not run'}.", "",
         "| model | pixels | way | checkpointing | s / step | GiB | estimated | with the VAE | of the matmul |",
         "|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     return "\n".join([*lines, *map(_line, values["steps"])]) + "\n"
+
+
+def _agreement_line(agree: dict[str, Any]) -> str:
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in agree["loss"].items())
+    return (
+        f"After {agree['steps']} steps the LoRA differs from the CPU's by {agree['lora']:.1e} of its largest weight, "
+        f"and one that was resumed by {agree['lora, resumed']:.1e}. Mean losses: {losses}."
+    )
 
 
 def _line(row: dict[str, Any]) -> str:

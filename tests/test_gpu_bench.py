@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from apt_train.errors import InputError
 from apt_train.training import compiled
 from benchmarks import gpu, layout, speed
 
@@ -64,6 +68,54 @@ def test_without_a_compiler_the_other_rows_are_kept(monkeypatch: pytest.MonkeyPa
     on = gpu.On(speed.components("short"), 64, torch.device("cpu"), torch.float32)
     row = gpu._row(on, layout.CHANGES["blocks compiled"], True, 1.0)
     assert row["seconds"] is None and row["failed"] == "BackendCompilerFailed"
+
+
+def test_what_fails_costs_only_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Minutes on a device are dear, and what was measured before it is taken away is kept."""
+    overflow, rows = InputError("The model's own prediction is not a number in this precision"), 3
+
+    def fail(*_: object, **__: object) -> Any:
+        raise overflow
+
+    @contextlib.contextmanager
+    def steps(*_: object) -> Iterator[Any]:
+        kept = json.loads((tmp_path / "now.json").read_text())["steps"] if (tmp_path / "now.json").exists() else []
+        raise KeyboardInterrupt if len(kept) == rows else overflow
+        yield
+
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu, "ceilings", lambda *_: {"bf16": 1.0, "fp32": 1.0})
+    monkeypatch.setattr(gpu, "agreement", fail)
+    monkeypatch.setattr(gpu, "_steps", steps)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--name", "now"])
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main()
+    kept = json.loads((tmp_path / "now.json").read_text())
+    assert [row["why"] for row in kept["steps"]] == [str(overflow)] * rows
+    assert str(overflow) in gpu.report(kept) and capsys.readouterr().err.count("InputError") == rows
+
+
+def test_the_peak_is_that_of_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What encodes the pictures takes more than a step of the leanest rows."""
+    order: list[str] = []
+
+    @contextlib.contextmanager
+    def steps(*_: object) -> Iterator[Any]:
+        order.append("pictures")
+        yield None, None
+
+    def seconds(*_: object) -> float:
+        order.append("steps")
+        return 1.0
+
+    monkeypatch.setattr(gpu, "_steps", steps)
+    monkeypatch.setattr(gpu, "_seconds", seconds)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: order.append("reset"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1)
+    gpu._row(gpu.On(speed.components("short"), 64, torch.device("cuda"), torch.float32), {}, True, 1.0)
+    assert order == ["pictures", "reset", "steps"]
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
