@@ -329,6 +329,8 @@ FULL = {
     "Windows": RuntimeError("[enforce fail at alloc_cpu.cpp:80] . DefaultCPUAllocator: not enough memory: you tried"),
     "Apple": RuntimeError("MPS backend out of memory (MPS allocated: 1.00 GB)"),
     "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cuDNN": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    "Intel": RuntimeError("level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)"),
     "Python": MemoryError(),
 }
 each_full = pytest.mark.parametrize("error", FULL.values(), ids=FULL)
@@ -459,6 +461,28 @@ def test_a_vae_that_there_is_no_room_for_leaves_the_device_again(monkeypatch: py
     with pytest.raises(torch.OutOfMemoryError), vae_visits.vae_on(parts, torch.device("cuda")):
         pass
     assert places == ["cuda", "cpu"]
+
+
+def test_what_torch_holds_unused_is_given_back_before_the_vae_works_and_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parts, order = tiny_components(), list[str]()
+
+    @contextlib.contextmanager
+    def aside(*_: Any) -> Generator[None]:
+        order.append("the network leaves")
+        yield
+        order.append("the network returns")
+
+    monkeypatch.setattr(vae_visits, "_aside", aside)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: order.append("given back"))
+    monkeypatch.setattr(parts.vae, "to", lambda place: order.append(f"the VAE on {place}"))
+    with vae_visits.vae_on(parts, torch.device("cuda"), alone=True):
+        order.append("work")
+    assert order == [
+        *("the network leaves", "given back", "the VAE on cuda", "work"),
+        *("the VAE on cpu", "given back", "the network returns"),
+    ]
 
 
 def test_what_is_frozen_moves_and_what_is_trained_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,11 @@ from .memory import empty_cache, shares_main_memory
 from .notes import BLOCKS_ASIDE, ENCODERS_ASIDE
 from .running import Run
 
-# Errors of Linux, Windows, accelerators, cuBLAS.
-_ALLOCATION_FAILED = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+# Errors of Linux, Windows, accelerators, cuBLAS, cuDNN since its version 9, Intel's runtime.
+_ALLOCATION_FAILED = (
+    "can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED",
+    "OUT_OF_DEVICE_MEMORY",
+)  # fmt: skip
 STEPPED_DOWN = "Out of memory: activations are recomputed from here on, which takes more time and less memory."
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from ..data.latent_bank import Encoder
 from ..errors import InputError
 from ..families.components import Components
+from .memory import empty_cache
 
 
 class Stranded(InputError):
@@ -27,10 +28,16 @@ def encoder_of(components: Components, device: torch.device, *, alone: bool = Fa
 
 @contextlib.contextmanager
 def vae_on(components: Components, device: torch.device, *, alone: bool = False) -> Generator[None]:
-    """The VAE on the compute device inside the block; `alone`: the network's frozen weights leave it meanwhile."""
+    """The VAE on the compute device inside the block; `alone`: the network's frozen weights leave it meanwhile.
+
+    What torch holds there unused is given back first and at the end: on Windows a full GPU spills instead of refusing,
+    and only a refusal makes torch do so by itself.
+    """
     with contextlib.ExitStack() as stack:
         if alone:
             stack.enter_context(_aside(components.unet, device))
+        empty_cache(device)
+        stack.callback(empty_cache, device)
         if components.vae is not None:
             stack.callback(components.vae.to, "cpu")
             components.vae.to(device)
