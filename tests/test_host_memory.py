@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+import torch
 
 from .node_modules import node_module
 
@@ -19,6 +20,19 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         monkeypatch.setitem(sys.modules, name, MagicMock())
     with node_module("host.memory") as module:
         yield module
+
+
+def test_pinned_memory_is_given_back_once_nothing_is_under_way(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gigabytes, where blocks or encoders have waited. The host's own call waits for the device."""
+    order: list[str] = []
+    monkeypatch.setattr(memory.comfy.model_management, "soft_empty_cache", lambda: order.append("device"))
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: order.append("pinned"), raising=False)
+    with memory.training_room():
+        order.clear()
+    assert order == ["device", "pinned"]
+    monkeypatch.delattr(torch._C, "_host_emptyCache")
+    with memory.training_room():
+        pass
 
 
 class Model: ...

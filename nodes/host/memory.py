@@ -31,12 +31,19 @@ def training_room() -> Iterator[None]:
         gc.collect()
         _trim_heap()
         comfy.model_management.soft_empty_cache()
+        _unpin()
 
 
 def _trim_heap() -> None:
     """Return freed memory to the system: glibc keeps it in its arenas, and a host runs for days."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library or system
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _unpin() -> None:
+    """Return the pinned memory that torch keeps once weights have waited in it: no other program gets at it."""
+    with contextlib.suppress(AttributeError):  # torch 2.4, or one without CUDA
+        torch._C._host_emptyCache()
 
 
 def _clear_frames(error: BaseException | None) -> None:
