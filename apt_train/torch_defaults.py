@@ -8,6 +8,7 @@ from collections.abc import Generator
 import torch
 
 _AUTOCASTS = ("cpu", "cuda", "mps", "xpu")
+_IN_FLOAT16 = "allow_fp16_accumulation"
 
 
 @contextlib.contextmanager
@@ -15,13 +16,18 @@ def torch_defaults() -> Generator[None]:
     """Inside the block gradients can be computed, and new tensors are float32 and on the CPU, unless they are told.
 
     Under the caller's `no_grad` a run would fail at its first step, a default device would mix devices, and a default
-    dtype or autocast would change the weights.
+    dtype or autocast would change the weights. So would products summed in float16, which ComfyUI's `--fast` asks of a
+    GPU: gradients are too large for it.
     """
     # torch 2.4 cannot be asked for its default device once a program has reset it.
     before, is_cpu = torch.get_default_dtype(), torch.empty(0).device.type == "cpu"
     torch.set_default_dtype(torch.float32)
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_default_dtype, before)
+        products = torch.backends.cuda.matmul
+        if getattr(products, _IN_FLOAT16, False):  # torch 2.4 has no such switch
+            stack.callback(setattr, products, _IN_FLOAT16, True)
+            setattr(products, _IN_FLOAT16, False)
         if torch.is_inference_mode_enabled():  # not otherwise: leaving it also switches backward's threads on
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

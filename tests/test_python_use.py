@@ -50,6 +50,7 @@ def switched(switch: Callable[[Any], None], to: Any, back: Any) -> Any:
         switch(back)
 
 
+SUMMED = "allow_fp16_accumulation"
 SWITCHED: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "no gradients": torch.no_grad,
     "inference": torch.inference_mode,
@@ -74,6 +75,16 @@ def test_what_a_program_has_switched_in_torch_changes_no_weight(name: str, model
         given = ImageSet.from_tensors(tensors)
         assert (torch.is_grad_enabled(), torch.get_default_dtype(), torch.empty(0).device) == before
     assert given.digest == ImageSet.from_tensors(tensors).digest
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, SUMMED), reason="this torch has no such switch")
+def test_a_host_that_sums_products_in_float16_does_so_again_afterwards() -> None:
+    """As ComfyUI with --fast, where a scaled gradient does not fit."""
+    products, seen = torch.backends.cuda.matmul, list[bool]()
+    with switched(lambda on: setattr(products, SUMMED, on), True, False):
+        run(steps=1, watch_drift=False, on_event=lambda event: seen.append(getattr(products, SUMMED)))
+        assert getattr(products, SUMMED)
+    assert not any(seen)
 
 
 def test_a_callback_may_train_something_else() -> None:
