@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from apt_train.families.blocks_aside import BlocksAside
 from apt_train.families.storage import STORAGES
 from apt_train.training import vae_visits
-from apt_train.training.plan import plan_run
+from apt_train.training.memory import Savings
+from apt_train.training.plan import Plan, plan_run
 from apt_train.training.setup import prepared_run
 from apt_train.training.train import train
 from apt_train.training.update import optimizer_step
@@ -61,6 +64,35 @@ def test_frozen_weights_leave_the_gpu_for_the_vae_and_come_back_to_the_bit() -> 
     with vae_visits._aside(network, torch.device("cuda")):
         assert frozen.weight.device.type == "cpu" and trained.weight.data_ptr() == place
     assert frozen.weight.is_cuda and torch.equal(frozen.weight, before)
+
+
+def test_blocks_that_wait_have_arrived_when_they_work() -> None:
+    """Large ones, so that a copy takes longer than it takes to begin the work."""
+    blocks = nn.ModuleList(nn.Linear(4096, 4096).requires_grad_(False) for _ in range(6)).to("cuda")
+    given = torch.randn(64, 4096, device="cuda", requires_grad=True)
+
+    def passed() -> list[torch.Tensor]:
+        made = given
+        for block in blocks:
+            made = checkpoint(block, made, use_reentrant=False)
+        return [made.detach(), *torch.autograd.grad(made.square().sum(), given)]
+
+    expected = passed()
+    aside = BlocksAside(list(blocks), torch.device("cuda"))
+    aside.send(len(blocks))
+    for _ in range(10):
+        assert all(map(torch.equal, passed(), expected))
+    aside.end()
+    assert all(one.device.type == "cpu" for one in blocks.parameters())
+
+
+def test_a_run_with_everything_aside_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = tiny_components()
+    everything, blocks = parts.network.checkpoint_parts(parts.unet), parts.network.blocks(parts.unet)
+    plain = trained(gradient_checkpointing=True)
+    monkeypatch.setattr(Plan, "savings", Savings(everything, encoders_aside=True, blocks_aside=len(blocks)))
+    for key, tensor in trained().lora.items():
+        torch.testing.assert_close(tensor, plain.lora[key], rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize(
