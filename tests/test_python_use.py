@@ -15,6 +15,7 @@ import torch
 from apt_train import ImageSet, TrainConfig, load_checkpoint, load_images, train
 from apt_train.errors import InputError
 from apt_train.events import BusyEvent, Event, TrainResult
+from apt_train.training.device import resolve_device
 from tests.tiny import tiny_components
 from tests.training import pictures, quick_config, run, same_weights
 
@@ -131,6 +132,17 @@ def test_an_argument_of_another_kind_is_refused_before_anything_is_made(
     with pytest.raises(InputError, match=words):
         train(**cast("dict[str, Any]", {**right, "output_dir": "out", **given}))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_device_without_memory_left_is_said_to_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program may hold all of it; then not even torch's own first part fits."""
+
+    def full(*_size: int, **_more: Any) -> torch.Tensor:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(InputError, match="The device cuda has no memory left"):
+        resolve_device("cuda")
 
 
 def test_a_path_in_bytes_or_of_another_class_is_a_path(photos: Path) -> None:

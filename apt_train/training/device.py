@@ -20,6 +20,10 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         resolved = torch.device(name)
         torch.zeros(1, device=resolved).cpu()  # a device that cannot be read back (meta) cannot train
     except (TypeError, RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        if "out of memory" in str(error) and "MPS" not in str(error):  # a virtual Mac's never has any, see below
+            raise InputError(
+                f"The device {name} has no memory left: close what else uses it, or choose cpu."
+            ) from error
         raise InputError(f"The device {name} cannot be used here: choose cpu, or a device that torch finds.") from error
     return resolved
 
