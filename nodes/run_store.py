@@ -125,7 +125,7 @@ def _steps_reported(folder: Path) -> int:
     """The number of steps that the run's report is about; 0: there is none, or it is damaged."""
     try:
         report = read_small_json(folder / names.REPORT_NUMBERS, MOST_REPORT)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return 0
     told = report.get("steps_done") if is_object(report) else None
     return told if isinstance(told, int) else 0

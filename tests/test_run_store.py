@@ -195,8 +195,9 @@ def test_a_run_without_a_report_of_its_last_step_is_not_done(store: Any, run: An
     ):
         (run.folder / "report.json").write_text(json.dumps(numbers))
         assert store.lacks_report(run.folder, last) != done and store.is_restart_to_finish(run.folder, config) != done
-    (run.folder / "report.json").write_text("{")
-    assert store.lacks_report(run.folder, last)
+    for damaged in ("{", "[" * 200_000):
+        (run.folder / "report.json").write_text(damaged)
+        assert store.lacks_report(run.folder, last)
     assert not store.lacks_report(run.folder, 2), "used with fewer steps than it was begun with"
 
 

@@ -41,7 +41,7 @@ def read_json_object(path: Path, most_bytes: int = 1 << 20) -> dict[str, Any]:
 
 
 def read_small_json(path: Path, most_bytes: int) -> Any:
-    """The value in a file of a run, whatever may lie in its place by now. ValueError or RecursionError: no JSON.
+    """The value in a file of a run, whatever may lie in its place by now. ValueError: no JSON, or deep nesting.
 
     OSError: it is missing, larger than `most_bytes`, or not a regular file (a pipe would block).
     """
@@ -50,7 +50,9 @@ def read_small_json(path: Path, most_bytes: int) -> Any:
         raise OSError(errno.EINVAL, "it is not a file", os.fspath(path))
     if found.st_size > most_bytes:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), os.fspath(path))
-    return json.loads(path.read_bytes())
+    with contextlib.suppress(RecursionError):
+        return json.loads(path.read_bytes())
+    raise ValueError("nested too deeply")
 
 
 def parse_json(raw: bytes) -> Any:

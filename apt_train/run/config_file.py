@@ -91,7 +91,7 @@ def read_config(path: str | Path) -> SavedConfig:
         content = read_small_json(file, MOST_BYTES)
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}): restore it, or train again.") from error
-    except (ValueError, RecursionError):
+    except ValueError:
         raise InputError(f"{file} is not readable JSON: restore it, or train again.") from None
     if not is_object(content) or not is_object(content.get("config")):
         raise InputError(f"{file} holds no settings of a training run: give the folder that a run was written to.")

@@ -97,7 +97,7 @@ def _refusal(file: Path, error: OSError) -> str:
 
 
 def _holder(file: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError, RecursionError):
+    with contextlib.suppress(OSError, ValueError):
         content = read_small_json(file, 1 << 16)
         return content if is_object(content) else None
     return None

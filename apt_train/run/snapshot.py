@@ -131,7 +131,7 @@ def _checksums(path: Path) -> dict[str, str] | None:
     """Checksums by lower-case file name, as some file systems ignore case; None: from an earlier version."""
     if not path.exists():
         return None
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         content = read_small_json(path, MOST_BYTES)
         if content["format"] == FORMAT:
             return {name.lower(): value for name, value in content["sha256"].items()}

@@ -194,7 +194,7 @@ def _digest(content: dict[str, Any]) -> str:
 def _read_values(path: Path) -> dict[str, Any]:
     try:
         content = read_small_json(path, MOST_BYTES)
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise Damaged(f"{path.name} cannot be read") from error
     if not is_object(content):
         raise Damaged(f"{path.name} holds no values")
