@@ -46,11 +46,11 @@ class Series {
 }
 
 export class Runs extends EventTarget {
-  /** `ask(route)`: the parsed answer, or null where there is none. */
-  constructor(ask, storage = globalThis.localStorage) {
+  /** `ask(route)`: the parsed answer, or null where there is none. `page`: has the browser's storage. */
+  constructor(ask, page = globalThis) {
     super();
     this._ask = ask;
-    this._storage = storage;
+    this._page = page;
     this._series = new Map(); // run id -> Series
     this._made = new Map(); // workflow|node -> {run, order}
     this._newest = new Map(); // workflow|node -> the newest run that the host has told of
@@ -226,11 +226,11 @@ export class Runs extends EventTarget {
     this.dispatchEvent(new CustomEvent("change", { detail: run }));
   }
 
-  // ---- the browser's storage: it may be full, or forbidden
+  // ---- the browser's storage: it may be full, or forbidden, where the very look at it is an error
 
   _recall() {
     try {
-      for (const [key, run] of JSON.parse(this._storage?.getItem(STORED) ?? "[]")) {
+      for (const [key, run] of JSON.parse(this._page.localStorage.getItem(STORED) ?? "[]")) {
         this._made.set(key, { run, order: ++this._order });
       }
     } catch {
@@ -241,7 +241,7 @@ export class Runs extends EventTarget {
   _store() {
     const named = [...this._made].filter(([key]) => !/^[0-]*\|/.test(key)).slice(-MOST_STORED);
     try {
-      this._storage?.setItem(STORED, JSON.stringify(named.map(([key, made]) => [key, made.run])));
+      this._page.localStorage.setItem(STORED, JSON.stringify(named.map(([key, made]) => [key, made.run])));
     } catch {
       // then only this page remembers
     }

@@ -25,7 +25,7 @@ app.registerExtension({
     const sheet = SHEETS[node.comfyClass];
     if (!sheet) return;
     for (const widget of node.widgets ?? []) {
-      if (widget.element && widget.options && !isPreview(widget)) widget.options.getMaxHeight ??= () => BOX_HEIGHT;
+      if (widget.options && !isPreview(widget)) widget.options.getMaxHeight ??= () => BOX_HEIGHT;
     }
     makeRoomForSheet(node, sheet.width, sheet.tallest);
   },

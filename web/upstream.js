@@ -15,15 +15,14 @@ export function trainersOf(monitor, root) {
 /** Nodes of a class that feed an input by wires of a type, by execution id. */
 export function nodesBefore(node, name, root, comfyClass, wireType) {
   const sought = { comfyClass, wireType, found: new Map(), seen: new Set() };
-  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1;
-  if (slot < 0 || !node.graph || !root) return sought.found;
-  for (const path of pathsTo(node.graph, root)) follow(node, slot, path, sought);
+  const slot = node.inputs?.findIndex((input) => input.name === name);
+  for (const path of root ? pathsTo(node.graph, root) : []) follow(node, slot, path, sought);
   return sought.found;
 }
 
 /** Whether a node lies in the graph that is open, or in one of its subgraphs. */
 export function isIn(node, root) {
-  return Boolean(node.graph && root && pathsTo(node.graph, root).length);
+  return Boolean(root && pathsTo(node.graph, root).length);
 }
 
 /** The key by which the host's page files a node's outputs: `subgraph's id:node`, at the root only the node. */
