@@ -258,7 +258,7 @@ def is_usable(python: str) -> bool:
         answer = subprocess.run(probe, env=environment(), capture_output=True, encoding="utf-8")
     except OSError:
         return False
-    return answer.returncode == 0 and answer.stdout == sys.version
+    return answer.stdout == sys.version
 
 
 def create(venv: Path) -> None:

@@ -237,6 +237,10 @@ def test_every_command_is_tried() -> None:
     assert set(PLACES) == commands()
 
 
+def test_every_option_says_what_it_is() -> None:
+    assert not [(name, action.dest) for name in commands() for action in actions_of(name) if not action.help]
+
+
 @pytest.mark.parametrize("name", ["demo.png", "demo.json"])
 def test_a_demo_writes_over_no_file_of_the_user(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / name).write_bytes(b"mine")

@@ -91,6 +91,16 @@ def test_a_batch_has_the_columns_of_its_longest_caption() -> None:
     assert counts(out, 1) == [1, 1, 1, 1, 1, 1, 1, 1, 8]
 
 
+def test_each_sequence_has_columns_of_its_own() -> None:
+    (first,) = tiny_components().text_encoders
+    encoders = [replace(first, sequence=number) for number in (0, 1)]
+    out = Conditioner(encoders, None, class_word="toy", name="zwx").encode(["a {subject}"], tuned=True)
+    assert out.labels == [["<start>", "a", "<subject>", "<end>", "<rest>"] * 2]
+    half = out.columns.shape[1] // 2
+    assert out.columns[0, :4].tolist() == [0, 1, 2, 2]
+    assert torch.equal(out.columns[:, half:], out.columns[:, :half] + 5)
+
+
 SOME_WORDS = ["a", "photo", "red", "{subject}", "{subject}'s", "hat,", "nowhere"]
 
 

@@ -211,8 +211,10 @@ def installs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str,
     return done
 
 
-def test_a_second_call_installs_nothing(installs: list[tuple[str, list[str]]]) -> None:
-    assert dev.prepare(*dev.NEWEST, extras=["test"]) == dev.prepare(*dev.NEWEST, extras=["test"])
+def test_a_second_call_installs_nothing(installs: list[tuple[str, list[str]]], tmp_path: Path) -> None:
+    first, second = (dev.prepare(*dev.NEWEST, extras=["test"]) for _ in range(2))
+    assert first == second
+    assert Path(first).parent == tmp_path / ".venv" / Path(sys.executable).parent.name, "as in any environment"
     assert installs == [("create", []), ("install", ["test"])]
 
 

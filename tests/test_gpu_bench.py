@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -123,3 +125,11 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="--tiny"):
         gpu.main()
+
+
+@pytest.mark.parametrize("fault", [FileNotFoundError(), subprocess.CalledProcessError(1, "nvidia-smi")])
+def test_a_driver_that_nobody_can_tell_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    """As in a container without nvidia-smi."""
+    monkeypatch.setattr(subprocess, "run", mock.Mock(side_effect=fault))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    assert gpu.machine(torch.device("cuda"))["driver"] == "unknown"

@@ -151,7 +151,7 @@ def test_another_language_is_english(language: Any, tmp_path: Path, locale: obje
     assert language.translated("getting ready") == "getting ready"
 
 
-@pytest.mark.parametrize("chosen", ["{}", '{"Comfy.Locale": null}', "{"])
+@pytest.mark.parametrize("chosen", ["{}", '{"Comfy.Locale": null}', '{"Comfy.Locale": ""}', "{"])
 def test_where_no_language_was_chosen_the_pages_own_counts(language: Any, tmp_path: Path, chosen: str) -> None:
     set_language(tmp_path, chosen)
     for said in (b"zh", b"../..", b"\xff", b""):

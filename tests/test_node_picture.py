@@ -51,3 +51,10 @@ def test_the_samples_say_after_which_step_they_were_drawn(picture: Any) -> None:
     drawn = samples("a {subject}")
     later = PreviewEvent(drawn.step + 1, drawn.prompts, drawn.prior, drawn.tuned)
     assert picture.sample_sheet(later, asks()) != picture.sample_sheet(drawn, asks())
+
+
+@pytest.mark.parametrize(("strip", "shown"), [((90, 40), (90, 40)), ((200, 40), (100, 20)), ((50, 60), (41, 50))])
+def test_a_filmstrip_is_no_wider_and_half_as_high_as_the_samples(
+    picture: Any, strip: tuple[int, int], shown: tuple[int, int]
+) -> None:
+    assert picture.small_strip(Image.new("RGB", strip), Image.new("RGB", (100, 100))).size == shown

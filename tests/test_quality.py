@@ -347,6 +347,7 @@ def test_a_unit_says_what_was_measured(results: Path) -> None:
     assert [snapshot["step"] for snapshot in unit["snapshots"]] == [2, 4]
     assert "score" not in unit["snapshots"][0] and unit["snapshots"][0]["drift"]["other"][0] > 0
     assert np.shape(unit["snapshots"][1]["losses"]["heldout"]) == (BINS,)
+    assert (unit["unit"]["subject"], unit["unit"]["group"]) == (NEAR.name, world_subject(NEAR.name).group)
     assert unit["unit"]["space"] == WorldJudge.space and len(unit["unit"]["pictures"]) == 16
     assert [part["step"] for part in unit["motion"]] == [4]
     assert unit["motion"][0]["moved"] > 0 and unit["motion"][0]["gradient"] > 0

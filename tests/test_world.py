@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from apt_train.demo.judge import load_judge
 from benchmarks.world import draw
@@ -22,8 +26,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def read_picture(path: Path) -> np.ndarray:
-    from PIL import Image
-
     return np.asarray(Image.open(path).convert("RGB"))
 
 
@@ -132,3 +134,17 @@ def test_samples_show_what_the_prompt_says() -> None:
     images = sample(load_pipeline(MODEL), [draw.full_caption(s) for s in scenes], guidance=4.0, steps=15, seed=3)
     shares, _ = score(load_judge(), images, scenes)
     assert min(shares[name] for name in ("colours", "shape", "ground", "style")) >= 4 / 6, shares
+
+
+@needs_model
+def test_the_evaluation_writes_numbers_counts_and_a_sheet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.world import evaluate
+
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--out", str(tmp_path), "--samples", "2", "--steps", "1"])
+    evaluate.main()
+    assert json.loads((tmp_path / "accuracy.json").read_text())["samples"] == 2
+    shapes = (tmp_path / "confusion.md").read_text().partition("## shape\n\n")[2].partition("\n\n")[0]
+    assert sum(map(int, re.findall(r" (\d+)(?= \|)", shapes))) == 2
+    with Image.open(tmp_path / "sample_sheet.png") as sheet:
+        assert sheet.width > 2 * draw.SIZE * len(evaluate.SHEET_PROMPTS)
+        assert sheet.height > 2 * draw.SIZE * len(draw.STYLES)
