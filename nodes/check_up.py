@@ -67,10 +67,7 @@ class APTLoRACheckUp(io.ComfyNode):
         if is_wired(inputs, "lora_name"):
             return float("nan")
         name = known(inputs).get("lora_name", NO_FILE)
-        try:
-            return [] if name == NO_FILE else [lora_path(name).stat().st_mtime]
-        except (InputError, OSError):  # reported when the node runs
-            return []
+        return [] if name == NO_FILE else [lora_path(name).stat().st_mtime]  # on an error the host runs the node
 
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:
@@ -79,6 +76,8 @@ class APTLoRACheckUp(io.ComfyNode):
         check_widgets(shown, cls.define_schema().inputs)
         if "lora_name" in shown:
             _require_one({} if "lora" in inputs else "", shown["lora_name"])
+        if "strengths" in shown:
+            Asked(strengths=_strengths(shown["strengths"]))
         return True
 
     @classmethod
@@ -91,8 +90,6 @@ class APTLoRACheckUp(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
-        import torch
-
         from ..apt_train.lora_check.numbers import as_json
         from ..apt_train.lora_check.sheet import sheet
         from ..apt_train.lora_check.verdict import paragraphs
@@ -100,8 +97,7 @@ class APTLoRACheckUp(io.ComfyNode):
         from .host.pictures import shown_on_node
 
         one = single(inputs, *LISTS)
-        with torch.inference_mode(False):
-            found = _checked_up(_question(inputs), one, cls.hidden.unique_id)
+        found = _checked_up(_question(inputs), one, cls.hidden.unique_id)
         words = "\n\n".join(paragraphs(found, translated))
         page, shown = shown_on_node(sheet(found, one["width"]), cls, text=(words,))
         return io.NodeOutput(page, words, found.recommendation.strength, as_json(found), ui=shown)

@@ -116,11 +116,8 @@ class APTImageSet(io.ComfyNode):
 
         if is_wired(inputs, "folder", "path"):
             return float("nan")
-        try:
-            folder = _folder(known(inputs))
-            return [] if folder is None else folder_state(folder)
-        except InputError as error:
-            return [str(error)]
+        folder = _folder(known(inputs))
+        return [] if folder is None else folder_state(folder)  # on an error the host runs the node, which says it
 
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:

@@ -137,8 +137,6 @@ class APTTrain(io.ComfyNode):
 
     @classmethod
     def execute(cls, **inputs: Any) -> io.NodeOutput:
-        import torch
-
         from .host.components import Wires
         from .host.model import with_lora
         from .host.pictures import image_tensor
@@ -148,10 +146,9 @@ class APTTrain(io.ComfyNode):
 
         config, images, prior = _training_inputs(inputs)
         wires = Wires.checked(inputs["model"][0], inputs["clip"][0], inputs["vae"][0])
-        with torch.inference_mode(False):
-            restart = inputs["resume"][0] == "restart"
-            job = Job(wires, images, prior, config, restart, preset=(inputs.get("preset") or [None])[0] or PUBLISHED)
-            run, published = finished_run(job, cls.hidden.unique_id)
+        restart = inputs["resume"][0] == "restart"
+        job = Job(wires, images, prior, config, restart, preset=(inputs.get("preset") or [None])[0] or PUBLISHED)
+        run, published = finished_run(job, cls.hidden.unique_id)
         model = with_lora(wires.model, published.lora)
         picture = picture_of(run, config, job.preset)
         shown = {**ui.PreviewImage(image_tensor(picture), cls=cls).as_dict(), "picture_size": list(picture.size)}

@@ -62,3 +62,12 @@ def test_a_lora_is_on_the_model_already_only_if_all_of_it_is(loras: Any) -> None
         loras.comfy.sd.load_lora_for_models.return_value = tuned, None
         with pytest.raises(loras.InputError, match="already") if added is there else nullcontext():
             loras.require_without(model, [{}])
+
+
+def test_the_weights_a_lora_changes_are_counted_beside_those_of_earlier_ones(loras: Any) -> None:
+    """The count tells whether all of the LoRA has found its place."""
+    model, clip = (SimpleNamespace(patches={"layer": ["earlier"]}) for _ in range(2))
+    tuned, tuned_clip = (SimpleNamespace(patches={"layer": ["earlier", "new"], "next": ["new"]}) for _ in range(2))
+    loras.comfy.sd.load_lora_for_models.return_value = tuned, SimpleNamespace(patcher=tuned_clip)
+    assert loras.with_any_lora(model, None, HALF)[2] == 2
+    assert loras.with_any_lora(model, SimpleNamespace(patcher=clip), HALF)[2] == 4

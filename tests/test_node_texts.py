@@ -6,6 +6,7 @@ Not here: whether the host serves these files (`tests/host/test_node_texts.py`),
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
 import subprocess
@@ -466,3 +467,32 @@ def test_two_loras_are_refused_before_anything_runs() -> None:
         for inputs, says in (({"lora": (None,)}, "Two LoRAs are given"), ({}, "No LoRA is given")):
             with pytest.raises(error, match=says):
                 node.validate_inputs(lora_name=["a.safetensors" if inputs else "none"], **inputs)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("attention_preview", "APTAttentionAlignPreview"),
+        ("load_run", "APTLoadRun"),
+        ("monitor", "APTOverfitIndicatorMonitor"),
+        ("snapshot_sheet", "APTSnapshotSheet"),
+    ],
+)
+def test_what_the_node_has_a_value_for_may_be_left_out(module: str, name: str) -> None:
+    """Else a workflow that was saved before there was such an input is refused."""
+    with node_modules(module) as (loaded,):
+        node = getattr(loaded, name)
+        given = inspect.signature(node.execute).parameters.values()
+        optional = {slot.id for slot in node.define_schema().inputs if slot.more.get("optional")}
+        assert optional == {one.name for one in given if one.default is not one.empty}
+
+
+@pytest.mark.parametrize("text", ["0.8 much", "", "0", "1 11", "nan", " ".join(f"0.{k}" for k in range(10, 31))])
+def test_strengths_that_cannot_be_tried_are_refused_before_anything_runs(text: str) -> None:
+    """Not after the training that makes the LoRA on the wire."""
+    with node_modules("check_up") as (check_up,):
+        check_up.check_widgets = lambda *_: None
+        node, wires = check_up.APTLoRACheckUp, {"lora": (None,), "lora_name": ["none"]}
+        assert node.validate_inputs(**wires, strengths=["0.8, 1"]) and node.validate_inputs(**wires, strengths=(None,))
+        with pytest.raises(check_up.InputError, match=r"[Ss]trength"):
+            node.validate_inputs(**wires, strengths=[text])

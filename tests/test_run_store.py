@@ -6,6 +6,7 @@ Not here: the host (`tests/host`); its modules are stood in for.
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -41,7 +42,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     folders.get_folder_paths = lambda _: [str(tmp_path / "embeddings")]
     folders.get_filename_list = lambda _: [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("emb*/*/*.*")]
     folders.get_full_path = lambda _, name: str(tmp_path / name)
-    latest.io = SimpleNamespace(Custom=lambda name: name)
+    latest.io = SimpleNamespace(Custom=lambda name: name, ComfyNode=object)
     for name, module in {
         "folder_paths": folders,
         "comfy_api": ModuleType("comfy_api"),
@@ -418,3 +419,14 @@ def test_what_the_user_was_told_stands_in_the_file_without_folders(store: Any, r
     store.publish(run, 4)
     notes = read_tensors(tmp_path / "output" / "loras" / f"{run.stem}_s4.safetensors")[1]["ss_training_comment"]
     assert notes == "2 pictures were enlarged: a.png, b.png and c.png."
+
+
+def test_of_many_runs_twelve_are_shown_the_chosen_one_among_them(store: Any, tmp_path: Path) -> None:
+    for number in range(15):
+        folder = tmp_path / "output" / "apt_train" / f"toy_{number:02}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        os.utime(folder / "config.json", (number, number))
+    load_run = importlib.import_module(".load_run", store.__package__)
+    newest, oldest = (load_run.runs_sheet(f"toy_{number:02}") for number in (14, 0))
+    assert newest.size == oldest.size and newest != oldest

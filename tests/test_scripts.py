@@ -1,4 +1,4 @@
-"""The editor's scripts by themselves, in a page without the host: the arithmetic of curves, and what is known of runs.
+"""The editor's scripts by themselves, in a page without the host: curves, what is known of runs, prompts.
 
 Not here: the scripts in the host's own editor (`tests/host/test_editor.py`).
 """
@@ -318,3 +318,76 @@ def test_a_run_that_nobody_tells_of_is_asked_for_now_and_then(page: Any) -> None
         WHO,
     )
     assert asked == ["/apt_train/runs/a?after=1", "/apt_train/runs", "/apt_train/runs/a"]
+
+
+# ---- a subject's name in a prompt ------------------------------------------------------------------------------------
+
+
+def encoder(text: Any) -> dict[str, Any]:
+    return {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": text}}
+
+
+def replacing(text: str, found: str) -> dict[str, Any]:
+    inputs = {"string": text, "find": found, "replace": ["1", 5]}
+    return {"class_type": "StringReplace", "inputs": inputs}
+
+
+def trainer(**inputs: Any) -> dict[str, Any]:
+    return {"class_type": "APTTrain", "inputs": {"subject": "my toy", "class_word": "toy", **inputs}}
+
+
+IN_VAIN: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "typed plainly": ({"1": trainer(), "2": encoder("My_Toy on the beach")}, ["my_toy"]),
+    "the trigger": ({"1": trainer(), "2": encoder("embedding:my_toy_apt_1500 on the beach")}, []),
+    "another word": ({"1": trainer(), "2": encoder("my_toys and my_toy-like things")}, []),
+    "placeholder filled in": ({"1": trainer(), "2": encoder(["3", 0]), "3": replacing("{subject}!", "{subject}")}, []),
+    "name in its place": ({"1": trainer(), "2": encoder(["3", 0]), "3": replacing("my_toy!", "{subject}")}, ["my_toy"]),
+    "trigger before it": (
+        {
+            "1": trainer(),
+            "2": encoder(["3", 0]),
+            "3": {"class_type": "StringConcatenate", "inputs": {"string_a": ["1", 5], "string_b": " my_toy's beach"}},
+        },
+        [],
+    ),
+    "no name given": ({"1": trainer(subject=""), "2": encoder("toy_subject, red")}, ["toy_subject"]),
+    "a name by wire": ({"1": trainer(subject=["9", 0]), "2": encoder("my_toy")}, []),
+    "a plain trigger word": (
+        {"1": trainer(options=["3", 0]), "2": encoder("my_toy toy"), "3": {"inputs": {"identifier_mode": "word"}}},
+        [],
+    ),
+    "a caption": ({"1": trainer(captions="my_toy on grass"), "2": encoder("a beach")}, []),
+    "a file": (
+        {"1": trainer(), "2": {"class_type": "LoraLoader", "inputs": {"clip": ["1", 1], "lora_name": "my_toy.pt"}}},
+        [],
+    ),
+}
+
+
+def filled_with(value: Any, text: str = "{subject}!") -> dict[str, Any]:
+    node = replacing(text, "{subject}")
+    return {"1": trainer(), "2": encoder(["3", 0]), "3": {**node, "inputs": {**node["inputs"], "replace": value}}}
+
+
+UNFILLED: dict[str, tuple[dict[str, Any], bool]] = {
+    "by the trigger": (filled_with(["1", 5]), False),
+    "by the class word": (filled_with("toy"), False),
+    "by nothing, as where the trainer is bypassed": (filled_with(""), True),
+    "not at all": ({"1": trainer(), "2": encoder("a photo of {subject}")}, True),
+    "not at all, from a text node": (
+        {"2": encoder(["3", 0]), "3": {"class_type": "PrimitiveString", "inputs": {"value": "a {subject}"}}},
+        True,
+    ),
+    "no subject": ({"1": trainer(sample_prompts="{subject}"), "2": encoder("a beach")}, False),
+}
+
+
+@pytest.mark.parametrize(("graph", "names"), IN_VAIN.values(), ids=list(IN_VAIN))
+def test_a_prompt_that_names_a_learned_subject_in_vain(page: Any, graph: dict[str, Any], names: list[str]) -> None:
+    whole = {key: {"class_type": "X", **node} for key, node in graph.items()}
+    assert told(page, "prompts", "(prompts, graph) => prompts.namedInVain(graph)", whole) == names
+
+
+@pytest.mark.parametrize(("graph", "unfilled"), UNFILLED.values(), ids=list(UNFILLED))
+def test_a_prompt_whose_subject_nothing_fills_in(page: Any, graph: dict[str, Any], unfilled: bool) -> None:
+    assert told(page, "prompts", "(prompts, graph) => prompts.isUnfilled(graph)", graph) is unfilled

@@ -76,8 +76,6 @@ def schedule_of(model: Any) -> NoiseSchedule:
 
 def _is_plain(sampling: Any) -> bool:
     """Whether timestep t is the t-th sigma, which is not so for distilled and continuous samplings."""
-    if not isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
-        return False
     sigmas = sampling.sigmas.detach()
     return bool(torch.equal(sampling.timestep(sigmas).float().cpu(), torch.arange(len(sigmas)).float()))
 

@@ -103,6 +103,7 @@ def test_a_lora_that_was_trained_in_the_same_graph(host: Host, mode: str) -> Non
     more = {"class_word": "", "trigger": "", "images": images, "run": trained[RUN], "lora": trained[LORA]}
     more["sample_steps"] = 1
     node, shown = check_up(g, checkpoint(g, "sd15.safetensors"), **more)
+    wired = g.node("PreviewImage", images=node[SHEET])
     result = host.run(g.prompt, timeout=600)
     verdict, strength, numbers = (shown_text(result, text) for text in shown)
     found = json.loads(numbers)
@@ -110,7 +111,8 @@ def test_a_lora_that_was_trained_in_the_same_graph(host: Host, mode: str) -> Non
     assert found["class_word"] == "toy" and found["trigger"].startswith("embedding:" if mode == "learned" else "my_toy")
     assert found["pictures"] == 2 and found["file"]["left_out"] == NOTHING
     assert all(point["gain"] and point["subject"] > 0 for point in found["strengths"])
-    sheet = host.image(result.outputs[node.id]["images"][0])
+    sheet, passed_on = (host.image(result.outputs[one.id]["images"][0]) for one in (node, wired))
+    assert np.array_equal(np.asarray(sheet), np.asarray(passed_on))
     assert sheet.width == 1400 and len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 100
     assert result.outputs[node.id]["text"] == [verdict]
     assert node.id in host.run(g.prompt).cached, "looked over once"

@@ -178,11 +178,22 @@ def test_hooks_are_refused(host: Host, lora: str) -> None:
     assert "hooks" in refusal(host, g, (model, hooked, vae))
 
 
-def test_another_sampling_is_refused(host: Host) -> None:
+ENDS = {"sigma_max": 120.0, "sigma_min": 0.002}
+
+
+@pytest.mark.parametrize(
+    ("node", "settings", "says"),
+    [
+        ("ModelSamplingDiscrete", {"sampling": "lcm", "zsnr": False}, "LCM"),
+        ("ModelSamplingContinuousEDM", {"sampling": "eps", **ENDS}, "EPS over ModelSamplingContinuousEDM"),
+        ("ModelSamplingContinuousV", {"sampling": "v_prediction", **ENDS}, "over ModelSamplingContinuousV"),
+    ],
+)
+def test_another_sampling_is_refused(host: Host, node: str, settings: dict[str, Any], says: str) -> None:
     g = Graph()
     model, clip, vae = checkpoint(g, "sd15.safetensors")
-    model = g.node("ModelSamplingDiscrete", model=model, sampling="lcm", zsnr=False)[0]
-    assert "LCM" in refusal(host, g, (model, clip, vae))
+    model = g.node(node, model=model, **settings)[0]
+    assert says in refusal(host, g, (model, clip, vae))
 
 
 def test_wires_of_different_models_are_refused(host: Host) -> None:

@@ -173,73 +173,10 @@ def test_a_list_of_kinds_in_a_saved_workflow_becomes_the_choice_it_means(editor:
 # ---- a subject's name in a prompt ------------------------------------------------------------------------------------
 
 
-def encoder(text: Any) -> dict[str, Any]:
-    return {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": text}}
-
-
-def replacing(text: str, found: str) -> dict[str, Any]:
-    inputs = {"string": text, "find": found, "replace": ["1", 5]}
-    return {"class_type": "StringReplace", "inputs": inputs}
-
-
-def trainer(**inputs: Any) -> dict[str, Any]:
-    return {"class_type": "APTTrain", "inputs": {"subject": "my toy", "class_word": "toy", **inputs}}
-
-
-IN_VAIN: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "typed plainly": ({"1": trainer(), "2": encoder("My_Toy on the beach")}, ["my_toy"]),
-    "the trigger": ({"1": trainer(), "2": encoder("embedding:my_toy_apt_1500 on the beach")}, []),
-    "another word": ({"1": trainer(), "2": encoder("my_toys and my_toy-like things")}, []),
-    "placeholder filled in": ({"1": trainer(), "2": encoder(["3", 0]), "3": replacing("{subject}!", "{subject}")}, []),
-    "name in its place": ({"1": trainer(), "2": encoder(["3", 0]), "3": replacing("my_toy!", "{subject}")}, ["my_toy"]),
-    "trigger before it": (
-        {
-            "1": trainer(),
-            "2": encoder(["3", 0]),
-            "3": {"class_type": "StringConcatenate", "inputs": {"string_a": ["1", 5], "string_b": " my_toy's beach"}},
-        },
-        [],
-    ),
-    "no name given": ({"1": trainer(subject=""), "2": encoder("toy_subject, red")}, ["toy_subject"]),
-    "a name by wire": ({"1": trainer(subject=["9", 0]), "2": encoder("my_toy")}, []),
-    "a plain trigger word": (
-        {"1": trainer(options=["3", 0]), "2": encoder("my_toy toy"), "3": {"inputs": {"identifier_mode": "word"}}},
-        [],
-    ),
-    "a caption": ({"1": trainer(captions="my_toy on grass"), "2": encoder("a beach")}, []),
-    "a file": (
-        {"1": trainer(), "2": {"class_type": "LoraLoader", "inputs": {"clip": ["1", 1], "lora_name": "my_toy.pt"}}},
-        [],
-    ),
-}
-
-
-def filled_with(value: Any, text: str = "{subject}!") -> dict[str, Any]:
-    node = replacing(text, "{subject}")
-    return {"1": trainer(), "2": encoder(["3", 0]), "3": {**node, "inputs": {**node["inputs"], "replace": value}}}
-
-
-UNFILLED: dict[str, tuple[dict[str, Any], bool]] = {
-    "by the trigger": (filled_with(["1", 5]), False),
-    "by the class word": (filled_with("toy"), False),
-    "by nothing, as where the trainer is bypassed": (filled_with(""), True),
-    "not at all": ({"1": trainer(), "2": encoder("a photo of {subject}")}, True),
-    "not at all, from a text node": (
-        {"2": encoder(["3", 0]), "3": {"class_type": "PrimitiveString", "inputs": {"value": "a {subject}"}}},
-        True,
-    ),
-    "no subject": ({"1": trainer(sample_prompts="{subject}"), "2": encoder("a beach")}, False),
-}
-
-
-def test_a_prompt_whose_subject_nothing_fills_in(host: Host, browser: Browser) -> None:
+def test_every_example_fills_in_its_subject_unless_the_trainer_is_bypassed(host: Host, browser: Browser) -> None:
     (module,) = [path for path in host.get("/extensions") if path.endswith("/prompts.js")]
-    graphs = [graph for graph, _ in UNFILLED.values()]
     with browser.page(host) as editor:
         call = "async ([path, graphs]) => { const m = await import(path); return graphs.map(m.isUnfilled) }"
-        assert dict(zip(UNFILLED, editor.do(call, module, graphs), strict=True)) == {
-            case: unfilled for case, (_, unfilled) in UNFILLED.items()
-        }
         for path in EXAMPLES:
             editor.load(read(path))
             assert editor.do(call, module, [editor.prompt()]) == [False], path.stem
@@ -253,16 +190,6 @@ BYPASSED = """async () => {
   const { api } = await import("/scripts/api.js");
   api.dispatchCustomEvent("promptQueued", { number: 1, batchCount: 1 });
 }"""
-
-
-def test_a_prompt_that_names_a_learned_subject_in_vain(host: Host, browser: Browser) -> None:
-    (module,) = [path for path in host.get("/extensions") if path.endswith("/prompts.js")]
-    graphs = [{key: {"class_type": "X", **node} for key, node in graph.items()} for graph, _ in IN_VAIN.values()]
-    with browser.page(host) as editor:
-        call = "async ([path, graphs]) => { const m = await import(path); return graphs.map(m.namedInVain) }"
-        assert dict(zip(IN_VAIN, editor.do(call, module, graphs), strict=True)) == {
-            case: names for case, (_, names) in IN_VAIN.items()
-        }
 
 
 def test_a_notice_says_so_when_the_prompt_is_queued(host: Host, browser: Browser) -> None:

@@ -89,14 +89,14 @@ class Schedule:
 def test_findings_and_sheet_are_those_of_the_command_line(host: Host, toys: Path) -> None:
     g = Graph()
     node = image_set(g, folder="toys", class_word="toy")
-    text = g.node("PreviewAny", source=node[FINDINGS])
+    text, wired = g.node("PreviewAny", source=node[FINDINGS]), g.node("PreviewImage", images=node[SHEET])
     result = host.run(g.prompt)
     found = preflight(load_images(toys), 64, class_word="toy")
     assert shown_text(result, text) == "\n".join(found.lines())
     assert "No caption, though other pictures have one: a.png, c.png and e.jpg." in shown_text(result, text)
-    (entry,) = result.outputs[node.id]["images"]
     sheet = contact_sheet(found)
-    assert np.array_equal(np.asarray(host.image(entry).convert("RGB")), np.asarray(sheet))
+    for (entry,) in (result.outputs[shown.id]["images"] for shown in (node, wired)):
+        assert np.array_equal(np.asarray(host.image(entry).convert("RGB")), np.asarray(sheet))
     assert result.outputs[node.id]["sheet_size"] == list(sheet.size)
 
 

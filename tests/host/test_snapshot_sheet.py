@@ -18,7 +18,7 @@ from .test_monitor import the_run
 from .trained import shown_text
 from .workflows import Graph, Node, checkpoint, text_to_image
 
-_SHEET, _TUNED, LORA, STRENGTH, WORD, STEP = range(6)
+SHEET, TUNED, LORA, STRENGTH, WORD, STEP = range(6)
 SMALL: dict[str, Any] = {
     "prompts": "a photo of {subject}\na toy by the sea", "steps": "all", "sampler_steps": 2, "cfg": 4.0, "width": 64,
     "height": 64, "cell": 64, "sampler_name": "euler", "scheduler": "normal",
@@ -70,12 +70,16 @@ def leave_foreign_words(host: Host) -> None:
 
 def test_each_cell_is_what_the_host_itself_draws(host: Host, names: list[str]) -> None:
     leave_foreign_words(host)
-    g, train, sheet = graph(names, strengths="0, 1")
+    g, train, sheet = graph(names, strengths="0, 1", column="E")
     model, clip, vae = checkpoint(g, "sd15.safetensors")
     plain = text_to_image(g, model, clip, vae, "a toy by the sea", seed=1)
     tuned = text_to_image(g, train[MODEL], train[CLIP], vae, "a photo of embedding:my_toy_apt_4", seed=1)
+    chosen = text_to_image(g, sheet[TUNED], train[CLIP], vae, "a photo of embedding:my_toy_apt_4", seed=1)
+    wired = g.node("PreviewImage", images=sheet[SHEET])
     result = host.run(g.prompt)
     drawn = picture(host, result, sheet)
+    assert np.array_equal(picture(host, result, wired), drawn)
+    assert np.abs(picture(host, result, chosen) - picture(host, result, tuned)).max() <= 1
     assert np.abs(cell(drawn, 1, 0, 5) - picture(host, result, plain)).max() <= 1
     assert np.abs(cell(drawn, 0, 4, 5) - picture(host, result, tuned)).max() <= 1
     assert np.abs(cell(drawn, 1, 1, 5) - cell(drawn, 1, 0, 5)).max() <= 1, "at strength 0 the prior's"
@@ -186,8 +190,9 @@ def test_an_earlier_run_is_handed_on(host: Host, names: list[str]) -> None:
     run = the_run(host)
     g, node = loaded(run)
     texts = [g.node("PreviewAny", source=node[output]) for output in (2, 3)]
-    sheet = sheet_of(g, node[0])
+    sheet, wired = sheet_of(g, node[0]), g.node("PreviewImage", images=node[4])
     result = host.run(g.prompt)
+    assert np.array_equal(picture(host, result, wired), picture(host, result, node))
     assert [shown_text(result, text) for text in texts] == ["embedding:my_toy_apt_4", "toy"]
     assert picture(host, result, sheet).std() > 10
     assert picture(host, result, node).shape[0] < 300, "a sample, and above it a line each for the run and its step"
