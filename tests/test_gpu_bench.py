@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -130,6 +129,10 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("fault", [FileNotFoundError(), subprocess.CalledProcessError(1, "nvidia-smi")])
 def test_a_driver_that_nobody_can_tell_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
     """As in a container without nvidia-smi."""
-    monkeypatch.setattr(subprocess, "run", mock.Mock(side_effect=fault))
+
+    def fail(*_: object, **_options: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(subprocess, "run", fail)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     assert gpu.machine(torch.device("cuda"))["driver"] == "unknown"
