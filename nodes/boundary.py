@@ -3,7 +3,8 @@
 Before a node works, the pack's requirements must be installed. What it checked when the prompt was queued is checked
 once more, as the values of wires are known now.
 
-In: the wrapper around every node's methods. Not in: the checks themselves (`checks`, and wherever the work is done).
+In: the wrapper around every node's methods. Not in: what inputs become (`given`), the checks themselves (`checks`, and
+wherever the work is done).
 """
 
 from __future__ import annotations
@@ -14,10 +15,16 @@ from collections.abc import Callable
 from typing import Any
 
 from ..apt_train.errors import InputError
+from .given import given
 from .host.language import translated
 from .host.requirements import check_installed
 
-_METHODS = ("check_lazy_status", "execute")
+MayWait = Callable[[Any], Any]  # whether an input that is None is still to come
+_WORKING: dict[str, MayWait] = {
+    "check_lazy_status": lambda slot: getattr(slot, "lazy", False),
+    "execute": lambda _slot: False,
+}
+_LONGEST = 1000  # characters of a sentence; beyond that it quotes what nobody reads
 
 
 class UserMistake(ValueError):
@@ -32,29 +39,49 @@ UserMistake.__module__, UserMistake.__qualname__ = "builtins", "InputError"
 
 def speaks_plainly(node: Any) -> Any:
     """The node with its InputErrors reduced to their sentence, without the pack's traceback."""
+    schema = functools.cache(node.define_schema)  # for the kinds and defaults of its inputs, which do not change
+
+    def plainly(method: Callable[..., Any], may_wait: MayWait) -> Callable[..., Any]:
+        return _plainly(method, lambda inputs: given(inputs, schema(), may_wait))
+
     check = vars(node)["validate_inputs"].__func__ if "validate_inputs" in vars(node) else None
-    for name in _METHODS:
+    for name, may_wait in _WORKING.items():
         method = vars(node).get(name)
         if method is not None:
-            setattr(node, name, classmethod(_plainly(method.__func__, check)))
+            setattr(node, name, classmethod(plainly(_checked(method.__func__, check), may_wait)))
     if check is not None:
-        node.validate_inputs = classmethod(_off_the_loop(_plainly(check, None, works=False)))
+        node.validate_inputs = classmethod(_off_the_loop(plainly(check, lambda _slot: True)))
     return node
 
 
-def _plainly(method: Callable[..., Any], check: Callable[..., Any] | None, *, works: bool = True) -> Callable[..., Any]:
+def _checked(method: Callable[..., Any], check: Callable[..., Any] | None) -> Callable[..., Any]:
+    """The method after the checks that a node needs to work."""
+
+    @functools.wraps(method)
+    def run(cls: Any, **inputs: Any) -> Any:
+        check_installed()
+        if check is not None:
+            check(cls, **inputs)
+        return method(cls, **inputs)
+
+    return run
+
+
+def _plainly(method: Callable[..., Any], taken: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[..., Any]:
     @functools.wraps(method)
     def run(cls: Any, **inputs: Any) -> Any:
         try:
-            if works:
-                check_installed()
-            if check is not None:
-                check(cls, **inputs)
-            return method(cls, **inputs)
+            return method(cls, **taken(inputs))
         except InputError as error:
-            raise UserMistake(translated(str(error))) from None
+            raise UserMistake(translated(_shortened(str(error)))) from None
 
     return run
+
+
+def _shortened(sentence: str) -> str:
+    """The sentence without most of what it quotes, if that is long."""
+    end = _LONGEST // 4
+    return sentence if len(sentence) <= _LONGEST else f"{sentence[: _LONGEST - end]} ... {sentence[-end:]}"
 
 
 def _off_the_loop(check: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,7 +8,6 @@ In: choices, ranges, settings that contradict each other. Not in: what needs pic
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 from ..apt_train.errors import InputError
@@ -66,20 +65,8 @@ def check_options(shown: Mapping[str, Any], slots: Sequence[Any]) -> None:
     check_ranges(shown, slots)
 
 
-def check_kinds(shown: Mapping[str, Any], slots: Sequence[Any]) -> None:
-    """Check that a widget for text holds text, and one for a number a number; a script may send a list or an object."""
-    for slot in slots:
-        value, default = shown.get(slot.id), getattr(slot, "default", None)
-        needs_text = isinstance(default, str) or bool(getattr(slot, "options", None))
-        if value is None or slot.id == "augment_kinds" or not (needs_text or isinstance(default, (int, float))):
-            continue
-        if not isinstance(value, str if needs_text else Real):  # numpy's numbers too, as other nodes compute
-            raise InputError(f"{slot.id} is {value!r}: give {'a text' if needs_text else 'a number'}.")
-
-
 def check_choices(shown: Mapping[str, Any], slots: Sequence[Any]) -> None:
     """Check that combos hold one of their choices; the host skips this for nodes that validate their own inputs."""
-    check_kinds(shown, slots)
     for slot in slots:
         choices, value = getattr(slot, "options", None), shown.get(slot.id)
         takes_lists = slot.id == "augment_kinds"  # older versions saved lists; the setting itself checks them

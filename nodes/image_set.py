@@ -15,7 +15,7 @@ from comfy_api.latest import io
 
 from ..apt_train.errors import InputError
 from ..apt_train.wording import printable
-from .checks import check_kinds, check_ranges, is_wired, known, single
+from .checks import check_ranges, is_wired, known, single
 from .host.folders import input_folders, picture_folder
 
 if TYPE_CHECKING:
@@ -126,7 +126,6 @@ class APTImageSet(io.ComfyNode):
         from ..apt_train.data.pictures import parse_color
 
         shown, slots = known(inputs), cls.define_schema().inputs
-        check_kinds(shown, slots)
         given = [name for name in ("folder", "path", "images") if _is_given(name, inputs)]
         if not given:
             raise InputError("No pictures are given: choose a folder, write the path of one, or wire images.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..apt_train.errors import InputError
-from .checks import check_kinds, check_ranges
+from .checks import check_ranges
 from .run_list import find_run, list_runs
 from .wires import AptRun, AptRunWire
 
@@ -69,7 +69,6 @@ class APTLoadRun(io.ComfyNode):
     def validate_inputs(cls, **inputs: Any) -> bool:
         """True. InputError: there is no such run. A wired name is None here."""
         run, slots = inputs.get("run"), cls.define_schema().inputs
-        check_kinds(inputs, slots)
         if run == NO_RUN:
             _refuse_none()
         if run is not None:

@@ -77,6 +77,7 @@ class Node:
     inputs: list[Slot]
     outputs: list[Slot]
     deprecated: bool = False  # the editor's search does not find it
+    is_input_list: bool = False
 
 
 @cache
@@ -95,8 +96,12 @@ def asked_at_start() -> set[str]:
 
 
 def _schemas() -> list[Node]:
-    extension = importlib.import_module(f"{PACK}.nodes").AptTrainExtension()
-    return [node.define_schema() for node in _answer(extension.get_node_list())]
+    return [node.define_schema() for node in node_classes()]
+
+
+def node_classes() -> list[Any]:
+    """The pack's nodes as the host gets them; to be called where `node_modules` lasts."""
+    return _answer(importlib.import_module(f"{PACK}.nodes").AptTrainExtension().get_node_list())
 
 
 def node_defs() -> dict[str, Any]:
@@ -166,8 +171,8 @@ class _Io(ModuleType):
     def Schema(
         *, node_id: str, display_name: str, description: str, inputs: list[Slot], outputs: list[Slot], **more: Any
     ) -> Node:
-        deprecated = bool(more.get("is_deprecated"))
-        return Node(node_id, display_name, description, list(inputs), list(outputs), deprecated)
+        flags = bool(more.get("is_deprecated")), bool(more.get("is_input_list"))
+        return Node(node_id, display_name, description, list(inputs), list(outputs), *flags)
 
 
 # ---- stand-ins for everything else -------------------------------------------------------------------------------

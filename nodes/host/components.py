@@ -22,10 +22,7 @@ from .weights import DigestCache
 
 
 def require_one_model(model: Any, clip: Any, vae: Any) -> tuple[FamilySpec, HostVae]:
-    """InputError: an empty wire, a kind that cannot be trained, or wires of different models."""
-    for name, wire in (("MODEL", model), ("CLIP", clip), ("VAE", vae)):
-        if wire is None:
-            raise InputError(f"The {name} wire is empty, as the loader before it found none: load a full checkpoint.")
+    """InputError: a kind that cannot be trained, or wires of different models."""
     family = family_spec(model)
     require_clip(clip, family)
     return family, HostVae(vae, model)

@@ -36,8 +36,6 @@ def read_prompt(clip: Any, text: str) -> Reading:
 
 
 def _chunks(clip: Any, text: str) -> dict[str, list[Any]]:
-    if clip is None:
-        raise InputError("The CLIP wire is empty, as the loader before it found none: load a full checkpoint.")
     chunks = clip.tokenize(text, return_word_ids=True)
     if not set(chunks) <= _CLIPS:
         raise InputError(

@@ -1,0 +1,54 @@
+"""A node for tests, put among the host's custom nodes: it gives what a script or a stranger's node may give.
+
+Not imported by the tests: it runs inside the host.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from comfy_api.latest import ComfyExtension, io
+
+VALUES: dict[str, list[Any]] = {
+    "null": [None],
+    "nothing": [],
+    "nan": [math.nan],
+    "inf": [math.inf],
+    "true": [True],
+    "fraction": [2.5],
+    "minus": [-1],
+    "huge": [10**400],
+    "digit": ["3"],
+    "number": [3],
+    "numpy": [np.float32(1)],
+    "zero_dim": [torch.tensor(1)],
+    "array": [np.zeros((2, 2))],
+    "long": ["x" * 1_000_000],
+    "surrogate": ["\ud800\0"],
+    "list": [[1, None]],
+    "object": [object()],
+    "several": [None, "a"],
+}
+
+
+class AptSends(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        outputs = [io.AnyType.Output(is_output_list=True)]
+        return io.Schema(node_id="AptSends", category="test", inputs=[io.String.Input("what")], outputs=outputs)
+
+    @classmethod
+    def execute(cls, what: str) -> io.NodeOutput:
+        return io.NodeOutput(VALUES[what])
+
+
+class SendsExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [AptSends]
+
+
+async def comfy_entrypoint() -> SendsExtension:
+    return SendsExtension()
