@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..apt_train.errors import InputError
+from ..apt_train.settings_field import require_text
 
 _OF_A_MODEL = ("model", "clip", "vae")
 _MOST = 1 << 70  # beyond every widget's range
@@ -58,6 +59,8 @@ def _of_its_kind(slot: Any, default: Any, value: Any) -> Any:
     if not isinstance(value, str if is_text else (int, float)):
         kind = "a text" if is_text else "true or false" if isinstance(default, bool) else "a number"
         raise InputError(f"{slot.id} is {reprlib.repr(value)}: give {kind}.")
+    for line in value.splitlines() if is_text else ():  # each by itself, as it is a caption or a prompt in some widgets
+        require_text(slot.id, line)
     return value if is_text else _number(slot.id, type(default), value)
 
 

@@ -7,7 +7,8 @@
     apt_train.found     {run, node, prompt_id, workflow, total, step, bins}, for a run that needed no training
     GET /apt_train/runs        the runs of this session, newest first
     GET /apt_train/runs/RUN    a run's curves, from its log; `?after=STEP`: only later steps
-    POST /apt_train/language   the page's language as the body, `zh`; used if the settings name none
+    POST /apt_train/language?client=ID  a page's language as the body, `zh`; used if the settings name none, and
+                               with `--multi-user`
 
 In: messages and routes. Not in: the curves' numbers (`apt_train.run.curves`), what the training node itself shows
 (`watch`), the monitor that draws (`web/`).
@@ -205,10 +206,10 @@ def register_routes() -> None:
     from server import PromptServer  # pyright: ignore[reportMissingImports]
 
     from .host.folders import runs_folder
-    from .host.language import note_page_language
+    from .host.language import note_page_language, tell_users_apart
 
     async def language(request: web.Request) -> web.Response:
-        note_page_language(await request.content.read(10))
+        note_page_language(await request.content.read(10), request.query.get("client", ""))
         return web.Response(status=204)
 
     async def runs(_request: web.Request) -> web.Response:
@@ -220,6 +221,7 @@ def register_routes() -> None:
         status, text = await asyncio.get_running_loop().run_in_executor(None, *work)
         return web.json_response(text=text, status=status)
 
+    tell_users_apart(PromptServer.instance)
     PromptServer.instance.routes.post("/apt_train/language")(language)
     PromptServer.instance.routes.get("/apt_train/runs")(runs)
     PromptServer.instance.routes.get("/apt_train/runs/{run}")(run)

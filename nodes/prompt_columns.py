@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from ..apt_train.errors import InputError
+from ..apt_train.settings_field import require_text
 from ..apt_train.text.captions import SUBJECT
 from ..apt_train.text.tokens import END_LABEL, REST_LABEL, START_LABEL, SUBJECT_LABEL
 
@@ -56,11 +57,12 @@ class Texts:
     def of(prompt: str, trigger: str, class_word: str) -> Texts:
         """The tuned model reads the trigger, the prior the class word; if one is empty, both read the other.
 
-        InputError: no prompt, or a `{subject}` with nothing to replace it.
+        InputError: no prompt or a book, or a `{subject}` with nothing to replace it.
         """
         prompt, trigger, class_word = prompt.strip(), trigger.strip(), class_word.strip()
         if not prompt:
             raise InputError("The prompt is empty: write what both models should read.")
+        require_text("prompt", prompt)
         if SUBJECT in prompt and not trigger and not class_word:
             raise InputError(
                 f"The prompt holds {SUBJECT}, but nothing says what stands for it: wire run, fill in trigger and "

@@ -32,6 +32,7 @@ from .run_list import holds_run
 from .wires import AptRun
 
 RESTARTED = "restarted"  # in config.json, beside the settings
+_SET_ASIDE: list[Path] = []  # by this process, whose host may still hold what such a run has given
 MOST_REPORT = 16 << 20  # bytes of its numbers
 
 
@@ -74,6 +75,12 @@ def set_aside(folder: Path) -> None:
     except OSError as error:
         what = f"{folder} cannot be set aside ({error.strerror})"
         raise InputError(f"{what}: close what uses it, or move it away.") from None
+    _SET_ASIDE.append(folder)
+
+
+def times_set_aside() -> int:
+    """How many runs this process has set aside."""
+    return len(_SET_ASIDE)
 
 
 def ended_step(folder: Path, config: TrainConfig) -> int | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from comfy_api.latest import io
 
+from ..apt_train.settings_field import require_text
 from .checks import check_widgets
 from .sheet_cells import (
     Column,
@@ -120,6 +121,7 @@ class APTSnapshotSheet(io.ComfyNode):
         """True, or an InputError that the host shows on the node before anything runs. Wired inputs are None here."""
         shown = {name: value for name, value in inputs.items() if value is not None}
         check_widgets(shown, cls.define_schema().inputs)
+        require_text("negative", shown.get("negative", ""))
         if "prompts" in shown:
             prompts_shown(shown["prompts"])
         if "strengths" in shown:

@@ -111,15 +111,17 @@ class APTTrain(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs: Any) -> list[str]:
+    def fingerprint_inputs(cls, **inputs: Any) -> list[str | int]:
         """Changes while a published file is missing; then the node runs and writes it again.
 
+        Changes too where a restart has set a run aside: with `--cache-lru` the host may hold that run's result.
         Not with `restart`, where running may mean training again: a file that was moved away is no reason for that.
         (For a wired `resume` the host passes no value here.)
         """
         from .published import missing_files
+        from .run_store import times_set_aside
 
-        return missing_files() if inputs.get("resume") == ["automatic"] else []
+        return [times_set_aside(), *missing_files()] if inputs.get("resume") == ["automatic"] else []
 
     @classmethod
     def validate_inputs(cls, **inputs: Any) -> bool:

@@ -18,6 +18,7 @@ const NODES = [
 const TRANSLATED_WIDTH = 340; // a choice stands there with its translation
 
 let served = {};
+let told = ""; // the page's id and language as the server knows them
 
 /** The English text or its translation, `{name}` replaced by the value of that name. */
 export function say(english, values = {}) {
@@ -59,9 +60,16 @@ function language() {
   return app.extensionManager?.setting?.get("Comfy.Locale");
 }
 
-/** The browser's own language, which the editor takes where none was chosen, is known to the page alone. */
+/**
+ * The server cannot know the browser's own language, which the editor takes where none was chosen; nor, with several
+ * users, whose prompt it is.
+ */
 async function tellLanguage() {
-  if (language()) await api.fetchApi("/apt_train/language", { method: "POST", body: language() });
+  const news = `${api.clientId} ${language()}`;
+  if (!api.clientId || !language() || told === news) return;
+  told = news;
+  const route = `/apt_train/language?client=${encodeURIComponent(api.clientId)}`;
+  await api.fetchApi(route, { method: "POST", body: language() });
 }
 
 /** Not in English: a combo with labels of its own loses the host's search in its list. */
@@ -94,7 +102,10 @@ app.registerExtension({
     } catch {
       served = {}; // English then
     }
-    tellLanguage().catch(() => {}); // the server speaks English then
+    const tell = () => tellLanguage().catch(() => {}); // the server speaks English then
+    api.addEventListener("status", tell); // the first one brings the page's id
+    api.addEventListener("reconnected", () => ((told = ""), tell())); // to a host that was restarted, perhaps
+    tell();
   },
 
   nodeCreated(node) {

@@ -10,7 +10,7 @@ import functools
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,38 @@ _SEPARATOR = " · "
 LONGEST = 5000  # characters; none of our sentences is longer
 Pattern = tuple[list[str], str]  # the fixed pieces of an English sentence, and its translation
 _PLACE = re.compile(r"\{\d\}")
+_LONGEST_ID = 100  # characters; the host's own have 32
 _LANGUAGE = re.compile(r"[a-z]{2}(-[A-Z]{2})?")
 
 
-@dataclass
-class _Page:
-    """What the most recently opened page reported; lives as long as the host process."""
-
-    language: str = ""
-
-
-_PAGE = _Page()
+_MOST_PAGES = 1000  # anyone may report one
+# These live as long as the host process.
+_PAGES: dict[str, str] = {}  # the language of each page by its client id, the most recently opened last
+_SHARED: list[Any] = []  # the host's server, if it has several users
+_ASKING: ContextVar[str] = ContextVar("_ASKING", default="")  # the client whose prompt is checked, not executed yet
 
 
-def note_page_language(said: bytes) -> None:
+def note_page_language(said: bytes, client: str = "") -> None:
     """Record an open page's language: the browser's, if the user has chosen none. Anything else is ignored."""
     language = said[:10].decode("ascii", errors="replace")
     if _LANGUAGE.fullmatch(language):
-        _PAGE.language = language
+        _PAGES.pop(client[:_LONGEST_ID], None)
+        _PAGES[client[:_LONGEST_ID]] = language
+        if len(_PAGES) > _MOST_PAGES:
+            del _PAGES[next(iter(_PAGES))]
+
+
+def tell_users_apart(server: Any) -> None:
+    """On a host with several users, each page is spoken to in its own language, not the default user's."""
+    from comfy.cli_args import args
+
+    def note_asking(posted: dict[str, Any]) -> dict[str, Any]:
+        _ASKING.set(str(posted.get("client_id")))
+        return posted
+
+    if args.multi_user:
+        _SHARED.append(server)
+        server.add_on_prompt_handler(note_asking)
 
 
 def translated(sentence: str) -> str:
@@ -93,13 +107,18 @@ def _filled(translation: str, parts: Sequence[str]) -> str:
 
 
 def _language() -> str:
-    """The language in the editor's settings, or the page's if they are unreadable or leave it to the browser."""
+    """The language in the editor's settings, or the page's if they are unreadable or leave it to the browser.
+
+    With several users it is that of the page whose prompt is checked or executed; English, if it is unknown.
+    """
+    if _SHARED:
+        return _PAGES.get(_ASKING.get() or _SHARED[0].client_id, "")
     settings = Path(folder_paths.get_user_directory()) / "default" / "comfy.settings.json"
     try:
         chosen = json.loads(settings.read_text(encoding="utf-8")).get("Comfy.Locale")
     except (OSError, ValueError, AttributeError, RecursionError):
         chosen = None
-    return chosen if isinstance(chosen, str) and chosen else _PAGE.language
+    return chosen if isinstance(chosen, str) and chosen else next(reversed(_PAGES.values()), "")
 
 
 @functools.cache
