@@ -1,7 +1,6 @@
 """What a node is given, in the form that its schema declares, whatever a script or another node sends.
 
-In: wires that carry nothing, kinds of values. Not in: choices and ranges (`checks`); what a wire's object must be, which
-is checked where it is used.
+In: wires that carry nothing, kinds of values. Not in: choices and ranges (`checks`), what an object on a wire is worth.
 """
 
 from __future__ import annotations
@@ -15,6 +14,17 @@ from ..apt_train.errors import InputError
 from ..apt_train.settings_field import require_text
 
 _OF_A_MODEL = ("model", "clip", "vae")
+_OBJECTS = {  # what is wired there, and what it has; pictures and masks are looked at one by one (`training.image_set`)
+    "model": ("a MODEL", {"model"}),
+    "tuned": ("a MODEL or a LORA_MODEL", {"model", "items"}),
+    "clip": ("a CLIP", {"cond_stage_model"}),
+    "tuned_clip": ("a CLIP", {"cond_stage_model"}),
+    "vae": ("a VAE", {"first_stage_model"}),
+    "lora": ("a LORA_MODEL", {"items"}),
+    "latent": ("a LATENT", {"items"}),
+    "run": ("an APT_RUN", {"run_id"}),
+    "options": ("an APT_OPTIONS", {"settings"}),
+}
 _MOST = 1 << 70  # beyond every widget's range
 
 
@@ -51,17 +61,25 @@ def _values(slot: Any, came: Sequence[Any]) -> list[Any]:
 
 
 def _of_its_kind(slot: Any, default: Any, value: Any) -> Any:
-    """A widget's value as a plain text, switch or number; anything else as it is."""
+    """A widget's value as a plain text, switch or number; what a wire carries as it is. InputError: another kind."""
     value = value.item() if getattr(value, "ndim", None) == 0 else value  # a number of numpy's or torch's
     is_text = isinstance(default, str) or bool(getattr(slot, "options", None))
-    if slot.id == "augment_kinds" or not (is_text or isinstance(default, (int, float))):
-        return value  # older versions saved lists of kinds; the setting itself checks them
-    if not isinstance(value, str if is_text else (int, float)):
+    if not (is_text or isinstance(default, (int, float))):
+        return _object(slot.id, value)
+    texts = (str, list, tuple) if slot.id == "augment_kinds" else str  # older versions saved lists of kinds
+    if not isinstance(value, texts if is_text else (int, float)):
         kind = "a text" if is_text else "true or false" if isinstance(default, bool) else "a number"
         raise InputError(f"{slot.id} is {reprlib.repr(value)}: give {kind}.")
-    for line in value.splitlines() if is_text else ():  # each by itself, as it is a caption or a prompt in some widgets
+    for line in value.splitlines() if isinstance(value, str) else ():  # in some widgets each is a caption or a prompt
         require_text(slot.id, line)
     return value if is_text else _number(slot.id, type(default), value)
+
+
+def _object(name: str, value: Any) -> Any:
+    kind, parts = _OBJECTS.get(name, ("", set[str]()))
+    if parts and not any(hasattr(value, part) for part in parts):
+        raise InputError(f"{name} is of the type {type(value).__name__}: wire {kind}.")
+    return value
 
 
 def _number(name: str, kind: type[Any], number: float) -> Any:

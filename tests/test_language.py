@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -159,6 +159,41 @@ def test_where_no_language_was_chosen_the_pages_own_counts(language: Any, tmp_pa
         assert language.translated("getting ready") == TABLE["getting ready"]
     speak(tmp_path, "en")
     assert language.translated("getting ready") == "getting ready"
+
+
+@pytest.mark.parametrize(("several", "wanted"), [(True, {"ann": "en", "zhang": "zh"}), (False, {})])
+def test_with_several_users_each_page_is_spoken_to_in_its_own_language(
+    language: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, several: bool, wanted: dict[str, str]
+) -> None:
+    """The default user's settings count where there is no other user."""
+    arguments: Any = ModuleType("comfy.cli_args")
+    arguments.args = SimpleNamespace(multi_user=several)
+    monkeypatch.setitem(sys.modules, "comfy", ModuleType("comfy"))
+    monkeypatch.setitem(sys.modules, "comfy.cli_args", arguments)
+    queued: list[Callable[[dict[str, Any]], object]] = []
+    server = SimpleNamespace(client_id=None, add_on_prompt_handler=queued.append)
+    language.tell_users_apart(server)
+    for client, spoken in (("zhang", b"zh"), ("ann", b"en")):
+        language.note_page_language(spoken, client)
+    default = "en" if several else "zh"
+    for chosen in ("zh", "en") if several else ("zh",):
+        speak(tmp_path, chosen)
+        for client in ("zhang", "ann", "stranger", None):
+            server.client_id = client
+            said = language.translated("getting ready")
+            assert (said == TABLE["getting ready"]) == (wanted.get(str(client), default) == "zh")
+    server.client_id = "ann"  # whose prompt is executed while another is checked
+    for note in queued:
+        note({"client_id": "zhang"})
+    assert language.translated("getting ready") == TABLE["getting ready"] and len(queued) == several
+
+
+def test_no_more_pages_are_remembered_than_there_can_be(language: Any, tmp_path: Path) -> None:
+    for page in range(3000):
+        language.note_page_language(b"en", f"{page}" * 1000)
+    language.note_page_language(b"zh", "0")
+    assert len(language._PAGES) <= 1000 and max(map(len, language._PAGES)) <= 100
+    assert language.translated("getting ready") == TABLE["getting ready"], "the newest counts"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "3", '{"Comfy.Locale": "zh"'])

@@ -328,7 +328,10 @@ def test_of_a_run_and_the_one_set_aside_before_the_longer_is_kept(
         shutil.rmtree(run.folder / "snapshots" / "step_000006")
         shutil.rmtree(run.folder / "snapshots" / "step_000004")
     kept, wire = contents(run.folder if longer == "now" else earlier), store.publish(run, 2)
+    before = store.times_set_aside()
     store.set_aside(run.folder)
+    store.set_aside(run.folder)  # which is gone, as on a first training
+    assert store.times_set_aside() == before + 1, "the training node's fingerprint: the host holds a result no more"
     assert contents(earlier) == kept and [path.name for path in earlier.parent.iterdir()] == [earlier.name]
     assert wire.lora["lora_unet_a.alpha"] == 2, "a LoRA on a wire holds no file"
 

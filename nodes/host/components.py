@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...apt_train.errors import InputError
 from ...apt_train.families.components import Components
 from ...apt_train.families.noise import NoiseSchedule
 from ...apt_train.families.sd.published import FamilySpec, family_of

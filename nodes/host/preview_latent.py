@@ -17,14 +17,16 @@ _SDXL_VECTOR = 2816  # size of SDXL's extra conditioning, which only models for 
 def latent_of_picture(image: Tensor, vae: Any, model: Any) -> Tensor:
     """The first of a batch of pictures (N, H, W, C) -> (1, C, h, w), unscaled.
 
-    It is shrunk if larger than the model's own size. InputError: the VAE is for another kind of model.
+    It is shrunk if larger than the model's own size. InputError: no picture, or the VAE is for another kind of model.
     """
+    from ...apt_train.data.tensor_pictures import unbatch
     from .vae_family import require_channels_of, require_vae_of
 
     require_channels_of(model, vae)
     require_vae_of(model, vae)
-    height, width = _fit(image.shape[1:3], own_size(model), int(model.model.latent_format.spacial_downscale_ratio))
-    pixels = image[:1, :, :, :3].movedim(-1, 1)
+    first = unbatch(image, 3)[0]
+    height, width = _fit(first.shape[:2], own_size(model), int(model.model.latent_format.spacial_downscale_ratio))
+    pixels = first[None, :, :, :3].movedim(-1, 1)
     if pixels.shape[2:] != (height, width):
         pixels = comfy.utils.common_upscale(pixels, width, height, "area", "disabled")
     return _checked(vae.encode(pixels.movedim(1, -1)), model)
