@@ -39,39 +39,28 @@ UserMistake.__module__, UserMistake.__qualname__ = "builtins", "InputError"
 
 def speaks_plainly(node: Any) -> Any:
     """The node with its InputErrors reduced to their sentence, without the pack's traceback."""
-    schema = functools.cache(node.define_schema)  # for the kinds and defaults of its inputs, which do not change
-
-    def plainly(method: Callable[..., Any], may_wait: MayWait) -> Callable[..., Any]:
-        return _plainly(method, lambda inputs: given(inputs, schema(), may_wait))
-
-    check = vars(node)["validate_inputs"].__func__ if "validate_inputs" in vars(node) else None
+    wrapped = functools.partial(_plainly, functools.cache(node.define_schema))  # kinds and defaults do not change
+    checks = [vars(node)["validate_inputs"].__func__] if "validate_inputs" in vars(node) else []
     for name, may_wait in _WORKING.items():
-        method = vars(node).get(name)
-        if method is not None:
-            setattr(node, name, classmethod(plainly(_checked(method.__func__, check), may_wait)))
-    if check is not None:
-        node.validate_inputs = classmethod(_off_the_loop(plainly(check, lambda _slot: True)))
+        if name in vars(node):
+            setattr(node, name, classmethod(wrapped(may_wait, _installed, *checks, vars(node)[name].__func__)))
+    if checks:
+        node.validate_inputs = classmethod(_off_the_loop(wrapped(lambda _slot: True, *checks)))
     return node
 
 
-def _checked(method: Callable[..., Any], check: Callable[..., Any] | None) -> Callable[..., Any]:
-    """The method after the checks that a node needs to work."""
-
-    @functools.wraps(method)
-    def run(cls: Any, **inputs: Any) -> Any:
-        check_installed()
-        if check is not None:
-            check(cls, **inputs)
-        return method(cls, **inputs)
-
-    return run
+def _installed(_cls: Any, **_inputs: Any) -> None:
+    check_installed()
 
 
-def _plainly(method: Callable[..., Any], taken: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[..., Any]:
-    @functools.wraps(method)
+def _plainly(schema: Callable[[], Any], may_wait: MayWait, *methods: Callable[..., Any]) -> Callable[..., Any]:
+    """The methods one after another; what the last one returns."""
+
+    @functools.wraps(methods[-1])
     def run(cls: Any, **inputs: Any) -> Any:
         try:
-            return method(cls, **taken(inputs))
+            inputs = given(inputs, schema(), may_wait)
+            return [method(cls, **inputs) for method in methods][-1]
         except InputError as error:
             raise UserMistake(translated(_shortened(str(error)))) from None
 

@@ -169,7 +169,7 @@ def _inputs() -> list[Any]:
 
 
 def _require_one(wire: Any, name: str) -> None:
-    if wire is None or (not isinstance(wire, dict) and name == NO_FILE):
+    if not isinstance(wire, dict) and name == NO_FILE:
         raise InputError("No LoRA is given: wire one into lora, or choose a file in lora_name.")
     if isinstance(wire, dict) and name != NO_FILE:
         raise InputError("Two LoRAs are given: set lora_name to none, or disconnect lora.")

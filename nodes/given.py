@@ -82,7 +82,7 @@ def _object(name: str, value: Any) -> Any:
     return value
 
 
-def _number(name: str, kind: type[Any], number: float) -> Any:
+def _number(name: str, kind: type[Any], number: Any) -> Any:
     """The number as a bool, an int or a float. One beyond every range, which refuses it, is infinite."""
     if kind is bool:
         return bool(number)

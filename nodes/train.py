@@ -172,7 +172,7 @@ def _training_inputs(inputs: dict[str, Any]) -> tuple[TrainConfig, ImageSet, Ima
     options: AptOptions = one.get("options") or AptOptions({})
     config = train_config(one, options)
     with torch.inference_mode(False):
-        images = image_set(inputs["images"], inputs.get("captions"), inputs.get("masks") or None, options)
+        images = image_set(inputs["images"], inputs.get("captions"), inputs.get("masks"), options)
         images.notes.extend(inverted_masks(images, options.mask_counts))
         prior = image_set(options.prior_images, None, None, options) if options.prior_images else None
     subject_captions(images, config)

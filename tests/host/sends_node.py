@@ -25,7 +25,7 @@ VALUES: dict[str, list[Any]] = {
 class AptSends(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        outputs = [io.AnyType.Output(is_output_list=True)]
+        outputs = [io.Custom("*").Output(is_output_list=True)]
         return io.Schema(node_id="AptSends", category="test", inputs=[io.String.Input("what")], outputs=outputs)
 
     @classmethod
