@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from comfy_api.latest import ComfyExtension, io
 
 VALUES: dict[str, list[Any]] = {
@@ -17,6 +18,7 @@ VALUES: dict[str, list[Any]] = {
     "nan": [math.nan],
     "fraction": [2.5],
     "digit": ["3"],
+    "mask": [torch.zeros(8, 8)],
     "array": [np.zeros((2, 2))],
     "odd": ["x" * 20_000 + "\ud800\0"],
 }

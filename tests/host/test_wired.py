@@ -81,6 +81,19 @@ def test_it_works_or_is_told_in_a_sentence(
     assert max(map(len, outcomes.values())) < 1100
 
 
+@pytest.mark.parametrize("what", ["mask", "array"])
+def test_what_is_no_picture_is_told_by_the_attention_preview(
+    host: Host, made: Callable[[str], tuple[Graph, Node]], what: str
+) -> None:
+    """Its picture is read last, beside a VAE."""
+    g, node = made("APTAttentionAlignPreview")
+    vae = checkpoint(g, "sd15.safetensors")[2]
+    g.prompt[node.id]["inputs"] |= {"tokens": "", "vae": vae, "image": g.node("AptSends", what=what)[0]}
+    assert outcome_of(host, host.queue(g.prompt)).split(":")[0] in (
+        "A tensor has the shape (8, 8)", "Pictures and masks are tensors, but one is of the type ndarray",
+    )  # fmt: skip
+
+
 def outcome_of(host: Host, prompt: str) -> str:
     """The sentence of the node that refused; anything else that failed ends with no full stop."""
     try:
