@@ -149,7 +149,7 @@ class APTTrain(io.ComfyNode):
         config, images, prior = _training_inputs(inputs)
         wires = Wires.checked(inputs["model"][0], inputs["clip"][0], inputs["vae"][0])
         restart = inputs["resume"][0] == "restart"
-        job = Job(wires, images, prior, config, restart, preset=(inputs.get("preset") or [None])[0] or PUBLISHED)
+        job = Job(wires, images, prior, config, restart, preset=inputs.get("preset", [PUBLISHED])[0])
         run, published = finished_run(job, cls.hidden.unique_id)
         model = with_lora(wires.model, published.lora)
         picture = picture_of(run, config, job.preset)
