@@ -21,11 +21,10 @@ _SEPARATOR = " · "
 LONGEST = 5000  # characters; none of our sentences is longer
 Pattern = tuple[list[str], str]  # the fixed pieces of an English sentence, and its translation
 _PLACE = re.compile(r"\{\d\}")
-_LONGEST_ID = 100  # characters; the host's own have 32
 _LANGUAGE = re.compile(r"[a-z]{2}(-[A-Z]{2})?")
-
-
+_LONGEST_ID = 100  # characters; the host's own have 32
 _MOST_PAGES = 1000  # anyone may report one
+
 # These live as long as the host process.
 _PAGES: dict[str, str] = {}  # the language of each page by its client id, the most recently opened last
 _SHARED: list[Any] = []  # the host's server, if it has several users
