@@ -66,7 +66,7 @@ class TrainingStep:
         # The prior: class caption [reported]; adapter off, no gradient [ours; the paper keeps a frozen copy].
         prior = self._prior_pass(noisy, batch) if with_prior else None
         acting = [term for term in self.objective.terms if with_prior or not term.reads_prior]
-        captured = any(term in self.capturing for term in acting)
+        captured = any(term.features or term.attention for term in acting)
         tuned = self._pass(noisy, batch, tuned=True, captured=captured)
 
         # The indicator observes this pass before the weight is computed [reported].

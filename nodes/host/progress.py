@@ -37,8 +37,9 @@ def stop_if_cancelled() -> None:
 def cancelled_at_exit() -> Iterator[None]:
     """Inside the block the end of the host acts as Cancel, and its process ends after the block has.
 
-    By Ctrl-C in its terminal, or by SIGTERM: a container that is stopped, a desktop application that is closed. Only
-    the host's main thread hears of either; without this the process would end in the middle of a step.
+    By Ctrl-C in its terminal, by SIGTERM (a container that is stopped, a desktop application that is closed) or by
+    SIGHUP (a terminal that is closed). Only the host's main thread hears of them; without this the process would end in
+    the middle of a step.
     """
     over = threading.Event()
 
@@ -50,7 +51,7 @@ def cancelled_at_exit() -> Iterator[None]:
 
     atexit.register(end)
     try:
-        with _ended_by_sigterm():
+        with _ended_by_signals():
             yield
     finally:
         over.set()
@@ -58,21 +59,21 @@ def cancelled_at_exit() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Inside the block SIGTERM ends the host as Ctrl-C does, unless somebody else listens to it.
+def _ended_by_signals() -> Iterator[None]:
+    """Inside the block SIGTERM and SIGHUP end the host as Ctrl-C does, unless it ignores them or somebody else listens.
 
-    Windows has no such signal: there a process that is ended is gone at once.
+    Windows has no such signals: there a process that is ended is gone at once.
     """
-    loop = PromptServer.instance.loop
-    if os.name == "nt" or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    loop.call_soon_threadsafe(loop.add_signal_handler, signal.SIGTERM, _end_as_by_ctrl_c)
+    loop, signals = PromptServer.instance.loop, () if os.name == "nt" else (signal.SIGTERM, signal.SIGHUP)
+    heard = [one for one in signals if signal.getsignal(one) is signal.SIG_DFL]
+    for one in heard:
+        loop.call_soon_threadsafe(loop.add_signal_handler, one, _end_as_by_ctrl_c)
     try:
         yield
     finally:
         with contextlib.suppress(RuntimeError):  # the loop is closed, because the host is ending
-            loop.call_soon_threadsafe(loop.remove_signal_handler, signal.SIGTERM)
+            for one in heard:
+                loop.call_soon_threadsafe(loop.remove_signal_handler, one)
 
 
 def _end_as_by_ctrl_c() -> None:

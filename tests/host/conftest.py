@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,6 @@ def place() -> tuple[Path, str]:
     found = dev.find_host()
     if found is None:
         pytest.skip("no ComfyUI found (COMFYUI_PATH, ~/comfy/ComfyUI)")
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background; the host would ignore it, too
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     return found
 
 

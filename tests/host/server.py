@@ -6,16 +6,19 @@ Not in: prompts (`workflows`), model files (`checkpoints`), where the host is (`
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,8 @@ ARGUMENTS = (
     *("--cpu", "--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:"),
     *("--listen", "127.0.0.1"),
 )
+
+ENDING = () if os.name == "nt" else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class HostError(Exception):
@@ -70,6 +75,21 @@ class Result:
         return [entry for output in self.outputs.values() for entry in output.get("images", ())]
 
 
+@contextlib.contextmanager
+def hearing() -> Iterator[None]:
+    """A process that is begun inside the block hears what ends one, also where this one does not: in a shell's
+    background, or under nohup, whose children would ignore Ctrl-C or SIGHUP, too.
+    """
+    ignored = [one for one in ENDING if signal.getsignal(one) is signal.SIG_IGN]
+    for one in ignored:
+        signal.signal(one, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for one in ignored:
+            signal.signal(one, signal.SIG_IGN)
+
+
 @dataclass
 class Host:
     """One ComfyUI whose models, nodes, input, output and user data all lie in `folder`; a context manager.
@@ -104,7 +124,7 @@ class Host:
         command = [self.python, str(self.place / "main.py"), "--base-directory", str(self.folder)]
         command += [*ARGUMENTS, "--port", str(self.port), *self.options]
         variables = {**dev.environment(), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **self.variables}
-        with self.log.open("ab") as log:
+        with self.log.open("ab") as log, hearing():
             self.process = subprocess.Popen(
                 command, cwd=self.folder, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )

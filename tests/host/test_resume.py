@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from .events import Events
 from .graphs import LEARNED, TRIGGER, training_graph, upload_pictures
-from .server import Host, HostError
+from .server import ENDING, Host, HostError
 from .trained import equal, log_of, new_run, runs, shown_text, weights
 from .workflows import Graph
 
@@ -232,9 +232,10 @@ def test_a_run_killed_before_it_saved_anything_begins_again(host: Host, names: l
     assert [line["step"] for line in log_of(run)] == list(range(1, 17))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="only a whole console can be sent Ctrl-C there, and nothing SIGTERM")
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C in its terminal", "SIGTERM"])
+@pytest.mark.skipif(os.name == "nt", reason="only a whole console can be sent Ctrl-C there, and nothing else")
+@pytest.mark.parametrize("sent", ENDING, ids=lambda sent: sent.name)
 def test_a_host_that_is_ended_keeps_the_work(host: Host, names: list[str], sent: signal.Signals) -> None:
+    """By Ctrl-C in its terminal, a container that is stopped, a terminal that is closed."""
     g, _ = training_graph(names, seed=39 + sent, steps=200)
     before = runs(host)
     assert host.process is not None
