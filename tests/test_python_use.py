@@ -14,7 +14,7 @@ import torch
 
 from apt_train import ImageSet, TrainConfig, load_checkpoint, load_images, train
 from apt_train.errors import InputError
-from apt_train.events import BusyEvent, Event, TrainResult
+from apt_train.events import BusyEvent, Event, StepEvent, TrainResult
 from apt_train.training.device import resolve_device
 from tests.tiny import tiny_components
 from tests.training import pictures, quick_config, run, same_weights
@@ -40,6 +40,27 @@ def test_runs_in_several_threads_draw_as_if_each_were_alone() -> None:
         thread.join()
     assert [same_weights(alone[seed], together[seed]) for seed in range(3)] == [True] * 3
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_model_that_another_thread_trains_is_refused() -> None:
+    settings: dict[str, Any] = {"steps": 3, "watch_drift": False}
+    parts = tiny_components()
+    refused: list[str] = []
+
+    def trained() -> None:
+        with pytest.raises(InputError) as refusal:
+            run(parts, **settings)
+        refused.append(str(refusal.value))
+
+    def meanwhile(event: Event) -> None:
+        if isinstance(event, StepEvent):
+            (thread := threading.Thread(target=trained)).start()
+            thread.join()
+
+    first = run(parts, on_event=meanwhile, **settings)
+    assert len(refused) == 3 and all("in use by another training" in sentence for sentence in refused)
+    again = run(parts, **settings)  # afterwards the model is free
+    assert same_weights(first, run(tiny_components(), **settings)) and same_weights(first, again)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ A file, a diffusers folder and a host's wires all become one `Components`. Later
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from .network import Network, Process
 from .noise import PredictionType
 from .sd.network import StableDiffusion
 from .swapped import lent
+
+_LENT: set[int] = set()  # ids of the networks in use
+_LENDING = threading.Lock()
 
 
 def loses(source: torch.dtype, target: torch.dtype) -> bool:
@@ -134,9 +138,22 @@ class Components:
         """Those that a run casts and moves: the UNet and the text encoders."""
         return [self.unet, *(encoder.model for encoder in self.text_encoders)]
 
-    def lent(self) -> contextlib.AbstractContextManager[None]:
-        """Inside the block the modules may be cast, moved and frozen; borrowed ones are then as they were before."""
-        return lent(self.modules if self.borrowed else [])
+    @contextlib.contextmanager
+    def lent(self) -> Generator[None]:
+        """Inside the block the modules may be cast, moved and frozen; borrowed ones are then as they were before.
+
+        InputError: another thread has them.
+        """
+        network = id(self.unet)  # several `Components` may share one
+        with _LENDING:
+            if network in _LENT:
+                raise InputError("This model is in use by another training: wait for its end, or load the model again.")
+            _LENT.add(network)
+        try:
+            with lent(self.modules if self.borrowed else []):
+                yield
+        finally:
+            _LENT.discard(network)
 
     def use(self, dtype: torch.dtype, storage: Storage) -> None:
         """Record that a run casts UNet and text encoders to `dtype`, their layers by way of `storage`.
