@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from ..apt_train.errors import InputError
@@ -79,7 +79,13 @@ def _object(name: str, value: Any) -> Any:
     kind, parts = _OBJECTS.get(name, ("", set[str]()))
     if parts and not any(hasattr(value, part) for part in parts):
         raise InputError(f"{name} is of the type {type(value).__name__}: wire {kind}.")
+    if isinstance(value, dict) and not _are_tensors([value.get("samples")] if name == "latent" else value.values()):
+        raise InputError(f"{name} holds no tensors, or other things too: wire {kind}.")
     return value
+
+
+def _are_tensors(values: Collection[Any]) -> bool:
+    return bool(values) and all(hasattr(value, "to") for value in values)
 
 
 def _number(name: str, kind: type[Any], number: Any) -> Any:

@@ -88,6 +88,17 @@ def test_a_wire_of_another_kind_is_told(boundary: Any, node_id: str, name: str) 
             reaches(boundary, node_id, **{name: wire(node_id, value)})
 
 
+@pytest.mark.parametrize("name", ["latent", "lora", "tuned"])
+def test_a_dictionary_without_tensors_is_told(boundary: Any, name: str) -> None:
+    (node_id,) = {at for at, slot in EVERY if slot == name and is_object(slot_of(at, slot))}
+    tensor = torch.zeros(1, 4, 8, 8)
+    kept = {"samples": tensor} if name == "latent" else {"a": tensor, "b": tensor}
+    assert reaches(boundary, node_id, **{name: wire(node_id, kept)}) == {name: wire(node_id, kept)}
+    for value in ({}, {"samples": None}, {"samples": "a"}, {"samples": np.zeros(2)}, {**kept, "samples": [tensor]}):
+        with pytest.raises(ValueError, match=rf"^{name} holds no tensors, or other things too: wire a"):
+            reaches(boundary, node_id, **{name: wire(node_id, value)})
+
+
 NUMBERS = [(node_id, name) for node_id, name in EVERY if type(default_of(slot_of(node_id, name))) in (int, float)]
 
 

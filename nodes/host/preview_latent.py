@@ -46,7 +46,7 @@ def empty_latent(model: Any, height: int = 0, width: int = 0) -> Tensor:
 
 def _checked(latent: Tensor, model: Any) -> Tensor:
     channels = model.model.latent_format.latent_channels
-    if latent.ndim != 4 or latent.shape[1] != channels:
+    if latent.ndim != 4 or latent.shape[1] != channels or not latent.numel():
         raise InputError(
             f"The latent has the shape {tuple(latent.shape)}, the model reads {channels} channels of a still "
             "picture: wire a latent of the same kind of model."

@@ -19,6 +19,8 @@ VALUES: dict[str, list[Any]] = {
     "fraction": [2.5],
     "digit": ["3"],
     "mask": [torch.zeros(8, 8)],
+    "empty": [{}],
+    "words": [{"samples": "x", "a": "b"}],
     "array": [np.zeros((2, 2))],
     "odd": ["x" * 20_000 + "\ud800\0"],
 }

@@ -17,7 +17,7 @@ from .trained import new_run
 from .workflows import Graph, Node, checkpoint
 
 NODE = "sends_node.py"
-SENT = ("null", "nothing", "nan", "fraction", "digit", "array", "odd")
+SENT = ("null", "nothing", "nan", "fraction", "digit", "array", "odd", "empty", "words")
 # Settings with which a node ends quickly: most end with a sentence of their own, after all inputs are read.
 QUICK: dict[str, dict[str, Any]] = {
     "APTTrain": {**SETTINGS, "captions": "a lamp"},
