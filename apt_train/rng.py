@@ -13,6 +13,7 @@ from collections.abc import Generator
 
 import torch
 
+_WITH_GENERATORS = ("cuda", "mps", "xpu")
 _SEEDING = threading.RLock()  # the global generators are the process's: another thread's block would draw from ours
 
 
@@ -31,12 +32,11 @@ def generator(*key: int | str) -> torch.Generator:
 def seeded(*key: int | str, device: torch.device | str = "cpu") -> Generator[None]:
     """Seed torch's global generators inside the block (dropout, initialisation) and restore them afterwards."""
     device, seed = torch.device(device), derive_seed(*key)
-    others = [device] if device.type in ("cuda", "mps") else []
+    others = [device] if device.type in _WITH_GENERATORS else []
     with _SEEDING, torch.random.fork_rng(devices=others, device_type=device.type if others else "cuda"):
         torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        elif others:
-            torch.mps.manual_seed(seed)
+        for other in others:
+            module = torch.get_device_module(other)
+            with getattr(module, "device", contextlib.nullcontext)(other):  # Apple's GPU is always the only one
+                module.manual_seed(seed)
         yield

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -274,6 +276,26 @@ def test_seeding_puts_the_global_generator_back_also_after_an_exception() -> Non
         assert torch.equal(torch.rand(2), first)
         raise RuntimeError
     assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "xpu:1"])
+def test_seeding_reaches_the_generator_of_a_gpu(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of that GPU, not of the current one."""
+    module, current, states = torch.get_device_module(torch.device(device).type), ["0"], {"0": 5, "1": 7}
+
+    @contextlib.contextmanager
+    def entered(other: torch.device) -> Iterator[None]:
+        current.append(str(other.index))
+        yield
+        current.pop()
+
+    monkeypatch.setattr(module, "device", entered)
+    monkeypatch.setattr(module, "get_rng_state", lambda other: states[str(other.index)])
+    monkeypatch.setattr(module, "set_rng_state", lambda state, other: states.update({str(other.index): state}))
+    monkeypatch.setattr(module, "manual_seed", lambda seed: states.update({current[-1]: seed}))
+    with seeded(1, "dropout", device=device):
+        assert states == {"0": 5, "1": derive_seed(1, "dropout")}
+    assert states == {"0": 5, "1": 7} and current == ["0"]
 
 
 @pytest.mark.parametrize(("resolution", "limit"), [(64, 1.0), (192, 1.125), (0, 1.0)])
