@@ -258,11 +258,11 @@ def test_its_attention_keeps_whole_maps_for_the_backward_pass(monkeypatch: pytes
 
 def test_what_torch_holds_without_using_it_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     emptied: list[str] = []
-    for module in (torch.cuda, torch.mps):
+    for module in (torch.cuda, torch.mps, torch.xpu):
         monkeypatch.setattr(module, "empty_cache", lambda name=module.__name__: emptied.append(name))
-    for kind in ("cpu", "mps", "cuda"):
+    for kind in ("cpu", "mps", "cuda", "xpu"):
         empty_cache(torch.device(kind))
-    assert emptied == ["torch.mps", "torch.cuda"]
+    assert emptied == ["torch.mps", "torch.cuda", "torch.xpu"]
 
 
 def test_after_failed_work_and_before_a_step_is_repeated_it_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -310,10 +310,23 @@ def test_a_vae_that_the_network_makes_way_for_recomputes_nothing(
     assert made.sets_aside and made.savings == Savings()
 
 
-def test_what_torch_holds_without_using_it_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_what_torch_holds_without_using_it_is_free(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = torch.get_device_module(kind)
     for name, found in {"mem_get_info": (5, 24), "memory_reserved": 4, "memory_allocated": 3}.items():
-        monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)
-    assert free_bytes(torch.device("cuda")) == 6 and free_bytes(torch.device("xpu")) is None
+        monkeypatch.setattr(module, name, lambda device, found=found: found, raising=False)
+    assert free_bytes(torch.device(kind)) == 6
+
+
+@pytest.mark.parametrize("error", [AttributeError, RuntimeError])
+def test_a_gpu_that_does_not_tell_its_free_memory(error: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step down to a leaner mode then waits until memory runs out."""
+
+    def silent(device: torch.device) -> tuple[int, int]:
+        raise error("The device does not support querying the available free memory.")
+
+    monkeypatch.setattr(torch.xpu, "mem_get_info", silent, raising=False)
+    assert free_bytes(torch.device("xpu")) is None
 
 
 def test_fitting_leaves_room_for_what_is_not_counted() -> None:

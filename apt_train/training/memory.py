@@ -66,10 +66,12 @@ def free_bytes(device: torch.device) -> int | None:
         held = torch.mps.driver_allocated_memory()
         left = min(psutil.virtual_memory().available, recommended - held)
         return int(left + held - torch.mps.current_allocated_memory())
-    if device.type != "cuda":
+    try:
+        module = torch.get_device_module(device)
+        free, _ = module.mem_get_info(device)
+    except (AttributeError, RuntimeError):  # not every torch, driver or device of Intel's can tell
         return None
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + module.memory_reserved(device) - module.memory_allocated(device)
 
 
 def shares_main_memory(device: torch.device) -> bool:
@@ -79,7 +81,7 @@ def shares_main_memory(device: torch.device) -> bool:
 
 def empty_cache(device: torch.device) -> None:
     """Give back the memory that torch holds on the device without using it."""
-    if device.type in ("cuda", "mps"):
+    if device.type in ("cuda", "mps", "xpu"):
         getattr(torch, device.type).empty_cache()
 
 
