@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +117,46 @@ class Strict(torch.optim.Optimizer):
             group["last"] = group["lr"]
 
 
+class Mixed(torch.optim.Optimizer):
+    """One whose groups keep different things, in further dtypes, and which adds to its groups in the first step."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__([{**group, "calls": [0]} for group in groups], {"lr": 0.1, "best": math.inf})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            group["first"] = group.get("first", float(group["params"][0].grad.norm()) + 1)
+            group["calls"][0] += 1
+            for parameter in group["params"]:
+                self._one(parameter, group, "m/8" if group["weight_decay"] else "count")
+
+    def _one(self, parameter: Any, group: dict[str, Any], key: str) -> None:
+        dtype = torch.float8_e4m3fn if key == "m/8" else torch.uint16
+        kept = self.state[parameter].get(key, torch.zeros(parameter.shape, dtype=dtype)).float()
+        self.state[parameter][key] = (0.9 * kept + parameter.grad.clamp(0, 1)).to(dtype)
+        parameter.sub_(kept + parameter.grad, alpha=group["lr"] / group["first"] / group["calls"][0])
+
+
+class Noisy(torch.optim.Optimizer):
+    """One that draws at random."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(parameter.grad + 0.1 * torch.randn_like(parameter), alpha=group["lr"])
+
+
 OWN: dict[str, Any] = {
     "counting": lambda groups, settings: Counting(groups),
     "in bytes": lambda groups, settings: InBytes(groups, 0.9),
     "averaging": lambda groups, settings: Averaging(groups),
     "strict": lambda groups, settings: Strict(groups),
+    "mixed": lambda groups, settings: Mixed(groups),
 }
 ALL = {**BUILDERS, **OWN}
 
@@ -210,6 +246,38 @@ def test_a_run_with_it_resumes_to_the_same_bits(name: str, tmp_path: Path) -> No
     values = json.loads((tmp_path / "snapshots/step_000008/state.json").read_text())
     assert name.lower() in metadata_of(tmp_path / "toy_subject.safetensors")["ss_optimizer"].lower()
     assert recorder.steps[-1].lr == values["optimizer"]["groups"][0]["lr"]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_what_it_draws_at_random_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BUILDERS, "noisy", lambda groups, settings: Noisy(groups))
+    run(output_dir=tmp_path, on_event=stopping(2), optimizer="noisy")
+    assert same_weights(run(output_dir=tmp_path, resume=True, optimizer="noisy"), run(optimizer="noisy"))
+
+
+LOST: dict[str, Any] = {  # what an optimizer keeps, by what it does in a step
+    "the attribute calls": lambda one: setattr(one, "calls", 1),
+    "the state all": lambda one: one.state["all"].update(calls=1),
+    "the state pair": lambda one: one.state[one.param_groups[0]["params"][0]].update(pair=(1, 2)),
+    "the state moments": lambda one: one.state[one.param_groups[0]["params"][0]].update(moments=[torch.zeros(1)]),
+    "the state wave": lambda one: one.state[one.param_groups[0]["params"][0]].update(wave=torch.zeros(1) * 1j),
+    "the group's d": lambda one: one.param_groups[0].update(d=torch.ones(1)),
+}
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_what_no_file_would_give_back_is_refused_before_the_first_step(
+    lost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Forgetful(Strict):
+        def step(self, closure: Any = None) -> None:
+            LOST[lost](self)
+
+    monkeypatch.setitem(BUILDERS, "forgetful", lambda groups, settings: Forgetful(groups))
+    recorder = Recorder()
+    with pytest.raises(AssertionError, match=f"Forgetful cannot be resumed: files would not give back {lost}"):
+        run(optimizer="forgetful", on_event=recorder)
+    assert not recorder.steps
 
 
 @pytest.mark.usefixtures("no_report")

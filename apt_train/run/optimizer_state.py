@@ -9,6 +9,8 @@ In: `state_dict` with parameters by name instead of by number. Not in: files, ch
 from __future__ import annotations
 
 import contextlib
+import copy
+import json
 from collections import defaultdict
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -17,6 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
+
+from ..disk.tensor_writer import DTYPES
+from ..settings_field import is_tuple
 
 PREFIX = "optimizer/"
 _BY_DEVICE = ("params", "foreach", "fused", "capturable")  # how a group is computed, which depends on the device
@@ -46,7 +51,8 @@ def put_back(optimizer: Optimizer, names: Mapping[str, Parameter], tensors: Mapp
     numbered = [order[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
     now = optimizer.state_dict()
     before = kept.get("groups", [{}] * len(now["param_groups"]))
-    groups = [{**group, **_like(group, saved)} for group, saved in zip(now["param_groups"], before, strict=True)]
+    full = [_stepped(optimizer, group, group["params"][0])[0].param_groups[0] for group in optimizer.param_groups]
+    groups = [{**group, **old} for group, old in zip(now["param_groups"], map(_like, full, before), strict=True)]
     state = {number: by_name[name] for number, name in enumerate(numbered) if name in by_name}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     for name, given in by_name.items():  # torch casts all but steps to the parameter's dtype
@@ -66,22 +72,57 @@ def learning(optimizer: Optimizer) -> Generator[None]:
 
 
 def kept_for(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors that this optimizer keeps for each parameter, by key, without their data."""
-    known = {shape: _kept(optimizer, shape) for shape in {parameter.shape for parameter in parameters.values()}}
-    return {name: known[parameter.shape] for name, parameter in parameters.items()}
+    """The tensors that this optimizer keeps for each parameter, by key, without their data.
+
+    AssertionError: it keeps something else that a resumed run would not get back.
+    """
+    found: dict[int, dict[str, Tensor]] = {}
+    for group in optimizer.param_groups:
+        one_each = {one.shape: one for one in group["params"]}
+        known = {shape: _kept(optimizer, group, one) for shape, one in one_each.items()}
+        found |= {id(one): known[one.shape] for one in group["params"]}
+    return {name: found[id(parameter)] for name, parameter in parameters.items()}
 
 
-def _kept(optimizer: Optimizer, shape: torch.Size) -> dict[str, Tensor]:
-    """For a parameter of `shape`; found by one step of a twin on zeros."""
-    twin = torch.zeros(shape, requires_grad=True)
+def _kept(optimizer: Optimizer, group: Values, parameter: Tensor) -> dict[str, Tensor]:
+    stepped, twin = _stepped(optimizer, group, parameter)
+    lost = next(_lost(stepped, optimizer, twin), None)
+    assert lost is None, f"{type(optimizer).__name__} cannot be resumed: files would not give back {lost}"
+    return {key: value.to("meta") for key, value in stepped.state[twin].items() if isinstance(value, Tensor)}
+
+
+def _stepped(optimizer: Optimizer, group: Values, parameter: Tensor) -> tuple[Optimizer, Tensor]:
+    """A twin of an optimizer after one step on zeros, with one parameter of a group; and that parameter."""
+    twin = torch.zeros(parameter.shape, device="cpu" if parameter.is_meta else parameter.device, requires_grad=True)
     twin.grad = torch.zeros_like(twin)
     blank = object.__new__(type(optimizer))  # no constructor: nobody knows what it takes
-    group = {**optimizer.param_groups[0], "params": [twin]}
-    vars(blank).update({**vars(optimizer), "state": defaultdict(dict), "param_groups": [group]})
+    own = {**copy.deepcopy({key: value for key, value in group.items() if key != "params"}), "params": [twin]}
+    vars(blank).update({**vars(optimizer), "state": defaultdict(dict), "param_groups": [own]})
     with learning(blank):
         blank.step()
-    kept = {key: value for key, value in blank.state[twin].items() if isinstance(value, Tensor)}
-    return {key: value.to("meta") for key, value in kept.items()}
+    return blank, twin
+
+
+def _lost(stepped: Optimizer, before: Optimizer, parameter: Tensor) -> Generator[str]:
+    """What one step has left anywhere but in `take`, or in a form that files do not give back."""
+    for key, value in vars(stepped).items():  # a flag may say which mode it is in, or what torch has checked
+        if key not in ("state", "param_groups") and not isinstance(value, bool) and value is not vars(before).get(key):
+            yield f"the attribute {key}"
+    yield from (f"the state {key}" for key in stepped.state if key is not parameter)
+    for key, value in stepped.state[parameter].items():
+        if not (type(value) is Tensor and value.dtype in DTYPES or _comes_back(value)):
+            yield f"the state {key}"
+    for key, value in stepped.param_groups[0].items():
+        if key not in ("params", *_BY_DEVICE) and not _comes_back(list(value) if is_tuple(value) else value):
+            yield f"the group's {key}"
+
+
+def _comes_back(value: Any) -> bool:
+    """Whether JSON gives back an equal value."""
+    try:
+        return json.loads(json.dumps(value)) == value
+    except (TypeError, ValueError):
+        return False
 
 
 def _like(group: Mapping[str, Any], saved: Values) -> Values:
@@ -97,6 +138,6 @@ def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for whole, tensor in tensors.items():
         if whole.startswith(PREFIX):
-            key, name = whole.removeprefix(PREFIX).split("/", 1)
+            key, name = whole.removeprefix(PREFIX).rsplit("/", 1)
             found.setdefault(name, {})[key] = tensor
     return found

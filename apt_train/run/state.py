@@ -218,7 +218,9 @@ def _check_tensors(run: Training, tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
             raise Damaged(f"{name} in {STATE_TENSORS} has another shape or type than the run's")
-        if not torch.isfinite(tensor).all() or ("/exp_avg_sq/" in name and bool((tensor < 0).any())):
+        wide = tensor.half() if tensor.element_size() == 1 else tensor  # torch compares no floats of one byte
+        never_negative = "/exp_avg_sq/" in name and tensor.is_floating_point()  # integers are codes
+        if not torch.isfinite(wide).all() or (never_negative and bool((wide < 0).any())):
             raise Damaged(f"{name} in {STATE_TENSORS} holds values that training never has")
 
 
@@ -234,7 +236,7 @@ def _is_like_optimizer(value: Any, run: Training) -> bool:
     if not (is_list(groups) and len(groups) == len(known) and all(is_object(g) for g in groups)):
         return False
     pairs = [(old[key], new[key]) for old, new in zip(groups, known, strict=True) for key in old.keys() & new.keys()]
-    fits = all(new is None or _is_like(old, new) for old, new in pairs)
+    fits = all(new is None or old == new or _is_like(old, new) for old, new in pairs)
     return fits and value["values"].keys() <= run.trainable.keys()
 
 

@@ -20,15 +20,18 @@ def build_optimizer(
 ) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
     """Build the optimizer over the adapter and, without weight decay, the identifier's rows, each at its own rate.
 
-    Returns the trained parameters by name, and the optimizer that the settings choose.
+    Returns the trained parameters by name, and the optimizer that the settings choose. AssertionError: a run with it
+    could not be resumed.
     """
     settings = config.optimizer
-    lora = {f"adapter.{name}": parameter for name, parameter in adapter.parameters.items()}
+    lora = {f"adapter.{name}": one for name, one in adapter.parameters.items() if one.requires_grad}
     rows = {f"identifier.{i}": row for i, row in enumerate(identifier.rows)} if identifier is not None else {}
     groups = [_group(lora, settings.learning_rate, settings.weight_decay)]
     if rows:
         groups.append(_group(rows, settings.embedding_learning_rate, 0.0))
-    return {**lora, **rows}, BUILDERS[settings.optimizer](groups, settings)
+    trained, optimizer = {**lora, **rows}, BUILDERS[settings.optimizer](groups, settings)
+    kept_for(optimizer, trained)  # to know before the first step that its state will come back
+    return trained, optimizer
 
 
 def _group(parameters: Mapping[str, nn.Parameter], rate: float, decay: float) -> dict[str, Any]:

@@ -148,7 +148,8 @@ def _refuse(run: Run, values: StepValues) -> None:
 def _move(run: Run) -> None:
     """Until this is called, the last step can be saved."""
     run.updating = True
-    run.scaler.step(run.optimizer)
+    with seeded(run.config.seed, "optimizer", run.steps_done, device=run.device):
+        run.scaler.step(run.optimizer)
     run.scaler.update()
 
 
