@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kind:
-    """What is trained on each adapted linear layer, whose weight is (rows, columns).
+    """What is trained on each adapted layer. The weight of a linear one is (rows, columns).
 
     Args:
         title: the kind's name as people write it.
@@ -54,14 +54,14 @@ class Kind:
 
 def _lora_config(settings: AdapterConfig, targets: list[str]) -> PeftConfig:
     from peft import LoraConfig
-    from peft.tuners.lora.layer import Linear
+    from peft.tuners.lora.layer import Conv2d, Linear
     from torch import nn
 
     alpha: Any = settings.effective_alpha  # peft annotates it as an int, and scales by any number
     config = LoraConfig(r=settings.rank, lora_alpha=alpha, lora_dropout=settings.dropout, target_modules=targets)
     # Named explicitly: otherwise peft probes every installed quantisation library, and fails if some other package's
     # torchao is too old for it.
-    config._register_custom_module({nn.Linear: Linear})  # pyright: ignore[reportPrivateUsage]
+    config._register_custom_module({nn.Linear: Linear, nn.Conv2d: Conv2d})  # pyright: ignore[reportPrivateUsage]
     return config
 
 
@@ -72,14 +72,15 @@ def _compute_in_input_type(layer: Any, name: str, settings: AdapterConfig) -> No
     every float32 copy of an input.
     """
     layer.cast_input_dtype_enabled = False
-    for linear in (layer.lora_A[name], layer.lora_B[name]):
-        linear.forward = MethodType(_linear, linear)  # not a partial, of which compiled blocks each need a version
+    for product in (layer.lora_A[name], layer.lora_B[name]):
+        product.forward = MethodType(_product, product)  # not a partial, of which compiled blocks each need a version
 
 
-def _linear(module: Any, x: Tensor) -> Tensor:
+def _product(module: Any, x: Tensor) -> Tensor:
     from torch.nn.functional import linear
 
-    return linear(x, module.weight.to(x.dtype))
+    weight = module.weight.to(x.dtype)
+    return linear(x, weight) if weight.dim() == 2 else module._conv_forward(x, weight, None)
 
 
 def _rank_stabilized(rank: int, alpha: float) -> float:
@@ -108,6 +109,7 @@ def _put_magnitude_on(layer: Any, name: str, settings: AdapterConfig) -> None:
 
     _compute_in_input_type(layer, name, settings)
     weight = layer.get_base_layer().weight.detach()
+    assert weight.dim() == 2, "a DoRA takes linear layers only"
     layer.lora_magnitude = nn.ParameterDict({name: nn.Parameter(_column_norms(weight.float()))})
 
     def rescale(layer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from peft import LoKrConfig, LoraConfig
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -106,6 +107,10 @@ def adapted(
     parts = tiny_components(model)
     parts.unet.to(dtype)
     adapter_of(parts.unet, small(kind=kind, targets=targets, **settings), parts.family, None, seed=1)
+    return moved(parts)
+
+
+def moved(parts: Components) -> Components:
     draws = generator("filled")
     with torch.no_grad():
         for parameter in Adapter(parts.unet).parameters.values():
@@ -288,6 +293,44 @@ def test_the_weights_its_file_gives_act_as_the_live_adapter(kind: str, model: st
     torch.testing.assert_close(predicted(read, model), predicted(live, model), atol=5e-5, rtol=1e-4)
 
 
+ANYWHERE = ("to_q", "conv1", "conv2", "conv_shortcut", "conv", "proj_in", "conv_in", "time_emb_proj", "linear_1")
+
+
+@pytest.mark.parametrize(("dtype", "off"), [(torch.float32, 1e-4), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("model", ["sd15", "sdxl"])
+def test_a_lora_may_sit_on_any_layer_with_a_matrix(model: str, dtype: torch.dtype, off: float) -> None:
+    """On convolutions too, if a family names them: it acts from its file as it acted live."""
+    live, read = tiny_components(model), tiny_components(model)
+    live.unet.to(dtype)
+    prior = predicted(live, model, dtype)
+    add_adapter(live.unet, small(), targets=ANYWHERE)
+    assert torch.equal(predicted(live, model, dtype), prior)
+    lora, names = in_file(moved(live), small()), read.family.file_words.network_names(read.unet)
+    layers = {name: tensor for name, tensor in lora.items() if name.endswith(".lora_down.weight")}
+    assert {tensor.dim() for tensor in layers.values()} == {2, 4}
+    with torch.no_grad():
+        for name in (key.partition(".")[0] for key in layers):
+            ends = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"}
+            weight = read.unet.get_submodule(names[name]).get_parameter("weight")
+            weight += change({part: lora[f"{name}.{end}"] for end, part in ends.items()}, weight)
+    torch.testing.assert_close(predicted(read, model), predicted(live, model, dtype).float(), atol=off, rtol=off)
+
+
+def test_t_lora_takes_ranks_away_on_any_layer() -> None:
+    """At the noisiest timestep the second half of the ranks is as if it were zero."""
+    ranks, timesteps = RankByTimestep(4, 2, even_levels(1000)), torch.tensor([999, 999])
+    parts = tiny_components()
+    adapter = add_adapter(parts.unet, small(), targets=ANYWHERE, ranks=ranks)
+    moved(parts)
+    with adapter.at(timesteps):
+        masked = predicted(parts)
+    assert not torch.equal(masked, predicted(parts))
+    with torch.no_grad():
+        for name, parameter in adapter.parameters.items():
+            parameter[2:] *= "lora_A" not in name
+    torch.testing.assert_close(predicted(parts), masked)
+
+
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("model", ["sd15", "sdxl"])
 def test_its_file_put_back_is_the_live_adapter(kind: str, model: str) -> None:
@@ -456,6 +499,39 @@ def test_what_a_kind_puts_on_a_layer_knows_the_settings(monkeypatch: pytest.Monk
     monkeypatch.setitem(KINDS, "seen", replace(lora, put_on=lambda layer, name, settings: seen.append(settings)))
     adapted("seen", rank=3, dropout=0.25)
     assert seen and {(one.rank, one.dropout, one.kind) for one in seen} == {(3, 0.25, "seen")}
+
+
+def test_a_weight_without_a_name_in_a_file_is_told_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KINDS, "short", replace(KINDS["lora"], parts={"lora_A.weight": "lora_down.weight"}))
+    unet = tiny_components().unet
+    with pytest.raises(
+        AssertionError, match=r"to_[kqv].lora_B.weight has no name in a file: list it in the kind's parts"
+    ):
+        add_adapter(unet, small(kind="short"))
+    assert not Adapter(unet).parameters
+
+
+def test_a_weight_has_one_name_in_files_whatever_the_kind() -> None:
+    """Because it is looked up among all kinds."""
+    pairs = {pair for kind in KINDS.values() for pair in kind.parts.items()}
+    assert len(pairs) == len(dict(pairs)) == len({theirs for _, theirs in pairs})
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_kind_may_leave_weights_as_they_were_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As LoRA-FA does. They are written with the others, and no gradient, moment or decay is theirs."""
+
+    def freeze(layer: Any, name: str, settings: AdapterConfig) -> None:
+        layer.lora_A[name].weight.requires_grad_(False)
+
+    monkeypatch.setitem(KINDS, "half", replace(KINDS["lora"], put_on=freeze))
+    settings: dict[str, Any] = {**PLAIN, "kind": "half", "balance_every": 1, "weight_decay": 1.0}
+    run(output_dir=tmp_path, on_event=stopping(2), **settings)
+    result, first = run(output_dir=tmp_path, resume=True, **settings), run(**{**settings, "steps": 1})
+    assert same_weights(result, run(**settings))
+    kept = [key for key, tensor in result.lora.items() if torch.equal(tensor, first.lora[key])]
+    assert {key.partition(".")[2] for key in kept} == {"lora_down.weight", "alpha"}
+    assert not [name for name in load_file(tmp_path / "snapshots/step_000004/state.safetensors") if "lora_A" in name]
 
 
 # ---- another one -------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from apt_train.adapter import Adapter, add_adapter
 from apt_train.config import AdapterConfig, AdapterTargets
 from apt_train.errors import InputError
 from apt_train.families.components import Components, Family
-from apt_train.families.sd.layer_names import sgm_path
+from apt_train.families.sd.layer_names import original_path
 from apt_train.families.sd.published import FILE_WORDS
 from apt_train.run.export import kohya_name, lora_from_kohya, lora_to_kohya, save_embedding, save_lora
 from apt_train.sample.apply import personalized
@@ -194,7 +194,7 @@ def test_sgm_names_never_meet() -> None:
     config = {"layers_per_block": [1, 3, 2], "down_block_types": ["a", "b", "c"]}
     modules = [f"down_blocks.{x}.attentions.{i}.q" for x, n in enumerate([1, 3, 2]) for i in range(n)]
     modules += [f"up_blocks.{x}.attentions.{i}.q" for x, n in enumerate([2, 3, 1]) for i in range(n + 1)]
-    names = [sgm_path(module, config) for module in [*modules, "mid_block.attentions.0.q"]]
+    names = [original_path(module, config) for module in [*modules, "mid_block.attentions.0.q"]]
     assert None not in names and len(set(names)) == len(names)
 
 
@@ -253,8 +253,8 @@ def test_names_of_the_other_family_are_refused() -> None:
 
 
 def test_layers_without_a_name_are_refused() -> None:
-    with pytest.raises(RuntimeError, match=r"time_embedding\.linear_1"):
-        lora_to_kohya({"time_embedding.linear_1.lora_A.weight": torch.zeros(1, 1)}, 1.0, SDXL, {})
+    with pytest.raises(RuntimeError, match=r"other_embedding\.linear_1"):
+        lora_to_kohya({"other_embedding.linear_1.lora_A.weight": torch.zeros(1, 1)}, 1.0, SDXL, {})
     with pytest.raises(RuntimeError, match="to_q.bias"):
         lora_to_kohya({"mid_block.attentions.0.to_q.bias": torch.zeros(1)}, 1.0, SD15, {})
 

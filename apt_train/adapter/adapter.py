@@ -7,7 +7,7 @@ a file (`export`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -123,7 +123,11 @@ class Adapter:
             del self._unet.peft_config
 
     def _apply_mask(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        return None if self._mask is None else output * self._mask[:, None, :].to(output.dtype)
+        if self._mask is None:
+            return None
+        others = [1] * (output.dim() - 2)  # positions, which follow the ranks in a convolution's output
+        shape = (-1, output.shape[1], *others) if isinstance(module, nn.Conv2d) else (-1, *others, output.shape[-1])
+        return output * self._mask.view(shape).to(output.dtype)
 
 
 def add_adapter(
@@ -150,6 +154,8 @@ def add_adapter(
                 kind.put_on(layer, ADAPTER, settings)
             adapter = Adapter(unet, ranks, settings.kind)
             _draw(adapter.parameters, kind)
+        nameless = [name for name in adapter.parameters if not _is_among(kind.parts, name)]
+        assert not nameless, f"{nameless[0]} has no name in a file: list it in the kind's parts"
     except BaseException:  # out of memory, for example: leave no partial adapter
         Adapter(unet).remove()
         raise
@@ -175,8 +181,12 @@ def _draw(parameters: Mapping[str, nn.Parameter], kind: Kind) -> None:
     for parameter in parameters.values():
         parameter.data = parameter.data.float()
     for name, parameter in parameters.items():
-        if name.endswith(tuple(f".{part}" for part in kind.drawn)):
+        if _is_among(kind.drawn, name):
             parameter.data.copy_(nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=5**0.5))
+
+
+def _is_among(parts: Iterable[str], name: str) -> bool:
+    return name.endswith(tuple(f".{part}" for part in parts))
 
 
 def _layers(unet: nn.Module) -> Iterator[tuple[str, Any]]:

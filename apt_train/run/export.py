@@ -114,7 +114,7 @@ def _file_keys(state: Iterable[str], family: Family, unet_config: Mapping[str, A
         module, part = _split(key)
         name = kohya_name(module, family, unet_config)
         if name is None:
-            raise RuntimeError(f"{key} has no name in a LoRA file: only attention and feed-forward layers do.")
+            raise RuntimeError(f"{key} has no name in a LoRA file: the model's family names no such layer.")
         names[key] = f"{name}.{part}"
     assert len(set(names.values())) == len(names), "two layers share a name"
     return names

@@ -100,11 +100,6 @@ def original_path(path: str, config: Mapping[str, Any]) -> str | None:
     return f"{row}.{first + number}.0.{_RESNET.get(rest, rest)}"
 
 
-def sgm_path(module: str, unet_config: Mapping[str, Any]) -> str | None:
-    """`down_blocks.1.attentions.0.X` -> `input_blocks.4.1.X`, for any number of blocks; None: not in attention."""
-    return original_path(module, unet_config) if ".attentions." in module else None
-
-
 def _blocks(side: str, level: int, unet_config: Mapping[str, Any]) -> tuple[str, int, int]:
     """sgm's list of blocks on that side, the index of the level's first block in it, and its number of residual layers.
 

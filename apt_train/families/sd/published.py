@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ..components import Family
 from ..file_words import FileWords
-from .layer_names import encoder_names, model_of, sgm_path, unet_names
+from .layer_names import encoder_names, model_of, original_path, unet_names
 
 FamilyName = Literal["sd15", "sdxl"]
 _words = partial(FileWords, network_names=unet_names, encoder_names=encoder_names, model_of=model_of)
@@ -24,7 +24,7 @@ FILE_WORDS = {
     "sd15": _words("stable-diffusion-v1", "sd_v1"),
     "sd2": _words("stable-diffusion-v2-512", "sd_v2_base"),
     "sd2-768": _words("stable-diffusion-v2-768-v", "sd_v2_768_v"),
-    "sdxl": _words("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "sgm", sgm_path),
+    "sdxl": _words("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "sgm", original_path),
     "custom": _words(),  # any other UNet2DConditionModel, such as the embedded model
 }
 
