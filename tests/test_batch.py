@@ -232,6 +232,7 @@ def test_a_batch_holds_its_samples_in_order() -> None:
     (batch,) = batches(4)
     assert batch.latents.shape == batch.noise.shape == (4, 3, 2, 2) and batch.timesteps.dtype == torch.int64
     images = [["one", "two", "three"].index(caption) for caption in batch.captions]
+    assert list(batch.images) == images
     assert batch.size_ids.tolist() == [[100.0 + i, 200.0, 3.0, i, 8.0, 8.0] for i in images]
     assert batch.size_ids.dtype == torch.float32 and batch.mask is None
 

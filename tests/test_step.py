@@ -677,6 +677,22 @@ def test_a_term_may_depend_on_the_adapters_weights_alone() -> None:
         assert gradient is not None and torch.equal(gradient, weight), name
 
 
+@pytest.mark.parametrize("name", ["denoising", "prior_preservation", "loss", "gamma", "My term"])
+def test_a_term_with_a_name_that_is_taken_is_told(name: str) -> None:
+    """It would replace another term, or a field of the log, without a word."""
+    with pytest.raises(AssertionError, match=f"no term can be called {name}"):
+        Objective((Denoising(), Alone(name, lambda passes: passes.gamma.sum())))
+
+
+def test_a_term_reads_the_progress_only_if_the_total_is_part_of_the_run() -> None:
+    """Or a run could be resumed with another total."""
+    made = bench(Objective((Denoising(), Alone("late", lambda passes: passes.gamma.sum() * passes.progress))))
+    half, whole = (made.step(batch_of(), with_prior=False, progress=done).raw["late"] for done in (0.5, 1.0))
+    assert 2 * half == whole > 0
+    with pytest.raises(AssertionError, match="add its setting to reads_total_steps"):
+        made.step(batch_of(), with_prior=False, progress=None)
+
+
 def test_a_users_own_term_is_summed_and_logged_by_its_name() -> None:
     """The pull to the prior's prediction, written here alone: nothing else knows of it."""
 

@@ -29,7 +29,7 @@ from apt_train.families.sd.network import StableDiffusion
 from apt_train.rng import generator
 from apt_train.run.export import lora_to_kohya
 from apt_train.settings_field import all_said
-from apt_train.training import finish, step_values, update
+from apt_train.training import finish, loop, step_values, update
 from apt_train.training.objective import objective_of
 from tests.tiny import tiny_components, tiny_unet_without_decoder_attention, unet_of
 from tests.training import Recorder, pictures, quick_config, run, same_weights
@@ -321,6 +321,18 @@ def test_a_failure_inside_a_step_saves_the_step_before(tmp_path: Path, monkeypat
     resumed = run(output_dir=tmp_path / "run", resume=True, on_event=recorder)
     assert [event.step for event in recorder.steps] == [3, 4]
     assert same_weights(resumed, run())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("Weight norm", 1.0), ("denoising", 1.0), ("loss", 1.0), ("size", torch.ones(())), ("on", True)]
+)
+def test_a_number_that_the_log_would_not_give_back_is_told_at_once(
+    name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or every line with it would count as damaged, or its curve be missing."""
+    monkeypatch.setattr(loop, "optimizer_step", lambda run: {**update.optimizer_step(run), "numbers": {name: value}})
+    with pytest.raises(AssertionError, match=name):
+        run(output_dir=tmp_path, steps=2)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_snapshot(

@@ -45,6 +45,7 @@ class Batch:
     captions: list[str]  # with {subject}
     mask: Tensor | None  # (N, 1, h, w)
     size_ids: Tensor  # (N, 6): SDXL's original height, width, crop top, left, target height, width
+    images: Sequence[int] = ()  # each sample's picture, by its place in the set
 
 
 def draw_samples(bank: LatentBank, p_aug: Tensor, key: Key, *, count: int, process: Process) -> list[Sample]:
@@ -90,6 +91,7 @@ def collate(samples: Sequence[Sample], captions: Sequence[str], device: torch.de
         captions=[captions[sample.image] for sample in samples],
         mask=_collate_masks(samples, device),
         size_ids=sent(torch.tensor([sample.size_ids for sample in samples]), device),
+        images=[sample.image for sample in samples],
     )
 
 

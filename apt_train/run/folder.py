@@ -33,7 +33,7 @@ from ..wording import reason_of
 from .config_file import OURS, SavedConfig, read_config, write_config
 from .content import difference
 from .lock import held
-from .log import Log, add_to_line, append, cut_log, line_bytes
+from .log import Log, add_to_line, append, check_numbers, cut_log, line_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -153,6 +153,7 @@ class RunFolder:
 
     def log(self, event: StepEvent) -> None:
         """Append a step to `log.jsonl`. InputError: the disk is full, or the folder is gone."""
+        check_numbers(event.numbers, event.terms)
         raw = line_bytes(event.log_line())
         self._log.append(raw)
         lost = [not (self.path / name).exists() for name in (CONFIG, LOG)]

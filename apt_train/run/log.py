@@ -87,6 +87,14 @@ def numbers_of(line: Line) -> Line:
     return found
 
 
+def check_numbers(numbers: Line, terms: Collection[str]) -> None:
+    """AssertionError: one of a step's other numbers could not be read back, or would be taken for a term."""
+    for name, value in numbers.items():
+        free = TERM_NAME.fullmatch(name) and name not in ("loss", *terms)
+        assert free, f"no number can be called {name}: take lower-case letters, digits and _, and no term's name"
+        assert value is None or type(value) in NUMBERS, f"the number {name} is {value!r}, which is no int or float"
+
+
 def read_log(path: Path, bins: int | None = None) -> Log:
     """The log at `path`; empty if there is no file.
 

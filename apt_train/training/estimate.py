@@ -131,7 +131,8 @@ def _batch(plan: Plan) -> Batch:
     latents = torch.zeros(count, components.network.latent_channels(components.unet), side, side, device=META)
     timesteps = torch.zeros(count, dtype=torch.int64, device=META)
     captions = [_longest_caption(plan)] * count
-    return Batch(latents, torch.zeros_like(latents), timesteps, captions, None, torch.zeros(count, 6, device=META))
+    sizes = torch.zeros(count, 6, device=META)
+    return Batch(latents, torch.zeros_like(latents), timesteps, captions, None, sizes, images=[0] * count)
 
 
 def _longest_caption(plan: Plan) -> str:

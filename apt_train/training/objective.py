@@ -9,7 +9,8 @@ from torch import nn
 from ..config import TrainConfig
 from ..errors import InputError
 from ..families.network import Network
-from .terms import Denoising, Term, terms_of
+from ..run.log import FIELDS, TERM_NAME
+from .terms import Denoising, Preservation, Term, terms_of
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,12 @@ class Objective:
     lazy_prior: int = 1
     p_max: float = 0.8
     mask_fill: bool = False
+
+    def __post_init__(self) -> None:
+        names = [*(term.name for term in self.terms), Preservation.name]
+        for name in names:
+            free = names.count(name) == 1 and name not in FIELDS and TERM_NAME.fullmatch(name)
+            assert free, f"no term can be called {name}: take lower-case letters and _, no other term's name or field's"
 
     def needs_prior(self, step: int) -> bool:
         """Whether this step (0-based) runs the prior pass."""

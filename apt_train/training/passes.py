@@ -88,8 +88,14 @@ class Passes:
     indicator: OverfitIndicator  # has already observed this pass
     adapter: Mapping[str, Tensor]  # its weights by name, float32; a term may depend on them alone
     predict: Callable[[list[str], bool], Tensor]  # (captions, tuned?) -> a further pass on the same noisy latents
-    progress: float = 1.0  # 0 in the run's first step, 1 in its last
+    done: float | None = 1.0  # see `progress`; None: no setting makes the run depend on its total
     lazy_prior: int = 1  # the prior pass runs in every k-th step
+
+    @property
+    def progress(self) -> float:
+        """0 in the run's first step, 1 in its last."""
+        assert self.done is not None, "a term reads passes.progress: add its setting to reads_total_steps"
+        return self.done
 
     @property
     def gamma(self) -> Tensor:

@@ -58,8 +58,11 @@ class TrainingStep:
             attention=[term.attention for term in self.capturing if term.attention],
         )
 
-    def __call__(self, batch: Batch, *, with_prior: bool, progress: float = 1.0) -> StepOutput:
-        """The loss of a batch. `with_prior`: run the prior pass and what needs it; `progress`: 0 to 1 over the run."""
+    def __call__(self, batch: Batch, *, with_prior: bool, progress: float | None = 1.0) -> StepOutput:
+        """The loss of a batch. `with_prior`: run the prior pass and what needs it; `progress`: 0 to 1 over the run.
+
+        None: no term may read it.
+        """
         noisy = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         target = self.schedule.target(batch.latents, batch.noise, batch.timesteps)
 
@@ -76,7 +79,7 @@ class TrainingStep:
         passes = Passes(
             batch, target, self.schedule, tuned=tuned, prior=prior, indicator=self.indicator,
             adapter=self.adapter.parameters, predict=partial(self._again, noisy, batch),
-            progress=progress, lazy_prior=self.objective.lazy_prior,
+            done=progress, lazy_prior=self.objective.lazy_prior,
         )  # fmt: skip
         values = {term.name: term(passes) for term in acting}
         weighted = {name: value for name, (_, value) in values.items()}

@@ -71,7 +71,8 @@ def dry_passes(run: Run) -> None:
 
 def _accumulate(run: Run, batches: list[Batch], preserved: list[Batch], seen: Collected) -> None:
     """Forward and backward, batch by batch; the gradients sum to those of one large batch."""
-    with_prior, progress = run.plan.objective.needs_prior(run.steps_done), run.steps_done / max(1, run.config.steps - 1)
+    with_prior, config = run.plan.objective.needs_prior(run.steps_done), run.config
+    progress = run.steps_done / max(1, config.steps - 1) if config.reads_total_steps else None
     for micro, batch in enumerate(batches):
         draws = seeded(run.config.seed, "dropout", run.steps_done, micro, device=run.device)
         with draws, run.compiled.used():
