@@ -6,6 +6,7 @@ Not here: how many wait, and when (`test_room`).
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,11 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from apt_train.adapter_kinds import KINDS
+from apt_train.config import AdapterConfig
 from apt_train.events import NoticeEvent
 from apt_train.families.blocks_aside import BlocksAside, spread
 from apt_train.training import update
 from apt_train.training.memory import Savings
 from apt_train.training.notes import BLOCKS_ASIDE, ENCODERS_ASIDE
+from apt_train.training.on_device import adapter_on
 from apt_train.training.out_of_memory import STEPPED_DOWN
 from apt_train.training.plan import Plan
 from apt_train.training.train import train
@@ -201,6 +205,22 @@ def test_a_run_whose_blocks_wait_trains_to_the_same_bits(name: str, monkeypatch:
         monkeypatch.setattr(Plan, "savings", everything)
         assert same_weights(run(model, **settings), plain)
     assert all(map(torch.equal, model.unet.state_dict().values(), before.unet.state_dict().values()))
+
+
+def test_what_a_kind_froze_is_not_trained_because_its_block_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights then begin in main memory, and move to the device, which here is another one."""
+
+    def freeze(layer: Any, name: str, settings: AdapterConfig) -> None:
+        layer.lora_A[name].weight.requires_grad_(False)
+
+    monkeypatch.setitem(KINDS, "half", replace(KINDS["lora"], put_on=freeze))
+    plan: Any = SimpleNamespace(
+        components=tiny_components(), device=torch.device("meta"), config=quick_config(kind="half"),
+        objective=SimpleNamespace(rank_by_timestep=False),
+    )  # fmt: skip
+    with adapter_on(plan) as adapter:
+        assert {one.device.type for one in adapter.parameters.values()} == {"meta"}
+        assert all(one.requires_grad == ("lora_B" in name) for name, one in adapter.parameters.items())
 
 
 on_a_device = pytest.mark.skipif(not pretend_device.AVAILABLE, reason="this torch has no device written in Python")

@@ -56,7 +56,7 @@ def _counted(plan: Plan, savings: Savings, step: TrainingStep) -> Memory:
     with gradients_left_out(live, list(trainable.values())), _attention_of(plan.device), live:
         with step.adapter.at(batch.timesteps):
             step(batch, with_prior=prior).total.backward()
-    network = weight_bytes(components.unet.parameters()) - weight_bytes(step.adapter.parameters.values())
+    network = weight_bytes(one for one in components.unet.parameters() if not one.requires_grad)
     blocks = tuple(
         weight_bytes(one for one in block.parameters() if not one.requires_grad)
         for block in components.network.blocks(components.unet)

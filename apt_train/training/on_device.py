@@ -55,7 +55,8 @@ def adapter_on(plan: Plan) -> Generator[Adapter]:
     try:
         for parameter in adapter.parameters.values():
             if parameter.device.type != plan.device.type:  # that of a block which waits begins in main memory
-                torch.utils.swap_tensors(parameter, nn.Parameter(parameter.detach().to(plan.device)))
+                moved = nn.Parameter(parameter.detach().to(plan.device), parameter.requires_grad)
+                torch.utils.swap_tensors(parameter, moved)
         yield adapter
     finally:
         adapter.remove()
