@@ -257,6 +257,8 @@ def test_what_it_draws_at_random_is_drawn_again(tmp_path: Path, monkeypatch: pyt
 
 LOST: dict[str, Any] = {  # what an optimizer keeps, by what it does in a step
     "the attribute calls": lambda one: setattr(one, "calls", 1),
+    "the attribute moments": lambda one: one.moments.update(m=torch.zeros(1)),
+    "the attribute inner": lambda one: one.inner.step(),
     "the state all": lambda one: one.state["all"].update(calls=1),
     "the state pair": lambda one: one.state[one.param_groups[0]["params"][0]].update(pair=(1, 2)),
     "the state moments": lambda one: one.state[one.param_groups[0]["params"][0]].update(moments=[torch.zeros(1)]),
@@ -270,6 +272,12 @@ def test_what_no_file_would_give_back_is_refused_before_the_first_step(
     lost: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Forgetful(Strict):
+        def __init__(self, groups: Any) -> None:
+            super().__init__(groups)
+            self.calls, self.moments = 0, dict[str, Tensor]()
+            if "inner" in lost:
+                self.inner = torch.optim.SGD(groups, momentum=0.9)
+
         def step(self, closure: Any = None) -> None:
             LOST[lost](self)
 

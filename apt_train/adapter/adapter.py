@@ -125,9 +125,9 @@ class Adapter:
     def _apply_mask(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if self._mask is None:
             return None
-        others = [1] * (output.dim() - 2)  # positions, which follow the ranks in a convolution's output
-        shape = (-1, output.shape[1], *others) if isinstance(module, nn.Conv2d) else (-1, *others, output.shape[-1])
-        return output * self._mask.view(shape).to(output.dtype)
+        axis = 1 if isinstance(module, nn.Conv2d) else -1  # of the ranks
+        mask = self._mask.view(len(output), *[1] * (output.dim() - 2), -1).to(output.dtype)
+        return (output.movedim(axis, -1) * mask).movedim(-1, axis)
 
 
 def add_adapter(

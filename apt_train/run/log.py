@@ -90,9 +90,9 @@ def numbers_of(line: Line) -> Line:
 def check_numbers(numbers: Line, terms: Collection[str]) -> None:
     """AssertionError: one of a step's other numbers could not be read back, or would be taken for a term."""
     for name, value in numbers.items():
-        free = TERM_NAME.fullmatch(name) and name not in ("loss", *terms)
-        assert free, f"no number can be called {name}: take lower-case letters, digits and _, and no term's name"
-        assert value is None or type(value) in NUMBERS, f"the number {name} is {value!r}, which is no int or float"
+        named, plain = TERM_NAME.fullmatch(name), value is None or type(value) in NUMBERS
+        rule = "an int or float under a name of lower-case letters, digits and _ that no term has"
+        assert named and plain and name not in ("loss", *terms), f"{name} = {value!r} cannot be logged: give {rule}"
 
 
 def read_log(path: Path, bins: int | None = None) -> Log:

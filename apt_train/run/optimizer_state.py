@@ -85,8 +85,9 @@ def kept_for(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str
 
 
 def _kept(optimizer: Optimizer, group: Values, parameter: Tensor) -> dict[str, Tensor]:
+    before = _traces(optimizer)
     stepped, twin = _stepped(optimizer, group, parameter)
-    lost = next(_lost(stepped, optimizer, twin), None)
+    lost = next(_lost(stepped, before, twin), None)
     assert lost is None, f"{type(optimizer).__name__} cannot be resumed: files would not give back {lost}"
     return {key: value.to("meta") for key, value in stepped.state[twin].items() if isinstance(value, Tensor)}
 
@@ -103,11 +104,10 @@ def _stepped(optimizer: Optimizer, group: Values, parameter: Tensor) -> tuple[Op
     return blank, twin
 
 
-def _lost(stepped: Optimizer, before: Optimizer, parameter: Tensor) -> Generator[str]:
+def _lost(stepped: Optimizer, before: dict[str, int], parameter: Tensor) -> Generator[str]:
     """What one step has left anywhere but in `take`, or in a form that files do not give back."""
-    for key, value in vars(stepped).items():  # a flag may say which mode it is in, or what torch has checked
-        if key not in ("state", "param_groups") and not isinstance(value, bool) and value is not vars(before).get(key):
-            yield f"the attribute {key}"
+    yield from (f"the attribute {key}" for key, trace in _traces(stepped).items() if trace != before.get(key))
+    yield from (f"the attribute {key}" for key, value in vars(stepped).items() if isinstance(value, Optimizer))
     yield from (f"the state {key}" for key in stepped.state if key is not parameter)
     for key, value in stepped.state[parameter].items():
         if not (type(value) is Tensor and value.dtype in DTYPES or _comes_back(value)):
@@ -115,6 +115,13 @@ def _lost(stepped: Optimizer, before: Optimizer, parameter: Tensor) -> Generator
     for key, value in stepped.param_groups[0].items():
         if key not in ("params", *_BY_DEVICE) and not _comes_back(list(value) if is_tuple(value) else value):
             yield f"the group's {key}"
+
+
+def _traces(optimizer: Optimizer) -> dict[str, int]:
+    """By which to see that an attribute has changed. Flags are left out, as they may say which mode it is in."""
+    own = {key: value for key, value in vars(optimizer).items() if key not in ("state", "param_groups")}
+    own = {key: value for key, value in own.items() if not isinstance(value, bool)}
+    return {key: len(value) if type(value) in (dict, list, defaultdict) else id(value) for key, value in own.items()}
 
 
 def _comes_back(value: Any) -> bool:

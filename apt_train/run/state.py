@@ -219,8 +219,8 @@ def _check_tensors(run: Training, tensors: dict[str, Tensor]) -> None:
         if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
             raise Damaged(f"{name} in {STATE_TENSORS} has another shape or type than the run's")
         wide = tensor.half() if tensor.element_size() == 1 else tensor  # torch compares no floats of one byte
-        never_negative = "/exp_avg_sq/" in name and tensor.is_floating_point()  # integers are codes
-        if not torch.isfinite(wide).all() or (never_negative and bool((wide < 0).any())):
+        squares = "/exp_avg_sq/" in name and tensor.is_floating_point()  # integers are codes
+        if not torch.isfinite(wide).all() or (squares and bool((wide < 0).any())):
             raise Damaged(f"{name} in {STATE_TENSORS} holds values that training never has")
 
 
