@@ -110,7 +110,7 @@ def _lost(stepped: Optimizer, before: dict[str, int], parameter: Tensor) -> Gene
     yield from (f"the attribute {key}" for key, value in vars(stepped).items() if isinstance(value, Optimizer))
     yield from (f"the state {key}" for key in stepped.state if key is not parameter)
     for key, value in stepped.state[parameter].items():
-        if not (type(value) is Tensor and value.dtype in DTYPES or _comes_back(value)):
+        if not (type(value) in (Tensor, type(parameter)) and value.dtype in DTYPES or _comes_back(value)):
             yield f"the state {key}"
     for key, value in stepped.param_groups[0].items():
         if key not in ("params", *_BY_DEVICE) and not _comes_back(list(value) if is_tuple(value) else value):
