@@ -66,6 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except OSError as error:
             what = error.filename or "A file"
             return _complain(f"{what} cannot be used ({error.strerror or error}): check its path and permissions.", 2)
+        except (RuntimeError, MemoryError) as error:
+            from .training.out_of_memory import is_out_of_memory
+
+            if not is_out_of_memory(error):
+                raise
+            return _complain("Out of memory: close other programs, or use a smaller model or fewer pictures.", 2)
         except KeyboardInterrupt as error:
             if is_terminal(sys.stderr):
                 print(file=sys.stderr)  # the terminal echoed ^C where the sentence would begin

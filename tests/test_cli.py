@@ -394,6 +394,17 @@ def test_unwritable_and_full_disks_in_words(
         assert word in refused(arguments(model, photos, tmp_path / "out"), capsys)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory: you tried")])
+def test_no_memory_to_read_a_model_is_told(
+    error: Exception, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("apt_train.families.load.load_checkpoint", full)
+    assert "Out of memory" in refused(arguments(tmp_path, photos, tmp_path / "out"), capsys)
+
+
 def test_nan_latents_are_refused(
     model: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,8 +208,9 @@ def test_check_writable_refuses_a_read_only_folder(tmp_path: Path, monkeypatch: 
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(InputError, match="not writable"):
-        check_writable(tmp_path / "run")
+    for asked in (tmp_path, tmp_path / "run" / "first"):
+        with pytest.raises(InputError, match=f": {re.escape(str(tmp_path))} is not writable"):
+            check_writable(asked)
 
 
 NO_NAMES = ["con.safetensors", "NUL", "com1.tar.gz", "con .txt", "CONIN$", "lpt².txt", "a" * 300, "é" * 128, ""]

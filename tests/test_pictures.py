@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms, PngImagePlugin, features
+from PIL import Image, ImageCms, ImageFile, PngImagePlugin, features
 
 from apt_train.data import color_profiles, pictures
 from apt_train.data.dataset import load_images
@@ -134,6 +134,16 @@ def test_stripping_a_jpeg_leaves_its_colours(tmp_path: Path, mode: str) -> None:
     plain = written(tmp_path / "plain.jpg", jpeg_with(noise().convert(mode)))
     path = written(tmp_path / "a.jpg", jpeg_with(noise().convert(mode), (2, b"ICC_PROFILE\0")))
     assert torch.equal(read_picture(path, WHITE).pixels, read_picture(plain, WHITE).pixels)
+
+
+def test_half_a_picture_is_refused_whatever_another_part_has_told_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    whole = png_with(noise())
+    with pytest.raises(InputError, match="cannot be read as a picture"):
+        read_picture(written(tmp_path / "a.png", whole[: len(whole) // 2]), WHITE)
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def test_metadata_left_aside_is_said_once(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import contextlib
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from torch.nn import functional
 
 from apt_train import ImageSet, TrainConfig, load_checkpoint, load_images, train
 from apt_train.errors import InputError
@@ -80,6 +82,15 @@ SWITCHED: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "another device": lambda: switched(torch.set_default_device, "meta", None),  # as a program on a GPU sets cuda
     "a block of another device": lambda: torch.device("meta"),
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "float32 rounded": lambda: switched(torch.set_float32_matmul_precision, "medium", "highest"),
+    "both of torch's interfaces": lambda: switched(
+        lambda kind: setattr(torch.backends, "fp32_precision", kind), "tf32", "none"
+    ),
+    "an attention without gradients": lambda: switched(
+        partial(setattr, functional, "scaled_dot_product_attention"),
+        torch.no_grad()(functional.scaled_dot_product_attention),
+        functional.scaled_dot_product_attention,
+    ),
 }
 
 

@@ -6,6 +6,7 @@ Not here: how bytes are counted (`test_memory_bench`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -254,6 +256,14 @@ def test_auto_saves_no_more_memory_than_it_must(
         assert made.memory is not None and fits(made.memory, int(free * GB))
         assert not fits(LADDER[Savings(PARTS, True)].with_aside(expected.blocks_aside - 1), int(free * GB))
     assert (BLOCKS_ASIDE in notes_of(made)) is (expected.blocks_aside > 0)
+
+
+def test_a_system_may_hide_how_much_memory_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hidden() -> None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "/proc/meminfo")
+
+    monkeypatch.setattr(psutil, "virtual_memory", hidden)
+    assert free_bytes(torch.device("cpu")) is None
 
 
 def test_the_defaults_where_nothing_is_known_of_the_memory() -> None:

@@ -33,6 +33,13 @@ class Broken(io.StringIO):
         raise self.error
 
 
+class WriteOnly:
+    """What other programs put in a stream's place: no `isatty`, `flush`, `encoding` or `fileno`."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 ERRORS: dict[str, Any] = {
     "gone terminal": lambda: Broken(OSError(errno.EIO, "Input/output error")),
     "full disk": lambda: Broken(OSError(errno.ENOSPC, "No space left on device")),
@@ -40,6 +47,7 @@ ERRORS: dict[str, Any] = {
     "closed stream": lambda: Broken(ValueError("I/O operation on closed file.")),
     "written to by a signal": lambda: Broken(RuntimeError("reentrant call inside <_io.BufferedWriter>")),
     "none": lambda: None,
+    "that can only be written to": lambda: WriteOnly(),
 }
 
 

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Generator
 from typing import Any, TextIO, cast
 
-# Closed pipe, full disk or lost terminal; closed stream; signal during a write.
-_LOST = (OSError, ValueError, RuntimeError)
+# Closed pipe, full disk or lost terminal; closed stream; signal during a write; an object that can only be written to.
+_LOST = (OSError, ValueError, RuntimeError, AttributeError)
 
 
 class _Lossy:
@@ -52,7 +52,7 @@ def lossy(stream: TextIO | None) -> TextIO:
 
 def is_terminal(stream: TextIO) -> bool:
     """Whether it is a terminal, where lines can be redrawn."""
-    with contextlib.suppress(OSError, ValueError):  # closed
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, or an object that can only be written to
         return stream.isatty()
     return False
 

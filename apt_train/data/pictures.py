@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, features
+from PIL import Image, ImageColor, ImageFile, features
 from torch import Tensor
 
 from ..disk.silenced import stderr_silenced
@@ -143,10 +143,17 @@ def resize_mask(mask: Tensor, size: tuple[int, int], box: tuple[float, float, fl
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """Suppress Pillow's own warnings, which name no picture; those that matter become remarks or errors here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Suppress Pillow's own warnings, which name no picture; those that matter become remarks or errors here.
+
+    Half a file is refused, even if another part of the program has told Pillow to read the rest as grey.
+    """
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _reads_avif() -> bool:

@@ -92,14 +92,14 @@ def check_writable(folder: str | Path) -> None:
     Raises:
         InputError: `folder`, or its nearest existing ancestor, takes no new file.
     """
-    folder = Path(folder)
+    existing = Path(folder)
     try:
-        existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+        existing = next(path for path in (existing, *existing.absolute().parents) if os.path.lexists(path))
         if not existing.is_dir():
             raise InputError(f"{existing} is not a folder, so nothing can be written below it: choose another folder.")
         _try_to_write(existing)
     except OSError as error:
-        raise InputError(_in_words(error, folder / "output")) from error
+        raise InputError(_in_words(error, existing / "output")) from error
 
 
 def check_new_file(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 
 import psutil
@@ -61,7 +62,9 @@ class Savings:
 def free_bytes(device: torch.device) -> int | None:
     """Bytes of a device's memory available to us; None if the device does not report them."""
     if device.type == "cpu":
-        return int(psutil.virtual_memory().available)
+        with contextlib.suppress(OSError):  # /proc is missing
+            return int(psutil.virtual_memory().available)
+        return None
     if recommended := _recommended(device):
         held = torch.mps.driver_allocated_memory()
         left = min(psutil.virtual_memory().available, recommended - held)
