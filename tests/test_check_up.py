@@ -311,6 +311,16 @@ def test_samples_stand_beside_the_priors(own: CheckUp) -> None:
     assert len(own.samples) == 1 + len(own.points) and own.samples[0].tobytes() != own.samples[-1].tobytes()
 
 
+def test_what_a_program_has_switched_in_torch_changes_no_number(trained: TrainResult, own: CheckUp) -> None:
+    parts, images, asked = tiny_components(), pictures(1), replace(SOME, sample_steps=1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = looked_over(trained.lora, asked, components=parts, images=images)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert as_json(found) == as_json(own)
+
+
 def test_half_precision_tells_the_same(trained: TrainResult, own: CheckUp) -> None:
     rounded = looked_over(trained.lora, replace(QUICK, precision="bf16"), images=None).points[-1]
     exact = next(point for point in own.points if point.strength == 1)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..data.dataset import ImageSet
 from ..errors import InputError
-from ..families.components import Components
+from ..torch_defaults import torch_defaults
 from ..training.out_of_memory import memory_in_words
 from .blocks import blocks_of
 from .findings import CheckUp
@@ -20,9 +19,12 @@ from .subject import Subject
 from .with_lora import lora_ready
 
 if TYPE_CHECKING:
+    from ..data.dataset import ImageSet
+    from ..families.components import Components
     from .asked import Asked
 
 
+@torch_defaults()
 def check_up(
     components: Components,
     lora: LoraFile,
