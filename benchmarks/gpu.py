@@ -11,6 +11,7 @@ trains as on the CPU, resumes, and trains in half precision. The tests marked `g
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import platform
 import statistics
@@ -330,6 +331,7 @@ def _inputs(parts: Components, side: int, device: torch.device) -> tuple[Tensor,
     return noisy, TextInput(torch.zeros(1, 77, unet.config["cross_attention_dim"], device=device), pooled, geometry)
 
 
+@functools.cache  # asked twice for every case
 def operations(name: Name, side: int) -> float:
     """Operations of one forward and backward pass of the network with its LoRA, counted on the meta device."""
     parts = speed.components("short") if name == "tiny" else published(name)

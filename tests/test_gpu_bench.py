@@ -23,6 +23,7 @@ def test_the_tiny_form_measures_everything(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_thread: None
 ) -> None:
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu, "WARM_UP", 1)
     monkeypatch.setattr(gpu, "STEPS", 1)
     monkeypatch.setattr(torch, "compile", lambda call, **_: call)  # the real one takes minutes here
     monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--name", "now"])

@@ -29,6 +29,7 @@ from benchmarks.quality.pictures import prior_pictures
 from benchmarks.quality.probe import BINS, by_bin, errors, probes_of
 from benchmarks.quality.report import write_report
 from benchmarks.quality.store import missing, read_units, write_unit
+from benchmarks.quality.subjects import Subject
 from benchmarks.quality.tables import apart_table, by_subject, level_differences, level_table, short_table
 from benchmarks.quality.task import Task
 from benchmarks.quality.unit import ranks_by_timestep, run_unit, to
@@ -284,10 +285,17 @@ def test_the_verdict_has_every_method_and_enough_of_each() -> None:
 # -- probes and units, on the embedded model
 
 
+def small_subject(name: str) -> Subject:
+    """Two pictures of each kind, as every probe sees each ten times and more."""
+    whole = world_subject(name, share=0.07)
+    return replace(whole, training=whole.training[:2], heldout=whole.heldout[:2])
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Task:
     return replace(
-        world_task(share=0.07),
+        world_task(),
+        subject=small_subject,
         sampling_steps=1,
         cache=tmp_path_factory.mktemp("cache"),
         loss_repeats=1,
@@ -297,7 +305,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Task:
 
 
 def test_the_untrained_model_has_the_priors_losses_and_no_drift(small: Task) -> None:
-    components, subject = small.components, world_subject(NEAR.name, share=0.07)
+    components, subject = small.components, small.subject(NEAR.name)
     to(components, "cpu")
     conditioner = Conditioner(components.text_encoders, None, class_word="toy", name="x")
     probes = probes_of(small, components, conditioner, subject)
