@@ -150,7 +150,7 @@ def test_what_a_finding_is(run: Callable[[Path, Case], None], kind: str | None, 
 
 @LINUX
 def test_a_hang_is_ended_and_the_next_case_runs(sample: Path) -> None:
-    with Worker(lambda folder, case: sleep(folder, case) if case.arguments else None, sample, seconds=0.5) as worker:
+    with Worker(lambda folder, case: sleep(folder, case) if case.arguments else None, sample, seconds=1) as worker:
         found = worker.judge(Case(arguments=True))
         assert found is not None and found.kind == "hang" and "in sleep" in found.text
         assert worker.judge(Case()) is None
