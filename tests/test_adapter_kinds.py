@@ -316,9 +316,10 @@ def test_a_lora_may_sit_on_any_layer_with_a_matrix(model: str, dtype: torch.dtyp
     torch.testing.assert_close(predicted(read, model), predicted(live, model, dtype).float(), atol=off, rtol=off)
 
 
-def test_t_lora_takes_ranks_away_on_any_layer() -> None:
+@pytest.mark.parametrize("given", [1, 2])  # one timestep for the whole batch, as in sampling, or each its own
+def test_t_lora_takes_ranks_away_on_any_layer(given: int) -> None:
     """At the noisiest timestep the second half of the ranks is as if it were zero."""
-    ranks, timesteps = RankByTimestep(4, 2, even_levels(1000)), torch.tensor([999, 999])
+    ranks, timesteps = RankByTimestep(4, 2, even_levels(1000)), torch.full((given,), 999)
     parts = tiny_components()
     adapter = add_adapter(parts.unet, small(), targets=ANYWHERE, ranks=ranks)
     moved(parts)

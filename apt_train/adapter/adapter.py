@@ -126,7 +126,7 @@ class Adapter:
         if self._mask is None:
             return None
         axis = 1 if isinstance(module, nn.Conv2d) else -1  # of the ranks
-        mask = self._mask.view(len(output), *[1] * (output.dim() - 2), -1).to(output.dtype)
+        mask = self._mask.view(len(self._mask), *[1] * (output.dim() - 2), -1).to(output.dtype)
         return (output.movedim(axis, -1) * mask).movedim(-1, axis)
 
 
