@@ -31,6 +31,11 @@ def reason_of(error: OSError) -> str:
     return (error.strerror or str(error)).lower()
 
 
+def in_brackets(error: BaseException) -> str:
+    """The first line of an error, without its full stop, to stand within a sentence; its type if it says nothing."""
+    return str(error).strip().partition("\n")[0].removesuffix(".") or type(error).__name__
+
+
 def printable(name: str) -> str:
     """A file name with line breaks, control characters and undecodable bytes replaced by `?`."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)

@@ -98,7 +98,7 @@ def test_a_report_that_could_not_be_written_is_told_and_not_named(
     assert cli.main(["resume", str(out), "--steps", "2", "--device", "cpu"]) == 0
     told = capsys.readouterr()
     assert "LoRA: " in told.out and "report.md" not in told.out
-    assert "The LoRA is written, but the report failed (report.json could not be written" in told.err
+    assert "but the report failed (report.json could not be written, the disk is full: free space): try `" in told.err
     assert cli.main(["report", str(out)]) == 2
     assert capsys.readouterr().err.startswith("apt-train: report.json could not be written")
 

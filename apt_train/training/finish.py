@@ -49,7 +49,7 @@ def write_extras(outcome: Outcome, emit: Callback) -> Path | None:
         return write_report(outcome.folder.path)
     except Exception as error:
         again = command("report", argument(outcome.folder.path))
-        text = f"The LoRA is written, but the report failed ({error}): try `{again}`."
+        text = f"The LoRA is written, but the report failed ({str(error).removesuffix('.')}): try `{again}`."
         emit(NoticeEvent(text, outcome.run.steps_done))
     return None
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 from ..errors import InputError
 from ..events import BusyEvent, Callback, Event, Work
 from ..sample.sampler import calls_told
+from ..wording import in_brackets
 from .memory import empty_cache
 from .running import Run
 from .vae_visits import Stranded
@@ -39,6 +40,6 @@ def attempted(
     except (RuntimeError, MemoryError, InputError) as error:
         if error in raised or isinstance(error, Stranded):
             raise
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__  # Python's own MemoryError says none
+        reason = in_brackets(error)
     empty_cache(run.device)  # outside the handler, which holds the failed work's tensors
     return None, reason
