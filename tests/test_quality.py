@@ -310,6 +310,15 @@ def test_the_untrained_model_has_the_priors_losses_and_no_drift(small: Task) -> 
     conditioner = Conditioner(components.text_encoders, None, class_word="toy", name="x")
     probes = probes_of(small, components, conditioner, subject)
     assert set(probes) == {"training", "augmented", "heldout", "subject", "class", "other"}
+    seen, drawn, total = probes["heldout"], probes["other"], components.schedule.num_timesteps
+    said = [item.caption for item in subject.heldout]
+    assert seen.captions == [caption for caption in said for _ in range(BINS)] and len(set(said)) > 1
+    assert (seen.timesteps * BINS // total).tolist() == [*range(BINS)] * len(subject.heldout)
+    (one, again), (other, _) = seen.noisy[:2], seen.noisy[BINS : BINS + 2]  # two pictures with little noise
+    assert (one - again).norm() < (one - other).norm()
+    texts = len(drawn.captions) // BINS
+    assert drawn.captions == drawn.captions[:texts] * BINS
+    assert drawn.timesteps.tolist() == [at for at in components.schedule.sampling_timesteps(BINS) for _ in range(texts)]
     add_adapter(components.unet, AdapterConfig(rank=2, alpha=2.0), seed=0)
     try:
         for name in ("class", "other", "training"):
