@@ -25,7 +25,7 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000)
+    gc.set_threshold(100_000, 50, 50)
 
 
 @pytest.fixture
