@@ -25,6 +25,7 @@ from apt_train.families.components import Components
 from tests.command_line import actions_of, commands
 from tests.forked import Forked
 from tests.lora_files import metadata_of
+from tests.signals import hearing
 from tests.synthetic_run import plausible_log, write_run
 
 
@@ -513,5 +514,7 @@ def test_ctrl_c_saves_exports_and_says_how_to_go_on(model: Path, photos: Path, t
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_so_does_a_process_started_by_the_user(name: str, model: Path, photos: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "apt_train", *arguments(model, photos, tmp_path / "out", "--steps", "100000")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with hearing():
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process:
         check_stopped_by(name, process, tmp_path / "out")

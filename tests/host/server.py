@@ -6,19 +6,16 @@ Not in: prompts (`workflows`), model files (`checkpoints`), where the host is (`
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
 import shutil
-import signal
 import subprocess
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,14 +25,13 @@ from PIL import Image
 
 import dev
 
+from ..signals import hearing
 from .events import Events
 
 ARGUMENTS = (
     *("--cpu", "--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:"),
     *("--listen", "127.0.0.1"),
 )
-
-ENDING = () if os.name == "nt" else (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class HostError(Exception):
@@ -73,21 +69,6 @@ class Result:
     def images(self) -> list[dict[str, str]]:
         """Of every node that shows or saves pictures; `Host.image` fetches one."""
         return [entry for output in self.outputs.values() for entry in output.get("images", ())]
-
-
-@contextlib.contextmanager
-def hearing() -> Iterator[None]:
-    """A process that is begun inside the block hears what ends one, also where this one does not: in a shell's
-    background, or under nohup, whose children would ignore Ctrl-C or SIGHUP, too.
-    """
-    ignored = [one for one in ENDING if signal.getsignal(one) is signal.SIG_IGN]
-    for one in ignored:
-        signal.signal(one, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        for one in ignored:
-            signal.signal(one, signal.SIG_IGN)
 
 
 @dataclass

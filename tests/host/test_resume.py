@@ -12,9 +12,10 @@ from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from ..signals import ENDING
 from .events import Events
 from .graphs import LEARNED, TRIGGER, training_graph, upload_pictures
-from .server import ENDING, Host, HostError
+from .server import Host, HostError
 from .trained import equal, log_of, new_run, runs, shown_text, weights
 from .workflows import Graph
 
