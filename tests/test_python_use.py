@@ -44,6 +44,14 @@ def test_runs_in_several_threads_draw_as_if_each_were_alone() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_a_model_may_be_lent_again_by_the_thread_that_has_it() -> None:
+    """As for an estimate within a run."""
+    parts = tiny_components()
+    for _ in range(2):
+        with parts.lent(), parts.lent():
+            pass
+
+
 def test_a_model_that_another_thread_trains_is_refused() -> None:
     settings: dict[str, Any] = {"steps": 3, "watch_drift": False}
     parts = tiny_components()

@@ -24,7 +24,7 @@ from .noise import PredictionType
 from .sd.network import StableDiffusion
 from .swapped import lent
 
-_LENT: set[int] = set()  # ids of the networks in use
+_LENT: dict[int, int] = {}  # which thread uses which network, by their ids
 _LENDING = threading.Lock()
 
 
@@ -144,16 +144,17 @@ class Components:
 
         InputError: another thread has them.
         """
-        network = id(self.unet)  # several `Components` may share one
+        network, thread = id(self.unet), threading.get_ident()  # several `Components` may share a network
         with _LENDING:
-            if network in _LENT:
+            is_inner = network in _LENT  # as an estimate within a run
+            if _LENT.setdefault(network, thread) != thread:
                 raise InputError("This model is in use by another training: wait for its end, or load the model again.")
-            _LENT.add(network)
         try:
             with lent(self.modules if self.borrowed else []):
                 yield
         finally:
-            _LENT.discard(network)
+            if not is_inner:
+                del _LENT[network]
 
     def use(self, dtype: torch.dtype, storage: Storage) -> None:
         """Record that a run casts UNet and text encoders to `dtype`, their layers by way of `storage`.
